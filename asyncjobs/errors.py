@@ -1,0 +1,201 @@
+"""Every exception of the library, built from data.
+
+AsyncJobsError
+├── ConfigurationError        wrong set-up, found before any job is touched
+│   ├── UnknownType           no handler of that name is registered
+│   └── NotOpen               used outside `async with jobs`
+├── RequestRejected           what came in cannot become a job
+│   ├── MalformedBody         not JSON at all
+│   ├── UnsupportedMediaType  JSON was expected
+│   ├── PayloadTooLarge
+│   ├── InvalidPayload        JSON of the wrong shape: names the fields
+│   └── IdempotencyConflict   the key was used for another payload
+├── InvalidResult             a handler's value that cannot be stored
+├── UnknownJob                no job has that id
+├── IllegalMove               the job's status does not allow that
+├── LostLease                 the attempt that writes is no longer the job's
+├── StoreError
+│   ├── StoreUnavailable      away, full, read-only, corrupt: nothing was half-written
+│   └── SchemaError           a database of a newer version, or of something else
+└── JobFailed                 raised by a handler, on purpose: its words reach the client
+
+JobCancelled (a BaseException) ends a handler from inside `JobContext.check()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class AsyncJobsError(Exception):
+    """Catch everything this library raises on its own account."""
+
+
+class ConfigurationError(AsyncJobsError):
+    """Say that the set-up is wrong; no job was touched."""
+
+
+class UnknownType(ConfigurationError):
+    """Say that no handler or external type of that name is registered."""
+
+    def __init__(self, type: str, known: Iterable[str] = ()) -> None:
+        self.type = type
+        self.known = tuple(sorted(known))
+        listed = ", ".join(self.known) or "none"
+        super().__init__(f"No job type {type!r} is registered (registered: {listed}).")
+
+
+class NotOpen(ConfigurationError):
+    """Say that the object is used outside its `async with`."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{what} is not open in this process: enter it with `async with`, "
+            "or run the lifespan of the app it is mounted on."
+        )
+
+
+@dataclass(frozen=True)
+class FieldIssue:
+    """One thing wrong with one field; `field` is a dotted path, empty for the whole value."""
+
+    field: str
+    message: str
+
+    @classmethod
+    def at(cls, location: Iterable[str | int], message: str) -> FieldIssue:
+        """Name the field at a path of keys and indices."""
+        return cls(".".join(map(str, location)), message)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class RequestRejected(AsyncJobsError):
+    """Say that what was submitted cannot become a job; nothing was stored."""
+
+
+class MalformedBody(RequestRejected):
+    """Say that the request's body is not JSON."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The request body is not valid JSON: {reason}.")
+
+
+class UnsupportedMediaType(RequestRejected):
+    """Say that the request's body is of another media type than JSON."""
+
+    def __init__(self, content_type: str) -> None:
+        self.content_type = content_type
+        got = content_type or "no Content-Type"
+        super().__init__(f"The request body must be application/json, got {got}.")
+
+
+class PayloadTooLarge(RequestRejected):
+    """Say that a payload is over the limit; `size` is None where counting stopped at the limit."""
+
+    def __init__(self, size: int | None, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        found = "more" if size is None else f"{size} bytes"
+        super().__init__(f"The payload may have {limit} bytes, got {found}.")
+
+
+class InvalidPayload(RequestRejected):
+    """Say which fields of a payload do not fit the handler's annotation."""
+
+    def __init__(self, issues: Iterable[FieldIssue]) -> None:
+        self.issues = tuple(issues)
+        super().__init__(f"The payload is not valid: {'; '.join(map(str, self.issues))}")
+
+
+class IdempotencyConflict(RequestRejected):
+    """Say that an idempotency key was used before, for another payload."""
+
+    def __init__(self, key: str, job_id: str) -> None:
+        self.key = key
+        self.job_id = job_id
+        super().__init__("The idempotency key was already used for a different payload.")
+
+
+class InvalidResult(AsyncJobsError):
+    """Say that a result cannot be stored: wrong shape, not JSON, or too large."""
+
+    def __init__(self, type: str, reason: str) -> None:
+        self.type = type
+        self.reason = reason
+        super().__init__(f"The result of job type {type!r} cannot be stored: {reason}")
+
+
+class UnknownJob(AsyncJobsError):
+    """Say that no job has that id (it never existed, or its retention has ended)."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"No job has the id {job_id!r}.")
+
+
+class IllegalMove(AsyncJobsError):
+    """Say that the job's status does not allow the move; nothing was changed."""
+
+    def __init__(self, job_id: str, move: str, status: str, reason: str = "") -> None:
+        self.job_id = job_id
+        self.move = move
+        self.status = status
+        self.reason = reason
+        because = f": {reason}" if reason else ""
+        super().__init__(f"Job {job_id} is {status} and cannot {move}{because}.")
+
+
+class LostLease(AsyncJobsError):
+    """Say that another attempt owns the job now; what was to be written is refused."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"The attempt no longer holds the lease of job {job_id}.")
+
+
+class StoreError(AsyncJobsError):
+    """Catch whatever a store reports of itself."""
+
+
+class StoreUnavailable(StoreError):
+    """Say that the store cannot do its work now; the driver's error is the `__cause__`."""
+
+    def __init__(self, store: str, reason: str) -> None:
+        self.store = store
+        self.reason = reason
+        super().__init__(f"The store {store} is unavailable: {reason}")
+
+
+class SchemaError(StoreError):
+    """Say that the data in a store is of a version, or a program, this one cannot read."""
+
+    def __init__(self, store: str, reason: str) -> None:
+        self.store = store
+        self.reason = reason
+        super().__init__(f"The store {store} cannot be used: {reason}")
+
+
+class JobFailed(AsyncJobsError):
+    """Fail the job from inside its handler with words meant for the client; never retried."""
+
+    def __init__(self, message: str, code: str = "job_failed") -> None:
+        self.message = message
+        self.code = code
+        super().__init__(message)
+
+
+class JobCancelled(BaseException):
+    """End a handler whose job is to stop.
+
+    Not an `Exception`, for asyncio.CancelledError's reason: a handler's own
+    `except Exception` must not swallow it.
+    """
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"Job {job_id} was told to stop.")

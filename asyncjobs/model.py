@@ -1,0 +1,197 @@
+"""What a job is: frozen values, no I/O and no rules.
+
+A job has two halves. The *submission* is written once; the *state* is what moves change, so that a
+change of state never rewrites wide data. Payload and result are kept as the JSON text they arrived
+as: nobody can change them in place, and a reader can pass them on without parsing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import NewType
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+JobId = NewType("JobId", str)
+
+#: The lane of every job that is not waiting for one of our workers. No queue may have this name.
+HOUSEKEEPING = ""
+
+DEFAULT_QUEUE = "default"
+
+# uuid4 as RFC 9562 section 5.4 lays it out: version nibble 4, variant bits 10.
+_JOB_ID = re.compile(r"job_[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+def new_job_id() -> JobId:
+    """Make an id that cannot be guessed: 122 random bits."""
+    return JobId(f"job_{uuid.uuid4()}")
+
+
+def parse_job_id(text: str) -> JobId | None:
+    """Return the text as a job id, or None where no job can have it."""
+    return JobId(text) if _JOB_ID.fullmatch(text) else None
+
+
+class JobStatus(StrEnum):
+    """Where a job is; the words are those of the wire."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing will change any more."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+class Delivery(StrEnum):
+    """How a waiting job gets to those who run it."""
+
+    PULL = "pull"  # our workers take it from its queue's lane
+    PUSH = "push"  # an engine is told of it; housekeeping tells again
+    EXTERNAL = "external"  # work outside our runner reports by job id
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Lease(_Value):
+    """The right of one attempt to write, until a moment that is renewed while it works."""
+
+    worker: str
+    token: str
+    until: datetime
+
+
+class JobError(_Value):
+    """Why a job failed, in words a client may read."""
+
+    code: str
+    message: str
+
+
+class Detail(_Value):
+    """What a progress figure is made of."""
+
+    message: str | None = None
+    current: int | None = None
+    total: int | None = None
+    unit: str | None = None
+
+
+class Progress(_Value):
+    """How far an attempt has come: whole percent, and what they stand for."""
+
+    percent: int = Field(default=0, ge=0, le=100)
+    detail: Detail | None = None
+
+
+class Retry(_Value):
+    """How often an attempt that raised is tried again, and after what pause.
+
+    The pause before attempt n+1 is random between 0 and `first * factor**(n-1)`, at most `longest`
+    (exponential backoff with full jitter).
+    """
+
+    max_attempts: int = Field(default=1, ge=1)
+    first: timedelta = timedelta(seconds=1)
+    factor: float = Field(default=2.0, ge=1)
+    longest: timedelta = timedelta(minutes=5)
+
+
+class Policy(_Value):
+    """The limits of a job; given on `AsyncJobs` for all, or per handler.
+
+    `timeout=None` lets an attempt run up to the job's deadline, `retention=None` keeps a finished
+    job until it is deleted by hand.
+    """
+
+    queue: str = Field(default=DEFAULT_QUEUE, min_length=1)
+    timeout: timedelta | None = Field(default=timedelta(minutes=15), gt=timedelta(0))
+    deadline: timedelta = Field(default=timedelta(hours=24), gt=timedelta(0))
+    retention: timedelta | None = Field(default=timedelta(hours=24), ge=timedelta(0))
+    retry: Retry = Retry()
+    max_deliveries: int = Field(default=3, ge=1)
+    max_payload_bytes: int = Field(default=1024 * 1024, ge=1)
+    max_result_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
+
+
+class Submission(_Value):
+    """The half of a job that is written once."""
+
+    id: JobId
+    type: str
+    payload_json: bytes = Field(default=b"null", exclude=True)
+    user_id: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    trace_id: str
+    traceparent: str | None = None
+    queue: str = DEFAULT_QUEUE
+    delivery: Delivery = Delivery.PULL
+    retry: Retry = Retry()
+    max_deliveries: int = 3
+    timeout: timedelta | None = None
+    deadline: datetime
+    retention: timedelta | None = None
+    estimated_duration: timedelta | None = None
+    created_at: datetime
+
+
+class State(_Value):
+    """The half of a job that moves.
+
+    `attempt` counts starts and is the fence a handler may hand to others; `failures` and `losses`
+    count what retries and redeliveries have cost. `revision` counts every write and guards the
+    compare-and-swap, `version` only the changes a client can see. `lane` and `due_at` say who must
+    look at this job next, and when; None is never.
+    """
+
+    status: JobStatus = JobStatus.PENDING
+    progress: int = 0
+    detail: Detail | None = None
+    result_json: bytes | None = Field(default=None, exclude=True)
+    error: JobError | None = None
+    attempt: int = 0
+    failures: int = 0
+    losses: int = 0
+    run_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    expires_at: datetime | None = None
+    lease: Lease | None = None
+    version: int = 1
+    revision: int = Field(default=1, exclude=True)
+    lane: str = Field(default=HOUSEKEEPING, exclude=True)
+    due_at: datetime | None = Field(default=None, exclude=True)
+
+
+class Job(Submission, State):
+    """One job as it stands at one revision. A new state is a new object."""
+
+    @property
+    def payload(self) -> JsonValue:
+        """Parse the payload; each call makes a new value."""
+        parsed: JsonValue = json.loads(self.payload_json)
+        return parsed
+
+    @property
+    def result(self) -> JsonValue:
+        """Parse the result; None before completion, and where the handler returned None."""
+        if self.result_json is None:
+            return None
+        parsed: JsonValue = json.loads(self.result_json)
+        return parsed
