@@ -1,0 +1,60 @@
+"""How stores write a job down: one text per half, wide data and indexed columns beside them.
+
+Shared by every store that keeps text, so that a field added to the model needs no store to change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from asyncjobs.model import Job, State, Submission
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a store keeps apart from the two texts."""
+
+    payload: bytes
+    result: bytes | None
+    revision: int
+    lane: str
+    due_at: int | None
+
+
+def encode_submission(job: Job) -> bytes:
+    """Write the half that never changes, without the payload."""
+    return Submission.__pydantic_serializer__.to_json(job)
+
+
+def encode_state(job: Job) -> bytes:
+    """Write the half that moves, without result, revision, lane and due_at."""
+    return State.__pydantic_serializer__.to_json(job)
+
+
+def decode(submission: bytes, state: bytes, columns: Columns) -> Job:
+    """Read a job back; the exact inverse of the functions above."""
+    job = Job.model_validate_json(submission[:-1] + b"," + state[1:])
+    due_at = None if columns.due_at is None else from_microseconds(columns.due_at)
+    return job.model_copy(
+        update={
+            "payload_json": columns.payload,
+            "result_json": columns.result,
+            "revision": columns.revision,
+            "lane": columns.lane,
+            "due_at": due_at,
+        }
+    )
+
+
+def to_microseconds(moment: datetime) -> int:
+    """Express a moment as whole microseconds since 1970, exactly."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_microseconds(value: int) -> datetime:
+    """Undo `to_microseconds`."""
+    return _EPOCH + timedelta(microseconds=value)

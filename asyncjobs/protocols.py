@@ -1,0 +1,229 @@
+"""The seams: what the core asks of a store, of a dispatcher and of a queue.
+
+The docstrings are the contract; implementations do not repeat them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+from asyncjobs.model import Delivery, Job, JobId
+
+#: What runs one job in this process, to the end of its attempt; it never raises.
+Run = Callable[[Job], Awaitable[None]]
+
+
+class Clock(Protocol):
+    """Where the present comes from."""
+
+    def now(self) -> datetime:
+        """Return the present moment, aware, in UTC."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A job to be written if the stored one still has the expected revision."""
+
+    job: Job
+    expected_revision: int
+
+
+class _Opened(Protocol):
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool | None: ...
+
+
+class OpenStore(Protocol):
+    """The five methods of a store, for those who neither open nor close it.
+
+    Every method is all or nothing per job, and durable (as far as the store's documentation
+    promises) when it returns. A job that comes back equals the one that went in, and shares
+    nothing with it that could change. Calls may come from many tasks of one event loop at once.
+    A driver's error comes out as `StoreUnavailable`, with the driver's error as its cause; a call
+    that raised it may or may not have happened, and can be repeated.
+    """
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        """Add jobs; return, in order, what is stored for each now.
+
+        Where a job of the same id is stored, or one of the same (owner, type, idempotency key),
+        that one is returned and nothing is written. Of two such jobs in one call the first wins.
+        Jobs without a key never collide. Jobs inserted in order are due in order, where their
+        `due_at` is the same.
+        """
+        ...
+
+    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        """Return the jobs in the order of the ids; None for each that does not exist."""
+        ...
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        """Write each job whose stored revision is the expected one; say for each if it was.
+
+        Comparing and writing are one step: of any number of racing changes that expect the same
+        revision, one wins. A refused change leaves the job untouched and does not touch the
+        others. Only the state half is written. Changes of one call to one job apply in order.
+        """
+        ...
+
+    async def take(
+        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
+    ) -> Sequence[Job]:
+        """Pick up to `limit` jobs of these lanes with `due_at <= now`, the longest due first.
+
+        Each is moved to `due_at = until` and returned so; nothing else of it changes, no counter
+        either. Of racing takers only one gets a job for the same due moment.
+        """
+        ...
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        """Forget these jobs with their payloads, results and keys; unknown ids are no error."""
+        ...
+
+
+class Store(_Opened, OpenStore, Protocol):
+    """Keeps jobs. Opened by `async with`, once per process; the constructor only keeps arguments.
+
+    Opening raises `StoreUnavailable`, or `SchemaError` where the data is of a newer version or of
+    another program. It can be opened again after it was closed.
+    """
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A store that can tell when something was changed by another process."""
+
+    def changes(self) -> AsyncIterator[Sequence[JobId]]:
+        """Yield ids that may have changed; an empty batch means that any job may have.
+
+        Best effort: some changes may never be told, some be told twice or without reason.
+        Consumers read again, and read now and then anyway.
+        """
+        ...
+
+
+class Dispatcher(_Opened, Protocol):
+    """Brings jobs that wait to what runs them; opened and closed by the queue.
+
+    Correctness does not rest on it: it may deliver late, twice or never. The start of a job is a
+    compare-and-swap, and what was never started comes up again.
+    """
+
+    @property
+    def delivery(self) -> Delivery:
+        """PULL where our workers take jobs from their lanes, PUSH where an engine is told."""
+        ...
+
+    def reservation(self) -> AbstractContextManager[timedelta]:
+        """Keep a place for one job that is about to be stored, inside the block.
+
+        Yields how long others shall leave the job alone, since it will be dispatched here at once;
+        zero where there is no place, so that anyone may take it and nothing is dispatched.
+        """
+        ...
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        """Hand on jobs that are stored and due. An error is logged; the jobs come up again."""
+        ...
+
+
+@runtime_checkable
+class Embedded(Protocol):
+    """A dispatcher that runs jobs in this very process, and so wants a worker beside it."""
+
+    @property
+    def room(self) -> int:
+        """How many more jobs `offer` would accept now."""
+        ...
+
+    def running(self, run: Run) -> AbstractAsyncContextManager[None]:
+        """Run jobs by `run` inside the block; on leaving, wait until all have ended."""
+        ...
+
+    def offer(self, job: Job) -> bool:
+        """Run the job as soon as there is a slot; False where there is no room."""
+        ...
+
+    async def wait_for_room(self) -> None:
+        """Return when `room` is not zero."""
+        ...
+
+    def close(self) -> Sequence[Job]:
+        """Accept and begin nothing more; return the jobs that were accepted but not begun."""
+        ...
+
+    async def wait_until_idle(self) -> None:
+        """Return when no job runs any more."""
+        ...
+
+
+class JobQueue(Protocol):
+    """What an application sees: the verbs of the pattern."""
+
+    async def enqueue(self, handler: Any, payload: Any, /) -> Job:
+        """Store a job durably, then dispatch it.
+
+        Raises `InvalidPayload`, `PayloadTooLarge`, `UnknownType`, `IdempotencyConflict` or
+        `StoreUnavailable`; in each case no job was made by this call, except that after
+        `StoreUnavailable` one may exist.
+        """
+        ...
+
+    async def get(self, job_id: JobId, /) -> Job | None:
+        """Return the job as it stands; None for an id that never was, or is forgotten."""
+        ...
+
+    async def update_progress(
+        self, job_id: JobId, percent: int, /, message: str | None = None
+    ) -> Job:
+        """Report for work done outside our runner; the first report starts the job.
+
+        Raises `UnknownJob`, `IllegalMove`, or `LostLease` where one of our workers holds the job.
+        """
+        ...
+
+    async def complete(self, job_id: JobId, result: Any = None, /) -> Job:
+        """Record the result of work done outside our runner; raises as `update_progress`.
+
+        A result that does not fit the type raises `InvalidResult` and changes nothing.
+        """
+        ...
+
+    async def fail(self, job_id: JobId, message: str, /, *, code: str = "job_failed") -> Job:
+        """Record the failure of work done outside our runner; raises as `update_progress`."""
+        ...
+
+    async def cancel(self, job_id: JobId, /) -> Job:
+        """Cancel a waiting job; ask a running one to stop; leave a finished one as it is.
+
+        May be repeated. Raises `UnknownJob`.
+        """
+        ...
+
+    def subscribe(self, job_id: JobId, /) -> AsyncIterator[Job]:
+        """Yield the job as it stands, then at each visible change; end after its terminal state.
+
+        A slow consumer misses states in between, never the newest. Raises `UnknownJob`; ends
+        without a terminal state where the job is deleted meanwhile, or the queue closes.
+        """
+        ...
+
+    async def wait(self, job_id: JobId, /, *, timeout: float | None = None) -> Job:
+        """Return the job when it is terminal, or as it stands after `timeout` seconds.
+
+        Raises `UnknownJob`.
+        """
+        ...
