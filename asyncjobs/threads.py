@@ -1,0 +1,93 @@
+"""Runs functions in threads that nobody has to wait for.
+
+A framework's thread pool is no place for a job: its threads are few, and the interpreter waits for
+them at exit. A handler that never ends must not keep a server from stopping, so these are daemons.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Generic, TypeVar, cast
+
+import anyio
+from anyio.from_thread import run_sync
+from anyio.lowlevel import current_token
+
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """One call of a function in another thread, seen from the event loop."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._ended = anyio.Event()
+        self._token = current_token()
+        self._value: T | None = None
+        self._error: BaseException | None = None
+
+    async def result(self) -> T:
+        """Wait for the function's value, or raise what it raised. May be cancelled: it runs on."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        return cast("T", self._value)
+
+    async def ended(self) -> None:
+        """Wait until the function has returned or raised."""
+        await self._ended.wait()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the function still runs."""
+        return not self._ended.is_set()
+
+    def run(self) -> None:
+        """Make the call; in the other thread."""
+        try:
+            self._value = self._function()
+        except BaseException as error:  # noqa: BLE001  # it goes to the caller
+            self._error = error
+        try:
+            run_sync(self._ended.set, token=self._token)
+        except RuntimeError:
+            return  # the event loop is gone, and so is whoever waited
+
+
+def in_new_thread(function: Callable[[], T], name: str) -> Call[T]:
+    """Call the function in a thread of its own, with the present context variables."""
+    call = Call(function)
+    context = contextvars.copy_context()
+    Thread(target=context.run, args=(call.run,), name=name, daemon=True).start()
+    return call
+
+
+class ThreadQueue:
+    """One thread that makes one call after the other."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[Call[Any] | None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Make a call; what was begun is awaited even by a cancelled caller."""
+        call = Call(function)
+        self._calls.put(call)
+        with anyio.CancelScope(shield=True):
+            await call.ended()
+        return await call.result()
+
+    def close(self) -> None:
+        """End the thread after the calls made so far."""
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call.run()
