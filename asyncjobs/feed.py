@@ -1,0 +1,162 @@
+"""One change feed per process: whoever watches a job hears of its changes from here.
+
+Changes made in this process are announced as they are written. Those of other processes come by
+the store's own notices where it gives any, and by reading the watched jobs now and then in any
+case. However many watch a job, a change costs one read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+
+import anyio
+
+from asyncjobs.errors import StoreError, UnknownJob
+from asyncjobs.model import Job, JobId
+from asyncjobs.protocols import Watching
+
+log = logging.getLogger("asyncjobs")
+
+_MOST = 500
+
+#: Called with states of a job, not always newer ones; None says that no more will come.
+Listener = Callable[[Job | None], None]
+Read = Callable[[Sequence[JobId]], Awaitable[Sequence[Job | None]]]
+
+
+class Signal:
+    """Wakes the one task that waits for it; a signal given while nobody waits is kept."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    async def wait(self, timeout: float | None = None) -> None:
+        """Return at the signal, or after `timeout` seconds."""
+        with anyio.move_on_after(timeout):
+            await self._event.wait()
+        self._event = anyio.Event()
+
+
+class Feed:
+    """Distributes states of jobs to listeners; keeps no history."""
+
+    def __init__(self, *, poll: float) -> None:
+        self._poll = poll
+        self._listeners: dict[JobId, list[Listener]] = {}
+        self._hints: list[Callable[[Job | None], None]] = []
+        self._stale = Signal()
+        self._closed = False
+
+    def announce(self, job: Job) -> None:
+        """Tell of a state that was just written or read."""
+        for listener in tuple(self._listeners.get(job.id, ())):
+            listener(job)
+        for hint in self._hints:
+            hint(job)
+
+    def forget(self, job_id: JobId) -> None:
+        """Tell that a job is gone."""
+        for listener in tuple(self._listeners.get(job_id, ())):
+            listener(None)
+
+    def on_any(self, hint: Callable[[Job | None], None]) -> None:
+        """Call `hint` with every state announced, and with None when another process wrote."""
+        self._hints.append(hint)
+
+    @contextmanager
+    def listening(self, job_id: JobId, listener: Listener) -> Generator[None]:
+        """Call the listener with states of one job inside the block."""
+        listeners = self._listeners.setdefault(job_id, [])
+        listeners.append(listener)
+        try:
+            yield
+        finally:
+            listeners.remove(listener)
+            if not listeners:
+                self._listeners.pop(job_id, None)
+
+    async def watch(self, job_id: JobId, read: Read) -> AsyncGenerator[Job]:
+        """Yield the job as it stands, then its newest state at each change, to a terminal one."""
+        inbox = _Inbox()
+        with self.listening(job_id, inbox.put):
+            [job] = await read([job_id])
+            if job is None:
+                raise UnknownJob(job_id)
+            inbox.put(job)
+            while not self._closed and (newest := await inbox.next()) is not None:
+                yield newest
+                if newest.status.terminal:
+                    return
+
+    async def run(self, read: Read, store: object) -> None:
+        """Keep listeners up to date with what other processes write, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            if isinstance(store, Watching):
+                tasks.start_soon(self._follow, store)
+            while True:
+                await self._stale.wait(self._poll)
+                await self._refresh(read)
+
+    def close(self) -> None:
+        """End every watch."""
+        self._closed = True
+        for job_id in tuple(self._listeners):
+            self.forget(job_id)
+
+    async def _follow(self, store: Watching) -> None:
+        while True:
+            try:
+                async for ids in store.changes():
+                    if not ids or any(job_id in self._listeners for job_id in ids):
+                        self._stale.set()
+                    for hint in self._hints:
+                        hint(None)
+            except StoreError as error:
+                log.warning("The store's change notices broke off: %s", error)
+            await anyio.sleep(self._poll)
+
+    async def _refresh(self, read: Read) -> None:
+        watched = tuple(self._listeners)
+        for start in range(0, len(watched), _MOST):
+            ids = watched[start : start + _MOST]
+            try:
+                jobs = await read(ids)
+            except StoreError as error:
+                log.warning("Watched jobs could not be read: %s", error)
+                return
+            for job_id, job in zip(ids, jobs, strict=True):
+                if job is None:
+                    self.forget(job_id)
+                else:
+                    self.announce(job)
+
+
+class _Inbox:
+    """Holds the newest state only, so that a slow reader costs no memory."""
+
+    def __init__(self) -> None:
+        self._newest: Job | None = None
+        self._seen = 0
+        self._ended = False
+        self._signal = Signal()
+
+    def put(self, job: Job | None) -> None:
+        if job is None:
+            self._ended = True
+        elif self._newest is None or job.version > self._newest.version:
+            self._newest = job
+        self._signal.set()
+
+    async def next(self) -> Job | None:
+        while True:
+            if self._newest is not None and self._newest.version > self._seen:
+                self._seen = self._newest.version
+                return self._newest
+            if self._ended:
+                return None
+            await self._signal.wait()

@@ -1,0 +1,109 @@
+"""The one way by which this process reads and writes jobs.
+
+A store seen through it merges concurrent calls, announces what is written, and never shows a job
+whose deadline or lease has quietly passed: readers repair what they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from datetime import datetime, timedelta
+
+from asyncjobs import lifecycle
+from asyncjobs.errors import UnknownJob
+from asyncjobs.feed import Feed
+from asyncjobs.model import Job, JobId
+from asyncjobs.protocols import Change, Clock, OpenStore
+
+
+class Ledger:
+    """Reads and writes jobs by the rules of `lifecycle`."""
+
+    def __init__(self, store: OpenStore, feed: Feed, clock: Clock) -> None:
+        self._store = store
+        self._feed = feed
+        self._clock = clock
+
+    def now(self) -> datetime:
+        """Tell the time that moves are made by."""
+        return self._clock.now()
+
+    async def insert(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Add jobs; where the id or the idempotency key is taken, get the stored job back."""
+        stored = await self._store.insert(jobs)
+        for job in stored:
+            self._feed.announce(job)
+        return stored
+
+    async def get(self, ids: Sequence[JobId]) -> Sequence[Job | None]:
+        """Read jobs as they must stand now; None for those that do not exist."""
+        found = list(await self._store.get(ids))
+        now = self._clock.now()
+        for index, job in enumerate(found):
+            if job is not None and job.due_at is not None and job.due_at <= now:
+                found[index] = await self._repaired(job, now)
+        return found
+
+    async def find(self, job_id: JobId) -> Job:
+        """Read one job; raise `UnknownJob` where it does not exist."""
+        [job] = await self.get([job_id])
+        if job is None:
+            raise UnknownJob(job_id)
+        return job
+
+    async def replace(self, changes: Sequence[Change]) -> Sequence[bool]:
+        """Write moves that were already made; say for each whether it was the next one."""
+        if not changes:
+            return ()
+        written = await self._store.replace(changes)
+        for change, done in zip(changes, written, strict=True):
+            if done:
+                self._feed.announce(change.job)
+        return written
+
+    async def advance(self, job: Job, move: Callable[[Job, datetime], Job]) -> Job:
+        """Make a move on the job as it stands when the write wins; raise what the move raises.
+
+        Every refusal means that somebody else's write went through, so this ends.
+        """
+        while True:
+            moved = move(job, self._clock.now())
+            [done] = await self.replace([Change(moved, job.revision)])
+            if done:
+                return moved
+            job = await self.find(job.id)
+
+    async def take(
+        self,
+        lanes: Sequence[str],
+        *,
+        until: datetime,
+        limit: int,
+        overdue_by: timedelta = timedelta(0),
+    ) -> Sequence[Job]:
+        """Pick jobs that have been due for so long already, as `OpenStore.take` says."""
+        now = self._clock.now() - overdue_by
+        return await self._store.take(lanes, now=now, until=until, limit=limit)
+
+    async def forget(self, ids: Sequence[JobId]) -> None:
+        """Delete jobs and tell those who watch them."""
+        await self._store.delete(ids)
+        for job_id in ids:
+            self._feed.forget(job_id)
+
+    def watch(self, job_id: JobId) -> AsyncGenerator[Job]:
+        """Follow one job, as `Feed.watch` says."""
+        return self._feed.watch(job_id, self.get)
+
+    async def _repaired(self, job: Job, now: datetime) -> Job | None:
+        if lifecycle.forgettable(job, now):
+            return None
+        while (moved := lifecycle.overdue(job, now)) is not None:
+            [done] = await self.replace([Change(moved, job.revision)])
+            if done:
+                return moved
+            [fresh] = await self._store.get([job.id])
+            if fresh is None:
+                return None
+            job = fresh
+        return job
