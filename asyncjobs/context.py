@@ -1,0 +1,278 @@
+"""What a handler sees of its job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+import anyio.lowlevel
+from pydantic import JsonValue
+
+from asyncjobs.errors import JobCancelled
+from asyncjobs.model import Detail, Job, JobId, JobStatus, Progress
+
+log = logging.getLogger("asyncjobs")
+
+T = TypeVar("T")
+
+# How long an `async for` over plain items may keep the event loop before it lets others run.
+_TURN_SECONDS = 0.005
+
+_Report = tuple[int, str | None, int | None, int | None, str | None]
+
+_NO_DETAIL = (None, None, None, None)
+
+_current: ContextVar[Job | None] = ContextVar("asyncjobs_job", default=None)
+
+
+class Gauge:
+    """What passes between a handler, perhaps in a thread, and the runner beside it.
+
+    The latest progress goes one way, the order to stop the other. Both are single attributes, so
+    neither side needs a lock, and a report costs an assignment.
+    """
+
+    __slots__ = ("latest", "stopping", "written")
+
+    def __init__(self) -> None:
+        self.latest: _Report | None = None
+        self.written: _Report | None = None
+        self.stopping = False
+
+    def unwritten(self) -> _Report | None:
+        """Return the latest report, unless it was written already."""
+        return self.latest if self.latest is not self.written else None
+
+
+def progress_of(report: _Report) -> Progress:
+    """Make the value that is stored from the bare figures."""
+    percent, message, current, total, unit = report
+    if report[1:] == _NO_DETAIL:
+        return Progress(percent=percent)
+    detail = Detail(message=message, current=current, total=total, unit=unit)
+    return Progress(percent=percent, detail=detail)
+
+
+class Checkpoint:
+    """Awaiting it lets other tasks run; a handler that is to stop ends here."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return anyio.lowlevel.checkpoint().__await__()
+
+
+_CHECKPOINT = Checkpoint()
+
+
+class JobContext:
+    """The running job, as its handler sees it.
+
+    One class serves `async def` and `def` handlers. In `async def`, await what `progress` returns,
+    so that the event loop has its turn; in `def` there is nothing to await.
+    """
+
+    def __init__(self, job: Job, gauge: Gauge | None = None) -> None:
+        self._job = job
+        self._gauge = gauge or Gauge()
+
+    @property
+    def id(self) -> JobId:
+        """The job's id."""
+        return self._job.id
+
+    @property
+    def type(self) -> str:
+        """The job type's name."""
+        return self._job.type
+
+    @property
+    def payload(self) -> JsonValue:
+        """The payload as plain JSON values; the handler's own argument is the typed one."""
+        return self._job.payload
+
+    @property
+    def user_id(self) -> str | None:
+        """The owner, where one was given."""
+        return self._job.user_id
+
+    @property
+    def trace_id(self) -> str:
+        """The trace the job belongs to."""
+        return self._job.trace_id
+
+    @property
+    def attempt(self) -> int:
+        """Which start of the job this is; the first is 1."""
+        return self._job.attempt
+
+    @property
+    def fence(self) -> int:
+        """A number that grows with each attempt.
+
+        Hand it to whatever the handler writes to: what refuses a lower number than it has seen
+        is safe from an attempt that was believed dead.
+        """
+        return self._job.attempt
+
+    @property
+    def deadline(self) -> datetime:
+        """When the job fails if it is not finished, over all its attempts."""
+        return self._job.deadline
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records carry the job's id, type, attempt and trace id."""
+        return logging.LoggerAdapter(
+            logging.getLogger(f"asyncjobs.job.{self.type}"), log_fields(self._job)
+        )
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the handler should stop: cancelled, timed out, or no longer the job's owner."""
+        return self._gauge.stopping
+
+    def check(self) -> None:
+        """Raise `JobCancelled` where the handler should stop. For `def` handlers and tight loops.
+
+        In `async def` handlers every `await` does the same by itself.
+        """
+        if self._gauge.stopping:
+            raise JobCancelled(self._job.id)
+
+    def progress(
+        self,
+        percent: float,
+        message: str | None = None,
+        *,
+        current: int | None = None,
+        total: int | None = None,
+        unit: str | None = None,
+    ) -> Checkpoint:
+        """Report how far the work is, 0 to 100; raise `JobCancelled` as `check` does.
+
+        Costs about a microsecond: reports are written a few times a second, the last one always.
+        """
+        if not 0 <= percent <= 100:
+            raise ValueError(f"Progress is a percentage from 0 to 100, got {percent}.")
+        self.check()
+        self._gauge.latest = (int(percent), message, current, total, unit)
+        return _CHECKPOINT
+
+    def track(
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        *,
+        total: int | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> Tracked[T]:
+        """Loop over items and report progress by them, like a progress bar.
+
+        Use it in `for` (`def` handlers) or `async for` (`async def` handlers, over plain iterables
+        too: the event loop gets its turns). Where `len()` does not tell the number of items, give
+        it as `total`; else only the count is shown.
+        """
+        if total is None:
+            length = getattr(items, "__len__", None)
+            total = length() if length is not None else None
+        return Tracked(self, items, (message, total, unit))
+
+
+class Tracked(Generic[T]):
+    """Items on their way through a handler, counted."""
+
+    def __init__(
+        self,
+        job: JobContext,
+        items: Iterable[T] | AsyncIterable[T],
+        labels: tuple[str | None, int | None, str | None],
+    ) -> None:
+        self._job = job
+        self._items = items
+        self._message, self._total, self._unit = labels
+
+    def __iter__(self) -> Iterator[T]:
+        items = self._items
+        if not isinstance(items, Iterable):
+            raise TypeError("These items are asynchronous: loop over them with `async for`.")
+        done = 0
+        for item in items:
+            self._count(done)
+            yield item
+            done += 1
+        self._count(done)
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        done = 0
+        if isinstance(self._items, AsyncIterable):
+            async for item in self._items:
+                await self._count(done)
+                yield item
+                done += 1
+        else:
+            turn_ends = 0.0
+            for item in self._items:
+                checkpoint = self._count(done)
+                if (now := monotonic()) >= turn_ends:
+                    await checkpoint
+                    turn_ends = now + _TURN_SECONDS
+                yield item
+                done += 1
+        await self._count(done)
+
+    def _count(self, done: int) -> Checkpoint:
+        # More items than announced must not end the job: the bar then just stays full.
+        percent = min(100, done * 100 // self._total) if self._total else 0
+        return self._job.progress(
+            percent, self._message, current=done, total=self._total, unit=self._unit
+        )
+
+
+def log_fields(job: Job) -> dict[str, object]:
+    """Name a job in a log record's `extra`."""
+    return {
+        "job_id": job.id,
+        "job_type": job.type,
+        "attempt": job.attempt,
+        "trace_id": job.trace_id,
+    }
+
+
+def log_transition(job: Job) -> None:
+    """Log that a job has come to where it is: once each, failures as warnings."""
+    level = logging.WARNING if job.status is JobStatus.FAILED else logging.INFO
+    if log.isEnabledFor(level):
+        why = f": {job.error.message}" if job.error else ""
+        log.log(level, "Job %s is %s%s", job.id, job.status, why, extra=log_fields(job))
+
+
+@contextmanager
+def working_on(job: Job) -> Generator[None]:
+    """Let log records made inside the block, and in threads started from it, name the job."""
+    token = _current.set(job)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class JobLogFilter(logging.Filter):
+    """Adds `job_id`, `job_type`, `attempt` and `trace_id` to every record a handler causes.
+
+    Put it on a logging handler; outside a job the four are None, so that a format may name them.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        job = _current.get()
+        fields = log_fields(job) if job else dict.fromkeys(_LOG_FIELDS)
+        for name, value in fields.items():
+            if not hasattr(record, name):
+                setattr(record, name, value)
+        return True
+
+
+_LOG_FIELDS = ("job_id", "job_type", "attempt", "trace_id")

@@ -1,0 +1,210 @@
+"""Job types: a name, typed payload and result, the limits, and for most a handler function."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic import JsonValue, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, PydanticSerializationError
+
+from asyncjobs.context import JobContext
+from asyncjobs.errors import (
+    ConfigurationError,
+    FieldIssue,
+    InvalidPayload,
+    InvalidResult,
+    JobFailed,
+    MalformedBody,
+    PayloadTooLarge,
+    UnknownType,
+)
+from asyncjobs.model import Job, JobStatus, Policy
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+Function = Callable[[P, JobContext], Awaitable[R] | R]
+
+
+class JobType(Generic[P, R]):
+    """A kind of job whose work is reported from outside our runner, by job id."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        payload: Any = JsonValue,
+        result: Any = JsonValue,
+        policy: Policy,
+        estimate: timedelta | None = None,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.estimate = estimate
+        self._payload: TypeAdapter[P] = _adapter(name, payload)
+        self._result: TypeAdapter[R] = _adapter(name, result)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    def dump_payload(self, payload: P) -> bytes:
+        """Check a payload and write it as JSON; raise `InvalidPayload` or `PayloadTooLarge`."""
+        try:
+            text = self._payload.dump_json(self._payload.validate_python(payload))
+        except ValidationError as error:
+            raise InvalidPayload(map(_issue, error.errors())) from error
+        except (PydanticSerializationError, ValueError) as error:
+            raise InvalidPayload([FieldIssue("", str(error))]) from error
+        return self._sized(text)
+
+    def load_payload(self, text: bytes) -> P:
+        """Read a stored payload; raise `InvalidPayload` where the type has changed since."""
+        try:
+            return self._payload.validate_json(text)
+        except ValidationError as error:
+            raise InvalidPayload(map(_issue, error.errors())) from error
+
+    def read_payload(self, body: bytes) -> P:
+        """Read a payload a client has sent; raise `MalformedBody` or `InvalidPayload`."""
+        try:
+            return self.load_payload(body)
+        except InvalidPayload as error:
+            if isinstance(error.__cause__, ValidationError):
+                [first, *_] = error.__cause__.errors()
+                if first["type"] == "json_invalid":
+                    raise MalformedBody(str(first.get("ctx", {}).get("error"))) from error
+            raise
+
+    def dump_result(self, result: R) -> bytes:
+        """Check a result and write it as JSON; raise `InvalidResult`."""
+        try:
+            text = self._result.dump_json(self._result.validate_python(result))
+        except ValidationError as error:
+            issues = "; ".join(str(_issue(detail)) for detail in error.errors())
+            raise InvalidResult(self.name, issues) from error
+        except (PydanticSerializationError, ValueError) as error:
+            raise InvalidResult(self.name, str(error)) from error
+        limit = self.policy.max_result_bytes
+        if len(text) > limit:
+            raise InvalidResult(self.name, f"it has {len(text)} bytes, {limit} are allowed")
+        return text
+
+    def load_result(self, text: bytes) -> R:
+        """Read a stored result as the type says; raise `InvalidResult` where it has changed."""
+        try:
+            return self._result.validate_json(text)
+        except ValidationError as error:
+            issues = "; ".join(str(_issue(detail)) for detail in error.errors())
+            raise InvalidResult(self.name, issues) from error
+
+    def result_of(self, job: Job) -> R:
+        """Return a finished job's result as its type; raise `JobFailed` where it failed.
+
+        Raises `ValueError` for a job that has not finished, was cancelled, or is of another type.
+        """
+        if job.type == self.name and job.status is JobStatus.COMPLETED:
+            return self.load_result(job.result_json or b"null")
+        if job.type == self.name and job.error is not None:
+            raise JobFailed(job.error.message, job.error.code)
+        raise ValueError(
+            f"Job {job.id} ({job.type}) is {job.status}: it has no {self.name} result."
+        )
+
+    def _sized(self, text: bytes) -> bytes:
+        if len(text) > self.policy.max_payload_bytes:
+            raise PayloadTooLarge(len(text), self.policy.max_payload_bytes)
+        return text
+
+
+class Handler(JobType[P, R]):
+    """A kind of job that our runner works on. Calling it calls the function itself."""
+
+    def __init__(
+        self,
+        name: str,
+        function: Function[P, R],
+        *,
+        policy: Policy,
+        estimate: timedelta | None = None,
+    ) -> None:
+        payload, result = _annotations(function)
+        super().__init__(name, payload=payload, result=result, policy=policy, estimate=estimate)
+        self.function = function
+        self.asynchronous = inspect.iscoroutinefunction(function)
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def __call__(self, payload: P, job: JobContext) -> Any:
+        return self.function(payload, job)
+
+
+class Registry:
+    """The job types of one queue, by name."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, JobType[Any, Any]] = {}
+
+    def __iter__(self) -> Iterator[JobType[Any, Any]]:
+        return iter(self._types.values())
+
+    def __contains__(self, kind: JobType[Any, Any]) -> bool:
+        return self._types.get(kind.name) is kind
+
+    def add(self, kind: JobType[Any, Any]) -> None:
+        """Register a type; a name can be given once."""
+        if kind.name in self._types:
+            raise ConfigurationError(f"Job type {kind.name!r} is registered twice.")
+        self._types[kind.name] = kind
+
+    def find(self, kind: JobType[P, R] | str) -> JobType[P, R]:
+        """Return the type itself, or the one of that name; raise `UnknownType`."""
+        name = kind if isinstance(kind, str) else kind.name
+        found = self._types.get(name)
+        if found is None or (found is not kind and not isinstance(kind, str)):
+            raise UnknownType(name, self._types)
+        return cast("JobType[P, R]", found)
+
+    def handler(self, name: str) -> Handler[Any, Any] | None:
+        """Return the handler of that name; None where this process has none."""
+        kind = self._types.get(name)
+        return kind if isinstance(kind, Handler) else None
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues of all handlers, in the order in which they were named first."""
+        return tuple(dict.fromkeys(kind.policy.queue for kind in self if isinstance(kind, Handler)))
+
+
+def _adapter(name: str, annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation)
+    except PydanticSchemaGenerationError as error:
+        raise ConfigurationError(
+            f"Job type {name!r}: {annotation!r} cannot be written as JSON."
+        ) from error
+
+
+def _annotations(function: Callable[..., Any]) -> tuple[Any, Any]:
+    """Find the types of payload and result; what is not annotated may be any JSON value."""
+    name = getattr(function, "__qualname__", repr(function))
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise ConfigurationError(
+            f"Handler {name}: {error}. Its annotations must be importable names of its module."
+        ) from error
+    parameters = list(inspect.signature(function).parameters.values())
+    if len(parameters) != 2 or any(
+        one.kind not in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters
+    ):
+        raise ConfigurationError(f"Handler {name} must take exactly (payload, job).")
+    result = hints.get("return", JsonValue)
+    return hints.get(parameters[0].name, JsonValue), result
+
+
+def _issue(detail: ErrorDetails) -> FieldIssue:
+    return FieldIssue.at(detail["loc"], detail["msg"])
