@@ -1,0 +1,181 @@
+"""One attempt at a job in this process, and the one heartbeat of all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from enum import Enum
+
+import anyio
+
+from asyncjobs import lifecycle
+from asyncjobs.context import Gauge, progress_of
+from asyncjobs.errors import IllegalMove, LostLease, StoreError
+from asyncjobs.feed import Signal
+from asyncjobs.ledger import Ledger
+from asyncjobs.model import Job
+from asyncjobs.protocols import Change
+from asyncjobs.settings import Settings
+from asyncjobs.threads import Call
+
+log = logging.getLogger("asyncjobs")
+
+
+class Cause(Enum):
+    """Why an attempt is broken off."""
+
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+    SHUTDOWN = "shutdown"
+    LOST = "lost"
+
+
+class Attempt:
+    """What is known here of one running attempt: the job's newest state, and whether to stop."""
+
+    def __init__(self, job: Job, token: str, held_for: timedelta) -> None:
+        self.job = job
+        self.token = token
+        self.gauge = Gauge()
+        self.cause: Cause | None = None
+        self.thread: Call[object] | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._held_until = 0.0
+        self._renew_at = 0.0
+        self.renewed(anyio.current_time(), held_for)
+
+    @contextmanager
+    def within(self, scope: anyio.CancelScope) -> Generator[None]:
+        """Let the handler that runs inside this block be broken off through the scope."""
+        self._scope = scope
+        if self.cause is not None:
+            scope.cancel()
+        try:
+            yield
+        finally:
+            self._scope = None
+
+    def adopt(self, job: Job | None) -> None:
+        """Take note of a newer state that somebody wrote."""
+        if job is None:
+            self.interrupt(Cause.LOST)
+        elif job.revision > self.job.revision:
+            self.job = job
+            if job.lease is None or job.lease.token != self.token:
+                self.interrupt(Cause.LOST)
+            elif job.cancel_requested_at is not None:
+                self.interrupt(Cause.CANCEL)
+
+    def interrupt(self, cause: Cause) -> None:
+        """Tell the handler to stop; the first cause counts, unless a graver one follows.
+
+        A thread cannot be stopped from outside. On a cancel its end is awaited all the same,
+        because `cancelled` means that the work has stopped; for the rest it is left behind.
+        """
+        if self.cause in (None, Cause.CANCEL) or cause is Cause.LOST:
+            self.cause = cause
+        self.gauge.stopping = True
+        if self._scope is not None and (self.thread is None or cause is not Cause.CANCEL):
+            self._scope.cancel()
+
+    def renewed(self, asked_at: float, held_for: timedelta) -> None:
+        """Note until when the lease holds, counted from before the store was asked."""
+        self._held_until = asked_at + held_for.total_seconds()
+        self._renew_at = asked_at + held_for.total_seconds() / 3
+
+    def wants_renewal(self) -> bool:
+        return anyio.current_time() >= self._renew_at
+
+    def lapsed(self) -> bool:
+        return anyio.current_time() >= self._held_until
+
+
+class Heartbeat:
+    """Renews the leases of all attempts and writes their progress: one batch per beat."""
+
+    def __init__(self, ledger: Ledger, settings: Settings) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._attempts: dict[str, Attempt] = {}
+        self._wanted = Signal()
+        self._none = anyio.Event()
+        self._none.set()
+
+    def __iter__(self) -> Generator[Attempt]:
+        yield from tuple(self._attempts.values())
+
+    @contextmanager
+    def attending(self, attempt: Attempt) -> Generator[None]:
+        """Keep the attempt's lease inside the block."""
+        if not self._attempts:
+            self._none = anyio.Event()
+        self._attempts[attempt.token] = attempt
+        self._wanted.set()
+        try:
+            yield
+        finally:
+            del self._attempts[attempt.token]
+            if not self._attempts:
+                self._none.set()
+
+    async def wait_until_none(self) -> None:
+        """Return when every attempt has recorded its end; threads left behind do not count."""
+        await self._none.wait()
+
+    async def run(self) -> None:
+        """Beat while there are attempts, until cancelled."""
+        while True:
+            if not self._attempts:
+                await self._wanted.wait()
+            await anyio.sleep(self._settings.progress.total_seconds())
+            try:
+                await self._beat()
+            except StoreError as error:
+                log.warning("Leases could not be renewed: %s", error)
+                self._drop_lapsed()
+                await anyio.sleep(self._settings.poll.total_seconds())
+
+    async def _beat(self) -> None:
+        asked_at = anyio.current_time()
+        writes = [write for one in self if (write := self._next_write(one)) is not None]
+        if not writes:
+            return
+        written = await self._ledger.replace([change for _, change in writes])
+        for (attempt, change), done in zip(writes, written, strict=True):
+            lease = change.job.lease
+            if not done:
+                await self._catch_up(attempt)
+            elif lease is not None:
+                attempt.adopt(change.job)
+                attempt.renewed(asked_at, lease.until - self._ledger.now())
+
+    def _next_write(self, attempt: Attempt) -> tuple[Attempt, Change] | None:
+        """Make the move that is due: a report where there is news, else the lease's renewal."""
+        job, now = attempt.job, self._ledger.now()
+        try:
+            if (latest := attempt.gauge.unwritten()) is not None:
+                attempt.gauge.written = latest
+                moved = lifecycle.report(job, progress_of(latest), token=attempt.token)
+            elif attempt.wants_renewal():
+                moved = job
+            else:
+                return None
+            until = now + self._settings.lease
+            renewed = lifecycle.extend(moved, now, token=attempt.token, until=until)
+        except (IllegalMove, LostLease):
+            return None  # it has ended since
+        return attempt, Change(renewed, job.revision)
+
+    async def _catch_up(self, attempt: Attempt) -> None:
+        """Learn who wrote in between; a report that was refused goes out with the next beat."""
+        attempt.gauge.written = None
+        [fresh] = await self._ledger.get([attempt.job.id])
+        attempt.adopt(fresh)
+
+    def _drop_lapsed(self) -> None:
+        for attempt in self:
+            attempt.gauge.written = None
+            if attempt.lapsed():
+                attempt.interrupt(Cause.LOST)

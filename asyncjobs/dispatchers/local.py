@@ -1,0 +1,123 @@
+"""Runs jobs in this process: a bounded number at once, the next few at hand."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from asyncjobs.errors import NotOpen
+from asyncjobs.feed import Signal
+from asyncjobs.model import Delivery, Job
+from asyncjobs.protocols import Run
+
+_HOLD = timedelta(seconds=30)
+
+
+class LocalDispatcher:
+    """The dispatcher of a process that runs its own jobs.
+
+    A job accepted here starts here without being taken from the store first, as long as there is
+    room: `concurrency` slots and as many places to wait for one. Further jobs stay in the store
+    for whoever has room first.
+    """
+
+    delivery = Delivery.PULL
+
+    def __init__(self, concurrency: int = 10) -> None:
+        self.concurrency = concurrency
+        self._waiting: deque[Job] = deque()
+        self._running = 0
+        self._reserved = 0
+        self._tasks: TaskGroup | None = None
+        self._run: Run | None = None
+        self._freed = Signal()
+        self._idle = anyio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+    @property
+    def room(self) -> int:
+        if self._tasks is None:
+            return 0
+        return 2 * self.concurrency - self._running - len(self._waiting) - self._reserved
+
+    @contextmanager
+    def reservation(self) -> Generator[timedelta]:
+        granted = self.room > 0
+        self._reserved += granted
+        try:
+            yield _HOLD if granted else timedelta(0)
+        finally:
+            # The dispatch follows at once, and finds the place that is given up here.
+            self._reserved -= granted
+
+    @asynccontextmanager
+    async def running(self, run: Run) -> AsyncGenerator[None]:
+        async with anyio.create_task_group() as tasks:
+            self._tasks, self._run = tasks, run
+            self._freed, self._idle = Signal(), anyio.Event()
+            self._idle.set()
+            try:
+                yield
+            finally:
+                self.close()
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        for job in jobs:
+            self.offer(job)
+
+    def offer(self, job: Job) -> bool:
+        if self._tasks is None or not self.room:
+            return False
+        if self._running < self.concurrency:
+            if not self._running:
+                self._idle = anyio.Event()
+            self._running += 1
+            self._tasks.start_soon(self._slot, job, name=f"asyncjobs {job.id}")
+        else:
+            self._waiting.append(job)
+        return True
+
+    async def wait_for_room(self) -> None:
+        while not self.room:
+            await self._freed.wait()
+
+    def close(self) -> Sequence[Job]:
+        self._tasks = None
+        left = tuple(self._waiting)
+        self._waiting.clear()
+        return left
+
+    async def wait_until_idle(self) -> None:
+        await self._idle.wait()
+
+    async def _slot(self, job: Job) -> None:
+        """Run this job, then whatever waits: a slot is worth keeping while there is work."""
+        if self._run is None:
+            raise NotOpen("The dispatcher")
+        try:
+            await self._run(job)
+            while self._waiting:
+                await self._run(self._waiting.popleft())
+                self._freed.set()
+        finally:
+            self._running -= 1
+            self._freed.set()
+            if not self._running:
+                self._idle.set()

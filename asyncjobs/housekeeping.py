@@ -1,0 +1,90 @@
+"""Looks after what nobody else does: lapsed leases, missed deadlines, lost hand-offs, old results.
+
+One loop over `take`: whatever is due in the housekeeping lane is looked at, and `lifecycle` says
+what has become of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+
+import anyio
+
+from asyncjobs import lifecycle
+from asyncjobs.context import log_transition
+from asyncjobs.errors import StoreError
+from asyncjobs.ledger import Ledger
+from asyncjobs.model import HOUSEKEEPING, Job, JobStatus
+from asyncjobs.protocols import Change, Dispatcher
+from asyncjobs.registry import Registry
+from asyncjobs.settings import Settings
+
+log = logging.getLogger("asyncjobs")
+
+_MOST = 200
+
+# A lane whose jobs have been due for this long has too few workers, or none.
+_NEGLECTED = timedelta(minutes=1)
+
+
+class Housekeeping:
+    """One such loop per process; any number of them may share a store."""
+
+    def __init__(
+        self, registry: Registry, ledger: Ledger, dispatcher: Dispatcher, settings: Settings
+    ) -> None:
+        self._registry = registry
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._settings = settings
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                while await self.sweep() == _MOST:
+                    pass
+                await self.sweep_neglected()
+            except StoreError as error:
+                log.warning("Housekeeping could not be done: %s", error)
+            await anyio.sleep(self._settings.sweep.total_seconds())
+
+    async def sweep(self) -> int:
+        """Look at what is due; return how many jobs that were."""
+        until = self._ledger.now() + self._settings.redelivery
+        jobs = await self._ledger.take([HOUSEKEEPING], until=until, limit=_MOST)
+        now = self._ledger.now()
+        forgettable = [job.id for job in jobs if lifecycle.forgettable(job, now)]
+        if forgettable:
+            await self._ledger.forget(forgettable)
+        await self._move_overdue(jobs)
+        waiting = [job for job in jobs if job.status is JobStatus.PENDING and job.deadline > now]
+        if waiting:
+            await self._dispatcher.dispatch(waiting)
+        return len(jobs)
+
+    async def sweep_neglected(self) -> None:
+        """Enforce the deadlines of jobs that wait in lanes which nobody empties.
+
+        Those that may still run are put back at once, to the place they had.
+        """
+        now = self._ledger.now()
+        jobs = await self._ledger.take(
+            self._registry.queues,
+            until=now + self._settings.redelivery,
+            limit=_MOST,
+            overdue_by=_NEGLECTED,
+        )
+        alive = [job for job in jobs if now < job.deadline]
+        await self._ledger.replace([Change(lifecycle.requeue(job), job.revision) for job in alive])
+        await self._move_overdue(jobs)
+
+    async def _move_overdue(self, jobs: Sequence[Job]) -> None:
+        now = self._ledger.now()
+        moves = [(job, moved) for job in jobs if (moved := lifecycle.overdue(job, now))]
+        written = await self._ledger.replace([Change(moved, job.revision) for job, moved in moves])
+        for (_, moved), done in zip(moves, written, strict=True):
+            if done:  # else somebody else has moved it, which is as good
+                log_transition(moved)

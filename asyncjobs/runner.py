@@ -1,0 +1,242 @@
+"""Runs one attempt at a job: start, handler under its limits, one recorded outcome."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import random
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, cast
+
+import anyio
+
+from asyncjobs import lifecycle
+from asyncjobs.attempt import Attempt, Cause, Heartbeat
+from asyncjobs.context import JobContext, log_fields, log_transition, progress_of, working_on
+from asyncjobs.errors import (
+    IllegalMove,
+    InvalidPayload,
+    InvalidResult,
+    JobCancelled,
+    JobFailed,
+    LostLease,
+    StoreError,
+    UnknownJob,
+)
+from asyncjobs.feed import Feed
+from asyncjobs.ledger import Ledger
+from asyncjobs.model import Job, JobError, JobStatus, Lease
+from asyncjobs.registry import Handler, Registry
+from asyncjobs.settings import Settings
+from asyncjobs.threads import in_new_thread
+
+log = logging.getLogger("asyncjobs")
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The handler returned a value that can be stored."""
+
+    result: bytes
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The handler raised; on purpose (final) or not."""
+
+    error: JobError
+    final: bool
+
+
+@dataclass(frozen=True)
+class BrokenOff:
+    """The handler was stopped before its end."""
+
+    cause: Cause
+
+
+Ending = Completed | Failed | BrokenOff
+
+
+class Runner:
+    """Runs attempts in this process and fences what they write."""
+
+    def __init__(
+        self, registry: Registry, ledger: Ledger, feed: Feed, settings: Settings, worker: str
+    ) -> None:
+        self._registry = registry
+        self._ledger = ledger
+        self._feed = feed
+        self._settings = settings
+        self._worker = worker
+        self.heartbeat = Heartbeat(ledger, settings)
+
+    async def run(self, job: Job) -> None:
+        """Run the job's next attempt, unless somebody else has begun it; never raises.
+
+        Returns when the handler has really ended, a thread's included.
+        """
+        handler = self._registry.handler(job.type)
+        if handler is None:
+            log.warning(
+                "No handler for type %r here; job left to others", job.type, extra=log_fields(job)
+            )
+            return
+        try:
+            attempt = await self._start(job)
+        except StoreError as error:
+            log.warning("Job could not be started: %s", error, extra=log_fields(job))
+            return
+        if attempt is None:
+            return
+        with ExitStack() as watch:
+            watch.enter_context(working_on(attempt.job))
+            watch.enter_context(self._feed.listening(job.id, attempt.adopt))
+            watch.enter_context(self.heartbeat.attending(attempt))
+            ending = await self._work(attempt, handler)
+            await self._record(attempt, ending)
+        if attempt.thread is not None:
+            await attempt.thread.ended()
+
+    def interrupt_all(self) -> None:
+        """Break off every attempt, to give the jobs back."""
+        for attempt in self.heartbeat:
+            attempt.interrupt(Cause.SHUTDOWN)
+
+    async def _start(self, job: Job) -> Attempt | None:
+        token = uuid.uuid4().hex
+
+        def begin(waiting: Job, now: datetime) -> Job:
+            until = now + self._settings.lease
+            return lifecycle.start(
+                waiting, now, Lease(worker=self._worker, token=token, until=until)
+            )
+
+        try:
+            started = await self._ledger.advance(job, begin)
+        except (IllegalMove, UnknownJob):
+            return None  # a duplicate delivery, or a job that ended before it began
+        log_transition(started)
+        return Attempt(started, token, self._settings.lease)
+
+    async def _work(self, attempt: Attempt, handler: Handler[Any, Any]) -> Ending:
+        job = attempt.job
+        left = (lifecycle.attempt_end(job) - self._ledger.now()).total_seconds()
+        with (
+            anyio.CancelScope(deadline=anyio.current_time() + left) as scope,
+            attempt.within(scope),
+        ):
+            try:
+                payload = handler.load_payload(job.payload_json)
+                return Completed(handler.dump_result(await _call(handler, payload, attempt)))
+            except (JobCancelled, Exception, SystemExit) as error:
+                if attempt.cause is None and not scope.cancel_called:
+                    return _failure(job, error)
+                if not isinstance(error, JobCancelled):
+                    log.warning(
+                        "The handler raised while it was stopped",
+                        exc_info=error,
+                        extra=log_fields(job),
+                    )
+        if attempt.cause is None or (attempt.thread and attempt.thread.alive):
+            attempt.interrupt(Cause.TIMEOUT)
+        return BrokenOff(attempt.cause or Cause.TIMEOUT)
+
+    async def _record(self, attempt: Attempt, ending: Ending) -> None:
+        """Write the outcome; while the store is away, keep trying as long as the lease holds."""
+        fields = log_fields(attempt.job)
+        if ending == BrokenOff(Cause.LOST):
+            log.warning("The lease was lost; how the attempt ended is not recorded", extra=fields)
+            return
+        move = _outcome(attempt, ending, random.random())  # noqa: S311  # jitter, no secret
+        with anyio.CancelScope(shield=True):
+            while True:
+                try:
+                    log_transition(await self._ledger.advance(attempt.job, move))
+                    return
+                except (IllegalMove, LostLease, UnknownJob) as refused:
+                    log.warning("The outcome was refused: %s", refused, extra=fields)
+                    return
+                except StoreError as error:
+                    log.warning("The outcome could not be written: %s", error, extra=fields)
+                    if attempt.lapsed():
+                        return
+                    await anyio.sleep(self._settings.poll.total_seconds())
+
+
+async def _call(handler: Handler[Any, Any], payload: Any, attempt: Attempt) -> Any:
+    context = JobContext(attempt.job, attempt.gauge)
+    if handler.asynchronous:
+        return await handler.function(payload, context)
+    function = partial(handler.function, payload, context)
+    attempt.thread = in_new_thread(function, name=f"asyncjobs {attempt.job.id}")
+    value = await attempt.thread.result()
+    # A plain function may still hand out an awaitable, as functools.partial of an async one does.
+    return await value if inspect.isawaitable(value) else value
+
+
+def _failure(job: Job, error: BaseException) -> Failed:
+    """Choose what the client is told: what was raised on purpose, else a fixed sentence."""
+    match _alone(error):
+        case JobFailed() as error:
+            log.info("The handler failed the job: %s", error, extra=log_fields(job))
+            return Failed(JobError(code=error.code, message=error.message), final=True)
+        case InvalidPayload() as error:
+            told = JobError(code="invalid_payload", message=str(error))
+        case InvalidResult() as error:
+            told = JobError(code="invalid_result", message=str(error))
+        case _:
+            log.warning("The handler raised", exc_info=error, extra=log_fields(job))
+            message = f"The job failed unexpectedly (trace id {job.trace_id})."
+            return Failed(JobError(code="internal_error", message=message), final=False)
+    log.warning("%s", error, extra=log_fields(job))
+    return Failed(told, final=True)
+
+
+def _alone(error: BaseException) -> BaseException:
+    """Take an error out of the group that a task group inside the handler made of it."""
+    inner: tuple[BaseException, ...] = (error,)
+    while len(inner) == 1 and isinstance(inner[0], BaseExceptionGroup):
+        inner = cast("tuple[BaseException, ...]", inner[0].exceptions)
+    return inner[0] if len(inner) == 1 else error
+
+
+def _outcome(attempt: Attempt, ending: Ending, jitter: float) -> Callable[[Job, datetime], Job]:
+    """Choose the move that records an ending, on whatever the job is when it is written."""
+    token, latest = attempt.token, attempt.gauge.latest
+    last = None if latest is None else progress_of(latest)
+
+    def move(job: Job, now: datetime) -> Job:
+        if last is not None and job.status is JobStatus.PROCESSING:
+            job = lifecycle.catch_up(job, last)
+        match ending:
+            case Completed(result):
+                return lifecycle.complete(job, now, token=token, result=result)
+            case Failed(error, final=True):
+                return lifecycle.fail(job, now, token=token, error=error)
+            case Failed(error):
+                return lifecycle.settle_failure(job, now, token=token, error=error, jitter=jitter)
+            case BrokenOff(Cause.CANCEL):
+                return lifecycle.stop(job, now, token=token)
+            case BrokenOff(Cause.SHUTDOWN):
+                return lifecycle.settle_release(job, now, token=token)
+            case BrokenOff():
+                return _timed_out(job, now, attempt, jitter)
+
+    return move
+
+
+def _timed_out(job: Job, now: datetime, attempt: Attempt, jitter: float) -> Job:
+    if now >= job.deadline:
+        return lifecycle.expire(job, now)
+    if attempt.thread is not None and job.cancel_requested_at is not None:
+        # The thread goes on, so the job may not be called cancelled.
+        return lifecycle.fail(job, now, token=attempt.token, error=lifecycle.TIMED_OUT)
+    return lifecycle.settle_failure(
+        job, now, token=attempt.token, error=lifecycle.TIMED_OUT, jitter=jitter
+    )

@@ -1,0 +1,83 @@
+"""Takes due jobs from their lanes and gives them to a dispatcher that runs them here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import anyio
+
+from asyncjobs import lifecycle
+from asyncjobs.errors import StoreError
+from asyncjobs.feed import Signal
+from asyncjobs.ledger import Ledger
+from asyncjobs.model import Job, JobStatus
+from asyncjobs.protocols import Change, Embedded
+from asyncjobs.registry import Registry
+from asyncjobs.settings import Settings
+
+log = logging.getLogger("asyncjobs")
+
+
+class Worker:
+    """Feeds one dispatcher: woken by hints, polling in case hints are lost."""
+
+    def __init__(
+        self, registry: Registry, ledger: Ledger, dispatcher: Embedded, settings: Settings
+    ) -> None:
+        self._registry = registry
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._wake = Signal()
+        self._sleeps_until = ledger.now()
+
+    def hint(self, job: Job | None) -> None:
+        """Note that a job waits, or (None) that any may: look when it is due."""
+        if job is None:
+            self._wake.set()
+        elif (
+            job.status is JobStatus.PENDING
+            and job.due_at is not None
+            and job.due_at < self._sleeps_until
+        ):
+            self._sleeps_until = job.due_at
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Take and give until cancelled."""
+        while True:
+            await self._dispatcher.wait_for_room()
+            try:
+                more = await self._take()
+            except StoreError as error:
+                log.warning("Due jobs could not be taken: %s", error)
+                await anyio.sleep(self._settings.poll.total_seconds())
+                continue
+            if not more:
+                await self._wake.wait(self._pause())
+
+    async def give_back(self, jobs: Sequence[Job]) -> None:
+        """Let others begin at once what was taken or accepted here but will not begin here."""
+        now = self._ledger.now()
+        changes = [
+            Change(lifecycle.requeue(job), job.revision) for job in jobs if job.run_at <= now
+        ]
+        if changes:
+            await self._ledger.replace(changes)
+
+    async def _take(self) -> bool:
+        """Take as much as there is room for; tell whether there may be more."""
+        lanes, limit = self._registry.queues, self._dispatcher.room
+        now = self._ledger.now()
+        self._sleeps_until = now + self._settings.poll
+        if not lanes:
+            return False
+        taken = await self._ledger.take(lanes, until=now + self._settings.redelivery, limit=limit)
+        refused = [job for job in taken if not self._dispatcher.offer(job)]
+        await self.give_back(refused)
+        return len(taken) == limit
+
+    def _pause(self) -> float:
+        """Sleep to the next poll, or to the moment a job is due that was hinted at meanwhile."""
+        return max(0.0, (self._sleeps_until - self._ledger.now()).total_seconds())
