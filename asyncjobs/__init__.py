@@ -1,0 +1,80 @@
+"""202 Accepted for every operation that takes too long for a request.
+
+This module names things; it loads no driver and no framework.
+"""
+
+from asyncjobs.context import JobContext, JobLogFilter
+from asyncjobs.errors import (
+    AsyncJobsError,
+    ConfigurationError,
+    FieldIssue,
+    IdempotencyConflict,
+    IllegalMove,
+    InvalidPayload,
+    InvalidResult,
+    JobCancelled,
+    JobFailed,
+    LostLease,
+    NotOpen,
+    PayloadTooLarge,
+    RequestRejected,
+    SchemaError,
+    StoreError,
+    StoreUnavailable,
+    UnknownJob,
+    UnknownType,
+)
+from asyncjobs.model import (
+    Detail,
+    Job,
+    JobError,
+    JobId,
+    JobStatus,
+    Policy,
+    Progress,
+    Retry,
+)
+from asyncjobs.protocols import Dispatcher, JobQueue, Store
+from asyncjobs.queue import AsyncJobs
+from asyncjobs.registry import Handler, JobType
+from asyncjobs.settings import Settings
+from asyncjobs.submission import EnqueueOptions
+
+__all__ = [
+    "AsyncJobs",
+    "AsyncJobsError",
+    "ConfigurationError",
+    "Detail",
+    "Dispatcher",
+    "EnqueueOptions",
+    "FieldIssue",
+    "Handler",
+    "IdempotencyConflict",
+    "IllegalMove",
+    "InvalidPayload",
+    "InvalidResult",
+    "Job",
+    "JobCancelled",
+    "JobContext",
+    "JobError",
+    "JobFailed",
+    "JobId",
+    "JobLogFilter",
+    "JobQueue",
+    "JobStatus",
+    "JobType",
+    "LostLease",
+    "NotOpen",
+    "PayloadTooLarge",
+    "Policy",
+    "Progress",
+    "RequestRejected",
+    "Retry",
+    "SchemaError",
+    "Settings",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "UnknownJob",
+    "UnknownType",
+]

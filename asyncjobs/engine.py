@@ -1,0 +1,132 @@
+"""All of a queue that is bound to one process and event loop, opened and closed as one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import anyio
+
+from asyncjobs import lifecycle
+from asyncjobs.batching import BatchingStore
+from asyncjobs.context import log_fields
+from asyncjobs.errors import StoreError
+from asyncjobs.feed import Feed
+from asyncjobs.housekeeping import Housekeeping
+from asyncjobs.ledger import Ledger
+from asyncjobs.model import Delivery, Job, Submission
+from asyncjobs.protocols import Clock, Dispatcher, Embedded, Store
+from asyncjobs.registry import Registry
+from asyncjobs.runner import Runner
+from asyncjobs.settings import Settings
+from asyncjobs.worker import Worker
+
+log = logging.getLogger("asyncjobs")
+
+# How long handlers that were told to stop may take to do so before the process goes on without.
+_LAST_WORDS = 5.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is made of; all of it may outlive the engine."""
+
+    store: Store
+    dispatcher: Dispatcher
+    registry: Registry
+    settings: Settings
+    clock: Clock
+
+
+class Engine:
+    """The running parts of a queue."""
+
+    def __init__(self, parts: Parts, store: BatchingStore) -> None:
+        settings = parts.settings
+        self.pid = os.getpid()
+        self.settings = settings
+        self.dispatcher = parts.dispatcher
+        self.feed = Feed(poll=settings.poll.total_seconds())
+        self.ledger = Ledger(store, self.feed, parts.clock)
+        name = f"{socket.gethostname()}:{self.pid}:{uuid.uuid4().hex[:8]}"
+        self.runner = Runner(parts.registry, self.ledger, self.feed, settings, name)
+        self.housekeeping = Housekeeping(parts.registry, self.ledger, parts.dispatcher, settings)
+        self.worker: Worker | None = None
+        if isinstance(parts.dispatcher, Embedded):
+            self.worker = Worker(parts.registry, self.ledger, parts.dispatcher, settings)
+            self.feed.on_any(self.worker.hint)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was opened by this process, and not by the one that forked it."""
+        return self.pid == os.getpid()
+
+    async def accept(self, submission: Submission, run_at: datetime) -> Job:
+        """Store the job of a submission, then dispatch it; or return the one its key names."""
+        if run_at > submission.created_at or submission.delivery is Delivery.EXTERNAL:
+            [stored] = await self.ledger.insert([lifecycle.submit(submission, run_at=run_at)])
+            return stored
+        with self.dispatcher.reservation() as hold:
+            [stored] = await self.ledger.insert([lifecycle.submit(submission, hold=hold)])
+        if hold and stored.id == submission.id:
+            try:
+                await self.dispatcher.dispatch([stored])
+            except Exception as error:
+                log.warning(
+                    "A job could not be dispatched; it comes up again",
+                    exc_info=error,
+                    extra=log_fields(stored),
+                )
+        return stored
+
+    async def drain(self) -> None:
+        """Begin nothing more, let run what ends in time, give back the rest."""
+        if isinstance(self.dispatcher, Embedded) and self.worker is not None:
+            left = self.dispatcher.close()
+            try:
+                await self.worker.give_back(left)
+            except StoreError as error:
+                log.warning("Jobs that wait here come up elsewhere later: %s", error)
+            with anyio.move_on_after(self.settings.grace.total_seconds()):
+                await self.dispatcher.wait_until_idle()
+        self.runner.interrupt_all()
+        with anyio.move_on_after(_LAST_WORDS):
+            await self.runner.heartbeat.wait_until_none()
+
+
+@asynccontextmanager
+async def open_engine(parts: Parts) -> AsyncGenerator[Engine]:
+    """Open the store, start the loops; on leaving drain, stop the loops and close the store."""
+    async with parts.store, parts.dispatcher, anyio.create_task_group() as tasks:
+        engine = Engine(parts, BatchingStore(parts.store, tasks))
+        async with AsyncExitStack() as stack:
+            if isinstance(parts.dispatcher, Embedded):
+                await stack.enter_async_context(parts.dispatcher.running(engine.runner.run))
+            tasks.start_soon(_keep_up, engine.runner.heartbeat.run)
+            tasks.start_soon(_keep_up, engine.housekeeping.run)
+            tasks.start_soon(_keep_up, lambda: engine.feed.run(engine.ledger.get, parts.store))
+            if engine.worker is not None:
+                tasks.start_soon(_keep_up, engine.worker.run)
+            try:
+                yield engine
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await engine.drain()
+                engine.feed.close()
+                tasks.cancel_scope.cancel()
+
+
+async def _keep_up(loop: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop for ever: a bug in one of them must not end the application it lives in."""
+    while True:
+        try:
+            await loop()
+        except Exception:
+            log.exception("A loop of the engine broke off and begins anew")
+            await anyio.sleep(1)

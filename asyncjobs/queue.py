@@ -1,0 +1,224 @@
+"""`AsyncJobs`: the supplied job queue, made of a store, a dispatcher and the registered types."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+
+from asyncjobs import lifecycle
+from asyncjobs.clock import SystemClock
+from asyncjobs.context import log_transition
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.engine import Engine, Parts, open_engine
+from asyncjobs.errors import ConfigurationError, IdempotencyConflict, IllegalMove, NotOpen
+from asyncjobs.model import Delivery, Detail, Job, JobError, JobId, JobStatus, Policy, Progress
+from asyncjobs.protocols import Clock, Dispatcher, Store
+from asyncjobs.registration import Registrar
+from asyncjobs.registry import JobType
+from asyncjobs.settings import Settings
+from asyncjobs.stores import store_from_url
+from asyncjobs.submission import Caller, EnqueueOptions, make_submission
+
+log = logging.getLogger("asyncjobs")
+
+P = TypeVar("P")
+
+# Engines that a fork copied into this process. To let go of their connections would close them,
+# and closing an inherited connection harms the parent's.
+_inherited: list[object] = []
+
+
+class AsyncJobs(Registrar):
+    """A job queue: register handlers on it, enter it with `async with`, enqueue.
+
+    `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `policy` holds the limits of
+    types that set none of their own. One object is open once per process; it can be opened again
+    after it was closed, and in a forked child.
+    """
+
+    def __init__(
+        self,
+        store: str | Store,
+        *,
+        dispatcher: Dispatcher | None = None,
+        policy: Policy | None = None,
+        settings: Settings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(policy or Policy())
+        self.settings = settings or Settings()
+        self.clock = clock or SystemClock()
+        self._store = store_from_url(store) if isinstance(store, str) else store
+        self._dispatcher = dispatcher or LocalDispatcher()
+        self._opened: AbstractAsyncContextManager[Engine] | None = None
+        self._engine: Engine | None = None
+
+    async def __aenter__(self) -> Self:
+        if self.is_open:
+            raise ConfigurationError("This AsyncJobs is open already.")
+        if self._engine is not None:
+            _inherited.append((self._opened, self._engine))
+        parts = Parts(self._store, self._dispatcher, self.registry, self.settings, self.clock)
+        opened = open_engine(parts)
+        self._engine = await opened.__aenter__()
+        self._opened = opened
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        opened, self._opened = self._opened, None
+        try:
+            if opened is not None:
+                # What the block raised is not the engine's business; a task group would wrap it.
+                await opened.__aexit__(None, None, None)
+        finally:
+            self._engine = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process has it open."""
+        return self._engine is not None and self._engine.is_ours
+
+    async def enqueue(
+        self,
+        handler: JobType[P, Any] | str,
+        payload: P,
+        /,
+        *,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        options: EnqueueOptions | None = None,
+    ) -> Job:
+        """Store a job durably, then dispatch it; see `JobQueue.enqueue`.
+
+        With an idempotency key, the same owner's next call for that type returns the job that
+        exists, as it stands; with another payload it raises `IdempotencyConflict`.
+        """
+        engine = self._running
+        options = options or EnqueueOptions()
+        kind = self.registry.find(handler)
+        now = engine.ledger.now()
+        submission = make_submission(
+            kind,
+            kind.dump_payload(payload),
+            now,
+            delivery=engine.dispatcher.delivery,
+            caller=Caller(user_id, idempotency_key),
+            options=options,
+        )
+        job = await engine.accept(submission, options.begins(now))
+        if job.id != submission.id and job.fingerprint != submission.fingerprint:
+            raise IdempotencyConflict(idempotency_key or "", job.id)
+        log_transition(job)
+        return job
+
+    async def get(self, job_id: JobId, /) -> Job | None:
+        """Return the job as it stands; None for an id that never was, or is forgotten."""
+        [job] = await self._running.ledger.get([job_id])
+        return job
+
+    async def find(self, job_id: JobId, /) -> Job:
+        """Return the job as it stands; raise `UnknownJob` where `get` returns None."""
+        return await self._running.ledger.find(job_id)
+
+    async def update_progress(
+        self, job_id: JobId, percent: int, /, message: str | None = None
+    ) -> Job:
+        """Report for work done outside our runner; see `JobQueue.update_progress`."""
+        detail = None if message is None else Detail(message=message)
+        progress = Progress(percent=percent, detail=detail)
+        return await self._report(
+            job_id, lambda job, _: lifecycle.report(job, progress, token=None)
+        )
+
+    async def complete(self, job_id: JobId, result: Any = None, /) -> Job:
+        """Record the result of work done outside our runner; see `JobQueue.complete`."""
+        job = await self._running.ledger.find(job_id)
+        kind: JobType[Any, Any] = self.registry.find(job.type)
+        text = kind.dump_result(result)
+        return await self._report(
+            job_id, lambda job, now: lifecycle.complete(job, now, token=None, result=text)
+        )
+
+    async def fail(self, job_id: JobId, message: str, /, *, code: str = "job_failed") -> Job:
+        """Record the failure of work done outside our runner; see `JobQueue.fail`."""
+        error = JobError(code=code, message=message)
+        return await self._report(
+            job_id, lambda job, now: lifecycle.fail(job, now, token=None, error=error)
+        )
+
+    async def stop(self, job_id: JobId, /) -> Job:
+        """Record that work done outside our runner has stopped after a cancel request.
+
+        Raises as `update_progress`, and `IllegalMove` where nobody asked for it.
+        """
+        return await self._report(job_id, lambda job, now: lifecycle.stop(job, now, token=None))
+
+    async def cancel(self, job_id: JobId, /) -> Job:
+        """Cancel a waiting job, ask a running one to stop; see `JobQueue.cancel`."""
+        ledger = self._running.ledger
+        job = await ledger.find(job_id)
+        if job.status.terminal or job.cancel_requested_at is not None:
+            return job
+        try:
+            job = await ledger.advance(job, lifecycle.cancel)
+        except IllegalMove:  # it ended, or was asked by somebody else, in between
+            return await ledger.find(job_id)
+        log_transition(job)
+        return job
+
+    async def subscribe(self, job_id: JobId, /) -> AsyncGenerator[Job]:
+        """Yield the job now and at each visible change, to its end; see `JobQueue.subscribe`."""
+        async with aclosing(self._running.ledger.watch(job_id)) as updates:
+            async for job in updates:
+                yield job
+
+    async def wait(self, job_id: JobId, /, *, timeout: float | None = None) -> Job:
+        """Return the job when it is terminal, or as it stands after `timeout` seconds."""
+        job = await self._running.ledger.find(job_id)
+        with anyio.move_on_after(timeout):
+            async with aclosing(self.subscribe(job_id)) as updates:
+                async for newest in updates:
+                    job = newest
+        return job
+
+    async def run(self, job_id: JobId, /) -> None:
+        """Run one attempt of a job in this process, for an engine that delivered its id.
+
+        Does nothing for a job that is unknown, already begun or ended: deliveries may be doubled.
+        """
+        job = await self.get(job_id)
+        if job is None:
+            log.warning("An unknown job was delivered: %s", job_id)
+        elif job.status is JobStatus.PENDING:
+            await self._running.runner.run(job)
+
+    @property
+    def _running(self) -> Engine:
+        if self._engine is None or not self._engine.is_ours:
+            raise NotOpen("AsyncJobs")
+        return self._engine
+
+    async def _report(self, job_id: JobId, move: Callable[[Job, datetime], Job]) -> Job:
+        ledger = self._running.ledger
+        job = await ledger.find(job_id)
+        if job.status is JobStatus.PENDING and job.delivery is Delivery.EXTERNAL:
+            try:
+                job = await ledger.advance(job, lambda job, now: lifecycle.start(job, now, None))
+            except IllegalMove:  # another reporter has started it
+                job = await ledger.find(job_id)
+            log_transition(job)
+        job = await ledger.advance(job, move)
+        if job.status.terminal:
+            log_transition(job)
+        return job
