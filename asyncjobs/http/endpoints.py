@@ -1,0 +1,172 @@
+"""Where a request value meets the queue: the only part of `http` that awaits."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from asyncjobs.errors import AsyncJobsError, ConfigurationError, UnknownJob
+from asyncjobs.http.bodies import payload_of
+from asyncjobs.http.conditional import etag_of, matches
+from asyncjobs.http.messages import Headers, Request, Response
+from asyncjobs.http.pacing import Pacing, retry_after
+from asyncjobs.http.problems import no_result, problem, problem_of
+from asyncjobs.http.routes import Operation, match
+from asyncjobs.http.wire import encode_accepted, encode_job, links_of
+from asyncjobs.model import Job, JobStatus, parse_job_id
+from asyncjobs.queue import AsyncJobs
+from asyncjobs.registry import JobType
+from asyncjobs.submission import EnqueueOptions
+
+P = TypeVar("P")
+
+_JSON = ("Content-Type", "application/json")
+_NOSNIFF = ("X-Content-Type-Options", "nosniff")
+# A status may be kept, but must be asked about each time; it belongs to one user.
+_REVALIDATE = ("Cache-Control", "private, no-cache")
+
+
+class Body(Enum):
+    """Stands for the request's own body, in place of a payload the application has read."""
+
+    UNREAD = "unread"
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """Where and how the routes are served.
+
+    URLs in answers are paths below `prefix`; with a `base_url` (such as `https://api.example.com`)
+    they are absolute. They are never built from what a client or a proxy says.
+    """
+
+    prefix: str = "/api/jobs"
+    base_url: str | None = None
+    pacing: Pacing = field(default_factory=Pacing)
+
+    def __post_init__(self) -> None:
+        if not self.prefix.startswith("/") or self.prefix.endswith("/"):
+            raise ValueError(f"A prefix begins with a slash and ends without one: {self.prefix!r}")
+        if self.base_url is not None and self.base_url.endswith("/"):
+            raise ValueError(f"A base URL ends without a slash: {self.base_url!r}")
+
+
+@dataclass(frozen=True)
+class Submit:
+    """What an application's route says of a submission beside its payload."""
+
+    user_id: str | None = None
+    options: EnqueueOptions | None = None
+
+
+class Endpoints:
+    """The routes of one mount, free of any framework."""
+
+    def __init__(self, jobs: AsyncJobs, options: MountOptions) -> None:
+        self.jobs = jobs
+        self.options = options
+
+    async def handle(self, request: Request) -> Response:
+        """Answer a request for something below the prefix; never raises what a client caused."""
+        return await _answered(lambda: self._route(request))
+
+    async def accept(
+        self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
+    ) -> Response:
+        """Store and dispatch a job, then answer 202; never raises what a client caused."""
+        return await _answered(lambda: self._accept(request, kind, payload, submit))
+
+    async def _route(self, request: Request) -> Response:
+        job_id, operations = match(request.path)
+        known = parse_job_id(job_id)
+        if known is None or not operations:
+            raise UnknownJob(job_id)
+        method = "GET" if request.method == "HEAD" else request.method
+        match operations.get(method):
+            case Operation.STATUS:
+                return self._status(request, await self.jobs.find(known))
+            case Operation.RESULT:
+                return self._result(request, await self.jobs.find(known))
+            case Operation.CANCEL:
+                return self._cancelled(await self.jobs.cancel(known))
+            case None:
+                allowed = ", ".join(operations)
+                sentence = f"This URL allows {allowed}, not {request.method}."
+                return problem(
+                    HTTPStatus.METHOD_NOT_ALLOWED,
+                    "method_not_allowed",
+                    sentence,
+                    headers=(("Allow", allowed),),
+                )
+
+    async def _accept(
+        self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
+    ) -> Response:
+        value = payload_of(request, kind) if isinstance(payload, Body) else payload
+        options = submit.options or EnqueueOptions()
+        if options.traceparent is None:
+            options = replace(options, traceparent=request.headers.get("traceparent"))
+        job = await self.jobs.enqueue(kind, value, user_id=submit.user_id, options=options)
+        links = links_of(job.id, self._base(request))
+        headers = (
+            _JSON,
+            ("Location", links.result),
+            ("Link", f'<{links.status}>; rel="monitor"'),
+            *self._pace(job),
+            ("Cache-Control", "no-store"),
+        )
+        return Response(HTTPStatus.ACCEPTED, headers, encode_accepted(job, links))
+
+    def _status(self, request: Request, job: Job) -> Response:
+        headers = (("ETag", etag_of(job.version)), _REVALIDATE, *self._pace(job))
+        if matches(request.headers.get("if-none-match"), etag_of(job.version)):
+            return Response(HTTPStatus.NOT_MODIFIED, headers)
+        return Response(HTTPStatus.OK, (_JSON, _NOSNIFF, *headers), encode_job(job))
+
+    def _result(self, request: Request, job: Job) -> Response:
+        if not job.status.terminal:
+            headers = (_JSON, _NOSNIFF, ("Cache-Control", "no-store"), *self._pace(job))
+            return Response(HTTPStatus.ACCEPTED, headers, encode_job(job))
+        if job.status is not JobStatus.COMPLETED:
+            return no_result(job)
+        fresh = (("ETag", etag_of(job.version)), _REVALIDATE)
+        if matches(request.headers.get("if-none-match"), etag_of(job.version)):
+            return Response(HTTPStatus.NOT_MODIFIED, fresh)
+        return Response(HTTPStatus.OK, (_JSON, _NOSNIFF, *fresh), job.result_json or b"null")
+
+    def _cancelled(self, job: Job) -> Response:
+        status = HTTPStatus.OK if job.status.terminal else HTTPStatus.ACCEPTED
+        headers = (_JSON, _NOSNIFF, ("Cache-Control", "no-store"), *self._pace(job))
+        return Response(status, headers, encode_job(job))
+
+    def _pace(self, job: Job) -> Headers:
+        if job.status.terminal:
+            return ()
+        seconds = retry_after(job, self.jobs.clock.now(), self.options.pacing)
+        return (("Retry-After", str(seconds)),)
+
+    def _base(self, request: Request) -> str:
+        if self.options.base_url is not None:
+            return self.options.base_url + self.options.prefix
+        return request.root + self.options.prefix
+
+
+def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoints:
+    """Find the mount whose queue has this type, so that links point to where the job is served."""
+    found = next((one for one in mounts if kind in one.jobs.registry), None)
+    if found is None:
+        raise ConfigurationError(f"{kind!r} belongs to no AsyncJobs that is mounted on this app.")
+    return found
+
+
+async def _answered(work: Callable[[], Awaitable[Response]]) -> Response:
+    try:
+        return await work()
+    except AsyncJobsError as error:
+        answer = problem_of(error)
+        if answer is None:
+            raise
+        return answer

@@ -1,0 +1,102 @@
+"""Errors as problem documents (RFC 9457), by one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
+
+from asyncjobs.errors import (
+    AsyncJobsError,
+    FieldIssue,
+    IdempotencyConflict,
+    IllegalMove,
+    InvalidPayload,
+    LostLease,
+    MalformedBody,
+    PayloadTooLarge,
+    StoreUnavailable,
+    UnknownJob,
+    UnsupportedMediaType,
+)
+from asyncjobs.http.messages import Headers, Response
+from asyncjobs.model import Job, JobStatus
+
+#: Which error becomes which status and code. What is not here is a fault of the server: 500.
+STATUSES: Mapping[type[AsyncJobsError], tuple[HTTPStatus, str]] = {
+    MalformedBody: (HTTPStatus.BAD_REQUEST, "malformed_body"),
+    UnknownJob: (HTTPStatus.NOT_FOUND, "job_not_found"),
+    IllegalMove: (HTTPStatus.CONFLICT, "illegal_move"),
+    LostLease: (HTTPStatus.CONFLICT, "lost_lease"),
+    PayloadTooLarge: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large"),
+    UnsupportedMediaType: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+    InvalidPayload: (HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_payload"),
+    IdempotencyConflict: (HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_conflict"),
+    StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "store_unavailable"),
+}
+
+#: What is said in place of an error's own words, where those are for operators or name an id.
+_SENTENCES: Mapping[type[AsyncJobsError], str] = {
+    UnknownJob: "Job not found",
+    StoreUnavailable: "Jobs cannot be read or written at the moment.",
+}
+
+_RETRY_AFTER_SECONDS = "5"
+
+
+class ProblemDocument(BaseModel):
+    """A problem (RFC 9457) with members of ours: `error`, `code` and, for fields, `errors`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    error: str = Field(description="what went wrong, in a sentence")
+    code: str = Field(description="what went wrong, for programs")
+    errors: list[FieldIssue] | None = Field(default=None, description="per field of the payload")
+
+
+def problem(
+    status: HTTPStatus, code: str, error: str, *, headers: Headers = (), **members: Any
+) -> Response:
+    """Write a problem document."""
+    document = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": status.value,
+        "error": error,
+        "code": code,
+        **members,
+    }
+    always = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"))
+    return Response(status, (*always, *headers), to_json(document))
+
+
+def problem_of(error: AsyncJobsError) -> Response | None:
+    """Answer an error by the table; None for one that is the server's own fault."""
+    found = next((kind for kind in STATUSES if isinstance(error, kind)), None)
+    if found is None:
+        return None
+    status, code = STATUSES[found]
+    sentence = _SENTENCES.get(found, str(error))
+    if isinstance(error, InvalidPayload):
+        return problem(status, code, sentence, errors=error.issues)
+    if isinstance(error, StoreUnavailable):
+        return problem(status, code, sentence, headers=(("Retry-After", _RETRY_AFTER_SECONDS),))
+    return problem(status, code, sentence)
+
+
+def no_result(job: Job) -> Response:
+    """Answer for the result of a job that ended without one.
+
+    Never 408 or 429: clients that follow `Location` would take these as an invitation to retry.
+    424 says that the request fails because the work it depends on has failed; 410, that the result
+    will never be there.
+    """
+    if job.status is JobStatus.CANCELLED or job.error is None:
+        return problem(HTTPStatus.GONE, "job_cancelled", "The job was cancelled.")
+    return problem(HTTPStatus.FAILED_DEPENDENCY, job.error.code, job.error.message)

@@ -1,0 +1,107 @@
+"""The documents of the wire, in camelCase by one rule, and the functions that write them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic.alias_generators import to_camel
+from pydantic_core import to_json
+
+from asyncjobs.model import Detail, Job, JobId, JobStatus
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+
+class AcceptedDocument(_Document):
+    """The answer to a submission: where to follow the job."""
+
+    status: Literal["accepted"] = "accepted"
+    job_id: JobId
+    status_url: str
+    result_url: str
+    cancel_url: str
+    estimated_duration: float | None = Field(default=None, description="seconds")
+
+
+class JobDocument(_Document):
+    """A job as its owner sees it."""
+
+    job_id: JobId
+    type: str
+    status: JobStatus
+    progress: int = Field(ge=0, le=100)
+    detail: Detail | None = None
+    result: JsonValue = None
+    error: str | None = None
+    error_code: str | None = None
+    attempt: int = Field(default=0, description="how many times the work was begun")
+    created_at: datetime
+    started_at: datetime | None = Field(default=None, description="of the latest attempt")
+    completed_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    estimated_duration: float | None = Field(default=None, description="seconds")
+    trace_id: str
+
+
+@dataclass(frozen=True)
+class Links:
+    """The URLs of one job, below the place where the routes are mounted."""
+
+    status: str
+    result: str
+    cancel: str
+
+
+def links_of(job_id: JobId, base: str) -> Links:
+    """Make a job's URLs; `base` is a path or an absolute URL, without a slash at its end."""
+    status = f"{base}/{job_id}"
+    return Links(status=status, result=f"{status}/result", cancel=f"{status}/cancel")
+
+
+def encode_accepted(job: Job, links: Links) -> bytes:
+    """Write the document of a 202."""
+    document: dict[str, Any] = {
+        "status": "accepted",
+        "jobId": job.id,
+        "statusUrl": links.status,
+        "resultUrl": links.result,
+        "cancelUrl": links.cancel,
+    }
+    if job.estimated_duration is not None:
+        document["estimatedDuration"] = _seconds(job.estimated_duration)
+    return to_json(document)
+
+
+def encode_job(job: Job) -> bytes:
+    """Write a `JobDocument`; the stored result is passed on, neither parsed nor rewritten."""
+    estimate = job.estimated_duration
+    document = to_json(
+        {
+            "jobId": job.id,
+            "type": job.type,
+            "status": job.status,
+            "progress": job.progress,
+            "detail": job.detail,
+            "error": job.error.message if job.error else None,
+            "errorCode": job.error.code if job.error else None,
+            "attempt": job.attempt,
+            "createdAt": job.created_at,
+            "startedAt": job.started_at,
+            "completedAt": job.completed_at,
+            "cancelRequestedAt": job.cancel_requested_at,
+            "estimatedDuration": None if estimate is None else _seconds(estimate),
+            "traceId": job.trace_id,
+        }
+    )
+    return document[:-1] + b',"result":' + (job.result_json or b"null") + b"}"
+
+
+def _seconds(duration: timedelta) -> float:
+    """Express a duration in seconds, whole ones without a fraction."""
+    seconds = duration.total_seconds()
+    return int(seconds) if seconds.is_integer() else seconds
