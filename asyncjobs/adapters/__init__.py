@@ -1,0 +1,1 @@
+"""Thin translations between a web framework and `asyncjobs.http`, one module each."""
