@@ -1,0 +1,130 @@
+"""A long operation with real input: the Unicode character database as CSV or JSON Lines.
+
+The three applications beside this file put it on the web.
+"""
+
+import csv
+import json
+import os
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, TextIO
+
+import anyio.to_thread
+from pydantic import BaseModel, Field
+
+from asyncjobs import AsyncJobs, JobContext, JobFailed
+
+STORE = os.environ.get("EXPORTS_STORE", "sqlite:///exports.db")
+FOLDER = Path(os.environ.get("EXPORTS_FOLDER", "exports"))
+
+# Unassigned, surrogate and private-use code points are no characters.
+NO_CHARACTERS = frozenset({"Cn", "Cs", "Co"})
+
+jobs = AsyncJobs(STORE)
+
+
+class ExportRequest(BaseModel):
+    """What to export: a format, and one general category (such as "Lu") or all of them."""
+
+    format: Literal["csv", "jsonl"] = "csv"
+    category: Annotated[str, Field(pattern="^[A-Z][a-z]$")] | None = None
+
+
+class ExportResult(BaseModel):
+    """Where the file can be fetched, and what is in it."""
+
+    download_url: str
+    rows: int
+    size: int
+
+
+class Character(BaseModel):
+    """One row."""
+
+    code_point: str
+    character: str
+    name: str
+    category: str
+    bidirectional: str
+    combining: int
+    mirrored: bool
+    width: str
+    numeric: float | None
+    decomposition: str
+    uppercase: str
+    lowercase: str
+    titlecase: str
+    canonical: str
+    compatible: str
+    utf8: str
+
+
+@jobs.handler("export", timeout=300, estimate=5)
+async def export(cmd: ExportRequest, job: JobContext) -> ExportResult:
+    """Write the characters to a file, a row at a time."""
+    characters = await anyio.to_thread.run_sync(assigned, cmd.category)
+    if not characters:
+        raise JobFailed(f"No character has the category {cmd.category}.", "empty_export")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    target = FOLDER / f"{job.id}.{cmd.format}"
+    # An attempt writes to a file of its own and renames it at the end: what can be downloaded is
+    # always whole, however often the work was begun.
+    partial = FOLDER / f"{job.id}.{job.fence}.partial"
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            write = writer(file, cmd.format)
+            async for character in job.track(characters, unit="rows", message="writing"):
+                write(described(character))
+            size = file.tell()
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return ExportResult(download_url=f"/exports/{target.name}", rows=len(characters), size=size)
+
+
+def assigned(category: str | None) -> list[str]:
+    """List all characters, or those of one category."""
+    every = map(chr, range(0x110000))
+    if category is not None:
+        return [one for one in every if unicodedata.category(one) == category]
+    return [one for one in every if unicodedata.category(one) not in NO_CHARACTERS]
+
+
+def described(character: str) -> Character:
+    """Look up what is known of a character."""
+    return Character(
+        code_point=f"U+{ord(character):04X}",
+        character=character,
+        name=unicodedata.name(character, ""),
+        category=unicodedata.category(character),
+        bidirectional=unicodedata.bidirectional(character),
+        combining=unicodedata.combining(character),
+        mirrored=bool(unicodedata.mirrored(character)),
+        width=unicodedata.east_asian_width(character),
+        numeric=unicodedata.numeric(character, None),
+        decomposition=unicodedata.decomposition(character),
+        uppercase=character.upper(),
+        lowercase=character.lower(),
+        titlecase=character.title(),
+        canonical=unicodedata.normalize("NFD", character),
+        compatible=unicodedata.normalize("NFKD", character),
+        utf8=character.encode().hex(" "),
+    )
+
+
+def writer(file: TextIO, format: Literal["csv", "jsonl"]) -> Callable[[Character], object]:
+    """Return what writes one row to the file."""
+    if format == "jsonl":
+        return lambda row: file.write(json.dumps(row.model_dump(), ensure_ascii=False) + "\n")
+    columns = csv.DictWriter(file, fieldnames=list(Character.model_fields))
+    columns.writeheader()
+    return lambda row: columns.writerow(row.model_dump())
+
+
+def exported(name: str) -> Path | None:
+    """Find the finished file of that name; None where there is none."""
+    path = FOLDER / name
+    known = path.suffix in {".csv", ".jsonl"} and path.parent == FOLDER
+    return path if known and path.is_file() else None

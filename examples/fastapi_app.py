@@ -1,0 +1,25 @@
+"""The export on FastAPI: `uvicorn --app-dir examples fastapi_app:app`."""
+
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse, Response
+
+from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, mount
+from exports import ExportRequest, export, exported, jobs
+
+app = FastAPI(title="Exports")
+mount(app, jobs, prefix="/api/jobs")
+
+
+@app.post("/api/exports", status_code=202, response_model=AcceptedDocument)
+async def create_export(cmd: ExportRequest, accept: Accept) -> Response:
+    """Begin an export."""
+    return await accept(export, cmd)
+
+
+@app.get("/exports/{name}", response_class=FileResponse)
+async def download(name: str) -> FileResponse:
+    """Fetch a finished export."""
+    path = exported(name)
+    if path is None:
+        raise HTTPException(404)
+    return FileResponse(path, filename=name)
