@@ -61,11 +61,12 @@ class MemoryStore:
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
     ) -> Sequence[Job]:
         await anyio.lowlevel.checkpoint()
-        taken: list[Job] = []
-        while len(taken) < limit and (due := self._next_due(lanes, now)) is not None:
-            moved = due.model_copy(update={"due_at": until})
-            self._put(moved)
-            taken.append(moved)
+        due: list[Job] = []
+        while len(due) < limit and (job := self._next_due(lanes, now)) is not None:
+            due.append(job)
+        taken = [job.model_copy(update={"due_at": until}) for job in due]
+        for job in taken:
+            self._put(job)
         return taken
 
     async def delete(self, ids: Sequence[JobId], /) -> None:

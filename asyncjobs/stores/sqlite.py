@@ -251,7 +251,7 @@ def _take(
     db: sqlite3.Connection, lanes: Sequence[str], now: int, until: int, limit: int
 ) -> list[Job]:
     # One index scan per lane: with all lanes in one query SQLite would sort everything due.
-    due = [row for lane in lanes for row in db.execute(_DUE, (lane, now, limit))]
+    due = [row for lane in set(lanes) for row in db.execute(_DUE, (lane, now, limit))]
     chosen = [seq for _, seq in sorted(due)[:limit]]
     move = "UPDATE jobs SET due_at = ? WHERE seq = ?"
     db.executemany(move, [(until, seq) for seq in chosen])

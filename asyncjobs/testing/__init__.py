@@ -1,1 +1,20 @@
-"""What a store author tests with: the conformance suite and a manual clock."""
+"""What people who write stores and dispatchers test with. Needs pytest.
+
+from asyncjobs.testing import StoreConformance
+
+class TestMyStore(StoreConformance):
+    @pytest.fixture
+    def store(self, tmp_path):
+        return MyStore(tmp_path / "jobs")
+"""
+
+import pytest
+
+# Before the import, so that the suite's assertions explain themselves in a third party's run, too.
+pytest.register_assert_rewrite("asyncjobs.testing.conformance")
+
+from asyncjobs.testing.clocks import LoopClock, ManualClock  # noqa: E402
+from asyncjobs.testing.conformance import StoreConformance  # noqa: E402
+from asyncjobs.testing.samples import sample_job  # noqa: E402
+
+__all__ = ["LoopClock", "ManualClock", "StoreConformance", "sample_job"]

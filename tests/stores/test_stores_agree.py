@@ -1,0 +1,151 @@
+"""Any sequence of calls: every store behaves as a few lines of plain Python do."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from anyio.from_thread import start_blocking_portal
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+
+from asyncjobs import lifecycle
+from asyncjobs.model import HOUSEKEEPING, Job, JobId, Lease
+from asyncjobs.protocols import Change, Store
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.stores.sqlite import SqliteStore
+from asyncjobs.testing import ManualClock, sample_job
+
+LANES = ("high", "default", HOUSEKEEPING)
+PAUSES = st.timedeltas(timedelta(microseconds=1), timedelta(minutes=1))
+
+
+class Agreement(RuleBasedStateMachine):
+    """A store beside a model of it: jobs in a dict, in the order they came."""
+
+    jobs = Bundle("jobs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.model: dict[JobId, Job] = {}
+        self.stack = ExitStack()
+        self.portal = self.stack.enter_context(start_blocking_portal())
+        self.store = self.make_store()
+        self.opened = self.portal.wrap_async_context_manager(self.store)
+        self.opened.__enter__()
+
+    def make_store(self) -> Store:
+        return MemoryStore()
+
+    def teardown(self) -> None:
+        self.opened.__exit__(None, None, None)
+        self.stack.close()
+
+    @rule(
+        target=jobs,
+        key=st.sampled_from([None, None, "k1", "k2"]),
+        owner=st.sampled_from([None, "ann"]),
+        queue=st.sampled_from(["high", "default"]),
+        retention=st.none() | PAUSES,
+    )
+    def insert(
+        self, key: str | None, owner: str | None, queue: str, retention: timedelta | None
+    ) -> JobId:
+        job = sample_job(
+            created_at=self.clock.now(),
+            idempotency_key=key,
+            user_id=owner,
+            queue=queue,
+            retention=retention,
+        )
+        same = [
+            stored
+            for stored in self.model.values()
+            if key is not None and (stored.user_id, stored.idempotency_key) == (owner, key)
+        ]
+        expected = same[0] if same else self.model.setdefault(job.id, job)
+        assert list(self.portal.call(self.store.insert, [job])) == [expected]
+        return expected.id
+
+    @rule(job_id=jobs, again=st.booleans(), seconds=st.integers(1, 30), stale=st.booleans())
+    def move(self, job_id: JobId, again: bool, seconds: int, stale: bool) -> None:
+        job = self.model.get(job_id)
+        if job is None or job.status.terminal:
+            return
+        expected_revision = job.revision - stale
+        moved = self.next_state(job, again, seconds)
+        change = Change(moved, expected_revision)
+        assert list(self.portal.call(self.store.replace, [change])) == [not stale]
+        if not stale:
+            self.model[job_id] = moved
+
+    def next_state(self, job: Job, again: bool, seconds: int) -> Job:
+        now = self.clock.now()
+        if job.lease is None:
+            until = now + timedelta(seconds=seconds)
+            return lifecycle.start(job, now, Lease(worker="w", token="t", until=until))
+        if again:
+            return lifecycle.release(job, now, token="t")
+        return lifecycle.complete(job, now, token="t", result=b'"%d"' % seconds)
+
+    @rule(lanes=st.sets(st.sampled_from(LANES)), until=PAUSES, limit=st.integers(1, 4))
+    def take(self, lanes: set[str], until: timedelta, limit: int) -> None:
+        now = self.clock.now()
+        due = [job for job in self.model.values() if job.lane in lanes and is_due(job, now)]
+        due.sort(key=lambda job: job.due_at or now)
+        expected = [job.model_copy(update={"due_at": now + until}) for job in due[:limit]]
+        taken = self.portal.call(self.take_from_store, sorted(lanes), now, now + until, limit)
+        assert taken == expected
+        self.model.update({job.id: job for job in expected})
+
+    async def take_from_store(
+        self, lanes: list[str], now: datetime, until: datetime, limit: int
+    ) -> list[Job]:
+        return list(await self.store.take(lanes, now=now, until=until, limit=limit))
+
+    @rule(job_id=jobs)
+    def delete(self, job_id: JobId) -> None:
+        self.model.pop(job_id, None)
+        self.portal.call(self.store.delete, [job_id])
+
+    @rule(by=PAUSES)
+    def time_passes(self, by: timedelta) -> None:
+        self.clock.advance(by)
+
+    @precondition(lambda self: bool(self.model))
+    @rule()
+    def reopen(self) -> None:
+        self.opened.__exit__(None, None, None)
+        self.opened = self.portal.wrap_async_context_manager(self.store)
+        self.opened.__enter__()
+
+    @invariant()
+    def reads_agree(self) -> None:
+        found = self.portal.call(self.store.get, list(self.model))
+        assert list(found) == list(self.model.values())
+
+
+class SqliteAgreement(Agreement):
+    """The same with a file."""
+
+    def make_store(self) -> Store:
+        folder = tempfile.mkdtemp()
+        self.stack.callback(shutil.rmtree, folder)
+        return SqliteStore(Path(folder) / "jobs.db")
+
+
+def is_due(job: Job, now: datetime) -> bool:
+    return job.due_at is not None and job.due_at <= now
+
+
+LIMITS = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+TestMemoryAgreement = Agreement.TestCase
+TestMemoryAgreement.settings = LIMITS
+TestSqliteAgreement = SqliteAgreement.TestCase
+TestSqliteAgreement.settings = LIMITS
