@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import anyio
 
@@ -72,9 +72,10 @@ class Engine:
         if run_at > submission.created_at or submission.delivery is Delivery.EXTERNAL:
             [stored] = await self.ledger.insert([lifecycle.submit(submission, run_at=run_at)])
             return stored
-        with self.dispatcher.reservation() as hold:
+        with self.dispatcher.reservation() as reserved:
+            hold = self.settings.redelivery if reserved else timedelta(0)
             [stored] = await self.ledger.insert([lifecycle.submit(submission, hold=hold)])
-        if hold and stored.id == submission.id:
+        if reserved and stored.id == submission.id:
             try:
                 await self.dispatcher.dispatch([stored])
             except Exception as error:

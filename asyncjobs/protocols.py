@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -127,11 +127,11 @@ class Dispatcher(_Opened, Protocol):
         """PULL where our workers take jobs from their lanes, PUSH where an engine is told."""
         ...
 
-    def reservation(self) -> AbstractContextManager[timedelta]:
+    def reservation(self) -> AbstractContextManager[bool]:
         """Keep a place for one job that is about to be stored, inside the block.
 
-        Yields how long others shall leave the job alone, since it will be dispatched here at once;
-        zero where there is no place, so that anyone may take it and nothing is dispatched.
+        Yields whether there is one. Then the job will be dispatched here at once, and others leave
+        it alone for a while; else anyone may take it, and nothing is dispatched.
         """
         ...
 

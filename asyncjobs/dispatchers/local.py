@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -16,8 +15,6 @@ from asyncjobs.errors import NotOpen
 from asyncjobs.feed import Signal
 from asyncjobs.model import Delivery, Job
 from asyncjobs.protocols import Run
-
-_HOLD = timedelta(seconds=30)
 
 
 class LocalDispatcher:
@@ -58,11 +55,11 @@ class LocalDispatcher:
         return 2 * self.concurrency - self._running - len(self._waiting) - self._reserved
 
     @contextmanager
-    def reservation(self) -> Generator[timedelta]:
+    def reservation(self) -> Generator[bool]:
         granted = self.room > 0
         self._reserved += granted
         try:
-            yield _HOLD if granted else timedelta(0)
+            yield granted
         finally:
             # The dispatch follows at once, and finds the place that is given up here.
             self._reserved -= granted
