@@ -8,8 +8,9 @@ case. However many watch a job, a change costs one read.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 import anyio
 
@@ -50,7 +51,6 @@ class Feed:
         self._listeners: dict[JobId, list[Listener]] = {}
         self._hints: list[Callable[[Job | None], None]] = []
         self._stale = Signal()
-        self._closed = False
 
     def announce(self, job: Job) -> None:
         """Tell of a state that was just written or read."""
@@ -68,30 +68,30 @@ class Feed:
         """Call `hint` with every state announced, and with None when another process wrote."""
         self._hints.append(hint)
 
+    def listen(self, job_id: JobId, listener: Listener) -> None:
+        """Call the listener with states of one job, until `unlisten`."""
+        self._listeners.setdefault(job_id, []).append(listener)
+
+    def unlisten(self, job_id: JobId, listener: Listener) -> None:
+        """Undo `listen`; doing so twice is no error."""
+        listeners = self._listeners.get(job_id, [])
+        if listener in listeners:
+            listeners.remove(listener)
+        if not listeners:
+            self._listeners.pop(job_id, None)
+
     @contextmanager
     def listening(self, job_id: JobId, listener: Listener) -> Generator[None]:
         """Call the listener with states of one job inside the block."""
-        listeners = self._listeners.setdefault(job_id, [])
-        listeners.append(listener)
+        self.listen(job_id, listener)
         try:
             yield
         finally:
-            listeners.remove(listener)
-            if not listeners:
-                self._listeners.pop(job_id, None)
+            self.unlisten(job_id, listener)
 
-    async def watch(self, job_id: JobId, read: Read) -> AsyncGenerator[Job]:
-        """Yield the job as it stands, then its newest state at each change, to a terminal one."""
-        inbox = _Inbox()
-        with self.listening(job_id, inbox.put):
-            [job] = await read([job_id])
-            if job is None:
-                raise UnknownJob(job_id)
-            inbox.put(job)
-            while not self._closed and (newest := await inbox.next()) is not None:
-                yield newest
-                if newest.status.terminal:
-                    return
+    def watch(self, job_id: JobId, read: Read) -> Watch:
+        """Follow one job, beginning with what `read` says of it."""
+        return Watch(self, job_id, read)
 
     async def run(self, read: Read, store: object) -> None:
         """Keep listeners up to date with what other processes write, until cancelled."""
@@ -104,7 +104,6 @@ class Feed:
 
     def close(self) -> None:
         """End every watch."""
-        self._closed = True
         for job_id in tuple(self._listeners):
             self.forget(job_id)
 
@@ -134,6 +133,54 @@ class Feed:
                     self.forget(job_id)
                 else:
                     self.announce(job)
+
+
+class Watch:
+    """Yields a job as it stands, then its newest state at each change, to a terminal one.
+
+    An iterator, not an async generator: one that is left in the middle of a loop needs no closing.
+    """
+
+    def __init__(self, feed: Feed, job_id: JobId, read: Read) -> None:
+        self._feed = feed
+        self._job_id = job_id
+        self._read = read
+        self._inbox = _Inbox()
+        self._begun = False
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Job:
+        if not self._begun:
+            await self._begin()
+        job = None if self._ended else await self._inbox.next()
+        if job is None or job.status.terminal:
+            self._end()
+        if job is None:
+            raise StopAsyncIteration
+        return job
+
+    async def aclose(self) -> None:
+        """Stop watching; for those who do so by `contextlib.aclosing`."""
+        self._end()
+
+    def __del__(self) -> None:
+        self._end()
+
+    async def _begin(self) -> None:
+        self._begun = True
+        self._feed.listen(self._job_id, self._inbox.put)
+        [job] = await self._read([self._job_id])
+        if job is None:
+            self._end()
+            raise UnknownJob(self._job_id)
+        self._inbox.put(job)
+
+    def _end(self) -> None:
+        self._ended = True
+        self._feed.unlisten(self._job_id, self._inbox.put)
 
 
 class _Inbox:

@@ -6,12 +6,12 @@ whose deadline or lease has quietly passed: readers repair what they read.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from asyncjobs import lifecycle
 from asyncjobs.errors import UnknownJob
-from asyncjobs.feed import Feed
+from asyncjobs.feed import Feed, Watch
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change, Clock, OpenStore
 
@@ -91,8 +91,8 @@ class Ledger:
         for job_id in ids:
             self._feed.forget(job_id)
 
-    def watch(self, job_id: JobId) -> AsyncGenerator[Job]:
-        """Follow one job, as `Feed.watch` says."""
+    def watch(self, job_id: JobId) -> Watch:
+        """Follow one job."""
         return self._feed.watch(job_id, self.get)
 
     async def _repaired(self, job: Job, now: datetime) -> Job | None:

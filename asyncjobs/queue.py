@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,6 +17,7 @@ from asyncjobs.context import log_transition
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.engine import Engine, Parts, open_engine
 from asyncjobs.errors import ConfigurationError, IdempotencyConflict, IllegalMove, NotOpen
+from asyncjobs.feed import Watch
 from asyncjobs.model import Delivery, Detail, Job, JobError, JobId, JobStatus, Policy, Progress
 from asyncjobs.protocols import Clock, Dispatcher, Store
 from asyncjobs.registration import Registrar
@@ -177,19 +178,16 @@ class AsyncJobs(Registrar):
         log_transition(job)
         return job
 
-    async def subscribe(self, job_id: JobId, /) -> AsyncGenerator[Job]:
+    def subscribe(self, job_id: JobId, /) -> Watch:
         """Yield the job now and at each visible change, to its end; see `JobQueue.subscribe`."""
-        async with aclosing(self._running.ledger.watch(job_id)) as updates:
-            async for job in updates:
-                yield job
+        return self._running.ledger.watch(job_id)
 
     async def wait(self, job_id: JobId, /, *, timeout: float | None = None) -> Job:
         """Return the job when it is terminal, or as it stands after `timeout` seconds."""
         job = await self._running.ledger.find(job_id)
         with anyio.move_on_after(timeout):
-            async with aclosing(self.subscribe(job_id)) as updates:
-                async for newest in updates:
-                    job = newest
+            async for newest in self.subscribe(job_id):
+                job = newest
         return job
 
     async def run(self, job_id: JobId, /) -> None:
