@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, cast
 
-from pydantic import JsonValue, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import JsonValue, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from asyncjobs.context import JobContext
@@ -182,9 +182,9 @@ class Registry:
 def _adapter(name: str, annotation: Any) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(annotation)
-    except PydanticSchemaGenerationError as error:
+    except PydanticUserError as error:
         raise ConfigurationError(
-            f"Job type {name!r}: {annotation!r} cannot be written as JSON."
+            f"Job type {name!r}: {annotation!r} cannot be written as JSON: {error.message}"
         ) from error
 
 

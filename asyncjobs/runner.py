@@ -103,6 +103,11 @@ class Runner:
         if attempt.thread is not None:
             await attempt.thread.ended()
 
+    @property
+    def attempts(self) -> int:
+        """How many attempts are under way here."""
+        return len(list(self.heartbeat))
+
     def interrupt_all(self) -> None:
         """Break off every attempt, to give the jobs back."""
         for attempt in self.heartbeat:

@@ -1,0 +1,386 @@
+"""Every status, every move, every guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import pytest
+
+from asyncjobs import lifecycle
+from asyncjobs.errors import IllegalMove, LostLease
+from asyncjobs.lifecycle import INVISIBLE, TRANSITIONS, Move
+from asyncjobs.model import (
+    HOUSEKEEPING,
+    Delivery,
+    Detail,
+    Job,
+    JobError,
+    JobStatus,
+    Lease,
+    Progress,
+    Retry,
+)
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import NOW, sample_submission
+
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+LEASE = Lease(worker="host:1", token="t", until=NOW + 30 * SECOND)
+ERROR = JobError(code="bad", message="It was bad.")
+PATIENT = Retry(max_attempts=3, first=10 * SECOND, factor=2, longest=15 * SECOND)
+AFTER_ALL = NOW + timedelta(days=2)
+
+
+def processing(**changes: object) -> Job:
+    return lifecycle.start(sample_job(retry=PATIENT, **changes), NOW, LEASE)
+
+
+def asked_to_stop() -> Job:
+    return lifecycle.cancel(processing(), NOW)
+
+
+# Every move, made where it is legal in every other respect than the status.
+MOVES: dict[Move, Callable[[Job], Job]] = {
+    Move.START: lambda job: lifecycle.start(job, NOW, LEASE),
+    Move.EXTEND: lambda job: lifecycle.extend(job, NOW, token="t", until=NOW + MINUTE),
+    Move.REPORT: lambda job: lifecycle.report(job, Progress(percent=5), token="t"),
+    Move.COMPLETE: lambda job: lifecycle.complete(job, NOW, token="t", result=b"1"),
+    Move.FAIL: lambda job: lifecycle.fail(job, NOW, token="t", error=ERROR),
+    Move.RETRY: lambda job: lifecycle.retry(job, NOW, token="t", jitter=0.5),
+    Move.RELEASE: lambda job: lifecycle.release(job, NOW, token="t"),
+    Move.REQUEUE: lifecycle.requeue,
+    Move.CANCEL: lambda job: lifecycle.cancel(job, NOW),
+    Move.STOP: lambda job: lifecycle.stop(job, NOW, token="t"),
+    Move.EXPIRE: lambda job: lifecycle.expire(job, AFTER_ALL),
+    Move.LOSE: lambda job: lifecycle.lose(job, AFTER_ALL),
+}
+
+
+def job_in(status: JobStatus, move: Move) -> Job:
+    """Make a job of that status which, but for the status, allows the move."""
+    running = asked_to_stop() if move is Move.STOP else processing()
+    match status:
+        case JobStatus.PENDING:
+            return sample_job(retry=PATIENT)
+        case JobStatus.PROCESSING:
+            return running
+        case JobStatus.COMPLETED:
+            return lifecycle.complete(processing(), NOW, token="t", result=b"1")
+        case JobStatus.FAILED:
+            return lifecycle.fail(processing(), NOW, token="t", error=ERROR)
+        case JobStatus.CANCELLED:
+            return lifecycle.cancel(sample_job(), NOW)
+
+
+@pytest.mark.parametrize("move", Move)
+@pytest.mark.parametrize("status", JobStatus)
+def test_a_move_is_made_where_the_table_allows_it_and_refused_elsewhere(
+    status: JobStatus, move: Move
+) -> None:
+    job = job_in(status, move)
+    before = job.model_copy()
+    allowed = TRANSITIONS[move].get(status, frozenset())
+    if not allowed:
+        with pytest.raises(IllegalMove) as refused:
+            MOVES[move](job)
+        assert (refused.value.move, refused.value.status) == (move, status)
+    else:
+        moved = MOVES[move](job)
+        assert moved.status in allowed
+        assert moved.revision == job.revision + 1
+        assert moved.version == job.version + (move not in INVISIBLE)
+    assert job == before
+
+
+def test_terminal_statuses_allow_no_move() -> None:
+    for status in JobStatus:
+        moves = [move for move in Move if status in TRANSITIONS[move]]
+        assert (moves == []) == status.terminal
+
+
+FENCED = (Move.EXTEND, Move.REPORT, Move.COMPLETE, Move.FAIL, Move.RETRY, Move.RELEASE, Move.STOP)
+
+
+@pytest.mark.parametrize("move", FENCED)
+def test_only_the_holder_of_the_lease_may_write(move: Move) -> None:
+    job = job_in(JobStatus.PROCESSING, move)
+    assert job.lease is not None
+    taken_over = job.model_copy(update={"lease": job.lease.model_copy(update={"token": "another"})})
+    with pytest.raises(LostLease):
+        MOVES[move](taken_over)
+
+
+# submit
+
+
+def test_a_submitted_job_is_due_at_once_in_the_lane_of_its_queue() -> None:
+    job = sample_job(queue="high")
+    assert (job.status, job.lane, job.due_at, job.run_at) == (JobStatus.PENDING, "high", NOW, NOW)
+    assert (job.revision, job.version) == (1, 1)
+
+
+def test_others_leave_a_held_job_alone_for_a_while() -> None:
+    job = lifecycle.submit(sample_submission(), hold=30 * SECOND)
+    assert (job.due_at, job.run_at) == (NOW + 30 * SECOND, NOW)
+
+
+def test_a_delayed_job_is_due_when_it_may_begin_and_is_not_held() -> None:
+    job = lifecycle.submit(sample_submission(), run_at=NOW + MINUTE, hold=30 * SECOND)
+    assert (job.due_at, job.run_at) == (NOW + MINUTE, NOW + MINUTE)
+
+
+def test_a_moment_in_the_past_is_at_once() -> None:
+    job = lifecycle.submit(sample_submission(), run_at=NOW - MINUTE)
+    assert (job.due_at, job.run_at) == (NOW, NOW)
+
+
+def test_nothing_is_due_later_than_the_deadline() -> None:
+    job = lifecycle.submit(sample_submission(deadline=NOW + SECOND), hold=MINUTE)
+    assert job.due_at == NOW + SECOND
+    assert lifecycle.start(job, NOW, LEASE).due_at == NOW + SECOND
+
+
+@pytest.mark.parametrize(
+    ("delivery", "lane", "due_at"),
+    [
+        (Delivery.PULL, "default", NOW),
+        (Delivery.PUSH, HOUSEKEEPING, NOW),
+        (Delivery.EXTERNAL, HOUSEKEEPING, NOW + timedelta(hours=24)),
+    ],
+)
+def test_who_looks_after_a_waiting_job_depends_on_its_delivery(
+    delivery: Delivery, lane: str, due_at: datetime
+) -> None:
+    job = sample_job(delivery=delivery)
+    assert (job.lane, job.due_at) == (lane, due_at)
+
+
+# start, extend, report
+
+
+def test_an_attempt_begins_with_a_lease_and_no_progress() -> None:
+    job = lifecycle.start(sample_job(), NOW, LEASE)
+    assert (job.attempt, job.lease, job.started_at, job.progress) == (1, LEASE, NOW, 0)
+    assert (job.lane, job.due_at) == (HOUSEKEEPING, LEASE.until)
+
+
+def test_no_attempt_begins_after_the_deadline() -> None:
+    with pytest.raises(IllegalMove, match="deadline"):
+        lifecycle.start(sample_job(), AFTER_ALL, LEASE)
+
+
+def test_extending_renews_the_lease_unseen() -> None:
+    job = processing()
+    renewed = lifecycle.extend(job, NOW + 10 * SECOND, token="t", until=NOW + 40 * SECOND)
+    assert renewed.lease is not None
+    assert renewed.lease.until == renewed.due_at == NOW + 40 * SECOND
+    assert renewed.version == job.version
+
+
+def test_a_lease_ends_soon_after_the_attempt_should_have() -> None:
+    job = processing(timeout=20 * SECOND)
+    late = NOW + 25 * SECOND
+    renewed = lifecycle.extend(job, late, token="t", until=late + 30 * SECOND)
+    assert renewed.lease is not None
+    assert renewed.lease.until == NOW + 50 * SECOND
+    later = NOW + 45 * SECOND
+    again = lifecycle.extend(renewed, later, token="t", until=later + 30 * SECOND)
+    assert again.lease == renewed.lease
+
+
+def test_a_lease_never_shrinks() -> None:
+    renewed = lifecycle.extend(processing(), NOW, token="t", until=NOW + SECOND)
+    assert renewed.lease == LEASE
+
+
+def test_external_work_has_no_lease_to_extend() -> None:
+    job = lifecycle.start(sample_job(delivery=Delivery.EXTERNAL), NOW, None)
+    with pytest.raises(LostLease):
+        lifecycle.extend(job, NOW, token="t", until=NOW + MINUTE)
+    with pytest.raises(IllegalMove, match="no lease"):
+        lifecycle.extend(job, NOW, token=None, until=NOW + MINUTE)  # type: ignore[arg-type]
+
+
+def test_a_report_is_visible() -> None:
+    progress = Progress(percent=40, detail=Detail(message="packing"))
+    job = lifecycle.report(processing(), progress, token="t")
+    assert (job.progress, job.detail) == (40, progress.detail)
+
+
+def test_an_unwritten_report_is_folded_into_the_next_move() -> None:
+    job = lifecycle.catch_up(processing(), Progress(percent=40))
+    failed = lifecycle.fail(job, NOW, token="t", error=ERROR)
+    assert (failed.progress, failed.version) == (40, 3)
+
+
+# ends
+
+
+def test_a_completed_job_has_its_result_and_full_progress() -> None:
+    job = lifecycle.complete(processing(), NOW + SECOND, token="t", result=b'{"n":1}')
+    assert (job.result, job.progress, job.completed_at) == ({"n": 1}, 100, NOW + SECOND)
+    assert (job.lease, job.lane) == (None, HOUSEKEEPING)
+    assert job.due_at == job.expires_at == NOW + SECOND + timedelta(hours=24)
+
+
+def test_a_job_without_retention_is_never_due_again() -> None:
+    job = lifecycle.complete(processing(retention=None), NOW, token="t", result=b"1")
+    assert (job.expires_at, job.due_at) == (None, None)
+
+
+def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_asked() -> None:
+    waiting = lifecycle.cancel(sample_job(), NOW)
+    assert (waiting.status, waiting.completed_at) == (JobStatus.CANCELLED, NOW)
+    running = lifecycle.cancel(processing(), NOW)
+    assert (running.status, running.cancel_requested_at) == (JobStatus.PROCESSING, NOW)
+
+
+def test_a_job_is_asked_to_stop_once() -> None:
+    with pytest.raises(IllegalMove, match="asked to stop before"):
+        lifecycle.cancel(asked_to_stop(), NOW)
+
+
+def test_a_job_stops_only_when_asked() -> None:
+    with pytest.raises(IllegalMove, match="nobody asked"):
+        lifecycle.stop(processing(), NOW, token="t")
+
+
+def test_a_job_asked_to_stop_does_not_wait_again() -> None:
+    for again in (
+        lambda job: lifecycle.release(job, NOW, token="t"),
+        lambda job: lifecycle.retry(job, NOW, token="t", jitter=0),
+        lambda job: lifecycle.lose(job, AFTER_ALL),
+    ):
+        with pytest.raises(IllegalMove, match="asked to stop"):
+            again(asked_to_stop())
+
+
+def test_a_deadline_ahead_does_not_expire() -> None:
+    with pytest.raises(IllegalMove, match="still ahead"):
+        lifecycle.expire(sample_job(), NOW)
+
+
+def test_the_deadline_fails_a_job_whoever_holds_it() -> None:
+    job = lifecycle.expire(processing(), AFTER_ALL)
+    assert (job.status, job.error) == (JobStatus.FAILED, lifecycle.DEADLINE_EXCEEDED)
+
+
+# waiting again
+
+
+@pytest.mark.parametrize(("failures", "longest"), [(0, 10), (1, 15)])
+def test_the_pause_before_a_retry_grows_up_to_its_bound(failures: int, longest: int) -> None:
+    job = processing().model_copy(update={"failures": failures})
+    again = lifecycle.retry(job, NOW, token="t", jitter=0.5)
+    assert again.run_at == again.due_at == NOW + longest * SECOND / 2
+    assert (again.failures, again.lease, again.lane) == (failures + 1, None, "default")
+
+
+def test_a_pause_too_long_to_count_is_the_longest() -> None:
+    policy = Retry(max_attempts=10_000, factor=10, longest=MINUTE)
+    job = processing().model_copy(update={"retry": policy, "failures": 5000})
+    assert lifecycle.retry(job, NOW, token="t", jitter=1).run_at == NOW + MINUTE
+
+
+def test_the_last_attempt_is_not_retried() -> None:
+    job = processing().model_copy(update={"failures": 2})
+    with pytest.raises(IllegalMove, match="no attempts"):
+        lifecycle.retry(job, NOW, token="t", jitter=0)
+
+
+def test_a_job_given_back_costs_nothing_and_is_due_at_once() -> None:
+    job = lifecycle.release(processing(), NOW + SECOND, token="t")
+    assert (job.failures, job.losses, job.due_at) == (0, 0, NOW + SECOND)
+
+
+def test_a_requeued_job_keeps_its_place_unseen() -> None:
+    taken = sample_job().model_copy(update={"due_at": NOW + MINUTE})
+    put_back = lifecycle.requeue(taken)
+    assert (put_back.due_at, put_back.version) == (NOW, taken.version)
+
+
+def test_each_lost_worker_costs_a_delivery_and_the_last_one_fails_the_job() -> None:
+    job = processing(max_deliveries=2)
+    again = lifecycle.lose(job, LEASE.until)
+    assert (again.status, again.losses, again.failures) == (JobStatus.PENDING, 1, 0)
+    later = Lease(worker="host:2", token="u", until=NOW + MINUTE)
+    lost = lifecycle.lose(lifecycle.start(again, NOW + 30 * SECOND, later), NOW + MINUTE)
+    assert (lost.status, lost.error, lost.losses) == (
+        JobStatus.FAILED,
+        lifecycle.WORKER_LOST,
+        2,
+    )
+
+
+def test_a_live_lease_is_not_lost() -> None:
+    with pytest.raises(IllegalMove, match="lapsed"):
+        lifecycle.lose(processing(), LEASE.until - timedelta(microseconds=1))
+    with pytest.raises(IllegalMove, match="lapsed"):
+        lifecycle.lose(lifecycle.start(sample_job(), NOW, None), AFTER_ALL)
+
+
+# what becomes of a job
+
+
+def test_a_failed_attempt_is_retried_while_it_may_be() -> None:
+    first = processing()
+    again = lifecycle.settle_failure(first, NOW, token="t", error=ERROR, jitter=0.1)
+    assert again.status is JobStatus.PENDING
+    last = first.model_copy(update={"failures": 2})
+    failed = lifecycle.settle_failure(last, NOW, token="t", error=ERROR, jitter=0.1)
+    assert (failed.status, failed.error) == (JobStatus.FAILED, ERROR)
+
+
+def test_a_retry_that_could_not_begin_in_time_is_a_failure() -> None:
+    job = processing(deadline=NOW + 5 * SECOND)
+    failed = lifecycle.settle_failure(job, NOW, token="t", error=ERROR, jitter=0.9)
+    assert (failed.status, failed.error) == (JobStatus.FAILED, ERROR)
+
+
+def test_what_was_asked_to_stop_has_stopped_when_it_fails_or_is_given_back() -> None:
+    job = asked_to_stop()
+    failed = lifecycle.settle_failure(job, NOW, token="t", error=ERROR, jitter=0)
+    assert failed.status is JobStatus.CANCELLED
+    assert lifecycle.settle_release(job, NOW, token="t").status is JobStatus.CANCELLED
+    assert lifecycle.settle_release(processing(), NOW, token="t").status is JobStatus.PENDING
+
+
+def test_nothing_is_overdue_before_its_time() -> None:
+    assert lifecycle.overdue(sample_job(), NOW) is None
+    assert lifecycle.overdue(processing(), LEASE.until - SECOND) is None
+    assert lifecycle.overdue(job_in(JobStatus.COMPLETED, Move.START), AFTER_ALL) is None
+
+
+def test_overdue_jobs_end_up_where_the_rules_put_them() -> None:
+    external = lifecycle.start(sample_job(delivery=Delivery.EXTERNAL), NOW, None)
+    too_long = NOW + timedelta(minutes=15)
+    cases = [
+        (sample_job(), AFTER_ALL, JobStatus.FAILED, lifecycle.DEADLINE_EXCEEDED),
+        (processing(), AFTER_ALL, JobStatus.FAILED, lifecycle.DEADLINE_EXCEEDED),
+        (processing(), LEASE.until, JobStatus.PENDING, None),
+        (asked_to_stop(), LEASE.until, JobStatus.CANCELLED, None),
+        (external, too_long, JobStatus.FAILED, lifecycle.TIMED_OUT),
+        (lifecycle.cancel(external, NOW), too_long, JobStatus.CANCELLED, None),
+    ]
+    for job, now, status, error in cases:
+        moved = lifecycle.overdue(job, now)
+        assert moved is not None
+        assert (moved.status, moved.error) == (status, error)
+
+
+def test_only_finished_jobs_are_forgotten_and_only_after_their_retention() -> None:
+    done = job_in(JobStatus.COMPLETED, Move.START)
+    assert done.expires_at is not None
+    assert lifecycle.forgettable(done, done.expires_at)
+    assert not lifecycle.forgettable(done, done.expires_at - SECOND)
+    assert not lifecycle.forgettable(sample_job(), AFTER_ALL)
+    kept = lifecycle.complete(processing(retention=None), NOW, token="t", result=b"1")
+    assert not lifecycle.forgettable(kept, AFTER_ALL)
+
+
+def test_an_attempt_ends_by_its_timeout_or_by_the_deadline() -> None:
+    assert lifecycle.attempt_end(processing(timeout=MINUTE)) == NOW + MINUTE
+    assert lifecycle.attempt_end(processing(timeout=None)) == NOW + timedelta(hours=24)
+    assert lifecycle.attempt_end(processing(deadline=NOW + SECOND)) == NOW + SECOND
+    assert lifecycle.attempt_end(sample_job()) == NOW + timedelta(hours=24)

@@ -1,0 +1,446 @@
+"""The verbs of the queue, as an application uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import anyio
+import pytest
+from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
+
+from asyncjobs import (
+    AsyncJobs,
+    ConfigurationError,
+    EnqueueOptions,
+    FieldIssue,
+    IdempotencyConflict,
+    IllegalMove,
+    InvalidPayload,
+    InvalidResult,
+    JobContext,
+    JobFailed,
+    JobQueue,
+    JobStatus,
+    LostLease,
+    NotOpen,
+    PayloadTooLarge,
+    Policy,
+    UnknownJob,
+    UnknownType,
+)
+from asyncjobs.model import Job, JobId, new_job_id
+from asyncjobs.stores.memory import MemoryStore
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., AsyncJobs]
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Order(BaseModel):
+    amount: int = Field(gt=0)
+
+
+async def test_a_job_runs_and_its_result_is_kept(jobs: AsyncJobs) -> None:
+    @jobs.handler("double")
+    async def double(order: Order, _job: JobContext) -> Order:
+        return Order(amount=2 * order.amount)
+
+    async with jobs:
+        job = await jobs.enqueue(double, Order(amount=21))
+        done = await jobs.wait(job.id)
+        assert (done.status, done.result) == (JobStatus.COMPLETED, {"amount": 42})
+        assert double.result_of(done) == Order(amount=42)
+        assert await jobs.get(job.id) == done
+
+
+async def test_the_supplied_queue_has_the_verbs_of_the_protocol(jobs: AsyncJobs) -> None:
+    queue: JobQueue = jobs
+    async with jobs:
+        assert await queue.get(new_job_id()) is None
+
+
+async def test_a_payload_that_does_not_fit_never_becomes_a_job(
+    jobs: AsyncJobs, store: MemoryStore
+) -> None:
+    @jobs.handler("order")
+    async def order(_order: Order, _job: JobContext) -> None: ...
+
+    async with jobs:
+        with pytest.raises(InvalidPayload) as refused:
+            await jobs.enqueue("order", {"amount": -1})
+        assert refused.value.issues[0].field == "amount"
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue("order", {"amount": "many"})
+    assert store._jobs == {}
+
+
+async def test_a_payload_over_the_limit_never_becomes_a_job(
+    jobs: AsyncJobs, store: MemoryStore
+) -> None:
+    @jobs.handler("echo", policy=Policy(max_payload_bytes=10))
+    async def echo(_text: str, _job: JobContext) -> None: ...
+
+    async with jobs:
+        await jobs.enqueue(echo, "x" * 8)
+        with pytest.raises(PayloadTooLarge) as refused:
+            await jobs.enqueue(echo, "x" * 9)
+    assert (refused.value.size, refused.value.limit) == (11, 10)
+    assert len(store._jobs) == 1
+
+
+async def test_an_unknown_type_is_named_with_those_there_are(jobs: AsyncJobs) -> None:
+    @jobs.handler("known")
+    async def known(_none: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        with pytest.raises(UnknownType, match=r"'unknown'.*known"):
+            await jobs.enqueue("unknown", None)
+
+
+async def test_a_handler_of_another_queue_is_unknown(jobs: AsyncJobs, make: Make) -> None:
+    other = make()
+
+    @other.handler("same")
+    async def same(_none: None, _job: JobContext) -> None: ...
+
+    @jobs.handler("same")
+    async def mine(_none: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        with pytest.raises(UnknownType):
+            await jobs.enqueue(same, None)
+
+
+async def test_a_type_is_registered_once(jobs: AsyncJobs) -> None:
+    jobs.external("import", payload=str, result=int)
+    with pytest.raises(ConfigurationError, match="twice"):
+        jobs.external("import", payload=str, result=int)
+
+
+async def test_a_closed_queue_says_so(jobs: AsyncJobs) -> None:
+    with pytest.raises(NotOpen, match="async with"):
+        await jobs.get(new_job_id())
+
+
+async def test_a_queue_is_open_once_and_can_be_opened_again(jobs: AsyncJobs) -> None:
+    async with jobs:
+        assert jobs.is_open
+        with pytest.raises(ConfigurationError, match="open already"):
+            await jobs.__aenter__()
+    assert not jobs.is_open
+    async with jobs:
+        assert await jobs.get(new_job_id()) is None
+
+
+async def test_what_the_block_raises_comes_out_as_it_is(jobs: AsyncJobs) -> None:
+    with pytest.raises(KeyError):
+        async with jobs:
+            raise KeyError
+
+
+# types of payload and result
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+class Size(TypedDict):
+    width: int
+
+
+async def test_dataclasses_typed_dicts_and_plain_json_are_payloads(jobs: AsyncJobs) -> None:
+    @jobs.handler("point")
+    async def point(at: Point, _job: JobContext) -> Point:
+        assert isinstance(at, Point)
+        return Point(at.y, at.x)
+
+    @jobs.handler("size")
+    async def size(given: Size, _job: JobContext) -> list[int]:
+        return [given["width"]]
+
+    @jobs.handler("plain")
+    async def plain(given, _job):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return given
+
+    async with jobs:
+        one = await jobs.enqueue(point, Point(1, 2))
+        two = await jobs.enqueue(size, Size(width=3))
+        three = await jobs.enqueue(plain, {"a": [1, None, "b"]})
+        assert (await jobs.wait(one.id)).result == {"x": 2, "y": 1}
+        assert (await jobs.wait(two.id)).result == [3]
+        assert (await jobs.wait(three.id)).result == {"a": [1, None, "b"]}
+
+
+async def test_what_is_no_json_is_no_plain_payload(jobs: AsyncJobs) -> None:
+    kind = jobs.external("plain", payload=dict, result=dict)
+    async with jobs:
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue(kind, {"a": object()})
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue(kind, {"a": "\ud800"})
+
+
+def test_a_handler_must_take_a_payload_and_a_job(jobs: AsyncJobs) -> None:
+    async def alone(_payload: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"exactly \(payload, job\)"):
+        jobs.handler("alone")(alone)  # type: ignore[call-overload]
+
+
+def test_an_annotation_that_is_no_json_is_refused_at_once(jobs: AsyncJobs) -> None:
+    async def strange(_payload: MemoryStore, _job: JobContext) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="cannot be written as JSON"):
+        jobs.handler("strange")(strange)
+
+
+def test_an_annotation_that_cannot_be_found_is_refused_at_once(jobs: AsyncJobs) -> None:
+    async def lost(_payload: int, _job: JobContext) -> None: ...
+
+    lost.__annotations__["_payload"] = "Nowhere"
+    with pytest.raises(ConfigurationError, match="Nowhere"):
+        jobs.handler("lost")(lost)
+
+
+def test_limits_that_make_no_sense_are_refused_at_once(jobs: AsyncJobs) -> None:
+    with pytest.raises(ConfigurationError, match="timeout"):
+        jobs.handler("never", timeout=0)
+
+
+async def test_a_registered_handler_can_be_called_as_the_function_it_is(jobs: AsyncJobs) -> None:
+    @jobs.handler("double")
+    async def double(number: int, _job: JobContext) -> int:
+        """Double it."""
+        return 2 * number
+
+    assert await double(4, JobContext(_sample())) == 8
+    assert double.__doc__ == "Double it."
+    assert repr(double) == "<Handler 'double'>"
+
+
+def _sample() -> Job:
+    from asyncjobs.testing import sample_job  # noqa: PLC0415  # only this test needs it
+
+    return sample_job()
+
+
+# options
+
+
+async def test_a_job_belongs_to_a_trace_given_taken_or_made(jobs: AsyncJobs) -> None:
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        made = await jobs.enqueue(kind, 1)
+        taken = await jobs.enqueue(kind, 1, options=EnqueueOptions(traceparent=TRACEPARENT))
+        given = await jobs.enqueue(kind, 1, options=EnqueueOptions(trace_id="abc"))
+        broken = await jobs.enqueue(kind, 1, options=EnqueueOptions(traceparent="00-zz-11-01"))
+    assert len(made.trace_id) == len(broken.trace_id) == 32
+    assert taken.trace_id == TRACEPARENT[3:35]
+    assert given.trace_id == "abc"
+
+
+async def test_a_delayed_job_waits_and_its_deadline_counts_from_then(jobs: AsyncJobs) -> None:
+    @jobs.handler("later")
+    async def later(_none: None, job: JobContext) -> int:
+        return job.attempt
+
+    pause = timedelta(seconds=0.15)
+    async with jobs:
+        job = await jobs.enqueue(later, None, options=EnqueueOptions(run_at=pause, deadline=60))
+        assert job.run_at == job.due_at == job.created_at + pause
+        assert job.deadline == job.run_at + timedelta(seconds=60)
+        done = await jobs.wait(job.id)
+    assert done.started_at is not None
+    assert done.started_at >= job.run_at
+
+
+async def test_a_moment_may_be_given_instead_of_a_pause(jobs: AsyncJobs) -> None:
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        moment = jobs.clock.now() + timedelta(hours=1)
+        job = await jobs.enqueue(kind, 1, options=EnqueueOptions(run_at=moment))
+    assert job.run_at == moment
+
+
+# idempotency
+
+
+async def test_the_same_key_and_payload_is_the_same_job(jobs: AsyncJobs) -> None:
+    runs: list[int] = []
+
+    @jobs.handler("order")
+    async def order(given: Order, _job: JobContext) -> None:
+        runs.append(given.amount)
+
+    async with jobs:
+        first = await jobs.enqueue(order, Order(amount=1), idempotency_key="k")
+        await jobs.wait(first.id)
+        again = await jobs.enqueue(order, Order(amount=1), idempotency_key="k")
+        assert (again.id, again.status) == (first.id, JobStatus.COMPLETED)
+        with pytest.raises(IdempotencyConflict) as conflict:
+            await jobs.enqueue(order, Order(amount=2), idempotency_key="k")
+        assert (conflict.value.key, conflict.value.job_id) == ("k", first.id)
+    assert runs == [1]
+
+
+# work done outside
+
+
+async def test_outside_work_is_started_by_its_first_report(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=Order, result=Order)
+    async with jobs:
+        job = await jobs.enqueue(kind, Order(amount=3))
+        reported = await jobs.update_progress(job.id, 30, "rendering")
+        assert (reported.status, reported.progress) == (JobStatus.PROCESSING, 30)
+        assert reported.detail is not None
+        assert reported.detail.message == "rendering"
+        again = await jobs.update_progress(job.id, 60)
+        assert (again.progress, again.attempt) == (60, 1)
+        done = await jobs.complete(job.id, Order(amount=9))
+        assert kind.result_of(done) == Order(amount=9)
+
+
+async def test_outside_work_may_end_without_a_report(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        one, two = await jobs.enqueue(kind, 1), await jobs.enqueue(kind, 2)
+        assert (await jobs.complete(one.id, 1)).status is JobStatus.COMPLETED
+        failed = await jobs.fail(two.id, "No more paper.", code="paper")
+        assert failed.error is not None
+        assert (failed.error.code, failed.error.message) == ("paper", "No more paper.")
+        with pytest.raises(JobFailed, match="No more paper"):
+            kind.result_of(failed)
+
+
+async def test_an_ended_job_cannot_end_again(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = await jobs.enqueue(kind, 1)
+        done = await jobs.complete(job.id, 1)
+        for again in (jobs.complete(job.id, 2), jobs.fail(job.id, "no"), jobs.stop(job.id)):
+            with pytest.raises(IllegalMove):
+                await again
+        assert await jobs.get(job.id) == done
+
+
+async def test_a_result_that_does_not_fit_changes_nothing(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = await jobs.enqueue(kind, 1)
+        with pytest.raises(InvalidResult):
+            await jobs.complete(job.id, "many")
+        assert await jobs.get(job.id) == job
+
+
+async def test_outside_work_that_was_asked_to_stop_says_when_it_has(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = await jobs.enqueue(kind, 1)
+        await jobs.update_progress(job.id, 10)
+        asked = await jobs.cancel(job.id)
+        assert (asked.status, asked.cancel_requested_at is None) == (JobStatus.PROCESSING, False)
+        assert (await jobs.stop(job.id)).status is JobStatus.CANCELLED
+
+
+async def test_reporters_that_race_to_start_a_job_both_report(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = await jobs.enqueue(kind, 1)
+        async with anyio.create_task_group() as tasks:
+            for percent in range(10):
+                tasks.start_soon(jobs.update_progress, job.id, percent)
+        found = await jobs.find(job.id)
+    assert (found.attempt, found.version) == (1, 12)
+
+
+async def test_what_our_workers_hold_is_not_reported_from_outside(jobs: AsyncJobs) -> None:
+    @jobs.handler("slow")
+    async def slow(_none: None, _job: JobContext) -> None:
+        await anyio.sleep_forever()
+
+    async with jobs:
+        job = await jobs.enqueue(slow, None)
+        await until(jobs, job.id, JobStatus.PROCESSING)
+        with pytest.raises(LostLease):
+            await jobs.complete(job.id, None)
+        await jobs.cancel(job.id)
+
+
+async def test_every_verb_knows_what_is_unknown(jobs: AsyncJobs) -> None:
+    nobody = new_job_id()
+    async with jobs:
+        assert await jobs.get(nobody) is None
+        for verb in (
+            jobs.find(nobody),
+            jobs.update_progress(nobody, 1),
+            jobs.complete(nobody),
+            jobs.fail(nobody, "no"),
+            jobs.cancel(nobody),
+            jobs.stop(nobody),
+            jobs.wait(nobody),
+            anext(jobs.subscribe(nobody)),
+        ):
+            with pytest.raises(UnknownJob):
+                await verb
+        await jobs.run(nobody)
+
+
+# wait and subscribe
+
+
+async def test_waiting_ends_at_the_timeout_with_the_job_as_it_stands(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = await jobs.enqueue(kind, 1)
+        assert await jobs.wait(job.id, timeout=0.01) == job
+
+
+async def test_a_subscriber_sees_growing_versions_up_to_the_end(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = await jobs.enqueue(kind, 1)
+        seen: list[Job] = []
+
+        async def follow() -> None:
+            async for update in jobs.subscribe(job.id):
+                seen.append(update)  # noqa: PERF401  # what was seen before a failure counts
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            for percent in (10, 50, 90):
+                await jobs.update_progress(job.id, percent)
+            await jobs.complete(job.id, 1)
+    versions = [update.version for update in seen]
+    assert versions == sorted(set(versions))
+    assert seen[-1].status is JobStatus.COMPLETED
+
+
+async def test_a_result_is_asked_of_the_right_type_and_a_finished_job(jobs: AsyncJobs) -> None:
+    one = jobs.external("one", payload=int, result=int)
+    two = jobs.external("two", payload=int, result=int)
+    async with jobs:
+        job = await jobs.enqueue(one, 1)
+        for kind, asked in ((one, job), (two, await jobs.complete(job.id, 1))):
+            with pytest.raises(ValueError, match="has no"):
+                kind.result_of(asked)
+
+
+def test_an_issue_names_its_field_where_there_is_one() -> None:
+    assert str(FieldIssue("a.b", "is odd")) == "a.b: is odd"
+    assert str(FieldIssue("", "is odd")) == "is odd"
+
+
+async def until(jobs: AsyncJobs, job_id: JobId, status: JobStatus) -> Job:
+    """Wait for a job to have that status, or fail after five seconds."""
+    with anyio.fail_after(5):
+        async for job in jobs.subscribe(job_id):
+            if job.status is status:
+                return job
+    raise AssertionError(f"the job never was {status}")
