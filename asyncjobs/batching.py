@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from types import TracebackType
 from typing import Generic, TypeVar
 
 import anyio
@@ -31,6 +32,7 @@ class _Call(Generic[T, R]):
         self.done = anyio.Event()
         self.results: Sequence[R] = ()
         self.error: Exception | None = None
+        self.traceback: TracebackType | None = None
 
 
 class Merged(Generic[T, R]):
@@ -68,7 +70,8 @@ class Merged(Generic[T, R]):
                 else:
                     self._busy = False
         if call.error is not None:
-            raise call.error
+            # One error for many callers: each would add its own frames to the traceback.
+            raise call.error.with_traceback(call.traceback)
         return call.results
 
     async def _drain(self) -> None:
@@ -90,7 +93,7 @@ class Merged(Generic[T, R]):
             results = await self._function([item for call in calls for item in call.items])
         except Exception as error:  # noqa: BLE001  # it goes to those who called
             for call in calls:
-                call.error = error
+                call.error, call.traceback = error, error.__traceback__
         else:
             start = 0
             for call in calls:

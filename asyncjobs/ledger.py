@@ -40,7 +40,8 @@ class Ledger:
         found = list(await self._store.get(ids))
         now = self._clock.now()
         for index, job in enumerate(found):
-            if job is not None and job.due_at is not None and job.due_at <= now:
+            # Not only where it is due: whoever took it may have died before making the move.
+            if job is not None:
                 found[index] = await self._repaired(job, now)
         return found
 

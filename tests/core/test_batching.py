@@ -1,0 +1,134 @@
+"""Concurrent calls travel together, and no caller suffers for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from asyncjobs.batching import Merged
+
+pytestmark = pytest.mark.anyio
+
+
+class Recorder:
+    """Doubles numbers, slowly, and remembers how they came."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = anyio.Event()
+
+    async def double(self, numbers: Sequence[int]) -> Sequence[int]:
+        self.batches.append(list(numbers))
+        await self.gate.wait()
+        if 666 in numbers:
+            raise OSError("unlucky")
+        return [2 * number for number in numbers]
+
+
+async def test_a_lone_call_goes_out_alone() -> None:
+    recorder = Recorder()
+    recorder.gate.set()
+    async with anyio.create_task_group() as tasks:
+        merged = Merged(recorder.double, tasks)
+        assert await merged([1]) == [2]
+        assert await merged([2, 3]) == [4, 6]
+    assert recorder.batches == [[1], [2, 3]]
+
+
+async def test_calls_that_arrive_meanwhile_go_out_together_with_their_own_answers() -> None:
+    recorder = Recorder()
+    answers: dict[int, Sequence[int]] = {}
+
+    async def ask(number: int) -> None:
+        answers[number] = await merged([number, number + 100])
+
+    async with anyio.create_task_group() as tasks:
+        merged = Merged(recorder.double, tasks)
+        tasks.start_soon(ask, 0)
+        await anyio.wait_all_tasks_blocked()
+        for number in range(1, 20):
+            tasks.start_soon(ask, number)
+        await anyio.wait_all_tasks_blocked()
+        recorder.gate.set()
+    assert len(recorder.batches) == 2
+    assert answers == {n: [2 * n, 2 * n + 200] for n in range(20)}
+
+
+async def test_a_batch_has_its_limit() -> None:
+    recorder = Recorder()
+    recorder.gate.set()
+    async with anyio.create_task_group() as tasks:
+        merged = Merged(recorder.double, tasks, most=3)
+        for number in range(8):
+            tasks.start_soon(merged, [number])
+    assert max(map(len, recorder.batches)) == 3
+    assert sorted(sum(recorder.batches, [])) == list(range(8))  # noqa: RUF017  # a few
+
+
+async def test_an_error_goes_to_those_whose_calls_it_ended() -> None:
+    recorder = Recorder()
+    failed: list[int] = []
+
+    async def ask(number: int) -> None:
+        try:
+            await merged([number])
+        except OSError:
+            failed.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        merged = Merged(recorder.double, tasks)
+        tasks.start_soon(ask, 1)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(ask, 666)
+        tasks.start_soon(ask, 2)
+        await anyio.wait_all_tasks_blocked()
+        recorder.gate.set()
+        await anyio.wait_all_tasks_blocked()
+        assert await merged([3]) == [6]
+    assert sorted(failed) == [2, 666]
+
+
+async def test_a_cancelled_caller_learns_the_fate_of_its_call_and_disturbs_nobody() -> None:
+    recorder = Recorder()
+    answers: list[Sequence[int]] = []
+
+    async def ask(number: int) -> None:
+        answers.append(await merged([number]))
+
+    async with anyio.create_task_group() as tasks:
+        merged = Merged(recorder.double, tasks)
+        async with anyio.create_task_group() as impatient:
+            impatient.start_soon(ask, 1)
+            await anyio.wait_all_tasks_blocked()
+            impatient.start_soon(ask, 2)
+            tasks.start_soon(ask, 3)
+            await anyio.wait_all_tasks_blocked()
+            impatient.cancel_scope.cancel()
+            recorder.gate.set()
+        await anyio.wait_all_tasks_blocked()
+        assert await merged([4]) == [8]
+    assert sorted(answers) == [[2], [4], [6]]
+    assert sorted(sum(recorder.batches, [])) == [1, 2, 3, 4]  # noqa: RUF017  # a few
+
+
+async def test_calls_under_way_when_everything_is_cancelled_still_end() -> None:
+    recorder = Recorder()
+    ended: list[int] = []
+
+    async def ask(number: int) -> None:
+        await merged([number])
+        ended.append(number)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            merged = Merged(recorder.double, tasks)
+            for number in range(3):
+                tasks.start_soon(ask, number)
+                await anyio.lowlevel.checkpoint()
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+            recorder.gate.set()
+    assert sorted(ended) == [0, 1, 2]
