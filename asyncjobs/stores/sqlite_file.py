@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from asyncjobs.errors import SchemaError, StoreUnavailable
 
@@ -97,9 +98,11 @@ def waiting_for_locks(connection: sqlite3.Connection) -> Generator[None]:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection) -> Generator[sqlite3.Connection]:
-    """Write all or nothing; the write lock is taken at once, so that nothing can deadlock later."""
-    connection.execute("BEGIN IMMEDIATE")
+def transaction(
+    connection: sqlite3.Connection, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE"
+) -> Generator[sqlite3.Connection]:
+    """Do all or nothing. An immediate one can write, and has the lock for it from the start."""
+    connection.execute(f"BEGIN {kind}")
     try:
         yield connection
         connection.execute("COMMIT")
@@ -110,8 +113,10 @@ def transaction(connection: sqlite3.Connection) -> Generator[sqlite3.Connection]
 
 
 def _prepare(connection: sqlite3.Connection, name: str) -> None:
-    # Look before any pragma that writes: the file may be somebody else's.
-    _version(connection, name)
+    # Look before any pragma that writes: the file may be somebody else's. In one transaction, since
+    # another process may be making the tables at this moment.
+    with transaction(connection, "DEFERRED"):
+        _version(connection, name)
     [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StoreUnavailable(name, "its file system does not allow SQLite's WAL mode")

@@ -1,14 +1,374 @@
+"""One file, whatever happens to it."""
+
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from datetime import timedelta
 from pathlib import Path
 
+import anyio
 import pytest
 
-from asyncjobs.stores.sqlite import SqliteStore
-from asyncjobs.testing import StoreConformance
+from asyncjobs import lifecycle
+from asyncjobs.errors import ConfigurationError, NotOpen, SchemaError, StoreUnavailable
+from asyncjobs.model import Job, new_job_id
+from asyncjobs.protocols import Change, Watching
+from asyncjobs.stores import store_from_url
+from asyncjobs.stores.sqlite import SqliteStore, from_url
+from asyncjobs.stores.sqlite_file import APPLICATION_ID, MIGRATIONS
+from asyncjobs.testing import StoreConformance, sample_job
+from asyncjobs.testing.samples import NOW
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
 
 
 class TestSqliteStore(StoreConformance):
     @pytest.fixture
-    def store(self, tmp_path: Path) -> SqliteStore:
-        return SqliteStore(tmp_path / "jobs.db")
+    def store(self, path: Path) -> SqliteStore:
+        return SqliteStore(path)
+
+
+class TestSqliteStoreOnASlowDisk(StoreConformance):
+    """Where commits are slow, every write goes through the store's thread."""
+
+    @pytest.fixture
+    def store(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> SqliteStore:
+        monkeypatch.setattr("asyncjobs.stores.sqlite._QUICK_SECONDS", -1.0)
+        return SqliteStore(path)
+
+
+# opening
+
+
+def test_a_url_names_a_file() -> None:
+    assert from_url("sqlite:///jobs.db").path == Path("jobs.db")
+    assert from_url("sqlite:////var/jobs.db").path == Path("/var/jobs.db")
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://", "sqlite:///", "sqlite://jobs.db", "sqlite:///:memory:"]
+)
+def test_a_url_without_a_file_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="sqlite:///relative/path"):
+        store_from_url(url)
+
+
+def test_an_unknown_scheme_is_named_with_those_there_are() -> None:
+    with pytest.raises(ConfigurationError, match="memory, sqlite"):
+        store_from_url("mongodb://localhost")
+
+
+async def test_a_closed_store_says_so(path: Path) -> None:
+    with pytest.raises(NotOpen):
+        await SqliteStore(path).get([])
+
+
+async def test_the_file_is_durable_and_marked_as_ours(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        assert isinstance(store, Watching)
+        [mode] = store._opened.writer.execute("PRAGMA journal_mode").fetchone()
+        [level] = store._opened.writer.execute("PRAGMA synchronous").fetchone()
+        assert (mode, level) == ("wal", 2)
+    with sqlite3.connect(path) as file:
+        assert file.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+        assert file.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+    file.close()
+
+
+async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="folder does not exist"):
+        await opened(tmp_path / "nowhere" / "jobs.db")
+
+
+async def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="unable to open"):
+        await opened(tmp_path)
+
+
+async def test_a_file_that_is_no_database_is_left_as_it_is(path: Path) -> None:
+    path.write_bytes(b"Dear diary, today " * 100)
+    with pytest.raises(SchemaError, match="not an SQLite database"):
+        await opened(path)
+    assert path.read_bytes().startswith(b"Dear diary")
+
+
+async def test_another_program_s_database_is_left_as_it_is(path: Path) -> None:
+    write(path, "CREATE TABLE diary (day TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(SchemaError, match="another program"):
+        await opened(path)
+    assert path.read_bytes() == before
+
+
+async def test_a_database_of_a_newer_version_is_left_as_it_is(path: Path) -> None:
+    await opened(path)
+    write(path, f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(SchemaError, match=f"schema version {len(MIGRATIONS) + 1}"):
+        await opened(path)
+
+
+async def test_a_corrupt_file_is_unavailable_and_never_replaced(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        jobs = [sample_job() for _ in range(200)]
+        await store.insert(jobs)
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 3 * 4096)
+    with pytest.raises(StoreUnavailable, match="malformed"):
+        async with SqliteStore(path) as store:
+            await store.get([job.id for job in jobs])
+    assert path.stat().st_size > 4 * 4096
+
+
+async def test_an_interrupted_migration_leaves_nothing_half_made(path: Path) -> None:
+    script = """
+import sys, os, sqlite3
+from asyncjobs.stores import sqlite_file
+sqlite_file.MIGRATIONS = (sqlite_file.MIGRATIONS[0], ("CREATE TABLE more (x)", "NONSENSE"))
+try:
+    sqlite_file.File(sqlite_file.Path(sys.argv[1])).open_writer()
+except Exception as error:
+    print(type(error).__name__)
+"""
+    await opened(path)
+    assert run(script, str(path)).strip() == "StoreUnavailable"
+    with sqlite3.connect(path) as file:
+        assert file.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert file.execute("SELECT 1 FROM sqlite_schema WHERE name = 'more'").fetchone() is None
+    file.close()
+    await opened(path)
+
+
+async def test_many_processes_may_open_a_new_file_at_once(path: Path) -> None:
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(opened, path)
+    await opened(path)
+
+
+# writing where it cannot be
+
+
+async def test_a_removed_file_is_not_written_into_the_void(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        await store.insert([sample_job()])
+        path.unlink()
+        with pytest.raises(StoreUnavailable, match="removed"):
+            await store.insert([sample_job()])
+    assert not path.exists()
+
+
+async def test_a_replaced_file_is_noticed(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        other = path.with_name("other.db")
+        other.write_bytes(b"")
+        other.replace(path)
+        with pytest.raises(StoreUnavailable, match="replaced"):
+            await store.insert([sample_job()])
+
+
+FULL_DISK = """
+import anyio, resource, signal, sys
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.stores.sqlite import SqliteStore
+from asyncjobs.testing import sample_job
+
+async def main() -> None:
+    stored = []
+    async with SqliteStore(sys.argv[1]) as store:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+        try:
+            while True:
+                jobs = [sample_job(payload_json=b'"' + b"x" * 5000 + b'"') for _ in range(5)]
+                await store.insert(jobs)
+                stored += jobs
+        except StoreUnavailable as error:
+            assert error.__cause__ is not None
+        assert list(await store.get([job.id for job in stored])) == stored
+        assert list(await store.get([job.id for job in jobs])) == [None] * 5
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        assert list(await store.insert(jobs)) == jobs
+    print(len(stored) > 5)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
+def test_a_full_disk_loses_nothing_and_writes_nothing_by_halves(path: Path) -> None:
+    assert run(FULL_DISK, str(path)).strip() == "True"
+
+
+READ_ONLY = """
+import anyio, os, sys
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.stores.sqlite import SqliteStore
+
+async def main() -> None:
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    try:
+        async with SqliteStore(sys.argv[1]):
+            print("opened")
+    except StoreUnavailable as error:
+        print(error)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are POSIX")
+async def test_an_unwritable_file_is_refused_when_it_is_opened() -> None:
+    # Not in pytest's own folder, into which no other user may look.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "jobs.db"
+        await opened(path)
+        path.chmod(0o444)
+        Path(folder).chmod(0o555)
+        said = run(READ_ONLY, str(path))
+        Path(folder).chmod(0o755)
+    assert "readonly" in said or "read-only" in said
+
+
+# several at once
+
+
+async def test_two_processes_share_a_file(path: Path) -> None:
+    job = sample_job()
+    async with SqliteStore(path) as one, SqliteStore(path) as other:
+        await one.insert([job])
+        started = lifecycle.start(job, NOW, None)
+        assert list(await other.replace([Change(started, job.revision)])) == [True]
+        assert list(await one.get([job.id])) == [started]
+        assert list(await one.replace([Change(started, job.revision)])) == [False]
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 1.0], ids=["in its thread", "at once"])
+async def test_many_writers_in_two_processes_lose_no_update(
+    path: Path, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncjobs.stores.sqlite._QUICK_SECONDS", seconds)
+    job = sample_job()
+    async with SqliteStore(path) as one, SqliteStore(path) as other:
+        await one.insert([job])
+
+        async def count(store: SqliteStore) -> None:
+            for _ in range(25):
+                done = False
+                while not done:
+                    [found] = await store.get([job.id])
+                    assert found is not None
+                    change = Change(next_revision(found), found.revision)
+                    [done] = await store.replace([change])
+
+        async with anyio.create_task_group() as tasks:
+            for store in (one, other):
+                tasks.start_soon(count, store)
+                tasks.start_soon(count, store)
+        [found] = await one.get([job.id])
+    assert found is not None
+    assert found.revision == 101
+
+
+def next_revision(job: Job) -> Job:
+    return job.model_copy(update={"revision": job.revision + 1})
+
+
+async def test_a_write_waits_for_another_process_s_lock_without_stopping_the_loop(
+    path: Path,
+) -> None:
+    job, beats = sample_job(), 0
+    async with SqliteStore(path) as store:
+        await store.insert([sample_job()])
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+
+        async def beat() -> None:
+            nonlocal beats
+            for _ in range(5):
+                await anyio.sleep(0.01)
+                beats += 1
+            other.execute("ROLLBACK")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(beat)
+            assert await store.insert([job]) == [job]
+        other.close()
+    assert beats == 5
+
+
+async def test_other_processes_writes_are_noticed_and_one_s_own_are_not(path: Path) -> None:
+    async with SqliteStore(path, notice=0.005) as one, SqliteStore(path) as other:
+        noticed = 0
+
+        async def watch() -> None:
+            nonlocal noticed
+            async for ids in one.changes():
+                assert list(ids) == []
+                noticed += 1
+                if noticed == 1:
+                    tasks.cancel_scope.cancel()
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(watch)
+                await anyio.sleep(0.05)
+                await one.insert([sample_job()])
+                await anyio.sleep(0.05)
+                assert noticed == 0
+                await other.insert([sample_job()])
+                await anyio.sleep_forever()
+    assert noticed == 1
+
+
+async def test_taking_needs_no_write_lock_where_nothing_is_due(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        later = NOW + timedelta(minutes=1)
+        assert list(await store.take(["default"], now=NOW, until=later, limit=9)) == []
+        other.execute("ROLLBACK")
+        other.close()
+
+
+async def test_a_reader_that_is_locked_out_waits_in_the_thread(path: Path) -> None:
+    job = sample_job()
+    async with SqliteStore(path) as store:
+        await store.insert([job])
+        store._opened.reader.close()
+        store._opened.reader = locked_out()
+        assert list(await store.get([job.id, new_job_id()])) == [job, None]
+
+
+def locked_out() -> sqlite3.Connection:
+    """Return a connection on which every read fails as one that is locked does."""
+    return sqlite3.connect(":memory:", check_same_thread=False)
+
+
+async def opened(path: Path) -> None:
+    """Open and close a store."""
+    async with SqliteStore(path):
+        pass
+
+
+def write(path: Path, statement: str) -> None:
+    """Let another program write into the file."""
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def run(script: str, *arguments: str) -> str:
+    """Run a script in a process of its own; return what it printed."""
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
