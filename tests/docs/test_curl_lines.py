@@ -1,0 +1,82 @@
+"""Runs the curl lines of the HTTP reference against a real server, in order.
+
+They are translated, not run: curl is not everywhere. Behind each line stands the status to expect.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LINE = re.compile(r"^curl (?P<arguments>.+)  # (?P<status>\d{3})$", re.MULTILINE)
+PATIENCE_SECONDS = 10
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Generator[httpx2.Client]:
+    """Start the FastAPI example; requests wait in the socket's queue until it accepts."""
+    own = {"EXPORTS_STORE": f"sqlite:///{tmp_path}/jobs.db", "EXPORTS_FOLDER": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        number = str(listening.fileno())
+        command = [
+            "uvicorn",
+            "--app-dir",
+            str(ROOT / "examples"),
+            "fastapi_app:app",
+            "--fd",
+            number,
+        ]
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command, "--log-level", "error"],
+            env=os.environ | own,
+            pass_fds=[listening.fileno()],
+        )
+        host, port = listening.getsockname()
+    try:
+        with httpx2.Client(base_url=f"http://{host}:{port}", timeout=30) as client:
+            yield client
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def request_of(arguments: str) -> httpx2.Request:
+    curl = argparse.ArgumentParser()
+    curl.add_argument("-i", action="store_true")
+    curl.add_argument("-X", dest="method")
+    curl.add_argument("-H", dest="headers", action="append", default=[])
+    curl.add_argument("-d", dest="data")
+    curl.add_argument("url")
+    asked = curl.parse_args(shlex.split(arguments))
+    method = asked.method or ("POST" if asked.data else "GET")
+    headers = dict(header.split(": ", 1) for header in asked.headers)
+    return httpx2.Request(method, asked.url, headers=headers, content=asked.data)
+
+
+def test_curl_lines_answer_what_is_written_behind_them(client: httpx2.Client) -> None:
+    page = (ROOT / "docs" / "reference" / "http.md").read_text(encoding="utf-8")
+    lines = LINE.findall(page)
+    assert len(lines) == page.count("\ncurl ")
+    job = ""
+    for arguments, status in lines:
+        host = str(client.base_url).rstrip("/")
+        request = request_of(arguments.replace("$HOST", host).replace("$JOB", job))
+        patience = time.monotonic() + PATIENCE_SECONDS
+        answer = client.send(request)
+        # A job needs its time to end: ask again.
+        while answer.status_code != int(status) and answer.status_code == 202:
+            assert time.monotonic() < patience, arguments
+            answer = client.send(request)
+        assert answer.status_code == int(status), (arguments, answer.text)
+        if "/api/exports" in arguments and answer.status_code == 202:
+            job = answer.json()["jobId"]
