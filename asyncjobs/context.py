@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import anyio.lowlevel
 from pydantic import JsonValue
@@ -206,23 +206,8 @@ class Tracked(Generic[T]):
             done += 1
         self._count(done)
 
-    async def __aiter__(self) -> AsyncIterator[T]:
-        done = 0
-        if isinstance(self._items, AsyncIterable):
-            async for item in self._items:
-                await self._count(done)
-                yield item
-                done += 1
-        else:
-            turn_ends = 0.0
-            for item in self._items:
-                checkpoint = self._count(done)
-                if (now := monotonic()) >= turn_ends:
-                    await checkpoint
-                    turn_ends = now + _TURN_SECONDS
-                yield item
-                done += 1
-        await self._count(done)
+    def __aiter__(self) -> AsyncIterator[T]:
+        return _Steps(self._count, self._items)
 
     def _count(self, done: int) -> Checkpoint:
         # More items than announced must not end the job: the bar then just stays full.
@@ -230,6 +215,41 @@ class Tracked(Generic[T]):
         return self._job.progress(
             percent, self._message, current=done, total=self._total, unit=self._unit
         )
+
+
+class _Steps(Generic[T]):
+    """What `async for` steps through.
+
+    Not an async generator: a cancelled handler leaves its loop in the middle, and then there is
+    nothing here that would have to be closed.
+    """
+
+    def __init__(
+        self, count: Callable[[int], Checkpoint], items: Iterable[T] | AsyncIterable[T]
+    ) -> None:
+        self._count = count
+        self._done = 0
+        self._turn_ends = 0.0
+        self._items = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        checkpoint = self._count(self._done)
+        items = self._items
+        if isinstance(items, AsyncIterator):
+            item = await anext(items)
+        else:
+            if (now := monotonic()) >= self._turn_ends:
+                await checkpoint
+                self._turn_ends = now + _TURN_SECONDS
+            try:
+                item = next(items)
+            except StopIteration:
+                raise StopAsyncIteration from None
+        self._done += 1
+        return item
 
 
 def log_fields(job: Job) -> dict[str, object]:

@@ -1,0 +1,196 @@
+"""Whoever watches hears of changes, from wherever they come, at one read per change."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import anyio
+import pytest
+
+from asyncjobs import lifecycle
+from asyncjobs.errors import StoreUnavailable, UnknownJob
+from asyncjobs.feed import Feed, Signal
+from asyncjobs.model import Job, JobId, JobStatus, new_job_id
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import NOW
+
+pytestmark = pytest.mark.anyio
+
+NEVER = 3600.0
+
+
+class Shelf:
+    """What there is to read, with what it costs."""
+
+    def __init__(self, *jobs: Job) -> None:
+        self.jobs = {job.id: job for job in jobs}
+        self.reads: list[list[JobId]] = []
+        self.away = False
+
+    async def read(self, ids: Sequence[JobId]) -> Sequence[Job | None]:
+        self.reads.append(list(ids))
+        if self.away:
+            raise StoreUnavailable("shelf", "it is away")
+        return [self.jobs.get(job_id) for job_id in ids]
+
+    def put(self, job: Job) -> Job:
+        self.jobs[job.id] = job
+        return job
+
+
+class Notices:
+    """A store that tells of changes when it is told to."""
+
+    def __init__(self, *batches: Sequence[JobId]) -> None:
+        self.batches = batches
+        self.broken = False
+
+    async def changes(self) -> AsyncIterator[Sequence[JobId]]:
+        for batch in self.batches:
+            yield batch
+        if self.broken:
+            raise StoreUnavailable("notices", "it broke off")
+        await anyio.sleep_forever()
+
+
+async def test_a_signal_given_early_is_kept_and_given_once() -> None:
+    signal = Signal()
+    signal.set()
+    with anyio.fail_after(5):
+        await signal.wait()
+    await signal.wait(timeout=0.01)
+
+
+async def test_a_watcher_sees_where_the_job_is_and_each_later_state() -> None:
+    job = sample_job()
+    shelf, feed = Shelf(job), Feed(poll=NEVER)
+    watch = feed.watch(job.id, shelf.read)
+    assert await anext(watch) == job
+    started = lifecycle.start(job, NOW, None)
+    feed.announce(started)
+    assert await anext(watch) == started
+    done = lifecycle.complete(started, NOW, token=None, result=b"1")
+    feed.announce(done)
+    assert [one async for one in watch] == [done]
+    assert len(shelf.reads) == 1
+
+
+async def test_a_slow_watcher_gets_the_newest_state_only() -> None:
+    job = sample_job()
+    feed = Feed(poll=NEVER)
+    watch = feed.watch(job.id, Shelf(job).read)
+    await anext(watch)
+    newest = job
+    for _ in range(100):
+        newest = newest.model_copy(update={"version": newest.version + 1})
+        feed.announce(newest)
+    feed.announce(job)
+    assert await anext(watch) == newest
+
+
+async def test_watching_what_is_not_there_says_so_and_leaves_nothing_behind() -> None:
+    feed = Feed(poll=NEVER)
+    with pytest.raises(UnknownJob):
+        await anext(feed.watch(new_job_id(), Shelf().read))
+    assert feed._listeners == {}
+
+
+async def test_a_watch_left_in_the_middle_leaves_nothing_behind() -> None:
+    job = sample_job()
+    feed = Feed(poll=NEVER)
+    async for _ in feed.watch(job.id, Shelf(job).read):
+        break
+    assert feed._listeners == {}
+
+
+async def test_a_watch_can_be_closed() -> None:
+    job = sample_job()
+    feed = Feed(poll=NEVER)
+    watch = feed.watch(job.id, Shelf(job).read)
+    await anext(watch)
+    await watch.aclose()
+    await watch.aclose()
+    assert [one async for one in watch] == []
+    assert feed._listeners == {}
+
+
+async def test_closing_the_feed_ends_every_watch() -> None:
+    jobs = [sample_job(), sample_job()]
+    feed = Feed(poll=NEVER)
+    watches = [feed.watch(job.id, Shelf(*jobs).read) for job in jobs]
+    for watch in watches:
+        await anext(watch)
+    feed.close()
+    for watch in watches:
+        assert [one async for one in watch] == []
+
+
+async def test_what_others_write_is_found_by_reading_now_and_then() -> None:
+    job, gone = sample_job(), sample_job()
+    shelf, feed = Shelf(job, gone), Feed(poll=0.01)
+    async with anyio.create_task_group() as tasks:
+        watch, lost = feed.watch(job.id, shelf.read), feed.watch(gone.id, shelf.read)
+        assert [await anext(watch), await anext(lost)] == [job, gone]
+        tasks.start_soon(feed.run, shelf.read, object())
+        started = shelf.put(lifecycle.start(job, NOW, None))
+        del shelf.jobs[gone.id]
+        with anyio.fail_after(5):
+            assert await anext(watch) == started
+            assert [one async for one in lost] == []
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_change_is_read_once_for_any_number_of_watchers() -> None:
+    job = sample_job()
+    started = lifecycle.start(job, NOW, None)
+    shelf, feed = Shelf(job), Feed(poll=NEVER)
+    watches = [feed.watch(job.id, shelf.read) for _ in range(50)]
+    for watch in watches:
+        await anext(watch)
+    shelf.put(started)
+    shelf.reads.clear()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(feed.run, shelf.read, Notices([job.id]))
+        with anyio.fail_after(5):
+            assert [await anext(watch) for watch in watches] == [started] * 50
+        tasks.cancel_scope.cancel()
+    assert shelf.reads == [[job.id]]
+
+
+async def test_notices_of_other_jobs_cost_no_read() -> None:
+    job = sample_job()
+    shelf, feed = Shelf(job), Feed(poll=NEVER)
+    watch = feed.watch(job.id, shelf.read)
+    await anext(watch)
+    shelf.reads.clear()
+    hints: list[Job | None] = []
+    feed.on_any(hints.append)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(feed.run, shelf.read, Notices([new_job_id()]))
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert (shelf.reads, hints) == ([], [None])
+    feed.announce(job)
+    assert hints == [None, job]
+
+
+async def test_reading_goes_on_after_a_fault(caplog: pytest.LogCaptureFixture) -> None:
+    job = sample_job()
+    shelf, feed = Shelf(job), Feed(poll=0.01)
+    watch = feed.watch(job.id, shelf.read)
+    await anext(watch)
+    shelf.away = True
+    notices = Notices([])
+    notices.broken = True
+    shelf.reads.clear()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(feed.run, shelf.read, notices)
+        with anyio.fail_after(5):
+            while len(shelf.reads) < 2:  # noqa: ASYNC110  # the shelf wakes nobody
+                await anyio.sleep(0.005)
+            shelf.away = False
+            shelf.put(lifecycle.cancel(job, NOW))
+            assert (await anext(watch)).status is JobStatus.CANCELLED
+        tasks.cancel_scope.cancel()
+    assert "could not be read" in caplog.text
+    assert "broke off" in caplog.text

@@ -1,0 +1,44 @@
+"""What an import brings along, and what the package promises by its names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import asyncjobs
+
+HEAVY = ("sqlite3", "starlette", "fastapi", "flask", "httpx2", "uvicorn", "trio", "pytest")
+
+
+def imported_by(statement: str) -> set[str]:
+    script = f"{statement}; import sys; print(*sys.modules)"
+    command = [sys.executable, "-c", script]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return set(printed.split())
+
+
+@pytest.mark.parametrize(
+    "module", ["asyncjobs", "asyncjobs.http.endpoints", "asyncjobs.portal", "asyncjobs.adapters"]
+)
+def test_the_core_loads_no_driver_and_no_framework(module: str) -> None:
+    assert imported_by(f"import {module}").isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///jobs.db"])
+def test_a_queue_loads_the_driver_of_its_own_store_only(url: str) -> None:
+    loaded = imported_by(f"import asyncjobs; asyncjobs.AsyncJobs({url!r})")
+    assert ("sqlite3" in loaded) == url.startswith("sqlite")
+
+
+def test_every_name_is_there_and_none_twice() -> None:
+    assert sorted(asyncjobs.__all__) == asyncjobs.__all__
+    assert len(set(asyncjobs.__all__)) == len(asyncjobs.__all__)
+    for name in asyncjobs.__all__:
+        assert getattr(asyncjobs, name).__module__.startswith(("asyncjobs.", "typing"))
+
+
+def test_the_distribution_is_installed_under_its_name() -> None:
+    assert version("asyncjobs-http")

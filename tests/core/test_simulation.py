@@ -1,0 +1,213 @@
+"""Hours of life under seeded faults, in seconds: processes are cut off and killed, calls fail.
+
+Trio's clock jumps to whatever happens next, so leases, timeouts and deadlines have their real
+lengths. What must hold whatever happens is checked on every write that any process made.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
+from types import TracebackType
+from typing import Self, TypeVar
+
+import anyio
+import pytest
+from trio.testing import MockClock
+
+from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, JobStatus, Policy, Retry, Settings
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.model import Job, JobId
+from asyncjobs.protocols import Change
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import LoopClock
+
+T = TypeVar("T")
+
+JOBS = 60
+
+# The machine that runs this has to make each poll; the leases keep their length.
+SEDATE = Settings(
+    poll=timedelta(seconds=10), sweep=timedelta(seconds=15), progress=timedelta(seconds=5)
+)
+PROCESSES = 3
+HOUR = 3600.0
+
+
+class History(MemoryStore):
+    """Keeps every state that was ever written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: dict[JobId, list[Job]] = {}
+
+    def _put(self, job: Job) -> None:
+        states = self.states.setdefault(job.id, [])
+        if not states or states[-1].revision != job.revision:
+            states.append(job)
+        super()._put(job)
+
+
+class Line:
+    """One process's connection to the store: calls fail before or after they are carried out."""
+
+    def __init__(self, store: MemoryStore, chance: random.Random) -> None:
+        self.store = store
+        self.chance = chance
+        self.faults = 0.0
+        self.cut = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+        await anyio.sleep(self.chance.expovariate(100))
+        if self.cut or self.chance.random() < self.faults:
+            raise StoreUnavailable("line", "lost on the way there")
+        answer = await call()
+        if self.cut or self.chance.random() < self.faults:
+            raise StoreUnavailable("line", "lost on the way back")
+        return answer
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        return await self._call(lambda: self.store.insert(jobs))
+
+    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        return await self._call(lambda: self.store.get(ids))
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        return await self._call(lambda: self.store.replace(changes))
+
+    async def take(
+        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
+    ) -> Sequence[Job]:
+        return await self._call(lambda: self.store.take(lanes, now=now, until=until, limit=limit))
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        await self._call(lambda: self.store.delete(ids))
+
+
+class World:
+    """A store, and processes that come and go."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)  # noqa: S311  # seeded faults, no secrets
+        self.store = History()
+        self.accepted: list[JobId] = []
+        self.lines: list[Line] = []
+
+    def process(self) -> tuple[AsyncJobs, Line]:
+        """Make one process, with the application's handlers."""
+        line = Line(self.store, self.chance)
+        jobs = AsyncJobs(
+            line,
+            clock=LoopClock(),
+            settings=SEDATE,
+            dispatcher=LocalDispatcher(concurrency=4),
+            policy=Policy(retention=None, deadline=timedelta(hours=6)),
+        )
+        self.register(jobs)
+        return jobs, line
+
+    def register(self, jobs: AsyncJobs) -> None:
+        @jobs.handler("work", timeout=1800, retry=Retry(max_attempts=3))
+        async def work(seconds: float, job: JobContext) -> int:
+            async for _ in job.track(range(10)):
+                await anyio.sleep(seconds / 10)
+            if self.chance.random() < 0.2:
+                raise OSError("it happens")
+            return job.fence
+
+    async def submit(self) -> None:
+        """Be the clients: submit now and then, cancel some."""
+        jobs, _ = self.process()
+        async with jobs:
+            for _ in range(JOBS):
+                await anyio.sleep(self.chance.expovariate(1 / 30))
+                seconds = self.chance.choice([0.1, 5, 60, 600, 2400])
+                late = EnqueueOptions(run_at=timedelta(seconds=self.chance.choice([0, 0, 90])))
+                job = await jobs.enqueue("work", seconds, options=late)
+                self.accepted.append(job.id)
+                if self.chance.random() < 0.15:
+                    await jobs.cancel(self.chance.choice(self.accepted))
+
+    async def live_and_die(self) -> None:
+        """Be one machine: processes that work for a while and end in one way or another."""
+        while True:
+            jobs, line = self.process()
+            line.faults = self.chance.choice([0, 0, 0.05])
+            async with jobs:
+                await anyio.sleep(self.chance.uniform(60, 2400))
+                line.cut = self.chance.random() < 0.5  # killed, rather than shut down
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_accepted_job_ends_once_whatever_happens(seed: int) -> None:
+    world = World(seed)
+
+    async def simulate() -> None:
+        with anyio.fail_after(48 * HOUR):
+            async with anyio.create_task_group() as machines:
+                for _ in range(PROCESSES):
+                    machines.start_soon(world.live_and_die)
+                await world.submit()
+                await settled(world.store)
+                machines.cancel_scope.cancel()
+
+    clock = MockClock(autojump_threshold=0)
+    anyio.run(simulate, backend="trio", backend_options={"clock": clock})
+    assert len(world.accepted) == JOBS
+    for job_id in world.accepted:
+        check(world.store.states[job_id])
+
+
+async def settled(store: History) -> None:
+    """Wait until every job has ended, and some time more, in which nothing may change."""
+    while any(not job.status.terminal for job in store._jobs.values()):  # noqa: ASYNC110
+        await anyio.sleep(60)
+    await anyio.sleep(HOUR)
+
+
+def check(states: list[Job]) -> None:
+    """Check one job's whole life."""
+    end = states[-1]
+    assert end.status.terminal
+    assert [job.status.terminal for job in states].count(True) == 1
+    versions = [job.version for job in states]
+    assert all(after - before in {0, 1} for before, after in pairwise(versions))
+    assert end.failures < end.retry.max_attempts
+    assert end.losses <= end.max_deliveries
+    assert end.completed_at is not None
+    assert end.completed_at <= end.deadline + timedelta(minutes=1)
+    if end.status is JobStatus.COMPLETED:
+        # The outcome is that of the attempt that held the lease when it was written.
+        assert end.result == end.attempt == states[-2].attempt
+
+
+def test_the_check_can_fail() -> None:
+    world = World(0)
+
+    async def lose_one() -> None:
+        jobs, _ = world.process()
+        async with jobs:
+            job = await jobs.enqueue("work", 0.1)
+            await jobs.wait(job.id)
+
+    anyio.run(lose_one, backend="trio", backend_options={"clock": MockClock(autojump_threshold=0)})
+    [states] = world.store.states.values()
+    check(states)
+    twice = states[-1].model_copy(update={"revision": 99, "result_json": b"2"})
+    for broken in ([*states, twice], states[:-1], [states[0], states[-1]]):
+        with pytest.raises(AssertionError):
+            check(broken)

@@ -1,0 +1,41 @@
+"""A third party's store is found by the scheme of a URL."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from asyncjobs.stores import store_from_url
+from asyncjobs.stores.memory import MemoryStore
+
+SCRIPT = """
+from asyncjobs import AsyncJobs, ConfigurationError
+print(type(AsyncJobs("shelf://anything")._store).__name__)
+try:
+    AsyncJobs("cupboard://anything")
+except ConfigurationError as error:
+    print(error)
+"""
+
+
+def test_a_store_registered_as_an_entry_point_is_found(tmp_path: Path) -> None:
+    (tmp_path / "shelf.py").write_text(
+        "from asyncjobs.stores.memory import MemoryStore\n"
+        "class Shelf(MemoryStore): pass\n"
+        "def from_url(url): return Shelf()\n"
+    )
+    info = tmp_path / "shelf-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[asyncjobs.stores]\nshelf = shelf:from_url\n")
+    command = [sys.executable, "-c", SCRIPT]
+    printed = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}
+    ).stdout
+    assert printed.startswith("Shelf\n")
+    assert "memory, shelf, sqlite" in printed
+
+
+def test_built_in_stores_need_no_entry_point() -> None:
+    assert isinstance(store_from_url("memory://"), MemoryStore)
