@@ -30,9 +30,12 @@ class Ledger:
 
     async def insert(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """Add jobs; where the id or the idempotency key is taken, get the stored job back."""
-        stored = await self._store.insert(jobs)
-        for job in stored:
-            self._feed.announce(job)
+        stored = list(await self._store.insert(jobs))
+        for index, (job, found) in enumerate(zip(jobs, stored, strict=True)):
+            if found.id == job.id:
+                self._feed.announce(found)
+            else:
+                stored[index] = await self._replayed(job, found)
         return stored
 
     async def get(self, ids: Sequence[JobId]) -> Sequence[Job | None]:
@@ -95,6 +98,16 @@ class Ledger:
     def watch(self, job_id: JobId) -> Watch:
         """Follow one job."""
         return self._feed.watch(job_id, self.get)
+
+    async def _replayed(self, job: Job, found: Job) -> Job:
+        """Return the job that has the key now: not one that nobody can read any more."""
+        repaired = await self._repaired(found, self._clock.now())
+        if repaired is not None:
+            return repaired
+        await self.forget([found.id])
+        [stored] = await self._store.insert([job])
+        self._feed.announce(stored)
+        return stored
 
     async def _repaired(self, job: Job, now: datetime) -> Job | None:
         if lifecycle.forgettable(job, now):

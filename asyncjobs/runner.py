@@ -125,7 +125,10 @@ class Runner:
         try:
             started = await self._ledger.advance(job, begin)
         except (IllegalMove, UnknownJob):
-            return None  # a duplicate delivery, or a job that ended before it began
+            # A duplicate delivery, or a job that ended before it began. Or its deadline has passed
+            # while it waited: whoever reads it, records that.
+            await self._ledger.get([job.id])
+            return None
         log_transition(started)
         return Attempt(started, token, self._settings.lease)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import datetime
+from heapq import heappop, heappush
 
 import anyio
 
@@ -15,6 +17,9 @@ from asyncjobs.model import Job, JobStatus
 from asyncjobs.protocols import Change, Embedded
 from asyncjobs.registry import Registry
 from asyncjobs.settings import Settings
+
+# More jobs than these are found by polling.
+_MOST_HINTS = 10_000
 
 log = logging.getLogger("asyncjobs")
 
@@ -31,18 +36,18 @@ class Worker:
         self._settings = settings
         self._wake = Signal()
         self._sleeps_until = ledger.now()
+        # When jobs are due that this process knows of: a heap.
+        self._coming: list[datetime] = []
 
     def hint(self, job: Job | None) -> None:
         """Note that a job waits, or (None) that any may: look when it is due."""
         if job is None:
             self._wake.set()
-        elif (
-            job.status is JobStatus.PENDING
-            and job.due_at is not None
-            and job.due_at < self._sleeps_until
-        ):
-            self._sleeps_until = job.due_at
-            self._wake.set()
+        elif job.status is JobStatus.PENDING and job.due_at is not None:
+            if len(self._coming) < _MOST_HINTS:
+                heappush(self._coming, job.due_at)
+            if job.due_at < self._sleeps_until:
+                self._wake.set()
 
     async def run(self) -> None:
         """Take and give until cancelled."""
@@ -70,14 +75,19 @@ class Worker:
         """Take as much as there is room for; tell whether there may be more."""
         lanes, limit = self._registry.queues, self._dispatcher.room
         now = self._ledger.now()
-        self._sleeps_until = now + self._settings.poll
+        while self._coming and self._coming[0] <= now:
+            heappop(self._coming)
+        self._sleeps_until = min([now + self._settings.poll, *self._coming[:1]])
         if not lanes:
             return False
         taken = await self._ledger.take(lanes, until=now + self._settings.redelivery, limit=limit)
-        refused = [job for job in taken if not self._dispatcher.offer(job)]
+        late = [job.id for job in taken if job.deadline <= now]
+        if late:
+            await self._ledger.get(late)  # readers record missed deadlines
+        refused = [job for job in taken if job.deadline > now and not self._dispatcher.offer(job)]
         await self.give_back(refused)
         return len(taken) == limit
 
     def _pause(self) -> float:
-        """Sleep to the next poll, or to the moment a job is due that was hinted at meanwhile."""
+        """Sleep to the next poll, or to the moment when a job is due that was hinted at."""
         return max(0.0, (self._sleeps_until - self._ledger.now()).total_seconds())

@@ -11,7 +11,7 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
-from asyncjobs.errors import NotOpen
+from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.feed import Signal
 from asyncjobs.model import Delivery, Job
 from asyncjobs.protocols import Run
@@ -28,6 +28,8 @@ class LocalDispatcher:
     delivery = Delivery.PULL
 
     def __init__(self, concurrency: int = 10) -> None:
+        if concurrency < 1:
+            raise ConfigurationError(f"At least one job must run at a time, got {concurrency}.")
         self.concurrency = concurrency
         self._waiting: deque[Job] = deque()
         self._running = 0

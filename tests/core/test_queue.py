@@ -28,11 +28,13 @@ from asyncjobs import (
     NotOpen,
     PayloadTooLarge,
     Policy,
+    Settings,
     UnknownJob,
     UnknownType,
 )
 from asyncjobs.model import Job, JobId, new_job_id
 from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., AsyncJobs]
@@ -288,6 +290,29 @@ async def test_the_same_key_and_payload_is_the_same_job(jobs: AsyncJobs) -> None
             await jobs.enqueue(order, Order(amount=2), idempotency_key="k")
         assert (conflict.value.key, conflict.value.job_id) == ("k", first.id)
     assert runs == [1]
+
+
+async def test_a_key_is_free_again_when_its_job_is_forgotten(make: Make) -> None:
+    clock = ManualClock()
+    jobs = make(clock=clock, settings=Settings(poll=timedelta(1), sweep=timedelta(1)))
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        old = await jobs.enqueue(kind, 1, idempotency_key="k")
+        await jobs.complete(old.id, 1)
+        clock.advance(timedelta(hours=24))
+        new = await jobs.enqueue(kind, 2, idempotency_key="k")
+        assert (new.id != old.id, new.payload) == (True, 2)
+        assert await jobs.get(new.id) == new
+
+
+async def test_a_replayed_job_is_told_as_it_must_stand(make: Make) -> None:
+    clock = ManualClock()
+    jobs = make(clock=clock, settings=Settings(poll=timedelta(1), sweep=timedelta(1)))
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        await jobs.enqueue(kind, 1, idempotency_key="k")
+        clock.advance(timedelta(hours=24))
+        assert (await jobs.enqueue(kind, 1, idempotency_key="k")).status is JobStatus.FAILED
 
 
 # work done outside

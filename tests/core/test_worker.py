@@ -1,0 +1,122 @@
+"""When jobs begin, and which ones never do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import anyio
+import pytest
+
+from asyncjobs import AsyncJobs, ConfigurationError, EnqueueOptions, JobContext, JobStatus, Settings
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.lifecycle import DEADLINE_EXCEEDED
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import sample_job
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., AsyncJobs]
+
+NO_POLLING = Settings(
+    poll=timedelta(hours=1), sweep=timedelta(hours=1), progress=timedelta(seconds=0.01)
+)
+
+
+async def test_delayed_jobs_begin_when_they_are_due_and_not_at_the_next_poll(make: Make) -> None:
+    jobs = make(settings=NO_POLLING)
+
+    @jobs.handler("when")
+    async def when(_none: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        pauses = [timedelta(seconds=seconds) for seconds in (0.15, 0.05, 0.1)]
+        waiting = [
+            await jobs.enqueue(when, None, options=EnqueueOptions(run_at=pause)) for pause in pauses
+        ]
+        for job in waiting:
+            done = await jobs.wait(job.id, timeout=5)
+            assert done.started_at is not None
+            assert timedelta(0) <= done.started_at - job.run_at < timedelta(seconds=0.5)
+
+
+async def test_a_job_that_misses_its_deadline_in_the_queue_has_failed_unread(
+    make: Make, store: MemoryStore
+) -> None:
+    jobs = make()
+
+    @jobs.handler("late")
+    async def late(_none: None, _job: JobContext) -> None: ...
+
+    now = jobs.clock.now()
+    past = {"created_at": now - timedelta(hours=1), "deadline": now - timedelta(minutes=1)}
+    missed = [sample_job(type="late", **past), sample_job(type="of another release", **past)]
+    await store.insert(missed)
+    async with jobs:
+        with anyio.fail_after(5):
+            while any(not store._jobs[job.id].status.terminal for job in missed):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+    assert [store._jobs[job.id].error for job in missed] == [DEADLINE_EXCEEDED] * 2
+
+
+async def test_a_job_that_misses_its_deadline_in_the_last_moment_has_failed(
+    jobs: AsyncJobs, store: MemoryStore
+) -> None:
+    @jobs.handler("late")
+    async def late(_none: None, _job: JobContext) -> None: ...
+
+    now = jobs.clock.now()
+    job = sample_job(type="late", created_at=now - timedelta(hours=1), deadline=now)
+    await store.insert([job])
+    async with jobs:
+        await jobs._running.runner.run(job)
+    assert store._jobs[job.id].error == DEADLINE_EXCEEDED
+
+
+async def test_no_more_jobs_run_at_once_than_there_are_slots(make: Make) -> None:
+    jobs = make(dispatcher=LocalDispatcher(concurrency=3))
+    running = most = 0
+
+    @jobs.handler("count")
+    async def count(_none: None, _job: JobContext) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await anyio.sleep(0.01)
+        running -= 1
+
+    async with jobs:
+        made = [await jobs.enqueue(count, None) for _ in range(30)]
+        for job in made:
+            assert (await jobs.wait(job.id, timeout=5)).status is JobStatus.COMPLETED
+    assert most == 3
+
+
+async def test_many_submissions_at_once_all_begin_soon(make: Make) -> None:
+    jobs = make(settings=Settings(), dispatcher=LocalDispatcher(concurrency=2))
+
+    @jobs.handler("quick")
+    async def quick(_none: None, _job: JobContext) -> None: ...
+
+    ended: list[JobStatus] = []
+
+    async def submit() -> None:
+        job = await jobs.enqueue(quick, None)
+        ended.append((await jobs.wait(job.id, timeout=5)).status)
+
+    async with jobs, anyio.create_task_group() as tasks:
+        for _ in range(50):
+            tasks.start_soon(submit)
+    assert ended == [JobStatus.COMPLETED] * 50
+
+
+def test_a_dispatcher_without_slots_is_a_mistake() -> None:
+    with pytest.raises(ConfigurationError, match="At least one"):
+        LocalDispatcher(concurrency=0)
+
+
+async def test_a_dispatcher_that_is_not_running_has_no_room() -> None:
+    dispatcher = LocalDispatcher()
+    assert dispatcher.room == 0
+    assert not dispatcher.offer(sample_job())
+    with dispatcher.reservation() as reserved:
+        assert not reserved
