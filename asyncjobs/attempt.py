@@ -42,6 +42,7 @@ class Attempt:
         self.cause: Cause | None = None
         self.thread: Call[object] | None = None
         self._scope: anyio.CancelScope | None = None
+        self._longest = held_for
         self._held_until = 0.0
         self._renew_at = 0.0
         self.renewed(anyio.current_time(), held_for)
@@ -77,11 +78,25 @@ class Attempt:
         if self.cause in (None, Cause.CANCEL) or cause is Cause.LOST:
             self.cause = cause
         self.gauge.stopping = True
-        if self._scope is not None and (self.thread is None or cause is not Cause.CANCEL):
+        if self._scope is not None and not (self.in_thread and cause is Cause.CANCEL):
+            self._scope.cancel()
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether a thread works on the job at this moment."""
+        return self.thread is not None and self.thread.alive
+
+    def back_on_the_loop(self) -> None:
+        """Note that what remains of the handler can be cancelled like any task."""
+        if self.cause is not None and self._scope is not None:
             self._scope.cancel()
 
     def renewed(self, asked_at: float, held_for: timedelta) -> None:
-        """Note until when the lease holds, counted from before the store was asked."""
+        """Note until when the lease holds, counted from before the store was asked.
+
+        Where the clock was set back in between, the difference of two moments is no measure.
+        """
+        held_for = min(held_for, self._longest)
         self._held_until = asked_at + held_for.total_seconds()
         self._renew_at = asked_at + held_for.total_seconds() / 3
 
@@ -100,6 +115,7 @@ class Heartbeat:
         self._settings = settings
         self._attempts: dict[str, Attempt] = {}
         self._wanted = Signal()
+        self._asking = False
         self._none = anyio.Event()
         self._none.set()
 
@@ -126,23 +142,36 @@ class Heartbeat:
 
     async def run(self) -> None:
         """Beat while there are attempts, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch)
+            while True:
+                if not self._attempts:
+                    await self._wanted.wait()
+                await anyio.sleep(self._settings.progress.total_seconds())
+                try:
+                    await self._beat()
+                except StoreError as error:
+                    log.warning("Leases could not be renewed: %s", error)
+                    self._drop_lapsed()
+                    await anyio.sleep(self._settings.poll.total_seconds())
+
+    async def _watch(self) -> None:
+        """Break off what has lost its lease to a store that does not even refuse."""
         while True:
-            if not self._attempts:
-                await self._wanted.wait()
-            await anyio.sleep(self._settings.progress.total_seconds())
-            try:
-                await self._beat()
-            except StoreError as error:
-                log.warning("Leases could not be renewed: %s", error)
+            await anyio.sleep(self._settings.poll.total_seconds())
+            if self._asking:
                 self._drop_lapsed()
-                await anyio.sleep(self._settings.poll.total_seconds())
 
     async def _beat(self) -> None:
         asked_at = anyio.current_time()
         writes = [write for one in self if (write := self._next_write(one)) is not None]
         if not writes:
             return
-        written = await self._ledger.replace([change for _, change in writes])
+        self._asking = True
+        try:
+            written = await self._ledger.replace([change for _, change in writes])
+        finally:
+            self._asking = False
         for (attempt, change), done in zip(writes, written, strict=True):
             lease = change.job.lease
             if not done:
@@ -152,15 +181,14 @@ class Heartbeat:
                 attempt.renewed(asked_at, lease.until - self._ledger.now())
 
     def _next_write(self, attempt: Attempt) -> tuple[Attempt, Change] | None:
-        """Make the move that is due: a report where there is news, else the lease's renewal."""
+        """Make the move that is due: a report where there is news, and the lease's renewal."""
         job, now = attempt.job, self._ledger.now()
+        moved = job
         try:
             if (latest := attempt.gauge.unwritten()) is not None:
                 attempt.gauge.written = latest
                 moved = lifecycle.report(job, progress_of(latest), token=attempt.token)
-            elif attempt.wants_renewal():
-                moved = job
-            else:
+            elif not attempt.wants_renewal():
                 return None
             until = now + self._settings.lease
             renewed = lifecycle.extend(moved, now, token=attempt.token, until=until)

@@ -1,8 +1,8 @@
 """Merges concurrent store calls into few large ones (group commit).
 
-A call that finds the line free goes out at once, with those that are made in the same turn of the
-event loop; those that arrive meanwhile go out together when it returns. Nothing ever waits on a
-timer, so a quiet process pays no delay and a busy one does few large transactions.
+Calls that are made in the same turn of the event loop go out together, and so do those that arrive
+while a call is under way, as soon as it returns. Nothing ever waits on a timer, so a quiet process
+pays no delay and a busy one does few large transactions.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 import anyio
-import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from asyncjobs.errors import NotOpen, StoreUnavailable
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change, OpenStore
 
@@ -29,17 +29,32 @@ _MOST = 512
 class _Call(Generic[T, R]):
     def __init__(self, items: Sequence[T]) -> None:
         self.items = items
-        self.done = anyio.Event()
         self.results: Sequence[R] = ()
-        self.error: Exception | None = None
-        self.traceback: TracebackType | None = None
+        self.done = anyio.Event()
+        self._error: Exception | None = None
+        self._traceback: TracebackType | None = None
+
+    def succeed(self, results: Sequence[R]) -> None:
+        self.results = results
+        self.done.set()
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.is_set():
+            self._error, self._traceback = error, error.__traceback__
+            self.done.set()
+
+    def answer(self) -> Sequence[R]:
+        if self._error is not None:
+            # One error for many callers: each would add its own frames to the traceback.
+            raise self._error.with_traceback(self._traceback)
+        return self.results
 
 
 class Merged(Generic[T, R]):
     """One batch function, shared by many callers.
 
-    A caller that is cancelled while its items are under way gets its cancellation once their fate
-    is known; the merged calls of the others are not disturbed.
+    The function runs in a task of its own, so that no caller's end disturbs the others. A caller
+    that is cancelled while its items are under way gets its cancellation once their fate is known.
     """
 
     def __init__(
@@ -57,28 +72,36 @@ class Merged(Generic[T, R]):
     async def __call__(self, items: Sequence[T]) -> Sequence[R]:
         call = _Call[T, R](items)
         self._waiting.append(call)
+        if not self._busy:
+            self._begin()
         with anyio.CancelScope(shield=True):
-            if self._busy:
-                await call.done.wait()
-            else:
-                self._busy = True
-                # Those who are ready to call, too, come along.
-                await anyio.lowlevel.checkpoint()
-                await self._flush(self._next())
-                if self._waiting:
-                    self._tasks.start_soon(self._drain)
-                else:
-                    self._busy = False
-        if call.error is not None:
-            # One error for many callers: each would add its own frames to the traceback.
-            raise call.error.with_traceback(call.traceback)
-        return call.results
+            await call.done.wait()
+        return call.answer()
+
+    def _begin(self) -> None:
+        try:
+            self._tasks.start_soon(self._drain)
+        except RuntimeError as error:
+            self._fail_all(NotOpen("The store"))
+            raise NotOpen("The store") from error
+        self._busy = True
 
     async def _drain(self) -> None:
-        with anyio.CancelScope(shield=True):
-            while self._waiting:
-                await self._flush(self._next())
-        self._busy = False
+        calls: list[_Call[T, R]] = []
+        try:
+            with anyio.CancelScope(shield=True):
+                while self._waiting:
+                    calls = self._next()
+                    await self._flush(calls)
+        finally:
+            # Empty, unless the event loop itself is being torn down.
+            self._busy = False
+            self._waiting.extendleft(calls)
+            self._fail_all(StoreUnavailable("of this process", "the event loop has ended"))
+
+    def _fail_all(self, error: Exception) -> None:
+        while self._waiting:
+            self._waiting.popleft().fail(error)
 
     def _next(self) -> list[_Call[T, R]]:
         calls = [self._waiting.popleft()]
@@ -92,15 +115,21 @@ class Merged(Generic[T, R]):
         try:
             results = await self._function([item for call in calls for item in call.items])
         except Exception as error:  # noqa: BLE001  # it goes to those who called
-            for call in calls:
-                call.error, call.traceback = error, error.__traceback__
+            await self._settle(calls, error)
         else:
             start = 0
             for call in calls:
-                call.results = results[start : start + len(call.items)]
+                call.succeed(results[start : start + len(call.items)])
                 start += len(call.items)
-        for call in calls:
-            call.done.set()
+
+    async def _settle(self, calls: list[_Call[T, R]], error: Exception) -> None:
+        """Let an error hit the call that caused it, where it is not the store that is away."""
+        if len(calls) == 1 or isinstance(error, StoreUnavailable):
+            for call in calls:
+                call.fail(error)
+        else:
+            for call in calls:
+                await self._flush([call])
 
 
 class BatchingStore:

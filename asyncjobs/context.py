@@ -54,8 +54,17 @@ def progress_of(report: _Report) -> Progress:
     percent, message, current, total, unit = report
     if report[1:] == _NO_DETAIL:
         return Progress(percent=percent)
-    detail = Detail(message=message, current=current, total=total, unit=unit)
+    detail = Detail(message=text(message), current=current, total=total, unit=text(unit))
     return Progress(percent=percent, detail=detail)
+
+
+def _is_count(value: object) -> bool:
+    return value is None or isinstance(value, int)
+
+
+def text(value: object) -> str | None:
+    """Make what can be written of what a handler gave: a file name may hold lone surrogates."""
+    return None if value is None else str(value).encode("utf-8", "replace").decode()
 
 
 class Checkpoint:
@@ -158,6 +167,8 @@ class JobContext:
         """
         if not 0 <= percent <= 100:
             raise ValueError(f"Progress is a percentage from 0 to 100, got {percent}.")
+        if not (_is_count(current) and _is_count(total)):
+            raise TypeError(f"Progress counts in whole numbers, got {current!r} of {total!r}.")
         self.check()
         self._gauge.latest = (int(percent), message, current, total, unit)
         return _CHECKPOINT

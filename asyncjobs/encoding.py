@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from pydantic import ValidationError
+
+from asyncjobs.errors import UnreadableJob
 from asyncjobs.model import Job, State, Submission
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -35,9 +38,12 @@ def encode_state(job: Job) -> bytes:
     return State.__pydantic_serializer__.to_json(job)
 
 
-def decode(submission: bytes, state: bytes, columns: Columns) -> Job:
-    """Read a job back; the exact inverse of the functions above."""
-    job = Job.model_validate_json(submission[:-1] + b"," + state[1:])
+def decode(job_id: str, submission: bytes, state: bytes, columns: Columns) -> Job:
+    """Read a job back, the exact inverse of the functions above; or raise `UnreadableJob`."""
+    try:
+        job = Job.model_validate_json(submission[:-1] + b"," + state[1:])
+    except ValidationError as error:
+        raise UnreadableJob(job_id) from error
     due_at = None if columns.due_at is None else from_microseconds(columns.due_at)
     return job.model_copy(
         update={

@@ -56,11 +56,13 @@ class Engine:
         self.ledger = Ledger(store, self.feed, parts.clock)
         name = f"{socket.gethostname()}:{self.pid}:{uuid.uuid4().hex[:8]}"
         self.runner = Runner(parts.registry, self.ledger, self.feed, settings, name)
-        self.housekeeping = Housekeeping(parts.registry, self.ledger, parts.dispatcher, settings)
         self.worker: Worker | None = None
         if isinstance(parts.dispatcher, Embedded):
             self.worker = Worker(parts.registry, self.ledger, parts.dispatcher, settings)
             self.feed.on_any(self.worker.hint)
+        self.housekeeping = Housekeeping(
+            parts.registry, self.ledger, parts.dispatcher, settings, worker=self.worker
+        )
 
     @property
     def is_ours(self) -> bool:

@@ -16,7 +16,8 @@ AsyncJobsError
 ├── LostLease                 the attempt that writes is no longer the job's
 ├── StoreError
 │   ├── StoreUnavailable      away, full, read-only, corrupt: nothing was half-written
-│   └── SchemaError           a database of a newer version, or of something else
+│   ├── SchemaError           a database of a newer version, or of something else
+│   └── UnreadableJob         one job's data is damaged, or of a newer release
 └── JobFailed                 raised by a handler, on purpose: its words reach the client
 
 JobCancelled (a BaseException) ends a handler from inside `JobContext.check()`.
@@ -180,13 +181,21 @@ class SchemaError(StoreError):
         super().__init__(f"The store {store} cannot be used: {reason}")
 
 
+class UnreadableJob(StoreError):
+    """Say that what is stored of one job cannot be read; the others are not affected."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"What is stored of job {job_id} cannot be read.")
+
+
 class JobFailed(AsyncJobsError):
     """Fail the job from inside its handler with words meant for the client; never retried."""
 
     def __init__(self, message: str, code: str = "job_failed") -> None:
-        self.message = message
-        self.code = code
-        super().__init__(message)
+        self.message = str(message)
+        self.code = str(code)
+        super().__init__(self.message)
 
 
 class JobCancelled(BaseException):

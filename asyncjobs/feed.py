@@ -51,6 +51,7 @@ class Feed:
         self._listeners: dict[JobId, list[Listener]] = {}
         self._hints: list[Callable[[Job | None], None]] = []
         self._stale = Signal()
+        self.closed = False
 
     def announce(self, job: Job) -> None:
         """Tell of a state that was just written or read."""
@@ -77,8 +78,8 @@ class Feed:
         listeners = self._listeners.get(job_id, [])
         if listener in listeners:
             listeners.remove(listener)
-        if not listeners:
-            self._listeners.pop(job_id, None)
+        if not listeners and self._listeners.get(job_id) is listeners:
+            del self._listeners[job_id]
 
     @contextmanager
     def listening(self, job_id: JobId, listener: Listener) -> Generator[None]:
@@ -103,7 +104,8 @@ class Feed:
                 await self._refresh(read)
 
     def close(self) -> None:
-        """End every watch."""
+        """End every watch, and those that have not begun."""
+        self.closed = True
         for job_id in tuple(self._listeners):
             self.forget(job_id)
 
@@ -171,6 +173,9 @@ class Watch:
 
     async def _begin(self) -> None:
         self._begun = True
+        if self._feed.closed:
+            self._end()
+            return
         self._feed.listen(self._job_id, self._inbox.put)
         [job] = await self._read([self._job_id])
         if job is None:

@@ -20,10 +20,13 @@ from asyncjobs.model import HOUSEKEEPING, Job, JobStatus
 from asyncjobs.protocols import Change, Dispatcher
 from asyncjobs.registry import Registry
 from asyncjobs.settings import Settings
+from asyncjobs.worker import Worker
 
 log = logging.getLogger("asyncjobs")
 
 _MOST = 200
+
+_MOST_PAGES = 20
 
 # A lane whose jobs have been due for this long has too few workers, or none.
 _NEGLECTED = timedelta(minutes=1)
@@ -33,12 +36,19 @@ class Housekeeping:
     """One such loop per process; any number of them may share a store."""
 
     def __init__(
-        self, registry: Registry, ledger: Ledger, dispatcher: Dispatcher, settings: Settings
+        self,
+        registry: Registry,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        settings: Settings,
+        *,
+        worker: Worker | None,
     ) -> None:
         self._registry = registry
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._settings = settings
+        self._worker = worker
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -46,7 +56,8 @@ class Housekeeping:
             try:
                 while await self.sweep() == _MOST:
                     pass
-                await self.sweep_neglected()
+                if not self._lanes_are_served():
+                    await self.sweep_neglected()
             except StoreError as error:
                 log.warning("Housekeeping could not be done: %s", error)
             await anyio.sleep(self._settings.sweep.total_seconds())
@@ -68,18 +79,27 @@ class Housekeeping:
     async def sweep_neglected(self) -> None:
         """Enforce the deadlines of jobs that wait in lanes which nobody empties.
 
-        Those that may still run are put back at once, to the place they had.
+        Those that may still run are put back, to the place they had, when all have been seen.
         """
+        jobs: list[Job] = []
+        for _ in range(_MOST_PAGES):
+            page = await self._ledger.take(
+                self._registry.queues,
+                until=self._ledger.now() + self._settings.redelivery,
+                limit=_MOST,
+                overdue_by=_NEGLECTED,
+            )
+            jobs.extend(page)
+            if len(page) < _MOST:
+                break
         now = self._ledger.now()
-        jobs = await self._ledger.take(
-            self._registry.queues,
-            until=now + self._settings.redelivery,
-            limit=_MOST,
-            overdue_by=_NEGLECTED,
-        )
-        alive = [job for job in jobs if now < job.deadline]
-        await self._ledger.replace([Change(lifecycle.requeue(job), job.revision) for job in alive])
         await self._move_overdue(jobs)
+        alive = [Change(lifecycle.requeue(job), job.revision) for job in jobs if now < job.deadline]
+        await self._ledger.replace(alive)
+
+    def _lanes_are_served(self) -> bool:
+        """Whether this process takes from its lanes; then it meets what is late there by itself."""
+        return self._worker is not None and self._worker.took_within(_NEGLECTED)
 
     async def _move_overdue(self, jobs: Sequence[Job]) -> None:
         now = self._ledger.now()

@@ -77,6 +77,10 @@ WORKER_LOST = JobError(
 )
 
 
+# A job is delivered by one machine's clock and started by another's.
+_CLOCKS_DIFFER = timedelta(seconds=1)
+
+
 def submit(
     submission: Submission, *, run_at: datetime | None = None, hold: timedelta = timedelta(0)
 ) -> Job:
@@ -95,6 +99,8 @@ def start(job: Job, now: datetime, lease: Lease | None) -> Job:
     """Begin the next attempt. No lease is for external work, which only the deadlines bound."""
     if now >= job.deadline:
         raise IllegalMove(job.id, Move.START, job.status, "its deadline has passed")
+    if now < job.run_at - _CLOCKS_DIFFER:
+        raise IllegalMove(job.id, Move.START, job.status, "it is not yet to begin")
     return _move(
         job,
         Move.START,
@@ -143,7 +149,7 @@ def retry(job: Job, now: datetime, *, token: str | None, jitter: float) -> Job:
     """Let a failed attempt be tried again after a pause; `jitter` is random in [0, 1)."""
     _fence(job, Move.RETRY, token)
     failures = job.failures + 1
-    if failures >= job.retry.max_attempts:
+    if not has_attempts_left(job):
         raise IllegalMove(job.id, Move.RETRY, job.status, "no attempts are left")
     run_at = now + jitter * _longest_pause(job.retry, failures)
     return _wait_again(job, Move.RETRY, run_at, failures=failures)
@@ -227,7 +233,7 @@ def settle_failure(
     """Record an attempt that failed: stopped if asked to, tried again if it may be, else failed."""
     if job.status is PROCESSING and job.cancel_requested_at is not None:
         return stop(job, now, token=token)
-    if job.failures + 1 < job.retry.max_attempts:
+    if has_attempts_left(job):
         again = retry(job, now, token=token, jitter=jitter)
         if again.run_at < job.deadline:
             return again
@@ -244,6 +250,11 @@ def settle_release(job: Job, now: datetime, *, token: str) -> Job:
 def catch_up(job: Job, last: Progress) -> Job:
     """Fold a report that was not written yet into the move that follows it. Not a move itself."""
     return job.model_copy(update={"progress": last.percent, "detail": last.detail})
+
+
+def has_attempts_left(job: Job) -> bool:
+    """Tell whether an attempt that fails now would be followed by another."""
+    return job.failures + 1 < job.retry.max_attempts
 
 
 def attempt_end(job: Job) -> datetime:

@@ -12,7 +12,7 @@ import re
 import uuid
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import NewType
+from typing import Annotated, NewType
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -98,6 +98,13 @@ class Progress(_Value):
     detail: Detail | None = None
 
 
+#: No duration is so long that adding it to a moment fails.
+LONGEST = timedelta(days=36500)
+
+Duration = Annotated[timedelta, Field(ge=timedelta(0), le=LONGEST)]
+SomeTime = Annotated[timedelta, Field(gt=timedelta(0), le=LONGEST)]
+
+
 class Retry(_Value):
     """How often an attempt that raised is tried again, and after what pause.
 
@@ -106,9 +113,9 @@ class Retry(_Value):
     """
 
     max_attempts: int = Field(default=1, ge=1)
-    first: timedelta = timedelta(seconds=1)
-    factor: float = Field(default=2.0, ge=1)
-    longest: timedelta = timedelta(minutes=5)
+    first: Duration = timedelta(seconds=1)
+    factor: float = Field(default=2.0, ge=1, allow_inf_nan=False)
+    longest: Duration = timedelta(minutes=5)
 
 
 class Policy(_Value):
@@ -119,9 +126,9 @@ class Policy(_Value):
     """
 
     queue: str = Field(default=DEFAULT_QUEUE, min_length=1)
-    timeout: timedelta | None = Field(default=timedelta(minutes=15), gt=timedelta(0))
-    deadline: timedelta = Field(default=timedelta(hours=24), gt=timedelta(0))
-    retention: timedelta | None = Field(default=timedelta(hours=24), ge=timedelta(0))
+    timeout: SomeTime | None = timedelta(minutes=15)
+    deadline: SomeTime = timedelta(hours=24)
+    retention: Duration | None = timedelta(hours=24)
     retry: Retry = Retry()
     max_deliveries: int = Field(default=3, ge=1)
     max_payload_bytes: int = Field(default=1024 * 1024, ge=1)

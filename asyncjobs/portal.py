@@ -9,11 +9,12 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
-from threading import Lock
+from concurrent.futures import Future
+from threading import Lock, Thread
 from typing import TypeVar, TypeVarTuple
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 
 from asyncjobs.queue import AsyncJobs
 
@@ -54,12 +55,12 @@ class Portal:
 
 
 class _Process:
-    """The loop of one process."""
+    """What one process has of it."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._lock = Lock()
-        self._stack = ExitStack()
+        self._loop: _Loop | None = None
         self._portal: BlockingPortal | None = None
 
     def running(self, jobs: AsyncJobs) -> BlockingPortal:
@@ -67,11 +68,9 @@ class _Process:
             return self._portal
         with self._lock:
             if self._portal is None:
-                with ExitStack() as stack:
-                    portal = stack.enter_context(start_blocking_portal(name="asyncjobs"))
-                    stack.enter_context(portal.wrap_async_context_manager(jobs))
-                    atexit.register(self.close)
-                    self._stack, self._portal = stack.pop_all(), portal
+                loop = _Loop(jobs)
+                self._portal, self._loop = loop.start(), loop
+                atexit.register(self.close)
             return self._portal
 
     def close(self) -> None:
@@ -79,5 +78,55 @@ class _Process:
             return  # the parent's, copied by a fork: not ours to stop
         atexit.unregister(self.close)
         with self._lock:
-            self._portal = None
-            self._stack.close()
+            loop, self._loop, self._portal = self._loop, None, None
+            if loop is not None:
+                loop.stop()
+
+
+class _Loop:
+    """An event loop in a thread of its own, with the queue open in it.
+
+    Not anyio's `start_blocking_portal`, which is a generator: in a forked child the copy of it
+    would wait, when it is forgotten there, for a thread that the child does not have.
+    """
+
+    def __init__(self, jobs: AsyncJobs) -> None:
+        self._jobs = jobs
+        self._opened: Future[BlockingPortal] = Future()
+        self._error: BaseException | None = None
+        self._thread = Thread(target=self._run, name="asyncjobs", daemon=True)
+
+    def start(self) -> BlockingPortal:
+        self._thread.start()
+        try:
+            return self._opened.result()
+        except BaseException:
+            self._thread.join()
+            raise
+
+    def stop(self) -> None:
+        portal = self._opened.result()
+        portal.call(portal.stop)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._serve)
+        except BaseException as error:  # noqa: BLE001  # raised where it can be caught
+            self._break_off(error)
+
+    async def _serve(self) -> None:
+        async with BlockingPortal() as portal:
+            try:
+                async with self._jobs:
+                    self._opened.set_result(portal)
+                    await portal.sleep_until_stopped()
+            except Exception as error:  # noqa: BLE001  # the portal's task group would wrap it
+                self._break_off(error)
+
+    def _break_off(self, error: BaseException) -> None:
+        self._error = error
+        if not self._opened.done():
+            self._opened.set_exception(error)

@@ -24,7 +24,7 @@ from asyncjobs.registration import Registrar
 from asyncjobs.registry import JobType
 from asyncjobs.settings import Settings
 from asyncjobs.stores import store_from_url
-from asyncjobs.submission import Caller, EnqueueOptions, make_submission
+from asyncjobs.submission import Caller, EnqueueOptions, make_submission, same_payload
 
 log = logging.getLogger("asyncjobs")
 
@@ -111,14 +111,14 @@ class AsyncJobs(Registrar):
         now = engine.ledger.now()
         submission = make_submission(
             kind,
-            kind.dump_payload(payload),
+            payload,
             now,
             delivery=engine.dispatcher.delivery,
             caller=Caller(user_id, idempotency_key),
             options=options,
         )
         job = await engine.accept(submission, options.begins(now))
-        if job.id != submission.id and job.fingerprint != submission.fingerprint:
+        if job.id != submission.id and not same_payload(kind, job, submission):
             raise IdempotencyConflict(idempotency_key or "", job.id)
         log_transition(job)
         return job

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
+import logging
 import typing
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import JsonValue, PydanticUserError, TypeAdapter, ValidationError
@@ -23,6 +27,8 @@ from asyncjobs.errors import (
     UnknownType,
 )
 from asyncjobs.model import Job, JobStatus, Policy
+
+log = logging.getLogger("asyncjobs")
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -45,6 +51,7 @@ class JobType(Generic[P, R]):
         self.name = name
         self.policy = policy
         self.estimate = estimate
+        self._survives = False
         self._payload: TypeAdapter[P] = _adapter(name, payload)
         self._result: TypeAdapter[R] = _adapter(name, result)
 
@@ -54,12 +61,26 @@ class JobType(Generic[P, R]):
     def dump_payload(self, payload: P) -> bytes:
         """Check a payload and write it as JSON; raise `InvalidPayload` or `PayloadTooLarge`."""
         try:
-            text = self._payload.dump_json(self._payload.validate_python(payload))
+            checked = self._payload.validate_python(payload)
+            text = self._payload.dump_json(checked, by_alias=True, round_trip=True)
         except ValidationError as error:
             raise InvalidPayload(map(_issue, error.errors())) from error
         except (PydanticSerializationError, ValueError) as error:
             raise InvalidPayload([FieldIssue("", str(error))]) from error
-        return self._sized(text)
+        limit = self.policy.max_payload_bytes
+        if len(text) > limit:
+            raise PayloadTooLarge(len(text), limit)
+        if not self._survives:
+            self._check_round_trip(checked, text)
+        return text
+
+    def fingerprint(self, payload: P) -> str:
+        """Tell payloads apart by what was sent, whatever defaults the type fills in."""
+        sent = self._payload.dump_python(
+            self._payload.validate_python(payload), mode="json", by_alias=True, exclude_unset=True
+        )
+        canonical = json.dumps(sent, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
     def load_payload(self, text: bytes) -> P:
         """Read a stored payload; raise `InvalidPayload` where the type has changed since."""
@@ -82,7 +103,7 @@ class JobType(Generic[P, R]):
     def dump_result(self, result: R) -> bytes:
         """Check a result and write it as JSON; raise `InvalidResult`."""
         try:
-            text = self._result.dump_json(self._result.validate_python(result))
+            text = self._result.dump_json(self._result.validate_python(result), by_alias=True)
         except ValidationError as error:
             issues = "; ".join(str(_issue(detail)) for detail in error.errors())
             raise InvalidResult(self.name, issues) from error
@@ -114,10 +135,17 @@ class JobType(Generic[P, R]):
             f"Job {job.id} ({job.type}) is {job.status}: it has no {self.name} result."
         )
 
-    def _sized(self, text: bytes) -> bytes:
-        if len(text) > self.policy.max_payload_bytes:
-            raise PayloadTooLarge(len(text), self.policy.max_payload_bytes)
-        return text
+    def _check_round_trip(self, payload: P, text: bytes) -> None:
+        """Find out with the first payload whether this type can be read as it is written."""
+        try:
+            read = self._payload.validate_json(text)
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"Job type {self.name!r}: its payload cannot be read back from JSON: {error}"
+            ) from error
+        if read != payload:
+            log.warning("Payloads of job type %r are changed by being stored", self.name)
+        self._survives = True
 
 
 class Handler(JobType[P, R]):
@@ -134,7 +162,7 @@ class Handler(JobType[P, R]):
         payload, result = _annotations(function)
         super().__init__(name, payload=payload, result=result, policy=policy, estimate=estimate)
         self.function = function
-        self.asynchronous = inspect.iscoroutinefunction(function)
+        self.asynchronous = inspect.iscoroutinefunction(_annotated(function))
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
 
@@ -192,7 +220,7 @@ def _annotations(function: Callable[..., Any]) -> tuple[Any, Any]:
     """Find the types of payload and result; what is not annotated may be any JSON value."""
     name = getattr(function, "__qualname__", repr(function))
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
+        hints = typing.get_type_hints(_annotated(function), include_extras=True)
     except NameError as error:
         raise ConfigurationError(
             f"Handler {name}: {error}. Its annotations must be importable names of its module."
@@ -204,6 +232,13 @@ def _annotations(function: Callable[..., Any]) -> tuple[Any, Any]:
         raise ConfigurationError(f"Handler {name} must take exactly (payload, job).")
     result = hints.get("return", JsonValue)
     return hints.get(parameters[0].name, JsonValue), result
+
+
+def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Find the function that has the annotations of a partial or of a callable object."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
 
 
 def _issue(detail: ErrorDetails) -> FieldIssue:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
+import math
 import random
 import uuid
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import anyio
 
 from asyncjobs import lifecycle
 from asyncjobs.attempt import Attempt, Cause, Heartbeat
-from asyncjobs.context import JobContext, log_fields, log_transition, progress_of, working_on
+from asyncjobs.context import JobContext, log_fields, log_transition, progress_of, text, working_on
 from asyncjobs.errors import (
     IllegalMove,
     InvalidPayload,
@@ -98,15 +100,14 @@ class Runner:
             watch.enter_context(working_on(attempt.job))
             watch.enter_context(self._feed.listening(job.id, attempt.adopt))
             watch.enter_context(self.heartbeat.attending(attempt))
-            ending = await self._work(attempt, handler)
+            try:
+                ending = await self._work(attempt, handler)
+            except BaseException:  # whoever runs this is cancelled: as good as a shutdown
+                await self._record(attempt, BrokenOff(Cause.SHUTDOWN))
+                raise
             await self._record(attempt, ending)
         if attempt.thread is not None:
             await attempt.thread.ended()
-
-    @property
-    def attempts(self) -> int:
-        """How many attempts are under way here."""
-        return len(list(self.heartbeat))
 
     def interrupt_all(self) -> None:
         """Break off every attempt, to give the jobs back."""
@@ -142,8 +143,11 @@ class Runner:
             try:
                 payload = handler.load_payload(job.payload_json)
                 return Completed(handler.dump_result(await _call(handler, payload, attempt)))
-            except (JobCancelled, Exception, SystemExit) as error:
-                if attempt.cause is None and not scope.cancel_called:
+            except BaseException as error:
+                stopping = attempt.cause is not None or scope.cancel_called
+                if _belongs_to_the_loop(error, stopping=stopping):
+                    raise
+                if not stopping:
                     return _failure(job, error)
                 if not isinstance(error, JobCancelled):
                     log.warning(
@@ -151,9 +155,14 @@ class Runner:
                         exc_info=error,
                         extra=log_fields(job),
                     )
-        if attempt.cause is None or (attempt.thread and attempt.thread.alive):
+        if attempt.cause is None or attempt.in_thread:
             attempt.interrupt(Cause.TIMEOUT)
-        return BrokenOff(attempt.cause or Cause.TIMEOUT)
+        cause = attempt.cause or Cause.TIMEOUT
+        if cause is Cause.TIMEOUT and attempt.thread and lifecycle.has_attempts_left(job):
+            # Two attempts should not work at once, as far as this process can help it.
+            with anyio.move_on_after(self._settings.lease.total_seconds()):
+                await attempt.thread.ended()
+        return BrokenOff(cause)
 
     async def _record(self, attempt: Attempt, ending: Ending) -> None:
         """Write the outcome; while the store is away, keep trying as long as the lease holds."""
@@ -161,31 +170,64 @@ class Runner:
         if ending == BrokenOff(Cause.LOST):
             log.warning("The lease was lost; how the attempt ended is not recorded", extra=fields)
             return
+        asked_to_stop = attempt.job.cancel_requested_at is not None
+        if ending == BrokenOff(Cause.SHUTDOWN) and attempt.in_thread and asked_to_stop:
+            log.warning("A thread goes on that was asked to stop", extra=fields)
+            return  # when the lease lapses, this process and with it the thread are gone
         move = _outcome(attempt, ending, random.random())  # noqa: S311  # jitter, no secret
         with anyio.CancelScope(shield=True):
             while True:
                 try:
                     log_transition(await self._ledger.advance(attempt.job, move))
-                    return
                 except (IllegalMove, LostLease, UnknownJob) as refused:
                     log.warning("The outcome was refused: %s", refused, extra=fields)
-                    return
                 except StoreError as error:
                     log.warning("The outcome could not be written: %s", error, extra=fields)
-                    if attempt.lapsed():
-                        return
-                    await anyio.sleep(self._settings.poll.total_seconds())
+                    if not attempt.lapsed():
+                        await anyio.sleep(self._settings.poll.total_seconds())
+                        continue
+                return
 
 
 async def _call(handler: Handler[Any, Any], payload: Any, attempt: Attempt) -> Any:
     context = JobContext(attempt.job, attempt.gauge)
     if handler.asynchronous:
         return await handler.function(payload, context)
-    function = partial(handler.function, payload, context)
+    function = partial(_contained, handler, payload, context)
     attempt.thread = in_new_thread(function, name=f"asyncjobs {attempt.job.id}")
     value = await attempt.thread.result()
-    # A plain function may still hand out an awaitable, as functools.partial of an async one does.
-    return await value if inspect.isawaitable(value) else value
+    if inspect.isawaitable(value):  # as a decorator makes of an `async def`
+        attempt.back_on_the_loop()
+        return await value
+    return value
+
+
+def _contained(handler: Handler[Any, Any], payload: Any, context: JobContext) -> Any:
+    """Call a function in its thread; what means something to an event loop must not get out."""
+    try:
+        return handler.function(payload, context)
+    except (Exception, JobCancelled):
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"The handler raised {type(error).__name__}.") from error
+
+
+def _belongs_to_the_loop(error: BaseException, *, stopping: bool) -> bool:
+    """Tell whether an error is the event loop's way to end this task, not the handler's own.
+
+    A handler may let out a cancellation that is not its own: of a future that it awaited, say.
+    """
+    if isinstance(error, GeneratorExit | KeyboardInterrupt):
+        return True
+    if not isinstance(error, anyio.get_cancelled_exc_class()):
+        return False
+    if stopping or anyio.current_effective_deadline() == -math.inf:
+        return True
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # another event loop, which cancels nobody but by scopes
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 def _failure(job: Job, error: BaseException) -> Failed:
@@ -193,17 +235,21 @@ def _failure(job: Job, error: BaseException) -> Failed:
     match _alone(error):
         case JobFailed() as error:
             log.info("The handler failed the job: %s", error, extra=log_fields(job))
-            return Failed(JobError(code=error.code, message=error.message), final=True)
+            return Failed(_told(error.code, error.message), final=True)
         case InvalidPayload() as error:
-            told = JobError(code="invalid_payload", message=str(error))
+            told = _told("invalid_payload", str(error))
         case InvalidResult() as error:
-            told = JobError(code="invalid_result", message=str(error))
+            told = _told("invalid_result", str(error))
         case _:
             log.warning("The handler raised", exc_info=error, extra=log_fields(job))
             message = f"The job failed unexpectedly (trace id {job.trace_id})."
             return Failed(JobError(code="internal_error", message=message), final=False)
     log.warning("%s", error, extra=log_fields(job))
     return Failed(told, final=True)
+
+
+def _told(code: str, message: str) -> JobError:
+    return JobError(code=text(code) or "", message=text(message) or "")
 
 
 def _alone(error: BaseException) -> BaseException:
@@ -242,7 +288,7 @@ def _outcome(attempt: Attempt, ending: Ending, jitter: float) -> Callable[[Job, 
 def _timed_out(job: Job, now: datetime, attempt: Attempt, jitter: float) -> Job:
     if now >= job.deadline:
         return lifecycle.expire(job, now)
-    if attempt.thread is not None and job.cancel_requested_at is not None:
+    if attempt.in_thread and job.cancel_requested_at is not None:
         # The thread goes on, so the job may not be called cancelled.
         return lifecycle.fail(job, now, token=attempt.token, error=lifecycle.TIMED_OUT)
     return lifecycle.settle_failure(

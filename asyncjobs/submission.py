@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from asyncjobs.model import Delivery, Submission, new_job_id
+from asyncjobs.errors import FieldIssue, InvalidPayload
+from asyncjobs.model import LONGEST, Delivery, Submission, new_job_id
 from asyncjobs.registration import Seconds, duration
 from asyncjobs.registry import Handler, JobType
 from asyncjobs.tracing import new_trace_id, trace_id_of
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,15 @@ class EnqueueOptions:
     deadline: Seconds | None = None
     traceparent: str | None = None
     trace_id: str | None = None
+
+    def __post_init__(self) -> None:
+        moment = self.run_at
+        if isinstance(moment, datetime) and moment.tzinfo is None:
+            raise ValueError(f"run_at needs a time zone, got {moment}.")
+        if isinstance(moment, timedelta) and abs(moment) > LONGEST:
+            raise ValueError(f"run_at is at most {LONGEST.days} days ahead, got {moment}.")
+        if self.deadline is not None and not timedelta(0) < duration(self.deadline) <= LONGEST:
+            raise ValueError(f"A deadline is ahead, by at most {LONGEST.days} days.")
 
     def begins(self, now: datetime) -> datetime:
         """Say when the job may begin."""
@@ -43,8 +54,8 @@ class Caller:
 
 
 def make_submission(
-    kind: JobType[Any, Any],
-    payload: bytes,
+    kind: JobType[P, Any],
+    payload: P,
     now: datetime,
     *,
     delivery: Delivery,
@@ -54,27 +65,50 @@ def make_submission(
     """Fix everything about a job that will not change, a new id included.
 
     The type's limits are copied, so that a later release that changes them does not touch the jobs
-    that wait.
+    that wait. Raises `InvalidPayload` or `PayloadTooLarge`.
     """
     policy = kind.policy
     keyed = caller.idempotency_key is not None
     trace_id = options.trace_id or trace_id_of(options.traceparent)
+    _check_text(user_id=caller.user_id, idempotency_key=caller.idempotency_key, trace_id=trace_id)
+    deadline = policy.deadline if options.deadline is None else duration(options.deadline)
     return Submission(
         id=new_job_id(),
         type=kind.name,
-        payload_json=payload,
+        payload_json=kind.dump_payload(payload),
         user_id=caller.user_id,
         idempotency_key=caller.idempotency_key,
-        fingerprint=hashlib.sha256(payload).hexdigest() if keyed else None,
+        fingerprint=kind.fingerprint(payload) if keyed else None,
         trace_id=trace_id or new_trace_id(),
-        traceparent=options.traceparent,
+        traceparent=options.traceparent if trace_id_of(options.traceparent) else None,
         queue=policy.queue,
         delivery=delivery if isinstance(kind, Handler) else Delivery.EXTERNAL,
         retry=policy.retry,
         max_deliveries=policy.max_deliveries,
         timeout=policy.timeout,
-        deadline=options.begins(now) + (duration(options.deadline) or policy.deadline),
+        deadline=options.begins(now) + deadline,
         retention=policy.retention,
         estimated_duration=kind.estimate,
         created_at=now,
     )
+
+
+def same_payload(kind: JobType[Any, Any], one: Submission, other: Submission) -> bool:
+    """Tell whether two submissions under one idempotency key mean the same.
+
+    Values decide where the texts differ, since a set, say, is written in any order.
+    """
+    if one.fingerprint == other.fingerprint:
+        return True
+    try:
+        return bool(kind.load_payload(one.payload_json) == kind.load_payload(other.payload_json))
+    except InvalidPayload:
+        return False
+
+
+def _check_text(**fields: str | None) -> None:
+    for name, value in fields.items():
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise InvalidPayload([FieldIssue(name, str(error))]) from error

@@ -45,12 +45,14 @@ class Call(Generic[T]):
         """Whether the function still runs."""
         return not self._ended.is_set()
 
-    def run(self) -> None:
-        """Make the call; in the other thread."""
+    def run(self, then: Callable[[], None] | None = None) -> None:
+        """Make the call; in the other thread. `then` comes before anybody learns of its end."""
         try:
             self._value = self._function()
         except BaseException as error:  # noqa: BLE001  # it goes to the caller
             self._error = error
+        if then is not None:
+            then()
         try:
             run_sync(self._ended.set, token=self._token)
         except RuntimeError:
@@ -71,14 +73,22 @@ class ThreadQueue:
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[Call[Any] | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name=name, daemon=True)
+        self._asked = 0
+        self._done = 0
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call waits or is being made, even one whose caller is gone."""
+        return self._asked != self._done
+
     async def call(self, function: Callable[[], T]) -> T:
         """Make a call; what was begun is awaited even by a cancelled caller."""
         call = Call(function)
+        self._asked += 1
         self._calls.put(call)
         with anyio.CancelScope(shield=True):
             await call.ended()
@@ -90,4 +100,7 @@ class ThreadQueue:
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            call.run()
+            call.run(self._count)
+
+    def _count(self) -> None:
+        self._done += 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from heapq import heappop, heappush
 
 import anyio
@@ -36,6 +37,7 @@ class Worker:
         self._settings = settings
         self._wake = Signal()
         self._sleeps_until = ledger.now()
+        self._took_at = -math.inf
         # When jobs are due that this process knows of: a heap.
         self._coming: list[datetime] = []
 
@@ -62,6 +64,10 @@ class Worker:
             if not more:
                 await self._wake.wait(self._pause())
 
+    def took_within(self, time: timedelta) -> bool:
+        """Tell whether this worker has looked for jobs lately; a full one has no reason to."""
+        return anyio.current_time() - self._took_at < time.total_seconds()
+
     async def give_back(self, jobs: Sequence[Job]) -> None:
         """Let others begin at once what was taken or accepted here but will not begin here."""
         now = self._ledger.now()
@@ -74,6 +80,7 @@ class Worker:
     async def _take(self) -> bool:
         """Take as much as there is room for; tell whether there may be more."""
         lanes, limit = self._registry.queues, self._dispatcher.room
+        self._took_at = anyio.current_time()
         now = self._ledger.now()
         while self._coming and self._coming[0] <= now:
             heappop(self._coming)
@@ -90,4 +97,6 @@ class Worker:
 
     def _pause(self) -> float:
         """Sleep to the next poll, or to the moment when a job is due that was hinted at."""
-        return max(0.0, (self._sleeps_until - self._ledger.now()).total_seconds())
+        pause = self._sleeps_until - self._ledger.now()
+        # Never longer than to the next poll, whatever the clock was set to meanwhile.
+        return max(timedelta(0), min(pause, self._settings.poll)).total_seconds()

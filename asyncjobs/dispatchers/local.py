@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -11,10 +13,13 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
+from asyncjobs.context import log_fields
 from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.feed import Signal
-from asyncjobs.model import Delivery, Job
+from asyncjobs.model import Delivery, Job, JobId
 from asyncjobs.protocols import Run
+
+log = logging.getLogger("asyncjobs")
 
 
 class LocalDispatcher:
@@ -32,10 +37,11 @@ class LocalDispatcher:
             raise ConfigurationError(f"At least one job must run at a time, got {concurrency}.")
         self.concurrency = concurrency
         self._waiting: deque[Job] = deque()
-        self._running = 0
+        self._running: set[JobId] = set()
         self._reserved = 0
         self._tasks: TaskGroup | None = None
         self._run: Run | None = None
+        self._context = contextvars.copy_context()
         self._freed = Signal()
         self._idle = anyio.Event()
 
@@ -54,7 +60,7 @@ class LocalDispatcher:
     def room(self) -> int:
         if self._tasks is None:
             return 0
-        return 2 * self.concurrency - self._running - len(self._waiting) - self._reserved
+        return 2 * self.concurrency - len(self._running) - len(self._waiting) - self._reserved
 
     @contextmanager
     def reservation(self) -> Generator[bool]:
@@ -63,15 +69,15 @@ class LocalDispatcher:
         try:
             yield granted
         finally:
-            # The dispatch follows at once, and finds the place that is given up here.
+            # The dispatch follows at once, and finds the place that is given up here. Where none
+            # follows, somebody may be waiting for it.
             self._reserved -= granted
+            self._freed.set()
 
     @asynccontextmanager
     async def running(self, run: Run) -> AsyncGenerator[None]:
         async with anyio.create_task_group() as tasks:
-            self._tasks, self._run = tasks, run
-            self._freed, self._idle = Signal(), anyio.Event()
-            self._idle.set()
+            self._begin_anew(tasks, run)
             try:
                 yield
             finally:
@@ -82,13 +88,12 @@ class LocalDispatcher:
             self.offer(job)
 
     def offer(self, job: Job) -> bool:
+        if job.id in self._running or any(job.id == other.id for other in self._waiting):
+            return True  # it has waited here for so long that it came up again
         if self._tasks is None or not self.room:
             return False
-        if self._running < self.concurrency:
-            if not self._running:
-                self._idle = anyio.Event()
-            self._running += 1
-            self._tasks.start_soon(self._slot, job, name=f"asyncjobs {job.id}")
+        if len(self._running) < self.concurrency:
+            self._start(job, self._tasks)
         else:
             self._waiting.append(job)
         return True
@@ -106,17 +111,35 @@ class LocalDispatcher:
     async def wait_until_idle(self) -> None:
         await self._idle.wait()
 
+    def _begin_anew(self, tasks: TaskGroup, run: Run) -> None:
+        """Forget what is of an earlier life, which may have been that of a process that forked."""
+        self._tasks, self._run = tasks, run
+        self._waiting.clear()
+        self._running = set()
+        self._reserved = 0
+        self._context = contextvars.copy_context()
+        self._freed, self._idle = Signal(), anyio.Event()
+        self._idle.set()
+
+    def _start(self, job: Job, tasks: TaskGroup) -> None:
+        if not self._running:
+            self._idle = anyio.Event()
+        self._running.add(job.id)
+        # Not in the context of whoever submitted this job, or the one before it in this slot.
+        self._context.copy().run(lambda: tasks.start_soon(self._slot, job))
+
     async def _slot(self, job: Job) -> None:
-        """Run this job, then whatever waits: a slot is worth keeping while there is work."""
         if self._run is None:
             raise NotOpen("The dispatcher")
         try:
             await self._run(job)
-            while self._waiting:
-                await self._run(self._waiting.popleft())
-                self._freed.set()
+        except Exception:
+            # The next one may be luckier, and the application is not to blame.
+            log.exception("A job broke off", extra=log_fields(job))
         finally:
-            self._running -= 1
-            self._freed.set()
+            self._running.discard(job.id)
+            if self._waiting and self._tasks is not None:
+                self._start(self._waiting.popleft(), self._tasks)
             if not self._running:
                 self._idle.set()
+            self._freed.set()

@@ -8,6 +8,7 @@ thread: they cost less than a change of threads, and in WAL mode wait for nobody
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,11 +27,13 @@ from asyncjobs.encoding import (
     encode_submission,
     to_microseconds,
 )
-from asyncjobs.errors import ConfigurationError, NotOpen
+from asyncjobs.errors import ConfigurationError, NotOpen, UnreadableJob
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change
 from asyncjobs.stores.sqlite_file import File, transaction, waiting_for_locks
 from asyncjobs.threads import ThreadQueue
+
+log = logging.getLogger("asyncjobs")
 
 T = TypeVar("T")
 
@@ -70,11 +73,11 @@ class SqliteStore:
         thread = ThreadQueue("asyncjobs sqlite")
         thread.start()
         try:
-            writer = await thread.call(self._file.open_writer)
-            self._open = _Open(thread, writer, self._file.open_reader())
+            writer, reader = await thread.call(self._file.open)
         except BaseException:
             thread.close()
             raise
+        self._open = _Open(thread, writer, reader)
         return self
 
     async def __aexit__(
@@ -88,6 +91,7 @@ class SqliteStore:
         with anyio.CancelScope(shield=True):
             await opened.thread.call(opened.writer.close)
         opened.thread.close()
+        self._file.closed()
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
         return await self._write(lambda db: _insert(db, jobs))
@@ -151,24 +155,28 @@ class SqliteStore:
             with transaction(opened.writer) as db:
                 return change(db)
 
-        if opened.quick and not opened.in_thread:
-            with self._file.errors(), suppress(sqlite3.OperationalError), opened.timed():
+        def timed() -> T:
+            with opened.timed():
                 return write()
-        return await self._in_thread(write)
+
+        if opened.quick and not opened.thread.busy:
+            with self._file.errors():
+                try:
+                    return timed()
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                        raise
+        return await self._in_thread(timed)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         opened = self._opened
 
         def patiently() -> T:
-            with opened.timed(), waiting_for_locks(opened.writer):
+            with waiting_for_locks(opened.writer):
                 return work()
 
-        opened.in_thread += 1
-        try:
-            with self._file.errors():
-                return await opened.thread.call(patiently)
-        finally:
-            opened.in_thread -= 1
+        with self._file.errors():
+            return await opened.thread.call(patiently)
 
 
 class _Open:
@@ -185,7 +193,6 @@ class _Open:
         self.thread = thread
         self.writer = writer
         self.reader = reader
-        self.in_thread = 0
         self._seconds = _QUICK_SECONDS
 
     @property
@@ -257,7 +264,13 @@ def _take(
     db.executemany(move, [(until, seq) for seq in chosen])
     order = {seq: place for place, seq in enumerate(chosen)}
     rows = db.execute(_BY_SEQ, (json.dumps(chosen),)).fetchall()
-    return [_job(row) for row in sorted(rows, key=lambda row: order[row[-1]])]
+    jobs: list[Job] = []
+    for row in sorted(rows, key=lambda row: order[row[-1]]):
+        try:
+            jobs.append(_job(row))
+        except UnreadableJob as error:  # the others in its lane must not wait for it
+            log.error("%s", error, extra={"job_id": error.job_id})  # noqa: TRY400  # no traceback
+    return jobs
 
 
 def _delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> None:
@@ -268,8 +281,8 @@ def _delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> None:
 
 
 def _job(row: tuple[Any, ...]) -> Job:
-    _, submission, state, payload, result, revision, lane, due_at, _ = row
-    return decode(submission, state, Columns(payload, result, revision, lane, due_at))
+    job_id, submission, state, payload, result, revision, lane, due_at, _ = row
+    return decode(job_id, submission, state, Columns(payload, result, revision, lane, due_at))
 
 
 def _key(job: Job) -> tuple[str, str, str | None]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Literal
 
 from asyncjobs.errors import SchemaError, StoreUnavailable
@@ -36,44 +38,65 @@ MIGRATIONS = (
 )
 
 
+# The files that are open, by device and inode, with the process that opened them.
+_open_files: dict[tuple[int, int], int] = {}
+
+
 class File:
     """A path and the identity of the file that was opened there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._identity: tuple[int, int] | None = None
+        self._identity: tuple[int, int] = (0, 0)
+        self._log_identity: tuple[int, int] = (0, 0)
 
-    def open_writer(self) -> sqlite3.Connection:
-        """Open the file for writing, making or migrating its tables where needed."""
-        if not self.path.absolute().parent.is_dir():
+    def open(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+        """Open the file to write and to read, making or migrating its tables where needed."""
+        self.path = self.path.absolute()
+        if not self.path.parent.is_dir():
             raise StoreUnavailable(str(self.path), "its folder does not exist")
-        with self.errors():
-            connection = self._connect()
-            try:
-                with waiting_for_locks(connection):
-                    _prepare(connection, str(self.path))
-            except BaseException:
-                connection.close()
-                raise
-        status = self.path.stat()
-        self._identity = (status.st_dev, status.st_ino)
-        return connection
+        self._refuse_after_fork()
+        with self.errors(), ExitStack() as on_failure:
+            writer = self._connect()
+            on_failure.callback(writer.close)
+            with waiting_for_locks(writer):
+                _prepare(writer, str(self.path))
+            reader = self._connect()
+            on_failure.callback(reader.close)
+            reader.execute("PRAGMA query_only = ON")
+            on_failure.pop_all()
+        self._identity, self._log_identity = map(_identity_of, self._files())
+        _open_files[self._identity] = os.getpid()
+        return writer, reader
 
-    def open_reader(self) -> sqlite3.Connection:
-        """Open the file a second time, for short reads that wait for nobody."""
-        with self.errors():
-            connection = self._connect()
-            connection.execute("PRAGMA query_only = ON")
-        return connection
+    def closed(self) -> None:
+        """Note that both connections are closed."""
+        _open_files.pop(self._identity, None)
 
     def check_in_place(self) -> None:
         """Refuse to write to a deleted or replaced file: the next start would not see it."""
         try:
-            status = self.path.stat()
+            found = tuple(map(_identity_of, self._files()))
         except OSError as error:
             raise StoreUnavailable(str(self.path), "the file was removed") from error
-        if (status.st_dev, status.st_ino) != self._identity:
+        if found != (self._identity, self._log_identity):
             raise StoreUnavailable(str(self.path), "the file was replaced by another one")
+
+    def _files(self) -> tuple[Path, Path]:
+        """Name the database and the log into which SQLite writes first."""
+        return self.path, self.path.with_name(f"{self.path.name}-wal")
+
+    def _refuse_after_fork(self) -> None:
+        """Refuse a file that the parent had open when it forked this process.
+
+        SQLite keeps account of its locks by process and inode. A fork copies the account but not
+        the locks, so connections made here would write without any, and lose what they write.
+        """
+        if self.path.exists():
+            opener = _open_files.get(_identity_of(self.path))
+            if opener is not None and opener != os.getpid():
+                reason = "it was open when this process was forked; open it after the fork only"
+                raise StoreUnavailable(str(self.path), reason)
 
     @contextmanager
     def errors(self) -> Generator[None]:
@@ -112,13 +135,31 @@ def transaction(
         raise
 
 
+def _identity_of(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _use_log(connection: sqlite3.Connection) -> str:
+    """Switch to WAL mode; SQLite does not wait by itself while others do the same."""
+    give_up = monotonic() + _BUSY_MILLISECONDS / 1000
+    while True:
+        try:
+            [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() > give_up:
+                raise
+            sleep(0.01)
+        else:
+            return str(mode)
+
+
 def _prepare(connection: sqlite3.Connection, name: str) -> None:
     # Look before any pragma that writes: the file may be somebody else's. In one transaction, since
     # another process may be making the tables at this moment.
     with transaction(connection, "DEFERRED"):
         _version(connection, name)
-    [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
+    if _use_log(connection) != "wal":
         raise StoreUnavailable(name, "its file system does not allow SQLite's WAL mode")
     connection.execute("PRAGMA synchronous = FULL")
     with transaction(connection):

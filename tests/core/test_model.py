@@ -78,7 +78,7 @@ def test_the_limits_are_those_the_documentation_promises() -> None:
 def written(job: Job) -> Job:
     due_at = None if job.due_at is None else to_microseconds(job.due_at)
     columns = Columns(job.payload_json, job.result_json, job.revision, job.lane, due_at)
-    return decode(encode_submission(job), encode_state(job), columns)
+    return decode(job.id, encode_submission(job), encode_state(job), columns)
 
 
 @pytest.mark.parametrize("job", [full_job(), sample_job()], ids=["full", "plain"])

@@ -134,7 +134,7 @@ import sys, os, sqlite3
 from asyncjobs.stores import sqlite_file
 sqlite_file.MIGRATIONS = (sqlite_file.MIGRATIONS[0], ("CREATE TABLE more (x)", "NONSENSE"))
 try:
-    sqlite_file.File(sqlite_file.Path(sys.argv[1])).open_writer()
+    sqlite_file.File(sqlite_file.Path(sys.argv[1])).open()
 except Exception as error:
     print(type(error).__name__)
 """
