@@ -285,7 +285,7 @@ class Away(MemoryStore):
         self.calls = 0
         self.asked = anyio.Event()
 
-    async def take(self, lanes: Sequence[str], /, **options: object) -> Sequence[Job]:  # type: ignore[override]
+    async def take(self, lanes: Sequence[str], /, **options: object) -> Sequence[Job]:
         if self.away:
             self.calls += 1
             if self.calls == 4:
@@ -335,7 +335,7 @@ class Buggy(MemoryStore):
         super().__init__()
         self.hit = anyio.Event()
 
-    async def take(self, lanes: Sequence[str], /, **options: object) -> Sequence[Job]:  # type: ignore[override]
+    async def take(self, lanes: Sequence[str], /, **options: object) -> Sequence[Job]:
         if not self.hit.is_set():
             self.hit.set()
             raise ZeroDivisionError

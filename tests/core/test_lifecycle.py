@@ -247,13 +247,9 @@ def test_a_job_stops_only_when_asked() -> None:
 
 
 def test_a_job_asked_to_stop_does_not_wait_again() -> None:
-    for again in (
-        lambda job: lifecycle.release(job, NOW, token="t"),
-        lambda job: lifecycle.retry(job, NOW, token="t", jitter=0),
-        lambda job: lifecycle.lose(job, AFTER_ALL),
-    ):
+    for move in (Move.RELEASE, Move.RETRY, Move.LOSE):
         with pytest.raises(IllegalMove, match="asked to stop"):
-            again(asked_to_stop())
+            MOVES[move](asked_to_stop().model_copy(update={"retry": PATIENT}))
 
 
 def test_a_deadline_ahead_does_not_expire() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any, cast
 
 import anyio
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict
 
 from asyncjobs import (
@@ -34,6 +38,7 @@ from asyncjobs import (
 )
 from asyncjobs.model import Job, JobId, new_job_id
 from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.submission import same_payload
 from asyncjobs.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -133,7 +138,8 @@ async def test_a_queue_is_open_once_and_can_be_opened_again(jobs: AsyncJobs) -> 
         assert jobs.is_open
         with pytest.raises(ConfigurationError, match="open already"):
             await jobs.__aenter__()
-    assert not jobs.is_open
+    with pytest.raises(NotOpen):
+        await jobs.get(new_job_id())
     async with jobs:
         assert await jobs.get(new_job_id()) is None
 
@@ -169,31 +175,76 @@ async def test_dataclasses_typed_dicts_and_plain_json_are_payloads(jobs: AsyncJo
 
     @jobs.handler("plain")
     async def plain(given, _job):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return given
+        return given  # pyright: ignore[reportUnknownVariableType]
 
     async with jobs:
         one = await jobs.enqueue(point, Point(1, 2))
         two = await jobs.enqueue(size, Size(width=3))
-        three = await jobs.enqueue(plain, {"a": [1, None, "b"]})
+        three = await jobs.enqueue("plain", {"a": [1, None, "b"]})
         assert (await jobs.wait(one.id)).result == {"x": 2, "y": 1}
         assert (await jobs.wait(two.id)).result == [3]
         assert (await jobs.wait(three.id)).result == {"a": [1, None, "b"]}
 
 
+class Camel(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True)
+
+    user_id: int
+    made_at: float = Field(default_factory=time.monotonic)
+
+
+async def test_payload_and_result_keep_the_names_clients_use(jobs: AsyncJobs) -> None:
+    @jobs.handler("camel")
+    async def camel(given: Camel, _job: JobContext) -> Camel:
+        return given
+
+    async with jobs:
+        job = await jobs.enqueue(camel, Camel(user_id=1))
+        done = await jobs.wait(job.id)
+    assert isinstance(done.result, dict)
+    assert done.result["userId"] == 1
+    assert camel.result_of(done).user_id == 1
+
+
+class OneWay(BaseModel):
+    number: int = Field(validation_alias="a", serialization_alias="b")
+
+
+async def test_a_payload_that_could_never_be_read_back_is_a_mistake(jobs: AsyncJobs) -> None:
+    kind = jobs.external("one way", payload=OneWay, result=int)
+    async with jobs:
+        with pytest.raises(ConfigurationError, match="read back"):
+            await jobs.enqueue(kind, OneWay.model_validate({"a": 1}))
+
+
+class Login(BaseModel):
+    password: SecretStr
+
+
+async def test_a_payload_that_storing_changes_is_warned_of_once(
+    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = jobs.external("login", payload=Login, result=int)
+    async with jobs:
+        for _ in range(2):
+            await jobs.enqueue(kind, Login(password=SecretStr("swordfish")))
+    assert caplog.text.count("changed by being stored") == 1
+
+
 async def test_what_is_no_json_is_no_plain_payload(jobs: AsyncJobs) -> None:
-    kind = jobs.external("plain", payload=dict, result=dict)
+    jobs.external("plain", payload=dict[str, object], result=int)
     async with jobs:
         with pytest.raises(InvalidPayload):
-            await jobs.enqueue(kind, {"a": object()})
+            await jobs.enqueue("plain", {"a": object()})
         with pytest.raises(InvalidPayload):
-            await jobs.enqueue(kind, {"a": "\ud800"})
+            await jobs.enqueue("plain", {"a": "\ud800"})
 
 
 def test_a_handler_must_take_a_payload_and_a_job(jobs: AsyncJobs) -> None:
     async def alone(_payload: int) -> None: ...
 
     with pytest.raises(ConfigurationError, match=r"exactly \(payload, job\)"):
-        jobs.handler("alone")(alone)  # type: ignore[call-overload]
+        jobs.handler("alone")(cast("Any", alone))
 
 
 def test_an_annotation_that_is_no_json_is_refused_at_once(jobs: AsyncJobs) -> None:
@@ -211,9 +262,35 @@ def test_an_annotation_that_cannot_be_found_is_refused_at_once(jobs: AsyncJobs) 
         jobs.handler("lost")(lost)
 
 
-def test_limits_that_make_no_sense_are_refused_at_once(jobs: AsyncJobs) -> None:
+@pytest.mark.parametrize("timeout", [0, -1, timedelta.max])
+def test_limits_that_make_no_sense_are_refused_at_once(
+    jobs: AsyncJobs, timeout: float | timedelta
+) -> None:
     with pytest.raises(ConfigurationError, match="timeout"):
-        jobs.handler("never", timeout=0)
+        jobs.handler("never", timeout=timeout)
+
+
+class Adder:
+    async def __call__(self, number: int, _job: JobContext) -> int:
+        return number + 1
+
+
+async def test_partials_methods_and_callable_objects_are_handlers(jobs: AsyncJobs) -> None:
+    async def add(extra: int, number: int, _job: JobContext) -> int:
+        return number + extra
+
+    handlers: list[Any] = [
+        jobs.handler("partial")(functools.partial(add, 2)),
+        jobs.handler("object")(Adder()),
+        jobs.handler("method")(Adder().__call__),
+    ]
+    async with jobs:
+        results: list[object] = []
+        for handler in handlers:
+            with pytest.raises(InvalidPayload):
+                await jobs.enqueue(handler, "many")
+            results.append((await jobs.wait((await jobs.enqueue(handler, 1)).id)).result)
+    assert results == [3, 2, 2]
 
 
 async def test_a_registered_handler_can_be_called_as_the_function_it_is(jobs: AsyncJobs) -> None:
@@ -290,6 +367,55 @@ async def test_the_same_key_and_payload_is_the_same_job(jobs: AsyncJobs) -> None
             await jobs.enqueue(order, Order(amount=2), idempotency_key="k")
         assert (conflict.value.key, conflict.value.job_id) == ("k", first.id)
     assert runs == [1]
+
+
+async def test_what_a_type_fills_in_makes_no_other_payload(jobs: AsyncJobs) -> None:
+    kind = jobs.external("camel", payload=Camel, result=int)
+    tags = jobs.external("tags", payload=set[str], result=int)
+    async with jobs:
+        one = await jobs.enqueue(kind, Camel(user_id=1), idempotency_key="k")
+        two = await jobs.enqueue(kind, Camel(user_id=1), idempotency_key="k")
+        assert (one.id, one.payload) == (two.id, two.payload)
+        first = await jobs.enqueue(tags, set("abcdefgh"), idempotency_key="k")
+        second = await jobs.enqueue(tags, set("hgfedcba"), idempotency_key="k")
+        assert first.id == second.id
+
+
+async def test_a_set_is_the_same_in_any_order(jobs: AsyncJobs) -> None:
+    tags = jobs.external("tags", payload=set[str], result=int)
+    async with jobs:
+        one = await jobs.enqueue(tags, {"a", "b"}, idempotency_key="k")
+        other = one.model_copy(update={"payload_json": b'["b","a"]', "fingerprint": "of old"})
+        assert same_payload(tags, one, other)
+        assert not same_payload(
+            tags, one, other.model_copy(update={"payload_json": b'"of an older release"'})
+        )
+
+
+@pytest.mark.parametrize("field", ["user_id", "idempotency_key"])
+async def test_text_that_cannot_be_written_is_refused(jobs: AsyncJobs, field: str) -> None:
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        with pytest.raises(InvalidPayload) as refused:
+            await jobs.enqueue(kind, 1, **{field: "\udcff"})  # type: ignore[arg-type]
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue(kind, 1, options=EnqueueOptions(trace_id="\udcff"))
+    assert refused.value.issues[0].field == field
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"deadline": 0},
+        {"deadline": -1},
+        {"deadline": timedelta.max},
+        {"run_at": timedelta.max},
+        {"run_at": datetime(2030, 1, 1)},  # noqa: DTZ001  # what is tested
+    ],
+)
+def test_options_that_make_no_sense_are_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"deadline|run_at"):
+        EnqueueOptions(**options)
 
 
 async def test_a_key_is_free_again_when_its_job_is_forgotten(make: Make) -> None:

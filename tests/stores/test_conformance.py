@@ -105,7 +105,7 @@ class HandsOutLiveJobs(MemoryStore):
         if live is None:
             super()._put(job.model_copy())
         else:
-            live.__dict__.update(job.__dict__)
+            vars(live).update(vars(job))
             super()._put(live)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -13,7 +14,13 @@ import anyio
 import pytest
 
 from asyncjobs import lifecycle
-from asyncjobs.errors import ConfigurationError, NotOpen, SchemaError, StoreUnavailable
+from asyncjobs.errors import (
+    ConfigurationError,
+    NotOpen,
+    SchemaError,
+    StoreUnavailable,
+    UnreadableJob,
+)
 from asyncjobs.model import Job, new_job_id
 from asyncjobs.protocols import Change, Watching
 from asyncjobs.stores import store_from_url
@@ -238,6 +245,132 @@ async def test_an_unwritable_file_is_refused_when_it_is_opened() -> None:
         said = run(READ_ONLY, str(path))
         Path(folder).chmod(0o755)
     assert "readonly" in said or "read-only" in said
+
+
+async def test_a_relative_path_means_where_the_store_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with SqliteStore("jobs.db") as store:
+        monkeypatch.chdir("/")
+        job = sample_job()
+        assert await store.insert([job]) == [job]
+
+
+async def test_a_removed_log_is_noticed(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        await store.insert([sample_job()])
+        path.with_name("jobs.db-wal").unlink()
+        with pytest.raises(StoreUnavailable, match="removed"):
+            await store.insert([sample_job()])
+
+
+async def test_a_job_that_cannot_be_read_stops_no_other(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = sample_job(), sample_job()
+    async with SqliteStore(path) as store:
+        await store.insert([bad, good])
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("UPDATE jobs SET state = CAST('{}' AS BLOB) WHERE id = ?", (bad.id,))
+        other.close()
+        later = NOW + timedelta(minutes=1)
+        taken = await store.take(["default"], now=NOW, until=later, limit=9)
+        assert [job.id for job in taken] == [good.id]
+        with pytest.raises(UnreadableJob, match=bad.id):
+            await store.get([bad.id])
+        assert [job and job.id for job in await store.get([good.id])] == [good.id]
+    assert bad.id in caplog.text
+
+
+FORKED = """
+import anyio, os, sys
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.stores.sqlite import SqliteStore
+from asyncjobs.testing import sample_job
+
+async def child(store: SqliteStore) -> None:
+    try:
+        async with store:
+            await store.insert([sample_job()])
+        print("written without a lock")
+    except StoreUnavailable as error:
+        print(error.reason)
+
+async def main(store: SqliteStore) -> None:
+    async with store:
+        await store.insert([sample_job()])
+        if os.fork() == 0:
+            os._exit(run_child(store))
+        os.wait()
+        await store.insert([sample_job()])
+
+def run_child(store: SqliteStore) -> int:
+    import threading
+    def work() -> None:
+        anyio.run(child, other)
+    other = store if sys.argv[2] == "same" else SqliteStore(sys.argv[1])
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    sys.stdout.flush()
+    return 0
+
+store = SqliteStore(sys.argv[1])
+anyio.run(main, store)
+if os.fork() == 0:
+    anyio.run(child, SqliteStore(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forking is POSIX")
+@pytest.mark.parametrize("which", ["same", "another"])
+def test_a_file_is_not_opened_again_by_the_child_of_who_has_it_open(path: Path, which: str) -> None:
+    said = run(FORKED, str(path), which).splitlines()
+    assert said == [
+        "it was open when this process was forked; open it after the fork only",
+        "written without a lock",
+    ]
+
+
+def test_new_processes_may_all_open_a_new_file(path: Path) -> None:
+    script = """
+import anyio, sys
+from asyncjobs.stores.sqlite import SqliteStore
+
+async def main() -> None:
+    sys.stdin.readline()
+    async with SqliteStore(sys.argv[1]):
+        print("opened")
+
+anyio.run(main)
+"""
+    for number in range(3):
+        file = str(path.with_name(f"{number}.db"))
+        command = [sys.executable, "-c", script, file]
+        started = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(4)
+        ]
+        for one in started:
+            assert one.stdin is not None
+            one.stdin.write("\n")
+            one.stdin.flush()
+        assert [one.communicate()[0].strip() for one in started] == ["opened"] * 4
+
+
+async def test_slow_commits_stay_off_the_event_loop(path: Path) -> None:
+    async with SqliteStore(path, notice=0.001) as store:
+        opened_store = store._opened
+        for _ in range(8):
+            with opened_store.timed():
+                await anyio.sleep(0.01)
+        for _ in range(20):
+            await store._in_thread(lambda: None)
+        assert not opened_store.quick
 
 
 # several at once

@@ -1,0 +1,300 @@
+"""Whatever a handler does, it happens to its own job only."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from asyncjobs import AsyncJobs, Job, JobContext, JobFailed, JobStatus, Policy, Retry, Settings
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.lifecycle import TIMED_OUT
+from asyncjobs.model import JobId
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.stores.sqlite import SqliteStore
+from asyncjobs.testing import sample_job
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., AsyncJobs]
+
+user: ContextVar[str] = ContextVar("user", default="nobody")
+
+
+async def settled(jobs: AsyncJobs, job_id: JobId) -> Job:
+    done = await jobs.wait(job_id, timeout=5)
+    assert done.status.terminal
+    return done
+
+
+async def began(jobs: AsyncJobs, handler: Any) -> Job:
+    job = await jobs.enqueue(handler, None)
+    with anyio.fail_after(5):
+        async for update in jobs.subscribe(job.id):
+            if update.status is JobStatus.PROCESSING:
+                return update
+    raise AssertionError("the job never began")
+
+
+async def raise_generator_exit(_job: JobContext) -> None:
+    raise GeneratorExit
+
+
+async def report_half_a_row(job: JobContext) -> None:
+    await job.progress(10, current=1.5)  # type: ignore[arg-type]
+
+
+async def fail_with_an_error(_job: JobContext) -> None:
+    raise JobFailed(ValueError("boom"), 3)  # type: ignore[arg-type]
+
+
+async def fail_with_a_broken_name(_job: JobContext) -> None:
+    raise JobFailed("no such file: \udcff")
+
+
+async def report_a_broken_name(job: JobContext) -> None:
+    await job.progress(1, "reading \udcff")
+
+
+async def await_what_was_cancelled(_job: JobContext) -> None:
+    raise anyio.get_cancelled_exc_class() if is_asyncio() else OSError
+
+
+def is_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+MISTAKES = [
+    report_half_a_row,
+    fail_with_an_error,
+    fail_with_a_broken_name,
+    report_a_broken_name,
+    await_what_was_cancelled,
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda one: str(one.__name__))
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_handler_s_mistake_ends_its_job_and_nothing_else(
+    make: Make, tmp_path: Any, mistake: Callable[[JobContext], Any], kind: str
+) -> None:
+    jobs = make(store=MemoryStore() if kind == "memory" else SqliteStore(tmp_path / "jobs.db"))
+
+    @jobs.handler("mistaken")
+    async def mistaken(_none: None, job: JobContext) -> None:
+        await mistake(job)
+
+    @jobs.handler("good")
+    async def good(_none: None, _job: JobContext) -> str:
+        await anyio.sleep(0.05)
+        return "done"
+
+    async with jobs:
+        neighbour = await jobs.enqueue(good, None)
+        assert (await settled(jobs, (await jobs.enqueue(mistaken, None)).id)).status.terminal
+        assert (await settled(jobs, neighbour.id)).result == "done"
+        assert (await settled(jobs, (await jobs.enqueue(good, None)).id)).result == "done"
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, KeyboardInterrupt])
+async def test_what_means_something_to_an_event_loop_does_not_leave_its_thread(
+    jobs: AsyncJobs, error: type[BaseException]
+) -> None:
+    @jobs.handler("thread")
+    def thread(_none: None, _job: JobContext) -> None:
+        raise error
+
+    async with jobs:
+        done = await settled(jobs, (await jobs.enqueue(thread, None)).id)
+    assert done.error is not None
+    assert done.error.code == "internal_error"
+
+
+async def test_a_cancel_that_reaches_a_thread_inside_a_task_group_is_a_cancel(
+    jobs: AsyncJobs,
+) -> None:
+    def loop(job: JobContext) -> None:
+        while True:
+            job.check()
+
+    @jobs.handler("mixed")
+    async def mixed(_none: None, job: JobContext) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, loop, job)
+
+    async with jobs:
+        job = await began(jobs, mixed)
+        await jobs.cancel(job.id)
+        assert (await settled(jobs, job.id)).status is JobStatus.CANCELLED
+
+
+async def test_a_decorated_coroutine_can_be_cancelled(jobs: AsyncJobs) -> None:
+    async def endless(_none: None, _job: JobContext) -> None:
+        await anyio.sleep_forever()
+
+    @functools.wraps(endless)
+    def wrapper(none: None, job: JobContext) -> Any:
+        return endless(none, job)
+
+    handler: Any = jobs.handler("wrapped")(wrapper)
+    async with jobs:
+        job = await began(jobs, handler)
+        await anyio.sleep(0.05)
+        await jobs.cancel(job.id)
+        assert (await settled(jobs, job.id)).status is JobStatus.CANCELLED
+
+
+async def test_a_job_does_not_see_another_request_s_context(make: Make) -> None:
+    jobs = make(dispatcher=LocalDispatcher(concurrency=1))
+
+    @jobs.handler("whose")
+    async def whose(_none: None, _job: JobContext) -> str:
+        seen = user.get()
+        user.set("the job before")
+        await anyio.sleep(0.01)
+        return seen
+
+    async with jobs:
+        user.set("alice")
+        made = [await jobs.enqueue(whose, None) for _ in range(3)]
+        assert [(await settled(jobs, job.id)).result for job in made] == ["nobody"] * 3
+        user.set("nobody")
+
+
+async def test_a_cancelled_runner_gives_its_job_back_at_once(
+    make: Make, store: MemoryStore
+) -> None:
+    jobs = make(settings=Settings(poll=timedelta(1), sweep=timedelta(1)))
+
+    @jobs.handler("endless")
+    async def endless(_none: None, _job: JobContext) -> None:
+        await anyio.sleep_forever()
+
+    job = sample_job(type="endless", payload_json=b"null", created_at=jobs.clock.now())
+    await store.insert([job])
+    async with jobs:
+        with anyio.move_on_after(0.05):
+            await jobs.run(job.id)
+    left = store._jobs[job.id]
+    assert (left.status, left.attempt, left.losses) == (JobStatus.PENDING, 1, 0)
+
+
+async def test_a_retry_waits_for_the_thread_that_timed_out(jobs: AsyncJobs) -> None:
+    working = 0
+    overlaps: list[int] = []
+
+    @jobs.handler("slow", timeout=0.05, retry=Retry(max_attempts=2, first=timedelta(0)))
+    def slow(_none: None, job: JobContext) -> int:
+        nonlocal working
+        working += 1
+        overlaps.append(working)
+        if job.attempt == 1:
+            threading.Event().wait(0.2)
+        working -= 1
+        return job.attempt
+
+    async with jobs:
+        done = await settled(jobs, (await jobs.enqueue(slow, None)).id)
+    assert (done.result, overlaps) == (2, [1, 1])
+
+
+async def test_a_job_that_waits_long_in_the_dispatcher_waits_there_once(make: Make) -> None:
+    dispatcher = LocalDispatcher(concurrency=1)
+    jobs = make(dispatcher=dispatcher)
+    let_go = anyio.Event()
+
+    @jobs.handler("gate")
+    async def gate(_none: None, _job: JobContext) -> None:
+        await let_go.wait()
+
+    async with jobs:
+        made = [await jobs.enqueue(gate, None) for _ in range(2)]
+        for _ in range(3):
+            assert dispatcher.offer(made[0])
+            assert dispatcher.offer(made[1])
+        assert (len(dispatcher._running), len(dispatcher._waiting), dispatcher.room) == (1, 1, 0)
+        let_go.set()
+        for job in made:
+            assert (await settled(jobs, job.id)).attempt == 1
+
+
+async def test_no_delivery_begins_a_job_before_its_time(jobs: AsyncJobs) -> None:
+    runs: list[int] = []
+
+    @jobs.handler("moody", retry=Retry(max_attempts=3, first=timedelta(hours=1)))
+    async def moody(_none: None, job: JobContext) -> None:
+        runs.append(job.attempt)
+        raise OSError
+
+    async with jobs:
+        job = await jobs.enqueue(moody, None)
+        with anyio.fail_after(5):
+            async for update in jobs.subscribe(job.id):
+                if update.failures:
+                    break
+        if (await jobs.find(job.id)).run_at - jobs.clock.now() > timedelta(seconds=2):
+            await jobs.run(job.id)
+            assert runs == [1]
+
+
+async def test_a_place_that_was_kept_for_nothing_is_free_again(make: Make) -> None:
+    jobs = make(dispatcher=LocalDispatcher(concurrency=1))
+
+    @jobs.handler("quick")
+    async def quick(_none: None, _job: JobContext) -> None: ...
+
+    waiter = jobs._dispatcher
+    assert isinstance(waiter, LocalDispatcher)
+    async with jobs, anyio.create_task_group() as tasks:
+        with waiter.reservation(), waiter.reservation() as second:
+            assert second
+            assert waiter.room == 0
+            tasks.start_soon(waiter.wait_for_room)
+            await anyio.lowlevel.checkpoint()
+        with anyio.fail_after(5):
+            await waiter.wait_for_room()
+
+
+async def test_bad_progress_takes_no_lease_from_the_neighbours(jobs: AsyncJobs) -> None:
+    @jobs.handler("long")
+    async def long(_none: None, _job: JobContext) -> str:
+        await anyio.sleep(1.2)
+        return "done"
+
+    @jobs.handler("bad")
+    async def bad(_none: None, job: JobContext) -> None:
+        for _ in range(100):
+            await job.progress(1, message="\udcff")
+            await anyio.sleep(0.01)
+
+    async with jobs:
+        good = await jobs.enqueue(long, None)
+        await jobs.enqueue(bad, None)
+        done = await settled(jobs, good.id)
+    assert (done.result, done.attempt) == ("done", 1)
+
+
+async def test_a_thread_past_its_deadline_is_no_cancel(jobs: AsyncJobs) -> None:
+    let_go = threading.Event()
+
+    @jobs.handler("deaf", policy=Policy(timeout=timedelta(seconds=0.1)))
+    def deaf(_none: None, _job: JobContext) -> None:
+        let_go.wait(5)
+
+    async with jobs:
+        job = await began(jobs, deaf)
+        await jobs.cancel(job.id)
+        assert (await settled(jobs, job.id)).error == TIMED_OUT
+        let_go.set()

@@ -1,0 +1,76 @@
+"""asyncio's own cancellation ignores anyio's shields; it must hurt nobody but its target."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, cast
+
+import anyio
+import pytest
+from anyio.abc import TaskGroup
+
+from asyncjobs.batching import Merged
+from asyncjobs.errors import NotOpen, StoreUnavailable
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def slowly(numbers: Sequence[int]) -> Sequence[int]:
+    await asyncio.sleep(0.05)
+    return [2 * number for number in numbers]
+
+
+async def test_a_caller_that_times_out_leaves_the_line_free() -> None:
+    async with anyio.create_task_group() as tasks:
+        merged = Merged(slowly, tasks)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(merged([1]), 0.01)
+            async with asyncio.timeout(5):
+                assert await merged([2]) == [4]
+
+
+async def test_calls_after_the_end_are_refused_rather_than_left_waiting() -> None:
+    tasks = anyio.create_task_group()
+    merged = Merged(slowly, tasks)
+    async with tasks:
+        assert await merged([1]) == [2]
+    with pytest.raises(NotOpen):
+        async with asyncio.timeout(5):
+            await merged([1])
+
+
+class Loose:
+    """Starts tasks that nobody waits for, as the end of an event loop finds them."""
+
+    task: asyncio.Task[None]
+
+    def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.task = asyncio.create_task(function())
+
+
+async def test_the_end_of_the_event_loop_ends_every_call() -> None:
+    told: list[type[Exception]] = []
+    loose = Loose()
+    merged = Merged(slowly, cast("TaskGroup", loose))
+
+    async def ask() -> None:
+        try:
+            await merged([1])
+        except StoreUnavailable:
+            told.append(StoreUnavailable)
+
+    async with asyncio.timeout(5):
+        first = asyncio.create_task(ask())
+        await asyncio.sleep(0.01)
+        second = asyncio.create_task(ask())
+        await asyncio.sleep(0.01)
+        loose.task.cancel()
+        await asyncio.gather(first, second)
+    assert told == [StoreUnavailable] * 2
