@@ -78,10 +78,11 @@ class AsyncJobs(Registrar):
         traceback: TracebackType | None,
     ) -> None:
         opened, self._opened = self._opened, None
+        if opened is None:
+            raise NotOpen("AsyncJobs")
         try:
-            if opened is not None:
-                # What the block raised is not the engine's business; a task group would wrap it.
-                await opened.__aexit__(None, None, None)
+            # What the block raised is not the engine's business; a task group would wrap it.
+            await opened.__aexit__(None, None, None)
         finally:
             self._engine = None
 

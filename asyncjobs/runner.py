@@ -166,6 +166,8 @@ class Runner:
 
     async def _record(self, attempt: Attempt, ending: Ending) -> None:
         """Write the outcome; while the store is away, keep trying as long as the lease holds."""
+        if not _loop_runs():
+            return  # it ended without ending its tasks; the lease will lapse
         fields = log_fields(attempt.job)
         if ending == BrokenOff(Cause.LOST):
             log.warning("The lease was lost; how the attempt ended is not recorded", extra=fields)
@@ -217,8 +219,10 @@ def _belongs_to_the_loop(error: BaseException, *, stopping: bool) -> bool:
 
     A handler may let out a cancellation that is not its own: of a future that it awaited, say.
     """
-    if isinstance(error, GeneratorExit | KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt):
         return True
+    if isinstance(error, GeneratorExit):
+        return not _loop_runs()  # a task that is still there when the loop ends is closed
     if not isinstance(error, anyio.get_cancelled_exc_class()):
         return False
     if stopping or anyio.current_effective_deadline() == -math.inf:
@@ -228,6 +232,14 @@ def _belongs_to_the_loop(error: BaseException, *, stopping: bool) -> bool:
     except RuntimeError:  # another event loop, which cancels nobody but by scopes
         return False
     return task is not None and task.cancelling() > 0
+
+
+def _loop_runs() -> bool:
+    try:
+        anyio.current_time()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _failure(job: Job, error: BaseException) -> Failed:
@@ -279,8 +291,7 @@ def _outcome(attempt: Attempt, ending: Ending, jitter: float) -> Callable[[Job, 
                 return lifecycle.stop(job, now, token=token)
             case BrokenOff(Cause.SHUTDOWN):
                 return lifecycle.settle_release(job, now, token=token)
-            case BrokenOff():
-                return _timed_out(job, now, attempt, jitter)
+        return _timed_out(job, now, attempt, jitter)
 
     return move
 

@@ -16,9 +16,11 @@ import anyio.to_thread
 import pytest
 
 from asyncjobs import AsyncJobs, Job, JobContext, JobFailed, JobStatus, Policy, Retry, Settings
+from asyncjobs.attempt import Attempt, Cause
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.lifecycle import TIMED_OUT
 from asyncjobs.model import JobId
+from asyncjobs.runner import BrokenOff, Runner, _belongs_to_the_loop
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import sample_job
@@ -77,6 +79,7 @@ def is_asyncio() -> bool:
 
 
 MISTAKES = [
+    raise_generator_exit,
     report_half_a_row,
     fail_with_an_error,
     fail_with_a_broken_name,
@@ -182,13 +185,31 @@ async def test_a_cancelled_runner_gives_its_job_back_at_once(
     async def endless(_none: None, _job: JobContext) -> None:
         await anyio.sleep_forever()
 
-    job = sample_job(type="endless", payload_json=b"null", created_at=jobs.clock.now())
-    await store.insert([job])
+    now = jobs.clock.now()
+    job = sample_job(type="endless", payload_json=b"null", created_at=now, delivery="push")
     async with jobs:
+        await anyio.wait_all_tasks_blocked()
+        await store.insert([job])
         with anyio.move_on_after(0.05):
             await jobs.run(job.id)
     left = store._jobs[job.id]
     assert (left.status, left.attempt, left.losses) == (JobStatus.PENDING, 1, 0)
+
+
+async def test_an_error_belongs_to_the_loop_only_where_the_loop_ends_the_task() -> None:
+    cancelled = anyio.get_cancelled_exc_class()
+    assert not _belongs_to_the_loop(GeneratorExit(), stopping=False)
+    assert _belongs_to_the_loop(KeyboardInterrupt(), stopping=False)
+    assert not _belongs_to_the_loop(ValueError(), stopping=True)
+    if is_asyncio():
+        assert _belongs_to_the_loop(cancelled(), stopping=True)
+        assert not _belongs_to_the_loop(cancelled(), stopping=False)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        with pytest.raises(cancelled) as caught:
+            await anyio.lowlevel.checkpoint()
+        assert _belongs_to_the_loop(caught.value, stopping=False)
+    assert not _belongs_to_the_loop(caught.value, stopping=False)
 
 
 async def test_a_retry_waits_for_the_thread_that_timed_out(jobs: AsyncJobs) -> None:
@@ -298,3 +319,20 @@ async def test_a_thread_past_its_deadline_is_no_cancel(jobs: AsyncJobs) -> None:
         await jobs.cancel(job.id)
         assert (await settled(jobs, job.id)).error == TIMED_OUT
         let_go.set()
+
+
+def test_a_task_that_is_closed_without_a_loop_ends_quietly() -> None:
+    assert _belongs_to_the_loop(GeneratorExit(), stopping=False)
+
+
+def test_an_attempt_that_outlives_its_event_loop_ends_quietly() -> None:
+    jobs = AsyncJobs("memory://")
+
+    async def begin() -> tuple[Runner, Attempt]:
+        async with jobs:
+            return jobs._running.runner, Attempt(sample_job(), "token", timedelta(seconds=30))
+
+    runner, attempt = anyio.run(begin)
+    assert _belongs_to_the_loop(GeneratorExit(), stopping=False)
+    with pytest.raises(StopIteration):
+        runner._record(attempt, BrokenOff(Cause.SHUTDOWN)).send(None)

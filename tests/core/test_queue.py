@@ -144,6 +144,21 @@ async def test_a_queue_is_open_once_and_can_be_opened_again(jobs: AsyncJobs) -> 
         assert await jobs.get(new_job_id()) is None
 
 
+async def test_closing_what_is_not_open_is_an_error(jobs: AsyncJobs) -> None:
+    with pytest.raises(NotOpen):
+        await jobs.__aexit__(None, None, None)
+
+
+async def test_a_copy_made_by_a_fork_is_not_open_and_can_be_opened(jobs: AsyncJobs) -> None:
+    async with jobs:
+        jobs._running.pid = -1  # what a forked child sees
+        assert not jobs.is_open
+        original = (jobs._opened, jobs._engine)
+        async with jobs:
+            assert jobs.is_open
+        jobs._opened, jobs._engine = original
+
+
 async def test_what_the_block_raises_comes_out_as_it_is(jobs: AsyncJobs) -> None:
     with pytest.raises(KeyError):
         async with jobs:
