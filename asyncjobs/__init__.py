@@ -23,6 +23,7 @@ from asyncjobs.errors import (
     StoreUnavailable,
     UnknownJob,
     UnknownType,
+    UnreadableJob,
 )
 from asyncjobs.model import (
     Detail,
@@ -77,4 +78,5 @@ __all__ = [
     "StoreUnavailable",
     "UnknownJob",
     "UnknownType",
+    "UnreadableJob",
 ]

@@ -8,8 +8,8 @@ as: nobody can change them in place, and a reader can pass them on without parsi
 from __future__ import annotations
 
 import json
+import os
 import re
-import uuid
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, NewType
@@ -28,8 +28,14 @@ _JOB_ID = re.compile(r"job_[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3
 
 
 def new_job_id() -> JobId:
-    """Make an id that cannot be guessed: 122 random bits."""
-    return JobId(f"job_{uuid.uuid4()}")
+    """Make an id that cannot be guessed: a random UUID (RFC 9562 section 5.4), 122 bits of it.
+
+    Spelt out, since `uuid.uuid4` takes several times as long.
+    """
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    tail = f"4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+    return JobId(f"job_{digits[:8]}-{digits[8:12]}-{tail}")
 
 
 def parse_job_id(text: str) -> JobId | None:

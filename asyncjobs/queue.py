@@ -185,9 +185,10 @@ class AsyncJobs(Registrar):
 
     async def wait(self, job_id: JobId, /, *, timeout: float | None = None) -> Job:
         """Return the job when it is terminal, or as it stands after `timeout` seconds."""
-        job = await self._running.ledger.find(job_id)
+        updates = self.subscribe(job_id)
+        job = await anext(updates)
         with anyio.move_on_after(timeout):
-            async for newest in self.subscribe(job_id):
+            async for newest in updates:
                 job = newest
         return job
 
