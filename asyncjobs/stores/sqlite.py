@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -37,7 +37,7 @@ log = logging.getLogger("asyncjobs")
 
 T = TypeVar("T")
 
-# The longest that a write may keep the event loop from other things, on average.
+# The longest that the disk may keep the event loop from other things, on average.
 _QUICK_SECONDS = 0.001
 
 _JOB = (
@@ -153,20 +153,19 @@ class SqliteStore:
         def write() -> T:
             self._file.check_in_place()
             with transaction(opened.writer) as db:
-                return change(db)
-
-        def timed() -> T:
-            with opened.timed():
-                return write()
+                answer = change(db)
+                begun = perf_counter()
+            opened.note_commit(perf_counter() - begun)
+            return answer
 
         if opened.quick and not opened.thread.busy:
             with self._file.errors():
                 try:
-                    return timed()
+                    return write()
                 except sqlite3.OperationalError as error:
                     if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
                         raise
-        return await self._in_thread(timed)
+        return await self._in_thread(write)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         opened = self._opened
@@ -199,13 +198,9 @@ class _Open:
     def quick(self) -> bool:
         return self._seconds < _QUICK_SECONDS
 
-    @contextmanager
-    def timed(self) -> Generator[None]:
-        begun = perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds += (perf_counter() - begun - self._seconds) / 4
+    def note_commit(self, seconds: float) -> None:
+        """Take a commit into the average. The work before it would hold up the loop anyway."""
+        self._seconds += (seconds - self._seconds) / 4
 
 
 def _insert(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
