@@ -167,6 +167,7 @@ async def latencies(path: Path) -> list[float]:
 # requests per second
 
 SERVER = """
+import socket
 import sys
 import uvicorn
 from pydantic import BaseModel
@@ -194,7 +195,8 @@ async def submit(request: Request) -> Response:
 routes = [Route("/bare", bare, methods=["POST"]), Route("/jobs", submit, methods=["POST"])]
 app = Starlette(routes=routes)
 mount(app, jobs)
-uvicorn.run(app, fd=int(sys.argv[1]), log_level="warning")
+server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
 """
 
 
