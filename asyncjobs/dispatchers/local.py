@@ -137,9 +137,10 @@ class LocalDispatcher:
             # The next one may be luckier, and the application is not to blame.
             log.exception("A job broke off", extra=log_fields(job))
         finally:
-            self._running.discard(job.id)
+            # The next one first: in between, this would look idle to who waits for that.
             if self._waiting and self._tasks is not None:
                 self._start(self._waiting.popleft(), self._tasks)
+            self._running.discard(job.id)
             if not self._running:
                 self._idle.set()
             self._freed.set()

@@ -8,7 +8,15 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from asyncjobs import AsyncJobs, ConfigurationError, EnqueueOptions, JobContext, JobStatus, Settings
+from asyncjobs import (
+    AsyncJobs,
+    ConfigurationError,
+    EnqueueOptions,
+    Job,
+    JobContext,
+    JobStatus,
+    Settings,
+)
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.lifecycle import DEADLINE_EXCEEDED
 from asyncjobs.stores.memory import MemoryStore
@@ -120,3 +128,61 @@ async def test_a_dispatcher_that_is_not_running_has_no_room() -> None:
     assert not dispatcher.offer(sample_job())
     with dispatcher.reservation() as reserved:
         assert not reserved
+
+
+async def test_what_there_is_no_room_for_is_given_back(make: Make, store: MemoryStore) -> None:
+    dispatcher = Full(concurrency=1)
+    jobs = make(dispatcher=dispatcher, settings=NO_POLLING)
+
+    @jobs.handler("export")
+    async def export(_payload: object, _job: JobContext) -> None: ...
+
+    job = sample_job(created_at=jobs.clock.now())
+    await store.insert([job])
+    async with jobs:
+        done = await jobs.wait(job.id, timeout=5)
+    # Put back once, unseen by clients: one write more than a job takes.
+    assert (done.status, done.attempt, done.revision) == (JobStatus.COMPLETED, 1, 4)
+
+
+class Full(LocalDispatcher):
+    """Loses its last place between the look and the offer."""
+
+    def __init__(self, concurrency: int) -> None:
+        super().__init__(concurrency)
+        self.refused = False
+
+    def offer(self, job: Job) -> bool:
+        if self.refused:
+            return super().offer(job)
+        self.refused = True
+        return False
+
+
+async def test_a_queue_without_handlers_takes_nothing(make: Make, store: MemoryStore) -> None:
+    jobs = make()
+    job = sample_job(created_at=jobs.clock.now())
+    await store.insert([job])
+    async with jobs:
+        await anyio.sleep(0.1)
+    assert store._jobs[job.id] == job
+
+
+async def test_a_job_that_breaks_its_runner_leaves_the_dispatcher_working(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    dispatcher = LocalDispatcher(concurrency=1)
+    seen: list[str] = []
+
+    async def run(job: Job) -> None:
+        seen.append(job.id)
+        if len(seen) == 1:
+            raise ZeroDivisionError
+
+    jobs = [sample_job(), sample_job()]
+    async with dispatcher.running(run):
+        await dispatcher.dispatch(jobs)
+        with anyio.fail_after(5):
+            await dispatcher.wait_until_idle()
+    assert seen == [job.id for job in jobs]
+    assert "broke off" in caplog.text
