@@ -3,7 +3,7 @@
 This module names things; it loads no driver and no framework.
 """
 
-from asyncjobs.context import JobContext, JobLogFilter
+from asyncjobs.context import JobContext
 from asyncjobs.errors import (
     AsyncJobsError,
     ConfigurationError,
@@ -25,6 +25,7 @@ from asyncjobs.errors import (
     UnknownType,
     UnreadableJob,
 )
+from asyncjobs.logs import JobLogFilter
 from asyncjobs.model import (
     Detail,
     Job,

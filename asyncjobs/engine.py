@@ -15,11 +15,11 @@ import anyio
 
 from asyncjobs import lifecycle
 from asyncjobs.batching import BatchingStore
-from asyncjobs.context import log_fields
 from asyncjobs.errors import StoreError
 from asyncjobs.feed import Feed
 from asyncjobs.housekeeping import Housekeeping
 from asyncjobs.ledger import Ledger
+from asyncjobs.logs import log_fields
 from asyncjobs.model import Delivery, Job, Submission
 from asyncjobs.protocols import Clock, Dispatcher, Embedded, Store
 from asyncjobs.registry import Registry

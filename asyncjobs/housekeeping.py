@@ -13,9 +13,9 @@ from datetime import timedelta
 import anyio
 
 from asyncjobs import lifecycle
-from asyncjobs.context import log_transition
 from asyncjobs.errors import StoreError
 from asyncjobs.ledger import Ledger
+from asyncjobs.logs import log_transition
 from asyncjobs.model import HOUSEKEEPING, Job, JobStatus
 from asyncjobs.protocols import Change, Dispatcher
 from asyncjobs.registry import Registry

@@ -13,11 +13,11 @@ import anyio
 
 from asyncjobs import lifecycle
 from asyncjobs.clock import SystemClock
-from asyncjobs.context import log_transition
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.engine import Engine, Parts, open_engine
 from asyncjobs.errors import ConfigurationError, IdempotencyConflict, IllegalMove, NotOpen
 from asyncjobs.feed import Watch
+from asyncjobs.logs import log_transition
 from asyncjobs.model import Delivery, Detail, Job, JobError, JobId, JobStatus, Policy, Progress
 from asyncjobs.protocols import Clock, Dispatcher, Store
 from asyncjobs.registration import Registrar

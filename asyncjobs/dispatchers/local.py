@@ -13,9 +13,9 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
-from asyncjobs.context import log_fields
 from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.feed import Signal
+from asyncjobs.logs import log_fields
 from asyncjobs.model import Delivery, Job, JobId
 from asyncjobs.protocols import Run
 

@@ -11,7 +11,7 @@ class TestMyStore(StoreConformance):
 import pytest
 
 # Before the import, so that the suite's assertions explain themselves in a third party's run, too.
-pytest.register_assert_rewrite("asyncjobs.testing.conformance")
+pytest.register_assert_rewrite("asyncjobs.testing.storing", "asyncjobs.testing.taking")
 
 from asyncjobs.testing.clocks import LoopClock, ManualClock  # noqa: E402
 from asyncjobs.testing.conformance import StoreConformance  # noqa: E402

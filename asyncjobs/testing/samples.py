@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from asyncjobs import lifecycle
-from asyncjobs.model import Job, Submission, new_job_id
+from asyncjobs.model import (
+    Delivery,
+    Detail,
+    Job,
+    JobError,
+    Lease,
+    Progress,
+    Retry,
+    Submission,
+    new_job_id,
+)
+from asyncjobs.protocols import Change, Store
 
 #: The moment at which sample jobs are made.
 NOW = datetime(2030, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
+LATER = NOW + timedelta(minutes=1)
+
+#: The lane in which they wait.
+LANE = "default"
 
 
 def sample_job(**submission: Any) -> Job:
@@ -32,3 +48,53 @@ def sample_submission(**submission: Any) -> Submission:
         **submission,
     }
     return Submission(**fields)
+
+
+def full_job() -> Job:
+    """Make a job that has something in every field."""
+    job = sample_job(
+        user_id="ann@example.com",
+        idempotency_key="8e03978e-40d5-43dd-bc93-6894a57f9324",
+        fingerprint="f" * 64,
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        payload_json='{"text":"Grüße, 世界 🌍","nul":"\\u0000"}'.encode(),
+        queue="high",
+        delivery=Delivery.PUSH,
+        retry=Retry(max_attempts=5, first=timedelta(seconds=0.5), factor=1.5),
+        max_deliveries=7,
+        estimated_duration=timedelta(seconds=12.5),
+    )
+    started = begun(job)
+    again = lifecycle.retry(started, NOW, token="t", jitter=0)
+    lost = begun(again, token="u")
+    lapsed = lifecycle.lose(lost, NOW + timedelta(seconds=30))
+    running = lifecycle.start(lapsed, LATER, Lease(worker="host:2", token="v", until=LATER))
+    asked = lifecycle.cancel(running, LATER)
+    detail = Detail(message="packing", current=3, total=7, unit="files")
+    progress = Progress(percent=42, detail=detail)
+    reported = lifecycle.report(asked, progress, token="v")
+    failed = lifecycle.fail(
+        reported, LATER, token="v", error=JobError(code="bad_input", message="No such file.")
+    )
+    lease = Lease(worker="host:1", token="w", until=LATER)
+    return failed.model_copy(update={"lease": lease, "result_json": b'{"rows": 1e2}'})
+
+
+def begun(job: Job, token: str = "t") -> Job:
+    """Start a job with a lease of half a minute from `NOW`."""
+    lease = Lease(worker="host:1", token=token, until=NOW + timedelta(seconds=30))
+    return lifecycle.start(job, NOW, lease)
+
+
+async def ended(store: Store, job: Job, result: bytes) -> Job:
+    """Start and complete a stored job; return what is stored then."""
+    started = begun(job)
+    done = lifecycle.complete(started, NOW, token="t", result=result)
+    written = await store.replace([Change(started, job.revision), Change(done, started.revision)])
+    assert list(written) == [True, True]
+    return done
+
+
+def ids(jobs: Sequence[Job]) -> list[str]:
+    """List the jobs' ids."""
+    return [job.id for job in jobs]

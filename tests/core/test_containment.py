@@ -18,9 +18,10 @@ import pytest
 from asyncjobs import AsyncJobs, Job, JobContext, JobFailed, JobStatus, Policy, Retry, Settings
 from asyncjobs.attempt import Attempt, Cause
 from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.endings import BrokenOff, belongs_to_the_loop
 from asyncjobs.lifecycle import TIMED_OUT
 from asyncjobs.model import JobId
-from asyncjobs.runner import BrokenOff, Runner, _belongs_to_the_loop
+from asyncjobs.runner import Runner
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import sample_job
@@ -198,18 +199,23 @@ async def test_a_cancelled_runner_gives_its_job_back_at_once(
 
 async def test_an_error_belongs_to_the_loop_only_where_the_loop_ends_the_task() -> None:
     cancelled = anyio.get_cancelled_exc_class()
-    assert not _belongs_to_the_loop(GeneratorExit(), stopping=False)
-    assert _belongs_to_the_loop(KeyboardInterrupt(), stopping=False)
-    assert not _belongs_to_the_loop(ValueError(), stopping=True)
+    assert not belongs_to_the_loop(GeneratorExit(), stopping=False)
+    assert belongs_to_the_loop(KeyboardInterrupt(), stopping=False)
+    assert not belongs_to_the_loop(ValueError(), stopping=True)
     if is_asyncio():
-        assert _belongs_to_the_loop(cancelled(), stopping=True)
-        assert not _belongs_to_the_loop(cancelled(), stopping=False)
+        assert belongs_to_the_loop(cancelled(), stopping=True)
+        assert not belongs_to_the_loop(cancelled(), stopping=False)
+    told: list[bool] = []
     with anyio.CancelScope() as scope:
         scope.cancel()
         with pytest.raises(cancelled) as caught:
             await anyio.lowlevel.checkpoint()
-        assert _belongs_to_the_loop(caught.value, stopping=False)
-    assert not _belongs_to_the_loop(caught.value, stopping=False)
+        told.append(belongs_to_the_loop(caught.value, stopping=False))
+        with anyio.CancelScope(shield=True):
+            await anyio.lowlevel.checkpoint()
+            told.append(belongs_to_the_loop(caught.value, stopping=False))
+    # Only asyncio remembers that the task as such was cancelled.
+    assert told == [True, is_asyncio()]
 
 
 async def test_a_retry_waits_for_the_thread_that_timed_out(jobs: AsyncJobs) -> None:
@@ -322,7 +328,7 @@ async def test_a_thread_past_its_deadline_is_no_cancel(jobs: AsyncJobs) -> None:
 
 
 def test_a_task_that_is_closed_without_a_loop_ends_quietly() -> None:
-    assert _belongs_to_the_loop(GeneratorExit(), stopping=False)
+    assert belongs_to_the_loop(GeneratorExit(), stopping=False)
 
 
 def test_an_attempt_that_outlives_its_event_loop_ends_quietly() -> None:
@@ -333,6 +339,6 @@ def test_an_attempt_that_outlives_its_event_loop_ends_quietly() -> None:
             return jobs._running.runner, Attempt(sample_job(), "token", timedelta(seconds=30))
 
     runner, attempt = anyio.run(begin)
-    assert _belongs_to_the_loop(GeneratorExit(), stopping=False)
+    assert belongs_to_the_loop(GeneratorExit(), stopping=False)
     with pytest.raises(StopIteration):
         runner._record(attempt, BrokenOff(Cause.SHUTDOWN)).send(None)

@@ -10,7 +10,8 @@ import anyio.lowlevel
 import pytest
 
 from asyncjobs import JobCancelled, JobContext, JobLogFilter
-from asyncjobs.context import Gauge, progress_of, working_on
+from asyncjobs.context import Gauge, progress_of
+from asyncjobs.logs import working_on
 from asyncjobs.model import Detail
 from asyncjobs.testing import sample_job
 

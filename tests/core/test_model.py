@@ -20,7 +20,7 @@ from asyncjobs.encoding import (
 from asyncjobs.model import Job, JobStatus, Policy, Progress, new_job_id, parse_job_id
 from asyncjobs.settings import Settings
 from asyncjobs.testing import sample_job
-from asyncjobs.testing.conformance import full_job
+from asyncjobs.testing.samples import full_job
 from asyncjobs.tracing import new_trace_id, trace_id_of
 
 
