@@ -45,6 +45,8 @@ def rejection_of(request: Request, errors: Sequence[Mapping[str, Any]]) -> Reque
     content_type = request.headers.get("content-type", "")
     if not _is_json(content_type):
         return UnsupportedMediaType(content_type)
+    if errors[0]["type"] == "missing" and tuple(errors[0]["loc"]) == ("body",):
+        return MalformedBody("it is empty")
     if errors[0]["type"] == "json_invalid":
         return MalformedBody(str(errors[0]["ctx"]["error"]))
     return InvalidPayload(FieldIssue.at(error["loc"][1:], error["msg"]) for error in errors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # RFC 9110 section 8.8.3: an opaque tag holds anything but quotes, blanks and controls.
-_ETAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+_OPAQUE_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 
 
 def etag_of(version: int) -> str:
@@ -21,4 +21,4 @@ def matches(if_none_match: str | None, etag: str) -> bool:
     """
     if if_none_match is None:
         return False
-    return if_none_match.strip() == "*" or etag in _ETAG.findall(if_none_match)
+    return if_none_match.strip() == "*" or etag in _OPAQUE_TAG.findall(if_none_match)

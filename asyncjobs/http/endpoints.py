@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, UnknownJob
 from asyncjobs.http.bodies import payload_of
 from asyncjobs.http.conditional import etag_of, matches
 from asyncjobs.http.messages import Headers, Request, Response
 from asyncjobs.http.pacing import Pacing, retry_after
-from asyncjobs.http.problems import no_result, problem, problem_of
+from asyncjobs.http.problems import no_result, not_allowed, problem_of
 from asyncjobs.http.routes import Operation, match
 from asyncjobs.http.wire import encode_accepted, encode_job, links_of
 from asyncjobs.model import Job, JobStatus, parse_job_id
@@ -92,15 +93,8 @@ class Endpoints:
                 return self._result(request, await self.jobs.find(known))
             case Operation.CANCEL:
                 return self._cancelled(await self.jobs.cancel(known))
-            case None:
-                allowed = ", ".join(operations)
-                sentence = f"This URL allows {allowed}, not {request.method}."
-                return problem(
-                    HTTPStatus.METHOD_NOT_ALLOWED,
-                    "method_not_allowed",
-                    sentence,
-                    headers=(("Allow", allowed),),
-                )
+            case None:  # pragma: no branch  # there is no other case: the type checkers see to it
+                return not_allowed(request.method, operations)
 
     async def _accept(
         self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
@@ -151,7 +145,9 @@ class Endpoints:
     def _base(self, request: Request) -> str:
         if self.options.base_url is not None:
             return self.options.base_url + self.options.prefix
-        return request.root + self.options.prefix
+        # The root may stem from the request's own path: an app mounted below `/{tenant}`.
+        root = quote(request.root.strip("/"))
+        return f"/{root}{self.options.prefix}" if root else self.options.prefix
 
 
 def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoints:

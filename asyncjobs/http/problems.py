@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -88,6 +88,18 @@ def problem_of(error: AsyncJobsError) -> Response | None:
     if isinstance(error, StoreUnavailable):
         return problem(status, code, sentence, headers=(("Retry-After", _RETRY_AFTER_SECONDS),))
     return problem(status, code, sentence)
+
+
+def not_allowed(method: str, allowed: Iterable[str]) -> Response:
+    """Answer a method that a URL does not have; where it has GET, it has HEAD (RFC 9110, 9.1)."""
+    methods = [one for name in allowed for one in (("GET", "HEAD") if name == "GET" else (name,))]
+    listed = ", ".join(methods)
+    return problem(
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        f"This URL allows {listed}, not {method}.",
+        headers=(("Allow", listed),),
+    )
 
 
 def no_result(job: Job) -> Response:

@@ -1,0 +1,41 @@
+"""Jobs in every state, for the rules of HTTP."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from asyncjobs import Job, JobError, JobStatus, Progress, lifecycle
+from asyncjobs.model import Detail, Lease
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import NOW
+
+FENCE = "the-token"
+LATER = NOW + timedelta(seconds=3)
+
+
+def _jobs() -> dict[JobStatus, Job]:
+    waiting = sample_job(estimated_duration=timedelta(seconds=30))
+
+    lease = Lease(worker="host:1", token=FENCE, until=LATER)
+    half = Progress(percent=50, detail=Detail(message="writing", current=1, total=2, unit="rows"))
+    running = lifecycle.report(lifecycle.start(waiting, NOW, lease), half, token=FENCE)
+    error = JobError(code="disk_full", message="The disk is full.")
+    return {
+        JobStatus.PENDING: waiting,
+        JobStatus.PROCESSING: running,
+        JobStatus.COMPLETED: lifecycle.complete(running, LATER, token=FENCE, result=b'{"rows":2}'),
+        JobStatus.FAILED: lifecycle.fail(running, LATER, token=FENCE, error=error),
+        JobStatus.CANCELLED: lifecycle.cancel(waiting, LATER),
+    }
+
+
+@pytest.fixture
+def job_of_each_status() -> dict[JobStatus, Job]:
+    return _jobs()
+
+
+@pytest.fixture(params=JobStatus)
+def job(request: pytest.FixtureRequest) -> Job:
+    return _jobs()[request.param]

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http import HTTPStatus
+
+import pytest
+
+from asyncjobs import (
+    AsyncJobsError,
+    ConfigurationError,
+    FieldIssue,
+    IdempotencyConflict,
+    IllegalMove,
+    InvalidPayload,
+    InvalidResult,
+    Job,
+    JobError,
+    JobFailed,
+    JobStatus,
+    LostLease,
+    NotOpen,
+    PayloadTooLarge,
+    RequestRejected,
+    SchemaError,
+    StoreError,
+    StoreUnavailable,
+    UnknownJob,
+    UnknownType,
+    UnreadableJob,
+)
+from asyncjobs.errors import MalformedBody, UnsupportedMediaType
+from asyncjobs.http.messages import Response
+from asyncjobs.http.problems import STATUSES, ProblemDocument, no_result, problem, problem_of
+
+#: Every error of the library, and the status it is answered with; None is the server's own fault.
+ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
+    type(error): (error, status)
+    for error, status in [
+        (AsyncJobsError("?"), None),
+        (ConfigurationError("?"), None),
+        (UnknownType("export"), None),
+        (NotOpen("AsyncJobs"), None),
+        (RequestRejected("?"), None),
+        (MalformedBody("it is empty"), 400),
+        (UnsupportedMediaType("text/plain"), 415),
+        (PayloadTooLarge(None, 10), 413),
+        (InvalidPayload([FieldIssue("format", "is odd")]), 422),
+        (IdempotencyConflict("key", "job_1"), 422),
+        (InvalidResult("export", "it is odd"), None),
+        (UnknownJob("job_1"), 404),
+        (IllegalMove("job_1", "complete", "completed"), 409),
+        (LostLease("job_1"), 409),
+        (StoreError("?"), None),
+        (StoreUnavailable("secret.db", "disk I/O error"), 503),
+        (SchemaError("secret.db", "it is newer"), None),
+        (UnreadableJob("job_1"), None),
+        (JobFailed("?"), None),
+    ]
+}
+
+
+def family(kind: type[AsyncJobsError]) -> Iterator[type[AsyncJobsError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from family(child)
+
+
+def written(response: Response | None) -> dict[str, object]:
+    assert response is not None
+    document: dict[str, object] = json.loads(response.body)
+    return document
+
+
+def answered(error: AsyncJobsError) -> Response:
+    response = problem_of(error)
+    assert response is not None
+    return response
+
+
+def test_every_error_of_the_library_is_thought_of() -> None:
+    ours = {kind for kind in family(AsyncJobsError) if kind.__module__ == "asyncjobs.errors"}
+    assert ours == ERRORS.keys()
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_each_error_is_answered_by_its_status(kind: type[AsyncJobsError]) -> None:
+    error, status = ERRORS[kind]
+    response = problem_of(error)
+    assert (None if response is None else response.status) == status
+
+
+@pytest.mark.parametrize("kind", STATUSES, ids=lambda kind: kind.__name__)
+def test_each_answer_is_a_problem_document(kind: type[AsyncJobsError]) -> None:
+    response = answered(ERRORS[kind][0])
+    assert response.header("content-type") == "application/problem+json"
+    assert response.header("cache-control") == "no-store"
+    document = ProblemDocument.model_validate_json(response.body)
+    assert document.status == response.status
+    assert document.title == HTTPStatus(response.status).phrase
+    assert document.code == STATUSES[kind][1]
+    assert document.error
+
+
+def test_a_more_special_error_is_answered_like_its_kind() -> None:
+    class DiskFull(StoreUnavailable):
+        pass
+
+    assert answered(DiskFull("jobs.db", "disk full")).status == HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def test_codes_are_told_apart() -> None:
+    codes = [code for _, code in STATUSES.values()]
+    assert len(set(codes)) == len(codes)
+
+
+def test_an_unknown_job_is_not_named() -> None:
+    document = written(problem_of(UnknownJob("<script>")))
+    assert document["error"] == "Job not found"
+
+
+def test_what_a_store_says_of_itself_is_for_operators() -> None:
+    response = answered(StoreUnavailable("secret.db", "disk I/O error"))
+    assert b"secret" not in response.body
+    assert b"I/O" not in response.body
+    assert int(response.header("Retry-After") or "") >= 1
+
+
+def test_an_invalid_payload_names_the_fields() -> None:
+    issues = [FieldIssue.at(("rows", 0, "name"), "is missing"), FieldIssue("", "is odd")]
+    document = written(problem_of(InvalidPayload(issues)))
+    assert document["errors"] == [
+        {"field": "rows.0.name", "message": "is missing"},
+        {"field": "", "message": "is odd"},
+    ]
+
+
+def test_a_problem_may_have_headers_and_members_of_its_own() -> None:
+    response = problem(HTTPStatus.GONE, "gone", "It is gone.", headers=(("X", "y"),), jobId="1")
+    assert response.header("x") == "y"
+    assert written(response) == {
+        "type": "about:blank",
+        "title": "Gone",
+        "status": 410,
+        "error": "It is gone.",
+        "code": "gone",
+        "jobId": "1",
+    }
+
+
+@pytest.mark.parametrize("code", ["timeout", "deadline_exceeded", "worker_lost", "429", "408"])
+def test_a_failed_job_never_invites_to_repeat_the_read(
+    job_of_each_status: dict[JobStatus, Job], code: str
+) -> None:
+    error = JobError(code=code, message="It went wrong.")
+    job = job_of_each_status[JobStatus.FAILED].model_copy(update={"error": error})
+    response = no_result(job)
+    assert response.status == 424
+    assert response.header("retry-after") is None
+    assert written(response)["code"] == code
+    assert written(response)["error"] == "It went wrong."
+
+
+def test_the_result_of_a_cancelled_job_is_gone(job_of_each_status: dict[JobStatus, Job]) -> None:
+    response = no_result(job_of_each_status[JobStatus.CANCELLED])
+    assert response.status == 410
+    assert written(response)["code"] == "job_cancelled"

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import pytest
+
+from asyncjobs.http.routes import ROUTES, Operation, Route, match
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
+def test_each_route_is_found_by_its_path_and_method(route: Route) -> None:
+    job_id, operations = match(f"job_1{route.suffix}")
+    assert job_id == "job_1"
+    assert operations[route.method] is route.operation
+
+
+def test_each_operation_has_a_route() -> None:
+    assert {route.operation for route in ROUTES} == set(Operation)
+
+
+def test_a_path_allows_its_own_methods_only() -> None:
+    assert match("job_1")[1].keys() == {"GET", "DELETE"}
+    assert match("job_1/result")[1].keys() == {"GET"}
+    assert match("job_1/cancel")[1].keys() == {"POST"}
+
+
+@pytest.mark.parametrize("path", ["job_1/", "job_1/results", "job_1/result/", "job_1//result"])
+def test_any_other_path_allows_nothing(path: str) -> None:
+    assert match(path) == ("job_1", {})
+
+
+def test_nothing_is_no_job() -> None:
+    assert match("")[0] == ""
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
+def test_each_route_says_what_it_answers(route: Route) -> None:
+    assert {HTTPStatus.OK, HTTPStatus.NOT_FOUND} <= route.answers.keys()
+    assert all(route.answers.values())
+    assert route.summary
