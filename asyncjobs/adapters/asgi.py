@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from asyncjobs.http.endpoints import Endpoints, MountOptions
@@ -35,8 +37,10 @@ class StatusMonitor:
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"The status monitor answers HTTP, not {scope['type']}.")
-        response = await self.endpoints.handle(request_of(scope))
-        await respond(response, send)
+        asked = request_of(scope)
+        # Still there where nobody has routed, or where root_path is what a proxy has cut off.
+        below = asked.path.removeprefix(f"{self.endpoints.options.prefix[1:]}/")
+        await respond(await self.endpoints.handle(replace(asked, path=below)), send)
 
 
 def request_of(scope: Scope, body: bytes = b"") -> Request:
@@ -55,20 +59,10 @@ def request_of(scope: Scope, body: bytes = b"") -> Request:
 async def respond(response: Response, send: Send) -> None:
     """Send a response."""
     headers = [(name.lower().encode(), value.encode()) for name, value in response.headers]
-    headers.append((b"content-length", str(len(response.body)).encode()))
+    if response.status != HTTPStatus.NOT_MODIFIED:  # RFC 9110 section 8.6
+        headers.append((b"content-length", str(len(response.body)).encode()))
     await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
-
-
-async def read_at_most(receive: Receive, limit: int) -> bytes:
-    """Read a body, but not far beyond the limit: what comes after it is left unread."""
-    body = bytearray()
-    more = True
-    while more and len(body) <= limit:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return bytes(body)
 
 
 def joined_lifespan(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from functools import cache
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Path, Request
-from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.dependencies.models import Dependant
+from fastapi.exception_handlers import (
+    http_exception_handler,
+    request_validation_exception_handler,
+)
 from fastapi.exceptions import RequestValidationError
+from pydantic import JsonValue
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from asyncjobs.adapters import starlette
 from asyncjobs.adapters.asgi import StatusMonitor, request_of
+from asyncjobs.errors import MalformedBody, RequestRejected
 from asyncjobs.http.bodies import rejection_of
 from asyncjobs.http.endpoints import Body, Endpoints, MountOptions
 from asyncjobs.http.pacing import Pacing
@@ -32,6 +36,7 @@ __all__ = ["Accept", "AcceptedDocument", "Acceptor", "mount"]
 P = TypeVar("P")
 
 _Handler = Callable[[Request, Any], Awaitable[Response]]
+_Rejection = Callable[[Request, Any], RequestRejected | None]
 
 
 class Acceptor:
@@ -79,10 +84,7 @@ def mount(
         _add(app, monitor.endpoints, route)
     # What the documented routes leave over: other methods, and paths that are none.
     app.mount(prefix, monitor)
-    usual: Any = app.exception_handlers.get(
-        RequestValidationError, request_validation_exception_handler
-    )
-    app.add_exception_handler(RequestValidationError, _problems_for_submissions(usual))
+    _answer_refused_bodies(app)
 
 
 def _add(app: FastAPI, endpoints: Endpoints, route: Route) -> None:
@@ -108,22 +110,45 @@ def _add(app: FastAPI, endpoints: Endpoints, route: Route) -> None:
 def _described(route: Route, status: HTTPStatus) -> dict[str, Any]:
     described: dict[str, Any] = {"description": route.answers[status]}
     if status >= HTTPStatus.BAD_REQUEST:
-        schema = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
-        schema.pop("$defs", None)
-        described["content"] = {"application/problem+json": {"schema": schema}}
+        # As a `model` FastAPI would say that it is application/json.
+        described["content"] = {"application/problem+json": {"schema": _PROBLEM}}
     elif status is HTTPStatus.ACCEPTED:
         described["model"] = JobDocument
     return described
 
 
-def _problems_for_submissions(usual: _Handler) -> _Handler:
+def _inlined(schema: JsonValue, definitions: Mapping[str, JsonValue]) -> JsonValue:
+    """Replace the references of a schema, which has to stand alone, by what they lead to."""
+    match schema:
+        case {"$ref": str(reference)}:
+            return _inlined(definitions[reference.rpartition("/")[2]], definitions)
+        case dict():
+            return {name: _inlined(value, definitions) for name, value in schema.items()}
+        case list():
+            return [_inlined(item, definitions) for item in schema]
+        case _:
+            return schema
+
+
+_SCHEMA = ProblemDocument.model_json_schema()
+_PROBLEM = _inlined(_SCHEMA, _SCHEMA.pop("$defs"))
+
+
+def _answer_refused_bodies(app: FastAPI) -> None:
+    for kind, usual, rejection in (
+        (RequestValidationError, request_validation_exception_handler, _misshapen),
+        (HTTPException, http_exception_handler, _unreadable),
+    ):
+        handler: Any = app.exception_handlers.get(kind, usual)
+        app.add_exception_handler(kind, _problems_for_submissions(handler, rejection))
+
+
+def _problems_for_submissions(usual: _Handler, rejection: _Rejection) -> _Handler:
     """Answer refused bodies of submissions by a problem, anything else as the app does anyway."""
 
-    async def answer(request: Request, error: RequestValidationError) -> Response:
-        rejection = None
-        if _submits(request.scope["endpoint"]):
-            rejection = rejection_of(request_of(request.scope), error.errors())
-        problem = None if rejection is None else problem_of(rejection)
+    async def answer(request: Request, error: Any) -> Response:
+        rejected = rejection(request, error) if _submits(request) else None
+        problem = None if rejected is None else problem_of(rejected)
         if problem is None:
             return await usual(request, error)
         return starlette.WholeResponse(problem)
@@ -131,8 +156,24 @@ def _problems_for_submissions(usual: _Handler) -> _Handler:
     return answer
 
 
-@cache
-def _submits(endpoint: Callable[..., Any]) -> bool:
-    """Tell whether a route has an `Accept` among its parameters."""
-    hints = typing.get_type_hints(inspect.unwrap(endpoint), include_extras=True)
-    return Accept in hints.values()
+def _misshapen(request: Request, error: RequestValidationError) -> RequestRejected | None:
+    return rejection_of(request_of(request.scope), error.errors())
+
+
+def _unreadable(_: Request, error: HTTPException) -> RequestRejected | None:
+    # FastAPI treats two kinds of what is not JSON apart from the rest.
+    if isinstance(error.__cause__, UnicodeDecodeError):
+        return MalformedBody("it is not UTF-8")
+    if isinstance(error.__cause__, RecursionError):
+        return MalformedBody("it is nested too deeply")
+    return None
+
+
+def _submits(request: Request) -> bool:
+    """Tell whether there is an `Accept` among the parameters of a route and its dependencies."""
+    dependant = getattr(request.scope.get("route"), "dependant", None)
+    return dependant is not None and _has_acceptor(dependant)
+
+
+def _has_acceptor(dependant: Dependant) -> bool:
+    return any(one.call is Acceptor or _has_acceptor(one) for one in dependant.dependencies)

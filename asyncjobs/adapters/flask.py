@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import flask
 from flask import Flask
 
-from asyncjobs.errors import AsyncJobsError, StoreError
+from asyncjobs.errors import AsyncJobsError, ConfigurationError, StoreError
 from asyncjobs.http.endpoints import Body, Endpoints, MountOptions, Submit, find_mount
 from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.pacing import Pacing
@@ -84,7 +84,7 @@ def accept(
     endpoints = find_mount([one.endpoints for one in mounts], handler)
     body = b""
     if isinstance(payload, Body):
-        body = flask.request.stream.read(handler.policy.max_payload_bytes + 1)
+        body = _read_at_most(handler.policy.max_payload_bytes)
     submit = Submit(user_id, options)
     answer = portal_of(endpoints.jobs).call(
         endpoints.accept, _request("", body), handler, payload, submit
@@ -101,7 +101,10 @@ def portal_of(jobs: AsyncJobs, app: Flask | None = None) -> Portal:
     request comes: call it in a forked worker, as in gunicorn's `post_worker_init`.
     """
     mounts = _mounts_of(app or flask.current_app)
-    return next(one.portal for one in mounts if one.endpoints.jobs is jobs)
+    found = next((one.portal for one in mounts if one.endpoints.jobs is jobs), None)
+    if found is None:
+        raise ConfigurationError("This AsyncJobs is not mounted on this app.")
+    return found
 
 
 def _mounts_of(app: Flask) -> list[_Mount]:
@@ -127,6 +130,15 @@ def _request(path: str, body: bytes = b"") -> Request:
         headers={name.lower(): value for name, value in request.headers.items()},
         body=body,
     )
+
+
+def _read_at_most(limit: int) -> bytes:
+    """Read a body, but not far beyond the limit: what comes after it is left unread."""
+    body = bytearray()
+    while len(body) <= limit and (chunk := flask.request.stream.read(limit + 1 - len(body))):
+        body += chunk
+    # What the app has read before is gone from the stream, but Flask remembers it.
+    return bytes(body) or flask.request.get_data()
 
 
 def _response(response: Response) -> flask.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -12,7 +13,6 @@ from starlette.types import Receive, Scope, Send
 from asyncjobs.adapters.asgi import (
     StatusMonitor,
     joined_lifespan,
-    read_at_most,
     request_of,
     respond,
 )
@@ -72,7 +72,7 @@ async def accept(
     endpoints = find_mount(mounts_of(request.app), handler)
     body = b""
     if isinstance(payload, Body):
-        body = await read_at_most(request.receive, handler.policy.max_payload_bytes)
+        body = await _read_at_most(request, handler.policy.max_payload_bytes)
     asked = request_of(request.scope, body)
     answer = await endpoints.accept(asked, handler, payload, Submit(user_id, options))
     return WholeResponse(answer)
@@ -94,6 +94,17 @@ def mounts_of(app: Starlette) -> list[Endpoints]:
     mounts: list[Endpoints] = getattr(app.state, "asyncjobs", [])
     app.state.asyncjobs = mounts
     return mounts
+
+
+async def _read_at_most(request: Request, limit: int) -> bytes:
+    """Read a body, but not far beyond the limit: what comes after it is left unread."""
+    body = bytearray()
+    async with aclosing(request.stream()) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > limit:
+                break
+    return bytes(body)
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:

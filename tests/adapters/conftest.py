@@ -1,0 +1,268 @@
+"""One application, built alike on every framework and served over real HTTP."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import flask
+import httpx2
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel, Field
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.serving import make_server
+
+from asyncjobs import (
+    AsyncJobs,
+    EnqueueOptions,
+    JobContext,
+    JobFailed,
+    JobId,
+    JobType,
+    Settings,
+    Store,
+)
+from asyncjobs.adapters import fastapi as on_fastapi
+from asyncjobs.adapters import flask as on_flask
+from asyncjobs.adapters import starlette as on_starlette
+
+QUICK = Settings(
+    progress=timedelta(seconds=0.02), sweep=timedelta(seconds=0.1), grace=timedelta(seconds=0.2)
+)
+LATER = EnqueueOptions(run_at=timedelta(hours=1))
+
+Mount = tuple[AsyncJobs, dict[str, Any]]
+
+
+class Order(BaseModel):
+    count: int = Field(ge=1)
+    note: str = ""
+
+
+class Invoice(BaseModel):
+    doubled: int
+
+
+AGAIN = {"doubled": 0}
+
+
+def make_jobs(store: str | Store = "memory://") -> AsyncJobs:
+    """Register a handler for each thing that can become of a job."""
+    jobs = AsyncJobs(store, settings=QUICK)
+    gates: dict[str, anyio.Event] = {}
+
+    @jobs.handler("double", estimate=30)
+    async def double(order: Order, _: JobContext) -> Invoice:
+        return Invoice(doubled=order.count * 2)
+
+    @jobs.handler("shout")
+    def shout(order: Order, job: JobContext) -> str:
+        job.progress(50)
+        return order.note.upper()
+
+    @jobs.handler("full")
+    async def full(_: Order, __: JobContext) -> None:
+        raise JobFailed("The disk is full.", "disk_full")
+
+    @jobs.handler("broken")
+    async def broken(order: Order, _: JobContext) -> None:
+        raise RuntimeError(f"it holds {order.note}")
+
+    @jobs.handler("gate")
+    async def gate(order: Order, job: JobContext) -> None:
+        await job.progress(40, "waiting", current=2, total=5, unit="gates")
+        await gates.setdefault(order.note, anyio.Event()).wait()
+
+    @jobs.handler("release")
+    async def release(order: Order, _: JobContext) -> None:
+        gates[order.note].set()
+
+    return jobs
+
+
+class Stack(ABC):
+    """A framework: `POST /submit/{type}` for each type, `POST /repeat/{id}` of the app's own."""
+
+    def build(self, mounts: Sequence[Mount], others: Sequence[JobType[Any, Any]] = ()) -> Any:
+        app = self.new()
+        for jobs, options in mounts:
+            self.mount(app, jobs, options)
+            for kind in jobs.registry:
+                self.add_submission(app, kind)
+        for kind in others:
+            self.add_submission(app, kind)
+        if mounts:
+            self.add_repetition(app, mounts[0][0])
+        return app
+
+    @abstractmethod
+    def new(self) -> Any: ...
+    @abstractmethod
+    def mount(self, app: Any, jobs: AsyncJobs, options: dict[str, Any]) -> None: ...
+    @abstractmethod
+    def add_submission(self, app: Any, kind: JobType[Any, Any]) -> None: ...
+    @abstractmethod
+    def add_repetition(self, app: Any, jobs: AsyncJobs) -> None: ...
+    @abstractmethod
+    def serving(self, app: Any, root: str = "") -> AbstractContextManager[str]: ...
+
+
+class StarletteStack(Stack):
+    def new(self) -> Any:
+        return Starlette()
+
+    def mount(self, app: Any, jobs: AsyncJobs, options: dict[str, Any]) -> None:
+        on_starlette.mount(app, jobs, **options)
+
+    def add_submission(self, app: Any, kind: JobType[Any, Any]) -> None:
+        async def submit(request: Request) -> Response:
+            options = LATER if "later" in request.query_params else None
+            return await on_starlette.accept(request, kind, options=options)
+
+        app.add_route(f"/submit/{kind.name}", submit, methods=["POST"])
+
+    def add_repetition(self, app: Any, jobs: AsyncJobs) -> None:
+        async def repeat(request: Request) -> Response:
+            await jobs.complete(JobId(request.path_params["job_id"]), AGAIN)
+            return Response()
+
+        app.add_route("/repeat/{job_id}", repeat, methods=["POST"])
+
+    @contextmanager
+    def serving(self, app: Any, root: str = "") -> Generator[str]:
+        config = uvicorn.Config(rooted(app, root), port=0, log_config=None, lifespan="on")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            until(lambda: server.started or not thread.is_alive())
+            port = server.servers[0].sockets[0].getsockname()[1]
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+class FastAPIStack(StarletteStack):
+    def new(self) -> Any:
+        return FastAPI()
+
+    def mount(self, app: Any, jobs: AsyncJobs, options: dict[str, Any]) -> None:
+        on_fastapi.mount(app, jobs, **options)
+
+    def add_submission(self, app: Any, kind: JobType[Any, Any]) -> None:
+        async def submit(
+            cmd: Order, accept: on_fastapi.Accept, later: str | None = None
+        ) -> Response:
+            return await accept(kind, cmd, options=None if later is None else LATER)
+
+        app.post(f"/submit/{kind.name}", response_model=on_fastapi.AcceptedDocument)(submit)
+
+
+class FlaskStack(Stack):
+    def new(self) -> Any:
+        return flask.Flask(__name__)
+
+    def mount(self, app: Any, jobs: AsyncJobs, options: dict[str, Any]) -> None:
+        on_flask.mount(app, jobs, **options)
+
+    def add_submission(self, app: Any, kind: JobType[Any, Any]) -> None:
+        def submit() -> flask.Response:
+            return on_flask.accept(kind, options=LATER if "later" in flask.request.args else None)
+
+        app.add_url_rule(f"/submit/{kind.name}", kind.name, submit, methods=["POST"])
+
+    def add_repetition(self, app: Any, jobs: AsyncJobs) -> None:
+        def repeat(job_id: str) -> str:
+            on_flask.portal_of(jobs).call(jobs.complete, JobId(job_id), AGAIN)
+            return ""
+
+        app.add_url_rule("/repeat/<job_id>", "repeat", repeat, methods=["POST"])
+
+    @contextmanager
+    def serving(self, app: Any, root: str = "") -> Generator[str]:
+        below: Any = DispatcherMiddleware(_nothing, {root: app}) if root else app
+        server = make_server("127.0.0.1", 0, below, threaded=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.port}"
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+            for mounted in app.extensions.get("asyncjobs", ()):
+                mounted.portal.close()
+
+
+STACKS = {"starlette": StarletteStack(), "fastapi": FastAPIStack(), "flask": FlaskStack()}
+
+
+def rooted(app: Any, root: str) -> Any:
+    """Reach an ASGI application below a path, as its specification says: `path` has `root_path`."""
+
+    async def below(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "root_path": root} if root else scope, receive, send)
+
+    return below
+
+
+def _nothing(_: Any, start_response: Any) -> list[bytes]:
+    start_response("404 Not Found", [])
+    return []
+
+
+def until(holds: Callable[[], object], seconds: float = 10) -> None:
+    patience = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < patience, "it did not come to pass"
+        time.sleep(0.005)
+
+
+Serve = Callable[..., AbstractContextManager[httpx2.Client]]
+
+
+@pytest.fixture(scope="session", params=STACKS)
+def stack(request: pytest.FixtureRequest) -> Stack:
+    return STACKS[request.param]
+
+
+@pytest.fixture(scope="session")
+def serve(stack: Stack) -> Serve:
+    @contextmanager
+    def serving(
+        *mounts: Mount, others: Sequence[JobType[Any, Any]] = (), root: str = ""
+    ) -> Generator[httpx2.Client]:
+        app = stack.build(mounts, others)
+        with stack.serving(app, root) as url, httpx2.Client(base_url=url) as client:
+            yield client
+
+    return serving
+
+
+@pytest.fixture(scope="session")
+def client(serve: Serve) -> Generator[httpx2.Client]:
+    """Talk to an application that serves the whole session."""
+    with serve((make_jobs(), {})) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def new_jobs() -> Callable[..., AsyncJobs]:
+    return make_jobs
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., None]:
+    return until

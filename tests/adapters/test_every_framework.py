@@ -1,0 +1,264 @@
+"""What a client sees, and that it is the same whatever framework the application is written on."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from asyncjobs.http.problems import ProblemDocument
+from asyncjobs.http.wire import AcceptedDocument, JobDocument
+from asyncjobs.model import new_job_id
+
+TERMINAL = {"completed", "failed", "cancelled"}
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+def submit(client: httpx2.Client, name: str, note: str = "", **more: Any) -> httpx2.Response:
+    answer = client.post(f"/submit/{name}", json={"count": 21, "note": note}, **more)
+    assert answer.status_code == 202, answer.text
+    return answer
+
+
+def url_of(client: httpx2.Client, name: str, note: str = "", **more: Any) -> str:
+    url: str = submit(client, name, note, **more).json()["statusUrl"]
+    return url
+
+
+def watch(client: httpx2.Client, url: str) -> Iterator[dict[str, Any]]:
+    patience = time.monotonic() + 10
+    while time.monotonic() < patience:
+        answer = client.get(url)
+        assert answer.status_code == 200, answer.text
+        yield answer.json()
+    pytest.fail("the job takes too long")
+
+
+def first(client: httpx2.Client, url: str, *statuses: str) -> dict[str, Any]:
+    return next(job for job in watch(client, url) if job["status"] in statuses)
+
+
+def end_of(client: httpx2.Client, name: str, note: str = "") -> str:
+    url = url_of(client, name, note)
+    first(client, url, *TERMINAL)
+    return url
+
+
+def running(client: httpx2.Client) -> tuple[str, str]:
+    """Begin a job that goes on until a note with the same words is released."""
+    note = uuid.uuid4().hex
+    url = url_of(client, "gate", note)
+    next(job for job in watch(client, url) if job["progress"])
+    return url, note
+
+
+def problem_of(answer: httpx2.Response, status: int, code: str) -> ProblemDocument:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
+    problem = ProblemDocument.model_validate_json(answer.content)
+    assert (problem.status, problem.code) == (status, code)
+    return problem
+
+
+def test_a_submission_is_answered_at_once_by_where_to_follow_it(client: httpx2.Client) -> None:
+    answer = submit(client, "double")
+    document = answer.json()
+    AcceptedDocument.model_validate(document)
+    url = f"/api/jobs/{document['jobId']}"
+    assert document == {
+        "status": "accepted",
+        "jobId": document["jobId"],
+        "statusUrl": url,
+        "resultUrl": f"{url}/result",
+        "cancelUrl": f"{url}/cancel",
+        "estimatedDuration": 30,
+    }
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["location"] == f"{url}/result"
+    assert answer.headers["link"] == f'<{url}>; rel="monitor"'
+    assert 2 <= int(answer.headers["retry-after"]) <= 5
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_the_first_poll_never_answers_404(client: httpx2.Client) -> None:
+    answers = [client.get(url_of(client, "double")) for _ in range(50)]
+    assert {answer.status_code for answer in answers} == {200}
+
+
+@pytest.mark.parametrize(("name", "result"), [("double", {"doubled": 42}), ("shout", "HEY")])
+def test_a_job_is_followed_to_its_result(client: httpx2.Client, name: str, result: object) -> None:
+    job = first(client, url_of(client, name, "hey"), *TERMINAL)
+    JobDocument.model_validate(job)
+    assert job.keys() == {f.alias or n for n, f in JobDocument.model_fields.items()}
+    assert (job["status"], job["progress"], job["result"]) == ("completed", 100, result)
+    assert job["createdAt"] <= job["startedAt"] <= job["completedAt"]
+    answer = client.get(f"/api/jobs/{job['jobId']}/result")
+    assert (answer.status_code, answer.json()) == (200, result)
+
+
+def test_a_status_is_private_and_asked_about_each_time(client: httpx2.Client) -> None:
+    answer = client.get(end_of(client, "double"))
+    assert answer.headers["cache-control"] == "private, no-cache"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-type"] == "application/json"
+    assert "retry-after" not in answer.headers
+
+
+@pytest.mark.parametrize("suffix", ["", "/result"])
+def test_what_a_client_has_already_is_not_sent_again(client: httpx2.Client, suffix: str) -> None:
+    url = end_of(client, "double") + suffix
+    tag = client.get(url).headers["etag"]
+    answer = client.get(url, headers={"If-None-Match": f'"0", W/{tag}'})
+    assert (answer.status_code, answer.content) == (304, b"")
+    assert answer.headers["etag"] == tag
+    # RFC 9110 section 8.6: it would be the length of what is not sent.
+    assert "content-length" not in answer.headers
+    assert client.get(url, headers={"If-None-Match": '"0"'}).status_code == 200
+
+
+def test_progress_can_be_seen_while_the_job_runs(client: httpx2.Client) -> None:
+    url, note = running(client)
+    answer = client.get(url)
+    job = answer.json()
+    assert (job["status"], job["progress"]) == ("processing", 40)
+    assert job["detail"] == {"message": "waiting", "current": 2, "total": 5, "unit": "gates"}
+    assert 2 <= int(answer.headers["retry-after"]) <= 5
+    tag = answer.headers["etag"]
+    assert client.get(url, headers={"If-None-Match": tag}).status_code == 304
+    submit(client, "release", note)
+    assert first(client, url, *TERMINAL)["status"] == "completed"
+    assert client.get(url, headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_the_result_of_a_running_job_is_its_status(client: httpx2.Client) -> None:
+    url, note = running(client)
+    answer = client.get(f"{url}/result")
+    assert (answer.status_code, answer.json()["status"]) == (202, "processing")
+    assert "retry-after" in answer.headers
+    submit(client, "release", note)
+
+
+def test_a_job_that_failed_on_purpose_says_why(client: httpx2.Client) -> None:
+    url = end_of(client, "full")
+    job = client.get(url).json()
+    assert (job["status"], job["error"], job["errorCode"]) == (
+        "failed",
+        "The disk is full.",
+        "disk_full",
+    )
+    problem = problem_of(client.get(f"{url}/result"), 424, "disk_full")
+    assert problem.error == "The disk is full."
+
+
+def test_what_a_handler_raises_stays_with_the_operators(client: httpx2.Client) -> None:
+    url = end_of(client, "broken", "a secret")
+    answers = [client.get(url), client.get(f"{url}/result")]
+    assert [answer.status_code for answer in answers] == [200, 424]
+    assert "a secret" not in "".join(answer.text for answer in answers)
+
+
+@pytest.mark.parametrize(("method", "suffix"), [("POST", "/cancel"), ("DELETE", "")])
+def test_a_running_job_is_asked_to_stop(client: httpx2.Client, method: str, suffix: str) -> None:
+    url, _ = running(client)
+    answer = client.request(method, url + suffix)
+    assert answer.status_code == 202
+    assert answer.json()["cancelRequestedAt"] is not None
+    job = first(client, url, *TERMINAL)
+    assert job["status"] == "cancelled"
+    problem_of(client.get(f"{url}/result"), 410, "job_cancelled")
+
+
+@pytest.mark.parametrize(("method", "suffix"), [("POST", "/cancel"), ("DELETE", "")])
+def test_a_waiting_job_is_cancelled_at_once(
+    client: httpx2.Client, method: str, suffix: str
+) -> None:
+    url = url_of(client, "double", params={"later": "1"})
+    assert client.get(url).json()["status"] == "pending"
+    answer = client.request(method, url + suffix)
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    assert "retry-after" not in answer.headers
+
+
+@pytest.mark.parametrize("name", ["double", "full"])
+@pytest.mark.parametrize(("method", "suffix"), [("POST", "/cancel"), ("DELETE", "")])
+def test_a_terminal_job_is_left_as_it_is(
+    client: httpx2.Client, name: str, method: str, suffix: str
+) -> None:
+    url = end_of(client, name)
+    before = client.get(url)
+    answer = client.request(method, url + suffix)
+    assert (answer.status_code, answer.json()) == (200, before.json())
+    assert client.get(url).headers["etag"] == before.headers["etag"]
+
+
+@pytest.mark.parametrize(
+    "job_id", [new_job_id(), "job_1", new_job_id().upper(), "%00", "%FF", "a%2Fb", "x" * 3000, "é"]
+)
+@pytest.mark.parametrize(
+    ("method", "suffix"), [("GET", ""), ("GET", "/result"), ("POST", "/cancel"), ("DELETE", "")]
+)
+def test_an_id_that_never_was_is_no_job(
+    client: httpx2.Client, method: str, suffix: str, job_id: str
+) -> None:
+    answer = client.request(method, f"/api/jobs/{job_id}{suffix}")
+    assert problem_of(answer, 404, "job_not_found").error == "Job not found"
+
+
+@pytest.mark.parametrize("path", ["{id}/", "{id}/nothing", "{id}/result/", "{id}/cancel/now"])
+def test_a_path_below_a_job_that_is_no_route_is_not_found(client: httpx2.Client, path: str) -> None:
+    url = "/api/jobs/" + path.format(id=new_job_id())
+    for method in ("GET", "POST", "DELETE"):
+        problem_of(client.request(method, url), 404, "job_not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "suffix", "allowed"),
+    [
+        ("PUT", "", "GET, HEAD, DELETE"),
+        ("PATCH", "", "GET, HEAD, DELETE"),
+        ("POST", "", "GET, HEAD, DELETE"),
+        ("OPTIONS", "", "GET, HEAD, DELETE"),
+        ("DELETE", "/result", "GET, HEAD"),
+        ("GET", "/cancel", "POST"),
+    ],
+)
+def test_another_method_is_told_which_are_allowed(
+    client: httpx2.Client, method: str, suffix: str, allowed: str
+) -> None:
+    answer = client.request(method, f"/api/jobs/{new_job_id()}{suffix}")
+    problem_of(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("suffix", ["", "/result"])
+def test_head_is_get_without_the_body(client: httpx2.Client, suffix: str) -> None:
+    url = end_of(client, "double") + suffix
+    get, head = client.get(url), client.head(url)
+    assert (head.status_code, head.content) == (200, b"")
+    kept = {"etag", "content-type", "cache-control"}
+    assert {name: head.headers[name] for name in kept} == {name: get.headers[name] for name in kept}
+    assert client.head("/api/jobs/job_1").status_code == 404
+
+
+def test_the_trace_of_the_request_goes_on_in_the_job(client: httpx2.Client) -> None:
+    headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+    assert client.get(url_of(client, "double", headers=headers)).json()["traceId"] == TRACE
+
+
+def test_an_illegal_move_in_a_route_of_the_app_is_a_conflict(client: httpx2.Client) -> None:
+    url = end_of(client, "double")
+    before = client.get(url)
+    answer = client.post(url.replace("/api/jobs", "/repeat"))
+    problem_of(answer, 409, "illegal_move")
+    assert client.get(url).headers["etag"] == before.headers["etag"]
+
+
+def test_a_route_of_the_app_that_asks_for_an_unknown_job_is_answered_404(
+    client: httpx2.Client,
+) -> None:
+    problem_of(client.post(f"/repeat/{new_job_id()}"), 404, "job_not_found")

@@ -1,0 +1,218 @@
+"""What FastAPI has beyond the others: OpenAPI, its own validation, dependencies, root_path."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import pytest
+from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from fastapi.testclient import TestClient
+from pydantic import BaseModel, JsonValue
+
+from asyncjobs import AsyncJobs, JobContext
+from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, Acceptor, mount
+from asyncjobs.model import new_job_id
+
+JSON = {"Content-Type": "application/json"}
+
+
+class Wish(BaseModel):
+    count: int
+
+
+def make_app() -> tuple[FastAPI, TestClient]:
+    jobs = AsyncJobs("memory://")
+
+    @jobs.handler("wish")
+    async def wish(cmd: Wish, _: JobContext) -> int:
+        return cmd.count
+
+    app = FastAPI()
+
+    @app.post("/wishes", status_code=202, response_model=AcceptedDocument)
+    async def create(cmd: Wish, accept: Accept) -> Response:
+        return await accept(wish, cmd)
+
+    @app.post("/unread")
+    async def unread(accept: Accept) -> Response:
+        return await accept(wish)
+
+    @app.post("/read-twice")
+    async def read_twice(cmd: Wish, accept: Accept) -> Response:
+        return await accept(wish, user_id=str(cmd.count))
+
+    @app.post("/ordinary")
+    async def ordinary(cmd: Wish) -> int:
+        if cmd.count == 0:
+            raise HTTPException(400, "none")
+        return cmd.count
+
+    mount(app, jobs)
+    return app, TestClient(app, raise_server_exceptions=False)
+
+
+@contextmanager
+def client_of(app: FastAPI) -> Generator[TestClient]:
+    with TestClient(app) as client:
+        yield client
+
+
+@pytest.fixture
+def client() -> Generator[TestClient]:
+    with make_app()[1] as client:
+        yield client
+
+
+def nested(accept: Accept) -> Acceptor:
+    return accept
+
+
+def references(schema: JsonValue) -> Iterator[str]:
+    """Find every `$ref` in a JSON document."""
+    if isinstance(schema, dict):
+        for name, value in schema.items():
+            if name == "$ref":
+                yield str(value)
+            yield from references(value)
+    elif isinstance(schema, list):
+        for item in schema:
+            yield from references(item)
+
+
+def resolve(document: dict[str, Any], reference: str) -> Any:
+    root, *path = reference.split("/")
+    assert root == "#", reference
+    found: Any = document
+    for name in path:
+        assert name in found, f"{reference} leads nowhere"
+        found = found[name]
+    return found
+
+
+def schema_of(document: dict[str, Any], path: str, method: str, status: str) -> dict[str, Any]:
+    [content] = document["paths"][path][method]["responses"][status]["content"].values()
+    schema: dict[str, Any] = content["schema"]
+    resolved: dict[str, Any] = resolve(document, schema["$ref"]) if "$ref" in schema else schema
+    return resolved
+
+
+def test_every_reference_in_openapi_leads_somewhere() -> None:
+    document = make_app()[0].openapi()
+    found = set(references(document))
+    assert found
+    for reference in found:
+        resolve(document, reference)
+
+
+def test_the_routes_are_in_openapi_with_their_documents() -> None:
+    document = make_app()[0].openapi()
+    routes = {(path, method) for path, methods in document["paths"].items() for method in methods}
+    assert {
+        ("/api/jobs/{job_id}", "get"),
+        ("/api/jobs/{job_id}", "delete"),
+        ("/api/jobs/{job_id}/result", "get"),
+        ("/api/jobs/{job_id}/cancel", "post"),
+    } <= routes
+    status = schema_of(document, "/api/jobs/{job_id}", "get", "200")
+    assert {"jobId", "status", "progress", "errorCode"} <= status["properties"].keys()
+    for path, method in routes:
+        if path.startswith("/api/jobs"):
+            problem = schema_of(document, path, method, "404")
+            assert {"error", "code", "status", "errors"} <= problem["properties"].keys()
+    assert document["paths"]["/wishes"]["post"]["responses"].keys() >= {"202"}
+
+
+def test_a_problem_is_in_openapi_by_its_own_media_type() -> None:
+    answers = make_app()[0].openapi()["paths"]["/api/jobs/{job_id}/result"]["get"]["responses"]
+    for status in ("404", "410", "424"):
+        assert list(answers[status]["content"]) == ["application/problem+json"]
+    assert "content" not in answers["304"]
+
+
+def test_operations_have_ids_of_their_own_with_several_mounts() -> None:
+    app, _ = make_app()
+    mount(app, AsyncJobs("memory://"), prefix="/other")
+    document = app.openapi()
+    ids = [
+        operation["operationId"]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+    ]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_body_may_be_left_to_the_handlers_annotation(client: TestClient) -> None:
+    assert client.post("/unread", json={"count": 1}).status_code == 202
+    refused = client.post("/unread", json={"count": "many"})
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "count")
+    assert client.post("/unread", content=b"x" * 1_100_000, headers=JSON).status_code == 413
+
+
+def test_a_body_that_fastapi_has_read_is_read_again(client: TestClient) -> None:
+    assert client.post("/read-twice", json={"count": 1}).status_code == 202
+
+
+def test_a_route_without_jobs_keeps_the_format_of_fastapi(client: TestClient) -> None:
+    answer = client.post("/ordinary", json={"count": "many"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "count"]
+    assert client.post("/ordinary", json={"count": 0}).json() == {"detail": "none"}
+    assert client.post("/ordinary", content=b"\xff", headers=JSON).json().keys() == {"detail"}
+    assert client.get("/nowhere").json() == {"detail": "Not Found"}
+
+
+def test_what_is_not_of_the_body_keeps_the_format_of_fastapi() -> None:
+    app, client = make_app()
+
+    @app.post("/paged")
+    async def paged(cmd: Wish, accept: Accept, page: Annotated[int, Query()]) -> Response:
+        raise NotImplementedError(cmd, accept, page)
+
+    answer = client.post("/paged", json={"count": 1})
+    assert answer.json()["detail"][0]["loc"] == ["query", "page"]
+
+
+def test_a_handler_the_app_had_before_is_asked_about_the_rest() -> None:
+    app = FastAPI()
+
+    @app.exception_handler(RequestValidationError)
+    async def theirs(_: Request, __: Exception) -> Response:
+        return PlainTextResponse("theirs", 418)
+
+    @app.post("/ordinary")
+    async def ordinary(cmd: Wish) -> int:
+        return cmd.count
+
+    mount(app, AsyncJobs("memory://"))
+    with client_of(app) as client:
+        assert client.post("/ordinary", json={}).text == "theirs"
+
+
+def test_an_accept_may_come_through_another_dependency() -> None:
+    app, _ = make_app()
+    router = APIRouter()
+
+    @router.post("/nested")
+    async def create(cmd: Annotated[int, Body()], _: Annotated[Acceptor, Depends(nested)]) -> int:
+        return cmd
+
+    app.include_router(router, prefix="/v2")
+    with client_of(app) as client:
+        answer = client.post("/v2/nested", json="many")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/api/jobs", "/v1/api/jobs"])
+def test_a_proxy_may_cut_off_the_root_path_or_leave_it(path: str) -> None:
+    with TestClient(make_app()[0], root_path="/v1") as client:
+        url = client.post("/wishes", json={"count": 1}).json()["statusUrl"]
+        assert url.startswith("/v1/api/jobs/job_")
+        seen = url.replace("/v1/api/jobs", path)
+        assert client.get(seen).status_code == 200
+        assert client.head(seen).status_code == 200
+        assert client.put(seen).status_code == 405
+        assert client.head(f"{path}/{new_job_id()}").status_code == 404

@@ -1,0 +1,175 @@
+"""What Flask does its own way: a portal instead of a lifespan, bodies read once."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Generator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import flask
+import pytest
+from flask import Flask
+
+from asyncjobs import AsyncJobs, ConfigurationError, EnqueueOptions, JobContext, UnknownType
+from asyncjobs.adapters.flask import accept, mount, portal_of
+from asyncjobs.portal import Portal
+
+JSON = {"Content-Type": "application/json"}
+
+
+def make_app(store: str = "memory://") -> tuple[Flask, AsyncJobs]:
+    jobs = AsyncJobs(store)
+
+    @jobs.handler("echo")
+    def echo(words: str, _: JobContext) -> str:
+        return words
+
+    app = Flask(__name__)
+
+    @app.post("/submit")
+    def submit() -> flask.Response:
+        return accept(echo)
+
+    @app.post("/read-first")
+    def read_first() -> flask.Response:
+        flask.request.get_data()
+        return accept(echo)
+
+    @app.post("/given")
+    def given() -> flask.Response:
+        return accept(echo, "given", user_id="somebody")
+
+    @app.get("/ordinary")
+    def ordinary() -> str:
+        return "as ever"
+
+    mount(app, jobs)
+    return app, jobs
+
+
+@pytest.fixture
+def opened() -> Generator[tuple[Flask, AsyncJobs]]:
+    app, jobs = make_app()
+    yield app, jobs
+    portal_of(jobs, app).close()
+
+
+def test_nothing_is_open_before_the_first_request(opened: tuple[Flask, AsyncJobs]) -> None:
+    app, jobs = opened
+    assert not jobs.is_open
+    assert app.test_client().get("/ordinary").text == "as ever"
+    assert jobs.is_open
+
+
+def test_a_queue_can_be_opened_before_the_first_request(opened: tuple[Flask, AsyncJobs]) -> None:
+    app, jobs = opened
+    portal_of(jobs, app).start()
+    assert jobs.is_open
+
+
+def test_a_queue_can_be_used_from_the_threads_of_flask(opened: tuple[Flask, AsyncJobs]) -> None:
+    app, jobs = opened
+    answer = app.test_client().post("/given")
+    assert answer.status_code == 202
+    job_id = answer.get_json()["jobId"]
+    portal = portal_of(jobs, app)
+    assert portal.call(jobs.wait, job_id).result == "given"
+    with app.app_context():
+        assert portal_of(jobs) is portal
+
+
+def test_a_body_that_was_read_before_is_read_again(opened: tuple[Flask, AsyncJobs]) -> None:
+    client = opened[0].test_client()
+    assert client.post("/read-first", json="words").status_code == 202
+    assert client.post("/read-first", json=["words"]).status_code == 422
+    assert client.post("/read-first", data=b"x" * 1_100_000, headers=JSON).status_code == 413
+
+
+class Endless:
+    """A body that goes on for ever, in small pieces, as some servers hand them over."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def read(self, size: int = -1) -> bytes:
+        assert 0 <= size <= 2_000_000
+        piece = b"x" * min(size, 100_000)
+        self.given += len(piece)
+        return piece
+
+
+def test_a_body_without_end_is_read_to_the_limit_only(opened: tuple[Flask, AsyncJobs]) -> None:
+    body = Endless()
+    environ: dict[str, Any] = {"wsgi.input_terminated": True, "wsgi.input": body}
+    answer = opened[0].test_client().post("/submit", headers=JSON, environ_overrides=environ)
+    assert answer.status_code == 413
+    assert body.given == 1024 * 1024 + 1
+
+
+def test_an_app_without_mounts_is_a_clear_error() -> None:
+    app, jobs = Flask(__name__), make_app()[1]
+    with pytest.raises(ConfigurationError, match="not mounted"):
+        portal_of(jobs, app)
+
+
+def test_a_fault_of_the_server_is_not_hidden(opened: tuple[Flask, AsyncJobs]) -> None:
+    app, jobs = opened
+
+    @app.post("/wrong")
+    def wrong() -> str:
+        return str(portal_of(jobs).call(jobs.enqueue, "no such type", None))
+
+    app.testing = True
+    with pytest.raises(UnknownType):
+        app.test_client().post("/wrong")
+
+
+def test_a_store_that_cannot_be_opened_concerns_jobs_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "not yet"
+    app, jobs = make_app(f"sqlite:///{folder / 'jobs.db'}")
+    client = app.test_client()
+    with caplog.at_level(logging.WARNING, "asyncjobs"):
+        assert client.get("/ordinary").status_code == 200
+    assert "folder does not exist" in caplog.text
+    answer = client.post("/submit", json="words")
+    assert (answer.status_code, answer.get_json()["code"]) == (503, "store_unavailable")
+    folder.mkdir()
+    assert client.post("/submit", json="words").status_code == 202
+    portal_of(jobs, app).close()
+
+
+def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.db"
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("CREATE TABLE theirs (x)")
+    before = file.read_bytes()
+    app, _ = make_app(f"sqlite:///{file}")
+    client = app.test_client()
+    assert client.get("/ordinary").status_code == 200
+    assert client.post("/submit", json="words").status_code == 500
+    assert file.read_bytes() == before
+
+
+def test_what_waits_in_the_store_runs_after_any_first_request(
+    tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    before, jobs = make_app(url)
+    soon = EnqueueOptions(run_at=timedelta(seconds=0.2))
+    with before.app_context():
+        portal = portal_of(jobs)
+        job = portal.call(lambda: jobs.enqueue("echo", "words", options=soon))
+        portal.close()
+    after, jobs = make_app(url)
+    assert after.test_client().get("/ordinary").status_code == 200
+    watching = AsyncJobs(url)  # without the handler, it runs nothing
+    window = Portal(watching)
+    eventually(lambda: window.call(watching.find, job.id).result == "words")
+    window.close()
+    portal_of(jobs, after).close()

@@ -1,0 +1,174 @@
+"""The queue is open as long as the application runs, around the application's own lifespan."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypedDict
+
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
+
+from asyncjobs import AsyncJobs, JobContext, NotOpen
+from asyncjobs.adapters import fastapi as on_fastapi
+from asyncjobs.adapters import starlette as on_starlette
+from asyncjobs.adapters.asgi import StatusMonitor
+from asyncjobs.model import new_job_id
+
+Lifespan = Callable[[Any], Any]
+Make = Callable[[AsyncJobs, Lifespan | None], Starlette]
+
+
+def make_jobs() -> AsyncJobs:
+    jobs = AsyncJobs("memory://")
+
+    @jobs.handler("double")
+    async def double(number: int, _: JobContext) -> int:
+        return number * 2
+
+    return jobs
+
+
+def on_plain_starlette(jobs: AsyncJobs, lifespan: Lifespan | None) -> Starlette:
+    app = Starlette(lifespan=lifespan)
+    on_starlette.mount(app, jobs)
+    return app
+
+
+def on_plain_fastapi(jobs: AsyncJobs, lifespan: Lifespan | None) -> Starlette:
+    app = FastAPI(lifespan=lifespan)
+    on_fastapi.mount(app, jobs)
+    return app
+
+
+each_framework = pytest.mark.parametrize("make", [on_plain_starlette, on_plain_fastapi])
+
+
+class NoNetwork(AbstractAsyncContextManager[None]):
+    async def __aenter__(self) -> None:
+        raise OSError("no network")
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+class State(TypedDict):
+    motto: str
+
+
+@each_framework
+def test_the_apps_own_lifespan_runs_while_the_queue_is_open(make: Make) -> None:
+    jobs = make_jobs()
+    seen: list[tuple[str, bool]] = []
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncGenerator[State]:
+        job = await jobs.enqueue("double", 21)
+        seen.append(("begin", jobs.is_open))
+        yield {"motto": "early"}
+        seen.append(("end", (await jobs.find(job.id)).status.terminal))
+
+    async def motto(request: Request) -> Response:
+        return JSONResponse(request.state.motto)
+
+    app = make(jobs, lifespan)
+    app.add_route("/motto", motto)
+    with TestClient(app) as client:
+        assert client.get("/motto").json() == "early"
+    assert seen == [("begin", True), ("end", True)]
+    assert not jobs.is_open
+
+
+@each_framework
+def test_an_app_without_a_lifespan_opens_and_closes_the_queue(make: Make) -> None:
+    jobs = make_jobs()
+    with TestClient(make(jobs, None)):
+        assert jobs.is_open
+    assert not jobs.is_open
+
+
+@each_framework
+def test_an_app_can_be_started_again(make: Make) -> None:
+    app = make(make_jobs(), None)
+    for _ in range(2):
+        with TestClient(app) as client:
+            assert client.get(f"/api/jobs/{new_job_id()}").status_code == 404
+
+
+@each_framework
+def test_a_queue_that_is_open_is_left_alone(make: Make) -> None:
+    jobs = make_jobs()
+    app = make(jobs, None)
+    # The same queue under a second prefix.
+    on_starlette.mount(app, jobs, prefix="/again")
+    with TestClient(app) as client:
+        assert client.get(f"/again/{new_job_id()}").status_code == 404
+    assert not jobs.is_open
+
+
+@each_framework
+def test_an_app_whose_lifespan_fails_closes_the_queue(make: Make) -> None:
+    jobs = make_jobs()
+    app = make(jobs, lambda _: NoNetwork())
+    with pytest.raises(OSError, match="no network"), TestClient(app):
+        pass
+    assert not jobs.is_open
+
+
+@each_framework
+def test_a_queue_that_nobody_opened_is_a_clear_error(make: Make) -> None:
+    client = TestClient(make(make_jobs(), None))  # not entered: no lifespan
+    with pytest.raises(NotOpen, match="lifespan"):
+        client.get(f"/api/jobs/{new_job_id()}")
+
+
+def test_the_bare_monitor_serves_under_its_prefix_whether_that_is_cut_off_or_not() -> None:
+    jobs = make_jobs()
+    monitor = StatusMonitor(jobs, prefix="/jobs")
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncGenerator[None]:
+        async with jobs:
+            yield
+
+    async def begin(_: Request) -> Response:
+        return JSONResponse((await jobs.enqueue("double", 21)).id)
+
+    routes = [Route("/begin", begin), Mount("/jobs", monitor), Mount("", monitor)]
+    with TestClient(Starlette(routes=routes, lifespan=lifespan)) as client:
+        job_id = client.get("/begin").json()
+        assert client.get(f"/jobs/{job_id}").status_code == 200
+        assert client.get(f"/{job_id}").status_code == 200
+        assert client.get(f"/elsewhere/{job_id}").status_code == 404
+
+
+def test_the_bare_monitor_speaks_http_only() -> None:
+    monitor = StatusMonitor(make_jobs())
+    with (
+        pytest.raises(RuntimeError, match="not websocket"),
+        TestClient(monitor).websocket_connect(f"/{new_job_id()}"),
+    ):
+        pass
+
+
+@each_framework
+def test_repeated_headers_are_one_list(make: Make) -> None:
+    jobs = make_jobs()
+    app = make(jobs, None)
+
+    async def begin(request: Request) -> Response:
+        return await on_starlette.accept(request, jobs.registry.find("double"), 21)
+
+    app.add_route("/begin", begin, methods=["POST"])
+    with TestClient(app) as client:
+        url = client.post("/begin").json()["statusUrl"]
+        while client.get(url).json()["status"] != "completed":
+            pass
+        tag = client.get(url).headers["etag"]
+        headers = [("If-None-Match", tag), ("If-None-Match", '"0"')]
+        assert client.get(url, headers=headers).status_code == 304

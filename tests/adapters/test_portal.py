@@ -1,0 +1,213 @@
+"""The loop in the background: made when needed, once per process, closed with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from asyncjobs import AsyncJobs, JobContext, JobId, JobStatus, Store, StoreUnavailable
+from asyncjobs.portal import Portal
+from asyncjobs.stores.memory import MemoryStore
+
+FORKING = """
+import os, sys
+from asyncjobs import AsyncJobs, JobContext
+from asyncjobs.portal import Portal
+
+jobs = AsyncJobs(sys.argv[1])
+
+@jobs.handler("pid")
+async def pid(_: None, __: JobContext) -> int:
+    return os.getpid()
+
+portal = Portal(jobs)
+
+def run() -> int:
+    job = portal.call(jobs.enqueue, "pid", None)
+    return portal.call(jobs.wait, job.id).result
+
+assert run() == os.getpid()
+if "close" in sys.argv:
+    portal.close()
+child = os.fork()
+if child == 0:
+    assert not jobs.is_open
+    portal.close()  # the child has nothing to close, and must not touch the parent's
+    assert run() == os.getpid()
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert run() == os.getpid()
+print("done")
+"""
+
+FORGETTING = """
+import atexit, gc, os, signal, sys
+from asyncjobs import AsyncJobs
+from asyncjobs.portal import Portal
+
+jobs = AsyncJobs("memory://")
+portal = Portal(jobs)
+portal.start()
+child = os.fork()
+if child == 0:
+    signal.alarm(5)
+    # As the interpreter does at its end, in this order or another.
+    atexit._run_exitfuncs()
+    vars(portal).clear()
+    del portal
+    gc.collect()
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+
+LEAVING = """
+import sys, time
+from asyncjobs import AsyncJobs, JobContext
+from asyncjobs.portal import Portal
+
+jobs = AsyncJobs(sys.argv[1])
+
+@jobs.handler("nap")
+async def nap(_: None, __: JobContext) -> str:
+    import anyio
+    await anyio.sleep(0.3)
+    return "rested"
+
+portal = Portal(jobs)
+print(portal.call(jobs.enqueue, "nap", None).id)
+"""
+
+
+def make_jobs(store: str | Store = "memory://") -> AsyncJobs:
+    jobs = AsyncJobs(store)
+
+    @jobs.handler("thread")
+    async def thread(_: None, __: JobContext) -> str:
+        return threading.current_thread().name
+
+    return jobs
+
+
+@pytest.fixture
+def portal() -> Generator[tuple[Portal, AsyncJobs]]:
+    jobs = make_jobs()
+    portal = Portal(jobs)
+    yield portal, jobs
+    portal.close()
+
+
+def run(portal: Portal, jobs: AsyncJobs) -> object:
+    job = portal.call(jobs.enqueue, "thread", None)
+    return portal.call(jobs.wait, job.id).result
+
+
+def loops() -> int:
+    return sum(thread.name == "asyncjobs" for thread in threading.enumerate())
+
+
+def loop_of(portal: Portal) -> int:
+    return id(portal.start())
+
+
+def python(code: str, *arguments: str) -> str:
+    answer = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", code, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=10,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "Traceback" not in answer.stderr
+    return answer.stdout
+
+
+def test_the_queue_is_opened_by_the_first_call_and_runs_in_the_background(
+    portal: tuple[Portal, AsyncJobs],
+) -> None:
+    assert not portal[1].is_open
+    assert run(*portal) == "asyncjobs"
+    assert portal[1].is_open
+
+
+def test_many_threads_share_one_loop(portal: tuple[Portal, AsyncJobs]) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        loops = set(threads.map(loop_of, [portal[0]] * 50))
+    assert len(loops) == 1
+
+
+def test_what_a_call_raises_reaches_the_caller(portal: tuple[Portal, AsyncJobs]) -> None:
+    async def raises() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        portal[0].call(raises)
+
+
+def test_a_closed_portal_is_opened_again_by_the_next_call(
+    portal: tuple[Portal, AsyncJobs],
+) -> None:
+    assert run(*portal) == "asyncjobs"
+    portal[0].close()
+    assert not portal[1].is_open
+    assert run(*portal) == "asyncjobs"
+
+
+def test_closing_what_is_not_open_does_nothing(portal: tuple[Portal, AsyncJobs]) -> None:
+    portal[0].close()
+    portal[0].close()
+    assert not portal[1].is_open
+
+
+def test_a_queue_that_could_not_be_opened_is_tried_again(tmp_path: Path) -> None:
+    folder = tmp_path / "later"
+    jobs = make_jobs(f"sqlite:///{folder / 'jobs.db'}")
+    portal = Portal(jobs)
+    before = loops()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            portal.start()
+    assert loops() == before
+    folder.mkdir()
+    assert run(portal, jobs) == "asyncjobs"
+    portal.close()
+
+
+def test_what_goes_wrong_while_closing_reaches_the_caller() -> None:
+    class Stuck(MemoryStore):
+        async def __aexit__(self, *_: object) -> None:
+            raise OSError("the disk is gone")
+
+    jobs = make_jobs(Stuck())
+    portal = Portal(jobs)
+    assert run(portal, jobs) == "asyncjobs"
+    with pytest.raises(OSError, match="the disk is gone"):
+        portal.close()
+
+
+def test_a_forked_child_has_a_loop_of_its_own() -> None:
+    assert python(FORKING, "memory://") == "done\n"
+
+
+def test_a_forked_child_has_a_file_of_its_own_where_it_was_closed_before(tmp_path: Path) -> None:
+    assert python(FORKING, f"sqlite:///{tmp_path / 'jobs.db'}", "close") == "done\n"
+
+
+def test_a_forked_child_forgets_the_loop_of_its_parent_without_waiting_for_it() -> None:
+    assert python(FORGETTING) == ""
+
+
+def test_at_the_end_of_the_process_running_jobs_are_brought_to_their_end(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    job_id = python(LEAVING, url).strip()
+    jobs = AsyncJobs(url)
+    portal = Portal(jobs)
+    job = portal.call(jobs.find, JobId(job_id))
+    assert (job.status, job.result) == (JobStatus.COMPLETED, "rested")
+    portal.close()

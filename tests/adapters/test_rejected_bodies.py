@@ -1,0 +1,144 @@
+"""Bodies that cannot become a job: answered alike by every framework, and no job is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx2
+import pytest
+from pydantic import JsonValue
+
+from asyncjobs import AsyncJobs
+from asyncjobs.http.problems import ProblemDocument
+from asyncjobs.stores.memory import MemoryStore
+
+Serve = Callable[..., AbstractContextManager[httpx2.Client]]
+
+LIMIT = 1024 * 1024
+JSON = {"Content-Type": "application/json"}
+GOOD = b'{"count": 1}'
+
+
+class Counting(MemoryStore):
+    """A memory store that knows how many jobs were ever put into it."""
+
+    inserted = 0
+
+    async def insert(self, jobs: Any, /) -> Any:
+        self.inserted += len(jobs)
+        return await super().insert(jobs)
+
+
+@pytest.fixture(scope="module")
+def counted(
+    serve: Serve, new_jobs: Callable[..., AsyncJobs]
+) -> Generator[tuple[httpx2.Client, Counting]]:
+    store = Counting()
+    with serve((new_jobs(store), {})) as client:
+        yield client, store
+
+
+@pytest.fixture
+def post(
+    counted: tuple[httpx2.Client, Counting],
+) -> Generator[Callable[..., ProblemDocument]]:
+    """Submit what must be refused; afterwards there is no job more than before."""
+    client, store = counted
+    before = store.inserted
+
+    def posted(status: int, code: str, **request: Any) -> ProblemDocument:
+        answer = client.post("/submit/double", **request)
+        assert answer.status_code == status, answer.text
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "my secret" not in answer.text
+        problem = ProblemDocument.model_validate_json(answer.content)
+        assert (problem.status, problem.code) == (status, code)
+        return problem
+
+    yield posted
+    assert store.inserted == before
+
+
+Post = Callable[..., ProblemDocument]
+
+
+def test_a_good_body_is_counted(counted: tuple[httpx2.Client, Counting]) -> None:
+    client, store = counted
+    before = store.inserted
+    assert client.post("/submit/double", content=GOOD, headers=JSON).status_code == 202
+    assert store.inserted == before + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({}, ["count"]),
+        ({"count": 0, "note": "my secret"}, ["count"]),
+        ({"count": "my secret", "note": 3}, ["count", "note"]),
+        ([], [""]),
+        ("my secret", [""]),
+        (None, [""]),
+    ],
+)
+def test_a_payload_of_the_wrong_shape_names_the_fields(
+    post: Post, body: JsonValue, fields: list[str]
+) -> None:
+    problem = post(
+        422,
+        "invalid_payload",
+        content=json.dumps(body),
+        headers=JSON,
+    )
+    assert problem.errors is not None
+    assert [issue.field for issue in problem.errors] == fields
+    assert all(issue.message for issue in problem.errors)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"my secret", b'{"count": 1', b"{'count': 1}", b"\xff", b"[" * 100_000],
+    ids=lambda body: repr(body[:14]),
+)
+def test_a_body_that_is_not_json_is_malformed(post: Post, body: bytes) -> None:
+    post(400, "malformed_body", content=body, headers=JSON)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "text/plain", "application/x-www-form-urlencoded", "text/json", "nonsense"],
+)
+def test_a_body_that_is_not_called_json_is_refused(post: Post, content_type: str | None) -> None:
+    headers = {} if content_type is None else {"Content-Type": content_type}
+    post(415, "unsupported_media_type", content=GOOD, headers=headers)
+
+
+def test_json_has_many_names(counted: tuple[httpx2.Client, Counting]) -> None:
+    for name in ("application/json; charset=utf-8", "application/vnd.order+json"):
+        answer = counted[0].post("/submit/double", content=GOOD, headers={"Content-Type": name})
+        assert answer.status_code == 202, answer.text
+
+
+@pytest.mark.parametrize("size", [LIMIT + 100, 20 * LIMIT])
+def test_a_body_that_says_it_is_too_large_is_refused(post: Post, size: int) -> None:
+    body = b'{"count": 1, "note": "' + b"x" * (size - 24) + b'"}'
+    assert len(body) == size
+    post(413, "payload_too_large", content=body, headers=JSON)
+
+
+def test_a_body_that_turns_out_too_large_is_refused(post: Post) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b'{"count": 1, "note": "'
+        for _ in range(40):
+            yield b"x" * (LIMIT // 8)
+        yield b'"}'
+
+    post(413, "payload_too_large", content=chunks(), headers=JSON)
+
+
+def test_a_body_in_chunks_is_as_good_as_any(counted: tuple[httpx2.Client, Counting]) -> None:
+    chunks = iter([b'{"cou', b"", b'nt": 1}'])
+    answer = counted[0].post("/submit/double", content=chunks, headers=JSON)
+    assert answer.status_code == 202, answer.text

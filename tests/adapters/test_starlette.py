@@ -1,0 +1,124 @@
+"""Bodies of requests that Starlette's own classes or middleware have touched before."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import anyio
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
+
+from asyncjobs import AsyncJobs, JobContext
+from asyncjobs.adapters.starlette import accept, mount
+from asyncjobs.http.endpoints import Body
+
+jobs = AsyncJobs("memory://")
+
+
+@jobs.handler("echo")
+async def echo(words: int | str, _: JobContext) -> int | str:
+    return words
+
+
+async def submit(request: Request) -> Response:
+    return await accept(request, echo)
+
+
+async def read_first(request: Request) -> Response:
+    await request.body()
+    return await accept(request, echo, user_id="somebody")
+
+
+async def whole(request: Request) -> Response:
+    return await accept(request, echo, "given", user_id=request.path_params.get("tenant"))
+
+
+def make_app() -> Starlette:
+    app = Starlette(
+        routes=[
+            Route("/submit", submit, methods=["POST"]),
+            Route("/read-first", read_first, methods=["POST"]),
+            Route("/given", whole, methods=["POST"]),
+        ]
+    )
+    mount(app, jobs)
+    return app
+
+
+@pytest.fixture
+def client() -> Generator[TestClient]:
+    with TestClient(make_app()) as client:
+        yield client
+
+
+def test_a_body_that_was_read_before_is_read_again(client: TestClient) -> None:
+    answer = client.post("/read-first", json="words")
+    assert answer.status_code == 202
+
+
+def test_a_payload_of_the_apps_own_needs_no_body(client: TestClient) -> None:
+    assert client.post("/given").status_code == 202
+
+
+def test_the_body_stands_for_itself() -> None:
+    assert list(Body) == [Body.UNREAD]
+
+
+def test_an_app_below_a_path_with_parameters_quotes_what_was_asked() -> None:
+    inner = make_app()
+    lifespan: Any = inner.router.lifespan_context
+    outer = Starlette(routes=[Mount("/{tenant}", inner)], lifespan=lambda _: lifespan(inner))
+    with TestClient(outer) as below:
+        answer = below.post("/m%C3%BCnchen%0D%0AX-Evil:%201/given")
+        assert answer.status_code == 202
+        url = answer.json()["statusUrl"]
+        assert url.startswith("/m%C3%BCnchen%0D%0AX-Evil%3A%201/api/jobs/job_")
+        assert below.get(url).status_code == 200
+
+
+def post(messages: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Submit a body message by message; return what is sent in answer."""
+    app = make_app()
+    sent: list[Any] = []
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/submit",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def ask() -> None:
+        async with jobs:
+            await app(scope, receive, send)
+
+    anyio.run(ask)
+    return sent
+
+
+def chunk(data: bytes) -> dict[str, Any]:
+    return {"type": "http.request", "body": data, "more_body": True}
+
+
+def test_a_client_that_leaves_half_way_makes_no_job() -> None:
+    # The first half of the number 1234 is a number, too.
+    messages = iter([chunk(b"12"), {"type": "http.disconnect"}])
+    with pytest.raises(ClientDisconnect):
+        post(messages)
+
+
+def test_a_body_without_end_is_read_to_the_limit_only() -> None:
+    start, _ = post(chunk(b"x" * 100_000) for _ in range(11))
+    assert start["status"] == 413
