@@ -1,0 +1,125 @@
+"""Real servers in processes of their own, and clients that wait for what must come to pass."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+HERE = Path(__file__).parent
+TERMINAL = {"completed", "failed", "cancelled"}
+
+
+class Server:
+    """One server on one port and one store; it may be started again and again."""
+
+    def __init__(self, folder: Path, command: Sequence[str], store: str | None) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._log = folder / "server.log"
+        self._command = [part.format(port=self.port) for part in command]
+        self._environment = {
+            **os.environ,
+            "JOBS": store or f"sqlite:///{folder / 'jobs.db'}",
+            "PYTHONPATH": str(HERE),
+            "PYTHONWARNINGS": "default",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def start(self) -> None:
+        """Start the server and return when it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *self._command],
+                env=self._environment,
+                cwd=HERE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.eventually(self._answers)
+
+    def stop(self, how: signal.Signals) -> int:
+        """Send a signal and return the exit code, or fail where the server does not obey soon."""
+        assert self._process is not None
+        self._process.send_signal(how)
+        return self._process.wait(timeout=10)
+
+    def close(self) -> None:
+        self.client.close()
+        if self._process is not None:
+            with suppress(ProcessLookupError):  # of this server alone: a session of its own
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def submit(self, name: str = "nap", **payload: Any) -> str:
+        answer = self.client.post(f"/{name}", json=payload)
+        assert answer.status_code == 202, answer.text + self.log
+        url: str = answer.json()["statusUrl"]
+        return url
+
+    def job(self, url: str) -> dict[str, Any]:
+        answer = self.client.get(url)
+        assert answer.status_code == 200, answer.text
+        document: dict[str, Any] = {**answer.json(), "etag": answer.headers["etag"]}
+        return document
+
+    def ended(self, url: str) -> dict[str, Any]:
+        self.eventually(lambda: self.job(url)["status"] in TERMINAL)
+        return self.job(url)
+
+    def eventually(self, holds: Callable[[], object], seconds: float = 20) -> None:
+        patience = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < patience, self.log
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log
+        try:
+            return self.client.get("/").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def serving(*command: str, store: str | None = None) -> Server:
+        server = Server(tmp_path, command, store)
+        made.append(server)
+        server.start()
+        return server
+
+    yield serving
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def uvicorn(serve: Callable[..., Server]) -> Server:
+    return serve(
+        "uvicorn", "served:asgi_app", "--factory", "--port", "{port}", "--log-level", "warning"
+    )

@@ -1,0 +1,103 @@
+"""The applications that the tests of this folder run in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from datetime import timedelta
+
+import anyio
+import flask
+from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+
+from asyncjobs import AsyncJobs, JobContext, Settings
+from asyncjobs.adapters import flask as on_flask
+from asyncjobs.adapters import starlette as on_starlette
+
+jobs = AsyncJobs(
+    os.environ["JOBS"],
+    settings=Settings(
+        lease=timedelta(seconds=2),
+        redelivery=timedelta(seconds=1),
+        sweep=timedelta(seconds=0.2),
+        poll=timedelta(seconds=0.2),
+        progress=timedelta(seconds=0.05),
+        grace=timedelta(seconds=1.5),
+    ),
+)
+
+
+class Nap(BaseModel):
+    seconds: float = 0
+    #: Only the first attempt takes its time.
+    once: bool = False
+
+
+class Waking(BaseModel):
+    """A result that no two runs of a job have in common."""
+
+    pid: int
+    nonce: str
+
+
+def seconds(nap: Nap, job: JobContext) -> float:
+    return 0 if nap.once and job.attempt > 1 else nap.seconds
+
+
+@jobs.handler("nap")
+async def nap(cmd: Nap, job: JobContext) -> Waking:
+    ends = time.monotonic() + seconds(cmd, job)
+    while (left := ends - time.monotonic()) > 0:
+        await job.progress(50)
+        await anyio.sleep(min(left, 0.02))
+    return Waking(pid=os.getpid(), nonce=uuid.uuid4().hex)
+
+
+@jobs.handler("doze")
+def doze(cmd: Nap, job: JobContext) -> Waking:
+    ends = time.monotonic() + seconds(cmd, job)
+    while (left := ends - time.monotonic()) > 0:
+        job.progress(50)
+        time.sleep(min(left, 0.02))
+    return Waking(pid=os.getpid(), nonce=uuid.uuid4().hex)
+
+
+def flask_app() -> flask.Flask:
+    app = flask.Flask(__name__)
+    on_flask.mount(app, jobs)
+    app.add_url_rule("/nap", "nap", lambda: on_flask.accept(nap), methods=["POST"])
+    app.add_url_rule("/doze", "doze", lambda: on_flask.accept(doze), methods=["POST"])
+    app.add_url_rule("/", "pid", lambda: str(os.getpid()))
+    return app
+
+
+def flask_app_used_before_the_fork(*, closed: bool) -> flask.Flask:
+    app = flask_app()
+    portal = on_flask.portal_of(jobs, app)
+    done = portal.call(jobs.enqueue, nap, Nap())
+    portal.call(jobs.wait, done.id)
+    if closed:
+        portal.close()
+    return app
+
+
+def asgi_app() -> Starlette:
+    async def begin_nap(request: Request) -> Response:
+        return await on_starlette.accept(request, nap)
+
+    async def begin_doze(request: Request) -> Response:
+        return await on_starlette.accept(request, doze)
+
+    async def pid(_: Request) -> Response:
+        return Response(str(os.getpid()))
+
+    app = Starlette()
+    app.add_route("/nap", begin_nap, methods=["POST"])
+    app.add_route("/doze", begin_doze, methods=["POST"])
+    app.add_route("/", pid)
+    on_starlette.mount(app, jobs)
+    return app

@@ -1,0 +1,51 @@
+"""A server that is told to end finishes what it can and gives back the rest."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+
+def begin(server: Any, name: str, **payload: Any) -> str:
+    url: str = server.submit(name, **payload)
+    server.eventually(lambda: server.job(url)["status"] == "processing")
+    return url
+
+
+def test_short_jobs_are_finished_and_long_ones_given_back(uvicorn: Any) -> None:
+    short = [begin(uvicorn, name, seconds=0.5) for name in ("nap", "doze")]
+    long = [begin(uvicorn, name, seconds=60, once=True) for name in ("nap", "doze")]
+    # More than fit into the process: these wait, in it and in the store.
+    waiting = [uvicorn.submit(seconds=0.2) for _ in range(40)]
+    begun = time.monotonic()
+    assert uvicorn.stop(signal.SIGTERM) in {0, -signal.SIGTERM}
+    assert time.monotonic() - begun < 5
+    assert "Traceback" not in uvicorn.log
+
+    uvicorn.start()
+    for url in short:
+        job = uvicorn.job(url)
+        assert (job["status"], job["attempt"]) == ("completed", 1)
+    for url in long:
+        job = uvicorn.ended(url)
+        assert (job["status"], job["attempt"]) == ("completed", 2)
+    assert {uvicorn.ended(url)["status"] for url in waiting} == {"completed"}
+
+
+def test_what_is_given_back_begins_at_once_elsewhere(uvicorn: Any) -> None:
+    url = begin(uvicorn, "nap", seconds=60, once=True)
+    uvicorn.stop(signal.SIGTERM)
+    uvicorn.start()
+    begun = time.monotonic()
+    assert uvicorn.ended(url)["attempt"] == 2
+    # Sooner than its lease would have lapsed.
+    assert time.monotonic() - begun < 1.5
+
+
+def test_a_job_that_was_asked_to_stop_is_not_given_back(uvicorn: Any) -> None:
+    url = begin(uvicorn, "nap", seconds=60)
+    assert uvicorn.client.delete(url).status_code == 202
+    uvicorn.stop(signal.SIGTERM)
+    uvicorn.start()
+    assert uvicorn.ended(url)["status"] == "cancelled"

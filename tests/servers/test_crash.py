@@ -1,0 +1,71 @@
+"""`kill -9` at any moment loses nothing that was promised, and changes nothing that was said."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from typing import Any
+
+import httpx2
+import pytest
+
+FINAL = ("status", "result", "error", "completedAt", "attempt", "etag")
+
+
+class Customers:
+    """Clients that submit and follow jobs for as long as the server answers, and remember all."""
+
+    def __init__(self, server: Any) -> None:
+        self.server = server
+        self.promised: list[str] = []
+        self.seen: dict[str, dict[str, Any]] = {}
+        self.broken: list[str] = []
+
+    def visit(self, seconds: float) -> None:
+        """Let several come at once, until the server is killed under them."""
+        threads = [threading.Thread(target=self._one, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(seconds)  # the moment of the crash is what is tried here, not waited for
+        self.server.stop(signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+
+    def look(self, url: str) -> bool:
+        """Read a job; tell whether it is terminal, and note where that changed."""
+        job = self.server.job(url)
+        final = {name: job[name] for name in FINAL}
+        if url in self.seen and self.seen[url] != final:
+            self.broken.append(f"{url}: {self.seen[url]} became {final}")
+        if job["status"] in {"completed", "failed"}:
+            self.seen[url] = final
+        return url in self.seen
+
+    def _one(self, seed: int) -> None:
+        chance = random.Random(seed)  # noqa: S311  # no secret
+        try:
+            while True:
+                name, seconds = chance.choice(["nap", "doze"]), chance.choice([0, 0, 0.05, 0.3])
+                self.promised.append(self.server.submit(name, seconds=seconds))
+                self.look(chance.choice(self.promised))
+        except httpx2.TransportError:
+            return
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_job_that_was_promised_ends_and_no_end_changes(uvicorn: Any, seed: int) -> None:
+    customers = Customers(uvicorn)
+    moments = random.Random(seed)  # noqa: S311  # no secret
+    for _ in range(4):
+        customers.visit(moments.uniform(0.05, 0.7))
+        uvicorn.start()
+    assert len(customers.promised) > 50
+    for url in customers.promised:
+        uvicorn.eventually(lambda url=url: customers.look(url))
+    for url in customers.promised:
+        customers.look(url)
+    assert customers.broken == []
+    ends = [final["status"] for final in customers.seen.values()]
+    assert ends.count("completed") > len(ends) * 0.9

@@ -1,0 +1,78 @@
+"""Flask under the servers it is run with: the loop is made in the process that needs it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Serve = Callable[..., Any]
+
+BIND = ("--bind", "127.0.0.1:{port}", "--graceful-timeout", "5")
+SERVERS = {
+    "sync": ("gunicorn", "served:flask_app()", *BIND),
+    "sync-2": ("gunicorn", "served:flask_app()", *BIND, "--workers", "2"),
+    "gthread": ("gunicorn", "served:flask_app()", *BIND, "--threads", "4", "-k", "gthread"),
+    "preload": ("gunicorn", "served:flask_app()", *BIND, "--workers", "2", "--preload"),
+    "preload-gthread": (
+        *("gunicorn", "served:flask_app()", *BIND),
+        *("--workers", "2", "--threads", "2", "-k", "gthread", "--preload"),
+    ),
+    "used-before-the-fork": (
+        *("gunicorn", "served:flask_app_used_before_the_fork(closed=True)", *BIND),
+        *("--workers", "2", "--preload"),
+    ),
+}
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest, serve: Serve) -> Any:
+    return serve(*SERVERS[request.param])
+
+
+def test_jobs_run_in_the_workers_of_gunicorn_which_drains_when_told_to_end(server: Any) -> None:
+    urls = [server.submit(name) for name in ("nap", "doze") for _ in range(6)]
+    ended = [server.ended(url) for url in urls]
+    assert {job["status"] for job in ended} == {"completed"}
+    assert server.pid not in {job["result"]["pid"] for job in ended}
+
+    running = [server.submit(name, seconds=0.4) for name in ("nap", "doze")]
+    for url in running:
+        server.eventually(lambda url=url: server.job(url)["status"] == "processing")
+    begun = time.monotonic()
+    assert server.stop(signal.SIGTERM) == 0
+    assert time.monotonic() - begun < 5
+    assert "Traceback" not in server.log
+
+    server.start()
+    for url in running:
+        job = server.job(url)
+        assert (job["status"], job["attempt"]) == ("completed", 1)
+
+
+def test_a_worker_that_inherited_an_open_queue_runs_jobs_and_ends_as_any_other(
+    serve: Serve,
+) -> None:
+    used = "served:flask_app_used_before_the_fork(closed=False)"
+    server = serve("gunicorn", used, *BIND, "--preload", store="memory://")
+    assert server.ended(server.submit())["result"]["pid"] != server.pid
+    begun = time.monotonic()
+    assert server.stop(signal.SIGTERM) == 0
+    assert time.monotonic() - begun < 3
+    assert "Traceback" not in server.log
+
+
+def test_jobs_run_under_the_server_that_flask_is_developed_with(serve: Serve) -> None:
+    server = serve("flask", "--app", "served:flask_app", "run", "--port", "{port}")
+    urls = [server.submit(name) for name in ("nap", "doze") for _ in range(6)]
+    assert {server.ended(url)["status"] for url in urls} == {"completed"}
+    running = server.submit(seconds=0.4)
+    server.eventually(lambda: server.job(running)["status"] == "processing")
+    server.stop(signal.SIGINT)
+    assert "Traceback" not in server.log
+    server.start()
+    job = server.job(running)
+    assert (job["status"], job["attempt"]) == ("completed", 1)
