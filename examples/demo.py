@@ -36,14 +36,15 @@ def main() -> int:
     os.environ.setdefault("EXPORTS_STORE", f"sqlite:///{folder / 'jobs.db'}")
     os.environ.setdefault("EXPORTS_FOLDER", str(folder / "exports"))
     wanted = {"format": arguments.format, "category": arguments.category}
-    with serving(arguments.port) as url, httpx2.Client(base_url=url, timeout=30) as client:
-        try:
-            run_export(client, wanted, folder)
-        except BrokenPromise as broken:
-            console.print(f"[bold red]Not as promised:[/] {broken}")
-            return 1
-        if not arguments.once:
-            go_on_serving(url)
+    try:
+        with serving(arguments.port) as url:
+            with httpx2.Client(base_url=url, timeout=30) as client:
+                run_export(client, wanted, folder)
+            if not arguments.once:
+                go_on_serving(url)
+    except BrokenPromise as broken:
+        console.print(f"[bold red]Not as promised:[/] {broken}")
+        return 1
     return 0
 
 
