@@ -9,6 +9,7 @@ AsyncJobsError
 │   ├── UnsupportedMediaType  JSON was expected
 │   ├── PayloadTooLarge
 │   ├── InvalidPayload        JSON of the wrong shape: names the fields
+│   ├── InvalidIdempotencyKey
 │   └── IdempotencyConflict   the key was used for another payload
 ├── InvalidResult             a handler's value that cannot be stored
 ├── UnknownJob                no job has that id
@@ -111,6 +112,14 @@ class InvalidPayload(RequestRejected):
     def __init__(self, issues: Iterable[FieldIssue]) -> None:
         self.issues = tuple(issues)
         super().__init__(f"The payload is not valid: {'; '.join(map(str, self.issues))}")
+
+
+class InvalidIdempotencyKey(RequestRejected):
+    """Say that a request's idempotency key is none."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The Idempotency-Key cannot be used: {reason}.")
 
 
 class IdempotencyConflict(RequestRejected):

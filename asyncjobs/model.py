@@ -128,7 +128,8 @@ class Policy(_Value):
     """The limits of a job; given on `AsyncJobs` for all, or per handler.
 
     `timeout=None` lets an attempt run up to the job's deadline, `retention=None` keeps a finished
-    job until it is deleted by hand.
+    job until it is deleted by hand. `inline` is how long a submission over HTTP waits for the job's
+    end before it answers 202.
     """
 
     queue: str = Field(default=DEFAULT_QUEUE, min_length=1)
@@ -139,6 +140,7 @@ class Policy(_Value):
     max_deliveries: int = Field(default=3, ge=1)
     max_payload_bytes: int = Field(default=1024 * 1024, ge=1)
     max_result_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
+    inline: Duration = timedelta(0)
 
 
 class Submission(_Value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -33,6 +34,14 @@ P = TypeVar("P")
 # Engines that a fork copied into this process. To let go of their connections would close them,
 # and closing an inherited connection harms the parent's.
 _inherited: list[object] = []
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job that was asked for; `replayed` where its idempotency key had made it before."""
+
+    job: Job
+    replayed: bool
 
 
 class AsyncJobs(Registrar):
@@ -106,8 +115,15 @@ class AsyncJobs(Registrar):
         With an idempotency key, the same owner's next call for that type returns the job that
         exists, as it stands; with another payload it raises `IdempotencyConflict`.
         """
+        caller = Caller(user_id, idempotency_key)
+        accepted = await self.accept(handler, payload, caller, options or EnqueueOptions())
+        return accepted.job
+
+    async def accept(
+        self, handler: JobType[P, Any] | str, payload: P, caller: Caller, options: EnqueueOptions, /
+    ) -> Accepted:
+        """Enqueue, and tell whether the job was there already."""
         engine = self._running
-        options = options or EnqueueOptions()
         kind = self.registry.find(handler)
         now = engine.ledger.now()
         submission = make_submission(
@@ -115,14 +131,16 @@ class AsyncJobs(Registrar):
             payload,
             now,
             delivery=engine.dispatcher.delivery,
-            caller=Caller(user_id, idempotency_key),
+            caller=caller,
             options=options,
         )
         job = await engine.accept(submission, options.begins(now))
-        if job.id != submission.id and not same_payload(kind, job, submission):
-            raise IdempotencyConflict(idempotency_key or "", job.id)
-        log_transition(job)
-        return job
+        if job.id == submission.id:
+            log_transition(job)
+            return Accepted(job, replayed=False)
+        if not same_payload(kind, job, submission):
+            raise IdempotencyConflict(caller.idempotency_key or "", job.id)
+        return Accepted(job, replayed=True)
 
     async def get(self, job_id: JobId, /) -> Job | None:
         """Return the job as it stands; None for an id that never was, or is forgotten."""
@@ -190,6 +208,21 @@ class AsyncJobs(Registrar):
         with anyio.move_on_after(timeout):
             async for newest in updates:
                 job = newest
+        return job
+
+    async def next_change(
+        self, job_id: JobId, /, *, after: int | None = None, timeout: float | None = None
+    ) -> Job:
+        """Return the job when its version is not `after` any more, or is terminal.
+
+        Returns it as it stands after `timeout` seconds; `after` is the present version unless
+        given. Raises `UnknownJob`.
+        """
+        updates = self.subscribe(job_id)
+        job = await anext(updates)
+        if job.version == (job.version if after is None else after):
+            with anyio.move_on_after(timeout):
+                job = await anext(updates, job)
         return job
 
     async def run(self, job_id: JobId, /) -> None:

@@ -52,17 +52,20 @@ class Registrar:
         *,
         timeout: Seconds | Unset | None = Unset.UNSET,
         estimate: Seconds | None = None,
+        inline: Seconds | None = None,
         retry: Retry | None = None,
         policy: Policy | None = None,
     ) -> Decorator:
         """Register the decorated function `(payload, job) -> result` as the handler of a job type.
 
         `timeout` bounds one attempt (None: only the deadline does), `estimate` is the duration that
-        clients are told to expect. Payload and result have the types of the annotations. An
-        `async def` runs on the event loop, a `def` in a thread. Raises `ConfigurationError` for
-        limits that make no sense, a name given twice, and annotations that are not JSON.
+        clients are told to expect. A submission over HTTP waits for `inline` and answers 200 if the
+        job has ended by then: 0.2, say, for work that usually ends at once. Payload and result
+        have the types of the annotations. An `async def` runs on the event loop, a `def` in a
+        thread. Raises `ConfigurationError` for limits that make no sense, a name given twice, and
+        annotations that are not JSON.
         """
-        chosen = self._limits(policy, timeout, retry)
+        chosen = self._limits(policy, timeout, retry=retry, inline=inline)
 
         def register(function: Callable[..., Any]) -> Handler[Any, Any]:
             made = Handler[Any, Any](name, function, policy=chosen, estimate=duration(estimate))
@@ -86,7 +89,7 @@ class Registrar:
         The reports are `update_progress`, `complete`, `fail` and `stop`; the first one starts the
         job. Timeout and deadline are kept for it as for any other. Raises as `handler`.
         """
-        chosen = self._limits(policy, timeout, None)
+        chosen = self._limits(policy, timeout)
         made = JobType[P, R](
             name, payload=payload, result=result, policy=chosen, estimate=duration(estimate)
         )
@@ -94,13 +97,12 @@ class Registrar:
         return made
 
     def _limits(
-        self, policy: Policy | None, timeout: Seconds | Unset | None, retry: Retry | None
+        self, policy: Policy | None, timeout: Seconds | Unset | None, **others: object
     ) -> Policy:
         fields = dict(policy or self.policy)
         if not isinstance(timeout, Unset):
             fields["timeout"] = timeout
-        if retry is not None:
-            fields["retry"] = retry
+        fields.update((name, value) for name, value in others.items() if value is not None)
         try:
             return Policy(**fields)
         except ValidationError as error:

@@ -14,6 +14,7 @@ from asyncjobs.errors import (
     FieldIssue,
     IdempotencyConflict,
     IllegalMove,
+    InvalidIdempotencyKey,
     InvalidPayload,
     LostLease,
     MalformedBody,
@@ -34,6 +35,7 @@ STATUSES: Mapping[type[AsyncJobsError], tuple[HTTPStatus, str]] = {
     PayloadTooLarge: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large"),
     UnsupportedMediaType: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
     InvalidPayload: (HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_payload"),
+    InvalidIdempotencyKey: (HTTPStatus.BAD_REQUEST, "invalid_idempotency_key"),
     IdempotencyConflict: (HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_conflict"),
     StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "store_unavailable"),
 }

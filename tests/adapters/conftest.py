@@ -71,6 +71,10 @@ def make_jobs(store: str | Store = "memory://") -> AsyncJobs:
         job.progress(50)
         return order.note.upper()
 
+    @jobs.handler("inline", inline=5)
+    async def inline(order: Order, _: JobContext) -> int:
+        return order.count * 2
+
     @jobs.handler("full")
     async def full(_: Order, __: JobContext) -> None:
         raise JobFailed("The disk is full.", "disk_full")

@@ -611,3 +611,23 @@ async def until(jobs: AsyncJobs, job_id: JobId, status: JobStatus) -> Job:
             if job.status is status:
                 return job
     raise AssertionError(f"the job never was {status}")
+
+
+async def test_the_next_change_is_the_next_visible_one(jobs: AsyncJobs) -> None:
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        job = await jobs.enqueue(kind, 1)
+        assert await jobs.next_change(job.id, timeout=0.01) == job
+        assert await jobs.next_change(job.id, after=0, timeout=5) == job
+        changes: list[Job] = []
+
+        async def wait() -> None:
+            changes.append(await jobs.next_change(job.id, timeout=5))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            await jobs.update_progress(job.id, 40)
+        assert changes[0].version == 2
+        done = await jobs.complete(job.id, 1)
+        assert await jobs.next_change(job.id, after=done.version) == done

@@ -3,6 +3,8 @@
 Blocks in comments (`<!-- invisible-code-block: python`) check what the prose around them claims.
 """
 
+import logging
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,17 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Generator[None]:
+    """Undo what a page does to the process's logging, which others look at."""
+    loggers = [logging.getLogger(), logging.getLogger("asyncjobs")]
+    before = [(one.level, list(one.handlers), list(one.filters)) for one in loggers]
+    yield
+    for one, (level, handlers, filters) in zip(loggers, before, strict=True):
+        one.setLevel(level)
+        one.handlers, one.filters = handlers, filters
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

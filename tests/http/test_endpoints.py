@@ -4,6 +4,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, ConfigurationError, EnqueueOptions, JobContext, JobType, NotOpen
@@ -251,3 +252,31 @@ async def test_the_mount_of_a_type_is_the_one_whose_queue_has_it() -> None:
 async def test_a_type_of_no_mounted_queue_is_named() -> None:
     with pytest.raises(ConfigurationError, match=r"'double'.*mounted"):
         find_mount([], made().jobs.registry.find("double"))
+
+
+async def test_a_submission_is_held_no_longer_than_it_may() -> None:
+    endpoints = made(MountOptions(longest_wait=1))
+    async with endpoints.jobs:
+        response = await accept(endpoints, submission(b"{}", prefer="wait=60"), "order")
+        done = await accept(endpoints, submission(prefer="wait=60"))
+    assert (response.status, response.header("Preference-Applied")) == (202, "wait=1")
+    assert (done.status, document(done)["result"]) == (200, 42)
+
+
+async def test_a_status_is_held_until_it_changes() -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = document(await accept(endpoints, submission(b"{}"), "order"))["jobId"]
+        seen: list[Response] = []
+
+        async def read() -> None:
+            seen.append(await endpoints.handle(Request("GET", job_id, headers=asked)))
+
+        asked = {"prefer": "wait=20", "if-none-match": '"1"'}
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            await anyio.wait_all_tasks_blocked()
+            assert seen == []
+            await endpoints.jobs.complete(job_id, {})
+        again = await endpoints.handle(Request("GET", job_id, headers=asked))
+    assert [document(one)["status"] for one in (*seen, again)] == ["processing", "completed"]
