@@ -137,7 +137,7 @@ class InvalidResult(AsyncJobsError):
     def __init__(self, type: str, reason: str) -> None:
         self.type = type
         self.reason = reason
-        super().__init__(f"The result of job type {type!r} cannot be stored: {reason}")
+        super().__init__(f"The result of job type {type!r} cannot be used: {reason}")
 
 
 class UnknownJob(AsyncJobsError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import logging
 import typing
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
@@ -28,8 +27,6 @@ from asyncjobs.errors import (
 )
 from asyncjobs.model import Job, JobStatus, Policy
 
-log = logging.getLogger("asyncjobs")
-
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -51,7 +48,6 @@ class JobType(Generic[P, R]):
         self.name = name
         self.policy = policy
         self.estimate = estimate
-        self._survives = False
         self._payload: TypeAdapter[P] = _adapter(name, payload)
         self._result: TypeAdapter[R] = _adapter(name, result)
 
@@ -59,25 +55,30 @@ class JobType(Generic[P, R]):
         return f"<{type(self).__name__} {self.name!r}>"
 
     def dump_payload(self, payload: P) -> bytes:
-        """Check a payload and write it as JSON; raise `InvalidPayload` or `PayloadTooLarge`."""
+        """Check a payload and write it as JSON; raise `InvalidPayload` or `PayloadTooLarge`.
+
+        It is written under the fields' own names, whatever aliases clients use, and read back at
+        once: what does not survive that must not become a job.
+        """
         try:
             checked = self._payload.validate_python(payload)
-            text = self._payload.dump_json(checked, by_alias=True, round_trip=True)
+            text = self._payload.dump_json(checked, by_alias=False, round_trip=True)
+            read = self.load_payload(text)
         except ValidationError as error:
             raise InvalidPayload(map(_issue, error.errors())) from error
         except (PydanticSerializationError, ValueError) as error:
             raise InvalidPayload([FieldIssue("", str(error))]) from error
+        if self._payload.dump_python(read) != self._payload.dump_python(checked):
+            raise InvalidPayload([FieldIssue("", "it would be changed by being stored as JSON")])
         limit = self.policy.max_payload_bytes
         if len(text) > limit:
             raise PayloadTooLarge(len(text), limit)
-        if not self._survives:
-            self._check_round_trip(checked, text)
         return text
 
     def fingerprint(self, payload: P) -> str:
         """Tell payloads apart by what was sent, whatever defaults the type fills in."""
         sent = self._payload.dump_python(
-            self._payload.validate_python(payload), mode="json", by_alias=True, exclude_unset=True
+            self._payload.validate_python(payload), mode="json", exclude_unset=True
         )
         canonical = json.dumps(sent, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -85,20 +86,19 @@ class JobType(Generic[P, R]):
     def load_payload(self, text: bytes) -> P:
         """Read a stored payload; raise `InvalidPayload` where the type has changed since."""
         try:
-            return self._payload.validate_json(text)
+            return self._payload.validate_json(text, by_name=True, by_alias=True)
         except ValidationError as error:
             raise InvalidPayload(map(_issue, error.errors())) from error
 
     def read_payload(self, body: bytes) -> P:
         """Read a payload a client has sent; raise `MalformedBody` or `InvalidPayload`."""
         try:
-            return self.load_payload(body)
-        except InvalidPayload as error:
-            if isinstance(error.__cause__, ValidationError):
-                [first, *_] = error.__cause__.errors()
-                if first["type"] == "json_invalid":
-                    raise MalformedBody(str(first.get("ctx", {}).get("error"))) from error
-            raise
+            return self._payload.validate_json(body)
+        except ValidationError as error:
+            [first, *_] = error.errors()
+            if first["type"] == "json_invalid":
+                raise MalformedBody(str(first.get("ctx", {}).get("error"))) from error
+            raise InvalidPayload(map(_issue, error.errors())) from error
 
     def dump_result(self, result: R) -> bytes:
         """Check a result and write it as JSON; raise `InvalidResult`."""
@@ -134,18 +134,6 @@ class JobType(Generic[P, R]):
         raise ValueError(
             f"Job {job.id} ({job.type}) is {job.status}: it has no {self.name} result."
         )
-
-    def _check_round_trip(self, payload: P, text: bytes) -> None:
-        """Find out with the first payload whether this type can be read as it is written."""
-        try:
-            read = self._payload.validate_json(text)
-        except ValidationError as error:
-            raise ConfigurationError(
-                f"Job type {self.name!r}: its payload cannot be read back from JSON: {error}"
-            ) from error
-        if read != payload:
-            log.warning("Payloads of job type %r are changed by being stored", self.name)
-        self._survives = True
 
 
 class Handler(JobType[P, R]):
@@ -185,7 +173,10 @@ class Registry:
     def add(self, kind: JobType[Any, Any]) -> None:
         """Register a type; a name can be given once."""
         if kind.name in self._types:
-            raise ConfigurationError(f"Job type {kind.name!r} is registered twice.")
+            raise ConfigurationError(
+                f"Job type {kind.name!r} is registered twice; or its module is loaded twice, "
+                "once as __main__ and once under its name."
+            )
         self._types[kind.name] = kind
 
     def find(self, kind: JobType[P, R] | str) -> JobType[P, R]:
