@@ -50,7 +50,8 @@ Ending = Completed | Failed | BrokenOff
 def belongs_to_the_loop(error: BaseException, *, stopping: bool) -> bool:
     """Tell whether an error is the event loop's way to end this task, not the handler's own.
 
-    A handler may let out a cancellation that is not its own: of a future that it awaited, say.
+    A handler may let out a cancellation that nobody asked for: of a future that it awaited, or of
+    its own task. The loop itself cancels by scopes, until it ends.
     """
     if isinstance(error, KeyboardInterrupt):
         return True
@@ -58,13 +59,17 @@ def belongs_to_the_loop(error: BaseException, *, stopping: bool) -> bool:
         return not loop_runs()  # a task that is still there when the loop ends is closed
     if not isinstance(error, anyio.get_cancelled_exc_class()):
         return False
-    if stopping or anyio.current_effective_deadline() == -math.inf:
-        return True
+    return stopping or anyio.current_effective_deadline() == -math.inf
+
+
+def forget_native_cancel() -> None:
+    """Undo that a handler cancelled the very task it runs in; only asyncio knows such a thing."""
     try:
         task = asyncio.current_task()
-    except RuntimeError:  # another event loop, which cancels nobody but by scopes
-        return False
-    return task is not None and task.cancelling() > 0
+    except RuntimeError:
+        return
+    while task is not None and task.cancelling() > 0:
+        task.uncancel()
 
 
 def loop_runs() -> bool:

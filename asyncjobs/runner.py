@@ -22,6 +22,7 @@ from asyncjobs.endings import (
     Ending,
     belongs_to_the_loop,
     failure_of,
+    forget_native_cancel,
     loop_runs,
     outcome_of,
 )
@@ -84,7 +85,7 @@ class Runner:
                 await self._record(attempt, BrokenOff(Cause.SHUTDOWN))
                 raise
             await self._record(attempt, ending)
-        if attempt.thread is not None:
+        if attempt.thread is not None and attempt.in_thread:
             await attempt.thread.ended()
 
     def interrupt_all(self) -> None:
@@ -126,6 +127,7 @@ class Runner:
                 if belongs_to_the_loop(error, stopping=stopping):
                     raise
                 if not stopping:
+                    forget_native_cancel()
                     return failure_of(job, error)
                 if not isinstance(error, JobCancelled):
                     log.warning(

@@ -38,6 +38,7 @@ class LocalDispatcher:
         self.concurrency = concurrency
         self._waiting: deque[Job] = deque()
         self._running: set[JobId] = set()
+        self._again: dict[JobId, Job] = {}
         self._reserved = 0
         self._tasks: TaskGroup | None = None
         self._run: Run | None = None
@@ -88,7 +89,10 @@ class LocalDispatcher:
             self.offer(job)
 
     def offer(self, job: Job) -> bool:
-        if job.id in self._running or any(job.id == other.id for other in self._waiting):
+        if job.id in self._running:
+            self._again[job.id] = job  # a retry, while the last attempt is about to leave its slot
+            return True
+        if any(job.id == other.id for other in self._waiting):
             return True  # it has waited here for so long that it came up again
         if self._tasks is None or not self.room:
             return False
@@ -115,6 +119,7 @@ class LocalDispatcher:
         """Forget what is of an earlier life, which may have been that of a process that forked."""
         self._tasks, self._run = tasks, run
         self._waiting.clear()
+        self._again.clear()
         self._running = set()
         self._reserved = 0
         self._context = contextvars.copy_context()
@@ -137,6 +142,8 @@ class LocalDispatcher:
             # The next one may be luckier, and the application is not to blame.
             log.exception("A job broke off", extra=log_fields(job))
         finally:
+            if (again := self._again.pop(job.id, None)) is not None and self._tasks is not None:
+                self._waiting.append(again)
             # The next one first: in between, this would look idle to who waits for that.
             if self._waiting and self._tasks is not None:
                 self._start(self._waiting.popleft(), self._tasks)

@@ -79,8 +79,15 @@ def is_asyncio() -> bool:
     return True
 
 
+async def cancel_its_own_task(_job: JobContext) -> None:
+    if is_asyncio() and (task := asyncio.current_task()) is not None:
+        task.cancel()
+    await anyio.sleep(0.01)
+
+
 MISTAKES = [
     raise_generator_exit,
+    cancel_its_own_task,
     report_half_a_row,
     fail_with_an_error,
     fail_with_a_broken_name,
@@ -214,8 +221,47 @@ async def test_an_error_belongs_to_the_loop_only_where_the_loop_ends_the_task() 
         with anyio.CancelScope(shield=True):
             await anyio.lowlevel.checkpoint()
             told.append(belongs_to_the_loop(caught.value, stopping=False))
-    # Only asyncio remembers that the task as such was cancelled.
-    assert told == [True, is_asyncio()]
+    assert told == [True, False]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_a_retry_without_a_pause_begins_without_one(make: Make, asynchronous: bool) -> None:
+    jobs = make(settings=Settings())
+    at_once = Retry(max_attempts=3, first=timedelta(0))
+
+    async def moody(_none: None, job: JobContext) -> int:
+        return attempted(job)
+
+    def moody_thread(_none: None, job: JobContext) -> int:
+        return attempted(job)
+
+    def attempted(job: JobContext) -> int:
+        if job.attempt < 3:
+            raise OSError
+        return job.attempt
+
+    function: Any = moody if asynchronous else moody_thread
+    handler: Any = jobs.handler("moody", retry=at_once)(function)
+    async with jobs:
+        assert (await settled(jobs, (await jobs.enqueue(handler, None)).id)).result == 3
+
+
+async def test_a_job_that_comes_up_while_it_ends_here_is_run_again() -> None:
+    dispatcher = LocalDispatcher(concurrency=1)
+    runs: list[int] = []
+    job = sample_job()
+
+    async def run(given: Job) -> None:
+        runs.append(given.revision)
+        if len(runs) == 1:
+            assert dispatcher.offer(job.model_copy(update={"revision": 3}))
+            await anyio.lowlevel.checkpoint()
+
+    async with dispatcher.running(run):
+        assert dispatcher.offer(job)
+        with anyio.fail_after(5):
+            await dispatcher.wait_until_idle()
+    assert runs == [1, 3]
 
 
 async def test_a_retry_waits_for_the_thread_that_timed_out(jobs: AsyncJobs) -> None:
