@@ -7,9 +7,10 @@ it: a copied event loop never runs, and a copied database connection fails silen
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # pyright: ignore[reportUnusedImport]  # see _at_exit
 import os
+import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from threading import Lock, Thread
 from typing import TypeVar, TypeVarTuple
 
@@ -20,6 +21,21 @@ from asyncjobs.queue import AsyncJobs
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+# Before the interpreter waits for its threads, and before `concurrent.futures`, imported above,
+# refuses work, which handlers that are still running may need (reverse order of registration).
+# `atexit` comes too late for that, and there is no public hook.
+_at_exit: Callable[[Callable[[], None]], object] = getattr(
+    threading, "_register_atexit", atexit.register
+)
+
+
+def portal_for(jobs: AsyncJobs) -> Portal:
+    """Return the one portal of a queue, however many apps or prefixes it is mounted on."""
+    # Kept with the queue, so that both go together.
+    portal: Portal = vars(jobs).setdefault("_portal", Portal(jobs))
+    return portal
 
 
 class Portal:
@@ -70,13 +86,12 @@ class _Process:
             if self._portal is None:
                 loop = _Loop(jobs)
                 self._portal, self._loop = loop.start(), loop
-                atexit.register(self.close)
+                _at_exit(self.close)
             return self._portal
 
     def close(self) -> None:
         if self._pid != os.getpid():
             return  # the parent's, copied by a fork: not ours to stop
-        atexit.unregister(self.close)
         with self._lock:
             loop, self._loop, self._portal = self._loop, None, None
             if loop is not None:
@@ -92,7 +107,7 @@ class _Loop:
 
     def __init__(self, jobs: AsyncJobs) -> None:
         self._jobs = jobs
-        self._opened: Future[BlockingPortal] = Future()
+        self._opened: concurrent.futures.Future[BlockingPortal] = concurrent.futures.Future()
         self._error: BaseException | None = None
         self._thread = Thread(target=self._run, name="asyncjobs", daemon=True)
 

@@ -14,7 +14,7 @@ from asyncjobs.http.endpoints import Body, Endpoints, MountOptions, Submit, find
 from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.pacing import Pacing
 from asyncjobs.http.problems import problem_of
-from asyncjobs.portal import Portal
+from asyncjobs.portal import Portal, portal_for
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.registry import JobType
 from asyncjobs.submission import EnqueueOptions
@@ -49,7 +49,7 @@ def mount(
     lets through become problem documents.
     """
     mounted = _Mount(
-        Endpoints(jobs, MountOptions(prefix, base_url, pacing or Pacing())), Portal(jobs)
+        Endpoints(jobs, MountOptions(prefix, base_url, pacing or Pacing())), portal_for(jobs)
     )
     _mounts_of(app).append(mounted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 from collections.abc import Callable, Generator
@@ -173,3 +174,22 @@ def test_what_waits_in_the_store_runs_after_any_first_request(
     eventually(lambda: window.call(watching.find, job.id).result == "words")
     window.close()
     portal_of(jobs, after).close()
+
+
+def test_a_queue_may_be_mounted_more_than_once() -> None:
+    app, jobs = make_app()
+    mount(app, jobs, prefix="/v2/jobs")
+    second = Flask("second")
+    mount(second, jobs)
+    try:
+        answer = app.test_client().post("/submit", data=b'"hi"', headers=JSON)
+        assert answer.status_code == 202, answer.text
+        job_id: str = json.loads(answer.text)["jobId"]
+        for client, prefix in (
+            (app.test_client(), "/api/jobs"),
+            (app.test_client(), "/v2/jobs"),
+            (second.test_client(), "/api/jobs"),
+        ):
+            assert client.get(f"{prefix}/{job_id}").status_code == 200
+    finally:
+        portal_of(jobs, app).close()

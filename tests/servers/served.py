@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 import uuid
@@ -54,7 +55,9 @@ async def nap(cmd: Nap, job: JobContext) -> Waking:
     while (left := ends - time.monotonic()) > 0:
         await job.progress(50)
         await anyio.sleep(min(left, 0.02))
-    return Waking(pid=os.getpid(), nonce=uuid.uuid4().hex)
+    # A thread pool of the standard library, which refuses work when the interpreter ends.
+    nonce = await asyncio.to_thread(lambda: uuid.uuid4().hex)
+    return Waking(pid=os.getpid(), nonce=nonce)
 
 
 @jobs.handler("doze")
