@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
@@ -15,6 +16,7 @@ from fastapi.exception_handlers import (
 )
 from fastapi.exceptions import RequestValidationError
 from pydantic import JsonValue
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -36,6 +38,7 @@ __all__ = ["Accept", "AcceptedDocument", "Acceptor", "mount"]
 P = TypeVar("P")
 
 _Handler = Callable[[Request, Any], Awaitable[Response]]
+_AnyHandler = Callable[[Request, Any], Any]
 _Rejection = Callable[[Request, Any], RequestRejected | None]
 
 
@@ -143,14 +146,18 @@ def _answer_refused_bodies(app: FastAPI) -> None:
         app.add_exception_handler(kind, _problems_for_submissions(handler, rejection))
 
 
-def _problems_for_submissions(usual: _Handler, rejection: _Rejection) -> _Handler:
+def _problems_for_submissions(usual: _AnyHandler, rejection: _Rejection) -> _Handler:
     """Answer refused bodies of submissions by a problem, anything else as the app does anyway."""
 
     async def answer(request: Request, error: Any) -> Response:
         rejected = rejection(request, error) if _submits(request) else None
         problem = None if rejected is None else problem_of(rejected)
         if problem is None:
-            return await usual(request, error)
+            if inspect.iscoroutinefunction(usual):
+                response: Response = await usual(request, error)
+            else:
+                response = await run_in_threadpool(usual, request, error)
+            return response
         return starlette.WholeResponse(problem)
 
     return answer
@@ -161,11 +168,13 @@ def _misshapen(request: Request, error: RequestValidationError) -> RequestReject
 
 
 def _unreadable(_: Request, error: HTTPException) -> RequestRejected | None:
-    # FastAPI treats two kinds of what is not JSON apart from the rest.
+    # FastAPI treats some kinds of what is not JSON apart from the rest.
     if isinstance(error.__cause__, UnicodeDecodeError):
         return MalformedBody("it is not UTF-8")
     if isinstance(error.__cause__, RecursionError):
         return MalformedBody("it is nested too deeply")
+    if isinstance(error.__cause__, ValueError):
+        return MalformedBody(str(error.__cause__))
     return None
 
 

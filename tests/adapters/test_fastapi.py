@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, JsonValue
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, Acceptor, mount
@@ -216,3 +217,32 @@ def test_a_proxy_may_cut_off_the_root_path_or_leave_it(path: str) -> None:
         assert client.head(seen).status_code == 200
         assert client.put(seen).status_code == 405
         assert client.head(f"{path}/{new_job_id()}").status_code == 404
+
+
+def test_the_app_s_own_plain_exception_handlers_work_as_before() -> None:
+    app = FastAPI()
+
+    @app.exception_handler(RequestValidationError)
+    def misshapen(_request: Request, _error: Exception) -> Response:
+        return PlainTextResponse("misshapen", 422)
+
+    @app.exception_handler(StarletteHTTPException)
+    def missing(_request: Request, _error: Exception) -> Response:
+        return PlainTextResponse("missing", 404)
+
+    @app.post("/ordinary")
+    async def ordinary(cmd: Wish) -> int:
+        return cmd.count
+
+    mount(app, AsyncJobs("memory://"))
+    with client_of(app) as client:
+        assert client.post("/ordinary", json={}).text == "misshapen"
+        assert client.get("/nowhere").text == "missing"
+
+
+def test_a_number_too_long_to_read_is_a_malformed_body() -> None:
+    app, _ = make_app()
+    with client_of(app) as client:
+        body = b'{"count": ' + b"1" * 5000 + b"}"
+        answer = client.post("/wishes", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_body")
