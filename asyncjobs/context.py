@@ -22,6 +22,8 @@ _TURN_SECONDS = 0.005
 
 _Report = tuple[int, str | None, int | None, int | None, str | None]
 
+_TOO_MANY = 2**63
+
 _NO_DETAIL = (None, None, None, None)
 
 
@@ -54,7 +56,7 @@ def progress_of(report: _Report) -> Progress:
 
 
 def _is_count(value: object) -> bool:
-    return value is None or isinstance(value, int)
+    return value is None or (isinstance(value, int) and abs(value) < _TOO_MANY)
 
 
 def text(value: object) -> str | None:
@@ -163,7 +165,7 @@ class JobContext:
         if not 0 <= percent <= 100:
             raise ValueError(f"Progress is a percentage from 0 to 100, got {percent}.")
         if not (_is_count(current) and _is_count(total)):
-            raise TypeError(f"Progress counts in whole numbers, got {current!r} of {total!r}.")
+            raise TypeError("Progress counts in whole numbers of up to 64 bits.")
         self.check()
         self._gauge.latest = (int(percent), message, current, total, unit)
         return _CHECKPOINT

@@ -14,7 +14,7 @@ from typing import Self
 
 import anyio
 
-from asyncjobs.errors import StoreError, UnknownJob
+from asyncjobs.errors import StoreError, UnknownJob, UnreadableJob
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Watching
 
@@ -126,15 +126,26 @@ class Feed:
         for start in range(0, len(watched), _MOST):
             ids = watched[start : start + _MOST]
             try:
-                jobs = await read(ids)
+                await self._refresh_some(read, ids)
             except StoreError as error:
                 log.warning("Watched jobs could not be read: %s", error)
                 return
-            for job_id, job in zip(ids, jobs, strict=True):
-                if job is None:
-                    self.forget(job_id)
-                else:
-                    self.announce(job)
+
+    async def _refresh_some(self, read: Read, ids: Sequence[JobId]) -> None:
+        try:
+            jobs = await read(ids)
+        except UnreadableJob as error:
+            if len(ids) == 1:
+                log.warning("A watched job could not be read: %s", error)
+                return
+            for job_id in ids:  # one bad row must not hide the others
+                await self._refresh_some(read, [job_id])
+            return
+        for job_id, job in zip(ids, jobs, strict=True):
+            if job is None:
+                self.forget(job_id)
+            else:
+                self.announce(job)
 
 
 class Watch:

@@ -89,7 +89,8 @@ class Housekeeping:
                 limit=_MOST,
                 overdue_by=_NEGLECTED,
             )
-            jobs.extend(page)
+            # Only the state is written back; thousands of payloads are nothing to keep in memory.
+            jobs.extend(job.model_copy(update={"payload_json": b""}) for job in page)
             if len(page) < _MOST:
                 break
         now = self._ledger.now()

@@ -30,7 +30,7 @@ from asyncjobs.encoding import (
 from asyncjobs.errors import ConfigurationError, NotOpen, UnreadableJob
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change
-from asyncjobs.stores.sqlite_file import File, transaction, waiting_for_locks
+from asyncjobs.stores.sqlite_file import File, is_busy, transaction, waiting_for_locks
 from asyncjobs.threads import ThreadQueue
 
 log = logging.getLogger("asyncjobs")
@@ -163,7 +163,7 @@ class SqliteStore:
                 try:
                     return write()
                 except sqlite3.OperationalError as error:
-                    if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    if not is_busy(error):
                         raise
         return await self._in_thread(write)
 

@@ -135,6 +135,11 @@ def transaction(
         raise
 
 
+def is_busy(error: sqlite3.Error) -> bool:
+    """Tell whether another process is in the way; the higher bits only say in which."""
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+
+
 def _identity_of(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
@@ -147,7 +152,7 @@ def _use_log(connection: sqlite3.Connection) -> str:
         try:
             [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() > give_up:
+            if not is_busy(error) or monotonic() > give_up:
                 raise
             sleep(0.01)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -52,6 +53,14 @@ def test_progress_is_percent_and_what_it_stands_for(job: JobContext, gauge: Gaug
 def test_progress_that_is_no_percentage_is_refused(job: JobContext, percent: float) -> None:
     with pytest.raises(ValueError, match="percentage"):
         job.progress(percent)
+
+
+@pytest.mark.parametrize("count", [1.5, 2**63, "3"])
+def test_what_is_no_count_is_refused(job: JobContext, count: Any) -> None:
+    with pytest.raises(TypeError, match="whole numbers"):
+        job.progress(1, current=count)
+    with pytest.raises(TypeError, match="whole numbers"):
+        job.progress(1, total=count)
 
 
 def test_a_stopping_handler_is_told_at_every_step(job: JobContext, gauge: Gauge) -> None:

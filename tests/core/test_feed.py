@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from asyncjobs import lifecycle
-from asyncjobs.errors import StoreUnavailable, UnknownJob
+from asyncjobs.errors import StoreUnavailable, UnknownJob, UnreadableJob
 from asyncjobs.feed import Feed, Signal
 from asyncjobs.model import Job, JobId, JobStatus, new_job_id
 from asyncjobs.testing import sample_job
@@ -172,6 +172,28 @@ async def test_notices_of_other_jobs_cost_no_read() -> None:
     assert (shelf.reads, hints) == ([], [None])
     feed.announce(job)
     assert hints == [None, job]
+
+
+async def test_one_bad_row_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    bad, good = sample_job(), sample_job()
+    shelf, feed = Shelf(bad, good), Feed(poll=0.01)
+
+    async def read(ids: Sequence[JobId]) -> Sequence[Job | None]:
+        if shelf.away and bad.id in ids:
+            raise UnreadableJob(bad.id)
+        return [shelf.jobs.get(job_id) for job_id in ids]
+
+    watches = [feed.watch(job.id, read) for job in (bad, good)]
+    for watch in watches:
+        await anext(watch)
+    shelf.away = True
+    started = shelf.put(lifecycle.start(good, NOW, None))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(feed.run, read, object())
+        with anyio.fail_after(5):
+            assert await anext(watches[1]) == started
+        tasks.cancel_scope.cancel()
+    assert bad.id in caplog.text
 
 
 async def test_reading_goes_on_after_a_fault(caplog: pytest.LogCaptureFixture) -> None:

@@ -25,7 +25,7 @@ from asyncjobs.model import Job, new_job_id
 from asyncjobs.protocols import Change, Watching
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.sqlite import SqliteStore, from_url
-from asyncjobs.stores.sqlite_file import APPLICATION_ID, MIGRATIONS
+from asyncjobs.stores.sqlite_file import APPLICATION_ID, MIGRATIONS, is_busy
 from asyncjobs.testing import StoreConformance, sample_job
 from asyncjobs.testing.samples import NOW
 
@@ -360,6 +360,18 @@ anyio.run(main)
             one.stdin.write("\n")
             one.stdin.flush()
         assert [one.communicate()[0].strip() for one in started] == ["opened"] * 4
+
+
+def test_being_busy_has_several_kinds() -> None:
+    for code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY, sqlite3.SQLITE_BUSY_SNAPSHOT):
+        assert is_busy(failed(code))
+    assert not is_busy(failed(sqlite3.SQLITE_FULL))
+
+
+def failed(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("as told")
+    error.sqlite_errorcode = code
+    return error
 
 
 async def test_slow_commits_stay_off_the_event_loop(path: Path) -> None:
