@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import JsonValue, PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, PydanticSerializationError
+from pydantic_core import PydanticSerializationError
 
 from asyncjobs.context import JobContext
 from asyncjobs.errors import (
@@ -65,7 +65,7 @@ class JobType(Generic[P, R]):
             text = self._payload.dump_json(checked, by_alias=False, round_trip=True)
             read = self.load_payload(text)
         except ValidationError as error:
-            raise InvalidPayload(map(_issue, error.errors())) from error
+            raise InvalidPayload(_issues(error)) from error
         except (PydanticSerializationError, ValueError) as error:
             raise InvalidPayload([FieldIssue("", str(error))]) from error
         if self._payload.dump_python(read) != self._payload.dump_python(checked):
@@ -88,7 +88,7 @@ class JobType(Generic[P, R]):
         try:
             return self._payload.validate_json(text, by_name=True, by_alias=True)
         except ValidationError as error:
-            raise InvalidPayload(map(_issue, error.errors())) from error
+            raise InvalidPayload(_issues(error)) from error
 
     def read_payload(self, body: bytes) -> P:
         """Read a payload a client has sent; raise `MalformedBody` or `InvalidPayload`."""
@@ -98,15 +98,14 @@ class JobType(Generic[P, R]):
             [first, *_] = error.errors()
             if first["type"] == "json_invalid":
                 raise MalformedBody(str(first.get("ctx", {}).get("error"))) from error
-            raise InvalidPayload(map(_issue, error.errors())) from error
+            raise InvalidPayload(_issues(error)) from error
 
     def dump_result(self, result: R) -> bytes:
         """Check a result and write it as JSON; raise `InvalidResult`."""
         try:
             text = self._result.dump_json(self._result.validate_python(result), by_alias=True)
         except ValidationError as error:
-            issues = "; ".join(str(_issue(detail)) for detail in error.errors())
-            raise InvalidResult(self.name, issues) from error
+            raise InvalidResult(self.name, "; ".join(map(str, _issues(error)))) from error
         except (PydanticSerializationError, ValueError) as error:
             raise InvalidResult(self.name, str(error)) from error
         limit = self.policy.max_result_bytes
@@ -119,8 +118,7 @@ class JobType(Generic[P, R]):
         try:
             return self._result.validate_json(text)
         except ValidationError as error:
-            issues = "; ".join(str(_issue(detail)) for detail in error.errors())
-            raise InvalidResult(self.name, issues) from error
+            raise InvalidResult(self.name, "; ".join(map(str, _issues(error)))) from error
 
     def result_of(self, job: Job) -> R:
         """Return a finished job's result as its type; raise `JobFailed` where it failed.
@@ -232,5 +230,5 @@ def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if inspect.isroutine(function) else type(function).__call__
 
 
-def _issue(detail: ErrorDetails) -> FieldIssue:
-    return FieldIssue.at(detail["loc"], detail["msg"])
+def _issues(error: ValidationError) -> list[FieldIssue]:
+    return [FieldIssue.at(detail["loc"], detail["msg"]) for detail in error.errors()]
