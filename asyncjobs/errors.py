@@ -4,13 +4,16 @@ AsyncJobsError
 ├── ConfigurationError        wrong set-up, found before any job is touched
 │   ├── UnknownType           no handler of that name is registered
 │   └── NotOpen               used outside `async with jobs`
-├── RequestRejected           what came in cannot become a job
+├── RequestRejected           what came in is not done
 │   ├── MalformedBody         not JSON at all
 │   ├── UnsupportedMediaType  JSON was expected
 │   ├── PayloadTooLarge
 │   ├── InvalidPayload        JSON of the wrong shape: names the fields
 │   ├── InvalidIdempotencyKey
-│   └── IdempotencyConflict   the key was used for another payload
+│   ├── IdempotencyConflict   the key was used for another payload
+│   ├── InvalidQuery          a parameter of a list that makes no sense
+│   ├── CrossSite             sent by a page of another site
+│   └── TooManyPolls
 ├── InvalidResult             a handler's value that cannot be stored
 ├── UnknownJob                no job has that id
 ├── IllegalMove               the job's status does not allow that
@@ -76,7 +79,7 @@ class FieldIssue:
 
 
 class RequestRejected(AsyncJobsError):
-    """Say that what was submitted cannot become a job; nothing was stored."""
+    """Say that what a client asks for is not done; nothing was stored."""
 
 
 class MalformedBody(RequestRejected):
@@ -129,6 +132,34 @@ class IdempotencyConflict(RequestRejected):
         self.key = key
         self.job_id = job_id
         super().__init__("The idempotency key was already used for a different payload.")
+
+
+class InvalidQuery(RequestRejected):
+    """Say which parameter of a list makes no sense."""
+
+    def __init__(self, parameter: str, reason: str) -> None:
+        self.parameter = parameter
+        self.reason = reason
+        super().__init__(f"The query parameter {parameter!r} cannot be used: {reason}.")
+
+
+class CrossSite(RequestRejected):
+    """Say that a page of another site sent what only our own pages may send."""
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        super().__init__(
+            f"Pages of {origin or 'other sites'} may not do this; "
+            "the server can allow them by their origin."
+        )
+
+
+class TooManyPolls(RequestRejected):
+    """Say that a client asks far too often; it may ask again after `seconds`."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+        super().__init__(f"This job is asked about too often; ask again in {seconds} s.")
 
 
 class InvalidResult(AsyncJobsError):

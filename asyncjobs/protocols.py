@@ -12,7 +12,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
-from asyncjobs.model import Delivery, Job, JobId
+from asyncjobs.model import Delivery, Job, JobId, JobStatus
 
 #: What runs one job in this process, to the end of its attempt; it never raises.
 Run = Callable[[Job], Awaitable[None]]
@@ -111,6 +111,49 @@ class Watching(Protocol):
 
         Best effort: some changes may never be told, some be told twice or without reason.
         Consumers read again, and read now and then anyway.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which jobs are meant: None leaves a property open, and a job must fit all others."""
+
+    user_id: str | None = None
+    type: str | None = None
+    status: JobStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some jobs of a list; `next` is where the list goes on, None at its end."""
+
+    jobs: Sequence[Job]
+    next: str | None = None
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """A store that can look jobs up by what they are."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        """Return jobs that fit, the latest inserted first, from where `after` says.
+
+        Neither payload nor result is read: they are empty and None. Jobs inserted or deleted
+        between two calls make no other job appear twice or be left out. Raises `InvalidQuery` for
+        an `after` that no page of this store had as its `next`.
+        """
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A store that can tell how many jobs wait before one."""
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        """Count the jobs in the job's lane that were inserted before it; stop at `most`.
+
+        Those that are due after `until` do not count: they are delayed.
         """
         ...
 

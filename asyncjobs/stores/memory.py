@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, islice
 from types import TracebackType
 from typing import Self
 
 import anyio.lowlevel
 
-from asyncjobs.errors import ConfigurationError
+from asyncjobs.errors import ConfigurationError, InvalidQuery
 from asyncjobs.model import Job, JobId
-from asyncjobs.protocols import Change
+from asyncjobs.protocols import Change, Page, Selection
 
 _Key = tuple[str | None, str, str]
+_Heap = list[tuple[datetime, int, JobId]]
+
+# What a list leaves out of a job.
+_NARROW = {"payload_json": b"", "result_json": None}
 
 
 class MemoryStore:
@@ -30,7 +34,7 @@ class MemoryStore:
         self._keys: dict[_Key, JobId] = {}
         # Per lane a heap of (due_at, order of insertion, id). An entry counts only while the job
         # still has that lane and moment; what was overtaken is dropped when it surfaces.
-        self._due: dict[str, list[tuple[datetime, int, JobId]]] = {}
+        self._due: dict[str, _Heap] = {}
         self._order: dict[JobId, int] = {}
         self._counter = count()
 
@@ -77,6 +81,31 @@ class MemoryStore:
             if job is not None and (key := _key(job)) is not None:
                 del self._keys[key]
 
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        await anyio.lowlevel.checkpoint()
+        before = _order_of(after)
+        # In the order of insertion, since a dict keeps it and no id is inserted twice.
+        newest = (
+            (order, job)
+            for job_id, order in reversed(self._order.items())
+            if (before is None or order < before) and _fits(job := self._jobs[job_id], which)
+        )
+        found = [*islice(newest, limit + 1)]
+        jobs = [job.model_copy(update=_NARROW) for _, job in found[:limit]]
+        return Page(jobs, str(found[limit - 1][0]) if len(found) > limit else None)
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        await anyio.lowlevel.checkpoint()
+        mine = self._order.get(job.id, 0)
+        waiting = (
+            None
+            for due_at, order, job_id in self._due.get(job.lane, ())
+            if order < mine
+            and due_at <= until
+            and _stands(self._jobs.get(job_id), job.lane, due_at)
+        )
+        return sum(1 for _ in islice(waiting, most))
+
     def _insert(self, job: Job) -> Job:
         key = _key(job)
         taken_by = self._keys.get(key) if key else None
@@ -113,15 +142,35 @@ class MemoryStore:
         heappop(self._due[lane])
         return self._jobs[job_id]
 
-    def _live(self, lane: str) -> list[tuple[datetime, int, JobId]]:
+    def _live(self, lane: str) -> _Heap:
         heap = self._due.get(lane, [])
         while heap:
             due_at, _, job_id = heap[0]
-            job = self._jobs.get(job_id)
-            if job is not None and job.lane == lane and job.due_at == due_at:
+            if _stands(self._jobs.get(job_id), lane, due_at):
                 break
             heappop(heap)
         return heap
+
+
+def _stands(job: Job | None, lane: str, due_at: datetime) -> bool:
+    """Tell whether an entry of a lane's heap still says what is true of its job."""
+    return job is not None and job.lane == lane and job.due_at == due_at
+
+
+def _order_of(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    if cursor.isascii() and cursor.isdigit() and len(cursor) < 20:
+        return int(cursor)
+    raise InvalidQuery("cursor", "no page ended there")
+
+
+def _fits(job: Job, which: Selection) -> bool:
+    return (
+        which.user_id in (None, job.user_id)
+        and which.type in (None, job.type)
+        and which.status in (None, job.status)
+    )
 
 
 def _key(job: Job) -> _Key | None:

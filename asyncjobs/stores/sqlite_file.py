@@ -35,6 +35,19 @@ MIGRATIONS = (
             owner TEXT NOT NULL, type TEXT NOT NULL, key TEXT NOT NULL,
             seq INTEGER NOT NULL UNIQUE, PRIMARY KEY (owner, type, key)) WITHOUT ROWID""",
     ),
+    # Lists of an owner's jobs, and of a type's finished ones. Jobs without an owner, and those that
+    # are not completed, have no entry: they cost nothing.
+    (
+        "ALTER TABLE jobs ADD COLUMN owner TEXT",
+        "ALTER TABLE jobs ADD COLUMN type TEXT",
+        "ALTER TABLE jobs ADD COLUMN status TEXT",
+        """UPDATE jobs SET status = json_extract(CAST(state AS TEXT), '$.status'),
+            (owner, type) = (SELECT json_extract(CAST(submission AS TEXT), '$.user_id'),
+                json_extract(CAST(submission AS TEXT), '$.type')
+                FROM submissions WHERE submissions.seq = jobs.seq)""",
+        "CREATE INDEX jobs_owned ON jobs (owner, seq) WHERE owner IS NOT NULL",
+        "CREATE INDEX jobs_completed ON jobs (type, seq) WHERE status = 'completed'",
+    ),
 )
 
 

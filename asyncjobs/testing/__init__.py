@@ -11,10 +11,20 @@ class TestMyStore(StoreConformance):
 import pytest
 
 # Before the import, so that the suite's assertions explain themselves in a third party's run, too.
-pytest.register_assert_rewrite("asyncjobs.testing.storing", "asyncjobs.testing.taking")
+pytest.register_assert_rewrite(
+    "asyncjobs.testing.storing", "asyncjobs.testing.taking", "asyncjobs.testing.looking_up"
+)
 
 from asyncjobs.testing.clocks import LoopClock, ManualClock  # noqa: E402
 from asyncjobs.testing.conformance import StoreConformance  # noqa: E402
+from asyncjobs.testing.looking_up import CountingConformance, ListingConformance  # noqa: E402
 from asyncjobs.testing.samples import sample_job  # noqa: E402
 
-__all__ = ["LoopClock", "ManualClock", "StoreConformance", "sample_job"]
+__all__ = [
+    "CountingConformance",
+    "ListingConformance",
+    "LoopClock",
+    "ManualClock",
+    "StoreConformance",
+    "sample_job",
+]

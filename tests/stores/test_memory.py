@@ -6,10 +6,10 @@ import pytest
 
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.stores.memory import MemoryStore, from_url
-from asyncjobs.testing import StoreConformance
+from asyncjobs.testing import CountingConformance, ListingConformance, StoreConformance
 
 
-class TestMemoryStore(StoreConformance):
+class TestMemoryStore(StoreConformance, ListingConformance, CountingConformance):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore()

@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from asyncjobs import lifecycle
+from asyncjobs.encoding import encode_state, encode_submission
 from asyncjobs.errors import (
     ConfigurationError,
     NotOpen,
@@ -21,12 +22,12 @@ from asyncjobs.errors import (
     StoreUnavailable,
     UnreadableJob,
 )
-from asyncjobs.model import Job, new_job_id
-from asyncjobs.protocols import Change, Watching
+from asyncjobs.model import Job, JobStatus, new_job_id
+from asyncjobs.protocols import Change, Selection, Watching
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.sqlite import SqliteStore, from_url
 from asyncjobs.stores.sqlite_file import APPLICATION_ID, MIGRATIONS, is_busy
-from asyncjobs.testing import StoreConformance, sample_job
+from asyncjobs.testing import CountingConformance, ListingConformance, StoreConformance, sample_job
 from asyncjobs.testing.samples import NOW
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +38,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "jobs.db"
 
 
-class TestSqliteStore(StoreConformance):
+class TestSqliteStore(StoreConformance, ListingConformance, CountingConformance):
     @pytest.fixture
     def store(self, path: Path) -> SqliteStore:
         return SqliteStore(path)
@@ -139,7 +140,7 @@ async def test_an_interrupted_migration_leaves_nothing_half_made(path: Path) -> 
     script = """
 import sys, os, sqlite3
 from asyncjobs.stores import sqlite_file
-sqlite_file.MIGRATIONS = (sqlite_file.MIGRATIONS[0], ("CREATE TABLE more (x)", "NONSENSE"))
+sqlite_file.MIGRATIONS = (*sqlite_file.MIGRATIONS, ("CREATE TABLE more (x)", "NONSENSE"))
 try:
     sqlite_file.File(sqlite_file.Path(sys.argv[1])).open()
 except Exception as error:
@@ -152,6 +153,45 @@ except Exception as error:
         assert file.execute("SELECT 1 FROM sqlite_schema WHERE name = 'more'").fetchone() is None
     file.close()
     await opened(path)
+
+
+async def test_a_file_of_the_first_version_is_brought_up_to_date(path: Path) -> None:
+    script = """
+import sys
+from asyncjobs.stores import sqlite_file
+sqlite_file.MIGRATIONS = sqlite_file.MIGRATIONS[:1]
+sqlite_file.File(sqlite_file.Path(sys.argv[1])).open()
+"""
+    run(script, str(path))
+    jobs = [sample_job(), sample_job(user_id="ann", type="import")]
+    with sqlite3.connect(path) as file:
+        for seq, job in enumerate(jobs):
+            hot = (seq, job.id, job.lane, None, job.revision, encode_state(job))
+            file.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?)", hot)
+            wide = (seq, encode_submission(job), job.payload_json)
+            file.execute("INSERT INTO submissions VALUES (?, ?, ?)", wide)
+    file.close()
+    async with SqliteStore(path) as store:
+        mine = await store.list(Selection("ann", "import", JobStatus.PENDING), limit=9)
+        every = await store.list(Selection(status=JobStatus.PENDING), limit=9)
+    assert [job.id for job in mine.jobs] == [jobs[1].id]
+    assert [job.id for job in every.jobs] == [jobs[1].id, jobs[0].id]
+
+
+@pytest.mark.parametrize(
+    ("where", "index"),
+    [
+        ("owner = ? AND seq < ? AND status = 'failed'", "jobs_owned"),
+        ("type = ? AND seq < ? AND status = 'completed'", "jobs_completed"),
+    ],
+)
+async def test_lists_that_are_read_often_have_an_index(path: Path, where: str, index: str) -> None:
+    await opened(path)
+    query = f"EXPLAIN QUERY PLAN SELECT * FROM jobs WHERE {where} ORDER BY seq DESC"  # noqa: S608
+    with sqlite3.connect(path) as file:
+        [(*_, plan)] = file.execute(query, ("x", 9)).fetchall()
+    file.close()
+    assert f"USING INDEX {index}" in plan
 
 
 async def test_many_processes_may_open_a_new_file_at_once(path: Path) -> None:
