@@ -7,11 +7,13 @@ from asyncjobs.context import JobContext
 from asyncjobs.errors import (
     AsyncJobsError,
     ConfigurationError,
+    CrossSite,
     FieldIssue,
     IdempotencyConflict,
     IllegalMove,
     InvalidIdempotencyKey,
     InvalidPayload,
+    InvalidQuery,
     InvalidResult,
     JobCancelled,
     JobFailed,
@@ -22,6 +24,7 @@ from asyncjobs.errors import (
     SchemaError,
     StoreError,
     StoreUnavailable,
+    TooManyPolls,
     UnknownJob,
     UnknownType,
     UnreadableJob,
@@ -37,7 +40,7 @@ from asyncjobs.model import (
     Progress,
     Retry,
 )
-from asyncjobs.protocols import Dispatcher, JobQueue, Store
+from asyncjobs.protocols import Dispatcher, JobQueue, Page, Selection, Store
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.registry import Handler, JobType
 from asyncjobs.settings import Settings
@@ -47,6 +50,7 @@ __all__ = [
     "AsyncJobs",
     "AsyncJobsError",
     "ConfigurationError",
+    "CrossSite",
     "Detail",
     "Dispatcher",
     "EnqueueOptions",
@@ -56,6 +60,7 @@ __all__ = [
     "IllegalMove",
     "InvalidIdempotencyKey",
     "InvalidPayload",
+    "InvalidQuery",
     "InvalidResult",
     "Job",
     "JobCancelled",
@@ -69,16 +74,19 @@ __all__ = [
     "JobType",
     "LostLease",
     "NotOpen",
+    "Page",
     "PayloadTooLarge",
     "Policy",
     "Progress",
     "RequestRejected",
     "Retry",
     "SchemaError",
+    "Selection",
     "Settings",
     "Store",
     "StoreError",
     "StoreUnavailable",
+    "TooManyPolls",
     "UnknownJob",
     "UnknownType",
     "UnreadableJob",

@@ -16,6 +16,7 @@ import anyio
 from asyncjobs import lifecycle
 from asyncjobs.batching import BatchingStore
 from asyncjobs.errors import StoreError
+from asyncjobs.estimates import Estimates
 from asyncjobs.feed import Feed
 from asyncjobs.housekeeping import Housekeeping
 from asyncjobs.ledger import Ledger
@@ -53,7 +54,10 @@ class Engine:
         self.settings = settings
         self.dispatcher = parts.dispatcher
         self.feed = Feed(poll=settings.poll.total_seconds())
-        self.ledger = Ledger(store, self.feed, parts.clock)
+        self.ledger = Ledger(store, self.feed, parts.clock, able=parts.store)
+        self.estimates = Estimates(
+            lambda which, limit: self.ledger.list(which, limit=limit), self.feed
+        )
         name = f"{socket.gethostname()}:{self.pid}:{uuid.uuid4().hex[:8]}"
         self.runner = Runner(parts.registry, self.ledger, self.feed, settings, name)
         self.worker: Worker | None = None
@@ -113,6 +117,7 @@ async def open_engine(parts: Parts) -> AsyncGenerator[Engine]:
                 await stack.enter_async_context(parts.dispatcher.running(engine.runner.run))
             tasks.start_soon(_keep_up, engine.runner.heartbeat.run)
             tasks.start_soon(_keep_up, engine.housekeeping.run)
+            tasks.start_soon(_keep_up, engine.estimates.run)
             tasks.start_soon(_keep_up, lambda: engine.feed.run(engine.ledger.get, parts.store))
             if engine.worker is not None:
                 tasks.start_soon(_keep_up, engine.worker.run)

@@ -48,7 +48,8 @@ class Feed:
 
     def __init__(self, *, poll: float) -> None:
         self._poll = poll
-        self._listeners: dict[JobId, list[Listener]] = {}
+        # Sets that keep their order: thousands may watch one job, and leave at once.
+        self._listeners: dict[JobId, dict[Listener, None]] = {}
         self._hints: list[Callable[[Job | None], None]] = []
         self._stale = Signal()
         self.closed = False
@@ -71,13 +72,12 @@ class Feed:
 
     def listen(self, job_id: JobId, listener: Listener) -> None:
         """Call the listener with states of one job, until `unlisten`."""
-        self._listeners.setdefault(job_id, []).append(listener)
+        self._listeners.setdefault(job_id, {})[listener] = None
 
     def unlisten(self, job_id: JobId, listener: Listener) -> None:
         """Undo `listen`; doing so twice is no error."""
-        listeners = self._listeners.get(job_id, [])
-        if listener in listeners:
-            listeners.remove(listener)
+        listeners = self._listeners.get(job_id, {})
+        listeners.pop(listener, None)
         if not listeners and self._listeners.get(job_id) is listeners:
             del self._listeners[job_id]
 
@@ -174,6 +174,16 @@ class Watch:
         if job is None:
             raise StopAsyncIteration
         return job
+
+    async def within(self, seconds: float) -> Job | None:
+        """Return the next state as `anext` does, or None where there is none in time."""
+        with anyio.move_on_after(seconds):
+            return await anext(self)
+        return None
+
+    def finish(self) -> None:
+        """End the iteration after the state that is there, whoever waits for more."""
+        self._inbox.put(None)
 
     async def aclose(self) -> None:
         """Stop watching; for those who do so by `contextlib.aclosing`."""

@@ -10,19 +10,35 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from asyncjobs import lifecycle
-from asyncjobs.errors import UnknownJob
+from asyncjobs.errors import ConfigurationError, UnknownJob
 from asyncjobs.feed import Feed, Watch
-from asyncjobs.model import Job, JobId
-from asyncjobs.protocols import Change, Clock, OpenStore
+from asyncjobs.model import Job, JobId, JobStatus
+from asyncjobs.protocols import (
+    Change,
+    Clock,
+    Counting,
+    Listing,
+    OpenStore,
+    Page,
+    Selection,
+)
+
+# Jobs that their process has kept a place for are due a little later than they wait.
+_SOON = timedelta(minutes=1)
+
+_MOST_BEFORE = 1000
 
 
 class Ledger:
     """Reads and writes jobs by the rules of `lifecycle`."""
 
-    def __init__(self, store: OpenStore, feed: Feed, clock: Clock) -> None:
+    def __init__(self, store: OpenStore, feed: Feed, clock: Clock, *, able: object = None) -> None:
+        """Take, beside the store to use, the store itself, which may have more to offer."""
         self._store = store
         self._feed = feed
         self._clock = clock
+        self._listing = able if isinstance(able, Listing) else None
+        self._counting = able if isinstance(able, Counting) else None
 
     def now(self) -> datetime:
         """Tell the time that moves are made by."""
@@ -54,6 +70,25 @@ class Ledger:
         if job is None:
             raise UnknownJob(job_id)
         return job
+
+    async def list(self, which: Selection, *, limit: int, after: str | None = None) -> Page:
+        """List jobs as they must stand now; raise `ConfigurationError` where the store cannot."""
+        if self._listing is None:
+            raise ConfigurationError("The store cannot list jobs.")
+        page = await self._listing.list(which, limit=limit, after=after)
+        now = self._clock.now()
+        jobs = [await self._repaired(job, now) for job in page.jobs]
+        fits = [job for job in jobs if job and which.status in (None, job.status)]
+        return Page(fits, page.next)
+
+    async def position(self, job: Job) -> int | None:
+        """Tell how far in front of its queue a job waits: 1 is next, None is not known."""
+        now = self._clock.now()
+        waits = job.status is JobStatus.PENDING and job.lane == job.queue and job.run_at <= now
+        if self._counting is None or not waits:
+            return None
+        before = await self._counting.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
+        return before + 1 if before < _MOST_BEFORE else None
 
     async def replace(self, changes: Sequence[Change]) -> Sequence[bool]:
         """Write moves that were already made; say for each whether it was the next one."""

@@ -10,14 +10,17 @@ import atexit
 import concurrent.futures.thread  # pyright: ignore[reportUnusedImport]  # see _at_exit
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from threading import Lock, Thread
-from typing import TypeVar, TypeVarTuple
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
 from asyncjobs.queue import AsyncJobs
+from asyncjobs.signals import told_to_stop
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -46,8 +49,13 @@ class Portal:
 
     def __init__(self, jobs: AsyncJobs) -> None:
         self._jobs = jobs
+        self._lasting: list[Lasting] = []
         # By process id: a fork copies the parent's entry, which must stay as it is, locks included.
         self._processes: dict[int, _Process] = {}
+
+    def keep(self, lasting: Lasting) -> None:
+        """Begin something with the queue, and end it before the queue is drained."""
+        self._lasting.append(lasting)
 
     def call(self, function: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
         """Call a coroutine function in the background loop and wait for what it returns."""
@@ -61,13 +69,25 @@ class Portal:
         process = self._processes.get(os.getpid())
         if process is None:
             process = self._processes.setdefault(os.getpid(), _Process())
-        return process.running(self._jobs)
+        return process.running(self._jobs, self._lasting)
 
     def close(self) -> None:
         """Drain and close the queue of this process; a later call opens it again."""
         process = self._processes.pop(os.getpid(), None)
         if process is not None:
             process.close()
+
+
+class Lasting(Protocol):
+    """What goes on in the background of a queue, and has to stop before it."""
+
+    def begin(self) -> None:
+        """Go on for as long as it may; called in the event loop."""
+        ...
+
+    def end(self) -> None:
+        """Stop soon; called in the event loop, and may be called twice."""
+        ...
 
 
 class _Process:
@@ -78,14 +98,18 @@ class _Process:
         self._lock = Lock()
         self._loop: _Loop | None = None
         self._portal: BlockingPortal | None = None
+        self._signals = ExitStack()
 
-    def running(self, jobs: AsyncJobs) -> BlockingPortal:
+    def running(self, jobs: AsyncJobs, lasting: Sequence[Lasting]) -> BlockingPortal:
         if self._portal is not None:
             return self._portal
         with self._lock:
             if self._portal is None:
-                loop = _Loop(jobs)
-                self._portal, self._loop = loop.start(), loop
+                loop = _Loop(jobs, lasting)
+                portal = loop.start()
+                self._portal, self._loop = portal, loop
+                # Heard only where the first call is made by the main thread.
+                self._signals.enter_context(told_to_stop(partial(portal.call, loop.end_lasting)))
                 _at_exit(self.close)
             return self._portal
 
@@ -94,6 +118,7 @@ class _Process:
             return  # the parent's, copied by a fork: not ours to stop
         with self._lock:
             loop, self._loop, self._portal = self._loop, None, None
+            self._signals.close()
             if loop is not None:
                 loop.stop()
 
@@ -105,8 +130,9 @@ class _Loop:
     would wait, when it is forgotten there, for a thread that the child does not have.
     """
 
-    def __init__(self, jobs: AsyncJobs) -> None:
+    def __init__(self, jobs: AsyncJobs, lasting: Sequence[Lasting]) -> None:
         self._jobs = jobs
+        self._lasting = lasting
         self._opened: concurrent.futures.Future[BlockingPortal] = concurrent.futures.Future()
         self._error: BaseException | None = None
         self._thread = Thread(target=self._run, name="asyncjobs", daemon=True)
@@ -121,10 +147,15 @@ class _Loop:
 
     def stop(self) -> None:
         portal = self._opened.result()
+        portal.call(self.end_lasting)
         portal.call(portal.stop)
         self._thread.join()
         if self._error is not None:
             raise self._error
+
+    def end_lasting(self) -> None:
+        for one in self._lasting:
+            one.end()
 
     def _run(self) -> None:
         try:
@@ -136,6 +167,8 @@ class _Loop:
         async with BlockingPortal() as portal:
             try:
                 async with self._jobs:
+                    for one in self._lasting:
+                        one.begin()
                     self._opened.set_result(portal)
                     await portal.sleep_until_stopped()
             except Exception as error:  # noqa: BLE001  # the portal's task group would wrap it

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -20,12 +20,12 @@ from asyncjobs.errors import ConfigurationError, IdempotencyConflict, IllegalMov
 from asyncjobs.feed import Watch
 from asyncjobs.logs import log_transition
 from asyncjobs.model import Delivery, Detail, Job, JobError, JobId, JobStatus, Policy, Progress
-from asyncjobs.protocols import Clock, Dispatcher, Store
+from asyncjobs.protocols import Clock, Dispatcher, Page, Selection, Store
 from asyncjobs.registration import Registrar
 from asyncjobs.registry import JobType
 from asyncjobs.settings import Settings
 from asyncjobs.stores import store_from_url
-from asyncjobs.submission import Caller, EnqueueOptions, make_submission, same_payload
+from asyncjobs.submission import Caller, EnqueueOptions, Terms, make_submission, same_payload
 
 log = logging.getLogger("asyncjobs")
 
@@ -126,14 +126,8 @@ class AsyncJobs(Registrar):
         engine = self._running
         kind = self.registry.find(handler)
         now = engine.ledger.now()
-        submission = make_submission(
-            kind,
-            payload,
-            now,
-            delivery=engine.dispatcher.delivery,
-            caller=caller,
-            options=options,
-        )
+        terms = Terms(now, engine.dispatcher.delivery, self.expected_duration(kind))
+        submission = make_submission(kind, payload, caller, options, terms)
         job = await engine.accept(submission, options.begins(now))
         if job.id == submission.id:
             log_transition(job)
@@ -150,6 +144,28 @@ class AsyncJobs(Registrar):
     async def find(self, job_id: JobId, /) -> Job:
         """Return the job as it stands; raise `UnknownJob` where `get` returns None."""
         return await self._running.ledger.find(job_id)
+
+    async def list(self, which: Selection, /, *, limit: int = 50, after: str | None = None) -> Page:
+        """Return jobs, the newest first, without their payloads and results.
+
+        `after` is the `next` of the page before. Raises `ConfigurationError` where the store cannot
+        list jobs, and `InvalidQuery` for an `after` that was no page's `next`.
+        """
+        return await self._running.ledger.list(which, limit=limit, after=after)
+
+    async def position(self, job: Job, /) -> int | None:
+        """Tell how far in front of its queue a job waits; 1 is next.
+
+        None where it does not wait for one of our workers, where a thousand jobs are before it, and
+        where the store cannot tell.
+        """
+        return await self._running.ledger.position(job)
+
+    def expected_duration(self, what: JobType[Any, Any] | Job, /) -> timedelta | None:
+        """Say how long a job takes: as most of its type did lately, else as was estimated."""
+        if isinstance(what, Job):
+            return self._running.estimates.of(what.type) or what.estimated_duration
+        return self._running.estimates.of(what.name) or what.estimate
 
     async def update_progress(
         self, job_id: JobId, percent: int, /, message: str | None = None

@@ -53,14 +53,17 @@ class Caller:
     idempotency_key: str | None = None
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What the queue says of a submission: when, how it is delivered, how long it will take."""
+
+    now: datetime
+    delivery: Delivery
+    estimate: timedelta | None = None
+
+
 def make_submission(
-    kind: JobType[P, Any],
-    payload: P,
-    now: datetime,
-    *,
-    delivery: Delivery,
-    caller: Caller,
-    options: EnqueueOptions,
+    kind: JobType[P, Any], payload: P, caller: Caller, options: EnqueueOptions, terms: Terms
 ) -> Submission:
     """Fix everything about a job that will not change, a new id included.
 
@@ -82,14 +85,14 @@ def make_submission(
         trace_id=trace_id or new_trace_id(),
         traceparent=options.traceparent if trace_id_of(options.traceparent) else None,
         queue=policy.queue,
-        delivery=delivery if isinstance(kind, Handler) else Delivery.EXTERNAL,
+        delivery=terms.delivery if isinstance(kind, Handler) else Delivery.EXTERNAL,
         retry=policy.retry,
         max_deliveries=policy.max_deliveries,
         timeout=policy.timeout,
-        deadline=options.begins(now) + deadline,
+        deadline=options.begins(terms.now) + deadline,
         retention=policy.retention,
-        estimated_duration=kind.estimate,
-        created_at=now,
+        estimated_duration=terms.estimate,
+        created_at=terms.now,
     )
 
 

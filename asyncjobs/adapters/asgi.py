@@ -2,26 +2,38 @@
 
     monitor = StatusMonitor(jobs, prefix="/api/jobs")
 
-Mount it under the same prefix in any ASGI framework, and enter `jobs` in that one's lifespan. The
-Starlette and FastAPI adapters do both for you.
+Mount it under the same prefix in any ASGI framework, and enter `monitor.running()` in that one's
+lifespan. The Starlette and FastAPI adapters do both for you.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from asyncjobs.http.endpoints import Endpoints, MountOptions
-from asyncjobs.http.messages import Request, Response
+import anyio
+from anyio import from_thread, to_thread
+from anyio.lowlevel import current_token
+
+from asyncjobs.adapters.sockets import talk
+from asyncjobs.http.endpoints import Endpoints
+from asyncjobs.http.messages import Request, Response, Stream
+from asyncjobs.http.mounts import Mount, MountOptions, owner_of
 from asyncjobs.queue import AsyncJobs
+from asyncjobs.signals import told_to_stop
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+#: Tells from a request's scope who asks; None for nobody.
+Identify = Callable[[Scope], str | Awaitable[str | None] | None]
 
 App = TypeVar("App")
 
@@ -30,56 +42,109 @@ class StatusMonitor:
     """The routes of one queue, as an ASGI application."""
 
     def __init__(
-        self, jobs: AsyncJobs, *, prefix: str = "/api/jobs", options: MountOptions | None = None
+        self,
+        jobs: AsyncJobs,
+        *,
+        prefix: str = "/api/jobs",
+        base_url: str | None = None,
+        identify: Identify | None = None,
+        options: MountOptions | None = None,
     ) -> None:
-        self.endpoints = Endpoints(jobs, options or MountOptions(prefix=prefix))
+        mount = Mount(prefix, base_url, identify is not None, options or MountOptions())
+        self.endpoints = Endpoints(jobs, mount)
+        self._identify = identify
 
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise RuntimeError(f"The status monitor answers HTTP, not {scope['type']}.")
-        asked = request_of(scope)
-        # Still there where nobody has routed, or where root_path is what a proxy has cut off.
-        below = asked.path.removeprefix(f"{self.endpoints.options.prefix[1:]}/")
-        await respond(await self.endpoints.handle(replace(asked, path=below)), send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await talk(self.endpoints, await self.asked(scope), receive, send)
+        elif scope["type"] == "http":
+            response = await self.endpoints.handle(await self.asked(scope))
+            await respond(response, receive, send)
+        else:
+            raise RuntimeError(f"The status monitor answers no {scope['type']}.")
+
+    async def asked(self, scope: Scope, body: bytes = b"") -> Request:
+        """Translate a request, and find out whose it is; raises what `identify` raises."""
+        return replace(
+            request_of(scope, self.endpoints.mount.prefix), body=body, owner=await self._who(scope)
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Keep the queue open, where it is not, and end all streams when the server is to stop."""
+        jobs, streams = self.endpoints.jobs, self.endpoints.streams
+        async with AsyncExitStack() as stack:
+            if not jobs.is_open:
+                await stack.enter_async_context(jobs)
+            streams.begin()
+            stack.callback(streams.end)
+            tell = partial(from_thread.run_sync, streams.end, token=current_token())
+            stack.enter_context(told_to_stop(tell))
+            yield
+
+    async def _who(self, scope: Scope) -> str | None:
+        if self._identify is None:
+            return None
+        if inspect.iscoroutinefunction(self._identify):
+            return owner_of(await self._identify(scope))
+        found = await to_thread.run_sync(self._identify, scope)
+        return owner_of(await found if inspect.isawaitable(found) else found)
 
 
-def request_of(scope: Scope, body: bytes = b"") -> Request:
-    """Translate a request that was routed below a mount."""
+def request_of(scope: Scope, prefix: str = "") -> Request:
+    """Translate a request, whether it was routed below a mount or not."""
     root, path = scope.get("root_path", ""), scope["path"]
     below = path.removeprefix(root) if path.startswith(root) else path
+    # Still there where nobody has routed, or where root_path is what a proxy has cut off.
+    if f"{below}/".startswith(f"{prefix}/"):
+        below = below.removeprefix(prefix)
     return Request(
-        method=scope["method"],
-        path=below.removeprefix("/"),
+        method=scope.get("method", "GET"),
+        path=below.rpartition("/")[2] if scope["type"] == "websocket" else below.removeprefix("/"),
         root=root,
         headers=_headers(scope),
-        body=body,
+        query=scope.get("query_string", b"").decode("latin-1"),
+        scheme=scope.get("scheme", "http"),
     )
 
 
-async def respond(response: Response, send: Send) -> None:
-    """Send a response."""
+async def respond(response: Response, receive: Receive, send: Send) -> None:
+    """Send a response; a stream until the client has gone."""
     headers = [(name.lower().encode(), value.encode()) for name, value in response.headers]
-    if response.status != HTTPStatus.NOT_MODIFIED:  # RFC 9110 section 8.6
+    start = {"type": "http.response.start", "status": int(response.status), "headers": headers}
+    if isinstance(response, Stream):
+        async with aclosing(response.chunks), anyio.create_task_group() as tasks:
+            tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
+            await send(start)
+            async for chunk in response.chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+            tasks.cancel_scope.cancel()
+        return
+    # RFC 9110 section 8.6: not where the length would be that of what is not sent.
+    if response.status not in {HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT}:
         headers.append((b"content-length", str(len(response.body)).encode()))
-    await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
+    await send(start)
     await send({"type": "http.response.body", "body": response.body})
 
 
 def joined_lifespan(
-    lifespan: Callable[[App], AbstractAsyncContextManager[Any]], jobs: AsyncJobs
+    lifespan: Callable[[App], AbstractAsyncContextManager[Any]], monitor: StatusMonitor
 ) -> Callable[[App], AbstractAsyncContextManager[Any]]:
-    """Keep the queue open around an application's own lifespan; one that is open is left alone."""
+    """Keep the monitor running around an application's own lifespan."""
 
     @asynccontextmanager
     async def joined(app: App) -> AsyncGenerator[Any]:
-        if jobs.is_open:
-            async with lifespan(app) as state:
-                yield state
-        else:
-            async with jobs, lifespan(app) as state:
-                yield state
+        async with monitor.running(), lifespan(app) as state:
+            yield state
 
     return joined
+
+
+async def _until_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
 
 
 def _headers(scope: Scope) -> dict[str, str]:

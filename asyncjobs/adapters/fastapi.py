@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI, Path, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.exception_handlers import (
     http_exception_handler,
     request_validation_exception_handler,
 )
 from fastapi.exceptions import RequestValidationError
-from pydantic import JsonValue
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from asyncjobs.adapters import starlette
 from asyncjobs.adapters.asgi import StatusMonitor, request_of
+from asyncjobs.adapters.starlette import Identify
 from asyncjobs.errors import MalformedBody, RequestRejected
 from asyncjobs.http.bodies import rejection_of
-from asyncjobs.http.endpoints import Body, Endpoints, MountOptions
-from asyncjobs.http.pacing import Pacing
-from asyncjobs.http.problems import ProblemDocument, problem_of
-from asyncjobs.http.routes import ROUTES, Route
-from asyncjobs.http.wire import AcceptedDocument, JobDocument
+from asyncjobs.http.endpoints import Body
+from asyncjobs.http.mounts import MountOptions
+from asyncjobs.http.openapi import (
+    JOB_ID,
+    SUBMISSION_PARAMETERS,
+    parameters_of,
+    responses_of,
+    submission_responses,
+)
+from asyncjobs.http.problems import problem_of
+from asyncjobs.http.routes import LIST, ROUTES, Route
+from asyncjobs.http.wire import AcceptedDocument
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.registry import JobType
 from asyncjobs.submission import EnqueueOptions
@@ -73,68 +80,77 @@ def mount(
     *,
     prefix: str = "/api/jobs",
     base_url: str | None = None,
-    pacing: Pacing | None = None,
+    identify: Identify | None = None,
+    options: MountOptions | None = None,
 ) -> None:
     """Serve the status monitor below `prefix`, and keep `jobs` open while the app runs.
 
-    The routes appear in OpenAPI. Errors of this library that a route of the app lets through
-    become problem documents, and so do invalid bodies of the routes that have an `Accept`.
+    `identify` tells from a request who asks (None: nobody); it may raise `HTTPException`. Then jobs
+    belong to who submits them, and nobody else finds them. The routes appear in OpenAPI, and so do
+    the answers of routes that have an `Accept`. Errors of this library that a route of the app lets
+    through become problem documents, and so do invalid bodies of the routes that have an `Accept`.
     """
-    options = MountOptions(prefix, base_url, pacing or Pacing())
-    monitor = StatusMonitor(jobs, options=options)
-    starlette.join(app, monitor.endpoints)
-    for route in ROUTES:
-        _add(app, monitor.endpoints, route)
+    monitor = StatusMonitor(
+        jobs,
+        prefix=prefix,
+        base_url=base_url,
+        identify=starlette.by_scope(identify),
+        options=options,
+    )
+    for route in [LIST, *ROUTES] if identify else ROUTES:
+        _add(app, monitor, route)
+    starlette.join(app, monitor)
     # What the documented routes leave over: other methods, and paths that are none.
     app.mount(prefix, monitor)
     _answer_refused_bodies(app)
+    _describe_submissions(app, prefix)
 
 
-def _add(app: FastAPI, endpoints: Endpoints, route: Route) -> None:
-    async def answer(
-        request: Request, job_id: Annotated[str, Path(description="from the 202's jobId")]
-    ) -> Response:
-        asked = replace(request_of(request.scope), path=job_id + route.suffix)
-        return starlette.WholeResponse(await endpoints.handle(asked))
+class _Delegated(Response):
+    """Leaves a request that FastAPI has routed and documented to the monitor."""
 
+    def __init__(self, monitor: StatusMonitor) -> None:
+        super().__init__()
+        self._monitor = monitor
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._monitor(scope, receive, send)
+
+
+def _add(app: FastAPI, monitor: StatusMonitor, route: Route) -> None:
+    async def answer() -> Response:
+        return _Delegated(monitor)
+
+    below = "" if route is LIST else f"/{{job_id}}{route.suffix}"
+    parameters = [*([JOB_ID] if below else []), *parameters_of(route)]
     app.add_api_route(
-        f"{endpoints.options.prefix}/{{job_id}}{route.suffix}",
+        f"{monitor.endpoints.mount.prefix}{below}",
         answer,
         methods=[route.method],
         summary=route.summary,
         name=f"asyncjobs_{route.method.lower()}_{route.operation.value}",
         tags=["jobs"],
-        response_model=route.model,
-        response_description=route.answers[HTTPStatus.OK],
-        responses={int(status): _described(route, status) for status in route.answers},
+        response_class=Response,
+        responses=responses_of(route),
+        openapi_extra={"parameters": parameters},
     )
 
 
-def _described(route: Route, status: HTTPStatus) -> dict[str, Any]:
-    described: dict[str, Any] = {"description": route.answers[status]}
-    if status >= HTTPStatus.BAD_REQUEST:
-        # As a `model` FastAPI would say that it is application/json.
-        described["content"] = {"application/problem+json": {"schema": _PROBLEM}}
-    elif status is HTTPStatus.ACCEPTED:
-        described["model"] = JobDocument
-    return described
+def _describe_submissions(app: FastAPI, prefix: str) -> None:
+    """Let OpenAPI say of every route that submits what `accept` answers."""
+    generate = app.openapi
 
+    def described() -> dict[str, Any]:
+        for route in app.routes:
+            if isinstance(route, APIRoute) and _has_acceptor(route.dependant):
+                route.responses = {**submission_responses(prefix), **route.responses}
+                extra = route.openapi_extra or {}
+                known = extra.get("parameters", [])
+                added = [one for one in SUBMISSION_PARAMETERS if one not in known]
+                route.openapi_extra = {**extra, "parameters": [*known, *added]}
+        return generate()
 
-def _inlined(schema: JsonValue, definitions: Mapping[str, JsonValue]) -> JsonValue:
-    """Replace the references of a schema, which has to stand alone, by what they lead to."""
-    match schema:
-        case {"$ref": str(reference)}:
-            return _inlined(definitions[reference.rpartition("/")[2]], definitions)
-        case dict():
-            return {name: _inlined(value, definitions) for name, value in schema.items()}
-        case list():
-            return [_inlined(item, definitions) for item in schema]
-        case _:
-            return schema
-
-
-_SCHEMA = ProblemDocument.model_json_schema()
-_PROBLEM = _inlined(_SCHEMA, _SCHEMA.pop("$defs"))
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to extend it
 
 
 def _answer_refused_bodies(app: FastAPI) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from http import HTTPStatus
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import flask
 from flask import Flask
 
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, StoreError
-from asyncjobs.http.endpoints import Body, Endpoints, MountOptions, Submit, find_mount
-from asyncjobs.http.messages import Request, Response
-from asyncjobs.http.pacing import Pacing
+from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
+from asyncjobs.http.messages import Request, Response, Stream
+from asyncjobs.http.mounts import Mount, MountOptions, owner_of
 from asyncjobs.http.problems import problem_of
 from asyncjobs.portal import Portal, portal_for
 from asyncjobs.queue import AsyncJobs
@@ -24,14 +29,34 @@ __all__ = ["accept", "mount", "portal_of"]
 log = logging.getLogger("asyncjobs")
 
 P = TypeVar("P")
+T = TypeVar("T")
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+#: Tells from a request who asks, as the owner of jobs; None for nobody.
+Identify = Callable[[flask.Request], str | Awaitable[str | None] | None]
 
 
 @dataclass(frozen=True)
 class _Mount:
     endpoints: Endpoints
     portal: Portal
+    identify: Identify | None
+
+    def asked(self, path: str, body: bytes = b"") -> Request:
+        """Translate the present request, and find out whose it is."""
+        asked = _request(path, body)
+        if self.identify is None:
+            return asked
+        found = self.identify(flask.request)
+        if inspect.isawaitable(found):
+            found = self.portal.call(_awaited, found)
+        return replace(asked, owner=owner_of(found))
+
+    def answer(self, path: str) -> flask.Response:
+        """Answer a request for something below the prefix."""
+        return _response(self.portal.call(self.endpoints.handle, self.asked(path)), self.portal)
 
 
 def mount(
@@ -40,30 +65,38 @@ def mount(
     *,
     prefix: str = "/api/jobs",
     base_url: str | None = None,
-    pacing: Pacing | None = None,
+    identify: Identify | None = None,
+    options: MountOptions | None = None,
 ) -> None:
     """Serve the status monitor below `prefix`.
 
-    The queue is opened by the first request of each process, never before a server forks its
-    workers; see `portal_of` to open it earlier. Errors of this library that a route of the app
-    lets through become problem documents.
+    `identify` tells from a request who asks (None: nobody); it may abort with 401 or 403. Then jobs
+    belong to who submits them, and nobody else finds them. The queue is opened by the first request
+    of each process, never before a server forks its workers; see `portal_of` to open it earlier.
+    Errors of this library that a route of the app lets through become problem documents.
+    WebSockets are served where flask-sock is installed.
     """
-    mounted = _Mount(
-        Endpoints(jobs, MountOptions(prefix, base_url, pacing or Pacing())), portal_for(jobs)
-    )
+    where = Mount(prefix, base_url, identify is not None, options or MountOptions())
+    endpoints, portal = Endpoints(jobs, where), portal_for(jobs)
+    portal.keep(endpoints.streams)
+    mounted = _Mount(endpoints, portal, identify)
     _mounts_of(app).append(mounted)
-
-    def monitor(path: str) -> flask.Response:
-        asked = _request(path)
-        return _response(mounted.portal.call(mounted.endpoints.handle, asked))
-
     app.add_url_rule(
         f"{prefix}/<path:path>",
         endpoint=f"asyncjobs:{prefix}",
-        view_func=monitor,
+        view_func=mounted.answer,
         methods=_METHODS,
         provide_automatic_options=False,
     )
+    if identify is not None:
+        # The prefix itself: only to read, since an application may well submit to it.
+        app.add_url_rule(
+            prefix, f"asyncjobs list:{prefix}", partial(mounted.answer, ""), methods=["GET"]
+        )
+    if find_spec("flask_sock") is not None:
+        from asyncjobs.adapters.flask_sockets import add_sockets  # noqa: PLC0415  # an extra
+
+        add_sockets(app, endpoints, portal, mounted.asked)
     app.before_request(lambda: _wake(mounted.portal))
     app.register_error_handler(AsyncJobsError, _answer_error)
 
@@ -78,18 +111,17 @@ def accept(
 ) -> flask.Response:
     """Make a job of the payload, or of the request's JSON body, and answer 202.
 
-    What is wrong with the request becomes a problem document.
+    It belongs to `user_id`, or to whom the mount's `identify` finds. What is wrong with the request
+    becomes a problem document.
     """
-    mounts = _mounts_of(flask.current_app)
-    endpoints = find_mount([one.endpoints for one in mounts], handler)
+    mounts = {one.endpoints: one for one in _mounts_of(flask.current_app)}
+    endpoints = find_mount([*mounts], handler)
     body = b""
     if isinstance(payload, Body):
         body = _read_at_most(handler.policy.max_payload_bytes)
-    submit = Submit(user_id, options)
-    answer = portal_of(endpoints.jobs).call(
-        endpoints.accept, _request("", body), handler, payload, submit
-    )
-    return _response(answer)
+    asked = mounts[endpoints].asked("", body)
+    portal, submit = mounts[endpoints].portal, Submit(user_id, options)
+    return _response(portal.call(endpoints.accept, asked, handler, payload, submit), portal)
 
 
 def portal_of(jobs: AsyncJobs, app: Flask | None = None) -> Portal:
@@ -129,6 +161,8 @@ def _request(path: str, body: bytes = b"") -> Request:
         root=request.script_root,
         headers={name.lower(): value for name, value in request.headers.items()},
         body=body,
+        query=request.query_string.decode("latin-1"),
+        scheme=request.environ.get("wsgi.url_scheme", "http"),
     )
 
 
@@ -141,12 +175,35 @@ def _read_at_most(limit: int) -> bytes:
     return bytes(body) or flask.request.get_data()
 
 
-def _response(response: Response) -> flask.Response:
-    return flask.Response(response.body, int(response.status), list(response.headers))
+async def _awaited(value: Awaitable[T]) -> T:
+    return await value
+
+
+def _response(response: Response, portal: Portal) -> flask.Response:
+    body: Iterable[bytes] | bytes = response.body
+    if isinstance(response, Stream):
+        body = _chunks(response, portal)
+    answer = flask.Response(body, int(response.status), list(response.headers))
+    if response.status == HTTPStatus.NO_CONTENT:
+        del answer.headers["Content-Type"]
+    return answer
+
+
+def _chunks(stream: Stream, portal: Portal) -> Generator[bytes]:
+    """Pass on what the queue's own event loop makes; the server's thread waits for it."""
+    try:
+        while (chunk := portal.call(_next, stream.chunks)) is not None:
+            yield chunk
+    finally:
+        portal.call(stream.chunks.aclose)
+
+
+async def _next(chunks: AsyncGenerator[T]) -> T | None:
+    return await anext(chunks, None)
 
 
 def _answer_error(error: AsyncJobsError) -> flask.Response:
     answer = problem_of(error)
     if answer is None:
         raise error
-    return _response(answer)
+    return flask.Response(answer.body, int(answer.status), list(answer.headers))

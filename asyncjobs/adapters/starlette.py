@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from asyncjobs.adapters.asgi import (
-    StatusMonitor,
-    joined_lifespan,
-    request_of,
-    respond,
-)
+from asyncjobs.adapters import asgi
+from asyncjobs.adapters.asgi import StatusMonitor, joined_lifespan, respond
 from asyncjobs.errors import AsyncJobsError
 from asyncjobs.http import messages
-from asyncjobs.http.endpoints import Body, Endpoints, MountOptions, Submit, find_mount
-from asyncjobs.http.pacing import Pacing
+from asyncjobs.http.endpoints import Body, Submit, find_mount
+from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.problems import problem_of
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.registry import JobType
@@ -29,6 +29,9 @@ __all__ = ["accept", "mount"]
 
 P = TypeVar("P")
 
+#: Tells from a request who asks, as the owner of jobs; None for nobody.
+Identify = Callable[[Request], str | Awaitable[str | None] | None]
+
 
 def mount(
     app: Starlette,
@@ -36,24 +39,33 @@ def mount(
     *,
     prefix: str = "/api/jobs",
     base_url: str | None = None,
-    pacing: Pacing | None = None,
+    identify: Identify | None = None,
+    options: MountOptions | None = None,
 ) -> None:
     """Serve the status monitor below `prefix`, and keep `jobs` open while the app runs.
 
-    Errors of this library that a route of the app lets through become problem documents.
+    `identify` tells from a request who asks (None: nobody); it may raise the framework's own
+    401 or 403. Then jobs belong to who submits them, and nobody else finds them. Errors of this
+    library that a route of the app lets through become problem documents.
     """
-    options = MountOptions(prefix, base_url, pacing or Pacing())
-    monitor = StatusMonitor(jobs, options=options)
-    join(app, monitor.endpoints)
+    monitor = StatusMonitor(
+        jobs, prefix=prefix, base_url=base_url, identify=by_scope(identify), options=options
+    )
+    join(app, monitor)
     app.mount(prefix, monitor)
 
 
-def join(app: Starlette, endpoints: Endpoints) -> None:
+def join(app: Starlette, monitor: StatusMonitor) -> None:
     """Make a mount known to `accept`, and its queue part of the app's lifespan and errors."""
-    mounts_of(app).append(endpoints)
+    mounts_of(app).append(monitor)
     lifespan: Any = app.router.lifespan_context
-    app.router.lifespan_context = joined_lifespan(lifespan, endpoints.jobs)
+    app.router.lifespan_context = joined_lifespan(lifespan, monitor)
     app.add_exception_handler(AsyncJobsError, _answer_error)
+    where = monitor.endpoints.mount
+    app.router.routes.append(WebSocketRoute(f"{where.sockets}/{{job_id}}", _Socket(monitor)))
+    if where.identified:
+        # The prefix itself: only to read, since an application may well submit to it.
+        app.router.routes.append(Route(where.prefix, monitor, methods=["GET"]))
 
 
 async def accept(
@@ -67,15 +79,50 @@ async def accept(
 ) -> Response:
     """Make a job of the payload, or of the request's JSON body, and answer 202.
 
-    What is wrong with the request becomes a problem document.
+    It belongs to `user_id`, or to whom the mount's `identify` finds. What is wrong with the request
+    becomes a problem document.
     """
-    endpoints = find_mount(mounts_of(request.app), handler)
+    mounts = {monitor.endpoints: monitor for monitor in mounts_of(request.app)}
+    endpoints = find_mount([*mounts], handler)
     body = b""
     if isinstance(payload, Body):
         body = await _read_at_most(request, handler.policy.max_payload_bytes)
-    asked = request_of(request.scope, body)
+    asked = await mounts[endpoints].asked(request.scope, body)
     answer = await endpoints.accept(asked, handler, payload, Submit(user_id, options))
     return WholeResponse(answer)
+
+
+class _Socket:
+    """Keeps a handshake that `identify` refuses from being taken for a fault of the server."""
+
+    def __init__(self, monitor: StatusMonitor) -> None:
+        self._monitor = monitor
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._monitor(scope, receive, send)
+        except HTTPException:
+            await send({"type": "websocket.close", "code": 1008})
+
+
+def by_scope(identify: Identify | None) -> asgi.Identify | None:
+    """Let a function of this framework's requests tell who asks."""
+    if identify is None:
+        return None
+
+    # A WebSocket begins as a GET (RFC 6455, 4.1): who tells owners by requests can read it as one.
+    def as_request(scope: Scope) -> Request:
+        return Request({**scope, "type": "http", "method": scope.get("method", "GET")})
+
+    if inspect.iscoroutinefunction(identify):
+        in_loop = identify
+
+        async def identified(scope: Scope) -> str | None:
+            found: str | None = await in_loop(as_request(scope))
+            return found
+
+        return identified
+    return lambda scope: identify(as_request(scope))
 
 
 class WholeResponse(Response):
@@ -85,13 +132,13 @@ class WholeResponse(Response):
         super().__init__(response.body, int(response.status), dict(response.headers))
         self._response = response
 
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        await respond(self._response, send)
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(self._response, receive, send)
 
 
-def mounts_of(app: Starlette) -> list[Endpoints]:
+def mounts_of(app: Starlette) -> list[StatusMonitor]:
     """Return the list of an app's mounts, to read or to add to."""
-    mounts: list[Endpoints] = getattr(app.state, "asyncjobs", [])
+    mounts: list[StatusMonitor] = getattr(app.state, "asyncjobs", [])
     app.state.asyncjobs = mounts
     return mounts
 

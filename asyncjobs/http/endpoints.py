@@ -1,63 +1,59 @@
-"""Where a request value meets the queue: the only part of `http` that awaits."""
+"""Where a request value meets the queue: with `streams`, the only part of `http` that awaits."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import quote
+
+import anyio
 
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, UnknownJob
+from asyncjobs.http import sse
 from asyncjobs.http.bodies import payload_of
 from asyncjobs.http.conditional import etag_of, matches
+from asyncjobs.http.encoded import Encoded
+from asyncjobs.http.limits import Limiter
 from asyncjobs.http.messages import Headers, Request, Response
-from asyncjobs.http.pacing import Pacing, retry_after
+from asyncjobs.http.mounts import Mount
+from asyncjobs.http.negotiation import prefers_html
+from asyncjobs.http.operation import encode_operation
+from asyncjobs.http.origins import refuse_cross_site, refuse_foreign_socket
+from asyncjobs.http.pacing import retry_after
+from asyncjobs.http.pages import status_page
 from asyncjobs.http.preferences import idempotency_key_of, wait_of
 from asyncjobs.http.problems import no_result, not_allowed, problem_of
+from asyncjobs.http.queries import page_query_of, parameters_of
 from asyncjobs.http.routes import Operation, match
-from asyncjobs.http.wire import encode_accepted, encode_job, links_of
+from asyncjobs.http.streams import Check, Close, Streams
+from asyncjobs.http.wire import encode_accepted, encode_list, with_pace
 from asyncjobs.model import Job, JobId, JobStatus, parse_job_id
+from asyncjobs.protocols import Page, Selection
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.registry import JobType
 from asyncjobs.submission import Caller, EnqueueOptions
 
 P = TypeVar("P")
 
-_JSON = ("Content-Type", "application/json")
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
 _NO_STORE = ("Cache-Control", "no-store")
 # A status may be kept, but must be asked about each time; it belongs to one user.
 _REVALIDATE = ("Cache-Control", "private, no-cache")
+_JSON: Headers = (("Content-Type", "application/json"), _NOSNIFF)
+# What a result holds is the application's, and often in the end a stranger's: never a page here.
+_INERT: Headers = (
+    ("Content-Disposition", "attachment"),
+    ("Content-Security-Policy", "default-src 'none'; sandbox"),
+)
 
 
 class Body(Enum):
     """Stands for the request's own body, in place of a payload the application has read."""
 
     UNREAD = "unread"
-
-
-@dataclass(frozen=True)
-class MountOptions:
-    """Where and how the routes are served.
-
-    URLs in answers are paths below `prefix`; with a `base_url` (such as `https://api.example.com`)
-    they are absolute. They are never built from what a client or a proxy says. `longest_wait` is
-    the most seconds for which a client's `Prefer: wait` is heeded.
-    """
-
-    prefix: str = "/api/jobs"
-    base_url: str | None = None
-    pacing: Pacing = field(default_factory=Pacing)
-    longest_wait: int = 25
-
-    def __post_init__(self) -> None:
-        if not self.prefix.startswith("/") or self.prefix.endswith("/"):
-            raise ValueError(f"A prefix begins with a slash and ends without one: {self.prefix!r}")
-        if self.base_url is not None and self.base_url.endswith("/"):
-            raise ValueError(f"A base URL ends without a slash: {self.base_url!r}")
 
 
 @dataclass(frozen=True)
@@ -79,9 +75,13 @@ class _Patience:
 class Endpoints:
     """The routes of one mount, free of any framework."""
 
-    def __init__(self, jobs: AsyncJobs, options: MountOptions) -> None:
+    def __init__(self, jobs: AsyncJobs, mount: Mount) -> None:
         self.jobs = jobs
-        self.options = options
+        self.mount = mount
+        self._encoded = Encoded()
+        self.streams = Streams(jobs, mount.options, self._encoded)
+        limit = mount.options.poll_limit
+        self._limiter = None if limit is None else Limiter(limit)
 
     async def handle(self, request: Request) -> Response:
         """Answer a request for something below the prefix; never raises what a client caused."""
@@ -93,105 +93,172 @@ class Endpoints:
         """Store and dispatch a job, then answer 202; never raises what a client caused."""
         return await _answered(lambda: self._accept(request, kind, payload, submit))
 
+    def refuse_socket(self, request: Request) -> Response | None:
+        """Return why a WebSocket is not even accepted, if it is not."""
+        try:
+            refuse_foreign_socket(request, self.mount.trusted)
+        except AsyncJobsError as error:
+            return problem_of(error)
+        return None
+
+    def follow(self, request: Request) -> AsyncGenerator[bytes | Close | None]:
+        """Yield the documents to send over an accepted WebSocket, and at last its end."""
+        after = sse.resumes_after(None, parameters_of(request.query).get("after"))
+        return self.streams.socket(JobId(request.path), self._checked(request), after)
+
     async def _route(self, request: Request) -> Response:
         job_id, operations = match(request.path)
-        known = parse_job_id(job_id)
-        if known is None or not operations:
+        if operations.get("GET") is Operation.LIST and not self.mount.identified:
             raise UnknownJob(job_id)
-        method = "GET" if request.method == "HEAD" else request.method
-        match operations.get(method):
-            case Operation.STATUS:
-                return await self._status(request, known)
-            case Operation.RESULT:
-                return self._result(request, await self.jobs.find(known))
-            case Operation.CANCEL:
-                return self._cancelled(await self.jobs.cancel(known))
-            case None:  # pragma: no branch  # there is no other case: the type checkers see to it
-                return not_allowed(request.method, operations)
+        known = parse_job_id(job_id)
+        if not operations or (job_id and known is None):
+            raise UnknownJob(job_id)
+        operation = operations.get("GET" if request.method == "HEAD" else request.method)
+        if operation is None:
+            return not_allowed(request.method, operations)
+        refuse_cross_site(request, self.mount.trusted)
+        if known is None:
+            return await self._list(request)
+        if operation is Operation.EVENTS:
+            return await self._events(request, known)
+        return await self._show(request, await self._find(request, known), operation)
+
+    async def _show(self, request: Request, job: Job, operation: Operation) -> Response:
+        if operation is Operation.CANCEL:
+            return await self._cancel(request, job.id)
+        if self._limiter is not None:
+            self._limiter.count(job.id, anyio.current_time())
+        if operation is Operation.RESULT:
+            return await self._result(request, job)
+        if operation is Operation.OPERATION:
+            links = self.mount.links(request, job.id)
+            headers = (*_JSON, *self._pace(job), _NO_STORE)
+            return Response(HTTPStatus.OK, headers, encode_operation(job, links))
+        if prefers_html(request.headers.get("accept")):
+            links = self.mount.links(request, job.id)
+            return status_page(job, links, retry_after=self._retry_after(job))
+        return await self._status(request, job)
 
     async def _accept(
         self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
     ) -> Response:
+        refuse_cross_site(request, self.mount.trusted)
         value = payload_of(request, kind) if isinstance(payload, Body) else payload
         options = submit.options or EnqueueOptions()
         if options.traceparent is None:
             options = replace(options, traceparent=request.headers.get("traceparent"))
         key = idempotency_key_of(request.headers.get("idempotency-key"))
-        accepted = await self.jobs.accept(kind, value, Caller(submit.user_id, key), options)
-        replayed = (("Idempotency-Replayed", "true"),) if accepted.replayed else ()
+        owner = request.owner if submit.user_id is None else submit.user_id
+        accepted = await self.jobs.accept(kind, value, Caller(owner, key), options)
         wait = self._patience(request, kind.policy.inline)
+        replayed = (("Idempotency-Replayed", "true"),) if accepted.replayed else ()
+        said = (*wait.applied, *replayed, _NO_STORE)
         if wait.seconds:
-            job = await self.jobs.wait(accepted.job.id, timeout=wait.seconds)
+            job = await self.streams.ended(accepted.job.id, wait.seconds)
             if job.status.terminal:
-                headers = (_JSON, _NOSNIFF, _NO_STORE, *wait.applied, *replayed)
-                return Response(HTTPStatus.OK, headers, encode_job(job))
-        links = links_of(accepted.job.id, self._base(request))
+                return Response(HTTPStatus.OK, (*_JSON, *said), await self._document(job))
+        links = self.mount.links(request, accepted.job.id)
         headers = (
-            _JSON,
+            *_JSON,
             ("Location", links.result),
+            ("Operation-Location", links.operation),
             ("Link", f'<{links.status}>; rel="monitor"'),
             *self._pace(accepted.job),
-            *wait.applied,
-            *replayed,
-            _NO_STORE,
+            *said,
         )
         return Response(HTTPStatus.ACCEPTED, headers, encode_accepted(accepted.job, links))
 
-    async def _status(self, request: Request, job_id: JobId) -> Response:
+    async def _list(self, request: Request) -> Response:
+        asked = page_query_of(request.query)
+        page = Page([])
+        if request.owner is not None:  # who is nobody has no jobs
+            which = Selection(request.owner, asked.type, asked.status)
+            page = await self.jobs.list(which, limit=asked.limit, after=asked.cursor)
+        base = self.mount.base(request)
+        following = None if page.next is None else f"{base}?{asked.following(page.next)}"
+        link = () if following is None else (("Link", f'<{following}>; rel="next"'),)
+        headers = (*_JSON, *link, _NO_STORE)
+        return Response(HTTPStatus.OK, headers, encode_list(page, base, following))
+
+    async def _events(self, request: Request, job_id: JobId) -> Response:
+        if request.method == "HEAD":
+            await self._find(request, job_id)
+            return Response(HTTPStatus.OK, sse.HEADERS)
+        given = parameters_of(request.query).get("after")
+        after = sse.resumes_after(request.headers.get("last-event-id"), given)
+        return await self.streams.events(job_id, self._checked(request), after)
+
+    async def _status(self, request: Request, job: Job) -> Response:
         known = request.headers.get("if-none-match")
         wait = self._patience(request)
-        job = await self.jobs.find(job_id)
         # A client that has not this version yet has something to read now.
         news = known is not None and not matches(known, etag_of(job.version))
         if wait.seconds and not news and not job.status.terminal:
-            job = await self.jobs.next_change(job_id, after=job.version, timeout=wait.seconds)
+            job = await self.streams.next_change(job, wait.seconds)
         headers = (
             ("ETag", etag_of(job.version)),
             _REVALIDATE,
-            ("Vary", "Prefer"),
+            ("Vary", "Accept, Prefer"),
             *self._pace(job),
             *wait.applied,
         )
         if matches(known, etag_of(job.version)):
             return Response(HTTPStatus.NOT_MODIFIED, headers)
-        return Response(HTTPStatus.OK, (_JSON, _NOSNIFF, *headers), encode_job(job))
+        return Response(HTTPStatus.OK, (*_JSON, *headers), await self._document(job))
+
+    async def _result(self, request: Request, job: Job) -> Response:
+        if not job.status.terminal:
+            headers = (*_JSON, _NO_STORE, *self._pace(job))
+            return Response(HTTPStatus.ACCEPTED, headers, await self._document(job))
+        if job.status is not JobStatus.COMPLETED:
+            return no_result(job)
+        fresh = (("ETag", etag_of(job.version)), _REVALIDATE)
+        if matches(request.headers.get("if-none-match"), etag_of(job.version)):
+            return Response(HTTPStatus.NOT_MODIFIED, fresh)
+        return Response(HTTPStatus.OK, (*_JSON, *_INERT, *fresh), job.result_json or b"null")
+
+    async def _cancel(self, request: Request, job_id: JobId) -> Response:
+        job = await self.jobs.cancel(job_id)
+        if request.method == "POST" and prefers_html(request.headers.get("accept")):
+            # A person pressed the page's button: back to the page.
+            back = ("Location", self.mount.links(request, job.id).status)
+            return Response(HTTPStatus.SEE_OTHER, (back, _NO_STORE))
+        status = HTTPStatus.OK if job.status.terminal else HTTPStatus.ACCEPTED
+        headers = (*_JSON, _NO_STORE, *self._pace(job))
+        return Response(status, headers, await self._document(job))
+
+    async def _find(self, request: Request, job_id: JobId) -> Job:
+        return self._checked(request)(await self.jobs.find(job_id))
+
+    def _checked(self, request: Request) -> Check:
+        """Return the one check of ownership; a stranger's answer is that of no job."""
+
+        def check(job: Job) -> Job:
+            if self.mount.identified and job.user_id != request.owner:
+                raise UnknownJob(job.id)
+            return job
+
+        return check
 
     def _patience(self, request: Request, usual: timedelta = timedelta(0)) -> _Patience:
         """Decide how long to hold a request: as preferred (RFC 7240, 4.3), but not for long."""
         wished = wait_of(request.headers.get("prefer"))
         if wished is None:
             return _Patience(usual.total_seconds())
-        seconds = min(wished, self.options.longest_wait)
+        seconds = min(wished, self.mount.options.longest_wait)
         return _Patience(seconds, (("Preference-Applied", f"wait={seconds}"),))
 
-    def _result(self, request: Request, job: Job) -> Response:
-        if not job.status.terminal:
-            headers = (_JSON, _NOSNIFF, _NO_STORE, *self._pace(job))
-            return Response(HTTPStatus.ACCEPTED, headers, encode_job(job))
-        if job.status is not JobStatus.COMPLETED:
-            return no_result(job)
-        fresh = (("ETag", etag_of(job.version)), _REVALIDATE)
-        if matches(request.headers.get("if-none-match"), etag_of(job.version)):
-            return Response(HTTPStatus.NOT_MODIFIED, fresh)
-        return Response(HTTPStatus.OK, (_JSON, _NOSNIFF, *fresh), job.result_json or b"null")
+    async def _document(self, job: Job) -> bytes:
+        document = self._encoded.document(job)
+        return with_pace(document, self._retry_after(job), await self.jobs.position(job))
 
-    def _cancelled(self, job: Job) -> Response:
-        status = HTTPStatus.OK if job.status.terminal else HTTPStatus.ACCEPTED
-        headers = (_JSON, _NOSNIFF, _NO_STORE, *self._pace(job))
-        return Response(status, headers, encode_job(job))
+    def _retry_after(self, job: Job) -> int | None:
+        expected = self.jobs.expected_duration(job)
+        return retry_after(job, self.jobs.clock.now(), self.mount.options.pacing, expected)
 
     def _pace(self, job: Job) -> Headers:
-        if job.status.terminal:
-            return ()
-        seconds = retry_after(job, self.jobs.clock.now(), self.options.pacing)
-        return (("Retry-After", str(seconds)),)
-
-    def _base(self, request: Request) -> str:
-        if self.options.base_url is not None:
-            return self.options.base_url + self.options.prefix
-        # The root may stem from the request's own path: an app mounted below `/{tenant}`.
-        root = quote(request.root.strip("/"))
-        return f"/{root}{self.options.prefix}" if root else self.options.prefix
+        seconds = self._retry_after(job)
+        return () if seconds is None else (("Retry-After", str(seconds)),)
 
 
 def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoints:

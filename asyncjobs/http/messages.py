@@ -1,8 +1,8 @@
-"""Requests and responses as values; adapters translate a framework's own to these and back."""
+"""Requests and responses as values: all that the rules of HTTP need to know of a framework."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 
 Headers = tuple[tuple[str, str], ...]
@@ -10,11 +10,13 @@ Headers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the rules need of a request.
+    """What is known of a request.
 
     `path` is what follows the mount's prefix, without a leading slash. `root` is the path under
     which the application itself is reached (ASGI's root_path, WSGI's SCRIPT_NAME). Header names
     are in lower case; repeated headers are joined by commas, as RFC 9110 section 5.3 allows.
+    `scheme` is the one by which the server itself was reached. `owner` is who asks, where the
+    mount was told how to find that out.
     """
 
     method: str
@@ -22,6 +24,9 @@ class Request:
     root: str = ""
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     body: bytes = b""
+    query: str = ""
+    scheme: str = "http"
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +41,10 @@ class Response:
         """Return the first header of that name, in any case."""
         wanted = name.lower()
         return next((value for key, value in self.headers if key.lower() == wanted), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream(Response):
+    """An answer whose body comes bit by bit; whoever sends it closes `chunks` in any case."""
+
+    chunks: AsyncGenerator[bytes] = field(kw_only=True)

@@ -11,15 +11,18 @@ from pydantic_core import to_json
 
 from asyncjobs.errors import (
     AsyncJobsError,
+    CrossSite,
     FieldIssue,
     IdempotencyConflict,
     IllegalMove,
     InvalidIdempotencyKey,
     InvalidPayload,
+    InvalidQuery,
     LostLease,
     MalformedBody,
     PayloadTooLarge,
     StoreUnavailable,
+    TooManyPolls,
     UnknownJob,
     UnsupportedMediaType,
 )
@@ -37,6 +40,9 @@ STATUSES: Mapping[type[AsyncJobsError], tuple[HTTPStatus, str]] = {
     InvalidPayload: (HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_payload"),
     InvalidIdempotencyKey: (HTTPStatus.BAD_REQUEST, "invalid_idempotency_key"),
     IdempotencyConflict: (HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_conflict"),
+    InvalidQuery: (HTTPStatus.BAD_REQUEST, "invalid_query"),
+    CrossSite: (HTTPStatus.FORBIDDEN, "cross_site"),
+    TooManyPolls: (HTTPStatus.TOO_MANY_REQUESTS, "too_many_polls"),
     StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "store_unavailable"),
 }
 
@@ -74,7 +80,11 @@ def problem(
         "code": code,
         **members,
     }
-    always = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"))
+    always = (
+        ("Content-Type", "application/problem+json"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Cache-Control", "no-store"),
+    )
     return Response(status, (*always, *headers), to_json(document))
 
 
@@ -87,6 +97,8 @@ def problem_of(error: AsyncJobsError) -> Response | None:
     sentence = _SENTENCES.get(found, str(error))
     if isinstance(error, InvalidPayload):
         return problem(status, code, sentence, errors=error.issues)
+    if isinstance(error, TooManyPolls):
+        return problem(status, code, sentence, headers=(("Retry-After", str(error.seconds)),))
     if isinstance(error, StoreUnavailable):
         return problem(status, code, sentence, headers=(("Retry-After", _RETRY_AFTER_SECONDS),))
     return problem(status, code, sentence)

@@ -7,36 +7,63 @@ from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 
-from asyncjobs.http.wire import JobDocument
+from pydantic import BaseModel
+
+from asyncjobs.http.operation import OperationDocument
+from asyncjobs.http.wire import JobDocument, ListDocument
 
 
 class Operation(Enum):
-    """What can be asked of a job."""
+    """What can be asked for."""
 
+    LIST = "list"
     STATUS = "status"
     RESULT = "result"
+    EVENTS = "events"
+    OPERATION = "operation"
     CANCEL = "cancel"
 
 
 @dataclass(frozen=True)
 class Route:
-    """One method on one path; `suffix` follows the job's id."""
+    """One method on one path; `suffix` follows the job's id.
+
+    `model` is the document of a 200; None where it may be any JSON value, or is no JSON.
+    """
 
     method: str
     suffix: str
     operation: Operation
     summary: str
     answers: Mapping[HTTPStatus, str]
-    model: type[JobDocument] | None = JobDocument
+    model: type[BaseModel] | None = JobDocument
+    media_type: str = "application/json"
 
 
-_UNKNOWN = {HTTPStatus.NOT_FOUND: "No job has this id."}
+_UNKNOWN = {HTTPStatus.NOT_FOUND: "The caller has no job of this id."}
+_AWAY = {HTTPStatus.SERVICE_UNAVAILABLE: "Jobs cannot be read or written at the moment."}
+_FASTER_THAN_TOLD = {HTTPStatus.TOO_MANY_REQUESTS: "The job is asked about far too often."}
 
 _CANCEL_ANSWERS = {
     HTTPStatus.OK: "The job is finished, or was cancelled at once.",
     HTTPStatus.ACCEPTED: "The job was asked to stop, and is still running.",
+    HTTPStatus.FORBIDDEN: "A page of another site has sent it.",
     **_UNKNOWN,
+    **_AWAY,
 }
+
+LIST = Route(
+    "GET",
+    "",
+    Operation.LIST,
+    "List the caller's own jobs",
+    {
+        HTTPStatus.OK: "Some jobs, the newest first.",
+        HTTPStatus.BAD_REQUEST: "A parameter makes no sense.",
+        **_AWAY,
+    },
+    model=ListDocument,
+)
 
 ROUTES = (
     Route(
@@ -48,6 +75,8 @@ ROUTES = (
             HTTPStatus.OK: "The job as it stands.",
             HTTPStatus.NOT_MODIFIED: "The job is still at the version in If-None-Match.",
             **_UNKNOWN,
+            **_FASTER_THAN_TOLD,
+            **_AWAY,
         },
     ),
     Route(
@@ -62,8 +91,37 @@ ROUTES = (
             HTTPStatus.GONE: "The job was cancelled.",
             HTTPStatus.FAILED_DEPENDENCY: "The job has failed.",
             **_UNKNOWN,
+            **_FASTER_THAN_TOLD,
+            **_AWAY,
         },
         model=None,
+    ),
+    Route(
+        "GET",
+        "/events",
+        Operation.EVENTS,
+        "Follow a job's status",
+        {
+            HTTPStatus.OK: "The job as it stands, then at each change, to its end.",
+            HTTPStatus.NO_CONTENT: "The job is finished, and the client has seen it so.",
+            **_UNKNOWN,
+            **_AWAY,
+        },
+        model=None,
+        media_type="text/event-stream",
+    ),
+    Route(
+        "GET",
+        "/operation",
+        Operation.OPERATION,
+        "Read a job's status in the words of Azure's long-running operations",
+        {
+            HTTPStatus.OK: "The job as it stands.",
+            **_UNKNOWN,
+            **_FASTER_THAN_TOLD,
+            **_AWAY,
+        },
+        model=OperationDocument,
     ),
     Route("POST", "/cancel", Operation.CANCEL, "Cancel a job", _CANCEL_ANSWERS),
     Route("DELETE", "", Operation.CANCEL, "Cancel a job", _CANCEL_ANSWERS),
@@ -71,7 +129,12 @@ ROUTES = (
 
 
 def match(path: str) -> tuple[str, Mapping[str, Operation]]:
-    """Split a path below the prefix into a job id and the operations its rest allows, by method."""
+    """Split a path below the prefix into a job id and the operations its rest allows, by method.
+
+    The empty path is the prefix itself, and has no job id.
+    """
+    if not path:
+        return "", {LIST.method: LIST.operation}
     job_id, slash, rest = path.partition("/")
     suffix = slash + rest
     return job_id, {route.method: route.operation for route in ROUTES if route.suffix == suffix}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -10,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 from pydantic_core import to_json
 
+from asyncjobs.http.mounts import Links
 from asyncjobs.model import Detail, Job, JobId, JobStatus
+from asyncjobs.protocols import Page
 
 
 class _Document(BaseModel):
@@ -24,6 +25,7 @@ class AcceptedDocument(_Document):
     job_id: JobId
     status_url: str
     result_url: str
+    events_url: str
     cancel_url: str
     estimated_duration: float | None = Field(default=None, description="seconds")
 
@@ -46,21 +48,29 @@ class JobDocument(_Document):
     cancel_requested_at: datetime | None = None
     estimated_duration: float | None = Field(default=None, description="seconds")
     trace_id: str
+    retry_after: int | None = Field(default=None, description="seconds; null once terminal")
+    position: int | None = Field(default=None, description="how far in front of its queue it waits")
 
 
-@dataclass(frozen=True)
-class Links:
-    """The URLs of one job, below the place where the routes are mounted."""
+class ListedDocument(_Document):
+    """A job in a list: its status without its result."""
 
-    status: str
-    result: str
-    cancel: str
+    job_id: JobId
+    status_url: str
+    type: str
+    status: JobStatus
+    progress: int = Field(ge=0, le=100)
+    error: str | None = None
+    created_at: datetime
+    started_at: datetime | None = Field(default=None, description="of the latest attempt")
+    completed_at: datetime | None = None
 
 
-def links_of(job_id: JobId, base: str) -> Links:
-    """Make a job's URLs; `base` is a path or an absolute URL, without a slash at its end."""
-    status = f"{base}/{job_id}"
-    return Links(status=status, result=f"{status}/result", cancel=f"{status}/cancel")
+class ListDocument(_Document):
+    """Some of a caller's jobs, the newest first."""
+
+    jobs: list[ListedDocument]
+    next: str | None = Field(default=None, description="where the list goes on")
 
 
 def encode_accepted(job: Job, links: Links) -> bytes:
@@ -70,6 +80,7 @@ def encode_accepted(job: Job, links: Links) -> bytes:
         "jobId": job.id,
         "statusUrl": links.status,
         "resultUrl": links.result,
+        "eventsUrl": links.events,
         "cancelUrl": links.cancel,
     }
     if job.estimated_duration is not None:
@@ -78,7 +89,10 @@ def encode_accepted(job: Job, links: Links) -> bytes:
 
 
 def encode_job(job: Job) -> bytes:
-    """Write a `JobDocument`; the stored result is passed on, neither parsed nor rewritten."""
+    """Write what of a `JobDocument` only changes with the job's version.
+
+    The stored result is passed on, neither parsed nor rewritten.
+    """
     estimate = job.estimated_duration
     document = to_json(
         {
@@ -99,6 +113,32 @@ def encode_job(job: Job) -> bytes:
         }
     )
     return document[:-1] + b',"result":' + (job.result_json or b"null") + b"}"
+
+
+def with_pace(document: bytes, retry_after: int | None, position: int | None = None) -> bytes:
+    """Add to a job's document what is true at this moment only."""
+    pace = b"null" if retry_after is None else b"%d" % retry_after
+    place = b"null" if position is None else b"%d" % position
+    return b'%s,"retryAfter":%s,"position":%s}' % (document[:-1], pace, place)
+
+
+def encode_list(page: Page, base: str, next_url: str | None) -> bytes:
+    """Write a `ListDocument`."""
+    return to_json({"jobs": [_listed(job, base) for job in page.jobs], "next": next_url})
+
+
+def _listed(job: Job, base: str) -> dict[str, Any]:
+    return {
+        "jobId": job.id,
+        "statusUrl": f"{base}/{job.id}",
+        "type": job.type,
+        "status": job.status,
+        "progress": job.progress,
+        "error": job.error.message if job.error else None,
+        "createdAt": job.created_at,
+        "startedAt": job.started_at,
+        "completedAt": job.completed_at,
+    }
 
 
 def _seconds(duration: timedelta) -> float:

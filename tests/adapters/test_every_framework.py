@@ -75,11 +75,13 @@ def test_a_submission_is_answered_at_once_by_where_to_follow_it(client: httpx2.C
         "jobId": document["jobId"],
         "statusUrl": url,
         "resultUrl": f"{url}/result",
+        "eventsUrl": f"{url}/events",
         "cancelUrl": f"{url}/cancel",
         "estimatedDuration": 30,
     }
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["location"] == f"{url}/result"
+    assert answer.headers["operation-location"] == str(client.base_url.join(f"{url}/operation"))
     assert answer.headers["link"] == f'<{url}>; rel="monitor"'
     assert 2 <= int(answer.headers["retry-after"]) <= 5
     assert answer.headers["cache-control"] == "no-store"

@@ -95,7 +95,8 @@ def resolve(document: dict[str, Any], reference: str) -> Any:
 
 
 def schema_of(document: dict[str, Any], path: str, method: str, status: str) -> dict[str, Any]:
-    [content] = document["paths"][path][method]["responses"][status]["content"].values()
+    contents = document["paths"][path][method]["responses"][status]["content"]
+    [content] = [one for kind, one in contents.items() if kind.endswith("json")]
     schema: dict[str, Any] = content["schema"]
     resolved: dict[str, Any] = resolve(document, schema["$ref"]) if "$ref" in schema else schema
     return resolved

@@ -147,12 +147,8 @@ def test_the_bare_monitor_serves_under_its_prefix_whether_that_is_cut_off_or_not
         assert client.get(f"/elsewhere/{job_id}").status_code == 404
 
 
-def test_the_bare_monitor_speaks_http_only() -> None:
-    monitor = StatusMonitor(make_jobs())
-    with (
-        pytest.raises(RuntimeError, match="not websocket"),
-        TestClient(monitor).websocket_connect(f"/{new_job_id()}"),
-    ):
+def test_the_bare_monitor_has_no_lifespan_of_its_own() -> None:
+    with pytest.raises(RuntimeError, match="no lifespan"), TestClient(StatusMonitor(make_jobs())):
         pass
 
 

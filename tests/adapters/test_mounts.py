@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from asyncjobs import AsyncJobs, ConfigurationError, JobContext, JobType
+from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.pacing import Pacing
 from asyncjobs.http.problems import ProblemDocument
 
@@ -56,7 +57,7 @@ def test_urls_are_absolute_where_a_base_is_given(serve: Serve, new_jobs: NewJobs
 
 
 def test_the_pace_of_polling_can_be_set(serve: Serve, new_jobs: NewJobs) -> None:
-    with serve((new_jobs(), {"pacing": Pacing(least=7, most=9)})) as client:
+    with serve((new_jobs(), {"options": MountOptions(pacing=Pacing(least=7, most=9))})) as client:
         assert submit(client, "double").headers["retry-after"] == "7"
 
 

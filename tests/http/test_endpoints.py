@@ -8,8 +8,9 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, ConfigurationError, EnqueueOptions, JobContext, JobType, NotOpen
-from asyncjobs.http.endpoints import Body, Endpoints, MountOptions, Submit, find_mount
+from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
 from asyncjobs.http.messages import Request, Response
+from asyncjobs.http.mounts import Mount, MountOptions
 from asyncjobs.model import new_job_id
 
 pytestmark = pytest.mark.anyio
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.anyio
 UNKNOWN = new_job_id()
 
 
-def made(options: MountOptions | None = None) -> Endpoints:
+def made(mount: Mount | None = None) -> Endpoints:
     jobs = AsyncJobs("memory://")
 
     @jobs.handler("double", estimate=30)
@@ -25,7 +26,7 @@ def made(options: MountOptions | None = None) -> Endpoints:
         return number * 2
 
     jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
-    return Endpoints(jobs, options or MountOptions())
+    return Endpoints(jobs, mount or Mount())
 
 
 def submission(body: bytes = b"21", **headers: str) -> Request:
@@ -44,17 +45,6 @@ def found(endpoints: Endpoints, name: str) -> JobType[Any, Any]:
 def document(response: Response) -> dict[str, Any]:
     parsed: dict[str, Any] = json.loads(response.body)
     return parsed
-
-
-@pytest.mark.parametrize("prefix", ["", "jobs", "/jobs/", "/"])
-def test_a_prefix_begins_with_a_slash_and_ends_without_one(prefix: str) -> None:
-    with pytest.raises(ValueError, match="prefix"):
-        MountOptions(prefix)
-
-
-def test_a_base_url_ends_without_a_slash() -> None:
-    with pytest.raises(ValueError, match="base URL"):
-        MountOptions("/jobs", "https://example.com/")
 
 
 async def test_a_submission_is_answered_by_where_to_follow_it() -> None:
@@ -95,7 +85,7 @@ async def test_the_root_under_which_the_app_is_reached_is_quoted_in_urls(
 
 
 async def test_a_base_url_replaces_the_root() -> None:
-    endpoints = made(MountOptions("/jobs", "https://example.com/api"))
+    endpoints = made(Mount("/jobs", "https://example.com/api"))
     request = Request("POST", root="/v1", headers={"content-type": "application/json"}, body=b"1")
     async with endpoints.jobs:
         response = await accept(endpoints, request)
@@ -255,7 +245,7 @@ async def test_a_type_of_no_mounted_queue_is_named() -> None:
 
 
 async def test_a_submission_is_held_no_longer_than_it_may() -> None:
-    endpoints = made(MountOptions(longest_wait=1))
+    endpoints = made(Mount(options=MountOptions(longest_wait=1)))
     async with endpoints.jobs:
         response = await accept(endpoints, submission(b"{}", prefer="wait=60"), "order")
         done = await accept(endpoints, submission(prefer="wait=60"))

@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 import pytest
 
-from asyncjobs.http.routes import ROUTES, Operation, Route, match
+from asyncjobs.http.routes import LIST, ROUTES, Operation, Route, match
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
@@ -15,7 +15,7 @@ def test_each_route_is_found_by_its_path_and_method(route: Route) -> None:
 
 
 def test_each_operation_has_a_route() -> None:
-    assert {route.operation for route in ROUTES} == set(Operation)
+    assert {route.operation for route in (LIST, *ROUTES)} == set(Operation)
 
 
 def test_a_path_allows_its_own_methods_only() -> None:
@@ -29,8 +29,8 @@ def test_any_other_path_allows_nothing(path: str) -> None:
     assert match(path) == ("job_1", {})
 
 
-def test_nothing_is_no_job() -> None:
-    assert match("")[0] == ""
+def test_the_prefix_itself_is_the_list() -> None:
+    assert match("") == ("", {"GET": Operation.LIST})
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")

@@ -6,15 +6,21 @@ from datetime import timedelta
 import pytest
 
 from asyncjobs import Job, JobStatus
+from asyncjobs.http.messages import Request
+from asyncjobs.http.mounts import Links, Mount
 from asyncjobs.http.wire import (
     AcceptedDocument,
     JobDocument,
     encode_accepted,
     encode_job,
-    links_of,
+    with_pace,
 )
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW
+
+
+def links_of(job: Job) -> Links:
+    return Mount().links(Request("POST"), job.id)
 
 
 def names(model: type[AcceptedDocument | JobDocument]) -> set[str]:
@@ -22,12 +28,14 @@ def names(model: type[AcceptedDocument | JobDocument]) -> set[str]:
 
 
 def test_the_document_of_a_job_has_exactly_the_fields_of_its_model(job: Job) -> None:
-    assert json.loads(encode_job(job)).keys() == names(JobDocument)
+    assert json.loads(with_pace(encode_job(job), None)).keys() == names(JobDocument)
 
 
 def test_the_document_of_a_job_is_one_of_its_model(job: Job) -> None:
-    document = JobDocument.model_validate_json(encode_job(job), strict=True)
-    assert json.loads(document.model_dump_json(by_alias=True)) == json.loads(encode_job(job))
+    text = with_pace(encode_job(job), 3, 17)
+    document = JobDocument.model_validate_json(text, strict=True)
+    assert json.loads(document.model_dump_json(by_alias=True)) == json.loads(text)
+    assert (document.retry_after, document.position) == (3, 17)
 
 
 def test_the_names_of_the_wire_are_in_camel_case() -> None:
@@ -72,21 +80,13 @@ def test_neither_payload_nor_owner_nor_lease_is_on_the_wire(job: Job) -> None:
 def test_whole_seconds_have_no_fraction(seconds: float, written: bytes) -> None:
     job = sample_job(estimated_duration=timedelta(seconds=seconds))
     assert b'"estimatedDuration":' + written + b"," in encode_job(job)
-    accepted = encode_accepted(job, links_of(job.id, "/api/jobs"))
+    accepted = encode_accepted(job, links_of(job))
     assert accepted.endswith(b'"estimatedDuration":' + written + b"}")
-
-
-def test_links_are_below_the_place_of_the_routes() -> None:
-    job = sample_job()
-    links = links_of(job.id, "https://example.com/api/jobs")
-    assert links.status == f"https://example.com/api/jobs/{job.id}"
-    assert links.result == f"{links.status}/result"
-    assert links.cancel == f"{links.status}/cancel"
 
 
 def test_the_document_of_a_202_is_one_of_its_model() -> None:
     job = sample_job(estimated_duration=timedelta(seconds=30))
-    links = links_of(job.id, "/api/jobs")
+    links = links_of(job)
     text = encode_accepted(job, links)
     assert json.loads(text).keys() == names(AcceptedDocument)
     document = AcceptedDocument.model_validate_json(text, strict=True)
@@ -96,5 +96,5 @@ def test_the_document_of_a_202_is_one_of_its_model() -> None:
 
 def test_an_estimate_that_is_not_known_is_left_out_of_the_202() -> None:
     job = sample_job()
-    document = json.loads(encode_accepted(job, links_of(job.id, "/api/jobs")))
+    document = json.loads(encode_accepted(job, links_of(job)))
     assert document.keys() == names(AcceptedDocument) - {"estimatedDuration"}

@@ -1,0 +1,52 @@
+"""A job's documents over a WebSocket in Flask, by flask-sock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import flask
+from flask import Blueprint, Flask
+from flask_sock import Sock  # type: ignore[import-untyped]
+
+from asyncjobs.http.endpoints import Endpoints
+from asyncjobs.http.messages import Request
+from asyncjobs.http.streams import Close
+from asyncjobs.portal import Portal
+
+
+def add_sockets(
+    app: Flask, endpoints: Endpoints, portal: Portal, asked: Callable[[str], Request]
+) -> None:
+    """Serve WebSockets; each keeps a thread of the server for as long as it is open."""
+    prefix = endpoints.mount.sockets
+    # A blueprint of its own, so that a handshake can be refused before it is accepted.
+    sockets = Blueprint(f"asyncjobs_sockets{prefix.replace('/', ':').replace('.', ':')}", __name__)
+
+    @sockets.before_request
+    def check() -> flask.Response | None:
+        flask.g.asyncjobs_request = asked(flask.request.path.rpartition("/")[2])
+        refusal = endpoints.refuse_socket(flask.g.asyncjobs_request)
+        if refusal is None:
+            return None
+        return flask.Response(refusal.body, refusal.status, list(refusal.headers))
+
+    def follow(socket: Any, job_id: str) -> None:  # noqa: ARG001  # the rule's own name
+        _say(socket, endpoints.follow(flask.g.asyncjobs_request), portal)
+
+    sock: Any = Sock()
+    sock.route(f"{prefix}/<job_id>", bp=sockets)(follow)
+    app.register_blueprint(sockets)
+
+
+def _say(socket: Any, sayings: AsyncGenerator[bytes | Close | None], portal: Portal) -> None:
+    try:
+        # In quiet times, too, something comes now and then: a client that has gone is not kept.
+        while socket.connected:
+            saying = portal.call(sayings.__anext__)
+            if isinstance(saying, Close):
+                socket.close(saying.code, saying.reason)
+            elif saying is not None:
+                socket.send(saying.decode())
+    finally:
+        portal.call(sayings.aclose)

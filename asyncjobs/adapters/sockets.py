@@ -1,0 +1,45 @@
+"""A job's documents over an ASGI WebSocket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+
+from asyncjobs.http.endpoints import Endpoints
+from asyncjobs.http.messages import Request
+from asyncjobs.http.streams import Close
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+async def talk(endpoints: Endpoints, request: Request, receive: Receive, send: Send) -> None:
+    """Accept a WebSocket, send what there is to tell, and close it; or refuse it."""
+    await receive()  # "websocket.connect", which is all that can come first
+    if endpoints.refuse_socket(request) is not None:
+        await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
+        return
+    await send({"type": "websocket.accept"})
+    async with aclosing(endpoints.follow(request)) as sayings, anyio.create_task_group() as tasks:
+        tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
+        await _say(sayings, send)
+        tasks.cancel_scope.cancel()
+
+
+async def _say(sayings: AsyncGenerator[bytes | Close | None], send: Send) -> None:
+    async for saying in sayings:
+        if isinstance(saying, Close):
+            await send({"type": "websocket.close", "code": saying.code, "reason": saying.reason})
+        elif saying is not None:
+            await send({"type": "websocket.send", "text": saying.decode()})
+
+
+async def _until_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+    # What a client says is not heard; that it says something is no reason to part.
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+    scope.cancel()

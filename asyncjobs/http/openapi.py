@@ -1,0 +1,211 @@
+"""What the routes look like to OpenAPI 3.1, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel, JsonValue
+
+from asyncjobs.http.problems import ProblemDocument
+from asyncjobs.http.routes import Operation, Route
+from asyncjobs.http.wire import AcceptedDocument, JobDocument
+from asyncjobs.model import JobStatus
+
+Schema = dict[str, Any]
+
+JOB_ID: Schema = {
+    "name": "job_id",
+    "in": "path",
+    "required": True,
+    "description": "the `jobId` of the 202",
+    "schema": {"type": "string"},
+}
+
+_HEADERS: Mapping[str, Schema] = {
+    "ETag": {"description": "changes with each visible change", "schema": {"type": "string"}},
+    "Retry-After": {
+        "description": "seconds after which to ask again; not once the job is terminal",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "Location": {"description": "the result's URL", "schema": {"type": "string"}},
+    "Operation-Location": {"description": "the operation's URL", "schema": {"type": "string"}},
+    "Link": {"description": 'the status URL, as rel="monitor"', "schema": {"type": "string"}},
+    "Preference-Applied": {
+        "description": "the wait that was granted",
+        "schema": {"type": "string"},
+    },
+    "Idempotency-Replayed": {
+        "description": "`true` where the key was used before",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
+    "Allow": {"description": "the methods there are", "schema": {"type": "string"}},
+}
+
+
+def _header(name: str, description: str, **schema: Any) -> Schema:
+    return {
+        "name": name,
+        "in": "header",
+        "description": description,
+        "schema": {"type": "string", **schema},
+    }
+
+
+def _query(name: str, description: str, **schema: Any) -> Schema:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+_PREFER = _header("Prefer", "`wait=N`: hold the request for up to N seconds (RFC 7240)")
+_KNOWN = _header("If-None-Match", "the ETag the client has")
+
+_PARAMETERS: Mapping[Operation, list[Schema]] = {
+    Operation.LIST: [
+        _query("type", "only jobs of this type", type="string"),
+        _query("status", "only jobs of this status", type="string", enum=[*JobStatus]),
+        _query("limit", "how many", type="integer", minimum=1, maximum=100, default=20),
+        _query("cursor", "where the page before ended", type="string"),
+    ],
+    Operation.STATUS: [_PREFER, _KNOWN],
+    Operation.RESULT: [_KNOWN],
+    Operation.EVENTS: [
+        _header("Last-Event-ID", "the version the client has; sent by browsers"),
+        _query("after", "the same, for the first connection", type="string"),
+    ],
+}
+
+SUBMISSION_PARAMETERS = [
+    _PREFER,
+    _header(
+        "Idempotency-Key",
+        "makes one job of repeated submissions",
+        pattern="^[!#-~][!-~]*$",
+        minLength=1,
+        maxLength=255,
+    ),
+]
+
+
+def parameters_of(route: Route) -> list[Schema]:
+    """Describe the parameters of a route beside the job's id."""
+    return _PARAMETERS.get(route.operation, [])
+
+
+def responses_of(route: Route) -> dict[int | str, Schema]:
+    """Describe all answers of a route."""
+    return {int(status): _response(route, status) for status in route.answers}
+
+
+def submission_responses(prefix: str) -> dict[int | str, Schema]:
+    """Describe what an application's own route answers that submits by `accept`."""
+    sentences = {
+        HTTPStatus.BAD_REQUEST: "The body is not JSON, or the idempotency key is none.",
+        HTTPStatus.FORBIDDEN: "A page of another site has sent it.",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The payload is too large.",
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is not declared as JSON.",
+        HTTPStatus.UNPROCESSABLE_ENTITY: "The payload is not valid.",
+        HTTPStatus.SERVICE_UNAVAILABLE: "The job could not be stored.",
+    }
+    accepted = _json("The job is stored, and will be worked on.", schema_of(AcceptedDocument))
+    accepted["headers"] = _headers(
+        "Location",
+        "Operation-Location",
+        "Link",
+        "Retry-After",
+        "Preference-Applied",
+        "Idempotency-Replayed",
+    )
+    accepted["links"] = {
+        name: {
+            "operationRef": f"#/paths/{_pointer(prefix)}~1{{job_id}}{_pointer(suffix)}/{method}",
+            "parameters": {"job_id": "$response.body#/jobId"},
+        }
+        for name, suffix, method in (
+            ("status", "", "get"),
+            ("result", "/result", "get"),
+            ("operation", "/operation", "get"),
+            ("cancel", "/cancel", "post"),
+        )
+    }
+    finished = _json("The job has ended within the wait.", schema_of(JobDocument))
+    finished["headers"] = _headers("Preference-Applied", "Idempotency-Replayed")
+    problems: dict[int | str, Schema] = {
+        int(status): _problem(status, text) for status, text in sentences.items()
+    }
+    return {202: accepted, 200: finished, **problems}
+
+
+def schema_of(model: type[BaseModel]) -> Schema:
+    """Write a model's schema so that it can stand anywhere: without references."""
+    schema = model.model_json_schema(mode="serialization")
+    return {
+        name: _inlined(part, schema.get("$defs", {}))
+        for name, part in schema.items()
+        if name != "$defs"
+    }
+
+
+def _response(route: Route, status: HTTPStatus) -> Schema:
+    text = route.answers[status]
+    if status >= HTTPStatus.BAD_REQUEST:
+        return _problem(status, text)
+    if status in {HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT}:
+        described: Schema = {"description": text}
+    elif status is HTTPStatus.ACCEPTED:
+        described = _json(text, schema_of(JobDocument))
+    elif route.model is not None:
+        described = _json(text, schema_of(route.model))
+    else:
+        described = {"description": text, "content": {route.media_type: {"schema": {}}}}
+    if route.operation is Operation.STATUS and status is HTTPStatus.OK:
+        described["content"]["text/html"] = {"schema": {"type": "string"}}
+    names = _answered_headers(route.operation, status)
+    return {**described, "headers": _headers(*names)} if names else described
+
+
+def _answered_headers(operation: Operation, status: HTTPStatus) -> list[str]:
+    match operation, status:
+        case Operation.STATUS, _:
+            return ["ETag", "Retry-After", "Preference-Applied"]
+        case Operation.RESULT, HTTPStatus.OK | HTTPStatus.NOT_MODIFIED:
+            return ["ETag"]
+        case Operation.LIST, _:
+            return ["Link"]
+        case Operation.EVENTS, _:
+            return []
+        case _:
+            return ["Retry-After"]
+
+
+def _json(description: str, schema: Schema) -> Schema:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _problem(status: HTTPStatus, description: str) -> Schema:
+    retried = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+    headers = {"headers": _headers("Retry-After")} if status in retried else {}
+    content = {"application/problem+json": {"schema": schema_of(ProblemDocument)}}
+    return {"description": description, "content": content, **headers}
+
+
+def _headers(*names: str) -> Schema:
+    return {name: _HEADERS[name] for name in names}
+
+
+def _pointer(path: str) -> str:
+    """Write a path as a part of a JSON pointer (RFC 6901, section 3)."""
+    return path.replace("~", "~0").replace("/", "~1")
+
+
+def _inlined(schema: JsonValue, definitions: Mapping[str, JsonValue]) -> JsonValue:
+    """Replace the references of a schema by what they lead to."""
+    match schema:
+        case {"$ref": str(reference)}:
+            return _inlined(definitions[reference.rpartition("/")[2]], definitions)
+        case dict():
+            return {name: _inlined(value, definitions) for name, value in schema.items()}
+        case list():
+            return [_inlined(item, definitions) for item in schema]
+        case _:
+            return schema

@@ -1,0 +1,64 @@
+"""Which pages may do what changes something: the defence against cross-site requests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from asyncjobs.errors import CrossSite
+from asyncjobs.http.messages import Request
+
+# RFC 6454 section 6.2: scheme, host, and a port where it is not the scheme's own.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:[^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(?:[A-Za-z0-9._\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+
+def is_origin(text: str) -> bool:
+    """Tell whether a text is written as browsers write an origin."""
+    return _ORIGIN.fullmatch(text) is not None
+
+
+def origin_of(url: str) -> str | None:
+    """Return the origin of an absolute URL."""
+    parts = urlsplit(url)
+    origin = f"{parts.scheme}://{parts.netloc}".lower()
+    return origin if is_origin(origin) else None
+
+
+def own_origin(request: Request) -> str | None:
+    """Return the origin under which this client has reached the server, if it named one."""
+    host = request.headers.get("host", "")
+    scheme = {"ws": "http", "wss": "https"}.get(request.scheme, request.scheme)
+    return f"{scheme}://{host}" if _HOST.fullmatch(host) else None
+
+
+def refuse_cross_site(request: Request, trusted: Collection[str]) -> None:
+    """Raise `CrossSite` where a page of another site sent what changes something.
+
+    Browsers say so themselves (Fetch Metadata's Sec-Fetch-Site), older ones by the Origin. Who
+    sends neither is no browser, and has no cookies that another page could misuse.
+    """
+    if request.method not in _SAFE_METHODS:
+        _refuse(request, trusted)
+
+
+def refuse_foreign_socket(request: Request, trusted: Collection[str]) -> None:
+    """Raise `CrossSite` where a page of another site opens a WebSocket (RFC 6455, 10.2)."""
+    _refuse(request, trusted)
+
+
+def _refuse(request: Request, trusted: Collection[str]) -> None:
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "")
+    if site in {"same-origin", "none"} or origin.lower() in trusted:
+        return
+    if site is None and (not origin or _host_of(origin) == request.headers.get("host", "").lower()):
+        return
+    raise CrossSite(origin if is_origin(origin.lower()) else "")
+
+
+def _host_of(origin: str) -> str:
+    # Without the scheme: behind a proxy that ends TLS the server does not know it.
+    return origin.partition("://")[2].lower()

@@ -1,0 +1,42 @@
+"""Server-Sent Events: the text of a stream, and where a client resumes (HTML, section 9.2)."""
+
+from __future__ import annotations
+
+import re
+
+from asyncjobs.http.messages import Headers
+
+KEEP_ALIVE = b":\n\n"
+
+#: No proxy may keep, compress or hold back a stream; the last one is nginx's own.
+HEADERS: Headers = (
+    ("Content-Type", "text/event-stream"),
+    ("Cache-Control", "no-cache, no-transform"),
+    ("X-Accel-Buffering", "no"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
+_VERSION = re.compile(r"[0-9]{1,18}")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+
+
+def retry(seconds: float) -> bytes:
+    """Tell the client how long to wait before it connects again."""
+    return b"retry: %d\n\n" % round(seconds * 1000)
+
+
+def event(version: int, document: bytes) -> bytes:
+    """Write one event; its id is what a client will resume after."""
+    lines = _LINE_END.split(document)
+    return b"id: %d\n%s\n\n" % (version, b"\n".join(b"data: " + line for line in lines))
+
+
+def resumes_after(last_event_id: str | None, after: str | None) -> int:
+    """Read the version that a client has already; 0 for none, or for what is none of ours.
+
+    A browser that reconnects sends the header and the URL's old parameter: the header is newer.
+    """
+    for text in (last_event_id, after):
+        if text is not None and _VERSION.fullmatch(text):
+            return int(text)
+    return 0

@@ -1,0 +1,154 @@
+"""What is sent as it happens: events, sockets, and requests held until there is news."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from weakref import WeakSet
+
+import anyio
+
+from asyncjobs.errors import NotOpen, StoreUnavailable, UnknownJob
+from asyncjobs.feed import Watch
+from asyncjobs.http import sse
+from asyncjobs.http.encoded import Encoded
+from asyncjobs.http.messages import Response, Stream
+from asyncjobs.http.mounts import MountOptions
+from asyncjobs.http.wire import with_pace
+from asyncjobs.model import Job, JobId
+from asyncjobs.queue import AsyncJobs
+
+#: Decides whether the one who asks may see a job; raises `UnknownJob` where not.
+Check = Callable[[Job], Job]
+
+# Clients that come when there are too many others come again after this.
+_SHED_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Close:
+    """The end of a WebSocket (RFC 6455, section 7.4)."""
+
+    code: int
+    reason: str
+
+
+_FINISHED = Close(1000, "The job is finished.")
+_GOING_AWAY = Close(1001, "Connect again to go on.")
+_UNKNOWN = Close(1008, "Job not found")
+_AWAY = Close(1013, "Jobs cannot be read at the moment; try again later.")
+_SHED = Close(1013, "Too many are watching; try again later.")
+
+
+class Streams:
+    """Everything of one mount that is under way for longer than a moment."""
+
+    def __init__(self, jobs: AsyncJobs, options: MountOptions, encoded: Encoded) -> None:
+        self._jobs = jobs
+        self._options = options
+        self._encoded = encoded
+        # Weak: one that nobody iterates any more is gone, and counts no more.
+        self._streams: WeakSet[Watch] = WeakSet()
+        self._held: WeakSet[Watch] = WeakSet()
+        self._ended = False
+
+    def begin(self) -> None:
+        """Let streams go on for as long as they may."""
+        self._ended = False
+
+    def end(self) -> None:
+        """End all of them, since the server is told to stop; later ones end at once."""
+        self._ended = True
+        for watch in [*self._streams, *self._held]:
+            watch.finish()
+
+    async def next_change(self, job: Job, seconds: float) -> Job:
+        """Return a job once it differs from this state of it, or as it stands in the end."""
+        watch = self._watch(job.id, self._held)
+        newest = await _first(watch)
+        if newest.version == job.version:
+            with anyio.move_on_after(seconds):
+                newest = await anext(watch, newest)
+        return newest
+
+    async def ended(self, job_id: JobId, seconds: float) -> Job:
+        """Return a job when it is terminal, or as it stands in the end."""
+        watch = self._watch(job_id, self._held)
+        job = await _first(watch)
+        with anyio.move_on_after(seconds):
+            async for newest in watch:
+                job = newest
+        return job
+
+    async def events(self, job_id: JobId, check: Check, after: int) -> Response:
+        """Answer by the events of one job, from the version after the one the client has."""
+        crowded = len(self._streams) >= self._options.streams
+        watch = self._watch(job_id, self._streams)
+        job = check(await _first(watch))
+        if job.status.terminal and job.version == after:
+            # The one answer that makes EventSource stop (HTML, section 9.2.3).
+            return Response(HTTPStatus.NO_CONTENT, (("Cache-Control", "no-store"),))
+        if crowded:
+            # Not 429 or 503, from which EventSource never recovers.
+            snapshot = sse.retry(_SHED_SECONDS) + self._encoded.event(job)
+            return Response(HTTPStatus.OK, sse.HEADERS, snapshot)
+        first = sse.retry(self._options.pacing.least)
+        if job.version != after:
+            first += self._encoded.event(job)
+        return Stream(HTTPStatus.OK, sse.HEADERS, chunks=self._frames(watch, first))
+
+    async def socket(
+        self, job_id: JobId, check: Check, after: int
+    ) -> AsyncGenerator[bytes | Close | None]:
+        """Yield a job's documents for a WebSocket, None in quiet times, and at last its end."""
+        crowded = len(self._streams) >= self._options.streams
+        watch = self._watch(job_id, self._streams)
+        try:
+            job = check(await _first(watch))
+        except UnknownJob:
+            yield _UNKNOWN
+            return
+        except StoreUnavailable:
+            yield _AWAY
+            return
+        if job.version != after:
+            yield self._text(job)
+        if crowded and not job.status.terminal:
+            yield _SHED
+            return
+        async for newest in self._changes(watch):
+            job = newest or job
+            yield self._text(job) if newest else None
+        yield _FINISHED if job.status.terminal else _GOING_AWAY
+
+    async def _frames(self, watch: Watch, first: bytes) -> AsyncGenerator[bytes]:
+        yield first
+        async for job in self._changes(watch):
+            yield sse.KEEP_ALIVE if job is None else self._encoded.event(job)
+
+    async def _changes(self, watch: Watch) -> AsyncGenerator[Job | None]:
+        """Yield changes to the end of the job or of the stream's life, and None in quiet times."""
+        ends_at = anyio.current_time() + self._options.stream_life
+        while (left := ends_at - anyio.current_time()) > 0:
+            try:
+                job = await watch.within(min(left, self._options.keep_alive))
+            except StopAsyncIteration:
+                return
+            yield job
+
+    def _text(self, job: Job) -> bytes:
+        return with_pace(self._encoded.document(job), None)
+
+    def _watch(self, job_id: JobId, among: WeakSet[Watch]) -> Watch:
+        watch = self._jobs.subscribe(job_id)
+        among.add(watch)
+        if self._ended:
+            watch.finish()
+        return watch
+
+
+async def _first(watch: Watch) -> Job:
+    async for job in watch:
+        return job
+    raise NotOpen("AsyncJobs")  # it was closed a moment ago
