@@ -20,7 +20,7 @@ from asyncjobs.errors import ConfigurationError, IdempotencyConflict, IllegalMov
 from asyncjobs.feed import Watch
 from asyncjobs.logs import log_transition
 from asyncjobs.model import Delivery, Detail, Job, JobError, JobId, JobStatus, Policy, Progress
-from asyncjobs.protocols import Clock, Dispatcher, Page, Selection, Store
+from asyncjobs.protocols import Clock, Dispatcher, Listing, Page, Selection, Store
 from asyncjobs.registration import Registrar
 from asyncjobs.registry import JobType
 from asyncjobs.settings import Settings
@@ -144,6 +144,11 @@ class AsyncJobs(Registrar):
     async def find(self, job_id: JobId, /) -> Job:
         """Return the job as it stands; raise `UnknownJob` where `get` returns None."""
         return await self._running.ledger.find(job_id)
+
+    @property
+    def can_list(self) -> bool:
+        """Whether the store can list jobs."""
+        return isinstance(self._store, Listing)
 
     async def list(self, which: Selection, /, *, limit: int = 50, after: str | None = None) -> Page:
         """Return jobs, the newest first, without their payloads and results.

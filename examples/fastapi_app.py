@@ -16,7 +16,11 @@ async def create_export(cmd: ExportRequest, accept: Accept) -> Response:
     return await accept(export, cmd)
 
 
-@app.get("/exports/{name}", response_class=FileResponse)
+@app.get(
+    "/exports/{name}",
+    response_class=FileResponse,
+    responses={404: {"description": "There is no such export."}},
+)
 async def download(name: str) -> FileResponse:
     """Fetch a finished export."""
     path = exported(name)

@@ -10,7 +10,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -58,16 +64,15 @@ class StatusMonitor:
         if scope["type"] == "websocket":
             await talk(self.endpoints, await self.asked(scope), receive, send)
         elif scope["type"] == "http":
-            response = await self.endpoints.handle(await self.asked(scope))
+            asked = await self.asked(scope, prefix=self.endpoints.mount.prefix)
+            response = await self.endpoints.handle(asked)
             await respond(response, receive, send)
         else:
             raise RuntimeError(f"The status monitor answers no {scope['type']}.")
 
-    async def asked(self, scope: Scope, body: bytes = b"") -> Request:
+    async def asked(self, scope: Scope, body: bytes = b"", *, prefix: str = "") -> Request:
         """Translate a request, and find out whose it is; raises what `identify` raises."""
-        return replace(
-            request_of(scope, self.endpoints.mount.prefix), body=body, owner=await self._who(scope)
-        )
+        return replace(request_of(scope, prefix), body=body, owner=await self._who(scope))
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -92,12 +97,14 @@ class StatusMonitor:
 
 
 def request_of(scope: Scope, prefix: str = "") -> Request:
-    """Translate a request, whether it was routed below a mount or not."""
+    """Translate a request for something below a prefix."""
     root, path = scope.get("root_path", ""), scope["path"]
     below = path.removeprefix(root) if path.startswith(root) else path
-    # Still there where nobody has routed, or where root_path is what a proxy has cut off.
     if f"{below}/".startswith(f"{prefix}/"):
         below = below.removeprefix(prefix)
+    else:
+        # Who has routed by the prefix has moved it to the root, which is that of the app before.
+        root = root.removesuffix(prefix)
     return Request(
         method=scope.get("method", "GET"),
         path=below.rpartition("/")[2] if scope["type"] == "websocket" else below.removeprefix("/"),
@@ -115,10 +122,11 @@ async def respond(response: Response, receive: Receive, send: Send) -> None:
     if isinstance(response, Stream):
         async with aclosing(response.chunks), anyio.create_task_group() as tasks:
             tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
-            await send(start)
-            async for chunk in response.chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            with suppress(OSError):  # what `send` raises where the client has gone (ASGI 2.4)
+                await send(start)
+                async for chunk in response.chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
             tasks.cancel_scope.cancel()
         return
     # RFC 9110 section 8.6: not where the length would be that of what is not sent.

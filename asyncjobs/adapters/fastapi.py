@@ -48,6 +48,9 @@ _Handler = Callable[[Request, Any], Awaitable[Response]]
 _AnyHandler = Callable[[Request, Any], Any]
 _Rejection = Callable[[Request, Any], RequestRejected | None]
 
+# How FastAPI says that it could not read a body at all.
+_UNREADABLE = "There was an error parsing the body"
+
 
 class Acceptor:
     """Makes jobs of what one request submits."""
@@ -101,7 +104,7 @@ def mount(
         _add(app, monitor, route)
     starlette.join(app, monitor)
     # What the documented routes leave over: other methods, and paths that are none.
-    app.mount(prefix, monitor)
+    starlette.serve(app, monitor)
     _answer_refused_bodies(app)
     _describe_submissions(app, prefix)
 
@@ -184,6 +187,8 @@ def _misshapen(request: Request, error: RequestValidationError) -> RequestReject
 
 
 def _unreadable(_: Request, error: HTTPException) -> RequestRejected | None:
+    if error.detail != _UNREADABLE:
+        return None  # some other refusal, whose cause is the app's own business
     # FastAPI treats some kinds of what is not JSON apart from the rest.
     if isinstance(error.__cause__, UnicodeDecodeError):
         return MalformedBody("it is not UTF-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import flask
 from flask import Flask
 
-from asyncjobs.errors import AsyncJobsError, ConfigurationError, StoreError
+from asyncjobs.errors import AsyncJobsError, ConfigurationError, MalformedBody, StoreError
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
 from asyncjobs.http.messages import Request, Response, Stream
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
@@ -169,8 +170,11 @@ def _request(path: str, body: bytes = b"") -> Request:
 def _read_at_most(limit: int) -> bytes:
     """Read a body, but not far beyond the limit: what comes after it is left unread."""
     body = bytearray()
-    while len(body) <= limit and (chunk := flask.request.stream.read(limit + 1 - len(body))):
-        body += chunk
+    try:
+        while len(body) <= limit and (chunk := flask.request.stream.read(limit + 1 - len(body))):
+            body += chunk
+    except OSError as error:  # what servers raise for chunks that are none
+        raise MalformedBody("it is broken off") from error
     # What the app has read before is gone from the stream, but Flask remembers it.
     return bytes(body) or flask.request.get_data()
 
@@ -191,11 +195,13 @@ def _response(response: Response, portal: Portal) -> flask.Response:
 
 def _chunks(stream: Stream, portal: Portal) -> Generator[bytes]:
     """Pass on what the queue's own event loop makes; the server's thread waits for it."""
+    loop = portal.start()
     try:
-        while (chunk := portal.call(_next, stream.chunks)) is not None:
+        while (chunk := loop.call(_next, stream.chunks)) is not None:
             yield chunk
     finally:
-        portal.call(stream.chunks.aclose)
+        with suppress(RuntimeError):  # the queue was closed, and the stream with it
+            loop.call(stream.chunks.aclose)
 
 
 async def _next(chunks: AsyncGenerator[T]) -> T | None:

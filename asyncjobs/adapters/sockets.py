@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import anyio
@@ -31,11 +31,13 @@ async def talk(endpoints: Endpoints, request: Request, receive: Receive, send: S
 
 
 async def _say(sayings: AsyncGenerator[bytes | Close | None], send: Send) -> None:
-    async for saying in sayings:
-        if isinstance(saying, Close):
-            await send({"type": "websocket.close", "code": saying.code, "reason": saying.reason})
-        elif saying is not None:
-            await send({"type": "websocket.send", "text": saying.decode()})
+    with suppress(OSError):  # what `send` raises where the client has gone (ASGI 2.4)
+        async for saying in sayings:
+            if isinstance(saying, Close):
+                end = {"type": "websocket.close", "code": saying.code, "reason": saying.reason}
+                await send(end)
+            elif saying is not None:
+                await send({"type": "websocket.send", "text": saying.decode()})
 
 
 async def _until_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -52,7 +52,17 @@ def mount(
         jobs, prefix=prefix, base_url=base_url, identify=by_scope(identify), options=options
     )
     join(app, monitor)
-    app.mount(prefix, monitor)
+    serve(app, monitor)
+
+
+def serve(app: Starlette, monitor: StatusMonitor) -> None:
+    """Let the monitor answer for jobs, with every method there is.
+
+    Not a Mount, which would redirect requests for the prefix itself.
+    """
+    prefix = monitor.endpoints.mount.prefix
+    for path in ("{job_id}", "{job_id}/{rest:path}"):
+        app.router.routes.append(Route(f"{prefix}/{path}", monitor))
 
 
 def join(app: Starlette, monitor: StatusMonitor) -> None:

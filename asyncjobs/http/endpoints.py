@@ -108,7 +108,7 @@ class Endpoints:
 
     async def _route(self, request: Request) -> Response:
         job_id, operations = match(request.path)
-        if operations.get("GET") is Operation.LIST and not self.mount.identified:
+        if operations.get("GET") is Operation.LIST and not self._lists:
             raise UnknownJob(job_id)
         known = parse_job_id(job_id)
         if not operations or (job_id and known is None):
@@ -136,7 +136,8 @@ class Endpoints:
             return Response(HTTPStatus.OK, headers, encode_operation(job, links))
         if prefers_html(request.headers.get("accept")):
             links = self.mount.links(request, job.id)
-            return status_page(job, links, retry_after=self._retry_after(job))
+            now = self.jobs.clock.now()
+            return status_page(job, links, retry_after=self._retry_after(job), now=now)
         return await self._status(request, job)
 
     async def _accept(
@@ -152,21 +153,25 @@ class Endpoints:
         accepted = await self.jobs.accept(kind, value, Caller(owner, key), options)
         wait = self._patience(request, kind.policy.inline)
         replayed = (("Idempotency-Replayed", "true"),) if accepted.replayed else ()
-        said = (*wait.applied, *replayed, _NO_STORE)
+        links = self.mount.links(request, accepted.job.id)
+        said = (
+            *_JSON,
+            ("Operation-Location", links.operation),
+            ("Link", f'<{links.status}>; rel="monitor"'),
+            *wait.applied,
+            *replayed,
+            _NO_STORE,
+        )
         if wait.seconds:
             job = await self.streams.ended(accepted.job.id, wait.seconds)
             if job.status.terminal:
-                return Response(HTTPStatus.OK, (*_JSON, *said), await self._document(job))
-        links = self.mount.links(request, accepted.job.id)
-        headers = (
-            *_JSON,
-            ("Location", links.result),
-            ("Operation-Location", links.operation),
-            ("Link", f'<{links.status}>; rel="monitor"'),
-            *self._pace(accepted.job),
-            *said,
-        )
+                return Response(HTTPStatus.OK, said, await self._document(job))
+        headers = (*said, ("Location", links.result), *self._pace(accepted.job))
         return Response(HTTPStatus.ACCEPTED, headers, encode_accepted(accepted.job, links))
+
+    @property
+    def _lists(self) -> bool:
+        return self.mount.identified and self.jobs.can_list
 
     async def _list(self, request: Request) -> Response:
         asked = page_query_of(request.query)

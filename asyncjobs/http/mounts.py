@@ -81,7 +81,9 @@ class Mount:
     def trusted(self) -> frozenset[str]:
         """The origins whose pages may do what changes something, beside the server's own."""
         own = origin_of(self.base_url) if self.base_url else None
-        return frozenset({*self.options.origins, *([own] if own else [])})
+        return frozenset(
+            {*(origin.lower() for origin in self.options.origins), *([own] if own else [])}
+        )
 
     def base(self, request: Request) -> str:
         """Return the URL of the list of jobs, which is a path without a base URL."""

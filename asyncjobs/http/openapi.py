@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, JsonValue
 
 from asyncjobs.http.problems import ProblemDocument
-from asyncjobs.http.routes import Operation, Route
+from asyncjobs.http.routes import ROUTES, Operation, Route
 from asyncjobs.http.wire import AcceptedDocument, JobDocument
 from asyncjobs.model import JobStatus
 
@@ -29,9 +29,15 @@ _HEADERS: Mapping[str, Schema] = {
         "description": "seconds after which to ask again; not once the job is terminal",
         "schema": {"type": "integer", "minimum": 1},
     },
-    "Location": {"description": "the result's URL", "schema": {"type": "string"}},
+    "Location": {
+        "description": "where to go on: the result's URL, or the job's",
+        "schema": {"type": "string"},
+    },
     "Operation-Location": {"description": "the operation's URL", "schema": {"type": "string"}},
-    "Link": {"description": 'the status URL, as rel="monitor"', "schema": {"type": "string"}},
+    "Link": {
+        "description": 'the status URL, as rel="monitor"; of a list, the next page, as rel="next"',
+        "schema": {"type": "string"},
+    },
     "Preference-Applied": {
         "description": "the wait that was granted",
         "schema": {"type": "string"},
@@ -116,20 +122,10 @@ def submission_responses(prefix: str) -> dict[int | str, Schema]:
         "Preference-Applied",
         "Idempotency-Replayed",
     )
-    accepted["links"] = {
-        name: {
-            "operationRef": f"#/paths/{_pointer(prefix)}~1{{job_id}}{_pointer(suffix)}/{method}",
-            "parameters": {"job_id": "$response.body#/jobId"},
-        }
-        for name, suffix, method in (
-            ("status", "", "get"),
-            ("result", "/result", "get"),
-            ("operation", "/operation", "get"),
-            ("cancel", "/cancel", "post"),
-        )
-    }
+    accepted["links"] = _links(prefix)
     finished = _json("The job has ended within the wait.", schema_of(JobDocument))
     finished["headers"] = _headers("Preference-Applied", "Idempotency-Replayed")
+    finished["links"] = _links(prefix)
     problems: dict[int | str, Schema] = {
         int(status): _problem(status, text) for status, text in sentences.items()
     }
@@ -150,14 +146,15 @@ def _response(route: Route, status: HTTPStatus) -> Schema:
     text = route.answers[status]
     if status >= HTTPStatus.BAD_REQUEST:
         return _problem(status, text)
-    if status in {HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT}:
+    if HTTPStatus.MULTIPLE_CHOICES <= status or status is HTTPStatus.NO_CONTENT:
         described: Schema = {"description": text}
     elif status is HTTPStatus.ACCEPTED:
         described = _json(text, schema_of(JobDocument))
     elif route.model is not None:
         described = _json(text, schema_of(route.model))
     else:
-        described = {"description": text, "content": {route.media_type: {"schema": {}}}}
+        schema = _event_schema() if route.operation is Operation.EVENTS else {}
+        described = {"description": text, "content": {route.media_type: {"schema": schema}}}
     if route.operation is Operation.STATUS and status is HTTPStatus.OK:
         described["content"]["text/html"] = {"schema": {"type": "string"}}
     names = _answered_headers(route.operation, status)
@@ -170,6 +167,8 @@ def _answered_headers(operation: Operation, status: HTTPStatus) -> list[str]:
             return ["ETag", "Retry-After", "Preference-Applied"]
         case Operation.RESULT, HTTPStatus.OK | HTTPStatus.NOT_MODIFIED:
             return ["ETag"]
+        case Operation.CANCEL, HTTPStatus.SEE_OTHER:
+            return ["Location"]
         case Operation.LIST, _:
             return ["Link"]
         case Operation.EVENTS, _:
@@ -191,6 +190,37 @@ def _problem(status: HTTPStatus, description: str) -> Schema:
 
 def _headers(*names: str) -> Schema:
     return {name: _HEADERS[name] for name in names}
+
+
+def _event_schema() -> Schema:
+    """Describe one event: before version 3.2, OpenAPI has no words for a sequence of them."""
+    document = {"contentMediaType": "application/json", "contentSchema": schema_of(JobDocument)}
+    return {
+        "type": "object",
+        "description": "one event of the stream",
+        "properties": {
+            "id": {"type": "string", "description": "the job's version, to resume after"},
+            "data": {"type": "string", **document},
+        },
+    }
+
+
+def _links(prefix: str) -> Schema:
+    """Lead from a document with a `jobId` to all that can be done with the job."""
+    return {
+        _link_name(route): {
+            "operationRef": f"#/paths/{_pointer(f'{prefix}/{{job_id}}{route.suffix}')}"
+            f"/{route.method.lower()}",
+            "description": route.summary,
+            "parameters": {"job_id": "$response.body#/jobId"},
+        }
+        for route in ROUTES
+    }
+
+
+def _link_name(route: Route) -> str:
+    name = route.operation.value
+    return name if route.method in {"GET", "POST"} else f"{name}_by_{route.method.lower()}"
 
 
 def _pointer(path: str) -> str:

@@ -52,9 +52,10 @@ def refuse_foreign_socket(request: Request, trusted: Collection[str]) -> None:
 
 def _refuse(request: Request, trusted: Collection[str]) -> None:
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "")
+    host = request.headers.get("host", "").lower()
     if site in {"same-origin", "none"} or origin.lower() in trusted:
         return
-    if site is None and (not origin or _host_of(origin) == request.headers.get("host", "").lower()):
+    if site is None and (not origin or (host and _host_of(origin) == host)):
         return
     raise CrossSite(origin if is_origin(origin.lower()) else "")
 

@@ -123,7 +123,16 @@ ROUTES = (
         },
         model=OperationDocument,
     ),
-    Route("POST", "/cancel", Operation.CANCEL, "Cancel a job", _CANCEL_ANSWERS),
+    Route(
+        "POST",
+        "/cancel",
+        Operation.CANCEL,
+        "Cancel a job",
+        {
+            **_CANCEL_ANSWERS,
+            HTTPStatus.SEE_OTHER: "The same for a person: back to the job's page.",
+        },
+    ),
     Route("DELETE", "", Operation.CANCEL, "Cancel a job", _CANCEL_ANSWERS),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
 from weakref import WeakSet
@@ -117,15 +118,17 @@ class Streams:
         if crowded and not job.status.terminal:
             yield _SHED
             return
-        async for newest in self._changes(watch):
-            job = newest or job
-            yield self._text(job) if newest else None
+        async with aclosing(self._changes(watch)) as changes:
+            async for newest in changes:
+                job = newest or job
+                yield self._text(job) if newest else None
         yield _FINISHED if job.status.terminal else _GOING_AWAY
 
     async def _frames(self, watch: Watch, first: bytes) -> AsyncGenerator[bytes]:
         yield first
-        async for job in self._changes(watch):
-            yield sse.KEEP_ALIVE if job is None else self._encoded.event(job)
+        async with aclosing(self._changes(watch)) as changes:
+            async for job in changes:
+                yield sse.KEEP_ALIVE if job is None else self._encoded.event(job)
 
     async def _changes(self, watch: Watch) -> AsyncGenerator[Job | None]:
         """Yield changes to the end of the job or of the stream's life, and None in quiet times."""

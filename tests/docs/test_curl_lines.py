@@ -1,6 +1,7 @@
 """Runs the curl lines of the HTTP reference against a real server, in order.
 
 They are translated, not run: curl is not everywhere. Behind each line stands the status to expect.
+Streams are read to their end.
 """
 
 import argparse
@@ -11,8 +12,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from string import Template
 
 import httpx2
 import pytest
@@ -50,14 +52,18 @@ def client(tmp_path: Path) -> Generator[httpx2.Client]:
         server.wait()
 
 
-def request_of(arguments: str) -> httpx2.Request:
+def request_of(arguments: str, variables: Mapping[str, str]) -> httpx2.Request:
     curl = argparse.ArgumentParser()
     curl.add_argument("-i", action="store_true")
+    curl.add_argument("-N", action="store_true")
+    curl.add_argument("-I", dest="method", action="store_const", const="HEAD")
     curl.add_argument("-X", dest="method")
     curl.add_argument("-H", dest="headers", action="append", default=[])
     curl.add_argument("-d", dest="data")
     curl.add_argument("url")
-    asked = curl.parse_args(shlex.split(arguments))
+    # As a shell does it: quotes in what a variable holds are no quotes of the line.
+    words = [Template(word).safe_substitute(variables) for word in shlex.split(arguments)]
+    asked = curl.parse_args(words)
     method = asked.method or ("POST" if asked.data else "GET")
     headers = dict(header.split(": ", 1) for header in asked.headers)
     return httpx2.Request(method, asked.url, headers=headers, content=asked.data)
@@ -67,10 +73,9 @@ def test_curl_lines_answer_what_is_written_behind_them(client: httpx2.Client) ->
     page = (ROOT / "docs" / "reference" / "http.md").read_text(encoding="utf-8")
     lines = LINE.findall(page)
     assert len(lines) == page.count("\ncurl ")
-    job = ""
+    variables = {"HOST": str(client.base_url).rstrip("/")}
     for arguments, status in lines:
-        host = str(client.base_url).rstrip("/")
-        request = request_of(arguments.replace("$HOST", host).replace("$JOB", job))
+        request = request_of(arguments, variables)
         patience = time.monotonic() + PATIENCE_SECONDS
         answer = client.send(request)
         # A job needs its time to end: ask again.
@@ -79,4 +84,6 @@ def test_curl_lines_answer_what_is_written_behind_them(client: httpx2.Client) ->
             answer = client.send(request)
         assert answer.status_code == int(status), (arguments, answer.text)
         if "/api/exports" in arguments and answer.status_code == 202:
-            job = answer.json()["jobId"]
+            variables["JOB"] = answer.json()["jobId"]
+        if etag := answer.headers.get("etag"):
+            variables |= {"ETAG": etag, "VERSION": etag.strip('"')}

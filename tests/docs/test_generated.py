@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-import asyncjobs
+import asyncjobs.testing
 from asyncjobs import (
     AsyncJobs,
     Detail,
@@ -19,13 +19,21 @@ from asyncjobs import (
     Job,
     JobContext,
     JobError,
+    Page,
     Policy,
     Progress,
     Retry,
+    Selection,
     Settings,
 )
-from asyncjobs.http.problems import STATUSES
-from asyncjobs.http.wire import AcceptedDocument, JobDocument
+from asyncjobs.http import streams
+from asyncjobs.http.limits import PollLimit
+from asyncjobs.http.mounts import MountOptions
+from asyncjobs.http.operation import OperationDocument, OperationError
+from asyncjobs.http.pacing import Pacing
+from asyncjobs.http.problems import STATUSES, ProblemDocument
+from asyncjobs.http.routes import LIST, ROUTES, Route
+from asyncjobs.http.wire import AcceptedDocument, JobDocument, ListDocument, ListedDocument
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -50,13 +58,58 @@ def test_every_problem_is_in_the_reference() -> None:
         assert re.search(row, page, re.MULTILINE), error
 
 
-@pytest.mark.parametrize("document", [AcceptedDocument, JobDocument])
+@pytest.mark.parametrize(
+    ("document", "heading"),
+    [
+        (AcceptedDocument, "Submit"),
+        (JobDocument, "Status"),
+        (ListDocument, "List"),
+        (ListedDocument, "List"),
+        (OperationDocument, "Operation"),
+        (OperationError, "Operation"),
+    ],
+)
 def test_every_member_of_the_wire_is_in_the_reference(
-    document: type[AcceptedDocument | JobDocument],
+    document: type[BaseModel], heading: str
 ) -> None:
-    page = (DOCS / "reference" / "http.md").read_text(encoding="utf-8")
+    section = section_of(DOCS / "reference" / "http.md", heading)
     for name, field in document.model_fields.items():
-        assert re.search(rf"^\|.*`{field.alias or name}`.* \|", page, re.MULTILINE), name
+        assert re.search(rf"^\|.*`{field.alias or name}`.* \|", section, re.MULTILINE), name
+
+
+def test_every_member_of_a_problem_is_in_the_reference() -> None:
+    section = section_of(DOCS / "reference" / "http.md", "Problems")
+    for name in ProblemDocument.model_fields:
+        assert f"`{name}`" in section, name
+
+
+@pytest.mark.parametrize("route", [LIST, *ROUTES], ids=lambda route: route.operation.value)
+def test_every_route_is_in_the_reference(route: Route) -> None:
+    page = (DOCS / "reference" / "http.md").read_text(encoding="utf-8")
+    path = "{prefix}" if route is LIST else f"{{prefix}}/{{jobId}}{route.suffix}"
+    assert re.search(rf"^\|.*`{route.method} {re.escape(path)}`.*\|$", page, re.MULTILINE)
+
+
+def test_every_close_code_is_in_the_reference() -> None:
+    section = section_of(DOCS / "reference" / "http.md", "WebSocket")
+    told = {one.code for one in vars(streams).values() if isinstance(one, streams.Close)}
+    assert told == {int(code) for code in re.findall(r"^\| (\d{4}) \|", section, re.MULTILINE)}
+
+
+def test_every_option_of_a_mount_is_in_the_reference_with_its_default() -> None:
+    section = section_of(DOCS / "reference" / "http.md", "Options of the mount")
+    for field in fields_of(MountOptions):
+        default = getattr(MountOptions(), field.name)
+        shown = f"{default:,}" if isinstance(default, int | float) else str(default)
+        assert f"| `{field.name}` | " in section
+        assert shown in section, field.name
+
+
+def section_of(page: Path, heading: str) -> str:
+    """Return the part of a page below a heading of the second rank, by how that begins."""
+    text = page.read_text(encoding="utf-8")
+    [section] = (part for part in text.split("\n## ") if re.match(rf"{heading}\b(?! once)", part))
+    return section
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -66,7 +119,14 @@ def test_captured_documents_have_the_members_of_the_wire(page: Path) -> None:
         document: dict[str, Any] = json.loads(captured["body"]) if captured else {}
         if "jobId" in document:
             kind = AcceptedDocument if document["status"] == "accepted" else JobDocument
-            assert set(document) == {field.alias for field in kind.model_fields.values()}
+            assert set(document) == members_of(kind)
+        for listed in document.get("jobs", ()):
+            assert set(document) == members_of(ListDocument)
+            assert set(listed) == members_of(ListedDocument)
+
+
+def members_of(document: type[BaseModel]) -> set[str]:
+    return {field.alias or name for name, field in document.model_fields.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -88,10 +148,13 @@ def anchors(page: Path) -> set[str]:
 def documented_names() -> list[str]:
     values: list[type[BaseModel]] = [Policy, Retry, Job, Detail, JobError, Progress]
     fields = [name for value in values for name in value.model_fields]
-    fields += [field.name for kind in (Settings, EnqueueOptions) for field in fields_of(kind)]
+    options = (Settings, EnqueueOptions, Selection, Page, MountOptions, PollLimit, Pacing)
+    fields += [field.name for kind in options for field in fields_of(kind)]
+    fields += [kind.__name__ for kind in options]
     fields += [name for name in vars(JobContext) if not name.startswith("_")]
     methods = [name for name in vars(AsyncJobs) if not name.startswith("_")]
-    return sorted({*asyncjobs.__all__, *fields, *methods} - {"is_open"})
+    exported = (*asyncjobs.__all__, *asyncjobs.testing.__all__)
+    return sorted({*exported, *fields, *methods} - {"is_open"})
 
 
 @pytest.mark.parametrize("name", documented_names())

@@ -1,4 +1,4 @@
-"""The store that the documentation teaches passes the suite that it teaches."""
+"""The stores that the documentation teaches pass the suites that it teaches."""
 
 from pathlib import Path
 
@@ -17,4 +17,7 @@ def visible_blocks_of(page: Path) -> dict[str, object]:
     return document.namespace
 
 
-TestTheStoreOfThePage = visible_blocks_of(PAGE)["TestDictStore"]
+BLOCKS = visible_blocks_of(PAGE)
+
+TestTheStoreOfThePage = BLOCKS["TestDictStore"]
+TestTheListingStoreOfThePage = BLOCKS["TestListingDictStore"]

@@ -1,17 +1,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
 
-from asyncjobs import AsyncJobs, ConfigurationError, EnqueueOptions, JobContext, JobType, NotOpen
+from asyncjobs import (
+    AsyncJobs,
+    ConfigurationError,
+    EnqueueOptions,
+    Job,
+    JobContext,
+    JobStatus,
+    JobType,
+    NotOpen,
+)
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.errors import StoreUnavailable
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
-from asyncjobs.http.messages import Request, Response
+from asyncjobs.http.limits import PollLimit
+from asyncjobs.http.messages import Request, Response, Stream
 from asyncjobs.http.mounts import Mount, MountOptions
-from asyncjobs.model import new_job_id
+from asyncjobs.http.routes import ROUTES, Route
+from asyncjobs.http.streams import Close
+from asyncjobs.http.wire import ListDocument
+from asyncjobs.model import JobId, new_job_id
+from asyncjobs.protocols import Selection
+from asyncjobs.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
 
@@ -270,3 +288,497 @@ async def test_a_status_is_held_until_it_changes() -> None:
             await endpoints.jobs.complete(job_id, {})
         again = await endpoints.handle(Request("GET", job_id, headers=asked))
     assert [document(one)["status"] for one in (*seen, again)] == ["processing", "completed"]
+
+
+async def of_each_status(endpoints: Endpoints, owner: str | None = None) -> dict[JobStatus, JobId]:
+    jobs = endpoints.jobs
+    made = {status: await jobs.enqueue("order", {}, user_id=owner) for status in JobStatus}
+    await jobs.update_progress(made[JobStatus.PROCESSING].id, 10)
+    await jobs.complete(made[JobStatus.COMPLETED].id, {"rows": 2})
+    await jobs.fail(made[JobStatus.FAILED].id, "The disk is full.", code="disk_full")
+    await jobs.cancel(made[JobStatus.CANCELLED].id)
+    return {status: job.id for status, job in made.items()}
+
+
+async def an_order(endpoints: Endpoints, owner: str | None = None) -> JobId:
+    return (await endpoints.jobs.enqueue("order", {}, user_id=owner)).id
+
+
+GETS = [route.suffix for route in ROUTES if route.method == "GET"]
+HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+
+
+@pytest.mark.parametrize("suffix", GETS)
+@pytest.mark.parametrize("status", JobStatus)
+async def test_every_url_that_has_get_has_head_and_answers_it_alike(
+    suffix: str, status: JobStatus
+) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = (await of_each_status(endpoints))[status]
+        got = await endpoints.handle(Request("GET", f"{job_id}{suffix}"))
+        head = await endpoints.handle(Request("HEAD", f"{job_id}{suffix}"))
+        if isinstance(got, Stream):
+            await got.chunks.aclose()
+    assert not isinstance(head, Stream)
+    assert (head.status, head.headers) == (got.status, got.headers)
+
+
+async def test_a_head_of_the_events_of_no_job_is_not_found() -> None:
+    endpoints = made(Mount(identified=True))
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints, "ann")
+        for request in (
+            Request("HEAD", f"{UNKNOWN}/events", owner="ann"),
+            Request("HEAD", f"{job_id}/events", owner="bob"),
+        ):
+            assert (await endpoints.handle(request)).status == 404
+
+
+async def test_a_head_of_the_events_takes_no_place() -> None:
+    endpoints = made(Mount(options=MountOptions(streams=1)))
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        for _ in range(3):
+            await endpoints.handle(Request("HEAD", f"{job_id}/events"))
+        events = await endpoints.handle(Request("GET", f"{job_id}/events"))
+        assert isinstance(events, Stream)
+        await events.chunks.aclose()
+
+
+@pytest.mark.parametrize("status", JobStatus)
+async def test_a_person_is_shown_a_page_of_the_job_in_every_status(status: JobStatus) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = (await of_each_status(endpoints))[status]
+        page = await endpoints.handle(Request("GET", job_id, headers={"accept": HTML}))
+        data = await endpoints.handle(Request("GET", job_id, headers={"accept": "*/*"}))
+    assert page.status == data.status == 200
+    assert (page.header("Content-Type") or "").startswith("text/html")
+    assert job_id in page.body.decode()
+    assert data.header("Content-Type") == "application/json"
+    assert page.header("Retry-After") == data.header("Retry-After")
+
+
+async def test_caches_are_told_what_an_answer_depends_on() -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        for headers in ({}, {"accept": HTML}, {"prefer": "wait=0"}, {"if-none-match": '"1"'}):
+            answer = await endpoints.handle(Request("GET", job_id, headers=headers))
+            assert answer.header("Vary") == "Accept, Prefer"
+
+
+@pytest.mark.parametrize("suffix", ["/result", "/operation", "/events"])
+async def test_only_the_status_itself_is_a_page(suffix: str) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = (await of_each_status(endpoints))[JobStatus.COMPLETED]
+        request = Request("GET", f"{job_id}{suffix}", headers={"accept": HTML})
+        answer = await endpoints.handle(request)
+        if isinstance(answer, Stream):
+            await answer.chunks.aclose()
+    assert answer.status == 200
+    assert not (answer.header("Content-Type") or "").startswith("text/html")
+
+
+async def test_whatever_a_result_holds_no_browser_renders_or_runs_it() -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = (await of_each_status(endpoints))[JobStatus.COMPLETED]
+        answer = await endpoints.handle(Request("GET", f"{job_id}/result"))
+    assert answer.header("Content-Type") == "application/json"
+    assert answer.header("Content-Disposition") == "attachment"
+    assert answer.header("Content-Security-Policy") == "default-src 'none'; sandbox"
+    assert answer.header("X-Content-Type-Options") == "nosniff"
+
+
+@pytest.mark.parametrize("status", JobStatus)
+async def test_the_pages_button_leads_back_to_the_page(status: JobStatus) -> None:
+    endpoints = made(Mount("/jobs"))
+    async with endpoints.jobs:
+        job_id = (await of_each_status(endpoints))[status]
+        request = Request("POST", f"{job_id}/cancel", root="/v1", headers={"accept": HTML})
+        answer = await endpoints.handle(request)
+        job = await endpoints.jobs.find(job_id)
+    assert (answer.status, answer.body) == (303, b"")
+    assert answer.header("Location") == f"/v1/jobs/{job_id}"
+    assert answer.header("Cache-Control") == "no-store"
+    assert job.status.terminal or job.cancel_requested_at is not None
+
+
+async def test_a_program_that_deletes_is_answered_by_the_job_whatever_it_accepts() -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        answer = await endpoints.handle(Request("DELETE", job_id, headers={"accept": HTML}))
+    assert (answer.status, document(answer)["status"]) == (200, "cancelled")
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
+async def test_each_url_refuses_the_methods_it_does_not_have(route: Route) -> None:
+    endpoints = made()
+    has = {one.method for one in ROUTES if one.suffix == route.suffix}
+    has |= {"HEAD"} if "GET" in has else set()
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"} - has:
+            answer = await endpoints.handle(Request(method, f"{job_id}{route.suffix}"))
+            assert answer.status == 405, method
+            assert set((answer.header("Allow") or "").split(", ")) == has
+        assert (await endpoints.jobs.find(job_id)).version == 1
+
+
+async def test_a_list_refuses_the_methods_it_does_not_have() -> None:
+    endpoints = made(Mount(identified=True))
+    async with endpoints.jobs:
+        answer = await endpoints.handle(Request("POST", "", owner="ann"))
+    assert (answer.status, answer.header("Allow")) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
+@pytest.mark.parametrize("owner", ["bob", "", None, "ANN"])
+async def test_a_strangers_answer_is_that_of_no_job(route: Route, owner: str | None) -> None:
+    endpoints = made(Mount(identified=True))
+    async with endpoints.jobs:
+        for job_id in (await of_each_status(endpoints, "ann")).values():
+            path = f"{job_id}{route.suffix}"
+            foreign = await endpoints.handle(Request(route.method, path, owner=owner))
+            unknown = Request(route.method, f"{UNKNOWN}{route.suffix}", owner=owner)
+            assert foreign == await endpoints.handle(unknown)
+            assert foreign.status == 404
+        jobs = await endpoints.jobs.list(Selection("ann"))
+    assert [job.version for job in jobs.jobs] == [2, 3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
+async def test_the_owner_is_served(route: Route) -> None:
+    endpoints = made(Mount(identified=True))
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints, "ann")
+        answer = await endpoints.handle(
+            Request(route.method, f"{job_id}{route.suffix}", owner="ann")
+        )
+        if isinstance(answer, Stream):
+            await answer.chunks.aclose()
+    assert answer.status in {200, 202}
+
+
+async def test_where_nobody_is_identified_jobs_belong_to_whoever_has_the_id() -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints, "ann")
+        assert (await endpoints.handle(Request("GET", job_id))).status == 200
+
+
+async def test_a_submission_belongs_to_who_asks_unless_the_application_says_otherwise() -> None:
+    endpoints = made(Mount(identified=True))
+    kind = found(endpoints, "order")
+    async with endpoints.jobs:
+        asked = replace(submission(b"{}"), owner="ann")
+        own = await endpoints.accept(asked, kind, Body.UNREAD, Submit())
+        given = await endpoints.accept(asked, kind, Body.UNREAD, Submit(user_id="bob"))
+        owners = [
+            (await endpoints.jobs.find(document(one)["jobId"])).user_id for one in (own, given)
+        ]
+    assert owners == ["ann", "bob"]
+
+
+async def test_a_list_shows_the_callers_own_jobs_the_newest_first() -> None:
+    endpoints = made(Mount(identified=True))
+    async with endpoints.jobs:
+        first, _, last = [await an_order(endpoints, owner) for owner in ("ann", "bob", "ann")]
+        answer = await endpoints.handle(Request("GET", "", owner="ann"))
+        head = await endpoints.handle(Request("HEAD", "", owner="ann"))
+    listed = ListDocument.model_validate_json(answer.body)
+    assert [job.job_id for job in listed.jobs] == [last, first]
+    assert [job.status_url for job in listed.jobs] == [f"/api/jobs/{one}" for one in (last, first)]
+    assert (answer.status, answer.header("Cache-Control")) == (200, "no-store")
+    assert (answer.header("Link"), listed.next) == (None, None)
+    assert (head.status, head.headers) == (200, answer.headers)
+
+
+async def test_who_is_nobody_has_no_jobs() -> None:
+    endpoints = made(Mount(identified=True))
+    async with endpoints.jobs:
+        await an_order(endpoints)
+        answer = await endpoints.handle(Request("GET", "", owner=None))
+        nameless = await endpoints.handle(Request("GET", "", owner=""))
+    assert document(answer) == document(nameless) == {"jobs": [], "next": None}
+
+
+async def test_pages_of_a_list_lead_to_one_another_and_keep_what_was_asked_for() -> None:
+    endpoints = made(Mount(identified=True))
+    async with endpoints.jobs:
+        ids = [await an_order(endpoints, "ann") for _ in range(5)]
+        await endpoints.jobs.cancel(ids[2])
+        seen: list[str] = []
+        query: str | None = "status=pending&type=order&limit=3"
+        while query is not None:
+            request = Request("GET", "", root="/v1", query=query, owner="ann")
+            answer = await endpoints.handle(request)
+            seen += [job["jobId"] for job in document(answer)["jobs"]]
+            following: str | None = document(answer)["next"]
+            link = None if following is None else f'<{following}>; rel="next"'
+            assert answer.header("Link") == link
+            query = None
+            if following is not None:
+                path, _, query = following.partition("?")
+                assert path == "/v1/api/jobs"
+    assert seen == [ids[4], ids[3], ids[1], ids[0]]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=x", "status=done", "cursor=x", "cursor="])
+async def test_a_list_asked_for_senselessly_is_a_problem_that_names_the_parameter(
+    query: str,
+) -> None:
+    endpoints = made(Mount(identified=True))
+    async with endpoints.jobs:
+        answer = await endpoints.handle(Request("GET", "", query=query, owner="ann"))
+    assert (answer.status, document(answer)["code"]) == (400, "invalid_query")
+    assert query.partition("=")[0] in document(answer)["error"]
+
+
+def limited(every: float = 3600.0) -> Endpoints:
+    return made(Mount(options=MountOptions(poll_limit=PollLimit(burst=2, every=every))))
+
+
+@pytest.mark.parametrize("suffix", ["", "/result", "/operation"])
+async def test_who_asks_far_too_often_is_told_when_to_come_again(suffix: str) -> None:
+    endpoints = limited()
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        first, second, third = [
+            await endpoints.handle(Request("GET", f"{job_id}{suffix}")) for _ in range(3)
+        ]
+    assert [first.status < 300, second.status < 300] == [True, True]
+    assert (third.status, document(third)["code"]) == (429, "too_many_polls")
+    assert 3590 <= int(third.header("Retry-After") or 0) <= 3600
+
+
+async def test_all_ways_to_ask_about_a_job_count_together_and_pages_too() -> None:
+    endpoints = limited()
+    html = {"accept": HTML}
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        answers = [
+            await endpoints.handle(Request("HEAD", f"{job_id}/operation")),
+            await endpoints.handle(Request("GET", f"{job_id}/result")),
+            await endpoints.handle(Request("GET", job_id, headers=html)),
+        ]
+    assert [one.status for one in answers] == [200, 202, 429]
+
+
+async def test_what_is_no_poll_is_never_refused_as_one() -> None:
+    endpoints = limited()
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        await endpoints.jobs.update_progress(job_id, 10)
+        for _ in range(5):
+            events = await endpoints.handle(Request("GET", f"{job_id}/events"))
+            assert isinstance(events, Stream)
+            await events.chunks.aclose()
+            cancel = await endpoints.handle(Request("POST", f"{job_id}/cancel"))
+            assert cancel.status == 202
+
+
+async def test_what_is_not_found_counts_for_nobody() -> None:
+    endpoints = limited()
+    async with endpoints.jobs:
+        answers = [await endpoints.handle(Request("GET", UNKNOWN)) for _ in range(5)]
+    assert {one.status for one in answers} == {404}
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_the_operations_url_is_absolute(scheme: str) -> None:
+    endpoints = made()
+    request = replace(submission(host="api.example.com:8443"), scheme=scheme, root="/v1")
+    async with endpoints.jobs:
+        answer = await accept(endpoints, request)
+    job_id = document(answer)["jobId"]
+    expected = f"{scheme}://api.example.com:8443/v1/api/jobs/{job_id}/operation"
+    assert answer.header("Operation-Location") == expected
+    assert answer.header("Location") == f"/v1/api/jobs/{job_id}/result"
+
+
+@pytest.mark.parametrize("host", ["", "evil.example/path", 'x"><script>'])
+async def test_a_host_that_is_none_is_in_no_url(host: str) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        answer = await accept(endpoints, submission(host=host))
+    job_id = document(answer)["jobId"]
+    assert answer.header("Operation-Location") == f"/api/jobs/{job_id}/operation"
+
+
+@pytest.mark.parametrize("status", JobStatus)
+async def test_an_operation_tells_when_to_ask_again_until_it_has_ended(status: JobStatus) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = (await of_each_status(endpoints))[status]
+        answer = await endpoints.handle(Request("GET", f"{job_id}/operation"))
+    assert (answer.status, answer.header("Cache-Control")) == (200, "no-store")
+    assert (answer.header("Retry-After") is None) == status.terminal
+    assert document(answer)["id"] == job_id
+
+
+@pytest.mark.parametrize(("method", "suffix"), [("POST", "/cancel"), ("DELETE", "")])
+async def test_a_page_of_another_site_cancels_nothing(method: str, suffix: str) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        headers = {"sec-fetch-site": "cross-site", "origin": "https://evil.example"}
+        answer = await endpoints.handle(Request(method, f"{job_id}{suffix}", headers=headers))
+        job = await endpoints.jobs.find(job_id)
+    assert (answer.status, document(answer)["code"]) == (403, "cross_site")
+    assert job.status is JobStatus.PENDING
+
+
+async def test_a_page_of_another_site_submits_nothing_unless_it_is_trusted() -> None:
+    options = MountOptions(origins=("https://app.example.com",))
+    endpoints = made(Mount(base_url="https://api.example.com", options=options))
+    async with endpoints.jobs:
+        statuses = [
+            (await accept(endpoints, submission(origin=origin, host="10.0.0.1"))).status
+            for origin in (
+                "https://evil.example",
+                "https://app.example.com",
+                "https://api.example.com",
+            )
+        ]
+    assert statuses == [403, 202, 202]
+
+
+async def test_a_socket_of_another_site_is_not_even_opened() -> None:
+    endpoints = made()
+    foreign = Request("GET", UNKNOWN, headers={"origin": "https://evil.example", "host": "a.com"})
+    answer = endpoints.refuse_socket(foreign)
+    assert answer is not None
+    assert (answer.status, document(answer)["code"]) == (403, "cross_site")
+    assert endpoints.refuse_socket(Request("GET", UNKNOWN)) is None
+
+
+async def test_a_socket_is_the_owners_and_resumes_where_its_url_says() -> None:
+    endpoints = made(Mount(identified=True))
+    async with endpoints.jobs:
+        job_id = (await of_each_status(endpoints, "ann"))[JobStatus.COMPLETED]
+        own = [one async for one in endpoints.follow(Request("GET", job_id, owner="ann"))]
+        seen = Request("GET", job_id, query="after=3", owner="ann")
+        resumed = [one async for one in endpoints.follow(seen)]
+        foreign = [one async for one in endpoints.follow(Request("GET", job_id, owner="bob"))]
+    assert isinstance(own[0], bytes)
+    assert json.loads(own[0])["result"] == {"rows": 2}
+    assert own[1:] == resumed == [Close(1000, "The job is finished.")]
+    assert foreign == [Close(1008, "Job not found")]
+
+
+@pytest.mark.parametrize(
+    ("header", "query", "status"),
+    [("3", "", 204), (None, "after=3", 204), ("3", "after=1", 204), ("2", "after=3", 200)],
+)
+async def test_events_resume_by_the_header_else_by_the_url(
+    header: str | None, query: str, status: int
+) -> None:
+    endpoints = made()
+    headers = {} if header is None else {"last-event-id": header}
+    async with endpoints.jobs:
+        job_id = (await of_each_status(endpoints))[JobStatus.COMPLETED]
+        answer = await endpoints.handle(
+            Request("GET", f"{job_id}/events", headers=headers, query=query)
+        )
+    assert answer.status == status
+
+
+async def test_what_the_client_does_not_have_yet_is_not_waited_for() -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        asked = {"prefer": "wait=20", "if-none-match": '"7"'}
+        with anyio.fail_after(5):
+            answer = await endpoints.handle(Request("GET", job_id, headers=asked))
+    assert answer.status == 200
+    assert answer.header("Preference-Applied") == "wait=20"
+
+
+async def test_a_wait_that_brought_nothing_new_is_answered_by_304() -> None:
+    endpoints = made(Mount(options=MountOptions(longest_wait=1)))
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        endpoints.streams.end()
+        asked = {"prefer": "wait=60", "if-none-match": '"1"'}
+        answer = await endpoints.handle(Request("GET", job_id, headers=asked))
+    assert (answer.status, answer.body) == (304, b"")
+    assert answer.header("Preference-Applied") == "wait=1"
+    assert answer.header("Retry-After") == "2"
+
+
+async def test_the_place_in_the_queue_is_told_while_a_job_waits() -> None:
+    jobs = AsyncJobs("memory://", dispatcher=LocalDispatcher(concurrency=1))
+    gate = anyio.Event()
+
+    @jobs.handler("wait")
+    async def wait(_: int, __: JobContext) -> None:
+        await gate.wait()
+
+    endpoints = Endpoints(jobs, Mount())
+    async with jobs:
+        running = await jobs.enqueue(wait, 1)
+        await jobs.next_change(running.id)
+        waiting = [await jobs.enqueue(wait, number) for number in range(3)]
+        answers = [await endpoints.handle(Request("GET", job.id)) for job in (running, *waiting)]
+        gate.set()
+    assert [document(one)["position"] for one in answers] == [None, 1, 2, 3]
+
+
+async def test_a_key_used_again_is_answered_as_before_and_says_so() -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        first, second = [
+            await accept(endpoints, submission(b"{}", **{"idempotency-key": "k"}), "order")
+            for _ in range(2)
+        ]
+    assert document(first)["jobId"] == document(second)["jobId"]
+    replayed = [one.header("Idempotency-Replayed") for one in (first, second)]
+    assert (first.status, second.status, replayed) == (202, 202, [None, "true"])
+
+
+@pytest.mark.parametrize("suffix", GETS)
+async def test_a_store_that_is_away_is_a_problem_that_says_when_to_try_again(suffix: str) -> None:
+    store = Faulty()
+    jobs = AsyncJobs(store)
+    jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
+    endpoints = Endpoints(jobs, Mount())
+    async with jobs:
+        job_id = await an_order(endpoints)
+        store.away = True
+        answer = await endpoints.handle(Request("GET", f"{job_id}{suffix}"))
+        store.away = False
+    assert (answer.status, document(answer)["code"]) == (503, "store_unavailable")
+    assert answer.header("Retry-After") == "5"
+
+
+async def test_a_request_held_while_the_queue_closes_is_answered() -> None:
+    endpoints = made()
+    answers: list[Response] = []
+    asked = {"prefer": "wait=20", "if-none-match": '"1"'}
+
+    async def read(job_id: JobId) -> None:
+        answers.append(await endpoints.handle(Request("GET", job_id, headers=asked)))
+
+    async with anyio.create_task_group() as tasks:
+        async with endpoints.jobs:
+            tasks.start_soon(read, await an_order(endpoints))
+            await anyio.wait_all_tasks_blocked()
+    assert [one.status for one in answers] == [304]
+
+
+class Faulty(MemoryStore):
+    """Can be away for readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+
+    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        if self.away:
+            raise StoreUnavailable("faulty", "it is away")
+        return await super().get(ids)

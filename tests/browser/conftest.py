@@ -1,0 +1,201 @@
+"""A real browser, and an application whose jobs do what a test tells them."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, Request, sync_playwright
+from starlette.applications import Starlette
+from starlette.requests import Request as Asked
+from starlette.responses import Response
+
+from asyncjobs import AsyncJobs, JobContext, JobFailed, Settings
+from asyncjobs.adapters.starlette import accept, mount
+
+SETTINGS = Settings(progress=timedelta(seconds=0.02), grace=timedelta(seconds=0.2))
+
+# Whatever a browser does of its own accord would be a request that no page has made.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # Any other name than localhost: there, browsers do not send Sec-Fetch-Site over plain HTTP.
+    "--host-resolver-rules=MAP jobs.test 127.0.0.1",
+]
+
+Step = dict[str, Any]
+
+
+def make_app(base_url: str | None = None) -> Starlette:
+    """Serve jobs of type `export` that take a step for each `POST /tell/{id}`."""
+    app, jobs = Starlette(), AsyncJobs("memory://", settings=SETTINGS)
+    steps: defaultdict[str, asyncio.Queue[Step]] = defaultdict(asyncio.Queue)
+
+    @jobs.handler("export", estimate=30)
+    async def export(_: dict[str, Any], job: JobContext) -> Any:
+        while True:
+            step = await steps[job.id].get()
+            if "result" in step:
+                return step["result"]
+            if "error" in step:
+                raise JobFailed(step["error"], step["code"])
+            await job.progress(**step)
+
+    async def submit(request: Asked) -> Response:
+        return await accept(request, export)
+
+    async def tell(request: Asked) -> Response:
+        steps[request.path_params["job_id"]].put_nowait(await request.json())
+        return Response()
+
+    app.add_route("/exports", submit, methods=["POST"])
+    app.add_route("/tell/{job_id}", tell, methods=["POST"])
+    mount(app, jobs, base_url=base_url)
+    return app
+
+
+@dataclass(frozen=True)
+class Export:
+    """One job, as the test drives it."""
+
+    client: httpx2.Client
+    id: str
+    path: str
+
+    @property
+    def url(self) -> str:
+        return str(self.client.base_url.join(self.path))
+
+    def tell(self, **step: Any) -> None:
+        self.client.post(f"/tell/{self.id}", json=step).raise_for_status()
+
+    def document(self, wait: int = 0) -> dict[str, Any]:
+        answer = self.client.get(self.url, headers={"Prefer": f"wait={wait}"})
+        document: dict[str, Any] = answer.raise_for_status().json()
+        return document
+
+
+@contextmanager
+def serving(*, absolute: bool = False) -> Generator[httpx2.Client]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    config = uvicorn.Config(
+        make_app(url if absolute else None), log_config=None, timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        # What connects before the server accepts waits in the socket's backlog.
+        with httpx2.Client(base_url=url, timeout=10) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def client() -> Generator[httpx2.Client]:
+    with serving() as served:
+        yield served
+
+
+def begin(client: httpx2.Client) -> Export:
+    accepted = client.post("/exports", json={}).raise_for_status().json()
+    return Export(client, accepted["jobId"], accepted["statusUrl"])
+
+
+@pytest.fixture
+def job(client: httpx2.Client) -> Generator[Export]:
+    begun = begin(client)
+    yield begun
+    client.delete(begun.path)  # only so many run at a time
+
+
+@pytest.fixture
+def absolute_job() -> Generator[Export]:
+    """Make a job of an application that knows its own base URL."""
+    with serving(absolute=True) as client:
+        yield begin(client)
+
+
+# Not for the session: while Playwright is open, it keeps this thread's event loop for itself.
+@pytest.fixture(scope="module")
+def browser() -> Generator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"There is no browser: none of {', '.join(names)} is on the PATH.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Seen:
+    """What a page has asked for, and what its console said."""
+
+    requests: list[Request] = field(default_factory=list[Request])
+    faults: list[str] = field(default_factory=list[str])
+
+    def count(self, suffix: str) -> int:
+        return sum(request.url.endswith(suffix) for request in self.requests)
+
+    def asked(self, request: Request) -> None:
+        self.requests.append(request)
+
+    def attach(self, page: Page) -> None:
+        page.on("request", self.asked)
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("console", lambda message: self.faults.append(message.text))
+
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture
+def seen() -> Seen:
+    return Seen()
+
+
+@pytest.fixture
+def open_page(browser: Browser, seen: Seen) -> Generator[OpenPage]:
+    """Open a page of a context of its own; whatever its console says fails the test.
+
+    But for requests that have failed: those a test makes fail itself.
+    """
+    pages: list[Page] = []
+
+    def opened(**context: Any) -> Page:
+        page = browser.new_context(**context).new_page()
+        page.set_default_timeout(10_000)
+        seen.attach(page)
+        pages.append(page)
+        return page
+
+    yield opened
+    for page in pages:
+        page.context.close()
+    assert [text for text in seen.faults if not text.startswith("Failed to load resource")] == []
+
+
+@pytest.fixture
+def page(open_page: OpenPage) -> Page:
+    return open_page()

@@ -1,0 +1,194 @@
+"""The status page where events do not reach it: it polls."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Request, Route, expect
+
+# The page's clock stands from then on, until it is moved.
+START = datetime(2001, 1, 1, tzinfo=UTC)
+
+# How long the page has paused between polls; what it waits for the first event is not among them.
+KEEPING_PAUSES = """
+    const setTimer = window.setTimeout, pauses = [];
+    window.setTimeout = (work, pause) => {
+        if (work.name === "poll") document.body.dataset.pauses = pauses.push(pause);
+        window.pauses = pauses;
+        return setTimer(work, pause);
+    };"""
+
+
+def broken(route: Route) -> None:
+    route.abort()
+
+
+def unanswered(_: Route) -> None:
+    pass
+
+
+def polled(page: Page, job: Any) -> Any:
+    """Wait until the page is answered by the status document."""
+    return page.expect_response(lambda answer: is_poll(answer.request, job))
+
+
+def is_poll(request: Request, job: Any) -> bool:
+    return bool(request.url == job.url) and not request.is_navigation_request()
+
+
+def polls(seen: Any, job: Any) -> int:
+    return sum(is_poll(request, job) for request in seen.requests)
+
+
+def until_ended(job: Any) -> None:
+    """Wait by the status route itself, which may hold a request while nothing changes."""
+    while job.document(wait=5)["completedAt"] is None:
+        pass
+
+
+def stop_clock(page: Page) -> None:
+    page.clock.install(time=START)
+    page.clock.pause_at(START + timedelta(seconds=1))
+
+
+def report_all(page: Page) -> None:
+    """Wait until the browser has told of all requests so far, which it does in order."""
+    page.evaluate("fetch(`${location}/operation`).then(() => null)")
+
+
+def answer_events(page: Page, *answers: int) -> None:
+    """Let each stream end at once, with its status; the connection to a further one breaks."""
+    left = list(answers)
+
+    def answer(route: Route) -> None:
+        if not left:
+            route.abort()
+        elif (status := left.pop(0)) == 200:
+            route.fulfill(status=200, content_type="text/event-stream", body="retry: 10\n\n")
+        else:
+            route.fulfill(status=status)
+
+    page.route("**/events", answer)
+
+
+@pytest.fixture
+def polling(page: Page, job: Any) -> Page:
+    """A page without events, and with a clock that stands until it is moved."""
+    page.route("**/events", broken)
+    stop_clock(page)
+    page.add_init_script(KEEPING_PAUSES)
+    page.goto(job.url)
+    wait_for_pauses(page, 1)
+    return page
+
+
+def pauses(page: Page) -> list[int]:
+    found: list[int] = page.evaluate("pauses")
+    return found
+
+
+def wait_for_pauses(page: Page, count: int) -> None:
+    # Not by a function: the page's policy does not let one be evaluated again and again.
+    expect(page.locator("body")).to_have_attribute("data-pauses", str(count))
+
+
+def test_where_events_are_blocked_the_page_polls(polling: Page, job: Any) -> None:
+    shown = polling.locator("[data-is=percent]").text_content()
+    job.tell(result=1)
+    until_ended(job)
+    assert polling.locator("[data-is=percent]").text_content() == shown == "0%"
+    polling.clock.fast_forward(pauses(polling)[0])
+    expect(polling.locator(".status")).to_have_text("Completed")
+
+
+@pytest.mark.parametrize(("header", "member"), [("7", None), ("0", 7), ("0", None)])
+def test_polling_keeps_the_pace_it_is_told(
+    polling: Page, job: Any, header: str, member: int | None
+) -> None:
+    document = {**job.document(), "retryAfter": member}
+    [first] = pauses(polling)
+    polling.route(
+        job.url, lambda route: route.fulfill(json=document, headers={"Retry-After": header})
+    )
+    polling.clock.fast_forward(first)
+    wait_for_pauses(polling, 2)
+    told = header == "7" or member == 7
+    assert pauses(polling)[1] == (7000 if told else 2 * first)
+
+
+def test_polling_ends_with_the_job(polling: Page, job: Any, seen: Any) -> None:
+    job.tell(result=1)
+    until_ended(job)
+    polling.clock.fast_forward(5000)
+    expect(polling.locator(".status")).to_have_text("Completed")
+    polling.clock.run_for(60_000)
+    report_all(polling)
+    assert polls(seen, job) == 2
+
+
+def test_a_hidden_page_does_not_poll(polling: Page, job: Any, seen: Any) -> None:
+    polling.evaluate("Object.defineProperty(document, 'hidden', {value: true, writable: true})")
+    polling.clock.run_for(60_000)
+    report_all(polling)
+    assert polls(seen, job) == 1
+    with polled(polling, job):
+        polling.evaluate(
+            "document.hidden = false; "
+            "document.dispatchEvent(new Event('visibilitychange', {bubbles: true}))"
+        )
+
+
+def test_a_browser_without_events_polls(page: Page, job: Any) -> None:
+    page.add_init_script("delete window.EventSource")
+    with polled(page, job):
+        page.goto(job.url)
+
+
+def test_a_stream_that_ends_before_the_job_is_taken_up_again(
+    page: Page, job: Any, seen: Any
+) -> None:
+    stop_clock(page)
+    answer_events(page, 200, 200, 200, 200, 200)
+    with polled(page, job):
+        page.goto(job.url)
+    assert seen.count("/events") == 7  # five that ended, of which none counts but the last
+
+
+def test_a_stream_that_is_refused_for_good_is_given_up(page: Page, job: Any, seen: Any) -> None:
+    stop_clock(page)
+    answer_events(page, 200, 204)
+    with polled(page, job):
+        page.goto(job.url)
+    assert seen.count("/events") == 2
+
+
+def test_a_proxy_that_holds_events_back_is_noticed(page: Page, job: Any) -> None:
+    page.route("**/events", unanswered)
+    stop_clock(page)
+    page.goto(job.url)
+    with polled(page, job):
+        page.clock.fast_forward(5000)
+
+
+def test_where_nothing_can_be_reached_the_page_says_so_and_tries_again(
+    polling: Page, job: Any
+) -> None:
+    polling.route(job.url, broken)
+    polling.clock.fast_forward(5000)
+    expect(polling.get_by_role("alert")).to_have_text(re.compile("cannot be reached"))
+    polling.unroute(job.url)
+    wait_for_pauses(polling, 2)
+    polling.clock.fast_forward(30_000)
+    expect(polling.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_job_that_is_gone_is_not_asked_about_again(polling: Page, job: Any, seen: Any) -> None:
+    polling.route(job.url, lambda route: route.fulfill(status=404, body="{}"))
+    polling.clock.fast_forward(5000)
+    expect(polling.get_by_role("alert")).to_have_text(re.compile("cannot be read"))
+    polling.clock.run_for(60_000)
+    report_all(polling)
+    assert polls(seen, job) == 2

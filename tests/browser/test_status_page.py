@@ -1,0 +1,181 @@
+"""The status page in a real browser. `job` does what it is told, `seen` is what the page asks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, Route, expect
+
+# Elapsed time must not depend on it.
+WRONG_CLOCK = datetime(2001, 1, 1, tzinfo=UTC)
+
+# What the page has announced to those who listen to it.
+LISTENING = """addEventListener("DOMContentLoaded", () => {
+    const region = document.querySelector("[aria-live=polite]");
+    window.announced = [];
+    new MutationObserver(() => announced.push(region.textContent)).observe(
+        region, {childList: true, characterData: true, subtree: true});
+})"""
+
+KEEPING_SOURCES = """
+    window.sources = [];
+    window.EventSource = class extends EventSource {
+        constructor(url) { super(url); sources.push(this); }
+    };"""
+
+
+def part(page: Page, name: str) -> Locator:
+    return page.locator(f'[data-is="{name}"]')
+
+
+def status(page: Page) -> Locator:
+    return part(page, "status")
+
+
+def broken(route: Route) -> None:
+    route.abort()
+
+
+def test_progress_reaches_the_page_without_a_reload(page: Page, job: Any, seen: Any) -> None:
+    page.goto(job.url)
+    expect(status(page)).to_have_text("In progress")
+    job.tell(percent=42, message="writing", current=16842, total=40100, unit="rows")
+    expect(page.get_by_label("Progress")).to_have_js_property("value", 42)
+    expect(part(page, "percent")).to_have_text("42%")
+    expect(part(page, "message")).to_have_text("writing")
+    expect(part(page, "count")).to_have_text("16,842 of 40,100 rows")
+    expect(page).to_have_title("42% · export")
+    assert [request.url for request in seen.requests] == [job.url, f"{job.url}/events"]
+
+
+def test_completion_shows_the_result_and_ends_the_stream(page: Page, job: Any, seen: Any) -> None:
+    page.add_init_script(KEEPING_SOURCES)
+    page.goto(job.url)
+    expect(page.get_by_role("link", name="Result")).to_be_hidden()
+    job.tell(result={"rows": 2})
+    expect(status(page)).to_have_text("Completed")
+    assert page.evaluate("sources.map(source => source.readyState)") == [2]
+    expect(page).to_have_title("Completed · export")
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+    expect(page.get_by_text("Finished")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Result").click()
+    assert download.value.path().read_bytes() == b'{"rows":2}'
+    assert seen.count("/events") == 1
+    assert seen.count(job.path) == 1  # the page itself
+
+
+def test_a_failure_is_shown(page: Page, job: Any) -> None:
+    page.goto(job.url)
+    expect(part(page, "error")).to_be_hidden()
+    job.tell(error="The <b>disk</b> is full.", code="disk_full")
+    expect(status(page)).to_have_text("Failed")
+    expect(part(page, "error")).to_have_text("The <b>disk</b> is full.")
+    expect(part(page, "code")).to_have_text("disk_full")
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+    expect(page.get_by_role("link", name="Result")).to_be_hidden()
+
+
+def test_a_running_job_can_be_cancelled_in_place(page: Page, job: Any, seen: Any) -> None:
+    page.goto(job.url)
+    expect(status(page)).to_have_text("In progress")
+    page.get_by_role("button", name="Cancel").press("Enter")
+    expect(status(page)).to_have_text("Cancelled")
+    expect(page.get_by_role("button")).to_have_count(0)
+    # The button is gone: who works by keyboard goes on from the status.
+    expect(status(page)).to_be_focused()
+    assert job.document()["status"] == "cancelled"
+    assert sum(request.is_navigation_request() for request in seen.requests) == 1
+
+
+def test_a_cancellation_that_fails_can_be_tried_again(page: Page, job: Any) -> None:
+    page.route("**/cancel", broken)
+    page.goto(job.url)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("alert")).to_have_text(re.compile("could not be cancelled"))
+    page.unroute("**/cancel")
+    page.get_by_role("button", name="Cancel").click()
+    expect(status(page)).to_have_text("Cancelled")
+    expect(part(page, "note")).to_have_css("display", "none")
+
+
+def test_a_page_that_is_loaded_again_shows_the_same(page: Page, job: Any) -> None:
+    page.goto(job.url)
+    job.tell(percent=60)
+    expect(part(page, "percent")).to_have_text("60%")
+    page.reload()
+    expect(part(page, "percent")).to_have_text("60%")
+    expect(page).to_have_title("60% · export")
+
+
+def test_without_javascript_the_page_is_refreshed(
+    open_page: Callable[..., Page], job: Any, seen: Any
+) -> None:
+    page = open_page(java_script_enabled=False)
+    page.goto(job.url)
+    expect(status(page)).to_have_text("In progress")
+    job.tell(percent=50, message="halfway")
+    expect(part(page, "percent")).to_have_text("50%")
+    job.tell(result=None)
+    expect(page.get_by_role("link", name="Result")).to_be_visible()
+    assert all(request.is_navigation_request() for request in seen.requests)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "jobs.test"])
+def test_without_javascript_a_job_can_be_cancelled(
+    open_page: Callable[..., Page], job: Any, host: str
+) -> None:
+    page = open_page(java_script_enabled=False)
+    url = job.url.replace("127.0.0.1", host)
+    page.goto(url)
+    page.get_by_role("button", name="Cancel").click()
+    expect(status(page)).to_have_text("Cancelled")
+    expect(page).to_have_url(url)
+
+
+def test_time_elapses_by_the_clock_of_the_server(page: Page, job: Any) -> None:
+    page.clock.install(time=WRONG_CLOCK)
+    page.goto(job.url)
+    expect(status(page)).to_have_text("In progress")
+    page.clock.run_for(65_000)
+    expect(part(page, "elapsed")).to_have_text(re.compile("^1 min [4-6] s$"))
+
+
+def test_times_are_shown_as_the_reader_is_used_to(open_page: Callable[..., Page], job: Any) -> None:
+    page = open_page(locale="de-DE", timezone_id="Pacific/Auckland")
+    page.goto(job.url)
+    created = datetime.fromisoformat(job.document()["createdAt"])
+    expect(part(page, "created")).to_have_text(re.compile(r"\d\d\.\d\d\.\d{4}, \d\d:\d\d:\d\d"))
+    expect(part(page, "created")).not_to_have_text(re.compile(f"{created:%H:%M:%S}"))
+
+
+def test_announcements_are_few(page: Page, job: Any) -> None:
+    page.add_init_script(LISTENING)
+    page.goto(job.url)
+    expect(status(page)).to_have_text("In progress")
+    for percent in (10, 24, 26, 30, 49, 52, 53):
+        job.tell(percent=percent)
+        expect(part(page, "percent")).to_have_text(f"{percent}%")
+    job.tell(error="The disk is full.", code="disk_full")
+    expect(status(page)).to_have_text("Failed")
+    announced = page.evaluate("announced")
+    assert [text for text in announced if text != "In progress, 0%"] == [
+        "In progress, 25%",
+        "In progress, 50%",
+        "Failed. The disk is full.",
+    ]
+
+
+def test_absolute_links_work_where_they_lead_to_the_same_origin(
+    page: Page, absolute_job: Any
+) -> None:
+    job = absolute_job
+    page.goto(job.url)
+    job.tell(percent=33)
+    expect(part(page, "percent")).to_have_text("33%")
+    page.get_by_role("button", name="Cancel").click()
+    expect(status(page)).to_have_text("Cancelled")

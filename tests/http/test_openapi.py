@@ -1,0 +1,263 @@
+"""Whatever is answered is described, and what is described leads somewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from pydantic import BaseModel, JsonValue
+
+from asyncjobs import AsyncJobs, Job, JobContext
+from asyncjobs.adapters.fastapi import Accept, mount
+from asyncjobs.http import openapi
+from asyncjobs.http.endpoints import Body, Endpoints, Submit
+from asyncjobs.http.messages import Request, Response
+from asyncjobs.http.mounts import Mount
+from asyncjobs.http.operation import OperationDocument
+from asyncjobs.http.problems import ProblemDocument
+from asyncjobs.http.routes import LIST, ROUTES, Operation, Route
+from asyncjobs.http.wire import AcceptedDocument, JobDocument, ListDocument
+
+MODELS: list[type[BaseModel]] = [
+    AcceptedDocument,
+    JobDocument,
+    ListDocument,
+    OperationDocument,
+    ProblemDocument,
+]
+
+EVERY = [LIST, *ROUTES]
+NAMES = [f"{route.method} {route.suffix}" for route in EVERY]
+
+every_route = pytest.mark.parametrize("route", EVERY, ids=NAMES)
+
+
+def served(prefix: str = "/api/jobs") -> dict[str, Any]:
+    """Return the document of an app with one route that submits."""
+    app, jobs = FastAPI(), AsyncJobs("memory://")
+
+    @jobs.handler("double")
+    async def double(number: int, _: JobContext) -> int:
+        return number * 2
+
+    mount(app, jobs, prefix=prefix, identify=lambda _: "ann")
+
+    @app.post("/doubles", status_code=202)
+    async def create(number: int, accept: Accept) -> Any:
+        return await accept(double, number)
+
+    document: dict[str, Any] = app.openapi()
+    return document
+
+
+def parts(value: JsonValue) -> Iterator[JsonValue]:
+    """Walk through all a document consists of."""
+    yield value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    for one in inner:
+        yield from parts(one)
+
+
+def found_at(document: Any, reference: str) -> Any:
+    """Follow a JSON pointer (RFC 6901, section 4)."""
+    root, *steps = reference.split("/")
+    assert root == "#", reference
+    for step in steps:
+        document = document[step.replace("~1", "/").replace("~0", "~")]
+    return document
+
+
+@every_route
+def test_every_answer_of_a_route_is_described(route: Route) -> None:
+    described = openapi.responses_of(route)
+    assert described.keys() == {int(status) for status in route.answers}
+    assert all(one["description"] for one in described.values())
+
+
+@every_route
+def test_what_goes_wrong_is_a_problem(route: Route) -> None:
+    for status, answer in openapi.responses_of(route).items():
+        wrong = int(status) >= 400
+        assert (list(answer.get("content", {})) == ["application/problem+json"]) == wrong
+
+
+@every_route
+def test_an_answer_without_a_body_has_none_described(route: Route) -> None:
+    for status, answer in openapi.responses_of(route).items():
+        assert ("content" in answer) == (int(status) not in {204, 303, 304})
+
+
+@every_route
+def test_who_shall_come_again_later_is_told_when(route: Route) -> None:
+    for status, answer in openapi.responses_of(route).items():
+        if int(status) in {429, 503}:
+            assert "Retry-After" in answer["headers"]
+
+
+@every_route
+def test_every_header_that_is_described_has_a_meaning_and_a_schema(route: Route) -> None:
+    for answer in openapi.responses_of(route).values():
+        for header in answer.get("headers", {}).values():
+            assert header["description"]
+            assert header["schema"]["type"] in {"string", "integer"}
+
+
+@every_route
+def test_every_parameter_has_a_place_and_a_schema_and_is_named_once(route: Route) -> None:
+    parameters = openapi.parameters_of(route)
+    places = [(one["in"], one["name"]) for one in parameters]
+    assert len(places) == len(set(places))
+    for one in parameters:
+        assert one["in"] in {"header", "query"}
+        assert one["description"]
+        assert one["schema"]["type"] in {"string", "integer"}
+
+
+@pytest.mark.parametrize(
+    ("operation", "names"),
+    [
+        (Operation.STATUS, ["Prefer", "If-None-Match"]),
+        (Operation.RESULT, ["If-None-Match"]),
+        (Operation.EVENTS, ["Last-Event-ID", "after"]),
+        (Operation.LIST, ["type", "status", "limit", "cursor"]),
+        (Operation.OPERATION, []),
+        (Operation.CANCEL, []),
+    ],
+)
+def test_each_operation_has_the_parameters_it_reads(operation: Operation, names: list[str]) -> None:
+    for route in EVERY:
+        if route.operation is operation:
+            assert [one["name"] for one in openapi.parameters_of(route)] == names
+
+
+def test_a_status_is_json_or_a_page() -> None:
+    [status] = [route for route in ROUTES if route.operation is Operation.STATUS]
+    content = openapi.responses_of(status)[HTTPStatus.OK]["content"]
+    assert list(content) == ["application/json", "text/html"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_schema_of_a_document_can_stand_alone(model: type[BaseModel]) -> None:
+    schema = openapi.schema_of(model)
+    assert "$defs" not in schema
+    assert not [one for one in parts(schema) if isinstance(one, dict) and "$ref" in one]
+    assert set(schema["properties"]) == {
+        field.alias or name for name, field in model.model_fields.items()
+    }
+
+
+def test_references_within_a_schema_are_replaced_by_what_they_lead_to() -> None:
+    schema = openapi.schema_of(ListDocument)
+    [job] = [schema["properties"]["jobs"]["items"]]
+    assert job["properties"]["status"]["enum"] == [
+        "pending",
+        "processing",
+        "completed",
+        "failed",
+        "cancelled",
+    ]
+
+
+@every_route
+def test_every_route_is_in_the_apps_document_with_its_answers(route: Route) -> None:
+    below = "" if route is LIST else f"/{{job_id}}{route.suffix}"
+    operation = served()["paths"][f"/api/jobs{below}"][route.method.lower()]
+    assert operation["summary"] == route.summary
+    assert operation["responses"].keys() >= {str(int(status)) for status in route.answers}
+    in_path = [one["name"] for one in operation["parameters"] if one["in"] == "path"]
+    assert in_path == ([] if route is LIST else ["job_id"])
+
+
+@pytest.mark.parametrize("prefix", ["/api/jobs", "/jobs", "/a~b/c", "/v1/api/long-running"])
+@pytest.mark.parametrize("status", ["200", "202"])
+def test_links_lead_from_a_submission_to_what_can_be_done_with_the_job(
+    prefix: str, status: str
+) -> None:
+    document = served(prefix)
+    links = document["paths"]["/doubles"]["post"]["responses"][status]["links"]
+    assert {"status", "result", "operation", "cancel"} <= set(links)
+    for link in links.values():
+        target = found_at(document, link["operationRef"])
+        assert [name for name in link["parameters"]] == ["job_id"]
+        assert link["parameters"]["job_id"] == "$response.body#/jobId"
+        assert "job_id" in {one["name"] for one in target["parameters"]}
+
+
+def test_operations_have_names_of_their_own() -> None:
+    paths = served()["paths"].values()
+    names = [one["operationId"] for path in paths for one in path.values()]
+    assert len(names) == len(set(names))
+
+
+def test_every_answer_to_a_submission_is_described() -> None:
+    answers = openapi.submission_responses("/api/jobs")
+    assert answers.keys() == {200, 202, 400, 403, 413, 415, 422, 503}
+    assert {"Location", "Operation-Location", "Link", "Retry-After"} <= set(answers[202]["headers"])
+    assert [one["name"] for one in openapi.SUBMISSION_PARAMETERS] == ["Prefer", "Idempotency-Key"]
+
+
+def submitted(**headers: str) -> Request:
+    return Request("POST", headers={"content-type": "application/json", **headers}, body=b"{}")
+
+
+async def one_of_each_status(jobs: AsyncJobs) -> list[Job]:
+    waiting, running, done, broken, stopped = [
+        await jobs.enqueue("order", {}, user_id="ann") for _ in range(5)
+    ]
+    await jobs.update_progress(running.id, 10)
+    await jobs.complete(done.id, {})
+    await jobs.fail(broken.id, "The disk is full.")
+    await jobs.cancel(stopped.id)
+    return [waiting, running, done, broken, stopped]
+
+
+@pytest.mark.anyio
+@every_route
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"accept": "text/html"},
+        {"if-none-match": "*"},
+        {"last-event-id": "3"},
+        {"sec-fetch-site": "cross-site"},
+    ],
+    ids=["plainly", "for people", "conditionally", "again", "from elsewhere"],
+)
+async def test_no_route_answers_what_is_not_described(
+    route: Route, headers: dict[str, str]
+) -> None:
+    jobs = AsyncJobs("memory://")
+    jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
+    endpoints = Endpoints(jobs, Mount(identified=True))
+    described = openapi.responses_of(route)
+    async with jobs:
+        ids = [job.id for job in await one_of_each_status(jobs)]
+        for job_id in [*ids, "job_1"]:
+            path = "" if route is LIST else f"{job_id}{route.suffix}"
+            request = Request(route.method, path, headers=headers, owner="ann")
+            response = await endpoints.handle(request)
+            assert response.status in described, response
+            assert kind_of(response) in described[response.status].get("content", {None: ""})
+
+
+def kind_of(response: Response) -> str | None:
+    media_type = response.header("Content-Type")
+    return None if media_type is None else media_type.partition(";")[0]
+
+
+@pytest.mark.anyio
+async def test_the_headers_of_a_submissions_answer_are_described() -> None:
+    jobs = AsyncJobs("memory://")
+    kind = jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
+    endpoints = Endpoints(jobs, Mount())
+    always = {"Content-Type", "Cache-Control", "X-Content-Type-Options"}
+    async with jobs:
+        for _ in range(2):
+            request = submitted(**{"prefer": "wait=0", "idempotency-key": "k"})
+            response = await endpoints.accept(request, kind, Body.UNREAD, Submit())
+            described = openapi.submission_responses("/api/jobs")[response.status]["headers"]
+            assert {name for name, _ in response.headers} - always <= set(described)

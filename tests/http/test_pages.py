@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Callable
+from datetime import timedelta
+from hashlib import sha256
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncjobs import Job, JobError, JobStatus
+from asyncjobs.http.messages import Request, Response
+from asyncjobs.http.mounts import Links, Mount
+from asyncjobs.http.pages import WORDS, status_page
+from asyncjobs.model import Detail
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import NOW
+
+Jobs = dict[JobStatus, Job]
+Attributes = dict[str, str | None]
+
+LIVE = {JobStatus.PENDING, JobStatus.PROCESSING}
+VOID = {"meta", "link", "img", "input", "br"}
+HOSTILE = "</title></style></script><script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;"
+
+
+class Page(HTMLParser):
+    """The elements of a response, and the text of each by its name: `data-is`, or its `<tag>`."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, Attributes]] = []
+        self.texts: dict[str, str] = {}
+        self._open: list[tuple[str, str]] = []
+        self.feed(response.body.decode())
+        self.close()
+        assert not self._open, "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
+        if tag not in VOID:
+            self._open.append((tag, attributes.get("data-is") or f"<{tag}>"))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop()[0] == tag, "elements are properly nested"
+
+    def handle_data(self, data: str) -> None:
+        name = self._open[-1][1] if self._open else ""
+        self.texts[name] = self.texts.get(name, "") + data
+
+    def text(self, name: str) -> str:
+        return self.texts.get(name, "")
+
+    def all(self, tag: str) -> list[Attributes]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def part(self, name: str) -> Attributes | None:
+        found = [each for _, each in self.elements if each.get("data-is") == name]
+        return found[0] if found else None
+
+
+def links_of(job: Job, base_url: str | None = None) -> Links:
+    return Mount(base_url=base_url).links(Request("GET"), job.id)
+
+
+def answer(job: Job, retry_after: int | None = 3) -> Response:
+    return status_page(job, links_of(job), retry_after=retry_after, now=NOW + timedelta(seconds=75))
+
+
+def page_of(job: Job) -> Page:
+    return Page(answer(job))
+
+
+def refreshes(page: Page) -> list[str | None]:
+    return [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "refresh"]
+
+
+def policy_of(response: Response) -> dict[str, str]:
+    policy = response.header("content-security-policy") or ""
+    return dict(part.strip().split(" ", 1) for part in policy.split(";"))
+
+
+def hash_of(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+def test_a_page_says_in_words_how_a_job_stands(job: Job) -> None:
+    page = page_of(job)
+    assert page.text("status") == WORDS[job.status]
+    assert page.text("type") == "export"
+    assert page.text("percent") == f"{job.progress}%"
+    assert (page.part("progress") or {})["value"] == str(job.progress)
+
+
+def test_every_status_has_words_and_a_page_knows_all_of_them(job: Job) -> None:
+    [main] = page_of(job).all("main")
+    for status in JobStatus:
+        assert main[f"data-{status}"] == WORDS[status]
+
+
+def test_the_title_shows_the_state(job_of_each_status: Jobs) -> None:
+    titles = {status: page_of(job).text("<title>") for status, job in job_of_each_status.items()}
+    assert titles == {
+        JobStatus.PENDING: "Waiting · export",
+        JobStatus.PROCESSING: "50% · export",
+        JobStatus.COMPLETED: "Completed · export",
+        JobStatus.FAILED: "Failed · export",
+        JobStatus.CANCELLED: "Cancelled · export",
+    }
+
+
+def test_a_page_is_only_refreshed_while_the_job_is_not_terminal(job: Job) -> None:
+    response = answer(job, 3)
+    live = job.status in LIVE
+    assert refreshes(Page(response)) == (["3"] if live else [])
+    assert response.header("retry-after") == ("3" if live else None)
+
+
+def test_the_refresh_is_for_browsers_without_javascript_alone(job_of_each_status: Jobs) -> None:
+    text = answer(job_of_each_status[JobStatus.PENDING]).body.decode()
+    assert '<noscript><meta http-equiv="refresh" content="3"></noscript>' in text
+
+
+def test_without_a_pace_nothing_is_refreshed(job_of_each_status: Jobs) -> None:
+    response = answer(job_of_each_status[JobStatus.PENDING], None)
+    assert (refreshes(Page(response)), response.header("retry-after")) == ([], None)
+
+
+def test_only_what_is_not_terminal_can_be_cancelled(job: Job) -> None:
+    forms = page_of(job).all("form")
+    wanted = {"method": "post", "action": links_of(job).cancel, "data-is": "cancel"}
+    assert forms == ([wanted] if job.status in LIVE else [])
+
+
+def test_what_was_asked_to_stop_cannot_be_cancelled_again(job_of_each_status: Jobs) -> None:
+    running = job_of_each_status[JobStatus.PROCESSING]
+    page = page_of(running.model_copy(update={"cancel_requested_at": NOW}))
+    assert page.text("status") == "Stopping"
+    assert page.text("<title>") == "Stopping · export"
+    assert page.all("form") == []
+
+
+def test_the_result_is_linked_once_there_is_one(job: Job) -> None:
+    links = page_of(job).all("a")
+    if job.status in {JobStatus.FAILED, JobStatus.CANCELLED}:
+        assert links == []
+    else:
+        [link] = links
+        assert link["href"] == links_of(job).result
+        assert ("hidden" in link) == (job.status is not JobStatus.COMPLETED)
+
+
+def test_a_result_is_never_part_of_the_page(job_of_each_status: Jobs) -> None:
+    job = job_of_each_status[JobStatus.COMPLETED]
+    huge = job.model_copy(update={"result_json": b'"%s"' % (b"abc" * 100_000)})
+    assert answer(huge).body == answer(job).body
+
+
+def test_a_failure_is_told_as_a_sentence_and_a_code(job: Job) -> None:
+    page = page_of(job)
+    failed = job.status is JobStatus.FAILED
+    assert page.text("error") == ("The disk is full." if failed else "")
+    assert page.text("code") == ("disk_full" if failed else "")
+
+
+def test_progress_is_told_in_what_it_stands_for(job_of_each_status: Jobs) -> None:
+    page = page_of(job_of_each_status[JobStatus.PROCESSING])
+    assert (page.text("message"), page.text("count")) == ("writing", "1 of 2 rows")
+
+
+@pytest.mark.parametrize(
+    ("detail", "shown"),
+    [
+        (Detail(), ""),
+        (Detail(total=9), ""),
+        (Detail(current=0), "0"),
+        (Detail(current=12345, unit="rows"), "12,345 rows"),
+        (Detail(current=1000, total=2000), "1,000 of 2,000"),
+    ],
+)
+def test_counts_are_shown_as_far_as_they_are_known(detail: Detail, shown: str) -> None:
+    assert page_of(sample_job().model_copy(update={"detail": detail})).text("count") == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (-1, "under 1 s"),
+        (0.9, "under 1 s"),
+        (1, "1 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (61, "1 min 1 s"),
+        (3600 + 59, "1 h"),
+        (7380.5, "2 h 3 min"),
+        (90000, "1 d 1 h"),
+    ],
+)
+def test_a_duration_is_shown_in_its_two_largest_units(
+    job_of_each_status: Jobs, seconds: float, shown: str
+) -> None:
+    times = {"started_at": NOW, "completed_at": NOW + timedelta(seconds=seconds)}
+    job = job_of_each_status[JobStatus.COMPLETED].model_copy(update=times)
+    assert page_of(job).text("elapsed") == shown
+
+
+def test_time_elapses_while_a_job_runs(job_of_each_status: Jobs) -> None:
+    elapsed = {status: page_of(job).text("elapsed") for status, job in job_of_each_status.items()}
+    assert elapsed == {
+        JobStatus.PENDING: "",
+        JobStatus.PROCESSING: "1 min 15 s",
+        JobStatus.COMPLETED: "3 s",
+        JobStatus.FAILED: "3 s",
+        JobStatus.CANCELLED: "",
+    }
+
+
+def test_a_job_that_waits_for_its_next_attempt_does_not_run(job_of_each_status: Jobs) -> None:
+    running = job_of_each_status[JobStatus.PROCESSING]
+    waiting = running.model_copy(update={"status": JobStatus.PENDING, "attempt": 2})
+    page = page_of(waiting)
+    assert (page.text("elapsed"), page.text("attempt")) == ("", "2")
+
+
+def test_without_the_time_of_the_server_none_has_elapsed(job_of_each_status: Jobs) -> None:
+    job = job_of_each_status[JobStatus.PROCESSING]
+    page = Page(status_page(job, links_of(job), retry_after=2))
+    [main] = page.all("main")
+    assert (page.text("elapsed"), main["data-now"]) == ("", "")
+
+
+def test_an_estimate_is_rounded_up_to_whole_seconds() -> None:
+    shown = answer(sample_job(estimated_duration=timedelta(seconds=89.2))).body.decode()
+    assert "<dt>Estimated</dt><dd>about 1 min 30 s</dd>" in shown
+    assert "<dt>Estimated</dt><dd></dd>" in answer(sample_job()).body.decode()
+
+
+def test_moments_are_given_to_people_and_to_programs(job_of_each_status: Jobs) -> None:
+    page = page_of(job_of_each_status[JobStatus.COMPLETED])
+    assert page.text("created") == "2030-01-01 12:00:00 UTC"
+    assert (page.part("completed") or {})["datetime"] == "2030-01-01T12:00:03.123456Z"
+    assert "datetime" not in (page_of(sample_job()).part("completed") or {})
+
+
+def test_job_and_trace_can_be_quoted(job: Job) -> None:
+    assert {f"<code>{job.id}</code>", f"<code>{job.trace_id}</code>"} <= set(
+        re.findall("<code>.*?</code>", answer(job).body.decode())
+    )
+
+
+def test_links_may_be_absolute(job_of_each_status: Jobs) -> None:
+    job = job_of_each_status[JobStatus.PROCESSING]
+    links = links_of(job, "https://api.example.com")
+    [main] = Page(status_page(job, links, retry_after=2)).all("main")
+    assert main["data-status-url"] == f"https://api.example.com/api/jobs/{job.id}"
+    assert main["data-events-url"] == f"https://api.example.com/api/jobs/{job.id}/events"
+
+
+def test_a_page_is_neither_stored_nor_sniffed_nor_framed(job: Job) -> None:
+    response = answer(job)
+    assert response.status == 200
+    assert response.header("content-type") == "text/html; charset=utf-8"
+    assert response.header("cache-control") == "no-store"
+    assert response.header("vary") == "Accept, Prefer"
+    assert response.header("x-content-type-options") == "nosniff"
+    assert response.header("referrer-policy") == "same-origin"
+
+
+def test_nothing_is_run_but_what_is_named_by_its_hash(job: Job) -> None:
+    response = answer(job)
+    page = Page(response)
+    assert policy_of(response) == {
+        "default-src": "'none'",
+        "script-src": hash_of(page.text("<script>")),
+        "style-src": hash_of(page.text("<style>")),
+        "connect-src": "'self'",
+        "form-action": "'self'",
+        "base-uri": "'none'",
+        "frame-ancestors": "'none'",
+    }
+
+
+def test_the_script_is_small(job: Job) -> None:
+    assert 1000 < len(page_of(job).text("<script>")) < 5000
+
+
+def test_no_element_has_a_style_or_a_handler_or_an_asset_of_its_own(job: Job) -> None:
+    for _, attributes in page_of(job).elements:
+        assert not {"style", "src", "srcset"} & attributes.keys()
+        assert not [name for name in attributes if name.startswith("on")]
+
+
+TEXTS: dict[str, Callable[[Job, str], Job]] = {
+    "type": lambda job, text: job.model_copy(update={"type": text}),
+    "message": lambda job, text: job.model_copy(update={"detail": Detail(message=text)}),
+    "error": lambda job, text: _failed(job, JobError(code="code", message=text)),
+    "code": lambda job, text: _failed(job, JobError(code=text, message="message")),
+}
+
+
+def _failed(job: Job, error: JobError) -> Job:
+    return job.model_copy(update={"error": error})
+
+
+def bones(page: Page) -> list[tuple[str, set[str]]]:
+    return [(tag, set(attributes)) for tag, attributes in page.elements]
+
+
+@pytest.mark.parametrize("where", TEXTS)
+def test_hostile_text_stays_text(job: Job, where: str) -> None:
+    page = page_of(TEXTS[where](job, HOSTILE))
+    assert page.text(where) == HOSTILE
+    assert bones(page) == bones(page_of(job))
+
+
+def test_hostile_units_traces_and_links_stay_text(job: Job) -> None:
+    detail = Detail(current=1, unit=HOSTILE)
+    odd = job.model_copy(update={"detail": detail, "trace_id": HOSTILE})
+    links = Links(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    page = Page(status_page(odd, links, retry_after=3, now=NOW))
+    assert page.text("count") == f"1 {HOSTILE}"
+    assert [main["data-events-url"] for main in page.all("main")] == [HOSTILE]
+    assert bones(page) == bones(page_of(job))
+
+
+@given(
+    text=st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"])),
+    where=st.sampled_from(sorted(TEXTS)),
+)
+def test_any_text_is_shown_as_it_is_written(text: str, where: str) -> None:
+    page = page_of(TEXTS[where](sample_job(), text))
+    assert page.text(where) == text
+    assert bones(page) == bones(page_of(sample_job()))
+
+
+def test_text_that_cannot_be_encoded_does_not_cost_the_page() -> None:
+    assert page_of(sample_job().model_copy(update={"type": "a\ud800b"})).text("type") == "a?b"
+
+
+def test_progress_has_a_name_and_changes_are_announced(job: Job) -> None:
+    page = page_of(job)
+    [html], [label] = page.all("html"), page.all("label")
+    progress, announced = page.part("progress") or {}, page.part("announced") or {}
+    assert html["lang"] == "en"
+    assert label["for"] == progress["id"]
+    assert progress["max"] == "100"
+    assert (announced["role"], announced["aria-live"]) == ("status", "polite")
