@@ -158,6 +158,15 @@ class Counting(Protocol):
         ...
 
 
+@runtime_checkable
+class Clocked(Protocol):
+    """A store that has a clock of its own, by which all of its users can agree."""
+
+    async def now(self) -> datetime:
+        """Return the store's present moment, aware, in UTC."""
+        ...
+
+
 class Dispatcher(_Opened, Protocol):
     """Brings jobs that wait to what runs them; opened and closed by the queue.
 

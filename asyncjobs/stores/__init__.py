@@ -13,6 +13,7 @@ from asyncjobs.protocols import Store
 _BUILT_IN = {
     "memory": "asyncjobs.stores.memory:from_url",
     "sqlite": "asyncjobs.stores.sqlite:from_url",
+    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), "asyncjobs.stores.redis:from_url"),
 }
 
 
@@ -25,7 +26,13 @@ def store_from_url(url: str) -> Store:
     scheme = urlsplit(url).scheme
     if scheme in _BUILT_IN:
         module, _, name = _BUILT_IN[scheme].partition(":")
-        make: Callable[[str], Store] = getattr(import_module(module), name)
+        try:
+            make: Callable[[str], Store] = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"The store for {scheme}:// needs the package {error.name!r}: "
+                f"install asyncjobs-http[{module.rpartition('.')[2]}]."
+            ) from error
         return make(url)
     found = entry_points(group="asyncjobs.stores")
     if scheme not in found.names:

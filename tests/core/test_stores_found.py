@@ -34,8 +34,24 @@ def test_a_store_registered_as_an_entry_point_is_found(tmp_path: Path) -> None:
         command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}
     ).stdout
     assert printed.startswith("Shelf\n")
-    assert "memory, shelf, sqlite" in printed
+    assert "memory, redis, rediss, shelf, sqlite, valkey, valkeys" in printed
 
 
 def test_built_in_stores_need_no_entry_point() -> None:
     assert isinstance(store_from_url("memory://"), MemoryStore)
+
+
+def test_a_store_whose_driver_is_not_installed_names_the_extra() -> None:
+    script = """
+import sys
+sys.modules["redis"] = None
+from asyncjobs import AsyncJobs, ConfigurationError
+try:
+    AsyncJobs("valkey://:secret@localhost")
+except ConfigurationError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "asyncjobs-http[redis]" in printed
+    assert "secret" not in printed

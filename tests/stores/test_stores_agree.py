@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import ClassVar
 
+import pytest
 from anyio.from_thread import start_blocking_portal
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -17,6 +20,7 @@ from asyncjobs import lifecycle
 from asyncjobs.model import HOUSEKEEPING, Job, JobId, Lease
 from asyncjobs.protocols import Change, Store
 from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.stores.redis import RedisStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import ManualClock, sample_job
 
@@ -139,6 +143,21 @@ class SqliteAgreement(Agreement):
         return SqliteStore(Path(folder) / "jobs.db")
 
 
+class RedisAgreement(Agreement):
+    """The same with a server."""
+
+    url: ClassVar[str]
+    namespace: ClassVar[str]
+
+    def make_store(self) -> Store:
+        return RedisStore(self.url, namespace=f"{self.namespace}-{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def server_for_machines(redis_url: str, namespace: str) -> None:
+    RedisAgreement.url, RedisAgreement.namespace = redis_url, namespace
+
+
 def is_due(job: Job, now: datetime) -> bool:
     return job.due_at is not None and job.due_at <= now
 
@@ -149,3 +168,6 @@ TestMemoryAgreement = Agreement.TestCase
 TestMemoryAgreement.settings = LIMITS
 TestSqliteAgreement = SqliteAgreement.TestCase
 TestSqliteAgreement.settings = LIMITS
+
+TestRedisAgreement = pytest.mark.usefixtures("server_for_machines")(RedisAgreement.TestCase)
+TestRedisAgreement.settings = LIMITS

@@ -1,0 +1,88 @@
+"""What the Redis store looks at before it trusts a server with jobs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from asyncjobs.errors import SchemaError, StoreUnavailable
+from asyncjobs.stores.redis_server import Server
+
+log = logging.getLogger("asyncjobs")
+
+# What is written by another version of `redis_scripts` is not touched.
+_SCHEMA = 1
+
+# The first versions with the script flags that keep a script from being broken off in the middle.
+_REDIS, _VALKEY = 7, 8
+
+
+async def check(server: Server, schema_key: str) -> None:
+    """Raise `SchemaError` for what cannot be used, and warn of what forgets jobs."""
+    await _check_version(server)
+    await _check_schema(server, schema_key)
+    await _warn_of_losses(server)
+
+
+async def _check_version(server: Server) -> None:
+    about = await _allowed(server, "INFO", "server")
+    if about is None:
+        return
+    product, least = ("valkey", _VALKEY) if "valkey_version" in about else ("redis", _REDIS)
+    version = str(about[f"{product}_version"])
+    if int(version.partition(".")[0]) < least:
+        raise SchemaError(
+            server.name,
+            f"it is {product.title()} {version}; version {least} is the first that can be used",
+        )
+
+
+async def _check_schema(server: Server, key: str) -> None:
+    # Read first: a server that is full or a replica still has the jobs it has.
+    found = await server.command("GET", key)
+    if found is None:
+        found = await server.command("SET", key, _SCHEMA, "NX", "GET")
+    version = (found or b"%d" % _SCHEMA).decode(errors="replace")
+    if not version.isdecimal():
+        raise SchemaError(server.name, f"the key {key} is of another program")
+    if int(version) > _SCHEMA:
+        raise SchemaError(
+            server.name, f"it has schema version {version}, this asyncjobs knows {_SCHEMA}"
+        )
+
+
+async def _warn_of_losses(server: Server) -> None:
+    config = await _allowed(server, "CONFIG GET", "maxmemory-policy", "appendonly")
+    if config is None:
+        return
+    # Our keys never expire, so the policies for volatile keys do not touch them.
+    policy = str(config.get("maxmemory-policy", ""))
+    if policy.startswith("allkeys"):
+        log.warning(
+            "The store %s evicts jobs when its memory is full (maxmemory-policy %s); "
+            "set it to noeviction",
+            server.name,
+            policy,
+        )
+    if config.get("appendonly") == "no":
+        log.warning(
+            "The store %s forgets jobs when it is restarted: it keeps no log of what is written "
+            "(appendonly no)",
+            server.name,
+        )
+
+
+async def _allowed(server: Server, *words: str) -> dict[str, Any] | None:
+    """Ask what many hosts forbid to ask; None where it is forbidden."""
+    try:
+        answer: dict[str, Any] = await server.command(*words)
+    except StoreUnavailable as error:
+        if not _is_forbidden(error):
+            raise
+        log.debug("The store %s does not tell its %s: %s", server.name, words[0], error.reason)
+        return None
+    return answer
+
+
+def _is_forbidden(error: StoreUnavailable) -> bool:
+    return type(error.__cause__).__name__ == "NoPermissionError" or "unknown" in error.reason

@@ -1,0 +1,112 @@
+"""What the Redis store sends to its scripts, and reads back, as functions of values."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
+
+from asyncjobs.encoding import (
+    Columns,
+    decode,
+    encode_state,
+    encode_submission,
+    to_microseconds,
+)
+from asyncjobs.errors import UnreadableJob
+from asyncjobs.model import Job, JobId
+from asyncjobs.protocols import Change
+from asyncjobs.stores.redis_scripts import FIELDS, NARROW, Keys
+
+log = logging.getLogger("asyncjobs")
+
+T = TypeVar("T")
+
+Argument = str | bytes | int
+Row = Sequence[bytes | None]
+
+# The most that one script is given to do, so that no other client of the server waits for long.
+_MOST_JOBS = 128
+_MOST_BYTES = 4 * 1024 * 1024
+
+
+def in_portions(items: Sequence[T], size: Callable[[T], int]) -> Generator[Sequence[T]]:
+    """Divide items among scripts; one that is too large goes alone."""
+    start, total = 0, 0
+    for index, item in enumerate(items):
+        total += size(item)
+        if index > start and (total > _MOST_BYTES or index - start == _MOST_JOBS):
+            yield items[start:index]
+            start, total = index, size(item)
+    if items:
+        yield items[start:]
+
+
+def size_of(job: Job) -> int:
+    return len(job.payload_json) + len(job.result_json or b"")
+
+
+def insertion(job: Job, keys: Keys) -> list[Argument]:
+    """Make the arguments by which the script adds a job."""
+    fields: list[Argument] = ["submission", encode_submission(job), "payload", job.payload_json]
+    fields += ["type", job.type, *_state(job)]
+    owned = key = ""
+    if job.user_id is not None:
+        owned = keys.owned(job.user_id)
+        fields += ["owner", job.user_id]
+    if job.idempotency_key is not None:
+        # No owner is null, and so is not the owner whose name is empty.
+        key = json.dumps([job.user_id, job.type, job.idempotency_key])
+        fields += ["key", key]
+    indexed: list[Argument] = [job.id, job.lane, due_at(job), job.status, job.type, key, owned]
+    return [*indexed, len(fields), *fields]
+
+
+def replacement(change: Change) -> list[Argument]:
+    """Make the arguments by which the script compares and writes."""
+    job = change.job
+    fields = _state(job)
+    indexed: list[Argument] = [job.id, change.expected_revision, job.lane, due_at(job), job.status]
+    return [*indexed, len(fields), *fields]
+
+
+def due_at(job: Job) -> Argument:
+    return "" if job.due_at is None else to_microseconds(job.due_at)
+
+
+def _state(job: Job) -> list[Argument]:
+    fields: list[Argument] = ["state", encode_state(job), "revision", job.revision]
+    fields += ["lane", job.lane, "due_at", due_at(job), "status", job.status]
+    if job.result_json is not None:
+        fields += ["result", job.result_json]
+    return fields
+
+
+def read(job_id: JobId | str, row: Row) -> Job:
+    """Read a job's `FIELDS` back."""
+    submission, state, payload, result, revision, lane, due = row[: len(FIELDS)]
+    if submission is None or state is None or payload is None or revision is None or lane is None:
+        raise UnreadableJob(job_id)
+    try:
+        columns = Columns(payload, result, int(revision), lane.decode(), int(due) if due else None)
+    except ValueError as error:
+        raise UnreadableJob(job_id) from error
+    return decode(job_id, submission, state, columns)
+
+
+def read_narrow(job_id: JobId | str, row: Row) -> Job:
+    """Read a job's `NARROW` fields back, without payload and result."""
+    submission, state, *others = row[: len(NARROW)]
+    return read(job_id, (submission, state, b"", None, *others))
+
+
+def readable(rows: Sequence[Row], read_one: Callable[[str, Row], Job]) -> list[Job]:
+    """Read rows that begin with an id; one that cannot be read must not block the others."""
+    jobs: list[Job] = []
+    for job_id, *row in rows:
+        try:
+            jobs.append(read_one((job_id or b"").decode(), row))
+        except UnreadableJob as error:
+            log.error("%s", error, extra={"job_id": error.job_id})  # noqa: TRY400  # no traceback
+    return jobs
