@@ -110,6 +110,12 @@ def namespace(redis_url: str) -> Generator[str]:
 
 
 @pytest.fixture
+def tell(redis_url: str) -> Callable[..., Any]:
+    """Send commands to the shared server from outside of any store."""
+    return lambda *words: ask(redis_url, *words)
+
+
+@pytest.fixture
 def serve(tmp_path: Path) -> Generator[Callable[..., ValkeyServer]]:
     """Start a server with options of its own, which ends with the test."""
     with ExitStack() as stack:

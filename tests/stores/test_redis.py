@@ -1,11 +1,31 @@
-"""A server that many share, whatever happens to it."""
+"""One namespace of keys on a server that many share."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
 import pytest
 
+from asyncjobs import lifecycle
+from asyncjobs.errors import (
+    ConfigurationError,
+    InvalidQuery,
+    NotOpen,
+    SchemaError,
+    UnreadableJob,
+)
+from asyncjobs.model import Job, JobStatus
+from asyncjobs.protocols import Change, Clocked, Selection, Watching
+from asyncjobs.stores import store_from_url
 from asyncjobs.stores.redis import RedisStore
-from asyncjobs.testing import CountingConformance, ListingConformance, StoreConformance
+from asyncjobs.testing import CountingConformance, ListingConformance, StoreConformance, sample_job
+from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, full_job, ids
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +40,364 @@ def store(redis_url: str, namespace: str) -> RedisStore:
     return RedisStore(redis_url, namespace=namespace)
 
 
+@pytest.fixture
+def other(redis_url: str, namespace: str) -> RedisStore:
+    """The same jobs, as another process has them."""
+    return RedisStore(redis_url, namespace=namespace)
+
+
 class TestRedisStore(StoreConformance, ListingConformance, CountingConformance):
     @pytest.fixture
     def store(self, redis_url: str, namespace: str) -> RedisStore:
         return RedisStore(redis_url, namespace=namespace)
+
+
+# opening
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys"])
+def test_a_url_names_a_server_and_a_namespace(scheme: str) -> None:
+    made = store_from_url(f"{scheme}://u:p@host:7000/3?db=4&namespace=shop")
+    assert isinstance(made, RedisStore)
+    assert made.namespace == "shop"
+    assert "namespace" not in made._url
+    assert made._url.startswith("rediss:" if scheme.endswith("s") and scheme != "redis" else "red")
+
+
+def test_a_url_of_something_else_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="redis://host:port/database"):
+        RedisStore("unix:///run/redis.sock")
+
+
+@pytest.mark.parametrize("namespace", ["", "a{b", "a}b"])
+def test_a_namespace_is_one_hash_tag(namespace: str) -> None:
+    with pytest.raises(ConfigurationError, match="namespace"):
+        RedisStore("redis://localhost", namespace=namespace)
+
+
+@pytest.mark.parametrize("options", ["nonsense=1", "db=one", "protocol=9"])
+async def test_options_that_the_driver_does_not_know_are_named(
+    redis_url: str, options: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        await opened(RedisStore(f"{redis_url}?{options}"))
+
+
+async def test_a_closed_store_says_so_without_its_password() -> None:
+    with pytest.raises(NotOpen) as caught:
+        await RedisStore("redis://:secret@localhost").get([])
+    assert "secret" not in str(caught.value)
+
+
+def test_another_event_loop_than_asyncio_s_is_refused(store: RedisStore) -> None:
+    with pytest.raises(ConfigurationError, match="asyncio"):
+        anyio.run(opened, store, backend="trio")
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"), [("2", "schema version 2"), ("diary", "another program")]
+)
+async def test_keys_of_another_version_or_program_are_left_alone(
+    store: RedisStore, tell: Any, found: str, reason: str
+) -> None:
+    tell("SET", store._keys.schema, found)
+    with pytest.raises(SchemaError, match=reason):
+        await opened(store)
+    assert tell("GET", store._keys.schema) == found
+
+
+async def test_namespaces_of_one_server_are_apart(store: RedisStore, redis_url: str) -> None:
+    elsewhere = RedisStore(f"{redis_url}?namespace={store.namespace}-too")
+    job = sample_job(idempotency_key="k")
+    async with store, elsewhere:
+        await store.insert([job])
+        assert list(await elsewhere.get([job.id])) == [None]
+        assert list((await elsewhere.list(Selection(), limit=9)).jobs) == []
+
+
+FORKED = """
+import anyio, os, sys, threading
+from asyncjobs.errors import NotOpen
+from asyncjobs.stores.redis import RedisStore
+from asyncjobs.testing import sample_job
+
+async def child(store):
+    try:
+        await store.get([])
+    except NotOpen:
+        print("not open")
+    async with store:
+        await store.insert([sample_job()])
+        print("written")
+
+async def main(store):
+    async with store:
+        await store.insert([sample_job()])
+        if os.fork() == 0:
+            thread = threading.Thread(target=anyio.run, args=(child, store))
+            thread.start()
+            thread.join()
+            sys.stdout.flush()
+            os._exit(0)
+        os.wait()
+        await store.insert([sample_job()])
+        print("and the parent goes on")
+
+anyio.run(main, RedisStore(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forking is POSIX")
+def test_the_child_of_who_has_it_open_opens_it_anew(redis_url: str, namespace: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", FORKED, f"{redis_url}?namespace={namespace}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["not open", "written", "and the parent goes on"]
+    assert "Warning" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# many, and large
+
+
+async def test_many_jobs_keep_their_order_through_all_portions(store: RedisStore) -> None:
+    jobs = [sample_job() for _ in range(700)]
+    async with store:
+        assert list(await store.insert(jobs)) == jobs
+        assert list(await store.get(ids(jobs))) == jobs  # type: ignore[arg-type]
+        page = await store.list(Selection(), limit=600)
+        assert ids(page.jobs) == ids(jobs)[:99:-1]
+        assert await store.count_before(jobs[-1], until=NOW, most=9999) == 699
+        taken = await store.take([LANE], now=NOW, until=LATER, limit=650)
+        assert ids(taken) == ids(jobs)[:650]
+        assert all(await store.replace([Change(begun(job), job.revision) for job in jobs]))
+
+
+async def test_changes_of_one_job_keep_their_order_in_different_portions(
+    store: RedisStore,
+) -> None:
+    job, others = sample_job(), [sample_job() for _ in range(200)]
+    started = begun(job)
+    done = lifecycle.complete(started, LATER, token="t", result=b"1")
+    async with store:
+        await store.insert([job, *others])
+        between = [Change(begun(one), one.revision) for one in others]
+        first, last = Change(started, job.revision), Change(done, started.revision)
+        assert all(await store.replace([first, *between, last]))
+
+
+async def test_large_jobs_are_taken_few_at_a_time(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncjobs.stores.redis._MOST_BYTES", 2500)
+    monkeypatch.setattr("asyncjobs.stores.redis_rows._MOST_BYTES", 2500)
+    jobs = [sample_job(payload_json=b'"' + b"x" * 1000 + b'"') for _ in range(10)]
+    async with store:
+        await store.insert(jobs)
+        assert ids(await store.take([LANE], now=NOW, until=LATER, limit=9)) == ids(jobs[:9])
+
+
+async def test_a_rare_kind_is_found_among_many(store: RedisStore) -> None:
+    rare = [sample_job(type="rare") for _ in range(3)]
+    many = [sample_job() for _ in range(600)]
+    async with store:
+        await store.insert([rare[0], *many[:550], *rare[1:], *many[550:]])
+        first = await store.list(Selection(type="rare"), limit=2)
+        rest = await store.list(Selection(type="rare"), limit=2, after=first.next)
+    assert ids([*first.jobs, *rest.jobs]) == ids(rare[::-1])
+    assert rest.next is None
+
+
+async def test_completed_jobs_of_a_type_have_an_index(store: RedisStore, tell: Any) -> None:
+    one, two = sample_job(), sample_job(type="import")
+    async with store:
+        await store.insert([one, two, sample_job()])
+        done = await ended(store, one, b"1")
+        await ended(store, two, b"1")
+        page = await store.list(Selection(None, "export", JobStatus.COMPLETED), limit=9)
+        assert ids(page.jobs) == [done.id]
+        assert tell("ZCARD", store._keys.completed("export")) == 1
+
+
+async def test_the_index_of_completed_jobs_follows_the_status(store: RedisStore) -> None:
+    job = lifecycle.complete(begun(sample_job()), LATER, token="t", result=b"1")
+    async with store:
+        await store.insert([job])
+        which = Selection(None, job.type, JobStatus.COMPLETED)
+        assert ids((await store.list(which, limit=9)).jobs) == [job.id]
+        reopened = job.model_copy(update={"status": JobStatus.PENDING, "revision": 9})
+        await store.replace([Change(reopened, job.revision)])
+        assert list((await store.list(which, limit=9)).jobs) == []
+
+
+async def test_deleting_every_job_leaves_a_counter_and_the_schema(
+    store: RedisStore, tell: Any
+) -> None:
+    owned = [sample_job(user_id=owner, idempotency_key=owner) for owner in ("", "ann", "{b}")]
+    jobs = [*owned, full_job(), sample_job(queue="other"), sample_job(retention=None)]
+    async with store:
+        await store.insert(jobs)
+        await store.take([LANE], now=NOW, until=LATER, limit=2)
+        await ended(store, jobs[0], b"1")
+        await ended(store, jobs[-1], b"1")
+        await store.delete(ids(jobs))  # type: ignore[arg-type]
+    keys = tell("KEYS", f"{{{store.namespace}}}*")
+    assert sorted(keys) == sorted([store._keys.schema, store._keys.sequence])
+
+
+# what vanished, and what is damaged
+
+
+async def test_a_job_that_vanished_hides_no_other(store: RedisStore, tell: Any) -> None:
+    gone = sample_job(user_id="ann", idempotency_key="k")
+    kept, new = sample_job(user_id="ann"), sample_job(user_id="ann", idempotency_key="k")
+    which = Selection(user_id="ann")
+    async with store:
+        await store.insert([gone, kept])
+        tell("UNLINK", store._keys.job(gone.id))
+        assert list(await store.get([gone.id])) == [None]
+        assert list(await store.replace([Change(begun(gone), gone.revision)])) == [False]
+        assert ids((await store.list(which, limit=9)).jobs) == [kept.id]
+        assert ids(await store.take([LANE], now=NOW, until=LATER, limit=9)) == [kept.id]
+        assert await store.count_before(gone, until=LATER, most=9) == 0
+        assert list(await store.insert([new])) == [new]
+        assert tell("ZCARD", store._keys.due(LANE)) == 2
+        assert tell("ZCARD", store._keys.owned("ann")) == 2
+        await store.delete([gone.id])
+        assert list((await store.list(Selection(), limit=9)).jobs) != []
+        assert tell("ZSCORE", store._keys.all, gone.id) is None
+
+
+@pytest.mark.parametrize(
+    "damage", [("HSET", "state", "{}"), ("HSET", "revision", "x"), ("HDEL", "payload")]
+)
+async def test_a_job_that_cannot_be_read_stops_no_other(
+    store: RedisStore, tell: Any, caplog: pytest.LogCaptureFixture, damage: tuple[str, ...]
+) -> None:
+    bad, good = sample_job(), sample_job()
+    async with store:
+        await store.insert([bad, good])
+        tell(damage[0], store._keys.job(bad.id), *damage[1:])
+        taken = await store.take([LANE], now=NOW, until=LATER, limit=9)
+        assert ids(taken) == [good.id]
+        with pytest.raises(UnreadableJob, match=bad.id):
+            await store.get([bad.id])
+        assert list(await store.get([good.id])) == taken
+    assert bad.id in caplog.text
+
+
+async def test_due_moments_are_exact_to_the_microsecond_for_centuries(store: RedisStore) -> None:
+    moments = [datetime(2254, 12, 31, 23, 59, 59, n, tzinfo=UTC) for n in (999_999, 999_998)]
+    jobs = [sample_job().model_copy(update={"due_at": moment}) for moment in moments]
+    async with store:
+        await store.insert(jobs)
+        assert ids(await store.take([LANE], now=moments[1], until=LATER, limit=9)) == [jobs[1].id]
+
+
+async def test_a_cursor_is_not_taken_for_a_number_of_another_kind(store: RedisStore) -> None:
+    async with store:
+        for cursor in ("+inf", "1e3", "٣"):
+            with pytest.raises(InvalidQuery, match="cursor"):
+                await store.list(Selection(), limit=1, after=cursor)
+
+
+# others
+
+
+async def test_the_server_s_clock_is_the_store_s(store: RedisStore) -> None:
+    async with store:
+        now = await store.now()
+    assert isinstance(store, Clocked)
+    assert now.tzinfo is UTC
+    assert abs(now - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+async def test_other_processes_changes_are_told_by_id_and_one_s_own_are_not(
+    store: RedisStore, other: RedisStore
+) -> None:
+    assert isinstance(store, Watching)
+    mine, job = sample_job(), sample_job()
+    with anyio.fail_after(5):
+        async with store, other, aclosing(store.changes()) as changes:
+            assert list(await anext(changes)) == []  # listening
+            await store.insert([mine])
+            await other.insert([job])
+            assert list(await anext(changes)) == [job.id]
+            await other.replace([Change(begun(mine), mine.revision)])
+            assert list(await anext(changes)) == [mine.id]
+            await other.take([LANE], now=NOW, until=LATER, limit=9)
+            await other.delete([job.id])
+            assert list(await anext(changes)) == [job.id]
+
+
+async def test_many_changes_at_once_are_told_once(
+    store: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [sample_job() for _ in range(3)]
+    with anyio.fail_after(5):
+        async with store, other, aclosing(store.changes()) as changes:
+            await anext(changes)
+            for job in jobs:
+                await other.insert([job])
+            await other.replace([Change(begun(jobs[0]), 1)])
+            assert set(await told(changes, 3)) == set(ids(jobs))
+            monkeypatch.setattr("asyncjobs.stores.redis_changes._MOST", 1)
+            await other.delete([job.id for job in jobs])
+            assert list(await anext(changes)) == []
+
+
+async def test_a_silent_subscription_is_asked_whether_it_lives(
+    store: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncjobs.stores.redis_changes._SILENCE_SECONDS", 0.01)
+    job = sample_job()
+
+    async def insert_later() -> None:
+        await anyio.sleep(0.1)  # silence is what is tried here
+        await other.insert([job])
+
+    with anyio.fail_after(5):
+        async with store, other, aclosing(store.changes()) as changes:
+            await anext(changes)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(insert_later)
+                assert list(await anext(changes)) == [job.id]
+
+
+async def told(changes: Any, number: int) -> list[str]:
+    found: list[str] = []
+    while len(found) < number:
+        found += await anext(changes)
+    return found
+
+
+async def opened(store: RedisStore) -> None:
+    """Open and close a store."""
+    async with store:
+        pass
+
+
+def next_revision(job: Job) -> Job:
+    return job.model_copy(update={"revision": job.revision + 1})
+
+
+async def test_many_writers_in_two_processes_lose_no_update(
+    store: RedisStore, other: RedisStore
+) -> None:
+    job = sample_job()
+
+    async def count(one: RedisStore) -> None:
+        for _ in range(25):
+            done = False
+            while not done:
+                [found] = await one.get([job.id])
+                assert found is not None
+                [done] = await one.replace([Change(next_revision(found), found.revision)])
+
+    async with store, other:
+        await store.insert([job])
+        async with anyio.create_task_group() as tasks:
+            for one in (store, other, store, other):
+                tasks.start_soon(count, one)
+        [found] = await store.get([job.id])
+    assert found is not None
+    assert found.revision == 101
