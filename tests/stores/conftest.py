@@ -18,6 +18,8 @@ import redis
 
 _PATIENCE = 20.0
 
+Serve = Callable[..., "ValkeyServer"]
+
 
 class ValkeyServer:
     """A server on a port of its own, which keeps port and folder when it is started again."""
@@ -116,13 +118,23 @@ def tell(redis_url: str) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Generator[Callable[..., ValkeyServer]]:
-    """Start a server with options of its own, which ends with the test."""
+def serve(tmp_path: Path) -> Generator[Serve]:
+    """Start servers with options of their own, which end with the test."""
     with ExitStack() as stack:
+        yield starter(tmp_path, stack)
 
-        def start(*options: str) -> ValkeyServer:
-            folder = tmp_path / uuid.uuid4().hex
-            folder.mkdir()
-            return stack.enter_context(serving(folder, *options))
 
-        yield start
+@pytest.fixture(scope="module")
+def serve_module(tmp_path_factory: pytest.TempPathFactory) -> Generator[Serve]:
+    """Start servers that end with the module's tests."""
+    with ExitStack() as stack:
+        yield starter(tmp_path_factory.mktemp("valkey"), stack)
+
+
+def starter(folder: Path, stack: ExitStack) -> Serve:
+    def start(*options: str) -> ValkeyServer:
+        own = folder / uuid.uuid4().hex
+        own.mkdir()
+        return stack.enter_context(serving(own, *options))
+
+    return start

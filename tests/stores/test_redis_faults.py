@@ -1,0 +1,371 @@
+"""A Redis server that is killed, full, read-only, mute, or another one than yesterday."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import pytest
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError
+
+from asyncjobs.errors import SchemaError, StoreUnavailable
+from asyncjobs.model import Job
+from asyncjobs.protocols import Change, Selection
+from asyncjobs.stores.redis import RedisStore
+from asyncjobs.testing import CountingConformance, ListingConformance, StoreConformance, sample_job
+from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
+
+pytestmark = pytest.mark.anyio
+
+Serve = Callable[..., Any]
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def store(redis_url: str, namespace: str) -> RedisStore:
+    return RedisStore(redis_url, namespace=namespace)
+
+
+async def opened(store: RedisStore) -> None:
+    async with store:
+        pass
+
+
+# away, mute, or breaking off
+
+
+async def test_a_server_that_is_not_there_is_named_without_the_password() -> None:
+    with pytest.raises(StoreUnavailable, match=r"redis://127.0.0.1:1 ") as caught:
+        await opened(RedisStore("valkey://:secret@127.0.0.1:1"))
+    assert caught.value.__cause__ is not None
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_mute_server_does_not_hold_anyone_for_ever() -> None:
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.CancelledError):
+            await anyio.sleep_forever()
+        writer.close()
+
+    async with answering(say_nothing) as url:
+        with anyio.fail_after(5):
+            with pytest.raises(StoreUnavailable, match="Timeout"):
+                await opened(RedisStore(url, timeout=0.05))
+
+
+@pytest.mark.parametrize(
+    ("about", "named"),
+    [
+        ("redis_version:6.2.14", "Redis 6.2.14"),
+        ("redis_version:7.2.4\r\nvalkey_version:7.2.9", "Valkey 7.2.9"),
+    ],
+)
+async def test_a_server_of_an_old_version_is_refused(about: str, named: str) -> None:
+    async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while command := await reader.read(4096):
+            for _ in range(command.count(b"*")):
+                text = about.encode() if b"INFO\r\n" in command else b"OK"
+                writer.write(b"$%d\r\n%s\r\n" % (len(text), text))
+        writer.close()
+
+    async with answering(tell) as url:
+        with pytest.raises(SchemaError, match=named):
+            await opened(RedisStore(url))
+
+
+async def test_scripts_that_were_flushed_are_sent_again(store: RedisStore, tell: Any) -> None:
+    job, other = sample_job(), sample_job()
+    async with store:
+        for _ in range(2):
+            tell("SCRIPT", "FLUSH")
+            await store.insert([job, other])
+            tell("SCRIPT", "FLUSH")
+            assert len((await store.list(Selection(), limit=9)).jobs) == 2
+            tell("SCRIPT", "FLUSH")
+            assert ids(await store.take([LANE], now=NOW, until=NOW, limit=9)) == ids([job, other])
+            tell("SCRIPT", "FLUSH")
+            assert list(await store.replace([Change(begun(job), job.revision)])) == [True]
+            tell("SCRIPT", "FLUSH")
+            assert await store.count_before(other, until=LATER, most=9) == 0
+            tell("SCRIPT", "FLUSH")
+            await store.delete([job.id, other.id])
+
+
+async def test_connections_that_were_killed_are_made_anew(serve: Serve) -> None:
+    server = serve()
+    job = sample_job()
+    async with RedisStore(server.url) as store:
+        await store.insert([job])
+        server.ask("CLIENT", "KILL", "TYPE", "normal")
+        assert list(await store.get([job.id])) == [job]
+        server.ask("CLIENT", "KILL", "TYPE", "normal")
+        assert list(await store.insert([job])) == [job]
+        assert list(await store.replace([Change(begun(job), job.revision)])) == [True]
+
+
+async def test_notices_that_break_off_say_so_and_begin_anew(serve: Serve) -> None:
+    server = serve()
+    async with RedisStore(server.url) as store:
+        for _ in range(2):
+            changes = store.changes()
+            assert list(await anext(changes)) == []
+            server.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            with anyio.fail_after(5), pytest.raises(StoreUnavailable):
+                await anext(changes)
+
+
+async def test_an_insert_whose_answer_is_lost_is_repeated(
+    store: RedisStore, redis_url: str
+) -> None:
+    job = sample_job(idempotency_key="k")
+    async with far_from(redis_url, store.namespace) as (proxy, far):
+        proxy.lose(1)
+        assert list(await far.insert([job])) == [job]
+        proxy.lose(1)
+        assert list(await far.get([job.id])) == [job]
+        proxy.lose(1)
+        await far.delete([job.id])
+        assert list(await far.get([job.id])) == [None]
+
+
+async def test_a_change_whose_answer_is_lost_is_not_told_to_have_failed(
+    store: RedisStore, redis_url: str
+) -> None:
+    job, waiting = sample_job(), sample_job()
+    async with far_from(redis_url, store.namespace) as (proxy, far):
+        await far.insert([job, waiting])
+        # So that the server knows the scripts: what is lost shall not be its asking for them.
+        assert list(await far.replace([Change(begun(job), 7)])) == [False]
+        assert list(await far.take([LANE], now=NOW - DAY, until=LATER, limit=1)) == []
+        proxy.lose(1)
+        with pytest.raises(StoreUnavailable):
+            await far.replace([Change(begun(job), job.revision)])
+        proxy.lose(1)
+        with pytest.raises(StoreUnavailable):
+            await far.take([LANE], now=NOW, until=LATER, limit=1)
+        taken = waiting.model_copy(update={"due_at": LATER})
+        assert list(await far.get([job.id, waiting.id])) == [begun(job), taken]
+
+
+async def test_repeating_comes_to_an_end(store: RedisStore, redis_url: str) -> None:
+    async with far_from(redis_url, store.namespace) as (proxy, far):
+        proxy.lose(99)
+        with pytest.raises(StoreUnavailable):
+            await far.get([sample_job().id])
+        assert 99 - proxy.to_lose == 3
+
+
+# full
+
+
+async def test_a_full_server_writes_nothing_by_halves_and_can_be_emptied(serve: Serve) -> None:
+    server = serve("--maxmemory-policy", "noeviction", "--appendonly", "yes")
+    async with RedisStore(server.url) as store:
+        server.ask("CONFIG", "SET", "maxmemory", used(server) + 2_000_000)
+        stored, refused = await filled(store)
+        assert await store.get([job.id for job in refused]) == [None] * len(refused)
+        assert list(await store.get([job.id for job in stored])) == stored
+        most = used(server) - 500_000
+        server.ask("CONFIG", "SET", "maxmemory", most)
+        one, two, *_ = stored
+        with pytest.raises(StoreUnavailable):
+            await ended(store, two, b'"wide"')
+        # What ends jobs goes on, and so the memory becomes free.
+        assert list(await store.replace([Change(begun(one), one.revision)])) == [True]
+        taken = await store.take([LANE], now=NOW, until=LATER, limit=len(stored))
+        assert len(taken) == len(stored) - 1
+        assert len((await store.list(Selection(), limit=999)).jobs) == len(stored)
+        await opened(RedisStore(server.url))
+        await store.delete([job.id for job in stored])
+        until(lambda: used(server) < most)  # large values are freed in the background
+        assert list(await store.insert(refused)) == refused
+
+
+async def filled(store: RedisStore) -> tuple[list[Job], list[Job]]:
+    """Insert until the server is full; return what it took, and what it refused."""
+    stored: list[Job] = []
+    while True:
+        jobs = [sample_job(payload_json=b'"' + b"x" * 50_000 + b'"') for _ in range(5)]
+        try:
+            await store.insert(jobs)
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, OutOfMemoryError):
+                raise
+            return stored, jobs
+        stored += jobs
+
+
+def used(server: Any) -> int:
+    return int(server.ask("INFO", "memory")["used_memory"])
+
+
+# another server
+
+
+async def test_a_replica_can_be_read_and_not_written(serve: Serve) -> None:
+    first, second = serve(), serve()
+    job, other = sample_job(), sample_job()
+    async with RedisStore(second.url) as store:
+        await store.insert([job])
+        second.ask("CONFIG", "SET", "replica-serve-stale-data", "yes")
+        second.ask("CONFIG", "SET", "replica-priority", "0")
+        first.kill()
+        second.ask("REPLICAOF", "127.0.0.1", first.port)
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.insert([other])
+        assert isinstance(caught.value.__cause__, ReadOnlyError)
+        with pytest.raises(StoreUnavailable):
+            await store.take([LANE], now=NOW, until=LATER, limit=1)
+        assert list(await store.get([job.id])) == [job]
+        assert ids((await store.list(Selection(), limit=9)).jobs) == [job.id]
+        await opened(RedisStore(second.url))
+        with pytest.raises(StoreUnavailable):
+            await opened(RedisStore(second.url, namespace="new"))
+        second.ask("REPLICAOF", "NO", "ONE")
+        assert list(await store.insert([other])) == [other]
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        (["--appendonly", "yes", "--maxmemory-policy", "allkeys-lru"], ["evicts jobs"]),
+        (["--appendonly", "no"], ["appendonly no"]),
+        (["--appendonly", "yes", "--maxmemory-policy", "volatile-lru"], []),
+        (["--appendonly", "yes", "--rename-command", "CONFIG", ""], []),
+    ],
+)
+async def test_what_forgets_jobs_is_warned_of(
+    serve: Serve, options: list[str], warned: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    await opened(RedisStore(serve(*options).url))
+    said = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert len(said) == len(warned)
+    assert all(text in one for text, one in zip(warned, said, strict=True))
+
+
+async def test_a_user_with_no_more_rights_than_needed_is_enough(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve()
+    rights = ["~{asyncjobs}:*", "resetchannels", "+@read", "+@write", "+@scripting", "+@connection"]
+    server.ask("ACL", "SETUSER", "app", "on", ">pw", *rights, "+ping", "+time", "-@dangerous")
+    job = sample_job()
+    url = server.url.replace("//", "//app:pw@")
+    async with RedisStore(url) as store:
+        # Who may not publish may still write; who may not listen is told so.
+        await store.insert([job])
+        assert list(await store.get([job.id])) == [job]
+        with pytest.raises(StoreUnavailable) as caught:
+            await anext(store.changes())
+        assert isinstance(caught.value.__cause__, NoPermissionError)
+    assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
+    with pytest.raises(StoreUnavailable, match="password"):
+        await opened(RedisStore(url.replace("pw", "px")))
+
+
+# a cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(serve_module: Serve) -> Any:
+    server = serve_module("--cluster-enabled", "yes")
+    server.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    until(lambda: is_well(server))
+    return server
+
+
+class TestRedisStoreInACluster(StoreConformance, ListingConformance, CountingConformance):
+    """A node of a cluster refuses scripts whose keys do not lie in one slot."""
+
+    @pytest.fixture
+    def store(self, cluster: Any) -> RedisStore:
+        cluster.ask("FLUSHALL")
+        return RedisStore(cluster.url)
+
+
+async def test_the_node_in_charge_is_found_and_found_again(serve: Serve) -> None:
+    options = ["--cluster-enabled", "yes", "--appendonly", "yes", "--appendfsync", "always"]
+    near, far = serve(*options), serve(*options)
+    slot = int(near.ask("CLUSTER", "KEYSLOT", "{asyncjobs}"))
+    far.ask("CLUSTER", "ADDSLOTSRANGE", slot, 16383)
+    near.ask("CLUSTER", "ADDSLOTSRANGE", 0, slot - 1)
+    near.ask("CLUSTER", "MEET", "127.0.0.1", far.port)
+    job, other = sample_job(), sample_job()
+    until(lambda: is_well(near) and is_well(far))
+    async with RedisStore(near.url) as store:
+        await store.insert([job])
+        assert list(await store.get([job.id])) == [job]
+        far.kill()
+        with pytest.raises(StoreUnavailable):
+            await store.replace([Change(begun(job), job.revision)])
+        far.start()
+        until(lambda: is_well(far))
+        assert list(await store.replace([Change(begun(job), job.revision)])) == [True]
+        assert list(await store.insert([other])) == [other]
+
+
+def is_well(node: Any) -> bool:
+    return "cluster_state:ok" in str(node.ask("CLUSTER", "INFO"))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Ask until it is so; pytest's own limit is the patience of who runs it."""
+    while not condition():
+        pass
+
+
+# servers that are none
+
+
+@asynccontextmanager
+async def answering(answer: Any) -> AsyncGenerator[str]:
+    """Serve connections by a coroutine function."""
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+class Proxy:
+    """Passes commands on; closes the connection instead of passing on what is to be lost."""
+
+    def __init__(self, port: int) -> None:
+        self.to_lose = 0
+        self._port = port
+
+    def lose(self, answers: int) -> None:
+        self.to_lose = answers
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        with suppress(asyncio.CancelledError, ConnectionError):
+            while command := await reader.read(65536):
+                setting_up = b"CLIENT" in command or b"PING" in command
+                back.write(command)
+                reply = await there.read(65536)
+                if self.to_lose and not setting_up:
+                    self.to_lose -= 1
+                    break
+                writer.write(reply)
+        back.close()
+        writer.close()
+
+
+@asynccontextmanager
+async def far_from(url: str, namespace: str) -> AsyncGenerator[tuple[Proxy, RedisStore]]:
+    """Open a store from where answers may be lost."""
+    proxy = Proxy(int(url.rpartition(":")[2]))
+    async with answering(proxy.answer) as near, RedisStore(near, namespace=namespace) as store:
+        yield proxy, store
+        proxy.lose(0)
