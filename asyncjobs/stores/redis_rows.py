@@ -49,38 +49,34 @@ def size_of(job: Job) -> int:
 
 def insertion(job: Job, keys: Keys) -> list[Argument]:
     """Make the arguments by which the script adds a job."""
-    fields: list[Argument] = ["submission", encode_submission(job), "payload", job.payload_json]
-    fields += ["type", job.type, *_state(job)]
+    more = _result(job)
     owned = key = ""
     if job.user_id is not None:
         owned = keys.owned(job.user_id)
-        fields += ["owner", job.user_id]
+        more += ["owner", job.user_id]
     if job.idempotency_key is not None:
         # No owner is null, and so is not the owner whose name is empty.
         key = json.dumps([job.user_id, job.type, job.idempotency_key])
-        fields += ["key", key]
-    indexed: list[Argument] = [job.id, job.lane, due_at(job), job.status, job.type, key, owned]
-    return [*indexed, len(fields), *fields]
+        more += ["key", key]
+    indexed = (job.id, job.lane, due_at(job), job.status, job.type, job.revision)
+    texts = (encode_submission(job), encode_state(job), job.payload_json)
+    return [*indexed, *texts, key, owned, len(more), *more]
 
 
 def replacement(change: Change) -> list[Argument]:
     """Make the arguments by which the script compares and writes."""
     job = change.job
-    fields = _state(job)
-    indexed: list[Argument] = [job.id, change.expected_revision, job.lane, due_at(job), job.status]
-    return [*indexed, len(fields), *fields]
+    more = _result(job)
+    indexed = (job.id, change.expected_revision, job.lane, due_at(job), job.status, job.revision)
+    return [*indexed, encode_state(job), len(more), *more]
 
 
 def due_at(job: Job) -> Argument:
     return "" if job.due_at is None else to_microseconds(job.due_at)
 
 
-def _state(job: Job) -> list[Argument]:
-    fields: list[Argument] = ["state", encode_state(job), "revision", job.revision]
-    fields += ["lane", job.lane, "due_at", due_at(job), "status", job.status]
-    if job.result_json is not None:
-        fields += ["result", job.result_json]
-    return fields
+def _result(job: Job) -> list[Argument]:
+    return [] if job.result_json is None else ["result", job.result_json]
 
 
 def read(job_id: JobId | str, row: Row) -> Job:

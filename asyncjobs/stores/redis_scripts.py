@@ -77,8 +77,8 @@ end
 """
 
 # KEYS: sequence, held, all, then each job.
-# ARGV: prefix, writer, then for each job: id, lane, due_at, status, type, key, owner index,
-#       the number of arguments that make its hash, and those.
+# ARGV: prefix, writer, then for each job: id, lane, due_at, status, type, revision, submission,
+#       state, payload, key, owner index, the number of further arguments for its hash, and those.
 # Answers with an id for each job: '' where it was added, else that of the job that is stored.
 INSERT = Script(
     """#!lua
@@ -86,7 +86,8 @@ local prefix, at = ARGV[1], 3
 local answers, changed = {}, {}
 for place = 4, #KEYS do
   local job = KEYS[place]
-  local id, lane, due_at, status, type, key, owned, size = unpack(ARGV, at, at + 7)
+  local id, lane, due_at, status, type, revision, submission, state, payload, key, owned, size =
+    unpack(ARGV, at, at + 11)
   local stored = redis.call('EXISTS', job) == 1 and id
   if not stored and key ~= '' then
     stored = redis.call('HGET', KEYS[2], key)
@@ -96,7 +97,9 @@ for place = 4, #KEYS do
   end
   if not stored then
     local order = string.format('%016d', redis.call('INCR', KEYS[1]))
-    redis.call('HSET', job, 'order', order, unpack(ARGV, at + 8, at + 7 + size))
+    redis.call('HSET', job, 'order', order, 'lane', lane, 'due_at', due_at, 'status', status,
+      'type', type, 'revision', revision, 'submission', submission, 'state', state,
+      'payload', payload, unpack(ARGV, at + 12, at + 11 + size))
     redis.call('ZADD', KEYS[3], order, id)
     if due_at ~= '' then
       redis.call('ZADD', prefix .. 'due:' .. lane, due_at, order .. id)
@@ -113,7 +116,7 @@ for place = 4, #KEYS do
     changed[#changed + 1] = id
   end
   answers[#answers + 1] = stored or ''
-  at = at + 8 + size
+  at = at + 12 + size
 end
 """
     + _PUBLISH
@@ -121,8 +124,8 @@ end
 )
 
 # KEYS: the job of each change.
-# ARGV: prefix, writer, then for each change: id, expected revision, lane, due_at, status,
-#       the number of arguments that change its hash, and those.
+# ARGV: prefix, writer, then for each change: id, expected revision, lane, due_at, status, revision,
+#       state, the number of further arguments for its hash, and those.
 # Answers with 1 or 0 for each change.
 _REPLACE = (
     """
@@ -130,7 +133,7 @@ local prefix, at = ARGV[1], 3
 local answers, changed = {}, {}
 for place = 1, #KEYS do
   local job = KEYS[place]
-  local id, expected, lane, due_at, status, size = unpack(ARGV, at, at + 5)
+  local id, expected, lane, due_at, status, revision, state, size = unpack(ARGV, at, at + 7)
   local found = redis.call('HMGET', job, 'revision', 'lane', 'order', 'status', 'type')
   local fits = found[1] == expected
   if fits then
@@ -149,11 +152,12 @@ for place = 1, #KEYS do
         redis.call('ZREM', completed, id)
       end
     end
-    redis.call('HSET', job, unpack(ARGV, at + 6, at + 5 + size))
+    redis.call('HSET', job, 'lane', lane, 'due_at', due_at, 'status', status,
+      'revision', revision, 'state', state, unpack(ARGV, at + 8, at + 7 + size))
     changed[#changed + 1] = id
   end
   answers[#answers + 1] = fits and 1 or 0
-  at = at + 6 + size
+  at = at + 8 + size
 end
 """
     + _PUBLISH

@@ -1,0 +1,135 @@
+"""Queues that share a Redis server, as the processes of an application do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import pytest
+
+from asyncjobs import AsyncJobs, JobContext, JobStatus, Settings
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.model import Delivery, Job, JobId
+from asyncjobs.stores.redis import RedisStore
+
+pytestmark = pytest.mark.anyio
+
+NO_POLLING = Settings(poll=timedelta(hours=1), sweep=timedelta(hours=1))
+QUICK = Settings(
+    lease=timedelta(seconds=1),
+    redelivery=timedelta(seconds=1),
+    poll=timedelta(seconds=0.05),
+    sweep=timedelta(seconds=0.05),
+    grace=timedelta(seconds=1),
+)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class FrontDesk:
+    """Accepts jobs for others, and runs none."""
+
+    delivery = Delivery.PULL
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+    @contextmanager
+    def reservation(self) -> Generator[bool]:
+        yield False
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        raise AssertionError(jobs)
+
+
+async def test_a_job_is_begun_and_its_end_noticed_in_other_processes_at_once(
+    redis_url: str, namespace: str
+) -> None:
+    url = f"{redis_url}?namespace={namespace}"
+    desk = AsyncJobs(url, dispatcher=FrontDesk(), settings=NO_POLLING)
+    works = AsyncJobs(url, settings=NO_POLLING)
+    for jobs in (desk, works):
+        jobs.handler("double")(double)
+    async with desk, works:
+        with anyio.fail_after(5):  # of an hour between two polls
+            for number in range(20):
+                job = await desk.enqueue("double", number)
+                assert (await desk.wait(job.id)).result == 2 * number
+
+
+async def test_a_cancellation_reaches_the_process_that_runs_the_job(
+    redis_url: str, namespace: str
+) -> None:
+    url = f"{redis_url}?namespace={namespace}"
+    desk = AsyncJobs(url, dispatcher=FrontDesk(), settings=NO_POLLING)
+    works = AsyncJobs(url, settings=NO_POLLING)
+    for jobs in (desk, works):
+        jobs.handler("endless")(endless)
+    async with desk, works:
+        with anyio.fail_after(5):
+            job = await desk.enqueue("endless", None)
+            await desk.next_change(job.id, after=job.version)
+            await desk.cancel(job.id)
+            assert (await desk.wait(job.id)).status is JobStatus.CANCELLED
+
+
+async def test_a_killed_server_loses_no_accepted_job_and_nobody_starts_anew(
+    serve: Callable[..., Any],
+) -> None:
+    server = serve("--appendonly", "yes", "--appendfsync", "always")
+    accepted: list[JobId] = []
+    refused: list[StoreUnavailable] = []
+    up = anyio.Event()
+    jobs = AsyncJobs(RedisStore(server.url, timeout=1), settings=QUICK)
+    jobs.handler("double")(double)
+
+    async def customer() -> None:
+        while not up.is_set() or len(accepted) < 500:
+            try:
+                accepted.append((await jobs.enqueue("double", len(accepted))).id)
+            except StoreUnavailable as error:
+                refused.append(error)
+                await anyio.lowlevel.checkpoint()
+
+    async with jobs:
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(16):
+                    tasks.start_soon(customer)
+                for _ in range(2):
+                    known = len(accepted)
+                    while len(accepted) < known + 100:
+                        await anyio.lowlevel.checkpoint()
+                    await anyio.to_thread.run_sync(server.kill)
+                    known = len(refused)
+                    while len(refused) < known + 16:
+                        await anyio.lowlevel.checkpoint()
+                    await anyio.to_thread.run_sync(server.start)
+                up.set()
+            done = [await jobs.wait(job_id) for job_id in accepted]
+    assert {job.status for job in done} == {JobStatus.COMPLETED}
+    assert len({job.id for job in done}) == len(accepted)
+    assert all(error.__cause__ is not None for error in refused)
+
+
+async def double(number: int, _job: JobContext) -> int:
+    return 2 * number
+
+
+async def endless(_none: None, _job: JobContext) -> None:
+    await anyio.sleep_forever()
