@@ -253,24 +253,44 @@ async def test_what_forgets_jobs_is_warned_of(
     assert all(text in one for text, one in zip(warned, said, strict=True))
 
 
+RIGHTS = ["~{asyncjobs}:*", "resetchannels", "&{asyncjobs}:changes", "+@read", "+@write"]
+RIGHTS += ["+@scripting", "+@connection", "+@pubsub", "+time", "-@dangerous"]
+
+
 async def test_a_user_with_no_more_rights_than_needed_is_enough(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = serve()
-    rights = ["~{asyncjobs}:*", "resetchannels", "+@read", "+@write", "+@scripting", "+@connection"]
-    server.ask("ACL", "SETUSER", "app", "on", ">pw", *rights, "+ping", "+time", "-@dangerous")
-    job = sample_job()
+    server.ask("ACL", "SETUSER", "app", "on", ">pw", *RIGHTS)
+    job, other = sample_job(idempotency_key="k", user_id="ann"), sample_job()
     url = server.url.replace("//", "//app:pw@")
-    async with RedisStore(url) as store:
-        # Who may not publish may still write; who may not listen is told so.
+    async with RedisStore(url) as store, RedisStore(url) as second:
+        changes = store.changes()
+        await anext(changes)
+        await second.insert([job, other])
+        assert set(await anext(changes)) == {job.id, other.id}
+        await changes.aclose()
+        assert len(await store.take([LANE], now=NOW, until=LATER, limit=9)) == 2
+        await ended(store, job, b"1")
+        assert ids((await store.list(Selection("ann"), limit=9)).jobs) == [job.id]
+        assert await store.count_before(other, until=LATER, most=9) == 0
+        await store.now()
+        await store.delete([job.id, other.id])
+    assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
+    with pytest.raises(StoreUnavailable, match="password"):
+        await opened(RedisStore(url.replace("pw", "px")))
+
+
+async def test_who_may_not_publish_may_still_write(serve: Serve) -> None:
+    server = serve()
+    server.ask("ACL", "SETUSER", "app", "on", ">pw", *RIGHTS, "resetchannels", "-@pubsub")
+    job = sample_job()
+    async with RedisStore(server.url.replace("//", "//app:pw@")) as store:
         await store.insert([job])
         assert list(await store.get([job.id])) == [job]
         with pytest.raises(StoreUnavailable) as caught:
             await anext(store.changes())
-        assert isinstance(caught.value.__cause__, NoPermissionError)
-    assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
-    with pytest.raises(StoreUnavailable, match="password"):
-        await opened(RedisStore(url.replace("pw", "px")))
+    assert isinstance(caught.value.__cause__, NoPermissionError)
 
 
 # a cluster
