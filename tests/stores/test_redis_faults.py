@@ -124,6 +124,18 @@ async def test_notices_that_break_off_say_so_and_begin_anew(serve: Serve) -> Non
                 await anext(changes)
 
 
+async def test_a_subscription_that_went_dead_is_noticed(
+    store: RedisStore, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncjobs.stores.redis_changes._SILENCE_SECONDS", 0.01)
+    async with far_from(redis_url, store.namespace, timeout=0.3) as (proxy, far):
+        changes = far.changes()
+        await anext(changes)
+        proxy.mute = True
+        with anyio.fail_after(5), pytest.raises(StoreUnavailable, match="subscription"):
+            await anext(changes)
+
+
 async def test_an_insert_whose_answer_is_lost_is_repeated(
     store: RedisStore, redis_url: str
 ) -> None:
@@ -253,8 +265,10 @@ async def test_what_forgets_jobs_is_warned_of(
     assert all(text in one for text, one in zip(warned, said, strict=True))
 
 
-RIGHTS = ["~{asyncjobs}:*", "resetchannels", "&{asyncjobs}:changes", "+@read", "+@write"]
-RIGHTS += ["+@scripting", "+@connection", "+@pubsub", "+time", "-@dangerous"]
+RIGHTS = (
+    *("~{asyncjobs}:*", "resetchannels", "&{asyncjobs}:changes", "+@read", "+@write"),
+    *("+@scripting", "+@connection", "+@pubsub", "+time", "-@dangerous"),
+)
 
 
 async def test_a_user_with_no_more_rights_than_needed_is_enough(
@@ -315,6 +329,7 @@ class TestRedisStoreInACluster(StoreConformance, ListingConformance, CountingCon
 
 async def test_the_node_in_charge_is_found_and_found_again(serve: Serve) -> None:
     options = ["--cluster-enabled", "yes", "--appendonly", "yes", "--appendfsync", "always"]
+    options += ["--cluster-require-full-coverage", "no"]
     near, far = serve(*options), serve(*options)
     slot = int(near.ask("CLUSTER", "KEYSLOT", "{asyncjobs}"))
     far.ask("CLUSTER", "ADDSLOTSRANGE", slot, 16383)
@@ -332,6 +347,10 @@ async def test_the_node_in_charge_is_found_and_found_again(serve: Serve) -> None
         until(lambda: is_well(far))
         assert list(await store.replace([Change(begun(job), job.revision)])) == [True]
         assert list(await store.insert([other])) == [other]
+        far.kill()
+        near.ask("CLUSTER", "SETSLOT", slot, "NODE", near.ask("CLUSTER", "MYID"))
+        assert list(await store.insert([job])) == [job]
+        assert list(await store.get([other.id])) == [None]
 
 
 def is_well(node: Any) -> bool:
@@ -358,10 +377,15 @@ async def answering(answer: Any) -> AsyncGenerator[str]:
 
 
 class Proxy:
-    """Passes commands on; closes the connection instead of passing on what is to be lost."""
+    """Passes commands on, and answers back.
+
+    Closes the connection instead of passing on an answer that is to be lost; mute, it keeps it open
+    and passes on nothing more.
+    """
 
     def __init__(self, port: int) -> None:
         self.to_lose = 0
+        self.mute = False
         self._port = port
 
     def lose(self, answers: int) -> None:
@@ -377,15 +401,21 @@ class Proxy:
                 if self.to_lose and not setting_up:
                     self.to_lose -= 1
                     break
-                writer.write(reply)
+                if not self.mute:
+                    writer.write(reply)
         back.close()
         writer.close()
 
 
 @asynccontextmanager
-async def far_from(url: str, namespace: str) -> AsyncGenerator[tuple[Proxy, RedisStore]]:
+async def far_from(
+    url: str, namespace: str, *, timeout: float = 5.0
+) -> AsyncGenerator[tuple[Proxy, RedisStore]]:
     """Open a store from where answers may be lost."""
     proxy = Proxy(int(url.rpartition(":")[2]))
-    async with answering(proxy.answer) as near, RedisStore(near, namespace=namespace) as store:
+    async with (
+        answering(proxy.answer) as near,
+        RedisStore(near, namespace=namespace, timeout=timeout) as store,
+    ):
         yield proxy, store
         proxy.lose(0)
