@@ -38,8 +38,11 @@ class Signal:
 
     async def wait(self, timeout: float | None = None) -> None:
         """Return at the signal, or after `timeout` seconds."""
-        with anyio.move_on_after(timeout):
+        if timeout is None:
             await self._event.wait()
+        else:
+            with anyio.move_on_after(timeout):
+                await self._event.wait()
         self._event = anyio.Event()
 
 

@@ -17,7 +17,6 @@ from contextlib import (
     asynccontextmanager,
     suppress,
 )
-from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -72,7 +71,7 @@ class StatusMonitor:
 
     async def asked(self, scope: Scope, body: bytes = b"", *, prefix: str = "") -> Request:
         """Translate a request, and find out whose it is; raises what `identify` raises."""
-        return replace(request_of(scope, prefix), body=body, owner=await self._who(scope))
+        return request_of(scope, prefix, body=body, owner=await self._who(scope))
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -96,7 +95,9 @@ class StatusMonitor:
         return owner_of(await found if inspect.isawaitable(found) else found)
 
 
-def request_of(scope: Scope, prefix: str = "") -> Request:
+def request_of(
+    scope: Scope, prefix: str = "", *, body: bytes = b"", owner: str | None = None
+) -> Request:
     """Translate a request for something below a prefix."""
     root, path = scope.get("root_path", ""), scope["path"]
     below = path.removeprefix(root) if path.startswith(root) else path
@@ -110,6 +111,8 @@ def request_of(scope: Scope, prefix: str = "") -> Request:
         path=below.rpartition("/")[2] if scope["type"] == "websocket" else below.removeprefix("/"),
         root=root,
         headers=_headers(scope),
+        body=body,
+        owner=owner,
         query=scope.get("query_string", b"").decode("latin-1"),
         scheme=scope.get("scheme", "http"),
     )

@@ -132,7 +132,7 @@ class Endpoints:
             return await self._result(request, job)
         if operation is Operation.OPERATION:
             links = self.mount.links(request, job.id)
-            headers = (*_JSON, *self._pace(job), _NO_STORE)
+            headers = (*_JSON, *_told(self._retry_after(job)), _NO_STORE)
             return Response(HTTPStatus.OK, headers, encode_operation(job, links))
         if prefers_html(request.headers.get("accept")):
             links = self.mount.links(request, job.id)
@@ -165,8 +165,8 @@ class Endpoints:
         if wait.seconds:
             job = await self.streams.ended(accepted.job.id, wait.seconds)
             if job.status.terminal:
-                return Response(HTTPStatus.OK, said, await self._document(job))
-        headers = (*said, ("Location", links.result), *self._pace(accepted.job))
+                return Response(HTTPStatus.OK, said, await self._document(job, None))
+        headers = (*said, ("Location", links.result), *_told(self._retry_after(accepted.job)))
         return Response(HTTPStatus.ACCEPTED, headers, encode_accepted(accepted.job, links))
 
     @property
@@ -200,21 +200,21 @@ class Endpoints:
         news = known is not None and not matches(known, etag_of(job.version))
         if wait.seconds and not news and not job.status.terminal:
             job = await self.streams.next_change(job, wait.seconds)
+        seconds = self._retry_after(job)
         headers = (
             ("ETag", etag_of(job.version)),
             _REVALIDATE,
             ("Vary", "Accept, Prefer"),
-            *self._pace(job),
+            *_told(seconds),
             *wait.applied,
         )
-        if matches(known, etag_of(job.version)):
+        if known is not None and matches(known, etag_of(job.version)):
             return Response(HTTPStatus.NOT_MODIFIED, headers)
-        return Response(HTTPStatus.OK, (*_JSON, *headers), await self._document(job))
+        return Response(HTTPStatus.OK, (*_JSON, *headers), await self._document(job, seconds))
 
     async def _result(self, request: Request, job: Job) -> Response:
         if not job.status.terminal:
-            headers = (*_JSON, _NO_STORE, *self._pace(job))
-            return Response(HTTPStatus.ACCEPTED, headers, await self._document(job))
+            return await self._unlasting(HTTPStatus.ACCEPTED, job)
         if job.status is not JobStatus.COMPLETED:
             return no_result(job)
         fresh = (("ETag", etag_of(job.version)), _REVALIDATE)
@@ -229,8 +229,13 @@ class Endpoints:
             back = ("Location", self.mount.links(request, job.id).status)
             return Response(HTTPStatus.SEE_OTHER, (back, _NO_STORE))
         status = HTTPStatus.OK if job.status.terminal else HTTPStatus.ACCEPTED
-        headers = (*_JSON, _NO_STORE, *self._pace(job))
-        return Response(status, headers, await self._document(job))
+        return await self._unlasting(status, job)
+
+    async def _unlasting(self, status: HTTPStatus, job: Job) -> Response:
+        """Answer by a job's document where it is not what the URL stands for."""
+        seconds = self._retry_after(job)
+        headers = (*_JSON, _NO_STORE, *_told(seconds))
+        return Response(status, headers, await self._document(job, seconds))
 
     async def _find(self, request: Request, job_id: JobId) -> Job:
         return self._checked(request)(await self.jobs.find(job_id))
@@ -253,17 +258,13 @@ class Endpoints:
         seconds = min(wished, self.mount.options.longest_wait)
         return _Patience(seconds, (("Preference-Applied", f"wait={seconds}"),))
 
-    async def _document(self, job: Job) -> bytes:
-        document = self._encoded.document(job)
-        return with_pace(document, self._retry_after(job), await self.jobs.position(job))
+    async def _document(self, job: Job, seconds: int | None) -> bytes:
+        position = await self.jobs.position(job) if job.status is JobStatus.PENDING else None
+        return with_pace(self._encoded.document(job), seconds, position)
 
     def _retry_after(self, job: Job) -> int | None:
         expected = self.jobs.expected_duration(job)
         return retry_after(job, self.jobs.clock.now(), self.mount.options.pacing, expected)
-
-    def _pace(self, job: Job) -> Headers:
-        seconds = self._retry_after(job)
-        return () if seconds is None else (("Retry-After", str(seconds)),)
 
 
 def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoints:
@@ -272,6 +273,10 @@ def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoint
     if found is None:
         raise ConfigurationError(f"{kind!r} belongs to no AsyncJobs that is mounted on this app.")
     return found
+
+
+def _told(seconds: int | None) -> Headers:
+    return () if seconds is None else (("Retry-After", str(seconds)),)
 
 
 async def _answered(work: Callable[[], Awaitable[Response]]) -> Response:

@@ -10,9 +10,9 @@ _QUALITY = re.compile(r";\s*q\s*=\s*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$
 
 def prefers_html(accept: str | None) -> bool:
     """Tell whether HTML is wanted more than JSON: browsers name it, programs hardly ever do."""
-    return _quality(accept or "*/*", "text", "html") > _quality(
-        accept or "*/*", "application", "json"
-    )
+    if not accept or accept == "*/*":
+        return False
+    return _quality(accept, "text", "html") > _quality(accept, "application", "json")
 
 
 def _quality(accept: str, kind: str, subtype: str) -> float:

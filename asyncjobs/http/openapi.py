@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import BaseModel, JsonValue
 
@@ -146,7 +147,7 @@ def _response(route: Route, status: HTTPStatus) -> Schema:
     text = route.answers[status]
     if status >= HTTPStatus.BAD_REQUEST:
         return _problem(status, text)
-    if HTTPStatus.MULTIPLE_CHOICES <= status or status is HTTPStatus.NO_CONTENT:
+    if status >= HTTPStatus.MULTIPLE_CHOICES or status is HTTPStatus.NO_CONTENT:
         described: Schema = {"description": text}
     elif status is HTTPStatus.ACCEPTED:
         described = _json(text, schema_of(JobDocument))
@@ -224,8 +225,8 @@ def _link_name(route: Route) -> str:
 
 
 def _pointer(path: str) -> str:
-    """Write a path as a part of a JSON pointer (RFC 6901, section 3)."""
-    return path.replace("~", "~0").replace("/", "~1")
+    """Write a path as a part of a JSON pointer in a URI (RFC 6901, sections 3 and 6)."""
+    return quote(path.replace("~", "~0").replace("/", "~1"))
 
 
 def _inlined(schema: JsonValue, definitions: Mapping[str, JsonValue]) -> JsonValue:

@@ -39,6 +39,8 @@ def preferences(prefer: str | None) -> dict[str, str]:
 
 def wait_of(prefer: str | None) -> int | None:
     """Read how many seconds a client would wait (section 4.3); None for no or a malformed wish."""
+    if prefer is None:
+        return None
     value = preferences(prefer).get("wait", "")
     # ASCII digits only, and not more than a wait can sensibly have.
     return int(value) if re.fullmatch(r"[0-9]{1,9}", value) else None

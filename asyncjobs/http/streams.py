@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Self
 from weakref import WeakSet
 
 import anyio
@@ -118,27 +118,15 @@ class Streams:
         if crowded and not job.status.terminal:
             yield _SHED
             return
-        async with aclosing(self._changes(watch)) as changes:
-            async for newest in changes:
-                job = newest or job
-                yield self._text(job) if newest else None
+        async for newest in _Changes(watch, self._options):
+            job = newest or job
+            yield self._text(job) if newest else None
         yield _FINISHED if job.status.terminal else _GOING_AWAY
 
     async def _frames(self, watch: Watch, first: bytes) -> AsyncGenerator[bytes]:
         yield first
-        async with aclosing(self._changes(watch)) as changes:
-            async for job in changes:
-                yield sse.KEEP_ALIVE if job is None else self._encoded.event(job)
-
-    async def _changes(self, watch: Watch) -> AsyncGenerator[Job | None]:
-        """Yield changes to the end of the job or of the stream's life, and None in quiet times."""
-        ends_at = anyio.current_time() + self._options.stream_life
-        while (left := ends_at - anyio.current_time()) > 0:
-            try:
-                job = await watch.within(min(left, self._options.keep_alive))
-            except StopAsyncIteration:
-                return
-            yield job
+        async for job in _Changes(watch, self._options):
+            yield sse.KEEP_ALIVE if job is None else self._encoded.event(job)
 
     def _text(self, job: Job) -> bytes:
         return with_pace(self._encoded.document(job), None)
@@ -149,6 +137,27 @@ class Streams:
         if self._ended:
             watch.finish()
         return watch
+
+
+class _Changes:
+    """Yields changes to the end of the job or of the stream's life, and None in quiet times.
+
+    An iterator and no generator, since there may be thousands.
+    """
+
+    def __init__(self, watch: Watch, options: MountOptions) -> None:
+        self._watch = watch
+        self._pause = options.keep_alive
+        self._ends_at = anyio.current_time() + options.stream_life
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Job | None:
+        left = self._ends_at - anyio.current_time()
+        if left <= 0:
+            raise StopAsyncIteration
+        return await self._watch.within(min(left, self._pause))
 
 
 async def _first(watch: Watch) -> Job:

@@ -764,10 +764,9 @@ async def test_a_request_held_while_the_queue_closes_is_answered() -> None:
     async def read(job_id: JobId) -> None:
         answers.append(await endpoints.handle(Request("GET", job_id, headers=asked)))
 
-    async with anyio.create_task_group() as tasks:
-        async with endpoints.jobs:
-            tasks.start_soon(read, await an_order(endpoints))
-            await anyio.wait_all_tasks_blocked()
+    async with anyio.create_task_group() as tasks, endpoints.jobs:
+        tasks.start_soon(read, await an_order(endpoints))
+        await anyio.wait_all_tasks_blocked()
     assert [one.status for one in answers] == [304]
 
 

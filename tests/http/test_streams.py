@@ -446,7 +446,7 @@ async def test_all_that_is_under_way_ends_when_the_server_stops() -> None:
         assert ended == []
         with anyio.fail_after(5):
             at.streams.end()
-            while len(ended) < 4:  # noqa: ASYNC110  # each ends by itself
+            while len(ended) < 4:  # each ends by itself
                 await anyio.lowlevel.checkpoint()
     assert 1 in ended
     assert Close(1001, "Connect again to go on.") in ended
@@ -594,7 +594,7 @@ async def test_a_job_that_is_forgotten_meanwhile_ends_what_is_under_way() -> Non
         await anyio.wait_all_tasks_blocked()
         with anyio.fail_after(5):
             await at.jobs._running.ledger.forget([job.id])
-            while len(ended) < 3:  # noqa: ASYNC110  # each ends by itself
+            while len(ended) < 3:  # each ends by itself
                 await anyio.lowlevel.checkpoint()
         assert await all_of(at.socket(job)) == [Close(1008, "Job not found")]
     assert {1, Close(1001, "Connect again to go on.")} <= {one for one in ended if one != job}
@@ -614,13 +614,12 @@ async def test_a_queue_that_closes_ends_what_is_under_way() -> None:
     async def hold(job: Job) -> None:
         ended.append(await at.streams.next_change(job, LONG))
 
-    async with anyio.create_task_group() as tasks:
-        async with at.jobs:
-            job = await at.begun()
-            tasks.start_soon(follow, await at.events(job))
-            tasks.start_soon(talk, at.socket(job))
-            tasks.start_soon(hold, job)
-            await anyio.wait_all_tasks_blocked()
+    async with anyio.create_task_group() as tasks, at.jobs:
+        job = await at.begun()
+        tasks.start_soon(follow, await at.events(job))
+        tasks.start_soon(talk, at.socket(job))
+        tasks.start_soon(hold, job)
+        await anyio.wait_all_tasks_blocked()
     assert len(ended) == 3
     assert job in ended
     assert Close(1001, "Connect again to go on.") in ended
