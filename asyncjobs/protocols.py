@@ -160,7 +160,7 @@ class Counting(Protocol):
 
 @runtime_checkable
 class Clocked(Protocol):
-    """A store that has a clock of its own, by which all of its users can agree."""
+    """A store that has a clock of its own, the same for all processes that use it."""
 
     async def now(self) -> datetime:
         """Return the store's present moment, aware, in UTC."""

@@ -10,9 +10,12 @@ from urllib.parse import urlsplit
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import Store
 
+Make = Callable[[str], Store]
+
 _BUILT_IN = {
     "memory": "asyncjobs.stores.memory:from_url",
     "sqlite": "asyncjobs.stores.sqlite:from_url",
+    **dict.fromkeys(("postgresql", "postgres"), "asyncjobs.stores.postgres:from_url"),
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), "asyncjobs.stores.redis:from_url"),
 }
 
@@ -25,18 +28,22 @@ def store_from_url(url: str) -> Store:
     """
     scheme = urlsplit(url).scheme
     if scheme in _BUILT_IN:
-        module, _, name = _BUILT_IN[scheme].partition(":")
-        try:
-            make: Callable[[str], Store] = getattr(import_module(module), name)
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                f"The store for {scheme}:// needs the package {error.name!r}: "
-                f"install asyncjobs-http[{module.rpartition('.')[2]}]."
-            ) from error
-        return make(url)
+        return _load(*_BUILT_IN[scheme].split(":"))(url)
     found = entry_points(group="asyncjobs.stores")
     if scheme not in found.names:
         known = ", ".join(sorted({*_BUILT_IN, *found.names}))
         raise ConfigurationError(f"No store is known for the URL {url!r} (known schemes: {known}).")
     made: Store = found[scheme].load()(url)
     return made
+
+
+def _load(module: str, name: str) -> Make:
+    try:
+        make: Make = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        extra, missing = module.rpartition(".")[2], (error.name or "").partition(".")[0]
+        raise ConfigurationError(
+            f"The {extra} store needs the package {missing!r}: "
+            f"pip install 'asyncjobs-http[{extra}]'."
+        ) from error
+    return make

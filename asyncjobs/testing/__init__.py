@@ -12,15 +12,20 @@ import pytest
 
 # Before the import, so that the suite's assertions explain themselves in a third party's run, too.
 pytest.register_assert_rewrite(
-    "asyncjobs.testing.storing", "asyncjobs.testing.taking", "asyncjobs.testing.looking_up"
+    "asyncjobs.testing.storing",
+    "asyncjobs.testing.taking",
+    "asyncjobs.testing.looking_up",
+    "asyncjobs.testing.timekeeping",
 )
 
 from asyncjobs.testing.clocks import LoopClock, ManualClock  # noqa: E402
 from asyncjobs.testing.conformance import StoreConformance  # noqa: E402
 from asyncjobs.testing.looking_up import CountingConformance, ListingConformance  # noqa: E402
 from asyncjobs.testing.samples import sample_job  # noqa: E402
+from asyncjobs.testing.timekeeping import ClockedConformance  # noqa: E402
 
 __all__ = [
+    "ClockedConformance",
     "CountingConformance",
     "ListingConformance",
     "LoopClock",

@@ -10,7 +10,18 @@ import pytest
 
 import asyncjobs
 
-HEAVY = ("sqlite3", "redis", "starlette", "fastapi", "flask", "httpx2", "uvicorn", "trio", "pytest")
+HEAVY = (
+    "sqlite3",
+    "psycopg",
+    "redis",
+    "starlette",
+    "fastapi",
+    "flask",
+    "httpx2",
+    "uvicorn",
+    "trio",
+    "pytest",
+)
 
 
 def imported_by(statement: str) -> set[str]:
@@ -27,11 +38,18 @@ def test_the_core_loads_no_driver_and_no_framework(module: str) -> None:
     assert imported_by(f"import {module}").isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("url", ["memory://", "sqlite:///jobs.db", "redis://localhost"])
-def test_a_queue_loads_the_driver_of_its_own_store_only(url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "driver"),
+    [
+        ("memory://", None),
+        ("sqlite:///jobs.db", "sqlite3"),
+        ("redis://localhost", "redis"),
+        ("postgresql://localhost/app", "psycopg"),
+    ],
+)
+def test_a_queue_loads_the_driver_of_its_own_store_only(url: str, driver: str | None) -> None:
     loaded = imported_by(f"import asyncjobs; asyncjobs.AsyncJobs({url!r})")
-    assert ("sqlite3" in loaded) == url.startswith("sqlite")
-    assert ("redis" in loaded) == url.startswith("redis")
+    assert loaded & {"sqlite3", "redis", "psycopg"} == {driver} - {None}
 
 
 def test_every_name_is_there_and_none_twice() -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.memory import MemoryStore
 
@@ -34,24 +36,32 @@ def test_a_store_registered_as_an_entry_point_is_found(tmp_path: Path) -> None:
         command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}
     ).stdout
     assert printed.startswith("Shelf\n")
-    assert "memory, redis, rediss, shelf, sqlite, valkey, valkeys" in printed
+    assert "memory, postgres, postgresql, redis, rediss, shelf, sqlite, valkey" in printed
 
 
 def test_built_in_stores_need_no_entry_point() -> None:
     assert isinstance(store_from_url("memory://"), MemoryStore)
 
 
-def test_a_store_whose_driver_is_not_installed_names_the_extra() -> None:
-    script = """
+@pytest.mark.parametrize(
+    ("driver", "url", "extra"),
+    [
+        ("redis", "valkey://:secret@localhost", "redis"),
+        ("psycopg", "postgresql://me:secret@localhost/app", "postgres"),
+    ],
+)
+def test_a_store_without_its_driver_says_what_to_install(driver: str, url: str, extra: str) -> None:
+    script = f"""
 import sys
-sys.modules["redis"] = None
+sys.modules[{driver!r}] = None
 from asyncjobs import AsyncJobs, ConfigurationError
 try:
-    AsyncJobs("valkey://:secret@localhost")
+    AsyncJobs({url!r})
 except ConfigurationError as error:
     print(error)
 """
     command = [sys.executable, "-c", script]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "asyncjobs-http[redis]" in printed
+    assert f"pip install 'asyncjobs-http[{extra}]'" in printed
+    assert repr(driver) in printed
     assert "secret" not in printed

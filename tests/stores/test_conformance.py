@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from itertools import count
+from itertools import count, cycle
 from types import TracebackType
 
 import anyio
@@ -16,7 +16,8 @@ from asyncjobs.errors import StoreUnavailable
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change, Store
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import StoreConformance
+from asyncjobs.testing import ClockedConformance, StoreConformance
+from asyncjobs.testing.samples import LATER, NOW
 
 Rule = Callable[[StoreConformance, Store], Awaitable[None]]
 
@@ -181,6 +182,33 @@ def test_a_broken_store_fails_the_rule_it_breaks(store: type[MemoryStore], rule:
 
 def test_a_whole_store_fails_no_rule() -> None:
     assert broken_rules(MemoryStore) == []
+
+
+class ManyClocks(MemoryStore):
+    """Tells some times, one after the other."""
+
+    def __init__(self, *times: datetime) -> None:
+        super().__init__()
+        self._times = cycle(times)
+
+    async def now(self) -> datetime:
+        return next(self._times)
+
+
+@pytest.mark.parametrize(
+    ("times", "rule"),
+    [
+        ([NOW.replace(tzinfo=None)], ClockedConformance.test_the_store_s_time_is_aware_and_in_utc),
+        ([NOW], ClockedConformance.test_the_store_s_time_goes_on),
+        ([NOW, LATER], ClockedConformance.test_the_store_s_time_goes_on),
+    ],
+    ids=["naive", "standing", "jumping back"],
+)
+def test_a_broken_clock_fails_the_rule_it_breaks(
+    times: list[datetime], rule: Callable[[ClockedConformance, Store], Awaitable[None]]
+) -> None:
+    with pytest.raises(AssertionError):
+        anyio.run(rule, ClockedConformance(), ManyClocks(*times))
 
 
 def broken_rules(store: Callable[[], Store]) -> list[str]:

@@ -70,7 +70,7 @@ def test_a_url_without_a_file_is_refused(url: str) -> None:
 
 
 def test_an_unknown_scheme_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigurationError, match="memory, redis, rediss, sqlite"):
+    with pytest.raises(ConfigurationError, match="memory, postgres, postgresql, redis, rediss, sq"):
         store_from_url("mongodb://localhost")
 
 

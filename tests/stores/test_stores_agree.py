@@ -8,7 +8,7 @@ import uuid
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -20,9 +20,13 @@ from asyncjobs import lifecycle
 from asyncjobs.model import HOUSEKEEPING, Job, JobId, Lease
 from asyncjobs.protocols import Change, Store
 from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import ManualClock, sample_job
+
+if TYPE_CHECKING:
+    from tests.stores.conftest import PostgresServer
 
 LANES = ("high", "default", HOUSEKEEPING)
 PAUSES = st.timedeltas(timedelta(microseconds=1), timedelta(minutes=1))
@@ -158,6 +162,22 @@ def server_for_machines(redis_url: str, namespace: str) -> None:
     RedisAgreement.url, RedisAgreement.namespace = redis_url, namespace
 
 
+class PostgresAgreement(Agreement):
+    """The same with a server, in a new schema each time."""
+
+    server: ClassVar[PostgresServer]
+
+    def make_store(self) -> Store:
+        schema = f"agree_{uuid.uuid4().hex[:12]}"
+        self.stack.callback(self.server.execute, f"DROP SCHEMA {schema} CASCADE")
+        return PostgresStore(self.server.url, schema=schema)
+
+
+@pytest.fixture(scope="module")
+def server_to_agree_with(postgres: PostgresServer) -> None:
+    PostgresAgreement.server = postgres
+
+
 def is_due(job: Job, now: datetime) -> bool:
     return job.due_at is not None and job.due_at <= now
 
@@ -168,6 +188,7 @@ TestMemoryAgreement = Agreement.TestCase
 TestMemoryAgreement.settings = LIMITS
 TestSqliteAgreement = SqliteAgreement.TestCase
 TestSqliteAgreement.settings = LIMITS
-
 TestRedisAgreement = pytest.mark.usefixtures("server_for_machines")(RedisAgreement.TestCase)
 TestRedisAgreement.settings = LIMITS
+TestPostgresAgreement = pytest.mark.usefixtures("server_to_agree_with")(PostgresAgreement.TestCase)
+TestPostgresAgreement.settings = LIMITS

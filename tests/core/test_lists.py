@@ -1,0 +1,288 @@
+"""Jobs are listed, and counted that wait before one, as every reader must find them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobStatus, Policy, Settings, lifecycle
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.errors import InvalidQuery
+from asyncjobs.model import Delivery, JobId, Lease
+from asyncjobs.protocols import Change, Selection, Store
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.stores.sqlite import SqliteStore
+from asyncjobs.testing import ManualClock, sample_job
+
+pytestmark = pytest.mark.anyio
+
+# Nobody but the reader may find what is overdue.
+ASLEEP = Settings(poll=timedelta(hours=1), sweep=timedelta(hours=1))
+
+MINUTE = timedelta(minutes=1)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "jobs.db")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def jobs(store: Store, clock: ManualClock) -> AsyncJobs:
+    made = AsyncJobs(
+        store,
+        clock=clock,
+        settings=ASLEEP,
+        policy=Policy(retention=timedelta(hours=1)),
+        dispatcher=LocalDispatcher(concurrency=1),
+    )
+    made.external("order", payload=dict[str, Any], result=dict[str, Any])
+    made.external("import", payload=dict[str, Any], result=dict[str, Any])
+    return made
+
+
+def waiting(clock: ManualClock, **submission: Any) -> Job:
+    """Make a job that waits for a worker that this process does not have."""
+    return sample_job(queue="elsewhere", created_at=clock.now(), **submission)
+
+
+async def begun(store: Any, job: Job, clock: ManualClock) -> Job:
+    """Let a worker of another process start a job, and never be heard of again."""
+    lease = Lease(worker="lost", token="t", until=clock.now() + MINUTE)
+    started = lifecycle.start(job, clock.now(), lease)
+    await store.replace([Change(started, job.revision)])
+    return started
+
+
+def ids(found: Any) -> list[JobId]:
+    return [job.id for job in found.jobs]
+
+
+async def test_the_newest_job_comes_first(jobs: AsyncJobs) -> None:
+    async with jobs:
+        made = [await jobs.enqueue("order", {}) for _ in range(3)]
+        assert ids(await jobs.list(Selection())) == [job.id for job in reversed(made)]
+
+
+async def test_pages_follow_one_another(jobs: AsyncJobs) -> None:
+    async with jobs:
+        made = [(await jobs.enqueue("order", {}, user_id="ann")).id for _ in range(5)]
+        await jobs.enqueue("order", {}, user_id="bob")
+        seen: list[JobId] = []
+        after: str | None = None
+        for _ in range(3):
+            page = await jobs.list(Selection("ann"), limit=2, after=after)
+            seen += ids(page)
+            after = page.next
+        assert after is None
+    assert seen == made[::-1]
+
+
+async def test_fifty_jobs_are_a_page_unless_said_otherwise(jobs: AsyncJobs) -> None:
+    async with jobs:
+        for _ in range(51):
+            await jobs.enqueue("order", {})
+        page = await jobs.list(Selection())
+    assert len(page.jobs) == 50
+    assert page.next is not None
+
+
+async def test_a_list_is_of_one_owner_type_and_status(jobs: AsyncJobs) -> None:
+    async with jobs:
+        for owner in ("ann", "bob", None):
+            for kind in ("order", "import"):
+                for end in (jobs.complete, None):
+                    job = await jobs.enqueue(kind, {}, user_id=owner)
+                    if end is not None:
+                        await end(job.id, {})
+        for which, count in (
+            (Selection(), 12),
+            (Selection("ann"), 4),
+            (Selection("ann", "order"), 2),
+            (Selection("ann", "order", JobStatus.COMPLETED), 1),
+            (Selection(status=JobStatus.PENDING), 6),
+            (Selection(type="import"), 6),
+            (Selection("eve"), 0),
+        ):
+            assert len((await jobs.list(which)).jobs) == count, which
+
+
+async def test_a_list_shows_neither_payload_nor_result(jobs: AsyncJobs) -> None:
+    async with jobs:
+        job = await jobs.enqueue("order", {"secret": "payload"})
+        await jobs.complete(job.id, {"secret": "result"})
+        [listed] = (await jobs.list(Selection())).jobs
+        assert (listed.payload_json, listed.result_json) == (b"", None)
+        assert (await jobs.find(job.id)).result == {"secret": "result"}
+
+
+async def test_where_no_page_ended_no_list_begins(jobs: AsyncJobs) -> None:
+    async with jobs:
+        with pytest.raises(InvalidQuery):
+            await jobs.list(Selection(), after="nonsense")
+
+
+async def test_a_job_whose_deadline_has_passed_is_listed_as_failed(
+    jobs: AsyncJobs, clock: ManualClock
+) -> None:
+    async with jobs:
+        job = await jobs.enqueue("order", {})
+        clock.advance(2 * DAY)
+        [listed] = (await jobs.list(Selection())).jobs
+        found = await jobs.find(job.id)
+    assert (listed.id, listed.status) == (job.id, JobStatus.FAILED)
+    assert listed.error == lifecycle.DEADLINE_EXCEEDED
+    assert (found.status, found.version) == (JobStatus.FAILED, listed.version)
+
+
+async def test_a_job_whose_worker_is_lost_is_listed_as_waiting_again(
+    jobs: AsyncJobs, store: Any, clock: ManualClock
+) -> None:
+    async with jobs:
+        job = waiting(clock)
+        await store.insert([job])
+        await begun(store, job, clock)
+        clock.advance(2 * MINUTE)
+        [listed] = (await jobs.list(Selection())).jobs
+    assert (listed.status, listed.losses, listed.lease) == (JobStatus.PENDING, 1, None)
+
+
+async def test_a_job_repaired_by_a_list_keeps_its_payload(
+    jobs: AsyncJobs, store: Any, clock: ManualClock
+) -> None:
+    async with jobs:
+        job = waiting(clock)
+        await store.insert([job])
+        await begun(store, job, clock)
+        clock.advance(2 * MINUTE)
+        await jobs.list(Selection())
+        assert (await jobs.find(job.id)).payload_json == job.payload_json
+
+
+async def test_who_follows_a_job_that_a_list_repairs_is_shown_all_of_it(
+    jobs: AsyncJobs, store: Any, clock: ManualClock
+) -> None:
+    async with jobs:
+        job = waiting(clock)
+        await store.insert([job])
+        await begun(store, job, clock)
+        updates = jobs.subscribe(job.id)
+        await anext(updates)
+        clock.advance(2 * MINUTE)
+        await jobs.list(Selection())
+        again = await anext(updates)
+    assert again.status is JobStatus.PENDING
+    assert again.payload_json == job.payload_json
+
+
+async def test_what_turns_out_to_be_otherwise_is_not_in_a_list_of_a_status(
+    jobs: AsyncJobs, clock: ManualClock
+) -> None:
+    async with jobs:
+        await jobs.enqueue("order", {})
+        clock.advance(2 * DAY)
+        assert ids(await jobs.list(Selection(status=JobStatus.PENDING))) == []
+        assert len(ids(await jobs.list(Selection(status=JobStatus.FAILED)))) == 1
+
+
+async def test_a_job_whose_retention_has_ended_is_in_no_list(
+    jobs: AsyncJobs, clock: ManualClock
+) -> None:
+    async with jobs:
+        old, young = [await jobs.enqueue("order", {}) for _ in range(2)]
+        await jobs.complete(old.id, {})
+        clock.advance(timedelta(hours=2))
+        await jobs.complete(young.id, {})
+        page = await jobs.list(Selection(status=JobStatus.COMPLETED), limit=1)
+        rest = await jobs.list(Selection(status=JobStatus.COMPLETED), limit=1, after=page.next)
+    assert ids(page) == [young.id]
+    # An empty page may lead on, or to the end; a job that is gone is on none.
+    assert ids(rest) == []
+
+
+async def test_jobs_know_how_many_are_before_them(
+    jobs: AsyncJobs, store: Any, clock: ManualClock
+) -> None:
+    async with jobs:
+        queued = [waiting(clock) for _ in range(3)]
+        await store.insert(queued)
+        assert [await jobs.position(job) for job in queued] == [1, 2, 3]
+        await begun(store, queued[0], clock)
+        assert [await jobs.position(job) for job in queued[1:]] == [1, 2]
+
+
+Made = Callable[[ManualClock], Job]
+
+
+def delayed(clock: ManualClock) -> Job:
+    submission = waiting(clock)
+    return submission.model_copy(update={"run_at": clock.now() + MINUTE})
+
+
+def external(clock: ManualClock) -> Job:
+    return waiting(clock, delivery=Delivery.EXTERNAL)
+
+
+def pushed(clock: ManualClock) -> Job:
+    return waiting(clock, delivery=Delivery.PUSH)
+
+
+def running(clock: ManualClock) -> Job:
+    lease = Lease(worker="w", token="t", until=clock.now() + MINUTE)
+    return lifecycle.start(waiting(clock), clock.now(), lease)
+
+
+def finished(clock: ManualClock) -> Job:
+    return lifecycle.cancel(waiting(clock), clock.now())
+
+
+@pytest.mark.parametrize("make", [delayed, external, pushed, running, finished])
+async def test_a_job_that_waits_for_none_of_our_workers_has_no_position(
+    make: Made, jobs: AsyncJobs, store: Any, clock: ManualClock
+) -> None:
+    async with jobs:
+        job = make(clock)
+        await store.insert([job])
+        assert await jobs.position(job) is None
+
+
+async def test_delayed_jobs_are_not_before_anybody(
+    jobs: AsyncJobs, store: Any, clock: ManualClock
+) -> None:
+    jobs.handler("later")(print)  # type: ignore[arg-type]
+    later = EnqueueOptions(run_at=timedelta(hours=1))
+    async with jobs:
+        await jobs.enqueue("later", {}, options=later)
+        job = sample_job(created_at=clock.now())
+        await store.insert([job])
+        assert await jobs.position(job) == 1
+
+
+async def test_jobs_another_process_has_kept_a_place_for_are_before_the_rest(
+    jobs: AsyncJobs, store: Any, clock: ManualClock
+) -> None:
+    async with jobs:
+        first, second = waiting(clock), waiting(clock)
+        held = first.model_copy(update={"due_at": clock.now() + timedelta(seconds=30)})
+        await store.insert([held, second])
+        assert await jobs.position(second) == 2
+
+
+async def test_behind_a_thousand_jobs_the_position_is_not_counted(
+    jobs: AsyncJobs, store: Any, clock: ManualClock
+) -> None:
+    async with jobs:
+        queued = [waiting(clock) for _ in range(1001)]
+        await store.insert(queued)
+        assert await jobs.position(queued[999]) == 1000
+        assert await jobs.position(queued[1000]) is None

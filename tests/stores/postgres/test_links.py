@@ -1,0 +1,270 @@
+"""Connections that break, fall silent or are refused: typed errors, then recovery by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+import psycopg
+import pytest
+
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.model import Job, JobId, new_job_id
+from asyncjobs.protocols import Change
+from asyncjobs.stores.postgres import PostgresStore
+from asyncjobs.stores.postgres_schema import migration_sql
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import LATER, NOW, begun, ids
+
+if TYPE_CHECKING:
+    from tests.stores.conftest import PostgresServer
+    from tests.stores.postgres.conftest import Wire
+
+pytestmark = pytest.mark.anyio
+
+UNKNOWN = new_job_id()
+
+TERMINATE = (
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+    " WHERE application_name = 'asyncjobs'"
+)
+BLOCKED = (
+    "SELECT count(*) FROM pg_stat_activity"
+    " WHERE wait_event_type = 'Lock' AND application_name = 'asyncjobs'"
+)
+
+
+# broken connections
+
+
+async def test_a_connection_that_was_ended_while_idle_costs_no_call(
+    postgres: PostgresServer, store: PostgresStore
+) -> None:
+    job = sample_job()
+    async with store:
+        await store.insert([job])
+        assert postgres.execute(TERMINATE)
+        assert list(await store.replace([Change(begun(job), job.revision)])) == [True]
+        postgres.execute(TERMINATE)
+        assert len(await store.take(["default"], now=NOW, until=LATER, limit=1)) == 0
+
+
+async def test_what_may_be_repeated_survives_a_lost_answer(schema: str, wire: Wire) -> None:
+    job = sample_job(idempotency_key="k")
+    async with PostgresStore(wire.url, schema=schema) as store:
+        wire.loses = 1
+        assert await store.insert([job]) == [job]
+        wire.loses = 1
+        assert await store.get([job.id]) == [job]
+        wire.loses = 1
+        await store.delete([job.id])
+        assert await store.get([job.id]) == [None]
+        assert wire.loses == 0
+
+
+async def test_a_change_whose_answer_is_lost_is_not_made_twice_but_told(
+    schema: str, wire: Wire
+) -> None:
+    job = sample_job()
+    started = begun(job)
+    async with PostgresStore(wire.url, schema=schema) as store:
+        await store.insert([job])
+        await store._opened.notices.close()
+        wire.loses = 1
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.replace([Change(started, job.revision)])
+        assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+        assert await store.get([job.id]) == [started]
+
+
+async def test_a_take_whose_answer_is_lost_is_told_and_takes_no_more(
+    schema: str, wire: Wire
+) -> None:
+    jobs = [sample_job(), sample_job()]
+    async with PostgresStore(wire.url, schema=schema) as store:
+        await store.insert(jobs)
+        await store._opened.notices.close()
+        wire.loses = 1
+        with pytest.raises(StoreUnavailable):
+            await store.take(["default"], now=NOW, until=LATER, limit=1)
+        assert ids(await store.take(["default"], now=NOW, until=LATER, limit=9)) == [jobs[1].id]
+
+
+async def test_repeating_ends_where_every_attempt_fails(schema: str, wire: Wire) -> None:
+    async with PostgresStore(wire.url, schema=schema) as store:
+        await store.get([])
+        wire.loses = 1000
+        with pytest.raises(StoreUnavailable):
+            await store.get([UNKNOWN])
+        assert wire.loses == 1000 - 3
+        wire.loses = 0
+        assert await store.get([UNKNOWN]) == [None]
+
+
+# silence
+
+
+async def test_a_server_that_falls_silent_is_given_up_in_time_and_asked_once(
+    schema: str, wire: Wire
+) -> None:
+    job = sample_job()
+    async with PostgresStore(wire.url, schema=schema, timeout=0.2) as store:
+        await store.insert([job])
+        await store._opened.notices.close()
+        lines = wire.lines
+        wire.passes.clear()
+        with anyio.fail_after(5), pytest.raises(StoreUnavailable, match=r"within 0\.2 s"):
+            await store.get([job.id])
+        assert wire.lines == lines
+        wire.passes.set()
+        assert await store.get([job.id]) == [job]
+
+
+async def test_the_server_ends_what_waits_for_a_lock_too_long(
+    postgres: PostgresServer, schema: str, store: PostgresStore
+) -> None:
+    job = sample_job()
+    async with store, PostgresStore(postgres.url, schema=schema, timeout=0.2) as hasty:
+        await store.insert([job])
+        async with store._opened.links.lent() as held:
+            await held.rows("BEGIN")
+            await held.rows("LOCK TABLE {s}.jobs")
+            with anyio.fail_after(5), pytest.raises(StoreUnavailable, match="timeout"):
+                await hasty.replace([Change(begun(job), job.revision)])
+            assert postgres.execute(BLOCKED) == [(0,)]
+        assert await hasty.get([job.id]) == [job]
+
+
+# cancelled callers
+
+
+async def test_what_was_begun_is_done_even_where_the_caller_is_cancelled(
+    postgres: PostgresServer, store: PostgresStore
+) -> None:
+    job = sample_job()
+    started = begun(job)
+    async with store:
+        await store.insert([job])
+        async with store._opened.links.lent() as held:
+            await held.rows("BEGIN")
+            await held.rows("LOCK TABLE {s}.jobs")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(store.replace, [Change(started, job.revision)])
+                await until(lambda: postgres.execute(BLOCKED) != [(0,)])
+                tasks.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await held.rows("COMMIT")
+        assert await store.get([job.id]) == [started]
+
+
+async def test_a_cancelled_caller_begins_nothing(store: PostgresStore) -> None:
+    job = sample_job()
+    async with store:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await store.insert([job])
+        assert await store.get([job.id]) == [None]
+
+
+async def test_a_task_that_is_ended_by_force_leaves_no_connection_in_the_middle(
+    postgres: PostgresServer, store: PostgresStore
+) -> None:
+    job = sample_job()
+    async with store:
+        await store.insert([job])
+        async with store._opened.links.lent() as held:
+            await held.rows("BEGIN")
+            await held.rows("LOCK TABLE {s}.jobs")
+            task = asyncio.ensure_future(store.replace([Change(begun(job), job.revision)]))
+            await until(lambda: postgres.execute(BLOCKED) != [(0,)])
+            task.cancel()
+            with anyio.fail_after(10), pytest.raises((asyncio.CancelledError, StoreUnavailable)):
+                await task
+        assert await store.get([job.id]) == [job]
+
+
+# refusals
+
+
+async def test_a_server_that_only_reads_says_so_and_is_left_for_a_better_one(
+    postgres: PostgresServer, schema: str, humble: PostgresStore, grants: list[str]
+) -> None:
+    postgres.execute(migration_sql(schema), *grants)
+    role, job = f"{schema}_app", sample_job()
+    postgres.execute(f"ALTER ROLE {role} SET default_transaction_read_only = on")
+    async with humble as store:
+        with pytest.raises(StoreUnavailable, match="read-only") as caught:
+            await store.insert([job])
+        assert isinstance(caught.value.__cause__, psycopg.errors.ReadOnlySqlTransaction)
+        postgres.execute(f"ALTER ROLE {role} RESET default_transaction_read_only")
+        assert await store.insert([job]) == [job]
+
+
+async def test_too_many_connections_are_told(
+    postgres: PostgresServer, schema: str, humble: PostgresStore, grants: list[str]
+) -> None:
+    postgres.execute(migration_sql(schema), *grants)
+    postgres.execute(f"ALTER ROLE {schema}_app CONNECTION LIMIT 1")
+    async with humble as store:
+        links = store._opened.links
+        held = await links._obtain()
+        with pytest.raises(StoreUnavailable, match="too many connections"):
+            await store.get([UNKNOWN])
+        await links._put_back(held)
+        assert await store.get([UNKNOWN]) == [None]
+
+
+async def test_a_table_that_is_gone_is_told(
+    postgres: PostgresServer, schema: str, store: PostgresStore
+) -> None:
+    async with store:
+        postgres.execute(f"DROP TABLE {schema}.jobs")
+        with pytest.raises(StoreUnavailable, match="does not exist") as caught:
+            await store.get([UNKNOWN])
+        assert isinstance(caught.value.__cause__, psycopg.errors.UndefinedTable)
+
+
+# restarts
+
+
+async def test_a_server_that_dies_under_load_breaks_no_promise_and_is_found_again(
+    postgres: PostgresServer, store: PostgresStore
+) -> None:
+    promised: dict[JobId, Job] = {}
+    errors: list[StoreUnavailable] = []
+    back = anyio.Event()
+
+    async def submit() -> None:
+        seen = 0
+        while seen < 5:
+            job = sample_job()
+            try:
+                [promised[job.id]] = await store.insert([job])
+                started = begun(job)
+                del promised[job.id]  # until it is known which of both states is stored
+                await store.replace([Change(started, job.revision)])
+                promised[job.id] = started
+                seen += back.is_set()
+            except StoreUnavailable as error:
+                errors.append(error)
+
+    with anyio.fail_after(60):
+        async with store, anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(submit)
+            await until(lambda: len(promised) > 50)
+            with postgres.away():
+                await until(lambda: len(errors) > 8)
+            back.set()
+        async with store:
+            assert await store.get(list(promised)) == list(promised.values())
+    assert all(isinstance(error.__cause__, psycopg.Error) for error in errors)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Let other tasks run until something is true."""
+    while not true():
+        await anyio.lowlevel.checkpoint()

@@ -1,0 +1,231 @@
+"""Processes hear of each other, and queues on two of them work as one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from asyncjobs import AsyncJobs, JobContext, JobStatus
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.model import JobId
+from asyncjobs.protocols import Change
+from asyncjobs.settings import Settings
+from asyncjobs.stores.postgres import PostgresStore
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import LATER, NOW, begun
+
+if TYPE_CHECKING:
+    from tests.stores.conftest import PostgresServer
+
+pytestmark = pytest.mark.anyio
+
+# Whoever is not told waits for minutes, and fails the test by that.
+PATIENT = Settings(poll=timedelta(minutes=5), sweep=timedelta(minutes=5))
+
+
+async def heard(listener: PostgresStore, writer: PostgresStore) -> list[Sequence[JobId]]:
+    """Let a store write all it can, the listener write, too; return what the listener heard."""
+    job, own = sample_job(), sample_job()
+    batches: list[Sequence[JobId]] = []
+    async with aclosing(listener.changes()) as changes:
+        batches.append(await anext(changes))
+        await listener.insert([own])
+        await listener._opened.notices.close()
+        await writer.insert([job])
+        batches.append(await anext(changes))
+        await writer.replace([Change(begun(job), job.revision)])
+        batches.append(await anext(changes))
+        await writer.take(["default"], now=NOW, until=LATER, limit=9)
+        await writer.replace([Change(begun(job), job.revision)])  # refused
+        await writer.delete([job.id])
+        batches.append(await anext(changes))
+    assert all(set(batch) <= {job.id} for batch in batches)
+    return batches
+
+
+async def test_writes_of_others_are_heard_by_their_ids_and_one_s_own_are_not(
+    store: PostgresStore, other: PostgresStore
+) -> None:
+    async with store, other:
+        with anyio.fail_after(20):
+            assert [len(batch) for batch in await heard(store, other)] == [0, 1, 1, 1]
+
+
+async def test_through_a_pooler_others_are_noticed_and_oneself_is_not(
+    postgres: PostgresServer, schema: str, other: PostgresStore
+) -> None:
+    async with PostgresStore(postgres.url, schema=schema, pgbouncer=True) as store, other:
+        with anyio.fail_after(20):
+            assert [len(batch) for batch in await heard(store, other)] == [0, 0, 0, 0]
+
+
+async def test_through_a_pooler_one_s_own_writes_make_no_notice(
+    postgres: PostgresServer, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncjobs.stores.postgres._LOOK_SECONDS", 0.001)
+    async with PostgresStore(postgres.url, schema=schema, pgbouncer=True) as store:
+        notices = store._opened.notices
+        async with aclosing(store.changes()) as changes:
+            await anext(changes)
+            await store.insert([sample_job()])
+            await notices.close()
+            with anyio.move_on_after(0.3) as patience:
+                await anext(changes)
+    assert patience.cancelled_caught
+
+
+async def test_what_is_written_in_one_moment_is_told_at_once(
+    store: PostgresStore, other: PostgresStore
+) -> None:
+    jobs = [sample_job() for _ in range(20)]
+    async with store, other, aclosing(store.changes()) as changes:
+        await anext(changes)
+        async with anyio.create_task_group() as tasks:
+            for job in jobs:
+                tasks.start_soon(other.insert, [job])
+        told: list[set[JobId]] = []
+        with anyio.fail_after(20):
+            while set().union(*told) != {job.id for job in jobs}:
+                told.append(set(await anext(changes)))
+    assert len(told) < 10
+
+
+async def test_of_more_ids_than_a_notice_can_hold_any_may_be_meant(
+    store: PostgresStore, other: PostgresStore
+) -> None:
+    async with store, other, aclosing(store.changes()) as changes:
+        await anext(changes)
+        await other.insert([sample_job() for _ in range(300)])
+        with anyio.fail_after(20):
+            assert list(await anext(changes)) == []
+
+
+@pytest.mark.parametrize("payload", ["", "hello", "[]", "7", json.dumps(["me"])])
+async def test_a_notice_of_somebody_else_means_any_job(
+    postgres: PostgresServer, store: PostgresStore, schema: str, payload: str
+) -> None:
+    async with store, aclosing(store.changes()) as changes:
+        await anext(changes)
+        postgres.execute(f"NOTIFY {schema}, '{payload}'")
+        with anyio.fail_after(20):
+            assert list(await anext(changes)) == []
+
+
+async def test_a_listener_whose_connection_breaks_says_so_and_may_listen_again(
+    postgres: PostgresServer, store: PostgresStore, other: PostgresStore
+) -> None:
+    ending = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query ~ 'LISTEN'"
+    async with store, other:
+        with anyio.fail_after(20):
+            async with aclosing(store.changes()) as changes:
+                await anext(changes)
+                postgres.execute(f"{ending} AND pid <> pg_backend_pid()")
+                with pytest.raises(StoreUnavailable):
+                    await anext(changes)
+            assert len(await heard(store, other)) == 4
+
+
+async def test_what_is_told_while_the_server_is_away_stops_nobody(
+    store: PostgresStore, postgres: PostgresServer
+) -> None:
+    job = sample_job()
+    async with store:
+        with postgres.away():
+            store._opened.notices.tell([job.id])
+            await store._opened.notices.close()
+        assert await store.insert([job]) == [job]
+
+
+async def test_closing_waits_until_all_is_told(store: PostgresStore, other: PostgresStore) -> None:
+    job = sample_job()
+    async with store, aclosing(store.changes()) as changes:
+        await anext(changes)
+        async with other:
+            await other.insert([job])
+        with anyio.fail_after(20):
+            assert list(await anext(changes)) == [job.id]
+
+
+# queues
+
+
+ELSEWHERE = """
+import asyncio, sys
+from asyncjobs import AsyncJobs
+from asyncjobs.stores.postgres import PostgresStore
+
+async def main() -> None:
+    jobs = AsyncJobs(PostgresStore(sys.argv[1], schema=sys.argv[2]))
+    jobs.external("render", payload=str, result=int)
+    async with jobs:
+        print("open", flush=True)
+        job_id = (await asyncio.to_thread(sys.stdin.readline)).strip()
+        await jobs.update_progress(job_id, 50, "half")
+        await asyncio.to_thread(sys.stdin.readline)
+        await jobs.complete(job_id, 42)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_another_process_reports_is_seen_at_once(
+    postgres: PostgresServer, schema: str
+) -> None:
+    jobs = AsyncJobs(PostgresStore(postgres.url, schema=schema), settings=PATIENT)
+    kind = jobs.external("render", payload=str, result=int)
+    command = [sys.executable, "-W", "error", "-c", ELSEWHERE, postgres.url, schema]
+    async with jobs, await anyio.open_process(command, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert (await process.stdout.receive()).startswith(b"open")
+        job = await jobs.enqueue(kind, "a film")
+        updates = jobs.subscribe(job.id)
+        with anyio.fail_after(30):
+            assert (await anext(updates)).status is JobStatus.PENDING
+            await process.stdin.send(f"{job.id}\n".encode())
+            while (await anext(updates)).progress != 50:
+                pass
+            await process.stdin.send(b"\n")
+            assert (await jobs.wait(job.id)).result == 42
+            assert await process.wait() == 0
+
+
+async def test_a_job_that_one_process_has_no_room_for_is_begun_at_once_by_another(
+    postgres: PostgresServer, schema: str
+) -> None:
+    full, free = (
+        AsyncJobs(
+            PostgresStore(postgres.url, schema=schema),
+            dispatcher=LocalDispatcher(concurrency=1),
+            settings=PATIENT,
+        )
+        for _ in "12"
+    )
+    release = anyio.Event()
+
+    @full.handler("where")
+    async def here(_: int, job: JobContext) -> str:
+        await release.wait()
+        return f"here at attempt {job.attempt}"
+
+    @free.handler("where")
+    async def there(_: int, job: JobContext) -> str:
+        return f"there at attempt {job.attempt}"
+
+    async with full, free:
+        # One runs, one has the next place, one is too many.
+        jobs = [await full.enqueue(here, number) for number in range(3)]
+        with anyio.fail_after(30):
+            assert (await full.wait(jobs[2].id)).result == "there at attempt 1"
+            release.set()
+            for job in jobs[:2]:
+                assert (await free.wait(job.id)).result == "here at attempt 1"

@@ -1,0 +1,91 @@
+"""What is asked all the time is answered by an index, however many jobs there are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from asyncjobs.encoding import encode_state, encode_submission, to_microseconds
+from asyncjobs.stores import postgres_statements as sql
+from asyncjobs.stores.postgres import PostgresStore
+from asyncjobs.stores.postgres_session import Session
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import LATER, NOW
+
+pytestmark = pytest.mark.anyio
+
+MANY = 1_000_000
+
+# Most are kept finished jobs; every tenth waits, and half of those are due.
+FILL = """
+INSERT INTO {s}.jobs (seq, due_at, revision, id, lane, status, type, owner, key, state)
+SELECT
+    nextval('{s}.jobs_seq'), %b::bigint + (n %% 20 - 5) * 1000000, 1, 'job_' || n,
+    CASE WHEN n %% 10 = 0 THEN 'default' ELSE 'housekeeping' END,
+    CASE WHEN n %% 10 = 0 THEN 'pending' ELSE 'completed' END,
+    'type' || n %% 97, 'owner' || n %% 1000, CASE WHEN n %% 2 = 0 THEN 'key' || n END, %b::bytea
+FROM generate_series(1, %b::bigint) AS n
+"""
+FILL_SUBMISSIONS = """
+INSERT INTO {s}.submissions SELECT seq, %b::bytea, '7' FROM {s}.jobs
+"""
+
+
+@pytest.fixture
+async def full(store: PostgresStore) -> AsyncIterator[Session]:
+    job = sample_job()
+    async with store, store._opened.links.lent() as session:
+        await session.rows("SET statement_timeout = 0")
+        await session.rows("SET synchronous_commit = off")
+        moment = to_microseconds(NOW)
+        await session.rows(FILL, moment, encode_state(job), MANY, within=600)
+        await session.rows(FILL_SUBMISSIONS, encode_submission(job), within=600)
+        await session.rows("ANALYZE {s}.jobs, {s}.submissions, {s}.results", within=600)
+        yield session
+
+
+async def test_no_statement_reads_a_million_jobs_to_find_a_few(full: Session) -> None:
+    some = [f"job_{n}" for n in range(1, MANY, MANY // 500)]
+    now, until = to_microseconds(NOW), to_microseconds(LATER)
+    bytes_ = [b"x"] * len(some)
+    numbers, texts = [1] * len(some), ["default"] * len(some)
+    changes = (some, numbers, numbers, texts, numbers, texts, bytes_, bytes_)
+    asked: dict[str, tuple[tuple[Any, ...], str]] = {
+        sql.BY_ID: ((some,), "jobs_id"),
+        sql.TAKE: ((["default", "housekeeping"], now, 50, 50, until), "jobs_due"),
+        sql.UPDATE: (changes, "jobs_id"),
+        sql.DELETE: ((some,), "jobs_id"),
+        sql.IN_THE_WAY: ((some, texts, texts, some), "jobs_key"),
+        sql.BEFORE: (("default", now, "job_999", 100), "jobs_due"),
+        sql.LIST.replace("{where}", "owner = %b::text"): (("owner7", 50), "jobs_owned"),
+        sql.LIST.replace("{where}", "type = %b::text AND status = 'completed'"): (
+            ("type7", 50),
+            "jobs_completed",
+        ),
+    }
+    for mode in ("force_custom_plan", "force_generic_plan"):
+        await full.rows(f"SET plan_cache_mode = {mode}")
+        for statement, (values, index) in asked.items():
+            plan = await plan_of(full, statement, values)
+            assert ("Seq Scan", "jobs") not in plan, (mode, statement)
+            assert ("Seq Scan", "submissions") not in plan, (mode, statement)
+            assert index in {name for _, name in plan}, (mode, statement, plan)
+            assert not any(kind == "Sort" and name == "jobs" for kind, name in plan)
+
+
+async def plan_of(
+    session: Session, statement: str, values: tuple[Any, ...]
+) -> set[tuple[str, str]]:
+    """Name each step of the plan, with the table or index that it reads."""
+    [(explained,)] = await session.rows(f"EXPLAIN (FORMAT JSON) {statement}", *values)
+    steps: list[dict[str, Any]] = [explained[0]["Plan"]]
+    found: set[tuple[str, str]] = set()
+    while steps:
+        step = steps.pop()
+        steps += step.get("Plans", [])
+        found |= {
+            (step["Node Type"], step.get(f"{kind} Name", "")) for kind in ("Relation", "Index")
+        }
+    return found

@@ -1,0 +1,196 @@
+"""The store as a whole: what all stores do, its URL, how it is opened and forked."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import anyio
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
+from asyncjobs.protocols import Clocked, Counting, Listing, Watching
+from asyncjobs.stores import store_from_url
+from asyncjobs.stores.postgres import PostgresStore, from_url
+from asyncjobs.testing import (
+    ClockedConformance,
+    CountingConformance,
+    ListingConformance,
+    StoreConformance,
+)
+
+if TYPE_CHECKING:
+    from tests.stores.conftest import PostgresServer
+
+pytestmark = pytest.mark.anyio
+
+
+class TestPostgresStore(
+    StoreConformance, ListingConformance, CountingConformance, ClockedConformance
+):
+    @pytest.fixture
+    def store(self, postgres: PostgresServer, schema: str) -> PostgresStore:
+        return PostgresStore(postgres.url, schema=schema)
+
+
+class TestPostgresStoreThroughAPooler(StoreConformance):
+    """Where nothing is prepared, all else is the same."""
+
+    @pytest.fixture
+    def store(self, postgres: PostgresServer, schema: str) -> PostgresStore:
+        return PostgresStore(postgres.url, schema=schema, pgbouncer=True)
+
+
+class TestPostgresStoreOnOneConnection(StoreConformance):
+    """One connection is enough; calls wait for each other."""
+
+    @pytest.fixture
+    def store(self, postgres: PostgresServer, schema: str) -> PostgresStore:
+        return PostgresStore(postgres.url, schema=schema, connections=1)
+
+
+# its URL
+
+
+def test_a_url_names_server_schema_and_pooler() -> None:
+    server = from_url(
+        "postgresql://ann:secret@db:6432/app?sslmode=require&asyncjobs_schema=work&pgbouncer=true"
+    ).server
+    assert (server.name, server.schema, server.pgbouncer) == (
+        "postgresql://db:6432/app",
+        "work",
+        True,
+    )
+    given = conninfo_to_dict(server.conninfo)
+    assert given["sslmode"] == "require"
+    assert given["password"] == "secret"  # noqa: S105  # of nobody
+    assert "asyncjobs_schema" not in given
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+def test_both_schemes_lead_to_the_schema_asyncjobs(scheme: str) -> None:
+    store = store_from_url(f"{scheme}://localhost/app")
+    assert isinstance(store, PostgresStore)
+    assert (store.server.schema, store.server.pgbouncer) == ("asyncjobs", False)
+    assert isinstance(store, Listing | Counting | Watching | Clocked)
+
+
+def test_no_connection_waits_for_ever_unless_the_url_says_so() -> None:
+    server = from_url("postgresql://db/app?connect_timeout=3").server
+    given = conninfo_to_dict(server.conninfo)
+    assert given["connect_timeout"] == "3"
+    assert given["tcp_user_timeout"] == "30000"
+    assert given["keepalives_idle"] == "15"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ann:secret@db/app?nonsense=1",
+        "postgresql://ann:sec%ret@db/app",
+        "postgresql://ann:secret@db/app?pgbouncer=perhaps",
+        "postgresql://ann:secret@db/app?asyncjobs_schema=a;b",
+        "postgresql://ann:secret@db/app?asyncjobs_schema=",
+    ],
+)
+def test_a_url_that_makes_no_sense_is_refused_and_its_password_not_shown(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        from_url(url)
+    assert "sec" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+# opening
+
+
+async def test_a_closed_store_says_so(store: PostgresStore) -> None:
+    with pytest.raises(NotOpen):
+        await store.get([])
+    async with store:
+        changes = store.changes()
+        await anext(changes)
+    with pytest.raises((NotOpen, StoreUnavailable)):
+        await anext(changes)
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_another_event_loop_is_refused_by_its_name(store: PostgresStore) -> None:
+    with pytest.raises(ConfigurationError, match="asyncio"):
+        await opened(store)
+
+
+async def test_a_server_that_is_not_there_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        closed_port = closed.getsockname()[1]
+    with pytest.raises(StoreUnavailable, match=r"(?i)refused") as caught:
+        await opened(PostgresStore(f"postgresql://ann:secret@127.0.0.1:{closed_port}/app"))
+    assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_server_that_never_answers_is_given_up_in_time_and_asked_once() -> None:
+    asked: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, back: asked.append(back), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    url = f"postgresql://127.0.0.1:{port}/app?connect_timeout=2&sslmode=disable"
+    with anyio.fail_after(20), pytest.raises(StoreUnavailable, match="timeout"):
+        await opened(PostgresStore(url))
+    assert len(asked) == 1
+    asked[0].close()
+    silent.close()
+
+
+FORKED = """
+import asyncio, os, sys, threading, warnings
+from asyncjobs.errors import NotOpen
+from asyncjobs.stores.postgres import PostgresStore
+from asyncjobs.testing import sample_job
+
+warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forking with threads
+
+async def child(store: PostgresStore) -> None:
+    try:
+        await store.insert([sample_job()])
+    except NotOpen:
+        print("not open")
+    async with store:
+        await store.insert([sample_job()])
+        print("inserted")
+
+async def main(store: PostgresStore) -> None:
+    async with store:
+        await store.insert([sample_job()])
+        if os.fork() == 0:
+            thread = threading.Thread(target=lambda: asyncio.run(child(store)))
+            thread.start()
+            thread.join()
+            sys.stdout.flush()
+            os._exit(0)
+        os.wait()
+        pids = {session.connection.info.backend_pid for session in store._open.links._idle}
+        await store.insert([sample_job()])
+        now = {session.connection.info.backend_pid for session in store._open.links._idle}
+        print(pids == now)
+
+asyncio.run(main(PostgresStore(sys.argv[1], schema=sys.argv[2])))
+"""
+
+
+def test_a_forked_child_opens_connections_of_its_own_and_leaves_the_parent_s_alone(
+    postgres: PostgresServer, schema: str
+) -> None:
+    command = [sys.executable, "-W", "error", "-c", FORKED, postgres.url, schema]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["not open", "inserted", "True"]
+    assert done.stderr == ""
+
+
+async def opened(store: PostgresStore) -> None:
+    """Open and close a store."""
+    async with store:
+        pass
