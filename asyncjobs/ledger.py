@@ -77,7 +77,7 @@ class Ledger:
             raise ConfigurationError("The store cannot list jobs.")
         page = await self._listing.list(which, limit=limit, after=after)
         now = self._clock.now()
-        jobs = [await self._repaired(job, now) for job in page.jobs]
+        jobs = [await self._listed(job, now) for job in page.jobs]
         fits = [job for job in jobs if job and which.status in (None, job.status)]
         return Page(fits, page.next)
 
@@ -133,6 +133,13 @@ class Ledger:
     def watch(self, job_id: JobId) -> Watch:
         """Follow one job."""
         return self._feed.watch(job_id, self.get)
+
+    async def _listed(self, job: Job, now: datetime) -> Job | None:
+        """Repair what a list shows; by a whole job, since those who watch it are told of it."""
+        if lifecycle.overdue(job, now) is None:
+            return None if lifecycle.forgettable(job, now) else job
+        [whole] = await self.get([job.id])
+        return whole and whole.model_copy(update={"payload_json": b"", "result_json": None})
 
     async def _replayed(self, job: Job, found: Job) -> Job:
         """Return the job that has the key now: not one that nobody can read any more."""

@@ -12,7 +12,7 @@ from typing import Self
 import anyio.lowlevel
 
 from asyncjobs.errors import ConfigurationError, InvalidQuery
-from asyncjobs.model import Job, JobId
+from asyncjobs.model import Job, JobId, Submission
 from asyncjobs.protocols import Change, Page, Selection
 
 _Key = tuple[str | None, str, str]
@@ -122,7 +122,8 @@ class MemoryStore:
         stored = self._jobs.get(change.job.id)
         if stored is None or stored.revision != change.expected_revision:
             return False
-        self._put(change.job)
+        submission = {name: stored.__dict__[name] for name in Submission.model_fields}
+        self._put(change.job.model_copy(update=submission))
         return True
 
     def _put(self, job: Job) -> None:

@@ -82,8 +82,8 @@ class ListingConformance:
                 page = await store.list(which, limit=3, after=after)
                 seen += ids(page.jobs)
                 sizes.append(len(page.jobs))
-                # Neither shifts the pages that follow.
-                await store.insert([sample_job(user_id="ann")])
+                # Neither shifts the pages that follow; one of each would hide that they do.
+                await store.insert([sample_job(user_id="ann") for _ in "12"])
                 await store.delete([page.jobs[0].id])
                 if page.next is None:
                     break

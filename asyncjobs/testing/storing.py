@@ -126,6 +126,17 @@ class StoringRules:
             assert list(await store.replace([Change(started, job.revision)])) == [True]
             assert await store.get([job.id]) == [started]
 
+    async def test_a_change_writes_the_state_and_leaves_what_was_submitted(
+        self, store: Store
+    ) -> None:
+        job = sample_job()
+        started = begun(job)
+        narrow = started.model_copy(update={"payload_json": b"", "type": "other"})
+        async with store:
+            await store.insert([job])
+            assert list(await store.replace([Change(narrow, job.revision)])) == [True]
+            assert list(await store.get([job.id])) == [started]
+
     async def test_a_stale_change_is_refused_and_changes_nothing(self, store: Store) -> None:
         job = sample_job()
         started = begun(job)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobStatus, Policy, Settings, lifecycle
+from asyncjobs import AsyncJobs, Job, JobStatus, Policy, Settings, lifecycle
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import InvalidQuery
 from asyncjobs.model import Delivery, JobId, Lease
@@ -17,6 +17,7 @@ from asyncjobs.protocols import Change, Selection, Store
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import ManualClock, sample_job
+from asyncjobs.testing.samples import sample_submission
 
 pytestmark = pytest.mark.anyio
 
@@ -259,12 +260,11 @@ async def test_a_job_that_waits_for_none_of_our_workers_has_no_position(
 async def test_delayed_jobs_are_not_before_anybody(
     jobs: AsyncJobs, store: Any, clock: ManualClock
 ) -> None:
-    jobs.handler("later")(print)  # type: ignore[arg-type]
-    later = EnqueueOptions(run_at=timedelta(hours=1))
+    submission = sample_submission(queue="elsewhere", created_at=clock.now())
+    later = lifecycle.submit(submission, run_at=clock.now() + timedelta(hours=1))
     async with jobs:
-        await jobs.enqueue("later", {}, options=later)
-        job = sample_job(created_at=clock.now())
-        await store.insert([job])
+        job = waiting(clock)
+        await store.insert([later, job])
         assert await jobs.position(job) == 1
 
 
