@@ -168,9 +168,11 @@ class AsyncJobs(Registrar):
 
     def expected_duration(self, what: JobType[Any, Any] | Job, /) -> timedelta | None:
         """Say how long a job takes: as most of its type did lately, else as was estimated."""
-        if isinstance(what, Job):
-            return self._running.estimates.of(what.type) or what.estimated_duration
-        return self._running.estimates.of(what.name) or what.estimate
+        kind = what.type if isinstance(what, Job) else what.name
+        learned = self._running.estimates.of(kind)
+        if learned is not None:
+            return learned
+        return what.estimated_duration if isinstance(what, Job) else what.estimate
 
     async def update_progress(
         self, job_id: JobId, percent: int, /, message: str | None = None

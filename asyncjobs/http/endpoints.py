@@ -162,7 +162,9 @@ class Endpoints:
             *replayed,
             _NO_STORE,
         )
-        if wait.seconds:
+        # One that begins later than that cannot have ended by then.
+        latest = self.jobs.clock.now() + timedelta(seconds=wait.seconds)
+        if wait.seconds and accepted.job.run_at <= latest:
             job = await self.streams.ended(accepted.job.id, wait.seconds)
             if job.status.terminal:
                 return Response(HTTPStatus.OK, said, await self._document(job, None))

@@ -76,6 +76,12 @@ def test_a_type_may_be_awaited_unasked(client: httpx2.Client) -> None:
     assert answer.json()["result"] == 42
 
 
+def test_a_job_that_begins_later_is_not_waited_for(client: httpx2.Client) -> None:
+    begun = time.monotonic()
+    answer = client.post("/submit/inline?later=1", json=BODY, headers={"Prefer": "wait=20"})
+    assert (answer.status_code, time.monotonic() - begun < 3) == (202, True)
+
+
 def test_a_read_is_held_until_the_job_changes(client: httpx2.Client) -> None:
     url, note = gate(client)
     with ThreadPoolExecutor() as others:
