@@ -146,7 +146,11 @@ def _describe_submissions(app: FastAPI, prefix: str) -> None:
     def described() -> dict[str, Any]:
         for route in app.routes:
             if isinstance(route, APIRoute) and _has_acceptor(route.dependant):
-                route.responses = {**submission_responses(prefix), **route.responses}
+                answers = submission_responses(prefix)
+                if _has_parameters(route.dependant):
+                    # What FastAPI itself refuses, it describes nowhere else once there is a 422.
+                    answers[422]["content"]["application/json"] = {"schema": {"type": "object"}}
+                route.responses = {**answers, **route.responses}
                 extra = route.openapi_extra or {}
                 known = extra.get("parameters", [])
                 added = [one for one in SUBMISSION_PARAMETERS if one not in known]
@@ -154,6 +158,12 @@ def _describe_submissions(app: FastAPI, prefix: str) -> None:
         return generate()
 
     app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to extend it
+
+
+def _has_parameters(dependant: Dependant) -> bool:
+    own = dependant.path_params or dependant.query_params
+    own = own or dependant.header_params or dependant.cookie_params
+    return bool(own) or any(_has_parameters(one) for one in dependant.dependencies)
 
 
 def _answer_refused_bodies(app: FastAPI) -> None:
