@@ -7,17 +7,22 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl
 
 import anyio
 import flask
 import httpx2
 import pytest
 import uvicorn
+from anyio import from_thread
+from anyio.lowlevel import current_token
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -36,6 +41,7 @@ from asyncjobs import (
 from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import flask as on_flask
 from asyncjobs.adapters import starlette as on_starlette
+from asyncjobs.dispatchers.local import LocalDispatcher
 
 QUICK = Settings(
     progress=timedelta(seconds=0.02), sweep=timedelta(seconds=0.1), grace=timedelta(seconds=0.2)
@@ -57,10 +63,17 @@ class Invoice(BaseModel):
 AGAIN = {"doubled": 0}
 
 
-def make_jobs(store: str | Store = "memory://") -> AsyncJobs:
+def make_jobs(
+    store: str | Store = "memory://", *, slots: int = 10, settings: Settings = QUICK
+) -> AsyncJobs:
     """Register a handler for each thing that can become of a job."""
-    jobs = AsyncJobs(store, settings=QUICK)
+    jobs = AsyncJobs(store, dispatcher=LocalDispatcher(slots), settings=settings)
     gates: dict[str, anyio.Event] = {}
+    jobs.external("outside", payload=Order, result=str)
+
+    @jobs.handler("guessed", estimate=1000)
+    async def guessed(order: Order, _: JobContext) -> int:
+        return order.count
 
     @jobs.handler("double", estimate=30)
     async def double(order: Order, _: JobContext) -> Invoice:
@@ -96,10 +109,20 @@ def make_jobs(store: str | Store = "memory://") -> AsyncJobs:
 
 
 class Stack(ABC):
-    """A framework: `POST /submit/{type}` for each type, `POST /repeat/{id}` of the app's own."""
+    """A framework: `POST /submit/{type}` for each type, `POST /repeat/{id}` of the app's own.
 
-    def build(self, mounts: Sequence[Mount], others: Sequence[JobType[Any, Any]] = ()) -> Any:
+    What is submitted with `?later` waits, and with `?owner=` belongs to that one.
+    """
+
+    def build(
+        self,
+        mounts: Sequence[Mount],
+        others: Sequence[JobType[Any, Any]] = (),
+        *,
+        first: Callable[[Any], object] = lambda _: None,
+    ) -> Any:
         app = self.new()
+        first(app)
         for jobs, options in mounts:
             self.mount(app, jobs, options)
             for kind in jobs.registry:
@@ -119,6 +142,19 @@ class Stack(ABC):
     @abstractmethod
     def add_repetition(self, app: Any, jobs: AsyncJobs) -> None: ...
     @abstractmethod
+    def add_plain(self, app: Any, path: str, method: str, text: str) -> None:
+        """Add a route that has nothing to do with jobs."""
+
+    @abstractmethod
+    def refuse(self, status: int) -> NoReturn:
+        """Raise the framework's own error for a request."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def call(self, app: Any, jobs: AsyncJobs, function: Any, *arguments: Any) -> Any:
+        """Call a coroutine function in the event loop of a queue that is being served."""
+
+    @abstractmethod
     def serving(self, app: Any, root: str = "") -> AbstractContextManager[str]: ...
 
 
@@ -132,7 +168,8 @@ class StarletteStack(Stack):
     def add_submission(self, app: Any, kind: JobType[Any, Any]) -> None:
         async def submit(request: Request) -> Response:
             options = LATER if "later" in request.query_params else None
-            return await on_starlette.accept(request, kind, options=options)
+            owner = request.query_params.get("owner")
+            return await on_starlette.accept(request, kind, user_id=owner, options=options)
 
         app.add_route(f"/submit/{kind.name}", submit, methods=["POST"])
 
@@ -143,9 +180,28 @@ class StarletteStack(Stack):
 
         app.add_route("/repeat/{job_id}", repeat, methods=["POST"])
 
+    def add_plain(self, app: Any, path: str, method: str, text: str) -> None:
+        async def plain(_: Request) -> Response:
+            return Response(text)
+
+        app.add_route(path, plain, methods=[method])
+
+    def refuse(self, status: int) -> NoReturn:
+        raise HTTPException(status, headers={"WWW-Authenticate": "Bearer"})
+
+    def call(self, app: Any, jobs: AsyncJobs, function: Any, *arguments: Any) -> Any:
+        assert jobs.is_open
+        return from_thread.run(function, *arguments, token=app.state.token)
+
     @contextmanager
     def serving(self, app: Any, root: str = "") -> Generator[str]:
-        config = uvicorn.Config(rooted(app, root), port=0, log_config=None, lifespan="on")
+        config = uvicorn.Config(
+            rooted(app, root),
+            port=0,
+            log_config=None,
+            lifespan="on",
+            timeout_graceful_shutdown=5,  # a stream that a failed test has left open may not hang
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -167,9 +223,13 @@ class FastAPIStack(StarletteStack):
 
     def add_submission(self, app: Any, kind: JobType[Any, Any]) -> None:
         async def submit(
-            cmd: Order, accept: on_fastapi.Accept, later: str | None = None
+            cmd: Order,
+            accept: on_fastapi.Accept,
+            later: str | None = None,
+            owner: str | None = None,
         ) -> Response:
-            return await accept(kind, cmd, options=None if later is None else LATER)
+            options = None if later is None else LATER
+            return await accept(kind, cmd, user_id=owner, options=options)
 
         app.post(f"/submit/{kind.name}", response_model=on_fastapi.AcceptedDocument)(submit)
 
@@ -183,7 +243,11 @@ class FlaskStack(Stack):
 
     def add_submission(self, app: Any, kind: JobType[Any, Any]) -> None:
         def submit() -> flask.Response:
-            return on_flask.accept(kind, options=LATER if "later" in flask.request.args else None)
+            # Not `request.args`, which fails where a query is not UTF-8.
+            text = flask.request.query_string.decode("latin-1")
+            given = dict(parse_qsl(text, keep_blank_values=True))
+            options = LATER if "later" in given else None
+            return on_flask.accept(kind, user_id=given.get("owner"), options=options)
 
         app.add_url_rule(f"/submit/{kind.name}", kind.name, submit, methods=["POST"])
 
@@ -193,6 +257,15 @@ class FlaskStack(Stack):
             return ""
 
         app.add_url_rule("/repeat/<job_id>", "repeat", repeat, methods=["POST"])
+
+    def add_plain(self, app: Any, path: str, method: str, text: str) -> None:
+        app.add_url_rule(path, f"{method} {path}".replace(".", ""), lambda: text, methods=[method])
+
+    def refuse(self, status: int) -> NoReturn:
+        flask.abort(status)
+
+    def call(self, app: Any, jobs: AsyncJobs, function: Any, *arguments: Any) -> Any:
+        return on_flask.portal_of(jobs, app).call(function, *arguments)
 
     @contextmanager
     def serving(self, app: Any, root: str = "") -> Generator[str]:
@@ -217,6 +290,7 @@ def rooted(app: Any, root: str) -> Any:
     """Reach an ASGI application below a path, as its specification says: `path` has `root_path`."""
 
     async def below(scope: Any, receive: Any, send: Any) -> None:
+        app.state.token = current_token()
         await app({**scope, "root_path": root} if root else scope, receive, send)
 
     return below
@@ -234,7 +308,18 @@ def until(holds: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.005)
 
 
+@dataclass(frozen=True)
+class Site:
+    """A served application: its address, a client, its queue, and the loop that queue runs in."""
+
+    url: str
+    client: httpx2.Client
+    jobs: AsyncJobs
+    call: Callable[..., Any]
+
+
 Serve = Callable[..., AbstractContextManager[httpx2.Client]]
+OpenSite = Callable[..., AbstractContextManager[Site]]
 
 
 @pytest.fixture(scope="session", params=STACKS)
@@ -256,10 +341,38 @@ def serve(stack: Stack) -> Serve:
 
 
 @pytest.fixture(scope="session")
-def client(serve: Serve) -> Generator[httpx2.Client]:
+def open_site(stack: Stack) -> OpenSite:
+    """Serve one queue, by default a new one, on what terms a test needs."""
+
+    @contextmanager
+    def opened(
+        jobs: AsyncJobs | None = None,
+        *,
+        root: str = "",
+        first: Callable[[Any], object] = lambda _: None,
+        then: Callable[[Any], object] = lambda _: None,
+        **terms: Any,
+    ) -> Generator[Site]:
+        queue = jobs or make_jobs()
+        app = stack.build([(queue, terms)], first=first)
+        then(app)
+        with stack.serving(app, root) as url, httpx2.Client(base_url=url) as client:
+            yield Site(url, client, queue, lambda *what: stack.call(app, queue, *what))
+
+    return opened
+
+
+@pytest.fixture(scope="session")
+def site(open_site: OpenSite) -> Generator[Site]:
+    """An application that is served for the whole session."""
+    with open_site() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def client(site: Site) -> httpx2.Client:
     """Talk to an application that serves the whole session."""
-    with serve((make_jobs(), {})) as served:
-        yield served
+    return site.client
 
 
 @pytest.fixture(scope="session")

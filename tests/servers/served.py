@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from datetime import timedelta
+from typing import Any
 
 import anyio
 import flask
@@ -69,9 +70,26 @@ def doze(cmd: Nap, job: JobContext) -> Waking:
     return Waking(pid=os.getpid(), nonce=uuid.uuid4().hex)
 
 
+# What nobody ever works on: it can be followed for as long as one likes.
+outside = jobs.external("outside", payload=Nap, result=str)
+
+
+def followers() -> str:
+    """Count those who are told of changes."""
+    assert jobs._engine is not None
+    return str(sum(map(len, jobs._engine.feed._listeners.values())))
+
+
+def post_worker_init(worker: Any) -> None:
+    """Open the queue in the main thread of one of gunicorn's workers, which hears signals."""
+    on_flask.portal_of(jobs, worker.wsgi).start()
+
+
 def flask_app() -> flask.Flask:
     app = flask.Flask(__name__)
     on_flask.mount(app, jobs)
+    app.add_url_rule("/outside", "outside", lambda: on_flask.accept(outside), methods=["POST"])
+    app.add_url_rule("/followers", "followers", followers)
     app.add_url_rule("/nap", "nap", lambda: on_flask.accept(nap), methods=["POST"])
     app.add_url_rule("/doze", "doze", lambda: on_flask.accept(doze), methods=["POST"])
     app.add_url_rule("/", "pid", lambda: str(os.getpid()))
@@ -95,10 +113,18 @@ def asgi_app() -> Starlette:
     async def begin_doze(request: Request) -> Response:
         return await on_starlette.accept(request, doze)
 
+    async def begin_outside(request: Request) -> Response:
+        return await on_starlette.accept(request, outside)
+
     async def pid(_: Request) -> Response:
         return Response(str(os.getpid()))
 
+    async def count_followers(_: Request) -> Response:
+        return Response(followers())
+
     app = Starlette()
+    app.add_route("/outside", begin_outside, methods=["POST"])
+    app.add_route("/followers", count_followers)
     app.add_route("/nap", begin_nap, methods=["POST"])
     app.add_route("/doze", begin_doze, methods=["POST"])
     app.add_route("/", pid)

@@ -1,0 +1,205 @@
+"""Whose a job is: nobody else can tell that it exists, by no route and on no framework."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx2
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from asyncjobs import ConfigurationError, JobId
+from asyncjobs.http.routes import LIST, ROUTES, Operation
+from asyncjobs.model import new_job_id
+
+OpenSite = Callable[..., AbstractContextManager[Any]]
+
+PREFIX = "/api/jobs"
+BELOW = [(route.method, route.suffix) for route in ROUTES]
+EVERY = [*BELOW, *(("HEAD", route.suffix) for route in ROUTES if route.method == "GET")]
+ASKED: list[dict[str, str]] = [
+    {},
+    {"Accept": "text/html"},
+    {"Prefer": "wait=1"},
+    {"If-None-Match": "*"},
+    {"Last-Event-ID": "1"},
+]
+ALICE, BOB, NOBODY = {"X-User": "alice"}, {"X-User": "bob"}, dict[str, str]()
+
+
+@pytest.fixture(scope="module", params=["sync", "async"])
+def site(request: pytest.FixtureRequest, open_site: OpenSite, stack: Any) -> Generator[Any]:
+    """An application that believes what it is told: who asks, and how it is to be refused."""
+
+    def identify(request: Any) -> Any:
+        if "X-Refuse" in request.headers:
+            stack.refuse(int(request.headers["X-Refuse"]))
+        return 7 if "X-Number" in request.headers else request.headers.get("X-User")
+
+    async def identify_later(request: Any) -> Any:
+        return identify(request)
+
+    with open_site(identify=identify if request.param == "sync" else identify_later) as opened:
+        yield opened
+
+
+def submit(site: Any, who: dict[str, str], query: str = "", **headers: str) -> JobId:
+    answer = site.client.post(f"/submit/outside{query}", json={"count": 1}, headers=who | headers)
+    assert answer.status_code == 202, answer.text
+    return JobId(answer.json()["jobId"])
+
+
+def finished(site: Any, who: dict[str, str]) -> JobId:
+    job_id = submit(site, who)
+    site.call(site.jobs.complete, job_id, "done")
+    return job_id
+
+
+def shape(answer: httpx2.Response) -> tuple[Any, ...]:
+    """Return all of an answer that could tell something, the date left out."""
+    headers = [(name, value) for name, value in answer.headers.multi_items() if name != "date"]
+    return answer.status_code, sorted(headers), answer.content
+
+
+def said(site: Any, job_id: str, who: dict[str, str]) -> tuple[list[Any], Any, Any]:
+    """Return what a WebSocket says, and how it ends."""
+    url = f"{site.url.replace('http', 'ws')}/ws/jobs/{job_id}"
+    words: list[Any] = []
+    with connect(url, additional_headers=who, open_timeout=5) as opened:
+        try:
+            while True:
+                words.append(opened.recv(timeout=5))
+        except ConnectionClosed:
+            return words, opened.close_code, opened.close_reason
+
+
+def handshake(site: Any, who: dict[str, str]) -> int:
+    with pytest.raises(InvalidStatus) as refusal:
+        said(site, new_job_id(), who)
+    return refusal.value.response.status_code
+
+
+@pytest.mark.parametrize("who", [BOB, NOBODY], ids=["stranger", "nobody"])
+@pytest.mark.parametrize(("method", "suffix"), EVERY)
+def test_the_job_of_another_is_no_job(
+    site: Any, method: str, suffix: str, who: dict[str, str]
+) -> None:
+    jobs = [submit(site, ALICE), finished(site, ALICE)]
+    for headers in ASKED:
+        none, *theirs = (
+            shape(site.client.request(method, f"{PREFIX}/{one}{suffix}", headers=who | headers))
+            for one in (new_job_id(), *jobs)
+        )
+        assert none[0] == 404
+        assert theirs == [none, none]
+    assert [site.call(site.jobs.find, one).cancel_requested_at for one in jobs] == [None, None]
+    assert site.call(site.jobs.find, jobs[0]).status == "pending"
+
+
+@pytest.mark.parametrize("who", [BOB, NOBODY], ids=["stranger", "nobody"])
+def test_the_socket_of_anothers_job_is_that_of_no_job(site: Any, who: dict[str, str]) -> None:
+    none = said(site, new_job_id(), who)
+    assert none == ([], 1008, "Job not found")
+    assert said(site, submit(site, ALICE), who) == none
+    assert said(site, finished(site, ALICE), who) == none
+
+
+@pytest.mark.parametrize("who", [BOB, NOBODY], ids=["stranger", "nobody"])
+def test_anothers_jobs_are_not_listed(site: Any, who: dict[str, str]) -> None:
+    before = shape(site.client.request(LIST.method, PREFIX, headers=who))
+    submit(site, ALICE)
+    finished(site, ALICE)
+    assert shape(site.client.request(LIST.method, PREFIX, headers=who)) == before
+
+
+@pytest.mark.parametrize(("method", "suffix"), EVERY)
+def test_the_owner_finds_a_job_by_every_route(site: Any, method: str, suffix: str) -> None:
+    job_id = finished(site, ALICE)
+    answer = site.client.request(method, f"{PREFIX}/{job_id}{suffix}", headers=ALICE)
+    assert answer.status_code == 200, answer.text
+
+
+def test_the_owner_finds_a_job_by_its_socket_and_in_the_list(site: Any) -> None:
+    job_id = finished(site, ALICE)
+    words, code, _ = said(site, job_id, ALICE)
+    assert (len(words), code) == (1, 1000)
+    listed = site.client.get(PREFIX, headers=ALICE).json()["jobs"]
+    assert listed[0]["jobId"] == job_id
+
+
+def test_the_table_of_routes_is_complete() -> None:
+    assert {route.operation for route in [LIST, *ROUTES]} == set(Operation)
+
+
+def test_an_owner_named_by_the_app_goes_before_who_asks(site: Any) -> None:
+    job_id = submit(site, ALICE, "?owner=carol")
+    url = f"{PREFIX}/{job_id}"
+    assert site.client.get(url, headers=ALICE).status_code == 404
+    assert site.client.get(url, headers={"X-User": "carol"}).status_code == 200
+
+
+def test_what_nobody_has_submitted_belongs_to_no_one_who_is_somebody(site: Any) -> None:
+    url = f"{PREFIX}/{submit(site, NOBODY)}"
+    assert site.client.get(url, headers=ALICE).status_code == 404
+    assert site.client.get(url).status_code == 200
+
+
+def test_who_is_who_is_no_matter_without_a_way_to_tell(open_site: OpenSite) -> None:
+    with open_site() as site:
+        url = f"{PREFIX}/{submit(site, ALICE, '?owner=carol')}"
+        assert site.client.get(url, headers=BOB).status_code == 200
+
+
+def test_idempotency_keys_of_two_owners_are_two_keys(site: Any) -> None:
+    key = {"Idempotency-Key": f'"{uuid.uuid4()}"'}
+    alice, bob, nobody = (submit(site, who, **key) for who in (ALICE, BOB, NOBODY))
+    assert len({alice, bob, nobody}) == 3
+    assert submit(site, ALICE, **key) == alice
+    assert submit(site, BOB, **key) == bob
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_of_the_frameworks_own_is_the_answer_everywhere(site: Any, status: int) -> None:
+    who = {"X-Refuse": str(status)}
+    for method, suffix in EVERY:
+        answer = site.client.request(method, f"{PREFIX}/{new_job_id()}{suffix}", headers=who)
+        assert answer.status_code == status, (method, suffix)
+    assert site.client.get(PREFIX, headers=who).status_code == status
+    answer = site.client.post("/submit/outside", json={"count": 1}, headers=who)
+    assert answer.status_code == status
+    # Servers on ASGI can refuse a handshake by 403 only.
+    assert handshake(site, who) in {status, 403}
+
+
+def test_why_somebody_is_refused_is_no_fault_of_the_body(open_site: OpenSite, stack: Any) -> None:
+    def refuse_what_cannot_be_read(_: Any) -> None:
+        try:
+            uuid.UUID("a secret")
+        except ValueError as error:
+            try:
+                stack.refuse(401)
+            except Exception as refusal:
+                raise refusal from error
+
+    with open_site(identify=refuse_what_cannot_be_read) as site:
+        answer = site.client.post("/submit/outside", json={"count": 1})
+        assert answer.status_code == 401, answer.text
+
+
+def test_what_is_no_owner_is_a_clear_fault_of_the_server(
+    site: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    who = {"X-Number": "7", "Connection": "close"}  # as servers do after an answer of that kind
+    url = f"{PREFIX}/{new_job_id()}"
+    asked = [site.client.get(one, headers=who) for one in (url, PREFIX, f"{url}/events")]
+    asked += [site.client.post("/submit/outside", json={"count": 1}, headers=who)]
+    assert [answer.status_code for answer in asked] == [500] * 4
+    assert handshake(site, {"X-Number": "7"}) == 500
+    errors = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert len(errors) >= 5
+    assert {type(error) for error in errors} == {ConfigurationError}
+    assert {str(error) for error in errors} == {"`identify` must return a string or None, got 7."}
