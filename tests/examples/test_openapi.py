@@ -1,0 +1,165 @@
+"""What OpenAPI says of the FastAPI example, held against the live server by schemathesis."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import httpx2
+import pytest
+import schemathesis
+from fastapi import FastAPI, Query
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from asyncjobs import AsyncJobs, JobContext
+from asyncjobs.adapters.fastapi import Accept, mount
+
+Serve = Callable[..., AbstractContextManager[httpx2.Client]]
+Document = dict[str, Any]
+
+COMMAND = ("uvicorn", "--app-dir", "{examples}", "--port", "{port}", "fastapi_app:app")
+HERE = Path(__file__).parent
+
+# Every check is on, but where HTTP itself gives another answer than the check expects.
+CONFIGURATION = """
+[[operations]]
+include-path = "/api/jobs/{job_id}/result"
+# What fails is not the request, but the job it asks about: 410 (RFC 9110, section 15.5.11) and 424
+# (RFC 4918, section 11.4) beside what is expected anyway.
+checks.positive_data_acceptance.expected-statuses = [
+    "2xx", "3xx", "401", "403", "404", "409", "410", "424", "429", "5xx",
+]
+
+[[operations]]
+include-path = [
+    "/api/jobs/{job_id}",
+    "/api/jobs/{job_id}/result",
+    "/api/jobs/{job_id}/events",
+    "/api/jobs/{job_id}/operation",
+]
+include-method = "GET"
+# DELETE may be accepted and not yet enacted, or answer with the state (202 and 200 in RFC 9110,
+# section 9.3.5): it cancels the job, and where the job is read tells so.
+checks.use_after_free.enabled = false
+"""
+
+
+def test_schemathesis_finds_nothing(serve: Serve, tmp_path: Path) -> None:
+    settings, report = tmp_path / "schemathesis.toml", tmp_path / "report.json"
+    settings.write_text(CONFIGURATION)
+    with serve(COMMAND) as client:
+        said = subprocess.run(
+            [
+                *(sys.executable, "-m", "schemathesis.cli", "--config-file", settings),
+                *("run", str(client.base_url.join("/openapi.json")), "--max-examples", "5"),
+                *("--continue-on-failure", "--generation-database", "none", "--no-color"),
+                *("--report", "json", "--report-json-path", report),
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(HERE), "SCHEMATHESIS_HOOKS": "schemathesis_hooks"},
+            timeout=120,
+        )
+    assert said.returncode == 0, said.stdout + said.stderr
+    found = json.loads(report.read_text())
+    assert found["operations"]["tested"] == found["operations"]["total"] == 8
+    phases = {name: phase["status"] for name, phase in found["phases"].items()}
+    # The document has no examples.
+    assert phases.pop("examples") == "skip"
+    assert set(phases.values()) == {"success"}, said.stdout
+    followed = re.search(r"API Links: +(\d+) covered", said.stdout)
+    assert followed is not None
+    assert int(followed[1]) > 0
+
+
+class Order(BaseModel):
+    count: int
+
+
+@pytest.fixture
+def document() -> Document:
+    """Describe an app that is written in the simplest way."""
+    app, jobs = FastAPI(), AsyncJobs("memory://")
+
+    @jobs.handler("order")
+    async def order(cmd: Order, _: JobContext) -> int:
+        return cmd.count
+
+    async def create(cmd: Order, accept: Accept) -> Response:
+        return await accept(order, cmd)
+
+    async def paged(cmd: Order, accept: Accept, page: Annotated[int, Query()]) -> Response:
+        return await accept(order, cmd, user_id=str(page))
+
+    app.post("/api/exports", status_code=202)(create)
+    app.post("/api/plain")(create)
+    app.post("/api/paged", status_code=202)(paged)
+    mount(app, jobs, identify=lambda _: "me")
+    return app.openapi()
+
+
+def answers_of(document: Document, path: str, method: str = "post") -> Document:
+    answers: Document = document["paths"][path][method]["responses"]
+    return answers
+
+
+def test_the_document_is_openapi(document: Document) -> None:
+    assert document["openapi"].startswith("3.1")
+    schemathesis.openapi.from_dict(document).validate()
+
+
+@pytest.mark.parametrize("path", ["/api/exports", "/api/plain"])
+def test_a_submission_is_described_without_a_response_model(document: Document, path: str) -> None:
+    answers = answers_of(document, path)
+    assert set(answers) == {"200", "202", "400", "403", "413", "415", "422", "503"}
+    for status, key in (("202", "statusUrl"), ("200", "progress")):
+        [(media_type, content)] = answers[status]["content"].items()
+        assert media_type == "application/json"
+        assert key in content["schema"]["properties"]
+    for status in set(answers) - {"200", "202"}:
+        assert list(answers[status]["content"]) == ["application/problem+json"]
+    assert {"Location", "Operation-Location", "Retry-After", "Link"} <= set(
+        answers["202"]["headers"]
+    )
+
+
+@pytest.mark.parametrize("status", ["200", "202"])
+def test_a_submission_leads_to_all_that_can_be_done_with_its_job(
+    document: Document, status: str
+) -> None:
+    links = answers_of(document, "/api/exports")[status]["links"]
+    routes = {
+        f"#/paths/{quote(path.replace('/', '~1'))}/{method}"
+        for path, methods in document["paths"].items()
+        for method in methods
+        if "{job_id}" in path
+    }
+    assert {link["operationRef"] for link in links.values()} == routes
+    assert {"status", "result", "events", "operation", "cancel"} <= set(links)
+
+
+def test_an_event_is_described_with_its_document(document: Document) -> None:
+    events = answers_of(document, "/api/jobs/{job_id}/events", "get")["200"]["content"]
+    data = events["text/event-stream"]["schema"]["properties"]["data"]
+    assert data["contentMediaType"] == "application/json"
+    assert {"jobId", "status"} <= set(data["contentSchema"]["properties"])
+
+
+def test_a_refused_query_is_described_beside_a_refused_body(document: Document) -> None:
+    content = answers_of(document, "/api/paged")["422"]["content"]
+    assert set(content) == {"application/problem+json", "application/json"}
+
+
+def test_a_person_s_cancel_is_described(document: Document) -> None:
+    assert "303" in answers_of(document, "/api/jobs/{job_id}/cancel")
