@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from typing import Self
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -21,6 +22,10 @@ from asyncjobs.protocols import Change, Page, Selection
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import LoopClock, sample_job
 from asyncjobs.testing.samples import NOW
+
+# The machine may be busy with other things.
+unhurried = settings(deadline=None)
+
 
 SECOND = timedelta(seconds=1)
 
@@ -90,6 +95,7 @@ def test_clocks_that_differ_make_no_negative_durations() -> None:
     assert most_take([took(-5)]) == timedelta(0)
 
 
+@unhurried
 @given(st.lists(st.integers(-10, 10_000), min_size=1, max_size=60), st.integers())
 def test_an_estimate_is_a_duration_that_was_seen_and_most_were_no_longer(
     seconds: list[int], seed: int
@@ -230,7 +236,7 @@ class Mute:
     def __init__(self) -> None:
         self._store = MemoryStore()
 
-    async def __aenter__(self) -> Mute:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -278,7 +284,7 @@ def test_a_queue_expects_what_was_estimated_until_it_has_seen_how_long_jobs_take
 
 def test_with_a_store_that_cannot_list_the_estimate_stands() -> None:
     async def run() -> None:
-        jobs = AsyncJobs(Mute(), clock=LoopClock())  # type: ignore[arg-type]
+        jobs = AsyncJobs(Mute(), clock=LoopClock())
 
         @jobs.handler("nap", estimate=60)
         async def nap(seconds: float, _: JobContext) -> None:

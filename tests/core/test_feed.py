@@ -216,3 +216,154 @@ async def test_reading_goes_on_after_a_fault(caplog: pytest.LogCaptureFixture) -
         tasks.cancel_scope.cancel()
     assert "could not be read" in caplog.text
     assert "broke off" in caplog.text
+
+
+async def test_what_is_there_is_had_at_once_and_nothing_after_a_while() -> None:
+    job = sample_job()
+    feed = Feed(poll=NEVER)
+    watch = feed.watch(job.id, Shelf(job).read)
+    assert await watch.within(5) == job
+    assert await watch.within(0.001) is None
+    started = lifecycle.start(job, NOW, None)
+    feed.announce(started)
+    assert await watch.within(5) == started
+
+
+async def test_waiting_in_vain_loses_nothing_that_comes_later() -> None:
+    job = sample_job()
+    feed = Feed(poll=NEVER)
+    watch = feed.watch(job.id, Shelf(job).read)
+    await anext(watch)
+    for version in range(2, 30):
+        assert await watch.within(0) is None
+        feed.announce(job.model_copy(update={"version": version}))
+        newest = await watch.within(5)
+        assert newest is not None
+        assert newest.version == version
+
+
+async def test_a_wait_is_over_when_the_job_has_ended() -> None:
+    job = lifecycle.cancel(sample_job(), NOW)
+    watch = Feed(poll=NEVER).watch(job.id, Shelf(job).read)
+    assert await watch.within(5) == job
+    with pytest.raises(StopAsyncIteration):
+        await watch.within(5)
+
+
+async def test_a_wait_says_where_there_is_no_job() -> None:
+    with pytest.raises(UnknownJob):
+        await Feed(poll=NEVER).watch(new_job_id(), Shelf().read).within(5)
+
+
+async def test_a_watch_that_is_finished_ends_for_those_who_wait() -> None:
+    job = sample_job()
+    feed = Feed(poll=NEVER)
+    watch = feed.watch(job.id, Shelf(job).read)
+    await anext(watch)
+    async with anyio.create_task_group() as tasks:
+
+        async def follow() -> None:
+            with anyio.fail_after(5):
+                assert [one async for one in watch] == []
+
+        tasks.start_soon(follow)
+        await anyio.wait_all_tasks_blocked()
+        watch.finish()
+    assert feed._listeners == {}
+
+
+async def test_a_finished_watch_still_yields_what_is_there() -> None:
+    job = sample_job()
+    feed = Feed(poll=NEVER)
+    unbegun, begun = (feed.watch(job.id, Shelf(job).read) for _ in range(2))
+    assert await anext(begun) == job
+    started = lifecycle.start(job, NOW, None)
+    feed.announce(started)
+    for watch in (unbegun, begun):
+        watch.finish()
+        watch.finish()
+    assert [one async for one in unbegun] == [job]
+    assert [one async for one in begun] == [started]
+    assert feed._listeners == {}
+
+
+async def test_finishing_one_watch_leaves_the_others() -> None:
+    job = sample_job()
+    feed = Feed(poll=NEVER)
+    one, other = (feed.watch(job.id, Shelf(job).read) for _ in range(2))
+    for watch in (one, other):
+        await anext(watch)
+    one.finish()
+    started = lifecycle.start(job, NOW, None)
+    feed.announce(started)
+    assert await other.within(5) == started
+
+
+async def test_a_watch_of_a_closed_feed_ends_before_it_begins() -> None:
+    job = sample_job()
+    feed, shelf = Feed(poll=NEVER), Shelf(job)
+    feed.close()
+    assert [one async for one in feed.watch(job.id, shelf.read)] == []
+    assert shelf.reads == []
+
+
+async def test_a_listener_hears_of_its_job_inside_the_block_only() -> None:
+    job = sample_job()
+    feed = Feed(poll=NEVER)
+    heard: list[Job | None] = []
+    with feed.listening(job.id, heard.append):
+        feed.announce(job)
+        feed.announce(sample_job())
+    feed.announce(job)
+    assert heard == [job]
+    feed.unlisten(job.id, heard.append)
+    assert feed._listeners == {}
+
+
+async def test_notices_that_end_are_asked_for_anew() -> None:
+    job = sample_job()
+    shelf, feed = Shelf(job), Feed(poll=0.01)
+
+    class Brief:
+        """A store whose notices end quietly."""
+
+        def __init__(self) -> None:
+            self.asked = 0
+            self.again = anyio.Event()
+
+        async def changes(self) -> AsyncIterator[Sequence[JobId]]:
+            self.asked += 1
+            if self.asked == 2:
+                self.again.set()
+            yield []
+
+    notices = Brief()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(feed.run, shelf.read, notices)
+        with anyio.fail_after(5):
+            await notices.again.wait()
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_single_bad_row_is_told_of_and_read_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job = sample_job()
+    feed = Feed(poll=0.01)
+    reads = 0
+
+    async def read(ids: Sequence[JobId]) -> Sequence[Job | None]:
+        nonlocal reads
+        reads += 1
+        if reads == 2:
+            raise UnreadableJob(job.id)
+        return [lifecycle.start(job, NOW, None) if reads > 2 else job for _ in ids]
+
+    watch = feed.watch(job.id, read)
+    await anext(watch)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(feed.run, read, object())
+        with anyio.fail_after(5):
+            assert (await anext(watch)).status is JobStatus.PROCESSING
+        tasks.cancel_scope.cancel()
+    assert job.id in caplog.text

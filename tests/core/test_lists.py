@@ -24,6 +24,8 @@ pytestmark = pytest.mark.anyio
 # Nobody but the reader may find what is overdue.
 ASLEEP = Settings(poll=timedelta(hours=1), sweep=timedelta(hours=1))
 
+NOTHING: dict[str, Any] = {}
+
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
 
@@ -71,14 +73,14 @@ def ids(found: Any) -> list[JobId]:
 
 async def test_the_newest_job_comes_first(jobs: AsyncJobs) -> None:
     async with jobs:
-        made = [await jobs.enqueue("order", {}) for _ in range(3)]
+        made = [await jobs.enqueue("order", NOTHING) for _ in range(3)]
         assert ids(await jobs.list(Selection())) == [job.id for job in reversed(made)]
 
 
 async def test_pages_follow_one_another(jobs: AsyncJobs) -> None:
     async with jobs:
-        made = [(await jobs.enqueue("order", {}, user_id="ann")).id for _ in range(5)]
-        await jobs.enqueue("order", {}, user_id="bob")
+        made = [(await jobs.enqueue("order", NOTHING, user_id="ann")).id for _ in range(5)]
+        await jobs.enqueue("order", NOTHING, user_id="bob")
         seen: list[JobId] = []
         after: str | None = None
         for _ in range(3):
@@ -92,7 +94,7 @@ async def test_pages_follow_one_another(jobs: AsyncJobs) -> None:
 async def test_fifty_jobs_are_a_page_unless_said_otherwise(jobs: AsyncJobs) -> None:
     async with jobs:
         for _ in range(51):
-            await jobs.enqueue("order", {})
+            await jobs.enqueue("order", NOTHING)
         page = await jobs.list(Selection())
     assert len(page.jobs) == 50
     assert page.next is not None
@@ -103,7 +105,7 @@ async def test_a_list_is_of_one_owner_type_and_status(jobs: AsyncJobs) -> None:
         for owner in ("ann", "bob", None):
             for kind in ("order", "import"):
                 for end in (jobs.complete, None):
-                    job = await jobs.enqueue(kind, {}, user_id=owner)
+                    job = await jobs.enqueue(kind, NOTHING, user_id=owner)
                     if end is not None:
                         await end(job.id, {})
         for which, count in (
@@ -137,7 +139,7 @@ async def test_a_job_whose_deadline_has_passed_is_listed_as_failed(
     jobs: AsyncJobs, clock: ManualClock
 ) -> None:
     async with jobs:
-        job = await jobs.enqueue("order", {})
+        job = await jobs.enqueue("order", NOTHING)
         clock.advance(2 * DAY)
         [listed] = (await jobs.list(Selection())).jobs
         found = await jobs.find(job.id)
@@ -190,7 +192,7 @@ async def test_what_turns_out_to_be_otherwise_is_not_in_a_list_of_a_status(
     jobs: AsyncJobs, clock: ManualClock
 ) -> None:
     async with jobs:
-        await jobs.enqueue("order", {})
+        await jobs.enqueue("order", NOTHING)
         clock.advance(2 * DAY)
         assert ids(await jobs.list(Selection(status=JobStatus.PENDING))) == []
         assert len(ids(await jobs.list(Selection(status=JobStatus.FAILED)))) == 1
@@ -200,7 +202,7 @@ async def test_a_job_whose_retention_has_ended_is_in_no_list(
     jobs: AsyncJobs, clock: ManualClock
 ) -> None:
     async with jobs:
-        old, young = [await jobs.enqueue("order", {}) for _ in range(2)]
+        old, young = [await jobs.enqueue("order", NOTHING) for _ in range(2)]
         await jobs.complete(old.id, {})
         clock.advance(timedelta(hours=2))
         await jobs.complete(young.id, {})

@@ -27,13 +27,15 @@ from asyncjobs.http.mounts import Mount, MountOptions
 from asyncjobs.http.routes import ROUTES, Route
 from asyncjobs.http.streams import Close
 from asyncjobs.http.wire import ListDocument
-from asyncjobs.model import JobId, new_job_id
+from asyncjobs.model import JobId
 from asyncjobs.protocols import Selection
 from asyncjobs.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
 
-UNKNOWN = new_job_id()
+UNKNOWN = "job_8e03978e-40d5-43dd-bc93-6894a57f9324"
+
+NOTHING: dict[str, Any] = {}
 
 
 def made(mount: Mount | None = None) -> Endpoints:
@@ -292,7 +294,7 @@ async def test_a_status_is_held_until_it_changes() -> None:
 
 async def of_each_status(endpoints: Endpoints, owner: str | None = None) -> dict[JobStatus, JobId]:
     jobs = endpoints.jobs
-    made = {status: await jobs.enqueue("order", {}, user_id=owner) for status in JobStatus}
+    made = {status: await jobs.enqueue("order", NOTHING, user_id=owner) for status in JobStatus}
     await jobs.update_progress(made[JobStatus.PROCESSING].id, 10)
     await jobs.complete(made[JobStatus.COMPLETED].id, {"rows": 2})
     await jobs.fail(made[JobStatus.FAILED].id, "The disk is full.", code="disk_full")
@@ -301,7 +303,7 @@ async def of_each_status(endpoints: Endpoints, owner: str | None = None) -> dict
 
 
 async def an_order(endpoints: Endpoints, owner: str | None = None) -> JobId:
-    return (await endpoints.jobs.enqueue("order", {}, user_id=owner)).id
+    return (await endpoints.jobs.enqueue("order", NOTHING, user_id=owner)).id
 
 
 GETS = [route.suffix for route in ROUTES if route.method == "GET"]

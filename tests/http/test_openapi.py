@@ -33,6 +33,8 @@ MODELS: list[type[BaseModel]] = [
 EVERY = [LIST, *ROUTES]
 NAMES = [f"{route.method} {route.suffix}" for route in EVERY]
 
+NOTHING: dict[str, Any] = {}
+
 every_route = pytest.mark.parametrize("route", EVERY, ids=NAMES)
 
 
@@ -206,7 +208,7 @@ def submitted(**headers: str) -> Request:
 
 async def one_of_each_status(jobs: AsyncJobs) -> list[Job]:
     waiting, running, done, broken, stopped = [
-        await jobs.enqueue("order", {}, user_id="ann") for _ in range(5)
+        await jobs.enqueue("order", NOTHING, user_id="ann") for _ in range(5)
     ]
     await jobs.update_progress(running.id, 10)
     await jobs.complete(done.id, {})

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncjobs import Job, JobError, JobStatus
@@ -15,6 +15,10 @@ from asyncjobs.http.mounts import Links, Mount
 from asyncjobs.http.operation import STATES, OperationDocument, encode_operation
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, full_job
+
+# The machine may be busy with other things.
+unhurried = settings(deadline=None)
+
 
 Jobs = dict[JobStatus, Job]
 
@@ -112,6 +116,7 @@ def test_nothing_of_the_submission_or_of_the_workers_gets_out() -> None:
         assert secret not in text
 
 
+@unhurried
 @given(
     status=st.sampled_from(JobStatus),
     progress=st.integers(0, 100),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import count, cycle
 from types import TracebackType
@@ -14,18 +15,42 @@ import pytest
 
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.model import Job, JobId
-from asyncjobs.protocols import Change, Store
+from asyncjobs.protocols import Change, Page, Selection, Store
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import ClockedConformance, StoreConformance
+from asyncjobs.testing import (
+    ClockedConformance,
+    CountingConformance,
+    ListingConformance,
+    StoreConformance,
+)
 from asyncjobs.testing.samples import LATER, NOW
 
-Rule = Callable[[StoreConformance, Store], Awaitable[None]]
+Rule = Callable[[Store], Awaitable[None]]
 
-RULES: dict[str, Rule] = {
-    name: function
-    for name, function in inspect.getmembers(StoreConformance, inspect.iscoroutinefunction)
-    if name.startswith("test_")
-}
+SUITES: tuple[type, ...] = (StoreConformance, ListingConformance, CountingConformance)
+
+
+def rules_of(suite: type) -> dict[str, Rule]:
+    """Return the rules of a suite by their names, each for all of its parameters."""
+    return {
+        name: _for_all_parameters(suite, rule)
+        for name, rule in inspect.getmembers(suite, inspect.iscoroutinefunction)
+        if name.startswith("test_")
+    }
+
+
+def _for_all_parameters(suite: type, rule: Callable[..., Awaitable[None]]) -> Rule:
+    marks = [mark.args for mark in getattr(rule, "pytestmark", ()) if mark.name == "parametrize"]
+    cases = [{name: value} for name, values in marks for value in values] or [{}]
+
+    async def check(store: Store) -> None:
+        for case in cases:
+            await rule(suite(), store=store, **case)
+
+    return check
+
+
+RULES = {suite: rules_of(suite) for suite in SUITES}
 
 
 class AcceptsLostUpdates(MemoryStore):
@@ -154,6 +179,169 @@ class KeepsKeysOfTheDead(MemoryStore):
         return super()._insert(job)
 
 
+class ListsOldestFirst(MemoryStore):
+    """Shows what was inserted first on the first page."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        page = await super().list(which, limit=limit, after=after)
+        return replace(page, jobs=[*reversed(page.jobs)])
+
+
+class ListsByDate(MemoryStore):
+    """Takes the moment of creation, by clocks that differ, for the order of insertion."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        page = await super().list(which, limit=limit, after=after)
+        newest = sorted(page.jobs, key=lambda job: job.created_at, reverse=True)
+        return replace(page, jobs=newest)
+
+
+class ListsPayloads(MemoryStore):
+    """Reads megabytes of payloads and results for a page."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        page = await super().list(which, limit=limit, after=after)
+        return replace(page, jobs=[self._jobs[job.id] for job in page.jobs])
+
+
+class ListsJobsAsTheyWere(MemoryStore):
+    """Lists by an index that no change reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first: dict[JobId, Job] = {}
+
+    def _insert(self, job: Job) -> Job:
+        return self._first.setdefault(job.id, super()._insert(job))
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        now, self._jobs = self._jobs, {**self._jobs, **self._first}
+        page = await super().list(which, limit=limit, after=after)
+        self._jobs = now
+        return page
+
+
+class TakesNoNameForAnyName(MemoryStore):
+    """Shows everybody's jobs to the user whose name is empty."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        which = replace(which, user_id=which.user_id or None)
+        return await super().list(which, limit=limit, after=after)
+
+
+class IgnoresTypes(MemoryStore):
+    """Lists jobs of all types."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        return await super().list(replace(which, type=None), limit=limit, after=after)
+
+
+class IgnoresStatuses(MemoryStore):
+    """Lists jobs of all statuses."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        return await super().list(replace(which, status=None), limit=limit, after=after)
+
+
+class PagesByOffset(MemoryStore):
+    """Counts from the top, where new jobs come in."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        start = int(after or 0)
+        page = await super().list(which, limit=start + limit)
+        return Page(page.jobs[start:], page.next and str(start + limit))
+
+
+class RepeatsTheLast(MemoryStore):
+    """Begins a page by the job that ended the page before."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        again = after and str(int(after) + 1)
+        return await super().list(which, limit=limit, after=again)
+
+
+class LeadsToAnEmptyPage(MemoryStore):
+    """Names a next page wherever a page is full."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        page = await super().list(which, limit=limit, after=after)
+        full = len(page.jobs) == limit
+        return replace(page, next=str(self._order[page.jobs[-1].id]) if full else None)
+
+
+class TakesAnyCursor(MemoryStore):
+    """Begins anew where a cursor is none."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        known = after if after and after.isascii() and after.isdigit() else None
+        return await super().list(which, limit=limit, after=known)
+
+
+class LetsOutWhatParsingRaises(MemoryStore):
+    """Answers a cursor that is none by an error of its own."""
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        known = None if after is None else str(int(after))
+        return await super().list(which, limit=limit, after=known)
+
+
+class ListsTheDead(MemoryStore):
+    """Forgets a job and goes on listing it."""
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        jobs, order = dict(self._jobs), dict(self._order)
+        await super().delete(ids)
+        self._jobs, self._order = jobs, order
+
+
+class CountsAllLanes(MemoryStore):
+    """Counts the jobs of other queues, too."""
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        count_in_lane = super().count_before
+        elsewhere = [job.model_copy(update={"lane": lane}) for lane in self._due]
+        return sum([await count_in_lane(one, until=until, most=most) for one in elsewhere])
+
+
+class CountsTheJobItself(MemoryStore):
+    """Counts from one."""
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        return await super().count_before(job, until=until, most=most) + 1
+
+
+class CountsTheDelayed(MemoryStore):
+    """Counts jobs that nobody will take before long."""
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        later = until + timedelta(days=1)
+        return await super().count_before(job, until=later, most=most)
+
+
+class NeverCountsTheDelayed(MemoryStore):
+    """Leaves out what is due within the time that is asked about."""
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        soon = min(until, job.run_at)
+        return await super().count_before(job, until=soon, most=most)
+
+
+class CountsWhatOnceWaited(MemoryStore):
+    """Counts jobs that have begun since, or were deleted."""
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        mine = self._order[job.id]
+        due = [order for due_at, order, _ in self._due[job.lane] if due_at <= until]
+        return min(most, sum(order < mine for order in due))
+
+
+class CountsToTheEnd(MemoryStore):
+    """Counts a million jobs for a figure that nobody reads."""
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        return await super().count_before(job, until=until, most=max(most, 10**9))
+
+
 def _due(job: Job, now: datetime) -> bool:
     return job.due_at is not None and job.due_at <= now
 
@@ -173,15 +361,63 @@ BROKEN: list[tuple[type[MemoryStore], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("store", "rule"), BROKEN, ids=lambda value: getattr(value, "__name__", "")
-)
+BROKEN_AT_LISTING: list[tuple[type[MemoryStore], str]] = [
+    (ListsOldestFirst, "test_a_list_shows_the_latest_first_without_payloads_and_results"),
+    (ListsByDate, "test_a_list_shows_the_latest_first_without_payloads_and_results"),
+    (ListsPayloads, "test_a_list_shows_the_latest_first_without_payloads_and_results"),
+    (ListsJobsAsTheyWere, "test_a_list_shows_jobs_as_they_stand"),
+    (TakesNoNameForAnyName, "test_a_selection_keeps_to_owner_type_and_status"),
+    (IgnoresTypes, "test_a_selection_keeps_to_owner_type_and_status"),
+    (IgnoresStatuses, "test_a_selection_keeps_to_owner_type_and_status"),
+    (PagesByOffset, "test_pages_follow_one_another_without_gap_or_repetition"),
+    (RepeatsTheLast, "test_pages_follow_one_another_without_gap_or_repetition"),
+    (LeadsToAnEmptyPage, "test_a_page_that_ends_the_list_names_no_next"),
+    (TakesAnyCursor, "test_what_is_no_cursor_is_refused"),
+    (LetsOutWhatParsingRaises, "test_what_is_no_cursor_is_refused"),
+    (ListsTheDead, "test_a_deleted_job_is_in_no_list"),
+]
+
+BROKEN_AT_COUNTING: list[tuple[type[MemoryStore], str]] = [
+    (CountsAllLanes, "test_jobs_that_came_before_in_the_same_lane_are_counted"),
+    (CountsTheJobItself, "test_jobs_that_came_before_in_the_same_lane_are_counted"),
+    (CountsTheDelayed, "test_what_runs_or_is_delayed_or_deleted_does_not_wait_before"),
+    (NeverCountsTheDelayed, "test_what_runs_or_is_delayed_or_deleted_does_not_wait_before"),
+    (CountsWhatOnceWaited, "test_what_runs_or_is_delayed_or_deleted_does_not_wait_before"),
+    (CountsToTheEnd, "test_counting_stops_in_time"),
+]
+
+
+def named(value: object) -> str:
+    return getattr(value, "__name__", "")
+
+
+@pytest.mark.parametrize(("store", "rule"), BROKEN, ids=named)
 def test_a_broken_store_fails_the_rule_it_breaks(store: type[MemoryStore], rule: str) -> None:
-    assert rule in broken_rules(store)
+    assert rule in broken_rules(store, StoreConformance)
 
 
-def test_a_whole_store_fails_no_rule() -> None:
-    assert broken_rules(MemoryStore) == []
+@pytest.mark.parametrize(("store", "rule"), BROKEN_AT_LISTING, ids=named)
+def test_a_store_that_lists_wrongly_fails_the_rule_it_breaks(
+    store: type[MemoryStore], rule: str
+) -> None:
+    assert rule in broken_rules(store, ListingConformance)
+
+
+@pytest.mark.parametrize(("store", "rule"), BROKEN_AT_COUNTING, ids=named)
+def test_a_store_that_counts_wrongly_fails_the_rule_it_breaks(
+    store: type[MemoryStore], rule: str
+) -> None:
+    assert rule in broken_rules(store, CountingConformance)
+
+
+@pytest.mark.parametrize("suite", [ListingConformance, CountingConformance])
+def test_every_rule_of_lists_and_counts_is_broken_by_some_store(suite: type) -> None:
+    assert set(RULES[suite]) <= {rule for _, rule in [*BROKEN_AT_LISTING, *BROKEN_AT_COUNTING]}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_whole_store_fails_no_rule(suite: type) -> None:
+    assert broken_rules(MemoryStore, suite) == []
 
 
 class ManyClocks(MemoryStore):
@@ -211,14 +447,14 @@ def test_a_broken_clock_fails_the_rule_it_breaks(
         anyio.run(rule, ClockedConformance(), ManyClocks(*times))
 
 
-def broken_rules(store: Callable[[], Store]) -> list[str]:
+def broken_rules(store: Callable[[], Store], suite: type) -> list[str]:
     """Name the rules of the suite that a new store of this kind breaks."""
-    return [name for name, rule in RULES.items() if not keeps(rule, store())]
+    return [name for name, rule in RULES[suite].items() if not keeps(rule, store())]
 
 
 def keeps(rule: Rule, store: Store) -> bool:
     try:
-        anyio.run(rule, StoreConformance(), store)
-    except (Exception, BaseExceptionGroup):  # noqa: BLE001  # however it fails
+        anyio.run(rule, store)
+    except (Exception, BaseExceptionGroup, pytest.fail.Exception):  # noqa: BLE001  # however
         return False
     return True
