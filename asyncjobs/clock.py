@@ -1,8 +1,18 @@
-"""The machine's clock, behind the `Clock` protocol so that a test can bring its own."""
+"""Where the present comes from: this machine's clock, or that of the store all machines share."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import logging
+from datetime import UTC, datetime, timedelta
+
+import anyio
+
+from asyncjobs.errors import StoreError
+from asyncjobs.protocols import Clock, Clocked
+
+log = logging.getLogger("asyncjobs")
+
+_PAUSE_SECONDS = 30.0
 
 
 class SystemClock:
@@ -10,3 +20,34 @@ class SystemClock:
 
     def now(self) -> datetime:
         return datetime.now(UTC)
+
+
+class SharedClock:
+    """Tell a store's time, by this machine's clock and how far it is off.
+
+    Machines that share a store then agree on what is due and which lease has lapsed, even where one
+    of them has its clock set wrongly.
+    """
+
+    def __init__(self, own: Clock) -> None:
+        self._own = own
+        self._off = timedelta(0)
+
+    def now(self) -> datetime:
+        return self._own.now() + self._off
+
+    async def compare(self, store: Clocked) -> None:
+        """Ask the store for its time; raises what the store raises."""
+        asked = self._own.now()
+        theirs = await store.now()
+        # It looked at its clock at some moment in between.
+        self._off = theirs - (asked + (self._own.now() - asked) / 2)
+
+    async def run(self, store: Clocked) -> None:
+        """Compare now and then, until cancelled: clocks drift, and are set."""
+        while True:
+            await anyio.sleep(_PAUSE_SECONDS)
+            try:
+                await self.compare(store)
+            except StoreError as error:
+                log.debug("The store's clock could not be read: %s", error)

@@ -10,11 +10,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import anyio
 
 from asyncjobs import lifecycle
 from asyncjobs.batching import BatchingStore
+from asyncjobs.clock import SharedClock
 from asyncjobs.errors import StoreError
 from asyncjobs.estimates import Estimates
 from asyncjobs.feed import Feed
@@ -22,7 +24,7 @@ from asyncjobs.housekeeping import Housekeeping
 from asyncjobs.ledger import Ledger
 from asyncjobs.logs import log_fields
 from asyncjobs.model import Delivery, Job, Submission
-from asyncjobs.protocols import Clock, Dispatcher, Embedded, Store
+from asyncjobs.protocols import Clock, Clocked, Dispatcher, Embedded, Store
 from asyncjobs.registry import Registry
 from asyncjobs.runner import Runner
 from asyncjobs.settings import Settings
@@ -110,11 +112,13 @@ class Engine:
 @asynccontextmanager
 async def open_engine(parts: Parts) -> AsyncGenerator[Engine]:
     """Open the store, start the loops; on leaving drain, stop the loops and close the store."""
-    async with parts.store, parts.dispatcher, anyio.create_task_group() as tasks:
+    async with _open_parts(parts), anyio.create_task_group() as tasks:
         engine = Engine(parts, BatchingStore(parts.store, tasks))
         async with AsyncExitStack() as stack:
             if isinstance(parts.dispatcher, Embedded):
                 await stack.enter_async_context(parts.dispatcher.running(engine.runner.run))
+            if isinstance(parts.clock, SharedClock) and isinstance(parts.store, Clocked):
+                tasks.start_soon(_keep_up, partial(parts.clock.run, parts.store))
             tasks.start_soon(_keep_up, engine.runner.heartbeat.run)
             tasks.start_soon(_keep_up, engine.housekeeping.run)
             tasks.start_soon(_keep_up, engine.estimates.run)
@@ -128,6 +132,14 @@ async def open_engine(parts: Parts) -> AsyncGenerator[Engine]:
                     await engine.drain()
                 engine.feed.close()
                 tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_parts(parts: Parts) -> AsyncGenerator[None]:
+    async with parts.store, parts.dispatcher:
+        if isinstance(parts.clock, SharedClock) and isinstance(parts.store, Clocked):
+            await parts.clock.compare(parts.store)
+        yield
 
 
 async def _keep_up(loop: Callable[[], Awaitable[None]]) -> None:

@@ -13,14 +13,14 @@ from typing import Any, Self, TypeVar
 import anyio
 
 from asyncjobs import lifecycle
-from asyncjobs.clock import SystemClock
+from asyncjobs.clock import SharedClock, SystemClock
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.engine import Engine, Parts, open_engine
 from asyncjobs.errors import ConfigurationError, IdempotencyConflict, IllegalMove, NotOpen
 from asyncjobs.feed import Watch
 from asyncjobs.logs import log_transition
 from asyncjobs.model import Delivery, Detail, Job, JobError, JobId, JobStatus, Policy, Progress
-from asyncjobs.protocols import Clock, Dispatcher, Listing, Page, Selection, Store
+from asyncjobs.protocols import Clock, Clocked, Dispatcher, Listing, Page, Selection, Store
 from asyncjobs.registration import Registrar
 from asyncjobs.registry import JobType
 from asyncjobs.settings import Settings
@@ -63,8 +63,9 @@ class AsyncJobs(Registrar):
     ) -> None:
         super().__init__(policy or Policy())
         self.settings = settings or Settings()
-        self.clock = clock or SystemClock()
         self._store = store_from_url(store) if isinstance(store, str) else store
+        ours = SystemClock()
+        self.clock = clock or (SharedClock(ours) if isinstance(self._store, Clocked) else ours)
         self._dispatcher = dispatcher or LocalDispatcher()
         self._opened: AbstractAsyncContextManager[Engine] | None = None
         self._engine: Engine | None = None

@@ -1,0 +1,75 @@
+"""Machines that share a store agree on the time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from asyncjobs import AsyncJobs, JobContext
+from asyncjobs.clock import SharedClock, SystemClock
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+HOUR = timedelta(hours=1)
+
+
+class StoreAhead(MemoryStore):
+    """Has a clock that is an hour ahead of this machine's."""
+
+    away = False
+
+    async def now(self) -> datetime:
+        if self.away:
+            raise StoreUnavailable("ahead", "it is away")
+        return datetime.now(UTC) + HOUR
+
+
+def close(one: datetime, other: datetime) -> bool:
+    return abs(one - other) < timedelta(seconds=10)
+
+
+async def test_the_time_of_jobs_is_the_stores() -> None:
+    jobs = AsyncJobs(StoreAhead())
+
+    @jobs.handler("double")
+    async def double(number: int, _: JobContext) -> int:
+        return number * 2
+
+    async with jobs:
+        done = await jobs.wait((await jobs.enqueue(double, 21)).id, timeout=10)
+    ahead = datetime.now(UTC) + HOUR
+    assert done.result == 42
+    assert close(done.created_at, ahead)
+    assert done.completed_at is not None
+    assert close(done.completed_at, ahead)
+
+
+async def test_a_store_without_a_clock_goes_by_this_machines() -> None:
+    assert isinstance(AsyncJobs(MemoryStore()).clock, SystemClock)
+
+
+async def test_a_clock_that_was_given_is_kept() -> None:
+    clock = ManualClock()
+    assert AsyncJobs(StoreAhead(), clock=clock).clock is clock
+
+
+async def test_a_clock_that_is_set_is_compared_anew() -> None:
+    own = ManualClock(datetime.now(UTC) - 5 * HOUR)
+    clock = SharedClock(own)
+    await clock.compare(StoreAhead())
+    assert close(clock.now(), datetime.now(UTC) + HOUR)
+    own.advance(3 * HOUR)
+    await clock.compare(StoreAhead())
+    assert close(clock.now(), datetime.now(UTC) + HOUR)
+
+
+async def test_a_store_that_is_away_cannot_be_asked_for_the_time() -> None:
+    store = StoreAhead()
+    store.away = True
+    with pytest.raises(StoreUnavailable):
+        async with AsyncJobs(store):
+            pass
