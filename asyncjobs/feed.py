@@ -30,6 +30,8 @@ Read = Callable[[Sequence[JobId]], Awaitable[Sequence[Job | None]]]
 class Signal:
     """Wakes the one task that waits for it; a signal given while nobody waits is kept."""
 
+    __slots__ = ("_event",)
+
     def __init__(self) -> None:
         self._event = anyio.Event()
 
@@ -157,6 +159,9 @@ class Watch:
     An iterator, not an async generator: one that is left in the middle of a loop needs no closing.
     """
 
+    # There may be thousands.
+    __slots__ = ("__weakref__", "_begun", "_ended", "_feed", "_inbox", "_job_id", "_read")
+
     def __init__(self, feed: Feed, job_id: JobId, read: Read) -> None:
         self._feed = feed
         self._job_id = job_id
@@ -214,6 +219,8 @@ class Watch:
 
 class _Inbox:
     """Holds the newest state only, so that a slow reader costs no memory."""
+
+    __slots__ = ("_ended", "_newest", "_seen", "_signal")
 
     def __init__(self) -> None:
         self._newest: Job | None = None

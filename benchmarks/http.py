@@ -196,8 +196,11 @@ async def report_watchers(folder: Path) -> None:
             _, fields, _ = await client.ask("POST /watched")
             job = fields["location"].split("/")[-2]
             before = server.memory()
-            clients = [await watching(server.port, job) for _ in range(WATCHERS)]
-            await asyncio.gather(*(one.reader.readuntil(b"}\n\n") for one in clients))
+            clients: list[Client] = []
+            while len(clients) < WATCHERS:  # not more at once than a server has room to queue
+                come = [await watching(server.port, job) for _ in range(min(WATCHERS, 500))]
+                await asyncio.gather(*(one.reader.readuntil(b"}\n\n") for one in come))
+                clients += come
             each = (server.memory() - before) / WATCHERS
             delays = [await spread(client, clients, job, number) for number in range(1, CHANGES)]
             for one in clients:

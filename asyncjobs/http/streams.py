@@ -145,6 +145,8 @@ class _Changes:
     An iterator and no generator, since there may be thousands.
     """
 
+    __slots__ = ("_ends_at", "_pause", "_watch")
+
     def __init__(self, watch: Watch, options: MountOptions) -> None:
         self._watch = watch
         self._pause = options.keep_alive

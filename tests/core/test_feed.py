@@ -282,8 +282,9 @@ async def test_a_finished_watch_still_yields_what_is_there() -> None:
     for watch in (unbegun, begun):
         watch.finish()
         watch.finish()
-    assert [one async for one in unbegun] == [job]
-    assert [one async for one in begun] == [started]
+    with anyio.fail_after(5):
+        assert [one async for one in unbegun] == [job]
+        assert [one async for one in begun] == [started]
     assert feed._listeners == {}
 
 

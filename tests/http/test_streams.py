@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 NOTHING: dict[str, Any] = {}
 
 # Longer than any test may take: who waits that long has not been told.
-LONG = 600.0
+LONG = 20.0
 
 
 class Shelf(MemoryStore):
@@ -86,7 +86,7 @@ class Events:
             return (await anext(self.chunks)).decode()
 
     async def rest(self) -> list[str]:
-        with anyio.fail_after(LONG * 10):
+        with anyio.fail_after(LONG * 5):
             return [chunk.decode() async for chunk in self.chunks]
 
 
@@ -118,7 +118,7 @@ def progress_of(said: bytes | Close | None) -> Any:
 
 
 async def all_of(sayings: AsyncGenerator[bytes | Close | None]) -> list[bytes | Close | None]:
-    with anyio.fail_after(LONG * 10):
+    with anyio.fail_after(LONG * 5):
         return [saying async for saying in sayings]
 
 
