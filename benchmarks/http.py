@@ -118,7 +118,7 @@ class Server:
         (folder / "served.py").write_text(SERVER)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
-        log = ["--log-level", "error", "--no-access-log"]
+        log = ["--log-level", "error", "--no-access-log", "--timeout-keep-alive", "75"]
         target = ["--app-dir", str(folder), f"served:{factory}", "--factory"]
         command = [sys.executable, "-m", "uvicorn", *target, "--port", str(self.port), *log]
         own = {"JOBS": f"sqlite:///{folder / factory}.db"}
@@ -294,7 +294,8 @@ async def blocking_reads(client: Client, url: str, _: int) -> int:
 
 async def events(client: Client, url: str, _: int) -> int:
     client.send("GET", f"{url}/events", {})
-    await client.reader.readuntil(b'"status":"completed"')
+    while b'"status":"completed"' not in await client.reader.readline():
+        pass
     return 1
 
 

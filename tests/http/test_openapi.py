@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -69,6 +70,7 @@ def found_at(document: Any, reference: str) -> Any:
     root, *steps = reference.split("/")
     assert root == "#", reference
     for step in steps:
+        assert not re.search("~(?![01])", step), reference
         document = document[step.replace("~1", "/").replace("~0", "~")]
     return document
 
