@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from math import inf
 
 import anyio
 
@@ -42,7 +43,7 @@ class Estimates:
 
     def of(self, kind: str) -> timedelta | None:
         """Return what most jobs of a type take, None where nothing is known; learn anew if old."""
-        if self._fresh_until.get(kind, 0.0) < anyio.current_time():
+        if self._fresh_until.get(kind, -inf) < anyio.current_time():
             self._wanted.add(kind)
             self._signal.set()
         return self._learned.get(kind)

@@ -13,6 +13,8 @@ from asyncjobs.http.messages import Request
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:[^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _HOST = re.compile(r"(?:[A-Za-z0-9._\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
+_USUAL_PORTS = {"http": ":80", "https": ":443"}
+
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -55,11 +57,14 @@ def _refuse(request: Request, trusted: Collection[str]) -> None:
     host = request.headers.get("host", "").lower()
     if site in {"same-origin", "none"} or origin.lower() in trusted:
         return
-    if site is None and (not origin or (host and _host_of(origin) == host)):
+    if site is None and (not origin or (host and _names(origin.lower(), host))):
         return
     raise CrossSite(origin if is_origin(origin.lower()) else "")
 
 
-def _host_of(origin: str) -> str:
-    # Without the scheme: behind a proxy that ends TLS the server does not know it.
-    return origin.partition("://")[2].lower()
+def _names(origin: str, host: str) -> bool:
+    """Tell whether an origin is that of a host, where either may spell out the usual port."""
+    # Not by the server's own scheme: behind a proxy that ends TLS it does not know it.
+    scheme, _, name = origin.partition("://")
+    port = _USUAL_PORTS.get(scheme, "")
+    return name.removesuffix(port) == host.removesuffix(port)

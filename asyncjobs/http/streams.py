@@ -17,7 +17,7 @@ from asyncjobs.http.encoded import Encoded
 from asyncjobs.http.messages import Response, Stream
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.wire import with_pace
-from asyncjobs.model import Job, JobId
+from asyncjobs.model import Job, JobId, parse_job_id
 from asyncjobs.queue import AsyncJobs
 
 #: Decides whether the one who asks may see a job; raises `UnknownJob` where not.
@@ -103,6 +103,9 @@ class Streams:
         self, job_id: JobId, check: Check, after: int
     ) -> AsyncGenerator[bytes | Close | None]:
         """Yield a job's documents for a WebSocket, None in quiet times, and at last its end."""
+        if parse_job_id(job_id) is None:
+            yield _UNKNOWN
+            return
         crowded = len(self._streams) >= self._options.streams
         watch = self._watch(job_id, self._streams)
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -257,3 +259,19 @@ def test_the_servers_own_origin_is_what_the_client_called_it_if_that_is_a_host(
 ) -> None:
     assert own_origin(Request("GET", scheme=scheme, headers={"host": host})) == origin
     assert own_origin(Request("GET", scheme=scheme)) is None
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "ours"),
+    [
+        ("http://a.example", "a.example:80", True),
+        ("https://a.example", "a.example:443", True),
+        ("http://a.example", "a.example:443", False),
+        ("https://a.example", "a.example:80", False),
+        ("http://a.example:8080", "a.example:80", False),
+    ],
+)
+def test_the_usual_port_may_be_spelt_out(origin: str, host: str, ours: bool) -> None:
+    request = Request("POST", headers={"origin": origin, "host": host})
+    with nullcontext() if ours else pytest.raises(CrossSite):
+        refuse_cross_site(request, ())
