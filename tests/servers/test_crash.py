@@ -35,10 +35,12 @@ class Customers:
 
     def look(self, url: str) -> bool:
         """Read a job; tell whether it is terminal, and note where that changed."""
+        # What another customer sees while this one reads may be newer than what this one is told.
+        ended = self.seen.get(url)
         job = self.server.job(url)
         final = {name: job[name] for name in FINAL}
-        if url in self.seen and self.seen[url] != final:
-            self.broken.append(f"{url}: {self.seen[url]} became {final}")
+        if ended not in (None, final):
+            self.broken.append(f"{url}: {ended} became {final}")
         if job["status"] in {"completed", "failed"}:
             self.seen[url] = final
         return url in self.seen
