@@ -7,7 +7,12 @@ import os
 import socket
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -28,7 +33,7 @@ from asyncjobs.protocols import Clock, Clocked, Dispatcher, Embedded, Store
 from asyncjobs.registry import Registry
 from asyncjobs.runner import Runner
 from asyncjobs.settings import Settings
-from asyncjobs.worker import Worker
+from asyncjobs.worker import Lanes, Worker
 
 log = logging.getLogger("asyncjobs")
 
@@ -45,6 +50,7 @@ class Parts:
     registry: Registry
     settings: Settings
     clock: Clock
+    queues: tuple[str, ...] | None = None
 
 
 class Engine:
@@ -62,9 +68,11 @@ class Engine:
         )
         name = f"{socket.gethostname()}:{self.pid}:{uuid.uuid4().hex[:8]}"
         self.runner = Runner(parts.registry, self.ledger, self.feed, settings, name)
+        self._grace = anyio.CancelScope()
         self.worker: Worker | None = None
         if isinstance(parts.dispatcher, Embedded):
-            self.worker = Worker(parts.registry, self.ledger, parts.dispatcher, settings)
+            lanes = Lanes(parts.registry, parts.queues)
+            self.worker = Worker(lanes, self.ledger, parts.dispatcher, settings)
             self.feed.on_any(self.worker.hint)
         self.housekeeping = Housekeeping(
             parts.registry, self.ledger, parts.dispatcher, settings, worker=self.worker
@@ -80,7 +88,7 @@ class Engine:
         if run_at > submission.created_at or submission.delivery is Delivery.EXTERNAL:
             [stored] = await self.ledger.insert([lifecycle.submit(submission, run_at=run_at)])
             return stored
-        with self.dispatcher.reservation() as reserved:
+        with self._reservation(submission) as reserved:
             hold = self.settings.redelivery if reserved else timedelta(0)
             [stored] = await self.ledger.insert([lifecycle.submit(submission, hold=hold)])
         if reserved and stored.id == submission.id:
@@ -94,6 +102,10 @@ class Engine:
                 )
         return stored
 
+    def hurry(self) -> None:
+        """Let the grace period be over, now or when it comes."""
+        self._grace.cancel()
+
     async def drain(self) -> None:
         """Begin nothing more, let run what ends in time, give back the rest."""
         if isinstance(self.dispatcher, Embedded) and self.worker is not None:
@@ -102,11 +114,18 @@ class Engine:
                 await self.worker.give_back(left)
             except StoreError as error:
                 log.warning("Jobs that wait here come up elsewhere later: %s", error)
-            with anyio.move_on_after(self.settings.grace.total_seconds()):
+            with self._grace as grace:
+                grace.deadline = anyio.current_time() + self.settings.grace.total_seconds()
                 await self.dispatcher.wait_until_idle()
         self.runner.interrupt_all()
         with anyio.move_on_after(_LAST_WORDS):
             await self.runner.heartbeat.wait_until_none()
+
+    def _reservation(self, submission: Submission) -> AbstractContextManager[bool]:
+        """Ask for a place here, unless this process leaves jobs of that queue to others."""
+        if self.worker is not None and not self.worker.serves(submission.queue):
+            return nullcontext(enter_result=False)
+        return self.dispatcher.reservation()
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ what has become of it.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -49,6 +50,7 @@ class Housekeeping:
         self._dispatcher = dispatcher
         self._settings = settings
         self._worker = worker
+        self._looked_at_neglected = -math.inf
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -56,8 +58,8 @@ class Housekeeping:
             try:
                 while await self.sweep() == _MOST:
                     pass
-                if not self._lanes_are_served():
-                    await self.sweep_neglected()
+                if neglected := self._unserved():
+                    await self.sweep_neglected(neglected)
             except StoreError as error:
                 log.warning("Housekeeping could not be done: %s", error)
             await anyio.sleep(self._settings.sweep.total_seconds())
@@ -76,7 +78,7 @@ class Housekeeping:
             await self._dispatcher.dispatch(waiting)
         return len(jobs)
 
-    async def sweep_neglected(self) -> None:
+    async def sweep_neglected(self, lanes: Sequence[str]) -> None:
         """Enforce the deadlines of jobs that wait in lanes which nobody empties.
 
         Those that may still run are put back, to the place they had, when all have been seen.
@@ -84,7 +86,7 @@ class Housekeeping:
         jobs: list[Job] = []
         for _ in range(_MOST_PAGES):
             page = await self._ledger.take(
-                self._registry.queues,
+                lanes,
                 until=self._ledger.now() + self._settings.redelivery,
                 limit=_MOST,
                 overdue_by=_NEGLECTED,
@@ -98,9 +100,19 @@ class Housekeeping:
         alive = [Change(lifecycle.requeue(job), job.revision) for job in jobs if now < job.deadline]
         await self._ledger.replace(alive)
 
-    def _lanes_are_served(self) -> bool:
-        """Whether this process takes from its lanes; then it meets what is late there by itself."""
-        return self._worker is not None and self._worker.took_within(_NEGLECTED)
+    def _unserved(self) -> Sequence[str]:
+        """Name the lanes that this process does not take from; in the others it meets what is late.
+
+        They may be those of all handlers, where its worker is too busy to look. Now and then only:
+        where others do serve them and are merely behind, looking is work for nothing.
+        """
+        if anyio.current_time() - self._looked_at_neglected < _NEGLECTED.total_seconds():
+            return ()
+        self._looked_at_neglected = anyio.current_time()
+        lanes = self._registry.queues
+        if self._worker is None or not self._worker.took_within(_NEGLECTED):
+            return lanes
+        return [lane for lane in lanes if not self._worker.serves(lane)]
 
     async def _move_overdue(self, jobs: Sequence[Job]) -> None:
         now = self._ledger.now()

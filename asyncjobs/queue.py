@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
 from asyncjobs import lifecycle
-from asyncjobs.clock import SharedClock, SystemClock
-from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.engine import Engine, Parts, open_engine
-from asyncjobs.errors import ConfigurationError, IdempotencyConflict, IllegalMove, NotOpen
+from asyncjobs.errors import IdempotencyConflict, IllegalMove
 from asyncjobs.feed import Watch
 from asyncjobs.logs import log_transition
-from asyncjobs.model import Delivery, Detail, Job, JobError, JobId, JobStatus, Policy, Progress
-from asyncjobs.protocols import Clock, Clocked, Dispatcher, Listing, Page, Selection, Store
-from asyncjobs.registration import Registrar
+from asyncjobs.model import Delivery, Detail, Job, JobError, JobId, JobStatus, Progress
+from asyncjobs.opening import Opening
+from asyncjobs.protocols import Listing, Page, Selection
 from asyncjobs.registry import JobType
-from asyncjobs.settings import Settings
-from asyncjobs.stores import store_from_url
 from asyncjobs.submission import Caller, EnqueueOptions, Terms, make_submission, same_payload
 
 log = logging.getLogger("asyncjobs")
 
 P = TypeVar("P")
-
-# Engines that a fork copied into this process. To let go of their connections would close them,
-# and closing an inherited connection harms the parent's.
-_inherited: list[object] = []
 
 
 @dataclass(frozen=True)
@@ -44,62 +33,14 @@ class Accepted:
     replayed: bool
 
 
-class AsyncJobs(Registrar):
+class AsyncJobs(Opening):
     """A job queue: register handlers on it, enter it with `async with`, enqueue.
 
-    `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `policy` holds the limits of
-    types that set none of their own. One object is open once per process; it can be opened again
-    after it was closed, and in a forked child.
+    `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is one, or the name
+    of one: "local" runs jobs in this process, "worker" leaves them to `asyncjobs worker` processes.
+    `policy` holds the limits of types that set none of their own. One object is open once per
+    process; it can be opened again after it was closed, and in a forked child.
     """
-
-    def __init__(
-        self,
-        store: str | Store,
-        *,
-        dispatcher: Dispatcher | None = None,
-        policy: Policy | None = None,
-        settings: Settings | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        super().__init__(policy or Policy())
-        self.settings = settings or Settings()
-        self._store = store_from_url(store) if isinstance(store, str) else store
-        ours = SystemClock()
-        self.clock = clock or (SharedClock(ours) if isinstance(self._store, Clocked) else ours)
-        self._dispatcher = dispatcher or LocalDispatcher()
-        self._opened: AbstractAsyncContextManager[Engine] | None = None
-        self._engine: Engine | None = None
-
-    async def __aenter__(self) -> Self:
-        if self.is_open:
-            raise ConfigurationError("This AsyncJobs is open already.")
-        if self._engine is not None:
-            _inherited.append((self._opened, self._engine))
-        parts = Parts(self._store, self._dispatcher, self.registry, self.settings, self.clock)
-        opened = open_engine(parts)
-        self._engine = await opened.__aenter__()
-        self._opened = opened
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        opened, self._opened = self._opened, None
-        if opened is None:
-            raise NotOpen("AsyncJobs")
-        try:
-            # What the block raised is not the engine's business; a task group would wrap it.
-            await opened.__aexit__(None, None, None)
-        finally:
-            self._engine = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether this process has it open."""
-        return self._engine is not None and self._engine.is_ours
 
     async def enqueue(
         self,
@@ -259,12 +200,6 @@ class AsyncJobs(Registrar):
             log.warning("An unknown job was delivered: %s", job_id)
         elif job.status is JobStatus.PENDING:
             await self._running.runner.run(job)
-
-    @property
-    def _running(self) -> Engine:
-        if self._engine is None or not self._engine.is_ours:
-            raise NotOpen("AsyncJobs")
-        return self._engine
 
     async def _report(self, job_id: JobId, move: Callable[[Job, datetime], Job]) -> Job:
         ledger = self._running.ledger

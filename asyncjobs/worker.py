@@ -25,13 +25,35 @@ _MOST_HINTS = 10_000
 log = logging.getLogger("asyncjobs")
 
 
+class Lanes:
+    """The lanes that a worker serves, by rank.
+
+    Where they were named, the earlier goes before the later; else all are served alike. Handlers
+    may be registered at any time.
+    """
+
+    def __init__(self, registry: Registry, named: Sequence[str] | None = None) -> None:
+        self._registry = registry
+        self._named = None if named is None else tuple((lane,) for lane in named)
+
+    @property
+    def ranks(self) -> Sequence[Sequence[str]]:
+        """The lanes to ask in turn, those of one rank at once."""
+        if self._named is not None:
+            return self._named
+        return (self._registry.queues,) if self._registry.queues else ()
+
+    def __contains__(self, lane: str) -> bool:
+        return any(lane in rank for rank in self.ranks)
+
+
 class Worker:
     """Feeds one dispatcher: woken by hints, polling in case hints are lost."""
 
     def __init__(
-        self, registry: Registry, ledger: Ledger, dispatcher: Embedded, settings: Settings
+        self, lanes: Lanes, ledger: Ledger, dispatcher: Embedded, settings: Settings
     ) -> None:
-        self._registry = registry
+        self._lanes = lanes
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._settings = settings
@@ -45,7 +67,7 @@ class Worker:
         """Note that a job waits, or (None) that any may: look when it is due."""
         if job is None:
             self._wake.set()
-        elif job.status is JobStatus.PENDING and job.due_at is not None:
+        elif job.status is JobStatus.PENDING and job.due_at is not None and self.serves(job.lane):
             if len(self._coming) < _MOST_HINTS:
                 heappush(self._coming, job.due_at)
             if job.due_at < self._sleeps_until:
@@ -64,6 +86,10 @@ class Worker:
             if not more:
                 await self._wake.wait(self._pause())
 
+    def serves(self, lane: str) -> bool:
+        """Tell whether jobs of that lane are taken here."""
+        return lane in self._lanes
+
     def took_within(self, time: timedelta) -> bool:
         """Tell whether this worker has looked for jobs lately; a full one has no reason to."""
         return anyio.current_time() - self._took_at < time.total_seconds()
@@ -79,21 +105,23 @@ class Worker:
 
     async def _take(self) -> bool:
         """Take as much as there is room for; tell whether there may be more."""
-        lanes, limit = self._registry.queues, self._dispatcher.room
+        limit = self._dispatcher.room
         self._took_at = anyio.current_time()
         now = self._ledger.now()
         while self._coming and self._coming[0] <= now:
             heappop(self._coming)
         self._sleeps_until = min([now + self._settings.poll, *self._coming[:1]])
-        if not lanes:
-            return False
-        taken = await self._ledger.take(lanes, until=now + self._settings.redelivery, limit=limit)
+        taken: list[Job] = []
+        for rank in self._lanes.ranks:
+            if len(taken) < limit:
+                until = now + self._settings.redelivery
+                taken += await self._ledger.take(rank, until=until, limit=limit - len(taken))
         late = [job.id for job in taken if job.deadline <= now]
         if late:
             await self._ledger.get(late)  # readers record missed deadlines
         refused = [job for job in taken if job.deadline > now and not self._dispatcher.offer(job)]
         await self.give_back(refused)
-        return len(taken) == limit
+        return bool(taken) and len(taken) == limit
 
     def _pause(self) -> float:
         """Sleep to the next poll, or to the moment when a job is due that was hinted at."""

@@ -183,7 +183,7 @@ async def test_a_deadline_is_kept_in_a_lane_that_nobody_empties(
         options = [EnqueueOptions(deadline=seconds) for seconds in (3600, 30, 3600)]
         waiting = [await web.enqueue(slow, None, options=one) for one in options]
         clock.advance(timedelta(seconds=90))
-        await web._running.housekeeping.sweep_neglected()
+        await web._running.housekeeping.sweep_neglected(["default"])
         found = [store._jobs[job.id] for job in waiting]
     assert [job.error for job in found] == [None, DEADLINE_EXCEEDED, None]
     assert [job.due_at for job in found][::2] == [job.run_at for job in waiting][::2]

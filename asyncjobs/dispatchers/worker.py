@@ -1,0 +1,34 @@
+"""Leaves jobs to worker processes, which take them from the store by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from asyncjobs.model import Delivery, Job
+
+
+class WorkerDispatcher:
+    """The dispatcher of a process that runs no jobs: `asyncjobs worker` processes do."""
+
+    delivery = Delivery.PULL
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+    @contextmanager
+    def reservation(self) -> Generator[bool]:
+        yield False
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        """Do nothing: the jobs are due in their lanes, and workers hear of it from the store."""
