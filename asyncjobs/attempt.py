@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import Enum
+from typing import Any
 
 import anyio
 
@@ -30,6 +31,7 @@ class Cause(Enum):
     TIMEOUT = "timeout"
     SHUTDOWN = "shutdown"
     LOST = "lost"
+    DIED = "died"
 
 
 class Attempt:
@@ -40,7 +42,7 @@ class Attempt:
         self.token = token
         self.gauge = Gauge()
         self.cause: Cause | None = None
-        self.thread: Call[object] | None = None
+        self.thread: Call[Any] | None = None
         self._scope: anyio.CancelScope | None = None
         self._longest = held_for
         self._held_until = 0.0

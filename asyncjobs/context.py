@@ -20,7 +20,8 @@ T = TypeVar("T")
 # How long an `async for` over plain items may keep the event loop before it lets others run.
 _TURN_SECONDS = 0.005
 
-_Report = tuple[int, str | None, int | None, int | None, str | None]
+#: Percent, message, current, total, unit.
+Report = tuple[int, str | None, int | None, int | None, str | None]
 
 _TOO_MANY = 2**63
 
@@ -37,16 +38,16 @@ class Gauge:
     __slots__ = ("latest", "stopping", "written")
 
     def __init__(self) -> None:
-        self.latest: _Report | None = None
-        self.written: _Report | None = None
+        self.latest: Report | None = None
+        self.written: Report | None = None
         self.stopping = False
 
-    def unwritten(self) -> _Report | None:
+    def unwritten(self) -> Report | None:
         """Return the latest report, unless it was written already."""
         return self.latest if self.latest is not self.written else None
 
 
-def progress_of(report: _Report) -> Progress:
+def progress_of(report: Report) -> Progress:
     """Make the value that is stored from the bare figures."""
     percent, message, current, total, unit = report
     if report[1:] == _NO_DETAIL:

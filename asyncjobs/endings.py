@@ -128,8 +128,10 @@ def outcome_of(attempt: Attempt, ending: Ending, jitter: float) -> Callable[[Job
                 return lifecycle.settle_failure(job, now, token=token, error=error, jitter=jitter)
             case BrokenOff(Cause.CANCEL):
                 return lifecycle.stop(job, now, token=token)
-            case BrokenOff(Cause.SHUTDOWN):
-                return lifecycle.settle_release(job, now, token=token)
+            case BrokenOff(Cause.SHUTDOWN | Cause.DIED as cause):
+                at_no_cost = cause is Cause.SHUTDOWN
+                settle = lifecycle.settle_release if at_no_cost else lifecycle.settle_loss
+                return settle(job, now, token=token)
             case BrokenOff():  # pragma: no branch  # there is nothing else
                 return _timed_out(job, now, attempt, jitter)
 

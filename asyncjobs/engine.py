@@ -120,6 +120,7 @@ class Engine:
         self.runner.interrupt_all()
         with anyio.move_on_after(_LAST_WORDS):
             await self.runner.heartbeat.wait_until_none()
+        self.runner.processes.close()
 
     def _reservation(self, submission: Submission) -> AbstractContextManager[bool]:
         """Ask for a place here, unless this process leaves jobs of that queue to others."""

@@ -29,12 +29,24 @@ JobCancelled (a BaseException) ends a handler from inside `JobContext.check()`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 
 class AsyncJobsError(Exception):
     """Catch everything this library raises on its own account."""
+
+    def __reduce__(self) -> tuple[Callable[..., AsyncJobsError], tuple[object, ...]]:
+        # Made again of their data: the constructors do not take the sentence that `args` holds.
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(
+    kind: type[AsyncJobsError], args: tuple[object, ...], data: Mapping[str, object]
+) -> AsyncJobsError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(data)
+    return error
 
 
 class ConfigurationError(AsyncJobsError):

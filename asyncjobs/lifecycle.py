@@ -194,10 +194,7 @@ def lose(job: Job, now: datetime) -> Job:
     """Take a job from a worker whose lease has lapsed; the last delivery fails it."""
     if job.status is PROCESSING and (job.lease is None or now < job.lease.until):
         raise IllegalMove(job.id, Move.LOSE, job.status, "no lease of it has lapsed")
-    losses = job.losses + 1
-    if losses >= job.max_deliveries:
-        return _end(job, Move.LOSE, FAILED, now, error=WORKER_LOST, losses=losses)
-    return _wait_again(job, Move.LOSE, now, losses=losses)
+    return _lose(job, now)
 
 
 def overdue(job: Job, now: datetime) -> Job | None:
@@ -247,6 +244,17 @@ def settle_release(job: Job, now: datetime, *, token: str) -> Job:
     return release(job, now, token=token)
 
 
+def settle_loss(job: Job, now: datetime, *, token: str) -> Job:
+    """Record an attempt that died with a process of its own: stopped if asked to, else lost.
+
+    As `lose`, but by the worker that holds the lease, and need not wait for it to lapse.
+    """
+    _fence(job, Move.LOSE, token)
+    if job.cancel_requested_at is not None:
+        return stop(job, now, token=token)
+    return _lose(job, now)
+
+
 def catch_up(job: Job, last: Progress) -> Job:
     """Fold a report that was not written yet into the move that follows it. Not a move itself."""
     return job.model_copy(update={"progress": last.percent, "detail": last.detail})
@@ -262,6 +270,13 @@ def attempt_end(job: Job) -> datetime:
     if job.started_at is None or job.timeout is None:
         return job.deadline
     return min(job.started_at + job.timeout, job.deadline)
+
+
+def _lose(job: Job, now: datetime) -> Job:
+    losses = job.losses + 1
+    if losses >= job.max_deliveries:
+        return _end(job, Move.LOSE, FAILED, now, error=WORKER_LOST, losses=losses)
+    return _wait_again(job, Move.LOSE, now, losses=losses)
 
 
 def _fence(job: Job, move: Move, token: str | None) -> Lease | None:

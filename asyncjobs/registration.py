@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from enum import Enum
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from pydantic import ValidationError
 
 from asyncjobs.context import JobContext
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.model import Policy, Retry
-from asyncjobs.registry import Handler, JobType, Registry
+from asyncjobs.registry import Handler, JobType, Registry, RunIn
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -21,10 +20,18 @@ R = TypeVar("R")
 Seconds = float | timedelta
 
 
-class Unset(Enum):
-    """Stands for "not given" where None has a meaning of its own."""
+class Limits(TypedDict, total=False):
+    """The limits of a job type that are named most; those of `policy` count where one is not.
 
-    UNSET = "unset"
+    `timeout` bounds one attempt (None: only the deadline does). A submission over HTTP waits for
+    `inline` and answers 200 if the job has ended by then: 0.2, say, for work that usually ends at
+    once.
+    """
+
+    timeout: Seconds | None
+    inline: Seconds
+    retry: Retry
+    policy: Policy
 
 
 class Decorator(Protocol):
@@ -50,25 +57,29 @@ class Registrar:
         self,
         name: str,
         *,
-        timeout: Seconds | Unset | None = Unset.UNSET,
         estimate: Seconds | None = None,
-        inline: Seconds | None = None,
-        retry: Retry | None = None,
-        policy: Policy | None = None,
+        run_in: RunIn | None = None,
+        **limits: Unpack[Limits],
     ) -> Decorator:
         """Register the decorated function `(payload, job) -> result` as the handler of a job type.
 
-        `timeout` bounds one attempt (None: only the deadline does), `estimate` is the duration that
-        clients are told to expect. A submission over HTTP waits for `inline` and answers 200 if the
-        job has ended by then: 0.2, say, for work that usually ends at once. Payload and result
-        have the types of the annotations. An `async def` runs on the event loop, a `def` in a
-        thread. Raises `ConfigurationError` for limits that make no sense, a name given twice, and
-        annotations that are not JSON.
+        `estimate` is the duration that clients are told to expect; `Limits` says what `timeout`,
+        `inline`, `retry` and `policy` do. Payload and result have the types of the annotations.
+
+        An `async def` runs on the event loop, a `def` in a thread, and either with
+        `run_in="process"` in a process of its own, which is killed where the handler must stop. Its
+        module must be importable there, and the function be found in it by its name.
+
+        Raises `ConfigurationError` for limits that make no sense, a name given twice, annotations
+        that are not JSON, and a function that another process could not find.
         """
-        chosen = self._limits(policy, timeout, retry=retry, inline=inline)
+        chosen = self._limits(limits)
 
         def register(function: Callable[..., Any]) -> Handler[Any, Any]:
-            made = Handler[Any, Any](name, function, policy=chosen, estimate=duration(estimate))
+            expected = duration(estimate)
+            made = Handler[Any, Any](
+                name, function, policy=chosen, estimate=expected, run_in=run_in
+            )
             self.registry.add(made)
             return made
 
@@ -80,29 +91,27 @@ class Registrar:
         *,
         payload: type[P],
         result: type[R],
-        timeout: Seconds | Unset | None = Unset.UNSET,
         estimate: Seconds | None = None,
-        policy: Policy | None = None,
+        **limits: Unpack[Limits],
     ) -> JobType[P, R]:
         """Register a job type whose work is done elsewhere and reported by job id.
 
         The reports are `update_progress`, `complete`, `fail` and `stop`; the first one starts the
         job. Timeout and deadline are kept for it as for any other. Raises as `handler`.
         """
-        chosen = self._limits(policy, timeout)
+        chosen = self._limits(limits)
         made = JobType[P, R](
             name, payload=payload, result=result, policy=chosen, estimate=duration(estimate)
         )
         self.registry.add(made)
         return made
 
-    def _limits(
-        self, policy: Policy | None, timeout: Seconds | Unset | None, **others: object
-    ) -> Policy:
-        fields = dict(policy or self.policy)
-        if not isinstance(timeout, Unset):
-            fields["timeout"] = timeout
-        fields.update((name, value) for name, value in others.items() if value is not None)
+    def _limits(self, limits: Limits) -> Policy:
+        unknown = ", ".join(sorted(limits.keys() - Limits.__annotations__))
+        if unknown:
+            raise TypeError(f"A job type has no option {unknown}.")
+        fields: dict[str, Any] = dict(limits.get("policy", self.policy))
+        fields.update((name, value) for name, value in limits.items() if name != "policy")
         try:
             return Policy(**fields)
         except ValidationError as error:

@@ -7,9 +7,11 @@ import inspect
 import json
 import typing
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from importlib import import_module
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from pydantic import JsonValue, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -31,6 +33,41 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 Function = Callable[[P, JobContext], Awaitable[R] | R]
+
+#: Where a handler runs, if not where its kind of function does.
+RunIn = Literal["process"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where another process finds a handler: the module to import, the name in it."""
+
+    module: str
+    name: str
+
+    def find(self) -> Callable[..., Any]:
+        """Import the function; raise `ConfigurationError` where it is not there."""
+        try:
+            found: Any = import_module(self.module)
+            for part in self.name.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(
+                f"The process of a job finds no {self.module}.{self.name}: {error}"
+            ) from error
+        function: Callable[..., Any] = getattr(found, "function", found)  # of a `Handler`
+        return function
+
+
+def place_of(name: str, function: Callable[..., Any]) -> Place:
+    """Say where a handler that runs in another process is; raise where it has no name there."""
+    qualified = getattr(function, "__qualname__", "<no name>")
+    if "<" in qualified:  # <locals>, <lambda>
+        raise ConfigurationError(
+            f"Handler {name!r} is {qualified}: to run in a process of its own, "
+            "it must be a function of a module, which can be imported by its name."
+        )
+    return Place(function.__module__, qualified)
 
 
 class JobType(Generic[P, R]):
@@ -144,11 +181,13 @@ class Handler(JobType[P, R]):
         *,
         policy: Policy,
         estimate: timedelta | None = None,
+        run_in: RunIn | None = None,
     ) -> None:
         payload, result = _annotations(function)
         super().__init__(name, payload=payload, result=result, policy=policy, estimate=estimate)
         self.function = function
         self.asynchronous = inspect.iscoroutinefunction(_annotated(function))
+        self.place = None if run_in is None else place_of(name, function)
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
 

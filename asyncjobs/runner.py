@@ -6,10 +6,11 @@ import inspect
 import logging
 import random
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
@@ -37,11 +38,14 @@ from asyncjobs.feed import Feed
 from asyncjobs.ledger import Ledger
 from asyncjobs.logs import log_fields, log_transition, working_on
 from asyncjobs.model import Job, Lease
+from asyncjobs.processes import ProcessDied, Processes
 from asyncjobs.registry import Handler, Registry
 from asyncjobs.settings import Settings
 from asyncjobs.threads import in_new_thread
 
 log = logging.getLogger("asyncjobs")
+
+T = TypeVar("T")
 
 
 class Runner:
@@ -56,6 +60,7 @@ class Runner:
         self._settings = settings
         self._worker = worker
         self.heartbeat = Heartbeat(ledger, settings)
+        self.processes = Processes()
 
     async def run(self, job: Job) -> None:
         """Run the job's next attempt, unless somebody else has begun it; never raises.
@@ -82,6 +87,7 @@ class Runner:
             try:
                 ending = await self._work(attempt, handler)
             except BaseException:  # whoever runs this is cancelled: as good as a shutdown
+                attempt.interrupt(Cause.SHUTDOWN)
                 await self._record(attempt, BrokenOff(Cause.SHUTDOWN))
                 raise
             await self._record(attempt, ending)
@@ -120,8 +126,10 @@ class Runner:
             attempt.within(scope),
         ):
             try:
-                payload = handler.load_payload(job.payload_json)
-                return Completed(handler.dump_result(await _call(handler, payload, attempt)))
+                return Completed(await self._perform(handler, attempt))
+            except ProcessDied as error:
+                log.warning("%s", error, extra=log_fields(job))
+                attempt.interrupt(Cause.DIED)
             except BaseException as error:
                 stopping = attempt.cause is not None or scope.cancel_called
                 if belongs_to_the_loop(error, stopping=stopping):
@@ -138,11 +146,22 @@ class Runner:
         if attempt.cause is None or attempt.in_thread:
             attempt.interrupt(Cause.TIMEOUT)
         cause = attempt.cause or Cause.TIMEOUT
-        if cause is Cause.TIMEOUT and attempt.thread and lifecycle.has_attempts_left(job):
+        if handler.place is not None and attempt.thread is not None:
+            await attempt.thread.ended()  # very soon: its process is killed
+        elif cause is Cause.TIMEOUT and attempt.thread and lifecycle.has_attempts_left(job):
             # Two attempts should not work at once, as far as this process can help it.
             with anyio.move_on_after(self._settings.lease.total_seconds()):
                 await attempt.thread.ended()
         return BrokenOff(cause)
+
+    async def _perform(self, handler: Handler[Any, Any], attempt: Attempt) -> bytes:
+        """Call the handler where it runs; return the result as JSON."""
+        job = attempt.job
+        if handler.place is not None:
+            work = partial(self.processes.run, handler, job, attempt.gauge)
+            return await _in_thread(attempt, work)
+        payload = handler.load_payload(job.payload_json)
+        return handler.dump_result(await _call(handler, payload, attempt))
 
     async def _record(self, attempt: Attempt, ending: Ending) -> None:
         """Write the outcome; while the store is away, keep trying as long as the lease holds."""
@@ -175,13 +194,17 @@ async def _call(handler: Handler[Any, Any], payload: Any, attempt: Attempt) -> A
     context = JobContext(attempt.job, attempt.gauge)
     if handler.asynchronous:
         return await handler.function(payload, context)
-    function = partial(_contained, handler, payload, context)
-    attempt.thread = in_new_thread(function, name=f"asyncjobs {attempt.job.id}")
-    value = await attempt.thread.result()
+    value = await _in_thread(attempt, partial(_contained, handler, payload, context))
     if inspect.isawaitable(value):  # as a decorator makes of an `async def`
         attempt.back_on_the_loop()
         return await value
     return value
+
+
+async def _in_thread(attempt: Attempt, function: Callable[[], T]) -> T:
+    call = in_new_thread(function, name=f"asyncjobs {attempt.job.id}")
+    attempt.thread = call
+    return await call.result()
 
 
 def _contained(handler: Handler[Any, Any], payload: Any, context: JobContext) -> Any:

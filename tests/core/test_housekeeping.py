@@ -174,7 +174,7 @@ async def test_outside_work_has_its_timeout_too(idle: AsyncJobs, clock: ManualCl
 async def test_a_deadline_is_kept_in_a_lane_that_nobody_empties(
     make: Make, store: MemoryStore, clock: ManualClock
 ) -> None:
-    web = make(clock=clock, settings=IDLE, dispatcher=Absent())
+    web = make(clock=clock, settings=IDLE, dispatcher="worker")
 
     @web.handler("slow")
     async def slow(_none: None, _job: JobContext) -> None: ...
@@ -187,17 +187,6 @@ async def test_a_deadline_is_kept_in_a_lane_that_nobody_empties(
         found = [store._jobs[job.id] for job in waiting]
     assert [job.error for job in found] == [None, DEADLINE_EXCEEDED, None]
     assert [job.due_at for job in found][::2] == [job.run_at for job in waiting][::2]
-
-
-class Absent(LocalDispatcher):
-    """A dispatcher whose workers are somewhere else, or nowhere."""
-
-    @property
-    def room(self) -> int:
-        return 0
-
-    async def wait_for_room(self) -> None:
-        await anyio.sleep_forever()
 
 
 class Engine:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext, JobStatus, Settings
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import Delivery, Job, JobId
+from asyncjobs.model import JobId
 from asyncjobs.stores.redis import RedisStore
 
 pytestmark = pytest.mark.anyio
@@ -33,35 +31,11 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class FrontDesk:
-    """Accepts jobs for others, and runs none."""
-
-    delivery = Delivery.PULL
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return None
-
-    @contextmanager
-    def reservation(self) -> Generator[bool]:
-        yield False
-
-    async def dispatch(self, jobs: Sequence[Job], /) -> None:
-        raise AssertionError(jobs)
-
-
 async def test_a_job_is_begun_and_its_end_noticed_in_other_processes_at_once(
     redis_url: str, namespace: str
 ) -> None:
     url = f"{redis_url}?namespace={namespace}"
-    desk = AsyncJobs(url, dispatcher=FrontDesk(), settings=NO_POLLING)
+    desk = AsyncJobs(url, dispatcher="worker", settings=NO_POLLING)
     works = AsyncJobs(url, settings=NO_POLLING)
     for jobs in (desk, works):
         jobs.handler("double")(double)
@@ -76,7 +50,7 @@ async def test_a_cancellation_reaches_the_process_that_runs_the_job(
     redis_url: str, namespace: str
 ) -> None:
     url = f"{redis_url}?namespace={namespace}"
-    desk = AsyncJobs(url, dispatcher=FrontDesk(), settings=NO_POLLING)
+    desk = AsyncJobs(url, dispatcher="worker", settings=NO_POLLING)
     works = AsyncJobs(url, settings=NO_POLLING)
     for jobs in (desk, works):
         jobs.handler("endless")(endless)

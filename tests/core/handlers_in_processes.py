@@ -1,0 +1,89 @@
+"""Handlers for the tests of `run_in="process"`: the processes import them from here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anyio
+from pydantic import BaseModel
+
+from asyncjobs import JobContext, JobFailed, Policy, Retry
+from asyncjobs.registration import Registrar
+
+#: Where the tests' queue takes these from, under a name and limits of its own.
+kinds = Registrar(Policy())
+
+
+class Span(BaseModel):
+    """What to work on, and where to leave traces."""
+
+    steps: int = 1
+    folder: Path = Path()
+
+
+class Unsendable(Exception):
+    """An error that another process cannot make again."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+@kinds.handler("square", run_in="process")
+def square(number: int, job: JobContext) -> tuple[int, int]:
+    logging.getLogger("app").warning("squaring %s", number)
+    job.progress(50, "half", current=1, total=2)
+    return number**2, os.getpid()
+
+
+@kinds.handler("asleep", run_in="process")
+async def asleep(span: Span, _job: JobContext) -> None:
+    (span.folder / "began").write_text(str(os.getpid()))
+    try:
+        await anyio.sleep_forever()
+    finally:
+        (span.folder / "ended").touch()
+
+
+@kinds.handler("steps", run_in="process", timeout=0.5)
+def steps(span: Span, job: JobContext) -> None:
+    (span.folder / "began").write_text(str(os.getpid()))
+    for _ in job.track(range(10**9)):
+        time.sleep(0.001)
+
+
+@kinds.handler("stubborn", run_in="process")
+def stubborn(span: Span, _job: JobContext) -> None:
+    """Sleep, with a process of its own that sleeps, and listen to nobody."""
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (span.folder / "other").write_text(str(sleeper.pid))
+    (span.folder / "began").write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+@kinds.handler("stubborn for a while", run_in="process", timeout=0.3)
+def stubborn_for_a_while(span: Span, job: JobContext) -> None:
+    stubborn(span, job)
+
+
+@kinds.handler("fails", run_in="process", retry=Retry(max_attempts=5))
+def fails(how: str, _job: JobContext) -> int:
+    match how:
+        case "on purpose":
+            raise JobFailed("No such order.", "no_order")
+        case "by chance":
+            raise LookupError("secret")
+        case "unsendable":
+            raise Unsendable(1, 2)
+        case "exit":
+            sys.exit(3)
+        case "text":
+            return "many"  # type: ignore[return-value]
+        case _:
+            os.kill(os.getpid(), signal.SIGKILL)
+            return 0
