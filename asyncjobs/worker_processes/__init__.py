@@ -1,0 +1,1 @@
+"""What `asyncjobs worker` runs; what takes jobs in each of them is `asyncjobs.worker`."""
