@@ -124,6 +124,10 @@ class Heartbeat:
     def __iter__(self) -> Generator[Attempt]:
         yield from tuple(self._attempts.values())
 
+    def attends(self) -> bool:
+        """Tell whether there are attempts."""
+        return bool(self._attempts)
+
     @contextmanager
     def attending(self, attempt: Attempt) -> Generator[None]:
         """Keep the attempt's lease inside the block."""

@@ -33,6 +33,7 @@ from asyncjobs.protocols import Clock, Clocked, Dispatcher, Embedded, Store
 from asyncjobs.registry import Registry
 from asyncjobs.runner import Runner
 from asyncjobs.settings import Settings
+from asyncjobs.watchdog import Watchdog
 from asyncjobs.worker import Lanes, Worker
 
 log = logging.getLogger("asyncjobs")
@@ -68,6 +69,7 @@ class Engine:
         )
         name = f"{socket.gethostname()}:{self.pid}:{uuid.uuid4().hex[:8]}"
         self.runner = Runner(parts.registry, self.ledger, self.feed, settings, name)
+        self.watchdog = Watchdog(settings.blocked, Runner.CALLER, self.runner.heartbeat.attends)
         self._grace = anyio.CancelScope()
         self.worker: Worker | None = None
         if isinstance(parts.dispatcher, Embedded):
@@ -137,6 +139,7 @@ async def open_engine(parts: Parts) -> AsyncGenerator[Engine]:
         async with AsyncExitStack() as stack:
             if isinstance(parts.dispatcher, Embedded):
                 await stack.enter_async_context(parts.dispatcher.running(engine.runner.run))
+            stack.enter_context(engine.watchdog.watching())
             if isinstance(parts.clock, SharedClock) and isinstance(parts.store, Clocked):
                 tasks.start_soon(_keep_up, partial(parts.clock.run, parts.store))
             tasks.start_soon(_keep_up, engine.runner.heartbeat.run)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 
@@ -162,6 +162,9 @@ class Runner:
             return await _in_thread(attempt, work)
         payload = handler.load_payload(job.payload_json)
         return handler.dump_result(await _call(handler, payload, attempt))
+
+    #: In whatever runs below this, a handler is at work on what is `job` there.
+    CALLER: ClassVar = _perform.__code__
 
     async def _record(self, attempt: Attempt, ending: Ending) -> None:
         """Write the outcome; while the store is away, keep trying as long as the lease holds."""

@@ -15,7 +15,8 @@ class Settings:
     `poll` is the longest a process relies on being told of changes, `sweep` how often lapsed
     leases, deadlines and retention are looked after. `progress` is the least time between two
     written reports of one job. `grace` is how long a shutdown waits for running jobs before it
-    breaks them off and gives them back.
+    breaks them off and gives them back. `blocked` is how long a handler may keep the event loop
+    from turning before a warning names it.
     """
 
     lease: timedelta = timedelta(seconds=30)
@@ -24,3 +25,4 @@ class Settings:
     sweep: timedelta = timedelta(seconds=5)
     progress: timedelta = timedelta(seconds=0.2)
     grace: timedelta = timedelta(seconds=10)
+    blocked: timedelta = timedelta(seconds=1)
