@@ -17,6 +17,7 @@ AsyncJobsError
 ├── InvalidResult             a handler's value that cannot be stored
 ├── UnknownJob                no job has that id
 ├── IllegalMove               the job's status does not allow that
+├── MoveRefused               jobs cannot go from one store to another as they are
 ├── LostLease                 the attempt that writes is no longer the job's
 ├── StoreError
 │   ├── StoreUnavailable      away, full, read-only, corrupt: nothing was half-written
@@ -201,6 +202,14 @@ class IllegalMove(AsyncJobsError):
         self.reason = reason
         because = f": {reason}" if reason else ""
         super().__init__(f"Job {job_id} is {status} and cannot {move}{because}.")
+
+
+class MoveRefused(AsyncJobsError):
+    """Say why jobs cannot be moved between two stores now; what was copied stays, and is right."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The jobs cannot be moved: {reason}.")
 
 
 class LostLease(AsyncJobsError):

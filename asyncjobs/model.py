@@ -144,11 +144,12 @@ class Policy(_Value):
 
 
 class Submission(_Value):
-    """The half of a job that is written once."""
+    """The half of a job that is written once. `retry_of` is the job that it is run again for."""
 
     id: JobId
     type: str
     payload_json: bytes = Field(default=b"null", exclude=True)
+    retry_of: JobId | None = None
     user_id: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None

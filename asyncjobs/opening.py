@@ -84,6 +84,11 @@ class Opening(Registrar):
         finally:
             await self.__aexit__(None, None, None)
 
+    @property
+    def store(self) -> Store:
+        """What keeps the jobs; it is open only while the queue is."""
+        return self._store
+
     def hurry(self) -> None:
         """While it closes: do not wait for running jobs any longer, give them back.
 

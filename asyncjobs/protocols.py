@@ -167,6 +167,33 @@ class Clocked(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing about how a store is set up; `advice` says what to do, empty where all is well."""
+
+    subject: str
+    found: str
+    advice: str = ""
+
+
+@runtime_checkable
+class Inspecting(Protocol):
+    """A store that can tell whether it is set up as jobs need it."""
+
+    async def inspect(self) -> Sequence[Finding]:
+        """Look at schema, server and durability; change nothing."""
+        ...
+
+
+@runtime_checkable
+class Scripted(Protocol):
+    """A store whose tables a person can make by a script instead of by opening it."""
+
+    def migration_sql(self, *, since: int = 0) -> str:
+        """Return what brings version `since` up to date, 0 being none at all; asks nobody."""
+        ...
+
+
 class Dispatcher(_Opened, Protocol):
     """Brings jobs that wait to what runs them; opened and closed by the queue.
 

@@ -18,7 +18,14 @@ from asyncjobs.model import Delivery, Detail, Job, JobError, JobId, JobStatus, P
 from asyncjobs.opening import Opening
 from asyncjobs.protocols import Listing, Page, Selection
 from asyncjobs.registry import JobType
-from asyncjobs.submission import Caller, EnqueueOptions, Terms, make_submission, same_payload
+from asyncjobs.submission import (
+    Caller,
+    EnqueueOptions,
+    Terms,
+    make_submission,
+    same_payload,
+    submit_again,
+)
 
 log = logging.getLogger("asyncjobs")
 
@@ -159,6 +166,20 @@ class AsyncJobs(Opening):
             job = await ledger.advance(job, lifecycle.cancel)
         except IllegalMove:  # it ended, or was asked by somebody else, in between
             return await ledger.find(job_id)
+        log_transition(job)
+        return job
+
+    async def retry(self, job_id: JobId, /) -> Job:
+        """Run a job that has ended again, as a new job: `retry_of` points at the old one.
+
+        The type need not be registered here: payload, owner and limits are those of the old job.
+        Each call makes one more. Raises `UnknownJob`, and `IllegalMove` where it has not ended.
+        """
+        engine = self._running
+        old = await engine.ledger.find(job_id)
+        terms = Terms(engine.ledger.now(), old.delivery, self.expected_duration(old))
+        submission = submit_again(old, terms)
+        job = await engine.accept(submission, submission.created_at)
         log_transition(job)
         return job
 

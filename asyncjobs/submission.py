@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from asyncjobs.errors import FieldIssue, InvalidPayload
-from asyncjobs.model import LONGEST, Delivery, Submission, new_job_id
+from asyncjobs.errors import FieldIssue, IllegalMove, InvalidPayload
+from asyncjobs.model import LONGEST, Delivery, Job, Submission, new_job_id
 from asyncjobs.registration import Seconds, duration
 from asyncjobs.registry import Handler, JobType
 from asyncjobs.tracing import new_trace_id, trace_id_of
@@ -94,6 +94,30 @@ def make_submission(
         estimated_duration=terms.estimate,
         created_at=terms.now,
     )
+
+
+def submit_again(job: Job, terms: Terms) -> Submission:
+    """Make the submission of a new job from one that has ended; the new one points at it.
+
+    It has the same limits, its deadline as far ahead as it was then. It has a trace of its own, and
+    no idempotency key: that stands for the first job. Raises `IllegalMove` for one that has not
+    ended.
+    """
+    if not job.status.terminal:
+        raise IllegalMove(job.id, "be run again", job.status, "it has not ended")
+    kept: dict[str, Any] = {name: getattr(job, name) for name in Submission.model_fields}
+    fresh: dict[str, Any] = {
+        "id": new_job_id(),
+        "retry_of": job.id,
+        "idempotency_key": None,
+        "fingerprint": None,
+        "trace_id": new_trace_id(),
+        "traceparent": None,
+        "deadline": terms.now + (job.deadline - job.created_at),
+        "estimated_duration": terms.estimate,
+        "created_at": terms.now,
+    }
+    return Submission(**{**kept, **fresh})
 
 
 def same_payload(kind: JobType[Any, Any], one: Submission, other: Submission) -> bool:

@@ -19,11 +19,12 @@ from urllib.parse import parse_qs
 from asyncjobs.encoding import from_microseconds, to_microseconds
 from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.model import Job, JobId
-from asyncjobs.protocols import Change, Page, Selection
+from asyncjobs.protocols import Change, Finding, Page, Selection
 from asyncjobs.stores import postgres_rows as rows
+from asyncjobs.stores.postgres_checks import inspect
 from asyncjobs.stores.postgres_links import Links
 from asyncjobs.stores.postgres_notices import Notices
-from asyncjobs.stores.postgres_schema import prepare
+from asyncjobs.stores.postgres_schema import migration_sql, prepare
 from asyncjobs.stores.postgres_session import server_at
 
 # What a fork copied into this process. To close an inherited connection would end the parent's.
@@ -118,6 +119,12 @@ class PostgresStore:
 
     async def now(self) -> datetime:
         return from_microseconds(await self._opened.links.use(rows.now, repeatable=True))
+
+    async def inspect(self) -> Sequence[Finding]:
+        return await self._opened.links.use(inspect, repeatable=True)
+
+    def migration_sql(self, *, since: int = 0) -> str:
+        return migration_sql(self.server.schema, since=since)
 
     async def changes(self) -> AsyncGenerator[Sequence[JobId]]:
         """Yield ids others have changed; `StoreUnavailable` where the connection breaks."""

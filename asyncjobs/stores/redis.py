@@ -23,11 +23,11 @@ import anyio
 from asyncjobs.encoding import from_microseconds, to_microseconds
 from asyncjobs.errors import ConfigurationError, InvalidQuery, NotOpen
 from asyncjobs.model import Job, JobId, JobStatus
-from asyncjobs.protocols import Change, Page, Selection
+from asyncjobs.protocols import Change, Finding, Page, Selection
 from asyncjobs.stores import redis_rows as rows
 from asyncjobs.stores import redis_scripts as scripts
 from asyncjobs.stores.redis_changes import Changes
-from asyncjobs.stores.redis_checks import check
+from asyncjobs.stores.redis_checks import check, inspect
 from asyncjobs.stores.redis_scripts import Keys
 from asyncjobs.stores.redis_server import Server, name_of, split_url
 
@@ -192,6 +192,9 @@ class RedisStore:
             seen += looked
             counted += before
         return min(counted, most)
+
+    async def inspect(self) -> Sequence[Finding]:
+        return await inspect(self._opened.server, self._keys.schema)
 
     def changes(self) -> AsyncGenerator[Sequence[JobId]]:
         """Yield ids of jobs that other processes changed; first an empty batch."""

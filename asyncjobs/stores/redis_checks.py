@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from asyncjobs.errors import SchemaError, StoreUnavailable
+from asyncjobs.protocols import Finding
 from asyncjobs.stores.redis_server import Server
 
 log = logging.getLogger("asyncjobs")
@@ -22,6 +23,25 @@ async def check(server: Server, schema_key: str) -> None:
     await _check_version(server)
     await _check_schema(server, schema_key)
     await _warn_of_losses(server)
+
+
+async def inspect(server: Server, schema_key: str) -> list[Finding]:
+    """Look at how the server is set up; what it does not tell is no finding."""
+    about = await _allowed(server, "INFO", "server") or {}
+    config = await _allowed(server, "CONFIG GET", "maxmemory-policy", "append*") or {}
+    schema = (await server.command("GET", schema_key) or b"none").decode(errors="replace")
+    kinds = {"Valkey": "valkey_version", "Redis": "redis_version"}
+    found = [Finding(kind, about[name]) for kind, name in kinds.items() if name in about][:1]
+    found.append(Finding("schema version", f"{schema} of {_SCHEMA}"))
+    if not config:
+        return [*found, Finding("settings", "not told", "look at them yourself: docs/howto/redis")]
+    policy, log_, sync = (config[n] for n in ("maxmemory-policy", "appendonly", "appendfsync"))
+    evicts = "jobs are evicted when memory is full; set it to noeviction"
+    forgets = "a restart forgets jobs; set it to yes"
+    unsynced = "a crash of the machine may lose half a minute of jobs; set it to everysec or always"
+    found.append(Finding("maxmemory-policy", policy, evicts if policy[:7] == "allkeys" else ""))
+    found.append(Finding("appendonly", log_, forgets if log_ == "no" else ""))
+    return [*found, Finding("appendfsync", sync, unsynced if sync == "no" else "")]
 
 
 async def _check_version(server: Server) -> None:

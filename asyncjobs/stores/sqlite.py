@@ -21,8 +21,9 @@ import anyio
 from asyncjobs.encoding import to_microseconds
 from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.model import Job, JobId
-from asyncjobs.protocols import Change, Page, Selection
+from asyncjobs.protocols import Change, Finding, Page, Selection
 from asyncjobs.stores import sqlite_rows as rows
+from asyncjobs.stores.sqlite_checks import inspect, migration_sql
 from asyncjobs.stores.sqlite_file import File, is_busy, transaction, waiting_for_locks
 from asyncjobs.threads import ThreadQueue
 
@@ -93,6 +94,13 @@ class SqliteStore:
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         moment = to_microseconds(until)
         return await self._read(lambda db: rows.count_before(db, job, moment, most))
+
+    async def inspect(self) -> Sequence[Finding]:
+        opened = self._opened
+        return await self._in_thread(lambda: inspect(opened.writer))
+
+    def migration_sql(self, *, since: int = 0) -> str:
+        return migration_sql(since=since)
 
     async def changes(self) -> AsyncGenerator[Sequence[JobId]]:
         """Yield an empty batch (any job may have changed) when another process has written."""

@@ -1,0 +1,23 @@
+"""The command `asyncjobs`, for those who look after jobs.
+
+This module loads neither click nor rich, so that without them it can say what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+
+def main() -> None:
+    """Run the command that the arguments of this process name, and exit."""
+    missing = [name for name in ("click", "rich") if find_spec(name) is None]
+    if missing:
+        packages = " and ".join(missing)
+        print(  # noqa: T201  # there is no click to do it
+            f"The command asyncjobs needs {packages}: pip install 'asyncjobs-http[cli]'.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    import_module("asyncjobs.cli.app").commands(prog_name="asyncjobs")

@@ -1,0 +1,74 @@
+"""The group of all commands; each is imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from asyncjobs.errors import (
+    AsyncJobsError,
+    ConfigurationError,
+    SchemaError,
+    StoreUnavailable,
+    UnknownJob,
+)
+
+#: The commands, in the order of the help: the module each is in, and its name there.
+COMMANDS = {
+    "list": ("looking", "list_"),
+    "show": ("looking", "show"),
+    "watch": ("watching", "watch"),
+    "cancel": ("acting", "cancel"),
+    "retry": ("acting", "retry"),
+    "purge": ("acting", "purge"),
+    "migrate": ("schema", "migrate"),
+    "check": ("schema", "check"),
+    "move": ("moving", "move"),
+}
+
+#: What the command exits with, by what was raised; 1 for all other errors of the library.
+EXIT_CODES: dict[type[AsyncJobsError], int] = {
+    ConfigurationError: 2,
+    StoreUnavailable: 3,
+    SchemaError: 3,
+    UnknownJob: 4,
+}
+
+
+class Commands(click.Group):
+    """Finds commands by `COMMANDS`, and ends what the library raises in a sentence."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"asyncjobs.cli.{module}"), name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AsyncJobsError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(exit_code_of(error))
+
+
+def exit_code_of(error: AsyncJobsError) -> int:
+    """Tell what the command exits with."""
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("asyncjobs-http"), prog_name="asyncjobs")
+def commands() -> None:
+    """Look after the jobs of a store.
+
+    Each command is told where the jobs are by --store URL, or by --jobs MODULE:ATTRIBUTE, which
+    names the AsyncJobs object of an application.
+    """

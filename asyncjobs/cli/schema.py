@@ -1,0 +1,87 @@
+"""The commands about the store itself: `migrate` and `check`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import NoReturn
+
+import click
+
+from asyncjobs.cli.looking import as_json
+from asyncjobs.cli.showing import print_json, print_rows
+from asyncjobs.cli.targets import Target, carry_out, present, with_target
+from asyncjobs.errors import ConfigurationError
+from asyncjobs.protocols import Clocked, Finding, Inspecting, Scripted, Store
+
+# What the clocks of machines that ask for the time do not differ by.
+_TOLERATED = timedelta(seconds=1)
+
+
+@click.command()
+@with_target
+@click.option("--sql", is_flag=True, help="Print the script instead, without asking the store.")
+@click.option(
+    "--since",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="With --sql: the schema version there is; 0 is none at all.",
+)
+def migrate(target: Target, *, sql: bool, since: int) -> None:
+    """Make the store's tables, or bring them up to date, under the store's lock."""
+    store = target.find_store()
+    if sql:
+        if not isinstance(store, Scripted):
+            raise ConfigurationError("This store has no tables that a script could make.")
+        click.echo(store.migration_sql(since=since), nl=False)
+        return
+
+    async def work() -> None:
+        async with store:
+            click.echo("The store is up to date.")
+
+    carry_out(work)
+
+
+@click.command()
+@with_target
+@as_json
+def check(target: Target, *, as_json: bool) -> None:
+    """Look whether the store is set up as jobs need it; exit with 1 where something is to be done.
+
+    Opening the store brings its tables up to date, as every process that opens it does.
+    """
+
+    async def work() -> None:
+        async with present(target.find_store()) as store:
+            findings = await _look_at(store)
+        if as_json:
+            print_json({"findings": [asdict(finding) for finding in findings]})
+        else:
+            told = [(one.subject, one.found, one.advice or "ok") for one in findings]
+            print_rows(("what", "found", "advice"), told)
+        if any(finding.advice for finding in findings):
+            _complain()
+
+    carry_out(work)
+
+
+async def _look_at(store: Store) -> list[Finding]:
+    findings = list(await store.inspect()) if isinstance(store, Inspecting) else []
+    if isinstance(store, Clocked):
+        asked = datetime.now(UTC)
+        theirs = await store.now()
+        answered = datetime.now(UTC)
+        # It looked at its clock at some moment in between, and that is as exact as it gets.
+        off = (theirs - (asked + (answered - asked) / 2)).total_seconds()
+        fair = abs(off) <= (_TOLERATED + (answered - asked) / 2).total_seconds()
+        advice = "" if fair else "let both machines set their clocks by NTP"
+        findings.append(Finding("clock offset", f"{off:+.3f} s", advice))
+    return findings or [Finding("store", "opens; it tells nothing about itself")]
+
+
+def _complain() -> NoReturn:
+    click.echo("Something is to be done: see the advice.", err=True)
+    sys.exit(1)

@@ -1,0 +1,45 @@
+"""What a PostgreSQL server and its settings are found to be."""
+
+from __future__ import annotations
+
+from asyncjobs.protocols import Finding
+from asyncjobs.stores.postgres_schema import MIGRATIONS
+from asyncjobs.stores.postgres_session import Session
+
+_LEAST = 120_000
+
+# What must not be, and what to do about it.
+_LOSES = {
+    "synchronous_commit": "a crash loses the jobs of the last moments; set it to on",
+    "fsync": "a power failure may destroy the database; set it to on",
+    "full_page_writes": "a power failure may destroy the database; set it to on",
+}
+
+_ASKED = (
+    "SELECT current_setting(name) FROM unnest(%b::text[]) WITH ORDINALITY AS _(name, place)"
+    " ORDER BY place"
+)
+_VERSION = (
+    "SELECT current_setting('server_version'), current_setting('server_version_num')::integer,"
+    " (SELECT max(version) FROM {s}.asyncjobs_versions), pg_is_in_recovery()"
+)
+
+
+async def inspect(session: Session) -> list[Finding]:
+    """Look at the server as a session of the store sees it."""
+    [(name, number, schema, standby)] = await session.rows(_VERSION)
+    values = await session.rows(_ASKED, list(_LOSES))
+    old = "" if int(number) >= _LEAST else "PostgreSQL 12 is the first that can be used"
+    return [
+        Finding("PostgreSQL", str(name), old),
+        Finding("role", *_role(standby=bool(standby))),
+        Finding("schema version", f"{schema} of {len(MIGRATIONS)}"),
+        *(
+            Finding(setting, str(value), advice if value == "off" else "")
+            for (setting, advice), (value,) in zip(_LOSES.items(), values, strict=True)
+        ),
+    ]
+
+
+def _role(*, standby: bool) -> tuple[str, str]:
+    return ("standby", "name the primary in the URL") if standby else ("primary", "")
