@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 
@@ -70,7 +70,7 @@ class Plan:
     ids: list[JobId]
     present: int
     running: int
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: list[str]
 
 
 async def plan(source: Store, target: Store) -> Plan:

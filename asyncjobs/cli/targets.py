@@ -57,7 +57,7 @@ pass_target = click.make_pass_decorator(Target, ensure=True)
 
 def _keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
     """Note an option; what is said on the command line goes before the environment."""
-    if value is None or parameter.name is None:
+    if value is None:
         return
     target = context.ensure_object(Target)
     said = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
@@ -106,8 +106,8 @@ def find_jobs(spec: str) -> AsyncJobs:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        found = reduce(getattr, path.split("."), import_module(module))
-        made = found() if callable(found) and not isinstance(found, AsyncJobs) else found
+        found: Any = reduce(getattr, path.split("."), import_module(module))
+        made: object = found if isinstance(found, AsyncJobs) or not callable(found) else found()
     except Exception as error:
         raise ConfigurationError(f"{spec} cannot be loaded: {_told(error)}.") from error
     if not isinstance(made, AsyncJobs):

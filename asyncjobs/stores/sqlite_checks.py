@@ -12,10 +12,8 @@ _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 
 def inspect(db: sqlite3.Connection) -> list[Finding]:
     """Look at the file by the connection that writes to it; reads all of it."""
-    [version] = db.execute("PRAGMA user_version").fetchone()
-    [mode] = db.execute("PRAGMA journal_mode").fetchone()
-    [level] = db.execute("PRAGMA synchronous").fetchone()
-    [integrity] = db.execute("PRAGMA quick_check(1)").fetchone()
+    version, level = _told(db, "user_version"), int(_told(db, "synchronous"))
+    mode, integrity = _told(db, "journal_mode"), _told(db, "quick_check(1)")
     synced = "" if level >= _SYNCHRONOUS.index("FULL") else "set it to FULL"
     whole = "" if integrity == "ok" else "restore the file from a backup"
     return [
@@ -25,6 +23,11 @@ def inspect(db: sqlite3.Connection) -> list[Finding]:
         Finding("synchronous", _SYNCHRONOUS[level], synced),
         Finding("quick_check", integrity, whole),
     ]
+
+
+def _told(db: sqlite3.Connection, pragma: str) -> str:
+    [value] = db.execute(f"PRAGMA {pragma}").fetchone()
+    return str(value)
 
 
 def migration_sql(*, since: int = 0) -> str:
