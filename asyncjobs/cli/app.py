@@ -18,6 +18,7 @@ from asyncjobs.errors import (
 
 #: The commands, in the order of the help: the module each is in, and its name there.
 COMMANDS = {
+    "worker": ("working", "worker"),
     "list": ("looking", "list_"),
     "show": ("looking", "show"),
     "watch": ("watching", "watch"),
