@@ -1,0 +1,183 @@
+"""`asyncjobs worker`: it runs jobs, ends as it is told to, and is replaced where it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+from anyio import to_thread
+
+from asyncjobs import AsyncJobs, Job, JobStatus
+
+if TYPE_CHECKING:
+    from tests.workers.conftest import Workers
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def begun(workers: Workers, web: AsyncJobs, folder: Path) -> Job:
+    """Submit a job and wait until a worker is at it."""
+    job = await web.enqueue("work", folder)
+    await workers.until((folder / f"{job.id}.began").exists)
+    return job
+
+
+async def test_what_runs_when_a_worker_is_told_to_stop_is_finished(
+    workers: Workers, web: AsyncJobs, tmp_path: Path
+) -> None:
+    async with web:
+        worker = workers.start("--concurrency", "1")
+        job = await begun(workers, web, tmp_path)
+        later = [await web.enqueue("work", tmp_path) for _ in range(3)]
+        worker.terminate()
+        await workers.until(partial(workers.logged, "begins nothing more"))
+        (tmp_path / "go on").touch()
+        assert await workers.ended(worker) == 0
+        done = await web.find(job.id)
+        assert (done.status, done.result) == (JobStatus.COMPLETED, workers.pids()[0])
+        assert {(await web.find(one.id)).attempt for one in later} == {0}
+
+
+async def test_what_does_not_end_in_the_grace_period_is_given_back_at_no_cost(
+    workers: Workers, web: AsyncJobs, tmp_path: Path
+) -> None:
+    async with web:
+        worker = workers.start(grace=0.2)
+        job = await begun(workers, web, tmp_path)
+        worker.send_signal(signal.SIGINT)
+        assert await workers.ended(worker) == 0
+        back = await web.find(job.id)
+        assert (back.status, back.attempt, back.losses) == (JobStatus.PENDING, 1, 0)
+        (tmp_path / "go on").touch()
+        workers.start()
+        assert (await web.wait(job.id, timeout=60)).status is JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_a_second_signal_gives_everything_back_at_once(
+    workers: Workers, web: AsyncJobs, tmp_path: Path, processes: str
+) -> None:
+    async with web:
+        worker = workers.start("--processes", processes, grace=3600)
+        job = await begun(workers, web, tmp_path)
+        worker.terminate()
+        await workers.until(partial(workers.logged, "begins nothing more", int(processes)))
+        assert (await web.find(job.id)).status is JobStatus.PROCESSING
+        worker.terminate()
+        assert await workers.ended(worker) == 0
+        assert (await web.find(job.id)).status is JobStatus.PENDING
+
+
+async def test_a_signal_to_the_whole_group_counts_once(
+    workers: Workers, web: AsyncJobs, tmp_path: Path
+) -> None:
+    """As systemd sends it, and a terminal."""
+    async with web:
+        supervisor = workers.start("--processes", "2")
+        job = await begun(workers, web, tmp_path)
+        await workers.until(partial(workers.logged, " serves ", 2))
+        for pid in (supervisor.pid, *workers.pids()):
+            os.kill(pid, signal.SIGTERM)
+        await workers.until(partial(workers.logged, "begins nothing more", 2))
+        (tmp_path / "go on").touch()
+        assert await workers.ended(supervisor) == 0
+        assert (await web.find(job.id)).status is JobStatus.COMPLETED
+
+
+async def test_a_worker_that_dies_is_replaced_and_its_job_done_by_another(
+    workers: Workers, web: AsyncJobs, tmp_path: Path
+) -> None:
+    async with web:
+        workers.start("--processes", "2")
+        await workers.until(partial(workers.logged, " serves ", 2))
+        first, second = workers.pids()
+        os.kill(first, signal.SIGKILL)
+        await workers.until(partial(workers.logged, " serves ", 3))
+        assert workers.logged("exit code -9")
+        os.kill(second, signal.SIGKILL)
+        (tmp_path / "go on").touch()
+        job = await web.enqueue("work", tmp_path)
+        done = await web.wait(job.id, timeout=60)
+        assert done.result not in {first, second}
+
+
+async def test_workers_end_with_their_supervisor_and_finish_what_they_run(
+    workers: Workers, web: AsyncJobs, tmp_path: Path
+) -> None:
+    async with web:
+        supervisor = workers.start("--processes", "2")
+        await workers.until(partial(workers.logged, " serves ", 2))
+        job = await begun(workers, web, tmp_path)
+        supervisor.kill()
+        await workers.until(partial(workers.logged, "begins nothing more", 2))
+        (tmp_path / "go on").touch()
+        await workers.until(partial(workers.logged, "has ended", 2))
+        assert (await web.find(job.id)).status is JobStatus.COMPLETED
+
+
+async def test_a_worker_of_one_queue_leaves_the_others_alone(
+    workers: Workers, web: AsyncJobs, tmp_path: Path
+) -> None:
+    async with web:
+        workers.start("--queues", "urgent, ", target="worked:made_when_asked")
+        left = await web.enqueue("work", tmp_path)
+        job = await web.enqueue("urgent", None)
+        assert (await web.wait(job.id, timeout=60)).status is JobStatus.COMPLETED
+        assert (await web.find(left.id)).attempt == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "told"),
+    [
+        ("worked:nothing", (), "worked:nothing cannot be loaded"),
+        ("worked:not_a_queue", (), "is no AsyncJobs but of type str"),
+        ("worked:jobs", ("--queues", "nightly"), "No handler is in the queue 'nightly'"),
+        ("worked:jobs", ("--queues", "nightly", "--processes", "2"), "No handler is in the queue"),
+    ],
+)
+async def test_a_worker_that_cannot_work_says_why_and_is_not_started_again(
+    workers: Workers, target: str, options: tuple[str, ...], told: str
+) -> None:
+    worker = workers.start(*options, target=target)
+    assert await workers.ended(worker) == 2
+    assert workers.logged(told)
+    assert not workers.logged("Traceback")
+
+
+def _answer(url: str) -> tuple[int, Any]:
+    try:
+        answer = httpx2.get(url, timeout=60)
+    except httpx2.TransportError:
+        return 0, None
+    return answer.status_code, answer.json() if "json" in answer.headers["Content-Type"] else None
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_health_is_shown_by_a_file_and_over_http(
+    workers: Workers, tmp_path: Path, free_port: int, processes: str
+) -> None:
+    file, url = tmp_path / "health", f"http://127.0.0.1:{free_port}"
+    options = ["--health-port", str(free_port), "--health-file", str(file)]
+    worker = workers.start("--processes", processes, *options)
+    await workers.until(file.exists)
+    await workers.until(lambda: _answer(f"{url}/ready")[0] == 200)
+    status, health = await to_thread.run_sync(_answer, f"{url}/live")
+    assert (status, health["live"], len(health["processes"])) == (200, True, int(processes))
+    assert await to_thread.run_sync(_answer, f"{url}/elsewhere") == (404, None)
+    if processes == "2":
+        os.kill(workers.pids()[0], signal.SIGKILL)
+        await workers.until(lambda: _answer(f"{url}/live")[0] == 503)
+        await workers.until(lambda: _answer(f"{url}/live")[0] == 200)
+    worker.terminate()
+    assert await workers.ended(worker) == 0
+    assert not file.exists()
