@@ -20,16 +20,23 @@ pytest.register_assert_rewrite(
 
 from asyncjobs.testing.clocks import LoopClock, ManualClock  # noqa: E402
 from asyncjobs.testing.conformance import StoreConformance  # noqa: E402
+from asyncjobs.testing.faults import Call, Fate, Faults, FaultyStore  # noqa: E402
 from asyncjobs.testing.looking_up import CountingConformance, ListingConformance  # noqa: E402
+from asyncjobs.testing.proxies import TcpProxy  # noqa: E402
 from asyncjobs.testing.samples import sample_job  # noqa: E402
 from asyncjobs.testing.timekeeping import ClockedConformance  # noqa: E402
 
 __all__ = [
+    "Call",
     "ClockedConformance",
     "CountingConformance",
+    "Fate",
+    "Faults",
+    "FaultyStore",
     "ListingConformance",
     "LoopClock",
     "ManualClock",
     "StoreConformance",
+    "TcpProxy",
     "sample_job",
 ]

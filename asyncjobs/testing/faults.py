@@ -1,0 +1,189 @@
+"""A store that fails where a test wants it to, around any other store."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.model import Job, JobId
+from asyncjobs.protocols import Change, Clocked, Counting, Listing, Page, Selection, Store, Watching
+
+T = TypeVar("T")
+
+# By the one method that makes a store have it.
+_POWERS = {"list": Listing, "count_before": Counting, "changes": Watching, "now": Clocked}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What goes wrong: shares of all calls, from 0 to 1.
+
+    `before` fails without doing the call, `after` does it and loses the answer. Each call is held
+    for up to `delay` seconds. `only` names the methods that are meant, `most` limits the faults.
+    `Faults()` is none at all, `Faults(before=1, after=1)` cuts off what is under way, too.
+    """
+
+    before: float = 0.0
+    after: float = 0.0
+    delay: float = 0.0
+    only: Collection[str] | None = None
+    most: int | None = None
+
+
+class Fate(StrEnum):
+    """What became of a call."""
+
+    ANSWERED = "answered"
+    NOT_DONE = "not done"
+    ANSWER_LOST = "answer lost"
+    RAISED = "raised"  # by the wrapped store, or the caller was cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a method, with the ids it was given, and what became of it."""
+
+    method: str
+    ids: tuple[JobId, ...]
+    fate: Fate
+
+
+class FaultyStore:
+    """Passes calls on to a store, and fails before or after some of them, by the seed.
+
+    A fault raises `StoreUnavailable`, as a lost connection does. Opening and closing do not fail.
+    It has the powers that the wrapped store has (`Listing`, `Counting`, `Watching`, `Clocked`), and
+    no others; of a store's changes, `before` breaks the stream off and `after` loses a batch.
+    `calls` is what happened so far. Faults may be changed at any time by setting `faults`, also
+    while calls are under way; what `most` allows is then counted anew.
+    """
+
+    def __init__(self, store: Store, faults: Faults | None = None, *, seed: int = 0) -> None:
+        self.store = store
+        self.calls: list[Call] = []
+        self.faults = faults or Faults()
+        self._chance = random.Random(seed)  # noqa: S311  # faults to be had again, no secrets
+        # On the instance: this is where `isinstance` looks for what a protocol asks for, and a
+        # class with all the methods would claim powers that the wrapped store lacks.
+        for name, power in _POWERS.items():
+            if isinstance(store, power):
+                setattr(self, name, getattr(self, f"_{name}"))
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong at present."""
+        return self._faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._faults = faults
+        self._left = faults.most
+
+    async def __aenter__(self) -> Self:
+        await self.store.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self.store.__aexit__(kind, error, traceback)
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        ids = [job.id for job in jobs]
+        return await self._call("insert", ids, lambda: self.store.insert(jobs))
+
+    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        return await self._call("get", ids, lambda: self.store.get(ids))
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        ids = [change.job.id for change in changes]
+        return await self._call("replace", ids, lambda: self.store.replace(changes))
+
+    async def take(
+        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
+    ) -> Sequence[Job]:
+        return await self._call(
+            "take", (), lambda: self.store.take(lanes, now=now, until=until, limit=limit)
+        )
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        await self._call("delete", ids, lambda: self.store.delete(ids))
+
+    async def _list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        store: Any = self.store
+        page: Page = await self._call(
+            "list", (), lambda: store.list(which, limit=limit, after=after)
+        )
+        return page
+
+    async def _count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        store: Any = self.store
+        count: int = await self._call(
+            "count_before", [job.id], lambda: store.count_before(job, until=until, most=most)
+        )
+        return count
+
+    async def _now(self) -> datetime:
+        store: Any = self.store
+        now: datetime = await self._call("now", (), lambda: store.now())
+        return now
+
+    async def _changes(self) -> AsyncGenerator[Sequence[JobId]]:
+        store: Any = self.store
+        async for ids in store.changes():
+            fate = self._fate("changes")
+            self._note("changes", ids, fate)
+            if fate is Fate.NOT_DONE:
+                raise _lost("the stream of changes broke off")
+            if fate is Fate.ANSWERED:
+                yield ids
+
+    async def _call(
+        self, method: str, ids: Sequence[JobId], call: Callable[[], Awaitable[T]]
+    ) -> T:
+        fate = Fate.RAISED
+        try:
+            if self.faults.delay:
+                await anyio.sleep(self._chance.uniform(0, self.faults.delay))
+            if self._strikes(method, self.faults.before):
+                fate = Fate.NOT_DONE
+                raise _lost(f"{method} was lost on the way there")
+            answer = await call()
+            if self._strikes(method, self.faults.after):
+                fate = Fate.ANSWER_LOST
+                raise _lost(f"the answer to {method} was lost")
+            fate = Fate.ANSWERED
+            return answer
+        finally:
+            self._note(method, ids, fate)
+
+    def _fate(self, method: str) -> Fate:
+        if self._strikes(method, self.faults.before):
+            return Fate.NOT_DONE
+        return Fate.ANSWER_LOST if self._strikes(method, self.faults.after) else Fate.ANSWERED
+
+    def _strikes(self, method: str, share: float) -> bool:
+        meant = self.faults.only is None or method in self.faults.only
+        if not meant or self._left == 0 or self._chance.random() >= share:
+            return False
+        if self._left is not None:
+            self._left -= 1
+        return True
+
+    def _note(self, method: str, ids: Sequence[JobId], fate: Fate) -> None:
+        self.calls.append(Call(method, tuple(ids), fate))
+
+
+def _lost(reason: str) -> StoreUnavailable:
+    return StoreUnavailable("faulty", reason)

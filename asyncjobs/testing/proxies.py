@@ -1,0 +1,223 @@
+"""A way to a server on which things go wrong when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncGenerator, Collection
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+_CHUNK = 65536
+
+# On closing, drop what is under way and send a reset, not the polite end of a stream.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class _Line:
+    """One connection: the client's end, the server's, and what passes in between."""
+
+    def __init__(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> None:
+        self.ended = asyncio.Event()
+        self.asked = b""
+        self.near = near
+        self.far = far
+        self.said_goodbye = False
+        self.ways: list[asyncio.Task[None]] = []
+
+    def say_goodbye(self) -> None:
+        """Tell the client that nothing more will come."""
+        if not self.said_goodbye and not self.near.transport.is_closing():
+            self.near.write_eof()
+        self.said_goodbye = True
+
+    def reset(self) -> None:
+        for way in self.ways:
+            way.cancel()
+        for end in (self.near, self.far):
+            _reset(end)
+
+    async def until_ended(self) -> None:
+        await asyncio.wait(self.ways)
+        self.near.close()
+        self.far.close()
+        self.ended.set()
+
+
+class TcpProxy:
+    """Forwards a port of the loopback to a server, and cuts, stalls or refuses when told to.
+
+    Enter it by `with`, in synchronous and asynchronous tests alike: it lives in a thread of its
+    own. Its methods have taken effect when they return. `port` is the port to connect to.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.server = (host, port)
+        self.port = 0
+        #: How many connections were made through it so far.
+        self.connections = 0
+        #: How many answers are still to be lost, see `lose`.
+        self.to_lose = 0
+        #: For how many seconds each piece of data is held, in either direction.
+        self.delay = 0.0
+        self._spared: Collection[bytes] = ()
+        self._lines: set[_Line] = set()
+        self._flowing = asyncio.Event()
+        self._listening: asyncio.Server | None = None
+        self._bound: socket.socket | None = None
+        self._stack = ExitStack()
+        self._portal: BlockingPortal | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal("asyncio"))
+            self._portal, self._flowing = portal, asyncio.Event()
+            portal.call(self._flowing.set)
+            stack.callback(portal.call, self._end)
+            self._bind()
+            portal.call(self._listen)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        self._portal = None
+
+    def through(self, url: str) -> str:
+        """Return a URL of the server with this proxy's address in the place of the server's."""
+        parts = urlsplit(url)
+        credentials, at, _ = parts.netloc.rpartition("@")
+        return parts._replace(netloc=f"{credentials}{at}127.0.0.1:{self.port}").geturl()
+
+    def cut(self) -> None:
+        """Reset all connections; new ones are welcome."""
+        self._in_loop.call(self._cut)
+
+    def refuse(self) -> None:
+        """Refuse new connections, as where no server runs; those that are open stay."""
+        self._in_loop.call(self._refuse)
+
+    def accept(self) -> None:
+        """Accept connections again, at the same port."""
+        self._in_loop.call(self._listen)
+
+    def stall(self) -> None:
+        """Accept connections but pass nothing on, in neither direction, until `flow`."""
+        self._in_loop.call(self._flowing.clear)
+
+    def flow(self) -> None:
+        """Pass on again, what was held back first."""
+        self._in_loop.call(self._flowing.set)
+
+    def half_close(self) -> None:
+        """Tell all clients that nothing more will come, and go on passing what they send."""
+        self._in_loop.call(self._half_close)
+
+    def lose(self, answers: int, *, spare: Collection[bytes] = ()) -> None:
+        """Cut a connection instead of passing on what the server answers, so many times.
+
+        What was asked has reached the server then. Answers are spared where the last piece of data
+        that the client sent has one of these words in it: those that set up a connection, say.
+        """
+        self._in_loop.call(self._lose, answers, spare)
+
+    @property
+    def _in_loop(self) -> BlockingPortal:
+        if self._portal is None:
+            raise RuntimeError("The proxy is used outside of its `with` block.")
+        return self._portal
+
+    # All below runs in the proxy's own event loop.
+
+    def _bind(self) -> None:
+        """Hold the port without listening, which refuses whoever connects."""
+        self._bound = socket.socket()
+        self._bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._bound.bind(("127.0.0.1", self.port))
+        self.port = self._bound.getsockname()[1]
+
+    async def _listen(self) -> None:
+        if self._listening is None:
+            self._listening = await asyncio.start_server(self._carry, sock=self._bound)
+
+    async def _refuse(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+            self._bind()
+
+    async def _cut(self) -> None:
+        for line in tuple(self._lines):
+            line.reset()
+            await line.ended.wait()
+
+    async def _end(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+        elif self._bound is not None:
+            self._bound.close()
+        await self._cut()
+
+    async def _half_close(self) -> None:
+        for line in self._lines:
+            line.say_goodbye()
+
+    async def _lose(self, answers: int, spare: Collection[bytes]) -> None:
+        self.to_lose, self._spared = answers, spare
+
+    async def _carry(self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            far, far_out = await asyncio.open_connection(*self.server)
+        except OSError:
+            _reset(near_out)
+            return
+        line = _Line(near_out, far_out)
+        ways = (self._ask(near, line), self._answer(far, line))
+        line.ways = [asyncio.create_task(way) for way in ways]
+        self._lines.add(line)
+        await line.until_ended()
+        self._lines.discard(line)
+
+    async def _ask(self, source: asyncio.StreamReader, line: _Line) -> None:
+        async for data in self._pieces(source, line):
+            line.asked = data
+            line.far.write(data)
+        if not line.far.transport.is_closing():
+            line.far.write_eof()
+
+    async def _answer(self, source: asyncio.StreamReader, line: _Line) -> None:
+        async for data in self._pieces(source, line):
+            if self.to_lose and not any(word in line.asked for word in self._spared):
+                self.to_lose -= 1
+                line.reset()
+                return
+            if not line.said_goodbye:
+                line.near.write(data)
+        line.say_goodbye()
+
+    async def _pieces(self, source: asyncio.StreamReader, line: _Line) -> AsyncGenerator[bytes]:
+        try:
+            while data := await source.read(_CHUNK):
+                await asyncio.sleep(self.delay)
+                await self._flowing.wait()
+                yield data
+        except OSError:
+            line.reset()
+
+
+def _reset(end: asyncio.StreamWriter) -> None:
+    if not end.transport.is_closing():
+        end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        end.transport.abort()

@@ -1,0 +1,200 @@
+"""A proxy does to connections what a test tells it, at once."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Generator
+
+import pytest
+
+from asyncjobs.testing import TcpProxy
+
+PATIENCE = 20.0
+
+
+class Echo:
+    """A server that answers with what it was told, in capitals, until its client says goodbye."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.socket.getsockname()[1]
+        self.heard: list[bytes] = []
+        self.ended = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        threads: list[threading.Thread] = []
+        while (client := self.socket.accept()[0]).getpeername()[1] != self.closer:
+            threads.append(threading.Thread(target=self._serve, args=(client,)))
+            threads[-1].start()
+        client.close()
+        for thread in threads:
+            thread.join()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client:
+            try:
+                while data := client.recv(4096):
+                    self.heard.append(data)
+                    client.sendall(data.upper())
+            except ConnectionResetError:
+                self.heard.append(b"reset")
+        self.ended.release()
+
+    closer = 0
+
+    def close(self) -> None:
+        with socket.socket() as last:
+            last.bind(("127.0.0.1", 0))
+            self.closer = last.getsockname()[1]
+            last.connect(("127.0.0.1", self.port))
+            self._thread.join()
+        self.socket.close()
+
+
+@pytest.fixture
+def echo() -> Generator[Echo]:
+    echo = Echo()
+    yield echo
+    echo.close()
+
+
+@pytest.fixture
+def proxy(echo: Echo) -> Generator[TcpProxy]:
+    with TcpProxy("127.0.0.1", echo.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def client(proxy: TcpProxy) -> Generator[socket.socket]:
+    with connected(proxy) as client:
+        assert said(client, b"hello") == b"HELLO"
+        yield client
+
+
+def connected(proxy: TcpProxy) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE)
+
+
+def said(client: socket.socket, words: bytes) -> bytes:
+    client.sendall(words)
+    return client.recv(4096)
+
+
+def test_what_is_said_passes_both_ways(proxy: TcpProxy, client: socket.socket) -> None:
+    assert said(client, b"again") == b"AGAIN"
+    assert proxy.connections == 1
+
+
+def test_large_data_passes_whole(client: socket.socket) -> None:
+    data = bytes(range(97, 123)) * 50_000
+    threading.Thread(target=client.sendall, args=(data,)).start()
+    got = b""
+    while len(got) < len(data):
+        got += client.recv(65536)
+    assert got == data.upper()
+
+
+def test_a_cut_resets_both_ends_and_lets_new_ones_in(
+    proxy: TcpProxy, client: socket.socket, echo: Echo
+) -> None:
+    proxy.cut()
+    with pytest.raises(ConnectionResetError):
+        said(client, b"anyone?")
+    assert echo.ended.acquire(timeout=PATIENCE)
+    assert echo.heard[-1] == b"reset"
+    with connected(proxy) as again:
+        assert said(again, b"hello") == b"HELLO"
+
+
+def test_new_connections_are_refused_while_old_ones_stay(
+    proxy: TcpProxy, client: socket.socket
+) -> None:
+    for _ in range(2):
+        proxy.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            connected(proxy)
+        assert said(client, b"still here") == b"STILL HERE"
+        proxy.accept()
+        with connected(proxy) as again:
+            assert said(again, b"hello") == b"HELLO"
+
+
+def test_a_stalled_proxy_holds_what_is_said(
+    proxy: TcpProxy, client: socket.socket, echo: Echo
+) -> None:
+    proxy.stall()
+    client.sendall(b"slowly")
+    with connected(proxy) as other:
+        client.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        assert echo.heard == [b"hello"]
+        proxy.flow()
+        client.settimeout(PATIENCE)
+        assert client.recv(4096) == b"SLOWLY"
+        assert said(other, b"hello") == b"HELLO"
+
+
+def test_a_stalled_connection_can_be_cut(proxy: TcpProxy, client: socket.socket) -> None:
+    proxy.stall()
+    client.sendall(b"never")
+    proxy.cut()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+def test_a_lost_answer_was_asked_for(proxy: TcpProxy, client: socket.socket, echo: Echo) -> None:
+    proxy.lose(1, spare=[b"SELECT 1"])
+    assert said(client, b"SELECT 1") == b"SELECT 1"
+    with pytest.raises(ConnectionResetError):
+        said(client, b"COMMIT")
+    assert echo.heard[-2:] in ([b"COMMIT", b"reset"], [b"SELECT 1", b"COMMIT"])
+    assert proxy.to_lose == 0
+
+
+def test_a_half_closed_client_hears_the_end_and_is_heard(
+    proxy: TcpProxy, client: socket.socket, echo: Echo
+) -> None:
+    proxy.half_close()
+    assert said(client, b"one more") == b""
+    client.shutdown(socket.SHUT_WR)
+    assert echo.ended.acquire(timeout=PATIENCE)
+    assert echo.heard == [b"hello", b"one more"]
+
+
+def test_a_client_s_goodbye_is_passed_on(client: socket.socket, echo: Echo) -> None:
+    client.sendall(b"last words")
+    client.shutdown(socket.SHUT_WR)
+    assert client.recv(4096) == b"LAST WORDS"
+    assert client.recv(1) == b""
+    assert echo.ended.acquire(timeout=PATIENCE)
+
+
+def test_a_delay_holds_what_is_said(proxy: TcpProxy, client: socket.socket) -> None:
+    proxy.delay = 0.1
+    client.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        said(client, b"slowly")
+    client.settimeout(PATIENCE)
+    assert client.recv(4096) == b"SLOWLY"
+
+
+def test_a_server_that_is_not_there_is_a_reset_connection() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with TcpProxy("127.0.0.1", nobody.getsockname()[1]) as proxy, connected(proxy) as client:
+            with pytest.raises(ConnectionResetError):
+                said(client, b"anyone?")
+
+
+def test_a_url_leads_through_the_proxy(proxy: TcpProxy) -> None:
+    url = proxy.through("postgresql://ann:s%40crt@db.example:5432/app?sslmode=disable")
+    assert url == f"postgresql://ann:s%40crt@127.0.0.1:{proxy.port}/app?sslmode=disable"
+
+
+def test_a_proxy_is_used_inside_its_block() -> None:
+    with pytest.raises(RuntimeError, match="outside"):
+        TcpProxy("127.0.0.1", 1).cut()
