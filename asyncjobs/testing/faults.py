@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -136,22 +137,21 @@ class FaultyStore:
 
     async def _now(self) -> datetime:
         store: Any = self.store
-        now: datetime = await self._call("now", (), lambda: store.now())
+        now: datetime = await self._call("now", (), store.now)
         return now
 
     async def _changes(self) -> AsyncGenerator[Sequence[JobId]]:
         store: Any = self.store
-        async for ids in store.changes():
-            fate = self._fate("changes")
-            self._note("changes", ids, fate)
-            if fate is Fate.NOT_DONE:
-                raise _lost("the stream of changes broke off")
-            if fate is Fate.ANSWERED:
-                yield ids
+        async with aclosing(store.changes()) as changes:
+            async for ids in changes:
+                fate = self._fate("changes")
+                self._note("changes", ids, fate)
+                if fate is Fate.NOT_DONE:
+                    raise _lost("the stream of changes broke off")
+                if fate is Fate.ANSWERED:
+                    yield ids
 
-    async def _call(
-        self, method: str, ids: Sequence[JobId], call: Callable[[], Awaitable[T]]
-    ) -> T:
+    async def _call(self, method: str, ids: Sequence[JobId], call: Callable[[], Awaitable[T]]) -> T:
         fate = Fate.RAISED
         try:
             if self.faults.delay:

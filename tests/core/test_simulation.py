@@ -7,11 +7,8 @@ lengths. What must hold whatever happens is checked on every write that any proc
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
-from types import TracebackType
-from typing import Self, TypeVar
 
 import anyio
 import pytest
@@ -19,13 +16,9 @@ from trio.testing import MockClock
 
 from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, JobStatus, Policy, Retry, Settings
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.errors import StoreUnavailable
 from asyncjobs.model import Job, JobId
-from asyncjobs.protocols import Change
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import LoopClock
-
-T = TypeVar("T")
+from asyncjobs.testing import Faults, FaultyStore, LoopClock
 
 JOBS = 60
 
@@ -35,6 +28,10 @@ SEDATE = Settings(
 )
 PROCESSES = 3
 HOUR = 3600.0
+
+USUAL = Faults(delay=0.02)
+SHAKY = Faults(before=0.05, after=0.05, delay=0.02)
+CUT = Faults(before=1, after=1, delay=0.02)
 
 
 class History(MemoryStore):
@@ -51,53 +48,6 @@ class History(MemoryStore):
         super()._put(job)
 
 
-class Line:
-    """One process's connection to the store: calls fail before or after they are carried out."""
-
-    def __init__(self, store: MemoryStore, chance: random.Random) -> None:
-        self.store = store
-        self.chance = chance
-        self.faults = 0.0
-        self.cut = False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return None
-
-    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
-        await anyio.sleep(self.chance.expovariate(100))
-        if self.cut or self.chance.random() < self.faults:
-            raise StoreUnavailable("line", "lost on the way there")
-        answer = await call()
-        if self.cut or self.chance.random() < self.faults:
-            raise StoreUnavailable("line", "lost on the way back")
-        return answer
-
-    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
-        return await self._call(lambda: self.store.insert(jobs))
-
-    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
-        return await self._call(lambda: self.store.get(ids))
-
-    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
-        return await self._call(lambda: self.store.replace(changes))
-
-    async def take(
-        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
-    ) -> Sequence[Job]:
-        return await self._call(lambda: self.store.take(lanes, now=now, until=until, limit=limit))
-
-    async def delete(self, ids: Sequence[JobId], /) -> None:
-        await self._call(lambda: self.store.delete(ids))
-
-
 class World:
     """A store, and processes that come and go."""
 
@@ -105,11 +55,10 @@ class World:
         self.chance = random.Random(seed)  # noqa: S311  # seeded faults, no secrets
         self.store = History()
         self.accepted: list[JobId] = []
-        self.lines: list[Line] = []
 
-    def process(self) -> tuple[AsyncJobs, Line]:
-        """Make one process, with the application's handlers."""
-        line = Line(self.store, self.chance)
+    def process(self) -> tuple[AsyncJobs, FaultyStore]:
+        """Make one process, with the application's handlers and a connection of its own."""
+        line = FaultyStore(self.store, USUAL, seed=self.chance.getrandbits(32))
         jobs = AsyncJobs(
             line,
             clock=LoopClock(),
@@ -146,10 +95,11 @@ class World:
         """Be one machine: processes that work for a while and end in one way or another."""
         while True:
             jobs, line = self.process()
-            line.faults = self.chance.choice([0, 0, 0.05])
+            line.faults = self.chance.choice([USUAL, USUAL, SHAKY])
             async with jobs:
                 await anyio.sleep(self.chance.uniform(60, 2400))
-                line.cut = self.chance.random() < 0.5  # killed, rather than shut down
+                if self.chance.random() < 0.5:
+                    line.faults = CUT  # killed, rather than shut down
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -24,6 +24,7 @@ from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import ManualClock, sample_job
+from custom_store import FolderStore
 
 if TYPE_CHECKING:
     from tests.stores.conftest import PostgresServer
@@ -147,6 +148,15 @@ class SqliteAgreement(Agreement):
         return SqliteStore(Path(folder) / "jobs.db")
 
 
+class FolderAgreement(Agreement):
+    """The same with the example of a third party's store."""
+
+    def make_store(self) -> Store:
+        folder = tempfile.mkdtemp()
+        self.stack.callback(shutil.rmtree, folder)
+        return FolderStore(Path(folder))
+
+
 class RedisAgreement(Agreement):
     """The same with a server."""
 
@@ -188,6 +198,8 @@ TestMemoryAgreement = Agreement.TestCase
 TestMemoryAgreement.settings = LIMITS
 TestSqliteAgreement = SqliteAgreement.TestCase
 TestSqliteAgreement.settings = LIMITS
+TestFolderAgreement = FolderAgreement.TestCase
+TestFolderAgreement.settings = LIMITS
 TestRedisAgreement = pytest.mark.usefixtures("server_for_machines")(RedisAgreement.TestCase)
 TestRedisAgreement.settings = LIMITS
 TestPostgresAgreement = pytest.mark.usefixtures("server_to_agree_with")(PostgresAgreement.TestCase)

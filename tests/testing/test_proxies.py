@@ -185,9 +185,12 @@ def test_a_delay_holds_what_is_said(proxy: TcpProxy, client: socket.socket) -> N
 def test_a_server_that_is_not_there_is_a_reset_connection() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        with TcpProxy("127.0.0.1", nobody.getsockname()[1]) as proxy, connected(proxy) as client:
-            with pytest.raises(ConnectionResetError):
-                said(client, b"anyone?")
+        with (
+            TcpProxy("127.0.0.1", nobody.getsockname()[1]) as proxy,
+            pytest.raises(ConnectionResetError),  # as early as on connecting
+            connected(proxy) as client,
+        ):
+            said(client, b"anyone?")
 
 
 def test_a_url_leads_through_the_proxy(proxy: TcpProxy) -> None:

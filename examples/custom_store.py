@@ -1,0 +1,175 @@
+"""A store of one's own: jobs as files in a folder that the processes of a machine share.
+
+Each job is two files, one per half: `<id>.submission` is written once, `<id>.state` replaced as a
+whole. Files in `due` and `keys` lead there; a crash may leave stale ones, so each is checked. One
+lock makes each call one step. `python custom_store.py` runs a job.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Self, TypeVar
+
+import anyio
+
+from asyncjobs import AsyncJobs, ConfigurationError, Job, JobContext, JobId, StoreUnavailable
+from asyncjobs.encoding import Columns, decode, encode_state, encode_submission, to_microseconds
+from asyncjobs.protocols import Change
+
+T = TypeVar("T")
+
+
+class FolderStore:
+    """Durability `disk`: a process may be killed at any point; a power failure may cost writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def __aenter__(self) -> Self:
+        await self._step(lambda _: None)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        return await self._step(lambda lock: [self._insert(job, lock) for job in jobs])
+
+    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        return await self._step(lambda _: [self._read(job_id)[0] for job_id in ids])
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        return await self._step(lambda _: [self._replace(change) for change in changes])
+
+    async def take(
+        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
+    ) -> Sequence[Job]:
+        return await self._step(lambda _: self._take(lanes, now, until, limit))
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        for job_id in ids:
+            await self._step(partial(self._delete, job_id))
+
+    async def _step(self, work: Callable[[int], T]) -> T:
+        """Do something while no other task, thread or process does anything here."""
+        return await anyio.to_thread.run_sync(self._locked, work)
+
+    def _locked(self, work: Callable[[int], T]) -> T:
+        try:
+            for name in ("due", "keys"):
+                (self._folder / name).mkdir(parents=True, exist_ok=True)
+            with (self._folder / "lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # let go with the file, and so with the process
+                return work(lock.fileno())
+        except OSError as error:
+            raise StoreUnavailable(str(self._folder), str(error)) from error
+
+    def _insert(self, job: Job, lock: int) -> Job:
+        key = self._key(job)
+        same = JobId(key.read_text()) if key and key.exists() else job.id
+        if stored := self._read(job.id)[0] or self._read(same)[0]:
+            return stored
+        # The lock's length counts the jobs: it grows in one step, and takes no place on the disk.
+        order = os.fstat(lock).st_size + 1
+        os.truncate(lock, order)
+        self._file(job.id, "submission").write_bytes(
+            encode_submission(job) + b"\n" + job.payload_json
+        )
+        if key:
+            key.write_text(job.id)
+        self._write(job, order, before=None)
+        return job
+
+    def _replace(self, change: Change) -> bool:
+        stored, order = self._read(change.job.id)
+        fits = stored is not None and stored.revision == change.expected_revision
+        if fits:
+            self._write(change.job, order, before=stored)
+        return fits
+
+    def _take(self, lanes: Sequence[str], now: datetime, until: datetime, limit: int) -> list[Job]:
+        taken: list[Job] = []
+        last = f"{to_microseconds(now):020}~"  # `~` is greater than the space in the names
+        for entry in sorted((self._folder / "due").iterdir()):
+            if len(taken) == limit or entry.name > last:
+                break
+            job, order = self._read(JobId(entry.name.rpartition(" ")[2]))
+            if job is None or self._entry(job, order) != entry:
+                entry.unlink()  # the job has moved on, or is gone
+            elif job.lane in lanes:
+                taken.append(job.model_copy(update={"due_at": until}))
+                self._write(taken[-1], order, before=job)
+        return taken
+
+    def _delete(self, job_id: JobId, _: int) -> None:
+        job, order = self._read(job_id)
+        if job is not None:
+            links = self._entry(job, order), self._key(job)
+            for path in (self._file(job_id, "state"), self._file(job_id, "submission"), *links):
+                if path:
+                    path.unlink(missing_ok=True)
+
+    def _read(self, job_id: JobId) -> tuple[Job | None, int]:
+        if not self._file(job_id, "state").exists():
+            return None, 0
+        head, state, result = self._file(job_id, "state").read_bytes().split(b"\n", 2)
+        submission, payload = self._file(job_id, "submission").read_bytes().split(b"\n", 1)
+        order, ended, *columns = json.loads(head)
+        found = Columns(payload, result if ended else None, *columns)
+        return decode(job_id, submission, state, found), order
+
+    def _write(self, job: Job, order: int, *, before: Job | None) -> None:
+        """Write the state: first where to find the job next, last forget where it was found."""
+        if entry := self._entry(job, order):
+            entry.touch()
+        due_at = None if job.due_at is None else to_microseconds(job.due_at)
+        head = json.dumps([order, job.result_json is not None, job.revision, job.lane, due_at])
+        new = self._folder / "new"
+        new.write_bytes(b"\n".join([head.encode(), encode_state(job), job.result_json or b""]))
+        new.replace(self._file(job.id, "state"))
+        past = before and self._entry(before, order)
+        if past and past != entry:
+            past.unlink(missing_ok=True)
+
+    def _file(self, job_id: JobId, half: str) -> Path:
+        return self._folder / f"{job_id}.{half}"
+
+    def _entry(self, job: Job, order: int) -> Path | None:
+        if job.due_at is None:
+            return None
+        name = f"{to_microseconds(job.due_at):020} {order:012} {job.id}"
+        return self._folder / "due" / name
+
+    def _key(self, job: Job) -> Path | None:
+        scope = json.dumps([job.user_id, job.type, job.idempotency_key]).encode()
+        path = self._folder / "keys" / hashlib.sha256(scope).hexdigest()
+        return path if job.idempotency_key is not None else None
+
+
+def from_url(url: str) -> FolderStore:
+    """Make the store for `folder:///path`; an entry point leads here."""
+    if not url.startswith("folder:///"):
+        raise ConfigurationError(f"A folder store's URL is folder:///path, got {url!r}.")
+    return FolderStore(Path(url.removeprefix("folder://")))
+
+
+async def main() -> None:
+    """Run a job through it."""
+    jobs = AsyncJobs(FolderStore(Path("jobs")))
+
+    @jobs.handler("greet")
+    async def greet(name: str, _job: JobContext) -> str:
+        return f"Hello, {name}!"
+
+    async with jobs:
+        job = await jobs.enqueue(greet, "world")
+        print((await jobs.wait(job.id)).result)  # noqa: T201
+
+
+if __name__ == "__main__":
+    anyio.run(main)

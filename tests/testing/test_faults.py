@@ -1,0 +1,168 @@
+"""A faulty store fails as it is told to, and is else the store that it wraps."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.model import JobId, new_job_id
+from asyncjobs.protocols import Change, Clocked, Counting, Listing, Selection, Store, Watching
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.stores.postgres import PostgresStore
+from asyncjobs.stores.redis import RedisStore
+from asyncjobs.stores.sqlite import SqliteStore
+from asyncjobs.testing import (
+    Call,
+    CountingConformance,
+    Fate,
+    Faults,
+    FaultyStore,
+    ListingConformance,
+    StoreConformance,
+    sample_job,
+)
+from asyncjobs.testing.samples import LANE, LATER, NOW, begun
+
+pytestmark = pytest.mark.anyio
+
+POWERS = (Listing, Counting, Watching, Clocked)
+
+
+class Bare:
+    """A store of five methods, opened by nobody."""
+
+    def __init__(self) -> None:
+        inner = MemoryStore()
+        self.__aenter__, self.__aexit__ = inner.__aenter__, inner.__aexit__
+        self.insert, self.get, self.replace = inner.insert, inner.get, inner.replace
+        self.take, self.delete = inner.take, inner.delete
+
+
+class Talkative(MemoryStore):
+    """Tells of three changes, and the time."""
+
+    async def changes(self) -> AsyncIterator[Sequence[JobId]]:
+        for _ in range(3):
+            yield [new_job_id()]
+
+    async def now(self) -> datetime:
+        return NOW
+
+
+STORES: list[Callable[[], Store]] = [
+    MemoryStore,
+    Bare,  # type: ignore[list-item]  # its methods are those of an instance
+    Talkative,
+    lambda: SqliteStore(Path("jobs.db")),
+    lambda: RedisStore("redis://localhost"),
+    lambda: PostgresStore("postgresql://localhost"),
+]
+
+
+class TestFaultyStoreWithoutFaults(StoreConformance, ListingConformance, CountingConformance):
+    @pytest.fixture
+    def store(self) -> FaultyStore:
+        return FaultyStore(MemoryStore())
+
+
+@pytest.mark.parametrize("make", STORES, ids=["memory", "bare", "all", "sqlite", "redis", "pg"])
+def test_it_has_the_powers_of_the_wrapped_store_and_no_others(make: Callable[[], Store]) -> None:
+    store = make()
+    faulty = FaultyStore(store)
+    for power in POWERS:
+        assert isinstance(faulty, power) == isinstance(store, power), power
+
+
+async def test_a_fault_before_a_call_leaves_it_undone() -> None:
+    job = sample_job()
+    async with FaultyStore(MemoryStore(), Faults(before=1)) as store:
+        with pytest.raises(StoreUnavailable, match="on the way there"):
+            await store.insert([job])
+        assert await store.store.get([job.id]) == [None]
+    assert store.calls == [Call("insert", (job.id,), Fate.NOT_DONE)]
+
+
+async def test_a_fault_after_a_call_loses_the_answer_only() -> None:
+    job = sample_job()
+    async with FaultyStore(MemoryStore()) as store:
+        await store.insert([job])
+        store.faults = Faults(after=1)
+        with pytest.raises(StoreUnavailable, match="answer to replace was lost"):
+            await store.replace([Change(begun(job), job.revision)])
+        store.faults = Faults()
+        assert await store.get([job.id]) == [begun(job)]
+    fates = [(call.method, call.fate) for call in store.calls]
+    assert fates == [
+        ("insert", Fate.ANSWERED),
+        ("replace", Fate.ANSWER_LOST),
+        ("get", Fate.ANSWERED),
+    ]
+
+
+async def test_every_method_can_fail() -> None:
+    job = sample_job()
+    async with FaultyStore(Talkative(), Faults(before=1)) as store:
+        for call in (
+            store.insert([job]),
+            store.get([job.id]),
+            store.replace([]),
+            store.take([LANE], now=NOW, until=LATER, limit=1),
+            store.delete([job.id]),
+            store.list(Selection(), limit=1),  # type: ignore[attr-defined]
+            store.count_before(job, until=NOW, most=1),  # type: ignore[attr-defined]
+            store.now(),  # type: ignore[attr-defined]
+            heard(store.changes()),  # type: ignore[attr-defined]
+        ):
+            with pytest.raises(StoreUnavailable):
+                await call
+    assert len(store.calls) == 9
+    assert {call.fate for call in store.calls} == {Fate.NOT_DONE}
+
+
+async def heard(changes: AsyncIterator[Sequence[JobId]]) -> None:
+    async for _ in changes:
+        pass
+
+
+async def test_a_notice_is_lost_where_an_answer_would_be() -> None:
+    async with FaultyStore(Talkative(), Faults(after=1, most=2)) as store:
+        told = [ids async for ids in store.changes()]  # type: ignore[attr-defined]
+    assert len(told) == 1
+    assert await store.now() == NOW  # type: ignore[attr-defined]
+
+
+async def test_faults_keep_to_the_methods_that_are_meant_and_to_their_number() -> None:
+    async with FaultyStore(MemoryStore(), Faults(before=1, only=["get"], most=2)) as store:
+        await store.insert([])
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await store.get([])
+        await store.get([])
+
+
+async def test_one_seed_is_one_course_of_events() -> None:
+    async def course(seed: int) -> list[Fate]:
+        async with FaultyStore(MemoryStore(), Faults(before=0.2, after=0.2), seed=seed) as store:
+            for _ in range(200):
+                with suppress(StoreUnavailable):
+                    await store.get([])
+        return [call.fate for call in store.calls]
+
+    assert await course(1) == await course(1)
+    assert await course(1) != await course(2)
+    for fate in (Fate.NOT_DONE, Fate.ANSWER_LOST):
+        assert (await course(1)).count(fate) in range(20, 60)
+
+
+async def test_what_the_store_itself_raises_is_noted() -> None:
+    async with FaultyStore(MemoryStore()) as store:
+        with pytest.raises(AttributeError):
+            await store.insert([None])  # type: ignore[list-item]
+        with pytest.raises(TypeError):
+            await store.take(None, now=NOW, until=NOW, limit=1)  # type: ignore[arg-type]
+    assert store.calls == [Call("take", (), Fate.RAISED)]
