@@ -16,10 +16,16 @@ pytest.register_assert_rewrite(
     "asyncjobs.testing.taking",
     "asyncjobs.testing.looking_up",
     "asyncjobs.testing.timekeeping",
+    "asyncjobs.testing.dispatching",
 )
 
 from asyncjobs.testing.clocks import LoopClock, ManualClock  # noqa: E402
 from asyncjobs.testing.conformance import StoreConformance  # noqa: E402
+from asyncjobs.testing.crews import BRISK, Crew, MortalCrew  # noqa: E402
+from asyncjobs.testing.dispatching import (  # noqa: E402
+    DispatcherConformance,
+    WorkerLossConformance,
+)
 from asyncjobs.testing.faults import Call, Fate, Faults, FaultyStore  # noqa: E402
 from asyncjobs.testing.looking_up import CountingConformance, ListingConformance  # noqa: E402
 from asyncjobs.testing.proxies import TcpProxy  # noqa: E402
@@ -27,16 +33,21 @@ from asyncjobs.testing.samples import sample_job  # noqa: E402
 from asyncjobs.testing.timekeeping import ClockedConformance  # noqa: E402
 
 __all__ = [
+    "BRISK",
     "Call",
     "ClockedConformance",
     "CountingConformance",
+    "Crew",
+    "DispatcherConformance",
     "Fate",
     "Faults",
     "FaultyStore",
     "ListingConformance",
     "LoopClock",
     "ManualClock",
+    "MortalCrew",
     "StoreConformance",
     "TcpProxy",
+    "WorkerLossConformance",
     "sample_job",
 ]

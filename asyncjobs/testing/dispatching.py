@@ -1,0 +1,254 @@
+"""What every dispatcher must do: inherit the class, give it one fixture, run pytest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+
+from asyncjobs import lifecycle
+from asyncjobs.model import Detail, Job, JobStatus
+from asyncjobs.queue import AsyncJobs
+from asyncjobs.submission import EnqueueOptions
+from asyncjobs.testing.crews import Crew, MortalCrew
+from asyncjobs.testing.dispatching_handlers import STEPS, began, release
+from asyncjobs.testing.samples import sample_job, sample_submission
+
+MANY = 200
+SOME = 20
+
+
+@pytest.mark.anyio
+class DispatcherConformance:
+    """The contract of `asyncjobs.protocols.Dispatcher`, as tests.
+
+    Override the fixture `crew`: it returns a new `Crew`, on an empty store, for each test.
+    """
+
+    @pytest.fixture
+    def crew(self) -> Crew:
+        raise NotImplementedError("Override the fixture `crew`.")
+
+    # what is delivered
+
+    async def test_a_job_is_delivered_and_brings_its_result(self, crew: Crew) -> None:
+        async with crew.opened() as jobs:
+            job = await jobs.enqueue("echo", {"a": [1, None]})
+            done = await ended(jobs, job, crew)
+        assert (done.status, done.result) == (JobStatus.COMPLETED, {"a": [1, None]})
+        assert done.attempt == 1
+
+    async def test_many_jobs_bring_their_results_and_progress(self, crew: Crew) -> None:
+        submitted: dict[int, Job] = {}
+        async with crew.opened() as jobs:
+
+            async def submit(number: int) -> None:
+                submitted[number] = await jobs.enqueue("steps", number)
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(MANY):
+                    tasks.start_soon(submit, number)
+            done = {number: await ended(jobs, job, crew) for number, job in submitted.items()}
+        assert {number: job.result for number, job in done.items()} == {
+            number: 2 * number for number in range(MANY)
+        }
+        assert {job.detail for job in done.values()} == {
+            Detail(current=STEPS, total=STEPS, unit="steps")
+        }
+        assert {job.attempt for job in done.values()} == {1}
+
+    async def test_progress_shows_while_a_job_runs(self, crew: Crew, tmp_path: Path) -> None:
+        path = tmp_path / "job"
+        async with crew.opened() as jobs:
+            job = await jobs.enqueue("hold", path)
+            with anyio.fail_after(crew.patience):
+                async for seen in jobs.subscribe(job.id):
+                    if seen.progress == 40:
+                        break
+            assert (await jobs.find(job.id)).status is JobStatus.PROCESSING
+            release(path)
+            assert (await ended(jobs, job, crew)).result == 1
+
+    async def test_dispatching_does_not_wait_for_the_job(self, crew: Crew, tmp_path: Path) -> None:
+        path = tmp_path / "job"
+        async with crew.opened() as jobs:
+            with anyio.fail_after(crew.patience):
+                job = await jobs.enqueue("hold", path)
+            release(path)
+            await ended(jobs, job, crew)
+
+    async def test_a_delayed_job_is_delivered_when_it_is_due(self, crew: Crew) -> None:
+        async with crew.opened() as jobs:
+            later = EnqueueOptions(run_at=timedelta(seconds=0.3))
+            job = await jobs.enqueue("echo", 1, options=later)
+            done = await ended(jobs, job, crew)
+        assert done.started_at is not None
+        assert done.started_at >= job.run_at
+
+    async def test_what_was_enqueued_before_a_restart_is_delivered_after_it(
+        self, crew: Crew
+    ) -> None:
+        async with crew.opened() as jobs:
+            later = EnqueueOptions(run_at=timedelta(seconds=0.3))
+            job = await jobs.enqueue("echo", 1, options=later)
+        async with crew.opened() as jobs:
+            assert (await ended(jobs, job, crew)).result == 1
+            assert (await ended(jobs, await jobs.enqueue("echo", 2), crew)).result == 2
+
+    # twice, late and never
+
+    async def test_a_job_delivered_twice_runs_once(self, crew: Crew, tmp_path: Path) -> None:
+        path = tmp_path / "job"
+        async with crew.opened() as jobs:
+            job = await jobs.enqueue("hold", path)
+            await crew.dispatcher.dispatch([job])
+            await until(lambda: began(path) > 0, crew.patience)
+            await crew.dispatcher.dispatch([job, job])
+            await others_pass(jobs, crew)
+            release(path)
+            done = await ended(jobs, job, crew)
+        assert (done.attempt, began(path)) == (1, 1)
+
+    async def test_what_is_delivered_after_its_end_stays_as_it_is(
+        self, crew: Crew, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "job"
+        release(path)
+        async with crew.opened() as jobs:
+            job = await jobs.enqueue("hold", path)
+            done = await ended(jobs, job, crew)
+            await crew.dispatcher.dispatch([job])
+            await others_pass(jobs, crew)
+            assert await jobs.get(job.id) == done
+        assert began(path) == 1
+
+    async def test_what_is_delivered_after_it_was_forgotten_harms_nobody(self, crew: Crew) -> None:
+        async with crew.opened() as jobs:
+            gone = sample_job(
+                type="echo", delivery=crew.dispatcher.delivery, created_at=jobs.clock.now()
+            )
+            await crew.dispatcher.dispatch([gone] * SOME)
+            await others_pass(jobs, crew)
+            assert await jobs.get(gone.id) is None
+
+    async def test_a_job_whose_delivery_was_lost_comes_up_again(self, crew: Crew) -> None:
+        async with crew.opened() as jobs:
+            submission = sample_submission(
+                type="echo",
+                payload_json=b'"again"',
+                delivery=crew.dispatcher.delivery,
+                created_at=jobs.clock.now(),
+            )
+            [job] = await crew.store.insert([lifecycle.submit(submission)])
+            assert (await ended(jobs, job, crew)).result == "again"
+
+    async def test_a_place_that_was_kept_and_not_used_is_given_back(self, crew: Crew) -> None:
+        granted: list[bool] = []
+        async with crew.opened() as jobs:
+            for _ in range(MANY):
+                with crew.dispatcher.reservation() as place:
+                    granted.append(place)
+            await others_pass(jobs, crew)
+        assert granted == granted[:1] * MANY
+
+    # attempts are the library's business
+
+    async def test_a_failed_job_is_not_run_again_by_the_engine(
+        self, crew: Crew, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "job"
+        async with crew.opened() as jobs:
+            failed = await ended(jobs, await jobs.enqueue("refuse", path), crew)
+            await others_pass(jobs, crew)
+            assert await jobs.get(failed.id) == failed
+        assert failed.error is not None
+        assert (failed.error.code, began(path)) == ("refused", 1)
+
+    async def test_a_retry_is_delivered(self, crew: Crew, tmp_path: Path) -> None:
+        path = tmp_path / "job"
+        async with crew.opened() as jobs:
+            done = await ended(jobs, await jobs.enqueue("second_time", path), crew)
+        assert (done.status, done.result, began(path)) == (JobStatus.COMPLETED, 2, 2)
+
+    # cancelled
+
+    async def test_a_job_that_is_cancelled_while_it_waits_never_runs(
+        self, crew: Crew, tmp_path: Path
+    ) -> None:
+        holding, waiting = tmp_path / "holding", tmp_path / "waiting"
+        async with crew.opened() as jobs:
+            held = [await jobs.enqueue("hold", holding) for _ in range(crew.slots)]
+            await until(lambda: began(holding) == crew.slots, crew.patience)
+            job = await jobs.enqueue("hold", waiting)
+            cancelled = await jobs.cancel(job.id)
+            release(holding)
+            for one in held:
+                await ended(jobs, one, crew)
+            await crew.dispatcher.dispatch([job])
+            await others_pass(jobs, crew)
+            assert await jobs.get(job.id) == cancelled
+        assert (cancelled.status, began(waiting)) == (JobStatus.CANCELLED, 0)
+
+    async def test_a_job_that_is_cancelled_while_it_runs_stops(
+        self, crew: Crew, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "job"
+        async with crew.opened() as jobs:
+            job = await jobs.enqueue("hold", path)
+            await until(lambda: began(path) > 0, crew.patience)
+            await jobs.cancel(job.id)
+            assert (await ended(jobs, job, crew)).status is JobStatus.CANCELLED
+            await others_pass(jobs, crew)
+
+
+@pytest.mark.anyio
+class WorkerLossConformance:
+    """What holds where workers are killed; the fixture `crew` returns a `MortalCrew`."""
+
+    @pytest.fixture
+    def crew(self) -> MortalCrew:
+        raise NotImplementedError("Override the fixture `crew`.")
+
+    async def test_a_job_whose_worker_is_killed_runs_again(
+        self, crew: MortalCrew, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "job"
+        async with crew.opened() as jobs:
+            job = await jobs.enqueue("hold", path)
+            await until(lambda: began(path) == 1, crew.patience)
+            await crew.kill()
+            await until(lambda: began(path) == 2, crew.patience)
+            release(path)
+            done = await ended(jobs, job, crew)
+        assert (done.status, done.result, done.losses) == (JobStatus.COMPLETED, 2, 1)
+
+    async def test_what_waited_for_a_killed_worker_is_run_by_others(self, crew: MortalCrew) -> None:
+        async with crew.opened() as jobs:
+            waiting = [await jobs.enqueue("steps", number) for number in range(SOME)]
+            await crew.kill()
+            results = [(await ended(jobs, job, crew)).result for job in waiting]
+        assert results == [2 * number for number in range(SOME)]
+
+
+async def ended(jobs: AsyncJobs, job: Job, crew: Crew | MortalCrew) -> Job:
+    """Return a job when it has ended, or fail for want of patience."""
+    done = await jobs.wait(job.id, timeout=crew.patience)
+    assert done.status.terminal, f"{job.type} is {done.status} after {crew.patience} s"
+    return done
+
+
+async def others_pass(jobs: AsyncJobs, crew: Crew) -> None:
+    """Let some more jobs pass, after which whatever was delivered before has had its effect."""
+    others = [await jobs.enqueue("echo", number) for number in range(SOME)]
+    for number, job in enumerate(others):
+        assert (await ended(jobs, job, crew)).result == number
+
+
+async def until(true: Callable[[], bool], patience: float) -> None:
+    """Wait for what other processes do."""
+    with anyio.fail_after(patience):
+        while not true():  # noqa: ASYNC110
+            await anyio.sleep(0.01)

@@ -1,0 +1,80 @@
+"""The handlers that the rules of dispatchers run, wherever a dispatcher's workers are.
+
+What they do is told by files beside the path they are given, which other processes can see.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from asyncjobs.context import JobContext
+from asyncjobs.errors import JobFailed
+from asyncjobs.model import Retry
+from asyncjobs.registration import Registrar
+
+_AT_ONCE = Retry(max_attempts=2, first=Retry().first * 0)
+
+# How often a handler looks whether it may end.
+_PAUSE = 0.01
+
+STEPS = 5
+
+
+def register(jobs: Registrar) -> None:
+    """Register the handlers on a queue; in every process that runs its jobs."""
+    jobs.handler("echo")(_echo)
+    jobs.handler("steps")(_steps)
+    jobs.handler("hold")(_hold)
+    jobs.handler("refuse")(_refuse)
+    jobs.handler("second_time", retry=_AT_ONCE)(_second_time)
+
+
+def release(path: Path) -> None:
+    """Let the jobs end that hold at this path."""
+    path.with_suffix(".released").touch()
+
+
+def began(path: Path) -> int:
+    """Count how often a handler has begun that was given this path."""
+    beginnings = path.with_suffix(".began")
+    return len(beginnings.read_bytes()) if beginnings.exists() else 0
+
+
+async def _echo(value: Any, _job: JobContext) -> Any:
+    return value
+
+
+async def _steps(number: int, job: JobContext) -> int:
+    async for _ in job.track(range(STEPS), unit="steps"):
+        await anyio.lowlevel.checkpoint()
+    return 2 * number
+
+
+async def _hold(path: Path, job: JobContext) -> int:
+    _begin(path)
+    job.progress(40, "holding")
+    while not path.with_suffix(".released").exists():  # noqa: ASYNC110  # other processes make it
+        await anyio.sleep(_PAUSE)
+    return job.fence
+
+
+async def _refuse(path: Path, _job: JobContext) -> None:
+    _begin(path)
+    raise JobFailed("Not today.", code="refused")
+
+
+async def _second_time(path: Path, job: JobContext) -> int:
+    _begin(path)
+    if job.fence == 1:
+        raise OSError("the first time")
+    return job.fence
+
+
+def _begin(path: Path) -> None:
+    # One byte at the end of a file arrives whole, whoever else is writing.
+    with path.with_suffix(".began").open("ab") as beginnings:
+        beginnings.write(b".")
