@@ -17,7 +17,13 @@ from asyncjobs.errors import SchemaError, StoreUnavailable
 from asyncjobs.model import Job
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.redis import RedisStore
-from asyncjobs.testing import CountingConformance, ListingConformance, StoreConformance, sample_job
+from asyncjobs.testing import (
+    CountingConformance,
+    ListingConformance,
+    StoreConformance,
+    TcpProxy,
+    sample_job,
+)
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
 
 pytestmark = pytest.mark.anyio
@@ -131,7 +137,7 @@ async def test_a_subscription_that_went_dead_is_noticed(
     async with far_from(redis_url, store.namespace, timeout=0.3) as (proxy, far):
         changes = far.changes()
         await anext(changes)
-        proxy.mute = True
+        proxy.stall()
         with anyio.fail_after(5), pytest.raises(StoreUnavailable, match="subscription"):
             await anext(changes)
 
@@ -141,11 +147,11 @@ async def test_an_insert_whose_answer_is_lost_is_repeated(
 ) -> None:
     job = sample_job(idempotency_key="k")
     async with far_from(redis_url, store.namespace) as (proxy, far):
-        proxy.lose(1)
+        proxy.lose(1, spare=SETTING_UP)
         assert list(await far.insert([job])) == [job]
-        proxy.lose(1)
+        proxy.lose(1, spare=SETTING_UP)
         assert list(await far.get([job.id])) == [job]
-        proxy.lose(1)
+        proxy.lose(1, spare=SETTING_UP)
         await far.delete([job.id])
         assert list(await far.get([job.id])) == [None]
 
@@ -159,10 +165,10 @@ async def test_a_change_whose_answer_is_lost_is_not_told_to_have_failed(
         # So that the server knows the scripts: what is lost shall not be its asking for them.
         assert list(await far.replace([Change(begun(job), 7)])) == [False]
         assert list(await far.take([LANE], now=NOW - DAY, until=LATER, limit=1)) == []
-        proxy.lose(1)
+        proxy.lose(1, spare=SETTING_UP)
         with pytest.raises(StoreUnavailable):
             await far.replace([Change(begun(job), job.revision)])
-        proxy.lose(1)
+        proxy.lose(1, spare=SETTING_UP)
         with pytest.raises(StoreUnavailable):
             await far.take([LANE], now=NOW, until=LATER, limit=1)
         taken = waiting.model_copy(update={"due_at": LATER})
@@ -171,7 +177,7 @@ async def test_a_change_whose_answer_is_lost_is_not_told_to_have_failed(
 
 async def test_repeating_comes_to_an_end(store: RedisStore, redis_url: str) -> None:
     async with far_from(redis_url, store.namespace) as (proxy, far):
-        proxy.lose(99)
+        proxy.lose(99, spare=SETTING_UP)
         with pytest.raises(StoreUnavailable):
             await far.get([sample_job().id])
         assert 99 - proxy.to_lose == 3
@@ -376,46 +382,16 @@ async def answering(answer: Any) -> AsyncGenerator[str]:
         server.close()
 
 
-class Proxy:
-    """Passes commands on, and answers back.
-
-    Closes the connection instead of passing on an answer that is to be lost; mute, it keeps it open
-    and passes on nothing more.
-    """
-
-    def __init__(self, port: int) -> None:
-        self.to_lose = 0
-        self.mute = False
-        self._port = port
-
-    def lose(self, answers: int) -> None:
-        self.to_lose = answers
-
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._port)
-        with suppress(asyncio.CancelledError, ConnectionError):
-            while command := await reader.read(65536):
-                setting_up = b"CLIENT" in command or b"PING" in command
-                back.write(command)
-                reply = await there.read(65536)
-                if self.to_lose and not setting_up:
-                    self.to_lose -= 1
-                    break
-                if not self.mute:
-                    writer.write(reply)
-        back.close()
-        writer.close()
+# What sets a connection up; it is answered even where answers are to be lost.
+SETTING_UP = (b"CLIENT", b"PING")
 
 
 @asynccontextmanager
 async def far_from(
     url: str, namespace: str, *, timeout: float = 5.0
-) -> AsyncGenerator[tuple[Proxy, RedisStore]]:
+) -> AsyncGenerator[tuple[TcpProxy, RedisStore]]:
     """Open a store from where answers may be lost."""
-    proxy = Proxy(int(url.rpartition(":")[2]))
-    async with (
-        answering(proxy.answer) as near,
-        RedisStore(near, namespace=namespace, timeout=timeout) as store,
-    ):
-        yield proxy, store
-        proxy.lose(0)
+    with TcpProxy("127.0.0.1", int(url.rpartition(":")[2])) as proxy:
+        async with RedisStore(proxy.through(url), namespace=namespace, timeout=timeout) as store:
+            yield proxy, store
+            proxy.lose(0)

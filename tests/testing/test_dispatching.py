@@ -1,13 +1,342 @@
-"""The rules of dispatchers hold for whole ones and are broken, by name, by broken ones."""
+"""The rules of dispatchers hold for whole ones, and are broken, by name, by broken ones."""
 
+from __future__ import annotations
+
+import inspect
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
 import pytest
 
+from asyncjobs import AsyncJobs, Job
 from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.model import Delivery, JobId, JobStatus
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import Crew, DispatcherConformance
+from asyncjobs.stores.sqlite import SqliteStore
+from asyncjobs.testing import Crew, DispatcherConformance, WorkerLossConformance
+
+SPOOL = Path(__file__).with_name("spool.py")
+SpoolDispatcher: Any = runpy.run_path(str(SPOOL))["SpoolDispatcher"]
 
 
 class TestLocalDispatcher(DispatcherConformance):
     @pytest.fixture
     def crew(self) -> Crew:
         return Crew(MemoryStore(), LocalDispatcher(concurrency=Crew.slots))
+
+
+class SpoolCrew(Crew):
+    """Works in a process of its own, which can be killed."""
+
+    def __init__(self, folder: Path, dispatcher: Any = None) -> None:
+        self.url, self.spool = f"sqlite:///{folder / 'jobs.db'}", folder / "spool"
+        super().__init__(SqliteStore(folder / "jobs.db"), dispatcher or SpoolDispatcher(self.spool))
+
+    @asynccontextmanager
+    async def working(self, jobs: AsyncJobs) -> AsyncGenerator[None]:
+        del jobs
+        self._start()
+        try:
+            yield
+        finally:
+            self._end()
+
+    async def kill(self) -> None:
+        self._end()
+        self._start()
+
+    def _start(self) -> None:
+        command = [sys.executable, str(SPOOL), self.url, str(self.spool)]
+        self._process = subprocess.Popen(command)
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+class TestWorkersInOtherProcesses(DispatcherConformance, WorkerLossConformance):
+    @pytest.fixture
+    def crew(self, tmp_path: Path) -> SpoolCrew:
+        return SpoolCrew(tmp_path)
+
+
+# An engine in this process, which can be broken in many ways.
+
+
+class Engine:
+    """Hands ids to some tasks."""
+
+    delivery = Delivery.PUSH
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.more = anyio.Condition()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+    @contextmanager
+    def reservation(self) -> Generator[bool]:
+        yield True
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        async with self.more:
+            self.jobs.extend(jobs)
+            self.more.notify_all()
+
+    async def work(self, crew: Crew, jobs: AsyncJobs) -> None:
+        while True:
+            async with self.more:
+                while not self.jobs:
+                    await self.more.wait()
+                job = self.jobs.pop(0)
+            await self.run(job, crew, jobs)
+
+    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
+        del crew
+        await jobs.run(job.id)
+
+
+class Tasks(Crew):
+    """Runs an engine's jobs in tasks."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(MemoryStore(), engine)
+        self.engine = engine
+
+    @asynccontextmanager
+    async def working(self, jobs: AsyncJobs) -> AsyncGenerator[None]:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(self.slots):
+                tasks.start_soon(self.engine.work, self, jobs)
+            try:
+                yield
+            finally:
+                tasks.cancel_scope.cancel()
+
+
+class TestEngine(DispatcherConformance):
+    @pytest.fixture
+    def crew(self) -> Crew:
+        return Tasks(Engine())
+
+
+class Deaf(Engine):
+    """Delivers nothing."""
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        pass
+
+
+class RemembersIds(Engine):
+    """Takes what comes up again for a mistake."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[JobId] = set()
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        new = [job for job in jobs if job.id not in self.seen]
+        self.seen.update(job.id for job in new)
+        await super().dispatch(new)
+
+
+class DeliversWhatIsNew(Engine):
+    """Delivers what it kept a place for, and nothing that comes by the sweep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = 0
+
+    @contextmanager
+    def reservation(self) -> Generator[bool]:
+        yield True
+        self.kept += 1
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        if self.kept:
+            self.kept -= 1
+            await super().dispatch(jobs)
+
+
+class RunsAtOnce(Engine):
+    """Runs a job while the client waits for its id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: AsyncJobs | None = None
+
+    async def work(self, crew: Crew, jobs: AsyncJobs) -> None:
+        del crew
+        self.running = jobs
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        for job in jobs:
+            if self.running is not None:
+                await self.running.run(job.id)
+
+
+class BeginsAnew(Engine):
+    """Delivers the whole job, as it was when it was enqueued, and believes that."""
+
+    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
+        await crew.store.delete([job.id])
+        await crew.store.insert([job])
+        await super().run(job, crew, jobs)
+
+
+class TriesAgain(Engine):
+    """Has retries of its own."""
+
+    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
+        await super().run(job, crew, jobs)
+        if (await jobs.find(job.id)).status is JobStatus.FAILED:
+            await crew.store.delete([job.id])
+            await crew.store.insert([job])
+            await super().run(job, crew, jobs)
+
+
+class ChokesOnTheUnknown(Engine):
+    """Loses a worker to each job that is not there."""
+
+    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
+        if await jobs.get(job.id) is None:
+            await anyio.sleep_forever()
+        await super().run(job, crew, jobs)
+
+
+class KeepsPlaces(Engine):
+    """Never gives back a place that was kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = 100
+
+    @contextmanager
+    def reservation(self) -> Generator[bool]:
+        self.places -= 1
+        yield self.places > 0
+
+
+class RunsACopy(Engine):
+    """Runs a copy under another id, and tells nobody of it but its end."""
+
+    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
+        copy = job.model_copy(update={"id": JobId(f"job_{job.id[5:][::-1]}")})
+        await crew.store.insert([copy])
+        await super().run(copy, crew, jobs)
+
+
+class OpensOnce(Engine):
+    """Is closed for ever once it was closed."""
+
+    closed = False
+
+    async def __aexit__(self, *_: object) -> None:
+        self.closed = True
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        if not self.closed:
+            await super().dispatch(jobs)
+
+
+BROKEN: list[tuple[type[Engine], str]] = [
+    (Deaf, "test_a_job_is_delivered_and_brings_its_result"),
+    (Deaf, "test_many_jobs_bring_their_results_and_progress"),
+    (RemembersIds, "test_a_retry_is_delivered"),
+    (DeliversWhatIsNew, "test_a_delayed_job_is_delivered_when_it_is_due"),
+    (DeliversWhatIsNew, "test_a_job_whose_delivery_was_lost_comes_up_again"),
+    (RunsAtOnce, "test_dispatching_does_not_wait_for_the_job"),
+    (BeginsAnew, "test_a_job_delivered_twice_runs_once"),
+    (BeginsAnew, "test_what_is_delivered_after_its_end_stays_as_it_is"),
+    (BeginsAnew, "test_a_job_that_is_cancelled_while_it_waits_never_runs"),
+    (TriesAgain, "test_a_failed_job_is_not_run_again_by_the_engine"),
+    (ChokesOnTheUnknown, "test_what_is_delivered_after_it_was_forgotten_harms_nobody"),
+    (KeepsPlaces, "test_a_place_that_was_kept_and_not_used_is_given_back"),
+    (RunsACopy, "test_progress_shows_while_a_job_runs"),
+    (RunsACopy, "test_a_job_that_is_cancelled_while_it_runs_stops"),
+    (OpensOnce, "test_what_was_enqueued_before_a_restart_is_delivered_after_it"),
+]
+
+Rule = Callable[..., Awaitable[None]]
+
+RULES: dict[str, Rule] = {
+    name: rule
+    for name, rule in inspect.getmembers(DispatcherConformance, inspect.iscoroutinefunction)
+    if name.startswith("test_")
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "rule"), BROKEN, ids=[f"{kind.__name__}-{rule[5:]}" for kind, rule in BROKEN]
+)
+def test_a_broken_dispatcher_fails_the_rule_it_breaks(
+    engine: type[Engine], rule: str, tmp_path: Path
+) -> None:
+    async def check() -> None:
+        crew = Tasks(engine())
+        crew.patience = 0.5
+        given = {"crew": crew, "tmp_path": tmp_path}
+        wanted = inspect.signature(RULES[rule]).parameters
+        await RULES[rule](
+            DispatcherConformance(), **{key: given[key] for key in given if key in wanted}
+        )
+
+    with pytest.raises((AssertionError, TimeoutError, ExceptionGroup)) as caught:
+        anyio.run(check)
+    leaves = Counter(type(leaf) for leaf in leaves_of(caught.value))
+    assert set(leaves) <= {AssertionError, TimeoutError}
+
+
+def leaves_of(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for one in error.exceptions for leaf in leaves_of(one)]
+    return [error]
+
+
+def test_every_rule_of_dispatchers_is_broken_by_some_dispatcher() -> None:
+    assert set(RULES) == {rule for _, rule in BROKEN}
+
+
+class LosesItsLast(SpoolCrew):
+    """Has nobody to come after those who were killed."""
+
+    async def kill(self) -> None:
+        self._end()
+        self.patience = 0.3
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "rule",
+    [
+        WorkerLossConformance.test_a_job_whose_worker_is_killed_runs_again,
+        WorkerLossConformance.test_what_waited_for_a_killed_worker_is_run_by_others,
+    ],
+    ids=["running", "waiting"],
+)
+async def test_where_nobody_takes_over_the_rules_of_killed_workers_are_broken(
+    rule: Rule, tmp_path: Path
+) -> None:
+    crew = LosesItsLast(tmp_path)
+    more = {"tmp_path": tmp_path} if "tmp_path" in inspect.signature(rule).parameters else {}
+    with pytest.raises((AssertionError, TimeoutError)):
+        await rule(WorkerLossConformance(), crew, **more)

@@ -16,12 +16,11 @@ from asyncjobs.model import Job, JobId, new_job_id
 from asyncjobs.protocols import Change
 from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.stores.postgres_schema import migration_sql
-from asyncjobs.testing import sample_job
+from asyncjobs.testing import TcpProxy, sample_job
 from asyncjobs.testing.samples import LATER, NOW, begun, ids
 
 if TYPE_CHECKING:
     from tests.stores.conftest import PostgresServer
-    from tests.stores.postgres.conftest import Wire
 
 pytestmark = pytest.mark.anyio
 
@@ -52,28 +51,30 @@ async def test_a_connection_that_was_ended_while_idle_costs_no_call(
         assert len(await store.take(["default"], now=NOW, until=LATER, limit=1)) == 0
 
 
-async def test_what_may_be_repeated_survives_a_lost_answer(schema: str, wire: Wire) -> None:
+async def test_what_may_be_repeated_survives_a_lost_answer(
+    far: PostgresStore, wire: TcpProxy
+) -> None:
     job = sample_job(idempotency_key="k")
-    async with PostgresStore(wire.url, schema=schema) as store:
-        wire.loses = 1
+    async with far as store:
+        wire.lose(1)
         assert await store.insert([job]) == [job]
-        wire.loses = 1
+        wire.lose(1)
         assert await store.get([job.id]) == [job]
-        wire.loses = 1
+        wire.lose(1)
         await store.delete([job.id])
         assert await store.get([job.id]) == [None]
-        assert wire.loses == 0
+        assert wire.to_lose == 0
 
 
 async def test_a_change_whose_answer_is_lost_is_not_made_twice_but_told(
-    schema: str, wire: Wire
+    far: PostgresStore, wire: TcpProxy
 ) -> None:
     job = sample_job()
     started = begun(job)
-    async with PostgresStore(wire.url, schema=schema) as store:
+    async with far as store:
         await store.insert([job])
         await store._opened.notices.close()
-        wire.loses = 1
+        wire.lose(1)
         with pytest.raises(StoreUnavailable) as caught:
             await store.replace([Change(started, job.revision)])
         assert isinstance(caught.value.__cause__, psycopg.OperationalError)
@@ -81,26 +82,26 @@ async def test_a_change_whose_answer_is_lost_is_not_made_twice_but_told(
 
 
 async def test_a_take_whose_answer_is_lost_is_told_and_takes_no_more(
-    schema: str, wire: Wire
+    far: PostgresStore, wire: TcpProxy
 ) -> None:
     jobs = [sample_job(), sample_job()]
-    async with PostgresStore(wire.url, schema=schema) as store:
+    async with far as store:
         await store.insert(jobs)
         await store._opened.notices.close()
-        wire.loses = 1
+        wire.lose(1)
         with pytest.raises(StoreUnavailable):
             await store.take(["default"], now=NOW, until=LATER, limit=1)
         assert ids(await store.take(["default"], now=NOW, until=LATER, limit=9)) == [jobs[1].id]
 
 
-async def test_repeating_ends_where_every_attempt_fails(schema: str, wire: Wire) -> None:
-    async with PostgresStore(wire.url, schema=schema) as store:
+async def test_repeating_ends_where_every_attempt_fails(far: PostgresStore, wire: TcpProxy) -> None:
+    async with far as store:
         await store.get([])
-        wire.loses = 1000
+        wire.lose(1000)
         with pytest.raises(StoreUnavailable):
             await store.get([UNKNOWN])
-        assert wire.loses == 1000 - 3
-        wire.loses = 0
+        assert wire.to_lose == 1000 - 3
+        wire.lose(0)
         assert await store.get([UNKNOWN]) == [None]
 
 
@@ -108,18 +109,18 @@ async def test_repeating_ends_where_every_attempt_fails(schema: str, wire: Wire)
 
 
 async def test_a_server_that_falls_silent_is_given_up_in_time_and_asked_once(
-    schema: str, wire: Wire
+    far: PostgresStore, wire: TcpProxy
 ) -> None:
     job = sample_job()
-    async with PostgresStore(wire.url, schema=schema, timeout=0.2) as store:
+    async with far as store:
         await store.insert([job])
         await store._opened.notices.close()
-        lines = wire.lines
-        wire.passes.clear()
-        with anyio.fail_after(5), pytest.raises(StoreUnavailable, match=r"within 0\.2 s"):
+        connections = wire.connections
+        wire.stall()
+        with anyio.fail_after(5), pytest.raises(StoreUnavailable, match=r"within 0\.5 s"):
             await store.get([job.id])
-        assert wire.lines == lines
-        wire.passes.set()
+        assert wire.connections == connections
+        wire.flow()
         assert await store.get([job.id]) == [job]
 
 
