@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from urllib.parse import urlsplit
 
 from asyncjobs.errors import ConfigurationError
@@ -26,15 +26,34 @@ def store_from_url(url: str) -> Store:
     Others than the built-in ones register a function from URL to store under the entry point
     group `asyncjobs.stores`, by scheme.
     """
-    scheme = urlsplit(url).scheme
+    scheme = _scheme_of(url)
     if scheme in _BUILT_IN:
         return _load(*_BUILT_IN[scheme].split(":"))(url)
     found = entry_points(group="asyncjobs.stores")
     if scheme not in found.names:
         known = ", ".join(sorted({*_BUILT_IN, *found.names}))
-        raise ConfigurationError(f"No store is known for the URL {url!r} (known schemes: {known}).")
-    made: Store = found[scheme].load()(url)
-    return made
+        # The URL itself may hold a password.
+        raise ConfigurationError(
+            f"No store is known for URLs that begin with {scheme!r} (known schemes: {known})."
+        )
+    return _registered(found[scheme])(url)
+
+
+def _scheme_of(url: str) -> str:
+    try:
+        return urlsplit(url).scheme
+    except ValueError as error:
+        raise ConfigurationError(f"The URL of the store is malformed: {error}.") from None
+
+
+def _registered(entry: EntryPoint) -> Make:
+    try:
+        make: Make = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(
+            f"The store for {entry.name}:// cannot be loaded from {entry.value}: {error}"
+        ) from error
+    return make
 
 
 def _load(module: str, name: str) -> Make:

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.memory import MemoryStore
 
 SCRIPT = """
 from asyncjobs import AsyncJobs, ConfigurationError
 print(type(AsyncJobs("shelf://anything")._store).__name__)
-try:
-    AsyncJobs("cupboard://anything")
-except ConfigurationError as error:
-    print(error)
+for url in ("cupboard://me:secret@anything", "broken://anything"):
+    try:
+        AsyncJobs(url)
+    except ConfigurationError as error:
+        print(error)
 """
 
 
@@ -30,17 +32,33 @@ def test_a_store_registered_as_an_entry_point_is_found(tmp_path: Path) -> None:
     info = tmp_path / "shelf-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[asyncjobs.stores]\nshelf = shelf:from_url\n")
+    (info / "entry_points.txt").write_text(
+        "[asyncjobs.stores]\nshelf = shelf:from_url\nbroken = shelf_driver:from_url\n"
+    )
     command = [sys.executable, "-c", SCRIPT]
     printed = subprocess.run(
         command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}
     ).stdout
-    assert printed.startswith("Shelf\n")
-    assert "memory, postgres, postgresql, redis, rediss, shelf, sqlite, valkey" in printed
+    found, unknown, broken = printed.splitlines()
+    assert found == "Shelf"
+    assert "'cupboard'" in unknown
+    assert "broken, memory, postgres, postgresql, redis, rediss, shelf, sqlite, valkey" in unknown
+    assert "secret" not in unknown
+    assert broken == (
+        "The store for broken:// cannot be loaded from shelf_driver:from_url: "
+        "No module named 'shelf_driver'"
+    )
 
 
 def test_built_in_stores_need_no_entry_point() -> None:
     assert isinstance(store_from_url("memory://"), MemoryStore)
+
+
+@pytest.mark.parametrize("url", ["", "jobs.db", "://", "shelf", "redis://[secret"])
+def test_what_is_no_url_of_a_store_is_told_without_what_it_holds(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        store_from_url(url)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

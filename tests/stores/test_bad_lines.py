@@ -15,7 +15,7 @@ from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import Store
 from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.stores.redis import RedisStore
-from asyncjobs.testing import TcpProxy
+from asyncjobs.testing import BRISK, TcpProxy
 
 if TYPE_CHECKING:
     from tests.stores.conftest import PostgresServer
@@ -59,7 +59,7 @@ def opened(reach: tuple[str, Reach], proxy: TcpProxy) -> Any:
 
     @asynccontextmanager
     async def open_() -> AsyncGenerator[AsyncJobs]:
-        jobs = AsyncJobs(make(proxy.through(url)))
+        jobs = AsyncJobs(make(proxy.through(url)), settings=BRISK)
 
         @jobs.handler("double")
         async def double(number: int, _job: JobContext) -> int:

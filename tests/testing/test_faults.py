@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,7 @@ async def test_a_fault_after_a_call_loses_the_answer_only() -> None:
 async def test_every_method_can_fail() -> None:
     job = sample_job()
     async with FaultyStore(Talkative(), Faults(before=1)) as store:
-        for call in (
+        calls: list[Awaitable[Any]] = [
             store.insert([job]),
             store.get([job.id]),
             store.replace([]),
@@ -117,7 +118,8 @@ async def test_every_method_can_fail() -> None:
             store.count_before(job, until=NOW, most=1),  # type: ignore[attr-defined]
             store.now(),  # type: ignore[attr-defined]
             heard(store.changes()),  # type: ignore[attr-defined]
-        ):
+        ]
+        for call in calls:
             with pytest.raises(StoreUnavailable):
                 await call
     assert len(store.calls) == 9
@@ -131,7 +133,7 @@ async def heard(changes: AsyncIterator[Sequence[JobId]]) -> None:
 
 async def test_a_notice_is_lost_where_an_answer_would_be() -> None:
     async with FaultyStore(Talkative(), Faults(after=1, most=2)) as store:
-        told = [ids async for ids in store.changes()]  # type: ignore[attr-defined]
+        told: list[Any] = [ids async for ids in store.changes()]  # type: ignore[attr-defined]
     assert len(told) == 1
     assert await store.now() == NOW  # type: ignore[attr-defined]
 

@@ -63,5 +63,5 @@ def wire(postgres: PostgresServer) -> Iterator[TcpProxy]:
 @pytest.fixture
 def far(postgres: PostgresServer, wire: TcpProxy, schema: str) -> PostgresStore:
     """Make a store that reaches its server by the wire, and does not wait for long."""
-    where = {"host": "127.0.0.1", "port": wire.port, "sslmode": "disable"}
-    return PostgresStore(make_conninfo(postgres.url, **where), schema=schema, timeout=0.5)
+    near = make_conninfo(postgres.url, host="127.0.0.1", port=wire.port, sslmode="disable")
+    return PostgresStore(near, schema=schema, timeout=0.5)
