@@ -1,8 +1,7 @@
 """A store of one's own: jobs as files in a folder that the processes of a machine share.
 
-Each job is two files, one per half: `<id>.submission` is written once, `<id>.state` replaced as a
-whole. Files in `due` and `keys` lead there; a crash may leave stale ones, so each is checked. One
-lock makes each call one step. `python custom_store.py` runs a job.
+Each job is two files: `<id>.submission` is written once, `<id>.state` replaced as a whole. One lock
+makes each call one step. Entries in `due` and `keys`, stale after a crash perhaps, are checked.
 """
 
 import fcntl
@@ -11,13 +10,12 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
 import anyio
 
-from asyncjobs import AsyncJobs, ConfigurationError, Job, JobContext, JobId, StoreUnavailable
+from asyncjobs import ConfigurationError, Job, JobId, StoreUnavailable
 from asyncjobs.encoding import Columns, decode, encode_state, encode_submission, to_microseconds
 from asyncjobs.protocols import Change
 
@@ -34,8 +32,7 @@ class FolderStore:
         await self._step(lambda _: None)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        return None
+    async def __aexit__(self, *_: object) -> None: ...
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
         return await self._step(lambda lock: [self._insert(job, lock) for job in jobs])
@@ -52,8 +49,7 @@ class FolderStore:
         return await self._step(lambda _: self._take(lanes, now, until, limit))
 
     async def delete(self, ids: Sequence[JobId], /) -> None:
-        for job_id in ids:
-            await self._step(partial(self._delete, job_id))
+        await self._step(lambda _: [self._delete(job_id) for job_id in ids])
 
     async def _step(self, work: Callable[[int], T]) -> T:
         """Do something while no other task, thread or process does anything here."""
@@ -61,8 +57,8 @@ class FolderStore:
 
     def _locked(self, work: Callable[[int], T]) -> T:
         try:
-            for name in ("due", "keys"):
-                (self._folder / name).mkdir(parents=True, exist_ok=True)
+            (self._folder / "due").mkdir(parents=True, exist_ok=True)
+            (self._folder / "keys").mkdir(exist_ok=True)
             with (self._folder / "lock").open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # let go with the file, and so with the process
                 return work(lock.fileno())
@@ -74,12 +70,9 @@ class FolderStore:
         same = JobId(key.read_text()) if key and key.exists() else job.id
         if stored := self._read(job.id)[0] or self._read(same)[0]:
             return stored
-        # The lock's length counts the jobs: it grows in one step, and takes no place on the disk.
-        order = os.fstat(lock).st_size + 1
-        os.truncate(lock, order)
-        self._file(job.id, "submission").write_bytes(
-            encode_submission(job) + b"\n" + job.payload_json
-        )
+        os.truncate(lock, order := os.fstat(lock).st_size + 1)  # the lock's length counts the jobs
+        submission = encode_submission(job) + b"\n" + job.payload_json
+        self._file(job.id, "submission").write_bytes(submission)
         if key:
             key.write_text(job.id)
         self._write(job, order, before=None)
@@ -87,14 +80,14 @@ class FolderStore:
 
     def _replace(self, change: Change) -> bool:
         stored, order = self._read(change.job.id)
-        fits = stored is not None and stored.revision == change.expected_revision
-        if fits:
-            self._write(change.job, order, before=stored)
-        return fits
+        if stored is None or stored.revision != change.expected_revision:
+            return False
+        self._write(change.job, order, before=stored)
+        return True
 
     def _take(self, lanes: Sequence[str], now: datetime, until: datetime, limit: int) -> list[Job]:
         taken: list[Job] = []
-        last = f"{to_microseconds(now):020}~"  # `~` is greater than the space in the names
+        last = f"{to_microseconds(now):020}~"  # "~" comes after the names' " "
         for entry in sorted((self._folder / "due").iterdir()):
             if len(taken) == limit or entry.name > last:
                 break
@@ -106,18 +99,17 @@ class FolderStore:
                 self._write(taken[-1], order, before=job)
         return taken
 
-    def _delete(self, job_id: JobId, _: int) -> None:
+    def _delete(self, job_id: JobId) -> None:
         job, order = self._read(job_id)
-        if job is not None:
-            links = self._entry(job, order), self._key(job)
-            for path in (self._file(job_id, "state"), self._file(job_id, "submission"), *links):
-                if path:
-                    path.unlink(missing_ok=True)
+        halves = self._file(job_id, "state"), self._file(job_id, "submission")
+        for path in (*halves, self._entry(job, order), self._key(job)) if job else ():
+            if path:
+                path.unlink(missing_ok=True)
 
     def _read(self, job_id: JobId) -> tuple[Job | None, int]:
-        if not self._file(job_id, "state").exists():
+        if not (path := self._file(job_id, "state")).exists():
             return None, 0
-        head, state, result = self._file(job_id, "state").read_bytes().split(b"\n", 2)
+        head, state, result = path.read_bytes().split(b"\n", 2)
         submission, payload = self._file(job_id, "submission").read_bytes().split(b"\n", 1)
         order, ended, *columns = json.loads(head)
         found = Columns(payload, result if ended else None, *columns)
@@ -132,8 +124,7 @@ class FolderStore:
         new = self._folder / "new"
         new.write_bytes(b"\n".join([head.encode(), encode_state(job), job.result_json or b""]))
         new.replace(self._file(job.id, "state"))
-        past = before and self._entry(before, order)
-        if past and past != entry:
+        if before and (past := self._entry(before, order)) and past != entry:
             past.unlink(missing_ok=True)
 
     def _file(self, job_id: JobId, half: str) -> Path:
@@ -142,13 +133,13 @@ class FolderStore:
     def _entry(self, job: Job, order: int) -> Path | None:
         if job.due_at is None:
             return None
-        name = f"{to_microseconds(job.due_at):020} {order:012} {job.id}"
-        return self._folder / "due" / name
+        return self._folder / "due" / f"{to_microseconds(job.due_at):020} {order:012} {job.id}"
 
     def _key(self, job: Job) -> Path | None:
+        if job.idempotency_key is None:
+            return None
         scope = json.dumps([job.user_id, job.type, job.idempotency_key]).encode()
-        path = self._folder / "keys" / hashlib.sha256(scope).hexdigest()
-        return path if job.idempotency_key is not None else None
+        return self._folder / "keys" / hashlib.sha256(scope).hexdigest()
 
 
 def from_url(url: str) -> FolderStore:
@@ -156,20 +147,3 @@ def from_url(url: str) -> FolderStore:
     if not url.startswith("folder:///"):
         raise ConfigurationError(f"A folder store's URL is folder:///path, got {url!r}.")
     return FolderStore(Path(url.removeprefix("folder://")))
-
-
-async def main() -> None:
-    """Run a job through it."""
-    jobs = AsyncJobs(FolderStore(Path("jobs")))
-
-    @jobs.handler("greet")
-    async def greet(name: str, _job: JobContext) -> str:
-        return f"Hello, {name}!"
-
-    async with jobs:
-        job = await jobs.enqueue(greet, "world")
-        print((await jobs.wait(job.id)).result)  # noqa: T201
-
-
-if __name__ == "__main__":
-    anyio.run(main)

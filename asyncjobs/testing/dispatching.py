@@ -106,9 +106,11 @@ class DispatcherConformance:
             await crew.dispatcher.dispatch([job])
             await until(lambda: began(path) > 0, crew.patience)
             await crew.dispatcher.dispatch([job, job])
-            await others_pass(jobs, crew)
+            if crew.slots > 1:
+                await others_pass(jobs, crew)
             release(path)
             done = await ended(jobs, job, crew)
+            await others_pass(jobs, crew)
         assert (done.attempt, began(path)) == (1, 1)
 
     async def test_what_is_delivered_after_its_end_stays_as_it_is(
