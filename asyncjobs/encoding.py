@@ -5,14 +5,23 @@ Shared by every store that keeps text, so that a field added to the model needs 
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from asyncjobs.errors import UnreadableJob
+from asyncjobs.errors import InvalidQuery, UnreadableJob
 from asyncjobs.model import Job, State, Submission
 
+log = logging.getLogger("asyncjobs")
+
+R = TypeVar("R")
+
+_NUMBER = re.compile(r"[0-9]+")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -54,6 +63,26 @@ def decode(job_id: str, submission: bytes, state: bytes, columns: Columns) -> Jo
             "due_at": due_at,
         }
     )
+
+
+def readable(rows: Iterable[R], read: Callable[[R], Job]) -> list[Job]:
+    """Read the jobs of some rows; the others must not suffer from one that cannot be read."""
+    jobs: list[Job] = []
+    for row in rows:
+        try:
+            jobs.append(read(row))
+        except UnreadableJob as error:
+            log.error("%s", error, extra={"job_id": error.job_id})  # noqa: TRY400  # no traceback
+    return jobs
+
+
+def sequence_of(cursor: str | None, digits: int) -> int | None:
+    """Read where a list goes on: a number of at most so many digits; or raise `InvalidQuery`."""
+    if cursor is None:
+        return None
+    if len(cursor) <= digits and _NUMBER.fullmatch(cursor):
+        return int(cursor)
+    raise InvalidQuery("cursor", "no page ended there")
 
 
 def to_microseconds(moment: datetime) -> int:

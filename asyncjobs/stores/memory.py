@@ -11,12 +11,16 @@ from typing import Self
 
 import anyio.lowlevel
 
-from asyncjobs.errors import ConfigurationError, InvalidQuery
+from asyncjobs.encoding import sequence_of
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.model import Job, JobId, Submission
 from asyncjobs.protocols import Change, Page, Selection
 
 _Key = tuple[str | None, str, str]
 _Heap = list[tuple[datetime, int, JobId]]
+
+# Of a cursor, which is a job's place in the order of insertion.
+_DIGITS = 19
 
 # What a list leaves out of a job.
 _NARROW = {"payload_json": b"", "result_json": None}
@@ -83,7 +87,7 @@ class MemoryStore:
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         await anyio.lowlevel.checkpoint()
-        before = _order_of(after)
+        before = sequence_of(after, _DIGITS)
         # In the order of insertion, since a dict keeps it and no id is inserted twice.
         newest = (
             (order, job)
@@ -156,14 +160,6 @@ class MemoryStore:
 def _stands(job: Job | None, lane: str, due_at: datetime) -> bool:
     """Tell whether an entry of a lane's heap still says what is true of its job."""
     return job is not None and job.lane == lane and job.due_at == due_at
-
-
-def _order_of(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    if cursor.isascii() and cursor.isdigit() and len(cursor) < 20:
-        return int(cursor)
-    raise InvalidQuery("cursor", "no page ended there")
 
 
 def _fits(job: Job, which: Selection) -> bool:

@@ -6,7 +6,6 @@ the queue merges concurrent calls into large ones.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -21,6 +20,7 @@ from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change, Finding, Page, Selection
 from asyncjobs.stores import postgres_rows as rows
+from asyncjobs.stores.event_loops import require_asyncio
 from asyncjobs.stores.postgres_checks import inspect
 from asyncjobs.stores.postgres_links import Links
 from asyncjobs.stores.postgres_notices import Notices
@@ -56,7 +56,7 @@ class PostgresStore:
         self._open: _Open | None = None
 
     async def __aenter__(self) -> Self:
-        _require_asyncio()
+        require_asyncio("PostgreSQL", driver="psycopg")
         if self._open is not None:
             _inherited.append(self._open)
         links = Links(self.server, self._connections)
@@ -148,16 +148,6 @@ class _Open:
         self.pid = os.getpid()
         self.links = links
         self.notices = Notices(links)
-
-
-def _require_asyncio() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise ConfigurationError(
-            "The PostgreSQL store needs asyncio: its driver, psycopg, knows no other event loop, "
-            "such as trio's."
-        ) from None
 
 
 def from_url(url: str) -> PostgresStore:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
@@ -14,18 +13,20 @@ from asyncjobs.encoding import (
     decode,
     encode_state,
     encode_submission,
+    readable,
+    sequence_of,
     to_microseconds,
 )
-from asyncjobs.errors import InvalidQuery, StoreUnavailable, UnreadableJob
+from asyncjobs.errors import StoreUnavailable
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change, Page, Selection
 from asyncjobs.stores import postgres_statements as sql
 from asyncjobs.stores.postgres_session import Session
 
-log = logging.getLogger("asyncjobs")
-
-_CURSOR = re.compile(r"[0-9]{1,18}")
 _ESCAPED = re.compile(r"\\([\\0])")
+
+# Of a cursor, which is a `seq`.
+_DIGITS = 18
 
 # How often a job may be refused because of one that is gone when it is looked for.
 _TRIES = 9
@@ -89,7 +90,7 @@ async def replace(db: Session, changes: Sequence[Change]) -> list[bool]:
 
 async def take(db: Session, lanes: Sequence[str], now: int, until: int, limit: int) -> list[Job]:
     names = [_text(lane) for lane in sorted(set(lanes))]
-    return _readable(await db.rows(sql.TAKE, names, now, limit, limit, until))
+    return readable(await db.rows(sql.TAKE, names, now, limit, limit, until), _job)
 
 
 async def delete(db: Session, ids: Sequence[JobId]) -> None:
@@ -100,14 +101,14 @@ async def select(db: Session, which: Selection, limit: int, after: str | None) -
     wanted: dict[str, str | int | None] = {
         "owner = %b::text": _indexed(which.user_id),
         "type = %b::text": None if which.type is None else _text(which.type),
-        "seq < %b::bigint": _seq_of(after),
+        "seq < %b::bigint": sequence_of(after, _DIGITS),
     }
     given = {term: value for term, value in wanted.items() if value is not None}
     # Spelt out, since a partial index is not used for a value that is not known yet.
     state = [] if which.status is None else [f"status = '{which.status.value}'"]
     where = " AND ".join([*given, *state]) or "true"
     found = await db.rows(sql.LIST.replace("{where}", where), *given.values(), limit + 1)
-    jobs = _readable(found[:limit])
+    jobs = readable(found[:limit], _job)
     return Page(jobs, str(found[limit - 1][-1]) if len(found) > limit else None)
 
 
@@ -200,29 +201,10 @@ def _unique_of(job: Job) -> set[Hashable]:
     return {job.id, (job.type, job.user_id, job.idempotency_key)}
 
 
-def _readable(rows: Sequence[Sequence[Any]]) -> list[Job]:
-    """Read the jobs of some rows; the others must not suffer from one that cannot be read."""
-    jobs: list[Job] = []
-    for row in rows:
-        try:
-            jobs.append(_job(row))
-        except UnreadableJob as error:
-            log.error("%s", error, extra={"job_id": error.job_id})  # noqa: TRY400  # no traceback
-    return jobs
-
-
 def _job(row: Sequence[Any]) -> Job:
     job_id, submission, state, payload, result, revision, lane, due_at, _ = row
     columns = Columns(payload, result, revision, _unescaped(lane), due_at)
     return decode(job_id, submission, state, columns)
-
-
-def _seq_of(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    if _CURSOR.fullmatch(cursor):
-        return int(cursor)
-    raise InvalidQuery("cursor", "no page ended there")
 
 
 def _text(value: str) -> str:

@@ -9,9 +9,7 @@ and other clients get their turn.
 
 from __future__ import annotations
 
-import asyncio
 import os
-import re
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
@@ -20,18 +18,20 @@ from uuid import uuid4
 
 import anyio
 
-from asyncjobs.encoding import from_microseconds, to_microseconds
-from asyncjobs.errors import ConfigurationError, InvalidQuery, NotOpen
+from asyncjobs.encoding import from_microseconds, readable, sequence_of, to_microseconds
+from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.model import Job, JobId, JobStatus
 from asyncjobs.protocols import Change, Finding, Page, Selection
 from asyncjobs.stores import redis_rows as rows
 from asyncjobs.stores import redis_scripts as scripts
+from asyncjobs.stores.event_loops import require_asyncio
 from asyncjobs.stores.redis_changes import Changes
 from asyncjobs.stores.redis_checks import check, inspect
 from asyncjobs.stores.redis_scripts import Keys
 from asyncjobs.stores.redis_server import Server, name_of, split_url
 
-_CURSOR = re.compile(r"[0-9]{1,16}")
+# Of a cursor, which is a score: exact up to 2**53.
+_DIGITS = 16
 
 # What one script may look at, and read.
 _MOST_ENTRIES = 500
@@ -72,12 +72,7 @@ class RedisStore:
         self._open: _Open | None = None
 
     async def __aenter__(self) -> Self:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError as error:
-            raise ConfigurationError(
-                "The Redis store needs asyncio's event loop: its driver, redis-py, knows no other."
-            ) from error
+        require_asyncio("Redis", driver="redis-py")
         if self._open is not None and not self._open.is_ours:
             _inherited.append(self._open.server)
         server = Server(self._url, timeout=self._timeout, connections=self._connections)
@@ -151,7 +146,7 @@ class RedisStore:
                 scripts.TAKE, due, [keys.prefix, *moments, most, _MOST_BYTES], repeat=False
             )
             left -= len(found)
-            taken += rows.readable(found, rows.read)
+            taken += readable(found, rows.named(rows.read))
             # What comes up again at once would be taken twice.
             more = more and until > now
         return [job.model_copy(update={"due_at": until}) for job in taken]
@@ -165,7 +160,8 @@ class RedisStore:
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         server, index = self._opened.server, self._index(which)
-        start = _start(after)
+        before = sequence_of(after, _DIGITS)
+        start: str | bytes = "+inf" if before is None else f"({before}"
         found: list[rows.Row] = []
         while start and len(found) <= limit:
             bounds = [limit + 1 - len(found), _MOST_ENTRIES]
@@ -179,7 +175,7 @@ class RedisStore:
             start = b"(" + go_on if go_on else b""
             for order in gone:  # evicted, or deleted by hand
                 await server.command("ZREMRANGEBYSCORE", index, order, order)
-        jobs = rows.readable([row[1:] for row in found[:limit]], rows.read_narrow)
+        jobs = readable([row[1:] for row in found[:limit]], rows.named(rows.read_narrow))
         return Page(jobs, str(int(found[limit - 1][0] or 0)) if len(found) > limit else None)
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
@@ -244,14 +240,6 @@ class _Open:
     @property
     def is_ours(self) -> bool:
         return self.pid == os.getpid()
-
-
-def _start(after: str | None) -> str | bytes:
-    if after is None:
-        return "+inf"
-    if _CURSOR.fullmatch(after):
-        return f"({after}"
-    raise InvalidQuery("cursor", "no page ended there")
 
 
 def _wanted(which: Selection) -> list[str]:

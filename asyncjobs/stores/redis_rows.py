@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
@@ -18,8 +17,6 @@ from asyncjobs.errors import UnreadableJob
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change
 from asyncjobs.stores.redis_scripts import FIELDS, NARROW, Keys
-
-log = logging.getLogger("asyncjobs")
 
 T = TypeVar("T")
 
@@ -97,12 +94,6 @@ def read_narrow(job_id: JobId | str, row: Row) -> Job:
     return read(job_id, (submission, state, b"", None, *others))
 
 
-def readable(rows: Sequence[Row], read_one: Callable[[str, Row], Job]) -> list[Job]:
-    """Read rows that begin with an id; one that cannot be read must not block the others."""
-    jobs: list[Job] = []
-    for job_id, *row in rows:
-        try:
-            jobs.append(read_one((job_id or b"").decode(), row))
-        except UnreadableJob as error:
-            log.error("%s", error, extra={"job_id": error.job_id})  # noqa: TRY400  # no traceback
-    return jobs
+def named(read_one: Callable[[str, Row], Job]) -> Callable[[Row], Job]:
+    """Let a function read rows that begin with the job's id."""
+    return lambda row: read_one((row[0] or b"").decode(), row[1:])

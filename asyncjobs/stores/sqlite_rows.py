@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import re
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +12,12 @@ from asyncjobs.encoding import (
     decode,
     encode_state,
     encode_submission,
+    readable,
+    sequence_of,
     to_microseconds,
 )
-from asyncjobs.errors import InvalidQuery, UnreadableJob
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change, Page, Selection
-
-log = logging.getLogger("asyncjobs")
 
 _JOB = (
     "SELECT id, submission, state, payload, result, revision, lane, due_at, seq"
@@ -43,7 +40,9 @@ _BEFORE = (
     "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE lane = ? AND due_at <= ?"
     " AND seq < (SELECT seq FROM jobs WHERE id = ?) LIMIT ?)"
 )
-_CURSOR = re.compile(r"[0-9]{1,18}")
+# Of a cursor, which is a `seq`.
+_DIGITS = 18
+
 _FORGET = (
     "DELETE FROM idempotency_keys WHERE seq = ?",
     "DELETE FROM results WHERE seq = ?",
@@ -63,14 +62,15 @@ def any_due(db: sqlite3.Connection, lanes: Sequence[str], now: int) -> bool:
 
 
 def select(db: sqlite3.Connection, which: Selection, limit: int, after: str | None) -> Page:
-    wanted = {"owner = ?": which.user_id, "type = ?": which.type, "seq < ?": _seq_of(after)}
+    before = sequence_of(after, _DIGITS)
+    wanted = {"owner = ?": which.user_id, "type = ?": which.type, "seq < ?": before}
     given = {term: value for term, value in wanted.items() if value is not None}
     # Spelt out, since a partial index is not used for a value that is not known yet.
     state = [] if which.status is None else [f"status = '{which.status.value}'"]
     where = " AND ".join([*given, *state]) or "1"
     query = f"{_NARROW_JOB} WHERE {where} ORDER BY seq DESC LIMIT ?"
     found = db.execute(query, (*given.values(), limit + 1)).fetchall()
-    jobs = _readable(found[:limit])
+    jobs = readable(found[:limit], _job)
     return Page(jobs, str(found[limit - 1][-1]) if len(found) > limit else None)
 
 
@@ -136,7 +136,7 @@ def take(
     db.executemany(move, [(until, seq) for seq in chosen])
     order = {seq: place for place, seq in enumerate(chosen)}
     rows = db.execute(_BY_SEQ, (json.dumps(chosen),)).fetchall()
-    return _readable(sorted(rows, key=lambda row: order[row[-1]]))
+    return readable(sorted(rows, key=lambda row: order[row[-1]]), _job)
 
 
 def delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> None:
@@ -144,25 +144,6 @@ def delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> None:
     found = db.execute(find, (json.dumps(ids),)).fetchall()
     for statement in _FORGET:
         db.executemany(statement, found)
-
-
-def _readable(rows: Sequence[tuple[Any, ...]]) -> list[Job]:
-    """Read the jobs of some rows; the others must not suffer from one that cannot be read."""
-    jobs: list[Job] = []
-    for row in rows:
-        try:
-            jobs.append(_job(row))
-        except UnreadableJob as error:
-            log.error("%s", error, extra={"job_id": error.job_id})  # noqa: TRY400  # no traceback
-    return jobs
-
-
-def _seq_of(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    if _CURSOR.fullmatch(cursor):
-        return int(cursor)
-    raise InvalidQuery("cursor", "no page ended there")
 
 
 def _job(row: tuple[Any, ...]) -> Job:
