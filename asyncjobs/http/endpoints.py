@@ -78,6 +78,7 @@ class Endpoints:
     def __init__(self, jobs: AsyncJobs, mount: Mount) -> None:
         self.jobs = jobs
         self.mount = mount
+        self._trusted = mount.trusted
         self._encoded = Encoded()
         self.streams = Streams(jobs, mount.options, self._encoded)
         limit = mount.options.poll_limit
@@ -96,7 +97,7 @@ class Endpoints:
     def refuse_socket(self, request: Request) -> Response | None:
         """Return why a WebSocket is not even accepted, if it is not."""
         try:
-            refuse_foreign_socket(request, self.mount.trusted)
+            refuse_foreign_socket(request, self._trusted)
         except AsyncJobsError as error:
             return problem_of(error)
         return None
@@ -116,7 +117,7 @@ class Endpoints:
         operation = operations.get("GET" if request.method == "HEAD" else request.method)
         if operation is None:
             return not_allowed(request.method, operations)
-        refuse_cross_site(request, self.mount.trusted)
+        refuse_cross_site(request, self._trusted)
         if known is None:
             return await self._list(request)
         if operation is Operation.EVENTS:
@@ -143,7 +144,7 @@ class Endpoints:
     async def _accept(
         self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
     ) -> Response:
-        refuse_cross_site(request, self.mount.trusted)
+        refuse_cross_site(request, self._trusted)
         value = payload_of(request, kind) if isinstance(payload, Body) else payload
         options = submit.options or EnqueueOptions()
         if options.traceparent is None:
