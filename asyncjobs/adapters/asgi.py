@@ -25,7 +25,7 @@ import anyio
 from anyio import from_thread, to_thread
 from anyio.lowlevel import current_token
 
-from asyncjobs.adapters.sockets import talk
+from asyncjobs.adapters.sockets import Receive, Send, talk, until
 from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Request, Response, Stream
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
@@ -33,9 +33,6 @@ from asyncjobs.queue import AsyncJobs
 from asyncjobs.signals import told_to_stop
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 #: Tells from a request's scope who asks; None for nobody.
 Identify = Callable[[Scope], str | Awaitable[str | None] | None]
@@ -124,7 +121,7 @@ async def respond(response: Response, receive: Receive, send: Send) -> None:
     start = {"type": "http.response.start", "status": int(response.status), "headers": headers}
     if isinstance(response, Stream):
         async with aclosing(response.chunks), anyio.create_task_group() as tasks:
-            tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
+            tasks.start_soon(until, "http.disconnect", receive, tasks.cancel_scope)
             with suppress(OSError):  # what `send` raises where the client has gone (ASGI 2.4)
                 await send(start)
                 async for chunk in response.chunks:
@@ -150,12 +147,6 @@ def joined_lifespan(
             yield state
 
     return joined
-
-
-async def _until_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from http import HTTPStatus
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import flask
 from flask import Flask
 
+from asyncjobs.adapters.flask_responses import sent, sent_by
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, MalformedBody, StoreError
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
-from asyncjobs.http.messages import Request, Response, Stream
+from asyncjobs.http.messages import Request
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
 from asyncjobs.http.problems import problem_of
 from asyncjobs.portal import Portal, portal_for
@@ -57,7 +56,7 @@ class _Mount:
 
     def answer(self, path: str) -> flask.Response:
         """Answer a request for something below the prefix."""
-        return _response(self.portal.call(self.endpoints.handle, self.asked(path)), self.portal)
+        return sent_by(self.portal, self.portal.call(self.endpoints.handle, self.asked(path)))
 
 
 def mount(
@@ -122,7 +121,7 @@ def accept(
         body = _read_at_most(handler.policy.max_payload_bytes)
     asked = mounts[endpoints].asked("", body)
     portal, submit = mounts[endpoints].portal, Submit(user_id, options)
-    return _response(portal.call(endpoints.accept, asked, handler, payload, submit), portal)
+    return sent_by(portal, portal.call(endpoints.accept, asked, handler, payload, submit))
 
 
 def portal_of(jobs: AsyncJobs, app: Flask | None = None) -> Portal:
@@ -183,33 +182,8 @@ async def _awaited(value: Awaitable[T]) -> T:
     return await value
 
 
-def _response(response: Response, portal: Portal) -> flask.Response:
-    body: Iterable[bytes] | bytes = response.body
-    if isinstance(response, Stream):
-        body = _chunks(response, portal)
-    answer = flask.Response(body, int(response.status), list(response.headers))
-    if response.status == HTTPStatus.NO_CONTENT:
-        del answer.headers["Content-Type"]
-    return answer
-
-
-def _chunks(stream: Stream, portal: Portal) -> Generator[bytes]:
-    """Pass on what the queue's own event loop makes; the server's thread waits for it."""
-    loop = portal.start()
-    try:
-        while (chunk := loop.call(_next, stream.chunks)) is not None:
-            yield chunk
-    finally:
-        with suppress(RuntimeError):  # the queue was closed, and the stream with it
-            loop.call(stream.chunks.aclose)
-
-
-async def _next(chunks: AsyncGenerator[T]) -> T | None:
-    return await anext(chunks, None)
-
-
 def _answer_error(error: AsyncJobsError) -> flask.Response:
     answer = problem_of(error)
     if answer is None:
         raise error
-    return flask.Response(answer.body, int(answer.status), list(answer.headers))
+    return sent(answer)

@@ -12,6 +12,7 @@ from flask import Blueprint, Flask
 from flask_sock import Sock  # type: ignore[import-untyped]
 from wsproto.utilities import RemoteProtocolError
 
+from asyncjobs.adapters.flask_responses import sent
 from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Request
 from asyncjobs.http.streams import Close
@@ -35,7 +36,7 @@ def add_sockets(
         refusal = endpoints.refuse_socket(flask.g.asyncjobs_request)
         if refusal is None:
             return None
-        return flask.Response(refusal.body, refusal.status, list(refusal.headers))
+        return sent(refusal)
 
     @sockets.errorhandler(RemoteProtocolError)
     @sockets.errorhandler(UnicodeError)  # of a Host that is no name

@@ -25,7 +25,7 @@ async def talk(endpoints: Endpoints, request: Request, receive: Receive, send: S
         return
     await send({"type": "websocket.accept"})
     async with aclosing(endpoints.follow(request)) as sayings, anyio.create_task_group() as tasks:
-        tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
+        tasks.start_soon(until, "websocket.disconnect", receive, tasks.cancel_scope)
         await _say(sayings, send)
         tasks.cancel_scope.cancel()
 
@@ -40,8 +40,8 @@ async def _say(sayings: AsyncGenerator[bytes | Close | None], send: Send) -> Non
                 await send({"type": "websocket.send", "text": saying.decode()})
 
 
-async def _until_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
-    # What a client says is not heard; that it says something is no reason to part.
-    while (await receive())["type"] != "websocket.disconnect":
+async def until(kind: str, receive: Receive, scope: anyio.CancelScope) -> None:
+    """Cancel the scope when a message of that kind comes; others are no reason to."""
+    while (await receive())["type"] != kind:
         pass
     scope.cancel()

@@ -1,0 +1,45 @@
+"""Response values as Flask sends them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Iterable
+from contextlib import suppress
+from http import HTTPStatus
+from typing import TypeVar
+
+import flask
+
+from asyncjobs.http.messages import Response, Stream
+from asyncjobs.portal import Portal
+
+T = TypeVar("T")
+
+
+def sent(response: Response, body: Iterable[bytes] | None = None) -> flask.Response:
+    """Send a response as it is, or with the body that is made meanwhile."""
+    whole = response.body if body is None else body
+    return flask.Response(whole, int(response.status), list(response.headers))
+
+
+def sent_by(portal: Portal, response: Response) -> flask.Response:
+    """Send a response that may be a stream, which the portal's event loop makes."""
+    chunks = _chunks(response, portal) if isinstance(response, Stream) else None
+    answer = sent(response, chunks)
+    if response.status == HTTPStatus.NO_CONTENT:
+        del answer.headers["Content-Type"]
+    return answer
+
+
+def _chunks(stream: Stream, portal: Portal) -> Generator[bytes]:
+    """Pass on what the queue's own event loop makes; the server's thread waits for it."""
+    loop = portal.start()
+    try:
+        while (chunk := loop.call(_next, stream.chunks)) is not None:
+            yield chunk
+    finally:
+        with suppress(RuntimeError):  # the queue was closed, and the stream with it
+            loop.call(stream.chunks.aclose)
+
+
+async def _next(chunks: AsyncGenerator[T]) -> T | None:
+    return await anext(chunks, None)
