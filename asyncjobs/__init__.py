@@ -28,6 +28,7 @@ from asyncjobs.errors import (
     UnknownJob,
     UnknownType,
     UnreadableJob,
+    UnusableConnection,
 )
 from asyncjobs.logs import JobLogFilter
 from asyncjobs.model import (
@@ -90,4 +91,5 @@ __all__ = [
     "UnknownJob",
     "UnknownType",
     "UnreadableJob",
+    "UnusableConnection",
 ]

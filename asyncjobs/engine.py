@@ -85,8 +85,16 @@ class Engine:
         """Whether it was opened by this process, and not by the one that forked it."""
         return self.pid == os.getpid()
 
-    async def accept(self, submission: Submission, run_at: datetime) -> Job:
-        """Store the job of a submission, then dispatch it; or return the one its key names."""
+    async def accept(
+        self, submission: Submission, run_at: datetime, connection: object = None
+    ) -> Job:
+        """Store the job of a submission, then dispatch it; or return the one its key names.
+
+        What the transaction of a connection stores is not dispatched: it comes up when it commits.
+        """
+        if connection is not None:
+            job = lifecycle.submit(submission, run_at=run_at)
+            return await self.ledger.insert_within(connection, job)
         if run_at > submission.created_at or submission.delivery is Delivery.EXTERNAL:
             [stored] = await self.ledger.insert([lifecycle.submit(submission, run_at=run_at)])
             return stored

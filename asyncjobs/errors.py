@@ -3,7 +3,8 @@
 AsyncJobsError
 ├── ConfigurationError        wrong set-up, found before any job is touched
 │   ├── UnknownType           no handler of that name is registered
-│   └── NotOpen               used outside `async with jobs`
+│   ├── NotOpen               used outside `async with jobs`
+│   └── UnusableConnection    no job can be enqueued by its transaction
 ├── RequestRejected           what came in is not done
 │   ├── MalformedBody         not JSON at all
 │   ├── UnsupportedMediaType  JSON was expected
@@ -73,6 +74,14 @@ class NotOpen(ConfigurationError):
             f"{what} is not open in this process: enter it with `async with`, "
             "or run the lifespan of the app it is mounted on."
         )
+
+
+class UnusableConnection(ConfigurationError):
+    """Say why no job can be enqueued by the transaction of a connection; it was left as it was."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"No job can be enqueued on this connection: {reason}.")
 
 
 @dataclass(frozen=True)

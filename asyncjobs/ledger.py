@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from asyncjobs import lifecycle
-from asyncjobs.errors import ConfigurationError, UnknownJob
+from asyncjobs.errors import ConfigurationError, UnknownJob, UnusableConnection
 from asyncjobs.feed import Feed, Watch
 from asyncjobs.model import Job, JobId, JobStatus
 from asyncjobs.protocols import (
@@ -21,6 +21,7 @@ from asyncjobs.protocols import (
     OpenStore,
     Page,
     Selection,
+    Transactional,
 )
 
 # Jobs that their process has kept a place for are due a little later than they wait.
@@ -39,6 +40,7 @@ class Ledger:
         self._clock = clock
         self._listing = able if isinstance(able, Listing) else None
         self._counting = able if isinstance(able, Counting) else None
+        self._transactional = able if isinstance(able, Transactional) else None
 
     def now(self) -> datetime:
         """Tell the time that moves are made by."""
@@ -52,6 +54,21 @@ class Ledger:
                 self._feed.announce(found)
             else:
                 stored[index] = await self._replayed(job, found)
+        return stored
+
+    async def insert_within(self, connection: object, job: Job) -> Job:
+        """Add a job as `Transactional.insert_within` does; raise `UnusableConnection`."""
+        if self._transactional is None:
+            raise UnusableConnection("the queue's store takes part in no transaction but its own")
+        # Nobody is told: to everybody else it does not exist yet, and may never do.
+        [found] = await self._transactional.insert_within(connection, [job])
+        if found.id == job.id:
+            return job
+        repaired = await self._repaired(found, self._clock.now())
+        if repaired is not None:
+            return repaired
+        await self.forget([found.id])
+        [stored] = await self._transactional.insert_within(connection, [job])
         return stored
 
     async def get(self, ids: Sequence[JobId]) -> Sequence[Job | None]:

@@ -159,6 +159,23 @@ class Counting(Protocol):
 
 
 @runtime_checkable
+class Transactional(Protocol):
+    """A store whose jobs may be inserted by a transaction of the application's own."""
+
+    async def insert_within(self, connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
+        """Insert as `insert` does, by the transaction under way on the application's connection.
+
+        The jobs exist for others when it commits, and never did where it does not; the store tells
+        others, and this process, when it has. Neither is it ended nor are its settings changed,
+        and after an error it is as before the call, unless the connection is lost. Where another
+        transaction under way has inserted a job of the same idempotency key, the end of that one
+        is awaited. Raises `UnusableConnection` for a connection to somewhere else, without a
+        transaction, or of a kind that the store does not know.
+        """
+        ...
+
+
+@runtime_checkable
 class Clocked(Protocol):
     """A store that has a clock of its own, the same for all processes that use it."""
 

@@ -58,18 +58,30 @@ class AsyncJobs(Opening):
         user_id: str | None = None,
         idempotency_key: str | None = None,
         options: EnqueueOptions | None = None,
+        connection: object = None,
     ) -> Job:
         """Store a job durably, then dispatch it; see `JobQueue.enqueue`.
+
+        With a `connection` to the store's own database, the job is inserted by the transaction that
+        is under way there, and exists if and only if that commits; raises `UnusableConnection`
+        where it cannot be. Which kinds of connection there are, the store says.
 
         With an idempotency key, the same owner's next call for that type returns the job that
         exists, as it stands; with another payload it raises `IdempotencyConflict`.
         """
         caller = Caller(user_id, idempotency_key)
-        accepted = await self.accept(handler, payload, caller, options or EnqueueOptions())
+        terms = options or EnqueueOptions()
+        accepted = await self.accept(handler, payload, caller, terms, connection)
         return accepted.job
 
     async def accept(
-        self, handler: JobType[P, Any] | str, payload: P, caller: Caller, options: EnqueueOptions, /
+        self,
+        handler: JobType[P, Any] | str,
+        payload: P,
+        caller: Caller,
+        options: EnqueueOptions,
+        connection: object = None,
+        /,
     ) -> Accepted:
         """Enqueue, and tell whether the job was there already."""
         engine = self._running
@@ -77,7 +89,7 @@ class AsyncJobs(Opening):
         now = engine.ledger.now()
         terms = Terms(now, engine.dispatcher.delivery, self.expected_duration(kind))
         submission = make_submission(kind, payload, caller, options, terms)
-        job = await engine.accept(submission, options.begins(now))
+        job = await engine.accept(submission, options.begins(now), connection)
         if job.id == submission.id:
             log_transition(job)
             return Accepted(job, replayed=False)

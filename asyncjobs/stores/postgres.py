@@ -12,7 +12,7 @@ from contextlib import aclosing
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import parse_qs
 
 from asyncjobs.encoding import from_microseconds, to_microseconds
@@ -20,12 +20,15 @@ from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change, Finding, Page, Selection
 from asyncjobs.stores import postgres_rows as rows
+from asyncjobs.stores import postgres_statements as sql
 from asyncjobs.stores.event_loops import require_asyncio
 from asyncjobs.stores.postgres_checks import inspect
+from asyncjobs.stores.postgres_commits import Commits
 from asyncjobs.stores.postgres_links import Links
 from asyncjobs.stores.postgres_notices import Notices
 from asyncjobs.stores.postgres_schema import migration_sql, prepare
 from asyncjobs.stores.postgres_session import server_at
+from asyncjobs.stores.postgres_within import Borrowed, elsewhere, transaction_on
 
 # What a fork copied into this process. To close an inherited connection would end the parent's.
 _inherited: list[object] = []
@@ -75,6 +78,7 @@ class PostgresStore:
         traceback: TracebackType | None,
     ) -> None:
         opened, self._open = self._opened, None
+        await opened.commits.close()
         await opened.notices.close()
         await opened.links.close()
 
@@ -84,6 +88,18 @@ class PostgresStore:
         opened.notices.tell(
             job.id for job, found in zip(jobs, stored, strict=True) if job.id == found.id
         )
+        return stored
+
+    async def insert_within(self, connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
+        opened = self._opened
+        db = Borrowed(transaction_on(connection), self.server)
+        async with db.savepoint():
+            here, transaction = await db.whereabouts()
+            if not await opened.is_at(here):
+                raise elsewhere()
+            stored = await rows.insert(db, jobs)
+        both = zip(jobs, stored, strict=True)
+        opened.commits.expect(transaction, [job.id for job, found in both if job.id == found.id])
         return stored
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
@@ -148,6 +164,14 @@ class _Open:
         self.pid = os.getpid()
         self.links = links
         self.notices = Notices(links)
+        self.commits = Commits(links, self.notices)
+        self._here: tuple[Any, ...] | None = None
+
+    async def is_at(self, place: tuple[Any, ...]) -> bool:
+        """Tell whether that is where our own connections lead."""
+        if self._here != place:  # the first time, or the server was restarted
+            [self._here] = await self.links.use(lambda db: db.rows(sql.HERE), repeatable=True)
+        return self._here == place
 
 
 def from_url(url: str) -> PostgresStore:

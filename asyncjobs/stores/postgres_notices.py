@@ -40,12 +40,17 @@ class Notices:
         self._channel = links.server.schema
         self._me = uuid.uuid4().hex[:8]
         self._ids: set[JobId] = set()
+        self._here = False
         self._told = 0
         self._task: asyncio.Task[None] | None = None
 
-    def tell(self, ids: Iterable[JobId]) -> None:
-        """Tell other processes soon that these jobs have changed; nobody waits for it."""
+    def tell(self, ids: Iterable[JobId], *, here: bool = False) -> None:
+        """Tell other processes soon that these jobs have changed; nobody waits for it.
+
+        With `here`, this one hears of it, too, in the same way.
+        """
         self._ids.update(ids)
+        self._here |= here
         if self._ids and self._task is None:
             self._task = asyncio.create_task(self._tell_soon())
 
@@ -84,11 +89,12 @@ class Notices:
         try:
             while self._ids:
                 await asyncio.sleep(_SOON)
-                payload = _payload(self._me, self._ids)
-                self._ids = set()
+                mine = not self._here
+                payload = _payload(self._me if mine else "", self._ids)
+                self._ids, self._here = set(), False
                 try:
                     await self._links.use(lambda db: db.rows(sql.TELL, self._channel, payload))  # noqa: B023
-                    self._told += 1
+                    self._told += mine
                 except StoreError as error:
                     log.debug("Other processes were not told of changes: %s", error)
         finally:

@@ -21,7 +21,7 @@ from asyncjobs.errors import StoreUnavailable
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change, Page, Selection
 from asyncjobs.stores import postgres_statements as sql
-from asyncjobs.stores.postgres_session import Session
+from asyncjobs.stores.postgres_session import Database, Session
 
 _ESCAPED = re.compile(r"\\([\\0])")
 
@@ -44,7 +44,7 @@ async def get(db: Session, ids: Sequence[JobId]) -> list[Job | None]:
     return [jobs.get(name) for name in names]
 
 
-async def insert(db: Session, jobs: Sequence[Job]) -> list[Job]:
+async def insert(db: Database, jobs: Sequence[Job]) -> list[Job]:
     stored: dict[int, Job] = {}
     for round_ in _rounds([_unique_of(job) for job in jobs]):
         for places in _portions(round_, [len(job.payload_json) for job in jobs]):
@@ -56,7 +56,7 @@ async def insert(db: Session, jobs: Sequence[Job]) -> list[Job]:
     return [stored[place] for place in range(len(jobs))]
 
 
-async def _insert(db: Session, jobs: dict[int, Job]) -> dict[int, Job]:
+async def _insert(db: Database, jobs: dict[int, Job]) -> dict[int, Job]:
     """Add jobs that are not in each other's way; return what is stored for each now."""
     added = {name for (name,) in await db.rows(sql.INSERT, *_columns(list(jobs.values())))}
     stored = {place: job for place, job in jobs.items() if _text(job.id) in added}

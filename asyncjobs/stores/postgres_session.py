@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -71,8 +71,19 @@ def server_at(url: str, *, schema: str, pgbouncer: bool, timeout: float) -> Serv
 
 
 @cache
-def _in_schema(query: str, schema: str) -> bytes:
+def in_schema(query: str, schema: str) -> bytes:
+    """Name the schema in a statement."""
     return query.replace("{s}", f'"{schema}"').encode()
+
+
+class Database(Protocol):
+    """Where statements are executed, in which `{s}` stands for the schema."""
+
+    server: Server
+
+    async def rows(self, query: str, /, *values: Any) -> list[tuple[Any, ...]]:
+        """Execute a statement and return its rows."""
+        ...
 
 
 class Session:
@@ -86,14 +97,14 @@ class Session:
         self.overdue = False
 
     async def rows(
-        self, query: str, *values: Any, within: float | None = None
+        self, query: str, /, *values: Any, within: float | None = None
     ) -> list[tuple[Any, ...]]:
         """Execute a statement and return its rows; values go both ways in binary form.
 
         One that gets no answer in time has its connection cut. To cancel it would not do: psycopg
         then asks the server to cancel and waits for its answer, which is what does not come.
         """
-        statement = _in_schema(query, self.server.schema)
+        statement = in_schema(query, self.server.schema)
         seconds = within or self.server.timeout
         timer = asyncio.get_running_loop().call_later(seconds + _GRACE_SECONDS, self._give_up)
         try:

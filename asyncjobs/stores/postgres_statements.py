@@ -108,6 +108,16 @@ SELECT count(*) FROM (
 
 NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
+# The same for two connections only where both lead to the same tables of the same server.
+HERE = """
+SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
+    (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
+    to_regclass('{s}.jobs')::oid::bigint
+"""
+HERE_AND_WHO = f"{HERE}, txid_current()"
+
+FATES = "SELECT asked, txid_status(asked) FROM unnest(%b::bigint[]) AS asked"
+
 # In one statement, since both are for the same moment: those who listen are told ids, those who
 # cannot look at the counter.
 TELL = "SELECT nextval('{s}.changes'), pg_notify(%b::text, %b::text)"

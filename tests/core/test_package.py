@@ -14,6 +14,7 @@ HEAVY = (
     "sqlite3",
     "psycopg",
     "redis",
+    "sqlalchemy",
     "starlette",
     "fastapi",
     "flask",

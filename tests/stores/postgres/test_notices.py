@@ -68,6 +68,20 @@ async def test_through_a_pooler_others_are_noticed_and_oneself_is_not(
             assert [len(batch) for batch in await heard(store, other)] == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("pgbouncer", [False, True])
+async def test_what_is_told_here_too_is_heard_by_oneself(
+    postgres: PostgresServer, schema: str, *, pgbouncer: bool
+) -> None:
+    async with PostgresStore(postgres.url, schema=schema, pgbouncer=pgbouncer) as store:
+        notices, job = store._opened.notices, sample_job()
+        async with aclosing(store.changes()) as changes:
+            await anext(changes)
+            notices.tell([job.id], here=True)
+            await notices.close()
+            with anyio.fail_after(20):
+                assert await anext(changes) == (() if pgbouncer else [job.id])
+
+
 async def test_through_a_pooler_one_s_own_writes_make_no_notice(
     postgres: PostgresServer, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,104 @@
+"""SQLAlchemy: `await jobs.enqueue(export, cmd, connection=transaction_of(session))`.
+
+By any of its PostgreSQL drivers: the statements go through SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+from anyio import to_thread
+from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+
+from asyncjobs.errors import UnusableConnection
+from asyncjobs.stores.postgres_within import Refused, Transaction
+
+Asynchronous = AsyncSession | AsyncConnection | async_scoped_session[Any]
+Synchronous = Session | Connection | scoped_session[Any]
+
+_PARAMETER = re.compile(r"%b::(\w+(?:\[\])?)")
+
+
+def transaction_of(session: Asynchronous | Synchronous) -> Transaction:
+    """Return the transaction of a session or connection, to be given to `AsyncJobs.enqueue`.
+
+    The job exists when that commits. A scoped session means the one of the present scope. Raises
+    `UnusableConnection` for another database than PostgreSQL.
+    """
+    if isinstance(session, async_scoped_session | scoped_session):
+        # Now: where the statements are executed, the thread's or task's own is another one.
+        return transaction_of(session())
+    where = session.get_bind() if isinstance(session, AsyncSession | Session) else session
+    if where.dialect.name != "postgresql":
+        raise UnusableConnection(f"it leads to {where.dialect.name}, the store is on PostgreSQL")
+    if isinstance(session, AsyncSession | AsyncConnection):
+        return _Asynchronous(session)
+    return _Synchronous(session)
+
+
+class _Asynchronous(Transaction):
+    def __init__(self, session: AsyncSession | AsyncConnection) -> None:
+        self._session = session
+
+    async def rows(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        query, given = _translated(statement, values)
+        try:
+            session = self._session
+            own = await session.connection() if isinstance(session, AsyncSession) else session
+            result = await own.execute(query, given)
+        except (DBAPIError, InvalidRequestError) as error:
+            raise _refused(error) from error
+        return _plain(result) if result.returns_rows else []
+
+
+class _Synchronous(Transaction):
+    def __init__(self, session: Session | Connection) -> None:
+        self._session = session
+
+    async def rows(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        return await to_thread.run_sync(self._rows, statement, values)
+
+    def _rows(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        query, given = _translated(statement, values)
+        try:
+            session = self._session
+            own = session.connection() if isinstance(session, Session) else session
+            result = own.execute(query, given)
+        except (DBAPIError, InvalidRequestError) as error:
+            raise _refused(error) from error
+        return _plain(result) if result.returns_rows else []
+
+
+def _translated(statement: str, values: Sequence[Any]) -> tuple[TextClause, dict[str, Any]]:
+    return _query(statement), {f"p{place}": value for place, value in enumerate(values)}
+
+
+@cache
+def _query(statement: str) -> TextClause:
+    """Name the parameters, as SQLAlchemy wants it whatever the driver."""
+    numbers = iter(range(len(statement)))
+    named = _PARAMETER.sub(lambda found: f"CAST(:p{next(numbers)} AS {found[1]})", statement)
+    return text(named)
+
+
+def _plain(rows: Iterable[Row[Any]]) -> list[tuple[Any, ...]]:
+    """Read bytes as bytes, which psycopg2 does not."""
+    return [tuple(map(_plain_value, row)) for row in rows]
+
+
+def _plain_value(value: Any) -> Any:
+    return value.tobytes() if isinstance(value, memoryview) else value
+
+
+def _refused(error: DBAPIError | InvalidRequestError) -> Exception:
+    if not isinstance(error, DBAPIError):  # closed, or its transaction has to be rolled back
+        return UnusableConnection(" ".join(str(error).split()))
+    cause = error.orig
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return Refused(error, state)
