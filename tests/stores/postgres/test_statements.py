@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,9 +15,12 @@ from asyncjobs.stores.postgres_session import Session
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LATER, NOW
 
+if TYPE_CHECKING:
+    from tests.stores.conftest import PostgresServer
+
 pytestmark = pytest.mark.anyio
 
-MANY = 1_000_000
+FEW, MANY = 1_000, 1_000_000
 
 # Most are kept finished jobs; every tenth waits, and half of those are due.
 FILL = """
@@ -35,18 +39,26 @@ INSERT INTO {s}.submissions SELECT seq, %b::bytea, '7' FROM {s}.jobs
 
 @pytest.fixture
 async def full(store: PostgresStore) -> AsyncIterator[Session]:
+    async with filled(store, MANY) as session:
+        yield session
+
+
+@asynccontextmanager
+async def filled(store: PostgresStore, many: int) -> AsyncGenerator[Session]:
     job = sample_job()
     async with store, store._opened.links.lent() as session:
         await session.rows("SET statement_timeout = 0")
         await session.rows("SET synchronous_commit = off")
         moment = to_microseconds(NOW)
-        await session.rows(FILL, moment, encode_state(job), MANY, within=600)
+        await session.rows(FILL, moment, encode_state(job), many, within=600)
         await session.rows(FILL_SUBMISSIONS, encode_submission(job), within=600)
         await session.rows("ANALYZE {s}.jobs, {s}.submissions, {s}.results", within=600)
         yield session
 
 
-async def test_no_statement_reads_a_million_jobs_to_find_a_few(full: Session) -> None:
+async def test_no_statement_reads_a_million_jobs_to_find_a_few(
+    full: Session, postgres: PostgresServer, schema: str
+) -> None:
     some = [f"job_{n}" for n in range(1, MANY, MANY // 500)]
     now, until = to_microseconds(NOW), to_microseconds(LATER)
     bytes_ = [b"x"] * len(some)
@@ -73,6 +85,36 @@ async def test_no_statement_reads_a_million_jobs_to_find_a_few(full: Session) ->
             assert ("Seq Scan", "submissions") not in plan, (mode, statement)
             assert index in {name for _, name in plan}, (mode, statement, plan)
             assert not any(kind == "Sort" and name == "jobs" for kind, name in plan)
+    try:
+        async with filled(PostgresStore(postgres.url, schema=f"{schema}_few"), FEW) as few:
+            await check_pages(few, full)
+    finally:
+        postgres.execute(f"DROP SCHEMA IF EXISTS {schema}_few CASCADE")
+
+
+async def check_pages(few: Session, full: Session) -> None:
+    """An index of a million entries is one level deeper than that of a thousand, and no more."""
+    now, until = to_microseconds(NOW), to_microseconds(LATER)
+    asked: dict[str, tuple[Any, ...]] = {
+        sql.BY_ID: ([f"job_{FEW // 2}"],),
+        sql.TAKE: (["default"], now, 1, 1, until),
+    }
+    for statement, values in asked.items():
+        pages = await pages_of(few, statement, values)
+        assert pages <= await pages_of(full, statement, values) <= 1.5 * pages, statement
+
+
+async def pages_of(session: Session, statement: str, values: tuple[Any, ...]) -> int:
+    """Count the pages that a statement looks at, and undo what it does."""
+    await session.rows("SET plan_cache_mode = auto")
+    pages = 0
+    for _ in "12":  # the first one on a connection reads the catalogue, too
+        async with session.connection.transaction(force_rollback=True):
+            query = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
+            [(explained,)] = await session.rows(query, *values)
+        plan = explained[0]["Plan"]
+        pages = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    return pages
 
 
 async def plan_of(
