@@ -1,51 +1,56 @@
 """202 Accepted for every operation that takes too long for a request.
 
-This module names things; it loads no driver and no framework.
+This module names things; it loads no driver and no framework, and each name only when it is used:
+`asyncjobs.client` is imported by programs that have no server.
 """
 
-from asyncjobs.context import JobContext
-from asyncjobs.errors import (
-    AsyncJobsError,
-    ConfigurationError,
-    CrossSite,
-    FieldIssue,
-    IdempotencyConflict,
-    IllegalMove,
-    InvalidIdempotencyKey,
-    InvalidPayload,
-    InvalidQuery,
-    InvalidResult,
-    JobCancelled,
-    JobFailed,
-    LostLease,
-    NotOpen,
-    PayloadTooLarge,
-    RequestRejected,
-    SchemaError,
-    StoreError,
-    StoreUnavailable,
-    TooManyPolls,
-    UnknownJob,
-    UnknownType,
-    UnreadableJob,
-    UnusableConnection,
-)
-from asyncjobs.logs import JobLogFilter
-from asyncjobs.model import (
-    Detail,
-    Job,
-    JobError,
-    JobId,
-    JobStatus,
-    Policy,
-    Progress,
-    Retry,
-)
-from asyncjobs.protocols import Dispatcher, JobQueue, Page, Selection, Store
-from asyncjobs.queue import AsyncJobs
-from asyncjobs.registry import Handler, JobType
-from asyncjobs.settings import Settings
-from asyncjobs.submission import EnqueueOptions
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asyncjobs.context import JobContext
+    from asyncjobs.errors import (
+        AsyncJobsError,
+        ConfigurationError,
+        CrossSite,
+        FieldIssue,
+        IdempotencyConflict,
+        IllegalMove,
+        InvalidIdempotencyKey,
+        InvalidPayload,
+        InvalidQuery,
+        InvalidResult,
+        JobCancelled,
+        JobFailed,
+        LostLease,
+        NotOpen,
+        PayloadTooLarge,
+        RequestRejected,
+        SchemaError,
+        StoreError,
+        StoreUnavailable,
+        TooManyPolls,
+        UnknownJob,
+        UnknownType,
+        UnreadableJob,
+        UnusableConnection,
+    )
+    from asyncjobs.logs import JobLogFilter
+    from asyncjobs.model import (
+        Detail,
+        Job,
+        JobError,
+        JobId,
+        JobStatus,
+        Policy,
+        Progress,
+        Retry,
+    )
+    from asyncjobs.protocols import Dispatcher, JobQueue, Page, Selection, Store
+    from asyncjobs.queue import AsyncJobs
+    from asyncjobs.registry import Handler, JobType
+    from asyncjobs.settings import Settings
+    from asyncjobs.submission import EnqueueOptions
 
 __all__ = [
     "AsyncJobs",
@@ -93,3 +98,69 @@ __all__ = [
     "UnreadableJob",
     "UnusableConnection",
 ]
+
+_HOMES = {
+    "context": ("JobContext",),
+    "errors": (
+        "AsyncJobsError",
+        "ConfigurationError",
+        "CrossSite",
+        "FieldIssue",
+        "IdempotencyConflict",
+        "IllegalMove",
+        "InvalidIdempotencyKey",
+        "InvalidPayload",
+        "InvalidQuery",
+        "InvalidResult",
+        "JobCancelled",
+        "JobFailed",
+        "LostLease",
+        "NotOpen",
+        "PayloadTooLarge",
+        "RequestRejected",
+        "SchemaError",
+        "StoreError",
+        "StoreUnavailable",
+        "TooManyPolls",
+        "UnknownJob",
+        "UnknownType",
+        "UnreadableJob",
+        "UnusableConnection",
+    ),
+    "logs": ("JobLogFilter",),
+    "model": (
+        "Detail",
+        "Job",
+        "JobError",
+        "JobId",
+        "JobStatus",
+        "Policy",
+        "Progress",
+        "Retry",
+    ),
+    "protocols": (
+        "Dispatcher",
+        "JobQueue",
+        "Page",
+        "Selection",
+        "Store",
+    ),
+    "queue": ("AsyncJobs",),
+    "registry": (
+        "Handler",
+        "JobType",
+    ),
+    "settings": ("Settings",),
+    "submission": ("EnqueueOptions",),
+}
+
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = found
+        return found

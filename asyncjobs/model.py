@@ -16,6 +16,8 @@ from typing import Annotated, NewType
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from asyncjobs.status import JobStatus as JobStatus  # noqa: PLC0414  # part of what a job is
+
 JobId = NewType("JobId", str)
 
 #: The lane of every job that is not waiting for one of our workers. No queue may have this name.
@@ -41,24 +43,6 @@ def new_job_id() -> JobId:
 def parse_job_id(text: str) -> JobId | None:
     """Return the text as a job id, or None where no job can have it."""
     return JobId(text) if _JOB_ID.fullmatch(text) else None
-
-
-class JobStatus(StrEnum):
-    """Where a job is; the words are those of the wire."""
-
-    PENDING = "pending"
-    PROCESSING = "processing"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def terminal(self) -> bool:
-        """Whether nothing will change any more."""
-        return self in _TERMINAL
-
-
-_TERMINAL = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 
 class Delivery(StrEnum):

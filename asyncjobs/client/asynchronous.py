@@ -1,0 +1,342 @@
+"""Submit and follow jobs on an event loop, asyncio or trio: a shell around the rules."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from random import Random
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
+
+import anyio
+
+from asyncjobs.client.documents import JobUpdate
+from asyncjobs.client.errors import AnswerTooLarge
+from asyncjobs.client.exchange import (
+    Arrived,
+    Ask,
+    Broken,
+    End,
+    Event,
+    Hopeless,
+    Opened,
+    Read,
+    Rule,
+    Step,
+    Wait,
+    Woke,
+)
+from asyncjobs.client.follower import LONGEST_ANSWER, Follower, Following
+from asyncjobs.client.library import (
+    AsyncHttpClient,
+    Failures,
+    answer_of,
+    request_of,
+    streams_events,
+)
+from asyncjobs.client.monitors import Accepted, Monitor, read_accepted
+from asyncjobs.client.outcomes import cancel_of, cancelled_of, outcome_of, submission_of
+from asyncjobs.client.requests import Repeated
+
+if TYPE_CHECKING:
+    from asyncjobs.client.bars import ProgressBar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class AsyncJobsClient:
+    """Submits jobs to a server and follows them.
+
+    `http` is an `httpx2.AsyncClient` or `httpx.AsyncClient` with your credentials; it stays yours to close.
+    Without one, the client opens its own at the first request: close it, or use `async with`. It
+    belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "",
+        *,
+        http: AsyncHttpClient | None = None,
+        options: Following | None = None,
+    ) -> None:
+        self.base_url = base_url
+        self.options = options or Following()
+        self._given = http
+        self._own: AsyncHttpClient | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections, but for those of a client that was handed in."""
+        if self._own is not None:
+            await self._own.aclose()
+            self._own = None
+
+    @property
+    def http(self) -> AsyncHttpClient:
+        """The HTTP client, for requests of your own."""
+        if self._given is not None:
+            return self._given
+        if self._own is None:
+            import httpx2  # noqa: PLC0415  # who hands in one of httpx need not have it
+
+            self._own = httpx2.AsyncClient(base_url=self.base_url)
+        return self._own
+
+    @overload
+    async def submit(
+        self,
+        method: str,
+        url: str,
+        *,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncJob[Any]: ...
+    @overload
+    async def submit(
+        self,
+        method: str,
+        url: str,
+        *,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        type: type[R],
+    ) -> AsyncJob[R]: ...
+    async def submit(
+        self,
+        method: str,
+        url: str,
+        *,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        type: Any = None,
+    ) -> AsyncJob[Any]:
+        """Send what starts a job; `type` is that of its result.
+
+        It is sent again where the answer was lost, and always with an `Idempotency-Key`, so that
+        a server that knows this header begins one job. Raises `RequestRefused`, `AccessRefused`,
+        `ServerUnreachable`, and `NotAJob` where the answer names no job.
+        """
+        ask = submission_of(method, url, json, headers, idempotency_key)
+        repeated = Repeated(ask, self.options.submit_for, Random())  # noqa: S311  # pauses
+        await _finish(repeated, self.http)
+        return AsyncJob(self, read_accepted(repeated.answered, self.options.origins), type)
+
+    @overload
+    def attach(self, status_url: str) -> AsyncJob[Any]: ...
+    @overload
+    def attach(self, status_url: str, *, type: type[R]) -> AsyncJob[R]: ...
+    def attach(self, status_url: str, *, type: Any = None) -> AsyncJob[Any]:
+        """Take up a job by its status URL; nothing is sent yet."""
+        return AsyncJob(self, Accepted(Monitor(status_url)), type)
+
+
+class AsyncJob(Generic[T]):
+    """A job at a server. `last` is the newest that is known of it."""
+
+    def __init__(self, client: AsyncJobsClient, accepted: Accepted, type: Any = None) -> None:
+        self.monitor = accepted.monitor
+        self.last = accepted.update
+        self._client = client
+        self._type = type
+
+    @property
+    def status_url(self) -> str:
+        """Where anybody who may can go on following it, by `attach`."""
+        return self.monitor.status
+
+    def updates(self, *, timeout: float | None = None, progress: bool = False) -> Updates:
+        """Iterate (`async for`) over what is new, up to and with the job's end.
+
+        `timeout` is in seconds, those of the client's options unless given; then `JobTimeout` is
+        raised. `progress` draws a bar on the standard error. Who stops early enters the updates by
+        `async with`, or calls their `aclose`: else a connection stays open.
+        """
+        options = self._client.options
+        chosen = options if timeout is None else replace(options, timeout=timeout)
+        follower = Follower(self.monitor, chosen, Random(), self.last)  # noqa: S311  # pauses
+        return Updates(self, follower, self._client.http, progress=progress)
+
+    @overload
+    async def result(self, *, timeout: float | None = None, progress: bool = False) -> T: ...
+    @overload
+    async def result(
+        self, *, type: type[R], timeout: float | None = None, progress: bool = False
+    ) -> R: ...
+    async def result(
+        self, *, type: Any = None, timeout: float | None = None, progress: bool = False
+    ) -> Any:
+        """Follow the job to its end and return its result, as `type` if one is given.
+
+        Raises `JobFailed`, `JobCancelled`, `JobTimeout`, `ResultMismatch`, or what else keeps the
+        job from being followed (`ClientError`).
+        """
+        async with self.updates(timeout=timeout, progress=progress) as updates:
+            async for _ in updates:
+                pass
+        return outcome_of(cast("JobUpdate", self.last), self._type if type is None else type)
+
+    async def cancel(self) -> JobUpdate:
+        """Ask the job to stop; it may still end otherwise. Raises `RequestRefused`."""
+        repeated = Repeated(cancel_of(self.monitor), self._client.options.submit_for, Random())  # noqa: S311
+        await _finish(repeated, self._client.http)
+        update = cancelled_of(repeated.answered)
+        if update.status.terminal:
+            self.last = update
+        return update
+
+
+class Updates:
+    """The updates of one following, to be iterated over once."""
+
+    def __init__(
+        self, job: AsyncJob[Any], follower: Follower, http: AsyncHttpClient, *, progress: bool
+    ) -> None:
+        self._job = job
+        self._follower = follower
+        self._drive = _Drive(follower, http)
+        self._wants_bar = progress
+        self._bar: ProgressBar | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> JobUpdate:
+        if self._wants_bar and self._bar is None:
+            from asyncjobs.client.bars import ProgressBar  # noqa: PLC0415  # rarely wanted
+
+            self._bar = ProgressBar().__enter__()
+        try:
+            update = await anext(self._drive)
+        except BaseException:
+            await self.aclose()
+            raise
+        self._job.last, self._job.monitor = update, self._follower.monitor
+        if self._bar is not None:
+            self._bar.show(update)
+        return update
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop following; the job goes on."""
+        bar, self._bar, self._wants_bar = self._bar, None, False
+        if bar is not None:
+            bar.__exit__(None, None, None)
+        await self._drive.aclose()
+
+
+async def _finish(rule: Rule, http: AsyncHttpClient) -> None:
+    drive = _Drive(rule, http)
+    try:
+        async for _ in drive:
+            pass
+    finally:
+        await drive.aclose()
+
+
+class _Drive:
+    """Carries out what a rule decides; no generator, whose end an event loop may never see."""
+
+    def __init__(self, rule: Rule, http: AsyncHttpClient) -> None:
+        self._rule = rule
+        self._connection = _Connection(http)
+        self._step: Step | None = None
+        self._ready: deque[JobUpdate] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> JobUpdate:
+        while not self._ready:
+            if self._step is None:
+                self._go_to(self._rule.start(anyio.current_time()))
+            elif isinstance(self._step.then, End):
+                await self.aclose()
+                if self._step.then.error is not None:
+                    raise self._step.then.error
+                raise StopAsyncIteration
+            else:
+                event = await self._connection.perform(self._step.then)
+                self._go_to(self._rule.receive(event, anyio.current_time()))
+        return self._ready.popleft()
+
+    def _go_to(self, step: Step) -> None:
+        self._step = step
+        self._ready.extend(step.updates)
+
+    async def aclose(self) -> None:
+        await self._connection.aclose()
+
+
+class _Connection:
+    """The requests of one rule, and the stream that is open, if any."""
+
+    def __init__(self, http: AsyncHttpClient) -> None:
+        self._http = http
+        self._failures = Failures(http)
+        self._response: Any = None
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._url = ""
+
+    async def perform(self, action: Ask | Read | Wait) -> Event:
+        try:
+            if isinstance(action, Read):
+                chunk = None if self._chunks is None else await anext(self._chunks, None)
+                return Broken("the stream ended") if chunk is None else Arrived(chunk)
+            await self.aclose()
+            if isinstance(action, Wait):
+                await anyio.sleep(action.seconds)
+                return Woke()
+            self._url = action.url
+            return await self._ask(action)
+        except self._failures.caught as error:
+            return self._failures.event_of(error, self._url)
+
+    async def _ask(self, ask: Ask) -> Event:
+        request = request_of(self._http, ask)
+        ends = anyio.current_time() + ask.total
+        self._response = await self._http.send(request, stream=True, follow_redirects=True)
+        self._chunks = cast("AsyncIterator[bytes]", self._response.aiter_bytes())
+        if ask.stream and streams_events(self._response):
+            return Opened()
+        body = bytearray()
+        async for chunk in self._chunks:
+            body += chunk
+            if len(body) > LONGEST_ANSWER:
+                return Hopeless(AnswerTooLarge(ask.url, LONGEST_ANSWER))
+            if anyio.current_time() > ends:
+                return Broken("its answer does not end")
+        answer = answer_of(request, self._response, bytes(body))
+        await self.aclose()
+        return answer
+
+    async def aclose(self) -> None:
+        """Close the open stream, also when the task is being cancelled."""
+        response, self._response, self._chunks = self._response, None, None
+        if response is not None:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
