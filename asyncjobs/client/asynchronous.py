@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
 from types import TracebackType
@@ -49,9 +50,9 @@ R = TypeVar("R")
 class AsyncJobsClient:
     """Submits jobs to a server and follows them.
 
-    `http` is an `httpx2.AsyncClient` or `httpx.AsyncClient` with your credentials; it stays yours to close.
-    Without one, the client opens its own at the first request: close it, or use `async with`. It
-    belongs to one event loop.
+    `http` is an `httpx2.AsyncClient` or `httpx.AsyncClient` with your credentials; it stays yours
+    to close. Without one, the client opens its own at the first request: close it, or use `async
+    with`. It belongs to one event loop.
     """
 
     def __init__(
@@ -336,7 +337,15 @@ class _Connection:
 
     async def aclose(self) -> None:
         """Close the open stream, also when the task is being cancelled."""
-        response, self._response, self._chunks = self._response, None, None
-        if response is not None:
-            with anyio.CancelScope(shield=True):
-                await response.aclose()
+        response, self._response = self._response, None
+        chunks, self._chunks = self._chunks, None
+        if response is None or chunks is None:
+            return
+        with anyio.CancelScope(shield=True):
+            # The HTTP library reads through generators, of which only the outermost can be closed
+            # by hand. What comes from the socket ends them all: a cancellation.
+            with anyio.CancelScope() as scope, suppress(*self._failures.caught):
+                scope.cancel()
+                async for _ in chunks:
+                    pass
+            await response.aclose()

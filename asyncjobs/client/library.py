@@ -52,7 +52,8 @@ class Failures:
         library = self._library
         if isinstance(error, library.TooManyRedirects):
             return Hopeless(_caused(RedirectLoop(url), error))
-        if isinstance(error, (library.InvalidURL, library.UnsupportedProtocol)):
+        unsendable = (library.InvalidURL, library.UnsupportedProtocol, library.LocalProtocolError)
+        if isinstance(error, unsendable):
             return Hopeless(_caused(NotAJob(url, f"nothing, for {error}"), error))
         reason = str(error) or type(error).__name__
         unconnected = (library.ConnectError, library.ConnectTimeout, library.PoolTimeout)

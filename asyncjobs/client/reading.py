@@ -18,6 +18,8 @@ _VERSION = re.compile(r'(?:W/)?"?([0-9]{1,18})"?')
 _JSON = re.compile(r"application/(?:[\w.+-]+\+)?json\b", re.IGNORECASE)
 #: RFC 9110: what may be otherwise when it is asked again. 501 and 505 will not.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: What a server of ours answers for the result of a cancelled job.
+_CANCELLED = "job_cancelled"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def read_status(answer: Answered, kind: Kind) -> tuple[Kind, JobUpdate]:
 
     Raises what ends the following: `AccessRefused`, `JobNotFound`, `NotJson`, `NotAJob`.
     """
-    if kind is Kind.LOCATION or (kind is Kind.UNKNOWN and answer.status == 202):
+    if kind is Kind.LOCATION or (kind is Kind.UNKNOWN and _speaks_plain_http(answer)):
         return Kind.LOCATION, _read_location(answer)
     _refuse(answer)
     document = document_of(answer)
@@ -58,6 +60,12 @@ def read_status(answer: Answered, kind: Kind) -> tuple[Kind, JobUpdate]:
     if found is None or not 200 <= answer.status < 300:
         raise NotAJob(answer.url, f"{answer.status} with JSON that is no job's status")
     return found
+
+
+def _speaks_plain_http(answer: Answered) -> bool:
+    """Recognise a URL that will be the result's by its way to say that there is none."""
+    code = object_of(problem_of(answer)).get("code")
+    return answer.status in {202, 424} or (answer.status == 410 and code == _CANCELLED)
 
 
 def read_result(answer: Answered) -> Any:
@@ -78,8 +86,7 @@ def _read_location(answer: Answered) -> JobUpdate:
     if answer.status in {401, 403, 404} or not known:
         _refuse(answer)
         raise NotAJob(answer.url, f"{answer.status} without an explanation in JSON")
-    # RFC 9457 has no word for it; a cancelled job is known by our code.
-    cancelled = known.get("code") == "job_cancelled"
+    cancelled = known.get("code") == _CANCELLED
     return JobUpdate(
         JobStatus.CANCELLED if cancelled else JobStatus.FAILED,
         error=None if cancelled else sentence_of(known),

@@ -99,7 +99,7 @@ def run(rule: Rule, server: Any, *, steps: int = 1000) -> Run:
 
 def follower_of(vector: dict[str, Any], options: Following | None = None) -> Follower:
     monitor = Monitor(HOST + vector["statusUrl"], Kind.JOB, events=HOST + vector["eventsUrl"])
-    return Follower(monitor, options or Following(), Random(1))
+    return Follower(monitor, options or Following(), Random(1))  # noqa: S311  # pauses
 
 
 NAMES = sorted(path.stem for path in VECTORS.glob("*.json") if path.stem != "format")
