@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+_LAST_READS = 10
+
 
 class AsyncJobsClient:
     """Submits jobs to a server and follows them.
@@ -343,9 +345,11 @@ class _Connection:
             return
         with anyio.CancelScope(shield=True):
             # The HTTP library reads through generators, of which only the outermost can be closed
-            # by hand. What comes from the socket ends them all: a cancellation.
+            # by hand. What comes from the socket ends them all: a cancellation. A source that never
+            # waits is not cancelled, so it is read a few times only.
             with anyio.CancelScope() as scope, suppress(*self._failures.caught):
                 scope.cancel()
-                async for _ in chunks:
-                    pass
+                for _ in range(_LAST_READS):
+                    if await anext(chunks, None) is None:
+                        break
             await response.aclose()

@@ -33,7 +33,7 @@ from asyncjobs.client.exchange import (
     Woke,
 )
 from asyncjobs.client.monitors import Kind, Monitor, events_of, require_origin, result_url
-from asyncjobs.client.pace import DEFAULT_PAUSE, Turns, backoff, told_pause
+from asyncjobs.client.pace import DEFAULT_PAUSE, LEAST_PAUSE, Turns, backoff, told_pause
 from asyncjobs.client.reading import Trouble, read_result, read_status, trouble_of, version_of
 from asyncjobs.status import JobStatus
 
@@ -260,7 +260,7 @@ class Follower:
         stream, self._stream = self._stream or _Stream(), None
         told = DEFAULT_PAUSE if stream.parser.retry is None else stream.parser.retry
         if stream.news:
-            return Step(Wait(told * self._random.uniform(1, 1.25)))
+            return Step(Wait(max(told, LEAST_PAUSE) * self._random.uniform(1, 1.25)))
         # What is opened and then silent is a proxy that keeps events to itself.
         if not stream.bytes:
             self._failures.strikes = _STRIKES
@@ -311,7 +311,7 @@ class Follower:
     def _after_read(self, answer: Answered, now: float) -> Ask | Wait:
         self._failures = _Failures()
         told = told_pause(answer.headers)
-        pause = DEFAULT_PAUSE if told is None else told
+        pause = DEFAULT_PAUSE if told is None else max(told, LEAST_PAUSE)
         if self._transport is Transport.HOLD:
             if "wait" in answer.headers.get("preference-applied", ""):
                 turn = self._turns.pause(now, pause)

@@ -10,6 +10,9 @@ from random import Random
 #: Where a server says nothing.
 DEFAULT_PAUSE = 2.0
 
+#: Even where a server says zero.
+LEAST_PAUSE = 0.1
+
 _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 30.0
 _BURST = 5

@@ -10,9 +10,11 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asyncjobs.client.documents import JobUpdate
-from asyncjobs.client.errors import ClientError
+from asyncjobs.client.errors import ClientError, JobTimeout, ServerUnreachable
 from asyncjobs.client.exchange import (
     Answered,
     Arrived,
@@ -26,7 +28,7 @@ from asyncjobs.client.exchange import (
     Wait,
     Woke,
 )
-from asyncjobs.client.follower import Follower, Following
+from asyncjobs.client.follower import Follower, Following, Transport
 from asyncjobs.client.monitors import Kind, Monitor
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -44,6 +46,7 @@ class Scripted:
 
     vector: dict[str, Any]
     asked: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
+    took: float = 0.0
     _stream: Iterator[Event] = field(default_factory=lambda: iter(()))
 
     def perform(self, action: Ask | Read, now: float) -> Event:
@@ -93,6 +96,7 @@ def run(rule: Rule, server: Any, *, steps: int = 1000) -> Run:
             event: Event = Woke()
         else:
             event = server.perform(step.then, found.seconds)
+            found.seconds += server.took
         step = rule.receive(event, found.seconds)
     raise AssertionError(f"no end after {steps} steps")
 
@@ -122,3 +126,164 @@ def test_a_vector_is_told_as_it_says(vector: dict[str, Any]) -> None:
     else:
         assert found.error is None
         assert end.items() <= found.updates[-1].document.items()
+
+
+DISTURBANCES = ["drop", "503", "429", "500", "stale", "unchanged", "page", "cut", "silent"]
+
+
+@dataclass
+class Moody:
+    """A server of asyncjobs behind a bad network, and whether anybody asks too soon.
+
+    `moods` are what happens to the first requests; later ones are answered well, and the job ends.
+    """
+
+    moods: list[str]
+    held: bool
+    versions: int
+    never_ends: bool = False
+    polled: bool = False
+    asked: int = 0
+    took: float = 0.0
+    now: float = 0.0
+    earliest: float = 0.0
+    _stream: list[Event] = field(default_factory=list[Event])
+    _told: bool = False
+
+    def perform(self, action: Ask | Read, now: float) -> Event:
+        self.now, self.took = now, 0.0
+        if isinstance(action, Read):
+            return self._piece()
+        assert now >= self.earliest, "asked sooner than told"
+        mood = self.moods[self.asked] if self.asked < len(self.moods) else "well"
+        self.asked += 1
+        if mood == "drop":
+            return Broken("no route", connected=False)
+        if mood in {"503", "429", "500"}:
+            pause = {"503": 7, "429": 3}.get(mood)
+            return self._answer(action, int(mood), b"{}", pause=pause)
+        if mood == "page":
+            # Only in place of events: in place of a status it ends the following.
+            return self._answer(action, 200 if action.stream else 502, b"<p>", json_=False)
+        if action.stream:
+            self._stream = self._events(mood, int(action.headers.get("last-event-id", 0)))
+            return Opened()
+        return self._status(action, mood)
+
+    @property
+    def version(self) -> int:
+        late = self.asked > len(self.moods) and not self.never_ends
+        return self.versions if late else min(self.asked, self.versions - 1)
+
+    def _document(self, version: int) -> bytes:
+        status = "completed" if version == self.versions else "processing"
+        return json.dumps({"jobId": "job_1", "status": status, "progress": version}).encode()
+
+    def _status(self, ask: Ask, mood: str) -> Event:
+        version = max(1, self.version - 1) if mood == "stale" else self.version
+        known = ask.headers.get("if-none-match") == f'"{version}"'
+        more = {"etag": f'"{version}"'}
+        waits = self.held and "prefer" in ask.headers
+        if waits:
+            more["preference-applied"] = ask.headers["prefer"]
+            self.took = float(ask.headers["prefer"].removeprefix("wait=")) * known
+        pause = None if version == self.versions else 2
+        if known:
+            return self._answer(ask, 304, b"", pause=pause, held=waits, **more)
+        return self._answer(ask, 200, self._document(version), pause=pause, held=waits, **more)
+
+    def _answer(
+        self,
+        ask: Ask,
+        status: int,
+        body: bytes,
+        *,
+        pause: int | None = None,
+        held: bool = False,
+        json_: bool = True,
+        **more: str,
+    ) -> Answered:
+        headers = {"content-type": "application/json" if json_ else "text/html", **more}
+        if pause is not None:
+            headers["retry-after"] = str(pause)
+        # After the first read the way of following changes, which is no second poll; a held read
+        # is followed by the next.
+        if pause is not None and not held and (status != 200 or self.polled):
+            self.earliest = self.now + pause
+        return Answered(ask.url, ask.url, status, headers, body)
+
+    def _events(self, mood: str, after: int) -> list[Event]:
+        versions = list(range(after + 1, self.version + 1))
+        if mood == "stale":
+            versions = [version for one in versions for version in (one, max(1, one - 1), one)]
+        text = b"retry: 5000\n\n" + b"".join(
+            b"id: %d\ndata: %s\n\n" % (one, self._document(one)) for one in versions
+        )
+        self._told = mood != "silent"
+        if mood == "silent":
+            return []
+        if mood == "cut":
+            text = text[: max(13, len(text) * 2 // 3)]
+        return [Arrived(text[at : at + 37]) for at in range(0, len(text), 37)]
+
+    def _piece(self) -> Event:
+        if self._stream:
+            return self._stream.pop(0)
+        self.took = 45.0
+        if self._told:
+            self.earliest = self.now + self.took + 5
+        return Broken("the stream ended")
+
+
+transports = st.lists(st.sampled_from(Transport), unique=True, min_size=1)
+moods = st.lists(st.sampled_from(DISTURBANCES), max_size=12)
+
+
+@settings(deadline=None, max_examples=300)
+@given(transports, moods, st.booleans(), st.integers(1, 12))
+def test_whatever_happens_the_versions_increase_and_the_end_comes_once(
+    chosen: list[Transport], moods: list[str], held: bool, versions: int
+) -> None:
+    server = Moody(moods, held, versions)
+    server.polled = chosen == [Transport.POLL]
+    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB, events=HOST + "/jobs/job_1/events")
+    options = Following(transports=chosen)
+    found = run(Follower(monitor, options, Random(len(moods))), server)  # noqa: S311  # pauses
+    assert found.error is None
+    seen = [one.version for one in found.updates]
+    assert seen == sorted({one for one in seen if one is not None})
+    ended = [one.status.terminal for one in found.updates]
+    assert ended == [False] * (len(ended) - 1) + [True]
+    assert seen[-1] == versions
+
+
+@settings(deadline=None, max_examples=100)
+@given(transports, moods, st.booleans(), st.floats(0, 600))
+def test_a_job_that_does_not_end_is_left_when_the_callers_time_is_over(
+    chosen: list[Transport], moods: list[str], held: bool, timeout: float
+) -> None:
+    server = Moody(moods, held, 12, never_ends=True)
+    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB, events=HOST + "/jobs/job_1/events")
+    options = Following(timeout=timeout, transports=chosen)
+    found = run(Follower(monitor, options, Random(1)), server)  # noqa: S311  # pauses
+    assert isinstance(found.error, JobTimeout)
+    assert timeout <= found.seconds <= timeout + 46
+    # The burst of held reads, one read each two seconds, and what the bad moods have cost.
+    assert server.asked <= timeout / 2 + len(moods) + 10
+
+
+def test_a_quiet_job_costs_a_held_read_each_25_seconds() -> None:
+    server = Moody([], held=True, versions=2, never_ends=True)
+    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB)
+    options = Following(timeout=1000, transports=[Transport.HOLD])
+    found = run(Follower(monitor, options, Random(1)), server)  # noqa: S311  # pauses
+    assert isinstance(found.error, JobTimeout)
+    assert server.asked == 1 + 1000 / 25
+
+
+def test_a_server_that_stays_away_is_given_up_after_the_patience() -> None:
+    server = Moody(["drop"] * 1000, held=True, versions=2)
+    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB)
+    found = run(Follower(monitor, Following(patience=60), Random(1)), server)  # noqa: S311  # pauses
+    assert isinstance(found.error, ServerUnreachable)
+    assert 60 <= found.seconds <= 120

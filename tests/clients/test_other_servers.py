@@ -1,0 +1,194 @@
+"""Servers that are not ours, and those that make no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from asyncjobs.client import (
+    AccessRefused,
+    AnswerTooLarge,
+    AsyncJobsClient,
+    Following,
+    ForeignUrl,
+    Job,
+    JobFailed,
+    JobNotFound,
+    JobsClient,
+    JobTimeout,
+    NotAJob,
+    NotJson,
+    RedirectLoop,
+    ServerUnreachable,
+)
+
+HOST = "http://h.example"
+SOON = {"retry-after": "0"}
+Reply = httpx2.Response
+
+
+def client_of(replies: dict[str, list[Reply]], options: Following | None = None) -> JobsClient:
+    """Answer each path's requests in turn, those after the last by the last."""
+
+    def answer(request: httpx2.Request) -> Reply:
+        left = replies[request.url.path]
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    http = httpx2.Client(base_url=HOST, transport=httpx2.MockTransport(answer))
+    return JobsClient(http=http, options=options)
+
+
+def submitted(first: Reply, replies: dict[str, list[Reply]]) -> Job[Any]:
+    return client_of({"/do": [first], **replies}).submit("PUT", "/do")
+
+
+def operation(**document: Any) -> Reply:
+    return Reply(200, headers=SOON, json=document)
+
+
+def test_an_operation_is_followed_to_its_resource() -> None:
+    states = [
+        operation(status="Provisioning"),
+        operation(status="Running", percentComplete=40.5),
+        operation(status="Succeeded", resourceLocation="/things/1"),
+    ]
+    replies = {"/o": states, "/things/1": [Reply(503, headers=SOON), Reply(200, json={"id": 1})]}
+    job = submitted(Reply(202, headers={"operation-location": f"{HOST}/o"}), replies)
+    updates = list(job.updates())
+    assert [one.progress for one in updates] == [None, 40, None]
+    assert job.result() == {"id": 1}
+
+
+def test_an_operations_result_is_in_it_or_where_the_202_said() -> None:
+    headers = {"operation-location": "/o", "location": "/r"}
+    inside = {"/o": [operation(status="Succeeded", result=None)]}
+    assert submitted(Reply(202, headers=headers), inside).result() is None
+    beside = {"/o": [operation(status="succeeded")], "/r": [Reply(200, json=7)]}
+    assert submitted(Reply(202, headers=headers), beside).result() == 7
+    nowhere = {"/o": [operation(status="Succeeded")]}
+    assert submitted(Reply(202, headers={"operation-location": "/o"}), nowhere).result() is None
+
+
+def test_an_operation_that_failed_says_why() -> None:
+    error = {"code": "Quota", "message": "Too many."}
+    replies = {"/o": [operation(status="Failed", error=error)]}
+    job = submitted(Reply(202, headers={"operation-location": "/o"}), replies)
+    with pytest.raises(JobFailed, match=r"Too many\.") as caught:
+        job.result()
+    assert caught.value.code == "Quota"
+
+
+@pytest.mark.parametrize(
+    ("last", "result"),
+    [
+        (Reply(200, json=[1]), [1]),
+        (Reply(200, text="a,b"), "a,b"),
+        (Reply(200, content=b"\0", headers={"content-type": "image/png"}), b"\0"),
+        (Reply(204), None),
+    ],
+    ids=["json", "text", "bytes", "nothing"],
+)
+def test_a_location_is_followed_until_it_is_the_result(last: Reply, result: Any) -> None:
+    replies = {"/r": [Reply(202, headers=SOON), Reply(202, headers=SOON), last]}
+    assert submitted(Reply(202, headers={"location": "/r"}), replies).result() == result
+
+
+def test_a_location_that_redirects_leads_to_the_result() -> None:
+    replies = {"/r": [Reply(303, headers={"location": "/x"})], "/x": [Reply(200, json=1)]}
+    assert submitted(Reply(202, headers={"location": "/r"}), replies).result() == 1
+
+
+def test_a_problem_at_a_location_is_the_jobs_failure() -> None:
+    problem = Reply(409, json={"title": "Conflict", "detail": "It exists."})
+    job = submitted(Reply(202, headers={"location": "/r"}), {"/r": [problem]})
+    with pytest.raises(JobFailed, match=r"It exists\.") as caught:
+        job.result()
+    assert caught.value.code == "http_409"
+
+
+def test_a_url_of_another_origin_is_not_asked_unless_it_is_named() -> None:
+    first = Reply(202, headers={"location": "http://other.example/r"})
+    with pytest.raises(ForeignUrl, match=r"http://other\.example:80"):
+        submitted(first, {"/r": [Reply(200, json=1)]})
+    options = Following(origins=["http://other.example"])
+    client = client_of({"/do": [first], "/r": [Reply(200, json=1)]}, options)
+    assert client.submit("POST", "/do").result() == 1
+
+
+def test_an_operations_resource_elsewhere_is_not_asked_either() -> None:
+    state = operation(status="Succeeded", resourceLocation="http://other.example/r")
+    job = submitted(Reply(202, headers={"operation-location": "/o"}), {"/o": [state]})
+    with pytest.raises(ForeignUrl):
+        job.result()
+
+
+def endless() -> Iterator[bytes]:
+    while True:
+        yield b" " * 1_000_000
+
+
+PAGE = Reply(200, html="<p>Hello</p>")
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "sentence"),
+    [
+        (lambda: PAGE, NotJson, "text/html; charset=utf-8 instead of JSON: '<p>Hello</p>'"),
+        (lambda: Reply(200, json={"status": "ok"}), NotAJob, "no job's status"),
+        (lambda: Reply(200, json=[1]), NotAJob, "no job's status"),
+        (lambda: Reply(200, json={"jobId": "1", "status": "odd"}), NotAJob, "no job's status"),
+        (lambda: Reply(200), NotJson, "no Content-Type instead of JSON: ''"),
+        (lambda: Reply(304), NotJson, "instead of JSON"),
+        (lambda: Reply(404), JobNotFound, "404: no reason was given"),
+        (lambda: Reply(401), AccessRefused, "401: check"),
+        (lambda: Reply(302, headers={"location": "/j"}), RedirectLoop, "one redirect after"),
+        (lambda: Reply(200, content=endless()), AnswerTooLarge, "more than 67108864 bytes"),
+        (lambda: Reply(502), ServerUnreachable, "it answers 502"),
+    ],
+)
+def test_what_makes_no_sense_is_named(
+    reply: Callable[[], Reply], error: type[Exception], sentence: str
+) -> None:
+    client = client_of({"/j": [reply()]}, Following(patience=0.2))
+    with pytest.raises(error, match=sentence):
+        client.attach("/j").result(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [(Reply(202), NotAJob), (Reply(200, json={"a": 1}), NotAJob), (PAGE, NotJson)],
+    ids=["202", "200", "page"],
+)
+def test_a_submission_that_names_no_job_is_refused(reply: Reply, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        client_of({"/do": [reply]}).submit("POST", "/do", json={})
+
+
+def test_a_cancel_that_is_answered_by_something_else_is_named() -> None:
+    client = client_of({"/j/cancel": [Reply(200, json={})]})
+    with pytest.raises(NotAJob):
+        client.attach("/j").cancel()
+
+
+def test_a_server_that_never_ends_costs_no_more_than_the_callers_time() -> None:
+    replies = {"/r": [Reply(202, headers=SOON)]}
+    job = submitted(Reply(202, headers={"location": "/r"}), replies)
+    with pytest.raises(JobTimeout):
+        job.result(timeout=0.3)
+
+
+@pytest.mark.anyio
+async def test_an_answer_without_an_end_is_left_in_a_loop_too() -> None:
+    async def answer(_: httpx2.Request) -> Reply:
+        return Reply(200, content=slow())
+
+    async def slow() -> Any:
+        while True:
+            yield b" " * 1_000_000
+
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
+        with pytest.raises(AnswerTooLarge):
+            await AsyncJobsClient(http=http).attach(f"{HOST}/j").result()
