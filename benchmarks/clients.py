@@ -1,7 +1,9 @@
 """What following a job costs, by each transport, and what the client costs to import.
 
-    python benchmarks/clients.py             # under a minute; needs the `demo` extra
-    python benchmarks/clients.py --minute    # with a job of a minute, too
+    python -P benchmarks/clients.py            # under a minute; needs the `demo` extra
+    python -P benchmarks/clients.py --minute   # with a job of a minute, too
+
+`-P`, because `http.py` beside this file is not the standard library's.
 
 The server is a process of its own; a job's result is the moment at which it ended.
 """
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,13 +75,31 @@ def serving() -> Generator[str]:
 
 
 class Counting(httpx2.HTTPTransport):
-    """Counts requests."""
+    """Counts requests, and the bytes of the bodies that came."""
 
     requests = 0
+    bytes = 0
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         self.requests += 1
-        return super().handle_request(request)
+        response = super().handle_request(request)
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        response.stream = Counted(self, response.stream)
+        return response
+
+
+class Counted(httpx2.SyncByteStream):
+    def __init__(self, counting: Counting, stream: httpx2.SyncByteStream) -> None:
+        self._counting = counting
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._stream:
+            self._counting.bytes += len(chunk)
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def follow(url: str, transport: Transport, seconds: float) -> tuple[int, int, float]:
@@ -88,13 +108,9 @@ def follow(url: str, transport: Transport, seconds: float) -> tuple[int, int, fl
     with httpx2.Client(base_url=url, transport=counting) as http:
         client = JobsClient(http=http, options=Following(transports=[transport]))
         job = client.submit("POST", f"/naps?seconds={seconds}")
-        counting.requests = 0
-        read = 0
-        ended: Any = None
-        for update in job.updates():
-            read += len(str(dict(update.document)))
-            ended = update.result
-        return counting.requests, read, (time.monotonic() - ended) * 1000
+        counting.requests = counting.bytes = 0
+        ended: Any = job.result()
+        return counting.requests, counting.bytes, (time.monotonic() - ended) * 1000
 
 
 def import_time(statement: str) -> float:
@@ -110,7 +126,7 @@ def main() -> None:
     lengths = (*LENGTHS, 60) if "--minute" in sys.argv else LENGTHS
     with serving() as url:
         follow(url, Transport.EVENTS, 0)
-        print("job s  transport  requests  bytes told  known after ms")
+        print("job s  transport  requests  bytes read  known after ms")
         for seconds in lengths:
             for transport in Transport:
                 requests, read, delay = follow(url, transport, seconds)

@@ -164,7 +164,7 @@ class Moody:
             return self._answer(action, int(mood), b"{}", pause=pause)
         if mood == "page":
             # Only in place of events: in place of a status it ends the following.
-            return self._answer(action, 200 if action.stream else 502, b"<p>", json_=False)
+            return self._answer(action, 200 if action.stream else 502, b"<p>", html=True)
         if action.stream:
             self._stream = self._events(mood, int(action.headers.get("last-event-id", 0)))
             return Opened()
@@ -189,8 +189,8 @@ class Moody:
             self.took = float(ask.headers["prefer"].removeprefix("wait=")) * known
         pause = None if version == self.versions else 2
         if known:
-            return self._answer(ask, 304, b"", pause=pause, held=waits, **more)
-        return self._answer(ask, 200, self._document(version), pause=pause, held=waits, **more)
+            return self._answer(ask, 304, b"", pause=pause, held=waits, more=more)
+        return self._answer(ask, 200, self._document(version), pause=pause, held=waits, more=more)
 
     def _answer(
         self,
@@ -200,10 +200,10 @@ class Moody:
         *,
         pause: int | None = None,
         held: bool = False,
-        json_: bool = True,
-        **more: str,
+        html: bool = False,
+        more: dict[str, str] | None = None,
     ) -> Answered:
-        headers = {"content-type": "application/json" if json_ else "text/html", **more}
+        headers = {"content-type": "text/html" if html else "application/json", **(more or {})}
         if pause is not None:
             headers["retry-after"] = str(pause)
         # After the first read the way of following changes, which is no second poll; a held read

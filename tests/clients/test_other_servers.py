@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -185,7 +185,7 @@ async def test_an_answer_without_an_end_is_left_in_a_loop_too() -> None:
     async def answer(_: httpx2.Request) -> Reply:
         return Reply(200, content=slow())
 
-    async def slow() -> Any:
+    async def slow() -> AsyncIterator[bytes]:
         while True:
             yield b" " * 1_000_000
 

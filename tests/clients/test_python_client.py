@@ -24,6 +24,7 @@ from asyncjobs.client import (
     JobsClient,
     JobStatus,
     JobTimeout,
+    JobUpdate,
     NotAJob,
     RequestRefused,
     ResultMismatch,
@@ -91,7 +92,7 @@ def test_another_kind_of_client_is_refused() -> None:
 def test_each_transport_tells_all_to_the_end(served: Any, gate: Any, transport: Transport) -> None:
     options = Following(transports=[transport])
     with JobsClient(served.url, options=options) as client:
-        updates = []
+        updates: list[JobUpdate] = []
         for update in client.attach(gate.status_url).updates(timeout=60):
             if not updates:
                 gate.release()
@@ -131,7 +132,8 @@ def test_a_job_can_be_cancelled(client: JobsClient, gate: Any) -> None:
 def test_a_job_is_followed_in_the_words_of_other_servers(
     client: JobsClient, gate: Any, words: str
 ) -> None:
-    statuses = []
+    statuses: list[JobStatus] = []
+    result = None
     for update in client.attach(f"{gate.status_url}/{words}").updates(timeout=60):
         if not statuses:
             gate.release()
@@ -177,7 +179,7 @@ def test_the_callers_time_ends_a_following(served: Any, gate: Any, transport: Tr
 
 def test_a_connection_that_is_cut_changes_nothing(fragile: Any, gate: Any) -> None:
     with JobsClient(fragile.url) as client:
-        updates = []
+        updates: list[JobUpdate] = []
         for update in client.attach(fragile.url + gate.document["statusUrl"]).updates(timeout=60):
             if not updates:
                 fragile.cut()
@@ -209,7 +211,7 @@ def test_a_network_that_cuts_all_the_time_is_survived(
 
 
 def test_a_submission_whose_answer_was_lost_is_sent_again_and_makes_one_job(served: Any) -> None:
-    keys = []
+    keys: list[str] = []
 
     def lose_first(request: httpx2.Request) -> httpx2.Response:
         keys.append(request.headers["idempotency-key"])
@@ -286,7 +288,7 @@ async def test_a_loop_submits_and_follows(in_loop: AsyncJobsClient) -> None:
 async def test_a_loop_is_told_all_through_cuts(
     fragile: Any, gate: Any, transport: Transport
 ) -> None:
-    updates = []
+    updates: list[JobUpdate] = []
     async with (
         AsyncJobsClient(fragile.url, options=Following(transports=[transport])) as client,
         client.attach(gate.document["statusUrl"]).updates(timeout=60) as incoming,
