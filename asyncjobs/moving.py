@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -89,13 +89,14 @@ async def plan(source: Store, target: Store) -> Plan:
     # A page that was read while jobs were deleted may have shown one twice.
     ids = list(dict.fromkeys(reversed(ids)))
     known, present = set(ids), 0
+    strangers: list[JobId] = []
     async for jobs in _pages(target):
-        strangers = [job.id for job in jobs if job.id not in known]
-        if strangers:
-            raise MoveRefused(
-                f"the target has jobs of its own, such as {strangers[0]}; move into an empty store"
-            )
+        strangers += [job.id for job in jobs if job.id not in known]
         present += len(jobs)
+    if strangers:
+        raise MoveRefused(
+            f"the target has jobs of its own, such as {strangers[0]}; move into an empty store"
+        )
     return Plan(ids, present, running, unreadable)
 
 
@@ -106,15 +107,16 @@ async def copy(source: Store, target: Store, planned: Plan, tell: Tell) -> Moved
     in the target it is begun again when its lease has lapsed.
     """
     copied = updated = done = 0
-    async for jobs in _whole(source, planned.ids):
-        ids = [job.id for job in jobs]
-        pairs = list(zip(jobs, await target.get(ids), strict=True))
-        missing = [job for job, found in pairs if found is None]
-        await _insert(target, missing)
-        older = [(job, found) for job, found in pairs if found and not same(job, found)]
-        await _overwrite(target, older)
-        copied, updated, done = copied + len(missing), updated + len(older), done + len(jobs)
-        tell("copy", done, len(planned.ids))
+    async with aclosing(_whole(source, planned.ids)) as batches:
+        async for jobs in batches:
+            ids = [job.id for job in jobs]
+            pairs = list(zip(jobs, await target.get(ids), strict=True))
+            missing = [job for job, found in pairs if found is None]
+            await _insert(target, missing)
+            older = [(job, found) for job, found in pairs if found and not same(job, found)]
+            await _overwrite(target, older)
+            copied, updated, done = copied + len(missing), updated + len(older), done + len(jobs)
+            tell("copy", done, len(planned.ids))
     digest = await verify(source, target, tell)
     return Moved(digest, copied, updated, planned.unreadable)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -110,20 +111,27 @@ def purge(
     async def work() -> None:
         async with opened(target) as (store, clock):
             before = clock.now() - older_than
-            number = 0
-            async for ids in _finished(store, which, before):
-                number += len(ids)
+            number = await _count(store, which, before)
             if dry_run or not number:
                 click.echo(f"{_jobs(number)} would be deleted.")
                 return
             _ask(f"Delete {_jobs(number)}?", yes=yes)
-            number = 0
-            async for ids in _finished(store, which, before):
-                await store.delete(ids)
-                number += len(ids)
-            click.echo(f"{_jobs(number)} deleted.")
+            click.echo(f"{_jobs(await _delete(store, which, before))} deleted.")
 
     carry_out(work)
+
+
+async def _count(store: Store, which: Selection, before: datetime) -> int:
+    return sum([len(ids) async for ids in _finished(store, which, before)])
+
+
+async def _delete(store: Store, which: Selection, before: datetime) -> int:
+    number = 0
+    async with aclosing(_finished(store, which, before)) as pages:
+        async for ids in pages:
+            await store.delete(ids)
+            number += len(ids)
+    return number
 
 
 async def _finished(

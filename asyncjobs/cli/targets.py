@@ -64,7 +64,7 @@ def _keep(context: click.Context, parameter: click.Parameter, value: str | None)
     ranks: dict[str, bool] = context.meta.setdefault("asyncjobs.targets", {})
     if said and any(ranks.values()):
         raise click.UsageError("Give --jobs or --store, not both.", context)
-    if not said and any(ranks.values()):
+    if not said and ranks:
         return
     target.jobs = target.store = None
     setattr(target, parameter.name, value)

@@ -18,7 +18,7 @@ from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import BRISK, TcpProxy
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import PostgresServer
+    from tests.conftest import PostgresServer
 
 pytestmark = pytest.mark.anyio
 

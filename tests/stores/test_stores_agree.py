@@ -27,7 +27,7 @@ from asyncjobs.testing import ManualClock, sample_job
 from custom_store import FolderStore
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import PostgresServer
+    from tests.conftest import PostgresServer
 
 LANES = ("high", "default", HOUSEKEEPING)
 PAUSES = st.timedeltas(timedelta(microseconds=1), timedelta(minutes=1))

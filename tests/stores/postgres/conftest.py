@@ -12,7 +12,7 @@ from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.testing import TcpProxy
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import PostgresServer
+    from tests.conftest import PostgresServer
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from asyncjobs.testing import TcpProxy, sample_job
 from asyncjobs.testing.samples import LATER, NOW, begun, ids
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import PostgresServer
+    from tests.conftest import PostgresServer
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,7 @@ from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LATER, NOW, begun, ids
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import PostgresServer
+    from tests.conftest import PostgresServer
 
 pytestmark = pytest.mark.anyio
 

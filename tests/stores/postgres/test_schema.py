@@ -17,7 +17,7 @@ from asyncjobs.stores.postgres_schema import MIGRATIONS, migration_sql
 from asyncjobs.testing import sample_job
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import PostgresServer
+    from tests.conftest import PostgresServer
 
 pytestmark = pytest.mark.anyio
 

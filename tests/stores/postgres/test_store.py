@@ -25,7 +25,7 @@ from asyncjobs.testing import (
 )
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import PostgresServer
+    from tests.conftest import PostgresServer
 
 pytestmark = pytest.mark.anyio
 

@@ -1,0 +1,125 @@
+"""What the tests of the commands share: stores with jobs, and a shell to say commands in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+from click.testing import CliRunner, Result
+
+from asyncjobs import Job, JobError, JobStatus, Progress, lifecycle
+from asyncjobs.cli.app import commands
+from asyncjobs.model import Detail, Lease, new_job_id
+from asyncjobs.protocols import Store
+from asyncjobs.stores import store_from_url
+from asyncjobs.testing import sample_job
+
+T = TypeVar("T")
+Shell = Callable[..., Result]
+Do = Callable[[str, Callable[[Any], Awaitable[T]]], T]
+Fill = Callable[[str, Sequence[Job]], None]
+Made = Callable[..., Job]
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Name a store of each kind, which is empty."""
+    return url_of(request.param, request, tmp_path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    """Name an SQLite store, for what does not depend on the store."""
+    return f"sqlite:///{tmp_path}/jobs.db"
+
+
+def url_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    if kind == "sqlite":
+        return f"sqlite:///{folder}/{kind}.db"
+    if kind == "redis":
+        return f"{request.getfixturevalue('redis_url')}?namespace={named(request, 'namespace')}"
+    server = request.getfixturevalue("postgres")
+    return f"{server.url}?asyncjobs_schema={named(request, 'schema')}"
+
+
+def named(request: pytest.FixtureRequest, fixture: str) -> str:
+    name: str = request.getfixturevalue(fixture)
+    return name
+
+
+@pytest.fixture
+def asyncjobs(monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """Say a command, as in a shell that is no terminal and whose environment names no store."""
+    monkeypatch.delenv("ASYNCJOBS_STORE", raising=False)
+    monkeypatch.delenv("ASYNCJOBS_JOBS", raising=False)
+
+    def run(*words: str, **options: Any) -> Result:
+        result = CliRunner().invoke(commands, words, **options)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture
+def do() -> Do[Any]:
+    """Do something with a store, as another process would."""
+
+    def with_store(url: str, work: Callable[[Store], Awaitable[T]]) -> T:
+        async def opened() -> T:
+            async with store_from_url(url) as store:
+                return await work(store)
+
+        return anyio.run(opened)
+
+    return with_store
+
+
+@pytest.fixture
+def fill(do: Do[Any]) -> Fill:
+    def insert(url: str, jobs: Sequence[Job]) -> None:
+        do(url, partial(insert_into, jobs=jobs))
+
+    return insert
+
+
+async def insert_into(store: Store, jobs: Sequence[Job]) -> None:
+    assert [job.id for job in await store.insert(jobs)] == [job.id for job in jobs]
+
+
+@pytest.fixture
+def made() -> Made:
+    """Make a job of a status, submitted and begun so long ago."""
+
+    def make(
+        status: JobStatus = JobStatus.PENDING,
+        ago: timedelta = timedelta(0),
+        result: bytes = b"null",
+        **submission: Any,
+    ) -> Job:
+        now = datetime.now(UTC) - ago
+        limits = {"created_at": now, "deadline": now + ago + timedelta(days=1), "retention": None}
+        waiting = sample_job(**{"id": new_job_id(), **limits, **submission})
+        lease = Lease(worker="host:1", token="t", until=now + ago + timedelta(hours=1))
+        running = lifecycle.start(waiting, now, lease)
+        match status:
+            case JobStatus.PENDING:
+                return waiting
+            case JobStatus.PROCESSING:
+                detail = Detail(message="packing", current=2, total=5)
+                return lifecycle.report(running, Progress(percent=40, detail=detail), token="t")
+            case JobStatus.COMPLETED:
+                return lifecycle.complete(running, now, token="t", result=result)
+            case JobStatus.FAILED:
+                error = JobError(code="bad", message="No such file.")
+                return lifecycle.fail(running, now, token="t", error=error)
+            case JobStatus.CANCELLED:
+                return lifecycle.cancel(waiting, now)
+
+    return make

@@ -1,0 +1,141 @@
+"""`move`: from each store to each other one, whatever breaks it off."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asyncjobs import JobStatus
+from asyncjobs.protocols import Selection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncjobs import Job
+    from asyncjobs.protocols import Store
+    from tests.cli.conftest import Do, Fill, Made, Shell
+
+
+async def all_of(store: Any) -> list[Job]:
+    """Read all jobs, the oldest first."""
+    page = await store.list(Selection(), limit=10_000)
+    return list(await store.get([job.id for job in reversed(page.jobs)]))
+
+
+async def delete(store: Store, *, ids: Sequence[Any]) -> None:
+    await store.delete(ids)
+
+
+@pytest.fixture
+def other(url: str, tmp_path: Path) -> str:
+    """Name a second store, of SQLite."""
+    assert url
+    return f"sqlite:///{tmp_path}/other.db"
+
+
+@pytest.fixture
+def jobs(made: Made) -> list[Job]:
+    """Make jobs of all statuses, with keys and results."""
+    return [
+        made(
+            status,
+            user_id="ann" if number % 2 else None,
+            idempotency_key=f"key {number} {status}" if number % 3 else None,
+            fingerprint="f" if number % 3 else None,
+            result=b'{"file":"%d"}' % number,
+        )
+        for number in range(12)
+        for status in JobStatus
+        if status is not JobStatus.PROCESSING
+    ]
+
+
+def test_a_move_there_and_back_keeps_everything(
+    asyncjobs: Shell, url: str, other: str, fill: Fill, jobs: list[Job], do: Do[Any]
+) -> None:
+    fill(other, jobs)
+    there = asyncjobs("move", "--json", "--from", other, "--to", url)
+    assert there.exit_code == 0, there.stderr
+    told = json.loads(there.stdout)
+    assert (told["jobs"], told["copied"], told["unreadable"]) == (len(jobs), len(jobs), [])
+    assert do(url, all_of) == do(other, all_of) == jobs
+    do(other, partial(delete, ids=[job.id for job in jobs]))
+    back = asyncjobs("move", "--json", "--from", url, "--to", other)
+    assert json.loads(back.stdout)["checksum"] == told["checksum"]
+    assert do(other, all_of) == jobs
+
+
+def test_jobs_moved_are_found_by_their_indexes(
+    asyncjobs: Shell, url: str, other: str, fill: Fill, jobs: list[Job], do: Do[Any]
+) -> None:
+    fill(other, jobs)
+    asyncjobs("move", "--from", other, "--to", url)
+    which = Selection(type="export", status=JobStatus.COMPLETED)
+    expected = [job.id for job in jobs if job.status is JobStatus.COMPLETED]
+    found = do(url, lambda store: store.list(which, limit=100))
+    assert [job.id for job in reversed(found.jobs)] == expected
+    keyed = [job for job in jobs if job.idempotency_key]
+    twins = [job.model_copy(update={"id": f"{job.id[:-1]}x"}) for job in keyed]
+    assert [job.id for job in do(url, lambda store: store.insert(twins))] == [
+        job.id for job in keyed
+    ]
+
+
+def test_a_dry_run_copies_nothing(
+    asyncjobs: Shell, url: str, other: str, fill: Fill, jobs: list[Job], do: Do[Any]
+) -> None:
+    fill(other, jobs)
+    result = asyncjobs("move", "--dry-run", "--json", "--from", other, "--to", url)
+    assert json.loads(result.stdout) == {
+        "jobs": len(jobs),
+        "present": 0,
+        "running": 0,
+        "unreadable": [],
+    }
+    assert do(url, all_of) == []
+
+
+def test_a_move_that_is_killed_is_continued_by_the_same_command(
+    asyncjobs: Shell, url: str, other: str, fill: Fill, made: Made, do: Do[Any]
+) -> None:
+    jobs = [made(payload_json=b'"%s"' % (b"x" * 5_000)) for _ in range(400)]
+    fill(other, jobs)
+    words = ("move", "--from", other, "--to", url)
+    with subprocess.Popen([sys.executable, "-m", "asyncjobs", *words]) as moving:
+        while len(do(url, some_of).jobs) < 16:
+            assert moving.poll() in (None, 0)
+        moving.send_signal(signal.SIGKILL)
+    result = asyncjobs("move", "--json", "--from", other, "--to", url)
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["jobs"]) == (0, 400)
+    assert told["copied"] < 400
+    assert [job.id for job in do(url, all_of)] == [job.id for job in jobs]
+
+
+async def some_of(store: Any) -> Any:
+    return await store.list(Selection(), limit=16)
+
+
+def test_running_jobs_hold_a_move_up_unless_told(
+    asyncjobs: Shell, file: str, tmp_path: Path, fill: Fill, made: Made, do: Do[Any]
+) -> None:
+    job, goal = made(JobStatus.PROCESSING), f"sqlite:///{tmp_path}/goal.db"
+    fill(file, [job])
+    refused = asyncjobs("move", "--from", file, "--to", goal)
+    assert (refused.exit_code, "1 are running" in refused.stderr) == (1, True)
+    assert do(goal, all_of) == []
+    assert asyncjobs("move", "--running", "--from", file, "--to", goal).exit_code == 0
+    assert do(goal, all_of) == [job]
+
+
+def test_a_store_is_not_moved_to_itself_nor_from_nowhere(asyncjobs: Shell, file: str) -> None:
+    assert asyncjobs("move", "--from", file, "--to", file).exit_code == 2
+    result = asyncjobs("move", "--from", file, "--to", f"{file}2")
+    assert (result.exit_code, "no such file" in result.stderr) == (3, True)

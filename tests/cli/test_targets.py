@@ -1,0 +1,133 @@
+"""Where the jobs are is said once, and said clearly where it is wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from asyncjobs import AsyncJobs
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Fill, Made, Shell
+
+APP = """
+from asyncjobs import AsyncJobs
+
+jobs = AsyncJobs({url!r})
+
+def make():
+    return AsyncJobs({url!r})
+
+class config:
+    queue = jobs
+
+number = 7
+
+def broken():
+    raise RuntimeError("no settings")
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Write an application into the working directory; its module's name is new."""
+    name = f"app_{tmp_path.name}".replace("-", "_")
+    (tmp_path / f"{name}.py").write_text(APP.format(url=file))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return name
+
+
+@pytest.mark.parametrize("attribute", ["jobs", "make", "config.queue"])
+def test_a_queue_is_an_object_or_what_a_function_returns(
+    asyncjobs: Shell, app: str, file: str, fill: Fill, made: Made, attribute: str
+) -> None:
+    job = made()
+    fill(file, [job])
+    result = asyncjobs("list", "--jobs", f"{app}:{attribute}")
+    assert (result.exit_code, job.id in result.stdout) == (0, True)
+
+
+def test_the_environment_may_name_it_and_the_command_line_goes_before(
+    asyncjobs: Shell, file: str, fill: Fill, made: Made
+) -> None:
+    job = made()
+    fill(file, [job])
+    named = asyncjobs("list", env={"ASYNCJOBS_STORE": file})
+    assert job.id in named.stdout
+    both = asyncjobs("list", "--store", file, env={"ASYNCJOBS_JOBS": "no:where"})
+    assert job.id in both.stdout
+    first = asyncjobs("list", env={"ASYNCJOBS_STORE": file, "ASYNCJOBS_JOBS": "nowhere:jobs"})
+    assert (first.exit_code, "nowhere" in first.stderr) == (2, True)
+
+
+def test_nothing_said_is_told_what_to_say(asyncjobs: Shell) -> None:
+    result = asyncjobs("list")
+    assert result.exit_code == 2
+    assert "--store URL or --jobs MODULE:ATTRIBUTE" in result.stderr
+
+
+def test_two_answers_are_one_too_many(asyncjobs: Shell, file: str) -> None:
+    result = asyncjobs("list", "--store", file, "--jobs", "app:jobs")
+    assert (result.exit_code, "not both" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "words"),
+    [
+        ("missing", "has no attribute 'missing'"),
+        ("number", "is no AsyncJobs but of type int"),
+        ("broken", "RuntimeError: no settings ("),
+    ],
+)
+def test_what_is_wrong_with_a_module_is_told_in_its_own_words(
+    asyncjobs: Shell, app: str, attribute: str, words: str
+) -> None:
+    result = asyncjobs("list", "--jobs", f"{app}:{attribute}")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_error_in_a_module_names_its_line(
+    asyncjobs: Shell, app: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{app}_faulty"
+    (tmp_path / f"{name}.py").write_text("import os\n\n1 / 0\n")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    result = asyncjobs("list", "--jobs", f"{name}:jobs")
+    assert f"ZeroDivisionError: division by zero ({tmp_path / name}.py, line 3)" in result.stderr
+
+
+@pytest.mark.parametrize("spec", ["app", "app:", ":jobs"])
+def test_a_name_without_module_or_attribute_is_refused(asyncjobs: Shell, spec: str) -> None:
+    result = asyncjobs("list", "--jobs", spec)
+    assert (result.exit_code, "module:attribute" in result.stderr) == (2, True)
+
+
+def test_an_unknown_scheme_is_a_usage_error(asyncjobs: Shell) -> None:
+    result = asyncjobs("list", "--store", "carrier-pigeon://roof")
+    assert (result.exit_code, "known schemes" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("words", [("list",), ("check",), ("cancel", "x"), ("purge", "--yes")])
+def test_to_look_for_jobs_makes_no_file(
+    asyncjobs: Shell, file: str, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    result = asyncjobs(*words, "--store", file)
+    assert (result.exit_code, "there is no such file" in result.stderr) == (3, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_is_away_has_a_code_of_its_own(asyncjobs: Shell) -> None:
+    url = "postgresql://127.0.0.1:1/app"
+    result = asyncjobs("list", "--store", url)
+    assert (result.exit_code, "is unavailable" in result.stderr) == (3, True)
+
+
+def test_a_queue_tells_its_store(file: str) -> None:
+    assert type(AsyncJobs(file).store).__name__ == "SqliteStore"

@@ -1,0 +1,146 @@
+"""`watch`: running jobs as they go on, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
+
+from asyncjobs import Job, JobStatus, Progress, lifecycle
+from asyncjobs.model import Detail
+from asyncjobs.protocols import Change, Store
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Do, Fill, Made, Shell
+
+WATCH = [sys.executable, "-m", "asyncjobs", "watch", "--every", "0.05"]
+
+
+async def advance(store: Store, *, job: Job, moved: Job) -> None:
+    assert list(await store.replace([Change(moved, job.revision)])) == [True]
+
+
+def reported(job: Job, percent: int, message: str) -> Job:
+    progress = Progress(percent=percent, detail=Detail(message=message))
+    return lifecycle.report(job, progress, token="t")
+
+
+@contextmanager
+def process(command: list[str], out: int = subprocess.PIPE) -> Generator[subprocess.Popen[str]]:
+    """Run a command inside the block; it is gone afterwards."""
+    with subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as started:
+        guard = threading.Timer(60, started.kill)
+        guard.start()
+        try:
+            yield started
+        finally:
+            guard.cancel()
+            started.kill()
+
+
+def line(stream: IO[str] | None) -> str:
+    assert stream is not None
+    return stream.readline()
+
+
+def test_each_change_is_a_line_until_the_named_jobs_have_ended(
+    url: str, fill: Fill, made: Made, do: Do[Any]
+) -> None:
+    job = made(JobStatus.PROCESSING)
+    fill(url, [job, made(JobStatus.PROCESSING)])
+    with process([*WATCH, "--store", url, job.id]) as watching:
+        assert line(watching.stdout).split()[1:] == [
+            job.id,
+            "export",
+            "processing",
+            "40%",
+            "packing",
+        ]
+        further = reported(job, 80, "sending")
+        do(url, partial(advance, job=job, moved=further))
+        assert line(watching.stdout).split()[1:] == [
+            job.id,
+            "export",
+            "processing",
+            "80%",
+            "sending",
+        ]
+        done = lifecycle.complete(further, job.created_at, token="t", result=b"1")
+        do(url, partial(advance, job=further, moved=done))
+        assert line(watching.stdout).split()[1:4] == [job.id, "export", "completed"]
+        assert watching.wait(30) == 0
+
+
+def test_until_idle_ends_when_nothing_runs_or_waits(
+    asyncjobs: Shell, file: str, fill: Fill, made: Made, do: Do[Any]
+) -> None:
+    fill(file, [made(JobStatus.COMPLETED)])
+    assert asyncjobs("watch", "--until-idle", "--store", file).stdout == ""
+    job = made(JobStatus.PROCESSING)
+    fill(file, [job])
+    with process([*WATCH, "--until-idle", "--json", "--store", file]) as watching:
+        first = json.loads(line(watching.stdout))
+        assert (first["jobId"], first["detail"]["message"]) == (job.id, "packing")
+        done = lifecycle.complete(job, job.created_at, token="t", result=b"1")
+        do(file, partial(advance, job=job, moved=done))
+        assert json.loads(line(watching.stdout))["status"] == "completed"
+        assert watching.wait(30) == 0
+
+
+def test_ctrl_c_ends_it_without_a_complaint(file: str, fill: Fill, made: Made) -> None:
+    fill(file, [made(JobStatus.PROCESSING)])
+    with process([*WATCH, "--store", file]) as watching:
+        line(watching.stdout)
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=30)
+    assert (watching.returncode, errors) == (0, "")
+
+
+def test_a_job_that_is_not_there_cannot_be_watched(asyncjobs: Shell, file: str, fill: Fill) -> None:
+    fill(file, [])
+    assert asyncjobs("watch", "--store", file, "job_x").exit_code == 4
+
+
+def test_a_terminal_shows_bars_and_leaves_what_has_ended(
+    file: str, fill: Fill, made: Made, do: Do[Any]
+) -> None:
+    job = made(JobStatus.PROCESSING)
+    fill(file, [job])
+    near, far = pty.openpty()
+    with process([*WATCH, "--store", file, job.id], out=far) as watching:
+        os.close(far)
+        seen = read_until(near, "packing")
+        assert "40%" in seen
+        done = lifecycle.complete(job, job.created_at, token="t", result=b"1")
+        do(file, partial(advance, job=job, moved=done))
+        read_until(near, "completed")
+        # The terminal must take what is written until the end.
+        drain = threading.Thread(target=read_until, args=(near, None), daemon=True)
+        drain.start()
+        assert watching.wait(30) == 0
+        drain.join(30)
+    os.close(near)
+
+
+def read_until(near: int, wanted: str | None) -> str:
+    """Read from a terminal until it shows a text, or (None) to its end."""
+    seen = ""
+    while wanted is None or wanted not in seen:
+        try:
+            data = os.read(near, 4096)
+        except OSError:  # so says Linux that nobody writes any more
+            assert wanted is None, seen
+            break
+        assert data or wanted is None, seen
+        if not data:
+            break
+        seen += data.decode(errors="replace")
+    return seen
