@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -47,7 +47,7 @@ async def all_of(store: MemoryStore) -> list[Job]:
 
 
 @asynccontextmanager
-async def holding(jobs: Sequence[Job]) -> AsyncIterator[MemoryStore]:
+async def holding(jobs: Sequence[Job]) -> AsyncGenerator[MemoryStore]:
     async with MemoryStore() as store:
         await store.insert(jobs)
         yield store
@@ -225,7 +225,11 @@ async def test_progress_is_told_to_its_end() -> None:
     told: list[tuple[str, int, int]] = []
     async with holding(samples(60)) as source, MemoryStore() as target:
         planned = await plan(source, target)
-        await copy(source, target, planned, lambda *one: told.append(one))
+
+        def note(what: str, done: int, total: int) -> None:
+            told.append((what, done, total))
+
+        await copy(source, target, planned, note)
     assert told[-1] == ("verify", 122, 122)
     assert ("copy", 61, 61) in told
     assert all(one[1] <= two[1] for one, two in pairwise(told) if one[0] == two[0])
