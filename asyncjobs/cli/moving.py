@@ -39,7 +39,7 @@ def move(*, origin: str, goal: str, dry_run: bool, running: bool, as_json: bool)
             planned = await plan(source, target)
             if planned.running and not running and not dry_run:
                 raise MoveRefused(
-                    f"{planned.running} are running in the source; stop its workers, or say "
+                    f"jobs run in the source ({planned.running}); stop its workers, or say "
                     "--running to have them begun again in the target"
                 )
             if dry_run:
@@ -70,7 +70,7 @@ def _tell_moved(moved: Moved, *, as_json: bool) -> None:
         print_json({**counts, **told})
     else:
         click.echo(
-            f"{moved.digest.jobs} jobs are the same in both stores ({moved.copied} copied, "
+            f"Both stores have the same jobs: {moved.digest.jobs} ({moved.copied} copied, "
             f"{moved.updated} updated; checksum {str(moved.digest)[:12]})."
         )
     if moved.unreadable:
@@ -82,7 +82,10 @@ def _tell_moved(moved: Moved, *, as_json: bool) -> None:
 @contextmanager
 def _progress() -> Generator[Tell]:
     """Show a bar beside the data, where somebody looks."""
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as shown:
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _total: None
+        return
+    with Progress(console=Console(stderr=True)) as shown:
         bars = {what: shown.add_task(what, total=None) for what in ("copy", "verify")}
 
         def tell(what: str, done: int, total: int) -> None:

@@ -18,6 +18,9 @@ from asyncjobs.model import Job, JobStatus
 # Where no terminal sets a width, rows are not broken: other programs read them by the line.
 _ENDLESS = 10_000
 
+# What may be long.
+_FOLDED = ("", "owner", "error", "found", "advice")
+
 COLOURS = {
     JobStatus.PENDING: "yellow",
     JobStatus.PROCESSING: "blue",
@@ -164,9 +167,9 @@ def _print(table: Table) -> None:
 
 def _table(*heads: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, head in enumerate(heads):
-        # An id that is cut short cannot be copied; all else may be.
-        table.add_column(head, no_wrap=place == 0 and bool(head), overflow="fold")
+    for head in heads:
+        # Where a terminal is narrow, what users wrote is folded; an id must stay whole.
+        table.add_column(head, no_wrap=head not in _FOLDED, overflow="fold")
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -95,3 +96,19 @@ def test_what_is_no_terminal_gets_no_colours_and_whole_lines(
     out = asyncjobs("list", "--store", file).stdout
     assert "\x1b" not in out
     assert out.splitlines()[1].endswith("a-very-long-name" * 20)
+
+
+def test_a_narrow_terminal_keeps_ids_and_statuses_whole(file: str, fill: Fill, made: Made) -> None:
+    job = made(user_id="a-very-long-name" * 5)
+    fill(file, [job])
+    near, far = pty.openpty()
+    words = [*CLI, "list", "--store", file]
+    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm"}
+    with subprocess.Popen(words, stdout=far, env=environment) as listing:
+        os.close(far)
+        seen = b""
+        while b"pending" not in seen:
+            seen += os.read(near, 4096)
+        assert listing.wait(30) == 0
+    os.close(near)
+    assert f"{job.id}  export  pending" in seen.decode()

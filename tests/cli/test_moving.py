@@ -129,9 +129,11 @@ def test_running_jobs_hold_a_move_up_unless_told(
     job, goal = made(JobStatus.PROCESSING), f"sqlite:///{tmp_path}/goal.db"
     fill(file, [job])
     refused = asyncjobs("move", "--from", file, "--to", goal)
-    assert (refused.exit_code, "1 are running" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "jobs run in the source (1)" in refused.stderr) == (1, True)
     assert do(goal, all_of) == []
-    assert asyncjobs("move", "--running", "--from", file, "--to", goal).exit_code == 0
+    moved = asyncjobs("move", "--running", "--from", file, "--to", goal)
+    assert (moved.exit_code, moved.stderr) == (0, "")
+    assert moved.stdout.startswith("Both stores have the same jobs: 1 (1 copied, 0 updated")
     assert do(goal, all_of) == [job]
 
 
