@@ -28,6 +28,7 @@ COMMANDS = {
     "migrate": ("schema", "migrate"),
     "check": ("schema", "check"),
     "move": ("moving", "move"),
+    "follow": ("following", "follow"),
 }
 
 #: What the command exits with, by what was raised; 1 for all other errors of the library.
