@@ -29,6 +29,7 @@ from asyncjobs.adapters.sockets import Receive, Send, talk, until
 from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Request, Response, Stream
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
+from asyncjobs.http.scripts import script
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.signals import told_to_stop
 
@@ -60,9 +61,7 @@ class StatusMonitor:
         if scope["type"] == "websocket":
             await talk(self.endpoints, await self.asked(scope), receive, send)
         elif scope["type"] == "http":
-            asked = await self.asked(scope, prefix=self.endpoints.mount.prefix)
-            response = await self.endpoints.handle(asked)
-            await respond(response, receive, send)
+            await respond(await self._answer(scope), receive, send)
         else:
             raise RuntimeError(f"The status monitor answers no {scope['type']}.")
 
@@ -82,6 +81,11 @@ class StatusMonitor:
             tell = partial(from_thread.run_sync, streams.end, token=current_token())
             stack.enter_context(told_to_stop(tell))
             yield
+
+    async def _answer(self, scope: Scope) -> Response:
+        prefix = self.endpoints.mount.prefix
+        found = script(request_of(scope, prefix))
+        return found or await self.endpoints.handle(await self.asked(scope, prefix=prefix))
 
     async def _who(self, scope: Scope) -> str | None:
         if self._identify is None:

@@ -19,6 +19,7 @@ from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
 from asyncjobs.http.messages import Request
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
 from asyncjobs.http.problems import problem_of
+from asyncjobs.http.scripts import script
 from asyncjobs.portal import Portal, portal_for
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.registry import JobType
@@ -56,7 +57,9 @@ class _Mount:
 
     def answer(self, path: str) -> flask.Response:
         """Answer a request for something below the prefix."""
-        return sent_by(self.portal, self.portal.call(self.endpoints.handle, self.asked(path)))
+        found = script(_request(path))
+        found = found or self.portal.call(self.endpoints.handle, self.asked(path))
+        return sent_by(self.portal, found)
 
 
 def mount(

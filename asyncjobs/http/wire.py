@@ -48,6 +48,7 @@ class JobDocument(_Document):
     cancel_requested_at: datetime | None = None
     estimated_duration: float | None = Field(default=None, description="seconds")
     trace_id: str
+    version: int = Field(description="grows with each change; the number in the ETag")
     retry_after: int | None = Field(default=None, description="seconds; null once terminal")
     position: int | None = Field(default=None, description="how far in front of its queue it waits")
 
@@ -110,6 +111,7 @@ def encode_job(job: Job) -> bytes:
             "cancelRequestedAt": job.cancel_requested_at,
             "estimatedDuration": None if estimate is None else _seconds(estimate),
             "traceId": job.trace_id,
+            "version": job.version,
         }
     )
     return document[:-1] + b',"result":' + (job.result_json or b"null") + b"}"

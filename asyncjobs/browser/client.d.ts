@@ -1,0 +1,162 @@
+/** `pending` and `processing` go on; the others are terminal. */
+export type JobStatus = "pending" | "processing" | "completed" | "failed" | "cancelled";
+
+/** How far the work is, in the handler's own words and figures. */
+export interface JobDetail {
+  message: string | null;
+  current: number | null;
+  total: number | null;
+  unit: string | null;
+}
+
+/** The status document. Times are ISO 8601 in UTC, durations are seconds. */
+export interface JobDocument<Result = unknown> {
+  jobId: string;
+  type: string;
+  status: JobStatus;
+  /** Whole percent. */
+  progress: number;
+  detail: JobDetail | null;
+  /** `null` before completion. */
+  result: Result | null;
+  error: string | null;
+  errorCode: string | null;
+  attempt: number;
+  createdAt: string;
+  startedAt: string | null;
+  completedAt: string | null;
+  cancelRequestedAt: string | null;
+  estimatedDuration: number | null;
+  traceId: string;
+  /** Grows with each change. */
+  version: number;
+  retryAfter: number | null;
+  position: number | null;
+}
+
+/** How to ask; each is given to `fetch`. */
+export interface RequestOptions {
+  /** Sent along with each request. A stream of events cannot send any, so none is used then. */
+  headers?: Record<string, string>;
+  /** `"include"` sends cookies to another origin, too, with events as with requests. */
+  credentials?: RequestCredentials;
+  signal?: AbortSignal;
+}
+
+/** What to begin with; the ways after it are fallbacks. */
+export type Transport = "socket" | "events" | "wait" | "poll";
+
+export interface FollowOptions<Result = unknown> extends RequestOptions {
+  /** Called with each document that is newer than all before; what it throws ends the following. */
+  onUpdate?: (document: JobDocument<Result>) => void;
+  /** Milliseconds after which to give up, with the code `timeout`. A day unless given. */
+  timeout?: number;
+  /** `"events"` unless given. */
+  transport?: Transport;
+  /** Go on while the tab is hidden. */
+  background?: boolean;
+  /** Remember the job in localStorage until its end was seen, for `resumeJobs`. */
+  keep?: boolean;
+  /** Where the job's WebSocket is, if not where the server's own rule puts it. */
+  socketUrl?: string;
+}
+
+export interface SubmitOptions extends RequestOptions {
+  /** One for each thing that the user wants once. A random one unless given, for own retries. */
+  idempotencyKey?: string;
+  /** Milliseconds after which to give up. A minute unless given. */
+  timeout?: number;
+}
+
+export interface CancelOptions extends RequestOptions {
+  /** Milliseconds after which to give up. A minute unless given. */
+  timeout?: number;
+}
+
+/** A job as it was accepted. */
+export interface Submitted<Result = unknown> {
+  jobId: string;
+  /** Absolute; `null` where a server answered by the end itself and CORS hides the rest. */
+  statusUrl: string | null;
+  /** The final document, where the server waited for the end, else `null`. */
+  document: JobDocument<Result> | null;
+}
+
+/**
+ * Where a job is: its status URL, or what `submitJob` returned.
+ */
+export type JobTarget<Result = unknown> = string | URL | Submitted<Result>;
+
+/**
+ * The final document to come, of whichever terminal status. Iterated, it yields the newest document
+ * each time there is a newer one, and at last the final one; leaving the loop ends the following.
+ */
+export interface Following<Result = unknown>
+  extends Promise<JobDocument<Result>>,
+    AsyncIterable<JobDocument<Result>> {
+  /** Ask the job to stop; its new document is an update at once. */
+  cancel(): Promise<JobDocument<Result>>;
+}
+
+/**
+ * `invalid_url`, `not_a_job` (an answer that is no job's document), `redirect_loop`, `timeout`,
+ * `job_not_found`, `refused` (without a reason), or the code of the server's own problem.
+ */
+export type JobErrorCode =
+  | "invalid_url"
+  | "not_a_job"
+  | "redirect_loop"
+  | "timeout"
+  | "job_not_found"
+  | "refused"
+  | (string & {});
+
+/** Why a job cannot be submitted, followed or cancelled. A job that fails is no such error. */
+export class JobError extends Error {
+  constructor(
+    code: JobErrorCode,
+    message: string,
+    about?: Partial<Pick<JobError, "url" | "status" | "received" | "document">>,
+  );
+  readonly name: "JobError";
+  readonly code: JobErrorCode;
+  readonly url: string;
+  /** The status of the answer; 0 where there was none. */
+  readonly status: number;
+  /** The answer's type and the beginning of its body. */
+  readonly received: string;
+  /** The last document that was seen. */
+  readonly document: JobDocument | null;
+}
+
+export function isTerminal(document: Pick<JobDocument, "status">): boolean;
+
+/** Follow a job to its end. Rejects with a `JobError`, or with the signal's reason. */
+export function followJob<Result = unknown>(
+  job: JobTarget<Result>,
+  options?: FollowOptions<Result>,
+): Following<Result>;
+
+/** The same by a WebSocket, and by the other ways where there is none. */
+export function followJobWs<Result = unknown>(
+  job: JobTarget<Result>,
+  options?: Omit<FollowOptions<Result>, "transport">,
+): Following<Result>;
+
+/** Submit a job by POST, as JSON; it is one job however often it had to be sent. */
+export function submitJob<Result = unknown>(
+  url: string | URL,
+  body?: unknown,
+  options?: SubmitOptions,
+): Promise<Submitted<Result>>;
+
+/** Ask a job to stop; the document tells whether it has. */
+export function cancelJob<Result = unknown>(
+  statusUrl: string | URL,
+  options?: CancelOptions,
+): Promise<JobDocument<Result>>;
+
+/** Follow all that was followed with `keep` and has not been seen to end, by status URL. */
+export function resumeJobs<Result = unknown>(
+  options?: Omit<FollowOptions<Result>, "keep">,
+): Map<string, Following<Result>>;

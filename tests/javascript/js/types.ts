@@ -1,0 +1,37 @@
+// What the declarations promise to who writes TypeScript; the compiler is the test.
+import { followJob, followJobWs, JobError, resumeJobs, submitJob, type JobDocument } from "./client/client.js";
+import { AsyncJobElement } from "./client/element.js";
+import { useAsyncJob, useAsyncJobWs } from "./client/react.js";
+
+interface ExportResult {
+  download_url: string;
+}
+
+export async function follow(signal: AbortSignal): Promise<string | undefined> {
+  const submitted = await submitJob<ExportResult>("/api/exports", { format: "csv" });
+  const following = followJob(submitted, { signal, onUpdate: (job) => job.result?.download_url.trim() });
+  for await (const job of following) job.progress.toFixed();
+  const end: JobDocument<ExportResult> = await following.cancel();
+  for (const [url, kept] of resumeJobs<number>()) url.trim() && ((await kept).result ?? 0).toFixed();
+  return end.result?.download_url;
+}
+
+export function Hook({ id }: { id: string | null }): string {
+  const { isLoading, result, error, progress, cancel } = useAsyncJob<ExportResult>(id, { keep: true });
+  const live = useAsyncJobWs<number>(id);
+  void cancel();
+  return isLoading ? `${progress} ${live.result?.toFixed()}` : (result?.download_url ?? error ?? "");
+}
+
+export function listen(element: HTMLElementTagNameMap["async-job"]): void {
+  element.addEventListener("job-end", ({ detail }) => detail.status);
+  element.addEventListener("job-error", ({ detail }) => detail.code);
+  element.words.cancel = AsyncJobElement.words.cancel;
+  const error = new JobError("timeout", "late", { url: "/" });
+  // @ts-expect-error: it is read only
+  error.status = 3;
+  // @ts-expect-error: no such way
+  followJob("/", { transport: "pigeon" });
+  // @ts-expect-error: the way is the socket's own
+  followJobWs("/", { transport: "poll" });
+}
