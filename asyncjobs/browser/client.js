@@ -376,7 +376,7 @@ const ask = async (job, signal, hold) => {
   const news = document !== null && job.show(document, version);
   job.told = Math.max(document?.retryAfter * 1000 || toldBy(answer) || job.told, PACE_LEAST);
   job.failures = 0;
-  job.worked = true;
+  job.worked ||= held;
   const took = now() - begun;
   if (hold && (news || took >= job.told)) job.rest(LEAST - took);
   else job.rest(job.told);

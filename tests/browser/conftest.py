@@ -8,7 +8,7 @@ import socket
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -64,6 +64,10 @@ def make_app(base_url: str | None = None) -> Starlette:
         steps[request.path_params["job_id"]].put_nowait(await request.json())
         return Response()
 
+    async def empty(_: Asked) -> Response:
+        return Response("<!doctype html><title>A page</title><body></body>", media_type="text/html")
+
+    app.add_route("/empty", empty)
     app.add_route("/exports", submit, methods=["POST"])
     app.add_route("/tell/{job_id}", tell, methods=["POST"])
     mount(app, jobs, base_url=base_url)
@@ -146,6 +150,58 @@ def browser() -> Generator[Browser]:
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield browser
         browser.close()
+
+
+class Passage:
+    """A way to the server on which all connections can be cut."""
+
+    def __init__(self, server: str) -> None:
+        self._server = ("127.0.0.1", int(server.rpartition(":")[2]))
+        self._open: set[socket.socket] = set()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def cut(self) -> None:
+        for end in [*self._open]:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listening.close()
+        self.cut()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(self._server)
+                self._open |= {client, server}
+                for one, other in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=(one, other)).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while chunk := source.recv(65536):
+                target.sendall(chunk)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        if source in self._open and target not in self._open:
+            target.close()
+            source.close()
+        self._open.discard(source)
+
+
+@pytest.fixture
+def passage(client: httpx2.Client) -> Generator[Passage]:
+    passage = Passage(str(client.base_url).rstrip("/"))
+    yield passage
+    passage.close()
 
 
 @dataclass

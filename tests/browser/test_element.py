@@ -1,0 +1,157 @@
+"""<async-job>, as it looks, sounds and behaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+OpenPage = Callable[..., Page]
+
+# What a page that trusts nothing inline would send.
+POLICY = "default-src 'none'; script-src 'self'; connect-src 'self'; trusted-types 'none'"
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A page</title>
+<meta name="color-scheme" content="light dark">
+<script type="module" src="/api/jobs/element.js"></script>
+<body><async-job status-url="{url}" {more}></async-job></body></html>"""
+
+NEVER = "/api/jobs/job_8e03978e-40d5-43dd-bc93-6894a57f9324"
+
+
+@pytest.fixture
+def show(page: Page, client: Any) -> Callable[..., Page]:
+    """Open a page with the element, under a strict policy."""
+
+    def opened(url: str, more: str = "", on: Page = page) -> Page:
+        headers = {"Content-Security-Policy": POLICY, "Content-Type": "text/html"}
+        body = PAGE.format(url=url, more=more)
+        on.route("**/element", lambda route: route.fulfill(body=body, headers=headers))
+        on.goto(f"{client.base_url}/element")
+        return on
+
+    return opened
+
+
+def state(page: Page, words: str) -> None:
+    expect(page.locator("async-job")).to_have_attribute("state", words)
+
+
+def test_it_shows_a_job_to_its_result(show: Any, job: Any) -> None:
+    page = show(job.path)
+    bar = page.get_by_role("progressbar", name="Progress")
+    job.tell(percent=42, message="<b>Writing</b>")
+    expect(bar).to_have_js_property("value", 42)
+    expect(page.get_by_text("<b>Writing</b>")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    expect(page.get_by_role("link")).to_be_hidden()
+    job.tell(result={"rows": 7})
+    state(page, "completed")
+    expect(page.get_by_role("link", name="Result")).to_have_attribute("href", f"{job.url}/result")
+    expect(page.get_by_role("button")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("link", "found"),
+    [
+        ("/exports/1.csv", "/exports/1.csv"),
+        ("javascript:alert(1)", None),
+        ("data:text/html,x", None),
+        (7, None),
+    ],
+)
+def test_a_result_may_name_the_link_but_no_script(
+    show: Any, job: Any, client: Any, link: object, found: str | None
+) -> None:
+    page = show(job.path, 'result-link="download_url"')
+    job.tell(result={"download_url": link})
+    state(page, "completed")
+    wanted = f"{job.url}/result" if found is None else str(client.base_url.join(found))
+    expect(page.get_by_role("link")).to_have_attribute("href", wanted)
+
+
+def test_it_says_why_a_job_failed(show: Any, job: Any) -> None:
+    page = show(job.path)
+    job.tell(error="The disk is full.", code="disk_full")
+    expect(page.get_by_role("alert")).to_have_text("The disk is full.")
+    expect(page.get_by_role("status")).to_have_text("Failed")
+
+
+def test_it_cancels(show: Any, job: Any) -> None:
+    page = show(job.path)
+    state(page, "processing")
+    page.get_by_role("button", name="Cancel").click()
+    state(page, "cancelled")
+    expect(page.get_by_role("button")).to_be_hidden()
+
+
+def test_it_says_so_where_it_cannot_cancel(show: Any, job: Any) -> None:
+    page = show(job.path)
+    state(page, "processing")
+    refusal = {"status": 403, "json": {"error": "No.", "code": "cross_site"}}
+    page.route("**/cancel", lambda route: route.fulfill(**refusal))
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("alert")).to_contain_text("could not be cancelled")
+    expect(page.get_by_role("button", name="Cancel")).to_be_enabled()
+
+
+def test_a_job_that_is_none_is_told(show: Any) -> None:
+    page = show(NEVER)
+    state(page, "failed")
+    expect(page.get_by_role("alert")).to_contain_text("Job not found")
+
+
+def test_another_url_is_another_job(show: Any, job: Any) -> None:
+    page = show(NEVER)
+    state(page, "failed")
+    page.evaluate("url => { document.querySelector('async-job').statusUrl = url; }", job.path)
+    job.tell(percent=10)
+    state(page, "processing")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_it_tells_the_page_by_events(show: Any, job: Any) -> None:
+    page = show(job.path)
+    page.evaluate("""() => {
+        for (const name of ["job-update", "job-end"]) document.addEventListener(
+            name, ({detail}) => document.body.setAttribute(name, detail.status));
+    }""")
+    job.tell(result=7)
+    expect(page.locator("body")).to_have_attribute("job-end", "completed")
+    expect(page.locator("body")).to_have_attribute("job-update", "completed")
+
+
+def test_one_that_is_taken_away_follows_no_more(show: Any, job: Any) -> None:
+    page = show(job.path)
+    job.tell(percent=10)
+    state(page, "processing")
+    page.evaluate("window.taken = document.querySelector('async-job'); taken.remove();")
+    job.tell(result=7)
+    job.document(wait=5)
+    assert page.evaluate("taken.job.status") == "processing"
+    page.evaluate("document.body.append(taken)")
+    state(page, "completed")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_heard_and_looked_at(
+    open_page: OpenPage, show: Any, job: Any, tmp_path: Path, scheme: str
+) -> None:
+    page = show(job.path, on=open_page(color_scheme=scheme, viewport={"width": 480, "height": 240}))
+    job.tell(percent=42, message="Writing the file")
+    expect(page.get_by_role("status")).to_have_text("In progress, 25%")
+    expect(page.get_by_role("status")).to_have_attribute("aria-live", "polite")
+    expect(page.locator("async-job")).to_match_aria_snapshot("""
+        - text: In progress 42%
+        - progressbar "Progress"
+        - text: Writing the file
+        - status: In progress, 25%
+        - button "Cancel"
+    """)
+    page.screenshot(path=tmp_path / f"{scheme} processing.png")
+    job.tell(result=7)
+    state(page, "completed")
+    page.screenshot(path=tmp_path / f"{scheme} completed.png")

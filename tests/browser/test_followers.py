@@ -1,0 +1,226 @@
+"""The client in a real browser: hidden, offline, reloaded, and cut off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+OpenPage = Callable[..., Page]
+
+FOLLOW = """async ([url, options]) => {
+    const {followJob} = await import("/api/jobs/client.js");
+    window.versions = [];
+    const said = new AbortController();
+    window.leave = () => said.abort();
+    const onUpdate = (job) => {
+        versions.push(job.version);
+        document.body.dataset.progress = job.progress;
+        document.body.dataset.status = job.status;
+    };
+    window.job = followJob(url, {onUpdate, signal: said.signal, ...options});
+    window.end = job.then(job => job.status, error => error.name === "JobError" ? error.code : error.name);
+}"""
+
+RESUME = """async () => {
+    const {resumeJobs} = await import("/api/jobs/client.js");
+    const onUpdate = (job) => {
+        document.body.dataset.progress = job.progress;
+        document.body.dataset.status = job.status;
+    };
+    return [...resumeJobs({onUpdate}).keys()].map(url => new URL(url).pathname);
+}"""
+
+# Chromium does not hide the tabs of a headless window.
+HIDE = """(hidden) => {
+    Object.defineProperty(document, "visibilityState", {
+        configurable: true, get: () => hidden ? "hidden" : "visible"});
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+@pytest.fixture
+def page(open_page: OpenPage, client: Any) -> Page:
+    """Open an empty page of the application's own origin."""
+    page = open_page()
+    page.goto(f"{client.base_url}/empty")
+    return page
+
+
+def follow(page: Page, job: Any, **options: Any) -> None:
+    page.evaluate(FOLLOW, [job.path, options])
+
+
+def shows(page: Page, progress: int) -> None:
+    expect(page.locator("body")).to_have_attribute("data-progress", str(progress))
+
+
+def ends(page: Page, status: str = "completed") -> None:
+    assert page.evaluate("end") == status
+    versions: list[int] = page.evaluate("versions")
+    assert versions == sorted(set(versions))
+
+
+def count(seen: Any, job: Any) -> int:
+    return sum(request.url == job.url for request in seen.requests)
+
+
+def test_events_bring_each_step_and_the_end(page: Page, job: Any, seen: Any) -> None:
+    follow(page, job)
+    for percent in (10, 20, 30):
+        job.tell(percent=percent)
+        shows(page, percent)
+    job.tell(result=7)
+    ends(page)
+    assert (seen.count("/events"), count(seen, job)) == (1, 0)
+
+
+def broken(route: Route) -> None:
+    route.abort()
+
+
+def test_where_events_are_blocked_it_reads_and_waits(page: Page, job: Any, seen: Any) -> None:
+    page.route("**/events", broken)
+    follow(page, job)
+    job.tell(percent=10)
+    shows(page, 10)
+    job.tell(result=7)
+    ends(page)
+    asked = [one.headers.get("prefer") for one in seen.requests if one.url == job.url]
+    assert "wait=20" in asked
+
+
+def without_preference(route: Route) -> None:
+    if "prefer" in route.request.headers:
+        route.abort()
+    else:
+        route.continue_()
+
+
+def test_where_nothing_else_comes_through_it_polls(page: Page, job: Any) -> None:
+    page.route("**/events", broken)
+    page.route(job.url, without_preference)
+    follow(page, job)
+    job.tell(percent=10)
+    shows(page, 10)
+    job.tell(result=7)
+    ends(page)
+
+
+def test_a_socket_brings_each_step_and_the_end(page: Page, job: Any, seen: Any) -> None:
+    follow(page, job, transport="socket")
+    job.tell(percent=10)
+    shows(page, 10)
+    job.tell(result=7)
+    ends(page)
+    assert (seen.count("/events"), count(seen, job)) == (0, 0)
+
+
+def test_without_a_socket_it_goes_on_by_events(page: Page, job: Any, seen: Any) -> None:
+    follow(page, job, transport="socket", socketUrl="ws://127.0.0.1:9/nothing")
+    job.tell(percent=10)
+    shows(page, 10)
+    job.tell(result=7)
+    ends(page)
+    assert seen.count("/events") == 1
+    assert all("WebSocket connection" in text for text in seen.faults)
+    seen.faults.clear()
+
+
+@pytest.mark.parametrize("transport", ["socket", "events", "wait"])
+def test_a_job_that_is_none_is_told_by_its_error(
+    page: Page, client: Any, transport: str
+) -> None:
+    never = "/api/jobs/job_8e03978e-40d5-43dd-bc93-6894a57f9324"
+    page.evaluate(FOLLOW, [never, {"transport": transport}])
+    assert page.evaluate("end") == "job_not_found"
+
+
+def test_a_hidden_tab_asks_nothing_and_goes_on_when_it_is_seen(page: Page, job: Any) -> None:
+    follow(page, job)
+    job.tell(percent=10)
+    shows(page, 10)
+    page.evaluate(HIDE, True)
+    job.tell(result=7)
+    job.document(wait=5)
+    assert page.evaluate("new Promise(seen => setTimeout(() => seen(versions.at(-1)), 100))") == 3
+    shows(page, 10)
+    page.evaluate(HIDE, False)
+    ends(page)
+
+
+def test_a_hidden_tab_goes_on_where_it_is_asked_to(page: Page, job: Any) -> None:
+    page.evaluate(HIDE, True)
+    follow(page, job, background=True)
+    job.tell(result=7)
+    ends(page)
+
+
+def test_it_goes_on_when_the_network_is_back(page: Page, job: Any) -> None:
+    follow(page, job)
+    job.tell(percent=10)
+    shows(page, 10)
+    page.context.set_offline(True)
+    job.tell(result=7)
+    page.context.set_offline(False)
+    ends(page)
+
+
+def test_a_job_outlives_its_page(page: Page, job: Any) -> None:
+    follow(page, job, keep=True)
+    job.tell(percent=10)
+    shows(page, 10)
+    page.reload()
+    assert page.evaluate(RESUME) == [job.path]
+    shows(page, 10)
+    job.tell(result=7)
+    expect(page.locator("body")).to_have_attribute("data-status", "completed")
+    assert page.evaluate("localStorage.length") == 0
+    page.reload()
+    assert page.evaluate(RESUME) == []
+
+
+def test_who_leaves_leaves_no_stream_open(page: Page, job: Any) -> None:
+    follow(page, job)
+    job.tell(percent=10)
+    shows(page, 10)
+    page.evaluate("leave()")
+    assert page.evaluate("end") == "AbortError"
+
+
+@pytest.mark.parametrize("transport", ["events", "wait", "socket"])
+def test_it_goes_on_where_its_connection_was_cut(
+    open_page: OpenPage, job: Any, passage: Any, transport: str
+) -> None:
+    page = open_page()
+    page.goto(f"{passage.url}/empty")
+    follow(page, job, transport=transport)
+    for percent in (10, 20):
+        job.tell(percent=percent)
+        shows(page, percent)
+        passage.cut()
+    job.tell(result=7)
+    ends(page)
+
+
+def test_a_page_submits_cancels_and_iterates(page: Page) -> None:
+    told: dict[str, Any] = json.loads(
+        page.evaluate("""async () => {
+            const {submitJob, followJob} = await import("/api/jobs/client.js");
+            const submitted = await submitJob("/exports", {});
+            const job = followJob(submitted);
+            const seen = [];
+            for await (const {status, version} of job) {
+                if (!seen.length) await job.cancel();
+                seen.push([version, status]);
+            }
+            return JSON.stringify({seen, url: submitted.statusUrl});
+        }""")
+    )
+    assert told["url"].startswith("http://127.0.0.1")
+    versions = [version for version, _ in told["seen"]]
+    assert versions == sorted(set(versions))
+    assert told["seen"][-1][1] == "cancelled"

