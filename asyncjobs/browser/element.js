@@ -22,7 +22,7 @@ const STYLE = `
   progress::-moz-progress-bar { background: var(--async-job-accent); }
   :host([state="completed"]) { --async-job-accent: var(--async-job-good); }
   :host([state="failed"]) { --async-job-accent: var(--async-job-bad); }
-  [part="actions"] { justify-content: start; }
+  [part="actions"] { align-items: center; justify-content: start; margin-top: 0.375rem; }
   [part="announced"] { clip-path: inset(50%); height: 1px; overflow: hidden; position: absolute; width: 1px; }
   button, a { font: inherit; color: var(--async-job-accent); }
   button { background: none; border: 1px solid currentcolor; border-radius: 0.375rem; cursor: pointer;

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 OpenPage = Callable[..., Page]
+Show = Callable[..., Page]
 
 # What a page that trusts nothing inline would send.
 POLICY = "default-src 'none'; script-src 'self'; connect-src 'self'; trusted-types 'none'"
@@ -23,7 +24,7 @@ NEVER = "/api/jobs/job_8e03978e-40d5-43dd-bc93-6894a57f9324"
 
 
 @pytest.fixture
-def show(page: Page, client: Any) -> Callable[..., Page]:
+def show(page: Page, client: Any) -> Show:
     """Open a page with the element, under a strict policy."""
 
     def opened(url: str, more: str = "", on: Page = page) -> Page:
@@ -40,7 +41,7 @@ def state(page: Page, words: str) -> None:
     expect(page.locator("async-job")).to_have_attribute("state", words)
 
 
-def test_it_shows_a_job_to_its_result(show: Any, job: Any) -> None:
+def test_it_shows_a_job_to_its_result(show: Show, job: Any) -> None:
     page = show(job.path)
     bar = page.get_by_role("progressbar", name="Progress")
     job.tell(percent=42, message="<b>Writing</b>")
@@ -64,7 +65,7 @@ def test_it_shows_a_job_to_its_result(show: Any, job: Any) -> None:
     ],
 )
 def test_a_result_may_name_the_link_but_no_script(
-    show: Any, job: Any, client: Any, link: object, found: str | None
+    show: Show, job: Any, client: Any, link: object, found: str | None
 ) -> None:
     page = show(job.path, 'result-link="download_url"')
     job.tell(result={"download_url": link})
@@ -73,14 +74,14 @@ def test_a_result_may_name_the_link_but_no_script(
     expect(page.get_by_role("link")).to_have_attribute("href", wanted)
 
 
-def test_it_says_why_a_job_failed(show: Any, job: Any) -> None:
+def test_it_says_why_a_job_failed(show: Show, job: Any) -> None:
     page = show(job.path)
     job.tell(error="The disk is full.", code="disk_full")
     expect(page.get_by_role("alert")).to_have_text("The disk is full.")
     expect(page.get_by_role("status")).to_have_text("Failed")
 
 
-def test_it_cancels(show: Any, job: Any) -> None:
+def test_it_cancels(show: Show, job: Any) -> None:
     page = show(job.path)
     state(page, "processing")
     page.get_by_role("button", name="Cancel").click()
@@ -88,23 +89,26 @@ def test_it_cancels(show: Any, job: Any) -> None:
     expect(page.get_by_role("button")).to_be_hidden()
 
 
-def test_it_says_so_where_it_cannot_cancel(show: Any, job: Any) -> None:
+def refuse(route: Route) -> None:
+    route.fulfill(status=403, json={"error": "No.", "code": "cross_site"})
+
+
+def test_it_says_so_where_it_cannot_cancel(show: Show, job: Any) -> None:
     page = show(job.path)
     state(page, "processing")
-    refusal = {"status": 403, "json": {"error": "No.", "code": "cross_site"}}
-    page.route("**/cancel", lambda route: route.fulfill(**refusal))
+    page.route("**/cancel", refuse)
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("alert")).to_contain_text("could not be cancelled")
     expect(page.get_by_role("button", name="Cancel")).to_be_enabled()
 
 
-def test_a_job_that_is_none_is_told(show: Any) -> None:
+def test_a_job_that_is_none_is_told(show: Show) -> None:
     page = show(NEVER)
     state(page, "failed")
     expect(page.get_by_role("alert")).to_contain_text("Job not found")
 
 
-def test_another_url_is_another_job(show: Any, job: Any) -> None:
+def test_another_url_is_another_job(show: Show, job: Any) -> None:
     page = show(NEVER)
     state(page, "failed")
     page.evaluate("url => { document.querySelector('async-job').statusUrl = url; }", job.path)
@@ -113,7 +117,7 @@ def test_another_url_is_another_job(show: Any, job: Any) -> None:
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_it_tells_the_page_by_events(show: Any, job: Any) -> None:
+def test_it_tells_the_page_by_events(show: Show, job: Any) -> None:
     page = show(job.path)
     page.evaluate("""() => {
         for (const name of ["job-update", "job-end"]) document.addEventListener(
@@ -124,7 +128,7 @@ def test_it_tells_the_page_by_events(show: Any, job: Any) -> None:
     expect(page.locator("body")).to_have_attribute("job-update", "completed")
 
 
-def test_one_that_is_taken_away_follows_no_more(show: Any, job: Any) -> None:
+def test_one_that_is_taken_away_follows_no_more(show: Show, job: Any) -> None:
     page = show(job.path)
     job.tell(percent=10)
     state(page, "processing")
@@ -138,7 +142,7 @@ def test_one_that_is_taken_away_follows_no_more(show: Any, job: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_can_be_heard_and_looked_at(
-    open_page: OpenPage, show: Any, job: Any, tmp_path: Path, scheme: str
+    open_page: OpenPage, show: Show, job: Any, tmp_path: Path, scheme: str
 ) -> None:
     page = show(job.path, on=open_page(color_scheme=scheme, viewport={"width": 480, "height": 240}))
     job.tell(percent=42, message="Writing the file")

@@ -22,7 +22,8 @@ FOLLOW = """async ([url, options]) => {
         document.body.dataset.status = job.status;
     };
     window.job = followJob(url, {onUpdate, signal: said.signal, ...options});
-    window.end = job.then(job => job.status, error => error.name === "JobError" ? error.code : error.name);
+    const told = (error) => error.name === "JobError" ? error.code : error.name;
+    window.end = job.then(job => job.status, told);
 }"""
 
 RESUME = """async () => {
@@ -131,9 +132,7 @@ def test_without_a_socket_it_goes_on_by_events(page: Page, job: Any, seen: Any) 
 
 
 @pytest.mark.parametrize("transport", ["socket", "events", "wait"])
-def test_a_job_that_is_none_is_told_by_its_error(
-    page: Page, client: Any, transport: str
-) -> None:
+def test_a_job_that_is_none_is_told_by_its_error(page: Page, transport: str) -> None:
     never = "/api/jobs/job_8e03978e-40d5-43dd-bc93-6894a57f9324"
     page.evaluate(FOLLOW, [never, {"transport": transport}])
     assert page.evaluate("end") == "job_not_found"

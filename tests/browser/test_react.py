@@ -17,6 +17,7 @@ import uvicorn
 from playwright.sync_api import Page, Route, expect
 
 OpenPage = Callable[..., Page]
+Hooked = Callable[..., Page]
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ export default module.exports;
 export const {{ {names} }} = module.exports;
 """
 CDN = "https://esm.sh"
-PACKAGES = {
+PACKAGES: dict[str, tuple[str, list[str], str]] = {
     f"{CDN}/scheduler": ("scheduler/cjs/scheduler.development.js", [], ""),
     f"{CDN}/react@19.2.0": (
         "react/cjs/react.development.js",
@@ -170,13 +171,13 @@ IDLE = {
 
 
 @pytest.fixture
-def hooked(open_page: OpenPage, modules: Any, client: Any, seen: Any) -> Generator[Any]:
+def hooked(open_page: OpenPage, modules: Any, client: Any, seen: Any) -> Generator[Hooked]:
     page = open_page()
     page.route(f"{CDN}/**", modules)
-    page.route("**/hooked", lambda route: route.fulfill(body=HOOKED, content_type="text/html"))
 
     def show(how: str, job: Any) -> Page:
-        page.goto(f"{client.base_url}/hooked#{how}")
+        page.goto(f"{client.base_url}/empty#{how}")
+        page.set_content(HOOKED)
         page.wait_for_function("window.ready")
         page.evaluate("job => render(job)", job)
         return page
@@ -194,7 +195,7 @@ def shows(page: Page, **members: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["events", "socket"])
-def test_a_hook_tells_of_a_job_by_its_id(hooked: Any, job: Any, how: str) -> None:
+def test_a_hook_tells_of_a_job_by_its_id(hooked: Hooked, job: Any, how: str) -> None:
     page = hooked(how, job.id)
     job.tell(percent=42, message="Writing")
     shows(page, isLoading=True, progress=42, message="Writing", isComplete=False)
@@ -202,31 +203,31 @@ def test_a_hook_tells_of_a_job_by_its_id(hooked: Any, job: Any, how: str) -> Non
     shows(page, isLoading=False, isComplete=True, progress=100, result={"rows": 7})
 
 
-def test_a_hook_without_a_job_is_idle(hooked: Any) -> None:
+def test_a_hook_without_a_job_is_idle(hooked: Hooked) -> None:
     page = hooked("events", None)
     shows(page, **IDLE)
 
 
-def test_a_hook_tells_why_a_job_failed(hooked: Any, job: Any) -> None:
+def test_a_hook_tells_why_a_job_failed(hooked: Hooked, job: Any) -> None:
     page = hooked("events", job.path)
     job.tell(error="The disk is full.", code="disk_full")
     shows(page, isFailed=True, isLoading=False, error="The disk is full.")
 
 
-def test_a_hook_tells_of_a_job_that_is_none(hooked: Any) -> None:
+def test_a_hook_tells_of_a_job_that_is_none(hooked: Hooked) -> None:
     page = hooked("events", "job_8e03978e-40d5-43dd-bc93-6894a57f9324")
     shows(page, isFailed=True, isLoading=False)
     assert "Job not found" in page.evaluate("shown.error")
 
 
-def test_a_hook_cancels(hooked: Any, job: Any) -> None:
+def test_a_hook_cancels(hooked: Hooked, job: Any) -> None:
     page = hooked("events", job.path)
     shows(page, isLoading=True)
     page.evaluate("shown.cancel()")
     shows(page, isCancelled=True, isLoading=False)
 
 
-def test_a_hook_forgets_the_job_before(hooked: Any, job: Any) -> None:
+def test_a_hook_forgets_the_job_before(hooked: Hooked, job: Any) -> None:
     page = hooked("events", job.path)
     job.tell(percent=42)
     shows(page, progress=42)
@@ -234,7 +235,7 @@ def test_a_hook_forgets_the_job_before(hooked: Any, job: Any) -> None:
     shows(page, **IDLE)
 
 
-def test_a_hook_that_is_gone_follows_no_more(hooked: Any, job: Any) -> None:
+def test_a_hook_that_is_gone_follows_no_more(hooked: Hooked, job: Any) -> None:
     page = hooked("events", job.path)
     job.tell(percent=42)
     shows(page, progress=42)
