@@ -367,8 +367,7 @@ const ask = async (job, signal, hold) => {
     job.rest(respite(answer, job.failures++));
     return "again";
   }
-  const same = held && answer.status === 304;
-  const document = same ? null : await documentIn(answer, job.url);
+  const document = answer.status === 304 ? null : await documentIn(answer, job.url);
   const version = document?.version ?? answer.headers.get("etag")?.replace(/\D/g, "");
   if (document && !(version >= 0)) {
     throw new JobError("not_a_job", `${job.url} is a job without a version.`, { url: job.url });
