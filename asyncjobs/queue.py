@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import anyio
 
@@ -19,6 +19,7 @@ from asyncjobs.opening import Opening
 from asyncjobs.protocols import Listing, Page, Selection
 from asyncjobs.registry import JobType
 from asyncjobs.submission import (
+    By,
     Caller,
     EnqueueOptions,
     Terms,
@@ -55,23 +56,20 @@ class AsyncJobs(Opening):
         payload: P,
         /,
         *,
-        user_id: str | None = None,
-        idempotency_key: str | None = None,
         options: EnqueueOptions | None = None,
         connection: object = None,
+        **by: Unpack[By],
     ) -> Job:
         """Store a job durably, then dispatch it; see `JobQueue.enqueue`.
+
+        `user_id` is the job's owner, `By` says what `idempotency_key` does.
 
         With a `connection` to the store's own database, the job is inserted by the transaction that
         is under way there, and exists if and only if that commits; raises `UnusableConnection`
         where it cannot be. Which kinds of connection there are, the store says.
-
-        With an idempotency key, the same owner's next call for that type returns the job that
-        exists, as it stands; with another payload it raises `IdempotencyConflict`.
         """
-        caller = Caller(user_id, idempotency_key)
         terms = options or EnqueueOptions()
-        accepted = await self.accept(handler, payload, caller, terms, connection)
+        accepted = await self.accept(handler, payload, Caller(**by), terms, connection)
         return accepted.job
 
     async def accept(

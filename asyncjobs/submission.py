@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from asyncjobs.errors import FieldIssue, IllegalMove, InvalidPayload
 from asyncjobs.model import LONGEST, Delivery, Job, Submission, new_job_id
@@ -43,6 +43,17 @@ class EnqueueOptions:
         if self.run_at is None:
             return now
         return max(now, now + self.run_at if isinstance(self.run_at, timedelta) else self.run_at)
+
+
+class By(TypedDict, total=False):
+    """Who submits, in the words of `AsyncJobs.enqueue`.
+
+    With an idempotency key, the same owner's next call for that type returns the job that exists,
+    as it stands; with another payload it raises `IdempotencyConflict`.
+    """
+
+    user_id: str | None
+    idempotency_key: str | None
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class FolderStore:
         return await self._step(lambda _: self._take(lanes, now, until, limit))
 
     async def delete(self, ids: Sequence[JobId], /) -> None:
-        await self._step(lambda _: [self._delete(job_id) for job_id in ids])
+        await self._step(lambda _: list(map(self._delete, ids)))
 
     async def _step(self, work: Callable[[int], T]) -> T:
         """Do something while no other task, thread or process does anything here."""

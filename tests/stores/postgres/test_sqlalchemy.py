@@ -27,7 +27,7 @@ from asyncjobs.portal import portal_for
 from asyncjobs.stores.postgres import PostgresStore
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import PostgresServer
+    from tests.conftest import PostgresServer
 
 pytestmark = pytest.mark.anyio
 

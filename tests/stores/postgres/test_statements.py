@@ -16,7 +16,7 @@ from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LATER, NOW
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import PostgresServer
+    from tests.conftest import PostgresServer
 
 pytestmark = pytest.mark.anyio
 

@@ -27,7 +27,7 @@ from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.testing import sample_job
 
 if TYPE_CHECKING:
-    from tests.stores.conftest import PostgresServer
+    from tests.conftest import PostgresServer
 
 pytestmark = pytest.mark.anyio
 
