@@ -23,7 +23,10 @@ from asyncjobs.testing import Fate, Faults, FaultyStore, LoopClock
 T = TypeVar("T")
 
 SHAKY = Faults(before=0.1, after=0.1, delay=0.02)
-SEDATE = Settings(poll=timedelta(seconds=10), sweep=timedelta(seconds=15))
+# A clock that hurries leaves a busy machine little of a lease.
+SEDATE = Settings(
+    poll=timedelta(seconds=10), sweep=timedelta(seconds=15), lease=timedelta(minutes=2)
+)
 KEYS = 30
 
 
@@ -44,7 +47,7 @@ class Shop:
             self.store,
             clock=LoopClock(),
             settings=SEDATE,
-            policy=Policy(retention=None),
+            policy=Policy(retention=None, timeout=None, max_deliveries=9),
         )
         self.jobs.handler("order", retry=Retry(max_attempts=3))(self.order)
 

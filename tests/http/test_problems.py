@@ -32,8 +32,9 @@ from asyncjobs import (
     UnknownJob,
     UnknownType,
     UnreadableJob,
+    UnusableConnection,
 )
-from asyncjobs.errors import MalformedBody, UnsupportedMediaType
+from asyncjobs.errors import MalformedBody, MoveRefused, UnsupportedMediaType
 from asyncjobs.http.messages import Response
 from asyncjobs.http.problems import STATUSES, ProblemDocument, no_result, problem, problem_of
 
@@ -45,6 +46,7 @@ ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
         (ConfigurationError("?"), None),
         (UnknownType("export"), None),
         (NotOpen("AsyncJobs"), None),
+        (UnusableConnection("it is closed"), None),
         (RequestRejected("?"), None),
         (MalformedBody("it is empty"), 400),
         (UnsupportedMediaType("text/plain"), 415),
@@ -58,6 +60,7 @@ ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
         (InvalidResult("export", "it is odd"), None),
         (UnknownJob("job_1"), 404),
         (IllegalMove("job_1", "complete", "completed"), 409),
+        (MoveRefused("some run"), None),
         (LostLease("job_1"), 409),
         (StoreError("?"), None),
         (StoreUnavailable("secret.db", "disk I/O error"), 503),
