@@ -28,7 +28,7 @@ from asyncjobs.feed import Feed
 from asyncjobs.housekeeping import Housekeeping
 from asyncjobs.ledger import Ledger
 from asyncjobs.logs import log_fields
-from asyncjobs.model import Delivery, Job, Submission
+from asyncjobs.model import Delivery, Job, JobStatus, Submission
 from asyncjobs.protocols import Clock, Clocked, Dispatcher, Embedded, Store
 from asyncjobs.registry import Registry
 from asyncjobs.runner import Runner
@@ -101,7 +101,8 @@ class Engine:
         with self._reservation(submission) as reserved:
             hold = self.settings.redelivery if reserved else timedelta(0)
             [stored] = await self.ledger.insert([lifecycle.submit(submission, hold=hold)])
-        if reserved and stored.id == submission.id:
+        # Also what was there before and waits: its first submission may have failed to dispatch it.
+        if reserved and stored.status is JobStatus.PENDING and stored.run_at <= self.ledger.now():
             try:
                 await self.dispatcher.dispatch([stored])
             except Exception as error:

@@ -19,6 +19,11 @@ from typing import Any, cast
 import psycopg
 import pytest
 import redis
+from hypothesis import settings
+
+# A busy machine is slow now and then, which says nothing about the code.
+settings.register_profile("asyncjobs")
+settings.load_profile("asyncjobs")
 
 # PostgreSQL refuses to run as root; this user owns nothing on any system.
 _NOBODY = 65534

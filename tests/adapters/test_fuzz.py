@@ -331,7 +331,6 @@ def driver(stack: Any, new_jobs: Callable[[], AsyncJobs]) -> Generator[Driver]:
 @RANDOM
 @settings(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(
@@ -376,7 +375,6 @@ BROKEN = st.one_of(
 # To make a request that hangs smaller would hang as often.
 ROUGHLY = settings(
     max_examples=100,
-    deadline=None,
     phases=[Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs.client.events import EventParser, ServerEvent
@@ -25,7 +25,6 @@ def cut(text: bytes, places: list[int]) -> list[bytes]:
     return [text[a:b] for a, b in zip([0, *at], [*at, len(text)], strict=True)]
 
 
-@settings(deadline=None)
 @given(events, st.sampled_from(["\n", "\r", "\r\n"]), st.lists(st.integers(0, 999)), st.booleans())
 def test_events_are_read_from_any_pieces_and_line_ends(
     sent: list[tuple[str, list[str]]], end: str, places: list[int], bom: bool

@@ -239,7 +239,7 @@ transports = st.lists(st.sampled_from(Transport), unique=True, min_size=1)
 moods = st.lists(st.sampled_from(DISTURBANCES), max_size=12)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(transports, moods, st.booleans(), st.integers(1, 12))
 def test_whatever_happens_the_versions_increase_and_the_end_comes_once(
     chosen: list[Transport], moods: list[str], held: bool, versions: int
@@ -257,7 +257,7 @@ def test_whatever_happens_the_versions_increase_and_the_end_comes_once(
     assert seen[-1] == versions
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(transports, moods, st.booleans(), st.floats(0, 600))
 def test_a_job_that_does_not_end_is_left_when_the_callers_time_is_over(
     chosen: list[Transport], moods: list[str], held: bool, timeout: float

@@ -9,7 +9,7 @@ from typing import Self
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -24,7 +24,6 @@ from asyncjobs.testing import LoopClock, sample_job
 from asyncjobs.testing.samples import NOW
 
 # The machine may be busy with other things.
-unhurried = settings(deadline=None)
 
 
 SECOND = timedelta(seconds=1)
@@ -95,7 +94,6 @@ def test_clocks_that_differ_make_no_negative_durations() -> None:
     assert most_take([took(-5)]) == timedelta(0)
 
 
-@unhurried
 @given(st.lists(st.integers(-10, 10_000), min_size=1, max_size=60), st.integers())
 def test_an_estimate_is_a_duration_that_was_seen_and_most_were_no_longer(
     seconds: list[int], seed: int

@@ -79,7 +79,7 @@ async def test_all_of_every_job_is_there_and_in_the_same_order() -> None:
         assert (moved.digest.jobs, moved.copied, moved.updated) == (len(jobs), len(jobs), 0)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(call=st.integers(1, 3), after=st.booleans(), late=st.integers(0, 3))
 def test_a_move_that_was_broken_off_goes_on_and_doubles_nothing(
     call: int, after: bool, late: int

@@ -33,13 +33,14 @@ from asyncjobs import (
     PayloadTooLarge,
     Policy,
     Settings,
+    StoreUnavailable,
     UnknownJob,
     UnknownType,
 )
 from asyncjobs.model import Job, JobId, new_job_id
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.submission import same_payload
-from asyncjobs.testing import ManualClock
+from asyncjobs.testing import Faults, FaultyStore, ManualClock
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., AsyncJobs]
@@ -465,6 +466,23 @@ async def test_a_key_is_free_again_when_its_job_is_forgotten(make: Make) -> None
         new = await jobs.enqueue(kind, 2, idempotency_key="k")
         assert (new.id != old.id, new.payload) == (True, 2)
         assert await jobs.get(new.id) == new
+
+
+async def test_what_is_submitted_again_after_a_lost_answer_begins_at_once() -> None:
+    """The first submission kept a place for its job here, and never came to use it."""
+    store = FaultyStore(MemoryStore())
+    jobs = AsyncJobs(store, settings=Settings(redelivery=timedelta(hours=1)))
+
+    @jobs.handler("order")
+    async def order(_number: int, _job: JobContext) -> str:
+        return "done"
+
+    async with jobs:
+        store.faults = Faults(after=1, only=["insert"], most=1)
+        with pytest.raises(StoreUnavailable):
+            await jobs.enqueue(order, 7, idempotency_key="k")
+        job = await jobs.enqueue(order, 7, idempotency_key="k")
+        assert (await jobs.wait(job.id, timeout=30)).result == "done"
 
 
 async def test_a_replayed_job_is_told_as_it_must_stand(make: Make) -> None:

@@ -23,6 +23,7 @@ from asyncjobs import (
     JobStatus,
     Policy,
     Retry,
+    Settings,
 )
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import StoreUnavailable
@@ -643,7 +644,7 @@ async def test_a_job_that_cannot_be_started_comes_up_again(
 
 
 async def test_what_ends_within_the_grace_ends(make: Make, store: MemoryStore) -> None:
-    jobs = make()
+    jobs = make(settings=Settings(grace=timedelta(seconds=30)))
 
     @jobs.handler("brief")
     async def brief(_none: None, _job: JobContext) -> None:

@@ -83,7 +83,7 @@ def test_a_document_greater_than_the_room_is_served_and_not_kept() -> None:
     assert kept(cache) == len(small)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(2, 400)), max_size=60))
 def test_whatever_is_asked_for_the_answer_is_right_and_the_room_is_kept(
     asked: list[tuple[int, int]],

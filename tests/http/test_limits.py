@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import combinations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs.errors import TooManyPolls
@@ -15,7 +15,6 @@ from asyncjobs.http.limits import Limiter, PollLimit
 from asyncjobs.model import JobId, new_job_id
 
 # The machine may be busy with other things.
-unhurried = settings(deadline=None)
 
 
 JOB, OTHER = new_job_id(), new_job_id()
@@ -67,13 +66,11 @@ def test_a_limit_that_allows_nothing_is_refused(burst: int, every: float) -> Non
         PollLimit(burst, every)
 
 
-@unhurried
 @given(limit=poll_limits, now=st.floats(-1e9, 1e9))
 def test_the_first_poll_is_answered(limit: PollLimit, now: float) -> None:
     assert wait_told(Limiter(limit), now) is None
 
 
-@unhurried
 @given(limit=poll_limits, pauses=pauses)
 def test_polls_are_answered_as_a_bucket_of_tokens_allows(
     limit: PollLimit, pauses: list[float]
@@ -83,7 +80,6 @@ def test_polls_are_answered_as_a_bucket_of_tokens_allows(
         assert (wait_told(limiter, now) is None) == model.allows(now), now
 
 
-@unhurried
 @given(limit=poll_limits, pauses=pauses)
 def test_in_no_window_more_are_answered_than_the_burst_and_what_time_adds(
     limit: PollLimit, pauses: list[float]
@@ -94,7 +90,6 @@ def test_in_no_window_more_are_answered_than_the_burst_and_what_time_adds(
         assert last - first + 1 <= limit.burst + (end - begin) / limit.every
 
 
-@unhurried
 @given(limit=poll_limits, pauses=pauses)
 def test_who_waits_as_told_is_answered(limit: PollLimit, pauses: list[float]) -> None:
     limiter, now = Limiter(limit), 0.0

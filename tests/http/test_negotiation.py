@@ -7,13 +7,12 @@ from random import Random
 from time import perf_counter
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from asyncjobs.http.negotiation import prefers_html
 
 # The machine may be busy with other things.
-unhurried = settings(deadline=None)
 
 
 BROWSERS = {
@@ -121,7 +120,6 @@ def test_what_is_no_media_range_is_ignored(junk: str) -> None:
     assert not prefers_html(f"application/json, {junk}")
 
 
-@unhurried
 @given(
     wanted=st.lists(
         st.tuples(ranges, qualities), min_size=1, max_size=6, unique_by=lambda it: it[0]
@@ -145,7 +143,6 @@ def test_of_any_header_the_rule_of_the_standard_decides(
     )
 
 
-@unhurried
 @given(st.text())
 def test_any_text_has_an_answer(accept: str) -> None:
     assume("html" not in accept.lower())

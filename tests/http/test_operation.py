@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs import Job, JobError, JobStatus
@@ -17,7 +17,6 @@ from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, full_job
 
 # The machine may be busy with other things.
-unhurried = settings(deadline=None)
 
 
 Jobs = dict[JobStatus, Job]
@@ -116,7 +115,6 @@ def test_nothing_of_the_submission_or_of_the_workers_gets_out() -> None:
         assert secret not in text
 
 
-@unhurried
 @given(
     status=st.sampled_from(JobStatus),
     progress=st.integers(0, 100),

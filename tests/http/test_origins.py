@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs.errors import CrossSite
@@ -20,7 +20,6 @@ from asyncjobs.http.origins import (
 )
 
 # The machine may be busy with other things.
-unhurried = settings(deadline=None)
 
 
 SAFE = ["GET", "HEAD", "OPTIONS", "TRACE"]
@@ -133,7 +132,6 @@ def test_trust_is_in_scheme_host_and_port_as_a_whole(origin: str) -> None:
     assert refused(sent(origin=origin), FRIEND)
 
 
-@unhurried
 @given(page=authorities, host=authorities, scheme=st.sampled_from(["http", "https"]))
 def test_by_the_origin_alone_only_the_very_host_and_port_are_let_through(
     page: str, host: str, scheme: str
@@ -141,7 +139,6 @@ def test_by_the_origin_alone_only_the_very_host_and_port_are_let_through(
     assert refused(sent(origin=f"{scheme}://{page}", host=host)) == (page != host)
 
 
-@unhurried
 @given(origin=st.text(max_size=30), host=st.text(max_size=30), site=st.text(max_size=12))
 def test_whatever_is_sent_the_answer_is_yes_or_no(origin: str, host: str, site: str) -> None:
     request = sent(origin=origin, host=host)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from urllib.parse import quote_plus
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs import JobStatus
@@ -15,7 +15,6 @@ from asyncjobs.errors import InvalidQuery
 from asyncjobs.http.queries import PageQuery, page_query_of, parameters_of
 
 # The machine may be busy with other things.
-unhurried = settings(deadline=None)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -82,7 +81,6 @@ def test_broken_percent_signs_are_no_fault() -> None:
     }
 
 
-@unhurried
 @given(queries, texts)
 def test_the_query_that_follows_asks_for_the_same_from_the_cursor_on(
     query: PageQuery, cursor: str
@@ -90,7 +88,6 @@ def test_the_query_that_follows_asks_for_the_same_from_the_cursor_on(
     assert page_query_of(query.following(cursor)) == replace(query, cursor=cursor)
 
 
-@unhurried
 @given(queries, texts)
 def test_the_query_that_follows_can_stand_in_a_link(query: PageQuery, cursor: str) -> None:
     written = query.following(cursor)
@@ -103,7 +100,6 @@ def test_what_is_usual_is_not_written() -> None:
     assert PageQuery(limit=20).following("17") == "cursor=17"
 
 
-@unhurried
 @given(st.text())
 def test_any_query_is_read_or_refused(query: str) -> None:
     found = None

@@ -8,13 +8,12 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import EventSource, ServerSentEvent
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs.http import sse
 
 # The machine may be busy with other things.
-unhurried = settings(deadline=None)
 
 
 documents = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -38,7 +37,6 @@ def read(stream: bytes, size: int = 65536) -> list[ServerSentEvent]:
     return [event for event in EventSource(response).iter_sse() if event.data]
 
 
-@unhurried
 @given(st.lists(st.tuples(versions, documents), max_size=5), st.integers(1, 40))
 def test_any_document_arrives_whole_with_its_version(
     sent: list[tuple[int, str]], size: int
@@ -94,13 +92,11 @@ def test_a_stream_is_kept_from_proxies_that_would_hold_it_back(name: str, value:
     assert dict(sse.HEADERS)[name] == value
 
 
-@unhurried
 @given(versions, st.none() | st.text() | versions.map(str))
 def test_the_header_of_a_browser_is_newer_than_the_url(version: int, after: str | None) -> None:
     assert sse.resumes_after(str(version), after) == version
 
 
-@unhurried
 @given(versions)
 def test_the_url_counts_where_the_header_says_nothing(version: int) -> None:
     assert sse.resumes_after(None, str(version)) == version
@@ -116,7 +112,6 @@ def test_what_is_no_version_is_as_if_there_were_none(text: str) -> None:
     assert sse.resumes_after(None, text) == 0
 
 
-@unhurried
 @given(st.none() | st.text(), st.none() | st.text())
 def test_any_texts_have_an_answer_that_is_a_version(header: Any, after: Any) -> None:
     assert 0 <= sse.resumes_after(header, after) < 10**18
