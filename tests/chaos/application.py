@@ -1,0 +1,127 @@
+"""The application whose workers are killed: handlers that leave traces, on a store that notes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+
+import anyio
+from pydantic import BaseModel
+
+from asyncjobs import AsyncJobs, JobContext, Policy, Retry, Settings
+from asyncjobs.protocols import Store
+from asyncjobs.registration import Registrar
+from asyncjobs.stores import store_from_url
+from tests.chaos.recording import Notes, Recorded
+
+LEASE = timedelta(seconds=1.5)
+
+SETTINGS = Settings(
+    lease=LEASE,
+    redelivery=LEASE,
+    poll=timedelta(seconds=0.2),
+    sweep=timedelta(seconds=0.3),
+    progress=timedelta(seconds=0.05),
+    grace=timedelta(seconds=0.3),
+)
+
+#: Where application and tests say what is used, to the processes that they start.
+STORE, NOTES = "ASYNCJOBS_CHAOS_STORE", "ASYNCJOBS_CHAOS_NOTES"
+
+kinds = Registrar(
+    Policy(max_deliveries=8, retry=Retry(max_attempts=3, first=timedelta(seconds=0.1)))
+)
+
+
+class Errand(BaseModel):
+    """How long it takes, and which of its attempts fail or take their worker with them."""
+
+    seconds: float = 0
+    fails: int = 0
+    kills: int = 0
+
+
+class Trace(BaseModel):
+    """A result that no two attempts have in common; `worker` is the pid of the worker process."""
+
+    worker: int
+    attempt: int
+    nonce: str
+
+
+@kinds.handler("errand")
+async def errand(what: Errand, job: JobContext) -> Trace:
+    with traced(job, os.getpid()) as trace:
+        await job.progress(50)
+        await anyio.sleep(what.seconds)
+        trouble(what, job)
+    return trace
+
+
+@kinds.handler("in a thread")
+def in_a_thread(what: Errand, job: JobContext) -> Trace:
+    with traced(job, os.getpid()) as trace:
+        ends = time.monotonic() + what.seconds
+        while time.monotonic() < ends:
+            job.check()
+            time.sleep(0.01)
+        trouble(what, job)
+    return trace
+
+
+@kinds.handler("in a process", run_in="process")
+def in_a_process(what: Errand, job: JobContext) -> Trace:
+    with traced(job, os.getppid()) as trace:
+        trouble(what, job)
+    return trace
+
+
+@kinds.handler("deaf")
+async def deaf(what: Errand, job: JobContext) -> Trace:
+    """Keep the event loop from turning in the first attempt."""
+    with traced(job, os.getpid()) as trace:
+        if job.attempt == 1:
+            time.sleep(what.seconds)  # noqa: ASYNC251  # what is tested
+    return trace
+
+
+@contextmanager
+def traced(job: JobContext, worker: int) -> Generator[Trace]:
+    """Note that an attempt begins, and that it came to its end."""
+    trace = Trace(worker=worker, attempt=job.attempt, nonce=uuid.uuid4().hex)
+    notes().write("begin", job=job.id, **trace.model_dump())
+    yield trace
+    notes().write("end", job=job.id, **trace.model_dump())
+
+
+def trouble(what: Errand, job: JobContext) -> None:
+    if job.attempt <= what.kills:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.attempt <= what.fails:
+        raise OSError("it happens")
+
+
+@cache
+def notes() -> Notes:
+    """Return the notes of this process and of those it is forked from or into."""
+    return Notes(Path(os.environ[NOTES]))
+
+
+def queue_on(store: Store, dispatcher: str = "worker") -> AsyncJobs:
+    """Make the queue of one process."""
+    made = AsyncJobs(store, dispatcher=dispatcher, settings=SETTINGS)
+    for kind in kinds.registry:
+        made.registry.add(kind)
+    return made
+
+
+def jobs() -> AsyncJobs:
+    """Make the queue of a worker process."""
+    return queue_on(Recorded(store_from_url(os.environ[STORE]), notes()))

@@ -1,0 +1,150 @@
+"""Notes what a store is asked and what it answers, as it happens: one line of JSON each.
+
+Every process writes a file of its own. All go by one clock, that of the machine since its start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from asyncjobs.model import Job, JobId
+from asyncjobs.protocols import Change, Clocked, Page, Selection
+
+#: One line of a history.
+Event = dict[str, Any]
+
+
+class Notes:
+    """The notes of this process, in a file that is on its way to disk when a note returns."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: tuple[int, int] | None = None
+        self._numbers = count()
+
+    def write(self, what: str, **facts: Any) -> None:
+        """Write one line, whole or not at all, even where the process is killed."""
+        line = json.dumps({"what": what, "pid": os.getpid(), "at": time.monotonic(), **facts})
+        os.write(self._descriptor(), f"{line}\n".encode())
+
+    def number(self) -> str:
+        """Name a call that is about to be made."""
+        return f"{os.getpid()}-{id(self)}-{next(self._numbers)}"
+
+    def _descriptor(self) -> int:
+        if self._file is None or self._file[0] != os.getpid():
+            path = self._folder / f"notes-{os.getpid()}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            self._file = os.getpid(), os.open(path, flags, 0o644)
+        return self._file[1]
+
+
+def read_notes(folder: Path) -> list[Event]:
+    """Read what all processes have noted, in the order in which it happened."""
+    lines = (line for path in folder.glob("notes-*") for line in path.read_text().splitlines())
+    events: list[Event] = [json.loads(line) for line in lines]
+    return sorted(events, key=lambda event: float(event["at"]))
+
+
+def state_of(job: Job) -> Event:
+    """Choose what a history tells of a job at one revision."""
+    return {
+        "job": job.id,
+        "revision": job.revision,
+        "version": job.version,
+        "status": job.status.value,
+        "attempt": job.attempt,
+        "losses": job.losses,
+        "failures": job.failures,
+        "worker": job.lease.worker if job.lease else None,
+        "token": job.lease.token if job.lease else None,
+        "result": job.result,
+        "error": job.error.code if job.error else None,
+        "asked_to_stop": job.cancel_requested_at is not None,
+        "max_deliveries": job.max_deliveries,
+        "max_attempts": job.retry.max_attempts,
+    }
+
+
+class Recorded:
+    """A store with all its powers, noting every call that reads or writes jobs."""
+
+    def __init__(self, store: Any, notes: Notes) -> None:
+        self.store = store
+        self.notes = notes
+
+    async def __aenter__(self) -> Self:
+        await self.store.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.store.__aexit__(kind, error, traceback)
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        call = self._asked([{**state_of(job), "expected": 0} for job in jobs])
+        stored: Sequence[Job] = await self.store.insert(jobs)
+        pairs = zip(jobs, stored, strict=True)
+        self.notes.write("answered", call=call, done=[job.id == found.id for job, found in pairs])
+        return stored
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        call = self._asked(
+            [{**state_of(one.job), "expected": one.expected_revision} for one in changes]
+        )
+        done: Sequence[bool] = await self.store.replace(changes)
+        self.notes.write("answered", call=call, done=list(done))
+        return done
+
+    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        asked = time.monotonic()
+        found: Sequence[Job | None] = await self.store.get(ids)
+        states = [state_of(job) if job else None for job in found]
+        self.notes.write("read", asked=asked, jobs=list(ids), states=states)
+        return found
+
+    async def take(
+        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
+    ) -> Sequence[Job]:
+        taken: Sequence[Job] = await self.store.take(lanes, now=now, until=until, limit=limit)
+        if taken:
+            hold = {"now": now.timestamp(), "until": until.timestamp()}
+            self.notes.write("taken", **hold, jobs=[[job.id, job.revision] for job in taken])
+        return taken
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        await self.store.delete(ids)
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        page: Page = await self.store.list(which, limit=limit, after=after)
+        return page
+
+    async def changes(self) -> AsyncIterator[Sequence[JobId]]:
+        async for ids in self.store.changes():
+            yield ids
+
+    async def now(self) -> datetime:
+        return await self.store.now() if isinstance(self.store, Clocked) else datetime.now(UTC)
+
+    def _asked(self, states: Sequence[Event]) -> str:
+        """Note what is to be written before it is: whoever is killed then may have written it."""
+        call = self.notes.number()
+        self.notes.write("asked", call=call, states=states)
+        return call
+
+
+def states_in(event: Event) -> Iterator[tuple[str, Event | None]]:
+    """Pair the ids that were read with what was found."""
+    yield from zip(event["jobs"], event["states"], strict=True)
