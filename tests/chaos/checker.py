@@ -89,12 +89,8 @@ def lives_of(history: Sequence[Event]) -> Lives:
         match event["what"]:
             case "asked":
                 _sort_writes(lives, event, answers.get(event["call"]))
-            case "read":
-                for job, state in states_in(event):
-                    lives[job].seen.append((event["asked"], event["at"], state))
-            case "taken":
-                for job, revision in event["jobs"]:
-                    lives[job].taken.append((event["now"], event["until"], revision))
+            case "read" | "taken":
+                _sort_answers(lives, event)
             case "begin":
                 lives[event["job"]].begun.append(event)
             case "end":
@@ -116,6 +112,15 @@ def _sort_writes(lives: Lives, asked: Event, answer: Event | None) -> None:
         elif answer["done"][index]:
             life.written.append(write)
             life.seen.append((asked["at"], answer["at"], write))
+
+
+def _sort_answers(lives: Lives, event: Event) -> None:
+    if event["what"] == "read":
+        for job, state in states_in(event):
+            lives[job].seen.append((event["asked"], event["at"], state))
+    else:
+        for job, revision in event["jobs"]:
+            lives[job].taken.append((event["now"], event["until"], revision))
 
 
 def _twins(accepted: Sequence[Event]) -> Iterator[tuple[str, int]]:

@@ -18,12 +18,13 @@ from anyio.abc import TaskGroup
 
 from asyncjobs import AsyncJobs, EnqueueOptions
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import JobId
+from asyncjobs.model import Job, JobId
 from tests.chaos import application
 from tests.chaos.application import LEASE, Errand
 from tests.chaos.recording import Notes, Recorded, state_of
 
 ROOT = Path(__file__).parents[2]
+COMMAND = ("-m", "asyncjobs", "worker", "--concurrency", "6", "tests.chaos.application:jobs")
 PATIENCE = 240.0
 ROUNDS = 12
 #: In which rounds the store is restarted.
@@ -55,8 +56,7 @@ class Workers:
             with self.log.open("ab") as log:
                 self._running.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "asyncjobs", "worker", "--concurrency", "6"]
-                        + ["tests.chaos.application:jobs"],
+                        [sys.executable, *COMMAND],
                         env=self._environment,
                         cwd=ROOT,
                         stdin=subprocess.DEVNULL,
@@ -64,6 +64,16 @@ class Workers:
                         stderr=log,
                     )
                 )
+
+    @property
+    def pid(self) -> int:
+        """The process id of the only worker."""
+        [one] = self._running
+        return one.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        for one in self._running:
+            one.send_signal(number)
 
     def kill(self, chance: random.Random) -> None:
         chance.choice(self._running).kill()
@@ -136,10 +146,10 @@ class Customers:
     async def _submit(self, key: str, tasks: TaskGroup) -> None:
         kind, errand = self._choose()
         options = EnqueueOptions(run_at=self.chance.choice([None, None, None, SOON]))
-        while True:
+        job: Job | None = None
+        while job is None:
             try:
                 job = await self.jobs.enqueue(kind, errand, idempotency_key=key, options=options)
-                break
             except StoreUnavailable:  # it may exist: the same key finds it
                 await anyio.sleep(0.1)
         self.notes.write("accepted", job=job.id, key=key)

@@ -33,7 +33,7 @@ def anyio_backend() -> str:
 
 def state(revision: int, status: str, **more: Any) -> Event:
     """Describe the only job of a story at a revision."""
-    plain = {"version": revision, "attempt": int(revision > 1), "losses": 0, "failures": 0}
+    plain: Event = {"version": revision, "attempt": int(revision > 1), "losses": 0, "failures": 0}
     plain |= {"worker": None, "token": None, "result": None, "error": None}
     plain |= {"max_deliveries": 3, "max_attempts": 1}
     return {**plain, "job": "j", "revision": revision, "status": status, **more}

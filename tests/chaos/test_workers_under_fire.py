@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -74,11 +74,13 @@ def workers(request: pytest.FixtureRequest, site: Site, tmp_path: Path) -> Itera
 
 @pytest.mark.parametrize("workers", [2, 8], indirect=True)
 async def test_every_accepted_job_ends_once_by_the_attempt_that_is_recorded(
-    site: Site, workers: Workers, tmp_path: Path, record_property: Any
+    site: Site, workers: Workers, tmp_path: Path
 ) -> None:
     customers = web_process(Recorded(store_from_url(site.url), Notes(tmp_path)), workers.size)
     await besiege(workers, customers, JOBS, site.restart)
     history = read_notes(tmp_path)
     assert violations(history) == []
+    losses = sum(event["losses"] for event in history if event["what"] == "final")
+    assert losses > 0, "no worker was lost in the middle of a job"
     assert len(set(customers.accepted)) == JOBS
     assert "begins anew" not in workers.log.read_text()
