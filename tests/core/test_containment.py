@@ -26,7 +26,7 @@ from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import sample_job
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 user: ContextVar[str] = ContextVar("user", default="nobody")
@@ -96,6 +96,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.own_store
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda one: str(one.__name__))
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_a_handler_s_mistake_ends_its_job_and_nothing_else(
@@ -184,9 +185,7 @@ async def test_a_job_does_not_see_another_request_s_context(make: Make) -> None:
         user.set("nobody")
 
 
-async def test_a_cancelled_runner_gives_its_job_back_at_once(
-    make: Make, store: MemoryStore
-) -> None:
+async def test_a_cancelled_runner_gives_its_job_back_at_once(make: Make, beside: Any) -> None:
     jobs = make(settings=Settings(poll=timedelta(1), sweep=timedelta(1)))
 
     @jobs.handler("endless")
@@ -197,10 +196,10 @@ async def test_a_cancelled_runner_gives_its_job_back_at_once(
     job = sample_job(type="endless", payload_json=b"null", created_at=now, delivery="push")
     async with jobs:
         await anyio.wait_all_tasks_blocked()
-        await store.insert([job])
+        await beside.insert([job])
         with anyio.move_on_after(0.05):
             await jobs.run(job.id)
-    left = store._jobs[job.id]
+    [left] = await beside.get([job.id])
     assert (left.status, left.attempt, left.losses) == (JobStatus.PENDING, 1, 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self
 
 import anyio
 import pytest
@@ -27,20 +27,20 @@ from asyncjobs.protocols import Change
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import ManualClock, sample_job
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 IDLE = Settings(poll=timedelta(hours=1), sweep=timedelta(hours=1), grace=timedelta(0))
 
 
-async def abandoned(store: MemoryStore, clock: ManualClock, **submission: object) -> Job:
+async def abandoned(beside: Any, clock: ManualClock, **submission: object) -> Job:
     """Store a job whose worker has died in the middle of it."""
     now = clock.now()
     job = sample_job(created_at=now, **submission)
     lease = Lease(worker="dead:1", token="t", until=now + timedelta(seconds=30))
     begun = lifecycle.start(job, now, lease)
-    await store.insert([job])
-    assert list(await store.replace([Change(begun, job.revision)])) == [True]
+    await beside.insert([job])
+    assert list(await beside.replace([Change(begun, job.revision)])) == [True]
     return begun
 
 
@@ -56,9 +56,9 @@ def idle(make: Make, clock: ManualClock) -> AsyncJobs:
 
 
 async def test_a_lost_worker_s_job_waits_again(
-    idle: AsyncJobs, store: MemoryStore, clock: ManualClock
+    idle: AsyncJobs, beside: Any, clock: ManualClock
 ) -> None:
-    job = await abandoned(store, clock)
+    job = await abandoned(beside, clock)
     async with idle:
         clock.advance(timedelta(seconds=30))
         assert await idle._running.housekeeping.sweep() == 1
@@ -67,9 +67,9 @@ async def test_a_lost_worker_s_job_waits_again(
 
 
 async def test_a_job_that_kills_its_workers_ends(
-    idle: AsyncJobs, store: MemoryStore, clock: ManualClock
+    idle: AsyncJobs, beside: Any, clock: ManualClock
 ) -> None:
-    job = await abandoned(store, clock, max_deliveries=1)
+    job = await abandoned(beside, clock, max_deliveries=1)
     async with idle:
         clock.advance(timedelta(seconds=30))
         await idle._running.housekeeping.sweep()
@@ -77,28 +77,30 @@ async def test_a_job_that_kills_its_workers_ends(
 
 
 async def test_a_reader_repairs_what_it_reads(
-    idle: AsyncJobs, store: MemoryStore, clock: ManualClock
+    idle: AsyncJobs, beside: Any, clock: ManualClock
 ) -> None:
-    job = await abandoned(store, clock)
+    job = await abandoned(beside, clock)
     async with idle:
         clock.advance(timedelta(days=2))
         found = await idle.find(job.id)
     assert (found.status, found.error) == (JobStatus.FAILED, DEADLINE_EXCEEDED)
-    assert store._jobs[job.id] == found
+    assert await beside.get([job.id]) == [found]
 
 
 async def test_readers_that_race_repair_once(
-    idle: AsyncJobs, store: MemoryStore, clock: ManualClock
+    idle: AsyncJobs, beside: Any, clock: ManualClock
 ) -> None:
-    job = await abandoned(store, clock)
+    job = await abandoned(beside, clock)
     async with idle:
         clock.advance(timedelta(days=2))
         async with anyio.create_task_group() as tasks:
             for _ in range(10):
                 tasks.start_soon(idle.find, job.id)
-    assert store._jobs[job.id].revision == job.revision + 1
+    [left] = await beside.get([job.id])
+    assert left.revision == job.revision + 1
 
 
+@pytest.mark.own_store
 async def test_a_repair_that_comes_too_late_reads_again(make: Make, clock: ManualClock) -> None:
     store = Racing()
     idle = make(store=store, clock=clock, settings=IDLE)
@@ -130,9 +132,7 @@ class Racing(MemoryStore):
         return await super().replace(changes)
 
 
-async def test_an_old_result_is_forgotten(
-    idle: AsyncJobs, store: MemoryStore, clock: ManualClock
-) -> None:
+async def test_an_old_result_is_forgotten(idle: AsyncJobs, beside: Any, clock: ManualClock) -> None:
     kind = idle.external(
         "old", payload=int, result=int, policy=Policy(retention=timedelta(hours=1))
     )
@@ -141,11 +141,11 @@ async def test_an_old_result_is_forgotten(
         await idle.complete(job.id, 1)
         clock.advance(timedelta(hours=1))
         assert await idle.get(job.id) is None
-        assert job.id in store._jobs
+        assert await beside.get([job.id]) != [None]
         watch = idle.subscribe((await idle.enqueue(kind, 2)).id)
         await anext(watch)
         await idle._running.housekeeping.sweep()
-    assert job.id not in store._jobs
+    assert await beside.get([job.id]) == [None]
 
 
 async def test_who_watches_a_job_hears_that_it_is_gone(idle: AsyncJobs) -> None:
@@ -172,7 +172,7 @@ async def test_outside_work_has_its_timeout_too(idle: AsyncJobs, clock: ManualCl
 
 
 async def test_a_deadline_is_kept_in_a_lane_that_nobody_empties(
-    make: Make, store: MemoryStore, clock: ManualClock
+    make: Make, beside: Any, clock: ManualClock
 ) -> None:
     web = make(clock=clock, settings=IDLE, dispatcher="worker")
 
@@ -184,7 +184,7 @@ async def test_a_deadline_is_kept_in_a_lane_that_nobody_empties(
         waiting = [await web.enqueue(slow, None, options=one) for one in options]
         clock.advance(timedelta(seconds=90))
         await web._running.housekeeping.sweep_neglected(["default"])
-        found = [store._jobs[job.id] for job in waiting]
+        found = await beside.get([job.id for job in waiting])
     assert [job.error for job in found] == [None, DEADLINE_EXCEEDED, None]
     assert [job.due_at for job in found][::2] == [job.run_at for job in waiting][::2]
 
@@ -244,6 +244,7 @@ async def test_a_lost_hand_off_is_made_again(
         assert (await web.find(job.id)).result == 8
 
 
+@pytest.mark.own_store
 async def test_housekeeping_outlives_a_store_that_is_away(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,7 +284,7 @@ class Away(MemoryStore):
         return await super().take(lanes, **options)  # type: ignore[arg-type]
 
 
-async def test_what_a_dead_process_left_is_taken_up(make: Make, store: MemoryStore) -> None:
+async def test_what_a_dead_process_left_is_taken_up(make: Make, beside: Any) -> None:
     jobs = make()
 
     @jobs.handler("export")
@@ -292,13 +293,14 @@ async def test_what_a_dead_process_left_is_taken_up(make: Make, store: MemorySto
 
     now = jobs.clock.now()
     waiting = sample_job(created_at=now)
-    await store.insert([waiting])
-    begun = await abandoned(store, ManualClock(now - timedelta(minutes=1)))
+    await beside.insert([waiting])
+    begun = await abandoned(beside, ManualClock(now - timedelta(minutes=1)))
     async with jobs:
         assert (await jobs.wait(waiting.id, timeout=5)).result == 1
         assert (await jobs.wait(begun.id, timeout=5)).result == 2
 
 
+@pytest.mark.own_store
 async def test_a_bug_in_a_loop_does_not_end_the_application(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +13,10 @@ from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import InvalidQuery
 from asyncjobs.model import Delivery, JobId, Lease
 from asyncjobs.protocols import Change, Selection, Store
-from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import ManualClock, sample_job
 from asyncjobs.testing.samples import sample_submission
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 # Nobody but the reader may find what is overdue.
 ASLEEP = Settings(poll=timedelta(hours=1), sweep=timedelta(hours=1))
@@ -28,11 +25,6 @@ NOTHING: dict[str, Any] = {}
 
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "jobs.db")
 
 
 @pytest.fixture

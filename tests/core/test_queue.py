@@ -38,11 +38,12 @@ from asyncjobs import (
     UnknownType,
 )
 from asyncjobs.model import Job, JobId, new_job_id
+from asyncjobs.protocols import Selection
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.submission import same_payload
 from asyncjobs.testing import Faults, FaultyStore, ManualClock
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -72,7 +73,7 @@ async def test_the_supplied_queue_has_the_verbs_of_the_protocol(jobs: AsyncJobs)
 
 
 async def test_a_payload_that_does_not_fit_never_becomes_a_job(
-    jobs: AsyncJobs, store: MemoryStore
+    jobs: AsyncJobs, beside: Any
 ) -> None:
     @jobs.handler("order")
     async def order(_order: Order, _job: JobContext) -> None: ...
@@ -83,12 +84,10 @@ async def test_a_payload_that_does_not_fit_never_becomes_a_job(
         assert refused.value.issues[0].field == "amount"
         with pytest.raises(InvalidPayload):
             await jobs.enqueue("order", {"amount": "many"})
-    assert store._jobs == {}
+    assert not (await beside.list(Selection(), limit=9)).jobs
 
 
-async def test_a_payload_over_the_limit_never_becomes_a_job(
-    jobs: AsyncJobs, store: MemoryStore
-) -> None:
+async def test_a_payload_over_the_limit_never_becomes_a_job(jobs: AsyncJobs, beside: Any) -> None:
     @jobs.handler("echo", policy=Policy(max_payload_bytes=10))
     async def echo(_text: str, _job: JobContext) -> None: ...
 
@@ -97,7 +96,7 @@ async def test_a_payload_over_the_limit_never_becomes_a_job(
         with pytest.raises(PayloadTooLarge) as refused:
             await jobs.enqueue(echo, "x" * 9)
     assert (refused.value.size, refused.value.limit) == (11, 10)
-    assert len(store._jobs) == 1
+    assert len((await beside.list(Selection(), limit=9)).jobs) == 1
 
 
 async def test_an_unknown_type_is_named_with_those_there_are(jobs: AsyncJobs) -> None:
@@ -150,6 +149,7 @@ async def test_closing_what_is_not_open_is_an_error(jobs: AsyncJobs) -> None:
         await jobs.__aexit__(None, None, None)
 
 
+@pytest.mark.own_store
 async def test_a_copy_made_by_a_fork_is_not_open_and_can_be_opened(jobs: AsyncJobs) -> None:
     async with jobs:
         jobs._running.pid = -1  # what a forked child sees
@@ -241,7 +241,7 @@ async def test_a_payload_is_what_was_sent_whatever_its_aliases(jobs: AsyncJobs) 
 
 @pytest.mark.parametrize("body", [b'{"x": 1e999}', b'{"x": NaN}'])
 async def test_numbers_that_json_has_not_make_no_job(
-    jobs: AsyncJobs, store: MemoryStore, body: bytes
+    jobs: AsyncJobs, beside: Any, body: bytes
 ) -> None:
     typed = jobs.external("typed", payload=Measure, result=int)
     plain = jobs.external("plain", payload=dict[str, object], result=int)
@@ -250,7 +250,7 @@ async def test_numbers_that_json_has_not_make_no_job(
             await jobs.enqueue(typed, typed.read_payload(body))
         with pytest.raises(InvalidPayload):
             await jobs.enqueue(plain, plain.read_payload(body))
-    assert store._jobs == {}
+    assert not (await beside.list(Selection(), limit=9)).jobs
 
 
 class Measure(BaseModel):

@@ -20,7 +20,7 @@ from asyncjobs import (
 from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.model import Delivery
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 QUICK = Settings(poll=timedelta(seconds=0.02), grace=timedelta(hours=1))

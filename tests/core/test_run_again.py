@@ -10,7 +10,7 @@ import pytest
 from asyncjobs import AsyncJobs, EnqueueOptions, IllegalMove, JobContext, JobStatus, UnknownJob
 from asyncjobs.model import JobId
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 

@@ -32,7 +32,7 @@ from asyncjobs.model import JobId
 from asyncjobs.protocols import Change
 from asyncjobs.stores.memory import MemoryStore
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 AT_ONCE = Retry(max_attempts=3, first=timedelta(0))
@@ -573,6 +573,7 @@ class Flaky(MemoryStore):
         return await super().replace(changes)
 
 
+@pytest.mark.own_store
 async def test_an_outcome_is_written_when_the_store_is_back(make: Make) -> None:
     store = Flaky()
     jobs = make(store=store)
@@ -590,6 +591,7 @@ async def test_an_outcome_is_written_when_the_store_is_back(make: Make) -> None:
     assert (done.result, done.attempt) == ("done", 1)
 
 
+@pytest.mark.own_store
 async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -621,6 +623,7 @@ async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
         store.away = False
 
 
+@pytest.mark.own_store
 async def test_a_job_that_cannot_be_started_comes_up_again(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -643,7 +646,7 @@ async def test_a_job_that_cannot_be_started_comes_up_again(
 # shutdown
 
 
-async def test_what_ends_within_the_grace_ends(make: Make, store: MemoryStore) -> None:
+async def test_what_ends_within_the_grace_ends(make: Make, beside: Any) -> None:
     jobs = make(settings=Settings(grace=timedelta(seconds=30)))
 
     @jobs.handler("brief")
@@ -652,10 +655,11 @@ async def test_what_ends_within_the_grace_ends(make: Make, store: MemoryStore) -
 
     async with jobs:
         job = await running(jobs, brief)
-    assert store._jobs[job.id].status is JobStatus.COMPLETED
+    [left] = await beside.get([job.id])
+    assert left.status is JobStatus.COMPLETED
 
 
-async def test_what_does_not_end_is_given_back_at_no_cost(make: Make, store: MemoryStore) -> None:
+async def test_what_does_not_end_is_given_back_at_no_cost(make: Make, beside: Any) -> None:
     jobs = make(dispatcher=LocalDispatcher(concurrency=2))
     let_go = threading.Event()
 
@@ -672,15 +676,15 @@ async def test_what_does_not_end_is_given_back_at_no_cost(make: Make, store: Mem
         waiting = await jobs.enqueue(endless, None)
     let_go.set()
     for job in begun:
-        left = store._jobs[job.id]
+        [left] = await beside.get([job.id])
         assert (left.status, left.failures, left.losses) == (JobStatus.PENDING, 0, 0)
         assert left.due_at == left.run_at
-    left = store._jobs[waiting.id]
+    [left] = await beside.get([waiting.id])
     assert (left.status, left.attempt, left.due_at) == (JobStatus.PENDING, 0, waiting.run_at)
 
 
 async def test_a_thread_that_outlives_a_shutdown_is_not_called_cancelled_before_its_lease_ends(
-    make: Make, store: MemoryStore
+    make: Make, beside: Any
 ) -> None:
     jobs = make()
     let_go = threading.Event()
@@ -692,7 +696,8 @@ async def test_a_thread_that_outlives_a_shutdown_is_not_called_cancelled_before_
     async with jobs:
         job = await running(jobs, thread)
         await jobs.cancel(job.id)
-    assert store._jobs[job.id].status is JobStatus.PROCESSING
+    [left] = await beside.get([job.id])
+    assert left.status is JobStatus.PROCESSING
     let_go.set()
     later = make()
     async with later:

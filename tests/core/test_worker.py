@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import anyio
 import pytest
@@ -19,10 +20,9 @@ from asyncjobs import (
 )
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.lifecycle import DEADLINE_EXCEEDED
-from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import sample_job
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 NO_POLLING = Settings(
@@ -48,7 +48,7 @@ async def test_delayed_jobs_begin_when_they_are_due_and_not_at_the_next_poll(mak
 
 
 async def test_a_job_that_misses_its_deadline_in_the_queue_has_failed_unread(
-    make: Make, store: MemoryStore
+    make: Make, beside: Any
 ) -> None:
     jobs = make()
 
@@ -58,26 +58,28 @@ async def test_a_job_that_misses_its_deadline_in_the_queue_has_failed_unread(
     now = jobs.clock.now()
     past = {"created_at": now - timedelta(hours=1), "deadline": now - timedelta(minutes=1)}
     missed = [sample_job(type="late", **past), sample_job(type="of another release", **past)]
-    await store.insert(missed)
+    await beside.insert(missed)
+    ids = [job.id for job in missed]
     async with jobs:
         with anyio.fail_after(5):
-            while any(not store._jobs[job.id].status.terminal for job in missed):  # noqa: ASYNC110
+            while not all(job.status.terminal for job in await beside.get(ids)):  # noqa: ASYNC110
                 await anyio.sleep(0.01)
-    assert [store._jobs[job.id].error for job in missed] == [DEADLINE_EXCEEDED] * 2
+    assert [job.error for job in await beside.get(ids)] == [DEADLINE_EXCEEDED] * 2
 
 
 async def test_a_job_that_misses_its_deadline_in_the_last_moment_has_failed(
-    jobs: AsyncJobs, store: MemoryStore
+    jobs: AsyncJobs, beside: Any
 ) -> None:
     @jobs.handler("late")
     async def late(_none: None, _job: JobContext) -> None: ...
 
     now = jobs.clock.now()
     job = sample_job(type="late", created_at=now - timedelta(hours=1), deadline=now)
-    await store.insert([job])
+    await beside.insert([job])
     async with jobs:
         await jobs._running.runner.run(job)
-    assert store._jobs[job.id].error == DEADLINE_EXCEEDED
+    [left] = await beside.get([job.id])
+    assert left.error == DEADLINE_EXCEEDED
 
 
 async def test_no_more_jobs_run_at_once_than_there_are_slots(make: Make) -> None:
@@ -130,7 +132,7 @@ async def test_a_dispatcher_that_is_not_running_has_no_room() -> None:
         assert not reserved
 
 
-async def test_what_there_is_no_room_for_is_given_back(make: Make, store: MemoryStore) -> None:
+async def test_what_there_is_no_room_for_is_given_back(make: Make, beside: Any) -> None:
     dispatcher = Full(concurrency=1)
     jobs = make(dispatcher=dispatcher, settings=NO_POLLING)
 
@@ -138,7 +140,7 @@ async def test_what_there_is_no_room_for_is_given_back(make: Make, store: Memory
     async def export(_payload: object, _job: JobContext) -> None: ...
 
     job = sample_job(created_at=jobs.clock.now())
-    await store.insert([job])
+    await beside.insert([job])
     async with jobs:
         done = await jobs.wait(job.id, timeout=5)
     # Put back once, unseen by clients: one write more than a job takes.
@@ -159,13 +161,13 @@ class Full(LocalDispatcher):
         return False
 
 
-async def test_a_queue_without_handlers_takes_nothing(make: Make, store: MemoryStore) -> None:
+async def test_a_queue_without_handlers_takes_nothing(make: Make, beside: Any) -> None:
     jobs = make()
     job = sample_job(created_at=jobs.clock.now())
-    await store.insert([job])
+    await beside.insert([job])
     async with jobs:
         await anyio.sleep(0.1)
-    assert store._jobs[job.id] == job
+    assert await beside.get([job.id]) == [job]
 
 
 async def test_a_job_that_breaks_its_runner_leaves_the_dispatcher_working(
