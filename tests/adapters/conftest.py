@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -322,6 +323,34 @@ Serve = Callable[..., AbstractContextManager[httpx2.Client]]
 OpenSite = Callable[..., AbstractContextManager[Site]]
 
 
+#: Every framework on the store of this process, and one on those that many processes share.
+PAIRS = [*((name, "memory") for name in STACKS), ("fastapi", "postgresql"), ("fastapi", "redis")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let a test of a module that is marked so run on other stores, too."""
+    if metafunc.definition.get_closest_marker("every_store") is not None:
+        names = ["-".join(pair) for pair in PAIRS]
+        mark = pytest.mark.parametrize(
+            ("stack", "store_url"), PAIRS, ids=names, indirect=True, scope="session"
+        )
+        metafunc.definition.add_marker(mark)
+
+
+@pytest.fixture(scope="session")
+def store_url(request: pytest.FixtureRequest) -> str:
+    """Name a store that the whole session may fill."""
+    own = f"adapters_{uuid.uuid4().hex[:12]}"
+    match getattr(request, "param", "memory"):
+        case "postgresql":
+            return f"{request.getfixturevalue('postgres').url}?asyncjobs_schema={own}"
+        case "redis":
+            return f"{request.getfixturevalue('redis_url')}?namespace={own}"
+        case _:
+            return "memory://"
+
+
 @pytest.fixture(scope="session", params=STACKS)
 def stack(request: pytest.FixtureRequest) -> Stack:
     return STACKS[request.param]
@@ -363,9 +392,9 @@ def open_site(stack: Stack) -> OpenSite:
 
 
 @pytest.fixture(scope="session")
-def site(open_site: OpenSite) -> Generator[Site]:
+def site(open_site: OpenSite, store_url: str) -> Generator[Site]:
     """An application that is served for the whole session."""
-    with open_site() as opened:
+    with open_site(make_jobs(store_url)) as opened:
         yield opened
 
 

@@ -14,6 +14,8 @@ from asyncjobs.http.problems import ProblemDocument
 from asyncjobs.http.wire import AcceptedDocument, JobDocument
 from asyncjobs.model import new_job_id
 
+pytestmark = pytest.mark.every_store
+
 # The same in each process: test ids are made of parameters.
 NEVER = "job_8e03978e-40d5-43dd-bc93-6894a57f9324"
 TERMINAL = {"completed", "failed", "cancelled"}
