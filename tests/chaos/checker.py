@@ -36,13 +36,15 @@ class Life:
     job: str
     final: Event | None = None
     #: What was surely written, and what may have been.
-    written: list[Event] = field(default_factory=list)
-    perhaps: list[Event] = field(default_factory=list)
+    written: list[Event] = field(default_factory=list[Event])
+    perhaps: list[Event] = field(default_factory=list[Event])
     #: (asked, answered, state) of everyone who read it, or wrote it and was told so.
-    seen: list[tuple[float, float, Event | None]] = field(default_factory=list)
-    taken: list[tuple[float, float, int]] = field(default_factory=list)
-    begun: list[Event] = field(default_factory=list)
-    ended: list[Event] = field(default_factory=list)
+    seen: list[tuple[float, float, Event | None]] = field(
+        default_factory=list[tuple[float, float, Event | None]]
+    )
+    taken: list[tuple[float, float, int]] = field(default_factory=list[tuple[float, float, int]])
+    begun: list[Event] = field(default_factory=list[Event])
+    ended: list[Event] = field(default_factory=list[Event])
     watched: dict[int, list[Event]] = field(default_factory=lambda: defaultdict(list))
 
     def at(self, revision: int) -> Event | None:
@@ -243,7 +245,8 @@ def _reads(life: Life) -> Iterator[str]:
     for asked, _, state in sorted(life.seen, key=lambda one: one[0]):
         while index < len(answers) and answers[index][0] < asked:
             newer = answers[index][1]
-            known = newer if known is None else max(known, newer, key=lambda one: one["revision"])
+            if known is None or newer["revision"] >= known["revision"]:
+                known = newer
             index += 1
         if known is None:
             continue

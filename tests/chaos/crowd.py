@@ -182,8 +182,8 @@ async def besiege(
         tasks.start_soon(_keep_full, workers)
         async with anyio.create_task_group() as stops:
             for number in range(ROUNDS):
+                share = many * (number + 1) // ROUNDS - many * number // ROUNDS
                 async with anyio.create_task_group() as together:
-                    share = many * (number + 1) // ROUNDS - many * number // ROUNDS
                     together.start_soon(customers.submit, share, tasks)
                     if restart is not None and number in RESTARTS:
                         together.start_soon(anyio.to_thread.run_sync, restart)

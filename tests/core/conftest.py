@@ -89,8 +89,9 @@ async def beside(new_store: Callable[[], Any]) -> AsyncIterator[Any]:
 def make(new_store: Callable[[], Any]) -> Make:
     """Make a queue on the test's store; several of them share it, as processes do."""
 
-    def build(**arguments: object) -> AsyncJobs:
-        return AsyncJobs(**{"store": new_store(), "settings": QUICK, **arguments})
+    def build(**arguments: Any) -> AsyncJobs:
+        given: dict[str, Any] = {"store": new_store(), "settings": QUICK, **arguments}
+        return AsyncJobs(**given)
 
     return build
 
