@@ -22,7 +22,7 @@ import redis
 from hypothesis import settings
 
 # A busy machine is slow now and then, which says nothing about the code.
-settings.register_profile("asyncjobs")
+settings.register_profile("asyncjobs", deadline=None)
 settings.load_profile("asyncjobs")
 
 # PostgreSQL refuses to run as root; this user owns nothing on any system.
