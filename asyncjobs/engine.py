@@ -22,12 +22,12 @@ import anyio
 from asyncjobs import lifecycle
 from asyncjobs.batching import BatchingStore
 from asyncjobs.clock import SharedClock
+from asyncjobs.dispatching import Dispatching
 from asyncjobs.errors import StoreError
 from asyncjobs.estimates import Estimates
 from asyncjobs.feed import Feed
 from asyncjobs.housekeeping import Housekeeping
 from asyncjobs.ledger import Ledger
-from asyncjobs.logs import log_fields
 from asyncjobs.model import Delivery, Job, JobStatus, Submission
 from asyncjobs.protocols import Clock, Clocked, Dispatcher, Embedded, Store
 from asyncjobs.registry import Registry
@@ -76,8 +76,9 @@ class Engine:
             lanes = Lanes(parts.registry, parts.queues)
             self.worker = Worker(lanes, self.ledger, parts.dispatcher, settings)
             self.feed.on_any(self.worker.hint)
+        self.dispatching = Dispatching(parts.dispatcher, settings)
         self.housekeeping = Housekeeping(
-            parts.registry, self.ledger, parts.dispatcher, settings, worker=self.worker
+            parts.registry, self.ledger, self.dispatching, settings, worker=self.worker
         )
 
     @property
@@ -103,14 +104,7 @@ class Engine:
             [stored] = await self.ledger.insert([lifecycle.submit(submission, hold=hold)])
         # Also what was there before and waits: its first submission may have failed to dispatch it.
         if reserved and stored.status is JobStatus.PENDING and stored.run_at <= self.ledger.now():
-            try:
-                await self.dispatcher.dispatch([stored])
-            except Exception as error:
-                log.warning(
-                    "A job could not be dispatched; it comes up again",
-                    exc_info=error,
-                    extra=log_fields(stored),
-                )
+            await self.dispatching.dispatch([stored])
         return stored
 
     def hurry(self) -> None:

@@ -14,11 +14,12 @@ from datetime import timedelta
 import anyio
 
 from asyncjobs import lifecycle
+from asyncjobs.dispatching import Dispatching
 from asyncjobs.errors import StoreError
 from asyncjobs.ledger import Ledger
 from asyncjobs.logs import log_transition
 from asyncjobs.model import HOUSEKEEPING, Job, JobStatus
-from asyncjobs.protocols import Change, Dispatcher
+from asyncjobs.protocols import Change
 from asyncjobs.registry import Registry
 from asyncjobs.settings import Settings
 from asyncjobs.worker import Worker
@@ -40,14 +41,14 @@ class Housekeeping:
         self,
         registry: Registry,
         ledger: Ledger,
-        dispatcher: Dispatcher,
+        dispatching: Dispatching,
         settings: Settings,
         *,
         worker: Worker | None,
     ) -> None:
         self._registry = registry
         self._ledger = ledger
-        self._dispatcher = dispatcher
+        self._dispatching = dispatching
         self._settings = settings
         self._worker = worker
         self._looked_at_neglected = -math.inf
@@ -75,7 +76,7 @@ class Housekeeping:
         await self._move_overdue(jobs)
         waiting = [job for job in jobs if job.status is JobStatus.PENDING and job.deadline > now]
         if waiting:
-            await self._dispatcher.dispatch(waiting)
+            await self._dispatching.dispatch_again(waiting, now)
         return len(jobs)
 
     async def sweep_neglected(self, lanes: Sequence[str]) -> None:

@@ -6,17 +6,13 @@ store. Each engine has one carrier task, which is handed the message, and always
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Generic, Self, TypedDict, TypeVar
 
-from asyncjobs.logs import log_fields
 from asyncjobs.model import Delivery, Job
-
-log = logging.getLogger("asyncjobs")
 
 O = TypeVar("O")  # noqa: E741  # the options of an engine
 
@@ -46,7 +42,6 @@ class PushDispatcher(ABC, Generic[O]):
     ) -> None:
         self.namespace = namespace
         self.options = dict(options or {})
-        self._away = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -65,14 +60,7 @@ class PushDispatcher(ABC, Generic[O]):
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         for job in jobs:
-            try:
-                await self.send(self.message_of(job), job)
-            except Exception as error:
-                self._note_failure(error, job)
-                raise
-        if self._away:
-            self._away = False
-            log.info("The broker of %s is back", type(self).__name__)
+            await self.send(self.message_of(job), job)
 
     @abstractmethod
     async def send(self, message: Message, job: Job) -> None:
@@ -81,14 +69,3 @@ class PushDispatcher(ABC, Generic[O]):
     def message_of(self, job: Job) -> Message:
         """Make the message that stands for a job."""
         return Message(namespace=self.namespace, id=job.id, trace=job.trace_id)
-
-    def _note_failure(self, error: Exception, job: Job) -> None:
-        """Say once that the broker is away; the jobs are stored, and come up again."""
-        if not self._away:
-            log.warning(
-                "%s could not hand on a job (%s); such jobs are stored, and handed on again",
-                type(self).__name__,
-                error,
-                extra=log_fields(job),
-            )
-        self._away = True

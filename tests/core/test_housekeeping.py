@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Self
@@ -224,6 +225,7 @@ class Reserved:
 async def test_a_lost_hand_off_is_made_again(
     make: Make, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     engine = Engine()
     web = make(clock=clock, settings=IDLE, dispatcher=engine)
 
@@ -239,6 +241,7 @@ async def test_a_lost_hand_off_is_made_again(
         clock.advance(IDLE.redelivery)
         await web._running.housekeeping.sweep()
         assert engine.told == [job.id]
+        assert "dispatched again" in caplog.text
         await web.run(job.id)
         await web.run(job.id)
         assert (await web.find(job.id)).result == 8
