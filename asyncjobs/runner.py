@@ -61,6 +61,7 @@ class Runner:
         self._worker = worker
         self.heartbeat = Heartbeat(ledger, settings)
         self.processes = Processes()
+        self._stopping = False
 
     async def run(self, job: Job) -> None:
         """Run the job's next attempt, unless somebody else has begun it; never raises.
@@ -73,11 +74,7 @@ class Runner:
                 "No handler for type %r here; job left to others", job.type, extra=log_fields(job)
             )
             return
-        try:
-            attempt = await self._start(job)
-        except StoreError as error:
-            log.warning("Job could not be started: %s", error, extra=log_fields(job))
-            return
+        attempt = await self._start(job)
         if attempt is None:
             return
         with ExitStack() as watch:
@@ -96,12 +93,24 @@ class Runner:
 
     def interrupt_all(self) -> None:
         """Break off every attempt, to give the jobs back."""
+        self._stopping = True
         for attempt in self.heartbeat:
             attempt.interrupt(Cause.SHUTDOWN)
 
     async def _start(self, job: Job) -> Attempt | None:
+        """Start the job; while the store is away, keep trying for as long as others leave it."""
         token = uuid.uuid4().hex
+        give_up = anyio.current_time() + self._settings.redelivery.total_seconds() / 2
+        while True:
+            try:
+                return await self._start_once(job, token)
+            except StoreError as error:
+                log.warning("Job could not be started: %s", error, extra=log_fields(job))
+            if self._stopping or anyio.current_time() >= give_up:
+                return None
+            await anyio.sleep(self._settings.poll.total_seconds())
 
+    async def _start_once(self, job: Job, token: str) -> Attempt | None:
         def begin(waiting: Job, now: datetime) -> Job:
             until = now + self._settings.lease
             return lifecycle.start(
@@ -113,8 +122,10 @@ class Runner:
         except (IllegalMove, UnknownJob):
             # A duplicate delivery, or a job that ended before it began. Or its deadline has passed
             # while it waited: whoever reads it, records that.
-            await self._ledger.get([job.id])
-            return None
+            [found] = await self._ledger.get([job.id])
+            if found is None or found.lease is None or found.lease.token != token:
+                return None
+            started = found  # here, by a write whose answer was lost
         log_transition(started)
         return Attempt(started, token, self._settings.lease)
 

@@ -179,10 +179,11 @@ class Server:
         except RedisConnectionError:
             if self._node is not None and client is self._client:
                 await self._turn_to(None)
+            else:
+                await _drop_idle(client)  # what has ended this connection has ended those, too
             raise
         except ReadOnlyError:
-            # A failover may have made a replica of it: look its name up anew.
-            await client.connection_pool.disconnect(inuse_connections=False)
+            await _drop_idle(client)  # a failover may have made a replica of it: look it up anew
             raise
         except ResponseError as error:
             if (node := _moved_to(error)) is None:
@@ -201,7 +202,7 @@ class Server:
                 {"port": port, **({"host": host} if host else {})}
             )
         self._retired.append(old)
-        await old.connection_pool.disconnect(inuse_connections=False)
+        await _drop_idle(old)
 
 
 async def execute(client: Redis, *words: Argument) -> Any:
@@ -212,6 +213,10 @@ async def execute(client: Redis, *words: Argument) -> Any:
 async def disconnect(client: Redis) -> None:
     """Close a client's connections, whatever state they are in."""
     await client.connection_pool.disconnect(inuse_connections=True)
+
+
+async def _drop_idle(client: Redis) -> None:
+    await client.connection_pool.disconnect(inuse_connections=False)
 
 
 def _may_pass(error: StoreUnavailable) -> bool:

@@ -50,7 +50,7 @@ async def asleep(span: Span, _job: JobContext) -> None:
         (span.folder / "ended").touch()
 
 
-@kinds.handler("steps", run_in="process", timeout=0.5)
+@kinds.handler("steps", run_in="process")
 def steps(span: Span, job: JobContext) -> None:
     (span.folder / "began").write_text(str(os.getpid()))
     for _ in job.track(range(10**9)):

@@ -31,6 +31,7 @@ from asyncjobs.lifecycle import DEADLINE_EXCEEDED, TIMED_OUT
 from asyncjobs.model import JobId
 from asyncjobs.protocols import Change
 from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import Faults, FaultyStore
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
@@ -641,6 +642,25 @@ async def test_a_job_that_cannot_be_started_comes_up_again(
         store.away = False
         assert (await settled(jobs, job.id)).result == "done"
     assert "could not be started" in caplog.text
+
+
+@pytest.mark.own_store
+@pytest.mark.parametrize("lost", ["before", "after"])
+async def test_a_start_is_repeated_and_not_mistaken_for_somebody_else_s(
+    make: Make, lost: str
+) -> None:
+    """`before`: the write was not done; `after`: it was, and only its answer was lost."""
+    store = FaultyStore(MemoryStore())
+    slow = timedelta(hours=1)
+    jobs = make(store=store, settings=Settings(poll=timedelta(seconds=0.02), redelivery=slow))
+
+    @jobs.handler("task")
+    async def task(_none: None, job: JobContext) -> int:
+        return job.attempt
+
+    async with jobs:
+        store.faults = Faults(**{lost: 1}, only=["replace"], most=1)
+        assert (await finished(jobs, task)).result == 1
 
 
 # shutdown
