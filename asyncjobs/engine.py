@@ -21,6 +21,7 @@ import anyio
 
 from asyncjobs import lifecycle
 from asyncjobs.batching import BatchingStore
+from asyncjobs.callbacks import Callbacks
 from asyncjobs.clock import SharedClock
 from asyncjobs.dispatching import Dispatching
 from asyncjobs.errors import StoreError
@@ -29,7 +30,7 @@ from asyncjobs.feed import Feed
 from asyncjobs.housekeeping import Housekeeping
 from asyncjobs.ledger import Ledger
 from asyncjobs.model import Delivery, Job, JobStatus, Submission
-from asyncjobs.protocols import Clock, Clocked, Dispatcher, Embedded, Store
+from asyncjobs.protocols import Clock, Clocked, Dispatcher, Embedded, Messenger, Store
 from asyncjobs.registry import Registry
 from asyncjobs.runner import Runner
 from asyncjobs.settings import Settings
@@ -52,6 +53,7 @@ class Parts:
     settings: Settings
     clock: Clock
     queues: tuple[str, ...] | None = None
+    messenger: Messenger | None = None
 
 
 class Engine:
@@ -80,6 +82,8 @@ class Engine:
         self.housekeeping = Housekeeping(
             parts.registry, self.ledger, self.dispatching, settings, worker=self.worker
         )
+        self.callbacks = Callbacks(self.ledger, parts.messenger, settings)
+        self.feed.on_any(self.callbacks.hint)
 
     @property
     def is_ours(self) -> bool:
@@ -125,6 +129,7 @@ class Engine:
         self.runner.interrupt_all()
         with anyio.move_on_after(_LAST_WORDS):
             await self.runner.heartbeat.wait_until_none()
+            await self.callbacks.close()
         self.runner.processes.close()
 
     def _reservation(self, submission: Submission) -> AbstractContextManager[bool]:
@@ -147,6 +152,7 @@ async def open_engine(parts: Parts) -> AsyncGenerator[Engine]:
                 tasks.start_soon(_keep_up, partial(parts.clock.run, parts.store))
             tasks.start_soon(_keep_up, engine.runner.heartbeat.run)
             tasks.start_soon(_keep_up, engine.housekeeping.run)
+            tasks.start_soon(_keep_up, engine.callbacks.run)
             tasks.start_soon(_keep_up, engine.estimates.run)
             tasks.start_soon(_keep_up, lambda: engine.feed.run(engine.ledger.get, parts.store))
             if engine.worker is not None:

@@ -12,6 +12,7 @@ AsyncJobsError
 │   ├── InvalidPayload        JSON of the wrong shape: names the fields
 │   ├── InvalidIdempotencyKey
 │   ├── IdempotencyConflict   the key was used for another payload
+│   ├── InvalidCallback       a URL that is not called back
 │   ├── InvalidQuery          a parameter of a list that makes no sense
 │   ├── CrossSite             sent by a page of another site
 │   └── TooManyPolls
@@ -154,6 +155,14 @@ class IdempotencyConflict(RequestRejected):
         self.key = key
         self.job_id = job_id
         super().__init__("The idempotency key was already used for a different payload.")
+
+
+class InvalidCallback(RequestRejected):
+    """Say why a job's end will not be told to that URL."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The callback URL cannot be used: {reason}.")
 
 
 class InvalidQuery(RequestRejected):

@@ -15,7 +15,9 @@ from typing import Any
 
 from asyncjobs.errors import IllegalMove, LostLease
 from asyncjobs.model import (
+    CALLBACKS,
     HOUSEKEEPING,
+    Callback,
     Delivery,
     Job,
     JobError,
@@ -45,6 +47,7 @@ class Move(StrEnum):
     STOP = "stop"
     EXPIRE = "expire"
     LOSE = "lose"
+    CALL_BACK = "call_back"
 
 
 #: move -> status before -> the statuses it may lead to. What is not here is illegal.
@@ -62,11 +65,15 @@ TRANSITIONS: Mapping[Move, Mapping[JobStatus, frozenset[JobStatus]]] = MappingPr
         Move.STOP: {PROCESSING: frozenset({CANCELLED})},
         Move.EXPIRE: {PENDING: frozenset({FAILED}), PROCESSING: frozenset({FAILED})},
         Move.LOSE: {PROCESSING: frozenset({PENDING, FAILED})},
+        Move.CALL_BACK: {end: frozenset({end}) for end in (COMPLETED, FAILED, CANCELLED)},
     }
 )
 
 #: Moves no client can see: they keep the version.
-INVISIBLE = frozenset({Move.EXTEND, Move.REQUEUE})
+INVISIBLE = frozenset({Move.EXTEND, Move.REQUEUE, Move.CALL_BACK})
+
+#: For so long after its end a job may owe a callback; then it is given up, whoever may call.
+CALLBACK_PATIENCE = timedelta(days=7)
 
 DEADLINE_EXCEEDED = JobError(
     code="deadline_exceeded", message="The job did not finish before its deadline."
@@ -197,6 +204,28 @@ def lose(job: Job, now: datetime) -> Job:
     return _lose(job, now)
 
 
+def call_back(
+    job: Job, now: datetime, *, error: str | None = None, again_at: datetime | None = None
+) -> Job:
+    """Record a call to the job's callback URL: without an error, it was told.
+
+    With one it is called again at another moment, or given up where there is none, or none before
+    the end of all patience. The outcome of the job stays what it is.
+    """
+    if job.status.terminal and not owes_callback(job):
+        raise IllegalMove(job.id, Move.CALL_BACK, job.status, "it owes no callback")
+    before = job.callback or Callback()
+    if again_at is not None and again_at >= callback_end(job):
+        again_at = None
+    callback = Callback(
+        calls=before.calls + 1,
+        next_at=None if error is None else again_at,
+        told_at=now if error is None else None,
+        error=error,
+    )
+    return _move(job, Move.CALL_BACK, job.status, callback=callback)
+
+
 def overdue(job: Job, now: datetime) -> Job | None:
     """Decide what has become of a job that nobody moved in time; None where all is well.
 
@@ -220,8 +249,19 @@ def overdue(job: Job, now: datetime) -> Job | None:
 
 
 def forgettable(job: Job, now: datetime) -> bool:
-    """Tell whether the retention of a finished job has ended."""
-    return job.status.terminal and job.expires_at is not None and now >= job.expires_at
+    """Tell whether the retention of a finished job has ended, and it owes no callback any more."""
+    ended = job.status.terminal and job.expires_at is not None and now >= job.expires_at
+    return ended and not (owes_callback(job) and now < callback_end(job))
+
+
+def owes_callback(job: Job) -> bool:
+    """Tell whether the job has ended and its callback URL has still to be told."""
+    return job.callback is not None and job.callback.next_at is not None
+
+
+def callback_end(job: Job) -> datetime:
+    """Say when a job that has ended stops to owe its callback."""
+    return (job.completed_at or job.deadline) + CALLBACK_PATIENCE
 
 
 def settle_failure(
@@ -290,7 +330,9 @@ def _fence(job: Job, move: Move, token: str | None) -> Lease | None:
 
 def _end(job: Job, move: Move, to: JobStatus, now: datetime, **changes: Any) -> Job:
     expires_at = None if job.retention is None else now + job.retention
-    return _move(job, move, to, completed_at=now, expires_at=expires_at, lease=None, **changes)
+    callback = None if job.callback_url is None else Callback(next_at=now)
+    changes |= {"completed_at": now, "expires_at": expires_at, "callback": callback}
+    return _move(job, move, to, lease=None, **changes)
 
 
 def _wait_again(job: Job, move: Move, run_at: datetime, **changes: Any) -> Job:
@@ -321,6 +363,8 @@ def _schedule(job: Job, waits_until: datetime | None = None) -> dict[str, Any]:
     if job.status is PROCESSING:
         lapse = job.lease.until if job.lease else attempt_end(job)
         return {"lane": HOUSEKEEPING, "due_at": min(lapse, job.deadline)}
+    if job.callback is not None and job.callback.next_at is not None:
+        return {"lane": CALLBACKS, "due_at": job.callback.next_at}
     return {"lane": HOUSEKEEPING, "due_at": job.expires_at}
 
 

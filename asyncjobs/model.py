@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, NewType
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from asyncjobs.status import JobStatus as JobStatus  # noqa: PLC0414  # part of what a job is
 
@@ -22,6 +22,9 @@ JobId = NewType("JobId", str)
 
 #: The lane of every job that is not waiting for one of our workers. No queue may have this name.
 HOUSEKEEPING = ""
+
+#: The lane of every job that has ended and has still to tell its callback URL. Reserved, too.
+CALLBACKS = "asyncjobs.callbacks"
 
 DEFAULT_QUEUE = "default"
 
@@ -95,6 +98,12 @@ Duration = Annotated[timedelta, Field(ge=timedelta(0), le=LONGEST)]
 SomeTime = Annotated[timedelta, Field(gt=timedelta(0), le=LONGEST)]
 
 
+def _not_reserved(queue: str) -> str:
+    if queue == CALLBACKS:
+        raise ValueError(f"The queue name {queue!r} is reserved.")
+    return queue
+
+
 class Retry(_Value):
     """How often an attempt that raised is tried again, and after what pause.
 
@@ -116,7 +125,7 @@ class Policy(_Value):
     end before it answers 202.
     """
 
-    queue: str = Field(default=DEFAULT_QUEUE, min_length=1)
+    queue: Annotated[str, Field(min_length=1), AfterValidator(_not_reserved)] = DEFAULT_QUEUE
     timeout: SomeTime | None = timedelta(minutes=15)
     deadline: SomeTime = timedelta(hours=24)
     retention: Duration | None = timedelta(hours=24)
@@ -125,6 +134,19 @@ class Policy(_Value):
     max_payload_bytes: int = Field(default=1024 * 1024, ge=1)
     max_result_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
     inline: Duration = timedelta(0)
+
+
+class Callback(_Value):
+    """How far a job that has ended has come with telling its callback URL.
+
+    `next_at` is when it is called next; None once it was told (`told_at`) or given up. `error` says
+    why the latest call did not get through.
+    """
+
+    calls: int = 0
+    next_at: datetime | None = None
+    told_at: datetime | None = None
+    error: str | None = None
 
 
 class Submission(_Value):
@@ -147,6 +169,7 @@ class Submission(_Value):
     deadline: datetime
     retention: timedelta | None = None
     estimated_duration: timedelta | None = None
+    callback_url: str | None = None
     created_at: datetime
 
 
@@ -173,6 +196,7 @@ class State(_Value):
     cancel_requested_at: datetime | None = None
     expires_at: datetime | None = None
     lease: Lease | None = None
+    callback: Callback | None = None
     version: int = 1
     revision: int = Field(default=1, exclude=True)
     lane: str = Field(default=HOUSEKEEPING, exclude=True)

@@ -13,7 +13,7 @@ from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.engine import Engine, Parts, open_engine
 from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.model import Delivery, Policy
-from asyncjobs.protocols import Clock, Clocked, Dispatcher, Store
+from asyncjobs.protocols import Clock, Clocked, Dispatcher, Messenger, Store
 from asyncjobs.registration import Registrar
 from asyncjobs.settings import Settings
 from asyncjobs.stores import store_from_url
@@ -34,6 +34,7 @@ class Opening(Registrar):
         policy: Policy | None = None,
         settings: Settings | None = None,
         clock: Clock | None = None,
+        callbacks: Messenger | None = None,
     ) -> None:
         super().__init__(policy or Policy())
         self.settings = settings or Settings()
@@ -43,6 +44,7 @@ class Opening(Registrar):
         self._dispatcher = (
             dispatcher_from_name(dispatcher) if isinstance(dispatcher, str) else dispatcher
         )
+        self._callbacks = callbacks
         self._opened: AbstractAsyncContextManager[Engine] | None = None
         self._engine: Engine | None = None
 
@@ -113,7 +115,15 @@ class Opening(Registrar):
         if self._engine is not None:
             _inherited.append((self._opened, self._engine))
         served = None if queues is None else tuple(queues)
-        parts = Parts(self._store, dispatcher, self.registry, self.settings, self.clock, served)
+        parts = Parts(
+            self._store,
+            dispatcher,
+            self.registry,
+            self.settings,
+            self.clock,
+            queues=served,
+            messenger=self._callbacks,
+        )
         opened = open_engine(parts)
         self._engine = await opened.__aenter__()
         self._opened = opened

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -263,6 +263,43 @@ class Embedded(Protocol):
 
     async def wait_until_idle(self) -> None:
         """Return when no job runs any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a call to a callback URL ended: without an `error`, it was told.
+
+    With one it is called again after `again`, or given up where that is None.
+    """
+
+    error: str | None = None
+    again: timedelta | None = None
+
+
+class Messenger(Protocol):
+    """Tells the URLs that jobs name of the jobs' ends."""
+
+    @property
+    def room(self) -> int:
+        """How many calls may be under way at once in this process."""
+        ...
+
+    @property
+    def longest(self) -> timedelta:
+        """The longest that one call takes; others leave the job alone for a while more."""
+        ...
+
+    def check(self, url: str, /) -> None:
+        """Raise `InvalidCallback` for a URL that is not to be called."""
+        ...
+
+    async def tell(self, job: Job, /, *, now: datetime) -> Answer:
+        """Make one call for a job that has ended; `job.callback` says how many went before.
+
+        The URL is checked again, since it may have been accepted under other rules. May be called
+        twice for the same end, and must be told so that the receiver knows.
+        """
         ...
 
 

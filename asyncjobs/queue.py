@@ -46,7 +46,8 @@ class AsyncJobs(Opening):
 
     `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is one, or the name
     of one: "local" runs jobs in this process, "worker" leaves them to `asyncjobs worker` processes.
-    `policy` holds the limits of types that set none of their own. One object is open once per
+    `policy` holds the limits of types that set none of their own. `callbacks` tells the URLs that
+    jobs name of their ends (`asyncjobs.webhooks.Webhooks` does). One object is open once per
     process; it can be opened again after it was closed, and in a forked child.
     """
 
@@ -66,7 +67,8 @@ class AsyncJobs(Opening):
 
         With a `connection` to the store's own database, the job is inserted by the transaction that
         is under way there, and exists if and only if that commits; raises `UnusableConnection`
-        where it cannot be. Which kinds of connection there are, the store says.
+        where it cannot be. Which kinds of connection there are, the store says. A callback URL that
+        will not be called raises `InvalidCallback`.
         """
         terms = options or EnqueueOptions()
         accepted = await self.accept(handler, payload, Caller(**by), terms, connection)
@@ -84,6 +86,8 @@ class AsyncJobs(Opening):
         """Enqueue, and tell whether the job was there already."""
         engine = self._running
         kind = self.registry.find(handler)
+        if options.callback_url is not None:
+            engine.callbacks.check(options.callback_url)
         now = engine.ledger.now()
         terms = Terms(now, engine.dispatcher.delivery, self.expected_duration(kind))
         submission = make_submission(kind, payload, caller, options, terms)

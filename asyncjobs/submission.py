@@ -21,13 +21,15 @@ class EnqueueOptions:
 
     `run_at` is a moment, or a pause from now, before which the job does not begin. `deadline` is
     counted from then on and replaces the type's. `traceparent` (W3C) or `trace_id` ties the job to
-    a trace; a malformed `traceparent` is ignored, as its standard asks.
+    a trace; a malformed `traceparent` is ignored, as its standard asks. `callback_url` is told of
+    the job's end; the queue must have been given `callbacks`.
     """
 
     run_at: datetime | timedelta | None = None
     deadline: Seconds | None = None
     traceparent: str | None = None
     trace_id: str | None = None
+    callback_url: str | None = None
 
     def __post_init__(self) -> None:
         moment = self.run_at
@@ -103,6 +105,7 @@ def make_submission(
         deadline=options.begins(terms.now) + deadline,
         retention=policy.retention,
         estimated_duration=terms.estimate,
+        callback_url=options.callback_url,
         created_at=terms.now,
     )
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from asyncjobs.errors import AsyncJobsError, ConfigurationError, UnknownJob
+from asyncjobs.errors import AsyncJobsError, ConfigurationError, InvalidCallback, UnknownJob
 from asyncjobs.http import sse
 from asyncjobs.http.bodies import payload_of
 from asyncjobs.http.conditional import etag_of, matches
@@ -149,6 +149,8 @@ class Endpoints:
         options = submit.options or EnqueueOptions()
         if options.traceparent is None:
             options = replace(options, traceparent=request.headers.get("traceparent"))
+        if options.callback_url is None:
+            options = replace(options, callback_url=self._callback_url(request))
         key = idempotency_key_of(request.headers.get("idempotency-key"))
         owner = request.owner if submit.user_id is None else submit.user_id
         accepted = await self.jobs.accept(kind, value, Caller(owner, key), options)
@@ -171,6 +173,13 @@ class Endpoints:
                 return Response(HTTPStatus.OK, said, await self._document(job, None))
         headers = (*said, ("Location", links.result), *_told(self._retry_after(accepted.job)))
         return Response(HTTPStatus.ACCEPTED, headers, encode_accepted(accepted.job, links))
+
+    def _callback_url(self, request: Request) -> str | None:
+        """Read where a client wants to be told; who asks in vain must know that it has to poll."""
+        url = request.headers.get("callback-url")
+        if url is not None and not self.mount.options.callbacks:
+            raise InvalidCallback("clients may not name one here")
+        return url
 
     @property
     def _lists(self) -> bool:

@@ -22,7 +22,8 @@ class MountOptions:
     WebSockets. At most `streams` clients are sent events at a time in each process; each for
     `stream_life` at most, with a sign of life every `keep_alive`. `sockets` is the prefix of the
     WebSockets, by default `/ws` and the mount's own prefix without `/api`. `poll_limit` answers
-    clients by 429 that ask far too often.
+    clients by 429 that ask far too often. With `callbacks` a client may name, by the header
+    `Callback-URL`, where it wants to be told of the job's end; without, such a request is refused.
     """
 
     pacing: Pacing = field(default_factory=Pacing)
@@ -33,6 +34,7 @@ class MountOptions:
     keep_alive: float = 15
     sockets: str | None = None
     poll_limit: PollLimit | None = None
+    callbacks: bool = False
 
     def __post_init__(self) -> None:
         wrong = next((origin for origin in self.origins if not is_origin(origin)), None)

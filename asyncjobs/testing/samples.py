@@ -63,6 +63,7 @@ def full_job() -> Job:
         retry=Retry(max_attempts=5, first=timedelta(seconds=0.5), factor=1.5),
         max_deliveries=7,
         estimated_duration=timedelta(seconds=12.5),
+        callback_url="https://hooks.example.com/ended",
     )
     started = begun(job)
     again = lifecycle.retry(started, NOW, token="t", jitter=0)
@@ -76,8 +77,9 @@ def full_job() -> Job:
     failed = lifecycle.fail(
         reported, LATER, token="v", error=JobError(code="bad_input", message="No such file.")
     )
+    called = lifecycle.call_back(failed, LATER, error="away", again_at=LATER + timedelta(hours=1))
     lease = Lease(worker="host:1", token="w", until=LATER)
-    return failed.model_copy(update={"lease": lease, "result_json": b'{"rows": 1e2}'})
+    return called.model_copy(update={"lease": lease, "result_json": b'{"rows": 1e2}'})
 
 
 def begun(job: Job, token: str = "t") -> Job:

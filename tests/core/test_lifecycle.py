@@ -6,18 +6,22 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from asyncjobs import lifecycle
 from asyncjobs.errors import IllegalMove, LostLease
 from asyncjobs.lifecycle import INVISIBLE, TRANSITIONS, Move
 from asyncjobs.model import (
+    CALLBACKS,
     HOUSEKEEPING,
+    Callback,
     Delivery,
     Detail,
     Job,
     JobError,
     JobStatus,
     Lease,
+    Policy,
     Progress,
     Retry,
 )
@@ -54,23 +58,26 @@ MOVES: dict[Move, Callable[[Job], Job]] = {
     Move.STOP: lambda job: lifecycle.stop(job, NOW, token="t"),
     Move.EXPIRE: lambda job: lifecycle.expire(job, AFTER_ALL),
     Move.LOSE: lambda job: lifecycle.lose(job, AFTER_ALL),
+    Move.CALL_BACK: lambda job: lifecycle.call_back(job, NOW),
 }
+
+URL = "https://hooks.example.com/ended"
 
 
 def job_in(status: JobStatus, move: Move) -> Job:
     """Make a job of that status which, but for the status, allows the move."""
-    running = asked_to_stop() if move is Move.STOP else processing()
+    running = asked_to_stop() if move is Move.STOP else processing(callback_url=URL)
     match status:
         case JobStatus.PENDING:
             return sample_job(retry=PATIENT)
         case JobStatus.PROCESSING:
             return running
         case JobStatus.COMPLETED:
-            return lifecycle.complete(processing(), NOW, token="t", result=b"1")
+            return lifecycle.complete(running, NOW, token="t", result=b"1")
         case JobStatus.FAILED:
-            return lifecycle.fail(processing(), NOW, token="t", error=ERROR)
+            return lifecycle.fail(running, NOW, token="t", error=ERROR)
         case JobStatus.CANCELLED:
-            return lifecycle.cancel(sample_job(), NOW)
+            return lifecycle.cancel(sample_job(callback_url=URL), NOW)
 
 
 @pytest.mark.parametrize("move", Move)
@@ -93,10 +100,13 @@ def test_a_move_is_made_where_the_table_allows_it_and_refused_elsewhere(
     assert job == before
 
 
-def test_terminal_statuses_allow_no_move() -> None:
+def test_terminal_statuses_allow_no_move_that_anyone_could_see() -> None:
     for status in JobStatus:
-        moves = [move for move in Move if status in TRANSITIONS[move]]
-        assert (moves == []) == status.terminal
+        moves = {move for move in Move if status in TRANSITIONS[move]}
+        assert (moves == {Move.CALL_BACK}) == status.terminal
+    assert Move.CALL_BACK in INVISIBLE
+    for end, after in TRANSITIONS[Move.CALL_BACK].items():
+        assert after == {end}
 
 
 FENCED = (Move.EXTEND, Move.REPORT, Move.COMPLETE, Move.FAIL, Move.RETRY, Move.RELEASE, Move.STOP)
@@ -366,7 +376,7 @@ def test_overdue_jobs_end_up_where_the_rules_put_them() -> None:
 
 
 def test_only_finished_jobs_are_forgotten_and_only_after_their_retention() -> None:
-    done = job_in(JobStatus.COMPLETED, Move.START)
+    done = lifecycle.complete(processing(), NOW, token="t", result=b"1")
     assert done.expires_at is not None
     assert lifecycle.forgettable(done, done.expires_at)
     assert not lifecycle.forgettable(done, done.expires_at - SECOND)
@@ -380,3 +390,56 @@ def test_an_attempt_ends_by_its_timeout_or_by_the_deadline() -> None:
     assert lifecycle.attempt_end(processing(timeout=None)) == NOW + timedelta(hours=24)
     assert lifecycle.attempt_end(processing(deadline=NOW + SECOND)) == NOW + SECOND
     assert lifecycle.attempt_end(sample_job()) == NOW + timedelta(hours=24)
+
+
+# callbacks
+
+
+def ended(**submission: object) -> Job:
+    job = processing(callback_url=URL, **submission)
+    return lifecycle.complete(job, NOW, token="t", result=b"1")
+
+
+def test_a_job_with_a_callback_url_is_due_to_be_called_back_at_its_end() -> None:
+    job = ended()
+    assert (job.lane, job.due_at, lifecycle.owes_callback(job)) == (CALLBACKS, NOW, True)
+    assert processing(callback_url=URL).callback is None
+
+
+def test_a_job_that_was_told_waits_for_the_end_of_its_retention() -> None:
+    told = lifecycle.call_back(ended(), NOW + SECOND)
+    assert (told.lane, told.due_at) == (HOUSEKEEPING, NOW + timedelta(hours=24))
+    assert told.callback is not None
+    assert (told.callback.calls, told.callback.told_at) == (1, NOW + SECOND)
+    with pytest.raises(IllegalMove):
+        lifecycle.call_back(told, NOW + SECOND)
+
+
+def test_a_call_that_failed_is_made_again_or_given_up() -> None:
+    again = lifecycle.call_back(ended(), NOW, error="away", again_at=NOW + MINUTE)
+    assert (again.lane, again.due_at) == (CALLBACKS, NOW + MINUTE)
+    over = lifecycle.call_back(again, NOW + MINUTE, error="away still")
+    assert (over.lane, over.callback) == (HOUSEKEEPING, Callback(calls=2, error="away still"))
+
+
+def test_a_callback_is_given_up_where_the_next_call_would_come_too_late() -> None:
+    late = lifecycle.callback_end(ended())
+    given_up = lifecycle.call_back(ended(), NOW, error="away", again_at=late)
+    assert not lifecycle.owes_callback(given_up)
+    assert lifecycle.owes_callback(
+        lifecycle.call_back(ended(), NOW, error="away", again_at=late - SECOND)
+    )
+
+
+def test_a_job_that_owes_a_callback_outlives_its_retention_but_not_for_ever() -> None:
+    job, told = ended(), lifecycle.call_back(ended(), NOW)
+    day = NOW + timedelta(hours=24)
+    assert lifecycle.forgettable(told, day)
+    assert not lifecycle.forgettable(job, day)
+    assert not lifecycle.forgettable(job, lifecycle.callback_end(job) - SECOND)
+    assert lifecycle.forgettable(job, lifecycle.callback_end(job))
+
+
+def test_a_queue_cannot_have_the_name_of_the_callbacks_lane() -> None:
+    with pytest.raises(ValidationError):
+        Policy(queue=CALLBACKS)

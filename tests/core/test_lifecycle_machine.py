@@ -11,11 +11,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from asyncjobs import lifecycle
 from asyncjobs.errors import IllegalMove, LostLease
-from asyncjobs.model import HOUSEKEEPING, Job, JobError, JobStatus, Lease, Progress, Retry
+from asyncjobs.model import (
+    CALLBACKS,
+    HOUSEKEEPING,
+    Job,
+    JobError,
+    JobStatus,
+    Lease,
+    Progress,
+    Retry,
+)
 from asyncjobs.testing import ManualClock, sample_job
 
 TOKENS = st.sampled_from(["a", "b", "c"])
 ERROR = JobError(code="bad", message="It was bad.")
+# What a call to the callback URL changes, beside its own record.
+CALLED = ("revision", "lane", "due_at")
 
 
 class Life(RuleBasedStateMachine):
@@ -31,8 +42,11 @@ class Life(RuleBasedStateMachine):
         attempts=st.integers(1, 4),
         deliveries=st.integers(1, 3),
         timeout=st.none() | st.timedeltas(timedelta(seconds=1), timedelta(minutes=9)),
+        url=st.sampled_from([None, "https://hooks.example.com/ended"]),
     )
-    def submit(self, attempts: int, deliveries: int, timeout: timedelta | None) -> None:
+    def submit(
+        self, attempts: int, deliveries: int, timeout: timedelta | None, url: str | None
+    ) -> None:
         now = self.clock.now()
         self.job = sample_job(
             created_at=now,
@@ -40,6 +54,7 @@ class Life(RuleBasedStateMachine):
             retry=Retry(max_attempts=attempts),
             max_deliveries=deliveries,
             timeout=timeout,
+            callback_url=url,
         )
 
     def make(self, move: Callable[[Job, datetime], Job | None]) -> None:
@@ -50,12 +65,13 @@ class Life(RuleBasedStateMachine):
             return
         if after is None:
             return
-        assert not before.status.terminal
+        if before.status.terminal:
+            assert after.version == before.version
         assert after.revision == before.revision + 1
         assert after.version - before.version in {0, 1}
         assert after.attempt >= before.attempt
         self.job = after
-        if after.status.terminal:
+        if after.status.terminal and self.ended is None:
             self.ended = after
 
     @rule(by=st.timedeltas(timedelta(0), timedelta(minutes=2)))
@@ -106,13 +122,36 @@ class Life(RuleBasedStateMachine):
     def requeue(self) -> None:
         self.make(lambda job, _: lifecycle.requeue(job))
 
+    @rule(error=st.none() | st.just("away"), pause=st.none() | st.integers(0, 8 * 86400))
+    def call_back(self, error: str | None, pause: int | None) -> None:
+        after = None if pause is None else timedelta(seconds=pause)
+        self.make(
+            lambda job, now: lifecycle.call_back(
+                job, now, error=error, again_at=None if after is None else now + after
+            )
+        )
+
     @rule()
     def look_after(self) -> None:
         self.make(lifecycle.overdue)
 
     @invariant()
     def an_end_is_final(self) -> None:
-        assert self.ended is None or self.job == self.ended
+        if self.ended is not None:
+            called = {name: getattr(self.job, name) for name in (*CALLED, "callback")}
+            assert self.job == self.ended.model_copy(update=called)
+
+    @invariant()
+    def a_callback_is_owed_from_the_end_until_it_was_told_or_given_up(self) -> None:
+        job = self.job
+        assert (job.callback is not None) == (job.status.terminal and job.callback_url is not None)
+        owes = lifecycle.owes_callback(job)
+        assert (job.lane == CALLBACKS) == owes
+        if owes:
+            assert job.due_at is not None
+            assert job.due_at <= lifecycle.callback_end(job)
+            assert job.callback is not None
+            assert job.callback.told_at is None
 
     @invariant()
     def somebody_must_look_by_the_deadline(self) -> None:
@@ -127,7 +166,7 @@ class Life(RuleBasedStateMachine):
         assert (job.completed_at is not None) == job.status.terminal
         assert (job.result_json is not None) == (job.status is JobStatus.COMPLETED)
         assert (job.error is not None) == (job.status is JobStatus.FAILED)
-        assert (job.lane == HOUSEKEEPING) == (job.status is not JobStatus.PENDING)
+        assert (job.lane in {HOUSEKEEPING, CALLBACKS}) == (job.status is not JobStatus.PENDING)
         assert job.failures < job.retry.max_attempts
         assert job.losses <= job.max_deliveries
         assert job.attempt <= job.revision

@@ -1,0 +1,392 @@
+"""Callback URLs are told of jobs' ends: at least once, by whoever can, and never for ever."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+from trio.testing import MockClock
+
+from asyncjobs import (
+    AsyncJobs,
+    ConfigurationError,
+    EnqueueOptions,
+    InvalidCallback,
+    Job,
+    JobContext,
+    JobStatus,
+    Policy,
+    Settings,
+)
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.lifecycle import CALLBACK_PATIENCE, owes_callback
+from asyncjobs.protocols import Answer, Change
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import LoopClock
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., AsyncJobs]
+
+URL = "https://hooks.example.com/ended"
+TOLD_OF = EnqueueOptions(callback_url=URL)
+DAY = timedelta(days=1)
+
+# The machine that runs this has to make each poll of the simulated days.
+SEDATE = Settings(poll=timedelta(hours=1), sweep=timedelta(minutes=10), lease=timedelta(hours=3))
+
+
+class Receiver:
+    """A messenger whose receiver is told in this process; gives its answers in turn, then yes."""
+
+    longest = timedelta(seconds=2)
+
+    def __init__(self, *answers: Answer, room: int = 10) -> None:
+        self.answers = list(answers)
+        self.room = room
+        self.told: list[tuple[Job, datetime]] = []
+        self.open = anyio.Event()
+        self.open.set()
+        self.at_once = 0
+        self.most = 0
+
+    def check(self, url: str, /) -> None:
+        if url != URL:
+            raise InvalidCallback("it is another")
+
+    async def tell(self, job: Job, /, *, now: datetime) -> Answer:
+        self.told.append((job, now))
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        try:
+            await self.open.wait()
+        finally:
+            self.at_once -= 1
+        return self.answers.pop(0) if self.answers else Answer()
+
+
+def double_on(jobs: AsyncJobs) -> AsyncJobs:
+    @jobs.handler("double")
+    async def double(number: int, _job: JobContext) -> int:
+        return 2 * number
+
+    return jobs
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(20):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.005)
+
+
+def settled(store: MemoryStore) -> Callable[[], bool]:
+    return lambda: all(
+        job.status.terminal and not owes_callback(job) for job in store._jobs.values()
+    )
+
+
+async def test_the_end_of_a_job_is_told_and_recorded(make: Make, store: MemoryStore) -> None:
+    receiver = Receiver()
+    async with double_on(make(callbacks=receiver)) as jobs:
+        job = await jobs.enqueue("double", 4, options=TOLD_OF)
+        done = await jobs.wait(job.id)
+        await until(settled(store))
+        after = await jobs.find(job.id)
+    [(told, _)] = receiver.told
+    assert (told.id, told.result, told.callback_url) == (job.id, 8, URL)
+    assert after.callback is not None
+    assert after.callback.told_at is not None
+    assert (after.status, after.version, after.result) == (done.status, done.version, 8)
+
+
+async def test_a_job_without_a_callback_url_calls_nobody(make: Make) -> None:
+    receiver = Receiver()
+    async with double_on(make(callbacks=receiver)) as jobs:
+        done = await jobs.wait((await jobs.enqueue("double", 4)).id)
+    assert (done.callback, receiver.told) == (None, [])
+
+
+async def test_a_url_is_checked_before_the_job_is_stored(make: Make, store: MemoryStore) -> None:
+    wrong = EnqueueOptions(callback_url="https://elsewhere.example.com/")
+    async with double_on(make(callbacks=Receiver())) as jobs:
+        with pytest.raises(InvalidCallback):
+            await jobs.enqueue("double", 4, options=wrong)
+    async with double_on(make()) as jobs:
+        with pytest.raises(ConfigurationError, match="give AsyncJobs `callbacks`"):
+            await jobs.enqueue("double", 4, options=TOLD_OF)
+    assert not store._jobs
+
+
+async def test_a_cancelled_job_and_a_failed_one_are_told_as_well(make: Make) -> None:
+    receiver = Receiver()
+    jobs = make(callbacks=receiver)
+    outside = jobs.external("outside", payload=int, result=int)
+    async with jobs:
+        gone = await jobs.enqueue(outside, 1, options=TOLD_OF)
+        await jobs.cancel(gone.id)
+        failed = await jobs.enqueue(outside, 1, options=TOLD_OF)
+        await jobs.fail(failed.id, "It was bad.")
+        await until(lambda: len(receiver.told) == 2)
+    assert {job.status for job, _ in receiver.told} == {JobStatus.CANCELLED, JobStatus.FAILED}
+
+
+async def test_a_job_that_is_run_again_is_told_of_again(make: Make, store: MemoryStore) -> None:
+    receiver = Receiver()
+    async with double_on(make(callbacks=receiver)) as jobs:
+        job = await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
+        await jobs.retry(job.id)
+        await until(lambda: len(receiver.told) == 2)
+        await until(settled(store))
+    assert len({told.id for told, _ in receiver.told}) == 2
+
+
+async def test_processes_share_the_calls_and_none_is_made_twice(
+    make: Make, store: MemoryStore
+) -> None:
+    receivers = [Receiver(room=3) for _ in range(3)]
+    async with (
+        double_on(make(callbacks=receivers[0])) as jobs,
+        double_on(make(callbacks=receivers[1])),
+        double_on(make(callbacks=receivers[2])),
+    ):
+        made = [await jobs.enqueue("double", number, options=TOLD_OF) for number in range(60)]
+        await until(settled(store))
+    told = [job.id for receiver in receivers for job, _ in receiver.told]
+    assert sorted(told) == sorted(job.id for job in made)
+
+
+async def test_calls_that_hang_leave_room_for_all_other_work(
+    make: Make, store: MemoryStore
+) -> None:
+    receiver = Receiver(room=2)
+    receiver.open = anyio.Event()
+    brief = Policy(retention=timedelta(0))
+    jobs = double_on(make(callbacks=receiver))
+    soon_gone = jobs.external("gone", payload=int, result=int, policy=brief)
+    async with jobs:
+        for number in range(5):
+            await jobs.wait((await jobs.enqueue("double", number, options=TOLD_OF)).id)
+        await until(lambda: receiver.at_once == 2)
+        gone = await jobs.enqueue(soon_gone, 1)
+        await jobs.complete(gone.id, 1)
+        await until(lambda: gone.id not in store._jobs)
+        assert (receiver.most, len(receiver.told)) == (2, 2)
+        receiver.open.set()
+        await until(settled(store))
+    assert (receiver.most, len(receiver.told)) == (2, 5)
+
+
+async def test_a_process_that_cannot_call_leaves_it_to_one_that_can(
+    make: Make, store: MemoryStore
+) -> None:
+    receiver = Receiver()
+    async with double_on(make(callbacks=receiver, dispatcher="worker")) as web:
+        job = await web.enqueue("double", 4, options=TOLD_OF)
+    async with double_on(make()) as silent:
+        await silent.wait(job.id)
+        assert owes_callback(store._jobs[job.id])
+    async with double_on(make(callbacks=receiver)):
+        await until(settled(store))
+    assert [told.id for told, _ in receiver.told] == [job.id]
+
+
+async def test_a_restart_keeps_what_is_owed(tmp_path: Path, make: Make) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    receiver = Receiver(Answer("away", timedelta(0)))
+    async with double_on(make(store=url, callbacks=receiver, dispatcher="worker")) as web:
+        job = await web.enqueue("double", 4, options=TOLD_OF)
+    async with double_on(make(store=url)) as silent:
+        await silent.wait(job.id)
+    async with make(store=url, callbacks=receiver) as later:
+        await until(lambda: len(receiver.told) == 2)
+    async with make(store=url) as later:
+        callback = (await later.find(job.id)).callback
+    assert callback is not None
+    assert (callback.calls, callback.error) == (2, None)
+    assert [told.result for told, _ in receiver.told] == [8, 8]
+
+
+class Unrecorded(MemoryStore):
+    """Is away for one moment: when the outcome of the first call is to be recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = 0
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        if not self.lost and any(c.job.callback and c.job.callback.calls for c in changes):
+            self.lost += 1
+            raise StoreUnavailable("unrecorded", "it is away")
+        return await super().replace(changes)
+
+
+class Bug(Receiver):
+    """Breaks at the first call."""
+
+    async def tell(self, job: Job, /, *, now: datetime) -> Answer:
+        await super().tell(job, now=now)
+        if len(self.told) == 1:
+            raise ZeroDivisionError
+        return Answer()
+
+
+@pytest.fixture
+def hours() -> MockClock:
+    return MockClock(autojump_threshold=0)
+
+
+def simulated(clock: MockClock, body: Callable[[], object]) -> None:
+    anyio.run(body, backend="trio", backend_options={"clock": clock})  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def process(store: MemoryStore, receiver: Receiver | None) -> AsyncGenerator[AsyncJobs]:
+    jobs = AsyncJobs(store, clock=LoopClock(), settings=SEDATE, callbacks=receiver)
+    async with double_on(jobs):
+        yield jobs
+
+
+async def settle(store: MemoryStore) -> None:
+    while not settled(store)():  # noqa: ASYNC110
+        await anyio.sleep(60)
+
+
+def test_a_call_that_was_not_recorded_is_made_again_when_nobody_else_can_be_at_it(
+    hours: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = Receiver()
+
+    async def body() -> None:
+        store = Unrecorded()
+        async with process(store, receiver) as jobs:
+            await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
+            await settle(store)
+
+    simulated(hours, body)
+    [(first, then), (second, later)] = receiver.told
+    assert (first.id, first.version) == (second.id, second.version)
+    assert later - then > receiver.longest
+    assert "was not recorded" in caplog.text
+
+
+def test_a_bug_in_a_messenger_ends_neither_the_loop_nor_the_callback(
+    hours: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = Bug()
+
+    async def body() -> None:
+        store = MemoryStore()
+        async with process(store, receiver) as jobs:
+            await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
+            await settle(store)
+
+    simulated(hours, body)
+    assert len(receiver.told) == 2
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_call_that_failed_is_made_again_after_the_pause_it_asked_for(
+    hours: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses = [timedelta(hours=1), timedelta(hours=5)]
+    receiver = Receiver(*(Answer("away", pause) for pause in pauses), Answer("away"))
+
+    async def body() -> None:
+        store = MemoryStore()
+        async with process(store, receiver) as jobs:
+            job = await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
+            await settle(store)
+            callback = (await jobs.find(job.id)).callback
+        assert callback is not None
+        assert (callback.calls, callback.error, callback.told_at) == (3, "away", None)
+
+    simulated(hours, body)
+    moments = [moment for _, moment in receiver.told]
+    for pause, before, after in zip(pauses, moments, moments[1:], strict=False):
+        assert pause <= after - before <= pause + 2 * SEDATE.sweep
+    given_up = [record for record in caplog.records if "given up after 3 calls" in record.message]
+    assert [record.levelname for record in given_up] == ["WARNING"]
+
+
+def test_a_job_is_kept_beyond_its_retention_while_it_is_called_back(hours: MockClock) -> None:
+    receiver = Receiver(Answer("away", 3 * DAY))
+
+    async def body() -> None:
+        store = MemoryStore()
+        async with process(store, receiver) as jobs:
+            job = await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
+            await anyio.sleep(2 * DAY.total_seconds())
+            assert (await jobs.find(job.id)).result == 8
+            await anyio.sleep(1.1 * DAY.total_seconds())
+            assert job.id not in store._jobs
+
+    simulated(hours, body)
+    assert len(receiver.told) == 2
+
+
+@pytest.mark.parametrize("retention", [DAY, None], ids=["a-day", "for-ever"])
+def test_what_nobody_can_call_is_given_up_at_last(
+    hours: MockClock, retention: timedelta | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        store = MemoryStore()
+        web = AsyncJobs(store, clock=LoopClock(), settings=SEDATE, callbacks=Receiver())
+        kind = web.external("x", payload=int, result=int, policy=Policy(retention=retention))
+        async with web:
+            job = await web.enqueue(kind, 1, options=TOLD_OF)
+        silent = AsyncJobs(store, clock=LoopClock(), settings=SEDATE)
+        silent.external("x", payload=int, result=int)
+        async with silent:
+            await silent.complete(job.id, 1)
+            await anyio.sleep((CALLBACK_PATIENCE - timedelta(hours=1)).total_seconds())
+            assert owes_callback(store._jobs[job.id])
+            await anyio.sleep(timedelta(hours=2).total_seconds())
+            kept = store._jobs.get(job.id)
+            assert (kept is None) == (retention is not None)
+            assert kept is None or not owes_callback(kept)
+
+    simulated(hours, body)
+    assert "given up" in caplog.text
+
+
+def test_a_shutdown_waits_for_the_call_under_way_and_begins_no_other(hours: MockClock) -> None:
+    receiver = Receiver(room=1)
+
+    async def answer() -> None:
+        await anyio.sleep(3)
+        receiver.open.set()
+
+    async def body() -> None:
+        receiver.open = anyio.Event()
+        store = MemoryStore()
+        async with anyio.create_task_group() as tasks, process(store, receiver) as jobs:
+            made = [await jobs.enqueue("double", number, options=TOLD_OF) for number in range(2)]
+            ids = [(await jobs.wait(job.id)).id for job in made]
+            while not receiver.told:  # noqa: ASYNC110
+                await anyio.sleep(0.1)
+            tasks.start_soon(answer)
+        [(called, _)] = receiver.told
+        owed = {job_id for job_id in ids if owes_callback(store._jobs[job_id])}
+        assert owed == {*ids} - {called.id}
+
+    simulated(hours, body)
+
+
+def test_a_shutdown_does_not_wait_for_ever(hours: MockClock) -> None:
+    receiver = Receiver()
+
+    async def body() -> None:
+        receiver.open = anyio.Event()
+        store = MemoryStore()
+        async with process(store, receiver) as jobs:
+            job = await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
+            while not receiver.told:  # noqa: ASYNC110
+                await anyio.sleep(0.1)
+            began = anyio.current_time()
+        assert anyio.current_time() - began < 60
+        assert owes_callback(store._jobs[job.id])
+
+    simulated(hours, body)
