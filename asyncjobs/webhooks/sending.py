@@ -93,21 +93,19 @@ async def post(
 
 async def _reply(stream: ByteStream, exchange: h11.Connection) -> Reply:
     received = 0
-    while received <= _MOST_BYTES:
+    while True:
         event = exchange.next_event()
         if event is h11.NEED_DATA:
-            try:
-                data = await stream.receive()
-            except anyio.EndOfStream:
-                data = b""
+            if received >= _MOST_BYTES:
+                raise Undelivered("its answer has too long a head")
+            data = await stream.receive(_MOST_BYTES)
             received += len(data)
             exchange.receive_data(data)
         elif isinstance(event, h11.Response):
             headers = dict(event.headers)
             return Reply(event.status_code, _seconds(headers.get(b"retry-after", b"")))
         elif not isinstance(event, h11.InformationalResponse):
-            raise Undelivered("it closed the connection without an answer")
-    raise Undelivered("its answer has too long a head")
+            raise Undelivered("its answer is not HTTP")
 
 
 @asynccontextmanager

@@ -362,9 +362,10 @@ def test_a_shutdown_waits_for_the_call_under_way_and_begins_no_other(hours: Mock
     async def body() -> None:
         receiver.open = anyio.Event()
         store = MemoryStore()
+        ids: list[str] = []
         async with anyio.create_task_group() as tasks, process(store, receiver) as jobs:
             made = [await jobs.enqueue("double", number, options=TOLD_OF) for number in range(2)]
-            ids = [(await jobs.wait(job.id)).id for job in made]
+            ids += [(await jobs.wait(job.id)).id for job in made]
             while not receiver.told:  # noqa: ASYNC110
                 await anyio.sleep(0.1)
             tasks.start_soon(answer)

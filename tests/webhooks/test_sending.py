@@ -1,0 +1,177 @@
+"""One POST: to the address that was chosen, under the name that was meant, and not for ever."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Sequence
+
+import anyio
+import pytest
+import trustme
+
+from asyncjobs.webhooks.sending import Reply, Undelivered, addresses_of, post, resolve
+from asyncjobs.webhooks.targets import Target, parse_target
+from tests.webhooks.conftest import NAME, OK, Answering, Receiver, answer, receiving, serving_as
+
+pytestmark = pytest.mark.anyio
+
+HERE = ["127.0.0.1"]
+HEADERS = [("webhook-id", "job_1")]
+
+
+def target_of(receiver: Receiver, scheme: str = "http", host: str = NAME) -> Target:
+    return Target(scheme, host, receiver.port, "/ended?by=us")
+
+
+async def send(target: Target, tls: ssl.SSLContext, body: bytes = b'{"a":1}') -> Reply:
+    with anyio.fail_after(20):
+        return await post(target, HERE, HEADERS, body, tls)
+
+
+async def test_a_post_arrives_as_it_was_meant(trusting: ssl.SSLContext) -> None:
+    async with receiving() as receiver:
+        reply = await send(target_of(receiver), trusting)
+    [got] = receiver.posts
+    assert (reply, got.target, got.body) == (Reply(204), "/ended?by=us", b'{"a":1}')
+    assert got.headers["host"] == f"{NAME}:{receiver.port}"
+    assert (got.headers["webhook-id"], got.headers["connection"]) == ("job_1", "close")
+
+
+async def test_tls_is_spoken_under_the_name_and_not_under_the_address(
+    authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    names: list[str | None] = []
+    tls = serving_as(authority, NAME)
+    tls.sni_callback = lambda _, name, __: names.append(name)
+    async with receiving(tls=tls) as receiver:
+        assert (await send(target_of(receiver, "https"), trusting)).status == 204
+    assert names == [NAME]
+    assert receiver.posts[0].headers["host"].startswith(NAME)
+
+
+async def test_a_certificate_for_another_name_is_not_accepted(
+    authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    async with receiving(tls=serving_as(authority, "elsewhere.example.com")) as receiver:
+        with pytest.raises(Undelivered, match="TLS failed"):
+            await send(target_of(receiver, "https"), trusting)
+    assert not receiver.posts
+
+
+async def test_a_certificate_of_an_unknown_authority_is_not_accepted(
+    authority: trustme.CA,
+) -> None:
+    async with receiving(tls=serving_as(authority, NAME)) as receiver:
+        with pytest.raises(Undelivered, match="TLS failed"):
+            await send(target_of(receiver, "https"), ssl.create_default_context())
+    assert not receiver.posts
+
+
+async def test_a_redirect_is_an_answer_and_not_followed(trusting: ssl.SSLContext) -> None:
+    async with receiving() as inside:
+        there = f"location: http://127.0.0.1:{inside.port}/"
+        async with receiving(answer(307, there)) as receiver:
+            assert (await send(target_of(receiver), trusting)).status == 307
+    assert (inside.connections, receiver.connections) == (0, 1)
+
+
+async def test_of_an_answer_only_the_head_is_read(trusting: ssl.SSLContext) -> None:
+    endless = b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n" + b"x" * 1_000_000
+    async with receiving(endless) as receiver:
+        assert (await send(target_of(receiver), trusting)).status == 200
+
+
+async def test_what_is_announced_before_the_answer_is_passed_over(
+    trusting: ssl.SSLContext,
+) -> None:
+    async with receiving(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK) as receiver:
+        assert (await send(target_of(receiver), trusting)).status == 204
+
+
+BAD = {
+    "hangs-up": None,
+    "no-http": b"220 mail.example.com ESMTP\r\n",
+    "half-a-head": b"HTTP/1.1 200 OK\r\ncontent-",
+    "endless-head": b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000,
+    "endless-line": b"HTTP/1.1 200 " + b"x" * 1_000_000,
+    "endless-hints": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 10_000,
+}
+
+
+@pytest.mark.parametrize("said", BAD.values(), ids=list(BAD))
+async def test_what_is_no_answer_is_undelivered(
+    said: bytes | None, trusting: ssl.SSLContext
+) -> None:
+    async with receiving(said) as receiver:
+        with pytest.raises(Undelivered):
+            await send(target_of(receiver), trusting)
+
+
+async def test_a_port_that_nobody_listens_on_is_undelivered(trusting: ssl.SSLContext) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(Undelivered, match="connection failed"):
+        await send(Target("http", NAME, port, "/"), trusting)
+
+
+async def test_the_next_address_is_tried_where_one_is_not_there(trusting: ssl.SSLContext) -> None:
+    async with receiving() as receiver:
+        reply = await post(target_of(receiver), ["127.0.0.2", *HERE], [], b"{}", trusting)
+    assert reply.status == 204
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("120", 120), ("0", 0), ("-1", None), ("soon", None), ("9" * 10, None)],
+)
+async def test_retry_after_is_read_where_it_is_a_number(
+    header: str, seconds: int | None, trusting: ssl.SSLContext
+) -> None:
+    async with receiving(answer(503, f"Retry-After: {header}")) as receiver:
+        assert await send(target_of(receiver), trusting) == Reply(503, seconds)
+
+
+# addresses
+
+PUBLIC = "93.184.215.14"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [["10.0.0.1"], [PUBLIC, "10.0.0.1"], ["::ffff:10.0.0.1"], ["127.0.0.1"], [], ["nonsense"]],
+    ids=["private", "one-of-two", "mapped", "loopback", "none", "nonsense"],
+)
+async def test_a_name_with_an_address_inside_is_not_called(found: Sequence[str]) -> None:
+    with pytest.raises(Undelivered, match="not public"):
+        await addresses_of(parse_target(f"https://{NAME}/"), Answering(found), loopback=False)
+
+
+async def test_a_name_is_resolved_once_and_its_addresses_are_what_is_called() -> None:
+    rebinding = Answering([PUBLIC, "2606:4700:4700::1111"], ["127.0.0.1"])
+    target = parse_target(f"https://{NAME}:8443/")
+    found = await addresses_of(target, rebinding, loopback=False)
+    assert (found, rebinding.asked) == ([PUBLIC, "2606:4700:4700::1111"], [(NAME, 8443)])
+
+
+async def test_plain_http_stays_on_this_machine() -> None:
+    plain = parse_target(f"http://{NAME}/")
+    assert await addresses_of(plain, Answering(HERE), loopback=True) == HERE
+    for found in ([PUBLIC], ["127.0.0.1", PUBLIC], []):
+        with pytest.raises(Undelivered):
+            await addresses_of(plain, Answering(found), loopback=True)
+    with pytest.raises(Undelivered, match="not https"):
+        await addresses_of(plain, Answering([PUBLIC]), loopback=False)
+
+
+async def test_a_name_that_is_not_found_is_undelivered() -> None:
+    async def missing(_host: str, _port: int) -> Sequence[str]:
+        await anyio.lowlevel.checkpoint()
+        raise socket.gaierror(socket.EAI_NONAME, "not known")
+
+    with pytest.raises(Undelivered, match="cannot be resolved"):
+        await addresses_of(parse_target(f"https://{NAME}/"), missing, loopback=False)
+
+
+async def test_the_system_is_asked_for_addresses() -> None:
+    assert "127.0.0.1" in await resolve("localhost", 80)
