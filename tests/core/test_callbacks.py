@@ -18,6 +18,7 @@ from asyncjobs import (
     InvalidCallback,
     Job,
     JobContext,
+    JobId,
     JobStatus,
     Policy,
     Settings,
@@ -362,7 +363,7 @@ def test_a_shutdown_waits_for_the_call_under_way_and_begins_no_other(hours: Mock
     async def body() -> None:
         receiver.open = anyio.Event()
         store = MemoryStore()
-        ids: list[str] = []
+        ids: list[JobId] = []
         async with anyio.create_task_group() as tasks, process(store, receiver) as jobs:
             made = [await jobs.enqueue("double", number, options=TOLD_OF) for number in range(2)]
             ids += [(await jobs.wait(job.id)).id for job in made]
