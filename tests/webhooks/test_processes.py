@@ -1,0 +1,129 @@
+"""Several processes and every store: who calls, who calls again, and who does not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import pytest
+from standardwebhooks import Webhook
+
+from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, Settings
+from asyncjobs.lifecycle import owes_callback
+from asyncjobs.model import JobId
+from asyncjobs.stores.postgres import PostgresStore
+from asyncjobs.testing import ManualClock
+from asyncjobs.webhooks import WebhookOptions, Webhooks
+from tests.webhooks.conftest import NAME, SECRET, Answering, Receiver, answer, receiving
+
+pytestmark = pytest.mark.anyio
+
+QUICK = Settings(sweep=timedelta(seconds=0.05), poll=timedelta(seconds=0.05))
+KILLED = Path(__file__).with_name("killed.py")
+JOBS = 12
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def sender(host: str = NAME) -> Webhooks:
+    options = WebhookOptions(
+        loopback=True, resolve=Answering(["127.0.0.1"]), schedule=(timedelta(0),) * 3
+    )
+    return Webhooks({host: SECRET}, options=options)
+
+
+@pytest.fixture(params=["sqlite", "redis", "postgres"])
+def process(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], AsyncJobs]:
+    """Make queues that share a store, each by a connection of its own."""
+
+    def build() -> AsyncJobs:
+        match request.param:
+            case "sqlite":
+                store: str | PostgresStore = f"sqlite:///{tmp_path}/jobs.db"
+            case "redis":
+                address = request.getfixturevalue("redis_url")
+                store = f"{address}?namespace={request.getfixturevalue('namespace')}"
+            case _:
+                server = request.getfixturevalue("postgres")
+                store = PostgresStore(server.url, schema=request.getfixturevalue("schema"))
+        jobs = AsyncJobs(store, settings=QUICK, callbacks=sender())
+
+        @jobs.handler("double")
+        async def double(number: int, _job: JobContext) -> int:
+            return 2 * number
+
+        return jobs
+
+    return build
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    with anyio.fail_after(60):
+        while not await condition():  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+
+
+async def test_processes_of_one_store_call_once_and_again_where_that_failed(
+    process: Callable[[], AsyncJobs],
+) -> None:
+    async with receiving(answer(500), answer(204)) as receiver, AsyncExitStack() as stack:
+        queues = [await stack.enter_async_context(process()) for _ in range(3)]
+        url = f"http://{NAME}:{receiver.port}/"
+        told = EnqueueOptions(callback_url=url)
+        made = [
+            (await queues[number % 3].enqueue("double", number, options=told)).id
+            for number in range(JOBS)
+        ]
+
+        async def all_told() -> bool:
+            return not any([await owed(queues[0], job_id) for job_id in made])
+
+        await until(all_told)
+        callbacks = [(await queues[0].find(job_id)).callback for job_id in made]
+    assert sorted(callback.calls for callback in callbacks if callback) == [1] * (JOBS - 1) + [2]
+    names = [post.headers["webhook-id"] for post in receiver.posts]
+    assert len(names) == JOBS + 1
+    assert set(names) == {f"{job_id}_completed" for job_id in made}
+
+
+async def owed(jobs: AsyncJobs, job_id: JobId) -> bool:
+    job = await jobs.find(job_id)
+    return owes_callback(job) or not job.status.terminal
+
+
+async def test_a_process_that_is_killed_at_its_call_leaves_it_to_the_next(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    async with receiving(b"") as receiver:
+        target = f"http://localhost:{receiver.port}/"
+        command = [sys.executable, str(KILLED), url, SECRET, target]
+        async with await anyio.open_process(command, stdout=None, stderr=None) as killed:
+            await until(posts(receiver, 1))
+            killed.kill()
+        receiver.answers = [answer(204)]
+        # By now nobody can be at the call any more.
+        later = ManualClock(datetime.now(UTC) + timedelta(minutes=2))
+        async with AsyncJobs(url, settings=QUICK, callbacks=sender("localhost"), clock=later):
+            await until(posts(receiver, 2))
+    first, second = receiver.posts
+    assert (first.headers["webhook-id"], first.body) == (
+        second.headers["webhook-id"],
+        second.body,
+    )
+    for post in receiver.posts:
+        Webhook(SECRET).verify(post.body, post.headers)
+
+
+def posts(receiver: Receiver, number: int) -> Callable[[], Awaitable[bool]]:
+    async def arrived() -> bool:
+        await anyio.lowlevel.checkpoint()
+        return len(receiver.posts) >= number
+
+    return arrived
