@@ -103,6 +103,18 @@ async def test_the_end_of_a_job_is_told_and_recorded(make: Make, store: MemorySt
     assert (after.status, after.version, after.result) == (done.status, done.version, 8)
 
 
+async def test_an_end_is_told_at_once_and_the_next_one_as_soon_as_there_is_room(
+    make: Make, store: MemoryStore
+) -> None:
+    receiver = Receiver(room=1)
+    seldom = Settings(sweep=timedelta(hours=1))
+    async with double_on(make(callbacks=receiver, settings=seldom)) as jobs:
+        for number in range(4):
+            await jobs.enqueue("double", number, options=TOLD_OF)
+        await until(lambda: len(receiver.told) == 4 and settled(store)())
+    assert receiver.most == 1
+
+
 async def test_a_job_without_a_callback_url_calls_nobody(make: Make) -> None:
     receiver = Receiver()
     async with double_on(make(callbacks=receiver)) as jobs:

@@ -67,6 +67,7 @@ REFUSED = [
     "https://ⓐ.example.com/",
     "https://a。example.com/",
     "https://1\uff127.0.0.1/",
+    "https://\u212a.example.com/",
     "https://intranet/",
     "https://127.0.0.2/",
     "https://8.8.8.8/",

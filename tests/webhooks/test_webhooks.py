@@ -216,6 +216,7 @@ def test_the_usual_schedule_ends_within_the_usual_retention() -> None:
 
 REFUSED = {
     "http": f"http://{NAME}/",
+    "http-443": f"http://{NAME}:443/",
     "port": f"https://{NAME}:8443/",
     "host": "https://elsewhere.example.com/",
     "no-url": "hooks",
