@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from asyncjobs.registry import Handler, JobType
     from asyncjobs.settings import Settings
     from asyncjobs.submission import EnqueueOptions
+    from asyncjobs.transitions import Event, Transition
 
 __all__ = [
     "AsyncJobs",
@@ -61,6 +62,7 @@ __all__ = [
     "Detail",
     "Dispatcher",
     "EnqueueOptions",
+    "Event",
     "FieldIssue",
     "Handler",
     "IdempotencyConflict",
@@ -95,6 +97,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "TooManyPolls",
+    "Transition",
     "UnknownJob",
     "UnknownType",
     "UnreadableJob",
@@ -155,6 +158,10 @@ _HOMES = {
     ),
     "settings": ("Settings",),
     "submission": ("EnqueueOptions",),
+    "transitions": (
+        "Event",
+        "Transition",
+    ),
 }
 
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}

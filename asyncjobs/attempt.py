@@ -15,9 +15,8 @@ from asyncjobs import lifecycle
 from asyncjobs.context import Gauge, progress_of
 from asyncjobs.errors import IllegalMove, LostLease, StoreError
 from asyncjobs.feed import Signal
-from asyncjobs.ledger import Ledger
+from asyncjobs.ledger import Ledger, Step
 from asyncjobs.model import Job
-from asyncjobs.protocols import Change
 from asyncjobs.settings import Settings
 from asyncjobs.threads import Call
 
@@ -175,18 +174,18 @@ class Heartbeat:
             return
         self._asking = True
         try:
-            written = await self._ledger.replace([change for _, change in writes])
+            written = await self._ledger.replace([step for _, step in writes])
         finally:
             self._asking = False
-        for (attempt, change), done in zip(writes, written, strict=True):
-            lease = change.job.lease
+        for (attempt, step), done in zip(writes, written, strict=True):
+            lease = step.job.lease
             if not done:
                 await self._catch_up(attempt)
             elif lease is not None:
-                attempt.adopt(change.job)
+                attempt.adopt(step.job)
                 attempt.renewed(asked_at, lease.until - self._ledger.now())
 
-    def _next_write(self, attempt: Attempt) -> tuple[Attempt, Change] | None:
+    def _next_write(self, attempt: Attempt) -> tuple[Attempt, Step] | None:
         """Make the move that is due: a report where there is news, and the lease's renewal."""
         job, now = attempt.job, self._ledger.now()
         moved = job
@@ -200,7 +199,7 @@ class Heartbeat:
             renewed = lifecycle.extend(moved, now, token=attempt.token, until=until)
         except (IllegalMove, LostLease):
             return None  # it has ended since
-        return attempt, Change(renewed, job.revision)
+        return attempt, Step(job, renewed)
 
     async def _catch_up(self, attempt: Attempt) -> None:
         """Learn who wrote in between; a report that was refused goes out with the next beat."""

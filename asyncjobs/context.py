@@ -112,6 +112,11 @@ class JobContext:
         return self._job.trace_id
 
     @property
+    def traceparent(self) -> str | None:
+        """The span of this attempt (W3C), where it has one; else that of the submission."""
+        return self._job.traceparent
+
+    @property
     def attempt(self) -> int:
         """Which start of the job this is; the first is 1."""
         return self._job.attempt

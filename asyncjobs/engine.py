@@ -27,6 +27,7 @@ from asyncjobs.dispatching import Dispatching
 from asyncjobs.errors import StoreError
 from asyncjobs.estimates import Estimates
 from asyncjobs.feed import Feed
+from asyncjobs.hooks import Hooks, Telling
 from asyncjobs.housekeeping import Housekeeping
 from asyncjobs.ledger import Ledger
 from asyncjobs.model import Delivery, Job, JobStatus, Submission
@@ -52,6 +53,7 @@ class Parts:
     registry: Registry
     settings: Settings
     clock: Clock
+    hooks: Hooks
     queues: tuple[str, ...] | None = None
     messenger: Messenger | None = None
 
@@ -65,12 +67,15 @@ class Engine:
         self.settings = settings
         self.dispatcher = parts.dispatcher
         self.feed = Feed(poll=settings.poll.total_seconds())
-        self.ledger = Ledger(store, self.feed, parts.clock, able=parts.store)
+        self.telling = Telling(parts.hooks)
+        self.ledger = Ledger(
+            store, self.feed, parts.clock, able=parts.store, tell=self.telling.tell
+        )
         self.estimates = Estimates(
             lambda which, limit: self.ledger.list(which, limit=limit), self.feed
         )
         name = f"{socket.gethostname()}:{self.pid}:{uuid.uuid4().hex[:8]}"
-        self.runner = Runner(parts.registry, self.ledger, self.feed, settings, name)
+        self.runner = Runner(parts.registry, parts.hooks, self.ledger, self.feed, settings, name)
         self.watchdog = Watchdog(settings.blocked, Runner.CALLER, self.runner.heartbeat.attends)
         self._grace = anyio.CancelScope()
         self.worker: Worker | None = None
@@ -154,6 +159,8 @@ async def open_engine(parts: Parts) -> AsyncGenerator[Engine]:
             tasks.start_soon(_keep_up, engine.housekeeping.run)
             tasks.start_soon(_keep_up, engine.callbacks.run)
             tasks.start_soon(_keep_up, engine.estimates.run)
+            for loop in (engine.telling.run, *parts.hooks.loops):
+                tasks.start_soon(_keep_up, loop)
             tasks.start_soon(_keep_up, lambda: engine.feed.run(engine.ledger.get, parts.store))
             if engine.worker is not None:
                 tasks.start_soon(_keep_up, engine.worker.run)
@@ -162,6 +169,7 @@ async def open_engine(parts: Parts) -> AsyncGenerator[Engine]:
             finally:
                 with anyio.CancelScope(shield=True):
                     await engine.drain()
+                    await engine.telling.finish(_LAST_WORDS)
                 engine.feed.close()
                 tasks.cancel_scope.cancel()
 

@@ -16,10 +16,8 @@ import anyio
 from asyncjobs import lifecycle
 from asyncjobs.dispatching import Dispatching
 from asyncjobs.errors import StoreError
-from asyncjobs.ledger import Ledger
-from asyncjobs.logs import log_transition
+from asyncjobs.ledger import Ledger, Step
 from asyncjobs.model import HOUSEKEEPING, Job, JobStatus
-from asyncjobs.protocols import Change
 from asyncjobs.registry import Registry
 from asyncjobs.settings import Settings
 from asyncjobs.worker import Worker
@@ -92,13 +90,13 @@ class Housekeeping:
                 limit=_MOST,
                 overdue_by=_NEGLECTED,
             )
+            await self._move_overdue(page)
             # Only the state is written back; thousands of payloads are nothing to keep in memory.
             jobs.extend(job.model_copy(update={"payload_json": b""}) for job in page)
             if len(page) < _MOST:
                 break
         now = self._ledger.now()
-        await self._move_overdue(jobs)
-        alive = [Change(lifecycle.requeue(job), job.revision) for job in jobs if now < job.deadline]
+        alive = [Step(job, lifecycle.requeue(job)) for job in jobs if now < job.deadline]
         await self._ledger.replace(alive)
 
     def _unserved(self) -> Sequence[str]:
@@ -117,8 +115,5 @@ class Housekeeping:
 
     async def _move_overdue(self, jobs: Sequence[Job]) -> None:
         now = self._ledger.now()
-        moves = [(job, moved) for job in jobs if (moved := lifecycle.overdue(job, now))]
-        written = await self._ledger.replace([Change(moved, job.revision) for job, moved in moves])
-        for (_, moved), done in zip(moves, written, strict=True):
-            if done:  # else somebody else has moved it, which is as good
-                log_transition(moved)
+        steps = [Step(job, moved) for job in jobs if (moved := lifecycle.overdue(job, now))]
+        await self._ledger.replace(steps)  # where one is refused, somebody else has moved the job

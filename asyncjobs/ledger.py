@@ -1,17 +1,20 @@
 """The one way by which this process reads and writes jobs.
 
-A store seen through it merges concurrent calls, announces what is written, and never shows a job
-whose deadline or lease has quietly passed: readers repair what they read.
+A store seen through it merges concurrent calls, announces what is written, tells of every
+transition, and never shows a job whose deadline or lease has quietly passed: readers repair what
+they read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from asyncjobs import lifecycle
 from asyncjobs.errors import ConfigurationError, UnknownJob, UnusableConnection
 from asyncjobs.feed import Feed, Watch
+from asyncjobs.logs import log_transition
 from asyncjobs.model import Job, JobId, JobStatus
 from asyncjobs.protocols import (
     Change,
@@ -23,6 +26,7 @@ from asyncjobs.protocols import (
     Selection,
     Transactional,
 )
+from asyncjobs.transitions import Transition, event_of
 
 # Jobs that their process has kept a place for are due a little later than they wait.
 _SOON = timedelta(minutes=1)
@@ -30,13 +34,33 @@ _SOON = timedelta(minutes=1)
 _MOST_BEFORE = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A move that was made and is to be written: the job before it, and after it."""
+
+    before: Job
+    job: Job
+
+
 class Ledger:
     """Reads and writes jobs by the rules of `lifecycle`."""
 
-    def __init__(self, store: OpenStore, feed: Feed, clock: Clock, *, able: object = None) -> None:
-        """Take, beside the store to use, the store itself, which may have more to offer."""
+    def __init__(
+        self,
+        store: OpenStore,
+        feed: Feed,
+        clock: Clock,
+        *,
+        able: object = None,
+        tell: Callable[[Transition], None] = log_transition,
+    ) -> None:
+        """Take, beside the store to use, the store itself, which may have more to offer.
+
+        `tell` is called with each transition that this process has written.
+        """
         self._store = store
         self._feed = feed
+        self._tell = tell
         self._clock = clock
         self._listing = able if isinstance(able, Listing) else None
         self._counting = able if isinstance(able, Counting) else None
@@ -51,7 +75,7 @@ class Ledger:
         stored = list(await self._store.insert(jobs))
         for index, (job, found) in enumerate(zip(jobs, stored, strict=True)):
             if found.id == job.id:
-                self._feed.announce(found)
+                self._written(None, found)
             else:
                 stored[index] = await self._replayed(job, found)
         return stored
@@ -60,15 +84,18 @@ class Ledger:
         """Add a job as `Transactional.insert_within` does; raise `UnusableConnection`."""
         if self._transactional is None:
             raise UnusableConnection("the queue's store takes part in no transaction but its own")
-        # Nobody is told: to everybody else it does not exist yet, and may never do.
+        # Not announced: to everybody else it does not exist yet, and may never do.
         [found] = await self._transactional.insert_within(connection, [job])
         if found.id == job.id:
+            self._tell_of(None, job)
             return job
         repaired = await self._repaired(found, self._clock.now())
         if repaired is not None:
             return repaired
         await self.forget([found.id])
         [stored] = await self._transactional.insert_within(connection, [job])
+        if stored.id == job.id:
+            self._tell_of(None, stored)
         return stored
 
     async def get(self, ids: Sequence[JobId]) -> Sequence[Job | None]:
@@ -107,14 +134,15 @@ class Ledger:
         before = await self._counting.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
         return before + 1 if before < _MOST_BEFORE else None
 
-    async def replace(self, changes: Sequence[Change]) -> Sequence[bool]:
+    async def replace(self, steps: Sequence[Step]) -> Sequence[bool]:
         """Write moves that were already made; say for each whether it was the next one."""
-        if not changes:
+        if not steps:
             return ()
+        changes = [Change(step.job, step.before.revision) for step in steps]
         written = await self._store.replace(changes)
-        for change, done in zip(changes, written, strict=True):
+        for step, done in zip(steps, written, strict=True):
             if done:
-                self._feed.announce(change.job)
+                self._written(step.before, step.job)
         return written
 
     async def advance(self, job: Job, move: Callable[[Job, datetime], Job]) -> Job:
@@ -124,7 +152,7 @@ class Ledger:
         """
         while True:
             moved = move(job, self._clock.now())
-            [done] = await self.replace([Change(moved, job.revision)])
+            [done] = await self.replace([Step(job, moved)])
             if done:
                 return moved
             job = await self.find(job.id)
@@ -165,14 +193,24 @@ class Ledger:
             return repaired
         await self.forget([found.id])
         [stored] = await self._store.insert([job])
-        self._feed.announce(stored)
+        if stored.id == job.id:
+            self._written(None, stored)
         return stored
+
+    def _written(self, before: Job | None, job: Job) -> None:
+        """Let this process know of a write: the one place that each of them passes."""
+        self._feed.announce(job)
+        self._tell_of(before, job)
+
+    def _tell_of(self, before: Job | None, job: Job) -> None:
+        if (event := event_of(before, job)) is not None:
+            self._tell(Transition(event, job, before, self._clock.now()))
 
     async def _repaired(self, job: Job, now: datetime) -> Job | None:
         if lifecycle.forgettable(job, now):
             return None
         while (moved := lifecycle.overdue(job, now)) is not None:
-            [done] = await self.replace([Change(moved, job.revision)])
+            [done] = await self.replace([Step(job, moved)])
             if done:
                 return moved
             [fresh] = await self._store.get([job.id])

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from hashlib import sha256
+from types import MappingProxyType
 
-from asyncjobs.model import Job, JobStatus
+from asyncjobs.model import Job
+from asyncjobs.transitions import Event, Transition
 
 log = logging.getLogger("asyncjobs")
 
 _current: ContextVar[Job | None] = ContextVar("asyncjobs_job", default=None)
+
+_SAID: Mapping[Event, tuple[int, str]] = MappingProxyType(
+    {
+        Event.ENQUEUED: (logging.INFO, "is pending"),
+        Event.STARTED: (logging.INFO, "is processing"),
+        Event.RETRIED: (logging.INFO, "is pending again after a failure"),
+        Event.RELEASED: (logging.INFO, "is pending again after a shutdown"),
+        Event.LOST: (logging.WARNING, "is pending again after its worker was lost"),
+        Event.CANCEL_REQUESTED: (logging.INFO, "is asked to stop"),
+        Event.COMPLETED: (logging.INFO, "is completed"),
+        Event.FAILED: (logging.WARNING, "is failed"),
+        Event.CANCELLED: (logging.INFO, "is cancelled"),
+    }
+)
 
 
 def log_fields(job: Job) -> dict[str, object]:
@@ -20,16 +37,24 @@ def log_fields(job: Job) -> dict[str, object]:
         "job_id": job.id,
         "job_type": job.type,
         "attempt": job.attempt,
+        "owner": owner_hash(job.user_id),
         "trace_id": job.trace_id,
     }
 
 
-def log_transition(job: Job) -> None:
-    """Log that a job has come to where it is: once each, failures as warnings."""
-    level = logging.WARNING if job.status is JobStatus.FAILED else logging.INFO
+def owner_hash(user_id: str | None) -> str | None:
+    """Stand for an owner in logs: equal for equal owners, and no name that a reader would see."""
+    return None if user_id is None else sha256(user_id.encode()).hexdigest()[:12]
+
+
+def log_transition(transition: Transition) -> None:
+    """Log what has happened to a job: once each, what went wrong as a warning."""
+    level, said = _SAID[transition.event]
     if log.isEnabledFor(level):
+        job = transition.job
         why = f": {job.error.message}" if job.error else ""
-        log.log(level, "Job %s is %s%s", job.id, job.status, why, extra=log_fields(job))
+        fields = {**log_fields(job), "job_event": transition.event.value}
+        log.log(level, "Job %s %s%s", job.id, said, why, extra=fields)
 
 
 @contextmanager
@@ -43,9 +68,10 @@ def working_on(job: Job) -> Generator[None]:
 
 
 class JobLogFilter(logging.Filter):
-    """Adds `job_id`, `job_type`, `attempt` and `trace_id` to every record a handler causes.
+    """Adds `job_id`, `job_type`, `attempt`, `owner` and `trace_id` to what a handler logs.
 
-    Put it on a logging handler; outside a job the four are None, so that a format may name them.
+    Put it on a logging handler; outside a job they are None, so that a format may name them.
+    `owner` is a hash.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -57,4 +83,4 @@ class JobLogFilter(logging.Filter):
         return True
 
 
-_LOG_FIELDS = ("job_id", "job_type", "attempt", "trace_id")
+_LOG_FIELDS = ("job_id", "job_type", "attempt", "owner", "trace_id")

@@ -115,14 +115,9 @@ class Opening(Registrar):
         if self._engine is not None:
             _inherited.append((self._opened, self._engine))
         served = None if queues is None else tuple(queues)
+        registered = (self.registry, self.settings, self.clock, self.hooks)
         parts = Parts(
-            self._store,
-            dispatcher,
-            self.registry,
-            self.settings,
-            self.clock,
-            queues=served,
-            messenger=self._callbacks,
+            self._store, dispatcher, *registered, queues=served, messenger=self._callbacks
         )
         opened = open_engine(parts)
         self._engine = await opened.__aenter__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, Unpack
 
@@ -13,7 +13,6 @@ import anyio
 from asyncjobs import lifecycle
 from asyncjobs.errors import IdempotencyConflict, IllegalMove
 from asyncjobs.feed import Watch
-from asyncjobs.logs import log_transition
 from asyncjobs.model import Delivery, Detail, Job, JobError, JobId, JobStatus, Progress
 from asyncjobs.opening import Opening
 from asyncjobs.protocols import Listing, Page, Selection
@@ -90,10 +89,12 @@ class AsyncJobs(Opening):
             engine.callbacks.check(options.callback_url)
         now = engine.ledger.now()
         terms = Terms(now, engine.dispatcher.delivery, self.expected_duration(kind))
-        submission = make_submission(kind, payload, caller, options, terms)
-        job = await engine.accept(submission, options.begins(now), connection)
+        spans, queue = self.hooks.spans, kind.policy.queue
+        with spans.submitting(kind.name, queue, options.traceparent) as traceparent:
+            options = replace(options, traceparent=traceparent)
+            submission = make_submission(kind, payload, caller, options, terms)
+            job = await engine.accept(submission, options.begins(now), connection)
         if job.id == submission.id:
-            log_transition(job)
             return Accepted(job, replayed=False)
         if not same_payload(kind, job, submission):
             raise IdempotencyConflict(caller.idempotency_key or "", job.id)
@@ -177,11 +178,9 @@ class AsyncJobs(Opening):
         if job.status.terminal or job.cancel_requested_at is not None:
             return job
         try:
-            job = await ledger.advance(job, lifecycle.cancel)
+            return await ledger.advance(job, lifecycle.cancel)
         except IllegalMove:  # it ended, or was asked by somebody else, in between
             return await ledger.find(job_id)
-        log_transition(job)
-        return job
 
     async def retry(self, job_id: JobId, /) -> Job:
         """Run a job that has ended again, as a new job: `retry_of` points at the old one.
@@ -192,10 +191,9 @@ class AsyncJobs(Opening):
         engine = self._running
         old = await engine.ledger.find(job_id)
         terms = Terms(engine.ledger.now(), old.delivery, self.expected_duration(old))
-        submission = submit_again(old, terms)
-        job = await engine.accept(submission, submission.created_at)
-        log_transition(job)
-        return job
+        with self.hooks.spans.submitting(old.type, old.queue, None) as traceparent:
+            submission = submit_again(old, terms, traceparent)
+            return await engine.accept(submission, submission.created_at)
 
     def subscribe(self, job_id: JobId, /) -> Watch:
         """Yield the job now and at each visible change, to its end; see `JobQueue.subscribe`."""
@@ -244,8 +242,4 @@ class AsyncJobs(Opening):
                 job = await ledger.advance(job, lambda job, now: lifecycle.start(job, now, None))
             except IllegalMove:  # another reporter has started it
                 job = await ledger.find(job_id)
-            log_transition(job)
-        job = await ledger.advance(job, move)
-        if job.status.terminal:
-            log_transition(job)
-        return job
+        return await ledger.advance(job, move)

@@ -10,11 +10,14 @@ from pydantic import ValidationError
 
 from asyncjobs.context import JobContext
 from asyncjobs.errors import ConfigurationError
+from asyncjobs.hooks import Hook, Hooks
 from asyncjobs.model import Policy, Retry
 from asyncjobs.registry import Handler, JobType, Registry, RunIn
+from asyncjobs.transitions import Event, EventName
 
 P = TypeVar("P")
 R = TypeVar("R")
+H = TypeVar("H", bound=Hook)
 
 #: A duration: seconds, or a timedelta.
 Seconds = float | timedelta
@@ -51,6 +54,7 @@ class Registrar:
 
     def __init__(self, policy: Policy) -> None:
         self.registry = Registry()
+        self.hooks = Hooks()
         self.policy = policy
 
     def handler(
@@ -105,6 +109,29 @@ class Registrar:
         )
         self.registry.add(made)
         return made
+
+    @overload
+    def on(self, event: Event | EventName, hook: Hook, /) -> None: ...
+
+    @overload
+    def on(self, event: Event | EventName, /) -> Callable[[H], H]: ...
+
+    def on(self, event: Event | EventName, hook: Hook | None = None, /) -> Callable[[H], H] | None:
+        """Call a function with a `Transition` at each such event; or decorate one.
+
+        It is called in the process that made the move, after the write, for one transition after
+        the other and at most once for each. An `async def` runs on the event loop, a `def` in a
+        thread. What it raises is logged. Raises `ConfigurationError` for an unknown event.
+        """
+
+        def add(hook: H) -> H:
+            self.hooks.add(event, hook)
+            return hook
+
+        if hook is None:
+            return add
+        self.hooks.add(event, hook)
+        return None
 
     def _limits(self, limits: Limits) -> Policy:
         unknown = ", ".join(sorted(limits.keys() - Limits.__annotations__))

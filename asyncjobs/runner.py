@@ -35,8 +35,9 @@ from asyncjobs.errors import (
     UnknownJob,
 )
 from asyncjobs.feed import Feed
+from asyncjobs.hooks import Hooks
 from asyncjobs.ledger import Ledger
-from asyncjobs.logs import log_fields, log_transition, working_on
+from asyncjobs.logs import log_fields, working_on
 from asyncjobs.model import Job, Lease
 from asyncjobs.processes import ProcessDied, Processes
 from asyncjobs.registry import Handler, Registry
@@ -52,9 +53,16 @@ class Runner:
     """Runs attempts in this process and fences what they write."""
 
     def __init__(
-        self, registry: Registry, ledger: Ledger, feed: Feed, settings: Settings, worker: str
+        self,
+        registry: Registry,
+        hooks: Hooks,
+        ledger: Ledger,
+        feed: Feed,
+        settings: Settings,
+        worker: str,
     ) -> None:
         self._registry = registry
+        self._hooks = hooks
         self._ledger = ledger
         self._feed = feed
         self._settings = settings
@@ -126,7 +134,6 @@ class Runner:
             if found is None or found.lease is None or found.lease.token != token:
                 return None
             started = found  # here, by a write whose answer was lost
-        log_transition(started)
         return Attempt(started, token, self._settings.lease)
 
     async def _work(self, attempt: Attempt, handler: Handler[Any, Any]) -> Ending:
@@ -168,11 +175,15 @@ class Runner:
     async def _perform(self, handler: Handler[Any, Any], attempt: Attempt) -> bytes:
         """Call the handler where it runs; return the result as JSON."""
         job = attempt.job
-        if handler.place is not None:
-            work = partial(self.processes.run, handler, job, attempt.gauge)
-            return await _in_thread(attempt, work)
-        payload = handler.load_payload(job.payload_json)
-        return handler.dump_result(await _call(handler, payload, attempt))
+        with self._hooks.spans.attempting(job) as traceparent:
+            if traceparent != job.traceparent:
+                job = job.model_copy(update={"traceparent": traceparent})
+            if handler.place is not None:
+                work = partial(self.processes.run, handler, job, attempt.gauge)
+                return await _in_thread(attempt, work)
+            payload = handler.load_payload(job.payload_json)
+            context = JobContext(job, attempt.gauge)
+            return handler.dump_result(await _call(handler, payload, context, attempt))
 
     #: In whatever runs below this, a handler is at work on what is `job` there.
     CALLER: ClassVar = _perform.__code__
@@ -193,7 +204,7 @@ class Runner:
         with anyio.CancelScope(shield=True):
             while True:
                 try:
-                    log_transition(await self._ledger.advance(attempt.job, move))
+                    await self._ledger.advance(attempt.job, move)
                 except (IllegalMove, LostLease, UnknownJob) as refused:
                     log.warning("The outcome was refused: %s", refused, extra=fields)
                 except StoreError as error:
@@ -204,8 +215,9 @@ class Runner:
                 return
 
 
-async def _call(handler: Handler[Any, Any], payload: Any, attempt: Attempt) -> Any:
-    context = JobContext(attempt.job, attempt.gauge)
+async def _call(
+    handler: Handler[Any, Any], payload: Any, context: JobContext, attempt: Attempt
+) -> Any:
     if handler.asynchronous:
         return await handler.function(payload, context)
     value = await _in_thread(attempt, partial(_contained, handler, payload, context))

@@ -110,7 +110,7 @@ def make_submission(
     )
 
 
-def submit_again(job: Job, terms: Terms) -> Submission:
+def submit_again(job: Job, terms: Terms, traceparent: str | None = None) -> Submission:
     """Make the submission of a new job from one that has ended; the new one points at it.
 
     It has the same limits, its deadline as far ahead as it was then. It has a trace of its own, and
@@ -125,8 +125,8 @@ def submit_again(job: Job, terms: Terms) -> Submission:
         "retry_of": job.id,
         "idempotency_key": None,
         "fingerprint": None,
-        "trace_id": new_trace_id(),
-        "traceparent": None,
+        "trace_id": trace_id_of(traceparent) or new_trace_id(),
+        "traceparent": traceparent,
         "deadline": terms.now + (job.deadline - job.created_at),
         "estimated_duration": terms.estimate,
         "created_at": terms.now,

@@ -13,9 +13,9 @@ import anyio
 from asyncjobs import lifecycle
 from asyncjobs.errors import StoreError
 from asyncjobs.feed import Signal
-from asyncjobs.ledger import Ledger
+from asyncjobs.ledger import Ledger, Step
 from asyncjobs.model import Job, JobStatus
-from asyncjobs.protocols import Change, Embedded
+from asyncjobs.protocols import Embedded
 from asyncjobs.registry import Registry
 from asyncjobs.settings import Settings
 
@@ -97,11 +97,9 @@ class Worker:
     async def give_back(self, jobs: Sequence[Job]) -> None:
         """Let others begin at once what was taken or accepted here but will not begin here."""
         now = self._ledger.now()
-        changes = [
-            Change(lifecycle.requeue(job), job.revision) for job in jobs if job.run_at <= now
-        ]
-        if changes:
-            await self._ledger.replace(changes)
+        await self._ledger.replace(
+            [Step(job, lifecycle.requeue(job)) for job in jobs if job.run_at <= now]
+        )
 
     async def _take(self) -> bool:
         """Take as much as there is room for; tell whether there may be more."""

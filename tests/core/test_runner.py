@@ -27,6 +27,7 @@ from asyncjobs import (
 )
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import StoreUnavailable
+from asyncjobs.ledger import Step
 from asyncjobs.lifecycle import DEADLINE_EXCEEDED, TIMED_OUT
 from asyncjobs.model import JobId
 from asyncjobs.protocols import Change
@@ -167,7 +168,7 @@ async def test_a_payload_that_no_longer_fits_fails_the_job(make: Make) -> None:
         update={"delivery": "pull", "lane": "default", "due_at": job.run_at, "revision": 2}
     )
     async with new:
-        assert list(await new._running.ledger.replace([Change(waiting, 1)])) == [True]
+        assert list(await new._running.ledger.replace([Step(job, waiting)])) == [True]
         done = await settled(new, job.id)
     assert done.error is not None
     assert done.error.code == "invalid_payload"

@@ -1,0 +1,201 @@
+"""Calls what an application wants to be called when something happens to a job.
+
+Every write of this process passes `Telling.tell`, which logs it. Observers are called at once, and
+must return at once; hooks are called later, by tasks beside those that do the work, so that none
+delays a write, a handler or another hook.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, Protocol
+
+import anyio
+
+from asyncjobs.errors import ConfigurationError
+from asyncjobs.feed import Signal
+from asyncjobs.logs import log_fields, log_transition, working_on
+from asyncjobs.model import Job
+from asyncjobs.threads import in_new_thread
+from asyncjobs.transitions import Event, Transition
+
+log = logging.getLogger("asyncjobs")
+
+#: What `AsyncJobs.on` takes: an `async def`, which is awaited, or a `def`, which runs in a thread.
+Hook = Callable[[Transition], object]
+
+# What one hook may be behind: jobs hold their payloads and results.
+_MOST_WAITING = 1000
+
+
+class Spans(Protocol):
+    """Wraps what a tracer shows; both yield the `traceparent` that is passed on."""
+
+    def submitting(
+        self, kind: str, queue: str, traceparent: str | None, /
+    ) -> AbstractContextManager[str | None]:
+        """Enclose the submission of a job of a type to a queue; the job keeps what is yielded."""
+        ...
+
+    def attempting(self, job: Job, /) -> AbstractContextManager[str | None]:
+        """Enclose the call of a handler, also in time: what it raises passes through."""
+        ...
+
+
+class NoSpans:
+    """Passes on what there is."""
+
+    def submitting(
+        self, _kind: str, _queue: str, traceparent: str | None, /
+    ) -> AbstractContextManager[str | None]:
+        return nullcontext(traceparent)
+
+    def attempting(self, job: Job, /) -> AbstractContextManager[str | None]:
+        return nullcontext(job.traceparent)
+
+
+class Hooks:
+    """What is to be called, as the application has said it; belongs to no process."""
+
+    def __init__(self) -> None:
+        self._hooks: dict[Event, list[Hook]] = {event: [] for event in Event}
+        #: Called at each transition, in the task that made it.
+        self.observers: list[Callable[[Transition], None]] = []
+        #: Loops that run beside those of the engine while the queue is open.
+        self.loops: list[Callable[[], Awaitable[None]]] = []
+        self.spans: Spans = NoSpans()
+
+    def add(self, event: str, hook: Hook) -> None:
+        """Call the hook at each such event; raise `ConfigurationError` where there is none."""
+        if event not in self._hooks:
+            known = ", ".join(Event)
+            raise ConfigurationError(f"There is no event {str(event)!r} (known: {known}).")
+        self._hooks[Event(event)].append(hook)
+
+    def of(self, event: Event) -> Sequence[Hook]:
+        """Return what is called at an event."""
+        return self._hooks[event]
+
+
+class Telling:
+    """Tells observers and hooks what this process has written."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._lines: dict[Hook, _Line] = {}
+        self._new = Signal()
+
+    def tell(self, transition: Transition) -> None:
+        """Log a transition and call what is to be called; never raises, never waits."""
+        log_transition(transition)
+        for observer in self._hooks.observers:
+            try:
+                observer(transition)
+            except Exception:
+                log.exception("An observer raised", extra=log_fields(transition.job))
+        for hook in self._hooks.of(transition.event):
+            line = self._lines.get(hook)
+            if line is None:
+                line = self._lines[hook] = _Line(hook)
+                self._new.set()
+            line.put(transition)
+
+    async def run(self) -> None:
+        """Call hooks until cancelled."""
+        begun: set[_Line] = set()
+        async with anyio.create_task_group() as tasks:
+            while True:
+                for line in tuple(self._lines.values()):
+                    if line not in begun:
+                        begun.add(line)
+                        tasks.start_soon(line.run)
+                await self._new.wait()
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until all hooks have been called, but no longer than that."""
+        with anyio.move_on_after(seconds):
+            while busy := [line for line in self._lines.values() if line.behind]:
+                await busy[0].idle.wait()
+        for line in self._lines.values():
+            if line.behind:
+                log.warning("%s was not told of %d transitions", line.name, line.behind)
+
+
+class _Line:
+    """One hook, and what it is still to be told of: one transition after the other, in order."""
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+        call = getattr(hook, "__call__", hook)  # noqa: B004  # an object may have an async one
+        self._asynchronous = any(map(inspect.iscoroutinefunction, (hook, call)))
+        self._waiting: deque[Transition] = deque()
+        self._signal = Signal()
+        self._overrun = False
+        self.idle = anyio.Event()
+
+    @property
+    def behind(self) -> int:
+        """How many transitions it has not dealt with, the present one included."""
+        return len(self._waiting)
+
+    @property
+    def name(self) -> str:
+        """How it is called in logs."""
+        return f"The hook {getattr(self._hook, '__qualname__', repr(self._hook))}"
+
+    def put(self, transition: Transition) -> None:
+        if len(self._waiting) < _MOST_WAITING:
+            self._overrun = False
+            self._waiting.append(transition)
+            self._signal.set()
+        elif not self._overrun:
+            self._overrun = True
+            log.warning(
+                "%s is %d transitions behind and misses those that follow", self.name, _MOST_WAITING
+            )
+
+    async def run(self) -> None:
+        while True:
+            while self._waiting:
+                await self._call(self._waiting[0])
+                self._waiting.popleft()
+            done, self.idle = self.idle, anyio.Event()
+            done.set()
+            await self._signal.wait()
+
+    async def _call(self, transition: Transition) -> None:
+        with working_on(transition.job):
+            try:
+                if self._asynchronous:
+                    value: Any = self._hook(transition)
+                else:
+                    function = partial(_contained, self._hook, transition)
+                    value = await in_new_thread(function, name="asyncjobs hook").result()
+                if inspect.isawaitable(value):
+                    await value
+            except Exception as error:  # noqa: BLE001  # an application's; it goes to the log
+                self._complain(transition, error)
+            except anyio.get_cancelled_exc_class() as error:
+                if anyio.current_effective_deadline() == -math.inf:
+                    raise
+                self._complain(transition, error)  # of something that the hook awaited
+
+    def _complain(self, transition: Transition, error: BaseException) -> None:
+        fields = log_fields(transition.job)
+        log.error("%s raised at %r", self.name, str(transition.event), exc_info=error, extra=fields)
+
+
+def _contained(hook: Hook, transition: Transition) -> object:
+    """Call a hook in its thread; what would end the process there must not end it here."""
+    try:
+        return hook(transition)
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"The hook raised {type(error).__name__}.") from error

@@ -1,0 +1,464 @@
+"""Hooks: each transition is told once, by the process that made it, to the harm of nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import get_args
+
+import anyio
+import pytest
+
+from asyncjobs import (
+    AsyncJobs,
+    ConfigurationError,
+    Event,
+    Job,
+    JobContext,
+    JobLogFilter,
+    JobStatus,
+    Policy,
+    Retry,
+    Settings,
+    Transition,
+    lifecycle,
+)
+from asyncjobs.hooks import Hooks, Telling
+from asyncjobs.lifecycle import TRANSITIONS, Move
+from asyncjobs.logs import owner_hash
+from asyncjobs.model import JobError, Lease, Progress
+from asyncjobs.protocols import Change
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import ManualClock, sample_job
+from asyncjobs.transitions import EventName, event_of
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., AsyncJobs]
+
+TOKEN = "t"  # noqa: S105  # of a lease
+ERROR = JobError(code="broken", message="It broke.")
+BRIEFLY = Retry(max_attempts=2, first=timedelta(0))
+
+
+# what a write means
+
+
+def waiting(**changes: object) -> Job:
+    return sample_job().model_copy(update={"retry": BRIEFLY, **changes})
+
+
+def running(**changes: object) -> Job:
+    job = waiting()
+    lease = Lease(worker="w", token=TOKEN, until=job.run_at + timedelta(seconds=30))
+    return lifecycle.start(job, job.run_at, lease).model_copy(update=changes)
+
+
+def asked_to_stop() -> Job:
+    job = running()
+    return lifecycle.cancel(job, job.run_at)
+
+
+MOVES: dict[Move, list[tuple[Job, Callable[[Job], Job], Event | None]]] = {
+    Move.START: [(waiting(), lambda job: lifecycle.start(job, job.run_at, None), Event.STARTED)],
+    Move.EXTEND: [
+        (
+            running(),
+            lambda job: lifecycle.extend(job, job.run_at, token=TOKEN, until=job.run_at),
+            None,
+        )
+    ],
+    Move.REPORT: [
+        (running(), lambda job: lifecycle.report(job, Progress(percent=5), token=TOKEN), None),
+        (asked_to_stop(), lambda job: lifecycle.report(job, Progress(), token=TOKEN), None),
+    ],
+    Move.COMPLETE: [
+        (
+            running(),
+            lambda job: lifecycle.complete(job, job.run_at, token=TOKEN, result=b"1"),
+            Event.COMPLETED,
+        )
+    ],
+    Move.FAIL: [
+        (
+            running(),
+            lambda job: lifecycle.fail(job, job.run_at, token=TOKEN, error=ERROR),
+            Event.FAILED,
+        )
+    ],
+    Move.RETRY: [
+        (
+            running(),
+            lambda job: lifecycle.retry(job, job.run_at, token=TOKEN, jitter=0),
+            Event.RETRIED,
+        )
+    ],
+    Move.RELEASE: [
+        (running(), lambda job: lifecycle.release(job, job.run_at, token=TOKEN), Event.RELEASED)
+    ],
+    Move.REQUEUE: [(waiting(), lifecycle.requeue, None)],
+    Move.CANCEL: [
+        (waiting(), lambda job: lifecycle.cancel(job, job.run_at), Event.CANCELLED),
+        (running(), lambda job: lifecycle.cancel(job, job.run_at), Event.CANCEL_REQUESTED),
+    ],
+    Move.STOP: [
+        (
+            asked_to_stop(),
+            lambda job: lifecycle.stop(job, job.run_at, token=TOKEN),
+            Event.CANCELLED,
+        )
+    ],
+    Move.EXPIRE: [
+        (waiting(), lambda job: lifecycle.expire(job, job.deadline), Event.FAILED),
+        (running(), lambda job: lifecycle.expire(job, job.deadline), Event.FAILED),
+    ],
+    Move.LOSE: [
+        (running(), lambda job: lifecycle.lose(job, job.deadline), Event.LOST),
+        (running(max_deliveries=1), lambda job: lifecycle.lose(job, job.deadline), Event.FAILED),
+    ],
+}
+
+
+@pytest.mark.parametrize("move", TRANSITIONS, ids=str)
+def test_every_move_has_its_event(move: Move) -> None:
+    for before, make_move, event in MOVES[move]:
+        assert event_of(before, make_move(before)) is event
+
+
+def test_what_costs_a_worker_says_so() -> None:
+    for deliveries in (1, 3):
+        before = running(max_deliveries=deliveries)
+        lost = lifecycle.lose(before, before.deadline)
+        event = event_of(before, lost)
+        assert event is not None
+        assert Transition(event, lost, before, before.deadline).worker_lost
+    begun = running()
+    ended = lifecycle.complete(begun, begun.run_at, token=TOKEN, result=b"1")
+    assert not Transition(Event.COMPLETED, ended, begun, begun.run_at).worker_lost
+
+
+def test_what_is_written_to_a_terminal_job_is_no_event() -> None:
+    ended = lifecycle.cancel(waiting(), waiting().run_at)
+    assert event_of(ended, ended.model_copy(update={"revision": ended.revision + 1})) is None
+
+
+def test_every_event_has_its_name() -> None:
+    assert list(get_args(EventName)) == [event.value for event in Event]
+
+
+# who is told
+
+
+def told_of(jobs: AsyncJobs) -> list[Transition]:
+    told: list[Transition] = []
+
+    async def note(transition: Transition) -> None:
+        told.append(transition)
+
+    for event in Event:
+        jobs.on(event, note)
+    return told
+
+
+async def until(met: Callable[[], object]) -> None:
+    with anyio.fail_after(20):
+        while not met():  # noqa: ASYNC110  # whatever it is
+            await anyio.sleep(0.005)
+
+
+async def test_a_hook_is_told_of_the_life_of_a_job_in_order(jobs: AsyncJobs) -> None:
+    told = told_of(jobs)
+
+    @jobs.handler("double")
+    async def double(number: int, _job: JobContext) -> int:
+        return 2 * number
+
+    async with jobs:
+        job = await jobs.wait((await jobs.enqueue(double, 4)).id)
+    assert [one.event for one in told] == [Event.ENQUEUED, Event.STARTED, Event.COMPLETED]
+    assert [one.job.status for one in told] == ["pending", "processing", "completed"]
+    assert told[-1].job == job
+    assert [one.before for one in told] == [None, told[0].job, told[1].job]
+    assert [one.at for one in told] == sorted(one.at for one in told)
+
+
+async def test_a_hook_may_be_either_kind_of_function_and_a_decorator(jobs: AsyncJobs) -> None:
+    told: list[tuple[str, bool]] = []
+
+    @jobs.on("completed")
+    @jobs.on(Event.ENQUEUED)
+    async def soon(transition: Transition) -> None:
+        on_the_loop = threading.current_thread() is threading.main_thread()
+        told.append((f"async {transition.event}", on_the_loop))
+
+    @jobs.on("completed")
+    def plain(transition: Transition) -> None:
+        on_the_loop = threading.current_thread() is threading.main_thread()
+        told.append((f"def {transition.event}", on_the_loop))
+
+    class Object:
+        async def __call__(self, transition: Transition) -> None:
+            told.append((f"object {transition.event}", True))
+
+    jobs.on("completed", Object())
+    jobs.on("completed", lambda transition: soon(transition))  # noqa: PLW0108  # a `def` that returns an awaitable
+
+    @jobs.handler("nothing")
+    async def nothing(_payload: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        await jobs.wait((await jobs.enqueue(nothing, None)).id)
+    assert sorted(told) == [
+        ("async completed", True),
+        ("async completed", True),
+        ("async enqueued", True),
+        ("def completed", False),
+        ("object completed", True),
+    ]
+
+
+def test_an_unknown_event_is_refused(jobs: AsyncJobs) -> None:
+    with pytest.raises(ConfigurationError, match=r"no event 'ended'.*known: enqueued, started"):
+        jobs.on("ended")(print)  # type: ignore[call-overload]
+
+
+class Strict(MemoryStore):
+    """Keeps what was written, to be compared with what was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[tuple[str, JobStatus]] = []
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        stored = await super().insert(jobs)
+        self.written += [(job.id, job.status) for job in stored]
+        return stored
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        before = await self.get([change.job.id for change in changes])
+        done = await super().replace(changes)
+        self.written += [
+            (change.job.id, change.job.status)
+            for change, was, written in zip(changes, before, done, strict=True)
+            if written and was is not None and was.status is not change.job.status
+        ]
+        return done
+
+
+async def test_every_change_of_status_is_told_once_by_one_of_many_processes(make: Make) -> None:
+    store = Strict()
+    queues = [make(store=store, policy=Policy(retry=BRIEFLY)) for _ in range(2)]
+    logs = [told_of(jobs) for jobs in queues]
+    for jobs in queues:
+
+        @jobs.handler("work")
+        async def work(number: int, job: JobContext) -> int:
+            if number % 3 == 0:
+                raise ValueError("again")
+            if number % 3 == 1:
+                await anyio.sleep(0.01 * number)
+            return job.attempt
+
+    async with queues[0], queues[1]:
+        made = [await queues[number % 2].enqueue("work", number) for number in range(30)]
+        for job in made[::4]:
+            await queues[0].cancel(job.id)
+        for job in made:
+            await queues[1].wait(job.id)
+    told = [one for log in logs for one in log]
+    moved = [
+        (one.job.id, one.job.status) for one in told if one.event is not Event.CANCEL_REQUESTED
+    ]
+    assert sorted(moved) == sorted(store.written)
+    assert {one.event for one in told} >= {Event.RETRIED, Event.FAILED, Event.CANCELLED}
+
+
+async def test_a_missed_deadline_is_told_by_the_reader_who_records_it(make: Make) -> None:
+    clock, quiet = ManualClock(), Settings(sweep=timedelta(hours=1))
+    one, other = (make(clock=clock, settings=quiet) for _ in range(2))
+    mine, theirs = told_of(one), told_of(other)
+    kind = one.external("late", payload=int, result=int)
+    async with one, other:
+        job = await one.enqueue(kind, 1)
+        clock.advance(timedelta(days=2))
+        await other.find(job.id)
+        await one.find(job.id)
+    assert [transition.event for transition in mine] == [Event.ENQUEUED]
+    assert [transition.event for transition in theirs] == [Event.FAILED]
+    assert theirs[0].at == clock.now()
+
+
+async def test_a_deadline_missed_in_a_neglected_lane_is_told_with_the_payload(make: Make) -> None:
+    clock = ManualClock()
+    jobs = make(clock=clock, dispatcher="worker")
+    told = told_of(jobs)
+
+    @jobs.handler("late")
+    async def late(_text: str, _job: JobContext) -> None: ...
+
+    async with jobs:
+        await jobs.enqueue(late, "words")
+        clock.advance(timedelta(days=2))
+        await jobs._running.housekeeping.sweep_neglected(["default"])
+    assert [(one.event, one.job.payload) for one in told] == [
+        (Event.ENQUEUED, "words"),
+        (Event.FAILED, "words"),
+    ]
+
+
+async def test_a_repeated_submission_is_not_told(jobs: AsyncJobs) -> None:
+    told = told_of(jobs)
+    kind = jobs.external("once", payload=int, result=int)
+    async with jobs:
+        for _ in range(2):
+            await jobs.enqueue(kind, 1, idempotency_key="key")
+    assert [one.event for one in told] == [Event.ENQUEUED]
+
+
+# containment
+
+
+async def test_a_hook_that_raises_is_logged_and_called_again(
+    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.addFilter(JobLogFilter())
+
+    @jobs.on("enqueued")
+    async def broken(_transition: Transition) -> None:
+        raise ValueError("broken hook")
+
+    @jobs.on("enqueued")
+    def leaving(_transition: Transition) -> None:
+        raise SystemExit
+
+    kind = jobs.external("kind", payload=int, result=int)
+    async with jobs:
+        made = [await jobs.enqueue(kind, number) for number in range(2)]
+    raised = [record for record in caplog.records if record.levelno == logging.ERROR]
+    named = {(vars(one)["job_id"], one.getMessage().split(" raised")[0]) for one in raised}
+    for hook in ("broken", "leaving"):
+        assert {job for job, name in named if name.endswith(hook)} == {job.id for job in made}
+
+
+async def test_a_hook_whose_own_task_was_cancelled_is_called_again(
+    jobs: AsyncJobs, anyio_backend_name: str
+) -> None:
+    told: list[Transition] = []
+
+    @jobs.on("enqueued")
+    async def gives_up(transition: Transition) -> None:
+        told.append(transition)
+        if anyio_backend_name == "asyncio":
+            future = asyncio.get_running_loop().create_future()
+            future.cancel()
+            await future
+
+    kind = jobs.external("kind", payload=int, result=int)
+    async with jobs:
+        for number in range(2):
+            await jobs.enqueue(kind, number)
+        await until(lambda: len(told) == 2)
+
+
+async def test_an_observer_that_raises_harms_nobody(
+    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_transition: Transition) -> None:
+        raise ValueError("broken observer")
+
+    jobs.hooks.observers.append(broken)
+    told = told_of(jobs)
+    kind = jobs.external("kind", payload=int, result=int)
+    async with jobs:
+        await jobs.enqueue(kind, 1)
+    assert len(told) == 1
+    assert "broken observer" in caplog.text
+
+
+async def test_a_slow_hook_delays_neither_handlers_nor_other_hooks(jobs: AsyncJobs) -> None:
+    go_on = anyio.Event()
+    told: list[Transition] = []
+
+    @jobs.on("started")
+    async def slow(_transition: Transition) -> None:
+        await go_on.wait()
+
+    @jobs.on("completed")
+    async def quick(transition: Transition) -> None:
+        told.append(transition)
+
+    @jobs.handler("nothing")
+    async def nothing(_payload: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        for _ in range(2):
+            await jobs.wait((await jobs.enqueue(nothing, None)).id)
+        await until(lambda: len(told) == 2)
+        go_on.set()
+
+
+async def test_closing_waits_for_the_hooks(jobs: AsyncJobs) -> None:
+    found: list[Job | None] = []
+
+    @jobs.on("enqueued")
+    async def look(transition: Transition) -> None:
+        await anyio.sleep(0.05)
+        found.append(await jobs.get(transition.job.id))
+
+    kind = jobs.external("kind", payload=int, result=int)
+    async with jobs:
+        made = [await jobs.enqueue(kind, number) for number in range(3)]
+    assert found == made
+
+
+async def test_what_a_hook_was_not_told_of_is_counted_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hooks = Hooks()
+
+    async def hangs(_transition: Transition) -> None:
+        await anyio.sleep_forever()
+
+    hooks.add("enqueued", hangs)
+    telling = Telling(hooks)
+    job = sample_job()
+    for _ in range(1002):
+        telling.tell(Transition(Event.ENQUEUED, job, None, job.created_at))
+    assert caplog.text.count("1000 transitions behind") == 1
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(telling.run)
+        await telling.finish(0.05)
+        tasks.cancel_scope.cancel()
+    assert "hangs was not told of 1000 transitions" in caplog.text
+
+
+# logs
+
+
+async def test_each_transition_is_logged_once_as_data_without_the_owner(
+    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "asyncjobs")
+
+    @jobs.handler("nothing")
+    async def nothing(_payload: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        job = await jobs.enqueue(nothing, None, user_id="ada@example.org")
+        await jobs.wait(job.id)
+    records = [vars(record) for record in caplog.records if hasattr(record, "job_event")]
+    assert [record["job_event"] for record in records] == ["enqueued", "started", "completed"]
+    assert [record["attempt"] for record in records] == [0, 1, 1]
+    for record in records:
+        assert record["job_id"] == job.id
+        assert record["job_type"] == "nothing"
+        assert record["trace_id"] == job.trace_id
+        assert record["owner"] == owner_hash("ada@example.org")
+        assert "ada" not in str(record)
+
+
+def test_equal_owners_have_equal_hashes_and_nobody_has_none() -> None:
+    assert owner_hash("ada") == owner_hash("ada") != owner_hash("bob")
+    assert owner_hash(None) is None
