@@ -123,6 +123,9 @@ class Heartbeat:
     def __iter__(self) -> Generator[Attempt]:
         yield from tuple(self._attempts.values())
 
+    def __len__(self) -> int:
+        return len(self._attempts)
+
     def attends(self) -> bool:
         """Tell whether there are attempts."""
         return bool(self._attempts)

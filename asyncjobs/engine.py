@@ -95,6 +95,11 @@ class Engine:
         """Whether it was opened by this process, and not by the one that forked it."""
         return self.pid == os.getpid()
 
+    @property
+    def watchers(self) -> int:
+        """How many follow a job here; an attempt, which listens for its own job, is none."""
+        return max(0, self.feed.listeners - len(self.runner.heartbeat))
+
     async def accept(
         self, submission: Submission, run_at: datetime, connection: object = None
     ) -> Job:

@@ -86,6 +86,11 @@ class Feed:
         if not listeners and self._listeners.get(job_id) is listeners:
             del self._listeners[job_id]
 
+    @property
+    def listeners(self) -> int:
+        """How many listen; may be asked by any thread."""
+        return sum(map(len, tuple(self._listeners.values())))
+
     @contextmanager
     def listening(self, job_id: JobId, listener: Listener) -> Generator[None]:
         """Call the listener with states of one job inside the block."""

@@ -7,7 +7,7 @@ they read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -17,6 +17,7 @@ from asyncjobs.feed import Feed, Watch
 from asyncjobs.logs import log_transition
 from asyncjobs.model import Job, JobId, JobStatus
 from asyncjobs.protocols import (
+    Aging,
     Change,
     Clock,
     Counting,
@@ -65,6 +66,7 @@ class Ledger:
         self._listing = able if isinstance(able, Listing) else None
         self._counting = able if isinstance(able, Counting) else None
         self._transactional = able if isinstance(able, Transactional) else None
+        self._aging = able if isinstance(able, Aging) else None
 
     def now(self) -> datetime:
         """Tell the time that moves are made by."""
@@ -133,6 +135,18 @@ class Ledger:
             return None
         before = await self._counting.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
         return before + 1 if before < _MOST_BEFORE else None
+
+    async def oldest(self, queues: Sequence[str]) -> Mapping[str, timedelta]:
+        """Tell for how long the first job of each queue has been due; none where none is."""
+        if self._aging is None or not queues:
+            return {}
+        now = self._clock.now()
+        moments = await self._aging.first_due(queues)
+        return {
+            queue: now - moment
+            for queue, moment in zip(queues, moments, strict=True)
+            if moment is not None and moment < now
+        }
 
     async def replace(self, steps: Sequence[Step]) -> Sequence[bool]:
         """Write moves that were already made; say for each whether it was the next one."""

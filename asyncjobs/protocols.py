@@ -159,6 +159,18 @@ class Counting(Protocol):
 
 
 @runtime_checkable
+class Aging(Protocol):
+    """A store that can tell since when the jobs of a lane are due."""
+
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        """Return for each lane the earliest `due_at` of its jobs, None where there are none.
+
+        It is asked every few seconds, whatever waits: an index must answer it.
+        """
+        ...
+
+
+@runtime_checkable
 class Transactional(Protocol):
     """A store whose jobs may be inserted by a transaction of the application's own."""
 

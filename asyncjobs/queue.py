@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar, Unpack
@@ -129,6 +129,19 @@ class AsyncJobs(Opening):
         where the store cannot tell.
         """
         return await self._running.ledger.position(job)
+
+    async def oldest_waiting(self) -> Mapping[str, timedelta]:
+        """Tell for how long the first job of each queue waits that could have begun.
+
+        A queue in which none does is left out, and all are where the store cannot tell.
+        """
+        queues = tuple(dict.fromkeys(kind.policy.queue for kind in self.registry))
+        return await self._running.ledger.oldest(queues)
+
+    @property
+    def watchers(self) -> int:
+        """How many follow a job in this process: events, held requests, `subscribe`, `wait`."""
+        return self._running.watchers if self.is_open else 0
 
     def expected_duration(self, what: JobType[Any, Any] | Job, /) -> timedelta | None:
         """Say how long a job takes: as most of its type did lately, else as was estimated."""

@@ -110,6 +110,10 @@ class MemoryStore:
         )
         return sum(1 for _ in islice(waiting, most))
 
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        await anyio.lowlevel.checkpoint()
+        return [heap[0][0] if (heap := self._live(lane)) else None for lane in lanes]
+
     def _insert(self, job: Job) -> Job:
         key = _key(job)
         taken_by = self._keys.get(key) if key else None

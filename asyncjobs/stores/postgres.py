@@ -133,6 +133,9 @@ class PostgresStore:
         links, due = self._opened.links, to_microseconds(until)
         return await links.use(lambda db: rows.count_before(db, job, due, most), repeatable=True)
 
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        return await self._opened.links.use(lambda db: rows.first_due(db, lanes), repeatable=True)
+
     async def now(self) -> datetime:
         return from_microseconds(await self._opened.links.use(rows.now, repeatable=True))
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
+from datetime import datetime
 from typing import Any
 
 from asyncjobs.encoding import (
@@ -13,6 +14,7 @@ from asyncjobs.encoding import (
     decode,
     encode_state,
     encode_submission,
+    from_microseconds,
     readable,
     sequence_of,
     to_microseconds,
@@ -115,6 +117,11 @@ async def select(db: Session, which: Selection, limit: int, after: str | None) -
 async def count_before(db: Session, job: Job, until: int, most: int) -> int:
     [(number,)] = await db.rows(sql.BEFORE, _text(job.lane), until, _text(job.id), most)
     return int(number)
+
+
+async def first_due(db: Session, lanes: Sequence[str]) -> list[datetime | None]:
+    found = await db.rows(sql.FIRST_DUE, [_text(lane) for lane in lanes])
+    return [None if moment is None else from_microseconds(moment) for (moment,) in found]
 
 
 async def now(db: Session) -> int:

@@ -106,6 +106,11 @@ SELECT count(*) FROM (
 ) AS before
 """
 
+FIRST_DUE = """
+SELECT (SELECT min(due_at) FROM {s}.jobs WHERE jobs.lane = asked.lane)
+FROM unnest(%b::text[]) WITH ORDINALITY AS asked (lane, place) ORDER BY place
+"""
+
 NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 # The same for two connections only where both lead to the same tables of the same server.

@@ -189,6 +189,13 @@ class RedisStore:
             counted += before
         return min(counted, most)
 
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        names = [self._keys.due(lane) for lane in lanes]
+        found = await self._opened.server.read(
+            [("ZRANGE", name, 0, 0, "WITHSCORES") for name in names]
+        )
+        return [rows.first_score(entries) for entries in found]
+
     async def inspect(self) -> Sequence[Finding]:
         return await inspect(self._opened.server, self._keys.schema)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 from asyncjobs.encoding import (
@@ -11,6 +12,7 @@ from asyncjobs.encoding import (
     decode,
     encode_state,
     encode_submission,
+    from_microseconds,
     to_microseconds,
 )
 from asyncjobs.errors import UnreadableJob
@@ -26,6 +28,11 @@ Row = Sequence[bytes | None]
 # The most that one script is given to do, so that no other client of the server waits for long.
 _MOST_JOBS = 128
 _MOST_BYTES = 4 * 1024 * 1024
+
+
+def first_score(entries: Sequence[bytes]) -> datetime | None:
+    """Read when the first entry of a lane is due, from the entry and its score."""
+    return from_microseconds(int(float(entries[1]))) if entries else None
 
 
 def in_portions(items: Sequence[T], size: Callable[[T], int]) -> Generator[Sequence[T]]:

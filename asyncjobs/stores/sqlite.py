@@ -95,6 +95,9 @@ class SqliteStore:
         moment = to_microseconds(until)
         return await self._read(lambda db: rows.count_before(db, job, moment, most))
 
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        return await self._read(lambda db: rows.first_due(db, lanes))
+
     async def inspect(self) -> Sequence[Finding]:
         opened = self._opened
         return await self._in_thread(lambda: inspect(opened.writer))

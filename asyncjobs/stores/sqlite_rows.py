@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from asyncjobs.encoding import (
@@ -12,6 +13,7 @@ from asyncjobs.encoding import (
     decode,
     encode_state,
     encode_submission,
+    from_microseconds,
     readable,
     sequence_of,
     to_microseconds,
@@ -31,6 +33,7 @@ _BY_ID = f"{_JOB} WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608  #
 _BY_SEQ = f"{_JOB} WHERE seq IN (SELECT value FROM json_each(?))"  # noqa: S608  # constants
 _ANY_DUE = "SELECT 1 FROM jobs WHERE lane = ? AND due_at <= ? LIMIT 1"
 _DUE = "SELECT due_at, seq FROM jobs WHERE lane = ? AND due_at <= ? ORDER BY due_at, seq LIMIT ?"
+_FIRST_DUE = "SELECT min(due_at) FROM jobs WHERE lane = ?"
 _BY_KEY = "SELECT seq FROM idempotency_keys WHERE owner = ? AND type = ? AND key = ?"
 _UPDATE = (
     "UPDATE jobs SET state = ?, revision = ?, lane = ?, due_at = ?, status = ?"
@@ -77,6 +80,11 @@ def select(db: sqlite3.Connection, which: Selection, limit: int, after: str | No
 def count_before(db: sqlite3.Connection, job: Job, until: int, most: int) -> int:
     [number] = db.execute(_BEFORE, (job.lane, until, job.id, most)).fetchone()
     return int(number)
+
+
+def first_due(db: sqlite3.Connection, lanes: Sequence[str]) -> list[datetime | None]:
+    found = [db.execute(_FIRST_DUE, (lane,)).fetchone() for lane in lanes]
+    return [None if moment is None else from_microseconds(moment) for (moment,) in found]
 
 
 def insert(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:

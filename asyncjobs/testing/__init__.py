@@ -27,13 +27,18 @@ from asyncjobs.testing.dispatching import (  # noqa: E402
     WorkerLossConformance,
 )
 from asyncjobs.testing.faults import Call, Fate, Faults, FaultyStore  # noqa: E402
-from asyncjobs.testing.looking_up import CountingConformance, ListingConformance  # noqa: E402
+from asyncjobs.testing.looking_up import (  # noqa: E402
+    AgingConformance,
+    CountingConformance,
+    ListingConformance,
+)
 from asyncjobs.testing.proxies import TcpProxy  # noqa: E402
 from asyncjobs.testing.samples import sample_job  # noqa: E402
 from asyncjobs.testing.timekeeping import ClockedConformance  # noqa: E402
 
 __all__ = [
     "BRISK",
+    "AgingConformance",
     "Call",
     "ClockedConformance",
     "CountingConformance",

@@ -1,4 +1,4 @@
-"""What a store must do that can list jobs, or count those that wait before one."""
+"""What a store must do that can list jobs, count those before one, or tell since when they wait."""
 
 from __future__ import annotations
 
@@ -146,6 +146,36 @@ class CountingConformance:
         async with store:
             await store.insert(jobs)
             assert await store.count_before(jobs[-1], until=NOW, most=5) == 5
+
+
+@pytest.mark.anyio
+class AgingConformance:
+    """The contract of `asyncjobs.protocols.Aging`; override the fixture `store`."""
+
+    @pytest.fixture
+    def store(self) -> Any:
+        raise NotImplementedError("Override the fixture `store`.")
+
+    async def test_the_earliest_moment_of_each_lane_is_told(self, store: Any) -> None:
+        first, second = (sample_job(created_at=NOW - timedelta(hours=hours)) for hours in (2, 1))
+        other = sample_job(queue="other")
+        lanes = ["other", "empty", "default"]
+        async with store:
+            await store.insert([second, first, other])
+            assert list(await store.first_due(lanes)) == [other.due_at, None, first.due_at]
+            assert list(await store.first_due([])) == []
+
+    async def test_the_moment_follows_the_jobs(self, store: Any) -> None:
+        first, second = (sample_job(created_at=NOW - timedelta(hours=hours)) for hours in (2, 1))
+        lanes = [first.lane]
+        async with store:
+            await store.insert([first, second])
+            await store.take(lanes, now=NOW, until=LATER, limit=1)
+            assert list(await store.first_due(lanes)) == [second.due_at]
+            await store.replace([Change(begun(second), second.revision)])
+            assert list(await store.first_due(lanes)) == [LATER]
+            await store.delete([first.id])
+            assert list(await store.first_due(lanes)) == [None]
 
 
 def narrow(job: Job) -> Job:

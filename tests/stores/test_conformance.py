@@ -18,6 +18,7 @@ from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change, Page, Selection, Store
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import (
+    AgingConformance,
     ClockedConformance,
     CountingConformance,
     ListingConformance,
@@ -27,7 +28,12 @@ from asyncjobs.testing.samples import LATER, NOW
 
 Rule = Callable[[Store], Awaitable[None]]
 
-SUITES: tuple[type, ...] = (StoreConformance, ListingConformance, CountingConformance)
+SUITES: tuple[type, ...] = (
+    StoreConformance,
+    ListingConformance,
+    CountingConformance,
+    AgingConformance,
+)
 
 
 def rules_of(suite: type) -> dict[str, Rule]:
@@ -361,6 +367,21 @@ BROKEN: list[tuple[type[MemoryStore], str]] = [
 ]
 
 
+class LooksAtOneLane(MemoryStore):
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        return [*await super().first_due(lanes[:1])] * len(lanes)
+
+
+class TellsTheLatest(MemoryStore):
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        return [max((due for due, _, _ in self._due.get(lane, ())), default=None) for lane in lanes]
+
+
+class RemembersWhatWaited(MemoryStore):
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        return [min((due for due, _, _ in self._due.get(lane, ())), default=None) for lane in lanes]
+
+
 BROKEN_AT_LISTING: list[tuple[type[MemoryStore], str]] = [
     (ListsOldestFirst, "test_a_list_shows_the_latest_first_without_payloads_and_results"),
     (ListsByDate, "test_a_list_shows_the_latest_first_without_payloads_and_results"),
@@ -387,6 +408,13 @@ BROKEN_AT_COUNTING: list[tuple[type[MemoryStore], str]] = [
 ]
 
 
+BROKEN_AT_AGING: list[tuple[type[MemoryStore], str]] = [
+    (LooksAtOneLane, "test_the_earliest_moment_of_each_lane_is_told"),
+    (TellsTheLatest, "test_the_earliest_moment_of_each_lane_is_told"),
+    (RemembersWhatWaited, "test_the_moment_follows_the_jobs"),
+]
+
+
 def named(value: object) -> str:
     return getattr(value, "__name__", "")
 
@@ -410,9 +438,17 @@ def test_a_store_that_counts_wrongly_fails_the_rule_it_breaks(
     assert rule in broken_rules(store, CountingConformance)
 
 
-@pytest.mark.parametrize("suite", [ListingConformance, CountingConformance])
-def test_every_rule_of_lists_and_counts_is_broken_by_some_store(suite: type) -> None:
-    assert set(RULES[suite]) <= {rule for _, rule in [*BROKEN_AT_LISTING, *BROKEN_AT_COUNTING]}
+@pytest.mark.parametrize(("store", "rule"), BROKEN_AT_AGING, ids=named)
+def test_a_store_that_tells_a_wrong_moment_fails_the_rule_it_breaks(
+    store: type[MemoryStore], rule: str
+) -> None:
+    assert rule in broken_rules(store, AgingConformance)
+
+
+@pytest.mark.parametrize("suite", [ListingConformance, CountingConformance, AgingConformance])
+def test_every_rule_of_what_is_looked_up_is_broken_by_some_store(suite: type) -> None:
+    broken = [*BROKEN_AT_LISTING, *BROKEN_AT_COUNTING, *BROKEN_AT_AGING]
+    assert set(RULES[suite]) <= {rule for _, rule in broken}
 
 
 @pytest.mark.parametrize("suite", SUITES)

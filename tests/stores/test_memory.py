@@ -6,10 +6,15 @@ import pytest
 
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.stores.memory import MemoryStore, from_url
-from asyncjobs.testing import CountingConformance, ListingConformance, StoreConformance
+from asyncjobs.testing import (
+    AgingConformance,
+    CountingConformance,
+    ListingConformance,
+    StoreConformance,
+)
 
 
-class TestMemoryStore(StoreConformance, ListingConformance, CountingConformance):
+class TestMemoryStore(StoreConformance, ListingConformance, CountingConformance, AgingConformance):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore()

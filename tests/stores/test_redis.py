@@ -24,7 +24,13 @@ from asyncjobs.model import Job, JobStatus
 from asyncjobs.protocols import Change, Clocked, Selection, Watching
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.redis import RedisStore
-from asyncjobs.testing import CountingConformance, ListingConformance, StoreConformance, sample_job
+from asyncjobs.testing import (
+    AgingConformance,
+    CountingConformance,
+    ListingConformance,
+    StoreConformance,
+    sample_job,
+)
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, full_job, ids
 
 pytestmark = pytest.mark.anyio
@@ -46,7 +52,7 @@ def other(redis_url: str, namespace: str) -> RedisStore:
     return RedisStore(redis_url, namespace=namespace)
 
 
-class TestRedisStore(StoreConformance, ListingConformance, CountingConformance):
+class TestRedisStore(StoreConformance, ListingConformance, CountingConformance, AgingConformance):
     @pytest.fixture
     def store(self, redis_url: str, namespace: str) -> RedisStore:
         return RedisStore(redis_url, namespace=namespace)

@@ -18,6 +18,7 @@ from asyncjobs.model import Job
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import (
+    AgingConformance,
     CountingConformance,
     ListingConformance,
     StoreConformance,
@@ -324,7 +325,9 @@ def cluster(serve_module: Serve) -> Any:
     return server
 
 
-class TestRedisStoreInACluster(StoreConformance, ListingConformance, CountingConformance):
+class TestRedisStoreInACluster(
+    StoreConformance, ListingConformance, CountingConformance, AgingConformance
+):
     """A node of a cluster refuses scripts whose keys do not lie in one slot."""
 
     @pytest.fixture

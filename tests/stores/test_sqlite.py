@@ -27,7 +27,13 @@ from asyncjobs.protocols import Change, Selection, Watching
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.sqlite import SqliteStore, from_url
 from asyncjobs.stores.sqlite_file import APPLICATION_ID, MIGRATIONS, is_busy
-from asyncjobs.testing import CountingConformance, ListingConformance, StoreConformance, sample_job
+from asyncjobs.testing import (
+    AgingConformance,
+    CountingConformance,
+    ListingConformance,
+    StoreConformance,
+    sample_job,
+)
 from asyncjobs.testing.samples import NOW
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +44,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "jobs.db"
 
 
-class TestSqliteStore(StoreConformance, ListingConformance, CountingConformance):
+class TestSqliteStore(StoreConformance, ListingConformance, CountingConformance, AgingConformance):
     @pytest.fixture
     def store(self, path: Path) -> SqliteStore:
         return SqliteStore(path)

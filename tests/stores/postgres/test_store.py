@@ -18,6 +18,7 @@ from asyncjobs.protocols import Clocked, Counting, Listing, Watching
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.postgres import PostgresStore, from_url
 from asyncjobs.testing import (
+    AgingConformance,
     ClockedConformance,
     CountingConformance,
     ListingConformance,
@@ -31,7 +32,11 @@ pytestmark = pytest.mark.anyio
 
 
 class TestPostgresStore(
-    StoreConformance, ListingConformance, CountingConformance, ClockedConformance
+    StoreConformance,
+    ListingConformance,
+    CountingConformance,
+    AgingConformance,
+    ClockedConformance,
 ):
     @pytest.fixture
     def store(self, postgres: PostgresServer, schema: str) -> PostgresStore:
