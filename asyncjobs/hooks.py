@@ -13,7 +13,6 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -134,9 +133,10 @@ class _Line:
         self._hook = hook
         call = getattr(hook, "__call__", hook)  # noqa: B004  # an object may have an async one
         self._asynchronous = any(map(inspect.iscoroutinefunction, (hook, call)))
+        # Filled on the event loop, emptied there or in a thread; the first is the present one.
         self._waiting: deque[Transition] = deque()
         self._signal = Signal()
-        self._overrun = False
+        self._missed = 0
         self.idle = anyio.Event()
 
     @property
@@ -150,35 +150,60 @@ class _Line:
         return f"The hook {getattr(self._hook, '__qualname__', repr(self._hook))}"
 
     def put(self, transition: Transition) -> None:
-        if len(self._waiting) < _MOST_WAITING:
-            self._overrun = False
+        if self.behind < _MOST_WAITING and not self._missed:
             self._waiting.append(transition)
             self._signal.set()
-        elif not self._overrun:
-            self._overrun = True
+            return
+        if not self._missed:
             log.warning(
-                "%s is %d transitions behind and misses those that follow", self.name, _MOST_WAITING
+                "%s is %d transitions behind: it misses more until it has caught up",
+                self.name,
+                _MOST_WAITING,
             )
+        self._missed += 1
 
     async def run(self) -> None:
         while True:
             while self._waiting:
-                await self._call(self._waiting[0])
-                self._waiting.popleft()
+                await self._call()
+            if self._missed:
+                log.warning("%s has missed %d transitions", self.name, self._missed)
+                self._missed = 0
             done, self.idle = self.idle, anyio.Event()
             done.set()
             await self._signal.wait()
 
-    async def _call(self, transition: Transition) -> None:
+    async def _call(self) -> None:
+        """Tell of the first that waits, or in a thread of all that wait."""
+        transition = self._waiting[0]
+        if self._asynchronous:
+            await self._contained(transition, lambda: self._hook(transition))
+            self._waiting.popleft()
+            return
+        left = await in_new_thread(self._call_in_thread, name="asyncjobs hook").result()
+        if left is not None:
+            await self._contained(*left)
+            self._waiting.popleft()
+
+    def _call_in_thread(self) -> tuple[Transition, Callable[[], Any]] | None:
+        """Tell of one after the other; return what is left to be awaited."""
+        while self._waiting:
+            transition = self._waiting[0]
+            value: object = None
+            with working_on(transition.job):
+                try:
+                    value = self._hook(transition)
+                except BaseException as error:  # noqa: BLE001  # an application's; to the log
+                    self._complain(transition, error)
+            if inspect.isawaitable(value):
+                return transition, lambda: value  # noqa: B023  # the loop ends here
+            self._waiting.popleft()
+        return None
+
+    async def _contained(self, transition: Transition, begin: Callable[[], Any]) -> None:
         with working_on(transition.job):
             try:
-                if self._asynchronous:
-                    value: Any = self._hook(transition)
-                else:
-                    function = partial(_contained, self._hook, transition)
-                    value = await in_new_thread(function, name="asyncjobs hook").result()
-                if inspect.isawaitable(value):
-                    await value
+                await begin()
             except Exception as error:  # noqa: BLE001  # an application's; it goes to the log
                 self._complain(transition, error)
             except anyio.get_cancelled_exc_class() as error:
@@ -189,13 +214,3 @@ class _Line:
     def _complain(self, transition: Transition, error: BaseException) -> None:
         fields = log_fields(transition.job)
         log.error("%s raised at %r", self.name, str(transition.event), exc_info=error, extra=fields)
-
-
-def _contained(hook: Hook, transition: Transition) -> object:
-    """Call a hook in its thread; what would end the process there must not end it here."""
-    try:
-        return hook(transition)
-    except Exception:
-        raise
-    except BaseException as error:
-        raise RuntimeError(f"The hook raised {type(error).__name__}.") from error

@@ -434,6 +434,42 @@ async def test_what_a_hook_was_not_told_of_is_counted_in_the_log(
     assert "hangs was not told of 1000 transitions" in caplog.text
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_a_hook_that_has_caught_up_is_told_again_and_what_it_missed_is_logged(
+    asynchronous: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooks, told = Hooks(), list[Transition]()
+
+    async def soon(transition: Transition) -> None:
+        told.append(transition)
+
+    hooks.add("enqueued", soon if asynchronous else told.append)
+    telling = Telling(hooks)
+    job = sample_job()
+    transition = Transition(Event.ENQUEUED, job, None, job.created_at)
+    for _ in range(1003):
+        telling.tell(transition)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(telling.run)
+        await until(lambda: "has missed 3 transitions" in caplog.text)
+        telling.tell(transition)
+        await until(lambda: len(told) == 1001)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_hook_that_cannot_be_called_is_logged(
+    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def takes_nothing() -> None: ...
+
+    jobs.on("enqueued", takes_nothing)  # type: ignore[call-overload]
+    kind = jobs.external("kind", payload=int, result=int)
+    async with jobs:
+        for number in range(2):
+            await jobs.enqueue(kind, number)
+    assert caplog.text.count("takes_nothing raised") == 2
+
+
 # logs
 
 

@@ -20,6 +20,7 @@ HEAVY = (
     "flask",
     "httpx2",
     "uvicorn",
+    "opentelemetry",
     "trio",
     "pytest",
 )

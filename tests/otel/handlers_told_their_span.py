@@ -1,0 +1,13 @@
+"""A handler for a process of its own, which imports it from here."""
+
+from __future__ import annotations
+
+from asyncjobs import JobContext, Policy
+from asyncjobs.registration import Registrar
+
+kinds = Registrar(Policy())
+
+
+@kinds.handler("told", run_in="process")
+def told(_payload: None, job: JobContext) -> str | None:
+    return job.traceparent

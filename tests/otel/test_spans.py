@@ -1,0 +1,264 @@
+"""Traces: a span for each submission, and one for each attempt that is linked to it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from opentelemetry import trace
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode
+
+from asyncjobs import (
+    AsyncJobs,
+    ConfigurationError,
+    EnqueueOptions,
+    InvalidPayload,
+    Job,
+    JobContext,
+    JobFailed,
+    JobStatus,
+    Policy,
+    Retry,
+)
+from asyncjobs.otel import instrument
+
+pytestmark = pytest.mark.anyio
+
+THEIRS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+AGAIN = Policy(retry=Retry(max_attempts=2, first=timedelta(0)))
+
+
+def traceparent(context: SpanContext | None) -> str:
+    assert context is not None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+async def done(jobs: AsyncJobs, *arguments: Any, **options: Any) -> Job:
+    return await jobs.wait((await jobs.enqueue(*arguments, **options)).id, timeout=30)
+
+
+def nothing(jobs: AsyncJobs) -> Any:
+    @jobs.handler("nothing")
+    async def nothing(_payload: None, _job: JobContext) -> None: ...
+
+    return nothing
+
+
+async def test_a_submission_is_a_producer_and_each_attempt_a_consumer_linked_to_it(
+    jobs: AsyncJobs, recorded: Any
+) -> None:
+    @jobs.handler("import", policy=AGAIN)
+    async def import_file(_path: str, job: JobContext) -> None:
+        if job.attempt == 1:
+            raise ValueError("once more")
+
+    async with jobs:
+        job = await done(jobs, import_file, "a.csv", user_id="ada@example.org")
+    [submit] = recorded.spans("enqueue import")
+    first, second = recorded.spans("process import")
+    assert job.traceparent == traceparent(submit.context)
+    assert job.trace_id == f"{submit.context.trace_id:032x}"
+    assert submit.kind is SpanKind.PRODUCER
+    for number, attempt in enumerate((first, second), start=1):
+        assert attempt.kind is SpanKind.CONSUMER
+        assert [traceparent(link.context) for link in attempt.links] == [job.traceparent]
+        assert attempt.parent is None
+        assert attempt.attributes["asyncjobs.job.attempt"] == number
+    assert first.context.trace_id != second.context.trace_id
+    assert first.status.status_code is StatusCode.ERROR
+    assert first.attributes["error.type"] == "ValueError"
+    assert [event.name for event in first.events] == ["exception"]
+    assert second.status.status_code is StatusCode.UNSET
+    for span in (submit, first, second):
+        assert span.attributes["messaging.system"] == "asyncjobs"
+        assert span.attributes["messaging.destination.name"] == "default"
+        assert span.attributes["messaging.message.id"] == job.id
+        assert "ada" not in span.to_json()
+
+
+async def test_a_submission_belongs_to_the_span_in_which_it_is_made(
+    jobs: AsyncJobs, recorded: Any
+) -> None:
+    kind = nothing(jobs)
+    async with jobs:
+        with recorded.tracers.get_tracer("app").start_as_current_span("request") as request:
+            ours = traceparent(request.get_span_context())
+            await jobs.enqueue(kind, None)
+            await jobs.enqueue(kind, None, options=EnqueueOptions(traceparent=ours))
+    for submit in recorded.spans("enqueue"):
+        assert submit.parent == request.get_span_context()
+
+
+async def test_a_submission_belongs_to_the_trace_it_was_told(
+    jobs: AsyncJobs, recorded: Any
+) -> None:
+    kind, told = nothing(jobs), EnqueueOptions(traceparent=THEIRS)
+    async with jobs:
+        await jobs.enqueue(kind, None, options=told)
+        with recorded.tracers.get_tracer("app").start_as_current_span("request"):
+            job = await jobs.enqueue(kind, None, options=told)
+    assert job.trace_id == THEIRS.split("-")[1]
+    for submit in recorded.spans("enqueue"):
+        assert traceparent(submit.parent) == THEIRS
+
+
+async def test_a_trace_id_of_the_applications_own_is_kept(jobs: AsyncJobs, recorded: Any) -> None:
+    kind = nothing(jobs)
+    async with jobs:
+        job = await jobs.enqueue(kind, None, options=EnqueueOptions(trace_id="mine"))
+    [submit] = recorded.spans("enqueue")
+    assert (job.trace_id, job.traceparent) == ("mine", traceparent(submit.context))
+
+
+async def test_a_malformed_traceparent_begins_a_new_trace(jobs: AsyncJobs, recorded: Any) -> None:
+    kind = nothing(jobs)
+    async with jobs:
+        job = await jobs.enqueue(kind, None, options=EnqueueOptions(traceparent="00-zz-11-01"))
+    [submit] = recorded.spans("enqueue")
+    assert (submit.parent, job.traceparent) == (None, traceparent(submit.context))
+
+
+async def test_a_job_that_is_run_again_is_a_submission_of_its_own(
+    jobs: AsyncJobs, recorded: Any
+) -> None:
+    kind = nothing(jobs)
+    async with jobs:
+        first = await done(jobs, kind, None)
+        again = await jobs.wait((await jobs.retry(first.id)).id, timeout=30)
+    submits = recorded.spans("enqueue")
+    assert [traceparent(one.context) for one in submits] == [first.traceparent, again.traceparent]
+    assert again.trace_id == f"{submits[1].context.trace_id:032x}"
+
+
+async def test_a_refused_submission_is_an_error_without_what_was_in_it(
+    jobs: AsyncJobs, recorded: Any
+) -> None:
+    kind = jobs.external("typed", payload=int, result=int)
+    async with jobs:
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue(kind, "secret")  # type: ignore[misc]
+    [submit] = recorded.spans("enqueue")
+    assert submit.status.status_code is StatusCode.ERROR
+    assert submit.attributes["error.type"] == "InvalidPayload"
+    assert "secret" not in submit.to_json()
+
+
+async def test_the_attempt_is_current_in_async_handlers_and_in_threads(
+    jobs: AsyncJobs, recorded: Any
+) -> None:
+    seen: dict[str, tuple[str, str | None]] = {}
+
+    def look(job: JobContext) -> None:
+        with recorded.tracers.get_tracer("app").start_as_current_span("inner"):
+            pass
+        current = trace.get_current_span().get_span_context()
+        seen[job.type] = traceparent(current), job.traceparent
+
+    @jobs.handler("async")
+    async def asynchronous(_payload: None, job: JobContext) -> None:
+        await anyio.lowlevel.checkpoint()
+        look(job)
+
+    @jobs.handler("def")
+    def plain(_payload: None, job: JobContext) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        look(job)
+
+    async with jobs:
+        for kind in (asynchronous, plain):
+            assert (await done(jobs, kind, None)).status is JobStatus.COMPLETED
+    for name in ("async", "def"):
+        [attempt] = recorded.spans(f"process {name}")
+        assert seen[name] == (traceparent(attempt.context),) * 2
+    parents = {span.parent.span_id for span in recorded.spans("inner")}
+    assert parents == {span.context.span_id for span in recorded.spans("process")}
+
+
+async def test_a_handler_is_in_no_span_of_who_submitted_its_job(
+    jobs: AsyncJobs, recorded: Any
+) -> None:
+    current: list[SpanContext] = []
+
+    @jobs.handler("after")
+    async def after(_payload: None, _job: JobContext) -> None:
+        current.append(trace.get_current_span().get_span_context())
+
+    tracer = recorded.tracers.get_tracer("app")
+    with tracer.start_as_current_span("startup") as startup:
+        async with jobs:
+            with tracer.start_as_current_span("request") as request:
+                await done(jobs, after, None)
+    outside = {one.get_span_context().trace_id for one in (startup, request)}
+    assert current[0].trace_id not in outside
+
+
+async def test_a_handler_that_was_told_to_stop_is_no_error(jobs: AsyncJobs, recorded: Any) -> None:
+    started = anyio.Event()
+
+    @jobs.handler("long")
+    async def long(_payload: None, _job: JobContext) -> None:
+        started.set()
+        await anyio.sleep_forever()
+
+    async with jobs:
+        job = await jobs.enqueue(long, None)
+        await started.wait()
+        await jobs.cancel(job.id)
+        await jobs.wait(job.id, timeout=30)
+    [attempt] = recorded.spans("process")
+    assert attempt.status.status_code is StatusCode.UNSET
+    assert attempt.attributes["error.type"] == "interrupted"
+
+
+async def test_a_failure_on_purpose_is_an_error(jobs: AsyncJobs, recorded: Any) -> None:
+    @jobs.handler("fails")
+    async def fails(_payload: None, _job: JobContext) -> None:
+        raise JobFailed("No such customer.", code="no_customer")
+
+    async with jobs:
+        await done(jobs, fails, None)
+    [attempt] = recorded.spans("process")
+    assert attempt.attributes["error.type"] == "JobFailed"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_handler_in_a_process_of_its_own_is_told_its_span(
+    jobs: AsyncJobs, recorded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent), *sys.path])
+    for kind in import_module("handlers_told_their_span").kinds.registry:
+        jobs.registry.add(kind)
+    async with jobs:
+        job = await done(jobs, "told", None)
+    [attempt] = recorded.spans("process")
+    assert job.result == traceparent(attempt.context)
+
+
+async def test_a_queue_is_instrumented_once_and_before_it_is_opened(
+    jobs: AsyncJobs, recorded: Any
+) -> None:
+    with pytest.raises(ConfigurationError, match="already"):
+        instrument(jobs, tracer_provider=recorded.tracers)
+    late = AsyncJobs("memory://")
+    async with late:
+        with pytest.raises(ConfigurationError, match="before it is opened"):
+            instrument(late)
+
+
+async def test_without_an_sdk_the_callers_context_is_passed_on() -> None:
+    jobs = AsyncJobs("memory://")
+    instrument(jobs)
+    kind = nothing(jobs)
+    async with jobs:
+        told = EnqueueOptions(traceparent=THEIRS)
+        job = await done(jobs, kind, None, options=told)
+        alone = await done(jobs, kind, None)
+    assert (job.traceparent, job.status) == (THEIRS, JobStatus.COMPLETED)
+    assert alone.traceparent is None
