@@ -1,8 +1,8 @@
-"""What hooks and telemetry cost: jobs per second of a handler that does nothing, with and without.
+"""What hooks and telemetry cost: jobs per second of processor time, by a handler that does nothing.
 
     python benchmarks/watching.py            # about a minute; needs the `test` extra
 
-The rounds take turns in one run, since machines are noisy: read the ratios.
+The rounds take turns in one run, and what other processes take does not count: read the ratios.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ async def rate(url: str, prepare: Callable[[AsyncJobs], None]) -> float:
             await jobs.wait((await jobs.enqueue(work, None)).id)
 
     async with jobs:
-        began = time.perf_counter()
+        began = time.process_time()
         async with anyio.create_task_group() as tasks:
             for _ in range(CALLERS):
                 tasks.start_soon(caller)
-        return JOBS // CALLERS * CALLERS / (time.perf_counter() - began)
+        return JOBS // CALLERS * CALLERS / (time.process_time() - began)
 
 
 def main() -> None:
