@@ -317,6 +317,23 @@ async def test_a_repeated_submission_is_not_told(jobs: AsyncJobs) -> None:
     assert [one.event for one in told] == [Event.ENQUEUED]
 
 
+class Joining(MemoryStore):
+    """Takes part in any transaction, and commits at once."""
+
+    async def insert_within(self, _connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
+        return await self.insert(jobs)
+
+
+async def test_a_job_of_a_transaction_is_told_and_its_repetition_is_not(make: Make) -> None:
+    jobs = make(store=Joining())
+    told = told_of(jobs)
+    kind = jobs.external("kind", payload=int, result=int)
+    async with jobs:
+        for _ in range(2):
+            await jobs.enqueue(kind, 1, connection=object(), idempotency_key="key")
+    assert [one.event for one in told] == [Event.ENQUEUED]
+
+
 # containment
 
 
