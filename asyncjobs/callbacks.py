@@ -17,10 +17,10 @@ from anyio.abc import TaskGroup
 from asyncjobs import lifecycle
 from asyncjobs.errors import ConfigurationError, StoreError
 from asyncjobs.feed import Signal
-from asyncjobs.ledger import Ledger
+from asyncjobs.ledger import Ledger, Step
 from asyncjobs.logs import log_fields
 from asyncjobs.model import CALLBACKS, Job
-from asyncjobs.protocols import Answer, Change, Messenger
+from asyncjobs.protocols import Answer, Messenger
 from asyncjobs.settings import Settings
 
 log = logging.getLogger("asyncjobs")
@@ -119,7 +119,7 @@ class Callbacks:
         now = self._ledger.now()
         again_at = None if answer.again is None else now + answer.again
         called = lifecycle.call_back(job, now, error=answer.error, again_at=again_at)
-        [done] = await self._ledger.replace([Change(called, job.revision)])
+        [done] = await self._ledger.replace([Step(job, called)])
         if done:  # else another process has recorded a call of its own
             _log_call(called)
 
