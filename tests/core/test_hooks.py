@@ -56,6 +56,12 @@ def running(**changes: object) -> Job:
     return lifecycle.start(job, job.run_at, lease).model_copy(update=changes)
 
 
+def owing() -> Job:
+    """A job that has ended and owes a callback."""
+    job = waiting(callback_url="https://receiver.example.com/")
+    return lifecycle.cancel(job, job.run_at)
+
+
 def asked_to_stop() -> Job:
     job = running()
     return lifecycle.cancel(job, job.run_at)
@@ -114,6 +120,7 @@ MOVES: dict[Move, list[tuple[Job, Callable[[Job], Job], Event | None]]] = {
         (waiting(), lambda job: lifecycle.expire(job, job.deadline), Event.FAILED),
         (running(), lambda job: lifecycle.expire(job, job.deadline), Event.FAILED),
     ],
+    Move.CALL_BACK: [(owing(), lambda job: lifecycle.call_back(job, job.run_at), None)],
     Move.LOSE: [
         (running(), lambda job: lifecycle.lose(job, job.deadline), Event.LOST),
         (running(max_deliveries=1), lambda job: lifecycle.lose(job, job.deadline), Event.FAILED),

@@ -156,7 +156,7 @@ async def test_who_watches_a_job_hears_that_it_is_gone(idle: AsyncJobs) -> None:
         watch = idle.subscribe(job.id)
         await anext(watch)
         await idle._running.ledger.forget([job.id])
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             assert [update async for update in watch] == []
 
 
@@ -259,7 +259,7 @@ async def test_housekeeping_outlives_a_store_that_is_away(
         return 2 * number
 
     async with jobs:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await store.asked.wait()
             store.away = False
             job = await jobs.enqueue(double, 4, options=EnqueueOptions(run_at=timedelta(0.0000001)))
@@ -299,8 +299,8 @@ async def test_what_a_dead_process_left_is_taken_up(make: Make, beside: Any) -> 
     await beside.insert([waiting])
     begun = await abandoned(beside, ManualClock(now - timedelta(minutes=1)))
     async with jobs:
-        assert (await jobs.wait(waiting.id, timeout=5)).result == 1
-        assert (await jobs.wait(begun.id, timeout=5)).result == 2
+        assert (await jobs.wait(waiting.id, timeout=60)).result == 1
+        assert (await jobs.wait(begun.id, timeout=60)).result == 2
 
 
 @pytest.mark.own_store
@@ -315,10 +315,10 @@ async def test_a_bug_in_a_loop_does_not_end_the_application(
         return 2 * number
 
     async with jobs:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await store.hit.wait()
         job = await jobs.enqueue(double, 4)
-        assert (await jobs.wait(job.id, timeout=5)).result == 8
+        assert (await jobs.wait(job.id, timeout=60)).result == 8
     assert "begins anew" in caplog.text
 
 

@@ -46,7 +46,7 @@ async def finished(jobs: AsyncJobs, handler: Any, payload: Any = None, **options
 
 
 async def settled(jobs: AsyncJobs, job_id: JobId) -> Job:
-    done = await jobs.wait(job_id, timeout=5)
+    done = await jobs.wait(job_id, timeout=60)
     assert done.status.terminal
     return done
 
@@ -54,7 +54,7 @@ async def settled(jobs: AsyncJobs, job_id: JobId) -> Job:
 async def running(jobs: AsyncJobs, handler: Any) -> Job:
     """Enqueue a job and wait until it has begun."""
     job = await jobs.enqueue(handler, None)
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async for update in jobs.subscribe(job.id):
             if update.status is JobStatus.PROCESSING:
                 return update
@@ -217,7 +217,7 @@ async def test_progress_is_seen_while_the_job_runs(jobs: AsyncJobs) -> None:
 
     async with jobs:
         job = await jobs.enqueue(slow, None)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             async for update in jobs.subscribe(job.id):
                 if update.progress == 40:
                     go_on.set()
@@ -242,7 +242,9 @@ async def test_the_last_progress_always_lands(jobs: AsyncJobs, error: Exception)
     assert done.detail.message == "at 77"
 
 
-async def test_a_million_reports_are_few_writes(jobs: AsyncJobs) -> None:
+async def test_a_million_reports_are_few_writes(make: Make) -> None:
+    jobs = make(settings=Settings(progress=timedelta(seconds=0.2)))
+
     @jobs.handler("busy")
     def busy(_none: None, job: JobContext) -> None:
         for _ in job.track(range(100_000)):
@@ -498,7 +500,7 @@ async def test_a_long_job_keeps_its_lease(make: Make) -> None:
 
     @jobs.handler("long")
     async def long(_none: None, _job: JobContext) -> str:
-        await anyio.sleep(1.5)
+        await anyio.sleep(1.6 * jobs.settings.lease.total_seconds())
         return "done"
 
     async with jobs, make():
@@ -524,7 +526,7 @@ async def test_a_lost_attempt_is_broken_off_and_writes_nothing(
         stolen = job.lease.model_copy(update={"token": "another worker's"})
         taken_over = job.model_copy(update={"lease": stolen, "revision": job.revision + 1})
         assert list(await jobs._store.replace([Change(taken_over, job.revision)])) == [True]
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await broken_off.wait()
         assert (await jobs.find(job.id)).lease == stolen
     assert "lease was lost" in caplog.text
@@ -543,7 +545,7 @@ async def test_an_attempt_whose_job_was_deleted_is_broken_off(jobs: AsyncJobs) -
     async with jobs:
         job = await running(jobs, endless)
         await jobs._store.delete([job.id])
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await broken_off.wait()
 
 
@@ -615,12 +617,12 @@ async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
 
     async with jobs:
         await running(jobs, quick)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await jobs._running.runner.heartbeat.wait_until_none()
         assert "could not be written" in caplog.text
         store.away = False
         await jobs.enqueue(endless, None)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await broken_off.wait()
         store.away = False
 

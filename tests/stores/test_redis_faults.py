@@ -65,7 +65,7 @@ async def test_a_mute_server_does_not_hold_anyone_for_ever() -> None:
         writer.close()
 
     async with answering(say_nothing) as url:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             with pytest.raises(StoreUnavailable, match="Timeout"):
                 await opened(RedisStore(url, timeout=0.05))
 
@@ -127,7 +127,7 @@ async def test_notices_that_break_off_say_so_and_begin_anew(serve: Serve) -> Non
             changes = store.changes()
             assert list(await anext(changes)) == []
             server.ask("CLIENT", "KILL", "TYPE", "pubsub")
-            with anyio.fail_after(5), pytest.raises(StoreUnavailable):
+            with anyio.fail_after(60), pytest.raises(StoreUnavailable):
                 await anext(changes)
 
 
@@ -139,7 +139,7 @@ async def test_a_subscription_that_went_dead_is_noticed(
         changes = far.changes()
         await anext(changes)
         proxy.stall()
-        with anyio.fail_after(5), pytest.raises(StoreUnavailable, match="subscription"):
+        with anyio.fail_after(60), pytest.raises(StoreUnavailable, match="subscription"):
             await anext(changes)
 
 

@@ -117,7 +117,7 @@ async def test_a_server_that_falls_silent_is_given_up_in_time_and_asked_once(
         await store._opened.notices.close()
         connections = wire.connections
         wire.stall()
-        with anyio.fail_after(5), pytest.raises(StoreUnavailable, match=r"within 0\.5 s"):
+        with anyio.fail_after(60), pytest.raises(StoreUnavailable, match=r"within 0\.5 s"):
             await store.get([job.id])
         assert wire.connections == connections
         wire.flow()
@@ -133,7 +133,7 @@ async def test_the_server_ends_what_waits_for_a_lock_too_long(
         async with store._opened.links.lent() as held:
             await held.rows("BEGIN")
             await held.rows("LOCK TABLE {s}.jobs")
-            with anyio.fail_after(5), pytest.raises(StoreUnavailable, match="timeout"):
+            with anyio.fail_after(60), pytest.raises(StoreUnavailable, match="timeout"):
                 await hasty.replace([Change(begun(job), job.revision)])
             assert postgres.execute(BLOCKED) == [(0,)]
         assert await hasty.get([job.id]) == [job]
