@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,6 +73,7 @@ async def test_what_an_engine_refused_is_handed_on_as_soon_as_it_comes_up(
 
     async with web:
         sweep = web._running.housekeeping.sweep
+        await anyio.wait_all_tasks_blocked()
         engine.away = True
         jobs = [await web.enqueue(task, None) for _ in range(3)]
         for _ in range(4):  # to where, by its age alone, it would be left alone

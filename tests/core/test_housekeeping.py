@@ -61,7 +61,7 @@ async def test_a_lost_worker_s_job_waits_again(
 ) -> None:
     job = await abandoned(beside, clock)
     async with idle:
-        await idle._running.housekeeping.sweep()  # after the one of its own, at its beginning
+        await anyio.wait_all_tasks_blocked()  # the sweep that a queue begins with has looked
         clock.advance(timedelta(seconds=30))
         assert await idle._running.housekeeping.sweep() == 1
         found = await idle.find(job.id)

@@ -60,7 +60,7 @@ def test_schemathesis_finds_nothing(serve: Serve, tmp_path: Path) -> None:
         said = subprocess.run(
             [
                 *(sys.executable, "-m", "schemathesis.cli", "--config-file", settings),
-                *("run", str(client.base_url.join("/openapi.json")), "--max-examples", "5"),
+                *("run", str(client.base_url.join("/openapi.json")), "--max-examples", "3"),
                 *("--continue-on-failure", "--generation-database", "none", "--no-color"),
                 *("--report", "json", "--report-json-path", report),
             ],

@@ -192,7 +192,7 @@ def is_due(job: Job, now: datetime) -> bool:
     return job.due_at is not None and job.due_at <= now
 
 
-LIMITS = settings(max_examples=40, stateful_step_count=30)
+LIMITS = settings(max_examples=20, stateful_step_count=30)
 
 TestMemoryAgreement = Agreement.TestCase
 TestMemoryAgreement.settings = LIMITS
