@@ -378,10 +378,10 @@ async def test_a_waiting_job_is_cancelled_before_it_begins(make: Make) -> None:
         begun.append(job.id)
 
     async with jobs:
-        pause = EnqueueOptions(run_at=timedelta(seconds=0.1))
+        pause = EnqueueOptions(run_at=timedelta(seconds=1))
         job = await jobs.enqueue(later, None, options=pause)
         assert (await jobs.cancel(job.id)).status is JobStatus.CANCELLED
-        await finished(jobs, later, run_at=timedelta(seconds=0.15))
+        await finished(jobs, later, run_at=timedelta(seconds=1.1))
     assert job.id not in begun
 
 
