@@ -7,8 +7,12 @@ import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+import anyio
+from anyio.abc import TaskGroup
+
+from asyncjobs.batching import Merged
 from asyncjobs.logs import log_fields
-from asyncjobs.model import Job, JobId
+from asyncjobs.model import Delivery, Job, JobId
 from asyncjobs.protocols import Dispatcher
 from asyncjobs.settings import Settings
 
@@ -17,48 +21,69 @@ log = logging.getLogger("asyncjobs")
 # More than these are handed on again at the usual pauses only.
 _MOST_REMEMBERED = 10_000
 
+# For so many seconds an engine that could not be told of a job is not asked on anyone's behalf.
+_LEFT_ALONE = 1.0
+
 
 class Dispatching:
-    """The way to a dispatcher whose engine may be away, slow, or forgetful."""
+    """The way to a dispatcher whose engine may be away, slow, or forgetful.
 
-    def __init__(self, dispatcher: Dispatcher, settings: Settings) -> None:
+    What many callers hand on while an engine is being told goes out together when it was told. One
+    that has refused, or not answered, is left alone for a moment: nobody's answer waits for it.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, settings: Settings, tasks: TaskGroup) -> None:
         self._dispatcher = dispatcher
-        self._look = settings.redelivery + settings.sweep
-        self._pause = settings.redelivery
+        self._settings = settings
+        pushes = dispatcher.delivery is Delivery.PUSH
+        self._hand_on = Merged(self._tell, tasks) if pushes else self._tell
         self._refused: set[JobId] = set()
         self._away = False
+        self._try_again_at = -math.inf
 
     async def dispatch(self, jobs: Sequence[Job]) -> None:
         """Hand jobs on; what cannot be handed on now is stored, and comes up again."""
+        if self._away and anyio.current_time() < self._try_again_at:
+            self._remember(jobs)
+        else:
+            await self._hand_on(jobs)
+
+    async def _tell(self, jobs: Sequence[Job]) -> Sequence[None]:
         try:
-            await self._dispatcher.dispatch(jobs)
+            with anyio.fail_after(self._settings.dispatch.total_seconds()):
+                await self._dispatcher.dispatch(jobs)
         except Exception as error:
             # Said once: an engine that is away refuses every job.
             log.log(
                 logging.DEBUG if self._away else logging.WARNING,
                 "Jobs could not be dispatched; they come up again: %s",
-                error,
+                str(error) or type(error).__name__,
                 exc_info=error,
                 extra=log_fields(jobs[0]),
             )
             self._away = True
-            if len(self._refused) < _MOST_REMEMBERED:
-                self._refused.update(job.id for job in jobs)
+            self._try_again_at = anyio.current_time() + _LEFT_ALONE
+            self._remember(jobs)
         else:
             if self._away:
                 log.info("Jobs can be dispatched again")
             self._away = False
+        return [None] * len(jobs)
+
+    def _remember(self, jobs: Sequence[Job]) -> None:
+        if len(self._refused) < _MOST_REMEMBERED:
+            self._refused.update(job.id for job in jobs)
 
     async def dispatch_again(self, jobs: Sequence[Job], now: datetime) -> None:
         """Hand on those of some waiting jobs for which it is time."""
+        pause = self._settings.redelivery
+        look = pause + self._settings.sweep
         due = [
-            job
-            for job in jobs
-            if job.id in self._refused or is_time(now - job.run_at, self._pause, self._look)
+            job for job in jobs if job.id in self._refused or is_time(now - job.run_at, pause, look)
         ]
         self._refused.difference_update(job.id for job in jobs)
         if due:
-            await self.dispatch(due)
+            await self._hand_on(due)
 
 
 def is_time(waited: timedelta, pause: timedelta, look: timedelta) -> bool:

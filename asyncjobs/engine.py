@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import anyio
+from anyio.abc import TaskGroup
 
 from asyncjobs import lifecycle
 from asyncjobs.batching import BatchingStore
@@ -61,7 +62,7 @@ class Parts:
 class Engine:
     """The running parts of a queue."""
 
-    def __init__(self, parts: Parts, store: BatchingStore) -> None:
+    def __init__(self, parts: Parts, tasks: TaskGroup) -> None:
         settings = parts.settings
         self.pid = os.getpid()
         self.settings = settings
@@ -69,7 +70,11 @@ class Engine:
         self.feed = Feed(poll=settings.poll.total_seconds())
         self.telling = Telling(parts.hooks)
         self.ledger = Ledger(
-            store, self.feed, parts.clock, able=parts.store, tell=self.telling.tell
+            BatchingStore(parts.store, tasks),
+            self.feed,
+            parts.clock,
+            able=parts.store,
+            tell=self.telling.tell,
         )
         self.estimates = Estimates(
             lambda which, limit: self.ledger.list(which, limit=limit), self.feed
@@ -83,7 +88,7 @@ class Engine:
             lanes = Lanes(parts.registry, parts.queues)
             self.worker = Worker(lanes, self.ledger, parts.dispatcher, settings)
             self.feed.on_any(self.worker.hint)
-        self.dispatching = Dispatching(parts.dispatcher, settings)
+        self.dispatching = Dispatching(parts.dispatcher, settings, tasks)
         self.housekeeping = Housekeeping(
             parts.registry, self.ledger, self.dispatching, settings, worker=self.worker
         )
@@ -153,7 +158,7 @@ class Engine:
 async def open_engine(parts: Parts) -> AsyncGenerator[Engine]:
     """Open the store, start the loops; on leaving drain, stop the loops and close the store."""
     async with _open_parts(parts), anyio.create_task_group() as tasks:
-        engine = Engine(parts, BatchingStore(parts.store, tasks))
+        engine = Engine(parts, tasks)
         async with AsyncExitStack() as stack:
             if isinstance(parts.dispatcher, Embedded):
                 await stack.enter_async_context(parts.dispatcher.running(engine.runner.run))
