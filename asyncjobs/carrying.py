@@ -6,7 +6,9 @@ up what was not begun, and the store has the outcome of what was.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 from collections.abc import Mapping
 
 from asyncjobs.errors import AsyncJobsError
@@ -42,3 +44,72 @@ def carry_from_thread(jobs: AsyncJobs, namespace: str, message: Mapping[str, obj
         portal_for(jobs).call(carry, jobs, namespace, message)
     except AsyncJobsError as error:
         log.warning("The queue could not be opened; its jobs come up again: %s", error)
+
+
+class Residence:
+    """Keeps a queue open in the asyncio event loop of an engine's worker.
+
+    It is opened by the first message, unless the application has opened it, and has a task of its
+    own: an engine begins and ends its worker in whatever tasks it likes. When the loop cancels
+    its last tasks, the queue is drained and closed, if `close` was not called before.
+    """
+
+    def __init__(self, jobs: AsyncJobs, namespace: str) -> None:
+        self._jobs = jobs
+        self._namespace = namespace
+        self._stay: _Stay | None = None
+
+    async def carry(self, message: Mapping[str, object]) -> None:
+        """Run a job as the function `carry` does."""
+        try:
+            await self.open()
+        except AsyncJobsError as error:
+            log.warning("The queue could not be opened; its jobs come up again: %s", error)
+        else:
+            await carry(self._jobs, self._namespace, message)
+
+    async def open(self) -> None:
+        """Return when the queue is open; raises what opening it raises, and may be called again."""
+        if self._jobs.is_open:
+            return
+        if self._stay is None or not self._stay.is_ours:
+            self._stay = _Stay(self._jobs)
+        try:
+            # Others wait for it, too: who is cancelled here must not take it with them.
+            await asyncio.shield(self._stay.opened)
+        except Exception:
+            self._stay = None
+            raise
+
+    async def close(self) -> None:
+        """Drain and close the queue, if it was opened here."""
+        stay, self._stay = self._stay, None
+        if stay is not None and stay.is_ours:
+            stay.leave.set()
+            await stay.task
+
+
+class _Stay:
+    """One stretch of time in one event loop, in which the queue is open."""
+
+    def __init__(self, jobs: AsyncJobs) -> None:
+        self._pid = os.getpid()
+        self._loop = asyncio.get_running_loop()
+        self.leave = asyncio.Event()
+        self.opened: asyncio.Future[None] = self._loop.create_future()
+        self.task = self._loop.create_task(self._live_in(jobs), name="asyncjobs")
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is of this loop, and not of one that has ended or was copied by a fork."""
+        return self._pid == os.getpid() and self._loop is asyncio.get_running_loop()
+
+    async def _live_in(self, jobs: AsyncJobs) -> None:
+        try:
+            async with jobs:
+                self.opened.set_result(None)
+                await self.leave.wait()
+        except Exception as error:
+            if self.opened.done():
+                raise
+            self.opened.set_exception(error)

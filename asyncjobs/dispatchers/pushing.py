@@ -1,4 +1,4 @@
-"""What dispatchers to other engines share: the message, and what an engine's worker does with it.
+"""What dispatchers to other engines share: the message, and how messages are handed on.
 
 The message is a job's id, under a namespace, with its trace, and nothing else: the truth is in the
 store. Each engine has one carrier task, which is handed the message, and always ends normally.
@@ -7,17 +7,16 @@ store. Each engine has one carrier task, which is handed the message, and always
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Generic, Self, TypedDict, TypeVar
 
-from asyncjobs.model import Delivery, Job
+from asyncjobs.model import DEFAULT_QUEUE, Delivery, Job
+from asyncjobs.threads import in_new_thread
 
 O = TypeVar("O")  # noqa: E741  # the options of an engine
-
-#: The carrier task's name in every engine that names tasks.
-CARRIER = "asyncjobs.run"
 
 
 class Message(TypedDict):
@@ -32,13 +31,13 @@ class PushDispatcher(ABC, Generic[O]):
     """Tells an engine of jobs; the engine's workers run them by `AsyncJobs.run`.
 
     `namespace` keeps apart queues that share an engine. `options` are the engine's own, by job
-    type; a type without any goes by its `Policy.queue`.
+    type.
     """
 
     delivery = Delivery.PUSH
 
     def __init__(
-        self, *, namespace: str = "asyncjobs", options: dict[str, O] | None = None
+        self, *, namespace: str = "asyncjobs", options: Mapping[str, O] | None = None
     ) -> None:
         self.namespace = namespace
         self.options = dict(options or {})
@@ -54,18 +53,72 @@ class PushDispatcher(ABC, Generic[O]):
     ) -> None:
         return None
 
+    @property
+    def carrier_name(self) -> str:
+        """The carrier task's name, in engines that name tasks."""
+        return f"{self.namespace}.run"
+
     @contextmanager
     def reservation(self) -> Generator[bool]:
         yield True
 
+    @abstractmethod
+    async def dispatch(self, jobs: Sequence[Job], /) -> None: ...
+
+    def message_of(self, job: Job) -> Message:
+        """Make the message that stands for a job."""
+        return Message(namespace=self.namespace, id=job.id, trace=job.trace_id)
+
+
+class AwaitedDispatcher(PushDispatcher[O]):
+    """Tells an engine whose calls are awaited."""
+
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
-        for job in jobs:
-            await self.send(self.message_of(job), job)
+        with _leaving_none_out() as one:
+            for job in jobs:
+                with one():
+                    await self.send(self.message_of(job), job)
 
     @abstractmethod
     async def send(self, message: Message, job: Job) -> None:
         """Hand one message to the engine; raise what it raises where its broker is away."""
 
-    def message_of(self, job: Job) -> Message:
-        """Make the message that stands for a job."""
-        return Message(namespace=self.namespace, id=job.id, trace=job.trace_id)
+
+class BlockingDispatcher(PushDispatcher[O]):
+    """Tells an engine whose calls block: in a thread, which nobody has to wait for."""
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        told = partial(self._send_all, jobs)
+        await in_new_thread(told, name=f"{self.namespace} dispatch").result()
+
+    @abstractmethod
+    def send_now(self, message: Message, job: Job) -> None:
+        """Hand one message to the engine, in a thread; raise what it raises."""
+
+    def _send_all(self, jobs: Sequence[Job]) -> None:
+        with _leaving_none_out() as one:
+            for job in jobs:
+                with one():
+                    self.send_now(self.message_of(job), job)
+
+
+@contextmanager
+def _leaving_none_out() -> Generator[Callable[[], AbstractContextManager[None]]]:
+    """Go on after an error, for the next may be for another queue; raise the first one at last."""
+    errors: list[Exception] = []
+
+    @contextmanager
+    def one() -> Generator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # raised below
+            errors.append(error)
+
+    yield one
+    if errors:
+        raise errors[0]
+
+
+def queue_of(job: Job) -> str | None:
+    """Name the queue that a job's type asks for; None for the one that the engine uses unasked."""
+    return None if job.queue == DEFAULT_QUEUE else job.queue

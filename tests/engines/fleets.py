@@ -1,0 +1,70 @@
+"""The workers of an engine: processes that are started once for the tests of a module."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from asyncjobs import Dispatcher
+from asyncjobs.stores import store_from_url
+from asyncjobs.testing import Crew
+
+APPS = Path(__file__).parent / "apps"
+
+
+class Fleet:
+    """Worker processes that one command starts, in a group of their own."""
+
+    def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
+        self.log = log
+        self._command = [sys.executable, *command]
+        self._environment: Mapping[str, str] = {**os.environ, **environment}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start them, unless they run already."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=APPS,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """End them all at once, in the middle of what they do."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def stop(self, patience: float = 60) -> int:
+        """Ask them to end as a service manager does; return the exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(patience)
+
+
+class FleetCrew(Crew):
+    """Has an engine's workers run what is delivered."""
+
+    slots = 2
+
+    def __init__(self, store: str, dispatcher: Dispatcher, fleet: Fleet) -> None:
+        super().__init__(store_from_url(store), dispatcher)
+        self.fleet = fleet
+        fleet.start()
+
+    async def kill(self) -> None:
+        self.fleet.kill()
+        self.fleet.start()
