@@ -15,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import anyio
+
 from asyncjobs.model import Job, JobId
-from asyncjobs.protocols import Change, Clocked, Page, Selection
+from asyncjobs.protocols import Change, Clocked, Page, Selection, Watching
 
 #: One line of a history.
 Event = dict[str, Any]
@@ -132,6 +134,8 @@ class Recorded:
         return page
 
     async def changes(self) -> AsyncIterator[Sequence[JobId]]:
+        if not isinstance(self.store, Watching):
+            await anyio.sleep_forever()
         async for ids in self.store.changes():
             yield ids
 

@@ -96,7 +96,7 @@ class Scene:
         assert found == done
         assert found is not None
         assert isinstance(found.result, dict)
-        assert found.result["worker"] == self.second.pid
+        assert found.result["attempt"] == 2
         self.notes.write("final", **state_of(found))
         assert violations(read_notes(self.folder)) == []
 

@@ -1,5 +1,7 @@
 """A queue with a quick rhythm, so that what takes seconds takes milliseconds.
 
+Leases are longer than a busy machine may pause: those who want to see one lapse wait for it.
+
 Tests of a module marked `every_store` run on SQLite, PostgreSQL and Redis, too, as far as they ask
 for `make`, `jobs`, `store` or `beside`. `own_store` marks those of a store they make.
 """
@@ -7,7 +9,6 @@ for `make`, `jobs`, `store` or `beside`. `own_store` marks those of a store they
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -18,16 +19,13 @@ from asyncjobs.stores import store_from_url
 from asyncjobs.stores.memory import MemoryStore
 
 QUICK = Settings(
-    lease=timedelta(seconds=0.6),
+    lease=timedelta(seconds=2),
     redelivery=timedelta(seconds=0.6),
     poll=timedelta(seconds=0.05),
     sweep=timedelta(seconds=0.05),
     progress=timedelta(seconds=0.01),
     grace=timedelta(seconds=0.2),
 )
-
-#: With a server in between, a busy machine needs more time to renew a lease.
-QUICK_ON_SERVERS = replace(QUICK, lease=timedelta(seconds=2))
 
 Make = Callable[..., AsyncJobs]
 
@@ -90,12 +88,11 @@ async def beside(new_store: Callable[[], Any]) -> AsyncIterator[Any]:
 
 
 @pytest.fixture
-def make(new_store: Callable[[], Any], store_kind: str) -> Make:
+def make(new_store: Callable[[], Any]) -> Make:
     """Make a queue on the test's store; several of them share it, as processes do."""
-    settings = QUICK_ON_SERVERS if store_kind in {"postgresql", "redis"} else QUICK
 
     def build(**arguments: Any) -> AsyncJobs:
-        given: dict[str, Any] = {"store": new_store(), "settings": settings, **arguments}
+        given: dict[str, Any] = {"store": new_store(), "settings": QUICK, **arguments}
         return AsyncJobs(**given)
 
     return build

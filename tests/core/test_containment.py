@@ -342,7 +342,7 @@ async def test_a_place_that_was_kept_for_nothing_is_free_again(make: Make) -> No
 async def test_bad_progress_takes_no_lease_from_the_neighbours(jobs: AsyncJobs) -> None:
     @jobs.handler("long")
     async def long(_none: None, _job: JobContext) -> str:
-        await anyio.sleep(1.2)
+        await anyio.sleep(1.6 * jobs.settings.lease.total_seconds())
         return "done"
 
     @jobs.handler("bad")

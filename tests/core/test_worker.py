@@ -85,12 +85,16 @@ async def test_a_job_that_misses_its_deadline_in_the_last_moment_has_failed(
 async def test_no_more_jobs_run_at_once_than_there_are_slots(make: Make) -> None:
     jobs = make(dispatcher=LocalDispatcher(concurrency=3))
     running = most = 0
+    full = anyio.Event()
 
     @jobs.handler("count")
     async def count(_none: None, _job: JobContext) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
+        if running == 3:
+            full.set()
+        await full.wait()
         await anyio.sleep(0.01)
         running -= 1
 
