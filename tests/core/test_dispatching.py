@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import anyio
@@ -12,10 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs import AsyncJobs, Job, JobContext, Settings
+from asyncjobs.dispatchers.pushing import (
+    AwaitedDispatcher,
+    BlockingDispatcher,
+    Message,
+    queue_of,
+)
 from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.dispatching import is_time
 from asyncjobs.model import Delivery
 from asyncjobs.testing import ManualClock
+from asyncjobs.testing.samples import sample_job
 
 PAUSE = timedelta(seconds=30)
 SWEEP = timedelta(seconds=5)
@@ -88,3 +97,115 @@ async def test_what_an_engine_refused_is_handed_on_as_soon_as_it_comes_up(
         assert len(engine.told) == 3
     told = [one for one in caplog.records if "dispatched" in one.message]
     assert [one.levelname for one in told] == ["WARNING", "INFO"]
+
+
+class Mute(Engine):
+    """An engine that takes messages and may not answer; it notes how many come at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+        self.answers = anyio.Event()
+
+    @contextmanager
+    def reservation(self) -> Generator[bool]:
+        yield True
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        self.batches.append(len(jobs))
+        await self.answers.wait()
+        await super().dispatch(jobs)
+
+
+@pytest.mark.anyio
+@pytest.mark.own_store
+async def test_an_engine_that_does_not_answer_keeps_nobody_waiting(
+    make: Callable[..., AsyncJobs], caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, engine = ManualClock(), Mute()
+    hasty = replace(IDLE, dispatch=timedelta(seconds=0.05))
+    web = make(clock=clock, dispatcher=engine, settings=hasty)
+
+    @web.handler("task")
+    async def task(_none: None, _job: JobContext) -> None: ...
+
+    async with web:
+        await anyio.wait_all_tasks_blocked()
+        jobs = [await web.enqueue(task, None) for _ in range(20)]
+        assert engine.batches == [1]  # the others are not told for the moment
+        engine.answers.set()
+        clock.advance(IDLE.redelivery)
+        await web._running.housekeeping.sweep()
+        assert sorted(engine.told) == sorted(job.id for job in jobs)
+    told = [one for one in caplog.records if "dispatched" in one.message]
+    assert [(one.levelname, "TimeoutError" in one.message) for one in told] == [("WARNING", True)]
+
+
+@pytest.mark.anyio
+@pytest.mark.own_store
+async def test_an_engine_is_told_at_once_of_what_came_while_it_was_told(
+    make: Callable[..., AsyncJobs],
+) -> None:
+    engine = Mute()
+    web = make(dispatcher=engine)
+
+    @web.handler("task")
+    async def task(_none: None, _job: JobContext) -> None: ...
+
+    async with web, anyio.create_task_group() as tasks:
+        tasks.start_soon(web.enqueue, task, None)
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(10):
+            tasks.start_soon(web.enqueue, task, None)
+        await anyio.wait_all_tasks_blocked()
+        engine.answers.set()
+    assert engine.batches == [1, 10]
+
+
+class Picky(AwaitedDispatcher[None]):
+    """Refuses one type of jobs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    async def send(self, message: Message, job: Job) -> None:
+        if job.type == "refused":
+            raise LookupError("no such queue")
+        self.told.append(message["id"])
+
+
+class PickyInThread(BlockingDispatcher[None]):
+    """The same, where telling blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def send_now(self, message: Message, job: Job) -> None:
+        if job.type == "refused":
+            raise LookupError("no such queue")
+        self.told.append(message["id"])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [Picky, PickyInThread])
+async def test_a_message_that_is_refused_keeps_back_none_of_the_others(
+    kind: type[Picky | PickyInThread],
+) -> None:
+    jobs = [sample_job(type=name) for name in ("fine", "refused", "fine")]
+    dispatcher = kind()
+    with pytest.raises(LookupError, match="no such queue"):
+        await dispatcher.dispatch(jobs)
+    assert dispatcher.told == [jobs[0].id, jobs[2].id]
+
+
+def test_a_message_names_a_job_and_nothing_of_it() -> None:
+    job = sample_job(payload_json=b'"secret"', user_id="ada")
+    message = Picky().message_of(job)
+    assert message == {"namespace": "asyncjobs", "id": job.id, "trace": job.trace_id}
+
+
+def test_the_default_queue_is_the_one_that_an_engine_uses_unasked() -> None:
+    assert queue_of(sample_job()) is None
+    assert queue_of(sample_job(queue="slow")) == "slow"

@@ -1,0 +1,221 @@
+"""What comes from an engine is run, or logged and dropped; the engine never hears of an error."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncjobs import AsyncJobs, JobContext, JobStatus
+from asyncjobs.carrying import Residence, carry, carry_from_thread
+from asyncjobs.dispatchers.worker import WorkerDispatcher
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.model import Delivery, Job, new_job_id
+from asyncjobs.portal import portal_for
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.stores.sqlite import SqliteStore
+from asyncjobs.testing import Faults, FaultyStore
+
+OURS = "ours"
+
+
+class Told(WorkerDispatcher):
+    """An engine that the tests play."""
+
+    delivery = Delivery.PUSH
+
+
+def queue(store: Any = None) -> AsyncJobs:
+    jobs = AsyncJobs(store or MemoryStore(), dispatcher=Told())
+
+    @jobs.handler("double")
+    async def double(number: int, _job: JobContext) -> int:
+        return 2 * number
+
+    return jobs
+
+
+def message(job: Job, namespace: str = OURS) -> dict[str, object]:
+    return {"namespace": namespace, "id": job.id, "trace": job.trace_id}
+
+
+@pytest.mark.anyio
+async def test_the_job_that_a_message_names_is_run() -> None:
+    async with queue() as jobs:
+        job = await jobs.enqueue("double", 21)
+        await carry(jobs, OURS, message(job))
+        assert (await jobs.find(job.id)).result == 42
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"namespace": "theirs"},
+        {"namespace": None},
+        {"id": "job_1"},
+        {"id": None},
+        {"id": ["a", "list"]},
+    ],
+    ids=str,
+)
+async def test_a_message_that_is_none_of_ours_is_dropped(
+    odd: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with queue() as jobs:
+        job = await jobs.enqueue("double", 21)
+        await carry(jobs, OURS, {**message(job), **odd})
+        await carry(jobs, OURS, {})
+        assert (await jobs.find(job.id)).status is JobStatus.PENDING
+    [first, second] = caplog.records
+    assert (first.levelno, second.levelno) == (logging.WARNING, logging.WARNING)
+    assert "none of ours" in first.message
+
+
+@pytest.mark.anyio
+async def test_an_unknown_job_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    gone = new_job_id()
+    async with queue() as jobs:
+        await carry(jobs, OURS, {"namespace": OURS, "id": gone, "trace": "t"})
+    [record] = caplog.records
+    assert gone in record.message
+
+
+@pytest.mark.anyio
+async def test_a_store_that_is_away_is_no_error_of_the_engine(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = FaultyStore(MemoryStore())
+    async with queue(store) as jobs:
+        job = await jobs.enqueue("double", 21)
+        store.faults = Faults(before=1)
+        await carry(jobs, OURS, message(job))
+        store.faults = Faults()
+        assert "comes up again" in caplog.text
+        await carry(jobs, OURS, message(job))
+        assert (await jobs.find(job.id)).result == 42
+
+
+# engines without an event loop
+
+
+def test_a_thread_opens_the_queue_at_the_first_message(tmp_path: Path) -> None:
+    jobs = queue(SqliteStore(tmp_path / "jobs.db"))
+    made = anyio.run(enqueued, queue(SqliteStore(tmp_path / "jobs.db")), 3)
+    carriers = [
+        threading.Thread(target=carry_from_thread, args=(jobs, OURS, message(job))) for job in made
+    ]
+    for one in carriers:
+        one.start()
+    for one in carriers:
+        one.join()
+    portal = portal_for(jobs)
+    assert [portal.call(jobs.find, job.id).result for job in made] == [0, 2, 4]
+    portal.close()
+
+
+def test_a_queue_that_cannot_be_opened_in_a_thread_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "missing" / "jobs.db"
+    jobs = queue(SqliteStore(path))
+    carry_from_thread(jobs, OURS, {"namespace": OURS, "id": new_job_id(), "trace": "t"})
+    assert "could not be opened" in caplog.text
+    path.parent.mkdir()
+    [job] = anyio.run(enqueued, queue(SqliteStore(path)), 1)
+    carry_from_thread(jobs, OURS, message(job))
+    assert portal_for(jobs).call(jobs.find, job.id).result == 0
+    portal_for(jobs).close()
+
+
+# engines with an event loop
+
+
+def test_the_queue_lives_in_the_loop_from_the_first_message_to_the_close(tmp_path: Path) -> None:
+    jobs = queue(SqliteStore(tmp_path / "jobs.db"))
+    made = anyio.run(enqueued, queue(SqliteStore(tmp_path / "jobs.db")), 9)
+    home = Residence(jobs, OURS)
+
+    async def work() -> None:
+        await home.close()  # as a worker that had nothing to do
+        await asyncio.gather(*(home.carry(message(job)) for job in made))
+        assert [(await jobs.find(job.id)).result for job in made] == [2 * n for n in range(9)]
+        await home.close()
+        assert not jobs.is_open
+
+    asyncio.run(work())
+
+
+def test_a_loop_that_ends_closes_the_queue_by_itself(tmp_path: Path) -> None:
+    jobs = queue(SqliteStore(tmp_path / "jobs.db"))
+    home = Residence(jobs, OURS)
+    for _ in range(2):
+        asyncio.run(opened(home.open, jobs))
+        assert not jobs.is_open
+
+
+def test_a_queue_that_the_application_has_opened_is_left_open() -> None:
+    async def work() -> None:
+        async with queue() as jobs:
+            home = Residence(jobs, OURS)
+            job = await jobs.enqueue("double", 21)
+            await home.carry(message(job))
+            await home.close()
+            assert (await jobs.find(job.id)).result == 42
+
+    asyncio.run(work())
+
+
+def test_a_queue_that_cannot_be_opened_in_a_loop_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "missing" / "jobs.db"
+    jobs = queue(SqliteStore(path))
+    home = Residence(jobs, OURS)
+
+    async def work() -> None:
+        nobody: dict[str, object] = {"namespace": OURS, "id": new_job_id(), "trace": "t"}
+        await asyncio.gather(home.carry(nobody), home.carry(nobody))
+        with pytest.raises(StoreUnavailable):
+            await home.open()
+        path.parent.mkdir()
+        await home.open()
+        job = await jobs.enqueue("double", 21)
+        await home.carry(message(job))
+        assert (await jobs.find(job.id)).result == 42
+        await home.close()
+
+    asyncio.run(work())
+    assert caplog.text.count("could not be opened") == 2
+
+
+def test_who_is_cancelled_while_the_queue_opens_leaves_it_to_others(tmp_path: Path) -> None:
+    jobs = queue(SqliteStore(tmp_path / "jobs.db"))
+    home = Residence(jobs, OURS)
+
+    async def work() -> None:
+        impatient, patient = (asyncio.create_task(home.open()) for _ in range(2))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await patient
+        assert impatient.cancelled() or impatient.done()
+        assert jobs.is_open
+        await home.close()
+
+    asyncio.run(work())
+
+
+async def enqueued(jobs: AsyncJobs, count: int) -> list[Job]:
+    async with jobs:
+        return [await jobs.enqueue("double", number) for number in range(count)]
+
+
+async def opened(open_it: Callable[[], Coroutine[Any, Any, None]], jobs: AsyncJobs) -> None:
+    await open_it()
+    assert jobs.is_open
