@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
-
-import anyio
 
 from asyncjobs import lifecycle
 from asyncjobs.attempt import Attempt, Cause
@@ -45,40 +41,6 @@ class BrokenOff:
 
 
 Ending = Completed | Failed | BrokenOff
-
-
-def belongs_to_the_loop(error: BaseException, *, stopping: bool) -> bool:
-    """Tell whether an error is the event loop's way to end this task, not the handler's own.
-
-    A handler may let out a cancellation that nobody asked for: of a future that it awaited, or of
-    its own task. The loop itself cancels by scopes, until it ends.
-    """
-    if isinstance(error, KeyboardInterrupt):
-        return True
-    if isinstance(error, GeneratorExit):
-        return not loop_runs()  # a task that is still there when the loop ends is closed
-    if not isinstance(error, anyio.get_cancelled_exc_class()):
-        return False
-    return stopping or anyio.current_effective_deadline() == -math.inf
-
-
-def forget_native_cancel() -> None:
-    """Undo that a handler cancelled the very task it runs in; only asyncio knows such a thing."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return
-    while task is not None and task.cancelling() > 0:
-        task.uncancel()
-
-
-def loop_runs() -> bool:
-    """Tell whether there is an event loop to wait in."""
-    try:
-        anyio.current_time()
-    except RuntimeError:
-        return False
-    return True
 
 
 def failure_of(job: Job, error: BaseException) -> Failed:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 import anyio
 
+from asyncjobs.containment import belongs_to_the_loop, forget_native_cancel
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.feed import Signal
 from asyncjobs.logs import log_fields, log_transition, working_on
@@ -204,12 +204,11 @@ class _Line:
         with working_on(transition.job):
             try:
                 await begin()
-            except Exception as error:  # noqa: BLE001  # an application's; it goes to the log
-                self._complain(transition, error)
-            except anyio.get_cancelled_exc_class() as error:
-                if anyio.current_effective_deadline() == -math.inf:
+            except BaseException as error:  # an application's; it goes to the log
+                if belongs_to_the_loop(error, stopping=False):
                     raise
-                self._complain(transition, error)  # of something that the hook awaited
+                forget_native_cancel()
+                self._complain(transition, error)
 
     def _complain(self, transition: Transition, error: BaseException) -> None:
         fields = log_fields(transition.job)

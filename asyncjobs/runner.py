@@ -16,15 +16,13 @@ import anyio
 
 from asyncjobs import lifecycle
 from asyncjobs.attempt import Attempt, Cause, Heartbeat
+from asyncjobs.containment import belongs_to_the_loop, forget_native_cancel, loop_runs
 from asyncjobs.context import JobContext
 from asyncjobs.endings import (
     BrokenOff,
     Completed,
     Ending,
-    belongs_to_the_loop,
     failure_of,
-    forget_native_cancel,
-    loop_runs,
     outcome_of,
 )
 from asyncjobs.errors import (

@@ -17,8 +17,9 @@ import pytest
 
 from asyncjobs import AsyncJobs, Job, JobContext, JobFailed, JobStatus, Policy, Retry, Settings
 from asyncjobs.attempt import Attempt, Cause
+from asyncjobs.containment import belongs_to_the_loop
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.endings import BrokenOff, belongs_to_the_loop
+from asyncjobs.endings import BrokenOff
 from asyncjobs.lifecycle import TIMED_OUT
 from asyncjobs.model import JobId
 from asyncjobs.runner import Runner

@@ -366,24 +366,43 @@ async def test_a_hook_that_raises_is_logged_and_called_again(
         assert {job for job, name in named if name.endswith(hook)} == {job.id for job in made}
 
 
-async def test_a_hook_whose_own_task_was_cancelled_is_called_again(
-    jobs: AsyncJobs, anyio_backend_name: str
+@pytest.mark.parametrize(
+    "error", [SystemExit(), GeneratorExit(), BaseExceptionGroup("", [SystemExit()])], ids=repr
+)
+async def test_no_error_of_an_async_hook_ends_the_application(
+    jobs: AsyncJobs, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: list[Transition] = []
+    @jobs.on("enqueued")
+    async def leaving(_transition: Transition) -> None:
+        raise error
+
+    kind = jobs.external("kind", payload=int, result=int)
+    async with jobs:
+        for number in range(2):
+            await jobs.enqueue(kind, number)
+        await until(lambda: caplog.text.count("leaving raised") == 2)
+
+
+@pytest.mark.parametrize("own_task", [False, True], ids=["awaited", "itself"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_hook_that_was_cancelled_by_nobody_of_ours_is_called_again(
+    jobs: AsyncJobs, *, own_task: bool
+) -> None:
+    told: list[int] = []
 
     @jobs.on("enqueued")
-    async def gives_up(transition: Transition) -> None:
-        told.append(transition)
-        if anyio_backend_name == "asyncio":
-            future = asyncio.get_running_loop().create_future()
-            future.cancel()
-            await future
+    async def gives_up(_transition: Transition) -> None:
+        task, future = asyncio.current_task(), asyncio.get_running_loop().create_future()
+        told.append(task.cancelling() if task else -1)
+        (task if own_task and task else future).cancel()
+        await future
 
     kind = jobs.external("kind", payload=int, result=int)
     async with jobs:
         for number in range(2):
             await jobs.enqueue(kind, number)
         await until(lambda: len(told) == 2)
+    assert told == [0, 0]
 
 
 async def test_an_observer_that_raises_harms_nobody(

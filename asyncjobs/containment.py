@@ -1,0 +1,42 @@
+"""Tells what an application's own code lets out from what the event loop wants of a task."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import anyio
+
+
+def belongs_to_the_loop(error: BaseException, *, stopping: bool) -> bool:
+    """Tell whether an error is the event loop's way to end this task, not the application's own.
+
+    A handler or a hook may let out a cancellation that nobody asked for: of a future that it
+    awaited, or of its own task. The loop itself cancels by scopes, until it ends.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return True
+    if isinstance(error, GeneratorExit):
+        return not loop_runs()  # a task that is still there when the loop ends is closed
+    if not isinstance(error, anyio.get_cancelled_exc_class()):
+        return False
+    return stopping or anyio.current_effective_deadline() == -math.inf
+
+
+def forget_native_cancel() -> None:
+    """Undo that a handler or a hook cancelled its very task; only asyncio knows such a thing."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return
+    while task is not None and task.cancelling() > 0:
+        task.uncancel()
+
+
+def loop_runs() -> bool:
+    """Tell whether there is an event loop to wait in."""
+    try:
+        anyio.current_time()
+    except RuntimeError:
+        return False
+    return True
