@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 import anyio
@@ -37,7 +38,10 @@ class Dispatching:
         self._settings = settings
         pushes = dispatcher.delivery is Delivery.PUSH
         self._hand_on = Merged(self._tell, tasks) if pushes else self._tell
+        self._remembered = settings.redelivery + 2 * settings.sweep
         self._refused: set[JobId] = set()
+        # When was looked after jobs that waited, and since when the first of each queue did.
+        self._seen: deque[tuple[datetime, Mapping[str, datetime]]] = deque()
         self._away = False
         self._try_again_at = -math.inf
 
@@ -78,12 +82,31 @@ class Dispatching:
         """Hand on those of some waiting jobs for which it is time."""
         pause = self._settings.redelivery
         look = pause + self._settings.sweep
+        begins = [(job.queue, job.run_at) for job in sorted(jobs, key=lambda one: one.run_at)]
+        self._seen.append((now, dict(reversed(begins))))
+        self._forget_seen(now)
         due = [
             job for job in jobs if job.id in self._refused or is_time(now - job.run_at, pause, look)
         ]
         self._refused.difference_update(job.id for job in jobs)
         if due:
             await self._hand_on(due)
+
+    def oldest(self, now: datetime) -> Mapping[str, timedelta]:
+        """Tell for how long the first job of each queue waits, of those that were seen lately.
+
+        One that still waits is looked after again before it is forgotten here, in some process.
+        """
+        self._forget_seen(now)
+        found: dict[str, timedelta] = {}
+        for _, begins in self._seen:
+            for queue, run_at in begins.items():
+                found[queue] = max(found.get(queue, timedelta(0)), now - run_at)
+        return found
+
+    def _forget_seen(self, now: datetime) -> None:
+        while self._seen and self._seen[0][0] < now - self._remembered:
+            self._seen.popleft()
 
 
 def is_time(waited: timedelta, pause: timedelta, look: timedelta) -> bool:

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
@@ -125,6 +125,14 @@ class Engine:
         if reserved and stored.status is JobStatus.PENDING and stored.run_at <= self.ledger.now():
             await self.dispatching.dispatch([stored])
         return stored
+
+    async def oldest(self, queues: Sequence[str]) -> Mapping[str, timedelta]:
+        """Tell for how long the first job of each queue waits; nothing where that is not known."""
+        ours = await self.ledger.oldest(queues)
+        if self.dispatcher.delivery is not Delivery.PUSH:
+            return ours
+        theirs, none = self.dispatching.oldest(self.ledger.now()), timedelta(0)
+        return {queue: max(ours.get(queue, none), theirs.get(queue, none)) for queue in queues}
 
     def hurry(self) -> None:
         """Let the grace period be over, now or when it comes."""

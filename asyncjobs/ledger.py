@@ -137,15 +137,14 @@ class Ledger:
         return before + 1 if before < _MOST_BEFORE else None
 
     async def oldest(self, queues: Sequence[str]) -> Mapping[str, timedelta]:
-        """Tell for how long the first job of each queue has been due; none where none is."""
+        """Tell for how long the first job of each queue has been due; {} if the store cannot."""
         if self._aging is None or not queues:
             return {}
         now = self._clock.now()
         moments = await self._aging.first_due(queues)
         return {
-            queue: now - moment
+            queue: timedelta(0) if moment is None else max(timedelta(0), now - moment)
             for queue, moment in zip(queues, moments, strict=True)
-            if moment is not None and moment < now
         }
 
     async def replace(self, steps: Sequence[Step]) -> Sequence[bool]:

@@ -131,12 +131,13 @@ class AsyncJobs(Opening):
         return await self._running.ledger.position(job)
 
     async def oldest_waiting(self) -> Mapping[str, timedelta]:
-        """Tell for how long the first job of each queue waits that could have begun.
+        """Tell for how long the first job of each handler's queue waits that could have begun.
 
-        A queue in which none does is left out, and all are where the store cannot tell.
+        Nothing where the store cannot tell. Of jobs that another engine is to begin, each process
+        knows those that it looked after lately: the greatest of their answers counts, and comes up
+        to `Settings.redelivery` late.
         """
-        queues = tuple(dict.fromkeys(kind.policy.queue for kind in self.registry))
-        return await self._running.ledger.oldest(queues)
+        return await self._running.oldest(self.registry.queues)
 
     @property
     def watchers(self) -> int:

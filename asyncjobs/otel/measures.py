@@ -99,10 +99,9 @@ class Measures:
     def _ages(self, _options: CallbackOptions) -> Generator[Observation]:
         if not self._jobs.is_open:
             return
-        oldest = self._oldest
-        for queue in self._jobs.registry.queues:
-            waited = oldest.get(queue, timedelta(0)).total_seconds()
-            yield Observation(waited, {names.SYSTEM: "asyncjobs", names.DESTINATION: queue})
+        for queue, waited in self._oldest.items():
+            labels = {names.SYSTEM: "asyncjobs", names.DESTINATION: queue}
+            yield Observation(waited.total_seconds(), labels)
 
     def _watchers(self, _options: CallbackOptions) -> Generator[Observation]:
         if self._jobs.is_open:

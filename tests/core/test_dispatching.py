@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncjobs import AsyncJobs, Job, JobContext, Settings
+from asyncjobs import AsyncJobs, Job, JobContext, Policy, Settings
 from asyncjobs.dispatchers.pushing import (
     AwaitedDispatcher,
     BlockingDispatcher,
@@ -97,6 +97,38 @@ async def test_what_an_engine_refused_is_handed_on_as_soon_as_it_comes_up(
         assert len(engine.told) == 3
     told = [one for one in caplog.records if "dispatched" in one.message]
     assert [one.levelname for one in told] == ["WARNING", "INFO"]
+
+
+@pytest.mark.anyio
+@pytest.mark.own_store
+async def test_how_long_an_engine_lets_jobs_wait_is_known_by_looking_after_them(
+    make: Callable[..., AsyncJobs],
+) -> None:
+    clock = ManualClock()
+    web = make(clock=clock, dispatcher=Engine(), settings=IDLE)
+
+    @web.handler("task")
+    async def task(_none: None, _job: JobContext) -> None: ...
+
+    @web.handler("other", policy=Policy(queue="other"))
+    async def other(_none: None, _job: JobContext) -> None: ...
+
+    async with web:
+        await anyio.wait_all_tasks_blocked()
+        first = await web.enqueue(task, None)
+        clock.advance(timedelta(seconds=10))
+        await web.enqueue(task, None)
+        for minutes in (1, 2):
+            clock.advance(timedelta(seconds=50 if minutes == 1 else 60))
+            await web._running.housekeeping.sweep()
+            waited = {"default": timedelta(minutes=minutes), "other": timedelta(0)}
+            assert await web.oldest_waiting() == waited
+        await web.run(first.id)
+        clock.advance(timedelta(seconds=80))
+        await web._running.housekeeping.sweep()
+        assert (await web.oldest_waiting())["default"] == timedelta(seconds=190)
+        clock.advance(timedelta(seconds=80))  # nobody has seen any of them since
+        assert (await web.oldest_waiting())["default"] == timedelta(0)
 
 
 class Mute(Engine):

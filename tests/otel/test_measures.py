@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext, JobFailed, Policy, Retry
+from asyncjobs.errors import StoreUnavailable
 from asyncjobs.otel import names
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import ManualClock
@@ -120,11 +121,58 @@ async def test_the_oldest_job_that_waits_is_told_by_queue(make: Make, recorded: 
         await jobs.enqueue(work, None)
         clock.advance(timedelta(seconds=40))
         await jobs.enqueue(work, None)
-        assert await jobs.oldest_waiting() == {"slow": timedelta(seconds=40)}
+        waits = {"slow": timedelta(seconds=40), "default": timedelta(0)}
+        assert await jobs.oldest_waiting() == waits
         await until(lambda: age("slow") == 40)
         assert age("default") == 0
         assert len(recorded.points(names.OLDEST)) == 2
     assert recorded.points(names.OLDEST) == {}
+
+
+class Mute(MemoryStore):
+    """Cannot tell since when jobs wait."""
+
+    first_due = None  # type: ignore[assignment]
+
+
+class Away(MemoryStore):
+    """Can, but may be away."""
+
+    away = False
+
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        if self.away:
+            raise StoreUnavailable("away", "it is away")
+        return await super().first_due(lanes)
+
+
+async def test_a_queue_is_not_told_to_be_empty_while_nothing_is_known_of_it(
+    make: Make, recorded: Any
+) -> None:
+    store = Away()
+    jobs = make(store=store)
+
+    @jobs.handler("work")
+    async def work(_payload: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        await until(lambda: recorded.points(names.OLDEST))
+        store.away = True
+        await until(lambda: not recorded.points(names.OLDEST))
+
+
+async def test_nothing_is_told_of_queues_where_the_store_cannot_know(
+    make: Make, recorded: Any
+) -> None:
+    jobs = make(store=Mute())
+
+    @jobs.handler("work")
+    async def work(_payload: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        assert await jobs.oldest_waiting() == {}
+        await until(lambda: recorded.points(names.WATCHERS))
+        assert recorded.points(names.OLDEST) == {}
 
 
 async def test_watchers_are_counted_and_attempts_are_none(jobs: AsyncJobs, recorded: Any) -> None:
