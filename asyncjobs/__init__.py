@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         UnreadableJob,
         UnusableConnection,
     )
-    from asyncjobs.logs import JobLogFilter
+    from asyncjobs.logs import JobLogFilter, job_log_fields
     from asyncjobs.model import (
         Detail,
         Job,
@@ -102,6 +102,7 @@ __all__ = [
     "UnknownType",
     "UnreadableJob",
     "UnusableConnection",
+    "job_log_fields",
 ]
 
 _HOMES = {
@@ -133,7 +134,7 @@ _HOMES = {
         "UnreadableJob",
         "UnusableConnection",
     ),
-    "logs": ("JobLogFilter",),
+    "logs": ("JobLogFilter", "job_log_fields"),
     "model": (
         "Detail",
         "Job",

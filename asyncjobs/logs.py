@@ -67,6 +67,12 @@ def working_on(job: Job) -> Generator[None]:
         _current.reset(token)
 
 
+def job_log_fields() -> dict[str, object]:
+    """Name the job at hand, as `JobLogFilter` does; {} outside a job."""
+    job = _current.get()
+    return log_fields(job) if job else {}
+
+
 class JobLogFilter(logging.Filter):
     """Adds `job_id`, `job_type`, `attempt`, `owner` and `trace_id` to what a handler logs.
 
@@ -75,8 +81,7 @@ class JobLogFilter(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        job = _current.get()
-        fields = log_fields(job) if job else dict.fromkeys(_LOG_FIELDS)
+        fields = job_log_fields() or dict.fromkeys(_LOG_FIELDS)
         for name, value in fields.items():
             if not hasattr(record, name):
                 setattr(record, name, value)

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from asyncjobs import JobCancelled, JobContext, JobLogFilter
+from asyncjobs import JobCancelled, JobContext, JobLogFilter, job_log_fields
 from asyncjobs.context import Gauge, progress_of
 from asyncjobs.logs import working_on
 from asyncjobs.model import Detail
@@ -161,3 +161,14 @@ def test_log_records_name_the_job_inside_and_outside_of_it(
     assert told["inside"]["trace_id"] == inside.trace_id
     assert told["own"]["job_id"] == job.id
     assert told["own"]["name"] == "asyncjobs.job.export"
+
+
+def test_other_loggers_are_told_what_names_the_job(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    caplog.handler.addFilter(JobLogFilter())
+    assert job_log_fields() == {}
+    with working_on(sample_job(user_id="ada")):
+        logging.getLogger("app").info("inside")
+        told = job_log_fields()
+    assert told == {name: vars(caplog.records[0])[name] for name in told}
+    assert list(told) == ["job_id", "job_type", "attempt", "owner", "trace_id"]
