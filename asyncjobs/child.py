@@ -13,7 +13,7 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -138,7 +138,7 @@ class _Forward(logging.Handler):
             self.handleError(record)
 
 
-def main(pipe: Connection, log_level: int) -> None:
+def main(pipe: Connection, log_levels: Mapping[str | None, int]) -> None:
     """Make one attempt after the other until the parent is gone."""
     if hasattr(os, "setsid"):
         os.setsid()  # a handler's own processes are killed with it; Ctrl-C is the parent's business
@@ -146,9 +146,9 @@ def main(pipe: Connection, log_level: int) -> None:
         signal.signal(one, signal.SIG_IGN)  # the parent drains, and needs this process for it
     multiprocessing.current_process().daemon = False  # a handler may start processes
     parent = _Parent(pipe)
-    root = logging.getLogger()
-    root.addHandler(_Forward(parent))
-    root.setLevel(log_level)
+    logging.getLogger().addHandler(_Forward(parent))
+    for name, level in log_levels.items():
+        logging.getLogger(name).setLevel(level)
     Thread(target=parent.listen, name="asyncjobs parent", daemon=True).start()
     while True:
         _attempt(parent, parent.work.get())

@@ -119,10 +119,9 @@ class _Child:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._theirs: Connection = theirs
-        level = logging.getLogger().getEffectiveLevel()
         # A daemon, so that an interpreter that ends without closing the queue does not wait for it.
         self._process = context.Process(
-            target=child.main, args=(theirs, level), name="asyncjobs job", daemon=True
+            target=child.main, args=(theirs, _log_levels()), name="asyncjobs job", daemon=True
         )
 
     def start(self) -> None:
@@ -162,6 +161,16 @@ class _Child:
                 os.killpg(pid, signal.SIGKILL)
         self._process.kill()
         self._process.join()
+
+
+def _log_levels() -> dict[str | None, int]:
+    """Tell which levels were set here, so that the child sends what would be logged; None: root."""
+    root = logging.getLogger()
+    levels: dict[str | None, int] = {None: root.level}
+    for name, one in list(root.manager.loggerDict.items()):
+        if isinstance(one, logging.Logger) and one.level != logging.NOTSET:
+            levels[name] = one.level
+    return levels
 
 
 def _take_note(message: Report | logging.LogRecord, gauge: Gauge) -> None:

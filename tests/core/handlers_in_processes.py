@@ -36,7 +36,7 @@ class Unsendable(Exception):
 
 @kinds.handler("square", run_in="process")
 def square(number: int, job: JobContext) -> tuple[int, int]:
-    logging.getLogger("app").warning("squaring %s", number)
+    logging.getLogger("app").info("squaring %s", number)
     job.progress(50, "half", current=1, total=2)
     return number**2, os.getpid()
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import get_args
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from asyncjobs import (
@@ -536,6 +537,28 @@ async def test_each_transition_is_logged_once_as_data_without_the_owner(
         assert record["trace_id"] == job.trace_id
         assert record["owner"] == owner_hash("ada@example.org")
         assert "ada" not in str(record)
+
+
+async def test_what_handlers_log_names_their_job_on_the_loop_and_in_threads(
+    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "app")
+    caplog.handler.addFilter(JobLogFilter())
+
+    @jobs.handler("async")
+    async def asynchronous(number: int, _job: JobContext) -> None:
+        await anyio.to_thread.run_sync(logging.getLogger("app").info, number)
+
+    @jobs.handler("def")
+    def plain(number: int, _job: JobContext) -> None:
+        logging.getLogger("app").info(number)
+
+    async with jobs:
+        made = [await jobs.enqueue(("async", "def")[number % 2], number) for number in range(6)]
+        for job in made:
+            await jobs.wait(job.id)
+    told = {one.msg: vars(one)["job_id"] for one in caplog.records if one.name == "app"}
+    assert told == {number: job.id for number, job in enumerate(made)}
 
 
 def test_equal_owners_have_equal_hashes_and_nobody_has_none() -> None:

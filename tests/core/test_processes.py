@@ -25,6 +25,7 @@ from asyncjobs import (
     Job,
     JobContext,
     JobFailed,
+    JobLogFilter,
     JobStatus,
     JobType,
     NotOpen,
@@ -90,7 +91,8 @@ async def is_gone(pid: str) -> None:
 async def test_a_handler_runs_in_another_process_which_is_used_again(
     jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "app")
+    caplog.handler.addFilter(JobLogFilter())
     async with jobs:
         first = await finished(jobs, "square", 12)
         second = await finished(jobs, "square", 5)
@@ -98,7 +100,11 @@ async def test_a_handler_runs_in_another_process_which_is_used_again(
     assert isinstance(second.result, list)
     assert (first.result[0], second.result[0]) == (144, 25)
     assert first.result[1] == second.result[1] != os.getpid()
-    assert "squaring 12" in caplog.text
+    told = [(one.getMessage(), vars(one)["job_id"]) for one in caplog.records]
+    assert [one for one in told if "squaring" in one[0]] == [
+        ("squaring 12", first.id),
+        ("squaring 5", second.id),
+    ]
     assert not lives(str(first.result[1]))
 
 
