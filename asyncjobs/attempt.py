@@ -87,6 +87,13 @@ class Attempt:
         """Whether a thread works on the job at this moment."""
         return self.thread is not None and self.thread.alive
 
+    def told_to_stop(self) -> str | None:
+        """Say why the handler is told to stop, None where it is not."""
+        if self.cause is not None:
+            return self.cause.value
+        timed_out = self._scope is not None and self._scope.cancel_called
+        return Cause.TIMEOUT.value if timed_out else None
+
     def back_on_the_loop(self) -> None:
         """Note that what remains of the handler can be cancelled like any task."""
         if self.cause is not None and self._scope is not None:

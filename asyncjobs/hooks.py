@@ -42,8 +42,13 @@ class Spans(Protocol):
         """Enclose the submission of a job of a type to a queue; the job keeps what is yielded."""
         ...
 
-    def attempting(self, job: Job, /) -> AbstractContextManager[str | None]:
-        """Enclose the call of a handler, also in time: what it raises passes through."""
+    def attempting(
+        self, job: Job, told_to_stop: Callable[[], str | None], /
+    ) -> AbstractContextManager[str | None]:
+        """Enclose the call of a handler, also in time: what it raises passes through.
+
+        `told_to_stop` says why, where that is because it was told to: `timeout`, `cancel` ...
+        """
         ...
 
 
@@ -55,7 +60,9 @@ class NoSpans:
     ) -> AbstractContextManager[str | None]:
         return nullcontext(traceparent)
 
-    def attempting(self, job: Job, /) -> AbstractContextManager[str | None]:
+    def attempting(
+        self, job: Job, _told_to_stop: Callable[[], str | None], /
+    ) -> AbstractContextManager[str | None]:
         return nullcontext(job.traceparent)
 
 

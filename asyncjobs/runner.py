@@ -173,7 +173,7 @@ class Runner:
     async def _perform(self, handler: Handler[Any, Any], attempt: Attempt) -> bytes:
         """Call the handler where it runs; return the result as JSON."""
         job = attempt.job
-        with self._hooks.spans.attempting(job) as traceparent:
+        with self._hooks.spans.attempting(job, attempt.told_to_stop) as traceparent:
             if traceparent != job.traceparent:
                 job = job.model_copy(update={"traceparent": traceparent})
             if handler.place is not None:

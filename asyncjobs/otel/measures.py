@@ -19,6 +19,8 @@ Labels = Mapping[str, str]
 # What jobs take: from what a request waits for to the deadline of a day.
 _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
 
+_MOST_ERRORS = 100
+
 
 class Measures:
     """The instruments of one queue. Labels come from what is registered, so they are few."""
@@ -26,6 +28,7 @@ class Measures:
     def __init__(self, jobs: AsyncJobs, meter: Meter) -> None:
         self._jobs = jobs
         self._labels: dict[tuple[str, str], Labels] = {}
+        self._errors: set[str] = set()
         self._oldest: Mapping[str, timedelta] = {}
         count = meter.create_counter
         self._sent = count(names.SENT, "{message}", "Jobs that were enqueued.")
@@ -81,8 +84,14 @@ class Measures:
     def end(self, labels: Labels, seconds: float, error: str | None) -> None:
         """Note that it does no more."""
         self._running.add(-1, labels)
-        failed = {} if error is None else {names.ERROR_TYPE: error}
+        failed = {} if error is None else {names.ERROR_TYPE: self._known(error)}
         self._took.record(seconds, {**labels, names.OPERATION: "process", **failed})
+
+    def _known(self, error: str) -> str:
+        """Keep the first so many kinds of errors: an application may make classes without end."""
+        if len(self._errors) < _MOST_ERRORS:
+            self._errors.add(error)
+        return error if error in self._errors else names.OTHER
 
     async def run(self) -> None:
         """Look at what waits, now and then, until cancelled."""

@@ -32,8 +32,12 @@ OLDEST = "asyncjobs.queue.oldest.age"
 LOST = "asyncjobs.workers.lost"
 WATCHERS = "asyncjobs.watchers"
 
-#: What `error.type` is for a handler that was told to stop.
-INTERRUPTED = "interrupted"
+EXCEPTION_TYPE = "exception.type"
+EXCEPTION_MESSAGE = "exception.message"
+
+#: What `error.type` is for handlers that were told to stop, among others.
+TIMEOUT = "timeout"
+SHUTDOWN = "shutdown"
 
 #: What `error.type` may be for a job that has failed; any other code is one of the application's.
 CODES = frozenset(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 
 from opentelemetry import trace
@@ -11,9 +11,11 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from asyncjobs.containment import belongs_to_the_loop
+from asyncjobs.errors import InvalidPayload, InvalidResult
 from asyncjobs.model import Job
 from asyncjobs.otel import names
-from asyncjobs.otel.measures import Measures
+from asyncjobs.otel.measures import Labels, Measures
 from asyncjobs.transitions import Event, Transition
 
 _propagator = TraceContextTextMapPropagator()
@@ -51,9 +53,24 @@ class TracedSpans:
                 raise
 
     @contextmanager
-    def attempting(self, job: Job, /) -> Generator[str | None]:
+    def attempting(
+        self, job: Job, told_to_stop: Callable[[], str | None], /
+    ) -> Generator[str | None]:
         """Trace the call of a handler, and measure it."""
         labels = self._measures.labels(job.type, job.queue)
+        error: str | None = None
+        with self._attempt(job, labels) as span:
+            self._measures.begin(labels)
+            begun = perf_counter()
+            try:
+                yield _written(span) or job.traceparent
+            except BaseException as raised:
+                error = _ended_by(span, raised, told_to_stop())
+                raise
+            finally:
+                self._measures.end(labels, perf_counter() - begun, error)
+
+    def _attempt(self, job: Job, labels: Labels) -> AbstractContextManager[Span]:
         attributes: Mapping[str, str | int] = {
             names.OPERATION: "process",
             names.OPERATION_TYPE: "process",
@@ -62,8 +79,7 @@ class TracedSpans:
             **labels,
         }
         submission = _read(job.traceparent)
-        error: str | None = None
-        with self._tracer.start_as_current_span(
+        return self._tracer.start_as_current_span(
             f"process {labels[names.JOB_TYPE]}",
             Context(),  # a trace of its own: it may begin hours later, and more than once
             SpanKind.CONSUMER,
@@ -71,22 +87,7 @@ class TracedSpans:
             [Link(submission)] if submission.is_valid else (),
             record_exception=False,
             set_status_on_exception=False,
-        ) as span:
-            self._measures.begin(labels)
-            begun = perf_counter()
-            try:
-                yield _written(span) or job.traceparent
-            except Exception as raised:
-                error = type(raised).__qualname__
-                span.record_exception(raised)
-                _failed(span, error)
-                raise
-            except BaseException:  # told to stop, which is no failure of it
-                error = names.INTERRUPTED
-                span.set_attribute(names.ERROR_TYPE, error)
-                raise
-            finally:
-                self._measures.end(labels, perf_counter() - begun, error)
+        )
 
 
 def name_the_job(transition: Transition) -> None:
@@ -119,6 +120,28 @@ def _written(span: Span) -> str | None:
     carrier: dict[str, str] = {}
     _propagator.inject(carrier, trace.set_span_in_context(span, Context()))
     return carrier.get("traceparent")
+
+
+def _ended_by(span: Span, raised: BaseException, told_to_stop: str | None) -> str:
+    """Say on the span how a handler ended that raised; return the `error.type`."""
+    if not isinstance(raised, Exception):
+        if told_to_stop is None and belongs_to_the_loop(raised, stopping=False):
+            told_to_stop = names.SHUTDOWN  # with all else that ran in this process
+        if told_to_stop == names.TIMEOUT:
+            _failed(span, told_to_stop)
+            return told_to_stop
+        if told_to_stop is not None:  # which is no failure of it
+            span.set_attribute(names.ERROR_TYPE, told_to_stop)
+            return told_to_stop
+    error = type(raised).__qualname__
+    if isinstance(raised, InvalidPayload | InvalidResult):
+        # Without the traceback, where its cause shows the value that did not fit.
+        said = {names.EXCEPTION_TYPE: error, names.EXCEPTION_MESSAGE: str(raised)}
+        span.add_event("exception", said)
+    else:
+        span.record_exception(raised)
+    _failed(span, error)
+    return error
 
 
 def _failed(span: Span, error: str) -> None:

@@ -65,7 +65,7 @@ async def test_what_runs_is_counted_while_it_runs(jobs: AsyncJobs, recorded: Any
             await jobs.cancel(job.id)
             await jobs.wait(job.id, timeout=30)
         assert recorded.total(names.RUNNING) == 0
-    assert recorded.total(names.PROCESSING, error_type="interrupted") == 2
+    assert recorded.total(names.PROCESSING, error_type="cancel") == 2
 
 
 async def test_a_missed_deadline_is_counted_by_who_records_it(make: Make, recorded: Any) -> None:
@@ -127,6 +127,18 @@ async def test_the_oldest_job_that_waits_is_told_by_queue(make: Make, recorded: 
         assert age("default") == 0
         assert len(recorded.points(names.OLDEST)) == 2
     assert recorded.points(names.OLDEST) == {}
+
+
+async def test_errors_without_end_share_a_label(jobs: AsyncJobs, recorded: Any) -> None:
+    @jobs.handler("fails")
+    async def fails(number: int, _job: JobContext) -> None:
+        raise type(f"Error{number}", (Exception,), {})
+
+    async with jobs:
+        for number in range(120):
+            await jobs.wait((await jobs.enqueue(fails, number)).id)
+    assert len(recorded.points(names.PROCESSING)) == 101
+    assert recorded.total(names.PROCESSING, error_type="_OTHER") == 20
 
 
 class Mute(MemoryStore):

@@ -27,7 +27,9 @@ from asyncjobs import (
     Policy,
     Retry,
 )
+from asyncjobs.model import Delivery
 from asyncjobs.otel import instrument
+from asyncjobs.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
 
@@ -214,7 +216,87 @@ async def test_a_handler_that_was_told_to_stop_is_no_error(jobs: AsyncJobs, reco
         await jobs.wait(job.id, timeout=30)
     [attempt] = recorded.spans("process")
     assert attempt.status.status_code is StatusCode.UNSET
-    assert attempt.attributes["error.type"] == "interrupted"
+    assert attempt.attributes["error.type"] == "cancel"
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_a_handler_that_takes_too_long_is_an_error(
+    jobs: AsyncJobs, recorded: Any, *, asynchronous: bool
+) -> None:
+    brief = Policy(timeout=timedelta(seconds=0.1))
+
+    @jobs.handler("async", policy=brief)
+    async def on_the_loop(_payload: None, _job: JobContext) -> None:
+        await anyio.sleep_forever()
+
+    @jobs.handler("def", policy=brief)
+    def in_a_thread(_payload: None, job: JobContext) -> None:
+        while True:
+            job.check()
+
+    async with jobs:
+        job = await done(jobs, "async" if asynchronous else "def", None)
+    assert job.error
+    assert job.error.code == "timeout"
+    [attempt] = recorded.spans("process")
+    assert attempt.status.status_code is StatusCode.ERROR
+    assert attempt.attributes["error.type"] == "timeout"
+
+
+async def test_a_shutdown_is_no_error_of_the_handler(jobs: AsyncJobs, recorded: Any) -> None:
+    started = anyio.Event()
+
+    @jobs.handler("long")
+    async def long(_payload: None, _job: JobContext) -> None:
+        started.set()
+        await anyio.sleep_forever()
+
+    async with jobs:
+        await jobs.enqueue(long, None)
+        await started.wait()
+    [attempt] = recorded.spans("process")
+    assert attempt.status.status_code is StatusCode.UNSET
+    assert attempt.attributes["error.type"] == "shutdown"
+
+
+async def test_a_handler_that_leaves_by_itself_is_an_error(jobs: AsyncJobs, recorded: Any) -> None:
+    @jobs.handler("leaves")
+    async def leaves(_payload: None, _job: JobContext) -> None:
+        raise SystemExit
+
+    async with jobs:
+        await done(jobs, leaves, None)
+    [attempt] = recorded.spans("process")
+    assert attempt.status.status_code is StatusCode.ERROR
+    assert attempt.attributes["error.type"] == "SystemExit"
+
+
+async def test_a_payload_or_a_result_that_does_not_fit_is_an_error_without_what_was_in_it(
+    make: Any, recorded: Any
+) -> None:
+    store = MemoryStore()
+    jobs: AsyncJobs = make(store=store)
+    before = AsyncJobs(store, dispatcher="worker")
+    earlier = before.external("typed", payload=str, result=int)
+
+    @jobs.handler("typed")
+    async def typed(_number: int, _job: JobContext) -> int:
+        return 1
+
+    @jobs.handler("lies")
+    async def lies(_payload: None, _job: JobContext) -> int:
+        return "secret"  # type: ignore[return-value]
+
+    async with before, jobs:
+        late = await before.enqueue(earlier, "secret")
+        late = late.model_copy(update={"delivery": Delivery.PULL})
+        await jobs._running.runner.run(late)
+        await done(jobs, lies, None)
+    attempts = recorded.spans("process")
+    assert [one.attributes["error.type"] for one in attempts] == ["InvalidPayload", "InvalidResult"]
+    for attempt in attempts:
+        assert [event.name for event in attempt.events] == ["exception"]
+        assert "secret" not in attempt.to_json()
 
 
 async def test_a_failure_on_purpose_is_an_error(jobs: AsyncJobs, recorded: Any) -> None:
