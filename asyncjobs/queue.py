@@ -244,7 +244,7 @@ class AsyncJobs(Opening):
         """
         job = await self.get(job_id)
         if job is None:
-            log.warning("An unknown job was delivered: %s", job_id)
+            log.warning("An unknown job was delivered: %s", job_id, extra={"job_id": job_id})
         elif job.status is JobStatus.PENDING:
             await self._running.runner.run(job)
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from opentelemetry.metrics import MeterProvider, get_meter
+from opentelemetry.metrics import MeterProvider, get_meter_provider
 from opentelemetry.trace import TracerProvider, get_tracer
 
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.hooks import NoSpans
+from asyncjobs.otel.gauges import gauges_of
 from asyncjobs.otel.measures import Measures
 from asyncjobs.otel.names import SCHEMA
 from asyncjobs.otel.spans import TracedSpans, name_the_job
@@ -41,8 +42,10 @@ def instrument(
         raise ConfigurationError("This queue is instrumented already.")
     ours = "asyncjobs", version("asyncjobs-http")
     tracer = get_tracer(*ours, tracer_provider, SCHEMA)
-    meter = get_meter(*ours, meter_provider, SCHEMA)
+    meters = meter_provider or get_meter_provider()
+    meter = meters.get_meter(*ours, SCHEMA)
     measures = Measures(jobs, meter)
+    gauges_of(meters, meter).add(measures)
     jobs.hooks.spans = TracedSpans(tracer, measures)
     jobs.hooks.observers += [measures.observe, name_the_job]
     jobs.hooks.loops.append(measures.run)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 
 import anyio
-from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+from opentelemetry.metrics import Histogram, Meter
 
 from asyncjobs.errors import StoreError
 from asyncjobs.model import JobStatus
@@ -29,7 +29,7 @@ class Measures:
         self._jobs = jobs
         self._labels: dict[tuple[str, str], Labels] = {}
         self._errors: set[str] = set()
-        self._oldest: Mapping[str, timedelta] = {}
+        self.oldest: Mapping[str, timedelta] = {}
         count = meter.create_counter
         self._sent = count(names.SENT, "{message}", "Jobs that were enqueued.")
         self._consumed = count(names.CONSUMED, "{message}", "Attempts that were begun.")
@@ -40,12 +40,11 @@ class Measures:
         )
         self._took = _seconds(meter, names.PROCESSING, "How long handlers ran.")
         self._waited = _seconds(meter, names.WAIT, "How long jobs waited that could have begun.")
-        meter.create_observable_gauge(
-            names.OLDEST, [self._ages], "s", "For how long the first job of a queue has waited."
-        )
-        meter.create_observable_gauge(
-            names.WATCHERS, [self._watchers], "{watcher}", "Who follows a job in this process."
-        )
+
+    @property
+    def watchers(self) -> int | None:
+        """Who follows a job of the queue, None while it is not open."""
+        return self._jobs.watchers if self._jobs.is_open else None
 
     def labels(self, kind: str, queue: str) -> Labels:
         """Name a type and a queue as far as they are known here."""
@@ -98,23 +97,12 @@ class Measures:
         try:
             while True:
                 try:
-                    self._oldest = await self._jobs.oldest_waiting()
+                    self.oldest = await self._jobs.oldest_waiting()
                 except StoreError:
-                    self._oldest = {}  # what was true a while ago would hide that it is away
+                    self.oldest = {}  # what was true a while ago would hide that it is away
                 await anyio.sleep(self._jobs.settings.sweep.total_seconds())
         finally:
-            self._oldest = {}
-
-    def _ages(self, _options: CallbackOptions) -> Generator[Observation]:
-        if not self._jobs.is_open:
-            return
-        for queue, waited in self._oldest.items():
-            labels = {names.SYSTEM: "asyncjobs", names.DESTINATION: queue}
-            yield Observation(waited.total_seconds(), labels)
-
-    def _watchers(self, _options: CallbackOptions) -> Generator[Observation]:
-        if self._jobs.is_open:
-            yield Observation(self._jobs.watchers, {names.SYSTEM: "asyncjobs"})
+            self.oldest = {}
 
 
 def _seconds(meter: Meter, name: str, description: str) -> Histogram:

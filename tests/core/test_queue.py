@@ -578,7 +578,9 @@ async def test_what_our_workers_hold_is_not_reported_from_outside(jobs: AsyncJob
         await jobs.cancel(job.id)
 
 
-async def test_every_verb_knows_what_is_unknown(jobs: AsyncJobs) -> None:
+async def test_every_verb_knows_what_is_unknown(
+    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
+) -> None:
     nobody = new_job_id()
     async with jobs:
         assert await jobs.get(nobody) is None
@@ -595,6 +597,8 @@ async def test_every_verb_knows_what_is_unknown(jobs: AsyncJobs) -> None:
             with pytest.raises(UnknownJob):
                 await verb
         await jobs.run(nobody)
+    [told] = [vars(one) for one in caplog.records if "unknown job" in one.getMessage()]
+    assert told["job_id"] == nobody
 
 
 # wait and subscribe

@@ -207,6 +207,25 @@ async def test_watchers_are_counted_and_attempts_are_none(jobs: AsyncJobs, recor
     assert recorded.points(names.WATCHERS) == {}
 
 
+async def test_queues_of_one_process_are_told_together(make: Make, recorded: Any) -> None:
+    clock = ManualClock()
+    both = [make(clock=clock, dispatcher="worker") for _ in range(2)]
+    for jobs in both:
+
+        @jobs.handler("work")
+        async def work(_payload: None, _job: JobContext) -> None: ...
+
+    async with both[0], both[1], anyio.create_task_group() as tasks:
+        for jobs, seconds in zip(both, (20, 10), strict=True):
+            job = await jobs.enqueue("work", None)
+            clock.advance(timedelta(seconds=seconds))
+            tasks.start_soon(jobs.wait, job.id)
+        await until(lambda: recorded.total(names.WATCHERS) == 2)
+        await until(lambda: recorded.total(names.OLDEST) == 30)
+        assert len(recorded.points(names.OLDEST)) == 1
+        tasks.cancel_scope.cancel()
+
+
 async def test_types_and_queues_that_are_not_registered_share_a_label(
     make: Make, recorded: Any
 ) -> None:

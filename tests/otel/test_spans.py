@@ -27,8 +27,9 @@ from asyncjobs import (
     Policy,
     Retry,
 )
+from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.model import Delivery
-from asyncjobs.otel import instrument
+from asyncjobs.otel import instrument, names
 from asyncjobs.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
@@ -83,6 +84,44 @@ async def test_a_submission_is_a_producer_and_each_attempt_a_consumer_linked_to_
         assert span.attributes["messaging.destination.name"] == "default"
         assert span.attributes["messaging.message.id"] == job.id
         assert "ada" not in span.to_json()
+
+
+class Engine(WorkerDispatcher):
+    """An engine outside: what it carries, the test hands on."""
+
+    delivery = Delivery.PUSH
+
+
+async def test_attempts_in_an_engine_s_worker_are_linked_to_the_submission_as_well(
+    make: Any, recorded: Any
+) -> None:
+    store = MemoryStore()
+    queues: list[AsyncJobs] = [make(store=store, dispatcher=Engine()) for _ in range(2)]
+    web, worker = queues
+    for jobs in queues:
+
+        @jobs.handler("import", policy=AGAIN)
+        def import_file(_path: str, job: JobContext) -> None:
+            if job.attempt == 1:
+                raise ValueError("once more")
+
+    async with web, worker:
+        job = await web.enqueue("import", "a.csv")
+        with recorded.tracers.get_tracer("engine").start_as_current_span("run/asyncjobs.run"):
+            for _ in range(3):  # one too many
+                await worker.run(job.id)
+        assert (await web.find(job.id)).status is JobStatus.COMPLETED
+    [submit] = recorded.spans("enqueue import")
+    attempts = recorded.spans("process import")
+    assert [one.attributes["asyncjobs.job.attempt"] for one in attempts] == [1, 2]
+    for attempt in attempts:
+        assert attempt.parent is None
+        assert [traceparent(link.context) for link in attempt.links] == [job.traceparent]
+    assert job.traceparent == traceparent(submit.context)
+    of_import = {"asyncjobs_job_type": "import"}
+    assert recorded.total(names.SENT, **of_import) == 1
+    assert recorded.total(names.CONSUMED, **of_import) == 2
+    assert recorded.total(names.ENDED, asyncjobs_job_outcome="completed", **of_import) == 1
 
 
 async def test_a_submission_belongs_to_the_span_in_which_it_is_made(
