@@ -51,7 +51,7 @@ def is_public(text: str) -> bool:
         return not any(address in network for network in _NOT_PUBLIC_4)
     if address is None or address.scope_id is not None or address not in _PUBLIC_6:
         return False
-    return not any(address in network for network in _NOT_PUBLIC_6)
+    return not _is_isatap(address) and not any(address in network for network in _NOT_PUBLIC_6)
 
 
 def is_loopback(text: str) -> bool:
@@ -60,6 +60,11 @@ def is_loopback(text: str) -> bool:
     if isinstance(address, IPv4Address):
         return address in _LOOPBACK_4
     return address == _LOOPBACK_6
+
+
+def _is_isatap(address: IPv6Address) -> bool:
+    """Tell whether an IPv4 address is the rest of it, below any prefix (RFC 5214, section 6.1)."""
+    return (int(address) >> 32) & 0xFDFF_FFFF == 0x0000_5EFE
 
 
 def _parsed(text: str) -> IPv4Address | IPv6Address | None:

@@ -20,6 +20,7 @@ from asyncjobs.testing import ManualClock
 pytestmark = pytest.mark.anyio
 
 DOCS = Path(__file__).parents[2] / "docs"
+PACKAGE = DOCS.parent / "asyncjobs"
 OURS = re.compile(r"\b(?:asyncjobs|messaging)_[a-z_]+\b")
 METRIC = re.compile(r"(?:_total|_bucket|_sum|_count)$")
 LABEL = re.compile(r"(?:by|on) \(([^)]*)\)|\{([^}]*)\}")
@@ -123,3 +124,13 @@ async def test_the_reference_names_all_metrics_and_no_others() -> None:
         names.OLDEST,
         names.WATCHERS,
     }
+
+
+def test_the_guide_quotes_the_log_as_it_is() -> None:
+    page = (DOCS / "howto" / "operate.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    quoted = re.findall(r"^\| `([A-Z][^`]*)` in the logs", page, re.MULTILINE)
+    assert len(quoted) == 3
+    for sentence in quoted:
+        for part in sentence.split("…"):
+            assert part.strip() in code, sentence

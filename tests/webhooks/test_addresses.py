@@ -101,10 +101,21 @@ def test_what_python_knows_to_be_local_is_never_public(address: IPv4Address | IP
         assert not address.is_multicast
 
 
+# Compatible, mapped, NAT64, 6to4, ISATAP under a network's own prefix (RFC 5214).
+INSIDE = [
+    ("::", 0),
+    ("::ffff:0:0", 0),
+    ("64:ff9b::", 0),
+    ("2002::", 80),
+    ("2a00:1450::5efe:0:0", 0),
+    ("2a00:1450::200:5efe:0:0", 0),
+]
+
+
 @given(st.ip_addresses(v=4))
 def test_an_ipv4_address_inside_an_ipv6_one_is_never_public(address: IPv4Address) -> None:
     number = int(address)
-    for prefix, shift in (("::", 0), ("::ffff:0:0", 0), ("64:ff9b::", 0), ("2002::", 80)):
+    for prefix, shift in INSIDE:
         inside = IPv6Address(int(IPv6Address(prefix)) + (number << shift))
         assert not is_public(str(inside))
 
