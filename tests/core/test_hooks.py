@@ -316,6 +316,18 @@ async def test_a_deadline_missed_in_a_neglected_lane_is_told_with_the_payload(ma
     ]
 
 
+async def test_a_lost_worker_is_told_by_the_housekeeping_that_finds_it(make: Make) -> None:
+    begun, store = running(), MemoryStore()
+    jobs = make(store=store, clock=ManualClock(begun.run_at + timedelta(minutes=1)))
+    told = told_of(jobs)
+    async with jobs:
+        await store.insert([begun])
+        await until(lambda: told)
+    assert [(one.event, one.job.id, one.worker_lost) for one in told] == [
+        (Event.LOST, begun.id, True)
+    ]
+
+
 async def test_a_repeated_submission_is_not_told(jobs: AsyncJobs) -> None:
     told = told_of(jobs)
     kind = jobs.external("once", payload=int, result=int)
