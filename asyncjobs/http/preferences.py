@@ -6,13 +6,16 @@ import re
 
 from asyncjobs.errors import InvalidIdempotencyKey
 
-_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_VALUE = rf'(?:{_NAME}|"(?:[^"\\]|\\.)*")'
-_PARAMETERS = rf"(?:\s*;(?:\s*{_NAME}(?:\s*=\s*{_VALUE}?)?)?)*"
-_PREFERENCE = re.compile(rf"\s*({_NAME})(?:\s*=\s*({_VALUE})?)?{_PARAMETERS}\s*(?:,|$)")
+# Possessive throughout (`*+`): there is one way to read a header, and a hostile one cannot make the
+# search for others take for ever.
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_VALUE = rf'(?:{_NAME}|"(?:[^"\\]|\\.)*+")'
+_PARAMETERS = rf"(?:\s*+;(?:\s*+{_NAME}(?:\s*+=\s*+{_VALUE}?+)?+)?+)*+"
+_PREFERENCE = re.compile(rf"\s*+({_NAME})(?:\s*+=\s*+({_VALUE})?+)?+{_PARAMETERS}\s*+(?:,|$)")
 
-# What follows a preference that cannot be read: up to the next comma outside of quotes.
-_SKIP = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^,])*(?:,|$)', re.DOTALL)
+# What follows a preference that cannot be read: up to the next comma outside of quotes, or to the
+# end where a quote is never closed.
+_SKIP = re.compile(r'(?:"(?:[^"\\]|\\.)*+(?:"|\\?$)|[^,"])*+(?:,|$)', re.DOTALL)
 
 
 def preferences(prefer: str | None) -> dict[str, str]:

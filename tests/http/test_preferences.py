@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,24 @@ def test_preferences_are_read_as_their_standard_says(
     header: str | None, found: dict[str, str]
 ) -> None:
     assert preferences(header) == found
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "a" + ";a= " * 22 + '"',
+        "a" + " ; " * 22 + '"',
+        "a=" + " " * 20_000 + '"',
+        '"' + r"\"" * 20_000,
+        '"' + r"\"" * 20_000 + "\\",
+        'a="' * 20_000,
+        "a=," * 20_000,
+    ],
+)
+def test_a_header_that_is_made_to_be_hard_is_read_as_quickly_as_any(header: str) -> None:
+    before = time.process_time()
+    assert wait_of(f"{header}, wait=5, wait=6") in {None, 5}
+    assert time.process_time() - before < 1
 
 
 @pytest.mark.parametrize(
