@@ -51,7 +51,8 @@ def wait_of(prefer: str | None) -> int | None:
 
 # RFC 9651 section 3.3.3, which the draft asks for; and what most clients send instead.
 _QUOTED_KEY = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
-_BARE_KEY = re.compile(r"[\x21\x23-\x7e][\x21-\x7e]*")
+# Without commas: those of two fields that a server has joined are no part of a key.
+_BARE_KEY = re.compile(r"[\x21\x23-\x2b\x2d-\x7e][\x21-\x2b\x2d-\x7e]*")
 
 _LONGEST_KEY = 255
 
@@ -69,7 +70,9 @@ def idempotency_key_of(header: str | None) -> str | None:
     elif _BARE_KEY.fullmatch(text):
         key = text
     else:
-        raise InvalidIdempotencyKey("it is no string of visible ASCII characters")
+        raise InvalidIdempotencyKey(
+            "it is not one string of visible ASCII characters, quoted if it has blanks or commas"
+        )
     if not 1 <= len(key) <= _LONGEST_KEY:
         raise InvalidIdempotencyKey(f"it must have 1 to {_LONGEST_KEY} characters, not {len(key)}")
     return key

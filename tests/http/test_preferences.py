@@ -91,6 +91,9 @@ def test_any_header_of_odd_punctuation_can_be_read(header: str) -> None:
         ('  "with blanks"\t', "with blanks"),
         (r'"a \"quoted\" \\ one"', r'a "quoted" \ one'),
         ("x" * 255, "x" * 255),
+        (f'"{"x" * 255}"', "x" * 255),
+        (f'"{chr(92) * 510}"', chr(92) * 255),
+        ('"a,b"', "a,b"),
     ],
 )
 def test_a_key_is_read_quoted_or_bare(header: str | None, key: str | None) -> None:
@@ -98,8 +101,15 @@ def test_a_key_is_read_quoted_or_bare(header: str | None, key: str | None) -> No
 
 
 @pytest.mark.parametrize(
-    "header", ["", '""', '"', '"a', "a b", "a, a", '"a", "a"', "ä", '"ä"', "a\x00", "x" * 256]
+    "header",
+    ["", '""', '"', '"a', "a b", '"a", "a"', "ä", '"ä"', "a\x00", "x" * 256, f'"{"x" * 256}"'],
 )
 def test_what_is_no_key_is_refused(header: str) -> None:
+    with pytest.raises(InvalidIdempotencyKey):
+        idempotency_key_of(header)
+
+
+@pytest.mark.parametrize("header", ["a, b", "a,b", "a, a", "a,", ",", '"a","b"'])
+def test_two_keys_are_none_however_a_server_joins_them(header: str) -> None:
     with pytest.raises(InvalidIdempotencyKey):
         idempotency_key_of(header)
