@@ -25,12 +25,12 @@ from asyncjobs.adapters.starlette import Identify
 from asyncjobs.errors import MalformedBody, RequestRejected
 from asyncjobs.http.bodies import rejection_of
 from asyncjobs.http.endpoints import Body
-from asyncjobs.http.mounts import MountOptions
+from asyncjobs.http.mounts import Mount, MountOptions
 from asyncjobs.http.openapi import (
     JOB_ID,
-    SUBMISSION_PARAMETERS,
     parameters_of,
     responses_of,
+    submission_parameters,
     submission_responses,
 )
 from asyncjobs.http.problems import problem_of
@@ -106,7 +106,7 @@ def mount(
     # What the documented routes leave over: other methods, and paths that are none.
     starlette.serve(app, monitor)
     _answer_refused_bodies(app)
-    _describe_submissions(app, prefix)
+    _describe_submissions(app, monitor.endpoints.mount)
 
 
 class _Delegated(Response):
@@ -139,21 +139,22 @@ def _add(app: FastAPI, monitor: StatusMonitor, route: Route) -> None:
     )
 
 
-def _describe_submissions(app: FastAPI, prefix: str) -> None:
-    """Let OpenAPI say of every route that submits what `accept` answers."""
+def _describe_submissions(app: FastAPI, where: Mount) -> None:
+    """Let OpenAPI say of every route that submits what `accept` reads and answers."""
     generate = app.openapi
+    read = submission_parameters(callbacks=where.options.callbacks)
 
     def described() -> dict[str, Any]:
         for route in app.routes:
             if isinstance(route, APIRoute) and _has_acceptor(route.dependant):
-                answers = submission_responses(prefix)
+                answers = submission_responses(where.prefix)
                 if _has_parameters(route.dependant):
                     # What FastAPI itself refuses, it describes nowhere else once there is a 422.
                     answers[422]["content"]["application/json"] = {"schema": {"type": "object"}}
                 route.responses = {**answers, **route.responses}
                 extra = route.openapi_extra or {}
                 known = extra.get("parameters", [])
-                added = [one for one in SUBMISSION_PARAMETERS if one not in known]
+                added = [one for one in read if one not in known]
                 route.openapi_extra = {**extra, "parameters": [*known, *added]}
         return generate()
 

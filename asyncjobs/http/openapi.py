@@ -82,21 +82,25 @@ _PARAMETERS: Mapping[Operation, list[Schema]] = {
     ],
 }
 
-SUBMISSION_PARAMETERS = [
+_SUBMISSION = [
     _PREFER,
     _header(
         "Idempotency-Key",
-        "makes one job of repeated submissions",
-        pattern="^[!#-~][!-~]*$",
-        minLength=1,
-        maxLength=255,
+        "makes one job of repeated submissions: 1 to 255 characters, quoted (RFC 9651) or bare",
+        pattern=r'^(?:[!#-+\--~][!-+\--~]{0,254}|"(?:[ !#-\[\]-~]|\\["\\]){1,255}")$',
     ),
 ]
+_CALLBACK = _header("Callback-URL", "where the job's end is sent", format="uri", maxLength=2048)
 
 
 def parameters_of(route: Route) -> list[Schema]:
     """Describe the parameters of a route beside the job's id."""
     return _PARAMETERS.get(route.operation, [])
+
+
+def submission_parameters(*, callbacks: bool) -> list[Schema]:
+    """Describe what `accept` reads beside the payload, with or without a callback URL."""
+    return [*_SUBMISSION, *([_CALLBACK] if callbacks else [])]
 
 
 def responses_of(route: Route) -> dict[int | str, Schema]:
@@ -107,7 +111,7 @@ def responses_of(route: Route) -> dict[int | str, Schema]:
 def submission_responses(prefix: str) -> dict[int | str, Schema]:
     """Describe what an application's own route answers that submits by `accept`."""
     sentences = {
-        HTTPStatus.BAD_REQUEST: "The body is not JSON, or the idempotency key is none.",
+        HTTPStatus.BAD_REQUEST: "The body is not JSON, or a header makes no sense.",
         HTTPStatus.FORBIDDEN: "A page of another site has sent it.",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The payload is too large.",
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is not declared as JSON.",

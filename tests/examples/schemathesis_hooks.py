@@ -19,4 +19,6 @@ def before_call(_: schemathesis.HookContext, case: Any, __: dict[str, Any]) -> N
     valid = case.meta is not None and case.meta.generation.mode.is_positive
     if headers is not None and valid and (key := headers.get("Idempotency-Key")) is not None:
         digest = hashlib.sha256(repr(case.body).encode()).hexdigest()[:8]
-        headers["Idempotency-Key"] = f"{key[:200]}{digest}"
+        quote = '"' if key.startswith('"') else ""
+        # In front, since a cut at the end might part what is escaped.
+        headers["Idempotency-Key"] = f"{quote}{digest}{key.removeprefix(quote)}"

@@ -10,15 +10,19 @@ from urllib.parse import unquote
 
 import pytest
 from fastapi import FastAPI
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pydantic import BaseModel, JsonValue
 
 from asyncjobs import AsyncJobs, Job, JobContext
 from asyncjobs.adapters.fastapi import Accept, mount
+from asyncjobs.errors import InvalidIdempotencyKey
 from asyncjobs.http import openapi
 from asyncjobs.http.endpoints import Body, Endpoints, Submit
 from asyncjobs.http.messages import Request, Response
-from asyncjobs.http.mounts import Mount
+from asyncjobs.http.mounts import Mount, MountOptions
 from asyncjobs.http.operation import OperationDocument
+from asyncjobs.http.preferences import idempotency_key_of
 from asyncjobs.http.problems import ProblemDocument
 from asyncjobs.http.routes import LIST, ROUTES, Operation, Route
 from asyncjobs.http.wire import AcceptedDocument, JobDocument, ListDocument
@@ -39,7 +43,7 @@ NOTHING: dict[str, Any] = {}
 every_route = pytest.mark.parametrize("route", EVERY, ids=NAMES)
 
 
-def served(prefix: str = "/api/jobs") -> dict[str, Any]:
+def served(prefix: str = "/api/jobs", options: MountOptions | None = None) -> dict[str, Any]:
     """Return the document of an app with one route that submits."""
     app, jobs = FastAPI(), AsyncJobs("memory://")
 
@@ -47,7 +51,7 @@ def served(prefix: str = "/api/jobs") -> dict[str, Any]:
     async def double(number: int, _: JobContext) -> int:
         return number * 2
 
-    mount(app, jobs, prefix=prefix, identify=lambda _: "ann")
+    mount(app, jobs, prefix=prefix, identify=lambda _: "ann", options=options)
 
     @app.post("/doubles", status_code=202)
     async def create(number: int, accept: Accept) -> Any:
@@ -201,7 +205,46 @@ def test_every_answer_to_a_submission_is_described() -> None:
     answers = openapi.submission_responses("/api/jobs")
     assert answers.keys() == {200, 202, 400, 403, 413, 415, 422, 503}
     assert {"Location", "Operation-Location", "Link", "Retry-After"} <= set(answers[202]["headers"])
-    assert [one["name"] for one in openapi.SUBMISSION_PARAMETERS] == ["Prefer", "Idempotency-Key"]
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "names"),
+    [
+        (False, ["Prefer", "Idempotency-Key"]),
+        (True, ["Prefer", "Idempotency-Key", "Callback-URL"]),
+    ],
+)
+def test_a_submission_has_the_parameters_it_reads(callbacks: bool, names: list[str]) -> None:
+    assert [one["name"] for one in openapi.submission_parameters(callbacks=callbacks)] == names
+
+
+@pytest.mark.parametrize("callbacks", [False, True])
+def test_a_callback_url_is_described_where_clients_may_name_one(callbacks: bool) -> None:
+    document = served(options=MountOptions(callbacks=callbacks))
+    parameters = document["paths"]["/doubles"]["post"]["parameters"]
+    assert ("Callback-URL" in {one["name"] for one in parameters}) == callbacks
+
+
+@given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=4))
+@example("x" * 255)
+@example("x" * 256)
+@example(f'"{"x" * 255}"')
+@example(f'"{"x" * 256}"')
+@example(r'"\""')
+@example('"a, b"')
+@example("a,b")
+def test_the_pattern_of_a_key_is_what_is_read_as_one(header: str) -> None:
+    [key] = [
+        one
+        for one in openapi.submission_parameters(callbacks=False)
+        if one["name"] == "Idempotency-Key"
+    ]
+    described = re.search(key["schema"]["pattern"], header.strip()) is not None
+    try:
+        read = idempotency_key_of(header) is not None
+    except InvalidIdempotencyKey:
+        read = False
+    assert described == read
 
 
 def submitted(**headers: str) -> Request:
