@@ -32,9 +32,6 @@ log = logging.getLogger("asyncjobs")
 P = TypeVar("P")
 T = TypeVar("T")
 
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-
-
 #: Tells from a request who asks, as the owner of jobs; None for nobody.
 Identify = Callable[[flask.Request], str | Awaitable[str | None] | None]
 
@@ -84,13 +81,10 @@ def mount(
     portal.keep(endpoints.streams)
     mounted = _Mount(endpoints, portal, identify)
     _mounts_of(app).append(mounted)
-    app.add_url_rule(
-        f"{prefix}/<path:path>",
-        endpoint=f"asyncjobs:{prefix}",
-        view_func=mounted.answer,
-        methods=_METHODS,
-        provide_automatic_options=False,
-    )
+    endpoint = f"asyncjobs:{prefix}"
+    app.endpoint(endpoint)(mounted.answer)
+    # A rule without methods has all there are; by `add_url_rule` it would have GET alone.
+    app.url_map.add(app.url_rule_class(f"{prefix}/<path:path>", endpoint=endpoint))
     if identify is not None:
         # The prefix itself: only to read, since an application may well submit to it.
         app.add_url_rule(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import suppress
-from http import HTTPStatus
 from typing import TypeVar
 
 import flask
@@ -18,16 +17,16 @@ T = TypeVar("T")
 def sent(response: Response, body: Iterable[bytes] | None = None) -> flask.Response:
     """Send a response as it is, or with the body that is made meanwhile."""
     whole = response.body if body is None else body
-    return flask.Response(whole, int(response.status), list(response.headers))
+    answer = flask.Response(whole, int(response.status), list(response.headers))
+    if response.header("Content-Type") is None:
+        del answer.headers["Content-Type"]  # what Flask takes any answer for
+    return answer
 
 
 def sent_by(portal: Portal, response: Response) -> flask.Response:
     """Send a response that may be a stream, which the portal's event loop makes."""
     chunks = _chunks(response, portal) if isinstance(response, Stream) else None
-    answer = sent(response, chunks)
-    if response.status == HTTPStatus.NO_CONTENT:
-        del answer.headers["Content-Type"]
-    return answer
+    return sent(response, chunks)
 
 
 def _chunks(stream: Stream, portal: Portal) -> Generator[bytes]:

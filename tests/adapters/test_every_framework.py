@@ -229,6 +229,8 @@ def test_a_path_below_a_job_that_is_no_route_is_not_found(client: httpx2.Client,
         ("PATCH", "", "GET, HEAD, DELETE"),
         ("POST", "", "GET, HEAD, DELETE"),
         ("OPTIONS", "", "GET, HEAD, DELETE"),
+        ("TRACE", "", "GET, HEAD, DELETE"),
+        ("PROPFIND", "/events", "GET, HEAD"),
         ("DELETE", "/result", "GET, HEAD"),
         ("GET", "/cancel", "POST"),
     ],
@@ -239,6 +241,13 @@ def test_another_method_is_told_which_are_allowed(
     answer = client.request(method, f"/api/jobs/{new_job_id()}{suffix}")
     problem_of(answer, 405, "method_not_allowed")
     assert answer.headers["allow"] == allowed
+
+
+def test_a_person_s_cancel_leads_back_to_the_page_without_a_body(client: httpx2.Client) -> None:
+    url = end_of(client, "double")
+    answer = client.post(f"{url}/cancel", headers={"Accept": "text/html"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"], answer.content) == (303, url, b"")
+    assert "content-type" not in answer.headers
 
 
 @pytest.mark.parametrize("suffix", ["", "/result"])
