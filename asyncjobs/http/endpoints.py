@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from http import HTTPStatus
@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import anyio
 
-from asyncjobs.errors import AsyncJobsError, ConfigurationError, InvalidCallback, UnknownJob
+from asyncjobs.errors import AsyncJobsError, ConfigurationError, UnknownJob
 from asyncjobs.http import sse
+from asyncjobs.http.accepting import options_of, where_to_follow
 from asyncjobs.http.bodies import payload_of
 from asyncjobs.http.conditional import etag_of, matches
 from asyncjobs.http.encoded import Encoded
@@ -146,40 +147,29 @@ class Endpoints:
     ) -> Response:
         refuse_cross_site(request, self._trusted)
         value = payload_of(request, kind) if isinstance(payload, Body) else payload
-        options = submit.options or EnqueueOptions()
-        if options.traceparent is None:
-            options = replace(options, traceparent=request.headers.get("traceparent"))
-        if options.callback_url is None:
-            options = replace(options, callback_url=self._callback_url(request))
+        options = options_of(request, submit.options, callbacks=self.mount.options.callbacks)
         key = idempotency_key_of(request.headers.get("idempotency-key"))
         owner = request.owner if submit.user_id is None else submit.user_id
         accepted = await self.jobs.accept(kind, value, Caller(owner, key), options)
         wait = self._patience(request, kind.policy.inline)
-        replayed = (("Idempotency-Replayed", "true"),) if accepted.replayed else ()
         links = self.mount.links(request, accepted.job.id)
-        said = (
-            *_JSON,
-            ("Operation-Location", links.operation),
-            ("Link", f'<{links.status}>; rel="monitor"'),
-            *wait.applied,
-            *replayed,
-            _NO_STORE,
-        )
-        # One that begins later than that cannot have ended by then.
-        latest = self.jobs.clock.now() + timedelta(seconds=wait.seconds)
-        if wait.seconds and accepted.job.run_at <= latest:
-            job = await self.streams.ended(accepted.job.id, wait.seconds)
-            if job.status.terminal:
-                return Response(HTTPStatus.OK, said, await self._document(job, None))
-        headers = (*said, ("Location", links.result), *_told(self._retry_after(accepted.job)))
+        told = where_to_follow(links, replayed=accepted.replayed)
+        said = (*_JSON, *told, *wait.applied, _NO_STORE)
+        ended = await self._ended(accepted.job, wait.seconds)
+        if ended is not None:
+            return Response(HTTPStatus.OK, said, await self._document(ended, None))
+        # That of a job that has ended, too: it is the answer that the client got before.
+        pause = self._retry_after(accepted.job) or self.mount.options.pacing.least
+        headers = (*said, ("Location", links.result), *_told(pause))
         return Response(HTTPStatus.ACCEPTED, headers, encode_accepted(accepted.job, links))
 
-    def _callback_url(self, request: Request) -> str | None:
-        """Read where a client wants to be told; who asks in vain must know that it has to poll."""
-        url = request.headers.get("callback-url")
-        if url is not None and not self.mount.options.callbacks:
-            raise InvalidCallback("clients may not name one here")
-        return url
+    async def _ended(self, job: Job, seconds: float) -> Job | None:
+        """Return a job that ends in time."""
+        # One that begins later than that cannot have ended by then.
+        if not seconds or job.run_at > self.jobs.clock.now() + timedelta(seconds=seconds):
+            return None
+        newest = await self.streams.ended(job.id, seconds)
+        return newest if newest.status.terminal else None
 
     @property
     def _lists(self) -> bool:

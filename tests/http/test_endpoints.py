@@ -743,6 +743,17 @@ async def test_a_key_used_again_is_answered_as_before_and_says_so() -> None:
     assert (first.status, second.status, replayed) == (202, 202, [None, "true"])
 
 
+async def test_the_202_of_a_job_that_has_ended_says_when_to_ask_as_any_202_does() -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        request = submission(b"{}", **{"idempotency-key": "k"})
+        first = await accept(endpoints, request, "order")
+        await endpoints.jobs.complete(JobId(document(first)["jobId"]), {})
+        again = await accept(endpoints, request, "order")
+    assert (again.status, document(again)) == (202, document(first))
+    assert again.header("Retry-After") == first.header("Retry-After") == "2"
+
+
 @pytest.mark.parametrize("suffix", GETS)
 async def test_a_store_that_is_away_is_a_problem_that_says_when_to_try_again(suffix: str) -> None:
     store = Faulty()
