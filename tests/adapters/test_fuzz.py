@@ -260,9 +260,11 @@ PLAUSIBLE: dict[str, list[str]] = {
         "respond-async, wait=10; x=y",
         'wait="',
         "wait=9e9",
+        "a" + ";a= " * 40 + '"',
     ],
     "If-None-Match": ["*", '"1"', 'W/"2", "3"', '"', "1", '"1'],
     "Idempotency-Key": ['"key"', "key", '"', "x" * 256, '"\\"', ""],
+    "Callback-URL": ["https://example.com/", "https://", "//", ""],
     "Last-Event-ID": ["1", "3", "0", "-1", "9" * 30, "a"],
     "Range": ["bytes=0-0", "bytes=-1", "bytes=9-1", "lines=1-2", "bytes="],
     "Accept": [
