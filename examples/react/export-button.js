@@ -1,17 +1,21 @@
 // A button that becomes a progress bar, and then a link: no JSX, so that nothing has to be built.
-import { createElement as h, useState } from "react";
+import { createElement as h, useRef, useState } from "react";
 import { submitJob } from "asyncjobs-browser";
 import { useAsyncJob } from "asyncjobs-browser/react.js";
 
 export function ExportButton({ format = "csv" }) {
   const [job, setJob] = useState(null);
   const [refusal, setRefusal] = useState(null);
+  const key = useRef(null);
   const { isLoading, isComplete, progress, message, result, error, cancel } = useAsyncJob(job);
 
   const begin = async () => {
     setRefusal(null);
+    // Until there is an answer, pressing the button again is no wish for another job.
+    key.current ??= crypto.randomUUID();
     try {
-      setJob(await submitJob("/api/exports", { format }));
+      setJob(await submitJob("/api/exports", { format }, { idempotencyKey: key.current }));
+      key.current = null;
     } catch (refused) {
       setRefusal(refused.message);
     }

@@ -132,6 +132,26 @@ def test_the_example_exports_from_the_button_to_the_file(
     quiet(seen)
 
 
+def test_the_example_makes_one_job_of_a_double_click(
+    open_page: OpenPage, modules: Any, example: str, seen: Any
+) -> None:
+    page = opened(open_page, modules, f"{example}/react/")
+    held: list[Route] = []
+
+    def both(route: Route) -> None:
+        held.append(route)
+        if len(held) == 2:
+            for one in held:
+                some(one)
+
+    page.route("**/api/exports", both)
+    page.get_by_role("button", name="Export").dblclick()
+    expect(page.get_by_role("link", name="Download")).to_be_visible(timeout=60_000)
+    answers = [one.request.response() for one in held]
+    assert len({answer.json()["jobId"] for answer in answers if answer}) == 1
+    quiet(seen)
+
+
 def test_the_example_shows_a_bar_and_cancels(
     open_page: OpenPage, modules: Any, example: str, seen: Any
 ) -> None:
