@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asyncjobs.adapters import starlette
 from asyncjobs.adapters.asgi import StatusMonitor, request_of
@@ -47,6 +47,9 @@ P = TypeVar("P")
 _Handler = Callable[[Request, Any], Awaitable[Response]]
 _AnyHandler = Callable[[Request, Any], Any]
 _Rejection = Callable[[Request, Any], RequestRejected | None]
+
+# Where a request that stands for a WebSocket keeps what that is.
+_AS_IT_CAME = "asyncjobs.websocket"
 
 # How FastAPI says that it could not read a body at all.
 _UNREADABLE = "There was an error parsing the body"
@@ -89,9 +92,10 @@ def mount(
     """Serve the status monitor below `prefix`, and keep `jobs` open while the app runs.
 
     `identify` tells from a request who asks (None: nobody); it may raise `HTTPException`. Then jobs
-    belong to who submits them, and nobody else finds them. The routes appear in OpenAPI, and so do
-    the answers of routes that have an `Accept`. Errors of this library that a route of the app lets
-    through become problem documents, and so do invalid bodies of the routes that have an `Accept`.
+    belong to who submits them, and nobody else finds them. What the app's own `dependencies` demand
+    of every route is demanded for jobs, too. The routes appear in OpenAPI, and so do the answers of
+    routes that have an `Accept`. Errors of this library that a route of the app lets through become
+    problem documents, and so do invalid bodies of the routes that have an `Accept`.
     """
     monitor = StatusMonitor(
         jobs,
@@ -102,7 +106,8 @@ def mount(
     )
     for route in [LIST, *ROUTES] if identify else ROUTES:
         _add(app, monitor, route)
-    starlette.join(app, monitor)
+    socket = starlette.Socket(monitor)
+    starlette.join(app, monitor, _Demanding(app, socket) if app.router.dependencies else socket)
     # What the documented routes leave over: other methods, and paths that are none.
     starlette.serve(app, monitor)
     _answer_refused_bodies(app)
@@ -110,14 +115,47 @@ def mount(
 
 
 class _Delegated(Response):
-    """Leaves a request that FastAPI has routed and documented to the monitor."""
+    """Leaves a request that FastAPI has routed and documented to another application."""
 
-    def __init__(self, monitor: StatusMonitor) -> None:
+    def __init__(self, answering: ASGIApp) -> None:
         super().__init__()
-        self._monitor = monitor
+        self._answering = answering
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._monitor(scope, receive, send)
+        await self._answering(scope, receive, send)
+
+
+class _Demanding:
+    """Demands of a WebSocket what the app demands of every route, before it is passed on.
+
+    It begins as a GET (RFC 6455, 4.1): dependencies that look at requests can look at it as one.
+    """
+
+    def __init__(self, app: FastAPI, socket: ASGIApp) -> None:
+        self._socket = socket
+        self._route = APIRoute(
+            "/",
+            self._let_in,
+            response_class=Response,
+            dependencies=app.router.dependencies,
+            dependency_overrides_provider=app,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def refusing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send({"type": "websocket.close", "code": 1008})
+            elif message["type"] != "http.response.body":
+                await send(message)
+
+        as_request = {**scope, "type": "http", "method": "GET", _AS_IT_CAME: scope}
+        await self._route.app(as_request, receive, refusing)
+
+    async def _let_in(self) -> Response:
+        return _Delegated(self._pass_on)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._socket(scope[_AS_IT_CAME], receive, send)
 
 
 def _add(app: FastAPI, monitor: StatusMonitor, route: Route) -> None:
@@ -126,8 +164,11 @@ def _add(app: FastAPI, monitor: StatusMonitor, route: Route) -> None:
 
     below = "" if route is LIST else f"/{{job_id}}{route.suffix}"
     parameters = [*([JOB_ID] if below else []), *parameters_of(route)]
+    path = f"{monitor.endpoints.mount.prefix}{below}"
+    if route.method == "GET":
+        app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
     app.add_api_route(
-        f"{monitor.endpoints.mount.prefix}{below}",
+        path,
         answer,
         methods=[route.method],
         summary=route.summary,

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asyncjobs.adapters import asgi
 from asyncjobs.adapters.asgi import StatusMonitor, joined_lifespan, respond
@@ -51,7 +51,7 @@ def mount(
     monitor = StatusMonitor(
         jobs, prefix=prefix, base_url=base_url, identify=by_scope(identify), options=options
     )
-    join(app, monitor)
+    join(app, monitor, Socket(monitor))
     serve(app, monitor)
 
 
@@ -65,14 +65,17 @@ def serve(app: Starlette, monitor: StatusMonitor) -> None:
         app.router.routes.append(Route(f"{prefix}/{path}", monitor))
 
 
-def join(app: Starlette, monitor: StatusMonitor) -> None:
-    """Make a mount known to `accept`, and its queue part of the app's lifespan and errors."""
+def join(app: Starlette, monitor: StatusMonitor, socket: ASGIApp) -> None:
+    """Make a mount known to `accept`, and its queue part of the app's lifespan and errors.
+
+    `socket` answers for the WebSockets.
+    """
     mounts_of(app).append(monitor)
     lifespan: Any = app.router.lifespan_context
     app.router.lifespan_context = joined_lifespan(lifespan, monitor)
     app.add_exception_handler(AsyncJobsError, _answer_error)
     where = monitor.endpoints.mount
-    app.router.routes.append(WebSocketRoute(f"{where.sockets}/{{job_id}}", _Socket(monitor)))
+    app.router.routes.append(WebSocketRoute(f"{where.sockets}/{{job_id}}", socket))
     if where.identified:
         # The prefix itself: only to read, since an application may well submit to it.
         app.router.routes.append(Route(where.prefix, monitor, methods=["GET"]))
@@ -102,7 +105,7 @@ async def accept(
     return WholeResponse(answer)
 
 
-class _Socket:
+class Socket:
     """Keeps a handshake that `identify` refuses from being taken for a fault of the server."""
 
     def __init__(self, monitor: StatusMonitor) -> None:

@@ -10,12 +10,15 @@ import pytest
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPBearer
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, JsonValue
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.websockets import WebSocketDisconnect
 
 from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, Acceptor, mount
+from asyncjobs.http.routes import ROUTES, Route
 from asyncjobs.model import new_job_id
 
 JSON = {"Content-Type": "application/json"}
@@ -25,14 +28,14 @@ class Wish(BaseModel):
     count: int
 
 
-def make_app() -> tuple[FastAPI, TestClient]:
+def make_app(*dependencies: Any) -> tuple[FastAPI, TestClient]:
     jobs = AsyncJobs("memory://")
 
     @jobs.handler("wish")
     async def wish(cmd: Wish, _: JobContext) -> int:
         return cmd.count
 
-    app = FastAPI()
+    app = FastAPI(dependencies=dependencies)
 
     @app.post("/wishes", status_code=202, response_model=AcceptedDocument)
     async def create(cmd: Wish, accept: Accept) -> Response:
@@ -239,6 +242,50 @@ def test_the_app_s_own_plain_exception_handlers_work_as_before() -> None:
     with client_of(app) as client:
         assert client.post("/ordinary", json={}).text == "misshapen"
         assert client.get("/nowhere").text == "missing"
+
+
+async def known(request: Request, token: Annotated[Any, Depends(HTTPBearer())]) -> None:
+    """Let in who knows the word; by what dependencies usually ask for."""
+    if token.credentials != "sesame" or request.method not in {"GET", "HEAD", "POST", "DELETE"}:
+        raise HTTPException(403)
+
+
+SESAME = {"Authorization": "Bearer sesame"}
+
+
+@pytest.fixture
+def guarded() -> Generator[tuple[TestClient, str]]:
+    """Serve a job in an app whose every route demands something; yield its URL, too."""
+    with make_app(Depends(known))[1] as client:
+        accepted = client.post("/wishes", json={"count": 1}, headers=SESAME)
+        yield client, accepted.json()["statusUrl"]
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
+def test_what_an_app_demands_of_every_route_is_demanded_for_jobs(
+    guarded: tuple[TestClient, str], route: Route
+) -> None:
+    client, url = guarded
+    for method in {route.method, route.method.replace("GET", "HEAD")}:
+        for headers, statuses in (
+            ({}, {401, 403}),
+            ({"Authorization": "Bearer open"}, {403}),
+            (SESAME, {200, 202, 204}),
+        ):
+            answer = client.request(method, url + route.suffix, headers=headers)
+            assert answer.status_code in statuses, (method, headers)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer open"}])
+def test_what_an_app_demands_of_every_route_is_demanded_of_a_socket(
+    guarded: tuple[TestClient, str], headers: dict[str, str]
+) -> None:
+    client, url = guarded
+    socket = url.replace("/api", "/ws")
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect(socket, headers=headers):
+        pass
+    with client.websocket_connect(socket, headers=SESAME) as opened:
+        assert opened.receive_json()["type"] == "wish"
 
 
 def test_a_number_too_long_to_read_is_a_malformed_body() -> None:
