@@ -40,6 +40,11 @@ class MountOptions:
         wrong = next((origin for origin in self.origins if not is_origin(origin)), None)
         if wrong is not None:
             raise ValueError(f"An origin is a scheme and a host, with a port or not: {wrong!r}")
+        if min(self.keep_alive, self.stream_life) <= 0 or min(self.streams, self.longest_wait) < 0:
+            raise ValueError(
+                "A mount needs keep_alive and stream_life above zero, streams and longest_wait of "
+                f"zero or more, got {self}."
+            )
         if self.sockets is not None:
             _check_prefix(self.sockets)
 

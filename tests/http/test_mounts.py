@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from asyncjobs import ConfigurationError
@@ -79,6 +81,14 @@ def test_a_base_url_ends_without_a_slash() -> None:
 def test_what_is_no_origin_is_not_allowed(origin: str) -> None:
     with pytest.raises(ValueError, match="origin"):
         MountOptions(origins=(origin,))
+
+
+@pytest.mark.parametrize(
+    "option", [{"keep_alive": 0}, {"stream_life": 0}, {"streams": -1}, {"longest_wait": -1}]
+)
+def test_a_stream_without_a_pause_or_a_negative_limit_makes_no_sense(option: Any) -> None:
+    with pytest.raises(ValueError, match=next(iter(option))):
+        MountOptions(**option)
 
 
 def test_a_base_url_names_an_origin_of_ours() -> None:
