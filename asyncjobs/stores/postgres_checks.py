@@ -6,8 +6,6 @@ from asyncjobs.protocols import Finding
 from asyncjobs.stores.postgres_schema import MIGRATIONS
 from asyncjobs.stores.postgres_session import Session
 
-_LEAST = 120_000
-
 # What must not be, and what to do about it.
 _LOSES = {
     "synchronous_commit": "a crash loses the jobs of the last moments; set it to on",
@@ -20,18 +18,17 @@ _ASKED = (
     " ORDER BY place"
 )
 _VERSION = (
-    "SELECT current_setting('server_version'), current_setting('server_version_num')::integer,"
-    " (SELECT max(version) FROM {s}.asyncjobs_versions), pg_is_in_recovery()"
+    "SELECT current_setting('server_version'), pg_is_in_recovery(),"
+    " (SELECT max(version) FROM {s}.asyncjobs_versions)"
 )
 
 
 async def inspect(session: Session) -> list[Finding]:
     """Look at the server as a session of the store sees it."""
-    [(name, number, schema, standby)] = await session.rows(_VERSION)
+    [(name, standby, schema)] = await session.rows(_VERSION)
     values = await session.rows(_ASKED, list(_LOSES))
-    old = "" if int(number) >= _LEAST else "PostgreSQL 12 is the first that can be used"
     return [
-        Finding("PostgreSQL", str(name), old),
+        Finding("PostgreSQL", str(name)),
         Finding("role", *_role(standby=bool(standby))),
         Finding("schema version", f"{schema} of {len(MIGRATIONS)}"),
         *(

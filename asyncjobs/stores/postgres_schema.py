@@ -7,6 +7,9 @@ from psycopg import errors
 from asyncjobs.errors import SchemaError
 from asyncjobs.stores.postgres_session import Session
 
+#: The first that knows all of what the statements say, as `server_version_num` tells it.
+LEAST = 120_000
+
 # One script per schema version, applied in order; never edited once released.
 #
 # The hot row stays narrow: a change of state makes a new version of it and of some index entries,
@@ -59,6 +62,10 @@ CREATE TABLE IF NOT EXISTS {s}.asyncjobs_versions (
     version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now()
 );
 """
+_SERVER = (
+    "SELECT current_setting('server_encoding'), current_setting('server_version'),"
+    " current_setting('server_version_num')"
+)
 _RECORD = "INSERT INTO {s}.asyncjobs_versions (version) VALUES (%d);\n"
 
 # Big tables take their time; others that open meanwhile wait for the lock.
@@ -87,7 +94,10 @@ async def prepare(session: Session) -> None:
     Where they are as they must be, nothing is written and no right to do so is needed.
     """
     server = session.server
-    [(encoding,)] = await session.rows("SELECT current_setting('server_encoding')")
+    [(encoding, name, number)] = await session.rows(_SERVER)
+    if int(number) < LEAST:
+        reason = f"it is PostgreSQL {name}; version {LEAST // 10_000} is the first that can be used"
+        raise SchemaError(server.name, reason)
     if encoding != "UTF8":
         raise SchemaError(server.name, f"its encoding is {encoding}, it must be UTF8")
     try:

@@ -56,6 +56,21 @@ async def test_a_database_that_cannot_hold_every_text_is_refused(
         postgres.execute(f"DROP DATABASE {schema} WITH (FORCE)")
 
 
+async def test_a_server_of_an_old_version_is_refused_and_left_as_it_is(
+    postgres: PostgresServer, store: PostgresStore, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [(version, number)] = postgres.execute(
+        "SELECT current_setting('server_version'), current_setting('server_version_num')::integer"
+    )
+    assert isinstance(number, int)
+    # There is no older server at hand; this one is old to who wants the next.
+    monkeypatch.setattr("asyncjobs.stores.postgres_schema.LEAST", number + 10_000)
+    told = f"it is PostgreSQL {version}; version {number // 10_000 + 1} is the first"
+    with pytest.raises(SchemaError, match=told):
+        await opened(store)
+    assert postgres.execute(f"SELECT to_regnamespace('{schema}') IS NULL") == [(True,)]
+
+
 async def test_an_interrupted_migration_leaves_nothing_half_made(
     postgres: PostgresServer,
     store: PostgresStore,
