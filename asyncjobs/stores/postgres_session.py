@@ -19,6 +19,9 @@ from asyncjobs.errors import ConfigurationError
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
+# One for all hosts, or one for each, which may be empty.
+_PORTS = re.compile(r"(\d{1,5})?(,(\d{1,5})?)*")
+
 # What the URL leaves open. A connection whose other end is gone without a word is found out within
 # half a minute, where the operating system's own limits are hours.
 _DEFAULTS: dict[str, str | int] = {
@@ -56,18 +59,26 @@ def server_at(url: str, *, schema: str, pgbouncer: bool, timeout: float) -> Serv
         raise ConfigurationError(
             f"A schema's name is made of a-z, 0-9 and _ (63 at most), got {schema!r}."
         )
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
+    given = _parameters_of(url)
+    if given is None:
         # Neither the URL nor the driver's words may be shown: there is a password in them.
         raise ConfigurationError(
             "The PostgreSQL store's URL is postgresql://user:password@host:port/database, with "
             "libpq's connection parameters as its query; this one cannot be read."
-        ) from None
+        )
     host = given.get("host") or given.get("hostaddr") or "localhost"
     name = f"postgresql://{host}:{given.get('port') or 5432}/{given.get('dbname') or ''}"
     conninfo = make_conninfo("", **{**_DEFAULTS, **given, "client_encoding": "utf8"})
     return Server(conninfo=conninfo, name=name, schema=schema, pgbouncer=pgbouncer, timeout=timeout)
+
+
+def _parameters_of(url: str) -> dict[str, Any] | None:
+    try:
+        given: dict[str, Any] = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return None
+    # libpq would find that out only when it connects, and call the server away.
+    return given if _PORTS.fullmatch(str(given.get("port") or "")) else None
 
 
 @cache

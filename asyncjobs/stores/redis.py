@@ -77,7 +77,7 @@ class RedisStore:
             _inherited.append(self._open.server)
         server = Server(self._url, timeout=self._timeout, connections=self._connections)
         try:
-            await check(server, self._keys.schema)
+            await check(server, self._keys)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await server.close()

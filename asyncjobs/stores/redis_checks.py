@@ -7,6 +7,7 @@ from typing import Any
 
 from asyncjobs.errors import SchemaError, StoreUnavailable
 from asyncjobs.protocols import Finding
+from asyncjobs.stores.redis_scripts import Keys
 from asyncjobs.stores.redis_server import Server
 
 log = logging.getLogger("asyncjobs")
@@ -18,10 +19,11 @@ _SCHEMA = 1
 _REDIS, _VALKEY = 7, 8
 
 
-async def check(server: Server, schema_key: str) -> None:
+async def check(server: Server, keys: Keys) -> None:
     """Raise `SchemaError` for what cannot be used, and warn of what forgets jobs."""
     await _check_version(server)
-    await _check_schema(server, schema_key)
+    await _check_kinds(server, keys)
+    await _check_schema(server, keys.schema)
     await _warn_of_losses(server)
 
 
@@ -57,6 +59,14 @@ async def _check_version(server: Server) -> None:
         )
 
 
+async def _check_kinds(server: Server, keys: Keys) -> None:
+    kinds = {keys.schema: "string", keys.sequence: "string", keys.held: "hash", keys.all: "zset"}
+    found = await server.read([("TYPE", key) for key in kinds])
+    for (key, wanted), kind in zip(kinds.items(), found, strict=True):
+        if kind.decode() not in (wanted, "none"):
+            raise _foreign(server, key)
+
+
 async def _check_schema(server: Server, key: str) -> None:
     # Read first: a server that is full or a replica still has the jobs it has.
     found = await server.command("GET", key)
@@ -64,11 +74,15 @@ async def _check_schema(server: Server, key: str) -> None:
         found = await server.command("SET", key, _SCHEMA, "NX", "GET")
     version = (found or b"%d" % _SCHEMA).decode(errors="replace")
     if not version.isdecimal():
-        raise SchemaError(server.name, f"the key {key} is of another program")
+        raise _foreign(server, key)
     if int(version) > _SCHEMA:
         raise SchemaError(
             server.name, f"it has schema version {version}, this asyncjobs knows {_SCHEMA}"
         )
+
+
+def _foreign(server: Server, key: str) -> SchemaError:
+    return SchemaError(server.name, f"the key {key} is of another program")
 
 
 async def _warn_of_losses(server: Server) -> None:

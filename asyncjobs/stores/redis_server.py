@@ -42,6 +42,12 @@ _PAUSES = (0.05, 0.2)
 # An idle connection is tried before it is used, as something in between may have dropped it.
 _IDLE_SECONDS = 30
 
+_FORM = (
+    "The Redis store's URL is redis://host:port/database (valkey://, and with TLS rediss:// or "
+    "valkeys://)"
+)
+_DATABASE = re.compile(r"(/\d*)?")
+
 _MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)")
 
 
@@ -49,10 +55,11 @@ def split_url(url: str) -> tuple[str, str | None]:
     """Return the URL as the driver wants it, and the namespace it names."""
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
-        raise ConfigurationError(
-            "The Redis store's URL is redis://host:port/database (valkey://, and with TLS "
-            f"rediss:// or valkeys://), got the scheme {parts.scheme!r}."
-        )
+        raise ConfigurationError(f"{_FORM}; got the scheme {parts.scheme!r}.")
+    # The driver would go to the database 0 of this machine, without a word.
+    if "://" not in url or _DATABASE.fullmatch(parts.path) is None:
+        # Nothing of it may be shown: a password with a slash in it looks like a path.
+        raise ConfigurationError(f"{_FORM}, where the database is a number; this one is not so.")
     query = parse_qsl(parts.query, keep_blank_values=True)
     rest = urlencode([(name, value) for name, value in query if name != "namespace"])
     return (

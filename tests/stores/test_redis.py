@@ -75,6 +75,22 @@ def test_a_url_of_something_else_is_refused() -> None:
         RedisStore("unix:///run/redis.sock")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis:host",
+        "redis://:secret@host/shop",
+        "redis://:sec/ret@host:6379/0",
+        "rediss://host/0/1",
+        "valkey://host/-1",
+    ],
+)
+def test_a_url_whose_database_is_no_number_is_refused_and_its_password_not_shown(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="the database is a number") as caught:
+        store_from_url(url)
+    assert not any(part in str(caught.value) for part in ("secret", "sec/", "ret@"))
+
+
 @pytest.mark.parametrize("namespace", ["", "a{b", "a}b"])
 def test_a_namespace_is_one_hash_tag(namespace: str) -> None:
     with pytest.raises(ConfigurationError, match="namespace"):
@@ -110,6 +126,25 @@ async def test_keys_of_another_version_or_program_are_left_alone(
     with pytest.raises(SchemaError, match=reason):
         await opened(store)
     assert tell("GET", store._keys.schema) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "put"),
+    [
+        ("schema", ("HSET", "day", "monday")),
+        ("sequence", ("RPUSH", "monday")),
+        ("held", ("SET", "monday")),
+        ("all", ("SADD", "monday")),
+    ],
+)
+async def test_keys_of_another_kind_are_those_of_another_program(
+    store: RedisStore, tell: Any, name: str, put: tuple[str, ...]
+) -> None:
+    key = getattr(store._keys, name)
+    tell(put[0], key, *put[1:])
+    with pytest.raises(SchemaError, match="another program"):
+        await opened(store)
+    assert tell("KEYS", f"{{{store.namespace}}}*") == [key]
 
 
 async def test_namespaces_of_one_server_are_apart(store: RedisStore, redis_url: str) -> None:

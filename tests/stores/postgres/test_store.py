@@ -98,6 +98,8 @@ def test_no_connection_waits_for_ever_unless_the_url_says_so() -> None:
     [
         "postgresql://ann:secret@db/app?nonsense=1",
         "postgresql://ann:sec%ret@db/app",
+        "postgresql://ann:secret@db:five/app",
+        "postgresql://ann:secret@db:5432,other:five/app",
         "postgresql://ann:secret@db/app?pgbouncer=perhaps",
         "postgresql://ann:secret@db/app?asyncjobs_schema=a;b",
         "postgresql://ann:secret@db/app?asyncjobs_schema=",
