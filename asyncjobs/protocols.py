@@ -219,7 +219,10 @@ class Scripted(Protocol):
     """A store whose tables a person can make by a script instead of by opening it."""
 
     def migration_sql(self, *, since: int = 0) -> str:
-        """Return what brings version `since` up to date, 0 being none at all; asks nobody."""
+        """Return what brings version `since` up to date, 0 being none at all; asks nobody.
+
+        Raises `ConfigurationError` for a version that is not known.
+        """
         ...
 
 

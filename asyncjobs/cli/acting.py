@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import TypedDict, Unpack
 
 import click
 
@@ -26,6 +27,16 @@ from asyncjobs.cli.wanted import duration, with_selection
 from asyncjobs.errors import IllegalMove, UnknownJob
 from asyncjobs.model import Job, JobId, JobStatus
 from asyncjobs.protocols import Selection, Store
+
+
+class _Purging(TypedDict):
+    """How `purge` goes about it, as click hands it over."""
+
+    older_than: timedelta
+    dry_run: bool
+    yes: bool
+    as_json: bool
+
 
 _ENDS = tuple(status for status in JobStatus if status.terminal)
 _PAGE = 500
@@ -103,22 +114,27 @@ def _each(
 )
 @click.option("--dry-run", is_flag=True, help="Only say how many jobs that are.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def purge(
-    target: Target, *, which: Selection, older_than: timedelta, dry_run: bool, yes: bool
-) -> None:
+@as_json
+def purge(target: Target, *, which: Selection, **options: Unpack[_Purging]) -> None:
     """Delete finished jobs with their payloads and results. Others are never touched."""
+    found = deleted = 0
 
     async def work() -> None:
+        nonlocal found, deleted
         async with opened(target) as (store, clock):
-            before = clock.now() - older_than
-            number = await _count(store, which, before)
-            if dry_run or not number:
-                click.echo(f"{_jobs(number)} would be deleted.")
-                return
-            _ask(f"Delete {_jobs(number)}?", yes=yes)
-            click.echo(f"{_jobs(await _delete(store, which, before))} deleted.")
+            before = clock.now() - options["older_than"]
+            found = await _count(store, which, before)
+            if found and not options["dry_run"]:
+                _ask(f"Delete {_jobs(found)}?", yes=options["yes"])
+                deleted = await _delete(store, which, before)
 
     carry_out(work)
+    if options["as_json"]:
+        print_json({"found": found, "deleted": deleted})
+    elif options["dry_run"] or not found:
+        click.echo(f"{_jobs(found)} would be deleted.")
+    else:
+        click.echo(f"{_jobs(deleted)} deleted.")
 
 
 async def _count(store: Store, which: Selection, before: datetime) -> int:

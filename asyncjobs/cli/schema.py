@@ -29,20 +29,34 @@ _TOLERATED = timedelta(seconds=1)
     show_default=True,
     help="With --sql: the schema version there is; 0 is none at all.",
 )
-def migrate(target: Target, *, sql: bool, since: int) -> None:
+@as_json
+def migrate(target: Target, *, sql: bool, since: int, as_json: bool) -> None:
     """Make the store's tables, or bring them up to date, under the store's lock."""
     store = target.find_store()
     if sql:
-        if not isinstance(store, Scripted):
-            raise ConfigurationError("This store has no tables that a script could make.")
-        click.echo(store.migration_sql(since=since), nl=False)
+        script = _script_of(store, since)
+        _tell({"sql": script}, script, as_json=as_json)
         return
 
     async def work() -> None:
         async with store:
-            click.echo("The store is up to date.")
+            pass
 
     carry_out(work)
+    _tell({"upToDate": True}, "The store is up to date.\n", as_json=as_json)
+
+
+def _tell(document: dict[str, object], text: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(text, nl=False)
+
+
+def _script_of(store: Store, since: int) -> str:
+    if not isinstance(store, Scripted):
+        raise ConfigurationError("This store has no tables that a script could make.")
+    return store.migration_sql(since=since)
 
 
 @click.command()

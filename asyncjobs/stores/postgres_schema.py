@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from psycopg import errors
 
-from asyncjobs.errors import SchemaError
+from asyncjobs.errors import ConfigurationError, SchemaError
 from asyncjobs.stores.postgres_session import Session
 
 #: The first that knows all of what the statements say, as `server_version_num` tells it.
@@ -84,6 +84,8 @@ def migration_sql(schema: str = "asyncjobs", *, since: int = 0) -> str:
 
     For those whose application may not change tables: opening the store does the same by itself.
     """
+    if since > len(MIGRATIONS):
+        raise ConfigurationError(f"There is no version {since} yet; the last is {len(MIGRATIONS)}.")
     script = f"BEGIN;{_BEGIN}{_steps(since)}COMMIT;\n"
     return script.replace("{s}", f'"{schema}"')
 

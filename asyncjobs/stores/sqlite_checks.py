@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import Finding
 from asyncjobs.stores.sqlite_file import APPLICATION_ID, MIGRATIONS
 
@@ -32,6 +33,8 @@ def _told(db: sqlite3.Connection, pragma: str) -> str:
 
 def migration_sql(*, since: int = 0) -> str:
     """Return the script that brings a file of version `since` up to date; 0 is an empty one."""
+    if since > len(MIGRATIONS):
+        raise ConfigurationError(f"There is no version {since} yet; the last is {len(MIGRATIONS)}.")
     steps = [statement for version in MIGRATIONS[since:] for statement in version]
     marks = f"application_id = {APPLICATION_ID}", f"user_version = {len(MIGRATIONS)}"
     inside = [*steps, *(f"PRAGMA {mark}" for mark in marks)]

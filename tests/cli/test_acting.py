@@ -98,6 +98,16 @@ def test_a_purge_never_touches_what_has_not_ended(
     assert do(url, statuses) == ["pending"] * 2 + ["processing"] * 2
 
 
+def test_a_purge_tells_programs_what_it_found_and_deleted(
+    asyncjobs: Shell, file: str, fill: Fill, made: Made, do: Do[Any]
+) -> None:
+    fill(file, [made(JobStatus.FAILED), made(JobStatus.COMPLETED), made()])
+    for options, deleted in (("--dry-run", 0), ("--yes", 2)):
+        result = asyncjobs("purge", options, "--json", "--store", file)
+        assert json.loads(result.stdout) == {"found": 2, "deleted": deleted}
+    assert do(file, statuses) == ["pending"]
+
+
 def test_a_purge_keeps_to_status_type_owner_and_age(
     asyncjobs: Shell, file: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:

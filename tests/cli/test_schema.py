@@ -7,6 +7,8 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from asyncjobs.protocols import Finding
 
 if TYPE_CHECKING:
@@ -56,6 +58,23 @@ def test_the_script_for_postgresql_is_for_the_schema_of_the_url(
     none = asyncjobs("migrate", "--sql", "--since", "1", "--store", url).stdout
     assert "CREATE TABLE" in script
     assert f'CREATE TABLE "{schema}".jobs' not in none
+
+
+def test_a_migration_tells_programs_that_it_is_done_or_what_is_to_be(
+    asyncjobs: Shell, file: str
+) -> None:
+    script = asyncjobs("migrate", "--sql", "--store", file).stdout
+    told = asyncjobs("migrate", "--sql", "--json", "--store", file)
+    assert json.loads(told.stdout) == {"sql": script}
+    done = asyncjobs("migrate", "--json", "--store", file)
+    assert (done.exit_code, json.loads(done.stdout)) == (0, {"upToDate": True})
+
+
+@pytest.mark.parametrize("store", ["sqlite:///jobs.db", "postgresql://localhost/app"])
+def test_there_is_no_script_from_a_version_that_is_not_known(asyncjobs: Shell, store: str) -> None:
+    result = asyncjobs("migrate", "--sql", "--since", "99", "--store", store)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "99" in result.stderr
 
 
 def test_a_store_without_tables_has_no_script(asyncjobs: Shell) -> None:
