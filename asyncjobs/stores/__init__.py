@@ -59,10 +59,16 @@ def _registered(entry: EntryPoint) -> Make:
 def _load(module: str, name: str) -> Make:
     try:
         make: Make = getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        extra, missing = module.rpartition(".")[2], (error.name or "").partition(".")[0]
+    except ImportError as error:
+        extra = module.rpartition(".")[2]
         raise ConfigurationError(
-            f"The {extra} store needs the package {missing!r}: "
-            f"pip install 'asyncjobs-http[{extra}]'."
+            f"The {extra} store {_reason_of(error)}: pip install 'asyncjobs-http[{extra}]'."
         ) from error
     return make
+
+
+def _reason_of(error: ImportError) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"needs the package {(error.name or '').partition('.')[0]!r}"
+    # The driver is there, but a part of it is not, as psycopg without a libpq.
+    return f"cannot load its driver ({str(error).partition(chr(10))[0].rstrip('.')})"

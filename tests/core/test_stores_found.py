@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,22 @@ except ConfigurationError as error:
     assert f"pip install 'asyncjobs-http[{extra}]'" in printed
     assert repr(driver) in printed
     assert "secret" not in printed
+
+
+def test_a_driver_that_is_there_in_part_says_what_to_install() -> None:
+    script = """
+from asyncjobs import AsyncJobs, ConfigurationError
+try:
+    AsyncJobs("postgresql://me:secret@localhost/app")
+except ConfigurationError as error:
+    print(error)
+"""
+    # As psycopg fails where it finds no libpq.
+    environment = {**os.environ, "PSYCOPG_IMPL": "none"}
+    command = [sys.executable, "-c", script]
+    printed = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment
+    ).stdout
+    assert printed.startswith("The postgres store cannot load its driver (")
+    assert printed.endswith("pip install 'asyncjobs-http[postgres]'.\n")
+    assert len(printed.splitlines()) == 1
