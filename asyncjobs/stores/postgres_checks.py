@@ -18,18 +18,19 @@ _ASKED = (
     " ORDER BY place"
 )
 _VERSION = (
-    "SELECT current_setting('server_version'), pg_is_in_recovery(),"
+    "SELECT current_setting('server_version'), pg_is_in_recovery(), pg_backend_pid(),"
     " (SELECT max(version) FROM {s}.asyncjobs_versions)"
 )
 
 
 async def inspect(session: Session) -> list[Finding]:
     """Look at the server as a session of the store sees it."""
-    [(name, standby, schema)] = await session.rows(_VERSION)
+    [(name, standby, process, schema)] = await session.rows(_VERSION)
     values = await session.rows(_ASKED, list(_LOSES))
     return [
         Finding("PostgreSQL", str(name)),
         Finding("role", *_role(standby=bool(standby))),
+        Finding("connections", *_way(session, int(process))),
         Finding("schema version", f"{schema} of {len(MIGRATIONS)}"),
         *(
             Finding(setting, str(value), advice if value == "off" else "")
@@ -40,3 +41,12 @@ async def inspect(session: Session) -> list[Finding]:
 
 def _role(*, standby: bool) -> tuple[str, str]:
     return ("standby", "name the primary in the URL") if standby else ("primary", "")
+
+
+def _way(session: Session, process: int) -> tuple[str, str]:
+    """Tell a pooler by the process that answers, which is not the one that was connected to."""
+    if process == session.connection.info.backend_pid:
+        return "direct", ""
+    told = session.server.pgbouncer
+    advice = "" if told else "say pgbouncer=true in the URL where it is in transaction mode"
+    return "through a pooler", advice
