@@ -43,14 +43,6 @@ class TestPostgresStore(
         return PostgresStore(postgres.url, schema=schema)
 
 
-class TestPostgresStoreThroughAPooler(StoreConformance):
-    """Where nothing is prepared, all else is the same."""
-
-    @pytest.fixture
-    def store(self, postgres: PostgresServer, schema: str) -> PostgresStore:
-        return PostgresStore(postgres.url, schema=schema, pgbouncer=True)
-
-
 class TestPostgresStoreOnOneConnection(StoreConformance):
     """One connection is enough; calls wait for each other."""
 

@@ -1,0 +1,120 @@
+"""Behind a pooler in transaction mode, where no session is one's own, all is as without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import anyio
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from asyncjobs import AsyncJobs, JobContext, Settings
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.stores.postgres import PostgresStore
+from asyncjobs.testing import (
+    AgingConformance,
+    ClockedConformance,
+    CountingConformance,
+    ListingConformance,
+    StoreConformance,
+    sample_job,
+)
+from tests.stores.postgres.pooler import TransactionPooler
+
+if TYPE_CHECKING:
+    from tests.conftest import PostgresServer
+
+pytestmark = pytest.mark.anyio
+
+# Who is not noticed waits for minutes, and fails the test by that.
+PATIENT = Settings(poll=timedelta(minutes=5), sweep=timedelta(minutes=5))
+
+
+@pytest.fixture
+def pooled(postgres: PostgresServer) -> Iterator[str]:
+    """Name the server by way of a pooler."""
+    address = conninfo_to_dict(postgres.url)
+    if address.get("password"):
+        pytest.skip("the pooler of these tests knows no passwords")
+    with TransactionPooler(str(address["host"]), int(address.get("port") or 5432)) as pooler:
+        yield make_conninfo(postgres.url, host="127.0.0.1", port=pooler.port)
+
+
+class TestPostgresStoreThroughAPooler(
+    StoreConformance,
+    ListingConformance,
+    CountingConformance,
+    AgingConformance,
+    ClockedConformance,
+):
+    @pytest.fixture
+    def store(self, pooled: str, schema: str) -> PostgresStore:
+        return PostgresStore(pooled, schema=schema, pgbouncer=True)
+
+
+async def test_a_store_that_is_not_told_of_the_pooler_misses_what_it_prepared(
+    pooled: str, schema: str
+) -> None:
+    """What is tried here is the pooler: a store that leaves something behind must fail."""
+    job = sample_job()
+
+    async def get_often(store: PostgresStore) -> None:
+        for _ in range(20):
+            await store.get([job.id])
+
+    async with PostgresStore(pooled, schema=schema, connections=1) as store:
+        await store.insert([job])
+        with pytest.raises(StoreUnavailable, match="prepared statement"):
+            await get_often(store)
+
+
+@pytest.mark.parametrize("pgbouncer", [False, True])
+async def test_a_pooler_that_the_store_was_not_told_of_is_found(
+    pooled: str, schema: str, *, pgbouncer: bool
+) -> None:
+    async with PostgresStore(pooled, schema=schema, pgbouncer=pgbouncer) as store:
+        found = {one.subject: (one.found, one.advice) for one in await store.inspect()}
+    told = found["connections"]
+    assert told[0] == "through a pooler"
+    assert ("pgbouncer=true" in told[1]) is not pgbouncer
+
+
+async def test_a_store_that_is_told_of_it_leaves_nothing_in_a_session(
+    pooled: str, schema: str
+) -> None:
+    job = sample_job()
+    async with PostgresStore(pooled, schema=schema, connections=1, pgbouncer=True) as store:
+        await store.insert([job])
+        for _ in range(20):
+            assert list(await store.get([job.id])) == [job]
+        [session] = store._opened.links._idle
+        left = "SELECT (SELECT count(*) FROM pg_prepared_statements), (SELECT count(*) FROM"
+        left += " pg_listening_channels()), (SELECT count(*) FROM pg_settings WHERE source"
+        left += " = 'session'), (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')"
+        for _ in "12":
+            assert await session.rows(left) == [(0, 0, 0, 0)]
+
+
+async def test_two_queues_behind_it_and_a_transaction_of_the_application_work_as_one(
+    pooled: str, schema: str
+) -> None:
+    stores = [PostgresStore(pooled, schema=schema, pgbouncer=True) for _ in "12"]
+    desk = AsyncJobs(stores[0], dispatcher="worker", settings=PATIENT)
+    works = AsyncJobs(stores[1], settings=PATIENT)
+    for jobs in (desk, works):
+        jobs.handler("double")(double)
+    async with desk, works, await psycopg.AsyncConnection.connect(pooled) as conn:
+        with anyio.fail_after(60):
+            for number in range(5):
+                job = await desk.enqueue("double", number)
+                assert (await desk.wait(job.id)).result == 2 * number
+            mine = await desk.enqueue("double", 21, connection=conn)
+            await conn.commit()
+            assert (await desk.wait(mine.id)).result == 42
+
+
+async def double(number: int, _job: JobContext) -> int:
+    return 2 * number
