@@ -330,25 +330,26 @@ PAIRS = [*((name, "memory") for name in STACKS), ("fastapi", "postgresql"), ("fa
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Let a test of a module that is marked so run on other stores, too."""
-    if metafunc.definition.get_closest_marker("every_store") is not None:
+    asks = {"stack", "new_url"} <= set(metafunc.fixturenames)
+    if asks and metafunc.definition.get_closest_marker("every_store") is not None:
         names = ["-".join(pair) for pair in PAIRS]
         mark = pytest.mark.parametrize(
-            ("stack", "store_url"), PAIRS, ids=names, indirect=True, scope="session"
+            ("stack", "new_url"), PAIRS, ids=names, indirect=True, scope="session"
         )
         metafunc.definition.add_marker(mark)
 
 
 @pytest.fixture(scope="session")
-def store_url(request: pytest.FixtureRequest) -> str:
-    """Name a store that the whole session may fill."""
-    own = f"adapters_{uuid.uuid4().hex[:12]}"
+def new_url(request: pytest.FixtureRequest) -> Callable[[], str]:
+    """Name stores that nobody has used, of one kind."""
     match getattr(request, "param", "memory"):
         case "postgresql":
-            return f"{request.getfixturevalue('postgres').url}?asyncjobs_schema={own}"
+            base = f"{request.getfixturevalue('postgres').url}?asyncjobs_schema="
         case "redis":
-            return f"{request.getfixturevalue('redis_url')}?namespace={own}"
+            base = f"{request.getfixturevalue('redis_url')}?namespace="
         case _:
-            return "memory://"
+            return lambda: "memory://"
+    return lambda: f"{base}adapters_{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture(scope="session", params=STACKS)
@@ -370,7 +371,7 @@ def serve(stack: Stack) -> Serve:
 
 
 @pytest.fixture(scope="session")
-def open_site(stack: Stack) -> OpenSite:
+def open_site(stack: Stack, new_url: Callable[[], str]) -> OpenSite:
     """Serve one queue, by default a new one, on what terms a test needs."""
 
     @contextmanager
@@ -382,7 +383,7 @@ def open_site(stack: Stack) -> OpenSite:
         then: Callable[[Any], object] = lambda _: None,
         **terms: Any,
     ) -> Generator[Site]:
-        queue = jobs or make_jobs()
+        queue = jobs or make_jobs(new_url())
         app = stack.build([(queue, terms)], first=first)
         then(app)
         with stack.serving(app, root) as url, httpx2.Client(base_url=url) as client:
@@ -392,9 +393,9 @@ def open_site(stack: Stack) -> OpenSite:
 
 
 @pytest.fixture(scope="session")
-def site(open_site: OpenSite, store_url: str) -> Generator[Site]:
+def site(open_site: OpenSite) -> Generator[Site]:
     """An application that is served for the whole session."""
-    with open_site(make_jobs(store_url)) as opened:
+    with open_site() as opened:
         yield opened
 
 
@@ -405,8 +406,13 @@ def client(site: Site) -> httpx2.Client:
 
 
 @pytest.fixture(scope="session")
-def new_jobs() -> Callable[..., AsyncJobs]:
-    return make_jobs
+def new_jobs(new_url: Callable[[], str]) -> Callable[..., AsyncJobs]:
+    """Make queues on stores of their own, unless a test brings one."""
+
+    def make(store: str | Store | None = None, **options: Any) -> AsyncJobs:
+        return make_jobs(new_url() if store is None else store, **options)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from asyncjobs.http.wire import ListDocument, ListedDocument
 
 OpenSite = Callable[..., AbstractContextManager[Any]]
 
+pytestmark = pytest.mark.every_store
+
 PREFIX = "/api/jobs"
 FIELDS = {field.alias or name for name, field in ListedDocument.model_fields.items()}
 

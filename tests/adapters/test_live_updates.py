@@ -24,6 +24,8 @@ from asyncjobs.stores.memory import MemoryStore
 OpenSite = Callable[..., AbstractContextManager[Any]]
 Eventually = Callable[..., None]
 
+pytestmark = pytest.mark.every_store
+
 LIVELY = MountOptions(keep_alive=0.05)
 MALFORMED = ["", "abc", "-1", "+1", "1.0", "1_0", "0x1", "9" * 19, "9" * 400, '"1"', "1, 1"]
 

@@ -18,6 +18,8 @@ from asyncjobs.model import new_job_id
 
 OpenSite = Callable[..., AbstractContextManager[Any]]
 
+pytestmark = pytest.mark.every_store
+
 PREFIX = "/api/jobs"
 BELOW = [(route.method, route.suffix) for route in ROUTES]
 EVERY = [*BELOW, *(("HEAD", route.suffix) for route in ROUTES if route.method == "GET")]

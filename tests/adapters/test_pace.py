@@ -20,6 +20,8 @@ from asyncjobs.model import new_job_id
 OpenSite = Callable[..., AbstractContextManager[Any]]
 Eventually = Callable[..., None]
 
+pytestmark = pytest.mark.every_store
+
 STRICT = MountOptions(poll_limit=PollLimit(burst=3, every=60))
 FAST = PollLimit(burst=1, every=0.05)
 POLLED = ["", "/result", "/operation"]

@@ -18,6 +18,8 @@ from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.wire import JobDocument
 
 # The same in each process: test ids are made of parameters.
+pytestmark = pytest.mark.every_store
+
 NEVER = "job_8e03978e-40d5-43dd-bc93-6894a57f9324"
 
 OpenSite = Callable[..., AbstractContextManager[Any]]

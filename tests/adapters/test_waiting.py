@@ -12,6 +12,8 @@ import pytest
 
 from asyncjobs.http.problems import ProblemDocument
 
+pytestmark = pytest.mark.every_store
+
 BODY = {"count": 21, "note": ""}
 
 
