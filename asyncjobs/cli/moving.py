@@ -16,6 +16,7 @@ from asyncjobs.cli.targets import carry_out, present
 from asyncjobs.errors import ConfigurationError, MoveRefused
 from asyncjobs.moving import Moved, Plan, Tell, copy, plan
 from asyncjobs.stores import store_from_url
+from asyncjobs.stores.memory import MemoryStore
 
 
 @click.command()
@@ -33,6 +34,8 @@ def move(*, origin: str, goal: str, dry_run: bool, running: bool, as_json: bool)
     if origin == goal:
         raise ConfigurationError("A store cannot be moved to itself.")
     source, target = present(store_from_url(origin)), store_from_url(goal)
+    if any(isinstance(store, MemoryStore) for store in (source, target)):
+        raise ConfigurationError("A memory store is gone with its process: nothing can be moved.")
 
     async def work() -> None:
         async with source, target:

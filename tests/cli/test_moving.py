@@ -141,3 +141,12 @@ def test_a_store_is_not_moved_to_itself_nor_from_nowhere(asyncjobs: Shell, file:
     assert asyncjobs("move", "--from", file, "--to", file).exit_code == 2
     result = asyncjobs("move", "--from", file, "--to", f"{file}2")
     assert (result.exit_code, "no such file" in result.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("ends", [("--from", "--to"), ("--to", "--from")])
+def test_a_store_that_is_gone_with_its_process_is_no_end_of_a_move(
+    asyncjobs: Shell, file: str, fill: Fill, ends: tuple[str, str]
+) -> None:
+    fill(file, [])
+    result = asyncjobs("move", ends[0], "memory://", ends[1], file)
+    assert (result.exit_code, "gone with its process" in result.stderr) == (2, True)
