@@ -2,24 +2,23 @@
 import { followJob, isTerminal } from "./client.js";
 
 const STYLE = `
-  :host { --async-job-accent: #0b5fce; --async-job-track: #d8dde3; --async-job-faint: #57606a;
-    --async-job-bad: #c4222f; --async-job-good: #1a7f37; display: block; }
-  @media (prefers-color-scheme: dark) {
-    :host { --async-job-accent: #6cb0ff; --async-job-track: #323943; --async-job-faint: #a3adb8;
-      --async-job-bad: #ff7b72; --async-job-good: #4cc26b; }
-  }
+  :host { --async-job-accent: light-dark(#0b5fce, #6cb0ff); --async-job-track: light-dark(#d8dde3, #323943);
+    --async-job-faint: light-dark(#57606a, #a3adb8); --async-job-bad: light-dark(#c4222f, #ff7b72);
+    --async-job-good: light-dark(#1a7f37, #4cc26b); display: block; }
   :host([hidden]), [hidden] { display: none !important; }
   div { display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; justify-content: space-between; }
   [part="status"] { font-weight: 600; }
   [part="message"], [part="percent"] { color: var(--async-job-faint); }
   [part="percent"] { font-variant-numeric: tabular-nums; }
   [part="error"] { color: var(--async-job-bad); margin: 0.25rem 0; overflow-wrap: anywhere; }
-  progress { accent-color: var(--async-job-accent); appearance: none; background: var(--async-job-track);
-    border: 0; border-radius: 1rem; color: var(--async-job-accent); display: block; height: 0.5rem;
-    margin: 0.375rem 0; overflow: hidden; width: 100%; }
-  progress::-webkit-progress-bar { background: var(--async-job-track); }
-  progress::-webkit-progress-value { background: var(--async-job-accent); }
-  progress::-moz-progress-bar { background: var(--async-job-accent); }
+  progress { display: block; height: 0.5rem; margin: 0.375rem 0; width: 100%; }
+  @media (forced-colors: none) {
+    progress { appearance: none; background: var(--async-job-track); border: 0; border-radius: 1rem;
+      color: var(--async-job-accent); overflow: hidden; }
+    progress::-webkit-progress-bar { background: var(--async-job-track); }
+    progress::-webkit-progress-value { background: var(--async-job-accent); }
+    progress::-moz-progress-bar { background: var(--async-job-accent); }
+  }
   :host([state="completed"]) { --async-job-accent: var(--async-job-good); }
   :host([state="failed"]) { --async-job-accent: var(--async-job-bad); }
   [part="actions"] { align-items: center; justify-content: start; margin-top: 0.375rem; }
@@ -27,6 +26,7 @@ const STYLE = `
   button, a { font: inherit; color: var(--async-job-accent); }
   button { background: none; border: 1px solid currentcolor; border-radius: 0.375rem; cursor: pointer;
     padding: 0.25rem 0.75rem; }
+  [aria-disabled] { opacity: 0.6; }
 `;
 
 const WORDS = {
@@ -108,20 +108,21 @@ export class AsyncJobElement extends Base {
   /** Ask the job to stop; the job's document is shown at once. */
   async cancel() {
     const { cancel, error } = this.#parts;
-    cancel.disabled = true;
+    if (cancel.ariaDisabled) return;
+    cancel.ariaDisabled = "true"; // one that is disabled in earnest loses the focus
     try {
       await this.#following?.cancel();
     } catch {
       error.textContent = this.words.uncancelled;
       error.hidden = false;
     }
-    cancel.disabled = false;
+    cancel.ariaDisabled = null;
   }
 
   #build() {
     const { words } = this;
     const parts = {
-      status: made("span", "status"),
+      status: made("span", "status", { tabindex: -1 }),
       percent: made("span", "percent"),
       bar: made("progress", "bar", { max: 100, "aria-label": words.progress }),
       message: made("span", "message", { dir: "auto" }),
@@ -165,9 +166,10 @@ export class AsyncJobElement extends Base {
   }
 
   #reset() {
-    const { bar, result, cancel, error, percent, message } = this.#parts;
+    const { bar, result, error, percent, message } = this.#parts;
     bar.removeAttribute("value");
-    result.hidden = cancel.hidden = error.hidden = true;
+    result.hidden = error.hidden = true;
+    this.#offerCancel(false);
     error.textContent = percent.textContent = message.textContent = "";
     this.#enter("connecting");
   }
@@ -179,7 +181,7 @@ export class AsyncJobElement extends Base {
 
   #show(job) {
     this.job = job;
-    const { bar, percent, message, error, cancel, result } = this.#parts;
+    const { bar, percent, message, error, result } = this.#parts;
     const state = stateOf(job);
     this.#enter(state);
     bar.value = job.progress;
@@ -187,11 +189,18 @@ export class AsyncJobElement extends Base {
     message.textContent = job.detail?.message ?? "";
     error.textContent = job.error ?? "";
     error.hidden = !job.error;
-    cancel.hidden = isTerminal(job) || state === "stopping";
+    this.#offerCancel(!isTerminal(job) && state !== "stopping");
     result.hidden = state !== "completed";
     if (state === "completed") result.href = this.#resultOf(job);
     this.#announce(job, state);
     this.#say("job-update", job);
+  }
+
+  // Whoever pressed it by the keyboard is not thrown back to the page's beginning.
+  #offerCancel(offered) {
+    const { cancel, status } = this.#parts;
+    if (!offered && this.shadowRoot.activeElement === cancel) status.focus();
+    cancel.hidden = !offered;
   }
 
   // Who listens hears of changes and of quarters, not of each percent.
@@ -211,8 +220,7 @@ export class AsyncJobElement extends Base {
 
   #fail(error) {
     this.#enter("failed");
-    const { cancel } = this.#parts;
-    cancel.hidden = true;
+    this.#offerCancel(false);
     this.#parts.error.textContent = error.message;
     this.#parts.error.hidden = false;
     this.#say("job-error", error);

@@ -89,6 +89,15 @@ def test_it_cancels(show: Show, job: Any) -> None:
     expect(page.get_by_role("button")).to_be_hidden()
 
 
+def test_who_cancels_by_the_keyboard_stays_where_they_were(show: Show, job: Any) -> None:
+    page = show(job.path)
+    state(page, "processing")
+    page.get_by_role("button", name="Cancel").focus()
+    page.keyboard.press("Enter")
+    state(page, "cancelled")
+    assert page.evaluate("document.activeElement.shadowRoot?.activeElement?.part.value") == "status"
+
+
 def refuse(route: Route) -> None:
     route.fulfill(status=403, json={"error": "No.", "code": "cross_site"})
 
@@ -100,6 +109,7 @@ def test_it_says_so_where_it_cannot_cancel(show: Show, job: Any) -> None:
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("alert")).to_contain_text("could not be cancelled")
     expect(page.get_by_role("button", name="Cancel")).to_be_enabled()
+    expect(page.get_by_role("button", name="Cancel")).to_be_focused()
 
 
 def test_a_job_that_is_none_is_told(show: Show) -> None:
@@ -138,6 +148,31 @@ def test_one_that_is_taken_away_follows_no_more(show: Show, job: Any) -> None:
     assert page.evaluate("taken.job.status") == "processing"
     page.evaluate("document.body.append(taken)")
     state(page, "completed")
+
+
+COLOURS = """() => ["status", "percent", "message", "cancel"].map(part => getComputedStyle(
+    document.querySelector("async-job").shadowRoot.querySelector(`[part=${part}]`)).color)"""
+
+
+def test_a_page_that_is_always_light_is_not_made_unreadable_by_a_dark_desktop(
+    open_page: OpenPage, show: Show, job: Any
+) -> None:
+    colours: list[list[str]] = []
+    for scheme in ("light", "dark"):
+        page = open_page(color_scheme=scheme)
+        show(job.path, on=page)
+        page.evaluate("document.querySelector('meta[name=color-scheme]').remove()")
+        state(page, "processing")
+        colours.append(page.evaluate(COLOURS))
+    assert colours[0] == colours[1]
+
+
+def test_the_bar_is_seen_in_forced_colours(open_page: OpenPage, show: Show, job: Any) -> None:
+    page = open_page(forced_colors="active")
+    show(job.path, on=page)
+    job.tell(percent=42)
+    # Browsers draw it by the colours that were forced, but only where nobody else draws it.
+    expect(page.get_by_role("progressbar")).to_have_css("appearance", "auto")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
