@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from math import inf
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
@@ -137,7 +138,8 @@ class AsyncJobsClient:
         ask = submission_of(method, url, json, headers, idempotency_key)
         repeated = Repeated(ask, self.options.submit_for, Random())  # noqa: S311  # pauses
         await _finish(repeated, self.http)
-        return AsyncJob(self, read_accepted(repeated.answered, self.options.origins), type)
+        accepted = read_accepted(repeated.answered, self.options.origins, method=method)
+        return AsyncJob(self, accepted, type, not_before=anyio.current_time() + accepted.pause)
 
     @overload
     def attach(self, status_url: str) -> AsyncJob[Any]: ...
@@ -151,11 +153,19 @@ class AsyncJobsClient:
 class AsyncJob(Generic[T]):
     """A job at a server. `last` is the newest that is known of it."""
 
-    def __init__(self, client: AsyncJobsClient, accepted: Accepted, type: Any = None) -> None:
+    def __init__(
+        self,
+        client: AsyncJobsClient,
+        accepted: Accepted,
+        type: Any = None,
+        *,
+        not_before: float = -inf,
+    ) -> None:
         self.monitor = accepted.monitor
         self.last = accepted.update
         self._client = client
         self._type = type
+        self._not_before = not_before
 
     @property
     def status_url(self) -> str:
@@ -171,7 +181,8 @@ class AsyncJob(Generic[T]):
         """
         options = self._client.options
         chosen = options if timeout is None else replace(options, timeout=timeout)
-        follower = Follower(self.monitor, chosen, Random(), self.last)  # noqa: S311  # pauses
+        random = Random()  # noqa: S311  # pauses
+        follower = Follower(self.monitor, chosen, random, self.last, not_before=self._not_before)
         return Updates(self, follower, self._client.http, progress=progress)
 
     @overload
@@ -322,7 +333,10 @@ class _Connection:
     async def _ask(self, ask: Ask) -> Event:
         request = request_of(self._http, ask)
         ends = anyio.current_time() + ask.total
-        self._response = await self._http.send(request, stream=True, follow_redirects=True)
+        with anyio.move_on_after(ask.total) as scope:
+            self._response = await self._http.send(request, stream=True, follow_redirects=True)
+        if scope.cancelled_caught:
+            return Broken("its answer does not begin")
         self._chunks = cast("AsyncIterator[bytes]", self._response.aiter_bytes())
         if ask.stream and streams_events(self._response):
             return Opened()

@@ -59,13 +59,19 @@ class JobCancelled(JobEnded):
 
 
 class JobTimeout(ClientError):
-    """Say that the job had not ended in time; `update` is the last that was heard, if anything."""
+    """Say that the job had not ended in time; `update` is the last that was heard, if anything.
 
-    def __init__(self, update: JobUpdate | None, seconds: float) -> None:
+    `reason` is the last failure to reach it, empty where there was none since.
+    """
+
+    def __init__(self, update: JobUpdate | None, seconds: float, reason: str = "") -> None:
         self.update = update
         self.seconds = seconds
-        last = "nothing was heard of it" if update is None else f"it is {update.status}"
-        super().__init__(f"The job had not ended after {seconds:g} s; {last}. It goes on.")
+        self.reason = reason
+        why = f" ({reason})" if reason else ""
+        last = f"nothing was heard of it{why}." if update is None else f"it is {update.status}."
+        goes_on = "" if update is None else " It goes on."
+        super().__init__(f"The job had not ended after {seconds:g} s; {last}{goes_on}")
 
 
 class ServerUnreachable(ClientError):

@@ -101,11 +101,13 @@ class _Failures:
     count: int = 0
     since: float = 0.0
     strikes: int = 0
+    reason: str = ""
 
-    def add(self, now: float) -> None:
+    def add(self, reason: str, now: float) -> None:
         if not self.count:
             self.since = now
         self.count += 1
+        self.reason = reason
 
 
 @dataclass
@@ -116,7 +118,10 @@ class _Stream:
 
 
 class Follower:
-    """Follows one job to its end. Drive it by `start` and `receive`; see `exchange.Rule`."""
+    """Follows one job to its end. Drive it by `start` and `receive`; see `exchange.Rule`.
+
+    `not_before` is the moment up to which the server has asked not to be polled.
+    """
 
     def __init__(
         self,
@@ -124,12 +129,15 @@ class Follower:
         options: Following,
         random: Random,
         known: JobUpdate | None = None,
+        *,
+        not_before: float = -math.inf,
     ) -> None:
         self.monitor = monitor
         self._options = options
         self._random = random
         self._seen = _Seen()
         self._known = known
+        self._not_before = not_before
         self._failures = _Failures()
         self._turns = Turns()
         self._ends = math.inf
@@ -148,10 +156,11 @@ class Follower:
         """Begin; the timeout counts from here."""
         if self._options.timeout is not None:
             self._ends = now + self._options.timeout
+        first = self._first(now)
         if self._known is None:
-            return self._bounded(Step(self._ask(now)), now)
+            return self._bounded(Step(first), now)
         self._seen.take(self._known)
-        then = End() if self._known.status.terminal else self._ask(now)
+        then = End() if self._known.status.terminal else first
         return self._bounded(Step(then, (self._known,)), now)
 
     def receive(self, event: Event, now: float) -> Step:
@@ -184,13 +193,19 @@ class Follower:
         if isinstance(step.then, End):
             return step
         if now >= self._ends:
-            error = JobTimeout(self.last, self._options.timeout or 0.0)
+            seconds = self._options.timeout or 0.0
+            error = JobTimeout(self.last, seconds, self._failures.reason)
             return Step(End(error), step.updates)
         if isinstance(step.then, Wait):
             return Step(Wait(min(step.then.seconds, self._ends - now)), step.updates)
         return step
 
     # What to ask
+
+    def _first(self, now: float) -> Ask | Wait:
+        early = self._not_before - now
+        polls = self._transport is Transport.POLL
+        return Wait(early) if polls and early > 0 else self._ask(now)
 
     @property
     def _transport(self) -> Transport:
@@ -228,7 +243,7 @@ class Follower:
         if self._seen.version is not None:
             headers["last-event-id"] = str(self._seen.version)
         self._silence = min(_SILENCE, left)
-        return Ask("GET", url, headers, timeout=self._silence, stream=True)
+        return Ask("GET", url, headers, timeout=self._silence, total=left, stream=True)
 
     # What a stream tells
 
@@ -332,7 +347,7 @@ class Follower:
 
     def _troubled(self, trouble: Trouble, now: float, *, evidence: bool) -> Step:
         """Try again later; by something simpler if this transport itself seems to be at fault."""
-        self._failures.add(now)
+        self._failures.add(trouble.reason, now)
         if now - self._failures.since > self._options.patience:
             raise ServerUnreachable(self.monitor.status, trouble.reason, self.last)
         if evidence:

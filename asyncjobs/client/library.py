@@ -54,7 +54,7 @@ class Failures:
             return Hopeless(_caused(RedirectLoop(url), error))
         unsendable = (library.InvalidURL, library.UnsupportedProtocol, library.LocalProtocolError)
         if isinstance(error, unsendable):
-            return Hopeless(_caused(NotAJob(url, f"nothing, for {error}"), error))
+            return Hopeless(_caused(NotAJob(url, f"nothing, for {str(error).rstrip('.')}"), error))
         reason = str(error) or type(error).__name__
         unconnected = (library.ConnectError, library.ConnectTimeout, library.PoolTimeout)
         return Broken(reason, connected=not isinstance(error, unconnected))

@@ -13,9 +13,11 @@ from urllib.parse import urljoin, urlsplit
 from asyncjobs.client.documents import JobUpdate, object_of, read_job, read_operation
 from asyncjobs.client.errors import ForeignUrl, NotAJob, NotJson
 from asyncjobs.client.exchange import Answered
+from asyncjobs.client.pace import told_pause
 
 _MONITOR = re.compile(r"""<([^>]*)>[^,]*?;\s*rel="?monitor"?(?:\s*[;,]|\s*$)""", re.IGNORECASE)
 _OPERATION = ("operation-location", "azure-asyncoperation")
+_PUTS = frozenset({"PUT", "PATCH"})
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -42,19 +44,25 @@ class Monitor:
 
 @dataclass(frozen=True)
 class Accepted:
-    """What a submission has led to; `update` is there where the job has ended already."""
+    """What a submission has led to; `update` is there where the job has ended already.
+
+    `pause` is for how many seconds the server is not to be polled.
+    """
 
     monitor: Monitor
     update: JobUpdate | None = None
+    pause: float = 0.0
 
 
-def read_accepted(answer: Answered, origins: Collection[str] = ()) -> Accepted:
-    """Find the job in the answer to a submission.
+def read_accepted(
+    answer: Answered, origins: Collection[str] = (), *, method: str = "POST"
+) -> Accepted:
+    """Find the job in the answer to a submission by that method.
 
     Raises `NotAJob` where there is none, `ForeignUrl` where it is followed at an origin other than
     the one that was asked and `origins`.
     """
-    monitor = _monitor_of(answer)
+    monitor = _monitor_of(answer, method)
     document = document_of(answer) if answer.status == 200 else None
     update = read_job(document)
     if monitor is None:
@@ -63,10 +71,11 @@ def read_accepted(answer: Answered, origins: Collection[str] = ()) -> Accepted:
         return Accepted(Monitor(answer.url, Kind.JOB, job_id=update.job_id), update)
     for url in (monitor.status, monitor.events, monitor.result, monitor.cancel):
         require_origin(url, answer.asked, origins)
-    return Accepted(monitor, update if update is not None and update.status.terminal else None)
+    ended = update if update is not None and update.status.terminal else None
+    return Accepted(monitor, ended, told_pause(answer.headers) or 0.0)
 
 
-def _monitor_of(answer: Answered) -> Monitor | None:
+def _monitor_of(answer: Answered, method: str) -> Monitor | None:
     document = object_of(problem_of(answer))
     there = _Urls(answer.url)
     if isinstance(document.get("statusUrl"), str):
@@ -83,10 +92,12 @@ def _monitor_of(answer: Answered) -> Monitor | None:
         kind = Kind.UNKNOWN if job is None else Kind.JOB
         return Monitor(urljoin(answer.url, link[1]), kind, job_id=job.job_id if job else None)
     location = there.find(answer.headers.get("location"))
+    # What was put somewhere is there when the operation has succeeded.
+    target = answer.asked if method.upper() in _PUTS else None
     for name in _OPERATION:
         if name in answer.headers:
             status = urljoin(answer.url, answer.headers[name])
-            return Monitor(status, Kind.OPERATION, result=location)
+            return Monitor(status, Kind.OPERATION, result=location or target)
     return Monitor(location, Kind.LOCATION) if location and answer.status == 202 else None
 
 

@@ -58,6 +58,8 @@ def _validated(result: Any, type: Any) -> Any:
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
 
     try:
+        if isinstance(result, bytes):
+            return TypeAdapter(type).validate_python(result, strict=True)
         return TypeAdapter(type).validate_json(json.dumps(result))
     except (ValidationError, TypeError) as error:
         name = getattr(type, "__name__", str(type))

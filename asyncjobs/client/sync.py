@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from math import inf
 from random import Random
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast, overload
@@ -127,7 +128,8 @@ class JobsClient:
         repeated = Repeated(ask, self.options.submit_for, Random())  # noqa: S311  # pauses
         for _ in drive(repeated, self.http):
             pass
-        return Job(self, read_accepted(repeated.answered, self.options.origins), type)
+        accepted = read_accepted(repeated.answered, self.options.origins, method=method)
+        return Job(self, accepted, type, not_before=time.monotonic() + accepted.pause)
 
     @overload
     def attach(self, status_url: str) -> Job[Any]: ...
@@ -141,11 +143,14 @@ class JobsClient:
 class Job(Generic[T]):
     """A job at a server. `last` is the newest that is known of it."""
 
-    def __init__(self, client: JobsClient, accepted: Accepted, type: Any = None) -> None:
+    def __init__(
+        self, client: JobsClient, accepted: Accepted, type: Any = None, *, not_before: float = -inf
+    ) -> None:
         self.monitor = accepted.monitor
         self.last = accepted.update
         self._client = client
         self._type = type
+        self._not_before = not_before
 
     @property
     def status_url(self) -> str:
@@ -162,7 +167,8 @@ class Job(Generic[T]):
         """
         options = self._client.options
         chosen = options if timeout is None else replace(options, timeout=timeout)
-        follower = Follower(self.monitor, chosen, Random(), self.last)  # noqa: S311  # pauses
+        random = Random()  # noqa: S311  # pauses
+        follower = Follower(self.monitor, chosen, random, self.last, not_before=self._not_before)
         with closing(drive(follower, self._client.http)) as updates:
             for update in _drawn(updates) if progress else updates:
                 self.last, self.monitor = update, follower.monitor

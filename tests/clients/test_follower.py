@@ -287,3 +287,53 @@ def test_a_server_that_stays_away_is_given_up_after_the_patience() -> None:
     found = run(Follower(monitor, Following(patience=60), Random(1)), server)  # noqa: S311  # pauses
     assert isinstance(found.error, ServerUnreachable)
     assert 60 <= found.seconds <= 120
+
+
+@dataclass
+class Recorded:
+    """Refuses every request, and keeps what was asked for."""
+
+    asks: list[tuple[Ask, float]] = field(default_factory=list[tuple[Ask, float]])
+    took: float = 0.0
+
+    def perform(self, action: Ask | Read, now: float) -> Event:
+        assert isinstance(action, Ask)
+        self.asks.append((action, now))
+        return Broken("no route", connected=False)
+
+
+@pytest.mark.parametrize("transport", list(Transport))
+def test_no_answer_may_last_longer_than_the_callers_time(transport: Transport) -> None:
+    server = Recorded()
+    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB, events=HOST + "/jobs/job_1/events")
+    options = Following(timeout=20, transports=[transport])
+    found = run(Follower(monitor, options, Random(1)), server)  # noqa: S311  # pauses
+    assert isinstance(found.error, JobTimeout)
+    assert [ask for ask, now in server.asks if now + max(ask.total, ask.timeout) > 20] == []
+
+
+def test_a_server_that_was_never_reached_is_told_when_the_time_is_over() -> None:
+    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB)
+    found = run(Follower(monitor, Following(timeout=5), Random(1)), Recorded())  # noqa: S311
+    sentence = "The job had not ended after 5 s; nothing was heard of it (no route)."
+    assert str(found.error) == sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "transports", "pause"),
+    [
+        (Kind.OPERATION, tuple(Transport), 7),
+        (Kind.LOCATION, tuple(Transport), 7),
+        (Kind.JOB, (Transport.POLL,), 7),
+        (Kind.JOB, tuple(Transport), 0),
+    ],
+)
+def test_the_first_poll_comes_when_the_202_has_told(
+    kind: Kind, transports: tuple[Transport, ...], pause: float
+) -> None:
+    server = Recorded()
+    events = HOST + "/jobs/job_1/events" if kind is Kind.JOB else None
+    monitor = Monitor(HOST + "/jobs/job_1", kind, events=events)
+    options = Following(timeout=20, transports=transports)
+    run(Follower(monitor, options, Random(1), not_before=7), server)  # noqa: S311  # pauses
+    assert server.asks[0][1] == pause

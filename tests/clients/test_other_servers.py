@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
 
 from asyncjobs.client import (
     AccessRefused,
@@ -22,6 +26,7 @@ from asyncjobs.client import (
     NotAJob,
     NotJson,
     RedirectLoop,
+    ResultMismatch,
     ServerUnreachable,
 )
 
@@ -63,13 +68,37 @@ def test_an_operation_is_followed_to_its_resource() -> None:
 
 
 def test_an_operations_result_is_in_it_or_where_the_202_said() -> None:
-    headers = {"operation-location": "/o", "location": "/r"}
+    first = {"operation-location": "/o"}
+    headers = {**first, "location": "/r"}
     inside = {"/o": [operation(status="Succeeded", result=None)]}
     assert submitted(Reply(202, headers=headers), inside).result() is None
     beside = {"/o": [operation(status="succeeded")], "/r": [Reply(200, json=7)]}
     assert submitted(Reply(202, headers=headers), beside).result() == 7
-    nowhere = {"/o": [operation(status="Succeeded")]}
-    assert submitted(Reply(202, headers={"operation-location": "/o"}), nowhere).result() is None
+    nowhere = {"/o": [operation(status="Succeeded")], "/do": [Reply(202, headers=first)]}
+    assert client_of(nowhere).submit("POST", "/do").result() is None
+
+
+@pytest.mark.parametrize("method", ["PUT", "patch"])
+def test_what_was_put_is_fetched_from_where_it_was_put(method: str) -> None:
+    replies = {
+        "/things/1": [Reply(201, headers={"operation-location": "/o"}), Reply(200, json={"id": 1})],
+        "/o": [operation(status="Succeeded")],
+    }
+    assert client_of(replies).submit(method, "/things/1").result() == {"id": 1}
+
+
+def test_an_operation_is_not_asked_before_the_202s_retry_after() -> None:
+    asked: list[float] = []
+
+    def answer(request: httpx2.Request) -> Reply:
+        asked.append(time.monotonic())
+        if request.url.path == "/do":
+            return Reply(202, headers={"operation-location": "/o", "retry-after": "1"})
+        return operation(status="Succeeded", result=7)
+
+    with httpx2.Client(base_url=HOST, transport=httpx2.MockTransport(answer)) as http:
+        assert JobsClient(http=http).submit("POST", "/do").result() == 7
+    assert asked[1] - asked[0] >= 1
 
 
 def test_an_operation_that_failed_says_why() -> None:
@@ -94,6 +123,14 @@ def test_an_operation_that_failed_says_why() -> None:
 def test_a_location_is_followed_until_it_is_the_result(last: Reply, result: Any) -> None:
     replies = {"/r": [Reply(202, headers=SOON), Reply(202, headers=SOON), last]}
     assert submitted(Reply(202, headers={"location": "/r"}), replies).result() == result
+
+
+def test_bytes_may_be_asked_for_as_a_type() -> None:
+    image = Reply(200, content=b"\xff\0", headers={"content-type": "image/png"})
+    job = submitted(Reply(202, headers={"location": "/r"}), {"/r": [image]})
+    assert job.result(type=bytes) == b"\xff\0"
+    with pytest.raises(ResultMismatch, match="no int"):
+        job.result(type=int)
 
 
 def test_a_location_that_redirects_leads_to_the_result() -> None:
@@ -193,3 +230,26 @@ async def test_an_answer_without_an_end_is_left_in_a_loop_too() -> None:
     async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
         with pytest.raises(AnswerTooLarge):
             await AsyncJobsClient(http=http).attach(f"{HOST}/j").result()
+
+
+async def drip(stream: SocketStream) -> None:
+    async with stream:
+        await stream.send(b"HTTP/1.1 200 OK\r\nx-header: ")
+        with suppress(anyio.BrokenResourceError):
+            while True:
+                await stream.send(b"x")
+                await anyio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_headers_without_an_end_are_left_at_the_callers_time() -> None:
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+        AsyncJobsClient() as client,
+    ):
+        tasks.start_soon(listener.serve, drip)
+        port = listener.extra(SocketAttribute.local_port)  # noqa: S610  # anyio's, not Django's
+        with anyio.fail_after(30), pytest.raises(JobTimeout, match="does not begin"):
+            await client.attach(f"http://127.0.0.1:{port}/j").result(timeout=0.5)
+        tasks.cancel_scope.cancel()
