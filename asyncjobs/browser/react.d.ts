@@ -24,7 +24,12 @@ export interface AsyncJobState<Result = unknown> {
 }
 
 /** An id, a status URL, what `submitJob` returned, or `null` as long as there is no job. */
-export type AsyncJobTarget = string | URL | Pick<Submitted, "statusUrl"> | null | undefined;
+export type AsyncJobTarget =
+  | string
+  | URL
+  | (Pick<Submitted, "statusUrl"> & Partial<Submitted>)
+  | null
+  | undefined;
 
 /**
  * Follow a job from the first render with one to its end, by events, blocking reads or polling.

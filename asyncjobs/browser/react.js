@@ -5,7 +5,7 @@ import { followJob, followJobWs, isTerminal } from "./client.js";
 const NOTHING = { url: null, document: null, fault: null };
 
 const urlOf = (job, prefix = "/api/jobs") => {
-  const found = job?.statusUrl ?? job ?? null;
+  const found = job?.statusUrl ?? job?.jobId ?? job ?? null;
   if (found === null || found === "") return null;
   return /[/:]/.test(found) ? String(found) : `${prefix}/${found}`;
 };
@@ -13,11 +13,11 @@ const urlOf = (job, prefix = "/api/jobs") => {
 const useJob = (job, options, follow) => {
   const url = urlOf(job, options.prefix);
   const [seen, setSeen] = useState(NOTHING);
-  const latest = useRef(options);
+  const latest = useRef({ job, options });
   const following = useRef(null);
 
   useEffect(() => {
-    latest.current = options;
+    latest.current = { job, options };
   });
 
   useEffect(() => {
@@ -27,13 +27,15 @@ const useJob = (job, options, follow) => {
       if (leaving.signal.aborted) return;
       setSeen((before) => ({ ...(before.url === url ? before : NOTHING), url, ...change }));
     };
-    const { prefix, onUpdate, ...rest } = latest.current;
-    following.current = follow(url, {
+    const { prefix, onUpdate, ...rest } = latest.current.options;
+    // What was accepted may have ended by then, and needs no request.
+    const { job } = latest.current;
+    following.current = follow(job.document ? job : url, {
       ...rest,
       signal: leaving.signal,
       onUpdate: (document) => {
         put({ document });
-        latest.current.onUpdate?.(document);
+        latest.current.options.onUpdate?.(document);
       },
     });
     following.current.catch((fault) => put({ fault }));

@@ -240,6 +240,16 @@ def test_a_hook_tells_of_a_job_that_is_none(hooked: Hooked) -> None:
     assert "Job not found" in page.evaluate("shown.error")
 
 
+def test_a_hook_needs_no_request_where_the_submission_told_the_end(
+    hooked: Hooked, job: Any, seen: Any
+) -> None:
+    job.tell(result={"rows": 7})
+    document = job.document(wait=5)
+    page = hooked("events", {"jobId": job.id, "statusUrl": None, "document": document})
+    shows(page, isComplete=True, isLoading=False, result={"rows": 7})
+    assert [one.url for one in seen.requests if job.id in one.url] == []
+
+
 def test_a_hook_cancels(hooked: Hooked, job: Any) -> None:
     page = hooked("events", job.path)
     shows(page, isLoading=True)
