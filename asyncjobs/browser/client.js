@@ -4,7 +4,7 @@
 const DAY = 86_400_000;
 const MINUTE = 60_000;
 const TIMER_MOST = 2 ** 31 - 1; // a longer timer fires at once
-const HOLD = 20; // seconds for which the server may hold a read
+const HOLD = 25; // seconds for which the server may hold a read
 const SLACK = 15_000; // how much longer its answer may take
 const LEAST = 250; // between two held reads, however fast a job changes
 const PACE_LEAST = 1_000; // between two others, whatever a server says
@@ -251,7 +251,7 @@ class Follower {
     this.error = error;
     if (error instanceof JobError) {
       error.document ??= this.document;
-      if (error.code !== "timeout") this.#forget();
+      if (error.status === 404 || error.status === 410) this.#forget();
     }
     this.#close(() => this.reject(error));
     this.#tell();

@@ -91,7 +91,7 @@ def test_where_events_are_blocked_it_reads_and_waits(page: Page, job: Any, seen:
     job.tell(result=7)
     ends(page)
     asked = [one.headers.get("prefer") for one in seen.requests if one.url == job.url]
-    assert "wait=20" in asked
+    assert "wait=25" in asked
 
 
 def without_preference(route: Route) -> None:

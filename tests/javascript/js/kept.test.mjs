@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { followJob, resumeJobs } from "./client/client.js";
-import { job, json, serving } from "./serving.mjs";
+import { job, json, redirect, serving, text } from "./serving.mjs";
 
 const PATH = "/api/jobs/job_1";
 
@@ -40,6 +40,16 @@ test("a kept job that is gone is forgotten", async (context) => {
   await assert.rejects(gone, { code: "job_not_found" });
   assert.equal(resumeJobs().size, 0);
 });
+
+for (const answer of [json({ error: "Log in." }, 401), text("<title>Log in"), redirect(PATH)]) {
+  test("a kept job outlives a login that has run out", async (context) => {
+    globalThis.localStorage = new Shelf();
+    context.after(() => delete globalThis.localStorage);
+    const { origin } = await serving(context, answer);
+    await assert.rejects(followJob(origin + PATH, { keep: true, transport: "poll" }), { name: "JobError" });
+    assert.deepEqual(Object.keys(localStorage), [`asyncjobs:${origin}${PATH}`]);
+  });
+}
 
 test("where nothing can be kept, jobs are followed all the same", async (context) => {
   Object.defineProperty(globalThis, "localStorage", {

@@ -123,9 +123,10 @@ export class World {
     const held = asked.held && this.holds;
     if (held && (!known || same()) && !isTerminal(this.present)) {
       const change = (this.next()?.at ?? Infinity) - this.clock.at;
-      await this.clock.wait(Math.min(change, 20_000), signal);
+      const most = Number(headers.Prefer.replace("wait=", "")) * 1000;
+      await this.clock.wait(Math.min(change, most), signal);
     }
-    const more = held ? { "preference-applied": "wait=20" } : {};
+    const more = held ? { "preference-applied": headers.Prefer } : {};
     if (known && same()) return this.#answer(304, null, asked, { ...more, "retry-after": String(this.told) });
     return this.#answer(200, this.present, asked, more);
   }
