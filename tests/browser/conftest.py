@@ -19,7 +19,7 @@ import uvicorn
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 from starlette.applications import Starlette
 from starlette.requests import Request as Asked
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from asyncjobs import AsyncJobs, JobContext, JobFailed, Settings
 from asyncjobs.adapters.starlette import accept, mount
@@ -67,7 +67,11 @@ def make_app(base_url: str | None = None) -> Starlette:
     async def empty(_: Asked) -> Response:
         return Response("<!doctype html><title>A page</title><body></body>", media_type="text/html")
 
+    async def circle(_: Asked) -> Response:
+        return RedirectResponse("/circle")
+
     app.add_route("/empty", empty)
+    app.add_route("/circle", circle)
     app.add_route("/exports", submit, methods=["POST"])
     app.add_route("/tell/{job_id}", tell, methods=["POST"])
     mount(app, jobs, base_url=base_url)
@@ -198,10 +202,22 @@ class Passage:
 
 
 @pytest.fixture
-def passage(client: httpx2.Client) -> Generator[Passage]:
-    passage = Passage(str(client.base_url).rstrip("/"))
-    yield passage
-    passage.close()
+def way_to() -> Generator[Callable[[str], Passage]]:
+    """Make a way to the server at a URL."""
+    made: list[Passage] = []
+
+    def way(url: str) -> Passage:
+        made.append(Passage(url))
+        return made[-1]
+
+    yield way
+    for passage in made:
+        passage.close()
+
+
+@pytest.fixture
+def passage(client: httpx2.Client, way_to: Callable[[str], Passage]) -> Passage:
+    return way_to(str(client.base_url).rstrip("/"))
 
 
 @dataclass

@@ -138,6 +138,27 @@ def test_a_job_that_is_none_is_told_by_its_error(page: Page, transport: str) -> 
     assert page.evaluate("end") == "job_not_found"
 
 
+def a_page(route: Route) -> None:
+    route.fulfill(body="<title>Log in</title>", content_type="text/html")
+
+
+@pytest.mark.parametrize("transport", ["events", "wait", "poll"])
+def test_a_page_in_place_of_a_job_is_told(page: Page, seen: Any, transport: str) -> None:
+    page.route("**/api/jobs/login**", a_page)
+    page.route("**/api/jobs/login/events", a_page)
+    page.evaluate(FOLLOW, ["/api/jobs/login", {"transport": transport}])
+    assert page.evaluate("end") == "not_a_job"
+    received = page.evaluate("job.catch(error => error.received)")
+    assert received == "text/html: <title>Log in</title>"
+    seen.faults[:] = [text for text in seen.faults if "has a MIME type" not in text]
+
+
+@pytest.mark.parametrize("transport", ["events", "wait", "poll"])
+def test_redirects_in_a_circle_are_told(page: Page, transport: str) -> None:
+    page.evaluate(FOLLOW, ["/circle", {"transport": transport}])
+    assert page.evaluate("end") == "redirect_loop"
+
+
 def test_a_hidden_tab_asks_nothing_and_goes_on_when_it_is_seen(page: Page, job: Any) -> None:
     follow(page, job)
     job.tell(percent=10)

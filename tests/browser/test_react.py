@@ -163,6 +163,26 @@ def test_the_example_shows_a_bar_and_cancels(
     quiet(seen)
 
 
+def test_the_example_comes_to_the_file_through_cuts(
+    open_page: OpenPage, modules: Any, example: str, way_to: Any, seen: Any, tmp_path: Path
+) -> None:
+    passage = way_to(example)
+    page = opened(
+        open_page, modules, f"{passage.url}/react/", viewport={"width": 480, "height": 240}
+    )
+    page.screenshot(path=tmp_path / "begin.png")
+    page.get_by_role("button", name="Export").click()
+    for percent in (5, 30):
+        page.wait_for_function(
+            "percent => document.querySelector('progress')?.value >= percent", arg=percent
+        )
+        passage.cut()
+    page.screenshot(path=tmp_path / "cut.png")
+    expect(page.get_by_role("link", name="Download")).to_be_visible(timeout=60_000)
+    page.screenshot(path=tmp_path / "completed.png")
+    quiet(seen)
+
+
 HOOKED = """<!doctype html><meta charset="utf-8"><title>A page</title>
 <script type="importmap">{"imports": {"react": "https://esm.sh/react@19.2.0",
     "react-dom/client": "https://esm.sh/react-dom@19.2.0/client"}}</script>
