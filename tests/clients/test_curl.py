@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 Curl = Callable[..., str]
 
@@ -46,6 +50,26 @@ def test_curl_may_wait_for_the_end_with_the_submission(served: Any, curl: Curl) 
     body, _, said = curl(*status, *wait, f"{served.url}/double").rpartition("\n")
     assert said == "200 wait=10"
     assert json.loads(body)["result"] == {"doubled": 42}
+
+
+def test_the_loop_of_the_docs_comes_to_the_end(served: Any, gate: Any, tmp_path: Path) -> None:
+    page = (DOCS / "howto" / "follow-a-job-from-the-shell.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```bash\nurl=\S+\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    path = gate.document["statusUrl"]
+    before = len(served.requests(path))
+    looping = subprocess.Popen(
+        ["bash", "-c", script],  # noqa: S607  # as its reader finds it
+        cwd=tmp_path,
+        env={**os.environ, "url": gate.status_url},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while len(served.requests(path)) == before:
+        assert looping.poll() is None
+    gate.release()
+    said, _ = looping.communicate(timeout=60)
+    assert looping.returncode == 0
+    assert json.loads(said)["result"] == {"opened": gate.name}
 
 
 def test_curl_is_not_sent_again_what_it_has(served: Any, curl: Curl) -> None:

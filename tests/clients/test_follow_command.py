@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 from click.testing import CliRunner, Result
@@ -23,6 +26,25 @@ def test_a_job_is_followed_to_its_result(served: Served) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert json.loads(result.stdout) == {"doubled": 8}
     assert json.loads(follow("--json", url).stdout)["status"] == "completed"
+
+
+def test_a_terminal_shows_a_bar_and_the_output_is_the_result_alone(served: Served) -> None:
+    url = served.submit("double", count=4).status_url
+    terminal, side = os.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as screen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "asyncjobs", "follow", url],
+            stdout=subprocess.PIPE,
+            stderr=side,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+        )
+        os.close(side)
+        printed, _ = process.communicate(timeout=60)
+        shown = screen.read(65536).decode()
+    assert (process.returncode, json.loads(printed)) == (0, {"doubled": 8})
+    assert "completed" in shown
+    assert "━" in shown
+    assert "100%" in shown
 
 
 def test_a_failed_job_ends_it_in_the_jobs_words(served: Served) -> None:
