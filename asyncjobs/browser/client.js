@@ -334,9 +334,9 @@ class Follower {
     } catch (error) {
       if (error instanceof JobError) throw error;
     }
-    if (signal.aborted || how === "again") return;
+    if (signal.aborted) return;
     if (how === "next") this.#descend();
-    else await this.#stumble(signal);
+    if (how === "broken") await this.#stumble(signal);
   }
 
   #descend() {
@@ -377,7 +377,7 @@ const ask = async (job, signal, hold) => {
   job.failures = 0;
   job.worked ||= held;
   const took = now() - begun;
-  if (hold && (news || took >= job.told)) job.rest(LEAST - took);
+  if (hold && (news || took >= job.told)) job.rest(held ? LEAST - took : 0);
   else job.rest(job.told);
   // Same-origin, so it would be seen: this server holds no requests.
   if (held && answer.type === "basic" && !answer.headers.has("preference-applied")) return "next";

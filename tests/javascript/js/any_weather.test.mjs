@@ -108,6 +108,21 @@ test("a poll is at most as frequent as told, and a held read costs one request i
   assert.ok(costs.poll[0] <= 38 && costs.poll[1] < 76_050);
 });
 
+test("a held read tells each change at once", async () => {
+  const at = [-1, 100, 1_000, 5_000, 5_400, 30_000];
+  const states = at.map((at, place) => {
+    const status = place === 5 ? "completed" : "processing";
+    return { at, document: { jobId: "job_1", status, progress: place, version: place + 1 } };
+  });
+  const clock = new Clock();
+  clock.install(Math.random);
+  new World({ states, clock, fault: () => null, told: 2 }).install();
+  const told = [];
+  await clock.until(followJob(URL_, { transport: "wait", onUpdate: () => told.push(clock.at) }));
+  told.forEach((when, place) => assert.ok(when - at[place] < 50, `change ${place} is told at ${when}`));
+  assert.equal(told.length, at.length);
+});
+
 test("a job that never ends is followed to the deadline, and not beyond", async () => {
   const document = { jobId: "job_1", status: "processing", progress: 1, version: 4 };
   const clock = new Clock();
