@@ -318,8 +318,7 @@ async def test_a_following_can_be_cancelled_and_leaves_no_connection(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_asyncio_clients_of_httpx_can_be_handed_in(served: Any) -> None:
+async def test_a_loops_client_of_httpx_can_be_handed_in(served: Any) -> None:
     async with httpx.AsyncClient(base_url=served.url) as http:
         job = await AsyncJobsClient(http=http).submit("POST", "/double", json={"count": 1})
         assert await job.result() == {"doubled": 2}
