@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from inspect import isclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -62,5 +63,5 @@ def _validated(result: Any, type: Any) -> Any:
             return TypeAdapter(type).validate_python(result, strict=True)
         return TypeAdapter(type).validate_json(json.dumps(result))
     except (ValidationError, TypeError) as error:
-        name = getattr(type, "__name__", str(type))
+        name = type.__name__ if isclass(type) else str(type)
         raise ResultMismatch(name, result, str(error)) from error

@@ -131,6 +131,8 @@ def test_bytes_may_be_asked_for_as_a_type() -> None:
     assert job.result(type=bytes) == b"\xff\0"
     with pytest.raises(ResultMismatch, match="no int"):
         job.result(type=int)
+    with pytest.raises(ResultMismatch, match=r"no list\[int\]"):
+        job.result(type=list[int])
 
 
 def test_a_location_that_redirects_leads_to_the_result() -> None:
