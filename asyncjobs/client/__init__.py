@@ -22,7 +22,7 @@ from asyncjobs.client.errors import (
     ResultMismatch,
     ServerUnreachable,
 )
-from asyncjobs.client.follower import Following, Transport
+from asyncjobs.client.options import Following, Transport
 from asyncjobs.client.sync import Job, JobsClient, follow
 from asyncjobs.status import JobStatus
 

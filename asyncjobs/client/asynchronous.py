@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
 from random import Random
@@ -14,30 +12,11 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
 import anyio
 
 from asyncjobs.client.documents import JobUpdate
-from asyncjobs.client.errors import AnswerTooLarge
-from asyncjobs.client.exchange import (
-    Arrived,
-    Ask,
-    Broken,
-    End,
-    Event,
-    Hopeless,
-    Opened,
-    Read,
-    Rule,
-    Step,
-    Wait,
-    Woke,
-)
-from asyncjobs.client.follower import LONGEST_ANSWER, Follower, Following
-from asyncjobs.client.library import (
-    AsyncHttpClient,
-    Failures,
-    answer_of,
-    request_of,
-    streams_events,
-)
+from asyncjobs.client.driving import Drive, finish
+from asyncjobs.client.follower import Follower
+from asyncjobs.client.library import AsyncHttpClient
 from asyncjobs.client.monitors import Accepted, Monitor, read_accepted
+from asyncjobs.client.options import Following
 from asyncjobs.client.outcomes import cancel_of, cancelled_of, outcome_of, submission_of
 from asyncjobs.client.requests import Repeated
 
@@ -46,8 +25,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-_LAST_READS = 10
 
 
 class AsyncJobsClient:
@@ -137,7 +114,7 @@ class AsyncJobsClient:
         """
         ask = submission_of(method, url, json, headers, idempotency_key)
         repeated = Repeated(ask, self.options.submit_for, Random())  # noqa: S311  # pauses
-        await _finish(repeated, self.http)
+        await finish(repeated, self.http)
         accepted = read_accepted(repeated.answered, self.options.origins, method=method)
         return AsyncJob(self, accepted, type, not_before=anyio.current_time() + accepted.pause)
 
@@ -207,7 +184,7 @@ class AsyncJob(Generic[T]):
     async def cancel(self) -> JobUpdate:
         """Ask the job to stop; it may still end otherwise. Raises `RequestRefused`."""
         repeated = Repeated(cancel_of(self.monitor), self._client.options.submit_for, Random())  # noqa: S311
-        await _finish(repeated, self._client.http)
+        await finish(repeated, self._client.http)
         update = cancelled_of(repeated.answered)
         if update.status.terminal:
             self.last = update
@@ -222,7 +199,7 @@ class Updates:
     ) -> None:
         self._job = job
         self._follower = follower
-        self._drive = _Drive(follower, http)
+        self._drive = Drive(follower, http)
         self._wants_bar = progress
         self._bar: ProgressBar | None = None
 
@@ -261,109 +238,3 @@ class Updates:
         if bar is not None:
             bar.__exit__(None, None, None)
         await self._drive.aclose()
-
-
-async def _finish(rule: Rule, http: AsyncHttpClient) -> None:
-    drive = _Drive(rule, http)
-    try:
-        async for _ in drive:
-            pass
-    finally:
-        await drive.aclose()
-
-
-class _Drive:
-    """Carries out what a rule decides; no generator, whose end an event loop may never see."""
-
-    def __init__(self, rule: Rule, http: AsyncHttpClient) -> None:
-        self._rule = rule
-        self._connection = _Connection(http)
-        self._step: Step | None = None
-        self._ready: deque[JobUpdate] = deque()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> JobUpdate:
-        while not self._ready:
-            if self._step is None:
-                self._go_to(self._rule.start(anyio.current_time()))
-            elif isinstance(self._step.then, End):
-                await self.aclose()
-                if self._step.then.error is not None:
-                    raise self._step.then.error
-                raise StopAsyncIteration
-            else:
-                event = await self._connection.perform(self._step.then)
-                self._go_to(self._rule.receive(event, anyio.current_time()))
-        return self._ready.popleft()
-
-    def _go_to(self, step: Step) -> None:
-        self._step = step
-        self._ready.extend(step.updates)
-
-    async def aclose(self) -> None:
-        await self._connection.aclose()
-
-
-class _Connection:
-    """The requests of one rule, and the stream that is open, if any."""
-
-    def __init__(self, http: AsyncHttpClient) -> None:
-        self._http = http
-        self._failures = Failures(http)
-        self._response: Any = None
-        self._chunks: AsyncIterator[bytes] | None = None
-        self._url = ""
-
-    async def perform(self, action: Ask | Read | Wait) -> Event:
-        try:
-            if isinstance(action, Read):
-                chunk = None if self._chunks is None else await anext(self._chunks, None)
-                return Broken("the stream ended") if chunk is None else Arrived(chunk)
-            await self.aclose()
-            if isinstance(action, Wait):
-                await anyio.sleep(action.seconds)
-                return Woke()
-            self._url = action.url
-            return await self._ask(action)
-        except self._failures.caught as error:
-            return self._failures.event_of(error, self._url)
-
-    async def _ask(self, ask: Ask) -> Event:
-        request = request_of(self._http, ask)
-        ends = anyio.current_time() + ask.total
-        with anyio.move_on_after(ask.total) as scope:
-            self._response = await self._http.send(request, stream=True, follow_redirects=True)
-        if scope.cancelled_caught:
-            return Broken("its answer does not begin")
-        self._chunks = cast("AsyncIterator[bytes]", self._response.aiter_bytes())
-        if ask.stream and streams_events(self._response):
-            return Opened()
-        body = bytearray()
-        async for chunk in self._chunks:
-            body += chunk
-            if len(body) > LONGEST_ANSWER:
-                return Hopeless(AnswerTooLarge(ask.url, LONGEST_ANSWER))
-            if anyio.current_time() > ends:
-                return Broken("its answer does not end")
-        answer = answer_of(request, self._response, bytes(body))
-        await self.aclose()
-        return answer
-
-    async def aclose(self) -> None:
-        """Close the open stream, also when the task is being cancelled."""
-        response, self._response = self._response, None
-        chunks, self._chunks = self._chunks, None
-        if response is None or chunks is None:
-            return
-        with anyio.CancelScope(shield=True):
-            # The HTTP library reads through generators, of which only the outermost can be closed
-            # by hand. What comes from the socket ends them all: a cancellation. A source that never
-            # waits is not cancelled, so it is read a few times only.
-            with anyio.CancelScope() as scope, suppress(*self._failures.caught):
-                scope.cancel()
-                for _ in range(_LAST_READS):
-                    if await anext(chunks, None) is None:
-                        break
-            await response.aclose()

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 from asyncjobs.client.documents import JobUpdate, read_job
 from asyncjobs.client.errors import AnswerTooLarge, ClientError, JobTimeout, ServerUnreachable
-from asyncjobs.client.events import EventParser
 from asyncjobs.client.exchange import (
     Answered,
     Arrived,
@@ -32,7 +29,9 @@ from asyncjobs.client.exchange import (
     Wait,
     Woke,
 )
+from asyncjobs.client.knowledge import Failures, Seen, Stream
 from asyncjobs.client.monitors import Kind, Monitor, events_of, require_origin, result_url
+from asyncjobs.client.options import Following, Transport
 from asyncjobs.client.pace import DEFAULT_PAUSE, LEAST_PAUSE, Turns, backoff, told_pause
 from asyncjobs.client.reading import Trouble, read_result, read_status, trouble_of, version_of
 from asyncjobs.status import JobStatus
@@ -45,76 +44,6 @@ _SILENCE = 45.0
 _HOLD = 25
 _ANSWER = 30.0
 _STRIKES = 3
-
-
-class Transport(StrEnum):
-    """The ways to hear of a job, the best first."""
-
-    EVENTS = "events"
-    HOLD = "hold"
-    POLL = "poll"
-
-
-@dataclass(frozen=True)
-class Following:
-    """How a job is followed; seconds. `timeout=None` is for ever.
-
-    After `patience` of nothing but failures the server counts as unreachable; for `submit_for` a
-    submission or a cancel is tried again. `origins` are those that a server may point to beside its
-    own.
-    """
-
-    timeout: float | None = 86_400.0
-    patience: float = 300.0
-    submit_for: float = 30.0
-    transports: Collection[Transport] = tuple(Transport)
-    origins: Collection[str] = ()
-
-
-@dataclass
-class _Seen:
-    """What is known of the job; refuses what is known already, or older."""
-
-    last: JobUpdate | None = None
-    etag: str | None = None
-
-    @property
-    def version(self) -> int | None:
-        return None if self.last is None else self.last.version
-
-    def take(self, update: JobUpdate) -> bool:
-        known = self.last
-        if known is not None:
-            if known.version is not None and update.version is not None:
-                if update.version <= known.version:
-                    return False
-            elif update.document == known.document and update.status is known.status:
-                return False
-        self.last = update
-        return True
-
-
-@dataclass
-class _Failures:
-    """Failures in a row, of the server as a whole and of one transport."""
-
-    count: int = 0
-    since: float = 0.0
-    strikes: int = 0
-    reason: str = ""
-
-    def add(self, reason: str, now: float) -> None:
-        if not self.count:
-            self.since = now
-        self.count += 1
-        self.reason = reason
-
-
-@dataclass
-class _Stream:
-    parser: EventParser = field(default_factory=EventParser)
-    news: bool = False
-    bytes: int = 0
 
 
 class Follower:
@@ -135,14 +64,14 @@ class Follower:
         self.monitor = monitor
         self._options = options
         self._random = random
-        self._seen = _Seen()
+        self._seen = Seen()
         self._known = known
         self._not_before = not_before
-        self._failures = _Failures()
+        self._failures = Failures()
         self._turns = Turns()
         self._ends = math.inf
         self._left = [one for one in Transport if one in options.transports] or [Transport.POLL]
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
         self._silence = _SILENCE
         self._held = False
         self._result_from: str | None = None
@@ -177,7 +106,7 @@ class Follower:
             case Hopeless(error):
                 raise error
             case Opened():
-                self._stream = _Stream()
+                self._stream = Stream()
                 return Step(Read())
             case Arrived(data):
                 return self._hear(data, now)
@@ -248,7 +177,7 @@ class Follower:
     # What a stream tells
 
     def _hear(self, data: bytes, now: float) -> Step:
-        stream = self._stream = self._stream or _Stream()
+        stream = self._stream = self._stream or Stream()
         stream.bytes += len(data)
         updates: list[JobUpdate] = []
         for event in stream.parser.feed(data):
@@ -262,7 +191,7 @@ class Follower:
         if updates:
             stream.news = True
             self._seen.etag = None
-            self._failures = _Failures()
+            self._failures = Failures()
         # A stream's read has the timeout it was opened with: near the end of the caller's time it
         # would last too long, and a held read is told how long it may.
         if self._ends - now < self._silence - 1:
@@ -272,7 +201,7 @@ class Follower:
         return Step(Read(), tuple(updates))
 
     def _lost_stream(self, reason: str, now: float) -> Step:
-        stream, self._stream = self._stream or _Stream(), None
+        stream, self._stream = self._stream or Stream(), None
         told = DEFAULT_PAUSE if stream.parser.retry is None else stream.parser.retry
         if stream.news:
             return Step(Wait(max(told, LEAST_PAUSE) * self._random.uniform(1, 1.25)))
@@ -312,19 +241,19 @@ class Follower:
             if self._result_from is not None:
                 require_origin(self._result_from, answer.asked, self._options.origins)
                 self._known = update
-                self._failures = _Failures()
+                self._failures = Failures()
                 return Step(self._ask(now))
         news = (update,) if self._seen.take(update) else ()
         if update.status.terminal and news:
             return Step(End(), news)
         if first and self._transport is not Transport.POLL:
             # The told pause is between polls: there will be none.
-            self._failures = _Failures()
+            self._failures = Failures()
             return Step(self._ask(now), news)
         return Step(self._after_read(answer, now), news)
 
     def _after_read(self, answer: Answered, now: float) -> Ask | Wait:
-        self._failures = _Failures()
+        self._failures = Failures()
         told = told_pause(answer.headers)
         pause = DEFAULT_PAUSE if told is None else max(told, LEAST_PAUSE)
         if self._transport is Transport.HOLD:

@@ -27,9 +27,10 @@ from asyncjobs.client.exchange import (
     Wait,
     Woke,
 )
-from asyncjobs.client.follower import LONGEST_ANSWER, Follower, Following
+from asyncjobs.client.follower import LONGEST_ANSWER, Follower
 from asyncjobs.client.library import Failures, HttpClient, answer_of, request_of, streams_events
 from asyncjobs.client.monitors import Accepted, Monitor, read_accepted
+from asyncjobs.client.options import Following
 from asyncjobs.client.outcomes import cancel_of, cancelled_of, outcome_of, submission_of
 from asyncjobs.client.requests import Repeated
 

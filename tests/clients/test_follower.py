@@ -28,8 +28,9 @@ from asyncjobs.client.exchange import (
     Wait,
     Woke,
 )
-from asyncjobs.client.follower import Follower, Following, Transport
+from asyncjobs.client.follower import Follower
 from asyncjobs.client.monitors import Kind, Monitor
+from asyncjobs.client.options import Following, Transport
 
 VECTORS = Path(__file__).parent / "vectors"
 HOST = "http://jobs.example"
