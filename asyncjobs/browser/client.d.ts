@@ -78,6 +78,8 @@ export interface Submitted<Result = unknown> {
   jobId: string;
   /** Absolute; `null` where a server answered by the end itself and CORS hides the rest. */
   statusUrl: string | null;
+  /** For how many seconds the server is not to be polled; 0 where CORS hides it. */
+  retryAfter: number;
   /** The final document, where the server waited for the end, else `null`. */
   document: JobDocument<Result> | null;
 }

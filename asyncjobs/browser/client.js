@@ -169,6 +169,7 @@ export async function submitJob(url, body, options = {}) {
   return {
     jobId: document.jobId,
     statusUrl: found == null ? null : new URL(found, answer.url || target).href,
+    retryAfter: toldBy(answer) / 1000,
     // A server that waited may have answered by the end itself.
     document: isTerminal(document) ? document : null,
   };
@@ -182,7 +183,7 @@ export async function cancelJob(statusUrl, options = {}) {
   return document;
 }
 
-// Some pages may not use it, and it may be full: then nothing is kept.
+// Some pages may not use it, and it may be full.
 const storage = (use) => {
   try {
     return use(globalThis.localStorage);
@@ -220,6 +221,7 @@ class Follower {
     this.way = WAYS.indexOf(transport);
     // EventSource sends no headers of ours.
     if (transport === "events" && (headers || !globalThis.EventSource)) this.way++;
+    if (transport === "poll") this.rest(job.retryAfter * 1000 || 0);
     signal?.addEventListener("abort", () => this.fail(signal.reason), { signal: this.#life.signal });
     const late = () => this.fail(new JobError("timeout", `${url} has not ended in ${timeout} ms.`, { url }));
     this.timer = setTimeout(late, Math.min(timeout, TIMER_MOST));

@@ -92,7 +92,7 @@ describe("the client", { concurrency: true }, () => {
     const accepted = { status: "accepted", jobId: "job_1", statusUrl: PATH };
     const { origin, requests } = await serving(context, drop, json({}, 503), json(accepted, 202));
     const submitted = await submitJob(`${origin}/api/exports`, { format: "csv" });
-    assert.deepEqual(submitted, { jobId: "job_1", statusUrl: origin + PATH, document: null });
+    assert.deepEqual(submitted, { jobId: "job_1", statusUrl: origin + PATH, retryAfter: 0, document: null });
     assert.equal(requests.length, 3);
     assert.equal(new Set(requests.map(({ headers }) => headers["idempotency-key"])).size, 1);
     assert.match(requests[0].headers["idempotency-key"], /^\d+-\d+-\d+-\d+$/);
@@ -109,6 +109,17 @@ describe("the client", { concurrency: true }, () => {
     assert.equal(new Set(keys).size, 3);
     assert.equal(keys[2], "mine");
     assert.equal(requests[2].headers.authorization, "Bearer x");
+  });
+
+  test("the first poll comes when the 202 has told", async (context) => {
+    const accepted = json({ status: "accepted", jobId: "job_1", statusUrl: PATH }, 202, { "retry-after": "1" });
+    const { origin, requests } = await serving(context, accepted, json(job("completed", 2)));
+    const submitted = await submitJob(origin, {});
+    assert.equal(submitted.retryAfter, 1);
+    const begun = performance.now();
+    await followJob(submitted, { transport: "poll" });
+    assert.ok(performance.now() - begun >= 990);
+    assert.equal(requests.length, 2);
   });
 
   test("a refused submission is not repeated", async (context) => {
