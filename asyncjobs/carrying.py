@@ -11,6 +11,8 @@ import logging
 import os
 from collections.abc import Mapping
 
+import anyio
+
 from asyncjobs.errors import AsyncJobsError
 from asyncjobs.model import parse_job_id
 from asyncjobs.portal import portal_for
@@ -58,15 +60,40 @@ class Residence:
         self._jobs = jobs
         self._namespace = namespace
         self._stay: _Stay | None = None
+        self._errands: set[asyncio.Task[None]] = set()
 
     async def carry(self, message: Mapping[str, object]) -> None:
-        """Run a job as the function `carry` does."""
+        """Run a job as the function `carry` does; where this is cancelled, the job is given back.
+
+        In a task of its own: there the cancellation that engines know, asyncio's, would look as if
+        the handler had raised it, and the job would have failed.
+        """
+        if not await self.begin():
+            return
+        scope = anyio.CancelScope()
+        errand = asyncio.create_task(self._carry_within(scope, message))
+        self._errands.add(errand)
+        errand.add_done_callback(self._errands.discard)
+        try:
+            await asyncio.shield(errand)
+        except asyncio.CancelledError:
+            scope.cancel()
+            # Whoever cancels once more does not wait; it goes on until the job is given back.
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([errand])
+            raise
+
+    async def begin(self) -> bool:
+        """Open the queue, and say whether it is open; what keeps it from opening is logged.
+
+        An engine's worker may have more to do than jobs, and goes on without.
+        """
         try:
             await self.open()
         except AsyncJobsError as error:
             log.warning("The queue could not be opened; its jobs come up again: %s", error)
-        else:
-            await carry(self._jobs, self._namespace, message)
+            return False
+        return True
 
     async def open(self) -> None:
         """Return when the queue is open; raises what opening it raises, and may be called again."""
@@ -87,6 +114,10 @@ class Residence:
         if stay is not None and stay.is_ours:
             stay.leave.set()
             await stay.task
+
+    async def _carry_within(self, scope: anyio.CancelScope, message: Mapping[str, object]) -> None:
+        with scope:
+            await carry(self._jobs, self._namespace, message)
 
 
 class _Stay:
