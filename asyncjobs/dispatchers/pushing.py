@@ -13,6 +13,8 @@ from functools import partial
 from types import TracebackType
 from typing import Generic, Self, TypedDict, TypeVar
 
+import anyio
+
 from asyncjobs.model import DEFAULT_QUEUE, Delivery, Job
 from asyncjobs.threads import in_new_thread
 
@@ -71,13 +73,24 @@ class PushDispatcher(ABC, Generic[O]):
 
 
 class AwaitedDispatcher(PushDispatcher[O]):
-    """Tells an engine whose calls are awaited."""
+    """Tells an engine whose calls are awaited: of a few jobs at once, begun in their order."""
+
+    #: The engine's client has other users, and so many connections at least.
+    at_once = 8
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        waiting = iter(jobs)
         with _leaving_none_out() as one:
-            for job in jobs:
-                with one():
-                    await self.send(self.message_of(job), job)
+
+            async def send_on() -> None:
+                for job in waiting:
+                    with one():
+                        await self.send(self.message_of(job), job)
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(1, min(self.at_once, len(jobs))):
+                    tasks.start_soon(send_on)
+                await send_on()
 
     @abstractmethod
     async def send(self, message: Message, job: Job) -> None:
