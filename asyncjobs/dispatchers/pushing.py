@@ -6,19 +6,31 @@ store. Each engine has one carrier task, which is handed the message, and always
 
 from __future__ import annotations
 
+import asyncio
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from functools import partial
 from types import TracebackType
-from typing import Generic, Self, TypedDict, TypeVar
+from typing import Generic, Protocol, Self, TypedDict, TypeVar
 
 import anyio
 
+from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.model import DEFAULT_QUEUE, Delivery, Job
 from asyncjobs.threads import in_new_thread
 
 O = TypeVar("O")  # noqa: E741  # the options of an engine
+
+_inherited: list[object] = []
+
+
+class RedisPool(Protocol):
+    """What many engines' clients have of redis-py."""
+
+    def reset(self) -> None: ...
 
 
 class Message(TypedDict):
@@ -95,6 +107,72 @@ class AwaitedDispatcher(PushDispatcher[O]):
     @abstractmethod
     async def send(self, message: Message, job: Job) -> None:
         """Hand one message to the engine; raise what it raises where its broker is away."""
+
+
+class ConnectingDispatcher(AwaitedDispatcher[O]):
+    """Tells an asyncio engine by a client that has to be opened, unless the application did it.
+
+    It is opened for the first message: an engine that is away does not keep the queue from opening.
+    """
+
+    def __init__(
+        self, *, namespace: str = "asyncjobs", options: Mapping[str, O] | None = None
+    ) -> None:
+        super().__init__(namespace=namespace, options=options)
+        self._pid = os.getpid()
+        self._connecting: anyio.Lock | None = None
+        self._connected = False
+
+    async def __aenter__(self) -> Self:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError(
+                f"{type(self).__name__} needs asyncio: its engine knows no other event loop."
+            ) from None
+        self._connecting, self._connected = anyio.Lock(), False
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.disconnect()
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        if self._connecting is None:
+            raise NotOpen(type(self).__name__)
+        async with self._connecting:
+            if not self._connected:
+                if self._pid != os.getpid():
+                    self.leave_to_parent()
+                    self._pid = os.getpid()
+                await self.connect()
+                self._connected = True
+        await super().dispatch(jobs)
+
+    @abstractmethod
+    async def connect(self) -> None:
+        """Open the client where nobody else has; comes again where it raised, or was cancelled."""
+
+    @abstractmethod
+    def leave_to_parent(self) -> None:
+        """In a forked child, let the client begin anew, but for what was opened in the child."""
+
+    @abstractmethod
+    async def disconnect(self) -> None:
+        """Close what `connect` has opened, if anything."""
+
+
+def leave_connections_to_parent(pool: RedisPool) -> None:
+    """Let a pool of redis-py's, which asyncio's kind does not do itself, forget what it has open.
+
+    The connections are a parent's, copied by a fork. To let go of them would close them.
+    """
+    _inherited.append(copy(pool))
+    pool.reset()
 
 
 class BlockingDispatcher(PushDispatcher[O]):
