@@ -1,0 +1,38 @@
+"""A taskiq broker as the tests' worker processes have it, set up to do what jobs do not want."""
+
+from __future__ import annotations
+
+import os
+
+from taskiq import SimpleRetryMiddleware, TaskiqMessage, TaskiqMiddleware
+from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend, RedisStreamBroker
+
+from asyncjobs import AsyncJobs
+from asyncjobs.dispatchers.taskiq import TaskiqDispatcher
+from asyncjobs.testing import BRISK
+from asyncjobs.testing.dispatching_handlers import register
+
+
+class Hasty(TaskiqMiddleware):
+    """Gives every task that has no time limit a short one."""
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        message.labels.setdefault("timeout", 0.2)
+        return message
+
+
+BROKERS = {"list": ListQueueBroker, "stream": RedisStreamBroker}
+
+broker = BROKERS[os.environ["KIND"]](os.environ["BROKER"])
+broker.with_result_backend(RedisAsyncResultBackend(os.environ["BROKER"], prefix_str="result"))
+broker.add_middlewares(SimpleRetryMiddleware(default_retry_label=True), Hasty())
+dispatcher = TaskiqDispatcher(broker)
+jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
+register(jobs)
+dispatcher.carrier(jobs)
+
+
+@broker.task("plain")
+async def plain() -> str:
+    """Be a task of the application's own, of which taskiq keeps the result."""
+    return "kept"
