@@ -1,0 +1,32 @@
+"""A SAQ worker's settings as the tests' worker processes have them."""
+
+from __future__ import annotations
+
+import os
+
+from saq import Queue
+
+from asyncjobs import AsyncJobs
+from asyncjobs.dispatchers.saq import SaqDispatcher
+from asyncjobs.testing import BRISK
+from asyncjobs.testing.dispatching_handlers import register
+
+
+async def plain(_context: object) -> str:
+    """Be a function of the application's own, of which SAQ keeps the result."""
+    return "kept"
+
+
+queue = Queue.from_url(os.environ["QUEUE"])
+dispatcher = SaqDispatcher(queue)
+jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
+register(jobs)
+grace = os.environ.get("GRACE")
+settings = dispatcher.carrier(
+    jobs,
+    {
+        "functions": [plain],
+        "concurrency": 2,
+        "shutdown_grace_period_s": None if grace is None else int(grace),
+    },
+)
