@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
 import pytest
 from saq import Job as SaqJob
 from saq import Queue, Status
@@ -21,6 +22,7 @@ from asyncjobs.testing.dispatching_handlers import began, release
 from asyncjobs.testing.samples import sample_job
 from tests.conftest import PostgresServer, ask
 from tests.engines.conftest import Launch
+from tests.engines.examples import EXAMPLES, follow_report
 from tests.engines.fleets import Fleet, FleetCrew
 
 WORKER = ("-m", "saq", "saq_worker.settings", "--verbose")
@@ -219,12 +221,18 @@ async def test_a_worker_that_is_told_to_stop_loses_no_job(
         async with crew.looking() as jobs:
             job = await jobs.enqueue("hold", path)
             await until(lambda: began(path) == 1, crew.patience)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(anyio.to_thread.run_sync, fleet.stop)
-                await until(lambda: "shutting down" in fleet.log.read_text(), crew.patience)
-                if grace is not None:
-                    release(path)
+            stopping = asyncio.create_task(asyncio.to_thread(fleet.stop))
+            await until(lambda: "shutting down" in fleet.log.read_text(), crew.patience)
+            if grace is not None:
+                release(path)
+            await stopping
             left = await jobs.find(job.id)
             await jobs.cancel(job.id)
     expected = JobStatus.PENDING if grace is None else JobStatus.COMPLETED
     assert (left.status, left.losses) == (expected, 0)
+
+
+def test_the_example_works(launch: Launch, redis_url: str) -> None:
+    own = {"BROKER": f"{redis_url}/3", "STORE": f"{redis_url}/2?namespace=reports"}
+    found = {**own, "PYTHONPATH": os.pathsep.join([EXAMPLES, os.environ.get("PYTHONPATH", "")])}
+    follow_report("saq_app", ("-m", "saq", "saq_app.settings"), launch, found)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 from taskiq import AsyncBroker
 from taskiq.kicker import AsyncKicker
@@ -23,6 +23,7 @@ from asyncjobs.testing.dispatching_handlers import began, release
 from asyncjobs.testing.samples import sample_job
 from tests.conftest import ask
 from tests.engines.conftest import Launch
+from tests.engines.examples import EXAMPLES, follow_report
 from tests.engines.fleets import Fleet, FleetCrew
 
 WORKER = ("-m", "taskiq", "worker", "taskiq_worker:broker", "--workers", "1")
@@ -168,12 +169,27 @@ async def test_a_worker_that_is_told_to_stop_loses_no_job(
         async with crew.opened() as jobs:
             job = await jobs.enqueue("hold", path)
             await until(lambda: began(path) == 1, crew.patience)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(anyio.to_thread.run_sync, fleet.stop)
-                await until(lambda: "running tasks to complete" in fleet.log.read_text(), 20)
-                if not patience:
-                    release(path)
+            stopping = asyncio.create_task(asyncio.to_thread(fleet.stop))
+            await until(lambda: "running tasks to complete" in fleet.log.read_text(), 20)
+            if not patience:
+                release(path)
+            await stopping
             left = await jobs.find(job.id)
             await jobs.cancel(job.id)
     expected = JobStatus.PENDING if patience else JobStatus.COMPLETED
     assert (left.status, left.losses) == (expected, 0)
+
+
+def test_the_example_works(launch: Launch, redis_url: str) -> None:
+    worker = (
+        "-m",
+        "taskiq",
+        "worker",
+        "--workers",
+        "1",
+        "--app-dir",
+        EXAMPLES,
+        "taskiq_app:broker",
+    )
+    own = {"BROKER": f"{redis_url}/3", "STORE": f"{redis_url}/2?namespace=reports"}
+    follow_report("taskiq_app", worker, launch, own)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 
-from taskiq import SimpleRetryMiddleware, TaskiqMessage, TaskiqMiddleware
+from taskiq import AsyncBroker, SimpleRetryMiddleware, TaskiqMessage, TaskiqMiddleware
 from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend, RedisStreamBroker
 
 from asyncjobs import AsyncJobs
@@ -21,7 +22,10 @@ class Hasty(TaskiqMiddleware):
         return message
 
 
-BROKERS = {"list": ListQueueBroker, "stream": RedisStreamBroker}
+BROKERS: Mapping[str, Callable[[str], AsyncBroker]] = {
+    "list": ListQueueBroker,
+    "stream": RedisStreamBroker,
+}
 
 broker = BROKERS[os.environ["KIND"]](os.environ["BROKER"])
 broker.with_result_backend(RedisAsyncResultBackend(os.environ["BROKER"], prefix_str="result"))

@@ -1,0 +1,49 @@
+"""A report on FastAPI, made by SAQ's workers; Redis or Valkey keeps messages and jobs.
+
+pip install 'asyncjobs-http[fastapi,redis,saq]' uvicorn
+uvicorn --app-dir examples saq_app:app
+cd examples && saq saq_app.settings
+"""
+
+import os
+
+import anyio
+from fastapi import FastAPI
+from fastapi.responses import Response
+from pydantic import BaseModel
+from saq import Queue
+
+from asyncjobs import AsyncJobs, JobContext
+from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, mount
+from asyncjobs.dispatchers.saq import SaqDispatcher
+
+BROKER = os.environ.get("BROKER", "redis://localhost:6379/0")
+STORE = os.environ.get("STORE", "redis://localhost:6379/1")
+
+dispatcher = SaqDispatcher(Queue.from_url(BROKER))
+jobs = AsyncJobs(STORE, dispatcher=dispatcher)
+settings = dispatcher.carrier(jobs)  # of SAQ's workers
+
+
+class ReportRequest(BaseModel):
+    """Which report to make."""
+
+    pages: int = 10
+
+
+@jobs.handler("report", timeout=60, estimate=2)
+async def report(cmd: ReportRequest, job: JobContext) -> int:
+    """Write page after page, and tell how far it is."""
+    async for _ in job.track(range(cmd.pages), unit="pages"):
+        await anyio.sleep(0.05)
+    return cmd.pages
+
+
+app = FastAPI(title="Reports")
+mount(app, jobs, prefix="/api/jobs")
+
+
+@app.post("/api/reports", status_code=202, response_model=AcceptedDocument)
+async def create_report(cmd: ReportRequest, accept: Accept) -> Response:
+    """Begin a report."""
+    return await accept(report, cmd)
