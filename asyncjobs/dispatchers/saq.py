@@ -59,12 +59,13 @@ class SaqDispatcher(ConnectingDispatcher[SaqOptions]):
     ) -> None:
         super().__init__(namespace=namespace, options=options)
         self._queues = queues
-        self._opened: list[Queue] = []
+        self._opened: set[Queue] = set()
+        self._closed: set[Queue] = set()
 
     async def connect(self) -> None:
         for queue in self._queues:
-            if not _is_connected(queue):
-                self._opened.append(queue)
+            if queue in self._closed or not _is_connected(queue):
+                self._opened.add(queue)
                 await queue.connect()
 
     def leave_to_parent(self) -> None:
@@ -75,7 +76,9 @@ class SaqDispatcher(ConnectingDispatcher[SaqOptions]):
 
     async def disconnect(self) -> None:
         while self._opened:
-            await self._opened.pop().disconnect()
+            queue = self._opened.pop()
+            self._closed.add(queue)
+            await queue.disconnect()
 
     async def send(self, message: Message, job: Job) -> None:
         chosen = self.options.get(job.type, SaqOptions())
@@ -95,9 +98,8 @@ class SaqDispatcher(ConnectingDispatcher[SaqOptions]):
     def carrier(self, jobs: AsyncJobs, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Make the settings of a worker that runs jobs of this queue, for the command `saq`.
 
-        They are the given ones, if any, with one more function, one more `startup` and one more
-        `shutdown`; without a `queue` among them it serves the dispatcher's first. SAQ's retries,
-        results and time limits are off for jobs.
+        They are the given ones, with one more function, `startup` and `shutdown`; without a `queue`
+        among them it serves the dispatcher's first. SAQ's retries, results and time limits are off.
         """
         residence = Residence(jobs, self.namespace)
 
@@ -110,8 +112,9 @@ class SaqDispatcher(ConnectingDispatcher[SaqOptions]):
         async def end(_context: object) -> None:
             await residence.close()
 
-        given: Mapping[str, Any] = {"queue": self._queue_named(None), **(settings or {})}
+        given = settings or {}
         return {
+            "queue": self._queue_named(None),
             **given,
             "functions": [*given.get("functions", ()), (self.carrier_name, run)],
             "startup": [*_each(given.get("startup")), begin],

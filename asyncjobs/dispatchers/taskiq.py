@@ -66,7 +66,11 @@ class TaskiqDispatcher(ConnectingDispatcher[TaskiqOptions]):
     async def connect(self) -> None:
         if not (self._is_started or self._broker.is_worker_process):
             self._ours = True
-            await self._broker.startup()
+            try:
+                await self._broker.startup()
+            except BaseException:
+                self._started_in = None
+                raise
 
     def leave_to_parent(self) -> None:
         self._ours = False
@@ -105,11 +109,14 @@ class TaskiqDispatcher(ConnectingDispatcher[TaskiqOptions]):
 
         self._broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, begin)
         self._broker.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, end)
+        self._keep_no_results()
+        return self._broker.register_task(run, self.carrier_name)
+
+    def _keep_no_results(self) -> None:
         unkept = _Unkept(self.carrier_name)
         unkept.set_broker(self._broker)
         # The first one is the last to be asked: others see the result as it is.
         self._broker.middlewares.insert(0, unkept)
-        return self._broker.register_task(run, self.carrier_name)
 
     def _labels_of(self, job: Job) -> dict[str, Any]:
         chosen = self.options.get(job.type, TaskiqOptions())

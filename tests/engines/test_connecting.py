@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import redis
 from saq import Queue
 from taskiq import AsyncBroker, TaskiqEvents, TaskiqState
 from taskiq_redis import ListQueueBroker, RedisStreamBroker
@@ -80,6 +81,20 @@ async def test_a_broker_that_is_away_keeps_no_job_from_being_accepted(
         await jobs.enqueue("echo", 1)
         server.start()
         await until(lambda: messages() > 0, PATIENCE)
+
+
+@pytest.mark.anyio
+async def test_a_broker_that_could_not_be_started_is_started_with_the_next_message(
+    server: ValkeyServer,
+) -> None:
+    dispatcher = TaskiqDispatcher(RedisStreamBroker(server.url))
+    async with dispatcher:
+        server.kill()
+        with pytest.raises(redis.ConnectionError):
+            await dispatcher.dispatch([sample_job()])
+        server.start()
+        await dispatcher.dispatch([sample_job()])
+    assert len(server.ask("XINFO", "GROUPS", "taskiq")) == 1
 
 
 @pytest.mark.anyio

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from saq import Job as SaqJob
@@ -29,13 +31,22 @@ WORKER = ("-m", "saq", "saq_worker.settings", "--verbose")
 
 
 @pytest.fixture(scope="module", params=["redis", "postgres"])
-def queue_url(request: pytest.FixtureRequest, broker: str) -> str:
+def queue_url(request: pytest.FixtureRequest, broker: str) -> Iterator[str]:
     if request.param == "redis":
-        ask(broker, "FLUSHDB")
-        return broker
+        yield broker
+        forget(broker)
+        return
     postgres: PostgresServer = request.getfixturevalue("postgres")
-    postgres.execute("DROP DATABASE IF EXISTS saq WITH (FORCE)", "CREATE DATABASE saq")
-    return postgres.url.removesuffix("/postgres") + "/saq"
+    name = f"saq_{uuid.uuid4().hex[:12]}"
+    postgres.execute(f"CREATE DATABASE {name}")
+    yield urlsplit(postgres.url)._replace(path=f"/{name}").geturl()
+    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def forget(url: str) -> None:
+    """Delete what SAQ has written."""
+    for key in ask(url, "KEYS", "saq:*"):
+        ask(url, "DEL", key)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +99,7 @@ async def test_no_results_of_jobs_are_kept(crew: SaqCrew) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("queue_url", ["redis"], indirect=True, scope="module")
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # SAQ's own
 async def test_a_sweep_leaves_running_jobs_alone(
     crew: SaqCrew, tmp_path: Path, broker: str
 ) -> None:
@@ -132,7 +144,7 @@ def unserved(redis_url: str) -> Iterator[str]:
     """Name a database that no worker looks into."""
     url = f"{redis_url}/3"
     yield url
-    ask(url, "FLUSHDB")
+    forget(url)
 
 
 async def sent_to(queue: Queue) -> list[SaqJob]:

@@ -42,7 +42,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def fleet(launch: Launch, kind: str, broker: str) -> Iterator[Fleet]:
-    ask(broker, "FLUSHDB")
+    ask(broker, "DEL", "taskiq")  # a list or a stream, of the other kind before
     with launch(*WORKER, *SLOTS, KIND=kind) as started:
         yield started
 

@@ -28,17 +28,18 @@ async def enqueue_many(jobs: AsyncJobs) -> None:
     await asyncio.gather(*(jobs.enqueue("echo", number) for number in range(MANY)))
 
 
-async def enqueue_opened(jobs: AsyncJobs) -> None:
-    async with jobs:
-        await enqueue_many(jobs)
+async def enqueue_opened(jobs: AsyncJobs, times: int) -> None:
+    for _ in range(times):
+        async with jobs:
+            await enqueue_many(jobs)
 
 
 def main(kind: str, url: str, how: str) -> None:
     jobs = AsyncJobs("memory://", dispatcher=DISPATCHERS[kind](url))
     register(jobs)
     if how == "loops":
-        for _ in range(3):
-            asyncio.run(enqueue_opened(jobs))
+        for times in (2, 1):
+            asyncio.run(enqueue_opened(jobs, times))
         return
     portal = portal_for(jobs)
     portal.call(enqueue_many, jobs)
