@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from saq import Queue
 
@@ -21,12 +22,7 @@ queue = Queue.from_url(os.environ["QUEUE"])
 dispatcher = SaqDispatcher(queue)
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
-grace = os.environ.get("GRACE")
-settings = dispatcher.carrier(
-    jobs,
-    {
-        "functions": [plain],
-        "concurrency": 2,
-        "shutdown_grace_period_s": None if grace is None else int(grace),
-    },
-)
+own: dict[str, Any] = {"functions": [plain], "concurrency": 2}
+if "GRACE" in os.environ:
+    own["shutdown_grace_period_s"] = int(os.environ["GRACE"])
+settings = dispatcher.carrier(jobs, own)
