@@ -92,7 +92,7 @@ class AwaitedDispatcher(PushDispatcher[O]):
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         waiting = iter(jobs)
-        with _leaving_none_out() as one:
+        with leaving_none_out() as one:
 
             async def send_on() -> None:
                 for job in waiting:
@@ -187,14 +187,14 @@ class BlockingDispatcher(PushDispatcher[O]):
         """Hand one message to the engine, in a thread; raise what it raises."""
 
     def _send_all(self, jobs: Sequence[Job]) -> None:
-        with _leaving_none_out() as one:
+        with leaving_none_out() as one:
             for job in jobs:
                 with one():
                     self.send_now(self.message_of(job), job)
 
 
 @contextmanager
-def _leaving_none_out() -> Generator[Callable[[], AbstractContextManager[None]]]:
+def leaving_none_out() -> Generator[Callable[[], AbstractContextManager[None]]]:
     """Go on after an error, for the next may be for another queue; raise the first one at last."""
     errors: list[Exception] = []
 
