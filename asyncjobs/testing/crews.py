@@ -28,11 +28,14 @@ class Crew:
 
     As it is, it suits dispatchers that run jobs in this process. For an engine of yours override
     `working`. `slots` is how many jobs run at once, `patience` how many seconds a rule waits for
-    what must happen.
+    what must happen. The rules send `many` jobs through at once, and `some` to let time pass: lower
+    them for an engine that makes a process for each.
     """
 
     slots = 4
     patience = 60.0
+    many = 200
+    some = 20
 
     def __init__(self, store: Store, dispatcher: Dispatcher) -> None:
         self.store = store

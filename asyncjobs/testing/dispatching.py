@@ -17,7 +17,6 @@ from asyncjobs.testing.crews import Crew, MortalCrew
 from asyncjobs.testing.dispatching_handlers import STEPS, began, release
 from asyncjobs.testing.samples import sample_job, sample_submission
 
-MANY = 200
 SOME = 20
 
 
@@ -49,14 +48,14 @@ class DispatcherConformance:
                 submitted[number] = await jobs.enqueue("steps", number)
 
             async with anyio.create_task_group() as tasks:
-                for number in range(MANY):
+                for number in range(crew.many):
                     tasks.start_soon(submit, number)
             done = {number: await ended(jobs, job, crew) for number, job in submitted.items()}
         assert {number: job.result for number, job in done.items()} == {
-            number: 2 * number for number in range(MANY)
+            number: 2 * number for number in range(crew.many)
         }
         whole = Detail(current=STEPS, total=STEPS, unit="steps")
-        assert [job.detail for job in done.values()] == [whole] * MANY
+        assert [job.detail for job in done.values()] == [whole] * crew.many
         assert {job.attempt for job in done.values()} == {1}
 
     async def test_progress_shows_while_a_job_runs(self, crew: Crew, tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ class DispatcherConformance:
             gone = sample_job(
                 type="echo", delivery=crew.dispatcher.delivery, created_at=jobs.clock.now()
             )
-            await crew.dispatcher.dispatch([gone] * SOME)
+            await crew.dispatcher.dispatch([gone] * crew.some)
             await others_pass(jobs, crew)
             assert await jobs.get(gone.id) is None
 
@@ -149,11 +148,11 @@ class DispatcherConformance:
     async def test_a_place_that_was_kept_and_not_used_is_given_back(self, crew: Crew) -> None:
         granted: list[bool] = []
         async with crew.opened() as jobs:
-            for _ in range(MANY):
+            for _ in range(crew.many):
                 with crew.dispatcher.reservation() as place:
                     granted.append(place)
             await others_pass(jobs, crew)
-        assert granted == granted[:1] * MANY
+        assert granted == granted[:1] * crew.many
 
     # attempts are the library's business
 
@@ -243,7 +242,7 @@ async def ended(jobs: AsyncJobs, job: Job, crew: Crew | MortalCrew) -> Job:
 
 async def others_pass(jobs: AsyncJobs, crew: Crew) -> None:
     """Let some more jobs pass, after which whatever was delivered before has had its effect."""
-    others = [await jobs.enqueue("echo", number) for number in range(SOME)]
+    others = [await jobs.enqueue("echo", number) for number in range(crew.some)]
     for number, job in enumerate(others):
         assert (await ended(jobs, job, crew)).result == number
 
