@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ APPS = Path(__file__).parent / "apps"
 
 
 class Fleet:
-    """Worker processes that one command starts, in a group of their own."""
+    """Worker processes that one command starts, in a session of their own."""
 
     def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
         self.log = log
@@ -44,8 +44,10 @@ class Fleet:
     def kill(self) -> None:
         """End them all at once, in the middle of what they do."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            # By session: some engines give a process that runs a job a group of its own.
+            for pid in processes_of(self._process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._process.wait()
 
     def stop(self, patience: float = 60) -> int:
@@ -53,6 +55,16 @@ class Fleet:
         assert self._process is not None
         self._process.terminate()
         return self._process.wait(patience)
+
+
+def processes_of(session: int) -> Iterator[int]:
+    """List the processes of a session, the one that began it first: it cannot start others then."""
+    yield session
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and entry.name != str(session):
+            with suppress(ProcessLookupError):
+                if os.getsid(int(entry.name)) == session:
+                    yield int(entry.name)
 
 
 class FleetCrew(Crew):
