@@ -44,11 +44,15 @@ class Fleet:
     def kill(self) -> None:
         """End them all at once, in the middle of what they do."""
         if self._process is not None:
-            # By session: some engines give a process that runs a job a group of its own.
-            for pid in processes_of(self._process.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self._process.wait()
+            self.tell_all(signal.SIGKILL)
+
+    def tell_all(self, number: signal.Signals, patience: float = 60) -> None:
+        """Send a signal to all of them, as systemd does unless told otherwise; wait for the end."""
+        assert self._process is not None
+        for pid in processes_of(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        self._process.wait(patience)
 
     def stop(self, patience: float = 60) -> int:
         """Ask them to end as a service manager does; return the exit code."""
@@ -58,7 +62,10 @@ class Fleet:
 
 
 def processes_of(session: int) -> Iterator[int]:
-    """List the processes of a session, the one that began it first: it cannot start others then."""
+    """List the processes of a session, its leader first, which starts others while it lives.
+
+    Not of a group: some engines give a process that runs a job a group of its own.
+    """
     yield session
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and entry.name != str(session):
