@@ -1,0 +1,21 @@
+"""An RQ app as the tests' worker processes have it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, cast
+
+from redis import Redis
+
+from asyncjobs import AsyncJobs
+from asyncjobs.dispatchers.rq import RQDispatcher
+from asyncjobs.testing import BRISK
+from asyncjobs.testing.dispatching_handlers import register
+from tests.engines.apps.chores import add_chores
+
+connection = cast("Any", Redis).from_url(os.environ["BROKER"])
+dispatcher = RQDispatcher(connection, "rq_worker.carry")
+jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
+register(jobs)
+add_chores(jobs)
+carry = dispatcher.carrier(jobs)
