@@ -24,6 +24,12 @@ def shared_store(redis_url: str) -> str:
     return f"{redis_url}/2"
 
 
+@pytest.fixture
+def apart(redis_url: str) -> dict[str, str]:
+    """Name a broker and a store that a module's workers do not see, for one test's workers."""
+    return {"BROKER": f"{redis_url}/3", "STORE": f"{redis_url}/4"}
+
+
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory, broker: str, shared_store: str) -> Launch:
     """Make fleets by their commands, which end with the block."""

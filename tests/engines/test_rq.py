@@ -34,7 +34,7 @@ from tests.engines.fleets import Fleet, FleetCrew
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).parents[2]
+ROOT = str(Path(__file__).parents[2])
 CARRIER = "rq_worker.carry"
 KINDS = {
     "simple": ("worker", "--worker-class", "rq.worker.SimpleWorker"),
@@ -64,7 +64,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def fleet(launch: Launch, broker: str, kind: str) -> Iterator[Fleet]:
-    with launch(*command(kind, broker), PYTHONPATH=str(ROOT)) as started:
+    with launch(*command(kind, broker), PYTHONPATH=ROOT) as started:
         yield started
 
 
@@ -183,12 +183,6 @@ class TestRQ(DispatcherConformance, WorkerLossConformance):
 # workers that make a process for each job
 
 
-@pytest.fixture
-def apart(redis_url: str) -> dict[str, str]:
-    """Name a broker and a store that the module's workers do not see."""
-    return {"BROKER": f"{redis_url}/3", "STORE": f"{redis_url}/4", "PYTHONPATH": str(ROOT)}
-
-
 def crew_apart(apart: Mapping[str, str], fleet: Fleet) -> RQCrew:
     return RQCrew(apart["STORE"], RQDispatcher(client(apart["BROKER"]), CARRIER), fleet, "forking")
 
@@ -197,7 +191,7 @@ async def test_a_job_is_given_back_when_its_process_is_told_to_stop(
     launch: Launch, apart: Mapping[str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "job"
-    with launch(*command("forking", apart["BROKER"]), **apart) as fleet:
+    with launch(*command("forking", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
         crew = crew_apart(apart, fleet)
         async with crew.opened() as jobs:
             job = await jobs.enqueue("hold", path)
@@ -214,7 +208,7 @@ async def test_a_process_that_is_not_a_copy_of_its_worker_runs_a_job(
     launch: Launch, apart: Mapping[str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "job"
-    with launch(*command("spawning", apart["BROKER"]), **apart) as fleet:
+    with launch(*command("spawning", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
         crew = crew_apart(apart, fleet)
         async with crew.opened() as jobs:
             add_chores(jobs)
