@@ -28,6 +28,7 @@ from tests.conftest import connected
 from tests.engines.apps.chores import add_chores
 from tests.engines.apps.dramatiq_options import OPTIONS
 from tests.engines.conftest import Launch
+from tests.engines.examples import EXAMPLES, follow_report
 from tests.engines.fleets import Fleet, FleetCrew
 
 pytestmark = pytest.mark.anyio
@@ -228,3 +229,11 @@ async def test_no_connection_is_kept_of_a_thread_that_has_ended() -> None:
     await DramatiqDispatcher(broker).dispatch([sample_job(type="echo")])
     assert broker.queues["default"].qsize() == 1
     assert not broker.kept
+
+
+# the example
+
+
+def test_the_example_works(launch: Launch, apart: Mapping[str, str]) -> None:
+    worker = ("-m", "dramatiq", "--path", EXAMPLES, "--", "dramatiq_app")
+    follow_report("dramatiq_app", worker, launch, {**EAGER, **apart})

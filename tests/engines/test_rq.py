@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import types
@@ -30,6 +31,7 @@ from asyncjobs.testing.samples import sample_job
 from asyncjobs.threads import in_new_thread
 from tests.engines.apps.chores import TOLD, add_chores
 from tests.engines.conftest import Launch
+from tests.engines.examples import EXAMPLES, follow_report
 from tests.engines.fleets import Fleet, FleetCrew
 
 pytestmark = pytest.mark.anyio
@@ -298,3 +300,12 @@ async def test_a_carrier_that_workers_find_is_not(*, made_here: bool) -> None:
 async def test_a_process_without_the_carrier_leaves_its_name_to_others() -> None:
     async with opened("no_such_module.carry", made_here=False):
         pass
+
+
+# the example
+
+
+def test_the_example_works(launch: Launch, apart: Mapping[str, str]) -> None:
+    worker = ("--path", EXAMPLES, "--config", "rq_app", "--worker-class", "rq.worker.SimpleWorker")
+    found = {**apart, "PYTHONPATH": os.pathsep.join([EXAMPLES, ROOT])}
+    follow_report("rq_app", ("-m", "rq.cli", "worker", *worker), launch, found)

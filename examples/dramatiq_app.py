@@ -1,0 +1,54 @@
+"""A report on FastAPI, made by dramatiq's workers; Redis or Valkey keeps messages and jobs.
+
+pip install 'asyncjobs-http[fastapi,redis,dramatiq]' uvicorn
+uvicorn --app-dir examples dramatiq_app:app
+dramatiq --path examples dramatiq_app
+"""
+
+import os
+from typing import Any, cast
+
+import anyio
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from fastapi import FastAPI
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from asyncjobs import AsyncJobs, JobContext
+from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, mount
+from asyncjobs.dispatchers.dramatiq import DramatiqDispatcher
+
+BROKER = os.environ.get("BROKER", "redis://localhost:6379/0")
+STORE = os.environ.get("STORE", "redis://localhost:6379/1")
+
+broker = cast("Any", RedisBroker)(url=BROKER)
+dramatiq.set_broker(broker)
+
+dispatcher = DramatiqDispatcher(broker)
+jobs = AsyncJobs(STORE, dispatcher=dispatcher)
+dispatcher.carrier(jobs)
+
+
+class ReportRequest(BaseModel):
+    """Which report to make."""
+
+    pages: int = 10
+
+
+@jobs.handler("report", timeout=60, estimate=2)
+async def report(cmd: ReportRequest, job: JobContext) -> int:
+    """Write page after page, and tell how far it is."""
+    async for _ in job.track(range(cmd.pages), unit="pages"):
+        await anyio.sleep(0.05)
+    return cmd.pages
+
+
+app = FastAPI(title="Reports")
+mount(app, jobs, prefix="/api/jobs")
+
+
+@app.post("/api/reports", status_code=202, response_model=AcceptedDocument)
+async def create_report(cmd: ReportRequest, accept: Accept) -> Response:
+    """Begin a report."""
+    return await accept(report, cmd)

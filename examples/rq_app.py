@@ -1,0 +1,50 @@
+"""A report on FastAPI, made by RQ's workers; Redis or Valkey keeps messages and jobs.
+
+pip install 'asyncjobs-http[fastapi,redis,rq]' uvicorn
+uvicorn --app-dir examples rq_app:app
+rq worker --path examples --config rq_app --worker-class rq.worker.SimpleWorker
+"""
+
+import os
+from typing import Any, cast
+
+import anyio
+from fastapi import FastAPI
+from fastapi.responses import Response
+from pydantic import BaseModel
+from redis import Redis
+
+from asyncjobs import AsyncJobs, JobContext
+from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, mount
+from asyncjobs.dispatchers.rq import RQDispatcher
+
+REDIS_URL = os.environ.get("BROKER", "redis://localhost:6379/0")  # RQ's workers read it, too
+STORE = os.environ.get("STORE", "redis://localhost:6379/1")
+
+dispatcher = RQDispatcher(cast("Any", Redis).from_url(REDIS_URL), carrier="rq_app.carry")
+jobs = AsyncJobs(STORE, dispatcher=dispatcher)
+carry = dispatcher.carrier(jobs)  # RQ's workers import it
+
+
+class ReportRequest(BaseModel):
+    """Which report to make."""
+
+    pages: int = 10
+
+
+@jobs.handler("report", timeout=60, estimate=2)
+async def report(cmd: ReportRequest, job: JobContext) -> int:
+    """Write page after page, and tell how far it is."""
+    async for _ in job.track(range(cmd.pages), unit="pages"):
+        await anyio.sleep(0.05)
+    return cmd.pages
+
+
+app = FastAPI(title="Reports")
+mount(app, jobs, prefix="/api/jobs")
+
+
+@app.post("/api/reports", status_code=202, response_model=AcceptedDocument)
+async def create_report(cmd: ReportRequest, accept: Accept) -> Response:
+    """Begin a report."""
+    return await accept(report, cmd)
