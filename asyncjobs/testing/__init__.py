@@ -17,6 +17,7 @@ pytest.register_assert_rewrite(
     "asyncjobs.testing.looking_up",
     "asyncjobs.testing.timekeeping",
     "asyncjobs.testing.dispatching",
+    "asyncjobs.testing.priorities",
 )
 
 from asyncjobs.testing.clocks import LoopClock, ManualClock  # noqa: E402
@@ -32,6 +33,7 @@ from asyncjobs.testing.looking_up import (  # noqa: E402
     CountingConformance,
     ListingConformance,
 )
+from asyncjobs.testing.priorities import PriorityConformance  # noqa: E402
 from asyncjobs.testing.proxies import TcpProxy  # noqa: E402
 from asyncjobs.testing.samples import sample_job  # noqa: E402
 from asyncjobs.testing.timekeeping import ClockedConformance  # noqa: E402
@@ -51,6 +53,7 @@ __all__ = [
     "LoopClock",
     "ManualClock",
     "MortalCrew",
+    "PriorityConformance",
     "StoreConformance",
     "TcpProxy",
     "WorkerLossConformance",

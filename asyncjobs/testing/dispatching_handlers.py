@@ -29,6 +29,8 @@ def register(jobs: Registrar) -> None:
     jobs.handler("echo")(_echo)
     jobs.handler("steps")(_steps)
     jobs.handler("hold")(_hold)
+    jobs.handler("urgent")(_hold)
+    jobs.handler("patient")(_hold)
     jobs.handler("refuse")(_refuse)
     jobs.handler("second_time", retry=_AT_ONCE)(_second_time)
 

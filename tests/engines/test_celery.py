@@ -17,7 +17,12 @@ from celery import Celery
 
 from asyncjobs import AsyncJobs, JobStatus
 from asyncjobs.dispatchers.celery import CeleryDispatcher, CeleryOptions
-from asyncjobs.testing import BRISK, DispatcherConformance, WorkerLossConformance
+from asyncjobs.testing import (
+    BRISK,
+    DispatcherConformance,
+    PriorityConformance,
+    WorkerLossConformance,
+)
 from asyncjobs.testing.dispatching import ended, until
 from asyncjobs.testing.dispatching_handlers import began, register, release
 from asyncjobs.testing.samples import sample_job
@@ -56,6 +61,23 @@ class TestCelery(DispatcherConformance, WorkerLossConformance):
     @pytest.fixture
     def crew(self, fleet: Fleet, shared_store: str, app: Celery) -> FleetCrew:
         return FleetCrew(shared_store, CeleryDispatcher(app), fleet)
+
+
+# With Redis as the broker a lower number is more urgent, and a message without one has 0.
+OPTIONS = {"urgent": CeleryOptions(priority=0), "patient": CeleryOptions(priority=9)}
+
+
+class TestPrioritiesInRedis(PriorityConformance):
+    @pytest.fixture
+    def crew(self, launch: Launch, redis_url: str) -> Iterator[FleetCrew]:
+        # Not those of the other workers, which fetch more than they run, to have it at hand.
+        store, broker = f"{redis_url}/5", f"{redis_url}/6"
+        orderly = (*WORKER, "--concurrency", "2", *LONELY, "--disable-prefetch")
+        with (
+            launch(*orderly, BROKER=broker, STORE=store) as fleet,
+            Celery("tests", broker=broker) as app,
+        ):
+            yield FleetCrew(store, CeleryDispatcher(app, options=OPTIONS), fleet)
 
 
 # what is carried

@@ -20,7 +20,12 @@ from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.model import Delivery, JobId, JobStatus
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
-from asyncjobs.testing import Crew, DispatcherConformance, WorkerLossConformance
+from asyncjobs.testing import (
+    Crew,
+    DispatcherConformance,
+    PriorityConformance,
+    WorkerLossConformance,
+)
 
 SPOOL = Path(__file__).with_name("spool.py")
 SpoolDispatcher: Any = runpy.run_path(str(SPOOL))["SpoolDispatcher"]
@@ -105,8 +110,11 @@ class Engine:
             async with self.more:
                 while not self.jobs:
                     await self.more.wait()
-                job = self.jobs.pop(0)
+                job = self.next()
             await self.run(job, crew, jobs)
+
+    def next(self) -> Job:
+        return self.jobs.pop(0)
 
     async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
         del crew
@@ -135,6 +143,20 @@ class TestEngine(DispatcherConformance):
     @pytest.fixture
     def crew(self) -> Crew:
         return Tasks(Engine())
+
+
+class HasPriorities(Engine):
+    """Lets what is patient wait for all others."""
+
+    def next(self) -> Job:
+        self.jobs.sort(key=lambda job: job.type == "patient")
+        return super().next()
+
+
+class TestEngineWithPriorities(PriorityConformance):
+    @pytest.fixture
+    def crew(self) -> Crew:
+        return Tasks(HasPriorities())
 
 
 class Deaf(Engine):
@@ -256,6 +278,21 @@ class OpensOnce(Engine):
             await super().dispatch(jobs)
 
 
+class Stacks(Engine):
+    """Begins with what came last."""
+
+    def next(self) -> Job:
+        return self.jobs.pop()
+
+
+class StarvesThePatient(HasPriorities):
+    """Lets what is patient wait for ever."""
+
+    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
+        if job.type != "patient":
+            await super().run(job, crew, jobs)
+
+
 BROKEN: list[tuple[type[Engine], str]] = [
     (Deaf, "test_a_job_is_delivered_and_brings_its_result"),
     (Deaf, "test_many_jobs_bring_their_results_and_progress"),
@@ -272,13 +309,21 @@ BROKEN: list[tuple[type[Engine], str]] = [
     (RunsACopy, "test_progress_shows_while_a_job_runs"),
     (RunsACopy, "test_a_job_that_is_cancelled_while_it_runs_stops"),
     (OpensOnce, "test_what_was_enqueued_before_a_restart_is_delivered_after_it"),
+    (Engine, "test_what_is_more_urgent_begins_before_what_waited_longer"),
+    (Stacks, "test_what_is_more_urgent_begins_before_what_waited_longer"),
+    (StarvesThePatient, "test_what_is_more_urgent_begins_before_what_waited_longer"),
 ]
 
 Rule = Callable[..., Awaitable[None]]
 
+
+class Rules(DispatcherConformance, PriorityConformance):
+    """Those that an engine in this process can break."""
+
+
 RULES: dict[str, Rule] = {
     name: rule
-    for name, rule in inspect.getmembers(DispatcherConformance, inspect.iscoroutinefunction)
+    for name, rule in inspect.getmembers(Rules, inspect.iscoroutinefunction)
     if name.startswith("test_")
 }
 
@@ -294,9 +339,7 @@ def test_a_broken_dispatcher_fails_the_rule_it_breaks(
         crew.patience = 0.5
         given = {"crew": crew, "tmp_path": tmp_path}
         wanted = inspect.signature(RULES[rule]).parameters
-        await RULES[rule](
-            DispatcherConformance(), **{key: given[key] for key in given if key in wanted}
-        )
+        await RULES[rule](Rules(), **{key: given[key] for key in given if key in wanted})
 
     # A task group of the crew may wrap it.
     with pytest.RaisesGroup(
