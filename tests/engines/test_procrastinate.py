@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
 from procrastinate.exceptions import AppNotOpen, ConnectorException
 from procrastinate.schema import SchemaManager
 from psycopg.rows import dict_row
+from starlette.testclient import TestClient
 
 from asyncjobs import AsyncJobs, ConfigurationError, Job, JobStatus, Settings
 from asyncjobs.dispatchers.procrastinate import ProcrastinateDispatcher, ProcrastinateOptions
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+EXAMPLES = str(Path(__file__).parents[2] / "examples")
 WORKER = ("-m", "procrastinate", "--app", "procrastinate_worker.app", "worker")
 # The seconds that a middleware of the workers' app gives each task.
 LIMIT = 0.2
@@ -305,3 +308,24 @@ def connections(url: str) -> int:
         ).fetchone()
     assert counted is not None
     return int(counted[0])
+
+
+# the example
+
+
+def test_the_example_runs_its_report_in_a_worker(
+    launch: Launch, quiet: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", quiet)
+    monkeypatch.delitem(sys.modules, "procrastinate_app", raising=False)
+    example = importlib.import_module("procrastinate_app")
+    worker = ("-m", "procrastinate", "--app=procrastinate_app.engine", "worker")
+    found_in = os.pathsep.join([EXAMPLES, os.environ.get("PYTHONPATH", "")])
+    with launch(*worker, DATABASE_URL=quiet, PYTHONPATH=found_in) as fleet:
+        fleet.start()
+        with TestClient(example.app) as client:
+            accepted = client.post("/api/reports", json={"pages": 3}).json()
+            assert client.portal is not None
+            client.portal.call(partial(example.jobs.wait, accepted["jobId"], timeout=60))
+            job = client.get(accepted["statusUrl"]).json()
+    assert (job["status"], job["progress"], job["result"]) == ("completed", 100, {"pages": 3})
