@@ -165,8 +165,6 @@ def _add(app: FastAPI, monitor: StatusMonitor, route: Route) -> None:
     below = "" if route is LIST else f"/{{job_id}}{route.suffix}"
     parameters = [*([JOB_ID] if below else []), *parameters_of(route)]
     path = f"{monitor.endpoints.mount.prefix}{below}"
-    if route.method == "GET":
-        app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
     app.add_api_route(
         path,
         answer,
@@ -178,6 +176,9 @@ def _add(app: FastAPI, monitor: StatusMonitor, route: Route) -> None:
         responses=responses_of(route),
         openapi_extra={"parameters": parameters},
     )
+    if route.method == "GET":
+        # Last, since the first route of a path is the one whose method a 405 names.
+        app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
 
 
 def _describe_submissions(app: FastAPI, where: Mount) -> None:
