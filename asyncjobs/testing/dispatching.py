@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -73,8 +74,17 @@ class DispatcherConformance:
     async def test_dispatching_does_not_wait_for_the_job(self, crew: Crew, tmp_path: Path) -> None:
         path = tmp_path / "job"
         async with crew.opened() as jobs:
+            submission = sample_submission(
+                type="hold",
+                payload_json=json.dumps(str(path)).encode(),
+                delivery=crew.dispatcher.delivery,
+                created_at=jobs.clock.now(),
+            )
+            # Not enqueued, since that waits for no dispatcher beyond `Settings.dispatch`.
+            waiting = lifecycle.submit(submission, hold=jobs.settings.redelivery)
+            [job] = await crew.store.insert([waiting])
             with anyio.fail_after(crew.patience):
-                job = await jobs.enqueue("hold", path)
+                await crew.dispatcher.dispatch([job])
             release(path)
             await ended(jobs, job, crew)
 
