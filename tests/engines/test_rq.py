@@ -41,6 +41,7 @@ CARRIER = "rq_worker.carry"
 KINDS = {
     "simple": ("worker", "--worker-class", "rq.worker.SimpleWorker"),
     "forking": ("worker-pool", "--num-workers", "2"),
+    "alone": ("worker",),
     "spawning": ("worker", "--worker-class", "rq.worker.SpawnWorker"),
 }
 OPTIONS = {
@@ -161,39 +162,20 @@ class TestRQ(DispatcherConformance, WorkerLossConformance):
             done = await ended(jobs, job, crew)
         assert (done.result, done.losses) == (1, 0)
 
-    async def test_the_urgent_go_first(self, crew: RQCrew, tmp_path: Path) -> None:
-        path = tmp_path / "job"
-        async with crew.opened() as jobs:
-            add_chores(jobs)
-            held = [await jobs.enqueue("hold", path) for _ in range(crew.slots)]
-            await until(lambda: began(path) == crew.slots, crew.patience)
-            waiting = [
-                await jobs.enqueue("echo", 1),
-                await jobs.enqueue("where", None),
-                await jobs.enqueue("steps", 1),
-            ]
-            release(path)
-            for job in held:
-                await ended(jobs, job, crew)
-            done = [await ended(jobs, job, crew) for job in waiting]
-        begun = [job.type for job in sorted(done, key=lambda job: str(job.started_at))]
-        assert begun[0] == "steps"
-        if crew.slots == 1:
-            assert begun == ["steps", "where", "echo"]
-
 
 # workers that make a process for each job
 
 
 def crew_apart(apart: Mapping[str, str], fleet: Fleet) -> RQCrew:
-    return RQCrew(apart["STORE"], RQDispatcher(client(apart["BROKER"]), CARRIER), fleet, "forking")
+    dispatcher = RQDispatcher(client(apart["BROKER"]), CARRIER, options=OPTIONS)
+    return RQCrew(apart["STORE"], dispatcher, fleet, "forking")
 
 
 async def test_a_job_is_given_back_when_its_process_is_told_to_stop(
     launch: Launch, apart: Mapping[str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "job"
-    with launch(*command("forking", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
+    with launch(*command("alone", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
         crew = crew_apart(apart, fleet)
         async with crew.opened() as jobs:
             job = await jobs.enqueue("hold", path)
@@ -218,7 +200,28 @@ async def test_a_process_that_is_not_a_copy_of_its_worker_runs_a_job(
             await until(path.exists, crew.patience)
 
 
-# what is carried
+# what is carried, and when
+
+
+async def test_the_urgent_go_first(
+    launch: Launch, apart: Mapping[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "job"
+    with launch(*command("simple", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
+        crew = crew_apart(apart, fleet)
+        async with crew.opened() as jobs:
+            add_chores(jobs)
+            waiting = [await jobs.enqueue("hold", path)]
+            await until(lambda: began(path) == 1, crew.patience)
+            waiting += [
+                await jobs.enqueue("echo", 1),
+                await jobs.enqueue("where", None),
+                await jobs.enqueue("steps", 1),
+            ]
+            release(path)
+            done = [await ended(jobs, job, crew) for job in waiting]
+    begun = [job.type for job in sorted(done, key=lambda job: str(job.started_at))]
+    assert begun == ["hold", "steps", "where", "echo"]
 
 
 async def test_the_message_is_an_id_and_rq_is_left_no_say(
