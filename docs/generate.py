@@ -1,18 +1,35 @@
-"""Write the part of reference/lifecycle.md that the code decides.
+"""Write the parts of the documentation that the code and its tests decide.
 
-python docs/generate.py
+python docs/generate.py            # reference/lifecycle.md, howto/choose-an-engine.md
 """
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from collections import defaultdict
 from pathlib import Path
 
 from asyncjobs.lifecycle import INVISIBLE, TRANSITIONS
 from asyncjobs.model import JobStatus
 
-PAGE = Path(__file__).parent / "reference" / "lifecycle.md"
-BEGIN = "<!-- generated from asyncjobs.lifecycle.TRANSITIONS by docs/generate.py -->"
+ROOT = Path(__file__).parents[1]
+LIFECYCLE = ROOT / "docs" / "reference" / "lifecycle.md"
+ENGINES = ROOT / "docs" / "howto" / "choose-an-engine.md"
+BEGIN = re.compile(r"<!-- generated from .* by docs/generate.py -->")
 END = "<!-- end of the generated part -->"
+
+# What an engine can, by the test that it passes on each kind of its workers.
+POWERS = {
+    "delayed jobs": "a_delayed_job_is_delivered",
+    "urgent jobs first": "more_urgent",
+    "cancel a waiting job": "cancelled_while_it_waits",
+    "cancel a running job": "cancelled_while_it_runs",
+    "a killed worker's job runs again": "whose_worker_is_killed",
+}
+
+NAMES = {"celery": "Celery", "procrastinate": "Procrastinate", "rq": "RQ", "saq": "SAQ"}
 
 
 def diagram() -> str:
@@ -43,14 +60,47 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def regenerated(page: str) -> str:
+def matrix() -> str:
+    """List what each engine's dispatcher was shown to do, and on which kinds of workers."""
+    pytest = ("-m", "pytest", "-q", "-n0", "-m", "thorough", "--collect-only", "tests/engines")
+    collected = subprocess.run(
+        [sys.executable, *pytest], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    shown: defaultdict[str, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for engine, rule, kind in re.findall(
+        r"test_(\w+)\.py::.*?(test_\w+)\[(.*)\]", collected.stdout
+    ):
+        for power, test in POWERS.items():
+            if test in rule:
+                shown[engine][power].add(kind.replace("asyncio", "").strip("-"))
+    lines = ["| engine | kinds of workers | " + " | ".join(POWERS) + " |"]
+    lines.append("|---" * (len(POWERS) + 2) + "|")
+    for engine, powers in shown.items():
+        kinds = sorted({kind for found in powers.values() for kind in found} - {""})
+        cells = ["yes" if power in powers else "-" for power in POWERS]
+        name = NAMES.get(engine, engine)
+        lines.append(f"| {name} | {', '.join(kinds) or 'its own'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def moves() -> str:
+    """Draw and list what may follow what."""
+    return f"{diagram()}\n\n{table()}"
+
+
+PARTS = {LIFECYCLE: moves, ENGINES: matrix}
+
+
+def regenerated(path: Path) -> str:
     """Return the page with its generated part as the code would have it."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{PAGE} has lost its markers.")
-    return "\n\n".join([before + begin, diagram(), table(), end + after])
+    page = path.read_text(encoding="utf-8")
+    begin = BEGIN.search(page)
+    if begin is None or END not in page:
+        raise ValueError(f"{path} has lost its markers.")
+    after = page[page.index(END) :]
+    return "\n\n".join([page[: begin.end()], PARTS[path](), after])
 
 
 if __name__ == "__main__":
-    PAGE.write_text(regenerated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PARTS:
+        path.write_text(regenerated(path), encoding="utf-8")

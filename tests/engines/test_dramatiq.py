@@ -131,7 +131,7 @@ async def test_a_job_that_outlasts_its_worker_is_given_back(
     assert (done.result, done.losses) == (2, 0)
 
 
-async def test_the_urgent_go_first(
+async def test_what_is_more_urgent_runs_first(
     launch: Launch, apart: Mapping[str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "job"

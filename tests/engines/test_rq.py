@@ -203,7 +203,7 @@ async def test_a_process_that_is_not_a_copy_of_its_worker_runs_a_job(
 # what is carried, and when
 
 
-async def test_the_urgent_go_first(
+async def test_what_is_more_urgent_runs_first(
     launch: Launch, apart: Mapping[str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "job"
