@@ -25,6 +25,41 @@ from hypothesis import settings
 settings.register_profile("asyncjobs", deadline=None)
 settings.load_profile("asyncjobs")
 
+#: Tests that take long, by folder or file below this one. They have a run of their own.
+THOROUGH = (
+    "adapters/test_fuzz.py",
+    "browser",
+    "chaos",
+    "clients/test_node.py",
+    "clients/test_python_client.py",
+    "core/test_simulation.py",
+    "engines",
+    "examples/test_celery_app.py",
+    "examples/test_openapi.py",
+    "javascript",
+    "servers/test_crash.py",
+    "servers/test_wsgi_servers.py",
+    "stores/postgres/test_statements.py",
+)
+
+#: What queues and frameworks do on every store, they do on these as well.
+FURTHER_STORES = {"postgresql", "redis"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before those are left out that nobody asked for
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes long."""
+    here = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(here).as_posix()
+        callspec = getattr(item, "callspec", None)
+        stores = (
+            {callspec.params.get(name) for name in ("new_url", "store_kind")} if callspec else set()
+        )
+        if path.startswith(THOROUGH) or stores & FURTHER_STORES:
+            item.add_marker("thorough")
+
+
 # PostgreSQL refuses to run as root; this user owns nothing on any system.
 _NOBODY = 65534
 
