@@ -15,12 +15,12 @@ from saq import Queue
 
 from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, mount
-from asyncjobs.dispatchers.saq import SaqDispatcher
+from asyncjobs.dispatchers.saq import SAQDispatcher
 
 BROKER = os.environ.get("BROKER", "redis://localhost:6379/0")
 STORE = os.environ.get("STORE", "redis://localhost:6379/1")
 
-dispatcher = SaqDispatcher(Queue.from_url(BROKER))
+dispatcher = SAQDispatcher(Queue.from_url(BROKER))
 jobs = AsyncJobs(STORE, dispatcher=dispatcher)
 settings = dispatcher.carrier(jobs)  # of SAQ's workers
 

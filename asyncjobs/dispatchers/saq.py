@@ -32,7 +32,7 @@ _NO_RECORD = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaqOptions:
+class SAQOptions:
     """How SAQ carries the jobs of one type.
 
     `queue` names one of the dispatcher's queues. By default it is the one that the job type's
@@ -44,7 +44,7 @@ class SaqOptions:
     priority: int = 0
 
 
-class SaqDispatcher(ConnectingDispatcher[SaqOptions]):
+class SAQDispatcher(ConnectingDispatcher[SAQOptions]):
     """Tells SAQ of each job by one message; a worker with the settings of `carrier` runs it.
 
     A SAQ worker serves one queue. Jobs go to the first of the given ones, unless their type asks
@@ -55,7 +55,7 @@ class SaqDispatcher(ConnectingDispatcher[SaqOptions]):
         self,
         *queues: Queue,
         namespace: str = "asyncjobs",
-        options: Mapping[str, SaqOptions] | None = None,
+        options: Mapping[str, SAQOptions] | None = None,
     ) -> None:
         super().__init__(namespace=namespace, options=options)
         self._queues = queues
@@ -81,7 +81,7 @@ class SaqDispatcher(ConnectingDispatcher[SaqOptions]):
             await queue.disconnect()
 
     async def send(self, message: Message, job: Job) -> None:
-        chosen = self.options.get(job.type, SaqOptions())
+        chosen = self.options.get(job.type, SAQOptions())
         queue = self._queue_named(chosen.queue or queue_of(job))
         await queue.enqueue(
             SaqJob(

@@ -9,11 +9,11 @@ from typing import Any
 import anyio
 from saq import Queue as SaqQueue
 
-from asyncjobs.dispatchers.saq import SaqDispatcher
+from asyncjobs.dispatchers.saq import SAQDispatcher
 from benchmarks.engines_measured.common import BROKER, SLOTS, Bench, queue_on
 
 saq_queue = SaqQueue.from_url(BROKER)
-handing = SaqDispatcher(saq_queue)
+handing = SAQDispatcher(saq_queue)
 jobs = queue_on(handing)
 
 

@@ -13,7 +13,7 @@ from taskiq import AsyncBroker, TaskiqEvents, TaskiqState
 from taskiq_redis import ListQueueBroker, RedisStreamBroker
 
 from asyncjobs import AsyncJobs, Dispatcher
-from asyncjobs.dispatchers.saq import SaqDispatcher
+from asyncjobs.dispatchers.saq import SAQDispatcher
 from asyncjobs.dispatchers.taskiq import TaskiqDispatcher
 from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.testing import BRISK
@@ -51,7 +51,7 @@ def messages(server: ValkeyServer, kind: str) -> Callable[[], int]:
 @pytest.fixture
 def dispatcher(server: ValkeyServer, kind: str) -> Dispatcher:
     if kind == "saq":
-        return SaqDispatcher(Queue.from_url(server.url))
+        return SAQDispatcher(Queue.from_url(server.url))
     brokers: dict[str, Callable[[str], AsyncBroker]] = {
         "taskiq list": ListQueueBroker,
         "taskiq stream": RedisStreamBroker,

@@ -16,7 +16,7 @@ from saq import Queue, Status
 from saq.job import TERMINAL_STATUSES
 
 from asyncjobs import AsyncJobs, JobStatus
-from asyncjobs.dispatchers.saq import SaqDispatcher, SaqOptions
+from asyncjobs.dispatchers.saq import SAQDispatcher, SAQOptions
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.testing import DispatcherConformance, WorkerLossConformance
 from asyncjobs.testing.dispatching import ended, until
@@ -58,9 +58,9 @@ def fleet(launch: Launch, queue_url: str) -> Iterator[Fleet]:
 class SaqCrew(FleetCrew):
     """One whose queue the tests may look into."""
 
-    def __init__(self, store: str, url: str, fleet: Fleet, **options: SaqOptions) -> None:
+    def __init__(self, store: str, url: str, fleet: Fleet, **options: SAQOptions) -> None:
         self.queue = Queue.from_url(url)
-        super().__init__(store, SaqDispatcher(self.queue, options=options), fleet)
+        super().__init__(store, SAQDispatcher(self.queue, options=options), fleet)
 
     @asynccontextmanager
     async def looking(self) -> AsyncGenerator[AsyncJobs]:
@@ -75,7 +75,7 @@ class SaqCrew(FleetCrew):
 
 @pytest.fixture
 def crew(fleet: Fleet, shared_store: str, queue_url: str) -> SaqCrew:
-    urgent, patient = SaqOptions(priority=1), SaqOptions(priority=2)
+    urgent, patient = SAQOptions(priority=1), SAQOptions(priority=2)
     return SaqCrew(shared_store, queue_url, fleet, steps=urgent, echo=patient)
 
 
@@ -155,7 +155,7 @@ async def sent_to(queue: Queue) -> list[SaqJob]:
 async def test_a_message_carries_namespace_id_and_trace_only(unserved: str) -> None:
     queue = Queue.from_url(unserved)
     job = sample_job(payload_json=b'"secret"')
-    async with SaqDispatcher(queue, namespace="shop") as dispatcher:
+    async with SAQDispatcher(queue, namespace="shop") as dispatcher:
         await dispatcher.dispatch([job])
         [message] = await sent_to(queue)
     assert message.kwargs == {"namespace": "shop", "id": job.id, "trace": job.trace_id}
@@ -170,13 +170,13 @@ async def test_a_type_names_its_queue(unserved: str) -> None:
     usual, urgent, mails = (
         Queue.from_url(unserved, name=name) for name in ("usual", "urgent", "mails")
     )
-    options = {"mail": SaqOptions(queue="mails")}
+    options = {"mail": SAQOptions(queue="mails")}
     jobs = {
         "usual": sample_job(),
         "urgent": sample_job(queue="urgent"),
         "mails": sample_job(type="mail", queue="urgent"),
     }
-    async with SaqDispatcher(usual, urgent, mails, options=options) as dispatcher:
+    async with SAQDispatcher(usual, urgent, mails, options=options) as dispatcher:
         unknown = sample_job(queue="elsewhere")
         with pytest.raises(ConfigurationError, match="elsewhere"):
             await dispatcher.dispatch([unknown, *jobs.values()])
@@ -194,7 +194,7 @@ def test_the_settings_of_a_worker_keep_what_the_application_has_in_them() -> Non
 
     async def hook(_context: object) -> None: ...
 
-    dispatcher = SaqDispatcher(queue)
+    dispatcher = SAQDispatcher(queue)
     jobs = AsyncJobs("memory://", dispatcher=dispatcher)
     alone = dispatcher.carrier(jobs)
     assert alone["queue"] is queue
@@ -209,7 +209,7 @@ def test_the_settings_of_a_worker_keep_what_the_application_has_in_them() -> Non
 
 @pytest.mark.anyio
 async def test_the_queue_is_open_from_a_workers_startup_to_its_shutdown() -> None:
-    dispatcher = SaqDispatcher(Queue.from_url("redis://localhost"))
+    dispatcher = SAQDispatcher(Queue.from_url("redis://localhost"))
     jobs = AsyncJobs("memory://", dispatcher=dispatcher)
     settings = dispatcher.carrier(jobs)
     [startup], [shutdown] = settings["startup"], settings["shutdown"]

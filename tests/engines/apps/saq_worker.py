@@ -8,7 +8,7 @@ from typing import Any
 from saq import Queue
 
 from asyncjobs import AsyncJobs
-from asyncjobs.dispatchers.saq import SaqDispatcher
+from asyncjobs.dispatchers.saq import SAQDispatcher
 from asyncjobs.testing import BRISK
 from asyncjobs.testing.dispatching_handlers import register
 
@@ -19,7 +19,7 @@ async def plain(_context: object) -> str:
 
 
 queue = Queue.from_url(os.environ["QUEUE"])
-dispatcher = SaqDispatcher(queue)
+dispatcher = SAQDispatcher(queue)
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
 own: dict[str, Any] = {"functions": [plain], "concurrency": 2}

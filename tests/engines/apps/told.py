@@ -11,13 +11,13 @@ from saq import Queue
 from taskiq_redis import ListQueueBroker, RedisStreamBroker
 
 from asyncjobs import AsyncJobs, Dispatcher
-from asyncjobs.dispatchers.saq import SaqDispatcher
+from asyncjobs.dispatchers.saq import SAQDispatcher
 from asyncjobs.dispatchers.taskiq import TaskiqDispatcher
 from asyncjobs.portal import portal_for
 from asyncjobs.testing.dispatching_handlers import register
 
 DISPATCHERS: Mapping[str, Callable[[str], Dispatcher]] = {
-    "saq": lambda url: SaqDispatcher(Queue.from_url(url)),
+    "saq": lambda url: SAQDispatcher(Queue.from_url(url)),
     "taskiq list": lambda url: TaskiqDispatcher(ListQueueBroker(url)),
     "taskiq stream": lambda url: TaskiqDispatcher(RedisStreamBroker(url)),
 }
