@@ -724,7 +724,7 @@ async def test_the_place_in_the_queue_is_told_while_a_job_waits() -> None:
     endpoints = Endpoints(jobs, Mount())
     async with jobs:
         running = await jobs.enqueue(wait, 1)
-        await jobs.next_change(running.id)
+        await jobs.next_change(running.id, after=running.version)
         waiting = [await jobs.enqueue(wait, number) for number in range(3)]
         answers = [await endpoints.handle(Request("GET", job.id)) for job in (running, *waiting)]
         gate.set()
