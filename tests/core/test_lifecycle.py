@@ -350,6 +350,8 @@ def test_what_was_asked_to_stop_has_stopped_when_it_fails_or_is_given_back() -> 
     assert failed.status is JobStatus.CANCELLED
     assert lifecycle.settle_release(job, NOW, token="t").status is JobStatus.CANCELLED
     assert lifecycle.settle_release(processing(), NOW, token="t").status is JobStatus.PENDING
+    assert lifecycle.settle_loss(job, NOW, token="t").status is JobStatus.CANCELLED
+    assert lifecycle.settle_loss(processing(), NOW, token="t").status is JobStatus.PENDING
 
 
 def test_nothing_is_overdue_before_its_time() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -466,6 +466,39 @@ async def test_a_key_is_free_again_when_its_job_is_forgotten(make: Make) -> None
         new = await jobs.enqueue(kind, 2, idempotency_key="k")
         assert (new.id != old.id, new.payload) == (True, 2)
         assert await jobs.get(new.id) == new
+
+
+class Rivalled(MemoryStore):
+    """Another process is quicker to use a key that has become free."""
+
+    rival: Job | None = None
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        await super().delete(ids)
+        if self.rival is not None:
+            await self.insert([self.rival])
+
+    async def insert_within(self, _connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
+        return await self.insert(jobs)
+
+
+@pytest.mark.own_store
+@pytest.mark.parametrize("connection", [None, object()], ids=["alone", "within"])
+async def test_a_key_that_is_free_again_makes_one_job_of_two_submissions(
+    make: Make, connection: object | None
+) -> None:
+    clock, store = ManualClock(), Rivalled()
+    jobs = make(store=store, clock=clock, settings=Settings(poll=timedelta(1), sweep=timedelta(1)))
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        old = await jobs.enqueue(kind, 1, idempotency_key="k")
+        await jobs.complete(old.id, 1)
+        clock.advance(timedelta(hours=24))
+        store.rival = old.model_copy(
+            update={"id": new_job_id(), "deadline": clock.now() + timedelta(hours=1)}
+        )
+        found = await jobs.enqueue(kind, 1, idempotency_key="k", connection=connection)
+        assert found.id == store.rival.id
 
 
 async def test_what_is_submitted_again_after_a_lost_answer_begins_at_once() -> None:
