@@ -67,7 +67,7 @@ async def rate(run: Run) -> float:
 
 
 async def latency(run: Run) -> float:
-    found = []
+    found: list[float] = []
     for _ in range(SINGLE // ROUNDS):
         began = time.perf_counter()
         await run(1)

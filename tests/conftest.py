@@ -52,10 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         path = item.path.relative_to(here).as_posix()
-        callspec = getattr(item, "callspec", None)
-        stores = (
-            {callspec.params.get(name) for name in ("new_url", "store_kind")} if callspec else set()
-        )
+        chosen: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+        stores = {chosen.get("new_url"), chosen.get("store_kind")}
         if path.startswith(THOROUGH) or stores & FURTHER_STORES:
             item.add_marker("thorough")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 from rq import Queue
@@ -10,8 +10,9 @@ from rq import Queue
 from asyncjobs.dispatchers.rq import RQDispatcher
 from benchmarks.engines_measured.common import BROKER, Bench, queue_on
 
-connection: Any = Redis.from_url(BROKER)
-queue = Queue(connection=connection)
+# redis-py and RQ type these by dicts of anything.
+connection: Any = cast("Any", Redis).from_url(BROKER)
+queue: Any = Queue(connection=connection)
 carrying = RQDispatcher(connection, "benchmarks.engines_measured.bench_rq.carry")
 jobs = queue_on(carrying)
 carry = carrying.carrier(jobs)

@@ -28,7 +28,7 @@ settings = handing.carrier(
 
 async def run_own_saq(count: int) -> list[Any]:
     asked = [await saq_queue.enqueue("own", number=number) for number in range(count)]
-    found = []
+    found: list[Any] = []
     for one in asked:
         assert one is not None
         while not one.completed:  # `refresh(until_complete)` may miss the end

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
 
 from asyncjobs.dispatchers.taskiq import TaskiqDispatcher
 from benchmarks.engines_measured.common import BROKER, SLOTS, Bench, queue_on
 
-backend: Any = RedisAsyncResultBackend(BROKER)
+backend: Any = cast("Any", RedisAsyncResultBackend)(BROKER)
 taskiq_broker = ListQueueBroker(BROKER).with_result_backend(backend)
 telling = TaskiqDispatcher(taskiq_broker)
 jobs = queue_on(telling)

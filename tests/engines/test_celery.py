@@ -153,7 +153,7 @@ async def test_a_worker_that_is_told_to_stop_finishes_the_job_it_has_begun(
             job = await jobs.enqueue("hold", path)
             await until(lambda: began(path) > 0, crew.patience)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(partial(to_thread.run_sync, fleet.stop))
+                tasks.start_soon(to_thread.run_sync, partial(fleet.stop, 60))
                 await until(lambda: "Warm shutdown" in fleet.log.read_text(), 60)
                 release(path)
             done = await jobs.find(job.id)
