@@ -21,6 +21,8 @@ import pytest
 import redis
 from hypothesis import settings
 
+pytest_plugins = ["tests.everywhere"]
+
 # A busy machine is slow now and then, which says nothing about the code.
 settings.register_profile("asyncjobs", deadline=None)
 settings.load_profile("asyncjobs")
@@ -42,19 +44,13 @@ THOROUGH = (
     "stores/postgres/test_statements.py",
 )
 
-#: What queues and frameworks do on every store, they do on these as well.
-FURTHER_STORES = {"postgresql", "redis"}
-
 
 @pytest.hookimpl(tryfirst=True)  # before those are left out that nobody asked for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what takes long."""
     here = Path(__file__).parent
     for item in items:
-        path = item.path.relative_to(here).as_posix()
-        chosen: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
-        stores = {chosen.get("new_url"), chosen.get("store_kind")}
-        if path.startswith(THOROUGH) or stores & FURTHER_STORES:
+        if item.path.relative_to(here).as_posix().startswith(THOROUGH):
             item.add_marker("thorough")
 
 
@@ -285,14 +281,24 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
         yield server.url
 
 
+@pytest.fixture(scope="session")
+def delete_keys(redis_url: str) -> Callable[[str], None]:
+    """Delete what the shared server keeps under the namespaces that begin so."""
+
+    def delete(beginning: str) -> None:
+        with connected(redis_url) as client:
+            for key in client.scan_iter(f"{{{beginning}*", count=1000):
+                client.unlink(key)
+
+    return delete
+
+
 @pytest.fixture
-def namespace(redis_url: str) -> Generator[str]:
+def namespace(delete_keys: Callable[[str], None]) -> Generator[str]:
     """Begin the names of keys that no other test has; they are deleted afterwards."""
     name = f"test-{uuid.uuid4().hex}"
     yield name
-    with connected(redis_url) as client:
-        for key in client.scan_iter(f"{{{name}*", count=1000):
-            client.unlink(key)
+    delete_keys(name)
 
 
 @pytest.fixture

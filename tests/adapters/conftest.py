@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -321,35 +320,6 @@ class Site:
 
 Serve = Callable[..., AbstractContextManager[httpx2.Client]]
 OpenSite = Callable[..., AbstractContextManager[Site]]
-
-
-#: Every framework on the store of this process, and one on those that many processes share.
-PAIRS = [*((name, "memory") for name in STACKS), ("fastapi", "postgresql"), ("fastapi", "redis")]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Let a test of a module that is marked so run on other stores, too."""
-    asks = {"stack", "new_url"} <= set(metafunc.fixturenames)
-    if asks and metafunc.definition.get_closest_marker("every_store") is not None:
-        names = ["-".join(pair) for pair in PAIRS]
-        mark = pytest.mark.parametrize(
-            ("stack", "new_url"), PAIRS, ids=names, indirect=True, scope="session"
-        )
-        metafunc.definition.add_marker(mark)
-
-
-@pytest.fixture(scope="session")
-def new_url(request: pytest.FixtureRequest) -> Callable[[], str]:
-    """Name stores that nobody has used, of one kind."""
-    match getattr(request, "param", "memory"):
-        case "postgresql":
-            base = f"{request.getfixturevalue('postgres').url}?asyncjobs_schema="
-        case "redis":
-            base = f"{request.getfixturevalue('redis_url')}?namespace="
-        case _:
-            return lambda: "memory://"
-    return lambda: f"{base}adapters_{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture(scope="session", params=STACKS)

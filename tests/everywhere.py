@@ -1,0 +1,110 @@
+"""The store of a test: of a kind of its own, or of every kind where the test is marked so.
+
+A test marked `every_store` that asks for `new_url`, `new_store`, `store` or `beside`, itself or by
+a fixture, runs once on each kind. `own_store` takes one test of such a module out.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+
+from asyncjobs.stores import store_from_url
+from asyncjobs.stores.memory import MemoryStore
+
+SERVERS = ("postgresql", "redis")
+KINDS = ("memory", "sqlite", *SERVERS)
+
+#: With what a test marked `every_store` runs on which stores, by what it asks for beside its store.
+#: Drivers of servers know asyncio only; one framework on them speaks for all.
+EVERYWHERE: dict[str, list[tuple[str, ...]]] = {
+    "stack": [
+        ("starlette", "memory"),
+        ("fastapi", "memory"),
+        ("flask", "memory"),
+        *(("fastapi", server) for server in SERVERS),
+    ],
+    "anyio_backend": [
+        ("asyncio", "memory"),
+        ("trio", "memory"),
+        ("asyncio", "sqlite"),
+        *(("asyncio", server) for server in SERVERS),
+    ],
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let a test that is marked so run on every store, as far as it asks for one."""
+    marks = {mark.name for mark in metafunc.definition.iter_markers()}
+    chosen = "every_store" in marks and "own_store" not in marks
+    if not chosen or "store_kind" not in metafunc.fixturenames:
+        return
+    beside = [name for name in EVERYWHERE if name in metafunc.fixturenames][:1]
+    values = EVERYWHERE[beside[0]] if beside else [(kind,) for kind in KINDS]
+    mark = pytest.mark.parametrize(
+        (*beside, "store_kind"), [variant(one) for one in values], indirect=True, scope="session"
+    )
+    metafunc.definition.add_marker(mark)
+
+
+def variant(values: tuple[str, ...]) -> Any:
+    """Name a test's variant; on servers it takes long."""
+    marks = [pytest.mark.thorough] if values[-1] in SERVERS else []
+    return pytest.param(*values, id="-".join(values), marks=marks)
+
+
+@pytest.fixture(scope="session")
+def store_kind(request: pytest.FixtureRequest) -> str:
+    kind: str = getattr(request, "param", "memory")
+    return kind
+
+
+@pytest.fixture(scope="session")
+def new_url(store_kind: str, request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
+    """Name stores that nobody has used; what they keep is deleted at the end of the run."""
+    name = f"test_{uuid.uuid4().hex[:12]}_"
+    numbers = count()
+    match store_kind:
+        case "memory":
+            yield lambda: "memory://"
+        case "sqlite":
+            folder = request.getfixturevalue("tmp_path_factory").mktemp("stores")
+            yield lambda: f"sqlite:///{folder}/{next(numbers)}.db"
+        case "postgresql":
+            postgres = request.getfixturevalue("postgres")
+            yield lambda: f"{postgres.url}?asyncjobs_schema={name}{next(numbers)}"
+            for number in range(next(numbers)):
+                postgres.execute(f"DROP SCHEMA IF EXISTS {name}{number} CASCADE")
+        case _:
+            url: str = request.getfixturevalue("redis_url")
+            delete = request.getfixturevalue("delete_keys")
+            yield lambda: f"{url}?namespace={name}{next(numbers)}"
+            delete(name)
+
+
+@pytest.fixture
+def new_store(store_kind: str, new_url: Callable[[], str]) -> Callable[[], Any]:
+    """Make stores that share their jobs, as processes have them; not open."""
+    if store_kind == "memory":
+        shared = MemoryStore()
+        return lambda: shared
+    url = new_url()
+    return lambda: store_from_url(url)
+
+
+@pytest.fixture
+def store(new_store: Callable[[], Any]) -> Any:
+    """Make a store of the test's, for it to open."""
+    return new_store()
+
+
+@pytest.fixture
+async def beside(new_store: Callable[[], Any]) -> AsyncIterator[Any]:
+    """Open a store on the same jobs, as another process would."""
+    async with new_store() as opened:
+        yield opened
