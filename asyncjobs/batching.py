@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from asyncjobs.errors import NotOpen, StoreUnavailable
 from asyncjobs.model import Job, JobId
-from asyncjobs.protocols import Change, OpenStore
+from asyncjobs.protocols import Change, OpenStore, Prompt
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -138,7 +138,8 @@ class BatchingStore:
     def __init__(self, store: OpenStore, tasks: TaskGroup) -> None:
         self._store = store
         self._insert = Merged(store.insert, tasks)
-        self._get = Merged(store.get, tasks)
+        prompt = isinstance(store, Prompt) and store.reads_at_once
+        self._get = store.get if prompt else Merged(store.get, tasks)
         self._replace = Merged(store.replace, tasks)
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:

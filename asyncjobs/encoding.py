@@ -54,14 +54,12 @@ def decode(job_id: str, submission: bytes, state: bytes, columns: Columns) -> Jo
     except ValidationError as error:
         raise UnreadableJob(job_id) from error
     due_at = None if columns.due_at is None else from_microseconds(columns.due_at)
-    return job.model_copy(
-        update={
-            "payload_json": columns.payload,
-            "result_json": columns.result,
-            "revision": columns.revision,
-            "lane": columns.lane,
-            "due_at": due_at,
-        }
+    return job.changed(
+        payload_json=columns.payload,
+        result_json=columns.result,
+        revision=columns.revision,
+        lane=columns.lane,
+        due_at=due_at,
     )
 
 

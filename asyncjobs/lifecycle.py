@@ -99,7 +99,7 @@ def submit(
     at_once = run_at is None or run_at <= submission.created_at
     start_at = submission.created_at if at_once or run_at is None else run_at
     job = Job(**submission.__dict__, run_at=start_at)
-    return job.model_copy(update=_schedule(job, start_at + hold if at_once else None))
+    return job.changed(**_schedule(job, start_at + hold if at_once else None))
 
 
 def start(job: Job, now: datetime, lease: Lease | None) -> Job:
@@ -130,7 +130,7 @@ def extend(job: Job, now: datetime, *, token: str, until: datetime) -> Job:
     if lease is None:
         raise IllegalMove(job.id, Move.EXTEND, job.status, "it has no lease")
     furthest = attempt_end(job) + (until - now)
-    renewed = lease.model_copy(update={"until": max(lease.until, min(until, furthest))})
+    renewed = lease.changed(until=max(lease.until, min(until, furthest)))
     return _move(job, Move.EXTEND, PROCESSING, lease=renewed)
 
 
@@ -297,7 +297,7 @@ def settle_loss(job: Job, now: datetime, *, token: str) -> Job:
 
 def catch_up(job: Job, last: Progress) -> Job:
     """Fold a report that was not written yet into the move that follows it. Not a move itself."""
-    return job.model_copy(update={"progress": last.percent, "detail": last.detail})
+    return job.changed(progress=last.percent, detail=last.detail)
 
 
 def has_attempts_left(job: Job) -> bool:
@@ -349,8 +349,8 @@ def _move(job: Job, move: Move, to: JobStatus, **changes: Any) -> Job:
     changes["revision"] = job.revision + 1
     if move not in INVISIBLE:
         changes["version"] = job.version + 1
-    moved = job.model_copy(update=changes)
-    return moved.model_copy(update=_schedule(moved))
+    moved = job.changed(**changes)
+    return moved.changed(**_schedule(moved))
 
 
 def _schedule(job: Job, waits_until: datetime | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import os
 import re
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, NewType
+from typing import Annotated, Any, NewType, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
@@ -58,6 +58,20 @@ class Delivery(StrEnum):
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def changed(self, **changes: Any) -> Self:
+        """Return a copy with other values, which are not checked.
+
+        What `model_copy` does, at half the cost: every move of every job makes such a copy. These
+        four attributes are all that a model is made of.
+        """
+        copy = object.__new__(type(self))
+        set_attribute = object.__setattr__
+        set_attribute(copy, "__dict__", {**self.__dict__, **changes})
+        set_attribute(copy, "__pydantic_fields_set__", self.__pydantic_fields_set__)
+        set_attribute(copy, "__pydantic_extra__", None)
+        set_attribute(copy, "__pydantic_private__", None)
+        return copy
 
 
 class Lease(_Value):

@@ -133,6 +133,17 @@ class Page:
 
 
 @runtime_checkable
+class Prompt(Protocol):
+    """A store that may read jobs by id without waiting for anything.
+
+    Where `reads_at_once` is true, each caller of `get` reads for itself: merging such reads costs
+    more than they do.
+    """
+
+    reads_at_once: bool
+
+
+@runtime_checkable
 class Listing(Protocol):
     """A store that can look jobs up by what they are."""
 

@@ -91,7 +91,8 @@ class AsyncJobs(Opening):
         terms = Terms(now, engine.dispatcher.delivery, self.expected_duration(kind))
         spans, queue = self.hooks.spans, kind.policy.queue
         with spans.submitting(kind.name, queue, options.traceparent) as traceparent:
-            options = replace(options, traceparent=traceparent)
+            if traceparent != options.traceparent:
+                options = replace(options, traceparent=traceparent)
             submission = make_submission(kind, payload, caller, options, terms)
             job = await engine.accept(submission, options.begins(now), connection)
         if job.id == submission.id:

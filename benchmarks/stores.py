@@ -162,7 +162,8 @@ async def rate(once: Callable[[], Awaitable[int]], callers: int = 1) -> float:
     async def call() -> None:
         nonlocal made
         while time.perf_counter() - begun < SECONDS:
-            made += await once()
+            done = await once()  # apart: others count while this one waits
+            made += done
 
     begun = time.perf_counter()
     async with anyio.create_task_group() as tasks:

@@ -33,6 +33,8 @@ class MemoryStore:
     change. Every method lets other tasks run first, as a store that is far away would.
     """
 
+    reads_at_once = True
+
     def __init__(self) -> None:
         self._jobs: dict[JobId, Job] = {}
         self._keys: dict[_Key, JobId] = {}
@@ -72,7 +74,7 @@ class MemoryStore:
         due: list[Job] = []
         while len(due) < limit and (job := self._next_due(lanes, now)) is not None:
             due.append(job)
-        taken = [job.model_copy(update={"due_at": until}) for job in due]
+        taken = [job.changed(due_at=until) for job in due]
         for job in taken:
             self._put(job)
         return taken
@@ -131,7 +133,7 @@ class MemoryStore:
         if stored is None or stored.revision != change.expected_revision:
             return False
         submission = {name: stored.__dict__[name] for name in Submission.model_fields}
-        self._put(change.job.model_copy(update=submission))
+        self._put(change.job.changed(**submission))
         return True
 
     def _put(self, job: Job) -> None:

@@ -149,7 +149,7 @@ class RedisStore:
             taken += readable(found, rows.named(rows.read))
             # What comes up again at once would be taken twice.
             more = more and until > now
-        return [job.model_copy(update={"due_at": until}) for job in taken]
+        return [job.changed(due_at=until) for job in taken]
 
     async def delete(self, ids: Sequence[JobId], /) -> None:
         opened, keys = self._opened, self._keys

@@ -36,6 +36,8 @@ _QUICK_SECONDS = 0.001
 class SqliteStore:
     """A store in the file at `path`, which is made where it does not exist."""
 
+    reads_at_once = True
+
     def __init__(self, path: str | Path, *, notice: float = 0.1) -> None:
         self.path = Path(path)
         self._file = File(self.path)
@@ -70,6 +72,8 @@ class SqliteStore:
         return await self._write(lambda db: rows.insert(db, jobs))
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        # Others come to their turn even where somebody reads in a loop.
+        await anyio.lowlevel.checkpoint()
         return await self._read(lambda db: rows.get(db, ids))
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:

@@ -9,7 +9,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from asyncjobs.batching import Merged
+from asyncjobs import Job
+from asyncjobs.batching import BatchingStore, Merged
+from asyncjobs.model import JobId, new_job_id
+from asyncjobs.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
 
@@ -133,3 +136,28 @@ async def test_calls_under_way_when_everything_is_cancelled_still_end() -> None:
             tasks.cancel_scope.cancel()
             recorder.gate.set()
     assert sorted(ended) == [0, 1, 2]
+
+
+class Shelf(MemoryStore):
+    """Remembers how many ids it was asked for at once."""
+
+    def __init__(self, *, reads_at_once: bool) -> None:
+        super().__init__()
+        self.reads_at_once = reads_at_once
+        self.asked: list[int] = []
+
+    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        self.asked.append(len(ids))
+        return await super().get(ids)
+
+
+@pytest.mark.parametrize(("reads_at_once", "asked"), [(True, [1, 1, 1]), (False, [3])])
+async def test_reads_are_merged_unless_the_store_reads_at_once(
+    reads_at_once: bool, asked: list[int]
+) -> None:
+    shelf = Shelf(reads_at_once=reads_at_once)
+    async with anyio.create_task_group() as tasks:
+        store = BatchingStore(shelf, tasks)
+        for _ in range(3):
+            tasks.start_soon(store.get, [new_job_id()])
+    assert shelf.asked == asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -84,6 +85,18 @@ def written(job: Job) -> Job:
 @pytest.mark.parametrize("job", [full_job(), sample_job()], ids=["full", "plain"])
 def test_a_job_is_read_as_it_was_written(job: Job) -> None:
     assert written(job) == job
+
+
+@pytest.mark.parametrize("job", [full_job(), sample_job()], ids=["full", "plain"])
+def test_a_changed_copy_is_what_pydantic_makes_of_it(job: Job) -> None:
+    changes: dict[str, Any] = {"revision": 7, "lane": "other", "due_at": None, "progress": 3}
+    copy, theirs = job.changed(**changes), job.model_copy(update=changes)
+    assert copy == theirs
+    assert copy.model_dump() == theirs.model_dump()
+    assert repr(copy) == repr(theirs)
+    assert copy.changed() == copy != job
+    with pytest.raises(ValidationError):
+        copy.lane = "it is frozen, too"
 
 
 def test_the_texts_hold_nothing_wide_and_no_column() -> None:

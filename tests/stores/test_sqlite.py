@@ -85,6 +85,20 @@ async def test_a_closed_store_says_so(path: Path) -> None:
         await SqliteStore(path).get([])
 
 
+async def test_others_come_to_their_turn_while_somebody_reads_in_a_loop(path: Path) -> None:
+    seen = False
+
+    async def look() -> None:
+        nonlocal seen
+        seen = True
+
+    async with SqliteStore(path) as store, anyio.create_task_group() as tasks:
+        tasks.start_soon(look)
+        for _ in range(100):
+            await store.get([new_job_id()])
+        assert seen
+
+
 async def test_the_file_is_durable_and_marked_as_ours(path: Path) -> None:
     async with SqliteStore(path) as store:
         assert isinstance(store, Watching)
