@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncGenerator, Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -32,8 +32,8 @@ class _Line:
 
     def say_goodbye(self) -> None:
         """Tell the client that nothing more will come."""
-        if not self.said_goodbye and not self.near.transport.is_closing():
-            self.near.write_eof()
+        if not self.said_goodbye:
+            _say_goodbye(self.near)
         self.said_goodbye = True
 
     def reset(self) -> None:
@@ -194,8 +194,7 @@ class TcpProxy:
         async for data in self._pieces(source, line):
             line.asked = data
             line.far.write(data)
-        if not line.far.transport.is_closing():
-            line.far.write_eof()
+        _say_goodbye(line.far)
 
     async def _answer(self, source: asyncio.StreamReader, line: _Line) -> None:
         async for data in self._pieces(source, line):
@@ -215,6 +214,12 @@ class TcpProxy:
                 yield data
         except OSError:
             line.reset()
+
+
+def _say_goodbye(end: asyncio.StreamWriter) -> None:
+    if not end.transport.is_closing():
+        with suppress(OSError):  # its peer is gone, and this end has yet to hear of it
+            end.write_eof()
 
 
 def _reset(end: asyncio.StreamWriter) -> None:
