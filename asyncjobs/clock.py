@@ -13,6 +13,7 @@ from asyncjobs.protocols import Clock, Clocked
 log = logging.getLogger("asyncjobs")
 
 _PAUSE_SECONDS = 30.0
+_LOOKS = 3
 
 
 class SystemClock:
@@ -37,11 +38,18 @@ class SharedClock:
         return self._own.now() + self._off
 
     async def compare(self, store: Clocked) -> None:
-        """Ask the store for its time; raises what the store raises."""
-        asked = self._own.now()
-        theirs = await store.now()
-        # It looked at its clock at some moment in between.
-        self._off = theirs - (asked + (self._own.now() - asked) / 2)
+        """Ask the store for its time; raises what the store raises.
+
+        Several times, and what was answered soonest counts: the store looked at its clock at some
+        moment in between, so that is how far the answer may be wrong.
+        """
+        shortest = timedelta.max
+        for _ in range(_LOOKS):
+            asked = self._own.now()
+            theirs = await store.now()
+            took = abs(self._own.now() - asked)  # it may be set back meanwhile
+            if took < shortest:
+                shortest, self._off = took, theirs - (asked + took / 2)
 
     async def run(self, store: Clocked) -> None:
         """Compare now and then, until cancelled: clocks drift, and are set."""

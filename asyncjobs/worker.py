@@ -22,6 +22,9 @@ from asyncjobs.settings import Settings
 # More jobs than these are found by polling.
 _MOST_HINTS = 10_000
 
+# What another process has just made due may be due here by so much later.
+_CLOCKS_DIFFER = timedelta(seconds=0.05)
+
 log = logging.getLogger("asyncjobs")
 
 
@@ -67,6 +70,9 @@ class Worker:
         """Note that a job waits, or (None) that any may: look when it is due."""
         if job is None:
             self._wake.set()
+            soon = self._ledger.now() + _CLOCKS_DIFFER
+            if not self._coming or soon < self._coming[0]:
+                heappush(self._coming, soon)
         elif job.status is JobStatus.PENDING and job.due_at is not None and self.serves(job.lane):
             if len(self._coming) < _MOST_HINTS:
                 heappush(self._coming, job.due_at)

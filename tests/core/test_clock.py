@@ -67,6 +67,26 @@ async def test_a_clock_that_is_set_is_compared_anew() -> None:
     assert close(clock.now(), datetime.now(UTC) + HOUR)
 
 
+class StoreFarAway(StoreAhead):
+    """Takes its time for all answers but one, on the way back."""
+
+    def __init__(self, own: ManualClock, *seconds: float) -> None:
+        super().__init__()
+        self._own, self._seconds = own, list(seconds)
+
+    async def now(self) -> datetime:
+        answer = self._own.now() + HOUR
+        self._own.advance(timedelta(seconds=self._seconds.pop(0)))
+        return answer
+
+
+async def test_a_clock_goes_by_the_answer_that_came_soonest() -> None:
+    own = ManualClock(datetime.now(UTC))
+    clock = SharedClock(own)
+    await clock.compare(StoreFarAway(own, 3, 0.002, 5))
+    assert abs(clock.now() - (own.now() + HOUR)) == timedelta(seconds=0.001)
+
+
 async def test_a_store_that_is_away_cannot_be_asked_for_the_time() -> None:
     store = StoreAhead()
     store.away = True

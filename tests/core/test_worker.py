@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +20,8 @@ from asyncjobs import (
 )
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.lifecycle import DEADLINE_EXCEEDED
+from asyncjobs.model import JobId
+from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import sample_job
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
@@ -45,6 +47,36 @@ async def test_delayed_jobs_begin_when_they_are_due_and_not_at_the_next_poll(mak
             done = await jobs.wait(job.id, timeout=60)
             assert done.started_at is not None
             assert timedelta(0) <= done.started_at - job.run_at < timedelta(minutes=1)
+
+
+class Told(MemoryStore):
+    """Tells of a change when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tell, self._told = anyio.create_memory_object_stream[None](1)
+
+    async def changes(self) -> AsyncGenerator[Sequence[JobId]]:
+        async with self._told:
+            async for _ in self._told:
+                yield ()
+
+
+async def test_a_job_from_a_clock_that_is_a_little_ahead_does_not_wait_for_the_next_poll() -> None:
+    store, begun = Told(), anyio.Event()
+    jobs = AsyncJobs(store, settings=NO_POLLING)
+
+    @jobs.handler("small")
+    async def small(_none: None, _job: JobContext) -> None:
+        begun.set()
+
+    async with store.tell, jobs:
+        await anyio.wait_all_tasks_blocked()
+        ahead = jobs.clock.now() + timedelta(seconds=0.03)
+        await store.insert([sample_job(type="small", payload_json=b"null", created_at=ahead)])
+        await store.tell.send(None)
+        with anyio.fail_after(10):
+            await begun.wait()
 
 
 async def test_a_job_that_misses_its_deadline_in_the_queue_has_failed_unread(
