@@ -38,7 +38,7 @@ class SqliteStore:
 
     reads_at_once = True
 
-    def __init__(self, path: str | Path, *, notice: float = 0.1) -> None:
+    def __init__(self, path: str | Path, *, notice: float = 0.03) -> None:
         self.path = Path(path)
         self._file = File(self.path)
         self._notice = notice
@@ -111,13 +111,10 @@ class SqliteStore:
 
     async def changes(self) -> AsyncGenerator[Sequence[JobId]]:
         """Yield an empty batch (any job may have changed) when another process has written."""
-        opened = self._opened
-        # This counter of the writing connection ignores what that connection itself writes.
-        count = "PRAGMA data_version"
-        seen = await self._in_thread(lambda: opened.writer.execute(count).fetchone())
+        seen = await self._written_by_others()
         while True:
             await anyio.sleep(self._notice)
-            now = await self._in_thread(lambda: opened.writer.execute(count).fetchone())
+            now = await self._written_by_others()
             if now != seen:
                 seen = now
                 yield ()
@@ -134,6 +131,19 @@ class SqliteStore:
         with self._file.errors(), suppress(sqlite3.OperationalError):
             return query(opened.reader)
         return await self._in_thread(lambda: query(opened.writer))
+
+    async def _written_by_others(self) -> object:
+        """Return what changes when another process writes; in no time, unless we write just now."""
+        opened = self._opened
+
+        def count() -> object:
+            # This counter of the writing connection ignores what that connection itself writes.
+            return opened.writer.execute("PRAGMA data_version").fetchone()
+
+        if not opened.thread.busy:
+            with self._file.errors(), suppress(sqlite3.OperationalError):
+                return count()
+        return await self._in_thread(count)
 
     async def _write(self, change: Callable[[sqlite3.Connection], T]) -> T:
         opened = self._opened
