@@ -1,13 +1,14 @@
-"""Jobs in every state, for the rules of HTTP."""
+"""Jobs in every state, for the rules of HTTP; and when requests are held for news of one."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
+import anyio
 import pytest
 
-from asyncjobs import Job, JobError, JobStatus, Progress, lifecycle
-from asyncjobs.model import Detail, Lease
+from asyncjobs import AsyncJobs, Job, JobError, JobStatus, Progress, lifecycle
+from asyncjobs.model import Detail, Lease, new_job_id
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW
 
@@ -39,3 +40,11 @@ def job_of_each_status() -> dict[JobStatus, Job]:
 @pytest.fixture(params=JobStatus)
 def job(request: pytest.FixtureRequest) -> Job:
     return _jobs()[request.param]
+
+
+async def followed(jobs: AsyncJobs, by: int = 1) -> None:
+    """Return when so many follow a job, and have read how it stands."""
+    with anyio.fail_after(60):
+        while jobs.watchers < by:  # noqa: ASYNC110  # nobody tells of it
+            await anyio.sleep(0.005)
+        await jobs.get(new_job_id())  # reads are answered in the order in which they are asked for

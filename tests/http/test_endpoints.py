@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import anyio
@@ -12,14 +13,12 @@ from asyncjobs import (
     AsyncJobs,
     ConfigurationError,
     EnqueueOptions,
-    Job,
     JobContext,
     JobStatus,
     JobType,
     NotOpen,
 )
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.errors import StoreUnavailable
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
 from asyncjobs.http.limits import PollLimit
 from asyncjobs.http.messages import Request, Response, Stream
@@ -29,24 +28,34 @@ from asyncjobs.http.streams import Close
 from asyncjobs.http.wire import ListDocument
 from asyncjobs.model import JobId
 from asyncjobs.protocols import Selection
-from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import Faults, FaultyStore
+from tests.http.conftest import followed
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 UNKNOWN = "job_8e03978e-40d5-43dd-bc93-6894a57f9324"
 
 NOTHING: dict[str, Any] = {}
 
 
-def made(mount: Mount | None = None) -> Endpoints:
-    jobs = AsyncJobs("memory://")
+Made = Callable[..., Endpoints]
 
-    @jobs.handler("double", estimate=30)
-    async def double(number: int, _: JobContext) -> int:
-        return number * 2
 
-    jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
-    return Endpoints(jobs, mount or Mount())
+@pytest.fixture
+def made(new_store: Callable[[], Any]) -> Made:
+    """Mount a queue of two types, of which one is worked on by the test."""
+
+    def build(mount: Mount | None = None, store: Any = None) -> Endpoints:
+        jobs = AsyncJobs(store or new_store())
+
+        @jobs.handler("double", estimate=30)
+        async def double(number: int, _: JobContext) -> int:
+            return number * 2
+
+        jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
+        return Endpoints(jobs, mount or Mount())
+
+    return build
 
 
 def submission(body: bytes = b"21", **headers: str) -> Request:
@@ -67,7 +76,7 @@ def document(response: Response) -> dict[str, Any]:
     return parsed
 
 
-async def test_a_submission_is_answered_by_where_to_follow_it() -> None:
+async def test_a_submission_is_answered_by_where_to_follow_it(made: Made) -> None:
     endpoints = made()
     async with endpoints.jobs:
         response = await accept(endpoints, submission())
@@ -93,7 +102,7 @@ async def test_a_submission_is_answered_by_where_to_follow_it() -> None:
     ],
 )
 async def test_the_root_under_which_the_app_is_reached_is_quoted_in_urls(
-    root: str, quoted: str
+    made: Made, root: str, quoted: str
 ) -> None:
     endpoints = made()
     request = Request("POST", root=root, headers={"content-type": "application/json"}, body=b"21")
@@ -104,7 +113,7 @@ async def test_the_root_under_which_the_app_is_reached_is_quoted_in_urls(
     assert document(response)["statusUrl"] == f"{quoted}/api/jobs/{job_id}"
 
 
-async def test_a_base_url_replaces_the_root() -> None:
+async def test_a_base_url_replaces_the_root(made: Made) -> None:
     endpoints = made(Mount("/jobs", "https://example.com/api"))
     request = Request("POST", root="/v1", headers={"content-type": "application/json"}, body=b"1")
     async with endpoints.jobs:
@@ -113,7 +122,7 @@ async def test_a_base_url_replaces_the_root() -> None:
     assert document(response)["statusUrl"] == f"https://example.com/api/jobs/{job_id}"
 
 
-async def test_the_trace_of_a_request_goes_on_in_its_job() -> None:
+async def test_the_trace_of_a_request_goes_on_in_its_job(made: Made) -> None:
     endpoints = made()
     trace = "0af7651916cd43dd8448eb211c80319c"
     async with endpoints.jobs:
@@ -124,9 +133,9 @@ async def test_the_trace_of_a_request_goes_on_in_its_job() -> None:
     assert document(response)["traceId"] == trace
 
 
-async def test_what_the_application_says_of_a_submission_goes_before_what_the_request_says() -> (
-    None
-):
+async def test_what_the_application_says_of_a_submission_goes_before_what_the_request_says(
+    made: Made,
+) -> None:
     endpoints = made()
     ours, theirs = "0af7651916cd43dd8448eb211c80319c", "f" * 32
     options = EnqueueOptions(traceparent=f"00-{ours}-b7ad6b7169203331-01")
@@ -138,14 +147,14 @@ async def test_what_the_application_says_of_a_submission_goes_before_what_the_re
     assert (job.payload, job.user_id, job.trace_id) == (21, "the-owner", ours)
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE", "PUT"])
 @pytest.mark.parametrize("path", ["", "nonsense", "job_1/result", f"{UNKNOWN}/", f"{UNKNOWN}/x"])
-async def test_what_no_job_can_have_is_not_found(method: str, path: str) -> None:
+async def test_what_no_job_can_have_is_not_found(made: Made, path: str) -> None:
     endpoints = made()
     async with endpoints.jobs:
-        response = await endpoints.handle(Request(method, path))
-    assert response.status == 404
-    assert document(response)["error"] == "Job not found"
+        for method in ("GET", "HEAD", "POST", "DELETE", "PUT"):
+            response = await endpoints.handle(Request(method, path))
+            assert response.status == 404, method
+            assert document(response)["error"] == "Job not found"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +167,7 @@ async def test_what_no_job_can_have_is_not_found(method: str, path: str) -> None
     ],
 )
 async def test_a_method_that_is_not_allowed_is_told_which_are(
-    method: str, path: str, allowed: str
+    made: Made, method: str, path: str, allowed: str
 ) -> None:
     endpoints = made()
     async with endpoints.jobs:
@@ -189,7 +198,7 @@ async def ended_as_cancelled(endpoints: Endpoints, job_id: Any) -> None:
     ],
 )
 async def test_each_end_has_its_answer_for_the_result(
-    end: Callable[[Endpoints, Any], Awaitable[None]], status: int, body: object
+    made: Made, end: Callable[[Endpoints, Any], Awaitable[None]], status: int, body: object
 ) -> None:
     endpoints = made()
     async with endpoints.jobs:
@@ -205,7 +214,7 @@ async def test_each_end_has_its_answer_for_the_result(
 
 
 @pytest.mark.parametrize("suffix", ["", "/result"])
-async def test_a_client_that_has_this_version_is_not_sent_it_again(suffix: str) -> None:
+async def test_a_client_that_has_this_version_is_not_sent_it_again(made: Made, suffix: str) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = document(await accept(endpoints, submission(b"{}"), "order"))["jobId"]
@@ -219,7 +228,7 @@ async def test_a_client_that_has_this_version_is_not_sent_it_again(suffix: str) 
     assert second.header("Cache-Control") == first.header("Cache-Control")
 
 
-async def test_a_change_a_client_can_see_changes_the_tag() -> None:
+async def test_a_change_a_client_can_see_changes_the_tag(made: Made) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = document(await accept(endpoints, submission(b"{}"), "order"))["jobId"]
@@ -234,7 +243,7 @@ async def test_a_change_a_client_can_see_changes_the_tag() -> None:
 
 @pytest.mark.parametrize(("method", "suffix"), [("POST", "/cancel"), ("DELETE", "")])
 async def test_a_running_job_is_asked_to_stop_and_a_terminal_one_is_left_alone(
-    method: str, suffix: str
+    made: Made, method: str, suffix: str
 ) -> None:
     endpoints = made()
     async with endpoints.jobs:
@@ -249,22 +258,22 @@ async def test_a_running_job_is_asked_to_stop_and_a_terminal_one_is_left_alone(
     assert after.header("Retry-After") is None
 
 
-async def test_a_fault_of_the_server_is_not_hidden() -> None:
+async def test_a_fault_of_the_server_is_not_hidden(made: Made) -> None:
     with pytest.raises(NotOpen):
         await made().handle(Request("GET", UNKNOWN))
 
 
-async def test_the_mount_of_a_type_is_the_one_whose_queue_has_it() -> None:
+async def test_the_mount_of_a_type_is_the_one_whose_queue_has_it(made: Made) -> None:
     one, other = made(), made()
     assert find_mount([one, other], other.jobs.registry.find("double")) is other
 
 
-async def test_a_type_of_no_mounted_queue_is_named() -> None:
+async def test_a_type_of_no_mounted_queue_is_named(made: Made) -> None:
     with pytest.raises(ConfigurationError, match=r"'double'.*mounted"):
         find_mount([], made().jobs.registry.find("double"))
 
 
-async def test_a_submission_is_held_no_longer_than_it_may() -> None:
+async def test_a_submission_is_held_no_longer_than_it_may(made: Made) -> None:
     endpoints = made(Mount(options=MountOptions(longest_wait=1)))
     async with endpoints.jobs:
         response = await accept(endpoints, submission(b"{}", prefer="wait=60"), "order")
@@ -273,7 +282,7 @@ async def test_a_submission_is_held_no_longer_than_it_may() -> None:
     assert (done.status, document(done)["result"]) == (200, 42)
 
 
-async def test_a_status_is_held_until_it_changes() -> None:
+async def test_a_status_is_held_until_it_changes(made: Made) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = document(await accept(endpoints, submission(b"{}"), "order"))["jobId"]
@@ -285,10 +294,11 @@ async def test_a_status_is_held_until_it_changes() -> None:
         asked = {"prefer": "wait=20", "if-none-match": '"1"'}
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read)
-            await anyio.wait_all_tasks_blocked()
+            await followed(endpoints.jobs)
             assert seen == []
             await endpoints.jobs.complete(job_id, {})
         again = await endpoints.handle(Request("GET", job_id, headers=asked))
+    assert [one.status for one in (*seen, again)] == [200, 200]
     assert [document(one)["status"] for one in (*seen, again)] == ["processing", "completed"]
 
 
@@ -311,22 +321,21 @@ HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 
 @pytest.mark.parametrize("suffix", GETS)
-@pytest.mark.parametrize("status", JobStatus)
 async def test_every_url_that_has_get_has_head_and_answers_it_alike(
-    suffix: str, status: JobStatus
+    made: Made, suffix: str
 ) -> None:
     endpoints = made()
     async with endpoints.jobs:
-        job_id = (await of_each_status(endpoints))[status]
-        got = await endpoints.handle(Request("GET", f"{job_id}{suffix}"))
-        head = await endpoints.handle(Request("HEAD", f"{job_id}{suffix}"))
-        if isinstance(got, Stream):
-            await got.chunks.aclose()
-    assert not isinstance(head, Stream)
-    assert (head.status, head.headers) == (got.status, got.headers)
+        for status, job_id in (await of_each_status(endpoints)).items():
+            got = await endpoints.handle(Request("GET", f"{job_id}{suffix}"))
+            head = await endpoints.handle(Request("HEAD", f"{job_id}{suffix}"))
+            if isinstance(got, Stream):
+                await got.chunks.aclose()
+            assert not isinstance(head, Stream)
+            assert (head.status, head.headers) == (got.status, got.headers), status
 
 
-async def test_a_head_of_the_events_of_no_job_is_not_found() -> None:
+async def test_a_head_of_the_events_of_no_job_is_not_found(made: Made) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         job_id = await an_order(endpoints, "ann")
@@ -337,7 +346,7 @@ async def test_a_head_of_the_events_of_no_job_is_not_found() -> None:
             assert (await endpoints.handle(request)).status == 404
 
 
-async def test_a_head_of_the_events_takes_no_place() -> None:
+async def test_a_head_of_the_events_takes_no_place(made: Made) -> None:
     endpoints = made(Mount(options=MountOptions(streams=1)))
     async with endpoints.jobs:
         job_id = await an_order(endpoints)
@@ -349,7 +358,9 @@ async def test_a_head_of_the_events_takes_no_place() -> None:
 
 
 @pytest.mark.parametrize("status", JobStatus)
-async def test_a_person_is_shown_a_page_of_the_job_in_every_status(status: JobStatus) -> None:
+async def test_a_person_is_shown_a_page_of_the_job_in_every_status(
+    made: Made, status: JobStatus
+) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = (await of_each_status(endpoints))[status]
@@ -362,7 +373,7 @@ async def test_a_person_is_shown_a_page_of_the_job_in_every_status(status: JobSt
     assert page.header("Retry-After") == data.header("Retry-After")
 
 
-async def test_caches_are_told_what_an_answer_depends_on() -> None:
+async def test_caches_are_told_what_an_answer_depends_on(made: Made) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = await an_order(endpoints)
@@ -372,7 +383,7 @@ async def test_caches_are_told_what_an_answer_depends_on() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["/result", "/operation", "/events"])
-async def test_only_the_status_itself_is_a_page(suffix: str) -> None:
+async def test_only_the_status_itself_is_a_page(made: Made, suffix: str) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = (await of_each_status(endpoints))[JobStatus.COMPLETED]
@@ -384,7 +395,7 @@ async def test_only_the_status_itself_is_a_page(suffix: str) -> None:
     assert not (answer.header("Content-Type") or "").startswith("text/html")
 
 
-async def test_whatever_a_result_holds_no_browser_renders_or_runs_it() -> None:
+async def test_whatever_a_result_holds_no_browser_renders_or_runs_it(made: Made) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = (await of_each_status(endpoints))[JobStatus.COMPLETED]
@@ -396,7 +407,7 @@ async def test_whatever_a_result_holds_no_browser_renders_or_runs_it() -> None:
 
 
 @pytest.mark.parametrize("status", JobStatus)
-async def test_the_pages_button_leads_back_to_the_page(status: JobStatus) -> None:
+async def test_the_pages_button_leads_back_to_the_page(made: Made, status: JobStatus) -> None:
     endpoints = made(Mount("/jobs"))
     async with endpoints.jobs:
         job_id = (await of_each_status(endpoints))[status]
@@ -409,7 +420,9 @@ async def test_the_pages_button_leads_back_to_the_page(status: JobStatus) -> Non
     assert job.status.terminal or job.cancel_requested_at is not None
 
 
-async def test_a_program_that_deletes_is_answered_by_the_job_whatever_it_accepts() -> None:
+async def test_a_program_that_deletes_is_answered_by_the_job_whatever_it_accepts(
+    made: Made,
+) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = await an_order(endpoints)
@@ -418,7 +431,7 @@ async def test_a_program_that_deletes_is_answered_by_the_job_whatever_it_accepts
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
-async def test_each_url_refuses_the_methods_it_does_not_have(route: Route) -> None:
+async def test_each_url_refuses_the_methods_it_does_not_have(made: Made, route: Route) -> None:
     endpoints = made()
     has = {one.method for one in ROUTES if one.suffix == route.suffix}
     has |= {"HEAD"} if "GET" in has else set()
@@ -431,7 +444,7 @@ async def test_each_url_refuses_the_methods_it_does_not_have(route: Route) -> No
         assert (await endpoints.jobs.find(job_id)).version == 1
 
 
-async def test_a_list_refuses_the_methods_it_does_not_have() -> None:
+async def test_a_list_refuses_the_methods_it_does_not_have(made: Made) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         answer = await endpoints.handle(Request("POST", "", owner="ann"))
@@ -439,11 +452,11 @@ async def test_a_list_refuses_the_methods_it_does_not_have() -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
-@pytest.mark.parametrize("owner", ["bob", "", None, "ANN"])
-async def test_a_strangers_answer_is_that_of_no_job(route: Route, owner: str | None) -> None:
+async def test_a_strangers_answer_is_that_of_no_job(made: Made, route: Route) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
-        for job_id in (await of_each_status(endpoints, "ann")).values():
+        ids = (await of_each_status(endpoints, "ann")).values()
+        for job_id, owner in product(ids, ("bob", "", None, "ANN")):
             path = f"{job_id}{route.suffix}"
             foreign = await endpoints.handle(Request(route.method, path, owner=owner))
             unknown = Request(route.method, f"{UNKNOWN}{route.suffix}", owner=owner)
@@ -454,7 +467,7 @@ async def test_a_strangers_answer_is_that_of_no_job(route: Route, owner: str | N
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
-async def test_the_owner_is_served(route: Route) -> None:
+async def test_the_owner_is_served(made: Made, route: Route) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         job_id = await an_order(endpoints, "ann")
@@ -466,14 +479,16 @@ async def test_the_owner_is_served(route: Route) -> None:
     assert answer.status in {200, 202}
 
 
-async def test_where_nobody_is_identified_jobs_belong_to_whoever_has_the_id() -> None:
+async def test_where_nobody_is_identified_jobs_belong_to_whoever_has_the_id(made: Made) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = await an_order(endpoints, "ann")
         assert (await endpoints.handle(Request("GET", job_id))).status == 200
 
 
-async def test_a_submission_belongs_to_who_asks_unless_the_application_says_otherwise() -> None:
+async def test_a_submission_belongs_to_who_asks_unless_the_application_says_otherwise(
+    made: Made,
+) -> None:
     endpoints = made(Mount(identified=True))
     kind = found(endpoints, "order")
     async with endpoints.jobs:
@@ -486,7 +501,7 @@ async def test_a_submission_belongs_to_who_asks_unless_the_application_says_othe
     assert owners == ["ann", "bob"]
 
 
-async def test_a_list_shows_the_callers_own_jobs_the_newest_first() -> None:
+async def test_a_list_shows_the_callers_own_jobs_the_newest_first(made: Made) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         first, _, last = [await an_order(endpoints, owner) for owner in ("ann", "bob", "ann")]
@@ -500,7 +515,7 @@ async def test_a_list_shows_the_callers_own_jobs_the_newest_first() -> None:
     assert (head.status, head.headers) == (200, answer.headers)
 
 
-async def test_who_is_nobody_has_no_jobs() -> None:
+async def test_who_is_nobody_has_no_jobs(made: Made) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         await an_order(endpoints)
@@ -509,7 +524,7 @@ async def test_who_is_nobody_has_no_jobs() -> None:
     assert document(answer) == document(nameless) == {"jobs": [], "next": None}
 
 
-async def test_pages_of_a_list_lead_to_one_another_and_keep_what_was_asked_for() -> None:
+async def test_pages_of_a_list_lead_to_one_another_and_keep_what_was_asked_for(made: Made) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         ids = [await an_order(endpoints, "ann") for _ in range(5)]
@@ -532,7 +547,7 @@ async def test_pages_of_a_list_lead_to_one_another_and_keep_what_was_asked_for()
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "status=done", "cursor=x", "cursor="])
 async def test_a_list_asked_for_senselessly_is_a_problem_that_names_the_parameter(
-    query: str,
+    made: Made, query: str
 ) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
@@ -541,58 +556,57 @@ async def test_a_list_asked_for_senselessly_is_a_problem_that_names_the_paramete
     assert query.partition("=")[0] in document(answer)["error"]
 
 
-def limited(every: float = 3600.0) -> Endpoints:
-    return made(Mount(options=MountOptions(poll_limit=PollLimit(burst=2, every=every))))
+@pytest.fixture
+def limited(made: Made) -> Endpoints:
+    return made(Mount(options=MountOptions(poll_limit=PollLimit(burst=2, every=3600))))
 
 
 @pytest.mark.parametrize("suffix", ["", "/result", "/operation"])
-async def test_who_asks_far_too_often_is_told_when_to_come_again(suffix: str) -> None:
-    endpoints = limited()
-    async with endpoints.jobs:
-        job_id = await an_order(endpoints)
+async def test_who_asks_far_too_often_is_told_when_to_come_again(
+    limited: Endpoints, suffix: str
+) -> None:
+    async with limited.jobs:
+        job_id = await an_order(limited)
         first, second, third = [
-            await endpoints.handle(Request("GET", f"{job_id}{suffix}")) for _ in range(3)
+            await limited.handle(Request("GET", f"{job_id}{suffix}")) for _ in range(3)
         ]
     assert [first.status < 300, second.status < 300] == [True, True]
     assert (third.status, document(third)["code"]) == (429, "too_many_polls")
     assert 3590 <= int(third.header("Retry-After") or 0) <= 3600
 
 
-async def test_all_ways_to_ask_about_a_job_count_together_and_pages_too() -> None:
-    endpoints = limited()
+async def test_all_ways_to_ask_about_a_job_count_together_and_pages_too(limited: Endpoints) -> None:
     html = {"accept": HTML}
-    async with endpoints.jobs:
-        job_id = await an_order(endpoints)
+    async with limited.jobs:
+        job_id = await an_order(limited)
         answers = [
-            await endpoints.handle(Request("HEAD", f"{job_id}/operation")),
-            await endpoints.handle(Request("GET", f"{job_id}/result")),
-            await endpoints.handle(Request("GET", job_id, headers=html)),
+            await limited.handle(Request("HEAD", f"{job_id}/operation")),
+            await limited.handle(Request("GET", f"{job_id}/result")),
+            await limited.handle(Request("GET", job_id, headers=html)),
         ]
     assert [one.status for one in answers] == [200, 202, 429]
 
 
-async def test_what_is_no_poll_is_never_refused_as_one() -> None:
-    endpoints = limited()
-    async with endpoints.jobs:
-        job_id = await an_order(endpoints)
-        await endpoints.jobs.update_progress(job_id, 10)
+async def test_what_is_no_poll_is_never_refused_as_one(limited: Endpoints) -> None:
+    async with limited.jobs:
+        job_id = await an_order(limited)
+        await limited.jobs.update_progress(job_id, 10)
         for _ in range(5):
-            events = await endpoints.handle(Request("GET", f"{job_id}/events"))
+            events = await limited.handle(Request("GET", f"{job_id}/events"))
             assert isinstance(events, Stream)
             await events.chunks.aclose()
-            cancel = await endpoints.handle(Request("POST", f"{job_id}/cancel"))
+            cancel = await limited.handle(Request("POST", f"{job_id}/cancel"))
             assert cancel.status == 202
 
 
-async def test_what_is_not_found_counts_for_nobody() -> None:
-    endpoints = limited()
-    async with endpoints.jobs:
-        answers = [await endpoints.handle(Request("GET", UNKNOWN)) for _ in range(5)]
+async def test_what_is_not_found_counts_for_nobody(limited: Endpoints) -> None:
+    async with limited.jobs:
+        answers = [await limited.handle(Request("GET", UNKNOWN)) for _ in range(5)]
     assert {one.status for one in answers} == {404}
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_the_operations_url_is_absolute(scheme: str) -> None:
+async def test_the_operations_url_is_absolute(made: Made, scheme: str) -> None:
     endpoints = made()
     request = replace(submission(host="api.example.com:8443"), scheme=scheme, root="/v1")
     async with endpoints.jobs:
@@ -604,7 +618,7 @@ async def test_the_operations_url_is_absolute(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["", "evil.example/path", 'x"><script>'])
-async def test_a_host_that_is_none_is_in_no_url(host: str) -> None:
+async def test_a_host_that_is_none_is_in_no_url(made: Made, host: str) -> None:
     endpoints = made()
     async with endpoints.jobs:
         answer = await accept(endpoints, submission(host=host))
@@ -613,7 +627,9 @@ async def test_a_host_that_is_none_is_in_no_url(host: str) -> None:
 
 
 @pytest.mark.parametrize("status", JobStatus)
-async def test_an_operation_tells_when_to_ask_again_until_it_has_ended(status: JobStatus) -> None:
+async def test_an_operation_tells_when_to_ask_again_until_it_has_ended(
+    made: Made, status: JobStatus
+) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = (await of_each_status(endpoints))[status]
@@ -624,7 +640,7 @@ async def test_an_operation_tells_when_to_ask_again_until_it_has_ended(status: J
 
 
 @pytest.mark.parametrize(("method", "suffix"), [("POST", "/cancel"), ("DELETE", "")])
-async def test_a_page_of_another_site_cancels_nothing(method: str, suffix: str) -> None:
+async def test_a_page_of_another_site_cancels_nothing(made: Made, method: str, suffix: str) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = await an_order(endpoints)
@@ -635,7 +651,7 @@ async def test_a_page_of_another_site_cancels_nothing(method: str, suffix: str) 
     assert job.status is JobStatus.PENDING
 
 
-async def test_a_page_of_another_site_submits_nothing_unless_it_is_trusted() -> None:
+async def test_a_page_of_another_site_submits_nothing_unless_it_is_trusted(made: Made) -> None:
     options = MountOptions(origins=("https://app.example.com",))
     endpoints = made(Mount(base_url="https://api.example.com", options=options))
     async with endpoints.jobs:
@@ -650,7 +666,7 @@ async def test_a_page_of_another_site_submits_nothing_unless_it_is_trusted() -> 
     assert statuses == [403, 202, 202]
 
 
-async def test_a_socket_of_another_site_is_not_even_opened() -> None:
+async def test_a_socket_of_another_site_is_not_even_opened(made: Made) -> None:
     endpoints = made()
     foreign = Request("GET", UNKNOWN, headers={"origin": "https://evil.example", "host": "a.com"})
     answer = endpoints.refuse_socket(foreign)
@@ -659,7 +675,7 @@ async def test_a_socket_of_another_site_is_not_even_opened() -> None:
     assert endpoints.refuse_socket(Request("GET", UNKNOWN)) is None
 
 
-async def test_a_socket_is_the_owners_and_resumes_where_its_url_says() -> None:
+async def test_a_socket_is_the_owners_and_resumes_where_its_url_says(made: Made) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         job_id = (await of_each_status(endpoints, "ann"))[JobStatus.COMPLETED]
@@ -678,7 +694,7 @@ async def test_a_socket_is_the_owners_and_resumes_where_its_url_says() -> None:
     [("3", "", 204), (None, "after=3", 204), ("3", "after=1", 204), ("2", "after=3", 200)],
 )
 async def test_events_resume_by_the_header_else_by_the_url(
-    header: str | None, query: str, status: int
+    made: Made, header: str | None, query: str, status: int
 ) -> None:
     endpoints = made()
     headers = {} if header is None else {"last-event-id": header}
@@ -690,7 +706,7 @@ async def test_events_resume_by_the_header_else_by_the_url(
     assert answer.status == status
 
 
-async def test_what_the_client_does_not_have_yet_is_not_waited_for() -> None:
+async def test_what_the_client_does_not_have_yet_is_not_waited_for(made: Made) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = await an_order(endpoints)
@@ -701,7 +717,7 @@ async def test_what_the_client_does_not_have_yet_is_not_waited_for() -> None:
     assert answer.header("Preference-Applied") == "wait=20"
 
 
-async def test_a_wait_that_brought_nothing_new_is_answered_by_304() -> None:
+async def test_a_wait_that_brought_nothing_new_is_answered_by_304(made: Made) -> None:
     endpoints = made(Mount(options=MountOptions(longest_wait=1)))
     async with endpoints.jobs:
         job_id = await an_order(endpoints)
@@ -713,8 +729,8 @@ async def test_a_wait_that_brought_nothing_new_is_answered_by_304() -> None:
     assert answer.header("Retry-After") == "2"
 
 
-async def test_the_place_in_the_queue_is_told_while_a_job_waits() -> None:
-    jobs = AsyncJobs("memory://", dispatcher=LocalDispatcher(concurrency=1))
+async def test_the_place_in_the_queue_is_told_while_a_job_waits(store: Any) -> None:
+    jobs = AsyncJobs(store, dispatcher=LocalDispatcher(concurrency=1))
     gate = anyio.Event()
 
     @jobs.handler("wait")
@@ -731,7 +747,7 @@ async def test_the_place_in_the_queue_is_told_while_a_job_waits() -> None:
     assert [document(one)["position"] for one in answers] == [None, 1, 2, 3]
 
 
-async def test_a_key_used_again_is_answered_as_before_and_says_so() -> None:
+async def test_a_key_used_again_is_answered_as_before_and_says_so(made: Made) -> None:
     endpoints = made()
     async with endpoints.jobs:
         first, second = [
@@ -743,7 +759,7 @@ async def test_a_key_used_again_is_answered_as_before_and_says_so() -> None:
     assert (first.status, second.status, replayed) == (202, 202, [None, "true"])
 
 
-async def test_the_202_of_a_job_that_has_ended_says_when_to_ask_as_any_202_does() -> None:
+async def test_the_202_of_a_job_that_has_ended_says_when_to_ask_as_any_202_does(made: Made) -> None:
     endpoints = made()
     async with endpoints.jobs:
         request = submission(b"{}", **{"idempotency-key": "k"})
@@ -755,21 +771,21 @@ async def test_the_202_of_a_job_that_has_ended_says_when_to_ask_as_any_202_does(
 
 
 @pytest.mark.parametrize("suffix", GETS)
-async def test_a_store_that_is_away_is_a_problem_that_says_when_to_try_again(suffix: str) -> None:
-    store = Faulty()
-    jobs = AsyncJobs(store)
-    jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
-    endpoints = Endpoints(jobs, Mount())
-    async with jobs:
+async def test_a_store_that_is_away_is_a_problem_that_says_when_to_try_again(
+    made: Made, store: Any, suffix: str
+) -> None:
+    faulty = FaultyStore(store)
+    endpoints = made(store=faulty)
+    async with endpoints.jobs:
         job_id = await an_order(endpoints)
-        store.away = True
+        faulty.faults = Faults(before=1, only=["get"])
         answer = await endpoints.handle(Request("GET", f"{job_id}{suffix}"))
-        store.away = False
+        faulty.faults = Faults()
     assert (answer.status, document(answer)["code"]) == (503, "store_unavailable")
     assert answer.header("Retry-After") == "5"
 
 
-async def test_a_request_held_while_the_queue_closes_is_answered() -> None:
+async def test_a_request_held_while_the_queue_closes_is_answered(made: Made) -> None:
     endpoints = made()
     answers: list[Response] = []
     asked = {"prefer": "wait=20", "if-none-match": '"1"'}
@@ -779,18 +795,5 @@ async def test_a_request_held_while_the_queue_closes_is_answered() -> None:
 
     async with anyio.create_task_group() as tasks, endpoints.jobs:
         tasks.start_soon(read, await an_order(endpoints))
-        await anyio.wait_all_tasks_blocked()
+        await followed(endpoints.jobs)
     assert [one.status for one in answers] == [304]
-
-
-class Faulty(MemoryStore):
-    """Can be away for readers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.away = False
-
-    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
-        if self.away:
-            raise StoreUnavailable("faulty", "it is away")
-        return await super().get(ids)

@@ -40,6 +40,15 @@ NAMES = [f"{route.method} {route.suffix}" for route in EVERY]
 
 NOTHING: dict[str, Any] = {}
 
+# Plainly, for people, on a condition, again, and from elsewhere.
+WAYS_TO_ASK: list[dict[str, str]] = [
+    {},
+    {"accept": "text/html"},
+    {"if-none-match": "*"},
+    {"last-event-id": "3"},
+    {"sec-fetch-site": "cross-site"},
+]
+
 every_route = pytest.mark.parametrize("route", EVERY, ids=NAMES)
 
 
@@ -263,33 +272,22 @@ async def one_of_each_status(jobs: AsyncJobs) -> list[Job]:
 
 
 @pytest.mark.anyio
+@pytest.mark.every_store
 @every_route
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"accept": "text/html"},
-        {"if-none-match": "*"},
-        {"last-event-id": "3"},
-        {"sec-fetch-site": "cross-site"},
-    ],
-    ids=["plainly", "for people", "conditionally", "again", "from elsewhere"],
-)
-async def test_no_route_answers_what_is_not_described(
-    route: Route, headers: dict[str, str]
-) -> None:
-    jobs = AsyncJobs("memory://")
+async def test_no_route_answers_what_is_not_described(route: Route, store: Any) -> None:
+    jobs = AsyncJobs(store)
     jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
     endpoints = Endpoints(jobs, Mount(identified=True))
     described = openapi.responses_of(route)
     async with jobs:
-        ids = [job.id for job in await one_of_each_status(jobs)]
-        for job_id in [*ids, "job_1"]:
-            path = "" if route is LIST else f"{job_id}{route.suffix}"
-            request = Request(route.method, path, headers=headers, owner="ann")
-            response = await endpoints.handle(request)
-            assert response.status in described, response
-            assert kind_of(response) in described[response.status].get("content", {None: ""})
+        for headers in WAYS_TO_ASK:
+            ids = [job.id for job in await one_of_each_status(jobs)]
+            for job_id in [*ids, "job_1"]:
+                path = "" if route is LIST else f"{job_id}{route.suffix}"
+                request = Request(route.method, path, headers=headers, owner="ann")
+                response = await endpoints.handle(request)
+                assert response.status in described, response
+                assert kind_of(response) in described[response.status].get("content", {None: ""})
 
 
 def kind_of(response: Response) -> str | None:
@@ -298,8 +296,9 @@ def kind_of(response: Response) -> str | None:
 
 
 @pytest.mark.anyio
-async def test_the_headers_of_a_submissions_answer_are_described() -> None:
-    jobs = AsyncJobs("memory://")
+@pytest.mark.every_store
+async def test_the_headers_of_a_submissions_answer_are_described(store: Any) -> None:
+    jobs = AsyncJobs(store)
     kind = jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
     endpoints = Endpoints(jobs, Mount())
     always = {"Content-Type", "Cache-Control", "X-Content-Type-Options"}

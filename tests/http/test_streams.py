@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
@@ -23,10 +24,12 @@ from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.pacing import Pacing
 from asyncjobs.http.streams import Close, Streams
 from asyncjobs.model import JobId, new_job_id
+from asyncjobs.protocols import Clock
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import LoopClock
+from asyncjobs.testing import Faults, FaultyStore, LoopClock
+from tests.http.conftest import followed
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 NOTHING: dict[str, Any] = {}
 
@@ -34,24 +37,11 @@ NOTHING: dict[str, Any] = {}
 LONG = 20.0
 
 
-class Shelf(MemoryStore):
-    """Can be away for readers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.away = False
-
-    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
-        if self.away:
-            raise StoreUnavailable("shelf", "it is away")
-        return await super().get(ids)
-
-
 @dataclass
 class Place:
     """A queue whose work is done by the test, and its streams."""
 
-    store: Shelf
+    store: FaultyStore
     jobs: AsyncJobs
     streams: Streams
 
@@ -98,11 +88,25 @@ def stranger(job: Job) -> Job:
     raise UnknownJob(job.id)
 
 
-def place(**options: Any) -> Place:
-    store = Shelf()
-    jobs = AsyncJobs(store, clock=LoopClock())
+PlaceOf = Callable[..., Place]
+
+
+def place_of(store: Any, clock: Clock | None = None, **options: Any) -> Place:
+    faulty = FaultyStore(store)
+    jobs = AsyncJobs(faulty, clock=clock)
     jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
-    return Place(store, jobs, Streams(jobs, MountOptions(**options), Encoded()))
+    return Place(faulty, jobs, Streams(jobs, MountOptions(**options), Encoded()))
+
+
+@pytest.fixture
+def place(store: Any) -> PlaceOf:
+    """Make a place on the test's store."""
+    return partial(place_of, store)
+
+
+def simulated_place(**options: Any) -> Place:
+    """Make a place whose jobs know no time but the event loop's, as no server would."""
+    return place_of(MemoryStore(), LoopClock(), **options)
 
 
 def of(event: str) -> dict[str, Any]:
@@ -136,7 +140,7 @@ def in_simulated_time(work: Callable[[], Awaitable[None]]) -> float:
     return took[0]
 
 
-async def test_events_begin_with_the_pause_and_the_job_as_it_stands() -> None:
+async def test_events_begin_with_the_pause_and_the_job_as_it_stands(place: PlaceOf) -> None:
     at = place(pacing=Pacing(3, 9))
     async with at.jobs:
         job = await at.begun()
@@ -147,7 +151,7 @@ async def test_events_begin_with_the_pause_and_the_job_as_it_stands() -> None:
     assert of(first)["progress"] == 10
 
 
-async def test_each_change_is_an_event_and_the_last_is_the_end() -> None:
+async def test_each_change_is_an_event_and_the_last_is_the_end(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.waiting()
@@ -164,7 +168,7 @@ async def test_each_change_is_an_event_and_the_last_is_the_end() -> None:
     assert seen[-1].startswith(f"id: {done.version}\n")
 
 
-async def test_a_slow_reader_is_sent_the_newest_state_only() -> None:
+async def test_a_slow_reader_is_sent_the_newest_state_only(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -179,7 +183,7 @@ async def test_a_slow_reader_is_sent_the_newest_state_only() -> None:
     assert of(last)["status"] == "cancelled"
 
 
-async def test_who_resumes_where_it_left_is_sent_what_is_new_only() -> None:
+async def test_who_resumes_where_it_left_is_sent_what_is_new_only(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -191,7 +195,7 @@ async def test_who_resumes_where_it_left_is_sent_what_is_new_only() -> None:
 
 
 @pytest.mark.parametrize("after", [1, 999])
-async def test_a_gap_is_answered_by_the_job_as_it_stands(after: int) -> None:
+async def test_a_gap_is_answered_by_the_job_as_it_stands(place: PlaceOf, after: int) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -201,7 +205,7 @@ async def test_a_gap_is_answered_by_the_job_as_it_stands(after: int) -> None:
         await events.chunks.aclose()
 
 
-async def test_who_saw_the_end_is_told_to_stop() -> None:
+async def test_who_saw_the_end_is_told_to_stop(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.done()
@@ -212,7 +216,7 @@ async def test_who_saw_the_end_is_told_to_stop() -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 999])
-async def test_who_missed_the_end_is_sent_it_and_no_more(after: int) -> None:
+async def test_who_missed_the_end_is_sent_it_and_no_more(place: PlaceOf, after: int) -> None:
     at = place()
     async with at.jobs:
         events = await at.events(await at.done(), after=after)
@@ -220,7 +224,7 @@ async def test_who_missed_the_end_is_sent_it_and_no_more(after: int) -> None:
     assert of(only)["status"] == "completed"
 
 
-async def test_a_stranger_gets_the_events_of_no_job() -> None:
+async def test_a_stranger_gets_the_events_of_no_job(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -230,7 +234,9 @@ async def test_a_stranger_gets_the_events_of_no_job() -> None:
             await at.streams.events(new_job_id(), anyone, 0)
 
 
-async def test_where_too_many_follow_one_more_is_shown_the_job_and_sent_away_for_a_while() -> None:
+async def test_where_too_many_follow_one_more_is_shown_the_job_and_sent_away_for_a_while(
+    place: PlaceOf,
+) -> None:
     at = place(streams=2)
     async with at.jobs:
         job = await at.begun()
@@ -248,14 +254,14 @@ async def test_where_too_many_follow_one_more_is_shown_the_job_and_sent_away_for
         assert of(text)["progress"] == 10
 
 
-async def test_who_saw_the_end_is_told_to_stop_however_many_follow() -> None:
+async def test_who_saw_the_end_is_told_to_stop_however_many_follow(place: PlaceOf) -> None:
     at = place(streams=0)
     async with at.jobs:
         job = await at.done()
         assert (await at.streams.events(job.id, anyone, job.version)).status == 204
 
 
-async def test_a_place_is_free_again_when_a_stream_is_closed_or_left() -> None:
+async def test_a_place_is_free_again_when_a_stream_is_closed_or_left(place: PlaceOf) -> None:
     at = place(streams=1)
     async with at.jobs:
         job = await at.begun()
@@ -275,7 +281,7 @@ async def test_a_place_is_free_again_when_a_stream_is_closed_or_left() -> None:
         await last.chunks.aclose()
 
 
-async def test_a_stranger_takes_no_place() -> None:
+async def test_a_stranger_takes_no_place(place: PlaceOf) -> None:
     at = place(streams=1)
     async with at.jobs:
         job = await at.begun()
@@ -288,7 +294,7 @@ async def test_a_stranger_takes_no_place() -> None:
 
 
 def test_quiet_times_are_filled_by_signs_of_life_until_the_streams_life_ends() -> None:
-    at = place(keep_alive=15, stream_life=50)
+    at = simulated_place(keep_alive=15, stream_life=50)
 
     async def follow() -> None:
         async with at.jobs:
@@ -303,7 +309,7 @@ def test_quiet_times_are_filled_by_signs_of_life_until_the_streams_life_ends() -
 
 
 def test_a_busy_stream_ends_in_time_too() -> None:
-    at = place(keep_alive=15, stream_life=50)
+    at = simulated_place(keep_alive=15, stream_life=50)
 
     async def follow() -> None:
         async with at.jobs:
@@ -325,7 +331,7 @@ def test_a_busy_stream_ends_in_time_too() -> None:
 
 
 def test_a_socket_is_kept_awake_and_told_to_connect_again_when_its_life_ends() -> None:
-    at = place(keep_alive=15, stream_life=40)
+    at = simulated_place(keep_alive=15, stream_life=40)
 
     async def follow() -> None:
         async with at.jobs:
@@ -337,7 +343,7 @@ def test_a_socket_is_kept_awake_and_told_to_connect_again_when_its_life_ends() -
     assert in_simulated_time(follow) == pytest.approx(40, abs=1)
 
 
-async def test_a_socket_is_sent_the_job_each_change_and_a_normal_end() -> None:
+async def test_a_socket_is_sent_the_job_each_change_and_a_normal_end(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.waiting()
@@ -351,7 +357,7 @@ async def test_a_socket_is_sent_the_job_each_change_and_a_normal_end() -> None:
     assert end == Close(1000, "The job is finished.")
 
 
-async def test_sockets_and_events_carry_the_same_documents() -> None:
+async def test_sockets_and_events_carry_the_same_documents(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.done()
@@ -361,7 +367,7 @@ async def test_sockets_and_events_carry_the_same_documents() -> None:
     assert json.loads(document) == of(event)
 
 
-async def test_a_socket_of_who_saw_the_end_is_closed_without_a_document() -> None:
+async def test_a_socket_of_who_saw_the_end_is_closed_without_a_document(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.done()
@@ -370,7 +376,7 @@ async def test_a_socket_of_who_saw_the_end_is_closed_without_a_document() -> Non
         ]
 
 
-async def test_a_stranger_and_an_unknown_job_close_a_socket_in_one_way() -> None:
+async def test_a_stranger_and_an_unknown_job_close_a_socket_in_one_way(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -380,19 +386,19 @@ async def test_a_stranger_and_an_unknown_job_close_a_socket_in_one_way() -> None
     assert foreign == unknown == nonsense == [Close(1008, "Job not found")]
 
 
-async def test_a_socket_is_asked_to_come_later_where_the_store_is_away() -> None:
+async def test_a_socket_is_asked_to_come_later_where_the_store_is_away(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
-        at.store.away = True
+        at.store.faults = Faults(before=1, only=["get"])
         [end] = await all_of(at.socket(job))
         with pytest.raises(StoreUnavailable):
             await at.streams.events(job.id, anyone, 0)
-        at.store.away = False
+        at.store.faults = Faults()
     assert end == Close(1013, "Jobs cannot be read at the moment; try again later.")
 
 
-async def test_a_socket_too_many_is_shown_the_job_and_asked_to_come_later() -> None:
+async def test_a_socket_too_many_is_shown_the_job_and_asked_to_come_later(place: PlaceOf) -> None:
     at = place(streams=1)
     async with at.jobs:
         job, done = await at.begun(), await at.done()
@@ -406,7 +412,7 @@ async def test_a_socket_too_many_is_shown_the_job_and_asked_to_come_later() -> N
     assert finished[-1] == Close(1000, "The job is finished.")
 
 
-async def test_sockets_and_events_are_counted_together() -> None:
+async def test_sockets_and_events_are_counted_together(place: PlaceOf) -> None:
     at = place(streams=1)
     async with at.jobs:
         job = await at.begun()
@@ -425,7 +431,7 @@ def test_the_reasons_of_closing_fit_into_a_close_frame(closing: int) -> None:
     assert all(len(reason.encode()) <= 123 for reason in reasons)
 
 
-async def test_all_that_is_under_way_ends_when_the_server_stops() -> None:
+async def test_all_that_is_under_way_ends_when_the_server_stops(place: PlaceOf) -> None:
     at = place()
     ended: list[object] = []
     async with at.jobs:
@@ -446,7 +452,7 @@ async def test_all_that_is_under_way_ends_when_the_server_stops() -> None:
 
             for one in (follow, talk, hold, await_end):
                 tasks.start_soon(one)
-            await anyio.wait_all_tasks_blocked()
+            await followed(at.jobs, by=4)
             assert ended == []
             with anyio.fail_after(5):
                 at.streams.end()
@@ -457,7 +463,9 @@ async def test_all_that_is_under_way_ends_when_the_server_stops() -> None:
     assert ended.count(job) == 2
 
 
-async def test_what_begins_after_the_end_says_how_things_are_and_ends_at_once() -> None:
+async def test_what_begins_after_the_end_says_how_things_are_and_ends_at_once(
+    place: PlaceOf,
+) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -470,7 +478,7 @@ async def test_what_begins_after_the_end_says_how_things_are_and_ends_at_once() 
     assert held == [job, job]
 
 
-async def test_a_server_that_begins_again_lets_streams_go_on() -> None:
+async def test_a_server_that_begins_again_lets_streams_go_on(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -483,7 +491,7 @@ async def test_a_server_that_begins_again_lets_streams_go_on() -> None:
         await events.chunks.aclose()
 
 
-async def test_a_held_request_is_answered_by_the_change() -> None:
+async def test_a_held_request_is_answered_by_the_change(place: PlaceOf) -> None:
     at = place()
     found: list[Job] = []
     async with at.jobs:
@@ -494,13 +502,13 @@ async def test_a_held_request_is_answered_by_the_change() -> None:
                 found.append(await at.streams.next_change(job, LONG))
 
             tasks.start_soon(hold)
-            await anyio.wait_all_tasks_blocked()
+            await followed(at.jobs)
             assert found == []
             await at.jobs.update_progress(job.id, 60)
         assert found == [await at.jobs.find(job.id)]
 
 
-async def test_a_change_since_the_job_was_read_is_not_waited_for() -> None:
+async def test_a_change_since_the_job_was_read_is_not_waited_for(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         old = await at.begun()
@@ -509,7 +517,7 @@ async def test_a_change_since_the_job_was_read_is_not_waited_for() -> None:
             assert await at.streams.next_change(old, LONG) == new
 
 
-async def test_who_waits_for_the_end_is_not_answered_by_less() -> None:
+async def test_who_waits_for_the_end_is_not_answered_by_less(place: PlaceOf) -> None:
     at = place()
     found: list[Job] = []
     async with at.jobs:
@@ -520,15 +528,15 @@ async def test_who_waits_for_the_end_is_not_answered_by_less() -> None:
                 found.append(await at.streams.ended(job.id, LONG))
 
             tasks.start_soon(hold)
-            await anyio.wait_all_tasks_blocked()
-            await at.jobs.update_progress(job.id, 60)
-            await anyio.wait_all_tasks_blocked()
+            await followed(at.jobs)
+            for percent in (60, 70):
+                await at.jobs.update_progress(job.id, percent)
             assert found == []
             await at.jobs.complete(job.id, {})
         assert found == [await at.jobs.find(job.id)]
 
 
-async def test_what_has_ended_is_not_waited_for() -> None:
+async def test_what_has_ended_is_not_waited_for(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.done()
@@ -538,7 +546,7 @@ async def test_what_has_ended_is_not_waited_for() -> None:
 
 
 def test_a_held_request_is_answered_as_things_stand_when_its_time_is_over() -> None:
-    at = place()
+    at = simulated_place()
 
     async def hold() -> None:
         async with at.jobs:
@@ -553,7 +561,7 @@ def test_a_held_request_is_answered_as_things_stand_when_its_time_is_over() -> N
 
 
 def test_who_waits_for_the_end_is_answered_by_the_newest_state_in_the_end() -> None:
-    at = place()
+    at = simulated_place()
 
     async def hold() -> None:
         async with at.jobs:
@@ -571,7 +579,7 @@ def test_who_waits_for_the_end_is_answered_by_the_newest_state_in_the_end() -> N
     in_simulated_time(hold)
 
 
-async def test_an_unknown_job_is_not_waited_for() -> None:
+async def test_an_unknown_job_is_not_waited_for(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         gone = (await at.waiting()).model_copy(update={"id": new_job_id()})
@@ -581,7 +589,7 @@ async def test_an_unknown_job_is_not_waited_for() -> None:
             await at.streams.ended(gone.id, LONG)
 
 
-async def test_a_job_that_is_forgotten_meanwhile_ends_what_is_under_way() -> None:
+async def test_a_job_that_is_forgotten_meanwhile_ends_what_is_under_way(place: PlaceOf) -> None:
     at = place()
     ended: list[object] = []
     async with at.jobs:
@@ -599,7 +607,7 @@ async def test_a_job_that_is_forgotten_meanwhile_ends_what_is_under_way() -> Non
 
             for one in (follow, talk, hold):
                 tasks.start_soon(one)
-            await anyio.wait_all_tasks_blocked()
+            await followed(at.jobs, by=3)
             with anyio.fail_after(5):
                 await at.jobs._running.ledger.forget([job.id])
                 while len(ended) < 3:  # each ends by itself
@@ -609,7 +617,7 @@ async def test_a_job_that_is_forgotten_meanwhile_ends_what_is_under_way() -> Non
     assert job in ended
 
 
-async def test_a_queue_that_closes_ends_what_is_under_way() -> None:
+async def test_a_queue_that_closes_ends_what_is_under_way(place: PlaceOf) -> None:
     at = place()
     ended: list[object] = []
 
@@ -627,13 +635,13 @@ async def test_a_queue_that_closes_ends_what_is_under_way() -> None:
         tasks.start_soon(follow, await at.events(job))
         tasks.start_soon(talk, at.socket(job))
         tasks.start_soon(hold, job)
-        await anyio.wait_all_tasks_blocked()
+        await followed(at.jobs, by=3)
     assert len(ended) == 3
     assert any(isinstance(one, Job) and one.progress == 10 for one in ended)
     assert Close(1001, "Connect again to go on.") in ended
 
 
-async def test_a_queue_that_was_closed_a_moment_ago_is_not_open() -> None:
+async def test_a_queue_that_was_closed_a_moment_ago_is_not_open(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -646,11 +654,18 @@ async def test_a_queue_that_was_closed_a_moment_ago_is_not_open() -> None:
         await at.streams.next_change(job, LONG)
 
 
-async def test_a_thousand_followers_cost_one_text_per_change() -> None:
+async def test_a_thousand_followers_cost_one_text_per_change(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
-        followers = [await at.events(job) for _ in range(1000)]
+        followers: list[Events] = []
+
+        async def begin() -> None:
+            followers.append(await at.events(job))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(1000):
+                tasks.start_soon(begin)
         for one in followers:
             await one.next()
         await at.jobs.update_progress(job.id, 50)
@@ -660,7 +675,7 @@ async def test_a_thousand_followers_cost_one_text_per_change() -> None:
     assert len(texts) == 1
 
 
-async def test_an_invisible_change_is_no_event() -> None:
+async def test_an_invisible_change_is_no_event(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -674,7 +689,7 @@ async def test_an_invisible_change_is_no_event() -> None:
 
 @pytest.mark.parametrize("way", ["events", "socket"])
 async def test_a_stream_left_in_the_middle_leaves_nothing_for_the_collector_to_close(
-    way: str,
+    place: PlaceOf, way: str
 ) -> None:
     at = place()
     left: list[object] = []
