@@ -1,9 +1,13 @@
-"""An instrumented queue, and what it has recorded, by the real SDK."""
+"""An instrumented queue, and what it has recorded, by the real SDK.
+
+A test marked `every_store` that asks for `make` or `jobs` runs on every store.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -67,11 +71,12 @@ def recorded() -> Generator[Recorded]:
 
 
 @pytest.fixture
-def make(recorded: Recorded) -> Make:
-    """Make an instrumented queue."""
+def make(recorded: Recorded, new_store: Callable[[], Any]) -> Make:
+    """Make an instrumented queue on the test's store; several share it, as processes do."""
 
-    def build(**arguments: object) -> AsyncJobs:
-        jobs = AsyncJobs(**{"store": "memory://", "settings": QUICK, **arguments})  # type: ignore[arg-type]
+    def build(**arguments: Any) -> AsyncJobs:
+        given: dict[str, Any] = {"store": new_store(), "settings": QUICK, **arguments}
+        jobs = AsyncJobs(**given)
         instrument(jobs, tracer_provider=recorded.tracers, meter_provider=recorded.meters)
         return jobs
 

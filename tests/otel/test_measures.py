@@ -13,9 +13,9 @@ from asyncjobs import AsyncJobs, JobContext, JobFailed, Policy, Retry
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.otel import names
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import ManualClock
+from asyncjobs.testing import FaultyStore, ManualClock
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 
@@ -81,11 +81,11 @@ async def test_a_missed_deadline_is_counted_by_who_records_it(make: Make, record
 
 @pytest.mark.parametrize(("deliveries", "ended"), [(1, 1), (3, 0)])
 async def test_a_lost_worker_is_counted_by_who_finds_it(
-    make: Make, recorded: Any, deliveries: int, ended: int
+    make: Make, store: Any, recorded: Any, deliveries: int, ended: int
 ) -> None:
-    clock, store = ManualClock(), MemoryStore()
+    clock = ManualClock()
     broken = AsyncJobs(store, clock=clock)
-    jobs = make(store=store, clock=clock, dispatcher="worker")
+    jobs = make(clock=clock, dispatcher="worker")
     limits = Policy(max_deliveries=deliveries, timeout=None)
 
     @broken.handler("work", policy=limits)
@@ -135,8 +135,9 @@ async def test_errors_without_end_share_a_label(jobs: AsyncJobs, recorded: Any) 
         raise type(f"Error{number}", (Exception,), {})
 
     async with jobs:
-        for number in range(120):
-            await jobs.wait((await jobs.enqueue(fails, number)).id)
+        made = [await jobs.enqueue(fails, number) for number in range(120)]
+        for job in made:
+            await jobs.wait(job.id)
     assert len(recorded.points(names.PROCESSING)) == 101
     assert recorded.total(names.PROCESSING, error_type="_OTHER") == 20
 
@@ -147,7 +148,7 @@ class Mute(MemoryStore):
     first_due = None  # type: ignore[assignment]
 
 
-class Away(MemoryStore):
+class Away(FaultyStore):
     """Can, but may be away."""
 
     away = False
@@ -155,24 +156,27 @@ class Away(MemoryStore):
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
         if self.away:
             raise StoreUnavailable("away", "it is away")
-        return await super().first_due(lanes)
+        store: Any = self.store
+        moments: Sequence[datetime | None] = await store.first_due(lanes)
+        return moments
 
 
 async def test_a_queue_is_not_told_to_be_empty_while_nothing_is_known_of_it(
-    make: Make, recorded: Any
+    make: Make, store: Any, recorded: Any
 ) -> None:
-    store = Away()
-    jobs = make(store=store)
+    away = Away(store)
+    jobs = make(store=away)
 
     @jobs.handler("work")
     async def work(_payload: None, _job: JobContext) -> None: ...
 
     async with jobs:
         await until(lambda: recorded.points(names.OLDEST))
-        store.away = True
+        away.away = True
         await until(lambda: not recorded.points(names.OLDEST))
 
 
+@pytest.mark.own_store
 async def test_nothing_is_told_of_queues_where_the_store_cannot_know(
     make: Make, recorded: Any
 ) -> None:
@@ -207,9 +211,11 @@ async def test_watchers_are_counted_and_attempts_are_none(jobs: AsyncJobs, recor
     assert recorded.points(names.WATCHERS) == {}
 
 
-async def test_queues_of_one_process_are_told_together(make: Make, recorded: Any) -> None:
+async def test_queues_of_one_process_are_told_together(
+    make: Make, new_url: Callable[[], str], recorded: Any
+) -> None:
     clock = ManualClock()
-    both = [make(clock=clock, dispatcher="worker") for _ in range(2)]
+    both = [make(store=new_url(), clock=clock, dispatcher="worker") for _ in range(2)]
     for jobs in both:
 
         @jobs.handler("work")
@@ -227,11 +233,11 @@ async def test_queues_of_one_process_are_told_together(make: Make, recorded: Any
 
 
 async def test_types_and_queues_that_are_not_registered_share_a_label(
-    make: Make, recorded: Any
+    make: Make, store: Any, recorded: Any
 ) -> None:
-    store, clock = MemoryStore(), ManualClock()
+    clock = ManualClock()
     strange = AsyncJobs(store, clock=clock)
-    jobs = make(store=store, clock=clock)
+    jobs = make(clock=clock)
     made = [
         strange.external(
             f"type{number}", payload=int, result=int, policy=Policy(queue=f"q{number}")

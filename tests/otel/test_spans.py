@@ -30,9 +30,8 @@ from asyncjobs import (
 from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.model import Delivery
 from asyncjobs.otel import instrument, names
-from asyncjobs.stores.memory import MemoryStore
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 THEIRS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 AGAIN = Policy(retry=Retry(max_attempts=2, first=timedelta(0)))
@@ -95,8 +94,7 @@ class Engine(WorkerDispatcher):
 async def test_attempts_in_an_engine_s_worker_are_linked_to_the_submission_as_well(
     make: Any, recorded: Any
 ) -> None:
-    store = MemoryStore()
-    queues: list[AsyncJobs] = [make(store=store, dispatcher=Engine()) for _ in range(2)]
+    queues: list[AsyncJobs] = [make(dispatcher=Engine()) for _ in range(2)]
     web, worker = queues
     for jobs in queues:
 
@@ -311,10 +309,8 @@ async def test_a_handler_that_leaves_by_itself_is_an_error(jobs: AsyncJobs, reco
 
 
 async def test_a_payload_or_a_result_that_does_not_fit_is_an_error_without_what_was_in_it(
-    make: Any, recorded: Any
+    jobs: AsyncJobs, store: Any, recorded: Any
 ) -> None:
-    store = MemoryStore()
-    jobs: AsyncJobs = make(store=store)
     before = AsyncJobs(store, dispatcher="worker")
     earlier = before.external("typed", payload=str, result=int)
 
@@ -349,7 +345,6 @@ async def test_a_failure_on_purpose_is_an_error(jobs: AsyncJobs, recorded: Any) 
     assert attempt.attributes["error.type"] == "JobFailed"
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_handler_in_a_process_of_its_own_is_told_its_span(
     jobs: AsyncJobs, recorded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,18 +358,18 @@ async def test_a_handler_in_a_process_of_its_own_is_told_its_span(
 
 
 async def test_a_queue_is_instrumented_once_and_before_it_is_opened(
-    jobs: AsyncJobs, recorded: Any
+    jobs: AsyncJobs, store: Any, recorded: Any
 ) -> None:
     with pytest.raises(ConfigurationError, match="already"):
         instrument(jobs, tracer_provider=recorded.tracers)
-    late = AsyncJobs("memory://")
+    late = AsyncJobs(store)
     async with late:
         with pytest.raises(ConfigurationError, match="before it is opened"):
             instrument(late)
 
 
-async def test_without_an_sdk_the_callers_context_is_passed_on() -> None:
-    jobs = AsyncJobs("memory://")
+async def test_without_an_sdk_the_callers_context_is_passed_on(store: Any) -> None:
+    jobs = AsyncJobs(store)
     instrument(jobs)
     kind = nothing(jobs)
     async with jobs:
