@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -16,12 +17,18 @@ from standardwebhooks import Webhook
 from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, Settings
 from asyncjobs.lifecycle import owes_callback
 from asyncjobs.model import JobId
-from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.testing import ManualClock
 from asyncjobs.webhooks import WebhookOptions, Webhooks
+from tests.everywhere import KINDS, variant
 from tests.webhooks.conftest import NAME, SECRET, Answering, Receiver, answer, receiving
 
-pytestmark = pytest.mark.anyio
+# Processes have no memory in common.
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize(
+        "store_kind", [variant((kind,)) for kind in KINDS if kind != "memory"], indirect=True
+    ),
+]
 
 QUICK = Settings(sweep=timedelta(seconds=0.05), poll=timedelta(seconds=0.05))
 KILLED = Path(__file__).with_name("killed.py")
@@ -40,21 +47,12 @@ def sender(host: str = NAME) -> Webhooks:
     return Webhooks({host: SECRET}, options=options)
 
 
-@pytest.fixture(params=["sqlite", "redis", "postgres"])
-def process(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], AsyncJobs]:
+@pytest.fixture
+def process(new_store: Callable[[], Any]) -> Callable[[], AsyncJobs]:
     """Make queues that share a store, each by a connection of its own."""
 
     def build() -> AsyncJobs:
-        match request.param:
-            case "sqlite":
-                store: str | PostgresStore = f"sqlite:///{tmp_path}/jobs.db"
-            case "redis":
-                address = request.getfixturevalue("redis_url")
-                store = f"{address}?namespace={request.getfixturevalue('namespace')}"
-            case _:
-                server = request.getfixturevalue("postgres")
-                store = PostgresStore(server.url, schema=request.getfixturevalue("schema"))
-        jobs = AsyncJobs(store, settings=QUICK, callbacks=sender())
+        jobs = AsyncJobs(new_store(), settings=QUICK, callbacks=sender())
 
         @jobs.handler("double")
         async def double(number: int, _job: JobContext) -> int:
@@ -99,8 +97,10 @@ async def owed(jobs: AsyncJobs, job_id: JobId) -> bool:
     return owes_callback(job) or not job.status.terminal
 
 
-async def test_a_process_that_is_killed_at_its_call_leaves_it_to_the_next(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/jobs.db"
+async def test_a_process_that_is_killed_at_its_call_leaves_it_to_the_next(
+    new_url: Callable[[], str],
+) -> None:
+    url = new_url()
     async with receiving(b"") as receiver:
         target = f"http://localhost:{receiver.port}/"
         command = [sys.executable, str(KILLED), url, SECRET, target]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -29,8 +29,7 @@ from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.mounts import Mount, MountOptions
 from asyncjobs.lifecycle import CALLBACK_PATIENCE
 from asyncjobs.model import Callback
-from asyncjobs.protocols import Answer
-from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.protocols import Answer, Selection
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, begun
 from asyncjobs.webhooks import WebhookOptions, Webhooks
@@ -45,7 +44,7 @@ from tests.webhooks.conftest import (
     serving_as,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 OTHER = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 QUICK = Settings(sweep=timedelta(seconds=0.05), poll=timedelta(seconds=0.05))
@@ -67,7 +66,7 @@ def url_of(receiver: Receiver, scheme: str = "http") -> str:
     return f"{scheme}://{NAME}:{receiver.port}/ended"
 
 
-def queue(store: MemoryStore, sender: Webhooks | None) -> AsyncJobs:
+def queue(store: Any, sender: Webhooks | None) -> AsyncJobs:
     jobs = AsyncJobs(store, settings=QUICK, callbacks=sender)
 
     @jobs.handler("double")
@@ -77,29 +76,27 @@ def queue(store: MemoryStore, sender: Webhooks | None) -> AsyncJobs:
     return jobs
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def settled(jobs: AsyncJobs, job: Job) -> Job:
+    """Return a job when it has ended and nobody has to be told of that any more."""
+    job = await jobs.wait(job.id, timeout=20)
+    assert job.status.terminal
     with anyio.fail_after(20):
-        while not condition():  # noqa: ASYNC110
+        while lifecycle.owes_callback(job):
             await anyio.sleep(0.005)
-
-
-def settled(store: MemoryStore) -> Callable[[], bool]:
-    return lambda: all(
-        job.status.terminal and not lifecycle.owes_callback(job) for job in store._jobs.values()
-    )
+            job = await jobs.find(job.id)
+    return job
 
 
 async def test_a_receiver_can_verify_what_it_is_told(
-    authority: trustme.CA, trusting: ssl.SSLContext
+    store: Any, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
-    store = MemoryStore()
     async with (
         receiving(tls=serving_as(authority, NAME)) as receiver,
         queue(store, webhooks([OTHER, SECRET], tls=trusting)) as jobs,
     ):
         options = EnqueueOptions(callback_url=url_of(receiver, "https"))
         job = await jobs.enqueue("double", 4, options=options)
-        await until(settled(store))
+        await settled(jobs, job)
     [post] = receiver.posts
     for secret in (SECRET, OTHER):
         Webhook(secret).verify(post.body, post.headers)
@@ -110,16 +107,14 @@ async def test_a_receiver_can_verify_what_it_is_told(
     assert post.target == "/ended"
 
 
-async def test_a_receiver_that_fails_is_told_again_of_the_same_event() -> None:
-    store = MemoryStore()
+async def test_a_receiver_that_fails_is_told_again_of_the_same_event(store: Any) -> None:
     async with (
         receiving(answer(500), None, b"junk", answer(302, "location: /"), OK) as receiver,
         queue(store, webhooks()) as jobs,
     ):
         options = EnqueueOptions(callback_url=url_of(receiver))
         job = await jobs.enqueue("double", 4, options=options)
-        await until(settled(store))
-        callback = (await jobs.find(job.id)).callback
+        callback = (await settled(jobs, job)).callback
     assert callback is not None
     assert (callback.calls, callback.error) == (5, None)
     assert callback.told_at is not None
@@ -293,13 +288,12 @@ URL = f"https://{NAME}/"
     ids=["client", "nobody", "app", "both"],
 )
 async def test_a_client_or_the_application_names_the_url(
-    allowed: bool, header: str | None, own: str | None, kept: str | None
+    store: Any, beside: Any, allowed: bool, header: str | None, own: str | None, kept: str | None
 ) -> None:
-    store = MemoryStore()
     jobs = queue(store, webhooks(loopback=False))
     reply = await submit(jobs, allowed=allowed, header=header, own=own)
     assert reply.status == 202
-    [job] = store._jobs.values()
+    [job] = (await beside.list(Selection(), limit=9)).jobs
     assert job.callback_url == kept
 
 
@@ -308,8 +302,9 @@ async def test_a_client_or_the_application_names_the_url(
     [(False, URL), (True, "https://elsewhere.example.com/"), (True, "")],
     ids=["not-here", "elsewhere", "empty"],
 )
-async def test_a_client_that_will_not_be_called_back_is_told_so(allowed: bool, header: str) -> None:
-    store = MemoryStore()
+async def test_a_client_that_will_not_be_called_back_is_told_so(
+    store: Any, beside: Any, allowed: bool, header: str
+) -> None:
     reply = await submit(queue(store, webhooks(loopback=False)), allowed=allowed, header=header)
     assert (reply.status, json.loads(reply.body)["code"]) == (400, "invalid_callback")
-    assert not store._jobs
+    assert not (await beside.list(Selection(), limit=9)).jobs
