@@ -8,6 +8,7 @@ case. However many watch a job, a change costs one read.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -55,6 +56,7 @@ class Feed:
         self._poll = poll
         # Sets that keep their order: thousands may watch one job, and leave at once.
         self._listeners: dict[JobId, dict[Listener, None]] = {}
+        self._left: deque[tuple[JobId, Listener]] = deque()
         self._hints: list[Callable[[Job | None], None]] = []
         self._stale = Signal()
         self.closed = False
@@ -77,6 +79,7 @@ class Feed:
 
     def listen(self, job_id: JobId, listener: Listener) -> None:
         """Call the listener with states of one job, until `unlisten`."""
+        self._let_go()
         self._listeners.setdefault(job_id, {})[listener] = None
 
     def unlisten(self, job_id: JobId, listener: Listener) -> None:
@@ -86,10 +89,15 @@ class Feed:
         if not listeners and self._listeners.get(job_id) is listeners:
             del self._listeners[job_id]
 
+    def leave(self, job_id: JobId, listener: Listener) -> None:
+        """Let `unlisten` be done soon; any thread may call it, in the middle of anything."""
+        self._left.append((job_id, listener))
+
     @property
     def listeners(self) -> int:
         """How many listen; may be asked by any thread."""
-        return sum(map(len, tuple(self._listeners.values())))
+        # A list, since nothing else can run while one is filled.
+        return sum(map(len, list(self._listeners.values()))) - len(self._left)
 
     @contextmanager
     def listening(self, job_id: JobId, listener: Listener) -> Generator[None]:
@@ -131,7 +139,12 @@ class Feed:
                 log.warning("The store's change notices broke off: %s", error)
             await anyio.sleep(self._poll)
 
+    def _let_go(self) -> None:
+        while self._left:
+            self.unlisten(*self._left.popleft())
+
     async def _refresh(self, read: Read) -> None:
+        self._let_go()
         watched = tuple(self._listeners)
         for start in range(0, len(watched), _MOST):
             ids = watched[start : start + _MOST]
@@ -203,7 +216,9 @@ class Watch:
         self._end()
 
     def __del__(self) -> None:
-        self._end()
+        # Not by `_end`: the collector calls this, maybe while somebody goes through the listeners.
+        if self._begun and not self._ended:
+            self._feed.leave(self._job_id, self._inbox.put)
 
     async def _begin(self) -> None:
         self._begun = True

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import gc
+from collections.abc import AsyncIterator, Generator, Sequence
+from contextlib import contextmanager
 
 import anyio
 import pytest
 
 from asyncjobs import lifecycle
 from asyncjobs.errors import StoreUnavailable, UnknownJob, UnreadableJob
-from asyncjobs.feed import Feed, Signal
+from asyncjobs.feed import Feed, Signal, Watch
 from asyncjobs.model import Job, JobId, JobStatus, new_job_id
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW
@@ -97,10 +99,67 @@ async def test_watching_what_is_not_there_says_so_and_leaves_nothing_behind() ->
 
 async def test_a_watch_left_in_the_middle_leaves_nothing_behind() -> None:
     job = sample_job()
-    feed = Feed(poll=NEVER)
-    async for _ in feed.watch(job.id, Shelf(job).read):
+    shelf, feed = Shelf(job), Feed(poll=NEVER)
+    async for _ in feed.watch(job.id, shelf.read):
         break
-    assert feed._listeners == {}
+    assert feed.listeners == 0
+    shelf.reads.clear()
+    await feed._refresh(shelf.read)
+    assert (feed._listeners, shelf.reads) == ({}, [])
+
+
+@pytest.mark.parametrize("doing", ["announce", "listen", "look", "count", "close"])
+async def test_the_collector_may_come_at_any_moment(doing: str) -> None:
+    for after in range(1, 12):
+        jobs = [sample_job() for _ in range(30)]
+        shelf, feed = Shelf(*jobs), Feed(poll=NEVER)
+        lost = [
+            cycle(await begun(feed.watch(job.id, shelf.read))) for job in [*jobs, *jobs[:1] * 30]
+        ]
+        watch = await begun(feed.watch(jobs[0].id, shelf.read))
+        with collecting(lost, after):
+            match doing:
+                case "announce":
+                    feed.announce(jobs[0])
+                case "listen":
+                    await begun(feed.watch(jobs[1].id, shelf.read))
+                case "look":
+                    await feed._refresh(shelf.read)
+                case "count":
+                    assert feed.listeners
+                case _:
+                    feed.close()
+        assert feed.listeners == 1
+        feed.announce(started := lifecycle.start(jobs[0], NOW, None))
+        assert await watch.within(60) == started
+
+
+async def begun(watch: Watch) -> Watch:
+    await anext(watch)
+    return watch
+
+
+def cycle(watch: Watch) -> list[object]:
+    """Return what only the collector finds out to be of no use any more."""
+    ring: list[object] = [watch]
+    ring.append(ring)
+    return ring
+
+
+@contextmanager
+def collecting(lost: list[list[object]], after: int) -> Generator[None]:
+    """Let the collector find these when the block has made so many objects, and not before."""
+    usual = gc.get_threshold()
+    gc.disable()
+    gc.collect(0)  # it counts anew, and looks at what it has seen once when it comes next
+    lost.clear()
+    gc.set_threshold(after, 0)
+    gc.enable()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+        gc.collect()
 
 
 async def test_a_watch_can_be_closed() -> None:

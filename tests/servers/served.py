@@ -76,8 +76,7 @@ outside = jobs.external("outside", payload=Nap, result=str)
 
 def followers() -> str:
     """Count those who are told of changes."""
-    assert jobs._engine is not None
-    return str(sum(map(len, jobs._engine.feed._listeners.values())))
+    return str(jobs.watchers)
 
 
 def post_worker_init(worker: Any) -> None:
