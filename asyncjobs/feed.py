@@ -15,7 +15,7 @@ from typing import Self
 
 import anyio
 
-from asyncjobs.errors import StoreError, UnknownJob, UnreadableJob
+from asyncjobs.errors import NotOpen, StoreError, UnknownJob, UnreadableJob
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Watching
 
@@ -200,6 +200,12 @@ class Watch:
         if job is None:
             raise StopAsyncIteration
         return job
+
+    async def first(self) -> Job:
+        """Return the job as it stands; raise `NotOpen` where the feed was closed a moment ago."""
+        async for job in self:
+            return job
+        raise NotOpen("AsyncJobs")
 
     async def within(self, seconds: float) -> Job | None:
         """Return the next state as `anext` does, or None where there is none in time."""

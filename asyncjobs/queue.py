@@ -217,7 +217,7 @@ class AsyncJobs(Opening):
     async def wait(self, job_id: JobId, /, *, timeout: float | None = None) -> Job:
         """Return the job when it is terminal, or as it stands after `timeout` seconds."""
         updates = self.subscribe(job_id)
-        job = await anext(updates)
+        job = await updates.first()
         with anyio.move_on_after(timeout):
             async for newest in updates:
                 job = newest
@@ -232,7 +232,7 @@ class AsyncJobs(Opening):
         given. Raises `UnknownJob`.
         """
         updates = self.subscribe(job_id)
-        job = await anext(updates)
+        job = await updates.first()
         if job.version == (job.version if after is None else after):
             with anyio.move_on_after(timeout):
                 job = await anext(updates, job)

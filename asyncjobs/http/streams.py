@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 import anyio
 
-from asyncjobs.errors import NotOpen, StoreUnavailable, UnknownJob
+from asyncjobs.errors import StoreUnavailable, UnknownJob
 from asyncjobs.feed import Watch
 from asyncjobs.http import sse
 from asyncjobs.http.encoded import Encoded
@@ -67,7 +67,7 @@ class Streams:
     async def next_change(self, job: Job, seconds: float) -> Job:
         """Return a job once it differs from this state of it, or as it stands in the end."""
         watch = self._watch(job.id, self._held)
-        newest = await _first(watch)
+        newest = await watch.first()
         if newest.version == job.version:
             with anyio.move_on_after(seconds):
                 newest = await anext(watch, newest)
@@ -76,7 +76,7 @@ class Streams:
     async def ended(self, job_id: JobId, seconds: float) -> Job:
         """Return a job when it is terminal, or as it stands in the end."""
         watch = self._watch(job_id, self._held)
-        job = await _first(watch)
+        job = await watch.first()
         with anyio.move_on_after(seconds):
             async for newest in watch:
                 job = newest
@@ -86,7 +86,7 @@ class Streams:
         """Answer by the events of one job, from the version after the one the client has."""
         crowded = len(self._streams) >= self._options.streams
         watch = self._watch(job_id, self._streams)
-        job = check(await _first(watch))
+        job = check(await watch.first())
         if job.status.terminal and job.version == after:
             # The one answer that makes EventSource stop (HTML, section 9.2.3).
             return Response(HTTPStatus.NO_CONTENT, (("Cache-Control", "no-store"),))
@@ -109,7 +109,7 @@ class Streams:
         crowded = len(self._streams) >= self._options.streams
         watch = self._watch(job_id, self._streams)
         try:
-            job = check(await _first(watch))
+            job = check(await watch.first())
         except UnknownJob:
             yield _UNKNOWN
             return
@@ -163,9 +163,3 @@ class _Changes:
         if left <= 0:
             raise StopAsyncIteration
         return await self._watch.within(min(left, self._pause))
-
-
-async def _first(watch: Watch) -> Job:
-    async for job in watch:
-        return job
-    raise NotOpen("AsyncJobs")  # it was closed a moment ago

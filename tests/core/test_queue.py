@@ -144,6 +144,17 @@ async def test_a_queue_is_open_once_and_can_be_opened_again(jobs: AsyncJobs) -> 
         assert await jobs.get(new_job_id()) is None
 
 
+async def test_a_queue_that_was_closed_a_moment_ago_is_waited_for_in_vain(jobs: AsyncJobs) -> None:
+    kind = jobs.external("import", payload=str, result=int)
+    async with jobs:
+        job = await jobs.enqueue(kind, "a.csv")
+        jobs._running.feed.close()
+        with pytest.raises(NotOpen):
+            await jobs.wait(job.id)
+        with pytest.raises(NotOpen):
+            await jobs.next_change(job.id)
+
+
 async def test_closing_what_is_not_open_is_an_error(jobs: AsyncJobs) -> None:
     with pytest.raises(NotOpen):
         await jobs.__aexit__(None, None, None)
