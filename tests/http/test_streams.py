@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import anyio.lowlevel
 import pytest
 from trio.testing import MockClock
 
-from asyncjobs import AsyncJobs, Job, NotOpen
+from asyncjobs import AsyncJobs, Job, NotOpen, Settings
 from asyncjobs.errors import StoreUnavailable, UnknownJob
 from asyncjobs.http import sse, streams
 from asyncjobs.http.encoded import Encoded
@@ -91,9 +92,11 @@ def stranger(job: Job) -> Job:
 PlaceOf = Callable[..., Place]
 
 
-def place_of(store: Any, clock: Clock | None = None, **options: Any) -> Place:
+def place_of(
+    store: Any, clock: Clock | None = None, settings: Settings | None = None, **options: Any
+) -> Place:
     faulty = FaultyStore(store)
-    jobs = AsyncJobs(faulty, clock=clock)
+    jobs = AsyncJobs(faulty, clock=clock, settings=settings)
     jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
     return Place(faulty, jobs, Streams(jobs, MountOptions(**options), Encoded()))
 
@@ -506,6 +509,35 @@ async def test_a_held_request_is_answered_by_the_change(place: PlaceOf) -> None:
             assert found == []
             await at.jobs.update_progress(job.id, 60)
         assert found == [await at.jobs.find(job.id)]
+
+
+async def test_a_held_request_outlasts_reads_that_fail_or_are_slow(place: PlaceOf) -> None:
+    at = place(settings=Settings(poll=timedelta(seconds=0.02)))
+    found: list[Job] = []
+    async with at.jobs:
+        job = await at.begun()
+        async with anyio.create_task_group() as tasks:
+
+            async def hold() -> None:
+                found.append(await at.streams.next_change(job, LONG))
+
+            tasks.start_soon(hold)
+            await followed(at.jobs)
+            for share, delay in ((1.0, 0.0), (0.5, 0.02), (0.0, 0.02)):
+                at.store.faults = Faults(before=share, after=share, delay=delay, only=["get"])
+                await read_again(at.store, times=3)
+            assert found == []
+            at.store.faults = Faults()
+            await at.jobs.update_progress(job.id, 60)
+        assert found == [await at.jobs.find(job.id)]
+
+
+async def read_again(store: FaultyStore, *, times: int) -> None:
+    """Return when jobs were read so often from now on, whatever came of it."""
+    before = len(store.calls)
+    with anyio.fail_after(60):
+        while [call.method for call in store.calls[before:]].count("get") < times:  # noqa: ASYNC110
+            await anyio.sleep(0.005)
 
 
 async def test_a_change_since_the_job_was_read_is_not_waited_for(place: PlaceOf) -> None:
