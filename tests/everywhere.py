@@ -78,8 +78,8 @@ def new_url(store_kind: str, request: pytest.FixtureRequest) -> Iterator[Callabl
         case "postgresql":
             postgres = request.getfixturevalue("postgres")
             yield lambda: f"{postgres.url}?asyncjobs_schema={name}{next(numbers)}"
-            for number in range(next(numbers)):
-                postgres.execute(f"DROP SCHEMA IF EXISTS {name}{number} CASCADE")
+            made = [f"{name}{number}" for number in range(next(numbers))]
+            postgres.execute(*(f"DROP SCHEMA IF EXISTS {one} CASCADE" for one in made))
         case _:
             url: str = request.getfixturevalue("redis_url")
             delete = request.getfixturevalue("delete_keys")
