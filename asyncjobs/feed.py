@@ -119,7 +119,10 @@ class Feed:
                 tasks.start_soon(self._follow, store)
             while True:
                 await self._stale.wait(self._poll)
+                began = anyio.current_time()
                 await self._refresh(read)
+                # Where thousands are watched, and others write all the time, there is more to do.
+                await anyio.sleep(min(self._poll, anyio.current_time() - began))
 
     def close(self) -> None:
         """End every watch, and those that have not begun."""

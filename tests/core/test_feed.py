@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import anyio
 import pytest
+from trio.testing import MockClock
 
 from asyncjobs import lifecycle
 from asyncjobs.errors import StoreUnavailable, UnknownJob, UnreadableJob
@@ -88,6 +89,32 @@ async def test_a_slow_watcher_gets_the_newest_state_only() -> None:
         feed.announce(newest)
     feed.announce(job)
     assert await anext(watch) == newest
+
+
+class Busy:
+    """A store that others write all the time."""
+
+    async def changes(self) -> AsyncIterator[Sequence[JobId]]:
+        while True:
+            yield ()
+            await anyio.sleep(0.03)
+
+
+def test_news_of_others_take_no_more_than_half_of_the_time() -> None:
+    async def run() -> None:
+        async def read_slowly(ids: Sequence[JobId]) -> Sequence[Job | None]:
+            await anyio.sleep(1)
+            return await shelf.read(ids)
+
+        job = sample_job()
+        shelf, feed = Shelf(job), Feed(poll=NEVER)
+        watch = feed.watch(job.id, shelf.read)
+        await anext(watch)
+        with anyio.move_on_after(20.5):
+            await feed.run(read_slowly, Busy())
+        assert len(shelf.reads) == 1 + 10
+
+    anyio.run(run, backend="trio", backend_options={"clock": MockClock(autojump_threshold=0)})
 
 
 async def test_watching_what_is_not_there_says_so_and_leaves_nothing_behind() -> None:
