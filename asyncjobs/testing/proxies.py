@@ -33,7 +33,7 @@ class _Line:
     def say_goodbye(self) -> None:
         """Tell the client that nothing more will come."""
         if not self.said_goodbye:
-            _say_goodbye(self.near)
+            _say_no_more(self.near)
         self.said_goodbye = True
 
     def reset(self) -> None:
@@ -194,7 +194,7 @@ class TcpProxy:
         async for data in self._pieces(source, line):
             line.asked = data
             line.far.write(data)
-        _say_goodbye(line.far)
+        _say_no_more(line.far)
 
     async def _answer(self, source: asyncio.StreamReader, line: _Line) -> None:
         async for data in self._pieces(source, line):
@@ -216,9 +216,9 @@ class TcpProxy:
             line.reset()
 
 
-def _say_goodbye(end: asyncio.StreamWriter) -> None:
+def _say_no_more(end: asyncio.StreamWriter) -> None:
     if not end.transport.is_closing():
-        with suppress(OSError):  # its peer is gone, and this end has yet to hear of it
+        with suppress(OSError):  # who should hear it may be gone
             end.write_eof()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 from collections.abc import Generator
@@ -171,6 +172,20 @@ def test_a_client_s_goodbye_is_passed_on(client: socket.socket, echo: Echo) -> N
     assert client.recv(4096) == b"LAST WORDS"
     assert client.recv(1) == b""
     assert echo.ended.acquire(timeout=PATIENCE)
+
+
+def test_a_client_that_is_gone_before_its_answer_leaves_no_error(
+    echo: Echo, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TcpProxy("127.0.0.1", echo.port) as proxy:
+        proxy.delay = 0.05
+        with connected(proxy) as client:
+            client.sendall(b"hello")
+        assert echo.ended.acquire(timeout=PATIENCE)
+        with connected(proxy) as later:
+            assert said(later, b"hello") == b"HELLO"
+    gc.collect()  # so that asyncio tells of what nobody has heard of
+    assert caplog.text == ""
 
 
 def test_a_delay_holds_what_is_said(proxy: TcpProxy, client: socket.socket) -> None:
