@@ -63,7 +63,7 @@ class Notices:
     async def listen(self) -> AsyncGenerator[Sequence[JobId]]:
         """Yield the ids others tell, beginning with an empty batch for what was told before."""
         async with self._links.lent() as session:
-            await session.rows(f'LISTEN "{self._channel}"')
+            await _uninterrupted(session, f'LISTEN "{self._channel}"')
             yield ()
             while True:
                 async with aclosing(session.connection.notifies(timeout=_SILENCE)) as heard:
@@ -71,7 +71,7 @@ class Notices:
                         sender, ids = _read(notice.payload)
                         if sender != self._me:
                             yield ids
-                await self._check(session)
+                await _uninterrupted(session, "SELECT 1")
 
     async def poll(self, every: float) -> AsyncGenerator[Sequence[JobId]]:
         """Yield an empty batch whenever others have told something."""
@@ -104,9 +104,11 @@ class Notices:
         [(value,)] = await self._links.use(lambda db: db.rows(sql.TOLD), repeatable=True)
         return int(value)
 
-    async def _check(self, session: Session) -> None:
-        with anyio.CancelScope(shield=True):
-            await session.rows("SELECT 1")
+
+async def _uninterrupted(session: Session, statement: str) -> None:
+    """Execute to the end, which comes in time, also for who is cancelled."""
+    with anyio.CancelScope(shield=True):
+        await session.rows(statement)
 
 
 def _payload(sender: str, ids: Iterable[JobId]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
+import anyio
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
@@ -178,7 +179,9 @@ async def connect(server: Server) -> Session:
         # By the server's own hand, so that nothing stays locked.
         limit = f"{int(server.timeout * 1000)}ms"
         try:
-            await session.rows(_LIMITS, limit, limit)
+            # To break a statement off is something that the driver warns of.
+            with anyio.CancelScope(shield=True):
+                await session.rows(_LIMITS, limit, limit)
         except BaseException:
             await session.close()
             raise

@@ -20,7 +20,7 @@ from asyncjobs.model import JobId
 from asyncjobs.protocols import Change
 from asyncjobs.settings import Settings
 from asyncjobs.stores.postgres import PostgresStore
-from asyncjobs.testing import sample_job
+from asyncjobs.testing import TcpProxy, sample_job
 from asyncjobs.testing.samples import LATER, NOW, begun
 
 if TYPE_CHECKING:
@@ -66,6 +66,20 @@ async def test_through_a_pooler_others_are_noticed_and_oneself_is_not(
     async with PostgresStore(postgres.url, schema=schema, pgbouncer=True) as store, other:
         with anyio.fail_after(20):
             assert [len(batch) for batch in await heard(store, other)] == [0, 0, 0, 0]
+
+
+async def test_who_is_cancelled_while_it_begins_to_listen_breaks_no_statement_off(
+    far: PostgresStore, wire: TcpProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The driver would warn of each, at the end of every process that does little."""
+    async with far:
+        wire.delay = 0.02
+        for steps in range(12):
+            with anyio.move_on_after(wire.delay * (steps + 0.5)):
+                async with aclosing(far.changes()) as changes:
+                    async for _ in changes:
+                        pass
+    assert [one for one in caplog.records if one.name == "psycopg"] == []
 
 
 @pytest.mark.parametrize("pgbouncer", [False, True])
