@@ -23,8 +23,6 @@ from asyncjobs.endings import BrokenOff
 from asyncjobs.lifecycle import TIMED_OUT
 from asyncjobs.model import JobId
 from asyncjobs.runner import Runner
-from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import sample_job
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
@@ -97,14 +95,10 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.own_store
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda one: str(one.__name__))
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
 async def test_a_handler_s_mistake_ends_its_job_and_nothing_else(
-    make: Make, tmp_path: Any, mistake: Callable[[JobContext], Any], kind: str
+    jobs: AsyncJobs, mistake: Callable[[JobContext], Any]
 ) -> None:
-    jobs = make(store=MemoryStore() if kind == "memory" else SqliteStore(tmp_path / "jobs.db"))
-
     @jobs.handler("mistaken")
     async def mistaken(_none: None, job: JobContext) -> None:
         await mistake(job)

@@ -21,12 +21,10 @@ from asyncjobs import (
     lifecycle,
 )
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.errors import StoreUnavailable
 from asyncjobs.lifecycle import DEADLINE_EXCEEDED, WORKER_LOST
 from asyncjobs.model import Delivery, Lease
 from asyncjobs.protocols import Change
-from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import ManualClock, sample_job
+from asyncjobs.testing import Faults, FaultyStore, ManualClock, sample_job
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
@@ -102,32 +100,33 @@ async def test_readers_that_race_repair_once(
     assert left.revision == job.revision + 1
 
 
-@pytest.mark.own_store
-async def test_a_repair_that_comes_too_late_reads_again(make: Make, clock: ManualClock) -> None:
-    store = Racing()
-    idle = make(store=store, clock=clock, settings=IDLE)
-    job = await abandoned(store, clock)
+async def test_a_repair_that_comes_too_late_reads_again(
+    make: Make, store: Any, beside: Any, clock: ManualClock
+) -> None:
+    racing = Racing(store)
+    idle = make(store=racing, clock=clock, settings=IDLE)
+    job = await abandoned(beside, clock)
     async with idle:
         clock.advance(timedelta(days=2))
-        store.winner = lifecycle.cancel(job, clock.now())
+        racing.winner = Change(lifecycle.cancel(job, clock.now()), job.revision)
         found = await idle.find(job.id)
         assert found.status is JobStatus.CANCELLED
         assert found.cancel_requested_at is not None
-        gone = await abandoned(store, clock)
+        gone = await abandoned(beside, clock)
         clock.advance(timedelta(days=2))
-        store.gone = gone
+        racing.gone = gone
         assert await idle.get(gone.id) is None
 
 
-class Racing(MemoryStore):
+class Racing(FaultyStore):
     """Lets somebody else write just before the next change."""
 
-    winner: Job | None = None
+    winner: Change | None = None
     gone: Job | None = None
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
         if self.winner is not None:
-            self._put(self.winner)
+            assert list(await super().replace([self.winner])) == [True]
             self.winner = None
         if self.gone is not None:
             await self.delete([self.gone.id])
@@ -248,12 +247,11 @@ async def test_a_lost_hand_off_is_made_again(
         assert (await web.find(job.id)).result == 8
 
 
-@pytest.mark.own_store
 async def test_housekeeping_outlives_a_store_that_is_away(
-    make: Make, caplog: pytest.LogCaptureFixture
+    make: Make, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Away()
-    jobs = make(store=store)
+    away = FaultyStore(store, Faults(before=1, only=["take"]))
+    jobs = make(store=away)
 
     @jobs.handler("double")
     async def double(number: int, _job: JobContext) -> int:
@@ -261,31 +259,13 @@ async def test_housekeeping_outlives_a_store_that_is_away(
 
     async with jobs:
         with anyio.fail_after(60):
-            await store.asked.wait()
-            store.away = False
+            while sum(call.method == "take" for call in away.calls) < 4:  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+            away.faults = Faults()
             job = await jobs.enqueue(double, 4, options=EnqueueOptions(run_at=timedelta(0.0000001)))
             assert (await jobs.wait(job.id)).result == 8
     assert "Housekeeping could not be done" in caplog.text
     assert "could not be taken" in caplog.text
-
-
-class Away(MemoryStore):
-    """Cannot be asked what is due, for a while."""
-
-    away = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-        self.asked = anyio.Event()
-
-    async def take(self, lanes: Sequence[str], /, **options: object) -> Sequence[Job]:
-        if self.away:
-            self.calls += 1
-            if self.calls == 4:
-                self.asked.set()
-            raise StoreUnavailable("away", "it is away")
-        return await super().take(lanes, **options)  # type: ignore[arg-type]
 
 
 async def test_what_a_dead_process_left_is_taken_up(make: Make, beside: Any) -> None:
@@ -304,12 +284,11 @@ async def test_what_a_dead_process_left_is_taken_up(make: Make, beside: Any) -> 
         assert (await jobs.wait(begun.id, timeout=60)).result == 2
 
 
-@pytest.mark.own_store
 async def test_a_bug_in_a_loop_does_not_end_the_application(
-    make: Make, caplog: pytest.LogCaptureFixture
+    make: Make, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Buggy()
-    jobs = make(store=store)
+    buggy = Buggy(store)
+    jobs = make(store=buggy)
 
     @jobs.handler("double")
     async def double(number: int, _job: JobContext) -> int:
@@ -317,17 +296,17 @@ async def test_a_bug_in_a_loop_does_not_end_the_application(
 
     async with jobs:
         with anyio.fail_after(60):
-            await store.hit.wait()
+            await buggy.hit.wait()
         job = await jobs.enqueue(double, 4)
         assert (await jobs.wait(job.id, timeout=60)).result == 8
     assert "begins anew" in caplog.text
 
 
-class Buggy(MemoryStore):
+class Buggy(FaultyStore):
     """Has a bug that shows once."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
         self.hit = anyio.Event()
 
     async def take(self, lanes: Sequence[str], /, **options: object) -> Sequence[Job]:

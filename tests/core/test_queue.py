@@ -39,7 +39,6 @@ from asyncjobs import (
 )
 from asyncjobs.model import Job, JobId, new_job_id
 from asyncjobs.protocols import Selection
-from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.submission import same_payload
 from asyncjobs.testing import Faults, FaultyStore, ManualClock
 
@@ -296,7 +295,7 @@ def test_a_handler_must_take_a_payload_and_a_job(jobs: AsyncJobs) -> None:
 
 
 def test_an_annotation_that_is_no_json_is_refused_at_once(jobs: AsyncJobs) -> None:
-    async def strange(_payload: MemoryStore, _job: JobContext) -> None: ...
+    async def strange(_payload: FaultyStore, _job: JobContext) -> None: ...
 
     with pytest.raises(ConfigurationError, match="cannot be written as JSON"):
         jobs.handler("strange")(strange)
@@ -479,7 +478,7 @@ async def test_a_key_is_free_again_when_its_job_is_forgotten(make: Make) -> None
         assert await jobs.get(new.id) == new
 
 
-class Rivalled(MemoryStore):
+class Rivalled(FaultyStore):
     """Another process is quicker to use a key that has become free."""
 
     rival: Job | None = None
@@ -493,36 +492,39 @@ class Rivalled(MemoryStore):
         return await self.insert(jobs)
 
 
-@pytest.mark.own_store
 @pytest.mark.parametrize("connection", [None, object()], ids=["alone", "within"])
 async def test_a_key_that_is_free_again_makes_one_job_of_two_submissions(
-    make: Make, connection: object | None
+    make: Make, store: Any, connection: object | None
 ) -> None:
-    clock, store = ManualClock(), Rivalled()
-    jobs = make(store=store, clock=clock, settings=Settings(poll=timedelta(1), sweep=timedelta(1)))
+    clock, rivalled = ManualClock(), Rivalled(store)
+    jobs = make(
+        store=rivalled, clock=clock, settings=Settings(poll=timedelta(1), sweep=timedelta(1))
+    )
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
         old = await jobs.enqueue(kind, 1, idempotency_key="k")
         await jobs.complete(old.id, 1)
         clock.advance(timedelta(hours=24))
-        store.rival = old.model_copy(
+        rivalled.rival = old.model_copy(
             update={"id": new_job_id(), "deadline": clock.now() + timedelta(hours=1)}
         )
         found = await jobs.enqueue(kind, 1, idempotency_key="k", connection=connection)
-        assert found.id == store.rival.id
+        assert found.id == rivalled.rival.id
 
 
-async def test_what_is_submitted_again_after_a_lost_answer_begins_at_once() -> None:
+async def test_what_is_submitted_again_after_a_lost_answer_begins_at_once(
+    make: Make, store: Any
+) -> None:
     """The first submission kept a place for its job here, and never came to use it."""
-    store = FaultyStore(MemoryStore())
-    jobs = AsyncJobs(store, settings=Settings(redelivery=timedelta(hours=1)))
+    faulty = FaultyStore(store)
+    jobs = make(store=faulty, settings=Settings(redelivery=timedelta(hours=1)))
 
     @jobs.handler("order")
     async def order(_number: int, _job: JobContext) -> str:
         return "done"
 
     async with jobs:
-        store.faults = Faults(after=1, only=["insert"], most=1)
+        faulty.faults = Faults(after=1, only=["insert"], most=1)
         with pytest.raises(StoreUnavailable):
             await jobs.enqueue(order, 7, idempotency_key="k")
         job = await jobs.enqueue(order, 7, idempotency_key="k")

@@ -26,13 +26,11 @@ from asyncjobs import (
     Settings,
 )
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.errors import StoreUnavailable
 from asyncjobs.ledger import Step
 from asyncjobs.lifecycle import DEADLINE_EXCEEDED, TIMED_OUT
 from asyncjobs.model import JobId
 from asyncjobs.protocols import Change
-from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import Faults, FaultyStore
+from asyncjobs.testing import Fate, Faults, FaultyStore
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
@@ -59,6 +57,12 @@ async def running(jobs: AsyncJobs, handler: Any) -> Job:
             if update.status is JobStatus.PROCESSING:
                 return update
     raise AssertionError("the job never began")
+
+
+async def until(met: Callable[[], object]) -> None:
+    with anyio.fail_after(60):
+        while not met():  # noqa: ASYNC110  # whatever it is
+            await anyio.sleep(0.005)
 
 
 # how handlers end
@@ -566,46 +570,42 @@ async def test_an_outcome_nobody_waits_for_any_more_is_refused(
     assert "refused" in caplog.text
 
 
-class Flaky(MemoryStore):
-    """A store whose writes fail while it is away."""
-
-    away = False
-
-    async def replace(self, changes: Any, /) -> Any:
-        if self.away:
-            raise StoreUnavailable("flaky", "it is away")
-        return await super().replace(changes)
+#: What a store does not do while it is away.
+AWAY = Faults(before=1, only=["replace"])
 
 
-@pytest.mark.own_store
-async def test_an_outcome_is_written_when_the_store_is_back(make: Make) -> None:
-    store = Flaky()
-    jobs = make(store=store)
+@pytest.fixture
+def flaky(store: Any) -> FaultyStore:
+    return FaultyStore(store)
+
+
+async def test_an_outcome_is_written_when_the_store_is_back(make: Make, flaky: FaultyStore) -> None:
+    jobs = make(store=flaky)
 
     @jobs.handler("unlucky")
     async def unlucky(_none: None, _job: JobContext) -> str:
-        store.away = True
+        flaky.faults = AWAY
         return "done"
 
     async with jobs:
-        job = await jobs.enqueue(unlucky, None)
-        assert (await jobs.wait(job.id, timeout=0.2)).status is JobStatus.PROCESSING
-        store.away = False
+        job = await running(jobs, unlucky)
+        await until(lambda: flaky.calls[-1].fate is Fate.NOT_DONE)
+        assert (await jobs.find(job.id)).status is JobStatus.PROCESSING
+        flaky.faults = Faults()
         done = await settled(jobs, job.id)
     assert (done.result, done.attempt) == ("done", 1)
 
 
-@pytest.mark.own_store
 async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
-    make: Make, caplog: pytest.LogCaptureFixture
+    make: Make, flaky: FaultyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Flaky()
-    jobs = make(store=store)
+    second, soon = timedelta(seconds=1), timedelta(seconds=0.05)
+    jobs = make(store=flaky, settings=Settings(lease=second, poll=soon, sweep=soon))
     broken_off = anyio.Event()
 
     @jobs.handler("endless")
     async def endless(_none: None, _job: JobContext) -> None:
-        store.away = True
+        flaky.faults = AWAY
         try:
             await anyio.sleep_forever()
         finally:
@@ -613,56 +613,52 @@ async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
 
     @jobs.handler("quick")
     async def quick(_none: None, _job: JobContext) -> None:
-        store.away = True
+        flaky.faults = AWAY
 
     async with jobs:
         await running(jobs, quick)
         with anyio.fail_after(60):
             await jobs._running.runner.heartbeat.wait_until_none()
         assert "could not be written" in caplog.text
-        store.away = False
+        flaky.faults = Faults()
         await jobs.enqueue(endless, None)
         with anyio.fail_after(60):
             await broken_off.wait()
-        store.away = False
+        flaky.faults = Faults()
 
 
-@pytest.mark.own_store
 async def test_a_job_that_cannot_be_started_comes_up_again(
-    make: Make, caplog: pytest.LogCaptureFixture
+    make: Make, flaky: FaultyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Flaky()
-    jobs = make(store=store)
+    jobs = make(store=flaky)
 
     @jobs.handler("patient")
     async def patient(_none: None, _job: JobContext) -> str:
         return "done"
 
     async with jobs:
-        store.away = True
+        flaky.faults = AWAY
         job = await jobs.enqueue(patient, None)
-        assert (await jobs.wait(job.id, timeout=0.1)).status is JobStatus.PENDING
-        store.away = False
+        await until(lambda: "could not be started" in caplog.text)
+        assert (await jobs.find(job.id)).status is JobStatus.PENDING
+        flaky.faults = Faults()
         assert (await settled(jobs, job.id)).result == "done"
-    assert "could not be started" in caplog.text
 
 
-@pytest.mark.own_store
 @pytest.mark.parametrize("lost", ["before", "after"])
 async def test_a_start_is_repeated_and_not_mistaken_for_somebody_else_s(
-    make: Make, lost: str
+    make: Make, flaky: FaultyStore, lost: str
 ) -> None:
     """`before`: the write was not done; `after`: it was, and only its answer was lost."""
-    store = FaultyStore(MemoryStore())
     slow = timedelta(hours=1)
-    jobs = make(store=store, settings=Settings(poll=timedelta(seconds=0.02), redelivery=slow))
+    jobs = make(store=flaky, settings=Settings(poll=timedelta(seconds=0.02), redelivery=slow))
 
     @jobs.handler("task")
     async def task(_none: None, job: JobContext) -> int:
         return job.attempt
 
     async with jobs:
-        store.faults = Faults(**{lost: 1}, only=["replace"], most=1)
+        flaky.faults = Faults(**{lost: 1}, only=["replace"], most=1)
         assert (await finished(jobs, task)).result == 1
 
 
@@ -727,14 +723,14 @@ async def test_a_thread_that_outlives_a_shutdown_is_not_called_cancelled_before_
         assert (await settled(later, job.id)).status is JobStatus.CANCELLED
 
 
-async def test_a_process_can_exit_while_a_thread_never_ends() -> None:
+async def test_a_process_can_exit_while_a_thread_never_ends(new_url: Callable[[], str]) -> None:
     script = """
 import anyio
 from asyncjobs import AsyncJobs, JobContext, Settings
 from datetime import timedelta
-import threading
+import sys, threading
 
-jobs = AsyncJobs("memory://", settings=Settings(grace=timedelta(0)))
+jobs = AsyncJobs(sys.argv[1], settings=Settings(grace=timedelta(0)))
 
 @jobs.handler("stuck")
 def stuck(_none: None, _job: JobContext) -> None:
@@ -749,7 +745,7 @@ anyio.run(main)
 print("bye")
 """
     with anyio.fail_after(20):
-        ended = await anyio.run_process([sys.executable, "-c", script])
+        ended = await anyio.run_process([sys.executable, "-c", script, new_url()])
     assert ended.stdout.strip() == b"bye"
 
 
