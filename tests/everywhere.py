@@ -1,7 +1,8 @@
 """The store of a test: of a kind of its own, or of every kind where the test is marked so.
 
 A test marked `every_store` that asks for `new_url`, `new_store`, `store` or `beside`, itself or by
-a fixture, runs once on each kind. `own_store` takes one test of such a module out.
+a fixture, runs once on each kind. `own_store` takes one test of such a module out. One that names
+its event loop itself, by `parametrize("anyio_backend", ...)`, keeps to that.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ KINDS = ("memory", "sqlite", *SERVERS)
 #: With what a test marked `every_store` runs on which stores, by what it asks for beside its store.
 #: Drivers of servers know asyncio only; one framework on them speaks for all.
 EVERYWHERE: dict[str, list[tuple[str, ...]]] = {
+    "lasting_url": [(kind,) for kind in KINDS if kind != "memory"],
+    "asyncio_alone": [(kind,) for kind in KINDS],
     "stack": [
         ("starlette", "memory"),
         ("fastapi", "memory"),
@@ -46,8 +49,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     beside = [name for name in EVERYWHERE if name in metafunc.fixturenames][:1]
     values = EVERYWHERE[beside[0]] if beside else [(kind,) for kind in KINDS]
+    for named in metafunc.definition.iter_markers("parametrize"):
+        if beside and named.args[0] == beside[0]:
+            values = [one[-1:] for one in values if one[0] in named.args[1]]
+    names = (*beside, "store_kind")[-len(values[0]) :]
     mark = pytest.mark.parametrize(
-        (*beside, "store_kind"), [variant(one) for one in values], indirect=True, scope="session"
+        names, [variant(one) for one in values], indirect=True, scope="session"
     )
     metafunc.definition.add_marker(mark)
 
@@ -85,6 +92,18 @@ def new_url(store_kind: str, request: pytest.FixtureRequest) -> Iterator[Callabl
             delete = request.getfixturevalue("delete_keys")
             yield lambda: f"{url}?namespace={name}{next(numbers)}"
             delete(name)
+
+
+@pytest.fixture
+def asyncio_alone() -> str:
+    """Be what a module's own `anyio_backend` returns, where a second loop shows nothing else."""
+    return "asyncio"
+
+
+@pytest.fixture
+def lasting_url(new_url: Callable[[], str]) -> str:
+    """Name a store that outlives its process, which memory does not."""
+    return new_url()
 
 
 @pytest.fixture
