@@ -26,30 +26,16 @@ Fill = Callable[[str, Sequence[Job]], None]
 Made = Callable[..., Job]
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "redis"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Name a store of each kind, which is empty."""
-    return url_of(request.param, request, tmp_path)
+@pytest.fixture
+def url(lasting_url: str) -> str:
+    """Name a store of each kind that commands can meet, which is empty."""
+    return lasting_url
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> str:
-    """Name an SQLite store, for what does not depend on the store."""
+    """Name an SQLite store, for what is said of files."""
     return f"sqlite:///{tmp_path}/jobs.db"
-
-
-def url_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
-    if kind == "sqlite":
-        return f"sqlite:///{folder}/{kind}.db"
-    if kind == "redis":
-        return f"{request.getfixturevalue('redis_url')}?namespace={named(request, 'namespace')}"
-    server = request.getfixturevalue("postgres")
-    return f"{server.url}?asyncjobs_schema={named(request, 'schema')}"
-
-
-def named(request: pytest.FixtureRequest, fixture: str) -> str:
-    name: str = request.getfixturevalue(fixture)
-    return name
 
 
 @pytest.fixture

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Do, Fill, Made, Shell
 
 
+pytestmark = pytest.mark.every_store
+
+
 async def find(store: Store, *, ids: Sequence[Any]) -> list[Job | None]:
     return list(await store.get(ids))
 
@@ -50,11 +53,11 @@ def test_a_waiting_job_is_cancelled_and_a_running_one_asked(
 
 
 def test_one_that_is_not_there_does_not_keep_the_others(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made()
-    fill(file, [job])
-    result = asyncjobs("cancel", "--json", "--store", file, "job_x", job.id)
+    fill(url, [job])
+    result = asyncjobs("cancel", "--json", "--store", url, "job_x", job.id)
     assert (result.exit_code, result.stderr) == (4, "Error: No job has the id 'job_x'.\n")
     [told] = json.loads(result.stdout)["jobs"]
     assert (told["jobId"], told["status"]) == (job.id, "cancelled")
@@ -75,15 +78,15 @@ def test_a_retry_is_a_new_job_that_points_at_the_old_one(
 
 
 def test_what_has_not_ended_is_not_run_again(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made, do: Do[Any]
+    asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     job = made(JobStatus.PROCESSING)
-    fill(file, [job])
-    result = asyncjobs("retry", "--store", file, job.id)
+    fill(url, [job])
+    result = asyncjobs("retry", "--store", url, job.id)
     assert result.exit_code == 1
     sentence = f"Job {job.id} is processing and cannot be run again: it has not ended."
     assert result.stderr == f"Error: {sentence}\n"
-    assert do(file, statuses) == ["processing"]
+    assert do(url, statuses) == ["processing"]
 
 
 def test_a_purge_never_touches_what_has_not_ended(
@@ -99,17 +102,17 @@ def test_a_purge_never_touches_what_has_not_ended(
 
 
 def test_a_purge_tells_programs_what_it_found_and_deleted(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made, do: Do[Any]
+    asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
-    fill(file, [made(JobStatus.FAILED), made(JobStatus.COMPLETED), made()])
+    fill(url, [made(JobStatus.FAILED), made(JobStatus.COMPLETED), made()])
     for options, deleted in (("--dry-run", 0), ("--yes", 2)):
-        result = asyncjobs("purge", options, "--json", "--store", file)
+        result = asyncjobs("purge", options, "--json", "--store", url)
         assert json.loads(result.stdout) == {"found": 2, "deleted": deleted}
-    assert do(file, statuses) == ["pending"]
+    assert do(url, statuses) == ["pending"]
 
 
 def test_a_purge_keeps_to_status_type_owner_and_age(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made, do: Do[Any]
+    asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     day = timedelta(days=1)
     chosen = made(JobStatus.FAILED, 3 * day, type="mail", user_id="ann")
@@ -119,38 +122,38 @@ def test_a_purge_keeps_to_status_type_owner_and_age(
         made(JobStatus.FAILED, 3 * day, type="mail", user_id="bob"),
         made(JobStatus.FAILED, day, type="mail", user_id="ann"),
     ]
-    fill(file, [chosen, *others])
+    fill(url, [chosen, *others])
     filters = ("--status", "failed", "--type", "mail", "--user", "ann", "--older-than", "2d")
-    result = asyncjobs("purge", "--yes", "--store", file, *filters)
+    result = asyncjobs("purge", "--yes", "--store", url, *filters)
     assert result.stdout == "1 job deleted.\n"
-    [gone, *kept] = do(file, partial(find, ids=[chosen.id, *(job.id for job in others)]))
+    [gone, *kept] = do(url, partial(find, ids=[chosen.id, *(job.id for job in others)]))
     assert (gone, kept) == (None, others)
 
 
 def test_a_purge_goes_over_all_pages(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made, do: Do[Any]
+    asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
-    fill(file, [made(JobStatus.CANCELLED) for _ in range(1201)])
-    assert asyncjobs("purge", "--yes", "--store", file).stdout == "1201 jobs deleted.\n"
-    assert do(file, statuses) == []
+    fill(url, [made(JobStatus.CANCELLED) for _ in range(1201)])
+    assert asyncjobs("purge", "--yes", "--store", url).stdout == "1201 jobs deleted.\n"
+    assert do(url, statuses) == []
 
 
 def test_a_purge_asks_and_deletes_nothing_where_nobody_can_answer(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made, do: Do[Any]
+    asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
-    fill(file, [made(JobStatus.COMPLETED)])
-    result = asyncjobs("purge", "--store", file, input="y\n")
+    fill(url, [made(JobStatus.COMPLETED)])
+    result = asyncjobs("purge", "--store", url, input="y\n")
     assert (result.exit_code, "--yes" in result.stderr) == (2, True)
-    assert do(file, statuses) == ["completed"]
+    assert do(url, statuses) == ["completed"]
 
 
 @pytest.mark.parametrize("status", ["pending", "processing"])
-def test_an_unfinished_status_cannot_be_purged(asyncjobs: Shell, file: str, status: str) -> None:
-    result = asyncjobs("purge", "--yes", "--store", file, "--status", status)
+def test_an_unfinished_status_cannot_be_purged(asyncjobs: Shell, url: str, status: str) -> None:
+    result = asyncjobs("purge", "--yes", "--store", url, "--status", status)
     assert (result.exit_code, "Invalid value for '--status'" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("age", ["soon", "7", "-1d", "1w", "", "9999999d"])
-def test_what_is_no_duration_is_refused(asyncjobs: Shell, file: str, age: str) -> None:
-    result = asyncjobs("purge", "--store", file, "--older-than", age)
+def test_what_is_no_duration_is_refused(asyncjobs: Shell, url: str, age: str) -> None:
+    result = asyncjobs("purge", "--store", url, "--older-than", age)
     assert (result.exit_code, "30s, 15m, 12h or 7d" in result.stderr) == (2, True)

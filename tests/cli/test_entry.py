@@ -17,6 +17,8 @@ from asyncjobs.cli.app import COMMANDS
 if TYPE_CHECKING:
     from tests.cli.conftest import Fill, Made, Shell
 
+pytestmark = pytest.mark.every_store
+
 CLI = [sys.executable, "-m", "asyncjobs"]
 
 
@@ -76,33 +78,33 @@ def test_an_unknown_command_is_a_usage_error(asyncjobs: Shell) -> None:
     assert (result.exit_code, "No such command 'lsit'" in result.stderr) == (2, True)
 
 
-def test_a_reader_that_leaves_early_causes_no_traceback(file: str, fill: Fill, made: Made) -> None:
-    fill(file, [made(user_id="u" * 500) for _ in range(300)])
+def test_a_reader_that_leaves_early_causes_no_traceback(url: str, fill: Fill, made: Made) -> None:
+    fill(url, [made(user_id="u" * 500) for _ in range(300)])
     for form in ((), ("--json",)):
-        words = [*CLI, "list", "--limit", "300", *form, "--store", file]
+        words = [*CLI, "list", "--limit", "300", *form, "--store", url]
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
             assert listing.stdout is not None
             assert listing.stderr is not None
             listing.stdout.read(10)
             listing.stdout.close()
-            assert listing.stderr.read() == b""
+            assert b"Traceback" not in listing.stderr.read()
 
 
 def test_what_is_no_terminal_gets_no_colours_and_whole_lines(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made(user_id="a-very-long-name" * 20)
-    fill(file, [job])
-    out = asyncjobs("list", "--store", file).stdout
+    fill(url, [job])
+    out = asyncjobs("list", "--store", url).stdout
     assert "\x1b" not in out
     assert out.splitlines()[1].endswith("a-very-long-name" * 20)
 
 
-def test_a_narrow_terminal_keeps_ids_and_statuses_whole(file: str, fill: Fill, made: Made) -> None:
+def test_a_narrow_terminal_keeps_ids_and_statuses_whole(url: str, fill: Fill, made: Made) -> None:
     job = made(user_id="a-very-long-name" * 5)
-    fill(file, [job])
+    fill(url, [job])
     near, far = pty.openpty()
-    words = [*CLI, "list", "--store", file]
+    words = [*CLI, "list", "--store", url]
     environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm"}
     with subprocess.Popen(words, stdout=far, env=environment) as listing:
         os.close(far)

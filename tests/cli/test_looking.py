@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Do, Fill, Made, Shell
 
 
+pytestmark = pytest.mark.every_store
+
+
 async def all_of(store: Any) -> list[Job]:
     page = await store.list(Selection(), limit=1000)
     return list(await store.get([job.id for job in page.jobs]))
@@ -76,72 +79,72 @@ def test_pages_go_on_where_the_one_before_ended(
     assert rest == [five[1].id, five[0].id]
 
 
-def test_what_is_no_cursor_is_refused(asyncjobs: Shell, file: str, fill: Fill) -> None:
-    fill(file, [])
-    result = asyncjobs("list", "--store", file, "--after", "soon")
+def test_what_is_no_cursor_is_refused(asyncjobs: Shell, url: str, fill: Fill) -> None:
+    fill(url, [])
+    result = asyncjobs("list", "--store", url, "--after", "soon")
     assert (result.exit_code, "cursor" in result.stderr) == (1, True)
 
 
 def test_a_job_is_shown_whole_but_for_its_payload(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made(JobStatus.COMPLETED, payload_json=b'{"secret":1}', result=b'{"rows":7}')
-    fill(file, [job])
-    sheet = asyncjobs("show", "--store", file, job.id)
+    fill(url, [job])
+    sheet = asyncjobs("show", "--store", url, job.id)
     assert ("secret" in sheet.stdout, '{"rows":7}' in sheet.stdout) == (False, True)
-    document = json.loads(asyncjobs("show", "--json", "--store", file, job.id).stdout)
+    document = json.loads(asyncjobs("show", "--json", "--store", url, job.id).stdout)
     assert (document["result"], "payload" in document) == ({"rows": 7}, False)
-    whole = json.loads(asyncjobs("show", "--json", "--payload", "--store", file, job.id).stdout)
+    whole = json.loads(asyncjobs("show", "--json", "--payload", "--store", url, job.id).stdout)
     assert whole["payload"] == {"secret": 1}
 
 
 def test_a_job_that_is_not_there_has_a_code_of_its_own(
-    asyncjobs: Shell, file: str, fill: Fill
+    asyncjobs: Shell, url: str, fill: Fill
 ) -> None:
-    fill(file, [])
-    result = asyncjobs("show", "--store", file, "job_x")
+    fill(url, [])
+    result = asyncjobs("show", "--store", url, "job_x")
     assert (result.exit_code, result.stderr) == (4, "Error: No job has the id 'job_x'.\n")
 
 
 def test_names_in_documents_are_those_of_the_wire(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made(JobStatus.PROCESSING)
-    fill(file, [job])
-    document = json.loads(asyncjobs("show", "--json", "--store", file, job.id).stdout)
+    fill(url, [job])
+    document = json.loads(asyncjobs("show", "--json", "--store", url, job.id).stdout)
     assert all(name.isalpha() and name[0].islower() for name in document)
     assert document["detail"]["message"] == "packing"
     assert (document["worker"], document["timeout"]) == ("host:1", 900)
 
 
 def test_a_job_past_its_deadline_is_shown_as_it_must_stand(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     late = made(ago=timedelta(days=2), deadline=made().created_at - timedelta(days=1))
-    fill(file, [late])
-    document = json.loads(asyncjobs("show", "--json", "--store", file, late.id).stdout)
+    fill(url, [late])
+    document = json.loads(asyncjobs("show", "--json", "--store", url, late.id).stdout)
     assert (document["status"], document["errorCode"]) == ("failed", "deadline_exceeded")
 
 
 def test_what_users_wrote_cannot_steer_the_terminal(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made(user_id="ann\x1b[2J\nbob")
-    fill(file, [job])
+    fill(url, [job])
     for words in (("list",), ("show", job.id)):
-        out = asyncjobs(*words, "--store", file).stdout
+        out = asyncjobs(*words, "--store", url).stdout
         assert "\x1b" not in out
         assert "ann [2J bob" in out
 
 
 def test_waiting_jobs_are_not_begun_by_looking_or_cancelling(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made, do: Do[Any]
+    asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     job, other = made(), made()
-    fill(file, [job, other])
-    asyncjobs("cancel", "--store", file, other.id)
-    asyncjobs("list", "--store", file)
-    [found] = do(file, partial(get, job.id))
+    fill(url, [job, other])
+    asyncjobs("cancel", "--store", url, other.id)
+    asyncjobs("list", "--store", url)
+    [found] = do(url, partial(get, job.id))
     assert found == job
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Do, Fill, Made, Shell
 
 
+pytestmark = pytest.mark.every_store
+
+
 async def all_of(store: Any) -> list[Job]:
     """Read all jobs, the oldest first."""
     page = await store.list(Selection(), limit=10_000)
@@ -124,29 +127,32 @@ async def some_of(store: Any) -> Any:
 
 
 def test_running_jobs_hold_a_move_up_unless_told(
-    asyncjobs: Shell, file: str, tmp_path: Path, fill: Fill, made: Made, do: Do[Any]
+    asyncjobs: Shell, url: str, other: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
-    job, goal = made(JobStatus.PROCESSING), f"sqlite:///{tmp_path}/goal.db"
-    fill(file, [job])
-    refused = asyncjobs("move", "--from", file, "--to", goal)
+    job = made(JobStatus.PROCESSING)
+    fill(url, [job])
+    refused = asyncjobs("move", "--from", url, "--to", other)
     assert (refused.exit_code, "jobs run in the source (1)" in refused.stderr) == (1, True)
-    assert do(goal, all_of) == []
-    moved = asyncjobs("move", "--running", "--from", file, "--to", goal)
+    assert do(other, all_of) == []
+    moved = asyncjobs("move", "--running", "--from", url, "--to", other)
     assert (moved.exit_code, moved.stderr) == (0, "")
     assert moved.stdout.startswith("Both stores have the same jobs: 1 (1 copied, 0 updated")
-    assert do(goal, all_of) == [job]
+    assert do(other, all_of) == [job]
 
 
-def test_a_store_is_not_moved_to_itself_nor_from_nowhere(asyncjobs: Shell, file: str) -> None:
-    assert asyncjobs("move", "--from", file, "--to", file).exit_code == 2
+def test_a_store_is_not_moved_to_itself(asyncjobs: Shell, url: str) -> None:
+    assert asyncjobs("move", "--from", url, "--to", url).exit_code == 2
+
+
+def test_a_store_is_not_moved_from_nowhere(asyncjobs: Shell, file: str) -> None:
     result = asyncjobs("move", "--from", file, "--to", f"{file}2")
     assert (result.exit_code, "no such file" in result.stderr) == (3, True)
 
 
 @pytest.mark.parametrize("ends", [("--from", "--to"), ("--to", "--from")])
 def test_a_store_that_is_gone_with_its_process_is_no_end_of_a_move(
-    asyncjobs: Shell, file: str, fill: Fill, ends: tuple[str, str]
+    asyncjobs: Shell, url: str, fill: Fill, ends: tuple[str, str]
 ) -> None:
-    fill(file, [])
-    result = asyncjobs("move", ends[0], "memory://", ends[1], file)
+    fill(url, [])
+    result = asyncjobs("move", ends[0], "memory://", ends[1], url)
     assert (result.exit_code, "gone with its process" in result.stderr) == (2, True)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tests.conftest import PostgresServer, Serve
 
 
+pytestmark = pytest.mark.every_store
+
+
 def checked(asyncjobs: Shell, url: str) -> tuple[int, dict[str, tuple[str, str]]]:
     result = asyncjobs("check", "--json", "--store", url)
     findings = [Finding(**found) for found in json.loads(result.stdout)["findings"]]
@@ -60,14 +63,26 @@ def test_the_script_for_postgresql_is_for_the_schema_of_the_url(
     assert f'CREATE TABLE "{schema}".jobs' not in none
 
 
-def test_a_migration_tells_programs_that_it_is_done_or_what_is_to_be(
-    asyncjobs: Shell, file: str
-) -> None:
+def test_a_migration_tells_programs_what_is_to_be_done(asyncjobs: Shell, file: str) -> None:
     script = asyncjobs("migrate", "--sql", "--store", file).stdout
     told = asyncjobs("migrate", "--sql", "--json", "--store", file)
     assert json.loads(told.stdout) == {"sql": script}
-    done = asyncjobs("migrate", "--json", "--store", file)
+
+
+def test_a_migration_tells_programs_that_it_is_done(asyncjobs: Shell, url: str) -> None:
+    done = asyncjobs("migrate", "--json", "--store", url)
     assert (done.exit_code, json.loads(done.stdout)) == (0, {"upToDate": True})
+
+
+def test_every_store_tells_how_it_is_set_up(asyncjobs: Shell, url: str) -> None:
+    asyncjobs("migrate", "--store", url)
+    code, found = checked(asyncjobs, url)
+    assert found
+    assert bool(code) is any(advice for _, advice in found.values())
+    sheet = asyncjobs("check", "--store", url)
+    assert sheet.exit_code == code
+    assert sheet.stdout.split()[:3] == ["what", "found", "advice"]
+    assert all(f"\n{subject} " in sheet.stdout for subject in found)
 
 
 @pytest.mark.parametrize("store", ["sqlite:///jobs.db", "postgresql://localhost/app"])
@@ -86,7 +101,6 @@ def test_a_sound_file_passes(asyncjobs: Shell, file: str) -> None:
     asyncjobs("migrate", "--store", file)
     code, found = checked(asyncjobs, file)
     assert (code, found["journal_mode"], found["synchronous"]) == (0, ("wal", ""), ("FULL", ""))
-    assert asyncjobs("check", "--store", file).stdout.split()[:3] == ["what", "found", "advice"]
 
 
 def test_a_damaged_file_is_told(asyncjobs: Shell, file: str, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from asyncjobs import AsyncJobs
 if TYPE_CHECKING:
     from tests.cli.conftest import Fill, Made, Shell
 
+pytestmark = pytest.mark.every_store
+
 APP = """
 from asyncjobs import AsyncJobs
 
@@ -32,10 +34,10 @@ def broken():
 
 
 @pytest.fixture
-def app(tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def app(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Write an application into the working directory; its module's name is new."""
     name = f"app_{tmp_path.name}".replace("-", "_")
-    (tmp_path / f"{name}.py").write_text(APP.format(url=file))
+    (tmp_path / f"{name}.py").write_text(APP.format(url=url))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, name, raising=False)
@@ -44,24 +46,24 @@ def app(tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("attribute", ["jobs", "make", "config.queue"])
 def test_a_queue_is_an_object_or_what_a_function_returns(
-    asyncjobs: Shell, app: str, file: str, fill: Fill, made: Made, attribute: str
+    asyncjobs: Shell, app: str, url: str, fill: Fill, made: Made, attribute: str
 ) -> None:
     job = made()
-    fill(file, [job])
+    fill(url, [job])
     result = asyncjobs("list", "--jobs", f"{app}:{attribute}")
     assert (result.exit_code, job.id in result.stdout) == (0, True)
 
 
 def test_the_environment_may_name_it_and_the_command_line_goes_before(
-    asyncjobs: Shell, file: str, fill: Fill, made: Made
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made()
-    fill(file, [job])
-    named = asyncjobs("list", env={"ASYNCJOBS_STORE": file})
+    fill(url, [job])
+    named = asyncjobs("list", env={"ASYNCJOBS_STORE": url})
     assert job.id in named.stdout
-    both = asyncjobs("list", "--store", file, env={"ASYNCJOBS_JOBS": "no:where"})
+    both = asyncjobs("list", "--store", url, env={"ASYNCJOBS_JOBS": "no:where"})
     assert job.id in both.stdout
-    first = asyncjobs("list", env={"ASYNCJOBS_STORE": file, "ASYNCJOBS_JOBS": "nowhere:jobs"})
+    first = asyncjobs("list", env={"ASYNCJOBS_STORE": url, "ASYNCJOBS_JOBS": "nowhere:jobs"})
     assert (first.exit_code, "nowhere" in first.stderr) == (2, True)
 
 
