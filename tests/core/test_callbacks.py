@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -21,6 +21,7 @@ from asyncjobs import (
     JobId,
     JobStatus,
     Policy,
+    Selection,
     Settings,
 )
 from asyncjobs.errors import StoreUnavailable
@@ -29,7 +30,7 @@ from asyncjobs.protocols import Answer, Change
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import LoopClock
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 URL = "https://hooks.example.com/ended"
@@ -83,18 +84,27 @@ async def until(condition: Callable[[], object]) -> None:
             await anyio.sleep(0.005)
 
 
-def settled(store: MemoryStore) -> Callable[[], bool]:
-    return lambda: all(
-        job.status.terminal and not owes_callback(job) for job in store._jobs.values()
-    )
+async def settled(store: Any) -> None:
+    """Wait until every job has ended and owes nobody a call."""
+    with anyio.fail_after(20):
+        await settle(store, pause=0.005)
 
 
-async def test_the_end_of_a_job_is_told_and_recorded(make: Make, store: MemoryStore) -> None:
+async def settle(store: Any, *, pause: float) -> None:
+    while not all(map(is_settled, (await store.list(Selection(), limit=100)).jobs)):  # noqa: ASYNC110
+        await anyio.sleep(pause)
+
+
+def is_settled(job: Job) -> bool:
+    return job.status.terminal and not owes_callback(job)
+
+
+async def test_the_end_of_a_job_is_told_and_recorded(make: Make, beside: Any) -> None:
     receiver = Receiver()
     async with double_on(make(callbacks=receiver)) as jobs:
         job = await jobs.enqueue("double", 4, options=TOLD_OF)
         done = await jobs.wait(job.id)
-        await until(settled(store))
+        await settled(beside)
         after = await jobs.find(job.id)
     [(told, _)] = receiver.told
     assert (told.id, told.result, told.callback_url) == (job.id, 8, URL)
@@ -104,14 +114,15 @@ async def test_the_end_of_a_job_is_told_and_recorded(make: Make, store: MemorySt
 
 
 async def test_an_end_is_told_at_once_and_the_next_one_as_soon_as_there_is_room(
-    make: Make, store: MemoryStore
+    make: Make, beside: Any
 ) -> None:
     receiver = Receiver(room=1)
     seldom = Settings(sweep=timedelta(hours=1))
     async with double_on(make(callbacks=receiver, settings=seldom)) as jobs:
         for number in range(4):
             await jobs.enqueue("double", number, options=TOLD_OF)
-        await until(lambda: len(receiver.told) == 4 and settled(store)())
+        await until(lambda: len(receiver.told) == 4)
+        await settled(beside)
     assert receiver.most == 1
 
 
@@ -122,7 +133,7 @@ async def test_a_job_without_a_callback_url_calls_nobody(make: Make) -> None:
     assert (done.callback, receiver.told) == (None, [])
 
 
-async def test_a_url_is_checked_before_the_job_is_stored(make: Make, store: MemoryStore) -> None:
+async def test_a_url_is_checked_before_the_job_is_stored(make: Make, beside: Any) -> None:
     wrong = EnqueueOptions(callback_url="https://elsewhere.example.com/")
     async with double_on(make(callbacks=Receiver())) as jobs:
         with pytest.raises(InvalidCallback):
@@ -130,7 +141,7 @@ async def test_a_url_is_checked_before_the_job_is_stored(make: Make, store: Memo
     async with double_on(make()) as jobs:
         with pytest.raises(ConfigurationError, match="give AsyncJobs `callbacks`"):
             await jobs.enqueue("double", 4, options=TOLD_OF)
-    assert not store._jobs
+    assert not (await beside.list(Selection(), limit=1)).jobs
 
 
 async def test_a_cancelled_job_and_a_failed_one_are_told_as_well(make: Make) -> None:
@@ -146,19 +157,17 @@ async def test_a_cancelled_job_and_a_failed_one_are_told_as_well(make: Make) -> 
     assert {job.status for job, _ in receiver.told} == {JobStatus.CANCELLED, JobStatus.FAILED}
 
 
-async def test_a_job_that_is_run_again_is_told_of_again(make: Make, store: MemoryStore) -> None:
+async def test_a_job_that_is_run_again_is_told_of_again(make: Make, beside: Any) -> None:
     receiver = Receiver()
     async with double_on(make(callbacks=receiver)) as jobs:
         job = await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
         await jobs.retry(job.id)
         await until(lambda: len(receiver.told) == 2)
-        await until(settled(store))
+        await settled(beside)
     assert len({told.id for told, _ in receiver.told}) == 2
 
 
-async def test_processes_share_the_calls_and_none_is_made_twice(
-    make: Make, store: MemoryStore
-) -> None:
+async def test_processes_share_the_calls_and_none_is_made_twice(make: Make, beside: Any) -> None:
     receivers = [Receiver(room=3) for _ in range(3)]
     async with (
         double_on(make(callbacks=receivers[0])) as jobs,
@@ -166,14 +175,12 @@ async def test_processes_share_the_calls_and_none_is_made_twice(
         double_on(make(callbacks=receivers[2])),
     ):
         made = [await jobs.enqueue("double", number, options=TOLD_OF) for number in range(60)]
-        await until(settled(store))
+        await settled(beside)
     told = [job.id for receiver in receivers for job, _ in receiver.told]
     assert sorted(told) == sorted(job.id for job in made)
 
 
-async def test_calls_that_hang_leave_room_for_all_other_work(
-    make: Make, store: MemoryStore
-) -> None:
+async def test_calls_that_hang_leave_room_for_all_other_work(make: Make, beside: Any) -> None:
     receiver = Receiver(room=2)
     receiver.open = anyio.Event()
     brief = Policy(retention=timedelta(0))
@@ -185,37 +192,39 @@ async def test_calls_that_hang_leave_room_for_all_other_work(
         await until(lambda: receiver.at_once == 2)
         gone = await jobs.enqueue(soon_gone, 1)
         await jobs.complete(gone.id, 1)
-        await until(lambda: gone.id not in store._jobs)
+        with anyio.fail_after(20):
+            while await beside.get([gone.id]) != [None]:  # noqa: ASYNC110
+                await anyio.sleep(0.005)
         assert (receiver.most, len(receiver.told)) == (2, 2)
         receiver.open.set()
-        await until(settled(store))
+        await settled(beside)
     assert (receiver.most, len(receiver.told)) == (2, 5)
 
 
 async def test_a_process_that_cannot_call_leaves_it_to_one_that_can(
-    make: Make, store: MemoryStore
+    make: Make, beside: Any
 ) -> None:
     receiver = Receiver()
     async with double_on(make(callbacks=receiver, dispatcher="worker")) as web:
         job = await web.enqueue("double", 4, options=TOLD_OF)
     async with double_on(make()) as silent:
         await silent.wait(job.id)
-        assert owes_callback(store._jobs[job.id])
+        [left] = await beside.get([job.id])
+        assert owes_callback(left)
     async with double_on(make(callbacks=receiver)):
-        await until(settled(store))
+        await settled(beside)
     assert [told.id for told, _ in receiver.told] == [job.id]
 
 
-async def test_a_restart_keeps_what_is_owed(tmp_path: Path, make: Make) -> None:
-    url = f"sqlite:///{tmp_path}/jobs.db"
+async def test_a_restart_keeps_what_is_owed(make: Make) -> None:
     receiver = Receiver(Answer("away", timedelta(0)))
-    async with double_on(make(store=url, callbacks=receiver, dispatcher="worker")) as web:
+    async with double_on(make(callbacks=receiver, dispatcher="worker")) as web:
         job = await web.enqueue("double", 4, options=TOLD_OF)
-    async with double_on(make(store=url)) as silent:
+    async with double_on(make()) as silent:
         await silent.wait(job.id)
-    async with make(store=url, callbacks=receiver) as later:
+    async with make(callbacks=receiver) as later:
         await until(lambda: len(receiver.told) == 2)
-    async with make(store=url) as later:
+    async with make() as later:
         callback = (await later.find(job.id)).callback
     assert callback is not None
     assert (callback.calls, callback.error) == (2, None)
@@ -262,11 +271,6 @@ async def process(store: MemoryStore, receiver: Receiver | None) -> AsyncGenerat
         yield jobs
 
 
-async def settle(store: MemoryStore) -> None:
-    while not settled(store)():  # noqa: ASYNC110
-        await anyio.sleep(60)
-
-
 def test_a_call_that_was_not_recorded_is_made_again_when_nobody_else_can_be_at_it(
     hours: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -276,7 +280,7 @@ def test_a_call_that_was_not_recorded_is_made_again_when_nobody_else_can_be_at_i
         store = Unrecorded()
         async with process(store, receiver) as jobs:
             await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
-            await settle(store)
+            await settle(store, pause=60)
 
     simulated(hours, body)
     [(first, then), (second, later)] = receiver.told
@@ -294,7 +298,7 @@ def test_a_bug_in_a_messenger_ends_neither_the_loop_nor_the_callback(
         store = MemoryStore()
         async with process(store, receiver) as jobs:
             await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
-            await settle(store)
+            await settle(store, pause=60)
 
     simulated(hours, body)
     assert len(receiver.told) == 2
@@ -311,7 +315,7 @@ def test_a_call_that_failed_is_made_again_after_the_pause_it_asked_for(
         store = MemoryStore()
         async with process(store, receiver) as jobs:
             job = await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
-            await settle(store)
+            await settle(store, pause=60)
             callback = (await jobs.find(job.id)).callback
         assert callback is not None
         assert (callback.calls, callback.error, callback.told_at) == (3, "away", None)
