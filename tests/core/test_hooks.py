@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import get_args
+from typing import Any, get_args
 
 import anyio
 import anyio.to_thread
@@ -32,11 +32,10 @@ from asyncjobs.lifecycle import TRANSITIONS, Move
 from asyncjobs.logs import owner_hash
 from asyncjobs.model import JobError, Lease, Progress
 from asyncjobs.protocols import Change
-from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import ManualClock, sample_job
+from asyncjobs.testing import FaultyStore, ManualClock, sample_job
 from asyncjobs.transitions import EventName, event_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 TOKEN = "t"  # noqa: S105  # of a lease
@@ -232,12 +231,12 @@ def test_an_unknown_event_is_refused(jobs: AsyncJobs) -> None:
         jobs.on("ended")(print)  # type: ignore[call-overload]
 
 
-class Strict(MemoryStore):
-    """Keeps what was written, to be compared with what was told."""
+class Strict(FaultyStore):
+    """Notes what was written, to be compared with what was told."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[tuple[str, JobStatus]] = []
+    def __init__(self, store: Any, written: list[tuple[str, JobStatus]]) -> None:
+        super().__init__(store)
+        self.written = written
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
         stored = await super().insert(jobs)
@@ -255,9 +254,12 @@ class Strict(MemoryStore):
         return done
 
 
-async def test_every_change_of_status_is_told_once_by_one_of_many_processes(make: Make) -> None:
-    store = Strict()
-    queues = [make(store=store, policy=Policy(retry=BRIEFLY)) for _ in range(2)]
+async def test_every_change_of_status_is_told_once_by_one_of_many_processes(
+    make: Make, new_store: Callable[[], Any]
+) -> None:
+    written: list[tuple[str, JobStatus]] = []
+    stores = [Strict(new_store(), written) for _ in range(2)]
+    queues = [make(store=store, policy=Policy(retry=BRIEFLY)) for store in stores]
     logs = [told_of(jobs) for jobs in queues]
     for jobs in queues:
 
@@ -279,7 +281,7 @@ async def test_every_change_of_status_is_told_once_by_one_of_many_processes(make
     moved = [
         (one.job.id, one.job.status) for one in told if one.event is not Event.CANCEL_REQUESTED
     ]
-    assert sorted(moved) == sorted(store.written)
+    assert sorted(moved) == sorted(written)
     assert {one.event for one in told} >= {Event.RETRIED, Event.FAILED, Event.CANCELLED}
 
 
@@ -316,12 +318,14 @@ async def test_a_deadline_missed_in_a_neglected_lane_is_told_with_the_payload(ma
     ]
 
 
-async def test_a_lost_worker_is_told_by_the_housekeeping_that_finds_it(make: Make) -> None:
-    begun, store = running(), MemoryStore()
-    jobs = make(store=store, clock=ManualClock(begun.run_at + timedelta(minutes=1)))
+async def test_a_lost_worker_is_told_by_the_housekeeping_that_finds_it(
+    make: Make, beside: Any
+) -> None:
+    begun = running()
+    jobs = make(clock=ManualClock(begun.run_at + timedelta(minutes=1)))
     told = told_of(jobs)
     async with jobs:
-        await store.insert([begun])
+        await beside.insert([begun])
         await until(lambda: told)
     assert [(one.event, one.job.id, one.worker_lost) for one in told] == [
         (Event.LOST, begun.id, True)
@@ -337,15 +341,17 @@ async def test_a_repeated_submission_is_not_told(jobs: AsyncJobs) -> None:
     assert [one.event for one in told] == [Event.ENQUEUED]
 
 
-class Joining(MemoryStore):
+class Joining(FaultyStore):
     """Takes part in any transaction, and commits at once."""
 
     async def insert_within(self, _connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
         return await self.insert(jobs)
 
 
-async def test_a_job_of_a_transaction_is_told_and_its_repetition_is_not(make: Make) -> None:
-    jobs = make(store=Joining())
+async def test_a_job_of_a_transaction_is_told_and_its_repetition_is_not(
+    make: Make, store: Any
+) -> None:
+    jobs = make(store=Joining(store))
     told = told_of(jobs)
     kind = jobs.external("kind", payload=int, result=int)
     async with jobs:
