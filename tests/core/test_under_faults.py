@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import pytest
@@ -15,38 +15,68 @@ from trio.testing import MockClock
 from asyncjobs import AsyncJobs, Job, JobContext, JobStatus, Policy, Retry, Selection, Settings
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.model import JobId
-from asyncjobs.protocols import Store
-from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.stores.sqlite import SqliteStore
+from asyncjobs.protocols import Clock, Store
 from asyncjobs.testing import Fate, Faults, FaultyStore, LoopClock
 
 T = TypeVar("T")
+
+pytestmark = pytest.mark.every_store
 
 SHAKY = Faults(before=0.1, after=0.1, delay=0.02)
 # A clock that hurries leaves a busy machine little of a lease.
 SEDATE = Settings(
     poll=timedelta(seconds=10), sweep=timedelta(seconds=15), lease=timedelta(minutes=2)
 )
+BRISK = Settings(
+    poll=timedelta(seconds=0.05),
+    sweep=timedelta(seconds=0.05),
+    redelivery=timedelta(seconds=0.6),
+    lease=timedelta(seconds=2),
+)
 KEYS = 30
 
 
-@pytest.fixture(params=[MemoryStore, SqliteStore], ids=["memory", "sqlite"])
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
-    kind: type[MemoryStore | SqliteStore] = request.param
-    return MemoryStore if kind is MemoryStore else lambda: SqliteStore(tmp_path / "jobs.db")
+@dataclass(frozen=True)
+class Pace:
+    """How time goes: the settings that suit it, and how long what is called a second lasts."""
+
+    loop: dict[str, Any]
+    settings: Settings
+    clock: Clock | None
+    second: float = 1
+
+    def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        return anyio.run(work, **self.loop)
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(seconds * self.second)
+
+
+@pytest.fixture
+def pace(store_kind: str) -> Pace:
+    """Let time jump in memory, hurry where a store's threads must keep up, and else go as usual."""
+    match store_kind:
+        case "memory":
+            clock = MockClock(autojump_threshold=0)
+        case "sqlite":
+            clock = MockClock(rate=100)
+        case _:
+            return Pace({}, BRISK, None, second=0.01)
+    return Pace({"backend": "trio", "backend_options": {"clock": clock}}, SEDATE, LoopClock())
 
 
 class Shop:
-    """A queue on a shaky store, and a client that repeats what was not answered."""
+    """A queue on a store that may be shaky, and a client that repeats what was not answered."""
 
-    def __init__(self, store: Store, seed: int) -> None:
-        self.store = FaultyStore(store, SHAKY, seed=seed)
+    def __init__(self, store: Store, pace: Pace, seed: int) -> None:
+        self.store = FaultyStore(store, seed=seed)
+        self.pace = pace
         self.chance = random.Random(seed)  # noqa: S311  # seeded faults, no secrets
         self.runs: dict[str, int] = {}
         self.jobs = AsyncJobs(
             self.store,
-            clock=LoopClock(),
-            settings=SEDATE,
+            clock=pace.clock,
+            settings=pace.settings,
             policy=Policy(retention=None, timeout=None, max_deliveries=9),
         )
         self.jobs.handler("order", retry=Retry(max_attempts=3))(self.order)
@@ -54,7 +84,7 @@ class Shop:
     async def order(self, number: str, job: JobContext) -> str:
         self.runs[number] = self.runs.get(number, 0) + 1
         async for _ in job.track(range(3)):
-            await anyio.sleep(self.chance.random())
+            await self.pace.sleep(self.chance.random())
         return f"{number} by {job.fence}"
 
     async def ask_for(self, number: str) -> Job:
@@ -63,31 +93,32 @@ class Shop:
             try:
                 return await self.jobs.enqueue("order", number, idempotency_key=number)
             except StoreUnavailable:
-                await anyio.sleep(1)
+                await self.pace.sleep(1)
 
     async def ended(self, job_id: JobId) -> Job:
         while True:
             try:
                 return await self.jobs.wait(job_id)
             except StoreUnavailable:
-                await anyio.sleep(1)
+                await self.pace.sleep(1)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_repeated_under_its_key_ends_once_and_makes_no_twin(
-    make_store: Callable[[], Store], seed: int
+    store: Store, pace: Pace, seed: int
 ) -> None:
-    shop = Shop(make_store(), seed)
+    shop = Shop(store, pace, seed)
     ends: dict[str, Job] = {}
 
     async def order(number: str) -> None:
-        await anyio.sleep(60 * shop.chance.random())
+        await pace.sleep(60 * shop.chance.random())
         job = await shop.ask_for(number)
         ends[number] = await shop.ended(job.id)
 
     async def run() -> list[Job]:
         with anyio.fail_after(24 * 3600):
             async with shop.jobs:
+                shop.store.faults = SHAKY
                 async with anyio.create_task_group() as clients:
                     for number in range(KEYS):
                         clients.start_soon(order, str(number))
@@ -95,7 +126,7 @@ def test_what_is_repeated_under_its_key_ends_once_and_makes_no_twin(
                 page = await shop.jobs.list(Selection(), limit=9 * KEYS)
                 return [await shop.jobs.find(job.id) for job in page.jobs]
 
-    stored = run_with(shop.store.store, run)
+    stored = pace.run(run)
     assert sorted(ends) == sorted(str(number) for number in range(KEYS))
     assert {job.id for job in stored} == {job.id for job in ends.values()}
     assert len(stored) == KEYS
@@ -107,15 +138,10 @@ def test_what_is_repeated_under_its_key_ends_once_and_makes_no_twin(
     assert min(fates.count(Fate.NOT_DONE), fates.count(Fate.ANSWER_LOST)) > 2
 
 
-def run_with(store: Store, run: Callable[[], Awaitable[T]]) -> T:
-    """Run with a clock that jumps; with one that hurries, where a store's threads must keep up."""
-    memory = isinstance(store, MemoryStore)
-    clock = MockClock(autojump_threshold=0) if memory else MockClock(rate=100)
-    return anyio.run(run, backend="trio", backend_options={"clock": clock})
-
-
-def test_an_enqueue_whose_answer_is_lost_is_found_again_by_its_key() -> None:
-    shop = Shop(MemoryStore(), 0)
+def test_an_enqueue_whose_answer_is_lost_is_found_again_by_its_key(
+    store: Store, pace: Pace
+) -> None:
+    shop = Shop(store, pace, 0)
 
     async def run() -> None:
         async with shop.jobs:
@@ -127,5 +153,5 @@ def test_an_enqueue_whose_answer_is_lost_is_found_again_by_its_key() -> None:
             await shop.jobs.wait(again.id)
             assert len((await shop.jobs.list(Selection())).jobs) == 1
 
-    run_with(shop.store.store, run)
+    pace.run(run)
     assert shop.runs == {"7": 1}
