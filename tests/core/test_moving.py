@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -20,12 +20,14 @@ from asyncjobs.errors import ConfigurationError, MoveRefused
 from asyncjobs.model import Lease, new_job_id
 from asyncjobs.moving import Digest, Plan, copy, plan, same
 from asyncjobs.protocols import Change, Selection
+from asyncjobs.stores import store_from_url
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LATER, NOW, begun, full_job
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
+Holding = Callable[[Sequence[Job]], AbstractAsyncContextManager[Any]]
 
 
 def quiet(_what: str, _done: int, _total: int) -> None:
@@ -39,18 +41,24 @@ def samples(number: int = 20) -> list[Job]:
     return [full_job(), *(ended[one] if one % 3 else waiting[one] for one in range(number))]
 
 
-async def all_of(store: MemoryStore) -> list[Job]:
+async def all_of(store: Any) -> list[Job]:
     """Read all jobs, the oldest first."""
     page = await store.list(Selection(), limit=10_000)
     found = await store.get([job.id for job in reversed(page.jobs)])
     return [job for job in found if job is not None]
 
 
-@asynccontextmanager
-async def holding(jobs: Sequence[Job]) -> AsyncGenerator[MemoryStore]:
-    async with MemoryStore() as store:
-        await store.insert(jobs)
-        yield store
+@pytest.fixture
+def holding(new_url: Callable[[], str]) -> Holding:
+    """Open stores of their own, with some jobs."""
+
+    @asynccontextmanager
+    async def opened(jobs: Sequence[Job]) -> AsyncGenerator[Any]:
+        async with store_from_url(new_url()) as store:
+            await store.insert(jobs)
+            yield store
+
+    return opened
 
 
 class Breaking(MemoryStore):
@@ -71,9 +79,9 @@ class Breaking(MemoryStore):
         return stored
 
 
-async def test_all_of_every_job_is_there_and_in_the_same_order() -> None:
+async def test_all_of_every_job_is_there_and_in_the_same_order(holding: Holding) -> None:
     jobs = samples()
-    async with holding(jobs) as source, MemoryStore() as target:
+    async with holding(jobs) as source, holding([]) as target:
         moved = await copy(source, target, await plan(source, target), quiet)
         assert await all_of(target) == await all_of(source) == jobs
         assert (moved.digest.jobs, moved.copied, moved.updated) == (len(jobs), len(jobs), 0)
@@ -86,7 +94,8 @@ def test_a_move_that_was_broken_off_goes_on_and_doubles_nothing(
 ) -> None:
     async def check() -> None:
         jobs, further = samples(50), samples(late)
-        async with holding(jobs) as source, Breaking(call, after=after) as target:
+        async with MemoryStore() as source, Breaking(call, after=after) as target:
+            await source.insert(jobs)
             with pytest.raises(StoreUnavailable):
                 await copy(source, target, await plan(source, target), quiet)
             await source.insert(further)
@@ -98,9 +107,11 @@ def test_a_move_that_was_broken_off_goes_on_and_doubles_nothing(
     anyio.run(check)
 
 
-async def test_what_the_source_changed_between_two_runs_is_brought_up_to_date() -> None:
+async def test_what_the_source_changed_between_two_runs_is_brought_up_to_date(
+    holding: Holding,
+) -> None:
     waiting, running, taken = sample_job(), begun(sample_job()), sample_job()
-    async with holding([waiting, running, taken]) as source, MemoryStore() as target:
+    async with holding([waiting, running, taken]) as source, holding([]) as target:
         await copy(source, target, await plan(source, target), quiet)
         done = lifecycle.complete(running, NOW, token="t", result=b"7")
         await source.replace([Change(begun(waiting), 1), Change(done, running.revision)])
@@ -111,7 +122,7 @@ async def test_what_the_source_changed_between_two_runs_is_brought_up_to_date() 
         assert await all_of(target) == await all_of(source)
 
 
-async def test_a_target_that_has_gone_on_is_left_as_it_is() -> None:
+async def test_a_target_that_has_gone_on_is_left_as_it_is(holding: Holding) -> None:
     job = sample_job()
     async with holding([job]) as source, holding([job]) as target:
         await target.replace([Change(begun(job), job.revision)])
@@ -120,15 +131,15 @@ async def test_a_target_that_has_gone_on_is_left_as_it_is() -> None:
         assert await all_of(target) == [begun(job)]
 
 
-async def test_a_target_with_jobs_of_its_own_is_refused() -> None:
+async def test_a_target_with_jobs_of_its_own_is_refused(holding: Holding) -> None:
     async with holding(samples()) as source, holding([sample_job()]) as target:
         with pytest.raises(MoveRefused, match="jobs of its own"):
             await plan(source, target)
 
 
-async def test_a_key_that_is_taken_in_the_target_is_told() -> None:
+async def test_a_key_that_is_taken_in_the_target_is_told(holding: Holding) -> None:
     job = sample_job(idempotency_key="k")
-    async with holding([job]) as source, MemoryStore() as target:
+    async with holding([job]) as source, holding([]) as target:
         planned = await plan(source, target)
         other = sample_job(idempotency_key="k")
         await target.insert([other])
@@ -136,10 +147,10 @@ async def test_a_key_that_is_taken_in_the_target_is_told() -> None:
             await copy(source, target, planned, quiet)
 
 
-async def test_a_source_that_is_served_meanwhile_is_noticed() -> None:
+async def test_a_source_that_is_served_meanwhile_is_noticed(holding: Holding) -> None:
     job = sample_job()
 
-    async with holding([job]) as source, MemoryStore() as target:
+    async with holding([job]) as source, holding([]) as target:
         planned = await plan(source, target)
         before = Plan([], planned.present, planned.running, [])
         with pytest.raises(MoveRefused, match="stop all processes"):
@@ -174,7 +185,7 @@ async def test_a_checksum_does_not_go_by_order_and_sees_what_is_twice() -> None:
     assert Digest().plus([one, one]) != Digest().plus([two, two])
 
 
-async def test_jobs_that_run_are_counted_by_their_leases() -> None:
+async def test_jobs_that_run_are_counted_by_their_leases(holding: Holding) -> None:
     now = datetime.now(UTC)
 
     def leased(until: datetime) -> Job:
@@ -182,7 +193,7 @@ async def test_jobs_that_run_are_counted_by_their_leases() -> None:
         return lifecycle.start(job, now, Lease(worker="w", token="t", until=until))
 
     alive, lapsed = leased(now + timedelta(hours=1)), leased(now - timedelta(hours=1))
-    async with holding([alive, lapsed, sample_job()]) as source, MemoryStore() as target:
+    async with holding([alive, lapsed, sample_job()]) as source, holding([]) as target:
         assert (await plan(source, target)).running == 1
 
 
@@ -221,9 +232,9 @@ async def test_large_jobs_are_read_a_few_at_a_time() -> None:
     assert max(source.sizes) <= 17_000_000
 
 
-async def test_progress_is_told_to_its_end() -> None:
+async def test_progress_is_told_to_its_end(holding: Holding) -> None:
     told: list[tuple[str, int, int]] = []
-    async with holding(samples(60)) as source, MemoryStore() as target:
+    async with holding(samples(60)) as source, holding([]) as target:
         planned = await plan(source, target)
 
         def note(what: str, done: int, total: int) -> None:
@@ -244,7 +255,7 @@ async def test_a_store_that_cannot_list_cannot_be_moved() -> None:
         await plan(Listless(), MemoryStore())  # type: ignore[arg-type]
 
 
-async def test_an_empty_source_is_moved_at_once() -> None:
-    async with MemoryStore() as source, MemoryStore() as target:
+async def test_an_empty_source_is_moved_at_once(holding: Holding) -> None:
+    async with holding([]) as source, holding([]) as target:
         moved = await copy(source, target, await plan(source, target), quiet)
     assert moved.digest == Digest(0, 0)
