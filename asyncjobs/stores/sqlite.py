@@ -110,8 +110,12 @@ class SqliteStore:
         return migration_sql(since=since)
 
     async def changes(self) -> AsyncGenerator[Sequence[JobId]]:
-        """Yield an empty batch (any job may have changed) when another process has written."""
+        """Yield an empty batch (any job may have changed) when another process has written.
+
+        The first is for what was written before anybody counted.
+        """
         seen = await self._written_by_others()
+        yield ()
         while True:
             await anyio.sleep(self._notice)
             now = await self._written_by_others()

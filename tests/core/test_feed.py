@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -14,7 +15,8 @@ from asyncjobs import lifecycle
 from asyncjobs.errors import StoreUnavailable, UnknownJob, UnreadableJob
 from asyncjobs.feed import Feed, Signal, Watch
 from asyncjobs.model import Job, JobId, JobStatus, new_job_id
-from asyncjobs.testing import sample_job
+from asyncjobs.protocols import Change, Watching
+from asyncjobs.testing import FaultyStore, sample_job
 from asyncjobs.testing.samples import NOW
 
 pytestmark = pytest.mark.anyio
@@ -241,6 +243,27 @@ async def test_a_change_is_read_once_for_any_number_of_watchers() -> None:
             assert [await anext(watch) for watch in watches] == [started] * 50
         tasks.cancel_scope.cancel()
     assert shelf.reads == [[job.id]]
+
+
+@pytest.mark.every_store
+async def test_what_others_write_to_a_store_reaches_all_who_watch_and_is_read_once(
+    store: Any, beside: Any
+) -> None:
+    job, counted = sample_job(), FaultyStore(store)
+    started = lifecycle.start(job, NOW, None)
+    tells = isinstance(store, Watching)
+    feed = Feed(poll=NEVER if tells else 0.01)
+    await beside.insert([job])
+    async with counted, anyio.create_task_group() as tasks:
+        tasks.start_soon(feed.run, counted.get, counted)
+        watches = [feed.watch(job.id, counted.get) for _ in range(50)]
+        assert [await anext(watch) for watch in watches] == [job] * 50
+        assert list(await beside.replace([Change(started, job.revision)])) == [True]
+        with anyio.fail_after(60):
+            assert [await anext(watch) for watch in watches] == [started] * 50
+        tasks.cancel_scope.cancel()
+    reads = sum(call.method == "get" for call in counted.calls)
+    assert reads <= 50 + 3 or not tells  # one more at the beginning, and a doubled notice
 
 
 async def test_notices_of_other_jobs_cost_no_read() -> None:

@@ -513,26 +513,27 @@ async def test_a_write_waits_for_another_process_s_lock_without_stopping_the_loo
 
 async def test_other_processes_writes_are_noticed_and_one_s_own_are_not(path: Path) -> None:
     async with SqliteStore(path, notice=0.005) as one, SqliteStore(path) as other:
-        noticed = 0
+        noticed, begun = 0, anyio.Event()
 
         async def watch() -> None:
             nonlocal noticed
             async for ids in one.changes():
                 assert list(ids) == []
                 noticed += 1
-                if noticed == 1:
+                begun.set()  # what was written before may not have been noticed
+                if noticed == 2:
                     tasks.cancel_scope.cancel()
 
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(watch)
-                await anyio.sleep(0.05)
+                await begun.wait()
                 await one.insert([sample_job()])
                 await anyio.sleep(0.05)
-                assert noticed == 0
+                assert noticed == 1
                 await other.insert([sample_job()])
                 await anyio.sleep_forever()
-    assert noticed == 1
+    assert noticed == 2
 
 
 async def test_taking_needs_no_write_lock_where_nothing_is_due(path: Path) -> None:
