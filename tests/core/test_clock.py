@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.clock import SharedClock, SystemClock
 from asyncjobs.errors import StoreUnavailable
+from asyncjobs.protocols import Clocked
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import ManualClock
 
@@ -46,6 +48,20 @@ async def test_the_time_of_jobs_is_the_stores() -> None:
     assert close(done.created_at, ahead)
     assert done.completed_at is not None
     assert close(done.completed_at, ahead)
+
+
+@pytest.mark.every_store
+async def test_a_machine_whose_clock_is_wrong_goes_by_that_of_the_store(store: Any) -> None:
+    own = ManualClock(datetime.now(UTC) - 5 * HOUR)
+    jobs = AsyncJobs(store, clock=SharedClock(own))
+    kind = jobs.external("double", payload=int, result=int)
+    async with jobs:
+        job = await jobs.enqueue(kind, 21)
+        done = await jobs.complete(job.id, 42)
+    told = datetime.now(UTC) if isinstance(store, Clocked) else own.now()
+    assert done.completed_at is not None
+    assert close(job.created_at, told)
+    assert close(done.completed_at, told)
 
 
 async def test_a_store_without_a_clock_goes_by_this_machines() -> None:

@@ -280,6 +280,30 @@ def test_a_queue_expects_what_was_estimated_until_it_has_seen_how_long_jobs_take
     anyio.run(run, backend="trio", backend_options={"clock": MockClock(autojump_threshold=0)})
 
 
+@pytest.mark.anyio
+@pytest.mark.every_store
+async def test_a_process_learns_from_what_others_have_completed(
+    make: Callable[[], AsyncJobs],
+) -> None:
+    one, other = make(), make()
+    for jobs in (one, other):
+
+        @jobs.handler("nap", estimate=60)
+        async def nap(seconds: float, _: JobContext) -> None:
+            await anyio.sleep(seconds)
+
+    async with one:
+        done = await one.wait((await one.enqueue("nap", 0.05)).id, timeout=60)
+    async with other:
+        assert other.expected_duration(done) == 60 * SECOND
+        with anyio.fail_after(60):
+            while (known := other.expected_duration(done)) == 60 * SECOND:  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+    assert done.completed_at is not None
+    assert done.started_at is not None
+    assert known == done.completed_at - done.started_at
+
+
 def test_with_a_store_that_cannot_list_the_estimate_stands() -> None:
     async def run() -> None:
         jobs = AsyncJobs(Mute(), clock=LoopClock())

@@ -10,6 +10,7 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
+from asyncjobs import AsyncJobs, Selection
 from asyncjobs.batching import Merged
 from asyncjobs.errors import NotOpen, StoreUnavailable
 
@@ -17,8 +18,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend(asyncio_alone: str) -> str:
+    return asyncio_alone
 
 
 async def slowly(numbers: Sequence[int]) -> Sequence[int]:
@@ -74,3 +75,28 @@ async def test_the_end_of_the_event_loop_ends_every_call() -> None:
         loose.task.cancel()
         await asyncio.gather(first, second)
     assert told == [StoreUnavailable] * 2
+
+
+@pytest.mark.every_store
+async def test_whoever_is_cancelled_at_whatever_moment_leaves_the_queue_to_others(
+    jobs: AsyncJobs,
+) -> None:
+    kind = jobs.external("outside", payload=int, result=int)
+    calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+        lambda: jobs.enqueue(kind, 1),
+        lambda: jobs.list(Selection(), limit=9),
+    ]
+    async with jobs:
+        for turns in range(60):
+            for call in calls:
+                impatient = asyncio.create_task(call())
+                patient = asyncio.create_task(call())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                impatient.cancel()
+                async with asyncio.timeout(20):
+                    await asyncio.wait([impatient])
+                    await patient
+        page = await jobs.list(Selection(), limit=200)
+        found = [await jobs.find(job.id) for job in page.jobs]
+    assert 60 <= len(found) <= 120
