@@ -12,7 +12,7 @@ import pytest
 
 from asyncjobs import AsyncJobs, JobContext, JobStatus, Settings
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 Make = Callable[..., AsyncJobs]
 
