@@ -26,9 +26,9 @@ from asyncjobs import (
 )
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.lifecycle import CALLBACK_PATIENCE, owes_callback
-from asyncjobs.protocols import Answer, Change
+from asyncjobs.protocols import Answer, Change, Store
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import LoopClock
+from asyncjobs.testing import FaultyStore, LoopClock, ManualClock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
@@ -231,12 +231,50 @@ async def test_a_restart_keeps_what_is_owed(make: Make) -> None:
     assert [told.result for told, _ in receiver.told] == [8, 8]
 
 
-class Unrecorded(MemoryStore):
+async def test_a_call_is_made_again_when_the_pause_it_asked_for_is_over(
+    make: Make, store: Any, beside: Any
+) -> None:
+    clock, receiver = ManualClock(), Receiver(Answer("away", timedelta(hours=5)))
+    counted = FaultyStore(store)
+    async with double_on(make(store=counted, callbacks=receiver, clock=clock)) as jobs:
+        job = await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
+        with anyio.fail_after(20):
+            while not (await jobs.find(job.id)).callback.calls:  # type: ignore[union-attr]  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+        for _ in range(5):
+            clock.advance(timedelta(hours=1))
+            await looked_at(counted)
+        await until(lambda: len(receiver.told) == 2)
+        await settled(beside)
+    [(_, then), (_, later)] = receiver.told
+    assert later - then == timedelta(hours=5)
+
+
+async def test_a_call_whose_record_was_lost_is_made_again_by_whoever_finds_it(
+    make: Make, store: Any, beside: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, receiver, unrecorded = ManualClock(), Receiver(), Unrecorded(store)
+    async with double_on(make(store=unrecorded, callbacks=receiver, clock=clock)) as jobs:
+        await jobs.enqueue("double", 4, options=TOLD_OF)
+        await until(lambda: "was not recorded" in caplog.text)
+    async with make(callbacks=receiver, clock=clock):
+        clock.advance(timedelta(minutes=1))
+        await settled(beside)
+    [(first, then), (second, later)] = receiver.told
+    assert (first.id, first.version) == (second.id, second.version)
+    assert later - then > receiver.longest
+
+
+async def looked_at(store: FaultyStore) -> None:
+    """Wait until all loops of a process have asked what is due."""
+    before = len(store.calls)
+    await until(lambda: [call.method for call in store.calls[before:]].count("take") > 9)
+
+
+class Unrecorded(FaultyStore):
     """Is away for one moment: when the outcome of the first call is to be recorded."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.lost = 0
+    lost = 0
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
         if not self.lost and any(c.job.callback and c.job.callback.calls for c in changes):
@@ -265,7 +303,7 @@ def simulated(clock: MockClock, body: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def process(store: MemoryStore, receiver: Receiver | None) -> AsyncGenerator[AsyncJobs]:
+async def process(store: Store, receiver: Receiver | None) -> AsyncGenerator[AsyncJobs]:
     jobs = AsyncJobs(store, clock=LoopClock(), settings=SEDATE, callbacks=receiver)
     async with double_on(jobs):
         yield jobs
@@ -277,7 +315,7 @@ def test_a_call_that_was_not_recorded_is_made_again_when_nobody_else_can_be_at_i
     receiver = Receiver()
 
     async def body() -> None:
-        store = Unrecorded()
+        store = Unrecorded(MemoryStore())
         async with process(store, receiver) as jobs:
             await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
             await settle(store, pause=60)

@@ -6,8 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import pytest
@@ -18,13 +17,23 @@ from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.model import Delivery, Job, new_job_id
 from asyncjobs.portal import portal_for
-from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import Faults, FaultyStore
 
 pytestmark = pytest.mark.every_store
 Queue = Callable[..., AsyncJobs]
 
 OURS = "ours"
+
+
+class Shut(FaultyStore):
+    """Cannot be opened for a while."""
+
+    shut = True
+
+    async def __aenter__(self) -> Self:
+        if self.shut:
+            raise StoreUnavailable("shut", "nobody is there")
+        return await super().__aenter__()
 
 
 class Told(WorkerDispatcher):
@@ -126,16 +135,15 @@ def test_a_thread_opens_the_queue_at_the_first_message(queue: Queue) -> None:
     portal.close()
 
 
-@pytest.mark.own_store
 def test_a_queue_that_cannot_be_opened_in_a_thread_is_tried_again(
-    queue: Queue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    queue: Queue, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "missing" / "jobs.db"
-    jobs = queue(SqliteStore(path))
+    shut = Shut(store)
+    jobs = queue(shut)
     carry_from_thread(jobs, OURS, {"namespace": OURS, "id": new_job_id(), "trace": "t"})
     assert "could not be opened" in caplog.text
-    path.parent.mkdir()
-    [job] = anyio.run(enqueued, queue(SqliteStore(path)), 1)
+    shut.shut = False
+    [job] = anyio.run(enqueued, queue(), 1)
     carry_from_thread(jobs, OURS, message(job))
     assert portal_for(jobs).call(jobs.find, job.id).result == 0
     portal_for(jobs).close()
@@ -179,12 +187,11 @@ def test_a_queue_that_the_application_has_opened_is_left_open(queue: Queue) -> N
     asyncio.run(work())
 
 
-@pytest.mark.own_store
 def test_a_queue_that_cannot_be_opened_in_a_loop_is_tried_again(
-    queue: Queue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    queue: Queue, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "missing" / "jobs.db"
-    jobs = queue(SqliteStore(path))
+    shut = Shut(store)
+    jobs = queue(shut)
     home = Residence(jobs, OURS)
 
     async def work() -> None:
@@ -192,7 +199,7 @@ def test_a_queue_that_cannot_be_opened_in_a_loop_is_tried_again(
         await asyncio.gather(home.carry(nobody), home.carry(nobody))
         with pytest.raises(StoreUnavailable):
             await home.open()
-        path.parent.mkdir()
+        shut.shut = False
         await home.open()
         job = await jobs.enqueue("double", 21)
         await home.carry(message(job))

@@ -371,9 +371,7 @@ def test_a_task_that_is_closed_without_a_loop_ends_quietly() -> None:
     assert belongs_to_the_loop(GeneratorExit(), stopping=False)
 
 
-def test_an_attempt_that_outlives_its_event_loop_ends_quietly() -> None:
-    jobs = AsyncJobs("memory://")
-
+def test_an_attempt_that_outlives_its_event_loop_ends_quietly(jobs: AsyncJobs) -> None:
     async def begin() -> tuple[Runner, Attempt]:
         async with jobs:
             return jobs._running.runner, Attempt(sample_job(), "token", timedelta(seconds=30))
