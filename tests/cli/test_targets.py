@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncjobs import AsyncJobs
+from asyncjobs import AsyncJobs, JobStatus
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Fill, Made, Shell
@@ -52,6 +53,29 @@ def test_a_queue_is_an_object_or_what_a_function_returns(
     fill(url, [job])
     result = asyncjobs("list", "--jobs", f"{app}:{attribute}")
     assert (result.exit_code, job.id in result.stdout) == (0, True)
+
+
+def test_every_command_meets_the_same_jobs_by_a_queue_and_by_its_store(
+    asyncjobs: Shell, app: str, url: str, fill: Fill, made: Made
+) -> None:
+    job = made(JobStatus.COMPLETED)
+    fill(url, [job])
+    for words in (
+        ("list", "--json"),
+        ("show", "--json", job.id),
+        ("watch", "--json", job.id),
+        ("cancel", "--json", job.id),
+        ("purge", "--json", "--dry-run"),
+        ("migrate", "--json"),
+    ):
+        by_store = asyncjobs(*words, "--store", url)
+        by_queue = asyncjobs(*words, "--jobs", f"{app}:jobs")
+        assert by_store.exit_code == by_queue.exit_code == 0, words
+        assert by_store.stdout == by_queue.stdout
+    again = json.loads(asyncjobs("retry", "--json", "--jobs", f"{app}:jobs", job.id).stdout)
+    assert again["jobs"][0]["retryOf"] == job.id
+    checks = [asyncjobs("check", *one) for one in (("--store", url), ("--jobs", f"{app}:jobs"))]
+    assert checks[0].exit_code == checks[1].exit_code
 
 
 def test_the_environment_may_name_it_and_the_command_line_goes_before(
