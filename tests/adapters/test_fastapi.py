@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -21,6 +21,10 @@ from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, Acceptor, mount
 from asyncjobs.http.routes import ROUTES, Route
 from asyncjobs.model import new_job_id
 
+NewUrl = Callable[[], str]
+
+pytestmark = pytest.mark.every_store
+
 JSON = {"Content-Type": "application/json"}
 
 
@@ -28,8 +32,8 @@ class Wish(BaseModel):
     count: int
 
 
-def make_app(*dependencies: Any) -> tuple[FastAPI, TestClient]:
-    jobs = AsyncJobs("memory://")
+def make_app(store: str = "memory://", *dependencies: Any) -> tuple[FastAPI, TestClient]:
+    jobs = AsyncJobs(store)
 
     @jobs.handler("wish")
     async def wish(cmd: Wish, _: JobContext) -> int:
@@ -66,8 +70,8 @@ def client_of(app: FastAPI) -> Generator[TestClient]:
 
 
 @pytest.fixture
-def client() -> Generator[TestClient]:
-    with make_app()[1] as client:
+def client(new_url: NewUrl) -> Generator[TestClient]:
+    with make_app(new_url())[1] as client:
         yield client
 
 
@@ -181,7 +185,7 @@ def test_what_is_not_of_the_body_keeps_the_format_of_fastapi() -> None:
     assert answer.json()["detail"][0]["loc"] == ["query", "page"]
 
 
-def test_a_handler_the_app_had_before_is_asked_about_the_rest() -> None:
+def test_a_handler_the_app_had_before_is_asked_about_the_rest(new_url: NewUrl) -> None:
     app = FastAPI()
 
     @app.exception_handler(RequestValidationError)
@@ -192,13 +196,13 @@ def test_a_handler_the_app_had_before_is_asked_about_the_rest() -> None:
     async def ordinary(cmd: Wish) -> int:
         return cmd.count
 
-    mount(app, AsyncJobs("memory://"))
+    mount(app, AsyncJobs(new_url()))
     with client_of(app) as client:
         assert client.post("/ordinary", json={}).text == "theirs"
 
 
-def test_an_accept_may_come_through_another_dependency() -> None:
-    app, _ = make_app()
+def test_an_accept_may_come_through_another_dependency(new_url: NewUrl) -> None:
+    app, _ = make_app(new_url())
     router = APIRouter()
 
     @router.post("/nested")
@@ -212,8 +216,8 @@ def test_an_accept_may_come_through_another_dependency() -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/jobs", "/v1/api/jobs"])
-def test_a_proxy_may_cut_off_the_root_path_or_leave_it(path: str) -> None:
-    with TestClient(make_app()[0], root_path="/v1") as client:
+def test_a_proxy_may_cut_off_the_root_path_or_leave_it(path: str, new_url: NewUrl) -> None:
+    with TestClient(make_app(new_url())[0], root_path="/v1") as client:
         url = client.post("/wishes", json={"count": 1}).json()["statusUrl"]
         assert url.startswith("/v1/api/jobs/job_")
         seen = url.replace("/v1/api/jobs", path)
@@ -223,7 +227,7 @@ def test_a_proxy_may_cut_off_the_root_path_or_leave_it(path: str) -> None:
         assert client.head(f"{path}/{new_job_id()}").status_code == 404
 
 
-def test_the_app_s_own_plain_exception_handlers_work_as_before() -> None:
+def test_the_app_s_own_plain_exception_handlers_work_as_before(new_url: NewUrl) -> None:
     app = FastAPI()
 
     @app.exception_handler(RequestValidationError)
@@ -238,7 +242,7 @@ def test_the_app_s_own_plain_exception_handlers_work_as_before() -> None:
     async def ordinary(cmd: Wish) -> int:
         return cmd.count
 
-    mount(app, AsyncJobs("memory://"))
+    mount(app, AsyncJobs(new_url()))
     with client_of(app) as client:
         assert client.post("/ordinary", json={}).text == "misshapen"
         assert client.get("/nowhere").text == "missing"
@@ -254,9 +258,9 @@ SESAME = {"Authorization": "Bearer sesame"}
 
 
 @pytest.fixture
-def guarded() -> Generator[tuple[TestClient, str]]:
+def guarded(new_url: NewUrl) -> Generator[tuple[TestClient, str]]:
     """Serve a job in an app whose every route demands something; yield its URL, too."""
-    with make_app(Depends(known))[1] as client:
+    with make_app(new_url(), Depends(known))[1] as client:
         accepted = client.post("/wishes", json={"count": 1}, headers=SESAME)
         yield client, accepted.json()["statusUrl"]
 
@@ -288,9 +292,7 @@ def test_what_an_app_demands_of_every_route_is_demanded_of_a_socket(
         assert opened.receive_json()["type"] == "wish"
 
 
-def test_a_number_too_long_to_read_is_a_malformed_body() -> None:
-    app, _ = make_app()
-    with client_of(app) as client:
-        body = b'{"count": ' + b"1" * 5000 + b"}"
-        answer = client.post("/wishes", content=body, headers=JSON)
+def test_a_number_too_long_to_read_is_a_malformed_body(client: TestClient) -> None:
+    body = b'{"count": ' + b"1" * 5000 + b"}"
+    answer = client.post("/wishes", content=body, headers=JSON)
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_body")

@@ -21,8 +21,10 @@ from asyncjobs.portal import Portal
 
 JSON = {"Content-Type": "application/json"}
 
+pytestmark = pytest.mark.every_store
 
-def make_app(store: str = "memory://") -> tuple[Flask, AsyncJobs]:
+
+def make_app(store: str) -> tuple[Flask, AsyncJobs]:
     jobs = AsyncJobs(store)
 
     @jobs.handler("echo")
@@ -53,8 +55,8 @@ def make_app(store: str = "memory://") -> tuple[Flask, AsyncJobs]:
 
 
 @pytest.fixture
-def opened() -> Generator[tuple[Flask, AsyncJobs]]:
-    app, jobs = make_app()
+def opened(new_url: Callable[[], str]) -> Generator[tuple[Flask, AsyncJobs]]:
+    app, jobs = make_app(new_url())
     yield app, jobs
     portal_of(jobs, app).close()
 
@@ -112,7 +114,7 @@ def test_a_body_without_end_is_read_to_the_limit_only(opened: tuple[Flask, Async
 
 
 def test_an_app_without_mounts_is_a_clear_error() -> None:
-    app, jobs = Flask(__name__), make_app()[1]
+    app, jobs = Flask(__name__), make_app("memory://")[1]
     with pytest.raises(ConfigurationError, match="not mounted"):
         portal_of(jobs, app)
 
@@ -158,38 +160,34 @@ def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_what_waits_in_the_store_runs_after_any_first_request(
-    tmp_path: Path, eventually: Callable[..., None]
+    lasting_url: str, eventually: Callable[..., None]
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'jobs.db'}"
-    before, jobs = make_app(url)
+    before, jobs = make_app(lasting_url)
     soon = EnqueueOptions(run_at=timedelta(seconds=0.2))
     with before.app_context():
         portal = portal_of(jobs)
         job = portal.call(lambda: jobs.enqueue("echo", "words", options=soon))
         portal.close()
-    after, jobs = make_app(url)
+    after, jobs = make_app(lasting_url)
     assert after.test_client().get("/ordinary").status_code == 200
-    watching = AsyncJobs(url)  # without the handler, it runs nothing
+    watching = AsyncJobs(lasting_url)  # without the handler, it runs nothing
     window = Portal(watching)
     eventually(lambda: window.call(watching.find, job.id).result == "words")
     window.close()
     portal_of(jobs, after).close()
 
 
-def test_a_queue_may_be_mounted_more_than_once() -> None:
-    app, jobs = make_app()
+def test_a_queue_may_be_mounted_more_than_once(opened: tuple[Flask, AsyncJobs]) -> None:
+    app, jobs = opened
     mount(app, jobs, prefix="/v2/jobs")
     second = Flask("second")
     mount(second, jobs)
-    try:
-        answer = app.test_client().post("/submit", data=b'"hi"', headers=JSON)
-        assert answer.status_code == 202, answer.text
-        job_id: str = json.loads(answer.text)["jobId"]
-        for client, prefix in (
-            (app.test_client(), "/api/jobs"),
-            (app.test_client(), "/v2/jobs"),
-            (second.test_client(), "/api/jobs"),
-        ):
-            assert client.get(f"{prefix}/{job_id}").status_code == 200
-    finally:
-        portal_of(jobs, app).close()
+    answer = app.test_client().post("/submit", data=b'"hi"', headers=JSON)
+    assert answer.status_code == 202, answer.text
+    job_id: str = json.loads(answer.text)["jobId"]
+    for client, prefix in (
+        (app.test_client(), "/api/jobs"),
+        (app.test_client(), "/v2/jobs"),
+        (second.test_client(), "/api/jobs"),
+    ):
+        assert client.get(f"{prefix}/{job_id}").status_code == 200

@@ -26,8 +26,11 @@ from asyncjobs.http.limits import PollLimit
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.routes import ROUTES, Route
 from asyncjobs.model import JobStatus, new_job_id
+from tests.everywhere import SERVERS
 
 OpenSite = Callable[..., AbstractContextManager[Any]]
+
+pytestmark = pytest.mark.every_store
 
 # Nothing is held for long, so that thousands of requests take seconds.
 HASTY = MountOptions(
@@ -37,8 +40,8 @@ HASTY = MountOptions(
     origins=("https://app.example.com",),
     poll_limit=PollLimit(burst=8, every=0.01),
 )
-# Each request line meets each envelope: 10,240 requests of a few hundred parts.
-SIDE = 16
+# Each request line meets each envelope: 10,240 requests of a few hundred parts; on servers 640.
+SIDE, SHORT_SIDE = 16, 4
 EXAMPLES = 40
 PATIENCE = 20.0
 # The queue's own thread draws random numbers while ours makes requests up.
@@ -340,10 +343,11 @@ def driver(stack: Any, new_jobs: Callable[[], AsyncJobs]) -> Generator[Driver]:
     envelopes=st.lists(ENVELOPES, min_size=SIDE, max_size=SIDE),
 )
 def test_no_request_is_a_fault_of_the_server(
-    driver: Driver, targets: list[Target], envelopes: list[Envelope]
+    driver: Driver, store_kind: str, targets: list[Target], envelopes: list[Envelope]
 ) -> None:
-    statuses = driver.answers(targets, envelopes)
-    assert len(statuses) == SIDE * SIDE
+    side = SHORT_SIDE if store_kind in SERVERS else SIDE
+    statuses = driver.answers(targets[:side], envelopes[:side])
+    assert len(statuses) == side * side
     assert [status for status in statuses if not 200 <= status < 500] == []
 
 

@@ -23,9 +23,12 @@ from asyncjobs.model import new_job_id
 Lifespan = Callable[[Any], Any]
 Make = Callable[[AsyncJobs, Lifespan | None], Starlette]
 
+pytestmark = pytest.mark.every_store
 
-def make_jobs() -> AsyncJobs:
-    jobs = AsyncJobs("memory://")
+
+@pytest.fixture
+def jobs(new_url: Callable[[], str]) -> AsyncJobs:
+    jobs = AsyncJobs(new_url())
 
     @jobs.handler("double")
     async def double(number: int, _: JobContext) -> int:
@@ -62,8 +65,7 @@ class State(TypedDict):
 
 
 @each_framework
-def test_the_apps_own_lifespan_runs_while_the_queue_is_open(make: Make) -> None:
-    jobs = make_jobs()
+def test_the_apps_own_lifespan_runs_while_the_queue_is_open(make: Make, jobs: AsyncJobs) -> None:
     seen: list[tuple[str, bool]] = []
 
     @asynccontextmanager
@@ -71,7 +73,7 @@ def test_the_apps_own_lifespan_runs_while_the_queue_is_open(make: Make) -> None:
         job = await jobs.enqueue("double", 21)
         seen.append(("begin", jobs.is_open))
         yield {"motto": "early"}
-        seen.append(("end", (await jobs.find(job.id)).status.terminal))
+        seen.append(("end", (await jobs.wait(job.id)).status.terminal))
 
     async def motto(request: Request) -> Response:
         return JSONResponse(request.state.motto)
@@ -85,24 +87,22 @@ def test_the_apps_own_lifespan_runs_while_the_queue_is_open(make: Make) -> None:
 
 
 @each_framework
-def test_an_app_without_a_lifespan_opens_and_closes_the_queue(make: Make) -> None:
-    jobs = make_jobs()
+def test_an_app_without_a_lifespan_opens_and_closes_the_queue(make: Make, jobs: AsyncJobs) -> None:
     with TestClient(make(jobs, None)):
         assert jobs.is_open
     assert not jobs.is_open
 
 
 @each_framework
-def test_an_app_can_be_started_again(make: Make) -> None:
-    app = make(make_jobs(), None)
+def test_an_app_can_be_started_again(make: Make, jobs: AsyncJobs) -> None:
+    app = make(jobs, None)
     for _ in range(2):
         with TestClient(app) as client:
             assert client.get(f"/api/jobs/{new_job_id()}").status_code == 404
 
 
 @each_framework
-def test_a_queue_that_is_open_is_left_alone(make: Make) -> None:
-    jobs = make_jobs()
+def test_a_queue_that_is_open_is_left_alone(make: Make, jobs: AsyncJobs) -> None:
     app = make(jobs, None)
     # The same queue under a second prefix.
     on_starlette.mount(app, jobs, prefix="/again")
@@ -112,8 +112,7 @@ def test_a_queue_that_is_open_is_left_alone(make: Make) -> None:
 
 
 @each_framework
-def test_an_app_whose_lifespan_fails_closes_the_queue(make: Make) -> None:
-    jobs = make_jobs()
+def test_an_app_whose_lifespan_fails_closes_the_queue(make: Make, jobs: AsyncJobs) -> None:
     app = make(jobs, lambda _: NoNetwork())
     with pytest.raises(OSError, match="no network"), TestClient(app):
         pass
@@ -121,14 +120,15 @@ def test_an_app_whose_lifespan_fails_closes_the_queue(make: Make) -> None:
 
 
 @each_framework
-def test_a_queue_that_nobody_opened_is_a_clear_error(make: Make) -> None:
-    client = TestClient(make(make_jobs(), None))  # not entered: no lifespan
+def test_a_queue_that_nobody_opened_is_a_clear_error(make: Make, jobs: AsyncJobs) -> None:
+    client = TestClient(make(jobs, None))  # not entered: no lifespan
     with pytest.raises(NotOpen, match="lifespan"):
         client.get(f"/api/jobs/{new_job_id()}")
 
 
-def test_the_bare_monitor_serves_under_its_prefix_whether_that_is_cut_off_or_not() -> None:
-    jobs = make_jobs()
+def test_the_bare_monitor_serves_under_its_prefix_whether_that_is_cut_off_or_not(
+    jobs: AsyncJobs,
+) -> None:
     monitor = StatusMonitor(jobs, prefix="/jobs")
 
     @asynccontextmanager
@@ -147,14 +147,13 @@ def test_the_bare_monitor_serves_under_its_prefix_whether_that_is_cut_off_or_not
         assert client.get(f"/elsewhere/{job_id}").status_code == 404
 
 
-def test_the_bare_monitor_has_no_lifespan_of_its_own() -> None:
-    with pytest.raises(RuntimeError, match="no lifespan"), TestClient(StatusMonitor(make_jobs())):
+def test_the_bare_monitor_has_no_lifespan_of_its_own(jobs: AsyncJobs) -> None:
+    with pytest.raises(RuntimeError, match="no lifespan"), TestClient(StatusMonitor(jobs)):
         pass
 
 
 @each_framework
-def test_repeated_headers_are_one_list(make: Make) -> None:
-    jobs = make_jobs()
+def test_repeated_headers_are_one_list(make: Make, jobs: AsyncJobs) -> None:
     app = make(jobs, None)
 
     async def begin(request: Request) -> Response:

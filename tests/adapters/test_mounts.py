@@ -18,6 +18,8 @@ from asyncjobs.http.problems import ProblemDocument
 Serve = Callable[..., AbstractContextManager[httpx2.Client]]
 NewJobs = Callable[..., AsyncJobs]
 
+pytestmark = pytest.mark.every_store
+
 
 def submit(client: httpx2.Client, name: str, **more: Any) -> httpx2.Response:
     answer = client.post(f"/submit/{name}", json={"count": 21}, **more)
@@ -61,8 +63,10 @@ def test_the_pace_of_polling_can_be_set(serve: Serve, new_jobs: NewJobs) -> None
         assert submit(client, "double").headers["retry-after"] == "7"
 
 
-def test_two_queues_on_one_app_are_kept_apart(serve: Serve, new_jobs: NewJobs) -> None:
-    mails = AsyncJobs("memory://")
+def test_two_queues_on_one_app_are_kept_apart(
+    serve: Serve, new_jobs: NewJobs, new_url: Callable[[], str]
+) -> None:
+    mails = AsyncJobs(new_url())
 
     @mails.handler("mail")
     async def mail(_: Any, __: JobContext) -> str:
@@ -89,6 +93,7 @@ def test_a_handler_of_a_queue_that_is_not_mounted_is_named(
     assert "'double'" in str(errors[0])
 
 
+@pytest.mark.own_store
 def test_a_store_that_is_away_is_a_problem_that_passes(
     serve: Serve, new_jobs: NewJobs, tmp_path: Path
 ) -> None:

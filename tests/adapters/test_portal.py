@@ -5,15 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext, JobId, JobStatus, Store, StoreUnavailable
 from asyncjobs.portal import Portal
-from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import FaultyStore
+from tests.everywhere import SERVERS, variant
+
+pytestmark = pytest.mark.every_store
+
+# SQLite's file must not be.
+OPEN_ACROSS_FORKS = [variant((kind,)) for kind in ("memory", *SERVERS)]
 
 FORKING = """
 import os, sys
@@ -51,7 +58,7 @@ import atexit, gc, os, signal, sys
 from asyncjobs import AsyncJobs
 from asyncjobs.portal import Portal
 
-jobs = AsyncJobs("memory://")
+jobs = AsyncJobs(sys.argv[1])
 portal = Portal(jobs)
 portal.start()
 child = os.fork()
@@ -84,7 +91,7 @@ print(portal.call(jobs.enqueue, "nap", None).id)
 """
 
 
-def make_jobs(store: str | Store = "memory://") -> AsyncJobs:
+def make_jobs(store: str | Store) -> AsyncJobs:
     jobs = AsyncJobs(store)
 
     @jobs.handler("thread")
@@ -95,8 +102,8 @@ def make_jobs(store: str | Store = "memory://") -> AsyncJobs:
 
 
 @pytest.fixture
-def portal() -> Generator[tuple[Portal, AsyncJobs]]:
-    jobs = make_jobs()
+def portal(new_url: Callable[[], str]) -> Generator[tuple[Portal, AsyncJobs]]:
+    jobs = make_jobs(new_url())
     portal = Portal(jobs)
     yield portal, jobs
     portal.close()
@@ -121,7 +128,7 @@ def python(code: str, *arguments: str) -> str:
         check=False,
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=30,
     )
     assert answer.returncode == 0, answer.stderr
     assert "Traceback" not in answer.stderr
@@ -179,34 +186,40 @@ def test_a_queue_that_could_not_be_opened_is_tried_again(tmp_path: Path) -> None
     portal.close()
 
 
-def test_what_goes_wrong_while_closing_reaches_the_caller() -> None:
-    class Stuck(MemoryStore):
+def test_what_goes_wrong_while_closing_reaches_the_caller(store: Any) -> None:
+    class Stuck(FaultyStore):
         async def __aexit__(self, *_: object) -> None:
+            await self.store.__aexit__(None, None, None)
             raise OSError("the disk is gone")
 
-    jobs = make_jobs(Stuck())
+    jobs = make_jobs(Stuck(store))
     portal = Portal(jobs)
     assert run(portal, jobs) == "asyncjobs"
     with pytest.raises(OSError, match="the disk is gone"):
         portal.close()
 
 
-def test_a_forked_child_has_a_loop_of_its_own() -> None:
-    assert python(FORKING, "memory://") == "done\n"
+@pytest.mark.own_store
+@pytest.mark.parametrize("store_kind", OPEN_ACROSS_FORKS, indirect=True, scope="session")
+def test_a_forked_child_has_a_loop_of_its_own(new_url: Callable[[], str]) -> None:
+    assert python(FORKING, new_url()) == "done\n"
 
 
-def test_a_forked_child_has_a_file_of_its_own_where_it_was_closed_before(tmp_path: Path) -> None:
-    assert python(FORKING, f"sqlite:///{tmp_path / 'jobs.db'}", "close") == "done\n"
+def test_a_forked_child_has_a_store_of_its_own_where_it_was_closed_before(
+    new_url: Callable[[], str],
+) -> None:
+    assert python(FORKING, new_url(), "close") == "done\n"
 
 
-def test_a_forked_child_forgets_the_loop_of_its_parent_without_waiting_for_it() -> None:
-    assert python(FORGETTING) == ""
+def test_a_forked_child_forgets_the_loop_of_its_parent_without_waiting_for_it(
+    new_url: Callable[[], str],
+) -> None:
+    assert python(FORGETTING, new_url()) == ""
 
 
-def test_at_the_end_of_the_process_running_jobs_are_brought_to_their_end(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'jobs.db'}"
-    job_id = python(LEAVING, url).strip()
-    jobs = AsyncJobs(url)
+def test_at_the_end_of_the_process_running_jobs_are_brought_to_their_end(lasting_url: str) -> None:
+    job_id = python(LEAVING, lasting_url).strip()
+    jobs = AsyncJobs(lasting_url)
     portal = Portal(jobs)
     job = portal.call(jobs.find, JobId(job_id))
     assert (job.status, job.result) == (JobStatus.COMPLETED, "rested")

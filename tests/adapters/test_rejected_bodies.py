@@ -13,41 +13,40 @@ from pydantic import JsonValue
 
 from asyncjobs import AsyncJobs
 from asyncjobs.http.problems import ProblemDocument
-from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.stores import store_from_url
+from asyncjobs.testing import FaultyStore
 
 Serve = Callable[..., AbstractContextManager[httpx2.Client]]
+
+pytestmark = pytest.mark.every_store
 
 LIMIT = 1024 * 1024
 JSON = {"Content-Type": "application/json"}
 GOOD = b'{"count": 1}'
 
 
-class Counting(MemoryStore):
-    """A memory store that knows how many jobs were ever put into it."""
-
-    inserted = 0
-
-    async def insert(self, jobs: Any, /) -> Any:
-        self.inserted += len(jobs)
-        return await super().insert(jobs)
+Counted = tuple[httpx2.Client, Callable[[], int]]
 
 
 @pytest.fixture(scope="module")
 def counted(
-    serve: Serve, new_jobs: Callable[..., AsyncJobs]
-) -> Generator[tuple[httpx2.Client, Counting]]:
-    store = Counting()
+    serve: Serve, new_jobs: Callable[..., AsyncJobs], new_url: Callable[[], str]
+) -> Generator[Counted]:
+    """Talk to an application; tell how many jobs were ever put into its store."""
+    store = FaultyStore(store_from_url(new_url()))  # for what it notes
+
+    def inserted() -> int:
+        return sum(len(call.ids) for call in store.calls if call.method == "insert")
+
     with serve((new_jobs(store), {})) as client:
-        yield client, store
+        yield client, inserted
 
 
 @pytest.fixture
-def post(
-    counted: tuple[httpx2.Client, Counting],
-) -> Generator[Callable[..., ProblemDocument]]:
+def post(counted: Counted) -> Generator[Callable[..., ProblemDocument]]:
     """Submit what must be refused; afterwards there is no job more than before."""
-    client, store = counted
-    before = store.inserted
+    client, inserted = counted
+    before = inserted()
 
     def posted(status: int, code: str, **request: Any) -> ProblemDocument:
         answer = client.post("/submit/double", **request)
@@ -59,17 +58,17 @@ def post(
         return problem
 
     yield posted
-    assert store.inserted == before
+    assert inserted() == before
 
 
 Post = Callable[..., ProblemDocument]
 
 
-def test_a_good_body_is_counted(counted: tuple[httpx2.Client, Counting]) -> None:
-    client, store = counted
-    before = store.inserted
+def test_a_good_body_is_counted(counted: Counted) -> None:
+    client, inserted = counted
+    before = inserted()
     assert client.post("/submit/double", content=GOOD, headers=JSON).status_code == 202
-    assert store.inserted == before + 1
+    assert inserted() == before + 1
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_a_body_that_is_not_called_json_is_refused(post: Post, content_type: str
     post(415, "unsupported_media_type", content=GOOD, headers=headers)
 
 
-def test_json_has_many_names(counted: tuple[httpx2.Client, Counting]) -> None:
+def test_json_has_many_names(counted: Counted) -> None:
     for name in ("application/json; charset=utf-8", "application/vnd.order+json"):
         answer = counted[0].post("/submit/double", content=GOOD, headers={"Content-Type": name})
         assert answer.status_code == 202, answer.text
@@ -138,7 +137,7 @@ def test_a_body_that_turns_out_too_large_is_refused(post: Post) -> None:
     post(413, "payload_too_large", content=chunks(), headers=JSON)
 
 
-def test_a_body_in_chunks_is_as_good_as_any(counted: tuple[httpx2.Client, Counting]) -> None:
+def test_a_body_in_chunks_is_as_good_as_any(counted: Counted) -> None:
     chunks = iter([b'{"cou', b"", b'nt": 1}'])
     answer = counted[0].post("/submit/double", content=chunks, headers=JSON)
     assert answer.status_code == 202, answer.text

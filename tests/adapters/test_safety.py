@@ -19,6 +19,8 @@ from asyncjobs.http.routes import ROUTES
 
 OpenSite = Callable[..., AbstractContextManager[Any]]
 
+pytestmark = pytest.mark.every_store
+
 APP = "https://app.example.com"
 OWN = "https://api.example.com"
 EVIL = "https://evil.example"

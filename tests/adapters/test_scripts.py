@@ -12,6 +12,9 @@ import pytest
 from asyncjobs import AsyncJobs
 
 OpenSite = Callable[..., AbstractContextManager[Any]]
+
+pytestmark = pytest.mark.every_store
+
 NAMES = ["client.js", "element.js", "react.js"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import anyio
@@ -17,28 +17,30 @@ from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.adapters.starlette import accept, mount
 from asyncjobs.http.endpoints import Body
 
-jobs = AsyncJobs("memory://")
+pytestmark = pytest.mark.every_store
 
 
-@jobs.handler("echo")
-async def echo(words: int | str, _: JobContext) -> int | str:
-    return words
+@pytest.fixture
+def jobs(new_url: Callable[[], str]) -> AsyncJobs:
+    return AsyncJobs(new_url())
 
 
-async def submit(request: Request) -> Response:
-    return await accept(request, echo)
+@pytest.fixture
+def app(jobs: AsyncJobs) -> Starlette:
+    @jobs.handler("echo")
+    async def echo(words: int | str, _: JobContext) -> int | str:
+        return words
 
+    async def submit(request: Request) -> Response:
+        return await accept(request, echo)
 
-async def read_first(request: Request) -> Response:
-    await request.body()
-    return await accept(request, echo, user_id="somebody")
+    async def read_first(request: Request) -> Response:
+        await request.body()
+        return await accept(request, echo, user_id="somebody")
 
+    async def whole(request: Request) -> Response:
+        return await accept(request, echo, "given", user_id=request.path_params.get("tenant"))
 
-async def whole(request: Request) -> Response:
-    return await accept(request, echo, "given", user_id=request.path_params.get("tenant"))
-
-
-def make_app() -> Starlette:
     app = Starlette(
         routes=[
             Route("/submit", submit, methods=["POST"]),
@@ -51,8 +53,8 @@ def make_app() -> Starlette:
 
 
 @pytest.fixture
-def client() -> Generator[TestClient]:
-    with TestClient(make_app()) as client:
+def client(app: Starlette) -> Generator[TestClient]:
+    with TestClient(app) as client:
         yield client
 
 
@@ -69,10 +71,9 @@ def test_the_body_stands_for_itself() -> None:
     assert list(Body) == [Body.UNREAD]
 
 
-def test_an_app_below_a_path_with_parameters_quotes_what_was_asked() -> None:
-    inner = make_app()
-    lifespan: Any = inner.router.lifespan_context
-    outer = Starlette(routes=[Mount("/{tenant}", inner)], lifespan=lambda _: lifespan(inner))
+def test_an_app_below_a_path_with_parameters_quotes_what_was_asked(app: Starlette) -> None:
+    lifespan: Any = app.router.lifespan_context
+    outer = Starlette(routes=[Mount("/{tenant}", app)], lifespan=lambda _: lifespan(app))
     with TestClient(outer) as below:
         answer = below.post("/m%C3%BCnchen%0D%0AX-Evil:%201/given")
         assert answer.status_code == 202
@@ -81,9 +82,10 @@ def test_an_app_below_a_path_with_parameters_quotes_what_was_asked() -> None:
         assert below.get(url).status_code == 200
 
 
-def post(messages: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+def post(
+    app: Starlette, jobs: AsyncJobs, messages: Iterator[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Submit a body message by message; return what is sent in answer."""
-    app = make_app()
     sent: list[Any] = []
     scope = {
         "type": "http",
@@ -112,13 +114,13 @@ def chunk(data: bytes) -> dict[str, Any]:
     return {"type": "http.request", "body": data, "more_body": True}
 
 
-def test_a_client_that_leaves_half_way_makes_no_job() -> None:
+def test_a_client_that_leaves_half_way_makes_no_job(app: Starlette, jobs: AsyncJobs) -> None:
     # The first half of the number 1234 is a number, too.
     messages = iter([chunk(b"12"), {"type": "http.disconnect"}])
     with pytest.raises(ClientDisconnect):
-        post(messages)
+        post(app, jobs, messages)
 
 
-def test_a_body_without_end_is_read_to_the_limit_only() -> None:
-    start, _ = post(chunk(b"x" * 100_000) for _ in range(11))
+def test_a_body_without_end_is_read_to_the_limit_only(app: Starlette, jobs: AsyncJobs) -> None:
+    start, _ = post(app, jobs, (chunk(b"x" * 100_000) for _ in range(11)))
     assert start["status"] == 413
