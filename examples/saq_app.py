@@ -6,12 +6,14 @@ cd examples && saq saq_app.settings
 """
 
 import os
+from typing import Any, cast
 
 import anyio
 from fastapi import FastAPI
 from fastapi.responses import Response
 from pydantic import BaseModel
-from saq import Queue
+from redis.asyncio import Redis
+from saq.queue.redis import RedisQueue
 
 from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, mount
@@ -20,7 +22,9 @@ from asyncjobs.dispatchers.saq import SAQDispatcher
 BROKER = os.environ.get("BROKER", "redis://localhost:6379/0")
 STORE = os.environ.get("STORE", "redis://localhost:6379/1")
 
-dispatcher = SAQDispatcher(Queue.from_url(BROKER))
+# SAQ's workers wait for messages by a call without end, which no timeout should break off.
+broker = cast("Any", Redis).from_url(BROKER, socket_timeout=None)
+dispatcher = SAQDispatcher(RedisQueue(broker))
 jobs = AsyncJobs(STORE, dispatcher=dispatcher)
 settings = dispatcher.carrier(jobs)  # of SAQ's workers
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
+from redis.asyncio import Redis
 from saq import Queue
+from saq.queue.redis import RedisQueue
 
 from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.saq import SAQDispatcher
@@ -18,7 +20,14 @@ async def plain(_context: object) -> str:
     return "kept"
 
 
-queue = Queue.from_url(os.environ["QUEUE"])
+def queue_of(url: str) -> Queue:
+    """Make a queue; on Redis with no timeout, by which Python 3.11 may miss that it has to stop."""
+    if url.startswith("postgres"):
+        return Queue.from_url(url)
+    return RedisQueue(cast("Any", Redis).from_url(url, socket_timeout=None))
+
+
+queue = queue_of(os.environ["QUEUE"])
 dispatcher = SAQDispatcher(queue)
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
