@@ -1,8 +1,9 @@
 """The store of a test: of a kind of its own, or of every kind where the test is marked so.
 
 A test marked `every_store` that asks for `new_url`, `new_store`, `store` or `beside`, itself or by
-a fixture, runs once on each kind. `own_store` takes one test of such a module out. One that names
-its event loop itself, by `parametrize("anyio_backend", ...)`, keeps to that.
+a fixture, runs once on each kind; marked `every_store(without="memory")`, on those that processes
+can share. `own_store` takes one test of such a module out. One that names its event loop itself, by
+`parametrize("anyio_backend", ...)`, keeps to that.
 """
 
 from __future__ import annotations
@@ -20,17 +21,23 @@ from asyncjobs.stores.memory import MemoryStore
 SERVERS = ("postgresql", "redis")
 KINDS = ("memory", "sqlite", *SERVERS)
 
+FRAMEWORKS = ("fastapi", "starlette", "flask")
+GUNICORNS = ("used-before-the-fork", "sync", "sync-2", "gthread", "preload", "preload-gthread")
+
+
+def each_on(kind: str, names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Pair each name with a kind of store, and the first, which speaks for all, with servers."""
+    return [*((name, kind) for name in names), *((names[0], server) for server in SERVERS)]
+
+
 #: With what a test marked `every_store` runs on which stores, by what it asks for beside its store.
-#: Drivers of servers know asyncio only; one framework on them speaks for all.
+#: Drivers of servers know asyncio only.
 EVERYWHERE: dict[str, list[tuple[str, ...]]] = {
-    "lasting_url": [(kind,) for kind in KINDS if kind != "memory"],
     "asyncio_alone": [(kind,) for kind in KINDS],
-    "stack": [
-        ("starlette", "memory"),
-        ("fastapi", "memory"),
-        ("flask", "memory"),
-        *(("fastapi", server) for server in SERVERS),
-    ],
+    "stack": each_on("memory", FRAMEWORKS),
+    "served": each_on("memory", FRAMEWORKS),
+    "export_app": each_on("sqlite", FRAMEWORKS),
+    "gunicorn": each_on("sqlite", GUNICORNS),
     "anyio_backend": [
         ("asyncio", "memory"),
         ("trio", "memory"),
@@ -43,19 +50,18 @@ EVERYWHERE: dict[str, list[tuple[str, ...]]] = {
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Let a test that is marked so run on every store, as far as it asks for one."""
-    marks = {mark.name for mark in metafunc.definition.iter_markers()}
-    chosen = "every_store" in marks and "own_store" not in marks
-    if not chosen or "store_kind" not in metafunc.fixturenames:
+    every = metafunc.definition.get_closest_marker("every_store")
+    own = metafunc.definition.get_closest_marker("own_store")
+    if every is None or own is not None or "store_kind" not in metafunc.fixturenames:
         return
     beside = [name for name in EVERYWHERE if name in metafunc.fixturenames][:1]
     values = EVERYWHERE[beside[0]] if beside else [(kind,) for kind in KINDS]
     for named in metafunc.definition.iter_markers("parametrize"):
         if beside and named.args[0] == beside[0]:
             values = [one[-1:] for one in values if one[0] in named.args[1]]
+    chosen = [variant(one) for one in values if one[-1] != every.kwargs.get("without")]
     names = (*beside, "store_kind")[-len(values[0]) :]
-    mark = pytest.mark.parametrize(
-        names, [variant(one) for one in values], indirect=True, scope="session"
-    )
+    mark = pytest.mark.parametrize(names, chosen, indirect=True, scope="session")
     metafunc.definition.add_marker(mark)
 
 
@@ -98,12 +104,6 @@ def new_url(store_kind: str, request: pytest.FixtureRequest) -> Iterator[Callabl
 def asyncio_alone() -> str:
     """Be what a module's own `anyio_backend` returns, where a second loop shows nothing else."""
     return "asyncio"
-
-
-@pytest.fixture
-def lasting_url(new_url: Callable[[], str]) -> str:
-    """Name a store that outlives its process, which memory does not."""
-    return new_url()
 
 
 @pytest.fixture

@@ -159,18 +159,20 @@ def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
+@pytest.mark.every_store(without="memory")
 def test_what_waits_in_the_store_runs_after_any_first_request(
-    lasting_url: str, eventually: Callable[..., None]
+    new_url: Callable[[], str], eventually: Callable[..., None]
 ) -> None:
-    before, jobs = make_app(lasting_url)
+    url = new_url()
+    before, jobs = make_app(url)
     soon = EnqueueOptions(run_at=timedelta(seconds=0.2))
     with before.app_context():
         portal = portal_of(jobs)
         job = portal.call(lambda: jobs.enqueue("echo", "words", options=soon))
         portal.close()
-    after, jobs = make_app(lasting_url)
+    after, jobs = make_app(url)
     assert after.test_client().get("/ordinary").status_code == 200
-    watching = AsyncJobs(lasting_url)  # without the handler, it runs nothing
+    watching = AsyncJobs(url)  # without the handler, it runs nothing
     window = Portal(watching)
     eventually(lambda: window.call(watching.find, job.id).result == "words")
     window.close()

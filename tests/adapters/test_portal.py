@@ -217,9 +217,13 @@ def test_a_forked_child_forgets_the_loop_of_its_parent_without_waiting_for_it(
     assert python(FORGETTING, new_url()) == ""
 
 
-def test_at_the_end_of_the_process_running_jobs_are_brought_to_their_end(lasting_url: str) -> None:
-    job_id = python(LEAVING, lasting_url).strip()
-    jobs = AsyncJobs(lasting_url)
+@pytest.mark.every_store(without="memory")
+def test_at_the_end_of_the_process_running_jobs_are_brought_to_their_end(
+    new_url: Callable[[], str],
+) -> None:
+    url = new_url()
+    job_id = python(LEAVING, url).strip()
+    jobs = AsyncJobs(url)
     portal = Portal(jobs)
     job = portal.call(jobs.find, JobId(job_id))
     assert (job.status, job.result) == (JobStatus.COMPLETED, "rested")

@@ -27,9 +27,9 @@ Made = Callable[..., Job]
 
 
 @pytest.fixture
-def url(lasting_url: str) -> str:
+def url(new_url: Callable[[], str]) -> str:
     """Name a store of each kind that commands can meet, which is empty."""
-    return lasting_url
+    return new_url()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Do, Fill, Made, Shell
 
 
-pytestmark = pytest.mark.every_store
+pytestmark = pytest.mark.every_store(without="memory")
 
 
 async def find(store: Store, *, ids: Sequence[Any]) -> list[Job | None]:

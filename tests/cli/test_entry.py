@@ -17,7 +17,7 @@ from asyncjobs.cli.app import COMMANDS
 if TYPE_CHECKING:
     from tests.cli.conftest import Fill, Made, Shell
 
-pytestmark = pytest.mark.every_store
+pytestmark = pytest.mark.every_store(without="memory")
 
 CLI = [sys.executable, "-m", "asyncjobs"]
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Do, Fill, Made, Shell
 
 
-pytestmark = pytest.mark.every_store
+pytestmark = pytest.mark.every_store(without="memory")
 
 
 async def all_of(store: Any) -> list[Job]:

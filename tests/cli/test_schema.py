@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.conftest import PostgresServer, Serve
 
 
-pytestmark = pytest.mark.every_store
+pytestmark = pytest.mark.every_store(without="memory")
 
 
 def checked(asyncjobs: Shell, url: str) -> tuple[int, dict[str, tuple[str, str]]]:

@@ -14,7 +14,7 @@ from asyncjobs import AsyncJobs, JobStatus
 if TYPE_CHECKING:
     from tests.cli.conftest import Fill, Made, Shell
 
-pytestmark = pytest.mark.every_store
+pytestmark = pytest.mark.every_store(without="memory")
 
 APP = """
 from asyncjobs import AsyncJobs

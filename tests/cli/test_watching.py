@@ -23,7 +23,7 @@ from asyncjobs.protocols import Change, Store
 if TYPE_CHECKING:
     from tests.cli.conftest import Do, Fill, Made, Shell
 
-pytestmark = pytest.mark.every_store
+pytestmark = pytest.mark.every_store(without="memory")
 
 WATCH = [sys.executable, "-m", "asyncjobs", "watch", "--every", "0.05"]
 
