@@ -42,9 +42,9 @@ OPTIONS = MountOptions(pacing=Pacing(1, 1))
 Payload = dict[str, Any]
 
 
-def make_jobs() -> AsyncJobs:
+def make_jobs(store: str) -> AsyncJobs:
     """Register a job for each end there is; `gate` waits until `release` opens it."""
-    jobs = AsyncJobs("memory://", settings=SETTINGS)
+    jobs = AsyncJobs(store, settings=SETTINGS)
     gates: dict[str, anyio.Event] = {}
 
     @jobs.handler("double")
@@ -212,8 +212,8 @@ def serving_wsgi(app: flask.Flask, served: Served) -> Generator[str]:
 
 
 @contextmanager
-def serving(framework: str) -> Generator[Served]:
-    served, jobs = Served(), make_jobs()
+def serving(framework: str, store: str) -> Generator[Served]:
+    served, jobs = Served(), make_jobs(store)
     if framework == "flask":
         running = serving_wsgi(flask_app(jobs), served)
     elif framework == "fastapi":
@@ -225,8 +225,8 @@ def serving(framework: str) -> Generator[Served]:
 
 
 @pytest.fixture(scope="session", params=["fastapi", "starlette", "flask"])
-def served(request: pytest.FixtureRequest) -> Generator[Served]:
-    with serving(request.param) as served:
+def served(request: pytest.FixtureRequest, new_url: Callable[[], str]) -> Generator[Served]:
+    with serving(request.param, new_url()) as served:
         yield served
 
 

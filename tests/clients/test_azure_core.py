@@ -20,6 +20,8 @@ from azure.core.polling.base_polling import (
 )
 from azure.core.rest import HttpRequest, HttpResponse
 
+pytestmark = pytest.mark.every_store
+
 Client = PipelineClient[HttpRequest, HttpResponse]
 Answer = PipelineResponse[HttpRequest, HttpResponse]
 

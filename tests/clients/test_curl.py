@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.every_store
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 Curl = Callable[..., str]

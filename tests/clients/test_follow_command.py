@@ -8,12 +8,15 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from click.testing import CliRunner, Result
 
 from asyncjobs.cli.app import commands
 
 if TYPE_CHECKING:
     from tests.clients.conftest import Job, Served
+
+pytestmark = pytest.mark.every_store
 
 
 def follow(*words: str, **options: Any) -> Result:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.every_store
+
 Node = Callable[..., AbstractContextManager[Popen[str]]]
 
 MODES = ["operation", "location"]

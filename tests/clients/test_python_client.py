@@ -33,6 +33,8 @@ from asyncjobs.client import (
     follow,
 )
 
+pytestmark = pytest.mark.every_store
+
 
 class Doubled(BaseModel):
     doubled: int

@@ -12,6 +12,8 @@ import websockets.sync.client as in_thread
 from httpx_sse import connect_sse
 from websockets.exceptions import ConnectionClosedOK
 
+pytestmark = pytest.mark.every_store
+
 
 def assert_whole(documents: list[dict[str, Any]], job: Any) -> None:
     """Check that documents lead from the waiting job to its end."""
