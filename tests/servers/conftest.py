@@ -23,14 +23,14 @@ TERMINAL = {"completed", "failed", "cancelled"}
 class Server:
     """One server on one port and one store; it may be started again and again."""
 
-    def __init__(self, folder: Path, command: Sequence[str], store: str | None) -> None:
+    def __init__(self, folder: Path, command: Sequence[str], store: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._log = folder / "server.log"
         self._command = [part.format(port=self.port) for part in command]
         self._environment = {
             **os.environ,
-            "JOBS": store or f"sqlite:///{folder / 'jobs.db'}",
+            "JOBS": store,
             "PYTHONPATH": str(HERE),
             "PYTHONWARNINGS": "default",
         }
@@ -104,11 +104,11 @@ class Server:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def serve(tmp_path: Path, new_url: Callable[[], str]) -> Iterator[Callable[..., Server]]:
     made: list[Server] = []
 
-    def serving(*command: str, store: str | None = None) -> Server:
-        server = Server(tmp_path, command, store)
+    def serving(*command: str) -> Server:
+        server = Server(tmp_path, command, new_url())
         made.append(server)
         server.start()
         return server

@@ -6,6 +6,10 @@ import signal
 import time
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.every_store(without="memory")
+
 
 def begin(server: Any, name: str, **payload: Any) -> str:
     url: str = server.submit(name, **payload)

@@ -15,6 +15,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+pytestmark = pytest.mark.every_store(without="memory")
+
 Serve = Callable[..., Any]
 
 CONFIG = ("--bind", "127.0.0.1:{port}", "-k", "gthread", "--threads", "8")

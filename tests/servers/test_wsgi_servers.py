@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+
+pytestmark = pytest.mark.every_store(without="memory")
 
 Serve = Callable[..., Any]
 
@@ -28,9 +30,14 @@ SERVERS = {
 }
 
 
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest, serve: Serve) -> Any:
-    return serve(*SERVERS[request.param])
+@pytest.fixture(scope="session", params=SERVERS)
+def gunicorn(request: pytest.FixtureRequest) -> Sequence[str]:
+    return SERVERS[request.param]
+
+
+@pytest.fixture
+def server(serve: Serve, gunicorn: Sequence[str]) -> Any:
+    return serve(*gunicorn)
 
 
 def test_jobs_run_in_the_workers_of_gunicorn_which_drains_when_told_to_end(server: Any) -> None:
@@ -53,11 +60,12 @@ def test_jobs_run_in_the_workers_of_gunicorn_which_drains_when_told_to_end(serve
         assert (job["status"], job["attempt"]) == ("completed", 1)
 
 
+@pytest.mark.every_store(without="sqlite")  # which says that it cannot be inherited
 def test_a_worker_that_inherited_an_open_queue_runs_jobs_and_ends_as_any_other(
     serve: Serve,
 ) -> None:
     used = "served:flask_app_used_before_the_fork(closed=False)"
-    server = serve("gunicorn", used, *BIND, "--preload", store="memory://")
+    server = serve("gunicorn", used, *BIND, "--preload")
     assert server.ended(server.submit())["result"]["pid"] != server.pid
     begun = time.monotonic()
     assert server.stop(signal.SIGTERM) == 0
