@@ -27,9 +27,9 @@ PATIENCE = 60.0
 class Workers:
     """Commands `asyncjobs worker`, each with its log."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str) -> None:
         self.folder = folder
-        self.store = f"sqlite:///{folder / 'jobs.db'}"
+        self.store = store
         self.log = folder / "worker.log"
         self._running: list[subprocess.Popen[str]] = []
 
@@ -81,8 +81,8 @@ class Workers:
 
 
 @pytest.fixture
-def workers(tmp_path: Path) -> Generator[Workers]:
-    made = Workers(tmp_path)
+def workers(tmp_path: Path, new_url: Callable[[], str]) -> Generator[Workers]:
+    made = Workers(tmp_path, new_url())
     yield made
     made.end()
 

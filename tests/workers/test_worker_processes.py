@@ -17,7 +17,7 @@ from asyncjobs import AsyncJobs, Job, JobStatus
 if TYPE_CHECKING:
     from tests.workers.conftest import Workers
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store(without="memory")]
 
 
 @pytest.fixture
@@ -136,6 +136,7 @@ async def test_a_worker_of_one_queue_leaves_the_others_alone(
         assert (await web.find(left.id)).attempt == 0
 
 
+@pytest.mark.own_store
 @pytest.mark.parametrize(
     ("target", "options", "told"),
     [
