@@ -12,12 +12,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from string import Template
 
 import httpx2
 import pytest
+
+pytestmark = pytest.mark.every_store(without="memory")
 
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"^curl (?P<arguments>.+)  # (?P<status>\d{3})$", re.MULTILINE)
@@ -25,9 +27,9 @@ PATIENCE_SECONDS = 10
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Generator[httpx2.Client]:
+def client(tmp_path: Path, new_url: Callable[[], str]) -> Generator[httpx2.Client]:
     """Start the FastAPI example; requests wait in the socket's queue until it accepts."""
-    own = {"EXPORTS_STORE": f"sqlite:///{tmp_path}/jobs.db", "EXPORTS_FOLDER": str(tmp_path)}
+    own = {"EXPORTS_STORE": new_url(), "EXPORTS_FOLDER": str(tmp_path)}
     with socket.create_server(("127.0.0.1", 0)) as listening:
         number = str(listening.fileno())
         command = [

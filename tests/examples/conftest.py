@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.everywhere import SERVERS
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -75,6 +77,11 @@ def wait_for(client: httpx2.Client, process: subprocess.Popen[bytes], log: Path)
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(
+    store_kind: str, new_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Move an example to a server by the one variable there is; unasked it has a file."""
     for name in [name for name in os.environ if name.startswith("EXPORTS_")]:
         monkeypatch.delenv(name)
+    if store_kind in SERVERS:
+        monkeypatch.setenv("EXPORTS_STORE", new_url())

@@ -7,7 +7,7 @@ import io
 import json
 import time
 import unicodedata
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,6 +15,8 @@ import httpx2
 import pytest
 
 from asyncjobs.model import new_job_id
+
+pytestmark = pytest.mark.every_store(without="memory")
 
 Serve = Callable[..., AbstractContextManager[httpx2.Client]]
 
@@ -29,9 +31,14 @@ CATEGORY = "Nl"
 EXPECTED = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == CATEGORY]
 
 
-@pytest.fixture(params=SERVERS)
-def client(request: pytest.FixtureRequest, serve: Serve) -> Generator[httpx2.Client]:
-    with serve(SERVERS[request.param]) as client:
+@pytest.fixture(scope="session", params=SERVERS)
+def export_app(request: pytest.FixtureRequest) -> Sequence[str]:
+    return SERVERS[request.param]
+
+
+@pytest.fixture
+def client(serve: Serve, export_app: Sequence[str]) -> Generator[httpx2.Client]:
+    with serve(export_app) as client:
         yield client
 
 
