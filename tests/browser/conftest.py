@@ -42,9 +42,9 @@ FLAGS = [
 Step = dict[str, Any]
 
 
-def make_app(base_url: str | None = None) -> Starlette:
+def make_app(store: str, base_url: str | None = None) -> Starlette:
     """Serve jobs of type `export` that take a step for each `POST /tell/{id}`."""
-    app, jobs = Starlette(), AsyncJobs("memory://", settings=SETTINGS)
+    app, jobs = Starlette(), AsyncJobs(store, settings=SETTINGS)
     steps: defaultdict[str, asyncio.Queue[Step]] = defaultdict(asyncio.Queue)
 
     @jobs.handler("export", estimate=30)
@@ -100,11 +100,11 @@ class Export:
 
 
 @contextmanager
-def serving(*, absolute: bool = False) -> Generator[httpx2.Client]:
+def serving(store: str, *, absolute: bool = False) -> Generator[httpx2.Client]:
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     config = uvicorn.Config(
-        make_app(url if absolute else None), log_config=None, timeout_graceful_shutdown=1
+        make_app(store, url if absolute else None), log_config=None, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],))
@@ -119,8 +119,8 @@ def serving(*, absolute: bool = False) -> Generator[httpx2.Client]:
 
 
 @pytest.fixture(scope="module")
-def client() -> Generator[httpx2.Client]:
-    with serving() as served:
+def client(new_url: Callable[[], str]) -> Generator[httpx2.Client]:
+    with serving(new_url()) as served:
         yield served
 
 
@@ -137,9 +137,9 @@ def job(client: httpx2.Client) -> Generator[Export]:
 
 
 @pytest.fixture
-def absolute_job() -> Generator[Export]:
+def absolute_job(new_url: Callable[[], str]) -> Generator[Export]:
     """Make a job of an application that knows its own base URL."""
-    with serving(absolute=True) as client:
+    with serving(new_url(), absolute=True) as client:
         yield begin(client)
 
 

@@ -39,7 +39,9 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Exports</t
 
 @pytest.fixture(scope="module", params=SERVERS)
 def client(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    new_url: Callable[[], str],
 ) -> Generator[httpx2.Client]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
@@ -47,7 +49,7 @@ def client(
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=tmp_path_factory.mktemp(request.param),
-        env={**os.environ, "EXPORTS_STORE": "memory://"},
+        env={**os.environ, "EXPORTS_STORE": new_url()},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

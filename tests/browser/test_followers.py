@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+pytestmark = pytest.mark.every_store
+
 OpenPage = Callable[..., Page]
 
 FOLLOW = """async ([url, options]) => {

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
+pytestmark = pytest.mark.every_store
+
 # The page's clock stands from then on, until it is moved.
 START = datetime(2001, 1, 1, tzinfo=UTC)
 

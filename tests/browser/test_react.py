@@ -81,7 +81,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Route], None]
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+def example(tmp_path_factory: pytest.TempPathFactory, new_url: Callable[[], str]) -> Generator[str]:
     """Serve the example as its first line says."""
     folder = tmp_path_factory.mktemp("example")
     config = uvicorn.Config("", port=0)
@@ -92,7 +92,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", *command, "--app-dir", str(ROOT / "examples")],
             cwd=folder,
-            env={**os.environ, "EXPORTS_STORE": "memory://"},
+            env={**os.environ, "EXPORTS_STORE": new_url()},
             pass_fds=[listening.fileno()],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
