@@ -4,7 +4,9 @@ Blocks in comments (`<!-- invisible-code-block: python`) check what the prose ar
 """
 
 import logging
-from collections.abc import Generator
+import re
+from collections import defaultdict
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).parents[2]
+# How a page's application names its store, where that is none of a server.
+STORE = re.compile(r'AsyncJobs\(\s*"(memory://|sqlite:///[^"]+)"')
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+MOVABLE = [page for page in PAGES if STORE.search(page.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +31,49 @@ def logging_as_before() -> Generator[None]:
         one.handlers, one.filters = handlers, filters
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_snippet_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def run(page: Path, name: str) -> None:
+    """Run the blocks of a page; `name` is where to look for one that fails."""
     document = Document.parse(str(page), PythonCodeBlockParser())
     document.namespace["__name__"] = page.stem
     for example in document.examples():
         try:
             example.evaluate()
         except BaseException as error:
-            error.add_note(f"in the block at {page.relative_to(ROOT)}:{example.line}")
+            error.add_note(f"in the block at {name}:{example.line}")
             raise
+
+
+def moved(text: str, new_url: Callable[[], str]) -> str:
+    """Give each application of a page a store elsewhere; those that shared a file share it."""
+    urls = defaultdict[str | int, str](new_url)
+
+    def elsewhere(found: re.Match[str]) -> str:
+        memory = found[1] == "memory://"
+        return found[0].replace(found[1], urls[found.start() if memory else found[1]])
+
+    return STORE.sub(elsewhere, text)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_snippet_runs(page: Path) -> None:
+    run(page, name_of(page))
+
+
+@pytest.mark.every_store(without="memory")
+@pytest.mark.parametrize("page", MOVABLE, ids=name_of)
+def test_a_page_s_application_moves_to_another_store_by_its_url_alone(
+    page: Path, tmp_path: Path, new_url: Callable[[], str]
+) -> None:
+    text = page.read_text(encoding="utf-8")
+    elsewhere = tmp_path / page.name
+    elsewhere.write_text(moved(text, new_url), encoding="utf-8")
+    run(elsewhere, name_of(page))
