@@ -250,8 +250,15 @@ def overdue(job: Job, now: datetime) -> Job | None:
 
 def forgettable(job: Job, now: datetime) -> bool:
     """Tell whether the retention of a finished job has ended, and it owes no callback any more."""
-    ended = job.status.terminal and job.expires_at is not None and now >= job.expires_at
-    return ended and not (owes_callback(job) and now < callback_end(job))
+    moment = forgettable_from(job)
+    return moment is not None and now >= moment
+
+
+def forgettable_from(job: Job) -> datetime | None:
+    """Say from when on a finished job is forgettable if nobody writes it any more; None: never."""
+    if not job.status.terminal or job.expires_at is None:
+        return None
+    return max(job.expires_at, callback_end(job)) if owes_callback(job) else job.expires_at
 
 
 def owes_callback(job: Job) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -19,15 +20,16 @@ from uuid import uuid4
 import anyio
 
 from asyncjobs.encoding import from_microseconds, readable, sequence_of, to_microseconds
-from asyncjobs.errors import ConfigurationError, NotOpen
+from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
 from asyncjobs.model import Job, JobId, JobStatus
 from asyncjobs.protocols import Change, Finding, Page, Selection
+from asyncjobs.stores import redis_looks as looks
 from asyncjobs.stores import redis_rows as rows
 from asyncjobs.stores import redis_scripts as scripts
 from asyncjobs.stores.event_loops import require_asyncio
 from asyncjobs.stores.redis_changes import Changes
 from asyncjobs.stores.redis_checks import check, inspect
-from asyncjobs.stores.redis_scripts import Keys
+from asyncjobs.stores.redis_keys import Keys
 from asyncjobs.stores.redis_server import Server, name_of, split_url
 
 # Of a cursor, which is a score: exact up to 2**53.
@@ -109,7 +111,7 @@ class RedisStore:
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
         found = await self._opened.server.read(
-            [("HMGET", self._keys.job(job_id), *scripts.FIELDS) for job_id in ids]
+            [("HMGET", self._keys.job(job_id), *looks.FIELDS) for job_id in ids]
         )
         return [
             rows.read(job_id, row) if any(value is not None for value in row) else None
@@ -136,14 +138,14 @@ class RedisStore:
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
     ) -> Sequence[Job]:
         server, keys = self._opened.server, self._keys
-        due = [keys.due(lane) for lane in dict.fromkeys(lanes)]
+        names = [keys.held, keys.all, *map(keys.due, dict.fromkeys(lanes))]
         moments = [to_microseconds(now), to_microseconds(until)]
         taken: list[Job] = []
-        left, more = limit, bool(due)
+        left, more = limit, bool(lanes)
         while more and left > 0:
             most = min(left, _MOST_READ)
             more, found = await server.run(
-                scripts.TAKE, due, [keys.prefix, *moments, most, _MOST_BYTES], repeat=False
+                scripts.TAKE, names, [keys.prefix, *moments, most, _MOST_BYTES], repeat=False
             )
             left -= len(found)
             taken += readable(found, rows.named(rows.read))
@@ -166,15 +168,15 @@ class RedisStore:
         while start and len(found) <= limit:
             bounds = [limit + 1 - len(found), _MOST_ENTRIES]
             go_on, fitting, gone = await server.run(
-                scripts.LIST,
+                looks.LIST,
                 [index],
                 [self._keys.prefix, start, *bounds, *_wanted(which)],
                 repeat=True,
             )
             found += fitting
             start = b"(" + go_on if go_on else b""
-            for order in gone:  # evicted, or deleted by hand
-                await server.command("ZREMRANGEBYSCORE", index, order, order)
+            with suppress(StoreUnavailable):  # a replica may be read, too
+                await server.read([("ZREMRANGEBYSCORE", index, order, order) for order in gone])
         jobs = readable([row[1:] for row in found[:limit]], rows.named(rows.read_narrow))
         return Page(jobs, str(int(found[limit - 1][0] or 0)) if len(found) > limit else None)
 
@@ -184,7 +186,7 @@ class RedisStore:
         looked = _MOST_ENTRIES
         while looked == _MOST_ENTRIES and counted < most:
             args = [to_microseconds(until), seen, _MOST_ENTRIES]
-            looked, before = await self._opened.server.run(scripts.COUNT, names, args, repeat=True)
+            looked, before = await self._opened.server.run(looks.COUNT, names, args, repeat=True)
             seen += looked
             counted += before
         return min(counted, most)

@@ -7,13 +7,13 @@ from typing import Any
 
 from asyncjobs.errors import SchemaError, StoreUnavailable
 from asyncjobs.protocols import Finding
-from asyncjobs.stores.redis_scripts import Keys
+from asyncjobs.stores.redis_keys import Keys
 from asyncjobs.stores.redis_server import Server
 
 log = logging.getLogger("asyncjobs")
 
 # What is written by another version of `redis_scripts` is not touched.
-_SCHEMA = 1
+_SCHEMA = 2
 
 # The first versions with the script flags that keep a script from being broken off in the middle.
 _REDIS, _VALKEY = 7, 8
@@ -38,10 +38,11 @@ async def inspect(server: Server, schema_key: str) -> list[Finding]:
     if not config:
         return [*found, Finding("settings", "not told", "look at them yourself: docs/howto/redis")]
     policy, log_, sync = (config[n] for n in ("maxmemory-policy", "appendonly", "appendfsync"))
-    evicts = "jobs are evicted when memory is full; set it to noeviction"
+    what = _evicted_by(policy)
+    evicts = f"{what} are evicted when memory is full; set it to noeviction" if what else ""
     forgets = "a restart forgets jobs; set it to yes"
     unsynced = "a crash of the machine may lose half a minute of jobs; set it to everysec or always"
-    found.append(Finding("maxmemory-policy", policy, evicts if policy[:7] == "allkeys" else ""))
+    found.append(Finding("maxmemory-policy", policy, evicts))
     found.append(Finding("appendonly", log_, forgets if log_ == "no" else ""))
     return [*found, Finding("appendfsync", sync, unsynced if sync == "no" else "")]
 
@@ -75,7 +76,7 @@ async def _check_schema(server: Server, key: str) -> None:
     version = (found or b"%d" % _SCHEMA).decode(errors="replace")
     if not version.isdecimal():
         raise _foreign(server, key)
-    if int(version) > _SCHEMA:
+    if int(version) != _SCHEMA:
         raise SchemaError(
             server.name, f"it has schema version {version}, this asyncjobs knows {_SCHEMA}"
         )
@@ -89,13 +90,13 @@ async def _warn_of_losses(server: Server) -> None:
     config = await _allowed(server, "CONFIG GET", "maxmemory-policy", "appendonly")
     if config is None:
         return
-    # Our keys never expire, so the policies for volatile keys do not touch them.
     policy = str(config.get("maxmemory-policy", ""))
-    if policy.startswith("allkeys"):
+    if evicted := _evicted_by(policy):
         log.warning(
-            "The store %s evicts jobs when its memory is full (maxmemory-policy %s); "
+            "The store %s evicts %s when its memory is full (maxmemory-policy %s); "
             "set it to noeviction",
             server.name,
+            evicted,
             policy,
         )
     if config.get("appendonly") == "no":
@@ -104,6 +105,12 @@ async def _warn_of_losses(server: Server) -> None:
             "(appendonly no)",
             server.name,
         )
+
+
+def _evicted_by(policy: str) -> str:
+    """Name what is thrown away when memory is full; only finished jobs have an expiry."""
+    evicted = {"allkeys": "jobs", "volatile": "finished jobs"}
+    return evicted.get(policy.partition("-")[0], "")
 
 
 async def _allowed(server: Server, *words: str) -> dict[str, Any] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Sequence
 from datetime import datetime
 from typing import TypeVar
+
+from pydantic_core import to_json
 
 from asyncjobs.encoding import (
     Columns,
@@ -16,9 +17,11 @@ from asyncjobs.encoding import (
     to_microseconds,
 )
 from asyncjobs.errors import UnreadableJob
+from asyncjobs.lifecycle import forgettable_from
 from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change
-from asyncjobs.stores.redis_scripts import FIELDS, NARROW, Keys
+from asyncjobs.stores.redis_keys import Keys
+from asyncjobs.stores.redis_looks import FIELDS, NARROW
 
 T = TypeVar("T")
 
@@ -54,17 +57,16 @@ def size_of(job: Job) -> int:
 def insertion(job: Job, keys: Keys) -> list[Argument]:
     """Make the arguments by which the script adds a job."""
     more = _result(job)
-    owned = key = ""
+    owned = ""
     if job.user_id is not None:
         owned = keys.owned(job.user_id)
         more += ["owner", job.user_id]
-    if job.idempotency_key is not None:
-        # No owner is null, and so is not the owner whose name is empty.
-        key = json.dumps([job.user_id, job.type, job.idempotency_key])
-        more += ["key", key]
+    keyed = "" if job.idempotency_key is None else "1"
+    # No owner is null, and so is not the owner whose name is empty.
+    trace = to_json([job.user_id, job.type, job.idempotency_key])
     indexed = (job.id, job.lane, due_at(job), job.status, job.type, job.revision)
     texts = (encode_submission(job), encode_state(job), job.payload_json)
-    return [*indexed, *texts, key, owned, len(more), *more]
+    return [*indexed, *texts, trace, keyed, owned, ends(job), len(more), *more]
 
 
 def replacement(change: Change) -> list[Argument]:
@@ -72,11 +74,17 @@ def replacement(change: Change) -> list[Argument]:
     job = change.job
     more = _result(job)
     indexed = (job.id, change.expected_revision, job.lane, due_at(job), job.status, job.revision)
-    return [*indexed, encode_state(job), len(more), *more]
+    return [*indexed, encode_state(job), ends(job), len(more), *more]
 
 
 def due_at(job: Job) -> Argument:
     return "" if job.due_at is None else to_microseconds(job.due_at)
+
+
+def ends(job: Job) -> Argument:
+    """Tell in milliseconds since 1970 from when on nobody needs the job."""
+    end = forgettable_from(job)
+    return "" if end is None else to_microseconds(end) // 1000
 
 
 def _result(job: Job) -> list[Argument]:

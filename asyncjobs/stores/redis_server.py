@@ -26,7 +26,7 @@ from redis.exceptions import (
 )
 
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
-from asyncjobs.stores.redis_scripts import Script
+from asyncjobs.stores.redis_looks import Script
 
 T = TypeVar("T")
 

@@ -117,7 +117,8 @@ def test_another_event_loop_than_asyncio_s_is_refused(store: RedisStore) -> None
 
 
 @pytest.mark.parametrize(
-    ("found", "reason"), [("2", "schema version 2"), ("diary", "another program")]
+    ("found", "reason"),
+    [("1", "schema version 1"), ("3", "schema version 3"), ("diary", "another program")],
 )
 async def test_keys_of_another_version_or_program_are_left_alone(
     store: RedisStore, tell: Any, found: str, reason: str

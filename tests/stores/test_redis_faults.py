@@ -257,9 +257,10 @@ async def test_a_replica_can_be_read_and_not_written(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("options", "warned"),
     [
-        (["--appendonly", "yes", "--maxmemory-policy", "allkeys-lru"], ["evicts jobs"]),
+        (["--appendonly", "yes", "--maxmemory-policy", "allkeys-lru"], ["evicts jobs when"]),
         (["--appendonly", "no"], ["appendonly no"]),
-        (["--appendonly", "yes", "--maxmemory-policy", "volatile-lru"], []),
+        (["--appendonly", "yes", "--maxmemory-policy", "volatile-lru"], ["evicts finished jobs"]),
+        (["--appendonly", "yes", "--maxmemory-policy", "noeviction"], []),
         (["--appendonly", "yes", "--rename-command", "CONFIG", ""], []),
     ],
 )

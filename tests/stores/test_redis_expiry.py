@@ -1,0 +1,277 @@
+"""Jobs that the server itself forgets, where no process has looked after them for long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncjobs import AsyncJobs, Settings, lifecycle, moving
+from asyncjobs.errors import UnknownJob
+from asyncjobs.model import HOUSEKEEPING, Job, JobError, JobStatus
+from asyncjobs.protocols import Change, Selection
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.stores.redis import RedisStore
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
+
+pytestmark = pytest.mark.anyio
+
+DAY = timedelta(days=1)
+AFTER = NOW + 30 * DAY
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+QUICK = Settings(sweep=timedelta(seconds=0.01), poll=timedelta(seconds=0.01))
+
+Expire = Callable[..., None]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def store(redis_url: str, namespace: str) -> RedisStore:
+    return RedisStore(redis_url, namespace=namespace)
+
+
+@pytest.fixture
+def expire(store: RedisStore, tell: Any) -> Expire:
+    """Let the server's own expiry of some jobs come."""
+
+    def now(*jobs: Job) -> None:
+        for job in jobs:
+            assert tell("PEXPIREAT", store._keys.job(job.id), 1) == 1
+
+    return now
+
+
+# what expires, and when
+
+
+def by_completion(job: Job) -> Job:
+    return lifecycle.complete(begun(job), LATER, token="t", result=b"1")
+
+
+def by_failure(job: Job) -> Job:
+    error = JobError(code="bad_input", message="No such file.")
+    return lifecycle.fail(begun(job), LATER, token="t", error=error)
+
+
+def by_cancellation(job: Job) -> Job:
+    return lifecycle.cancel(job, LATER)
+
+
+ENDS = [by_completion, by_failure, by_cancellation]
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_finished_job_expires_a_day_after_its_retention(
+    store: RedisStore, tell: Any, end: Callable[[Job], Job]
+) -> None:
+    job, copied = sample_job(), end(sample_job())
+    done = end(job)
+    async with store:
+        await store.insert([job, copied])
+        assert list(await store.replace([Change(done, job.revision)])) == [True]
+    for one in (done, copied):
+        assert one.expires_at is not None
+        assert expiry_of(tell, store, one) == one.expires_at + DAY
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_job_without_a_retention_never_expires(
+    store: RedisStore, tell: Any, end: Callable[[Job], Job]
+) -> None:
+    job, copied = sample_job(retention=None), end(sample_job(retention=None))
+    async with store:
+        await store.insert([job, copied])
+        assert list(await store.replace([Change(end(job), job.revision)])) == [True]
+    assert expiry_of(tell, store, job) is expiry_of(tell, store, copied) is None
+
+
+async def test_a_job_that_waits_or_runs_does_not_expire(store: RedisStore, tell: Any) -> None:
+    job = sample_job()
+    started = begun(job)
+    done = lifecycle.complete(started, LATER, token="t", result=b"1")
+    again = started.model_copy(update={"revision": done.revision + 1})
+    async with store:
+        await store.insert([job])
+        assert expiry_of(tell, store, job) is None
+        await store.replace([Change(started, job.revision)])
+        await store.take([HOUSEKEEPING], now=AFTER, until=AFTER + DAY, limit=1)
+        assert expiry_of(tell, store, job) is None
+        await store.replace([Change(done, started.revision)])
+        assert expiry_of(tell, store, job) is not None
+        await store.replace([Change(again, done.revision)])
+        assert expiry_of(tell, store, job) is None
+
+
+async def test_a_job_that_owes_its_callback_is_kept_until_that_is_given_up(
+    store: RedisStore, tell: Any
+) -> None:
+    job = sample_job(callback_url="https://hooks.example.com/ended", retention=timedelta(hours=1))
+    async with store:
+        await store.insert([job])
+        done = await ended(store, job, b"1")
+        assert expiry_of(tell, store, job) == lifecycle.callback_end(done) + DAY
+        told = lifecycle.call_back(done, LATER)
+        await store.replace([Change(told, done.revision)])
+    assert told.expires_at is not None
+    assert expiry_of(tell, store, job) == told.expires_at + DAY
+
+
+async def test_what_should_have_expired_long_ago_stays_for_a_day_where_it_is_written(
+    store: RedisStore, tell: Any
+) -> None:
+    job = sample_job(created_at=LONG_AGO)
+    done = lifecycle.cancel(job, LONG_AGO)
+    async with store:
+        await store.insert([done])
+        [found] = await store.get([job.id])
+        assert found == done
+        now = await store.now()
+    expiry = expiry_of(tell, store, job)
+    assert expiry is not None
+    assert timedelta(minutes=-5) < expiry - now - DAY < timedelta(minutes=5)
+
+
+async def test_old_jobs_are_moved_here_whole(store: RedisStore) -> None:
+    source = MemoryStore()
+    jobs = [lifecycle.cancel(sample_job(created_at=LONG_AGO), LONG_AGO), sample_job()]
+    async with source, store:
+        await source.insert(jobs)
+        planned = await moving.plan(source, store)
+        moved = await moving.copy(source, store, planned, lambda *_: None)
+        assert moved.digest.jobs == 2
+        assert list(await store.get([job.id for job in jobs])) == jobs
+
+
+# what is left of a job that has expired
+
+
+async def test_a_job_that_has_expired_is_no_job_to_anyone(
+    store: RedisStore, expire: Expire
+) -> None:
+    gone, kept = sample_job(user_id="ann"), sample_job(user_id="ann")
+    async with store:
+        await store.insert([gone, kept])
+        done, last = await ended(store, gone, b"1"), await ended(store, kept, b"2")
+        expire(done)
+        assert list(await store.get([gone.id, kept.id])) == [None, last]
+        assert list(await store.replace([Change(done, done.revision)])) == [False]
+        which = Selection("ann", gone.type, JobStatus.COMPLETED)
+        for selection in (which, Selection(type=gone.type, status=which.status), Selection()):
+            assert ids((await store.list(selection, limit=9)).jobs) == [kept.id]
+        await store.delete([gone.id])
+        assert ids(await store.take([HOUSEKEEPING], now=AFTER, until=AFTER, limit=9)) == [kept.id]
+
+
+OWNERS = (None, "", "ann", "{b}", 'a "b" [c]', "Zoë 🌍")
+
+
+async def test_who_meets_what_is_left_of_a_job_takes_all_of_it_away(
+    store: RedisStore, tell: Any, expire: Expire
+) -> None:
+    jobs = [
+        sample_job(user_id=owner, idempotency_key=key, type=kind)
+        for owner in OWNERS
+        for key, kind in ((None, "export"), ("k", "export"), ("a b\u2028", "a b"))
+    ]
+    async with store:
+        await store.insert(jobs)
+        done = [await ended(store, job, b"1") for job in jobs]
+        expire(*done)
+        assert list(await store.take([HOUSEKEEPING], now=AFTER, until=AFTER + DAY, limit=9)) == []
+    keys = tell("KEYS", f"{{{store.namespace}}}*")
+    assert sorted(keys) == sorted([store._keys.schema, store._keys.sequence])
+
+
+async def test_jobs_behind_many_that_have_expired_are_reached(
+    store: RedisStore, tell: Any, expire: Expire
+) -> None:
+    jobs = [lifecycle.cancel(sample_job(user_id="ann"), NOW) for _ in range(300)]
+    last = lifecycle.cancel(sample_job(), LATER)
+    async with store:
+        await store.insert([*jobs, last])
+        expire(*jobs)
+        assert ids((await store.list(Selection("ann"), limit=9)).jobs) == []
+        assert tell("EXISTS", store._keys.owned("ann")) == 0
+        taken = await store.take([HOUSEKEEPING], now=AFTER, until=AFTER + DAY, limit=1)
+        assert ids(taken) == [last.id]
+        assert tell("ZCARD", store._keys.all) == tell("ZCARD", store._keys.due(HOUSEKEEPING)) == 1
+
+
+async def test_a_key_whose_job_has_expired_is_free_and_stays_with_its_new_job(
+    store: RedisStore, expire: Expire
+) -> None:
+    old, new = (sample_job(user_id="ann", idempotency_key="k") for _ in "12")
+    async with store:
+        await store.insert([old])
+        expire(await ended(store, old, b"1"))
+        assert list(await store.insert([new])) == [new]
+        assert list(await store.take([HOUSEKEEPING], now=AFTER, until=AFTER, limit=9)) == []
+        assert list(await store.insert([old])) == [new]
+        assert ids((await store.list(Selection("ann"), limit=9)).jobs) == [new.id]
+
+
+async def test_a_job_that_comes_back_after_it_expired_keeps_what_is_its_own(
+    store: RedisStore, tell: Any, expire: Expire
+) -> None:
+    job = by_completion(sample_job(user_id="ann", idempotency_key="k"))
+    async with store:
+        await store.insert([job])
+        expire(job)
+        await store.insert([job])
+        assert tell("ZCARD", store._keys.due(HOUSEKEEPING)) == 2
+        assert ids(await store.take([HOUSEKEEPING], now=AFTER, until=AFTER + DAY, limit=9)) == [
+            job.id
+        ]
+        assert tell("ZCARD", store._keys.due(HOUSEKEEPING)) == 1
+        for which in (Selection("ann"), Selection(None, job.type, job.status), Selection()):
+            assert ids((await store.list(which, limit=9)).jobs) == [job.id]
+        assert ids(await store.insert([sample_job(user_id="ann", idempotency_key="k")])) == [job.id]
+
+
+async def test_an_entry_in_a_lane_that_its_job_has_left_is_removed(
+    store: RedisStore, tell: Any
+) -> None:
+    job = sample_job()
+    async with store:
+        await store.insert([job])
+        [entry] = tell("ZRANGE", store._keys.due(LANE), 0, -1)
+        await store.replace([Change(begun(job), job.revision)])
+        tell("ZADD", store._keys.due(LANE), 1, entry)
+        assert list(await store.take([LANE], now=LATER, until=AFTER, limit=9)) == []
+        assert tell("EXISTS", store._keys.due(LANE)) == 0
+        assert ids(await store.take([HOUSEKEEPING], now=LATER, until=AFTER, limit=9)) == [job.id]
+
+
+async def test_housekeeping_clears_up_after_jobs_that_expired_while_nobody_ran(
+    store: RedisStore, redis_url: str, tell: Any, expire: Expire
+) -> None:
+    old = [sample_job(created_at=LONG_AGO, user_id="ann", idempotency_key=key) for key in "12"]
+    async with store:
+        await store.insert([lifecycle.cancel(job, LONG_AGO) for job in old])
+    expire(old[0])
+    left = [store._keys.all, store._keys.held, store._keys.owned("ann")]
+    assert tell("EXISTS", *left) == 3
+    async with AsyncJobs(f"{redis_url}?namespace={store.namespace}", settings=QUICK) as jobs:
+        with pytest.raises(UnknownJob):
+            await jobs.find(old[0].id)
+        with anyio.fail_after(60):
+            while tell("EXISTS", *left):
+                await anyio.lowlevel.checkpoint()
+
+
+def expiry_of(tell: Any, store: RedisStore, job: Job) -> datetime | None:
+    """Read when the server forgets a job; to the millisecond, as the job's own moments are here."""
+    found = tell("PEXPIRETIME", store._keys.job(job.id))
+    assert found != -2
+    if found == -1:
+        return None
+    moment = datetime.fromtimestamp(found / 1000, UTC)
+    return moment.replace(microsecond=round(moment.microsecond, -3) + NOW.microsecond % 1000)
