@@ -28,6 +28,7 @@ class Changes:
         self._server = server
         self._channel = channel
         self._writer = writer.encode()
+        self._turns = 0
 
     async def follow(self, pause: float) -> AsyncGenerator[Sequence[JobId]]:
         """Yield ids as they come, at most one batch per `pause` seconds.
@@ -36,6 +37,7 @@ class Changes:
         """
         # A connection of its own: a subscription takes one up entirely.
         client = self._server.connect(1, idle=0)
+        self._turns = self._server.turns
         # The driver's annotations are not complete.
         subscription = cast("PubSub", cast("Any", client).pubsub())
         try:
@@ -58,6 +60,8 @@ class Changes:
         ids: dict[JobId, None] = {}
         message = await _message(subscription, _SILENCE_SECONDS)
         if message is None:
+            if self._server.turns != self._turns:
+                raise StoreUnavailable(self._server.name, "another server may be in charge by now")
             await cast("Any", subscription).ping()
             message = await self._expect(subscription, "pong")
         while message is not None and len(ids) <= _MOST:

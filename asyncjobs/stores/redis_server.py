@@ -48,6 +48,15 @@ _FORM = (
 )
 _DATABASE = re.compile(r"(/\d*)?")
 
+# By their names, as not every version of the driver has them all.
+_NOT_IN_CHARGE = (
+    "ReadOnlyError",
+    "AskError",
+    "TryAgainError",
+    "ClusterDownError",
+    "MasterDownError",
+)
+
 _MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)")
 
 
@@ -88,6 +97,8 @@ class Server:
         self._connections = connections
         self._client = self.connect(connections)
         self._retired: list[Redis] = []
+        #: How often another server was found to be in charge.
+        self.turns = 0
         self._node: tuple[str, int] | None = None
 
     def connect(self, connections: int, *, idle: int = _IDLE_SECONDS) -> Redis:
@@ -154,17 +165,19 @@ class Server:
     async def ask(self, call: Callable[[Redis], Awaitable[T]], *, repeat: bool) -> T:
         """Call, and call again where that may be; every error comes out as `StoreUnavailable`.
 
-        Not to be cancelled in the middle: nobody would know what was done. The driver's time-outs
-        bound it.
+        What a server has refused because it is not in charge was not done, and may be repeated. Not
+        to be cancelled in the middle: nobody would know what was done. The driver's time-outs bound
+        it.
         """
         give_up = anyio.current_time() + self.timeout
         with anyio.CancelScope(shield=True):
-            for pause in _PAUSES if repeat else ():
+            for pause in _PAUSES:
                 try:
                     with self.errors():
                         return await self._once(call)
                 except StoreUnavailable as error:
-                    if not _may_pass(error) or anyio.current_time() > give_up:
+                    again = _is_undone(error) or (repeat and _may_pass(error))
+                    if not again or anyio.current_time() > give_up:
                         raise
                 await anyio.sleep(pause)
             with self.errors():
@@ -190,7 +203,9 @@ class Server:
                 await _drop_idle(client)  # what has ended this connection has ended those, too
             raise
         except ReadOnlyError:
-            await _drop_idle(client)  # a failover may have made a replica of it: look it up anew
+            # A failover may have made a replica of it: look it up anew.
+            self.turns += 1
+            await _drop_idle(client)
             raise
         except ResponseError as error:
             if (node := _moved_to(error)) is None:
@@ -203,6 +218,7 @@ class Server:
         """Use another node, or (None) the one that the URL names."""
         old, self._client = self._client, self.connect(self._connections)
         self._node = node
+        self.turns += 1
         if node is not None:
             host, port = node
             self._client.connection_pool.connection_kwargs.update(
@@ -228,6 +244,11 @@ async def _drop_idle(client: Redis) -> None:
 
 def _may_pass(error: StoreUnavailable) -> bool:
     return isinstance(error.__cause__, (RedisConnectionError, RedisTimeoutError, OSError))
+
+
+def _is_undone(error: StoreUnavailable) -> bool:
+    """Tell whether the server has refused a command because it is not in charge, or not yet."""
+    return type(error.__cause__).__name__ in _NOT_IN_CHARGE
 
 
 def _moved_to(error: ResponseError) -> tuple[str, int] | None:
