@@ -27,6 +27,7 @@ from redis.exceptions import (
 
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.stores.redis_looks import Script
+from asyncjobs.stores.redis_sentinels import sentinels_of
 
 T = TypeVar("T")
 
@@ -93,7 +94,10 @@ class Server:
     def __init__(self, url: str, *, timeout: float, connections: int) -> None:
         self.name = name_of(url)
         self.timeout = timeout
-        self._url = url
+        try:
+            self._url, self._sentinels = sentinels_of(url, timeout=timeout)
+        except ValueError as error:
+            raise self._unusable(error) from error
         self._connections = connections
         self._client = self.connect(connections)
         self._retired: list[Redis] = []
@@ -116,12 +120,12 @@ class Server:
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
             )
+            if self._sentinels is not None:
+                self._sentinels.lead(pool)
             # Only now the driver looks at the options.
             pool.make_connection()
         except (TypeError, ValueError, RedisError) as error:
-            raise ConfigurationError(
-                f"The URL of the store {self.name} cannot be used: {error}"
-            ) from error
+            raise self._unusable(error) from error
         return Redis(connection_pool=pool)
 
     async def close(self) -> None:
@@ -191,6 +195,9 @@ class Server:
             yield
         except (RedisError, OSError) as error:
             raise StoreUnavailable(self.name, str(error) or type(error).__name__) from error
+
+    def _unusable(self, error: Exception) -> ConfigurationError:
+        return ConfigurationError(f"The URL of the store {self.name} cannot be used: {error}")
 
     async def _once(self, call: Callable[[Redis], Awaitable[T]]) -> T:
         client = self._client

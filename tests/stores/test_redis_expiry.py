@@ -145,9 +145,13 @@ async def test_old_jobs_are_moved_here_whole(store: RedisStore) -> None:
     async with source, store:
         await source.insert(jobs)
         planned = await moving.plan(source, store)
-        moved = await moving.copy(source, store, planned, lambda *_: None)
+        moved = await moving.copy(source, store, planned, told)
         assert moved.digest.jobs == 2
         assert list(await store.get([job.id for job in jobs])) == jobs
+
+
+def told(_what: str, _done: int, _all: int) -> None:
+    """Hear how far a move has come."""
 
 
 # what is left of a job that has expired

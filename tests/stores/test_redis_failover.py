@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 from collections.abc import Callable, Generator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+import redis
 from redis.exceptions import ReadOnlyError
 
-from asyncjobs.errors import StoreUnavailable
+from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.protocols import Change
+from asyncjobs.stores import store_from_url
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import TcpProxy, sample_job
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
+from tests.conftest import ask, binary
 
 pytestmark = pytest.mark.anyio
 
@@ -126,6 +132,83 @@ async def test_who_is_told_of_changes_by_a_former_primary_asks_the_new_one(
             await anext(anew)
             await other.delete([job.id])
             assert list(await anext(anew)) == [job.id]
+
+
+# where Sentinels say
+
+
+@pytest.fixture
+def sentinel(pair: Pair, tmp_path: Path) -> Generator[str]:
+    """Start a Sentinel that watches the pair, and name its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = tmp_path / "sentinel.conf"
+    settings.write_text(
+        f"bind 127.0.0.1\nport {port}\ndir {tmp_path}\nlogfile {tmp_path}/sentinel.log\n"
+        f"requirepass known\nsentinel monitor jobs 127.0.0.1 {pair.primary.port} 1\n"
+    )
+    with subprocess.Popen([binary(), settings, "--sentinel"]) as process:
+        try:
+            until(lambda: watches(f"redis://:known@127.0.0.1:{port}"))
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def watches(url: str) -> bool:
+    """Tell whether a Sentinel has heard from the replica itself, and so could choose it."""
+    with suppress(redis.ConnectionError):
+        known = [
+            dict(zip(found[::2], found[1::2], strict=True))
+            for found in ask(url, "SENTINEL", "REPLICAS", "jobs")
+        ]
+        return any(one["flags"] == "slave" and one["master-host"] != "?" for one in known)
+    return False
+
+
+def primary_by(url: str) -> str:
+    """Ask a Sentinel for the port of the primary; it names the new one when all has been done."""
+    _, port = ask(url, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "jobs")
+    return str(port)
+
+
+async def test_the_primary_that_sentinels_name_is_found_and_found_again(
+    pair: Pair, sentinel: str
+) -> None:
+    url = f"redis://127.0.0.1:1,{sentinel}/0?sentinel=jobs&sentinel_password=known&namespace=shop"
+    watcher = f"redis://:known@{sentinel}"
+    job, other = sample_job(), sample_job()
+    async with store_from_url(url) as store:
+        await store.insert([job])
+        pair.wait()
+        pair.primary.kill()
+        ask(watcher, "SENTINEL", "FAILOVER", "jobs")
+        until(lambda: primary_by(watcher) == str(pair.replica.port))
+        assert list(await store.insert([other])) == [other]
+        await ended(store, job, b"1")
+    assert pair.replica.ask("GET", "{shop}:sequence") == "2"
+
+
+async def test_a_name_that_no_sentinel_knows_is_told(sentinel: str) -> None:
+    url = f"redis://{sentinel}?sentinel=other&sentinel_password=known"
+    with pytest.raises(StoreUnavailable, match="other"):
+        await opened(RedisStore(url))
+
+
+@pytest.mark.parametrize("options", ["sentinel_nonsense=1", "nonsense=1", "ssl_nonsense=1"])
+async def test_options_for_sentinels_that_the_driver_does_not_know_are_named(options: str) -> None:
+    with pytest.raises(ConfigurationError, match="nonsense"):
+        await opened(RedisStore(f"rediss://127.0.0.1:1?sentinel=jobs&{options}"))
+
+
+async def test_a_sentinel_s_port_is_a_number() -> None:
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        await opened(RedisStore("redis://:secret@127.0.0.1:x?sentinel=jobs"))
+
+
+async def opened(store: RedisStore) -> None:
+    async with store:
+        pass
 
 
 def until(condition: Callable[[], bool]) -> None:
