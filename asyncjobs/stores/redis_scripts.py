@@ -111,11 +111,11 @@ for place = 1, #KEYS do
   local fits = found[1] == expected
   if fits then
     local entry, completed = found[3], prefix .. 'completed:' .. found[5]
-    if due_at ~= '' then
-      redis.call('ZADD', prefix .. 'due:' .. lane, due_at, entry)
-    end
     if status == 'completed' and status ~= found[4] then
       redis.call('ZADD', completed, string.sub(entry, 1, 16), id)
+    end
+    if due_at ~= '' then
+      redis.call('ZADD', prefix .. 'due:' .. lane, due_at, entry)
     end
     redis.call('HSET', job, 'lane', lane, 'due_at', due_at, 'status', status,
       'revision', revision, 'state', state, unpack(ARGV, at + 9, at + 8 + size))

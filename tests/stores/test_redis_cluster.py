@@ -1,0 +1,167 @@
+"""A cluster that moves the slot of the jobs to another node, key by key or as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from redis.exceptions import AskError, TryAgainError
+
+from asyncjobs import lifecycle
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.model import HOUSEKEEPING, Job, JobStatus
+from asyncjobs.protocols import Change, Selection
+from asyncjobs.stores.redis import RedisStore
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
+
+pytestmark = pytest.mark.anyio
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Cluster:
+    """Three nodes; the slot of the jobs is the first one's."""
+
+    def __init__(self, serve: Serve) -> None:
+        self.nodes = [serve("--cluster-enabled", "yes") for _ in range(3)]
+        first, second, third = self.nodes
+        self.slot = int(first.ask("CLUSTER", "KEYSLOT", "{asyncjobs}"))
+        first.ask("CLUSTER", "ADDSLOTSRANGE", 0, self.slot)
+        second.ask("CLUSTER", "ADDSLOTSRANGE", self.slot + 1, self.slot + 1)
+        third.ask("CLUSTER", "ADDSLOTSRANGE", self.slot + 2, 16383)
+        for number, node in enumerate(self.nodes):
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for node in (second, third):
+            first.ask("CLUSTER", "MEET", "127.0.0.1", node.port)
+        until(lambda: all(is_well(node) for node in self.nodes))
+
+    def begin(self) -> None:
+        """Let the slot be on its way from the first node to the second."""
+        first, second, _ = self.nodes
+        second.ask("CLUSTER", "SETSLOT", self.slot, "IMPORTING", first.ask("CLUSTER", "MYID"))
+        first.ask("CLUSTER", "SETSLOT", self.slot, "MIGRATING", second.ask("CLUSTER", "MYID"))
+
+    def carry(self, *keys: str) -> None:
+        """Bring keys over."""
+        first, second, _ = self.nodes
+        if keys:
+            first.ask("MIGRATE", "127.0.0.1", second.port, "", 0, 5000, "KEYS", *keys)
+
+    def end(self) -> None:
+        """Bring over all that are left, and put the second node in charge."""
+        first, second, _ = self.nodes
+        self.carry(*first.ask("CLUSTER", "GETKEYSINSLOT", self.slot, 1000))
+        owner = second.ask("CLUSTER", "MYID")
+        for node in (second, first):
+            node.ask("CLUSTER", "SETSLOT", self.slot, "NODE", owner)
+
+
+@pytest.fixture
+def cluster(serve: Serve) -> Cluster:
+    return Cluster(serve)
+
+
+# key by key
+
+PARTS = ("completed:export", "owner:ann", "due:", "due:default", "held", "all")
+FAR = NOW + timedelta(days=3)
+
+
+async def test_a_slot_that_moves_key_by_key_leaves_every_job_whole(cluster: Cluster) -> None:
+    waiting, running, done = ([sample_job(user_id="ann") for _ in PARTS] for _ in "123")
+    async with RedisStore(cluster.nodes[0].url) as store:
+        await store.insert([*waiting, *running, *done])
+        started = [await begin(store, job) for job in running]
+        finished = [await ended(store, job, b"1") for job in done]
+        cluster.begin()
+        for place, part in enumerate(PARTS):
+            cluster.carry(f"{{asyncjobs}}:{part}")
+            with suppress(StoreUnavailable):
+                await begin(store, waiting[place])
+            with suppress(StoreUnavailable):
+                await finish(store, started[place])
+            with suppress(StoreUnavailable):
+                await store.delete([finished[place].id])
+        cluster.end()
+        jobs = await store.get([job.id for job in (*waiting, *running, *done)])
+        left = {job.id: job for job in jobs if job is not None}
+        taken = await store.take([LANE, HOUSEKEEPING], now=FAR, until=FAR, limit=99)
+        assert {job.id: (job.status, job.lane) for job in taken} == {
+            job.id: (job.status, job.lane) for job in left.values()
+        }
+        assert len(taken) == len(left)
+        await store.delete(ids(taken))  # type: ignore[arg-type]
+        await store.list(Selection(None, "export", JobStatus.COMPLETED), limit=99)
+    assert sorted(cluster.nodes[1].ask("KEYS", "*")) == [
+        "{asyncjobs}:schema",
+        "{asyncjobs}:sequence",
+    ]
+
+
+async def test_what_a_moving_slot_cannot_answer_is_told_and_not_done(cluster: Cluster) -> None:
+    job, new = sample_job(), sample_job()
+    async with RedisStore(cluster.nodes[0].url) as store:
+        await store.insert([job])
+        cluster.begin()
+        assert list(await store.get([job.id])) == [job]
+        await told(store.insert([new]), TryAgainError)
+        cluster.carry(store._keys.job(job.id))
+        await told(store.get([job.id]), AskError)
+        await told(store.replace([Change(begun(job), job.revision)]), AskError)
+        await told(store.take([LANE], now=NOW, until=LATER, limit=1), TryAgainError)
+        cluster.end()
+        assert list(await store.get([job.id, new.id])) == [job, None]
+        assert list(await store.insert([new])) == [new]
+        assert ids(await store.take([LANE], now=NOW, until=LATER, limit=9)) == ids([job, new])
+
+
+async def begin(store: RedisStore, job: Job) -> Job:
+    started = begun(job)
+    assert list(await store.replace([Change(started, job.revision)])) == [True]
+    return started
+
+
+async def finish(store: RedisStore, started: Job) -> None:
+    done = lifecycle.complete(started, NOW, token="t", result=b"1")
+    assert list(await store.replace([Change(done, started.revision)])) == [True]
+
+
+async def told(call: Awaitable[object], error: type[Exception]) -> None:
+    with pytest.raises(StoreUnavailable) as caught:
+        await call
+    assert type(caught.value.__cause__) is error
+
+
+# as a whole
+
+
+async def test_a_slot_that_moves_as_a_whole_is_followed(cluster: Cluster) -> None:
+    first, second, _ = cluster.nodes
+    job, other = sample_job(), sample_job()
+    async with RedisStore(first.url) as store:
+        await store.insert([job])
+        where = ("SLOTSRANGE", cluster.slot, cluster.slot, "NODE", second.ask("CLUSTER", "MYID"))
+        first.ask("CLUSTER", "MIGRATESLOTS", *where)
+        until(lambda: "success" in str(first.ask("CLUSTER", "GETSLOTMIGRATIONS")))
+        assert list(await store.replace([Change(begun(job), job.revision)])) == [True]
+        assert list(await store.insert([other])) == [other]
+        assert second.ask("EXISTS", store._keys.job(job.id), store._keys.job(other.id)) == 2
+
+
+def is_well(node: Any) -> bool:
+    return "cluster_state:ok" in str(node.ask("CLUSTER", "INFO"))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Ask until it is so; pytest's own limit is the patience of who runs it."""
+    while not condition():
+        pass
