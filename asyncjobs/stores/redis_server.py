@@ -49,13 +49,10 @@ _FORM = (
 )
 _DATABASE = re.compile(r"(/\d*)?")
 
-# By their names, as not every version of the driver has them all.
+# The server's words, and the driver's; not every version of it knows them all.
 _NOT_IN_CHARGE = (
-    "ReadOnlyError",
-    "AskError",
-    "TryAgainError",
-    "ClusterDownError",
-    "MasterDownError",
+    *("READONLY", "ASK", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN"),
+    *("ReadOnlyError", "AskError", "TryAgainError", "ClusterDownError", "MasterDownError"),
 )
 
 _MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)")
@@ -255,7 +252,8 @@ def _may_pass(error: StoreUnavailable) -> bool:
 
 def _is_undone(error: StoreUnavailable) -> bool:
     """Tell whether the server has refused a command because it is not in charge, or not yet."""
-    return type(error.__cause__).__name__ in _NOT_IN_CHARGE
+    said = str(error.__cause__).partition(" ")[0]
+    return said in _NOT_IN_CHARGE or type(error.__cause__).__name__ in _NOT_IN_CHARGE
 
 
 def _moved_to(error: ResponseError) -> tuple[str, int] | None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from redis.exceptions import AskError, TryAgainError
+from redis.exceptions import ResponseError
 
 from asyncjobs import lifecycle
 from asyncjobs.errors import StoreUnavailable
@@ -108,16 +108,16 @@ async def test_a_slot_that_moves_key_by_key_leaves_every_job_whole(cluster: Clus
 
 
 async def test_what_a_moving_slot_cannot_answer_is_told_and_not_done(cluster: Cluster) -> None:
-    job, new = sample_job(), sample_job()
-    async with RedisStore(cluster.nodes[0].url) as store:
+    node, job, new = cluster.nodes[0], sample_job(), sample_job()
+    async with RedisStore(node.url) as store:
         await store.insert([job])
         cluster.begin()
         assert list(await store.get([job.id])) == [job]
-        await told(store.insert([new]), TryAgainError)
+        await refused(node, store.insert([new]))
         cluster.carry(store._keys.job(job.id))
-        await told(store.get([job.id]), AskError)
-        await told(store.replace([Change(begun(job), job.revision)]), AskError)
-        await told(store.take([LANE], now=NOW, until=LATER, limit=1), TryAgainError)
+        await refused(node, store.get([job.id]))
+        await refused(node, store.replace([Change(begun(job), job.revision)]))
+        await refused(node, store.take([LANE], now=NOW, until=LATER, limit=1))
         cluster.end()
         assert list(await store.get([job.id, new.id])) == [job, None]
         assert list(await store.insert([new])) == [new]
@@ -135,10 +135,16 @@ async def finish(store: RedisStore, started: Job) -> None:
     assert list(await store.replace([Change(done, started.revision)])) == [True]
 
 
-async def told(call: Awaitable[object], error: type[Exception]) -> None:
+async def refused(node: Any, call: Awaitable[object]) -> None:
+    """See to it that a call is refused before anything is done, and tried three times."""
+    node.ask("CONFIG", "RESETSTAT")
     with pytest.raises(StoreUnavailable) as caught:
         await call
-    assert type(caught.value.__cause__) is error
+    assert isinstance(caught.value.__cause__, ResponseError)
+    commands = node.ask("INFO", "commandstats")
+    counted = [commands.get(f"cmdstat_{name}", {}) for name in ("evalsha", "hmget")]
+    assert [one["rejected_calls"] for one in counted if one] == [3]
+    assert all(one["calls"] == 0 for one in counted if one)
 
 
 # as a whole
