@@ -12,8 +12,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from redis.asyncio import Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 _PORT = 26379
 
@@ -32,6 +33,10 @@ class Sentinels:
         asked.sentinels = self._clients()
         try:
             host, port = await asked.discover_master(self._name)
+        except MasterNotFoundError as error:
+            # The driver's own words describe its objects, options included.
+            reason = f"no Sentinel that answers knows a primary {self._name!r} that is up"
+            raise RedisConnectionError(reason) from error
         finally:
             for client in asked.sentinels:
                 await client.aclose()
