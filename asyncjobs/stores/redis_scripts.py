@@ -35,9 +35,10 @@ end
 # Sets when the server forgets a job by itself. However long ago its retention ended, what was
 # written just now (copied from another store, say) stays for the margin.
 _KEEP = f"""
+local now
 local function keep(job, ends)
-  local now = redis.call('TIME')[1] * 1000
-  redis.call('PEXPIREAT', job, string.format('%.0f', math.max(ends, now) + {_MARGIN_MS}))
+  now = now or redis.call('TIME')[1] * 1000
+  redis.call('PEXPIREAT', job, math.max(ends, now) + {_MARGIN_MS})
 end
 """
 
@@ -191,17 +192,16 @@ for _, item in ipairs(due) do
   local key, entry = item[1], item[2]
   local id = string.match(entry, '^([^ ]*)', 17)
   local job = prefix .. 'job:' .. id
-  local found = redis.call('HMGET', job, 'entry', 'lane')
-  if found[1] == entry and prefix .. 'due:' .. found[2] == key then
-    redis.call('ZADD', key, moved, entry)
-    redis.call('HSET', job, 'due_at', moved)
-    local row = redis.call('HMGET', job"""
+  local row = redis.call('HMGET', job, 'entry', 'lane'"""
     + _READ
     + """)
-    bytes = bytes - #(row[3] or '') - #(row[4] or '')
-    taken[#taken + 1] = {id, unpack(row)}
+  if row[1] == entry and prefix .. 'due:' .. (row[2] or '') == key then
+    redis.call('ZADD', key, moved, entry)
+    redis.call('HSET', job, 'due_at', moved)
+    bytes = bytes - #(row[5] or '') - #(row[6] or '')
+    taken[#taken + 1] = {id, unpack(row, 3)}
   else
-    if not found[1] then
+    if not row[1] then
       clean(id, entry)
     end
     redis.call('ZREM', key, entry)
