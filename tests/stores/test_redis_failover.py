@@ -6,6 +6,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Generator
 from contextlib import aclosing, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import redis
 from redis.exceptions import ReadOnlyError
 
+from asyncjobs import AsyncJobs, JobContext, Settings
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.protocols import Change
 from asyncjobs.stores import store_from_url
@@ -25,6 +27,14 @@ from tests.conftest import ask, binary
 pytestmark = pytest.mark.anyio
 
 Serve = Callable[..., Any]
+
+QUICK = Settings(
+    lease=timedelta(seconds=1),
+    redelivery=timedelta(seconds=1),
+    poll=timedelta(seconds=0.05),
+    sweep=timedelta(seconds=0.05),
+    grace=timedelta(seconds=1),
+)
 
 # Otherwise a replica waits for five seconds, in case another one comes.
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
@@ -132,6 +142,24 @@ async def test_who_is_told_of_changes_by_a_former_primary_asks_the_new_one(
             await anext(anew)
             await other.delete([job.id])
             assert list(await anext(anew)) == [job.id]
+
+
+async def test_a_queue_ends_its_jobs_on_the_server_that_takes_over(pair: Pair) -> None:
+    jobs = AsyncJobs(RedisStore(pair.url, timeout=1), settings=QUICK)
+    jobs.handler("double")(double)
+    async with jobs:
+        with anyio.fail_after(60):
+            accepted = [await jobs.enqueue("double", number) for number in range(50)]
+            pair.wait()
+            pair.promote()
+            pair.demote()
+            accepted += [await jobs.enqueue("double", number) for number in range(50, 60)]
+            done = [await jobs.wait(job.id) for job in accepted]
+    assert [job.result for job in done] == [2 * number for number in range(60)]
+
+
+async def double(number: int, _job: JobContext) -> int:
+    return 2 * number
 
 
 # where Sentinels say
