@@ -124,6 +124,7 @@ class Heartbeat:
         self._attempts: dict[str, Attempt] = {}
         self._wanted = Signal()
         self._asking = False
+        self._expected = 0
         self._none = anyio.Event()
         self._none.set()
 
@@ -138,21 +139,33 @@ class Heartbeat:
         return bool(self._attempts)
 
     @contextmanager
+    def expecting(self) -> Generator[None]:
+        """Let `wait_until_none` wait for the block, in which an attempt begins and ends."""
+        if not self._expected:
+            self._none = anyio.Event()
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
+            if not self._expected:
+                self._none.set()
+
+    @contextmanager
     def attending(self, attempt: Attempt) -> Generator[None]:
         """Keep the attempt's lease inside the block."""
-        if not self._attempts:
-            self._none = anyio.Event()
         self._attempts[attempt.token] = attempt
         self._wanted.set()
         try:
             yield
         finally:
             del self._attempts[attempt.token]
-            if not self._attempts:
-                self._none.set()
 
     async def wait_until_none(self) -> None:
-        """Return when every attempt has recorded its end; threads left behind do not count."""
+        """Return when every attempt has recorded its end, also those that were about to begin.
+
+        Threads left behind do not count.
+        """
         await self._none.wait()
 
     async def run(self) -> None:

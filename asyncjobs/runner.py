@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from asyncjobs import lifecycle
 from asyncjobs.attempt import Attempt, Cause, Heartbeat
@@ -80,20 +81,13 @@ class Runner:
                 "No handler for type %r here; job left to others", job.type, extra=log_fields(job)
             )
             return
-        attempt = await self._start(job)
-        if attempt is None:
-            return
-        with ExitStack() as watch:
-            watch.enter_context(working_on(attempt.job))
-            watch.enter_context(self._feed.listening(job.id, attempt.adopt))
-            watch.enter_context(self.heartbeat.attending(attempt))
-            try:
-                ending = await self._work(attempt, handler)
-            except BaseException:  # whoever runs this is cancelled: as good as a shutdown
-                attempt.interrupt(Cause.SHUTDOWN)
-                await self._record(attempt, BrokenOff(Cause.SHUTDOWN))
-                raise
-            await self._record(attempt, ending)
+        if self._stopping:
+            return  # whoever delivered it did so too late; it comes up elsewhere
+        with self.heartbeat.expecting():
+            attempt = await self._start(job)
+            if attempt is None:
+                return
+            await self._attempt(attempt, handler)
         if attempt.thread is not None and attempt.in_thread:
             await attempt.thread.ended()
 
@@ -102,6 +96,21 @@ class Runner:
         self._stopping = True
         for attempt in self.heartbeat:
             attempt.interrupt(Cause.SHUTDOWN)
+
+    async def _attempt(self, attempt: Attempt, handler: Handler[Any, Any]) -> None:
+        with ExitStack() as watch:
+            watch.enter_context(working_on(attempt.job))
+            watch.enter_context(self._feed.listening(attempt.job.id, attempt.adopt))
+            watch.enter_context(self.heartbeat.attending(attempt))
+            if self._stopping:
+                attempt.interrupt(Cause.SHUTDOWN)
+            try:
+                ending = await self._work(attempt, handler)
+            except BaseException:  # whoever runs this is cancelled: as good as a shutdown
+                attempt.interrupt(Cause.SHUTDOWN)
+                await self._record(attempt, BrokenOff(Cause.SHUTDOWN))
+                raise
+            await self._record(attempt, ending)
 
     async def _start(self, job: Job) -> Attempt | None:
         """Start the job; while the store is away, keep trying for as long as others leave it."""
@@ -142,6 +151,7 @@ class Runner:
             attempt.within(scope),
         ):
             try:
+                await checkpoint_if_cancelled()  # meanwhile; no thread is begun then
                 return Completed(await self._perform(handler, attempt))
             except ProcessDied as error:
                 log.warning("%s", error, extra=log_fields(job))

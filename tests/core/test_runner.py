@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -24,12 +24,15 @@ from asyncjobs import (
     Policy,
     Retry,
     Settings,
+    Store,
 )
 from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.ledger import Step
 from asyncjobs.lifecycle import DEADLINE_EXCEEDED, TIMED_OUT
-from asyncjobs.model import JobId
+from asyncjobs.model import Delivery, JobId
 from asyncjobs.protocols import Change
+from asyncjobs.runner import Runner
 from asyncjobs.testing import Fate, Faults, FaultyStore
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
@@ -700,6 +703,78 @@ async def test_what_does_not_end_is_given_back_at_no_cost(make: Make, beside: An
         assert left.due_at == left.run_at
     [left] = await beside.get([waiting.id])
     assert (left.status, left.attempt, left.due_at) == (JobStatus.PENDING, 0, waiting.run_at)
+
+
+class Holding(FaultyStore):
+    """Keeps the answer to the first change back, which is that a job has begun."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.written, self.go_on = anyio.Event(), anyio.Event()
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        done = await super().replace(changes)
+        if not self.written.is_set():
+            self.written.set()
+            await self.go_on.wait()
+        return done
+
+
+class Delivered(WorkerDispatcher):
+    delivery = Delivery.PUSH
+
+
+def delivered(make: Make, store: Holding) -> tuple[AsyncJobs, list[str]]:
+    """Make a queue whose jobs an engine delivers; what begins to work is noted."""
+    jobs = make(store=store, dispatcher=Delivered())
+    worked: list[str] = []
+
+    @jobs.handler("thread")
+    def thread(_none: None, _job: JobContext) -> None:
+        worked.append("thread")
+
+    return jobs, worked
+
+
+async def test_what_begins_while_the_queue_closes_is_given_back(
+    make: Make, new_store: Any, beside: Any
+) -> None:
+    store = Holding(new_store())
+    jobs, worked = delivered(make, store)
+    begun: list[Job] = []
+
+    async def go_on_when_closing(runner: Runner, late: Job) -> None:
+        while not runner._stopping:  # noqa: ASYNC110  # nobody else is told
+            await anyio.sleep(0.001)
+        await jobs.run(late.id)
+        store.go_on.set()
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks, jobs:
+            begun += [await jobs.enqueue("thread", None) for _ in range(2)]
+            tasks.start_soon(jobs.run, begun[0].id)
+            await store.written.wait()
+            tasks.start_soon(go_on_when_closing, jobs._running.runner, begun[1])
+    for left in await beside.get([job.id for job in begun]):
+        assert (left.status, left.losses) == (JobStatus.PENDING, 0)
+    assert worked == []
+
+
+async def test_what_begins_while_its_run_is_cancelled_is_given_back(
+    make: Make, new_store: Any, beside: Any
+) -> None:
+    store = Holding(new_store())
+    jobs, worked = delivered(make, store)
+    with anyio.fail_after(20):
+        async with jobs:
+            job = await jobs.enqueue("thread", None)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(jobs.run, job.id)
+                await store.written.wait()
+                tasks.cancel_scope.cancel()
+                store.go_on.set()
+    [left] = await beside.get([job.id])
+    assert (left.status, left.losses, worked) == (JobStatus.PENDING, 0, [])
 
 
 async def test_a_thread_that_outlives_a_shutdown_is_not_called_cancelled_before_its_lease_ends(
