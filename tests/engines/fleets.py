@@ -49,7 +49,8 @@ class Fleet:
     def tell_all(self, number: signal.Signals, patience: float = 60) -> None:
         """Send a signal to all of them, as systemd does unless told otherwise; wait for the end."""
         assert self._process is not None
-        for pid in processes_of(self._process.pid):
+        # All at once: RQ's pool tells its workers, too, and they kill what runs if that takes long.
+        for pid in list(processes_of(self._process.pid)):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         self._process.wait(patience)
