@@ -2,8 +2,9 @@
 
 A test marked `every_store` that asks for `new_url`, `new_store`, `store` or `beside`, itself or by
 a fixture, runs once on each kind; marked `every_store(without="memory")`, on those that processes
-can share. `own_store` takes one test of such a module out. One that names its event loop itself, by
-`parametrize("anyio_backend", ...)`, keeps to that.
+can share. One that names its event loop itself, by `parametrize("anyio_backend", ...)`, keeps to
+that. `own_store` takes a test out whose store is what it is about: one that lacks a power, or is
+removed, or runs in simulated time, in which no server answers.
 """
 
 from __future__ import annotations
