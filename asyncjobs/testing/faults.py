@@ -15,12 +15,30 @@ import anyio
 
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.model import Job, JobId
-from asyncjobs.protocols import Change, Clocked, Counting, Listing, Page, Selection, Store, Watching
+from asyncjobs.protocols import (
+    Aging,
+    Change,
+    Clocked,
+    Counting,
+    Listing,
+    Page,
+    Selection,
+    Store,
+    Transactional,
+    Watching,
+)
 
 T = TypeVar("T")
 
 # By the one method that makes a store have it.
-_POWERS = {"list": Listing, "count_before": Counting, "changes": Watching, "now": Clocked}
+_POWERS = {
+    "list": Listing,
+    "count_before": Counting,
+    "first_due": Aging,
+    "insert_within": Transactional,
+    "changes": Watching,
+    "now": Clocked,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +79,10 @@ class FaultyStore:
     """Passes calls on to a store, and fails before or after some of them, by the seed.
 
     A fault raises `StoreUnavailable`, as a lost connection does. Opening and closing do not fail.
-    It has the powers that the wrapped store has (`Listing`, `Counting`, `Watching`, `Clocked`), and
-    no others; of a store's changes, `before` breaks the stream off and `after` loses a batch.
-    `calls` is what happened so far. Faults may be changed at any time by setting `faults`, also
-    while calls are under way; what `most` allows is then counted anew.
+    It has the powers that the wrapped store has (`Listing`, `Counting`, `Aging`, `Transactional`,
+    `Watching`, `Clocked`), and no others; of a store's changes, `before` breaks the stream off and
+    `after` loses a batch. `calls` is what happened so far. Faults may be changed at any time by
+    setting `faults`, also while calls are under way; what `most` allows is then counted anew.
     """
 
     def __init__(self, store: Store, faults: Faults | None = None, *, seed: int = 0) -> None:
@@ -134,6 +152,22 @@ class FaultyStore:
             "count_before", [job.id], lambda: store.count_before(job, until=until, most=most)
         )
         return count
+
+    async def _first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        store: Any = self.store
+        moments: Sequence[datetime | None] = await self._call(
+            "first_due", (), lambda: store.first_due(lanes)
+        )
+        return moments
+
+    async def _insert_within(self, connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
+        store: Any = self.store
+        stored: Sequence[Job] = await self._call(
+            "insert_within",
+            [job.id for job in jobs],
+            lambda: store.insert_within(connection, jobs),
+        )
+        return stored
 
     async def _now(self) -> datetime:
         store: Any = self.store

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext, JobFailed, Policy, Retry
-from asyncjobs.errors import StoreUnavailable
 from asyncjobs.otel import names
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import FaultyStore, ManualClock
+from asyncjobs.testing import Faults, FaultyStore, ManualClock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
@@ -148,23 +147,10 @@ class Mute(MemoryStore):
     first_due = None  # type: ignore[assignment]
 
 
-class Away(FaultyStore):
-    """Can, but may be away."""
-
-    away = False
-
-    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
-        if self.away:
-            raise StoreUnavailable("away", "it is away")
-        store: Any = self.store
-        moments: Sequence[datetime | None] = await store.first_due(lanes)
-        return moments
-
-
 async def test_a_queue_is_not_told_to_be_empty_while_nothing_is_known_of_it(
     make: Make, store: Any, recorded: Any
 ) -> None:
-    away = Away(store)
+    away = FaultyStore(store)
     jobs = make(store=away)
 
     @jobs.handler("work")
@@ -172,7 +158,7 @@ async def test_a_queue_is_not_told_to_be_empty_while_nothing_is_known_of_it(
 
     async with jobs:
         await until(lambda: recorded.points(names.OLDEST))
-        away.away = True
+        away.faults = Faults(before=1, only=["first_due"])
         await until(lambda: not recorded.points(names.OLDEST))
 
 

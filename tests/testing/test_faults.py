@@ -12,12 +12,23 @@ import pytest
 
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.model import JobId, new_job_id
-from asyncjobs.protocols import Change, Clocked, Counting, Listing, Selection, Store, Watching
+from asyncjobs.protocols import (
+    Aging,
+    Change,
+    Clocked,
+    Counting,
+    Listing,
+    Selection,
+    Store,
+    Transactional,
+    Watching,
+)
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import (
+    AgingConformance,
     Call,
     CountingConformance,
     Fate,
@@ -31,7 +42,7 @@ from asyncjobs.testing.samples import LANE, LATER, NOW, begun
 
 pytestmark = pytest.mark.anyio
 
-POWERS = (Listing, Counting, Watching, Clocked)
+POWERS = (Listing, Counting, Aging, Transactional, Watching, Clocked)
 
 
 class Bare:
@@ -65,7 +76,9 @@ STORES: list[Callable[[], Store]] = [
 ]
 
 
-class TestFaultyStoreWithoutFaults(StoreConformance, ListingConformance, CountingConformance):
+class TestFaultyStoreWithoutFaults(
+    StoreConformance, ListingConformance, CountingConformance, AgingConformance
+):
     @pytest.fixture
     def store(self) -> FaultyStore:
         return FaultyStore(MemoryStore())
