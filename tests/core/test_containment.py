@@ -15,7 +15,17 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from asyncjobs import AsyncJobs, Job, JobContext, JobFailed, JobStatus, Policy, Retry, Settings
+from asyncjobs import (
+    AsyncJobs,
+    Job,
+    JobContext,
+    JobFailed,
+    JobStatus,
+    Policy,
+    Retry,
+    Settings,
+    lifecycle,
+)
 from asyncjobs.attempt import Attempt, Cause
 from asyncjobs.containment import belongs_to_the_loop
 from asyncjobs.dispatchers.local import LocalDispatcher
@@ -24,6 +34,7 @@ from asyncjobs.lifecycle import TIMED_OUT
 from asyncjobs.model import JobId
 from asyncjobs.runner import Runner
 from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import sample_submission
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
@@ -182,18 +193,24 @@ async def test_a_job_does_not_see_another_request_s_context(make: Make) -> None:
 
 async def test_a_cancelled_runner_gives_its_job_back_at_once(make: Make, beside: Any) -> None:
     jobs = make(settings=Settings(poll=timedelta(1), sweep=timedelta(1)))
+    begun = anyio.Event()
 
     @jobs.handler("endless")
     async def endless(_none: None, _job: JobContext) -> None:
+        begun.set()
         await anyio.sleep_forever()
 
-    now = jobs.clock.now()
-    job = sample_job(type="endless", payload_json=b"null", created_at=now, delivery="push")
     async with jobs:
-        await anyio.wait_all_tasks_blocked()
+        told = sample_submission(
+            type="endless", payload_json=b"null", created_at=jobs.clock.now(), delivery="push"
+        )
+        job = lifecycle.submit(told, hold=timedelta(hours=1))  # or it would be taken as well
         await beside.insert([job])
-        with anyio.move_on_after(0.05):
-            await jobs.run(job.id)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(jobs.run, job.id)
+            with anyio.fail_after(60):
+                await begun.wait()
+            tasks.cancel_scope.cancel()
     [left] = await beside.get([job.id])
     assert (left.status, left.attempt, left.losses) == (JobStatus.PENDING, 1, 0)
 
