@@ -82,8 +82,8 @@ async def test_a_missed_deadline_is_counted_by_who_records_it(make: Make, record
 async def test_a_lost_worker_is_counted_by_who_finds_it(
     make: Make, store: Any, recorded: Any, deliveries: int, ended: int
 ) -> None:
-    clock = ManualClock()
-    broken = AsyncJobs(store, clock=clock)
+    clock, lost = ManualClock(), FaultyStore(store)
+    broken = AsyncJobs(lost, clock=clock)
     jobs = make(clock=clock, dispatcher="worker")
     limits = Policy(max_deliveries=deliveries, timeout=None)
 
@@ -97,6 +97,7 @@ async def test_a_lost_worker_is_counted_by_who_finds_it(
     async with broken, jobs:
         job = await broken.enqueue(work, None)
         await until(lambda: len(broken._running.runner.heartbeat))
+        lost.faults = Faults(before=1)  # or it may find that out by itself
         clock.advance(timedelta(minutes=1))  # no beat comes in time
         await jobs.find(job.id)
         assert recorded.total(names.LOST, asyncjobs_job_type="work") == 1
