@@ -93,7 +93,7 @@ class FaultyStore:
         # On the instance: this is where `isinstance` looks for what a protocol asks for, and a
         # class with all the methods would claim powers that the wrapped store lacks.
         for name, power in _POWERS.items():
-            if isinstance(store, power):
+            if isinstance(store, power) and not hasattr(type(self), name):
                 setattr(self, name, getattr(self, f"_{name}"))
 
     @property

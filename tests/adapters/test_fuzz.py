@@ -40,8 +40,8 @@ HASTY = MountOptions(
     origins=("https://app.example.com",),
     poll_limit=PollLimit(burst=8, every=0.01),
 )
-# Each request line meets each envelope: 10,240 requests of a few hundred parts; on servers 640.
-SIDE, SHORT_SIDE = 16, 4
+# Each request line meets each envelope: 10,240 requests of a few hundred parts; on servers 160.
+SIDE, SHORT_SIDE = 16, 2
 EXAMPLES = 40
 PATIENCE = 20.0
 # The queue's own thread draws random numbers while ours makes requests up.

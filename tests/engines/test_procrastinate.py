@@ -271,7 +271,8 @@ def test_a_forked_child_has_connections_of_its_own(quiet: str) -> None:
         env={**os.environ, **environment(quiet)},
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(rows(quiet)) == 3
+    # A slow one may be told of twice.
+    assert len({row["args"]["id"] for row in rows(quiet)}) == 3
 
 
 async def test_a_database_that_is_away_keeps_no_job_from_being_accepted(unused: str) -> None:

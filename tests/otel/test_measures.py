@@ -102,6 +102,7 @@ async def test_a_lost_worker_is_counted_by_who_finds_it(
         await jobs.find(job.id)
         assert recorded.total(names.LOST, asyncjobs_job_type="work") == 1
         assert recorded.total(names.ENDED, error_type="worker_lost") == ended
+        lost.faults = Faults()
 
 
 async def test_the_oldest_job_that_waits_is_told_by_queue(make: Make, recorded: Any) -> None:
