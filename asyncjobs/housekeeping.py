@@ -92,7 +92,7 @@ class Housekeeping:
             )
             await self._move_overdue(page)
             # Only the state is written back; thousands of payloads are nothing to keep in memory.
-            jobs.extend(job.model_copy(update={"payload_json": b""}) for job in page)
+            jobs.extend(job.changed(payload_json=b"") for job in page)
             if len(page) < _MOST:
                 break
         now = self._ledger.now()

@@ -197,7 +197,7 @@ class Ledger:
         if lifecycle.overdue(job, now) is None:
             return None if lifecycle.forgettable(job, now) else job
         [whole] = await self.get([job.id])
-        return whole and whole.model_copy(update={"payload_json": b"", "result_json": None})
+        return whole and whole.changed(payload_json=b"", result_json=None)
 
     async def _replayed(self, job: Job, found: Job) -> Job:
         """Return the job that has the key now: not one that nobody can read any more."""

@@ -185,7 +185,7 @@ class Runner:
         job = attempt.job
         with self._hooks.spans.attempting(job, attempt.told_to_stop) as traceparent:
             if traceparent != job.traceparent:
-                job = job.model_copy(update={"traceparent": traceparent})
+                job = job.changed(traceparent=traceparent)
             if handler.place is not None:
                 work = partial(self.processes.run, handler, job, attempt.gauge)
                 return await _in_thread(attempt, work)

@@ -97,7 +97,7 @@ class MemoryStore:
             if (before is None or order < before) and _fits(job := self._jobs[job_id], which)
         )
         found = [*islice(newest, limit + 1)]
-        jobs = [job.model_copy(update=_NARROW) for _, job in found[:limit]]
+        jobs = [job.changed(**_NARROW) for _, job in found[:limit]]
         return Page(jobs, str(found[limit - 1][0]) if len(found) > limit else None)
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:

@@ -43,7 +43,7 @@ def id_of(job: Job) -> str:
 def body_of(job: Job, most: int) -> bytes:
     """Write the event of a job's end, with its result where that has at most `most` bytes."""
     omitted = len(job.result_json or b"") > most
-    shown = job.model_copy(update={"result_json": None}) if omitted else job
+    shown = job.changed(result_json=None) if omitted else job
     data = b'%s,"resultOmitted":%s}' % (encode_job(shown)[:-1], to_json(omitted))
     kind = f"job.{job.status}"
     return b'{"type":%s,"timestamp":%s,"data":%s}' % (
