@@ -19,7 +19,6 @@ from asyncjobs.errors import StoreError
 from asyncjobs.model import JobId
 from asyncjobs.stores import postgres_statements as sql
 from asyncjobs.stores.postgres_links import Links
-from asyncjobs.stores.postgres_session import Session
 
 log = logging.getLogger("asyncjobs")
 
@@ -63,7 +62,7 @@ class Notices:
     async def listen(self) -> AsyncGenerator[Sequence[JobId]]:
         """Yield the ids others tell, beginning with an empty batch for what was told before."""
         async with self._links.lent() as session:
-            await _uninterrupted(session, f'LISTEN "{self._channel}"')
+            await session.uninterrupted(f'LISTEN "{self._channel}"')
             yield ()
             while True:
                 async with aclosing(session.connection.notifies(timeout=_SILENCE)) as heard:
@@ -71,7 +70,7 @@ class Notices:
                         sender, ids = _read(notice.payload)
                         if sender != self._me:
                             yield ids
-                await _uninterrupted(session, "SELECT 1")
+                await session.uninterrupted("SELECT 1")
 
     async def poll(self, every: float) -> AsyncGenerator[Sequence[JobId]]:
         """Yield an empty batch whenever others have told something."""
@@ -103,12 +102,6 @@ class Notices:
     async def _count(self) -> int:
         [(value,)] = await self._links.use(lambda db: db.rows(sql.TOLD), repeatable=True)
         return int(value)
-
-
-async def _uninterrupted(session: Session, statement: str) -> None:
-    """Execute to the end, which comes in time, also for who is cancelled."""
-    with anyio.CancelScope(shield=True):
-        await session.rows(statement)
 
 
 def _payload(sender: str, ids: Iterable[JobId]) -> str:

@@ -126,6 +126,14 @@ class Session:
         finally:
             timer.cancel()
 
+    async def uninterrupted(self, query: str, /, *values: Any) -> None:
+        """Execute to the end, which comes in time, also for who is cancelled.
+
+        To break a statement off is something that the driver warns of.
+        """
+        with anyio.CancelScope(shield=True):
+            await self.rows(query, *values)
+
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
         """Do all of the block or nothing; one that fails leaves a connection that is not usable."""
@@ -179,9 +187,7 @@ async def connect(server: Server) -> Session:
         # By the server's own hand, so that nothing stays locked.
         limit = f"{int(server.timeout * 1000)}ms"
         try:
-            # To break a statement off is something that the driver warns of.
-            with anyio.CancelScope(shield=True):
-                await session.rows(_LIMITS, limit, limit)
+            await session.uninterrupted(_LIMITS, limit, limit)
         except BaseException:
             await session.close()
             raise
