@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -496,16 +497,9 @@ async def test_a_server_that_begins_again_lets_streams_go_on(place: PlaceOf) -> 
 
 async def test_a_held_request_is_answered_by_the_change(place: PlaceOf) -> None:
     at = place()
-    found: list[Job] = []
     async with at.jobs:
         job = await at.begun()
-        async with anyio.create_task_group() as tasks:
-
-            async def hold() -> None:
-                found.append(await at.streams.next_change(job, LONG))
-
-            tasks.start_soon(hold)
-            await followed(at.jobs)
+        async with held(at, at.streams.next_change(job, LONG)) as found:
             assert found == []
             await at.jobs.update_progress(job.id, 60)
         assert found == [await at.jobs.find(job.id)]
@@ -513,16 +507,9 @@ async def test_a_held_request_is_answered_by_the_change(place: PlaceOf) -> None:
 
 async def test_a_held_request_outlasts_reads_that_fail_or_are_slow(place: PlaceOf) -> None:
     at = place(settings=Settings(poll=timedelta(seconds=0.02)))
-    found: list[Job] = []
     async with at.jobs:
         job = await at.begun()
-        async with anyio.create_task_group() as tasks:
-
-            async def hold() -> None:
-                found.append(await at.streams.next_change(job, LONG))
-
-            tasks.start_soon(hold)
-            await followed(at.jobs)
+        async with held(at, at.streams.next_change(job, LONG)) as found:
             for share, delay in ((1.0, 0.0), (0.5, 0.02), (0.0, 0.02)):
                 at.store.faults = Faults(before=share, after=share, delay=delay, only=["get"])
                 await read_again(at.store, times=3)
@@ -530,6 +517,20 @@ async def test_a_held_request_outlasts_reads_that_fail_or_are_slow(place: PlaceO
             at.store.faults = Faults()
             await at.jobs.update_progress(job.id, 60)
         assert found == [await at.jobs.find(job.id)]
+
+
+@asynccontextmanager
+async def held(at: Place, answer: Coroutine[Any, Any, Job]) -> AsyncGenerator[list[Job]]:
+    """Hold a request in the block, which ends when that is answered: into the list."""
+    found: list[Job] = []
+
+    async def hold() -> None:
+        found.append(await answer)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hold)
+        await followed(at.jobs)
+        yield found
 
 
 async def read_again(store: FaultyStore, *, times: int) -> None:
@@ -551,16 +552,9 @@ async def test_a_change_since_the_job_was_read_is_not_waited_for(place: PlaceOf)
 
 async def test_who_waits_for_the_end_is_not_answered_by_less(place: PlaceOf) -> None:
     at = place()
-    found: list[Job] = []
     async with at.jobs:
         job = await at.begun()
-        async with anyio.create_task_group() as tasks:
-
-            async def hold() -> None:
-                found.append(await at.streams.ended(job.id, LONG))
-
-            tasks.start_soon(hold)
-            await followed(at.jobs)
+        async with held(at, at.streams.ended(job.id, LONG)) as found:
             for percent in (60, 70):
                 await at.jobs.update_progress(job.id, percent)
             assert found == []
