@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from asyncjobs.encoding import to_microseconds
 from asyncjobs.errors import ConfigurationError, NotOpen
