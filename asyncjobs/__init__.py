@@ -8,7 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asyncjobs.context import JobContext
+    from asyncjobs.core.events import Event, Transition
+    from asyncjobs.core.handlers import Handler, JobType
+    from asyncjobs.core.job import (
+        Detail,
+        Job,
+        JobError,
+        JobId,
+        JobStatus,
+        Policy,
+        Progress,
+        Retry,
+    )
+    from asyncjobs.core.submission import EnqueueOptions
     from asyncjobs.errors import (
         AsyncJobsError,
         ConfigurationError,
@@ -36,23 +48,11 @@ if TYPE_CHECKING:
         UnreadableJob,
         UnusableConnection,
     )
-    from asyncjobs.logs import JobLogFilter, job_log_fields
-    from asyncjobs.model import (
-        Detail,
-        Job,
-        JobError,
-        JobId,
-        JobStatus,
-        Policy,
-        Progress,
-        Retry,
-    )
+    from asyncjobs.execution.context import JobContext
     from asyncjobs.protocols import Dispatcher, JobQueue, Page, Selection, Store
     from asyncjobs.queue import AsyncJobs
-    from asyncjobs.registry import Handler, JobType
+    from asyncjobs.records.logging import JobLogFilter, job_log_fields
     from asyncjobs.settings import Settings
-    from asyncjobs.submission import EnqueueOptions
-    from asyncjobs.transitions import Event, Transition
 
 __all__ = [
     "AsyncJobs",
@@ -106,7 +106,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "context": ("JobContext",),
+    "execution.context": ("JobContext",),
     "errors": (
         "AsyncJobsError",
         "ConfigurationError",
@@ -134,8 +134,8 @@ _HOMES = {
         "UnreadableJob",
         "UnusableConnection",
     ),
-    "logs": ("JobLogFilter", "job_log_fields"),
-    "model": (
+    "records.logging": ("JobLogFilter", "job_log_fields"),
+    "core.job": (
         "Detail",
         "Job",
         "JobError",
@@ -153,13 +153,13 @@ _HOMES = {
         "Store",
     ),
     "queue": ("AsyncJobs",),
-    "registry": (
+    "core.handlers": (
         "Handler",
         "JobType",
     ),
     "settings": ("Settings",),
-    "submission": ("EnqueueOptions",),
-    "transitions": (
+    "core.submission": ("EnqueueOptions",),
+    "core.events": (
         "Event",
         "Transition",
     ),

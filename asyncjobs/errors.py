@@ -18,8 +18,9 @@ AsyncJobsError
 │   └── TooManyPolls
 ├── InvalidResult             a handler's value that cannot be stored
 ├── UnknownJob                no job has that id
+├── JobUnsuccessful           the awaited job has failed or was cancelled
 ├── IllegalMove               the job's status does not allow that
-├── MoveRefused               jobs cannot go from one store to another as they are
+├── TransferRefused               jobs cannot go from one store to another as they are
 ├── LostLease                 the attempt that writes is no longer the job's
 ├── StoreError
 │   ├── StoreUnavailable      away, full, read-only, corrupt: nothing was half-written
@@ -34,6 +35,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncjobs.core.job import Job
 
 
 class AsyncJobsError(Exception):
@@ -210,6 +215,19 @@ class UnknownJob(AsyncJobsError):
         super().__init__(f"No job has the id {job_id!r}.")
 
 
+class JobUnsuccessful(AsyncJobsError):
+    """Raised for the result of a job that has failed or was cancelled; `job` is that job.
+
+    An ordinary exception, unlike `JobCancelled`: a handler that awaits another job fails by it if
+    it does not catch it, and is not taken for cancelled itself.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        reason = "was cancelled" if job.error is None else f"failed: {job.error.message}"
+        super().__init__(f"Job {job.id} ({job.type}) {reason}")
+
+
 class IllegalMove(AsyncJobsError):
     """Say that the job's status does not allow the move; nothing was changed."""
 
@@ -222,7 +240,7 @@ class IllegalMove(AsyncJobsError):
         super().__init__(f"Job {job_id} is {status} and cannot {move}{because}.")
 
 
-class MoveRefused(AsyncJobsError):
+class TransferRefused(AsyncJobsError):
     """Say why jobs cannot be moved between two stores now; what was copied stays, and is right."""
 
     def __init__(self, reason: str) -> None:

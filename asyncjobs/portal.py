@@ -14,13 +14,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from threading import Lock, Thread
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
-from asyncjobs.queue import AsyncJobs
-from asyncjobs.signals import told_to_stop
+from asyncjobs.runtime.signals import told_to_stop
+
+if TYPE_CHECKING:
+    from asyncjobs.queue import AsyncJobs
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

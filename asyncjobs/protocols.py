@@ -10,9 +10,14 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Generic, Protocol, Self, TypeVar, assert_never, cast, runtime_checkable
 
-from asyncjobs.model import Delivery, Job, JobId, JobStatus
+from asyncjobs.core.handlers import JobType
+from asyncjobs.core.job import Delivery, Job, JobId, JobStatus
+from asyncjobs.errors import JobUnsuccessful
+from asyncjobs.settings import Seconds
+
+R = TypeVar("R")
 
 #: What runs one job in this process, to the end of its attempt; it never raises.
 Run = Callable[[Job], Awaitable[None]]
@@ -103,7 +108,7 @@ class Store(_Opened, OpenStore, Protocol):
 
 
 @runtime_checkable
-class Watching(Protocol):
+class ChangeNotices(Protocol):
     """A store that can tell when something was changed by another process."""
 
     def changes(self) -> AsyncIterator[Sequence[JobId]]:
@@ -182,7 +187,7 @@ class Aging(Protocol):
 
 
 @runtime_checkable
-class Transactional(Protocol):
+class Transactions(Protocol):
     """A store whose jobs may be inserted by a transaction of the application's own."""
 
     async def insert_within(self, connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
@@ -199,7 +204,7 @@ class Transactional(Protocol):
 
 
 @runtime_checkable
-class Clocked(Protocol):
+class StoreClock(Protocol):
     """A store that has a clock of its own, the same for all processes that use it."""
 
     async def now(self) -> datetime:
@@ -217,7 +222,7 @@ class Finding:
 
 
 @runtime_checkable
-class Inspecting(Protocol):
+class Inspection(Protocol):
     """A store that can tell whether it is set up as jobs need it."""
 
     async def inspect(self) -> Sequence[Finding]:
@@ -226,7 +231,7 @@ class Inspecting(Protocol):
 
 
 @runtime_checkable
-class Scripted(Protocol):
+class MigrationScript(Protocol):
     """A store whose tables a person can make by a script instead of by opening it."""
 
     def migration_sql(self, *, since: int = 0) -> str:
@@ -293,7 +298,7 @@ class Embedded(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CallbackResult:
     """How a call to a callback URL ended: without an `error`, it was told.
 
     With one it is called again after `again`, or given up where that is None.
@@ -303,7 +308,7 @@ class Answer:
     again: timedelta | None = None
 
 
-class Messenger(Protocol):
+class CallbackSender(Protocol):
     """Tells the URLs that jobs name of the jobs' ends."""
 
     @property
@@ -320,7 +325,7 @@ class Messenger(Protocol):
         """Raise `InvalidCallback` for a URL that is not to be called."""
         ...
 
-    async def tell(self, job: Job, /, *, now: datetime) -> Answer:
+    async def tell(self, job: Job, /, *, now: datetime) -> CallbackResult:
         """Make one call for a job that has ended; `job.callback` says how many went before.
 
         The URL is checked again, since it may have been accepted under other rules. May be called
@@ -329,10 +334,95 @@ class Messenger(Protocol):
         ...
 
 
+class Spans(Protocol):
+    """Wraps what a tracer shows; both yield the `traceparent` that is passed on."""
+
+    def submitting(
+        self, kind: str, queue: str, traceparent: str | None, /
+    ) -> AbstractContextManager[str | None]:
+        """Enclose the submission of a job of a type to a queue; the job keeps what is yielded."""
+        ...
+
+    def attempting(
+        self, job: Job, told_to_stop: Callable[[], str | None], /
+    ) -> AbstractContextManager[str | None]:
+        """Enclose the call of a handler, also in time: what it raises passes through.
+
+        `told_to_stop` says why, where that is because it was told to: `timeout`, `cancel` ...
+        """
+        ...
+
+
+class Traced(Protocol):
+    """Holds the tracer in use; it may be replaced while the queue is open."""
+
+    @property
+    def spans(self) -> Spans:
+        """The present tracer."""
+        ...
+
+
+class JobHandle(Generic[R]):
+    """One job of a queue: what `enqueue` returns. Iterate over it for the job's states.
+
+    `job` is the job as it stood when it was accepted. The methods read the store each time.
+    """
+
+    __slots__ = ("_kind", "_queue", "job")
+
+    def __init__(self, queue: JobQueue, job: Job, kind: JobType[Any, R] | None = None) -> None:
+        self.job = job
+        self._queue = queue
+        self._kind = kind
+
+    def __repr__(self) -> str:
+        return f"<JobHandle {self.job.id} ({self.job.type})>"
+
+    @property
+    def id(self) -> JobId:
+        """The job's id."""
+        return self.job.id
+
+    async def wait(self, *, timeout: Seconds | None = None) -> Job:
+        """Return the job when it has ended, or as it stands after `timeout`.
+
+        Raises `UnknownJob` if its retention has ended.
+        """
+        return await self._queue.wait(self.job.id, timeout=timeout)
+
+    async def result(self, *, timeout: Seconds | None = None) -> R:
+        """Wait for the end of the job and return its result, as the type that the handler returns.
+
+        Raises `JobUnsuccessful` if the job failed or was cancelled, `TimeoutError` if it has not
+        ended after `timeout`, `InvalidResult` if the result no longer fits the type, and
+        `UnknownJob` if the job's retention has ended. The job goes on whatever this raises.
+        """
+        job = await self.wait(timeout=timeout)
+        match job.status:
+            case JobStatus.PENDING | JobStatus.PROCESSING:
+                raise TimeoutError(f"Job {job.id} ({job.type}) is {job.status} after {timeout} s.")
+            case JobStatus.FAILED | JobStatus.CANCELLED:
+                raise JobUnsuccessful(job)
+            case JobStatus.COMPLETED if self._kind is not None:
+                return self._kind.result_of(job)
+            case JobStatus.COMPLETED:
+                return cast("R", job.result)
+            case _:
+                assert_never(job.status)
+
+    async def cancel(self) -> Job:
+        """Cancel the job if it waits, ask it to stop if it runs; see `JobQueue.cancel`."""
+        return await self._queue.cancel(self.job.id)
+
+    def __aiter__(self) -> AsyncIterator[Job]:
+        """Yield the job as it stands, then at each visible change; see `JobQueue.subscribe`."""
+        return self._queue.subscribe(self.job.id)
+
+
 class JobQueue(Protocol):
     """What an application sees: the verbs of the pattern."""
 
-    async def enqueue(self, handler: Any, payload: Any, /) -> Job:
+    async def enqueue(self, handler: Any, payload: Any, /) -> JobHandle[Any]:
         """Store a job durably, then dispatch it.
 
         Raises `InvalidPayload`, `PayloadTooLarge`, `UnknownType`, `IdempotencyConflict` or
@@ -380,8 +470,8 @@ class JobQueue(Protocol):
         """
         ...
 
-    async def wait(self, job_id: JobId, /, *, timeout: float | None = None) -> Job:
-        """Return the job when it is terminal, or as it stands after `timeout` seconds.
+    async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job:
+        """Return the job when it is terminal, or as it stands after `timeout`.
 
         Raises `UnknownJob`.
         """

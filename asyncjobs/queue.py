@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, TypeVar, Unpack
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar, overload
 
 import anyio
 
-from asyncjobs import lifecycle
-from asyncjobs.errors import IdempotencyConflict, IllegalMove
-from asyncjobs.feed import Watch
-from asyncjobs.model import Delivery, Detail, Job, JobError, JobId, JobStatus, Progress
-from asyncjobs.opening import Opening
-from asyncjobs.protocols import Listing, Page, Selection
-from asyncjobs.registry import JobType
-from asyncjobs.submission import (
-    By,
+from asyncjobs.core import lifecycle
+from asyncjobs.core.events import Event, EventName
+from asyncjobs.core.handlers import Handler, JobType, Registry, RunIn, check_name, merged_policy
+from asyncjobs.core.job import (
+    Delivery,
+    Detail,
+    Job,
+    JobError,
+    JobId,
+    JobStatus,
+    Policy,
+    Progress,
+    Retry,
+)
+from asyncjobs.core.submission import (
     Caller,
     EnqueueOptions,
     Terms,
@@ -26,52 +34,292 @@ from asyncjobs.submission import (
     same_payload,
     submit_again,
 )
+from asyncjobs.dispatchers import dispatcher_from_name
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.errors import ConfigurationError, IdempotencyConflict, IllegalMove, NotOpen
+from asyncjobs.execution.context import JobContext
+from asyncjobs.protocols import (
+    CallbackSender,
+    Clock,
+    Dispatcher,
+    JobHandle,
+    Listing,
+    Page,
+    Selection,
+    Store,
+    StoreClock,
+)
+from asyncjobs.records.change_feed import Watch
+from asyncjobs.records.clock import SharedClock, SystemClock
+from asyncjobs.runtime.hooks import Hook, Hooks
+from asyncjobs.runtime.runtime import Runtime, RuntimeParts, open_runtime
+from asyncjobs.settings import Seconds, Settings, duration, seconds
+from asyncjobs.stores import store_from_url
 
 log = logging.getLogger("asyncjobs")
 
 P = TypeVar("P")
+R = TypeVar("R")
+H = TypeVar("H", bound=Hook)
+
+# Runtimes that a fork copied into this process. To let go of their connections would close them,
+# and closing an inherited connection harms the parent's.
+_inherited: list[object] = []
+
+
+class _NotGiven:
+    """Marks a limit that the handler leaves to the policies; None is a value of its own."""
+
+
+_NOT_GIVEN = _NotGiven()
+
+
+class Decorator(Protocol):
+    """Turns a function into a registered handler."""
+
+    @overload
+    def __call__(
+        self, function: Callable[[P, JobContext], Coroutine[Any, Any, R]], /
+    ) -> Handler[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[[P, JobContext], R], /) -> Handler[P, R]: ...
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A job that was asked for; `replayed` where its idempotency key had made it before."""
+    """A job that was asked for; `replayed` if an earlier call with its idempotency key made it."""
 
     job: Job
     replayed: bool
 
 
-class AsyncJobs(Opening):
+class AsyncJobs:
     """A job queue: register handlers on it, enter it with `async with`, enqueue.
 
     `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is one, or the name
     of one: "local" runs jobs in this process, "worker" leaves them to `asyncjobs worker` processes.
-    `policy` holds the limits of types that set none of their own. `callbacks` tells the URLs that
-    jobs name of their ends (`asyncjobs.webhooks.Webhooks` does). One object is open once per
-    process; it can be opened again after it was closed, and in a forked child.
+    `policy` holds the limits of handlers that set none of their own. `callbacks` calls the URLs
+    that jobs name, when they have ended (`asyncjobs.webhooks.Webhooks` does). One object is open
+    once per process; it can be opened again after it was closed, and in a forked child.
     """
 
+    def __init__(
+        self,
+        store: str | Store,
+        *,
+        dispatcher: Dispatcher | str = "local",
+        policy: Policy | None = None,
+        settings: Settings | None = None,
+        clock: Clock | None = None,
+        callbacks: CallbackSender | None = None,
+    ) -> None:
+        self.registry = Registry()
+        self.hooks = Hooks()
+        self.policy = policy or Policy()
+        self.settings = settings or Settings()
+        self._store = store_from_url(store) if isinstance(store, str) else store
+        ours = SystemClock()
+        self.clock = clock or (SharedClock(ours) if isinstance(self._store, StoreClock) else ours)
+        self._dispatcher = (
+            dispatcher_from_name(dispatcher) if isinstance(dispatcher, str) else dispatcher
+        )
+        self._callbacks = callbacks
+        self._opened: AbstractAsyncContextManager[Runtime] | None = None
+        self._runtime: Runtime | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._open(self._dispatcher, None)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        opened, self._opened = self._opened, None
+        if opened is None:
+            raise NotOpen("AsyncJobs")
+        try:
+            # What the block raised is not the engine's business; a task group would wrap it.
+            await opened.__aexit__(None, None, None)
+        finally:
+            self._runtime = None
+
+    @asynccontextmanager
+    async def as_worker(
+        self, *, concurrency: int = 10, queues: Sequence[str] | None = None
+    ) -> AsyncGenerator[Self]:
+        """Open the queue to run jobs in this process, whatever its dispatcher.
+
+        `asyncjobs worker` does this. `queues` are the ones to serve, an earlier one before a later
+        one; without, those of all handlers are served alike, the longest waiting job first. Raises
+        `ConfigurationError` for a queue that no handler has, and where an engine runs the jobs.
+        """
+        if self._dispatcher.delivery is not Delivery.PULL:
+            raise ConfigurationError("Another engine runs the jobs of this queue: start its own.")
+        self._check_queues(queues)
+        await self._open(LocalDispatcher(concurrency), queues)
+        try:
+            yield self
+        finally:
+            await self.__aexit__(None, None, None)
+
+    @property
+    def store(self) -> Store:
+        """What keeps the jobs; it is open only while the queue is."""
+        return self._store
+
+    def hurry(self) -> None:
+        """While it closes: do not wait for running jobs any longer, give them back.
+
+        Before that, it makes the wait of a later closing as short.
+        """
+        self._running.hurry()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process has it open."""
+        return self._runtime is not None and self._runtime.is_ours
+
+    def handler(
+        self,
+        name: str,
+        *,
+        estimate: Seconds | None = None,
+        run_in: RunIn | None = None,
+        timeout: Seconds | _NotGiven | None = _NOT_GIVEN,
+        inline_wait: Seconds | _NotGiven = _NOT_GIVEN,
+        retry: Retry | _NotGiven = _NOT_GIVEN,
+        policy: Policy | None = None,
+    ) -> Decorator:
+        """Register the decorated function `(payload, job) -> result` as the handler of a job type.
+
+        `estimate` is the duration that clients are told to expect. `timeout` bounds one attempt
+        (None: only the deadline does). A submission over HTTP waits for `inline_wait` and answers
+        200 if the job has ended by then: 0.2, say, for work that usually ends at once. `policy` has
+        more limits; what neither names comes from the queue's own policy. Payload and result have
+        the types of the annotations.
+
+        An `async def` runs on the event loop, a `def` in a thread, and either with
+        `run_in="process"` in a child process, which is killed if the handler has to stop. Its
+        module must be importable there, and the function be found in it by its name.
+
+        Raises `ConfigurationError` for limits that make no sense, a name given twice, annotations
+        that are not JSON, a decorator without a name, and a function that a child process could not
+        find.
+        """
+        check_name(name)
+        chosen = self._limits(policy, timeout=timeout, inline_wait=inline_wait, retry=retry)
+
+        def register(function: Callable[..., Any]) -> Handler[Any, Any]:
+            made = Handler[Any, Any](
+                name, function, policy=chosen, estimate=duration(estimate), run_in=run_in
+            )
+            self.registry.add(made)
+            return made
+
+        return register
+
+    def external(
+        self,
+        name: str,
+        *,
+        payload: type[P],
+        result: type[R],
+        estimate: Seconds | None = None,
+        timeout: Seconds | _NotGiven | None = _NOT_GIVEN,
+        inline_wait: Seconds | _NotGiven = _NOT_GIVEN,
+        policy: Policy | None = None,
+    ) -> JobType[P, R]:
+        """Register a job type whose work is done elsewhere and reported by job id.
+
+        The reports are `update_progress`, `complete`, `fail` and `stop`; the first one starts the
+        job. Timeout and deadline are kept for it as for any other. Raises as `handler`.
+        """
+        chosen = self._limits(policy, timeout=timeout, inline_wait=inline_wait)
+        made = JobType[P, R](
+            name, payload=payload, result=result, policy=chosen, estimate=duration(estimate)
+        )
+        self.registry.add(made)
+        return made
+
+    @overload
+    def on(self, event: Event | EventName, hook: Hook, /) -> None: ...
+
+    @overload
+    def on(self, event: Event | EventName, /) -> Callable[[H], H]: ...
+
+    def on(self, event: Event | EventName, hook: Hook | None = None, /) -> Callable[[H], H] | None:
+        """Call a function with a `Transition` at each such event; or decorate one.
+
+        It is called in the process that made the move, after the write, for one transition after
+        the other and at most once for each. An `async def` runs on the event loop, a `def` in a
+        thread. What it raises is logged. Raises `ConfigurationError` for an unknown event.
+        """
+
+        def add(hook: H) -> H:
+            self.hooks.add(event, hook)
+            return hook
+
+        if hook is None:
+            return add
+        self.hooks.add(event, hook)
+        return None
+
+    @overload
     async def enqueue(
         self,
-        handler: JobType[P, Any] | str,
+        handler: JobType[P, R],
         payload: P,
         /,
         *,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
         options: EnqueueOptions | None = None,
         connection: object = None,
-        **by: Unpack[By],
-    ) -> Job:
+    ) -> JobHandle[R]: ...
+
+    @overload
+    async def enqueue(
+        self,
+        handler: str,
+        payload: Any,
+        /,
+        *,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        options: EnqueueOptions | None = None,
+        connection: object = None,
+    ) -> JobHandle[Any]: ...
+
+    async def enqueue(
+        self,
+        handler: JobType[Any, Any] | str,
+        payload: Any,
+        /,
+        *,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        options: EnqueueOptions | None = None,
+        connection: object = None,
+    ) -> JobHandle[Any]:
         """Store a job durably, then dispatch it; see `JobQueue.enqueue`.
 
-        `user_id` is the job's owner, `By` says what `idempotency_key` does.
+        `user_id` is the job's owner. With an `idempotency_key`, the same owner's next call for that
+        type returns the job that exists, as it stands; with another payload it raises
+        `IdempotencyConflict`.
 
         With a `connection` to the store's own database, the job is inserted by the transaction that
-        is under way there, and exists if and only if that commits; raises `UnusableConnection`
-        where it cannot be. Which kinds of connection there are, the store says. A callback URL that
-        will not be called raises `InvalidCallback`.
+        is under way there, and exists if and only if that commits; raises `UnusableConnection` if
+        it cannot be. The store's documentation lists the kinds of connection. Raises
+        `InvalidCallback` for a callback URL that will not be called.
         """
-        terms = options or EnqueueOptions()
-        accepted = await self.accept(handler, payload, Caller(**by), terms, connection)
-        return accepted.job
+        kind = self.registry.find(handler)
+        caller, terms = Caller(user_id, idempotency_key), options or EnqueueOptions()
+        accepted = await self.accept(kind, payload, caller, terms, connection)
+        return JobHandle(self, accepted.job, kind)
 
     async def accept(
         self,
@@ -83,18 +331,18 @@ class AsyncJobs(Opening):
         /,
     ) -> Accepted:
         """Enqueue, and tell whether the job was there already."""
-        engine = self._running
+        runtime = self._running
         kind = self.registry.find(handler)
         if options.callback_url is not None:
-            engine.callbacks.check(options.callback_url)
-        now = engine.ledger.now()
-        terms = Terms(now, engine.dispatcher.delivery, self.expected_duration(kind))
+            runtime.callbacks.check(options.callback_url)
+        now = runtime.repository.now()
+        terms = Terms(now, runtime.dispatcher.delivery, self.expected_duration(kind))
         spans, queue = self.hooks.spans, kind.policy.queue
         with spans.submitting(kind.name, queue, options.traceparent) as traceparent:
             if traceparent != options.traceparent:
                 options = replace(options, traceparent=traceparent)
             submission = make_submission(kind, payload, caller, options, terms)
-            job = await engine.accept(submission, options.begins(now), connection)
+            job = await runtime.accept(submission, options.begins(now), connection)
         if job.id == submission.id:
             return Accepted(job, replayed=False)
         if not same_payload(kind, job, submission):
@@ -103,12 +351,12 @@ class AsyncJobs(Opening):
 
     async def get(self, job_id: JobId, /) -> Job | None:
         """Return the job as it stands; None for an id that never was, or is forgotten."""
-        [job] = await self._running.ledger.get([job_id])
+        [job] = await self._running.repository.get([job_id])
         return job
 
     async def find(self, job_id: JobId, /) -> Job:
         """Return the job as it stands; raise `UnknownJob` where `get` returns None."""
-        return await self._running.ledger.find(job_id)
+        return await self._running.repository.find(job_id)
 
     @property
     def can_list(self) -> bool:
@@ -121,7 +369,7 @@ class AsyncJobs(Opening):
         `after` is the `next` of the page before. Raises `ConfigurationError` where the store cannot
         list jobs, and `InvalidQuery` for an `after` that was no page's `next`.
         """
-        return await self._running.ledger.list(which, limit=limit, after=after)
+        return await self._running.repository.list(which, limit=limit, after=after)
 
     async def position(self, job: Job, /) -> int | None:
         """Tell how far in front of its queue a job waits; 1 is next.
@@ -129,7 +377,7 @@ class AsyncJobs(Opening):
         None where it does not wait for one of our workers, where a thousand jobs are before it, and
         where the store cannot tell.
         """
-        return await self._running.ledger.position(job)
+        return await self._running.repository.position(job)
 
     async def oldest_waiting(self) -> Mapping[str, timedelta]:
         """Tell for how long the first job of each handler's queue waits that could have begun.
@@ -165,7 +413,7 @@ class AsyncJobs(Opening):
 
     async def complete(self, job_id: JobId, result: Any = None, /) -> Job:
         """Record the result of work done outside our runner; see `JobQueue.complete`."""
-        job = await self._running.ledger.find(job_id)
+        job = await self._running.repository.find(job_id)
         kind: JobType[Any, Any] = self.registry.find(job.type)
         text = kind.dump_result(result)
         return await self._report(
@@ -188,53 +436,54 @@ class AsyncJobs(Opening):
 
     async def cancel(self, job_id: JobId, /) -> Job:
         """Cancel a waiting job, ask a running one to stop; see `JobQueue.cancel`."""
-        ledger = self._running.ledger
-        job = await ledger.find(job_id)
+        repository = self._running.repository
+        job = await repository.find(job_id)
         if job.status.terminal or job.cancel_requested_at is not None:
             return job
         try:
-            return await ledger.advance(job, lifecycle.cancel)
+            return await repository.advance(job, lifecycle.cancel)
         except IllegalMove:  # it ended, or was asked by somebody else, in between
-            return await ledger.find(job_id)
+            return await repository.find(job_id)
 
-    async def retry(self, job_id: JobId, /) -> Job:
+    async def retry(self, job_id: JobId, /) -> JobHandle[Any]:
         """Run a job that has ended again, as a new job: `retry_of` points at the old one.
 
         The type need not be registered here: payload, owner and limits are those of the old job.
         Each call makes one more. Raises `UnknownJob`, and `IllegalMove` where it has not ended.
         """
-        engine = self._running
-        old = await engine.ledger.find(job_id)
-        terms = Terms(engine.ledger.now(), old.delivery, self.expected_duration(old))
+        runtime = self._running
+        old = await runtime.repository.find(job_id)
+        terms = Terms(runtime.repository.now(), old.delivery, self.expected_duration(old))
         with self.hooks.spans.submitting(old.type, old.queue, None) as traceparent:
             submission = submit_again(old, terms, traceparent)
-            return await engine.accept(submission, submission.created_at)
+            job = await runtime.accept(submission, submission.created_at)
+        return JobHandle(self, job)
 
     def subscribe(self, job_id: JobId, /) -> Watch:
         """Yield the job now and at each visible change, to its end; see `JobQueue.subscribe`."""
-        return self._running.ledger.watch(job_id)
+        return self._running.repository.watch(job_id)
 
-    async def wait(self, job_id: JobId, /, *, timeout: float | None = None) -> Job:
-        """Return the job when it is terminal, or as it stands after `timeout` seconds."""
+    async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job:
+        """Return the job when it is terminal, or as it stands after `timeout`."""
         updates = self.subscribe(job_id)
         job = await updates.first()
-        with anyio.move_on_after(timeout):
+        with anyio.move_on_after(None if timeout is None else seconds(timeout)):
             async for newest in updates:
                 job = newest
         return job
 
     async def next_change(
-        self, job_id: JobId, /, *, after: int | None = None, timeout: float | None = None
+        self, job_id: JobId, /, *, after: int | None = None, timeout: Seconds | None = None
     ) -> Job:
         """Return the job when its version is not `after` any more, or is terminal.
 
-        Returns it as it stands after `timeout` seconds; `after` is the present version unless
+        Returns it as it stands after `timeout`; `after` is the present version unless
         given. Raises `UnknownJob`.
         """
         updates = self.subscribe(job_id)
         job = await updates.first()
         if job.version == (job.version if after is None else after):
-            with anyio.move_on_after(timeout):
+            with anyio.move_on_after(None if timeout is None else seconds(timeout)):
                 job = await anext(updates, job)
         return job
 
@@ -247,14 +496,49 @@ class AsyncJobs(Opening):
         if job is None:
             log.warning("An unknown job was delivered: %s", job_id, extra={"job_id": job_id})
         elif job.status is JobStatus.PENDING:
-            await self._running.runner.run(job)
+            await self._running.executor.run(job)
 
     async def _report(self, job_id: JobId, move: Callable[[Job, datetime], Job]) -> Job:
-        ledger = self._running.ledger
-        job = await ledger.find(job_id)
+        repository = self._running.repository
+        job = await repository.find(job_id)
         if job.status is JobStatus.PENDING and job.delivery is Delivery.EXTERNAL:
             try:
-                job = await ledger.advance(job, lambda job, now: lifecycle.start(job, now, None))
+                job = await repository.advance(
+                    job, lambda job, now: lifecycle.start(job, now, None)
+                )
             except IllegalMove:  # another reporter has started it
-                job = await ledger.find(job_id)
-        return await ledger.advance(job, move)
+                job = await repository.find(job_id)
+        return await repository.advance(job, move)
+
+    def _limits(self, policy: Policy | None, **limits: object) -> Policy:
+        given = {name: value for name, value in limits.items() if value is not _NOT_GIVEN}
+        return merged_policy(self.policy, policy, **given)
+
+    @property
+    def _running(self) -> Runtime:
+        if self._runtime is None or not self._runtime.is_ours:
+            raise NotOpen("AsyncJobs")
+        return self._runtime
+
+    async def _open(self, dispatcher: Dispatcher, queues: Sequence[str] | None) -> None:
+        if self.is_open:
+            raise ConfigurationError("This AsyncJobs is open already.")
+        if self._runtime is not None:
+            _inherited.append((self._opened, self._runtime))
+        served = None if queues is None else tuple(queues)
+        registered = (self.registry, self.settings, self.clock, self.hooks)
+        parts = RuntimeParts(
+            self._store, dispatcher, *registered, queues=served, callback_sender=self._callbacks
+        )
+        opened = open_runtime(parts)
+        self._runtime = await opened.__aenter__()
+        self._opened = opened
+
+    def _check_queues(self, queues: Sequence[str] | None) -> None:
+        known = self.registry.queues
+        if not known:
+            raise ConfigurationError("This queue has no handlers: are their modules imported?")
+        for queue in queues or ():
+            if queue not in known:
+                listed = ", ".join(known)
+                raise ConfigurationError(f"No handler is in the queue {queue!r} (known: {listed}).")

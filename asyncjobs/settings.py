@@ -1,30 +1,77 @@
-"""The engine's own rhythm; the defaults suit almost everyone."""
+"""The timing of a queue, and how a duration is given."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
+from typing import TYPE_CHECKING, overload
+
+#: A duration in the public API: seconds, or a timedelta.
+Seconds = float | timedelta
+
+
+@overload
+def duration(value: Seconds) -> timedelta: ...
+@overload
+def duration(value: None) -> None: ...
+def duration(value: Seconds | None) -> timedelta | None:
+    """Return a duration as a timedelta; a number counts seconds."""
+    if value is None or isinstance(value, timedelta):
+        return value
+    return timedelta(seconds=value)
+
+
+def seconds(value: Seconds) -> float:
+    """Return a duration as seconds."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How often the engine looks, and how long it waits.
+    """How often a queue looks for work, and how long it waits; each is seconds or a timedelta.
 
-    `lease` is how long a job stays with a worker that gives no sign of life; it is renewed each
-    third. `redelivery` is how long a job that was handed on but not started is left alone.
-    `poll` is the longest a process relies on being told of changes, `sweep` how often lapsed
-    leases, deadlines and retention are looked after. `dispatch` is how long an engine may take to
-    be told of a job; after that it is told again later, and nobody waits. `progress` is the least
-    time between two written reports of one job. `grace` is how long a shutdown waits for running
-    jobs before it breaks them off and gives them back. `blocked` is how long a handler may keep the
-    event loop from turning before a warning names it.
+    - `lease`: how long a job stays with a worker that does not renew its lease. Workers renew it
+      after each third of this time.
+    - `redelivery`: how long a job that was dispatched but not started is left alone.
+    - `poll_interval`: the longest time for which a process relies on change notices.
+    - `sweep_interval`: how often lapsed leases, deadlines and retention are checked.
+    - `dispatch_timeout`: how long the call of an engine may take. After that, the job is dispatched
+      again later, and the submission is answered.
+    - `progress_interval`: the shortest time between two stored progress reports of one job.
+    - `grace`: how long a shutdown waits for running jobs before it interrupts them and gives them
+      back.
+    - `block_warning_after`: how long a handler may block the event loop before a warning names it.
+
+    Raises `ValueError` for a duration that is negative, and for an interval of zero.
     """
 
     lease: timedelta = timedelta(seconds=30)
     redelivery: timedelta = timedelta(seconds=30)
-    poll: timedelta = timedelta(seconds=1)
-    sweep: timedelta = timedelta(seconds=5)
-    dispatch: timedelta = timedelta(seconds=5)
-    progress: timedelta = timedelta(seconds=0.2)
+    poll_interval: timedelta = timedelta(seconds=1)
+    sweep_interval: timedelta = timedelta(seconds=5)
+    dispatch_timeout: timedelta = timedelta(seconds=5)
+    progress_interval: timedelta = timedelta(seconds=0.2)
     grace: timedelta = timedelta(seconds=10)
-    blocked: timedelta = timedelta(seconds=1)
+    block_warning_after: timedelta = timedelta(seconds=1)
+
+    if TYPE_CHECKING:
+
+        def __init__(  # noqa: PLR0913  # one parameter per setting
+            self,
+            *,
+            lease: Seconds = ...,
+            redelivery: Seconds = ...,
+            poll_interval: Seconds = ...,
+            sweep_interval: Seconds = ...,
+            dispatch_timeout: Seconds = ...,
+            progress_interval: Seconds = ...,
+            grace: Seconds = ...,
+            block_warning_after: Seconds = ...,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value: timedelta = duration(getattr(self, field.name))
+            if value < timedelta(0) or (value == timedelta(0) and field.name != "grace"):
+                raise ValueError(f"Settings.{field.name} must be a positive duration, got {value}.")
+            object.__setattr__(self, field.name, value)

@@ -18,8 +18,8 @@ from datetime import timedelta
 
 import psycopg
 
-from asyncjobs.encoding import encode_state, encode_submission, to_microseconds
-from asyncjobs.model import JobId
+from asyncjobs.core.encoding import encode_state, encode_submission, to_microseconds
+from asyncjobs.core.job import JobId
 from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW
@@ -40,7 +40,7 @@ FILL = """
 INSERT INTO {s}.jobs (seq, due_at, revision, id, lane, status, type, owner, key, state)
 SELECT
     nextval('{s}.jobs_seq'), %b::bigint + n - CASE WHEN done THEN 0 ELSE 10000000 END, 1,
-    'job_' || n, CASE WHEN done THEN 'housekeeping' ELSE 'default' END,
+    'job_' || n, CASE WHEN done THEN 'maintenance' ELSE 'default' END,
     CASE WHEN done THEN 'completed' ELSE 'pending' END,
     'type' || n %% 97, 'owner' || n %% 1000, CASE WHEN n %% 2 = 0 THEN 'key' || n END, %b::bytea
 FROM (

@@ -28,7 +28,7 @@ import psycopg
 import redis.asyncio
 
 from asyncjobs import AsyncJobs, JobContext
-from asyncjobs.model import JobStatus
+from asyncjobs.core.job import JobStatus
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 1.0

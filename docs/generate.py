@@ -11,8 +11,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from asyncjobs.lifecycle import INVISIBLE, TRANSITIONS
-from asyncjobs.model import JobStatus
+from asyncjobs.core.job import JobStatus
+from asyncjobs.core.lifecycle import INVISIBLE, TRANSITIONS
 
 ROOT = Path(__file__).parents[1]
 LIFECYCLE = ROOT / "docs" / "reference" / "lifecycle.md"

@@ -16,7 +16,13 @@ from typing import Self, TypeVar
 import anyio
 
 from asyncjobs import ConfigurationError, Job, JobId, StoreUnavailable
-from asyncjobs.encoding import Columns, decode, encode_state, encode_submission, to_microseconds
+from asyncjobs.core.encoding import (
+    Columns,
+    decode,
+    encode_state,
+    encode_submission,
+    to_microseconds,
+)
 from asyncjobs.protocols import Change
 
 T = TypeVar("T")

@@ -27,11 +27,11 @@ from anyio.lowlevel import current_token
 
 from asyncjobs.adapters.sockets import Receive, Send, talk, until
 from asyncjobs.http.endpoints import Endpoints
-from asyncjobs.http.messages import Request, Response, Stream
+from asyncjobs.http.messages import Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
 from asyncjobs.http.scripts import script
 from asyncjobs.queue import AsyncJobs
-from asyncjobs.signals import told_to_stop
+from asyncjobs.runtime.signals import told_to_stop
 
 Scope = MutableMapping[str, Any]
 
@@ -123,7 +123,7 @@ async def respond(response: Response, receive: Receive, send: Send) -> None:
     """Send a response; a stream until the client has gone."""
     headers = [(name.lower().encode(), value.encode()) for name, value in response.headers]
     start = {"type": "http.response.start", "status": int(response.status), "headers": headers}
-    if isinstance(response, Stream):
+    if isinstance(response, StreamingResponse):
         async with aclosing(response.chunks), anyio.create_task_group() as tasks:
             tasks.start_soon(until, "http.disconnect", receive, tasks.cancel_scope)
             with suppress(OSError):  # what `send` raises where the client has gone (ASGI 2.4)

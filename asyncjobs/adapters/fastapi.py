@@ -22,8 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from asyncjobs.adapters import starlette
 from asyncjobs.adapters.asgi import StatusMonitor, request_of
 from asyncjobs.adapters.starlette import Identify
+from asyncjobs.core.handlers import JobType
+from asyncjobs.core.submission import EnqueueOptions
 from asyncjobs.errors import MalformedBody, RequestRejected
-from asyncjobs.http.bodies import rejection_of
+from asyncjobs.http.documents import AcceptedDocument
 from asyncjobs.http.endpoints import Body
 from asyncjobs.http.mounts import Mount, MountOptions
 from asyncjobs.http.openapi import (
@@ -34,11 +36,9 @@ from asyncjobs.http.openapi import (
     submission_responses,
 )
 from asyncjobs.http.problems import problem_of
+from asyncjobs.http.requests import rejection_of
 from asyncjobs.http.routes import LIST, ROUTES, Route
-from asyncjobs.http.wire import AcceptedDocument
 from asyncjobs.queue import AsyncJobs
-from asyncjobs.registry import JobType
-from asyncjobs.submission import EnqueueOptions
 
 __all__ = ["Accept", "AcceptedDocument", "Acceptor", "mount"]
 

@@ -14,6 +14,8 @@ import flask
 from flask import Flask
 
 from asyncjobs.adapters.flask_responses import sent, sent_by
+from asyncjobs.core.handlers import JobType
+from asyncjobs.core.submission import EnqueueOptions
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, MalformedBody, StoreError
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
 from asyncjobs.http.messages import Request
@@ -22,8 +24,6 @@ from asyncjobs.http.problems import problem_of
 from asyncjobs.http.scripts import script
 from asyncjobs.portal import Portal, portal_for
 from asyncjobs.queue import AsyncJobs
-from asyncjobs.registry import JobType
-from asyncjobs.submission import EnqueueOptions
 
 __all__ = ["accept", "mount", "portal_of"]
 

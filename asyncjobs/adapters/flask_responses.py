@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import flask
 
-from asyncjobs.http.messages import Response, Stream
+from asyncjobs.http.messages import Response, StreamingResponse
 from asyncjobs.portal import Portal
 
 T = TypeVar("T")
@@ -25,11 +25,11 @@ def sent(response: Response, body: Iterable[bytes] | None = None) -> flask.Respo
 
 def sent_by(portal: Portal, response: Response) -> flask.Response:
     """Send a response that may be a stream, which the portal's event loop makes."""
-    chunks = _chunks(response, portal) if isinstance(response, Stream) else None
+    chunks = _chunks(response, portal) if isinstance(response, StreamingResponse) else None
     return sent(response, chunks)
 
 
-def _chunks(stream: Stream, portal: Portal) -> Generator[bytes]:
+def _chunks(stream: StreamingResponse, portal: Portal) -> Generator[bytes]:
     """Pass on what the queue's own event loop makes; the server's thread waits for it."""
     loop = portal.start()
     try:

@@ -16,14 +16,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asyncjobs.adapters import asgi
 from asyncjobs.adapters.asgi import StatusMonitor, joined_lifespan, respond
+from asyncjobs.core.handlers import JobType
+from asyncjobs.core.submission import EnqueueOptions
 from asyncjobs.errors import AsyncJobsError
 from asyncjobs.http import messages
 from asyncjobs.http.endpoints import Body, Submit, find_mount
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.problems import problem_of
 from asyncjobs.queue import AsyncJobs
-from asyncjobs.registry import JobType
-from asyncjobs.submission import EnqueueOptions
 
 __all__ = ["accept", "mount"]
 

@@ -18,17 +18,17 @@ from asyncjobs.errors import (
 
 #: The commands, in the order of the help: the module each is in, and its name there.
 COMMANDS = {
-    "worker": ("working", "worker"),
-    "list": ("looking", "list_"),
-    "show": ("looking", "show"),
-    "watch": ("watching", "watch"),
-    "cancel": ("acting", "cancel"),
-    "retry": ("acting", "retry"),
-    "purge": ("acting", "purge"),
+    "worker": ("worker", "worker"),
+    "list": ("listing", "list_"),
+    "show": ("listing", "show"),
+    "watch": ("watch", "watch"),
+    "cancel": ("actions", "cancel"),
+    "retry": ("actions", "retry"),
+    "purge": ("actions", "purge"),
     "migrate": ("schema", "migrate"),
     "check": ("schema", "check"),
-    "move": ("moving", "move"),
-    "follow": ("following", "follow"),
+    "move": ("transfer", "move"),
+    "follow": ("follow", "follow"),
 }
 
 #: What the command exits with, by what was raised; 1 for all other errors of the library.

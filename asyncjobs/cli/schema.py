@@ -9,11 +9,11 @@ from typing import NoReturn
 
 import click
 
-from asyncjobs.cli.looking import as_json
-from asyncjobs.cli.showing import print_json, print_rows
-from asyncjobs.cli.targets import Target, carry_out, present, with_target
+from asyncjobs.cli.listing import as_json
+from asyncjobs.cli.output import print_json, print_rows
+from asyncjobs.cli.target import Target, carry_out, present, with_target
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.protocols import Clocked, Finding, Inspecting, Scripted, Store
+from asyncjobs.protocols import Finding, Inspection, MigrationScript, Store, StoreClock
 
 # What the clocks of machines that ask for the time do not differ by.
 _TOLERATED = timedelta(seconds=1)
@@ -54,7 +54,7 @@ def _tell(document: dict[str, object], text: str, *, as_json: bool) -> None:
 
 
 def _script_of(store: Store, since: int) -> str:
-    if not isinstance(store, Scripted):
+    if not isinstance(store, MigrationScript):
         raise ConfigurationError("This store has no tables that a script could make.")
     return store.migration_sql(since=since)
 
@@ -83,8 +83,8 @@ def check(target: Target, *, as_json: bool) -> None:
 
 
 async def _look_at(store: Store) -> list[Finding]:
-    findings = list(await store.inspect()) if isinstance(store, Inspecting) else []
-    if isinstance(store, Clocked):
+    findings = list(await store.inspect()) if isinstance(store, Inspection) else []
+    if isinstance(store, StoreClock):
         asked = datetime.now(UTC)
         theirs = await store.now()
         answered = datetime.now(UTC)

@@ -24,7 +24,7 @@ from asyncjobs.client.errors import (
 )
 from asyncjobs.client.options import Following, Transport
 from asyncjobs.client.sync import Job, JobsClient, follow
-from asyncjobs.status import JobStatus
+from asyncjobs.core.status import JobStatus
 
 __all__ = [
     "AccessRefused",

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from asyncjobs.client.documents import JobUpdate
-from asyncjobs.status import JobStatus
+from asyncjobs.core.status import JobStatus
 
 
 class ProgressBar:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from asyncjobs.status import JobStatus
+from asyncjobs.core.status import JobStatus
 
 #: The words of Microsoft's REST API guidelines, and what they mean here.
 OPERATION_STATES: Mapping[str, JobStatus] = {

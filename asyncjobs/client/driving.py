@@ -19,9 +19,9 @@ from asyncjobs.client.exchange import (
     Event,
     Hopeless,
     Opened,
+    PollStep,
     Read,
     Rule,
-    Step,
     Wait,
     Woke,
 )
@@ -53,7 +53,7 @@ class Drive:
     def __init__(self, rule: Rule, http: AsyncHttpClient) -> None:
         self._rule = rule
         self._connection = _Connection(http)
-        self._step: Step | None = None
+        self._step: PollStep | None = None
         self._ready: deque[JobUpdate] = deque()
 
     def __aiter__(self) -> Self:
@@ -73,7 +73,7 @@ class Drive:
                 self._go_to(self._rule.receive(event, anyio.current_time()))
         return self._ready.popleft()
 
-    def _go_to(self, step: Step) -> None:
+    def _go_to(self, step: PollStep) -> None:
         self._step = step
         self._ready.extend(step.updates)
 

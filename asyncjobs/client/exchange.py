@@ -104,7 +104,7 @@ Event = Answered | Opened | Arrived | Broken | Hopeless | Woke
 
 
 @dataclass(frozen=True)
-class Step:
+class PollStep:
     """What to hand to the caller, and then to do."""
 
     then: Action
@@ -114,10 +114,10 @@ class Step:
 class Rule(Protocol):
     """What decides, and leaves the doing to a shell."""
 
-    def start(self, now: float) -> Step:
+    def start(self, now: float) -> PollStep:
         """Begin at a moment of a clock that only runs forward."""
         ...
 
-    def receive(self, event: Event, now: float) -> Step:
+    def receive(self, event: Event, now: float) -> PollStep:
         """Go on after what the last step's action has led to."""
         ...

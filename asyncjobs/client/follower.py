@@ -24,8 +24,8 @@ from asyncjobs.client.exchange import (
     Event,
     Hopeless,
     Opened,
+    PollStep,
     Read,
-    Step,
     Wait,
     Woke,
 )
@@ -34,7 +34,7 @@ from asyncjobs.client.monitors import Kind, Monitor, events_of, require_origin, 
 from asyncjobs.client.options import Following, Transport
 from asyncjobs.client.pace import DEFAULT_PAUSE, LEAST_PAUSE, Turns, backoff, told_pause
 from asyncjobs.client.reading import Trouble, read_result, read_status, trouble_of, version_of
-from asyncjobs.status import JobStatus
+from asyncjobs.core.status import JobStatus
 
 #: No answer, and no event, may be longer than this many bytes.
 LONGEST_ANSWER = 64 * 1024 * 1024
@@ -81,33 +81,33 @@ class Follower:
         """The newest that is known of the job."""
         return self._seen.last
 
-    def start(self, now: float) -> Step:
+    def start(self, now: float) -> PollStep:
         """Begin; the timeout counts from here."""
         if self._options.timeout is not None:
             self._ends = now + self._options.timeout
         first = self._first(now)
         if self._known is None:
-            return self._bounded(Step(first), now)
+            return self._bounded(PollStep(first), now)
         self._seen.take(self._known)
         then = End() if self._known.status.terminal else first
-        return self._bounded(Step(then, (self._known,)), now)
+        return self._bounded(PollStep(then, (self._known,)), now)
 
-    def receive(self, event: Event, now: float) -> Step:
+    def receive(self, event: Event, now: float) -> PollStep:
         """Go on after what has happened."""
         try:
             return self._bounded(self._on(event, now), now)
         except ClientError as error:
-            return Step(End(error))
+            return PollStep(End(error))
 
-    def _on(self, event: Event, now: float) -> Step:
+    def _on(self, event: Event, now: float) -> PollStep:
         match event:
             case Woke():
-                return Step(self._ask(now))
+                return PollStep(self._ask(now))
             case Hopeless(error):
                 raise error
             case Opened():
                 self._stream = Stream()
-                return Step(Read())
+                return PollStep(Read())
             case Arrived(data):
                 return self._hear(data, now)
             case Broken(reason, connected):
@@ -117,16 +117,16 @@ class Follower:
             case Answered():
                 return self._answered(event, now)
 
-    def _bounded(self, step: Step, now: float) -> Step:
+    def _bounded(self, step: PollStep, now: float) -> PollStep:
         """Keep what follows within the time that the caller gave."""
         if isinstance(step.then, End):
             return step
         if now >= self._ends:
             seconds = self._options.timeout or 0.0
             error = JobTimeout(self.last, seconds, self._failures.reason)
-            return Step(End(error), step.updates)
+            return PollStep(End(error), step.updates)
         if isinstance(step.then, Wait):
-            return Step(Wait(min(step.then.seconds, self._ends - now)), step.updates)
+            return PollStep(Wait(min(step.then.seconds, self._ends - now)), step.updates)
         return step
 
     # What to ask
@@ -176,7 +176,7 @@ class Follower:
 
     # What a stream tells
 
-    def _hear(self, data: bytes, now: float) -> Step:
+    def _hear(self, data: bytes, now: float) -> PollStep:
         stream = self._stream = self._stream or Stream()
         stream.bytes += len(data)
         updates: list[JobUpdate] = []
@@ -185,7 +185,7 @@ class Follower:
             if event.name == "message" and update is not None and self._seen.take(update):
                 updates.append(update)
                 if update.status.terminal:
-                    return Step(End(), tuple(updates))
+                    return PollStep(End(), tuple(updates))
         if stream.parser.held > LONGEST_ANSWER:
             raise AnswerTooLarge(self.monitor.events or "", LONGEST_ANSWER)
         if updates:
@@ -197,14 +197,14 @@ class Follower:
         if self._ends - now < self._silence - 1:
             self._stream = None
             self._lower()
-            return Step(self._ask(now), tuple(updates))
-        return Step(Read(), tuple(updates))
+            return PollStep(self._ask(now), tuple(updates))
+        return PollStep(Read(), tuple(updates))
 
-    def _lost_stream(self, reason: str, now: float) -> Step:
+    def _lost_stream(self, reason: str, now: float) -> PollStep:
         stream, self._stream = self._stream or Stream(), None
         told = DEFAULT_PAUSE if stream.parser.retry is None else stream.parser.retry
         if stream.news:
-            return Step(Wait(max(told, LEAST_PAUSE) * self._random.uniform(1, 1.25)))
+            return PollStep(Wait(max(told, LEAST_PAUSE) * self._random.uniform(1, 1.25)))
         # What is opened and then silent is a proxy that keeps events to itself.
         if not stream.bytes:
             self._failures.strikes = _STRIKES
@@ -212,7 +212,7 @@ class Follower:
 
     # What an answer tells
 
-    def _answered(self, answer: Answered, now: float) -> Step:
+    def _answered(self, answer: Answered, now: float) -> PollStep:
         trouble = trouble_of(answer)
         if trouble is not None:
             return self._troubled(trouble, now, evidence=True)
@@ -223,12 +223,12 @@ class Follower:
             # anything; 204 means that the job has ended.
             self._lower()
             told = told_pause(answer.headers)
-            return Step(self._ask(now) if not told else Wait(told))
+            return PollStep(self._ask(now) if not told else Wait(told))
         if answer.status == 304 and self.last is not None:
-            return Step(self._after_read(answer, now))
+            return PollStep(self._after_read(answer, now))
         return self._read(answer, now)
 
-    def _read(self, answer: Answered, now: float) -> Step:
+    def _read(self, answer: Answered, now: float) -> PollStep:
         first = self.last is None
         kind, update = read_status(answer, self.monitor.kind)
         self._seen.etag = answer.headers.get("etag")
@@ -242,15 +242,15 @@ class Follower:
                 require_origin(self._result_from, answer.asked, self._options.origins)
                 self._known = update
                 self._failures = Failures()
-                return Step(self._ask(now))
+                return PollStep(self._ask(now))
         news = (update,) if self._seen.take(update) else ()
         if update.status.terminal and news:
-            return Step(End(), news)
+            return PollStep(End(), news)
         if first and self._transport is not Transport.POLL:
             # The told pause is between polls: there will be none.
             self._failures = Failures()
-            return Step(self._ask(now), news)
-        return Step(self._after_read(answer, now), news)
+            return PollStep(self._ask(now), news)
+        return PollStep(self._after_read(answer, now), news)
 
     def _after_read(self, answer: Answered, now: float) -> Ask | Wait:
         self._failures = Failures()
@@ -264,17 +264,17 @@ class Follower:
                 self._lower()
         return Wait(pause)
 
-    def _with_result(self, answer: Answered) -> Step:
+    def _with_result(self, answer: Answered) -> PollStep:
         update = self._known
         if update is None:
             raise ServerUnreachable(answer.url, "its answers make no sense", self.last)
         update = update.with_result(read_result(answer))
         self._seen.last = update
-        return Step(End(), (update,))
+        return PollStep(End(), (update,))
 
     # What goes wrong
 
-    def _troubled(self, trouble: Trouble, now: float, *, evidence: bool) -> Step:
+    def _troubled(self, trouble: Trouble, now: float, *, evidence: bool) -> PollStep:
         """Try again later; by something simpler if this transport itself seems to be at fault."""
         self._failures.add(trouble.reason, now)
         if now - self._failures.since > self._options.patience:
@@ -283,7 +283,7 @@ class Follower:
             self._failures.strikes += 1
             if self._failures.strikes >= _STRIKES:
                 self._lower()
-        return Step(Wait(backoff(self._failures.count, trouble.pause, self._random)))
+        return PollStep(Wait(backoff(self._failures.count, trouble.pause, self._random)))
 
     def _lower(self) -> None:
         self._failures.strikes = 0

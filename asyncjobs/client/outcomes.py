@@ -13,7 +13,7 @@ from asyncjobs.client.documents import JobUpdate, read_job
 from asyncjobs.client.errors import JobCancelled, JobFailed, NotAJob, ResultMismatch
 from asyncjobs.client.exchange import Answered, Ask
 from asyncjobs.client.monitors import Monitor, document_of
-from asyncjobs.status import JobStatus
+from asyncjobs.core.status import JobStatus
 
 
 def outcome_of(update: JobUpdate, type: Any) -> Any:

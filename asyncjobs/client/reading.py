@@ -11,7 +11,7 @@ from asyncjobs.client.errors import AccessRefused, JobNotFound, NotAJob, NotJson
 from asyncjobs.client.exchange import Answered
 from asyncjobs.client.monitors import Kind, document_of, problem_of, recognise
 from asyncjobs.client.pace import told_pause
-from asyncjobs.status import JobStatus
+from asyncjobs.core.status import JobStatus
 
 # Proxies that compress make the strong ETag a weak one; the number stays.
 _VERSION = re.compile(r'(?:W/)?"?([0-9]{1,18})"?')

@@ -6,7 +6,17 @@ from random import Random
 from typing import cast
 
 from asyncjobs.client.errors import AccessRefused, RequestRefused, ServerUnreachable
-from asyncjobs.client.exchange import Answered, Ask, Broken, End, Event, Hopeless, Step, Wait, Woke
+from asyncjobs.client.exchange import (
+    Answered,
+    Ask,
+    Broken,
+    End,
+    Event,
+    Hopeless,
+    PollStep,
+    Wait,
+    Woke,
+)
 from asyncjobs.client.monitors import problem_of
 from asyncjobs.client.pace import backoff
 from asyncjobs.client.reading import Trouble, trouble_of
@@ -31,38 +41,38 @@ class Repeated:
         """What came; only after an `End` without an error."""
         return cast("Answered", self._answer)
 
-    def start(self, now: float) -> Step:
+    def start(self, now: float) -> PollStep:
         """Send it."""
         self._ends = now + self._seconds
-        return Step(self._ask)
+        return PollStep(self._ask)
 
-    def receive(self, event: Event, now: float) -> Step:
+    def receive(self, event: Event, now: float) -> PollStep:
         """Judge what came of it."""
         match event:
             case Hopeless(error):
-                return Step(End(error))
+                return PollStep(End(error))
             case Broken(reason):
                 return self._again(Trouble(reason, None), now)
             case Answered():
                 trouble = trouble_of(event)
                 return self._done(event) if trouble is None else self._again(trouble, now)
             case Woke():
-                return Step(self._ask)
+                return PollStep(self._ask)
             case _:
                 return self._again(Trouble("it answers by a stream", None), now)
 
-    def _done(self, answer: Answered) -> Step:
+    def _done(self, answer: Answered) -> PollStep:
         if answer.status in {401, 403}:
-            return Step(End(AccessRefused(answer.url, answer.status)))
+            return PollStep(End(AccessRefused(answer.url, answer.status)))
         if not 200 <= answer.status < 300:
             refused = RequestRefused(answer.url, answer.status, problem_of(answer))
-            return Step(End(refused))
+            return PollStep(End(refused))
         self._answer = answer
-        return Step(End())
+        return PollStep(End())
 
-    def _again(self, trouble: Trouble, now: float) -> Step:
+    def _again(self, trouble: Trouble, now: float) -> PollStep:
         self._failures += 1
         pause = backoff(self._failures, trouble.pause, self._random)
         if now + pause > self._ends:
-            return Step(End(ServerUnreachable(self._ask.url, trouble.reason)))
-        return Step(Wait(pause))
+            return PollStep(End(ServerUnreachable(self._ask.url, trouble.reason)))
+        return PollStep(Wait(pause))

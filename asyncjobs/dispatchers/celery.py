@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.signals import worker_process_shutdown
 
-from asyncjobs.carrying import carry_from_thread
-from asyncjobs.dispatchers.pushing import BlockingDispatcher, Message, queue_of
-from asyncjobs.model import Job
+from asyncjobs.core.job import Job
+from asyncjobs.dispatchers.engines.messages import run_message_from_thread
+from asyncjobs.dispatchers.engines.push import BlockingDispatcher, Message, queue_of
 from asyncjobs.portal import portal_for
-from asyncjobs.queue import AsyncJobs
+
+if TYPE_CHECKING:
+    from asyncjobs.queue import AsyncJobs
 
 # The application's own settings may limit all tasks; how long a job may take is not Celery's
 # business. Zero and None mean those settings.
 _TEN_YEARS = 10 * 365 * 24 * 3600
 
-# A pooled connection that has died meanwhile is made anew once; housekeeping does the rest.
+# A pooled connection that has died meanwhile is made anew once; maintenance does the rest.
 _ONCE_MORE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 
@@ -81,7 +83,7 @@ class CeleryDispatcher(BlockingDispatcher[CeleryOptions]):
             acks_late=False,
         )
         def run(**message: Any) -> None:
-            carry_from_thread(jobs, self.namespace, message)
+            run_message_from_thread(jobs, self.namespace, message)
 
         # Celery's processes end without Python's own farewells, in which the queue would be closed.
         worker_process_shutdown.connect(partial(_close, jobs), weak=False)

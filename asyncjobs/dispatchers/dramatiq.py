@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dramatiq import Actor, Broker, Middleware, Worker
 from dramatiq import Message as Envelope
 
-from asyncjobs.carrying import carry_from_thread
-from asyncjobs.dispatchers.pushing import BlockingDispatcher, Message, queue_of
-from asyncjobs.model import Job
-from asyncjobs.queue import AsyncJobs
+from asyncjobs.core.job import Job
+from asyncjobs.dispatchers.engines.messages import run_message_from_thread
+from asyncjobs.dispatchers.engines.push import BlockingDispatcher, Message, queue_of
+
+if TYPE_CHECKING:
+    from asyncjobs.queue import AsyncJobs
 
 _DEFAULT_QUEUE = "default"
 
@@ -77,7 +79,7 @@ class DramatiqDispatcher(BlockingDispatcher[DramatiqOptions]):
         """
 
         def run(**message: Any) -> None:
-            carry_from_thread(jobs, self.namespace, message)
+            run_message_from_thread(jobs, self.namespace, message)
 
         chosen = self.options.values()
         actors = {

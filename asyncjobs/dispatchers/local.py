@@ -13,11 +13,11 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
+from asyncjobs.core.job import Delivery, Job, JobId
 from asyncjobs.errors import ConfigurationError, NotOpen
-from asyncjobs.feed import Signal
-from asyncjobs.logs import log_fields
-from asyncjobs.model import Delivery, Job, JobId
 from asyncjobs.protocols import Run
+from asyncjobs.records.change_feed import Signal
+from asyncjobs.records.logging import log_fields
 
 log = logging.getLogger("asyncjobs")
 

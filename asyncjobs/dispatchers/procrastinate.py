@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 from procrastinate import App, BaseConnector, JobContext
@@ -17,12 +17,14 @@ from procrastinate.exceptions import AppNotOpen
 from procrastinate.manager import JobManager
 from procrastinate.tasks import configure_task
 
-from asyncjobs.carrying import Residence
-from asyncjobs.dispatchers.pushing import Message, PushDispatcher, leaving_none_out, queue_of
+from asyncjobs.core.job import Job
+from asyncjobs.dispatchers.engines.messages import QueueResidence
+from asyncjobs.dispatchers.engines.push import Message, PushDispatcher, leaving_none_out, queue_of
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.model import Job
-from asyncjobs.queue import AsyncJobs
-from asyncjobs.threads import in_new_thread
+from asyncjobs.execution.threads import in_new_thread
+
+if TYPE_CHECKING:
+    from asyncjobs.queue import AsyncJobs
 
 # Connectors that a fork copied into this process. To let go of their connections might close them,
 # and closing an inherited connection harms the parent's.
@@ -97,11 +99,13 @@ class ProcrastinateDispatcher(PushDispatcher[ProcrastinateOptions]):
         It has no retries, and no lock. The queue is opened by the first message, in the worker's
         event loop, and closed when that ends.
         """
-        residence = Residence(jobs, self.namespace)
+        residence = QueueResidence(jobs, self.namespace)
 
         @self._app.task(name=self.carrier_name, pass_context=True, retry=False)
         async def run(context: JobContext, /, **message: Any) -> None:
-            await _stop_with_the_worker(context, asyncio.create_task(residence.carry(message)))
+            await _stop_with_the_worker(
+                context, asyncio.create_task(residence.run_message(message))
+            )
 
         return run
 

@@ -15,19 +15,21 @@ from importlib.util import find_spec
 from inspect import unwrap
 from threading import Thread
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rq import Queue
 from rq.job import get_current_job
 from rq.queue import EnqueueData
 
-from asyncjobs.carrying import carry_from_thread
-from asyncjobs.dispatchers.pushing import PushDispatcher, leaving_none_out, queue_of
+from asyncjobs.core.job import Job
+from asyncjobs.dispatchers.engines.messages import run_message_from_thread
+from asyncjobs.dispatchers.engines.push import PushDispatcher, leaving_none_out, queue_of
 from asyncjobs.errors import AsyncJobsError, ConfigurationError
-from asyncjobs.model import Job
+from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.portal import Portal, portal_for
-from asyncjobs.queue import AsyncJobs
-from asyncjobs.threads import in_new_thread
+
+if TYPE_CHECKING:
+    from asyncjobs.queue import AsyncJobs
 
 log = logging.getLogger("asyncjobs")
 
@@ -92,7 +94,7 @@ class RQDispatcher(PushDispatcher[RQOptions]):
             if _in_work_horse():
                 _carry_in_work_horse(jobs, self.namespace, message)
             else:
-                carry_from_thread(jobs, self.namespace, message)
+                run_message_from_thread(jobs, self.namespace, message)
 
         self._made = run
         return run
@@ -135,7 +137,7 @@ def _carry_in_work_horse(jobs: AsyncJobs, namespace: str, message: Mapping[str, 
     with suppress(AsyncJobsError):
         portal.start()
     with _closed_by_sigterm(portal):
-        carry_from_thread(jobs, namespace, message)
+        run_message_from_thread(jobs, namespace, message)
     _close(portal)
 
 

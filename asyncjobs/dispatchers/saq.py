@@ -7,21 +7,23 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saq import Job as SaqJob
 from saq import Queue
 
-from asyncjobs.carrying import Residence
-from asyncjobs.dispatchers.pushing import (
+from asyncjobs.core.job import Job
+from asyncjobs.dispatchers.engines.messages import QueueResidence
+from asyncjobs.dispatchers.engines.push import (
     ConnectingDispatcher,
     Message,
     leave_connections_to_parent,
     queue_of,
 )
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.model import Job
-from asyncjobs.queue import AsyncJobs
+
+if TYPE_CHECKING:
+    from asyncjobs.queue import AsyncJobs
 
 # SAQ looks at what it believes to run now and then, and drops what has had its time: nothing that
 # runs, but what a killed worker has left behind.
@@ -101,10 +103,10 @@ class SAQDispatcher(ConnectingDispatcher[SAQOptions]):
         They are the given ones, with one more function, `startup` and `shutdown`; without a `queue`
         among them it serves the dispatcher's first. SAQ's retries, results and time limits are off.
         """
-        residence = Residence(jobs, self.namespace)
+        residence = QueueResidence(jobs, self.namespace)
 
         async def run(_context: object, **message: object) -> None:
-            await residence.carry(message)
+            await residence.run_message(message)
 
         async def begin(_context: object) -> None:
             await residence.begin()

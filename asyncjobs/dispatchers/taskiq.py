@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskiq import AsyncBroker, TaskiqEvents, TaskiqMiddleware, TaskiqState
 from taskiq.decor import AsyncTaskiqDecoratedTask
@@ -14,15 +14,17 @@ from taskiq.kicker import AsyncKicker
 from taskiq.message import TaskiqMessage
 from taskiq.result import TaskiqResult
 
-from asyncjobs.carrying import Residence
-from asyncjobs.dispatchers.pushing import (
+from asyncjobs.core.job import Job
+from asyncjobs.dispatchers.engines.messages import QueueResidence
+from asyncjobs.dispatchers.engines.push import (
     ConnectingDispatcher,
     Message,
     leave_connections_to_parent,
     queue_of,
 )
-from asyncjobs.model import Job
-from asyncjobs.queue import AsyncJobs
+
+if TYPE_CHECKING:
+    from asyncjobs.queue import AsyncJobs
 
 # A middleware of the application's may give all tasks that have no time limit one. How long a job
 # may take is not taskiq's business.
@@ -95,10 +97,10 @@ class TaskiqDispatcher(ConnectingDispatcher[TaskiqOptions]):
         taskiq's retries, results and time limits are off for it. The queue is opened when the
         worker starts, and closed when it has ended.
         """
-        residence = Residence(jobs, self.namespace)
+        residence = QueueResidence(jobs, self.namespace)
 
         async def run(namespace: str, id: str, trace: str) -> None:
-            await residence.carry(Message(namespace=namespace, id=id, trace=trace))
+            await residence.run_message(Message(namespace=namespace, id=id, trace=trace))
 
         async def begin(_state: TaskiqState) -> None:
             if self._broker.is_worker_process:  # and not one that is all in one, as for tests

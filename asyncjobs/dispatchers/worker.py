@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from asyncjobs.model import Delivery, Job
+from asyncjobs.core.job import Delivery, Job
 
 
 class WorkerDispatcher:

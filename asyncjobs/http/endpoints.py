@@ -11,31 +11,42 @@ from typing import Any, TypeVar
 
 import anyio
 
+from asyncjobs.core.handlers import JobType
+from asyncjobs.core.job import Job, JobId, JobStatus, parse_job_id
+from asyncjobs.core.submission import Caller, EnqueueOptions
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, UnknownJob
 from asyncjobs.http import sse
-from asyncjobs.http.accepting import options_of, where_to_follow
-from asyncjobs.http.bodies import payload_of
-from asyncjobs.http.conditional import etag_of, matches
-from asyncjobs.http.encoded import Encoded
-from asyncjobs.http.limits import Limiter
+from asyncjobs.http.documents import (
+    Encoded,
+    encode_accepted,
+    encode_list,
+    encode_operation,
+    with_pace,
+)
+from asyncjobs.http.headers import (
+    etag_of,
+    idempotency_key_of,
+    matches,
+    prefers_html,
+    retry_after,
+    wait_of,
+)
 from asyncjobs.http.messages import Headers, Request, Response
 from asyncjobs.http.mounts import Mount
-from asyncjobs.http.negotiation import prefers_html
-from asyncjobs.http.operation import encode_operation
-from asyncjobs.http.origins import refuse_cross_site, refuse_foreign_socket
-from asyncjobs.http.pacing import retry_after
 from asyncjobs.http.pages import status_page
-from asyncjobs.http.preferences import idempotency_key_of, wait_of
 from asyncjobs.http.problems import no_result, not_allowed, problem_of
-from asyncjobs.http.queries import page_query_of, parameters_of
+from asyncjobs.http.requests import (
+    options_of,
+    page_query_of,
+    parameters_of,
+    payload_of,
+    where_to_follow,
+)
 from asyncjobs.http.routes import Operation, match
+from asyncjobs.http.security import Limiter, refuse_cross_site, refuse_foreign_socket
 from asyncjobs.http.streams import Check, Close, Streams
-from asyncjobs.http.wire import encode_accepted, encode_list, with_pace
-from asyncjobs.model import Job, JobId, JobStatus, parse_job_id
 from asyncjobs.protocols import Page, Selection
 from asyncjobs.queue import AsyncJobs
-from asyncjobs.registry import JobType
-from asyncjobs.submission import Caller, EnqueueOptions
 
 P = TypeVar("P")
 
@@ -151,7 +162,7 @@ class Endpoints:
         key = idempotency_key_of(request.headers.get("idempotency-key"))
         owner = request.owner if submit.user_id is None else submit.user_id
         accepted = await self.jobs.accept(kind, value, Caller(owner, key), options)
-        wait = self._patience(request, kind.policy.inline)
+        wait = self._patience(request, kind.policy.inline_wait)
         links = self.mount.links(request, accepted.job.id)
         told = where_to_follow(links, replayed=accepted.replayed)
         said = (*_JSON, *told, *wait.applied, _NO_STORE)

@@ -44,7 +44,7 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream(Response):
+class StreamingResponse(Response):
     """An answer whose body comes bit by bit; whoever sends it closes `chunks` in any case."""
 
     chunks: AsyncGenerator[bytes] = field(kw_only=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
+from asyncjobs.core.job import JobId
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.http.limits import PollLimit
+from asyncjobs.http.headers import Pacing
 from asyncjobs.http.messages import Request
-from asyncjobs.http.origins import is_origin, origin_of, own_origin
-from asyncjobs.http.pacing import Pacing
-from asyncjobs.model import JobId
+from asyncjobs.http.security import PollLimit, is_origin, origin_of, own_origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ class MountOptions:
 
 
 @dataclass(frozen=True)
-class Links:
+class JobLinks:
     """The URLs of one job."""
 
     status: str
@@ -100,14 +99,14 @@ class Mount:
         root = quote(request.root.strip("/"))
         return f"/{root}{self.prefix}" if root else self.prefix
 
-    def links(self, request: Request, job_id: JobId) -> Links:
+    def links(self, request: Request, job_id: JobId) -> JobLinks:
         """Make a job's URLs; all but that of the operation are relative to the server."""
         base = self.base(request)
         status = f"{base}/{job_id}"
         # Clients of that resource expect an absolute URL. The server's own name is what this very
         # client has sent, and nobody else will be shown the answer.
         host = "" if self.base_url is not None else own_origin(request) or ""
-        return Links(
+        return JobLinks(
             status=status,
             result=f"{status}/result",
             events=f"{status}/events",

@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, JsonValue
 
+from asyncjobs.core.job import JobStatus
+from asyncjobs.http.documents import AcceptedDocument, JobDocument
 from asyncjobs.http.problems import ProblemDocument
 from asyncjobs.http.routes import ROUTES, Operation, Route
-from asyncjobs.http.wire import AcceptedDocument, JobDocument
-from asyncjobs.model import JobStatus
 
 Schema = dict[str, Any]
 

@@ -15,9 +15,9 @@ from http import HTTPStatus
 from importlib.resources import files
 from math import ceil
 
+from asyncjobs.core.job import Detail, Job, JobStatus
 from asyncjobs.http.messages import Headers, Response
-from asyncjobs.http.mounts import Links
-from asyncjobs.model import Detail, Job, JobStatus
+from asyncjobs.http.mounts import JobLinks
 
 #: What a person reads in place of a status.
 WORDS: Mapping[str, str] = {
@@ -39,7 +39,7 @@ _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def status_page(
-    job: Job, links: Links, *, retry_after: int | None, now: datetime | None = None
+    job: Job, links: JobLinks, *, retry_after: int | None, now: datetime | None = None
 ) -> Response:
     """Show a job; `retry_after` is when a page without JavaScript asks again, in seconds.
 
@@ -80,7 +80,7 @@ _HEADERS: Headers = (
 )
 
 
-def _page(job: Job, links: Links, again: int | None, now: datetime | None) -> str:
+def _page(job: Job, links: JobLinks, again: int | None, now: datetime | None) -> str:
     refresh = "" if again is None else f'<meta http-equiv="refresh" content="{again}">'
     return f"""<!doctype html>
 <html lang="en">
@@ -105,7 +105,7 @@ def _page(job: Job, links: Links, again: int | None, now: datetime | None) -> st
 """
 
 
-def _data(job: Job, links: Links, again: int | None, now: datetime | None) -> str:
+def _data(job: Job, links: JobLinks, again: int | None, now: datetime | None) -> str:
     values = {
         "state": _state(job),
         "status-url": links.status,
@@ -132,7 +132,7 @@ def _heading(job: Job) -> str:
 <p class="announced" role="status" aria-live="polite" data-is="announced"></p>"""
 
 
-def _outcome(job: Job, links: Links) -> str:
+def _outcome(job: Job, links: JobLinks) -> str:
     error = ("", "") if job.error is None else (job.error.message, job.error.code)
     return f"""<div class="error">
 <p dir="auto" data-is="error">{escape(error[0])}</p>
@@ -144,14 +144,14 @@ def _outcome(job: Job, links: Links) -> str:
 </div>"""
 
 
-def _result(job: Job, links: Links) -> str:
+def _result(job: Job, links: JobLinks) -> str:
     if job.status in {JobStatus.FAILED, JobStatus.CANCELLED}:
         return ""
     hidden = "" if job.status is JobStatus.COMPLETED else " hidden"
     return f'<a class="button" href="{escape(links.result)}" data-is="result"{hidden}>Result</a>'
 
 
-def _cancel(job: Job, links: Links) -> str:
+def _cancel(job: Job, links: JobLinks) -> str:
     if job.status.terminal or job.cancel_requested_at is not None:
         return ""
     return (

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
+from asyncjobs.core.job import Job, JobStatus
 from asyncjobs.errors import (
     AsyncJobsError,
     CrossSite,
@@ -28,7 +29,6 @@ from asyncjobs.errors import (
     UnsupportedMediaType,
 )
 from asyncjobs.http.messages import Headers, Response
-from asyncjobs.model import Job, JobStatus
 
 #: Which error becomes which status and code. What is not here is a fault of the server: 500.
 STATUSES: Mapping[type[AsyncJobsError], tuple[HTTPStatus, str]] = {

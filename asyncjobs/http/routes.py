@@ -9,8 +9,7 @@ from http import HTTPStatus
 
 from pydantic import BaseModel
 
-from asyncjobs.http.operation import OperationDocument
-from asyncjobs.http.wire import JobDocument, ListDocument
+from asyncjobs.http.documents import JobDocument, ListDocument, OperationDocument
 
 
 class Operation(Enum):

@@ -8,7 +8,7 @@ from hashlib import sha256
 from http import HTTPStatus
 from importlib.resources import files
 
-from asyncjobs.http.conditional import matches
+from asyncjobs.http.headers import matches
 from asyncjobs.http.messages import Headers, Request, Response
 from asyncjobs.http.problems import not_allowed
 

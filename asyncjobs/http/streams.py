@@ -10,15 +10,14 @@ from weakref import WeakSet
 
 import anyio
 
+from asyncjobs.core.job import Job, JobId, parse_job_id
 from asyncjobs.errors import StoreUnavailable, UnknownJob
-from asyncjobs.feed import Watch
 from asyncjobs.http import sse
-from asyncjobs.http.encoded import Encoded
-from asyncjobs.http.messages import Response, Stream
+from asyncjobs.http.documents import Encoded, with_pace
+from asyncjobs.http.messages import Response, StreamingResponse
 from asyncjobs.http.mounts import MountOptions
-from asyncjobs.http.wire import with_pace
-from asyncjobs.model import Job, JobId, parse_job_id
 from asyncjobs.queue import AsyncJobs
+from asyncjobs.records.change_feed import Watch
 
 #: Decides whether the one who asks may see a job; raises `UnknownJob` where not.
 Check = Callable[[Job], Job]
@@ -97,7 +96,7 @@ class Streams:
         first = sse.retry(self._options.pacing.least)
         if job.version != after:
             first += self._encoded.event(job)
-        return Stream(HTTPStatus.OK, sse.HEADERS, chunks=self._frames(watch, first))
+        return StreamingResponse(HTTPStatus.OK, sse.HEADERS, chunks=self._frames(watch, first))
 
     async def socket(
         self, job_id: JobId, check: Check, after: int

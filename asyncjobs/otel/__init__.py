@@ -15,12 +15,11 @@ from opentelemetry.metrics import MeterProvider, get_meter_provider
 from opentelemetry.trace import TracerProvider, get_tracer
 
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.hooks import NoSpans
-from asyncjobs.otel.gauges import gauges_of
-from asyncjobs.otel.measures import Measures
+from asyncjobs.otel.metrics import Measures, gauges_of
 from asyncjobs.otel.names import SCHEMA
-from asyncjobs.otel.spans import TracedSpans, name_the_job
+from asyncjobs.otel.tracing import TracedSpans, name_the_job
 from asyncjobs.queue import AsyncJobs
+from asyncjobs.runtime.hooks import NoSpans
 
 __all__ = ["instrument"]
 

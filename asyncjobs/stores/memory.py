@@ -11,9 +11,9 @@ from typing import Self
 
 import anyio.lowlevel
 
-from asyncjobs.encoding import sequence_of
+from asyncjobs.core.encoding import sequence_of
+from asyncjobs.core.job import Job, JobId, Submission
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.model import Job, JobId, Submission
 from asyncjobs.protocols import Change, Page, Selection
 
 _Key = tuple[str | None, str, str]

@@ -16,9 +16,9 @@ from asyncjobs.testing.dispatching_handlers import register
 BRISK = Settings(
     lease=timedelta(seconds=3),
     redelivery=timedelta(seconds=1),
-    poll=timedelta(seconds=0.05),
-    sweep=timedelta(seconds=0.1),
-    progress=timedelta(seconds=0.01),
+    poll_interval=timedelta(seconds=0.05),
+    sweep_interval=timedelta(seconds=0.1),
+    progress_interval=timedelta(seconds=0.01),
     grace=timedelta(seconds=1),
 )
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from asyncjobs import lifecycle
-from asyncjobs.model import Detail, Job, JobStatus
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Detail, Job, JobStatus
+from asyncjobs.core.submission import EnqueueOptions
 from asyncjobs.queue import AsyncJobs
-from asyncjobs.submission import EnqueueOptions
 from asyncjobs.testing.crews import Crew, MortalCrew
 from asyncjobs.testing.dispatching_handlers import STEPS, began, release
 from asyncjobs.testing.samples import sample_job, sample_submission
@@ -36,7 +36,7 @@ class DispatcherConformance:
 
     async def test_a_job_is_delivered_and_brings_its_result(self, crew: Crew) -> None:
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("echo", {"a": [1, None]})
+            job = (await jobs.enqueue("echo", {"a": [1, None]})).job
             done = await ended(jobs, job, crew)
         assert (done.status, done.result) == (JobStatus.COMPLETED, {"a": [1, None]})
         assert done.attempt == 1
@@ -46,7 +46,7 @@ class DispatcherConformance:
         async with crew.opened() as jobs:
 
             async def submit(number: int) -> None:
-                submitted[number] = await jobs.enqueue("steps", number)
+                submitted[number] = (await jobs.enqueue("steps", number)).job
 
             async with anyio.create_task_group() as tasks:
                 for number in range(crew.many):
@@ -62,7 +62,7 @@ class DispatcherConformance:
     async def test_progress_shows_while_a_job_runs(self, crew: Crew, tmp_path: Path) -> None:
         path = tmp_path / "job"
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             with anyio.fail_after(crew.patience):
                 async for seen in jobs.subscribe(job.id):
                     if seen.progress == 40:
@@ -80,7 +80,7 @@ class DispatcherConformance:
                 delivery=crew.dispatcher.delivery,
                 created_at=jobs.clock.now(),
             )
-            # Not enqueued, since that waits for no dispatcher beyond `Settings.dispatch`.
+            # Not enqueued, since that waits for no dispatcher beyond `Settings.dispatch_timeout`.
             waiting = lifecycle.submit(submission, hold=jobs.settings.redelivery)
             [job] = await crew.store.insert([waiting])
             with anyio.fail_after(crew.patience):
@@ -91,7 +91,7 @@ class DispatcherConformance:
     async def test_a_delayed_job_is_delivered_when_it_is_due(self, crew: Crew) -> None:
         async with crew.opened() as jobs:
             later = EnqueueOptions(run_at=timedelta(seconds=0.3))
-            job = await jobs.enqueue("echo", 1, options=later)
+            job = (await jobs.enqueue("echo", 1, options=later)).job
             done = await ended(jobs, job, crew)
         assert done.started_at is not None
         assert done.started_at >= job.run_at
@@ -101,17 +101,17 @@ class DispatcherConformance:
     ) -> None:
         async with crew.opened() as jobs:
             later = EnqueueOptions(run_at=timedelta(seconds=0.3))
-            job = await jobs.enqueue("echo", 1, options=later)
+            job = (await jobs.enqueue("echo", 1, options=later)).job
         async with crew.opened() as jobs:
             assert (await ended(jobs, job, crew)).result == 1
-            assert (await ended(jobs, await jobs.enqueue("echo", 2), crew)).result == 2
+            assert (await ended(jobs, (await jobs.enqueue("echo", 2)).job, crew)).result == 2
 
     # twice, late and never
 
     async def test_a_job_delivered_twice_runs_once(self, crew: Crew, tmp_path: Path) -> None:
         path = tmp_path / "job"
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await crew.dispatcher.dispatch([job])
             await until(lambda: began(path) > 0, crew.patience)
             await crew.dispatcher.dispatch([job, job])
@@ -128,7 +128,7 @@ class DispatcherConformance:
         path = tmp_path / "job"
         release(path)
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             done = await ended(jobs, job, crew)
             await crew.dispatcher.dispatch([job])
             await others_pass(jobs, crew)
@@ -171,7 +171,7 @@ class DispatcherConformance:
     ) -> None:
         path = tmp_path / "job"
         async with crew.opened() as jobs:
-            failed = await ended(jobs, await jobs.enqueue("refuse", path), crew)
+            failed = await ended(jobs, (await jobs.enqueue("refuse", path)).job, crew)
             await others_pass(jobs, crew)
             assert await jobs.get(failed.id) == failed
         assert failed.error is not None
@@ -180,7 +180,7 @@ class DispatcherConformance:
     async def test_a_retry_is_delivered(self, crew: Crew, tmp_path: Path) -> None:
         path = tmp_path / "job"
         async with crew.opened() as jobs:
-            done = await ended(jobs, await jobs.enqueue("second_time", path), crew)
+            done = await ended(jobs, (await jobs.enqueue("second_time", path)).job, crew)
         assert (done.status, done.result, began(path)) == (JobStatus.COMPLETED, 2, 2)
 
     # cancelled
@@ -190,9 +190,9 @@ class DispatcherConformance:
     ) -> None:
         holding, waiting = tmp_path / "holding", tmp_path / "waiting"
         async with crew.opened() as jobs:
-            held = [await jobs.enqueue("hold", holding) for _ in range(crew.slots)]
+            held = [(await jobs.enqueue("hold", holding)).job for _ in range(crew.slots)]
             await until(lambda: began(holding) == crew.slots, crew.patience)
-            job = await jobs.enqueue("hold", waiting)
+            job = (await jobs.enqueue("hold", waiting)).job
             cancelled = await jobs.cancel(job.id)
             release(holding)
             for one in held:
@@ -207,7 +207,7 @@ class DispatcherConformance:
     ) -> None:
         path = tmp_path / "job"
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) > 0, crew.patience)
             await jobs.cancel(job.id)
             assert (await ended(jobs, job, crew)).status is JobStatus.CANCELLED
@@ -227,7 +227,7 @@ class WorkerLossConformance:
     ) -> None:
         path = tmp_path / "job"
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) == 1, crew.patience)
             await crew.kill()
             await until(lambda: began(path) == 2, crew.patience)
@@ -237,7 +237,7 @@ class WorkerLossConformance:
 
     async def test_what_waited_for_a_killed_worker_is_run_by_others(self, crew: MortalCrew) -> None:
         async with crew.opened() as jobs:
-            waiting = [await jobs.enqueue("steps", number) for number in range(SOME)]
+            waiting = [(await jobs.enqueue("steps", number)).job for number in range(SOME)]
             await crew.kill()
             results = [(await ended(jobs, job, crew)).result for job in waiting]
         assert results == [2 * number for number in range(SOME)]
@@ -252,7 +252,7 @@ async def ended(jobs: AsyncJobs, job: Job, crew: Crew | MortalCrew) -> Job:
 
 async def others_pass(jobs: AsyncJobs, crew: Crew) -> None:
     """Let some more jobs pass, after which whatever was delivered before has had its effect."""
-    others = [await jobs.enqueue("echo", number) for number in range(crew.some)]
+    others = [(await jobs.enqueue("echo", number)).job for number in range(crew.some)]
     for number, job in enumerate(others):
         assert (await ended(jobs, job, crew)).result == number
 

@@ -11,12 +11,12 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from asyncjobs.context import JobContext
+from asyncjobs.core.job import Retry
 from asyncjobs.errors import JobFailed
-from asyncjobs.model import Retry
-from asyncjobs.registration import Registrar
+from asyncjobs.execution.context import JobContext
+from asyncjobs.queue import AsyncJobs
 
-_AT_ONCE = Retry(max_attempts=2, first=Retry().first * 0)
+_AT_ONCE = Retry(max_attempts=2, initial_delay=Retry().initial_delay * 0)
 
 # How often a handler looks whether it may end.
 _PAUSE = 0.01
@@ -24,7 +24,7 @@ _PAUSE = 0.01
 STEPS = 5
 
 
-def register(jobs: Registrar) -> None:
+def register(jobs: AsyncJobs) -> None:
     """Register the handlers on a queue; in every process that runs its jobs."""
     jobs.handler("echo")(_echo)
     jobs.handler("steps")(_steps)

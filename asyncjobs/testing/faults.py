@@ -13,19 +13,19 @@ from typing import Any, Self, TypeVar
 
 import anyio
 
+from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import (
     Aging,
     Change,
-    Clocked,
+    ChangeNotices,
     Counting,
     Listing,
     Page,
     Selection,
     Store,
-    Transactional,
-    Watching,
+    StoreClock,
+    Transactions,
 )
 
 T = TypeVar("T")
@@ -35,9 +35,9 @@ _POWERS = {
     "list": Listing,
     "count_before": Counting,
     "first_due": Aging,
-    "insert_within": Transactional,
-    "changes": Watching,
-    "now": Clocked,
+    "insert_within": Transactions,
+    "changes": ChangeNotices,
+    "now": StoreClock,
 }
 
 
@@ -79,10 +79,10 @@ class FaultyStore:
     """Passes calls on to a store, and fails before or after some of them, by the seed.
 
     A fault raises `StoreUnavailable`, as a lost connection does. Opening and closing do not fail.
-    It has the powers that the wrapped store has (`Listing`, `Counting`, `Aging`, `Transactional`,
-    `Watching`, `Clocked`), and no others; of a store's changes, `before` breaks the stream off and
-    `after` loses a batch. `calls` is what happened so far. Faults may be changed at any time by
-    setting `faults`, also while calls are under way; what `most` allows is then counted anew.
+    It declares the powers of the wrapped store, and no others; of a store's changes, `before`
+    breaks the stream off and `after` loses a batch. `calls` is what happened so far. Faults may be
+    changed at any time by setting `faults`, also while calls are under way; what `most` allows is
+    then counted anew.
     """
 
     def __init__(self, store: Store, faults: Faults | None = None, *, seed: int = 0) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from asyncjobs import lifecycle
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Job, JobStatus
 from asyncjobs.errors import InvalidQuery
-from asyncjobs.model import Job, JobStatus
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.testing.samples import (
     LATER,

@@ -30,10 +30,10 @@ class PriorityConformance:
         urgent, patient = tmp_path / "urgent", tmp_path / "patient"
         async with crew.opened() as jobs:
             await others_pass(jobs, crew)  # the workers are there, and nothing comes twice
-            submitted = [await jobs.enqueue("hold", path) for path in busy]
+            submitted = [(await jobs.enqueue("hold", path)).job for path in busy]
             await until(lambda: sum(map(began, busy)) == crew.slots, crew.patience)
             for kind, path in (("patient", patient), ("urgent", urgent), ("patient", patient)):
-                submitted.append(await jobs.enqueue(kind, path))
+                submitted.append((await jobs.enqueue(kind, path)).job)
             release(busy[0])  # one slot is free, and whoever gets it holds it
             await until(lambda: began(urgent) + began(patient) > 0, crew.patience)
             assert (began(urgent), began(patient)) == (1, 0)

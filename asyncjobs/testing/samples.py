@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from asyncjobs import lifecycle
-from asyncjobs.model import (
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import (
     Delivery,
     Detail,
     Job,
@@ -60,7 +60,7 @@ def full_job() -> Job:
         payload_json='{"text":"Grüße, 世界 🌍","nul":"\\u0000"}'.encode(),
         queue="high",
         delivery=Delivery.PUSH,
-        retry=Retry(max_attempts=5, first=timedelta(seconds=0.5), factor=1.5),
+        retry=Retry(max_attempts=5, initial_delay=timedelta(seconds=0.5), factor=1.5),
         max_deliveries=7,
         estimated_duration=timedelta(seconds=12.5),
         callback_url="https://hooks.example.com/ended",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import anyio
 
-from asyncjobs import lifecycle
-from asyncjobs.model import HOUSEKEEPING, Job, JobStatus, new_job_id
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobStatus, new_job_id
 from asyncjobs.protocols import Change, Store
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, full_job, ids, sample_job
 
@@ -110,7 +110,7 @@ class StoringRules:
             await store.insert([job])
             [seen] = await store.get([job.id])
             await store.replace([Change(begun(job), job.revision)])
-            await store.take([HOUSEKEEPING], now=LATER, until=LATER, limit=1)
+            await store.take([MAINTENANCE_LANE], now=LATER, until=LATER, limit=1)
         assert seen == job
         assert job.status is JobStatus.PENDING
 
@@ -197,7 +197,7 @@ class StoringRules:
             await ended(store, gone, b'"wide"')
             await store.delete([gone.id, new_job_id()])
             assert list(await store.get([gone.id, kept.id])) == [None, kept]
-            assert ids(await store.take([LANE, HOUSEKEEPING], now=NOW, until=NOW, limit=9)) == [
+            assert ids(await store.take([LANE, MAINTENANCE_LANE], now=NOW, until=NOW, limit=9)) == [
                 kept.id
             ]
 

@@ -1,4 +1,4 @@
-"""What a store must do when workers and housekeeping take what is due."""
+"""What a store must do when workers and maintenance take what is due."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import anyio
 
-from asyncjobs.model import HOUSEKEEPING, Job
+from asyncjobs.core.job import MAINTENANCE_LANE, Job
 from asyncjobs.protocols import Change, Store
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids, sample_job
 
@@ -89,7 +89,7 @@ class TakingRules:
             await store.replace([Change(started, job.revision)])
             assert list(await store.take([LANE], now=LATER, until=LATER, limit=1)) == []
             lapse = NOW + timedelta(seconds=30)
-            assert ids(await store.take([HOUSEKEEPING], now=lapse, until=LATER, limit=1)) == [
+            assert ids(await store.take([MAINTENANCE_LANE], now=lapse, until=LATER, limit=1)) == [
                 job.id
             ]
 
@@ -100,7 +100,7 @@ class TakingRules:
             done = await ended(store, job, b"1")
             assert done.due_at is None
             long_after = NOW + timedelta(days=36500)
-            lanes = [LANE, HOUSEKEEPING]
+            lanes = [LANE, MAINTENANCE_LANE]
             assert list(await store.take(lanes, now=long_after, until=long_after, limit=9)) == []
 
     async def test_racing_takers_never_get_the_same_job(self, store: Store) -> None:

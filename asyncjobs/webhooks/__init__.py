@@ -16,10 +16,10 @@ from functools import cached_property
 
 import anyio
 
+from asyncjobs.core.job import Callback, Job
+from asyncjobs.core.lifecycle import CALLBACK_PATIENCE
 from asyncjobs.errors import ConfigurationError, InvalidCallback
-from asyncjobs.lifecycle import CALLBACK_PATIENCE
-from asyncjobs.model import Callback, Job
-from asyncjobs.protocols import Answer
+from asyncjobs.protocols import CallbackResult
 from asyncjobs.webhooks.sending import Reply, Resolve, Undelivered, addresses_of, post, resolve
 from asyncjobs.webhooks.signing import body_of, id_of, secret_of, signed
 from asyncjobs.webhooks.targets import Target, check_pattern, closest, parse_target
@@ -107,21 +107,21 @@ class Webhooks:
     def check(self, url: str, /) -> None:
         self._target(url)
 
-    async def tell(self, job: Job, /, *, now: datetime) -> Answer:
+    async def tell(self, job: Job, /, *, now: datetime) -> CallbackResult:
         calls = (job.callback or Callback()).calls
         again = self._pause(calls)
         try:
             with anyio.fail_after(self.options.timeout):
                 reply = await self._send(job, now)
         except TimeoutError:
-            return Answer(f"no answer within {self.options.timeout:g} s", again)
+            return CallbackResult(f"no answer within {self.options.timeout:g} s", again)
         except InvalidCallback as error:
-            return Answer(error.reason, again)
+            return CallbackResult(error.reason, again)
         except Undelivered as error:
-            return Answer(str(error), again)
+            return CallbackResult(str(error), again)
         if 200 <= reply.status < 300:
-            return Answer()
-        return Answer(f"it answered {reply.status}", _heeded(reply, again))
+            return CallbackResult()
+        return CallbackResult(f"it answered {reply.status}", _heeded(reply, again))
 
     async def _send(self, job: Job, now: datetime) -> Reply:
         target, secrets = self._target(job.callback_url or "")

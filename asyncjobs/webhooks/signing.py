@@ -11,9 +11,9 @@ from hashlib import sha256
 
 from pydantic_core import to_json
 
+from asyncjobs.core.job import Job
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.http.wire import encode_job
-from asyncjobs.model import Job
+from asyncjobs.http.documents import encode_job
 
 _PREFIX = "whsec_"
 

@@ -44,7 +44,9 @@ from asyncjobs.adapters import starlette as on_starlette
 from asyncjobs.dispatchers.local import LocalDispatcher
 
 QUICK = Settings(
-    progress=timedelta(seconds=0.02), sweep=timedelta(seconds=0.1), grace=timedelta(seconds=0.2)
+    progress_interval=timedelta(seconds=0.02),
+    sweep_interval=timedelta(seconds=0.1),
+    grace=timedelta(seconds=0.2),
 )
 LATER = EnqueueOptions(run_at=timedelta(hours=1))
 
@@ -84,7 +86,7 @@ def make_jobs(
         job.progress(50)
         return order.note.upper()
 
-    @jobs.handler("inline", inline=5)
+    @jobs.handler("inline", inline_wait=5)
     async def inline(order: Order, _: JobContext) -> int:
         return order.count * 2
 

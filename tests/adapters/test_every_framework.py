@@ -11,9 +11,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from asyncjobs.core.job import new_job_id
+from asyncjobs.http.documents import AcceptedDocument, JobDocument
 from asyncjobs.http.problems import ProblemDocument
-from asyncjobs.http.wire import AcceptedDocument, JobDocument
-from asyncjobs.model import new_job_id
 
 pytestmark = pytest.mark.every_store
 

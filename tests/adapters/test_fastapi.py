@@ -18,8 +18,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, Acceptor, mount
+from asyncjobs.core.job import new_job_id
 from asyncjobs.http.routes import ROUTES, Route
-from asyncjobs.model import new_job_id
 
 NewUrl = Callable[[], str]
 

@@ -22,10 +22,10 @@ from werkzeug.test import run_wsgi_app
 
 from asyncjobs import AsyncJobs, JobId
 from asyncjobs.adapters.flask import portal_of
-from asyncjobs.http.limits import PollLimit
+from asyncjobs.core.job import JobStatus, new_job_id
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.routes import ROUTES, Route
-from asyncjobs.model import JobStatus, new_job_id
+from asyncjobs.http.security import PollLimit
 from tests.everywhere import SERVERS
 
 OpenSite = Callable[..., AbstractContextManager[Any]]

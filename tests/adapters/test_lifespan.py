@@ -18,7 +18,7 @@ from asyncjobs import AsyncJobs, JobContext, NotOpen
 from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import starlette as on_starlette
 from asyncjobs.adapters.asgi import StatusMonitor
-from asyncjobs.model import new_job_id
+from asyncjobs.core.job import new_job_id
 
 Lifespan = Callable[[Any], Any]
 Make = Callable[[AsyncJobs, Lifespan | None], Starlette]

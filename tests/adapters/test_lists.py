@@ -10,8 +10,8 @@ import httpx2
 import pytest
 
 from asyncjobs import JobStatus
+from asyncjobs.http.documents import ListDocument, ListedDocument
 from asyncjobs.http.problems import ProblemDocument
-from asyncjobs.http.wire import ListDocument, ListedDocument
 
 OpenSite = Callable[..., AbstractContextManager[Any]]
 

@@ -15,10 +15,10 @@ import httpx2
 import pytest
 
 from asyncjobs import AsyncJobs, Job, JobId, Settings
+from asyncjobs.core.job import new_job_id
+from asyncjobs.http.documents import JobDocument
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.problems import ProblemDocument
-from asyncjobs.http.wire import JobDocument
-from asyncjobs.model import new_job_id
 from asyncjobs.stores.memory import MemoryStore
 
 OpenSite = Callable[..., AbstractContextManager[Any]]
@@ -362,7 +362,7 @@ def test_a_change_costs_the_store_the_same_however_many_watch(
     open_site: OpenSite, new_jobs: Callable[..., AsyncJobs]
 ) -> None:
     store = Counted()
-    jobs = new_jobs(store, settings=Settings(poll=timedelta(seconds=0.1)))
+    jobs = new_jobs(store, settings=Settings(poll_interval=timedelta(seconds=0.1)))
     with open_site(jobs, options=LIVELY) as site:
         alone = reads_of_a_change(site, store, 1)
         many = reads_of_a_change(site, store, 200)

@@ -11,8 +11,8 @@ import httpx2
 import pytest
 
 from asyncjobs import AsyncJobs, ConfigurationError, JobContext, JobType
+from asyncjobs.http.headers import Pacing
 from asyncjobs.http.mounts import MountOptions
-from asyncjobs.http.pacing import Pacing
 from asyncjobs.http.problems import ProblemDocument
 
 Serve = Callable[..., AbstractContextManager[httpx2.Client]]

@@ -13,8 +13,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from asyncjobs import ConfigurationError, JobId
+from asyncjobs.core.job import new_job_id
 from asyncjobs.http.routes import LIST, ROUTES, Operation
-from asyncjobs.model import new_job_id
 
 OpenSite = Callable[..., AbstractContextManager[Any]]
 

@@ -11,11 +11,11 @@ import httpx2
 import pytest
 
 from asyncjobs import AsyncJobs
-from asyncjobs.http.limits import PollLimit
+from asyncjobs.core.job import new_job_id
+from asyncjobs.http.headers import Pacing
 from asyncjobs.http.mounts import MountOptions
-from asyncjobs.http.pacing import Pacing
 from asyncjobs.http.problems import ProblemDocument
-from asyncjobs.model import new_job_id
+from asyncjobs.http.security import PollLimit
 
 OpenSite = Callable[..., AbstractContextManager[Any]]
 Eventually = Callable[..., None]

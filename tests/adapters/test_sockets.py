@@ -14,8 +14,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from asyncjobs import Job, JobId
 from asyncjobs.adapters.asgi import StatusMonitor
+from asyncjobs.http.documents import JobDocument
 from asyncjobs.http.mounts import MountOptions
-from asyncjobs.http.wire import JobDocument
 
 # The same in each process: test ids are made of parameters.
 pytestmark = pytest.mark.every_store

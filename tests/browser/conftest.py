@@ -24,7 +24,7 @@ from starlette.responses import RedirectResponse, Response
 from asyncjobs import AsyncJobs, JobContext, JobFailed, Settings
 from asyncjobs.adapters.starlette import accept, mount
 
-SETTINGS = Settings(progress=timedelta(seconds=0.02), grace=timedelta(seconds=0.2))
+SETTINGS = Settings(progress_interval=timedelta(seconds=0.02), grace=timedelta(seconds=0.2))
 
 # Whatever a browser does of its own accord would be a request that no page has made.
 FLAGS = [

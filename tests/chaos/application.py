@@ -17,7 +17,6 @@ from pydantic import BaseModel
 
 from asyncjobs import AsyncJobs, JobContext, Policy, Retry, Settings
 from asyncjobs.protocols import Store
-from asyncjobs.registration import Registrar
 from asyncjobs.stores import store_from_url
 from tests.chaos.recording import Notes, Recorded
 
@@ -26,17 +25,20 @@ LEASE = timedelta(seconds=1.5)
 SETTINGS = Settings(
     lease=LEASE,
     redelivery=LEASE,
-    poll=timedelta(seconds=0.2),
-    sweep=timedelta(seconds=0.3),
-    progress=timedelta(seconds=0.05),
+    poll_interval=timedelta(seconds=0.2),
+    sweep_interval=timedelta(seconds=0.3),
+    progress_interval=timedelta(seconds=0.05),
     grace=timedelta(seconds=0.3),
 )
 
 #: Where application and tests say what is used, to the processes that they start.
 STORE, NOTES = "ASYNCJOBS_CHAOS_STORE", "ASYNCJOBS_CHAOS_NOTES"
 
-kinds = Registrar(
-    Policy(max_deliveries=8, retry=Retry(max_attempts=3, first=timedelta(seconds=0.1)))
+kinds = AsyncJobs(
+    "memory://",
+    policy=Policy(
+        max_deliveries=8, retry=Retry(max_attempts=3, initial_delay=timedelta(seconds=0.1))
+    ),
 )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from asyncjobs.lifecycle import TRANSITIONS
+from asyncjobs.core.lifecycle import TRANSITIONS
 from tests.chaos.recording import Event, states_in
 
 TERMINAL = frozenset({"completed", "failed", "cancelled"})

@@ -17,8 +17,8 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from asyncjobs import AsyncJobs, EnqueueOptions
+from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import Job, JobId
 from tests.chaos import application
 from tests.chaos.application import LEASE, Errand
 from tests.chaos.recording import Notes, Recorded, state_of
@@ -149,7 +149,9 @@ class Customers:
         job: Job | None = None
         while job is None:
             try:
-                job = await self.jobs.enqueue(kind, errand, idempotency_key=key, options=options)
+                job = (
+                    await self.jobs.enqueue(kind, errand, idempotency_key=key, options=options)
+                ).job
             except StoreUnavailable:  # it may exist: the same key finds it
                 await anyio.sleep(0.1)
         self.notes.write("accepted", job=job.id, key=key)

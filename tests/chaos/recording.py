@@ -17,8 +17,8 @@ from typing import Any, Self
 
 import anyio
 
-from asyncjobs.model import Job, JobId
-from asyncjobs.protocols import Change, Clocked, Page, Selection, Watching
+from asyncjobs.core.job import Job, JobId
+from asyncjobs.protocols import Change, ChangeNotices, Page, Selection, StoreClock
 
 #: One line of a history.
 Event = dict[str, Any]
@@ -134,13 +134,13 @@ class Recorded:
         return page
 
     async def changes(self) -> AsyncIterator[Sequence[JobId]]:
-        if not isinstance(self.store, Watching):
+        if not isinstance(self.store, ChangeNotices):
             await anyio.sleep_forever()
         async for ids in self.store.changes():
             yield ids
 
     async def now(self) -> datetime:
-        return await self.store.now() if isinstance(self.store, Clocked) else datetime.now(UTC)
+        return await self.store.now() if isinstance(self.store, StoreClock) else datetime.now(UTC)
 
     def _asked(self, states: Sequence[Event]) -> str:
         """Note what is to be written before it is: whoever is killed then may have written it."""

@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
+from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.errors import UnknownJob
-from asyncjobs.model import Job, JobId, JobStatus
 from asyncjobs.protocols import Change
 from asyncjobs.stores.memory import MemoryStore
 from tests.chaos import application

@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, Job, JobContext, JobStatus, Settings
-from asyncjobs.clock import SharedClock
-from asyncjobs.model import JobId
+from asyncjobs.core.job import JobId
+from asyncjobs.records.clock import SharedClock
 from asyncjobs.stores import store_from_url
 from asyncjobs.testing import TcpProxy
 from tests.chaos import application
@@ -67,7 +67,7 @@ class Scene:
 
     async def begun(self, kind: str, errand: Errand) -> Job:
         """Submit a job to the first worker; return when its handler has begun."""
-        job = await self.jobs.enqueue(kind, errand)
+        job = (await self.jobs.enqueue(kind, errand)).job
         self.notes.write("accepted", job=job.id, key=job.id)
         self.first.fill_up()
         await self.until(lambda: self.traces("begin", job.id))
@@ -177,7 +177,10 @@ async def test_a_machine_whose_clock_is_an_hour_off_neither_steals_nor_starves(
     server_url: str, hours: int
 ) -> None:
     quick = Settings(
-        lease=LEASE, poll=timedelta(seconds=0.05), sweep=timedelta(seconds=0.05), redelivery=LEASE
+        lease=LEASE,
+        poll_interval=timedelta(seconds=0.05),
+        sweep_interval=timedelta(seconds=0.05),
+        redelivery=LEASE,
     )
     right = AsyncJobs(server_url, settings=quick)
     wrong = AsyncJobs(server_url, settings=quick, clock=SharedClock(Wrong(timedelta(hours=hours))))
@@ -194,11 +197,11 @@ async def test_a_machine_whose_clock_is_an_hour_off_neither_steals_nor_starves(
         return job.attempt
 
     async with right, wrong:
-        long = await right.enqueue(here, None)
+        long = (await right.enqueue(here, None)).job
         await began.wait()
         with anyio.fail_after(PATIENCE):
             for queue in (wrong, right):
-                short = await wrong.enqueue(there, None)
+                short = (await wrong.enqueue(there, None)).job
                 assert (await queue.wait(short.id)).result == 1
             done = await wrong.wait(long.id)
     assert (done.result, done.attempt, done.losses) == (1, 1, 0)

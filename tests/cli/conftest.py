@@ -12,9 +12,15 @@ import anyio
 import pytest
 from click.testing import CliRunner, Result
 
-from asyncjobs import Job, JobError, JobStatus, Progress, lifecycle
+from asyncjobs import (
+    Job,
+    JobError,
+    JobStatus,
+    Progress,
+)
 from asyncjobs.cli.app import commands
-from asyncjobs.model import Detail, Lease, new_job_id
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Detail, Lease, new_job_id
 from asyncjobs.protocols import Store
 from asyncjobs.stores import store_from_url
 from asyncjobs.testing import sample_job

@@ -16,8 +16,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
-from asyncjobs import Job, JobStatus, Progress, lifecycle
-from asyncjobs.model import Detail
+from asyncjobs import Job, JobStatus, Progress
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Detail
 from asyncjobs.protocols import Change, Store
 
 if TYPE_CHECKING:

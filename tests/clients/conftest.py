@@ -32,11 +32,11 @@ from asyncjobs import AsyncJobs, JobContext, JobFailed, JobType, Settings
 from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import flask as on_flask
 from asyncjobs.adapters import starlette as on_starlette
+from asyncjobs.http.headers import Pacing
 from asyncjobs.http.mounts import MountOptions
-from asyncjobs.http.pacing import Pacing
 
 SCRIPTS = Path(__file__).parent / "js"
-SETTINGS = Settings(progress=timedelta(seconds=0.02), grace=timedelta(seconds=0.2))
+SETTINGS = Settings(progress_interval=timedelta(seconds=0.02), grace=timedelta(seconds=0.2))
 OPTIONS = MountOptions(pacing=Pacing(1, 1))
 
 Payload = dict[str, Any]

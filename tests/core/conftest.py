@@ -18,9 +18,9 @@ from asyncjobs import AsyncJobs, Settings
 QUICK = Settings(
     lease=timedelta(seconds=2),
     redelivery=timedelta(seconds=0.6),
-    poll=timedelta(seconds=0.05),
-    sweep=timedelta(seconds=0.05),
-    progress=timedelta(seconds=0.01),
+    poll_interval=timedelta(seconds=0.05),
+    sweep_interval=timedelta(seconds=0.05),
+    progress_interval=timedelta(seconds=0.01),
     grace=timedelta(seconds=0.2),
 )
 

@@ -13,11 +13,10 @@ from pathlib import Path
 import anyio
 from pydantic import BaseModel
 
-from asyncjobs import JobContext, JobFailed, Policy, Retry
-from asyncjobs.registration import Registrar
+from asyncjobs import AsyncJobs, JobContext, JobFailed, Retry
 
 #: Where the tests' queue takes these from, under a name and limits of its own.
-kinds = Registrar(Policy())
+kinds = AsyncJobs("memory://")
 
 
 class Span(BaseModel):

@@ -10,8 +10,8 @@ import anyio.lowlevel
 import pytest
 
 from asyncjobs import Job
-from asyncjobs.batching import BatchingStore, Merged
-from asyncjobs.model import JobId, new_job_id
+from asyncjobs.core.job import JobId, new_job_id
+from asyncjobs.records.group_commit import GroupCommit, GroupCommitStore
 from asyncjobs.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ async def test_a_lone_call_goes_out_alone() -> None:
     recorder = Recorder()
     recorder.gate.set()
     async with anyio.create_task_group() as tasks:
-        merged = Merged(recorder.double, tasks)
+        merged = GroupCommit(recorder.double, tasks)
         assert await merged([1]) == [2]
         assert await merged([2, 3]) == [4, 6]
     assert recorder.batches == [[1], [2, 3]]
@@ -50,7 +50,7 @@ async def test_calls_that_arrive_meanwhile_go_out_together_with_their_own_answer
         answers[number] = await merged([number, number + 100])
 
     async with anyio.create_task_group() as tasks:
-        merged = Merged(recorder.double, tasks)
+        merged = GroupCommit(recorder.double, tasks)
         tasks.start_soon(ask, 0)
         await anyio.wait_all_tasks_blocked()
         for number in range(1, 20):
@@ -65,7 +65,7 @@ async def test_a_batch_has_its_limit() -> None:
     recorder = Recorder()
     recorder.gate.set()
     async with anyio.create_task_group() as tasks:
-        merged = Merged(recorder.double, tasks, most=3)
+        merged = GroupCommit(recorder.double, tasks, most=3)
         for number in range(8):
             tasks.start_soon(merged, [number])
     assert max(map(len, recorder.batches)) == 3
@@ -83,7 +83,7 @@ async def test_an_error_hits_the_call_that_caused_it() -> None:
             failed.append(number)
 
     async with anyio.create_task_group() as tasks:
-        merged = Merged(recorder.double, tasks)
+        merged = GroupCommit(recorder.double, tasks)
         tasks.start_soon(ask, 1)
         await anyio.wait_all_tasks_blocked()
         tasks.start_soon(ask, 666)
@@ -103,7 +103,7 @@ async def test_a_cancelled_caller_learns_the_fate_of_its_call_and_disturbs_nobod
         answers.extend(await merged([number]))
 
     async with anyio.create_task_group() as tasks:
-        merged = Merged(recorder.double, tasks)
+        merged = GroupCommit(recorder.double, tasks)
         async with anyio.create_task_group() as impatient:
             impatient.start_soon(ask, 1)
             await anyio.wait_all_tasks_blocked()
@@ -128,7 +128,7 @@ async def test_calls_under_way_when_everything_is_cancelled_still_end() -> None:
 
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
-            merged = Merged(recorder.double, tasks)
+            merged = GroupCommit(recorder.double, tasks)
             for number in range(3):
                 tasks.start_soon(ask, number)
                 await anyio.lowlevel.checkpoint()
@@ -157,7 +157,7 @@ async def test_reads_are_merged_unless_the_store_reads_at_once(
 ) -> None:
     shelf = Shelf(reads_at_once=reads_at_once)
     async with anyio.create_task_group() as tasks:
-        store = BatchingStore(shelf, tasks)
+        store = GroupCommitStore(shelf, tasks)
         for _ in range(3):
             tasks.start_soon(store.get, [new_job_id()])
     assert shelf.asked == asked

@@ -24,9 +24,9 @@ from asyncjobs import (
     Selection,
     Settings,
 )
+from asyncjobs.core.lifecycle import CALLBACK_PATIENCE, owes_callback
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.lifecycle import CALLBACK_PATIENCE, owes_callback
-from asyncjobs.protocols import Answer, Change, Store
+from asyncjobs.protocols import CallbackResult, Change, Store
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import FaultyStore, LoopClock, ManualClock
 
@@ -38,7 +38,9 @@ TOLD_OF = EnqueueOptions(callback_url=URL)
 DAY = timedelta(days=1)
 
 # The machine that runs this has to make each poll of the simulated days.
-SEDATE = Settings(poll=timedelta(hours=1), sweep=timedelta(minutes=10), lease=timedelta(hours=3))
+SEDATE = Settings(
+    poll_interval=timedelta(hours=1), sweep_interval=timedelta(minutes=10), lease=timedelta(hours=3)
+)
 
 
 class Receiver:
@@ -46,7 +48,7 @@ class Receiver:
 
     longest = timedelta(seconds=2)
 
-    def __init__(self, *answers: Answer, room: int = 10) -> None:
+    def __init__(self, *answers: CallbackResult, room: int = 10) -> None:
         self.answers = list(answers)
         self.room = room
         self.told: list[tuple[Job, datetime]] = []
@@ -59,7 +61,7 @@ class Receiver:
         if url != URL:
             raise InvalidCallback("it is another")
 
-    async def tell(self, job: Job, /, *, now: datetime) -> Answer:
+    async def tell(self, job: Job, /, *, now: datetime) -> CallbackResult:
         self.told.append((job, now))
         self.at_once += 1
         self.most = max(self.most, self.at_once)
@@ -67,7 +69,7 @@ class Receiver:
             await self.open.wait()
         finally:
             self.at_once -= 1
-        return self.answers.pop(0) if self.answers else Answer()
+        return self.answers.pop(0) if self.answers else CallbackResult()
 
 
 def double_on(jobs: AsyncJobs) -> AsyncJobs:
@@ -117,7 +119,7 @@ async def test_an_end_is_told_at_once_and_the_next_one_as_soon_as_there_is_room(
     make: Make, beside: Any
 ) -> None:
     receiver = Receiver(room=1)
-    seldom = Settings(sweep=timedelta(hours=1))
+    seldom = Settings(sweep_interval=timedelta(hours=1))
     async with double_on(make(callbacks=receiver, settings=seldom)) as jobs:
         for number in range(4):
             await jobs.enqueue("double", number, options=TOLD_OF)
@@ -217,7 +219,7 @@ async def test_a_process_that_cannot_call_leaves_it_to_one_that_can(
 
 
 async def test_a_restart_keeps_what_is_owed(make: Make) -> None:
-    receiver = Receiver(Answer("away", timedelta(0)))
+    receiver = Receiver(CallbackResult("away", timedelta(0)))
     async with double_on(make(callbacks=receiver, dispatcher="worker")) as web:
         job = await web.enqueue("double", 4, options=TOLD_OF)
     async with double_on(make()) as silent:
@@ -234,7 +236,7 @@ async def test_a_restart_keeps_what_is_owed(make: Make) -> None:
 async def test_a_call_is_made_again_when_the_pause_it_asked_for_is_over(
     make: Make, store: Any, beside: Any
 ) -> None:
-    clock, receiver = ManualClock(), Receiver(Answer("away", timedelta(hours=5)))
+    clock, receiver = ManualClock(), Receiver(CallbackResult("away", timedelta(hours=5)))
     counted = FaultyStore(store)
     async with double_on(make(store=counted, callbacks=receiver, clock=clock)) as jobs:
         job = await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
@@ -286,11 +288,11 @@ class Unrecorded(FaultyStore):
 class Bug(Receiver):
     """Breaks at the first call."""
 
-    async def tell(self, job: Job, /, *, now: datetime) -> Answer:
+    async def tell(self, job: Job, /, *, now: datetime) -> CallbackResult:
         await super().tell(job, now=now)
         if len(self.told) == 1:
             raise ZeroDivisionError
-        return Answer()
+        return CallbackResult()
 
 
 @pytest.fixture
@@ -347,7 +349,9 @@ def test_a_call_that_failed_is_made_again_after_the_pause_it_asked_for(
     hours: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pauses = [timedelta(hours=1), timedelta(hours=5)]
-    receiver = Receiver(*(Answer("away", pause) for pause in pauses), Answer("away"))
+    receiver = Receiver(
+        *(CallbackResult("away", pause) for pause in pauses), CallbackResult("away")
+    )
 
     async def body() -> None:
         store = MemoryStore()
@@ -361,13 +365,13 @@ def test_a_call_that_failed_is_made_again_after_the_pause_it_asked_for(
     simulated(hours, body)
     moments = [moment for _, moment in receiver.told]
     for pause, before, after in zip(pauses, moments, moments[1:], strict=False):
-        assert pause <= after - before <= pause + 2 * SEDATE.sweep
+        assert pause <= after - before <= pause + 2 * SEDATE.sweep_interval
     given_up = [record for record in caplog.records if "given up after 3 calls" in record.message]
     assert [record.levelname for record in given_up] == ["WARNING"]
 
 
 def test_a_job_is_kept_beyond_its_retention_while_it_is_called_back(hours: MockClock) -> None:
-    receiver = Receiver(Answer("away", 3 * DAY))
+    receiver = Receiver(CallbackResult("away", 3 * DAY))
 
     async def body() -> None:
         store = MemoryStore()

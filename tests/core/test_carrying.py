@@ -12,10 +12,14 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext, JobStatus
-from asyncjobs.carrying import Residence, carry, carry_from_thread
+from asyncjobs.core.job import Delivery, Job, new_job_id
+from asyncjobs.dispatchers.engines.messages import (
+    QueueResidence,
+    run_message,
+    run_message_from_thread,
+)
 from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import Delivery, Job, new_job_id
 from asyncjobs.portal import portal_for
 from asyncjobs.testing import Faults, FaultyStore
 
@@ -65,8 +69,8 @@ def message(job: Job, namespace: str = OURS) -> dict[str, object]:
 @pytest.mark.anyio
 async def test_the_job_that_a_message_names_is_run(queue: Queue) -> None:
     async with queue() as jobs:
-        job = await jobs.enqueue("double", 21)
-        await carry(jobs, OURS, message(job))
+        job = (await jobs.enqueue("double", 21)).job
+        await run_message(jobs, OURS, message(job))
         assert (await jobs.find(job.id)).result == 42
 
 
@@ -86,9 +90,9 @@ async def test_a_message_that_is_none_of_ours_is_dropped(
     queue: Queue, odd: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with queue() as jobs:
-        job = await jobs.enqueue("double", 21)
-        await carry(jobs, OURS, {**message(job), **odd})
-        await carry(jobs, OURS, {})
+        job = (await jobs.enqueue("double", 21)).job
+        await run_message(jobs, OURS, {**message(job), **odd})
+        await run_message(jobs, OURS, {})
         assert (await jobs.find(job.id)).status is JobStatus.PENDING
     told = [one.levelno for one in caplog.records if "none of ours" in one.message]
     assert told == [logging.WARNING] * 2
@@ -98,7 +102,7 @@ async def test_a_message_that_is_none_of_ours_is_dropped(
 async def test_an_unknown_job_is_dropped(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
     gone = new_job_id()
     async with queue() as jobs:
-        await carry(jobs, OURS, {"namespace": OURS, "id": gone, "trace": "t"})
+        await run_message(jobs, OURS, {"namespace": OURS, "id": gone, "trace": "t"})
     assert sum(gone in one.message for one in caplog.records) == 1
 
 
@@ -108,12 +112,12 @@ async def test_a_store_that_is_away_is_no_error_of_the_engine(
 ) -> None:
     faulty = FaultyStore(store)
     async with queue(faulty) as jobs:
-        job = await jobs.enqueue("double", 21)
+        job = (await jobs.enqueue("double", 21)).job
         faulty.faults = Faults(before=1)
-        await carry(jobs, OURS, message(job))
+        await run_message(jobs, OURS, message(job))
         faulty.faults = Faults()
         assert "comes up again" in caplog.text
-        await carry(jobs, OURS, message(job))
+        await run_message(jobs, OURS, message(job))
         assert (await jobs.find(job.id)).result == 42
 
 
@@ -124,7 +128,8 @@ def test_a_thread_opens_the_queue_at_the_first_message(queue: Queue) -> None:
     jobs = queue()
     made = anyio.run(enqueued, queue(), 3)
     carriers = [
-        threading.Thread(target=carry_from_thread, args=(jobs, OURS, message(job))) for job in made
+        threading.Thread(target=run_message_from_thread, args=(jobs, OURS, message(job)))
+        for job in made
     ]
     for one in carriers:
         one.start()
@@ -140,11 +145,11 @@ def test_a_queue_that_cannot_be_opened_in_a_thread_is_tried_again(
 ) -> None:
     shut = Shut(store)
     jobs = queue(shut)
-    carry_from_thread(jobs, OURS, {"namespace": OURS, "id": new_job_id(), "trace": "t"})
+    run_message_from_thread(jobs, OURS, {"namespace": OURS, "id": new_job_id(), "trace": "t"})
     assert "could not be opened" in caplog.text
     shut.shut = False
     [job] = anyio.run(enqueued, queue(), 1)
-    carry_from_thread(jobs, OURS, message(job))
+    run_message_from_thread(jobs, OURS, message(job))
     assert portal_for(jobs).call(jobs.find, job.id).result == 0
     portal_for(jobs).close()
 
@@ -155,11 +160,11 @@ def test_a_queue_that_cannot_be_opened_in_a_thread_is_tried_again(
 def test_the_queue_lives_in_the_loop_from_the_first_message_to_the_close(queue: Queue) -> None:
     jobs = queue()
     made = anyio.run(enqueued, queue(), 9)
-    home = Residence(jobs, OURS)
+    home = QueueResidence(jobs, OURS)
 
     async def work() -> None:
         await home.close()  # as a worker that had nothing to do
-        await asyncio.gather(*(home.carry(message(job)) for job in made))
+        await asyncio.gather(*(home.run_message(message(job)) for job in made))
         assert [(await jobs.find(job.id)).result for job in made] == [2 * n for n in range(9)]
         await home.close()
         assert not jobs.is_open
@@ -169,7 +174,7 @@ def test_the_queue_lives_in_the_loop_from_the_first_message_to_the_close(queue: 
 
 def test_a_loop_that_ends_closes_the_queue_by_itself(queue: Queue) -> None:
     jobs = queue()
-    home = Residence(jobs, OURS)
+    home = QueueResidence(jobs, OURS)
     for _ in range(2):
         asyncio.run(opened(home.open, jobs))
         assert not jobs.is_open
@@ -178,9 +183,9 @@ def test_a_loop_that_ends_closes_the_queue_by_itself(queue: Queue) -> None:
 def test_a_queue_that_the_application_has_opened_is_left_open(queue: Queue) -> None:
     async def work() -> None:
         async with queue() as jobs:
-            home = Residence(jobs, OURS)
-            job = await jobs.enqueue("double", 21)
-            await home.carry(message(job))
+            home = QueueResidence(jobs, OURS)
+            job = (await jobs.enqueue("double", 21)).job
+            await home.run_message(message(job))
             await home.close()
             assert (await jobs.find(job.id)).result == 42
 
@@ -192,17 +197,17 @@ def test_a_queue_that_cannot_be_opened_in_a_loop_is_tried_again(
 ) -> None:
     shut = Shut(store)
     jobs = queue(shut)
-    home = Residence(jobs, OURS)
+    home = QueueResidence(jobs, OURS)
 
     async def work() -> None:
         nobody: dict[str, object] = {"namespace": OURS, "id": new_job_id(), "trace": "t"}
-        await asyncio.gather(home.carry(nobody), home.carry(nobody))
+        await asyncio.gather(home.run_message(nobody), home.run_message(nobody))
         with pytest.raises(StoreUnavailable):
             await home.open()
         shut.shut = False
         await home.open()
-        job = await jobs.enqueue("double", 21)
-        await home.carry(message(job))
+        job = (await jobs.enqueue("double", 21)).job
+        await home.run_message(message(job))
         assert (await jobs.find(job.id)).result == 42
         await home.close()
 
@@ -212,7 +217,7 @@ def test_a_queue_that_cannot_be_opened_in_a_loop_is_tried_again(
 
 def test_who_is_cancelled_while_the_queue_opens_leaves_it_to_others(queue: Queue) -> None:
     jobs = queue()
-    home = Residence(jobs, OURS)
+    home = QueueResidence(jobs, OURS)
 
     async def work() -> None:
         impatient, patient = (asyncio.create_task(home.open()) for _ in range(2))
@@ -228,7 +233,7 @@ def test_who_is_cancelled_while_the_queue_opens_leaves_it_to_others(queue: Queue
 
 async def enqueued(jobs: AsyncJobs, count: int) -> list[Job]:
     async with jobs:
-        return [await jobs.enqueue("double", number) for number in range(count)]
+        return [(await jobs.enqueue("double", number)).job for number in range(count)]
 
 
 async def opened(open_it: Callable[[], Coroutine[Any, Any, None]], jobs: AsyncJobs) -> None:

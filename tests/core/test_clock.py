@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext
-from asyncjobs.clock import SharedClock, SystemClock
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.protocols import Clocked
+from asyncjobs.protocols import StoreClock
+from asyncjobs.records.clock import SharedClock, SystemClock
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import ManualClock
 
@@ -56,9 +56,9 @@ async def test_a_machine_whose_clock_is_wrong_goes_by_that_of_the_store(store: A
     jobs = AsyncJobs(store, clock=SharedClock(own))
     kind = jobs.external("double", payload=int, result=int)
     async with jobs:
-        job = await jobs.enqueue(kind, 21)
+        job = (await jobs.enqueue(kind, 21)).job
         done = await jobs.complete(job.id, 42)
-    told = datetime.now(UTC) if isinstance(store, Clocked) else own.now()
+    told = datetime.now(UTC) if isinstance(store, StoreClock) else own.now()
     assert done.completed_at is not None
     assert close(job.created_at, told)
     assert close(done.completed_at, told)

@@ -24,15 +24,15 @@ from asyncjobs import (
     Policy,
     Retry,
     Settings,
-    lifecycle,
 )
-from asyncjobs.attempt import Attempt, Cause
-from asyncjobs.containment import belongs_to_the_loop
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import JobId
+from asyncjobs.core.lifecycle import TIMED_OUT
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.endings import BrokenOff
-from asyncjobs.lifecycle import TIMED_OUT
-from asyncjobs.model import JobId
-from asyncjobs.runner import Runner
+from asyncjobs.execution.attempt import Attempt, Cause
+from asyncjobs.execution.cancellation import belongs_to_the_loop
+from asyncjobs.execution.executor import Executor
+from asyncjobs.execution.outcomes import Interrupted
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import sample_submission
 
@@ -49,7 +49,7 @@ async def settled(jobs: AsyncJobs, job_id: JobId) -> Job:
 
 
 async def began(jobs: AsyncJobs, handler: Any) -> Job:
-    job = await jobs.enqueue(handler, None)
+    job = (await jobs.enqueue(handler, None)).job
     with anyio.fail_after(60):
         async for update in jobs.subscribe(job.id):
             if update.status is JobStatus.PROCESSING:
@@ -120,7 +120,7 @@ async def test_a_handler_s_mistake_ends_its_job_and_nothing_else(
         return "done"
 
     async with jobs:
-        neighbour = await jobs.enqueue(good, None)
+        neighbour = (await jobs.enqueue(good, None)).job
         assert (await settled(jobs, (await jobs.enqueue(mistaken, None)).id)).status.terminal
         assert (await settled(jobs, neighbour.id)).result == "done"
         assert (await settled(jobs, (await jobs.enqueue(good, None)).id)).result == "done"
@@ -186,13 +186,13 @@ async def test_a_job_does_not_see_another_request_s_context(make: Make) -> None:
 
     async with jobs:
         user.set("alice")
-        made = [await jobs.enqueue(whose, None) for _ in range(3)]
+        made = [(await jobs.enqueue(whose, None)).job for _ in range(3)]
         assert [(await settled(jobs, job.id)).result for job in made] == ["nobody"] * 3
         user.set("nobody")
 
 
 async def test_a_cancelled_runner_gives_its_job_back_at_once(make: Make, beside: Any) -> None:
-    jobs = make(settings=Settings(poll=timedelta(1), sweep=timedelta(1)))
+    jobs = make(settings=Settings(poll_interval=timedelta(1), sweep_interval=timedelta(1)))
     begun = anyio.Event()
 
     @jobs.handler("endless")
@@ -238,7 +238,7 @@ async def test_an_error_belongs_to_the_loop_only_where_the_loop_ends_the_task() 
 @pytest.mark.parametrize("asynchronous", [True, False])
 async def test_a_retry_without_a_pause_begins_without_one(make: Make, asynchronous: bool) -> None:
     jobs = make(settings=Settings())
-    at_once = Retry(max_attempts=3, first=timedelta(0))
+    at_once = Retry(max_attempts=3, initial_delay=timedelta(0))
 
     async def moody(_none: None, job: JobContext) -> int:
         return attempted(job)
@@ -279,7 +279,7 @@ async def test_a_retry_waits_for_the_thread_that_timed_out(jobs: AsyncJobs) -> N
     working = 0
     overlaps: list[int] = []
 
-    @jobs.handler("slow", timeout=0.3, retry=Retry(max_attempts=2, first=timedelta(0)))
+    @jobs.handler("slow", timeout=0.3, retry=Retry(max_attempts=2, initial_delay=timedelta(0)))
     def slow(_none: None, job: JobContext) -> int:
         nonlocal working
         working += 1
@@ -304,7 +304,7 @@ async def test_a_job_that_waits_long_in_the_dispatcher_waits_there_once(make: Ma
         await let_go.wait()
 
     async with jobs:
-        made = [await jobs.enqueue(gate, None) for _ in range(2)]
+        made = [(await jobs.enqueue(gate, None)).job for _ in range(2)]
         for _ in range(3):
             assert dispatcher.offer(made[0])
             assert dispatcher.offer(made[1])
@@ -317,13 +317,13 @@ async def test_a_job_that_waits_long_in_the_dispatcher_waits_there_once(make: Ma
 async def test_no_delivery_begins_a_job_before_its_time(jobs: AsyncJobs) -> None:
     runs: list[int] = []
 
-    @jobs.handler("moody", retry=Retry(max_attempts=3, first=timedelta(hours=1)))
+    @jobs.handler("moody", retry=Retry(max_attempts=3, initial_delay=timedelta(hours=1)))
     async def moody(_none: None, job: JobContext) -> None:
         runs.append(job.attempt)
         raise OSError
 
     async with jobs:
-        job = await jobs.enqueue(moody, None)
+        job = (await jobs.enqueue(moody, None)).job
         with anyio.fail_after(60):
             async for update in jobs.subscribe(job.id):
                 if update.failures:
@@ -364,7 +364,7 @@ async def test_bad_progress_takes_no_lease_from_the_neighbours(jobs: AsyncJobs) 
             await anyio.sleep(0.01)
 
     async with jobs:
-        good = await jobs.enqueue(long, None)
+        good = (await jobs.enqueue(long, None)).job
         await jobs.enqueue(bad, None)
         done = await settled(jobs, good.id)
     assert (done.result, done.attempt) == ("done", 1)
@@ -389,11 +389,11 @@ def test_a_task_that_is_closed_without_a_loop_ends_quietly() -> None:
 
 
 def test_an_attempt_that_outlives_its_event_loop_ends_quietly(jobs: AsyncJobs) -> None:
-    async def begin() -> tuple[Runner, Attempt]:
+    async def begin() -> tuple[Executor, Attempt]:
         async with jobs:
-            return jobs._running.runner, Attempt(sample_job(), "token", timedelta(seconds=30))
+            return jobs._running.executor, Attempt(sample_job(), "token", timedelta(seconds=30))
 
     runner, attempt = anyio.run(begin)
     assert belongs_to_the_loop(GeneratorExit(), stopping=False)
     with pytest.raises(StopIteration):
-        runner._record(attempt, BrokenOff(Cause.SHUTDOWN)).send(None)
+        runner._record(attempt, Interrupted(Cause.SHUTDOWN)).send(None)

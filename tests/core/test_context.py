@@ -11,9 +11,9 @@ import anyio.lowlevel
 import pytest
 
 from asyncjobs import JobCancelled, JobContext, JobLogFilter, job_log_fields
-from asyncjobs.context import Gauge, progress_of
-from asyncjobs.logs import working_on
-from asyncjobs.model import Detail
+from asyncjobs.core.job import Detail
+from asyncjobs.execution.context import Gauge, progress_of
+from asyncjobs.records.logging import working_on
 from asyncjobs.testing import sample_job
 
 

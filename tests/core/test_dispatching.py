@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs import AsyncJobs, Job, JobContext, Policy, Settings
-from asyncjobs.dispatchers.pushing import (
+from asyncjobs.core.job import Delivery, JobId
+from asyncjobs.dispatchers.engines.push import (
     AwaitedDispatcher,
     BlockingDispatcher,
     Message,
     queue_of,
 )
 from asyncjobs.dispatchers.worker import WorkerDispatcher
-from asyncjobs.dispatching import is_time
-from asyncjobs.model import Delivery, JobId
+from asyncjobs.runtime.dispatch import is_time
 from asyncjobs.testing import FaultyStore, ManualClock
 from asyncjobs.testing.samples import sample_job
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.every_store
 PAUSE = timedelta(seconds=30)
 SWEEP = timedelta(seconds=5)
 #: Slow enough to be done by hand.
-IDLE = Settings(sweep=timedelta(seconds=20), poll=timedelta(days=1))
+IDLE = Settings(sweep_interval=timedelta(seconds=20), poll_interval=timedelta(days=1))
 
 
 class Engine(WorkerDispatcher):
@@ -59,7 +59,7 @@ async def until(met: Callable[[], object]) -> None:
 
 async def looked(jobs: AsyncJobs) -> None:
     """Wait for the sweep that a process begins with: those that follow are the test's own."""
-    await until(lambda: jobs._running.housekeeping._looked_at_neglected > -math.inf)
+    await until(lambda: jobs._running.maintenance._looked_at_neglected > -math.inf)
 
 
 @given(looks=st.lists(st.floats(30, 35), min_size=300, max_size=300))
@@ -95,7 +95,7 @@ async def test_what_an_engine_refused_is_handed_on_as_soon_as_it_comes_up(
     async def task(_none: None, _job: JobContext) -> None: ...
 
     async with web:
-        sweep = web._running.housekeeping.sweep
+        sweep = web._running.maintenance.sweep
         await looked(web)
         engine.away = True
         jobs = [await web.enqueue(task, None) for _ in range(3)]
@@ -133,12 +133,12 @@ async def test_how_long_an_engine_lets_jobs_wait_is_known_by_looking_after_them(
         await web.enqueue(task, None)
         for minutes in (1, 2):
             clock.advance(timedelta(seconds=50 if minutes == 1 else 60))
-            await web._running.housekeeping.sweep()
+            await web._running.maintenance.sweep()
             waited = {"default": timedelta(minutes=minutes), "other": timedelta(0)}
             assert await web.oldest_waiting() == waited
         await web.run(first.id)
         clock.advance(timedelta(seconds=80))
-        await web._running.housekeeping.sweep()
+        await web._running.maintenance.sweep()
         assert (await web.oldest_waiting())["default"] == timedelta(seconds=190)
         clock.advance(timedelta(seconds=80))  # nobody has seen any of them since
         assert (await web.oldest_waiting())["default"] == timedelta(0)
@@ -167,7 +167,7 @@ async def test_an_engine_that_does_not_answer_keeps_nobody_waiting(
     make: Callable[..., AsyncJobs], caplog: pytest.LogCaptureFixture
 ) -> None:
     clock, engine = ManualClock(), Mute()
-    hasty = replace(IDLE, dispatch=timedelta(seconds=0.05))
+    hasty = replace(IDLE, dispatch_timeout=timedelta(seconds=0.05))
     web = make(clock=clock, dispatcher=engine, settings=hasty)
 
     @web.handler("task")
@@ -181,7 +181,7 @@ async def test_an_engine_that_does_not_answer_keeps_nobody_waiting(
         assert len(engine.batches) <= 1 + anyio.current_time() - began
         engine.answers.set()
         clock.advance(IDLE.redelivery)
-        await web._running.housekeeping.sweep()
+        await web._running.maintenance.sweep()
         assert sorted(engine.told) == sorted(job.id for job in jobs)
     told = [one for one in caplog.records if "dispatched" in one.message]
     assert [(one.levelname, "TimeoutError" in one.message) for one in told] == [("WARNING", True)]

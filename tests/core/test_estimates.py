@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from asyncjobs import AsyncJobs, Job, JobContext, JobStatus
+from asyncjobs.core.job import JobId
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
-from asyncjobs.estimates import Estimates, most_take
-from asyncjobs.feed import Feed
-from asyncjobs.model import JobId
 from asyncjobs.protocols import Change, Page, Selection
+from asyncjobs.records.change_feed import ChangeFeed
+from asyncjobs.runtime.estimates import Estimates, most_take
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import LoopClock, sample_job
 from asyncjobs.testing.samples import NOW
@@ -54,11 +54,11 @@ class Past:
         return Page([job for job in self.jobs if job.type == which.type][:limit])
 
 
-def simulated(work: Callable[[Past, Feed, Estimates], Awaitable[None]], *jobs: Job) -> None:
+def simulated(work: Callable[[Past, ChangeFeed, Estimates], Awaitable[None]], *jobs: Job) -> None:
     """Run work beside the loop that learns, with a clock that jumps to whatever happens next."""
 
     async def run() -> None:
-        past, feed = Past(*jobs), Feed(poll=3600)
+        past, feed = Past(*jobs), ChangeFeed(poll=3600)
         estimates = Estimates(past.latest, feed)
         async with anyio.create_task_group() as tasks:
             await anyio.sleep(1)
@@ -109,7 +109,7 @@ def test_an_estimate_is_a_duration_that_was_seen_and_most_were_no_longer(
 
 
 def test_the_first_who_asks_does_not_wait_and_the_next_one_knows() -> None:
-    async def work(past: Past, _: Feed, estimates: Estimates) -> None:
+    async def work(past: Past, _: ChangeFeed, estimates: Estimates) -> None:
         assert estimates.of("export") is None
         assert past.asked == []
         await anyio.sleep(0.1)
@@ -120,7 +120,7 @@ def test_the_first_who_asks_does_not_wait_and_the_next_one_knows() -> None:
 
 
 def test_who_asks_again_and_again_costs_one_look() -> None:
-    async def work(past: Past, _: Feed, estimates: Estimates) -> None:
+    async def work(past: Past, _: ChangeFeed, estimates: Estimates) -> None:
         for _number in range(280):
             estimates.of("export")
             await anyio.sleep(0.1)
@@ -130,7 +130,7 @@ def test_who_asks_again_and_again_costs_one_look() -> None:
 
 
 def test_what_is_old_is_served_and_learned_anew() -> None:
-    async def work(past: Past, _: Feed, estimates: Estimates) -> None:
+    async def work(past: Past, _: ChangeFeed, estimates: Estimates) -> None:
         estimates.of("export")
         await anyio.sleep(1)
         past.jobs = [took(9)]
@@ -145,7 +145,7 @@ def test_what_is_old_is_served_and_learned_anew() -> None:
 
 
 def test_a_completion_in_this_process_is_learned_from_without_delay() -> None:
-    async def work(past: Past, feed: Feed, estimates: Estimates) -> None:
+    async def work(past: Past, feed: ChangeFeed, estimates: Estimates) -> None:
         estimates.of("export")
         await anyio.sleep(2)
         past.jobs = [took(9)]
@@ -158,7 +158,7 @@ def test_a_completion_in_this_process_is_learned_from_without_delay() -> None:
 
 
 def test_where_jobs_end_all_the_time_one_look_a_second_is_enough() -> None:
-    async def work(past: Past, feed: Feed, estimates: Estimates) -> None:
+    async def work(past: Past, feed: ChangeFeed, estimates: Estimates) -> None:
         for _number in range(500):
             feed.announce(took(1))
             estimates.of("export")
@@ -169,7 +169,7 @@ def test_where_jobs_end_all_the_time_one_look_a_second_is_enough() -> None:
 
 
 def test_what_does_not_complete_a_job_of_that_type_teaches_nothing() -> None:
-    async def work(past: Past, feed: Feed, estimates: Estimates) -> None:
+    async def work(past: Past, feed: ChangeFeed, estimates: Estimates) -> None:
         estimates.of("export")
         await anyio.sleep(2)
         feed.announce(sample_job())
@@ -185,7 +185,7 @@ def test_what_does_not_complete_a_job_of_that_type_teaches_nothing() -> None:
 
 
 def test_types_are_learned_apart() -> None:
-    async def work(past: Past, _: Feed, estimates: Estimates) -> None:
+    async def work(past: Past, _: ChangeFeed, estimates: Estimates) -> None:
         assert [estimates.of(kind) for kind in ("export", "import", "x")] == [None] * 3
         await anyio.sleep(0.1)
         known = [estimates.of(kind) for kind in ("export", "import", "x")]
@@ -199,7 +199,7 @@ def test_types_are_learned_apart() -> None:
     "fault", [StoreUnavailable("past", "it is away"), ConfigurationError("it cannot list")]
 )
 def test_a_store_that_is_away_or_cannot_list_leaves_what_is_known(fault: Exception) -> None:
-    async def work(past: Past, _: Feed, estimates: Estimates) -> None:
+    async def work(past: Past, _: ChangeFeed, estimates: Estimates) -> None:
         estimates.of("export")
         await anyio.sleep(40)
         past.fault = fault
@@ -217,7 +217,7 @@ def test_a_store_that_is_away_or_cannot_list_leaves_what_is_known(fault: Excepti
 
 
 def test_jobs_that_are_gone_are_unlearned() -> None:
-    async def work(past: Past, _: Feed, estimates: Estimates) -> None:
+    async def work(past: Past, _: ChangeFeed, estimates: Estimates) -> None:
         estimates.of("export")
         await anyio.sleep(40)
         past.jobs = []
@@ -266,13 +266,13 @@ def test_a_queue_expects_what_was_estimated_until_it_has_seen_how_long_jobs_take
 
         async with jobs:
             await anyio.sleep(1)
-            first = await jobs.enqueue(nap, 8)
+            first = (await jobs.enqueue(nap, 8)).job
             assert first.estimated_duration == 60 * SECOND
             assert jobs.expected_duration(nap) == jobs.expected_duration(first) == 60 * SECOND
             await jobs.wait(first.id)
             jobs.expected_duration(nap)
             await anyio.sleep(3)
-            second = await jobs.enqueue(nap, 1)
+            second = (await jobs.enqueue(nap, 1)).job
             known = [jobs.expected_duration(one) for one in (nap, first, second)]
             assert [one and round(one.total_seconds()) for one in known] == [8, 8, 8]
             assert second.estimated_duration == known[0]
@@ -314,7 +314,7 @@ def test_with_a_store_that_cannot_list_the_estimate_stands() -> None:
 
         async with jobs:
             await anyio.sleep(1)
-            job = await jobs.enqueue(nap, 8)
+            job = (await jobs.enqueue(nap, 8)).job
             done = await jobs.wait(job.id)
             for _number in range(3):
                 assert jobs.expected_duration(nap) == 60 * SECOND

@@ -11,11 +11,11 @@ import anyio
 import pytest
 from trio.testing import MockClock
 
-from asyncjobs import lifecycle
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Job, JobId, JobStatus, new_job_id
 from asyncjobs.errors import StoreUnavailable, UnknownJob, UnreadableJob
-from asyncjobs.feed import Feed, Signal, Watch
-from asyncjobs.model import Job, JobId, JobStatus, new_job_id
-from asyncjobs.protocols import Change, Watching
+from asyncjobs.protocols import Change, ChangeNotices
+from asyncjobs.records.change_feed import ChangeFeed, Signal, Watch
 from asyncjobs.testing import FaultyStore, sample_job
 from asyncjobs.testing.samples import NOW
 
@@ -68,7 +68,7 @@ async def test_a_signal_given_early_is_kept_and_given_once() -> None:
 
 async def test_a_watcher_sees_where_the_job_is_and_each_later_state() -> None:
     job = sample_job()
-    shelf, feed = Shelf(job), Feed(poll=NEVER)
+    shelf, feed = Shelf(job), ChangeFeed(poll=NEVER)
     watch = feed.watch(job.id, shelf.read)
     assert await anext(watch) == job
     started = lifecycle.start(job, NOW, None)
@@ -82,7 +82,7 @@ async def test_a_watcher_sees_where_the_job_is_and_each_later_state() -> None:
 
 async def test_a_slow_watcher_gets_the_newest_state_only() -> None:
     job = sample_job()
-    feed = Feed(poll=NEVER)
+    feed = ChangeFeed(poll=NEVER)
     watch = feed.watch(job.id, Shelf(job).read)
     await anext(watch)
     newest = job
@@ -109,7 +109,7 @@ def test_news_of_others_take_no_more_than_half_of_the_time() -> None:
             return await shelf.read(ids)
 
         job = sample_job()
-        shelf, feed = Shelf(job), Feed(poll=NEVER)
+        shelf, feed = Shelf(job), ChangeFeed(poll=NEVER)
         watch = feed.watch(job.id, shelf.read)
         await anext(watch)
         with anyio.move_on_after(20.5):
@@ -120,7 +120,7 @@ def test_news_of_others_take_no_more_than_half_of_the_time() -> None:
 
 
 async def test_watching_what_is_not_there_says_so_and_leaves_nothing_behind() -> None:
-    feed = Feed(poll=NEVER)
+    feed = ChangeFeed(poll=NEVER)
     with pytest.raises(UnknownJob):
         await anext(feed.watch(new_job_id(), Shelf().read))
     assert feed._listeners == {}
@@ -128,7 +128,7 @@ async def test_watching_what_is_not_there_says_so_and_leaves_nothing_behind() ->
 
 async def test_a_watch_left_in_the_middle_leaves_nothing_behind() -> None:
     job = sample_job()
-    shelf, feed = Shelf(job), Feed(poll=NEVER)
+    shelf, feed = Shelf(job), ChangeFeed(poll=NEVER)
     async for _ in feed.watch(job.id, shelf.read):
         break
     assert feed.listeners == 0
@@ -141,7 +141,7 @@ async def test_a_watch_left_in_the_middle_leaves_nothing_behind() -> None:
 async def test_the_collector_may_come_at_any_moment(doing: str) -> None:
     for after in range(1, 12):
         jobs = [sample_job() for _ in range(30)]
-        shelf, feed = Shelf(*jobs), Feed(poll=NEVER)
+        shelf, feed = Shelf(*jobs), ChangeFeed(poll=NEVER)
         lost = [
             cycle(await begun(feed.watch(job.id, shelf.read))) for job in [*jobs, *jobs[:1] * 30]
         ]
@@ -193,7 +193,7 @@ def collecting(lost: list[list[object]], after: int) -> Generator[None]:
 
 async def test_a_watch_can_be_closed() -> None:
     job = sample_job()
-    feed = Feed(poll=NEVER)
+    feed = ChangeFeed(poll=NEVER)
     watch = feed.watch(job.id, Shelf(job).read)
     await anext(watch)
     await watch.aclose()
@@ -204,7 +204,7 @@ async def test_a_watch_can_be_closed() -> None:
 
 async def test_closing_the_feed_ends_every_watch() -> None:
     jobs = [sample_job(), sample_job()]
-    feed = Feed(poll=NEVER)
+    feed = ChangeFeed(poll=NEVER)
     watches = [feed.watch(job.id, Shelf(*jobs).read) for job in jobs]
     for watch in watches:
         await anext(watch)
@@ -215,7 +215,7 @@ async def test_closing_the_feed_ends_every_watch() -> None:
 
 async def test_what_others_write_is_found_by_reading_now_and_then() -> None:
     job, gone = sample_job(), sample_job()
-    shelf, feed = Shelf(job, gone), Feed(poll=0.01)
+    shelf, feed = Shelf(job, gone), ChangeFeed(poll=0.01)
     async with anyio.create_task_group() as tasks:
         watch, lost = feed.watch(job.id, shelf.read), feed.watch(gone.id, shelf.read)
         assert [await anext(watch), await anext(lost)] == [job, gone]
@@ -231,7 +231,7 @@ async def test_what_others_write_is_found_by_reading_now_and_then() -> None:
 async def test_a_change_is_read_once_for_any_number_of_watchers() -> None:
     job = sample_job()
     started = lifecycle.start(job, NOW, None)
-    shelf, feed = Shelf(job), Feed(poll=NEVER)
+    shelf, feed = Shelf(job), ChangeFeed(poll=NEVER)
     watches = [feed.watch(job.id, shelf.read) for _ in range(50)]
     for watch in watches:
         await anext(watch)
@@ -251,8 +251,8 @@ async def test_what_others_write_to_a_store_reaches_all_who_watch_and_is_read_on
 ) -> None:
     job, counted = sample_job(), FaultyStore(store)
     started = lifecycle.start(job, NOW, None)
-    tells = isinstance(store, Watching)
-    feed = Feed(poll=NEVER if tells else 0.01)
+    tells = isinstance(store, ChangeNotices)
+    feed = ChangeFeed(poll=NEVER if tells else 0.01)
     await beside.insert([job])
     async with counted, anyio.create_task_group() as tasks:
         tasks.start_soon(feed.run, counted.get, counted)
@@ -268,7 +268,7 @@ async def test_what_others_write_to_a_store_reaches_all_who_watch_and_is_read_on
 
 async def test_notices_of_other_jobs_cost_no_read() -> None:
     job = sample_job()
-    shelf, feed = Shelf(job), Feed(poll=NEVER)
+    shelf, feed = Shelf(job), ChangeFeed(poll=NEVER)
     watch = feed.watch(job.id, shelf.read)
     await anext(watch)
     shelf.reads.clear()
@@ -285,7 +285,7 @@ async def test_notices_of_other_jobs_cost_no_read() -> None:
 
 async def test_one_bad_row_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
     bad, good = sample_job(), sample_job()
-    shelf, feed = Shelf(bad, good), Feed(poll=0.01)
+    shelf, feed = Shelf(bad, good), ChangeFeed(poll=0.01)
 
     async def read(ids: Sequence[JobId]) -> Sequence[Job | None]:
         if shelf.away and bad.id in ids:
@@ -307,7 +307,7 @@ async def test_one_bad_row_does_not_hide_the_others(caplog: pytest.LogCaptureFix
 
 async def test_reading_goes_on_after_a_fault(caplog: pytest.LogCaptureFixture) -> None:
     job = sample_job()
-    shelf, feed = Shelf(job), Feed(poll=0.01)
+    shelf, feed = Shelf(job), ChangeFeed(poll=0.01)
     watch = feed.watch(job.id, shelf.read)
     await anext(watch)
     shelf.away = True
@@ -329,7 +329,7 @@ async def test_reading_goes_on_after_a_fault(caplog: pytest.LogCaptureFixture) -
 
 async def test_what_is_there_is_had_at_once_and_nothing_after_a_while() -> None:
     job = sample_job()
-    feed = Feed(poll=NEVER)
+    feed = ChangeFeed(poll=NEVER)
     watch = feed.watch(job.id, Shelf(job).read)
     assert await watch.within(5) == job
     assert await watch.within(0.001) is None
@@ -340,7 +340,7 @@ async def test_what_is_there_is_had_at_once_and_nothing_after_a_while() -> None:
 
 async def test_waiting_in_vain_loses_nothing_that_comes_later() -> None:
     job = sample_job()
-    feed = Feed(poll=NEVER)
+    feed = ChangeFeed(poll=NEVER)
     watch = feed.watch(job.id, Shelf(job).read)
     await anext(watch)
     for version in range(2, 30):
@@ -353,7 +353,7 @@ async def test_waiting_in_vain_loses_nothing_that_comes_later() -> None:
 
 async def test_a_wait_is_over_when_the_job_has_ended() -> None:
     job = lifecycle.cancel(sample_job(), NOW)
-    watch = Feed(poll=NEVER).watch(job.id, Shelf(job).read)
+    watch = ChangeFeed(poll=NEVER).watch(job.id, Shelf(job).read)
     assert await watch.within(5) == job
     with pytest.raises(StopAsyncIteration):
         await watch.within(5)
@@ -361,12 +361,12 @@ async def test_a_wait_is_over_when_the_job_has_ended() -> None:
 
 async def test_a_wait_says_where_there_is_no_job() -> None:
     with pytest.raises(UnknownJob):
-        await Feed(poll=NEVER).watch(new_job_id(), Shelf().read).within(5)
+        await ChangeFeed(poll=NEVER).watch(new_job_id(), Shelf().read).within(5)
 
 
 async def test_a_watch_that_is_finished_ends_for_those_who_wait() -> None:
     job = sample_job()
-    feed = Feed(poll=NEVER)
+    feed = ChangeFeed(poll=NEVER)
     watch = feed.watch(job.id, Shelf(job).read)
     await anext(watch)
     async with anyio.create_task_group() as tasks:
@@ -383,7 +383,7 @@ async def test_a_watch_that_is_finished_ends_for_those_who_wait() -> None:
 
 async def test_a_finished_watch_still_yields_what_is_there() -> None:
     job = sample_job()
-    feed = Feed(poll=NEVER)
+    feed = ChangeFeed(poll=NEVER)
     unbegun, begun = (feed.watch(job.id, Shelf(job).read) for _ in range(2))
     assert await anext(begun) == job
     started = lifecycle.start(job, NOW, None)
@@ -399,7 +399,7 @@ async def test_a_finished_watch_still_yields_what_is_there() -> None:
 
 async def test_finishing_one_watch_leaves_the_others() -> None:
     job = sample_job()
-    feed = Feed(poll=NEVER)
+    feed = ChangeFeed(poll=NEVER)
     one, other = (feed.watch(job.id, Shelf(job).read) for _ in range(2))
     for watch in (one, other):
         await anext(watch)
@@ -411,7 +411,7 @@ async def test_finishing_one_watch_leaves_the_others() -> None:
 
 async def test_a_watch_of_a_closed_feed_ends_before_it_begins() -> None:
     job = sample_job()
-    feed, shelf = Feed(poll=NEVER), Shelf(job)
+    feed, shelf = ChangeFeed(poll=NEVER), Shelf(job)
     feed.close()
     assert [one async for one in feed.watch(job.id, shelf.read)] == []
     assert shelf.reads == []
@@ -419,7 +419,7 @@ async def test_a_watch_of_a_closed_feed_ends_before_it_begins() -> None:
 
 async def test_a_listener_hears_of_its_job_inside_the_block_only() -> None:
     job = sample_job()
-    feed = Feed(poll=NEVER)
+    feed = ChangeFeed(poll=NEVER)
     heard: list[Job | None] = []
     with feed.listening(job.id, heard.append):
         feed.announce(job)
@@ -432,7 +432,7 @@ async def test_a_listener_hears_of_its_job_inside_the_block_only() -> None:
 
 async def test_notices_that_end_are_asked_for_anew() -> None:
     job = sample_job()
-    shelf, feed = Shelf(job), Feed(poll=0.01)
+    shelf, feed = Shelf(job), ChangeFeed(poll=0.01)
 
     class Brief:
         """A store whose notices end quietly."""
@@ -459,7 +459,7 @@ async def test_a_single_bad_row_is_told_of_and_read_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     job = sample_job()
-    feed = Feed(poll=0.01)
+    feed = ChangeFeed(poll=0.01)
     reads = 0
 
     async def read(ids: Sequence[JobId]) -> Sequence[Job | None]:

@@ -25,22 +25,22 @@ from asyncjobs import (
     Retry,
     Settings,
     Transition,
-    lifecycle,
 )
-from asyncjobs.hooks import Hooks, Telling
-from asyncjobs.lifecycle import TRANSITIONS, Move
-from asyncjobs.logs import owner_hash
-from asyncjobs.model import JobError, Lease, Progress
+from asyncjobs.core import lifecycle
+from asyncjobs.core.events import EventName, event_of
+from asyncjobs.core.job import JobError, Lease, Progress
+from asyncjobs.core.lifecycle import TRANSITIONS, Move
 from asyncjobs.protocols import Change
+from asyncjobs.records.logging import owner_hash
+from asyncjobs.runtime.hooks import HookRunner, Hooks
 from asyncjobs.testing import FaultyStore, ManualClock, sample_job
-from asyncjobs.transitions import EventName, event_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 TOKEN = "t"  # noqa: S105  # of a lease
 ERROR = JobError(code="broken", message="It broke.")
-BRIEFLY = Retry(max_attempts=2, first=timedelta(0))
+BRIEFLY = Retry(max_attempts=2, initial_delay=timedelta(0))
 
 
 # what a write means
@@ -272,7 +272,7 @@ async def test_every_change_of_status_is_told_once_by_one_of_many_processes(
             return job.attempt
 
     async with queues[0], queues[1]:
-        made = [await queues[number % 2].enqueue("work", number) for number in range(30)]
+        made = [(await queues[number % 2].enqueue("work", number)).job for number in range(30)]
         for job in made[::4]:
             await queues[0].cancel(job.id)
         for job in made:
@@ -286,12 +286,12 @@ async def test_every_change_of_status_is_told_once_by_one_of_many_processes(
 
 
 async def test_a_missed_deadline_is_told_by_the_reader_who_records_it(make: Make) -> None:
-    clock, quiet = ManualClock(), Settings(sweep=timedelta(hours=1))
+    clock, quiet = ManualClock(), Settings(sweep_interval=timedelta(hours=1))
     one, other = (make(clock=clock, settings=quiet) for _ in range(2))
     mine, theirs = told_of(one), told_of(other)
     kind = one.external("late", payload=int, result=int)
     async with one, other:
-        job = await one.enqueue(kind, 1)
+        job = (await one.enqueue(kind, 1)).job
         clock.advance(timedelta(days=2))
         await other.find(job.id)
         await one.find(job.id)
@@ -311,7 +311,7 @@ async def test_a_deadline_missed_in_a_neglected_lane_is_told_with_the_payload(ma
     async with jobs:
         await jobs.enqueue(late, "words")
         clock.advance(timedelta(days=2))
-        await jobs._running.housekeeping.sweep_neglected(["default"])
+        await jobs._running.maintenance.sweep_neglected(["default"])
     assert [(one.event, one.job.payload) for one in told] == [
         (Event.ENQUEUED, "words"),
         (Event.FAILED, "words"),
@@ -378,7 +378,7 @@ async def test_a_hook_that_raises_is_logged_and_called_again(
 
     kind = jobs.external("kind", payload=int, result=int)
     async with jobs:
-        made = [await jobs.enqueue(kind, number) for number in range(2)]
+        made = [(await jobs.enqueue(kind, number)).job for number in range(2)]
     raised = [record for record in caplog.records if record.levelno == logging.ERROR]
     named = {(vars(one)["job_id"], one.getMessage().split(" raised")[0]) for one in raised}
     for hook in ("broken", "leaving"):
@@ -471,7 +471,7 @@ async def test_closing_waits_for_the_hooks(jobs: AsyncJobs) -> None:
 
     kind = jobs.external("kind", payload=int, result=int)
     async with jobs:
-        made = [await jobs.enqueue(kind, number) for number in range(3)]
+        made = [(await jobs.enqueue(kind, number)).job for number in range(3)]
     assert found == made
 
 
@@ -484,14 +484,14 @@ async def test_what_a_hook_was_not_told_of_is_counted_in_the_log(
         await anyio.sleep_forever()
 
     hooks.add("enqueued", hangs)
-    telling = Telling(hooks)
+    hook_runner = HookRunner(hooks)
     job = sample_job()
     for _ in range(1002):
-        telling.tell(Transition(Event.ENQUEUED, job, None, job.created_at))
+        hook_runner.tell(Transition(Event.ENQUEUED, job, None, job.created_at))
     assert caplog.text.count("1000 transitions behind") == 1
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(telling.run)
-        await telling.finish(0.05)
+        tasks.start_soon(hook_runner.run)
+        await hook_runner.finish(0.05)
         tasks.cancel_scope.cancel()
     assert "hangs was not told of 1000 transitions" in caplog.text
 
@@ -506,15 +506,15 @@ async def test_a_hook_that_has_caught_up_is_told_again_and_what_it_missed_is_log
         told.append(transition)
 
     hooks.add("enqueued", soon if asynchronous else told.append)
-    telling = Telling(hooks)
+    hook_runner = HookRunner(hooks)
     job = sample_job()
     transition = Transition(Event.ENQUEUED, job, None, job.created_at)
     for _ in range(1003):
-        telling.tell(transition)
+        hook_runner.tell(transition)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(telling.run)
+        tasks.start_soon(hook_runner.run)
         await until(lambda: "has missed 3 transitions" in caplog.text)
-        telling.tell(transition)
+        hook_runner.tell(transition)
         await until(lambda: len(told) == 1001)
         tasks.cancel_scope.cancel()
 
@@ -544,7 +544,7 @@ async def test_each_transition_is_logged_once_as_data_without_the_owner(
     async def nothing(_payload: None, _job: JobContext) -> None: ...
 
     async with jobs:
-        job = await jobs.enqueue(nothing, None, user_id="zoe@example.org")
+        job = (await jobs.enqueue(nothing, None, user_id="zoe@example.org")).job
         await jobs.wait(job.id)
     records = [vars(record) for record in caplog.records if hasattr(record, "job_event")]
     assert [record["job_event"] for record in records] == ["enqueued", "started", "completed"]
@@ -572,7 +572,9 @@ async def test_what_handlers_log_names_their_job_on_the_loop_and_in_threads(
         logging.getLogger("app").info(number)
 
     async with jobs:
-        made = [await jobs.enqueue(("async", "def")[number % 2], number) for number in range(6)]
+        made = [
+            (await jobs.enqueue(("async", "def")[number % 2], number)).job for number in range(6)
+        ]
         for job in made:
             await jobs.wait(job.id)
     told = {one.msg: vars(one)["job_id"] for one in caplog.records if one.name == "app"}

@@ -18,18 +18,20 @@ from asyncjobs import (
     JobStatus,
     Policy,
     Settings,
-    lifecycle,
 )
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Delivery, Lease
+from asyncjobs.core.lifecycle import DEADLINE_EXCEEDED, WORKER_LOST
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.lifecycle import DEADLINE_EXCEEDED, WORKER_LOST
-from asyncjobs.model import Delivery, Lease
 from asyncjobs.protocols import Change
 from asyncjobs.testing import Faults, FaultyStore, ManualClock, sample_job
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
-IDLE = Settings(poll=timedelta(hours=1), sweep=timedelta(hours=1), grace=timedelta(0))
+IDLE = Settings(
+    poll_interval=timedelta(hours=1), sweep_interval=timedelta(hours=1), grace=timedelta(0)
+)
 
 
 async def abandoned(beside: Any, clock: ManualClock, **submission: object) -> Job:
@@ -61,7 +63,7 @@ async def test_a_lost_worker_s_job_waits_again(
     async with idle:
         await anyio.wait_all_tasks_blocked()  # the sweep that a queue begins with has looked
         clock.advance(timedelta(seconds=30))
-        assert await idle._running.housekeeping.sweep() == 1
+        assert await idle._running.maintenance.sweep() == 1
         found = await idle.find(job.id)
     assert (found.status, found.losses, found.lane) == (JobStatus.PENDING, 1, "default")
 
@@ -72,7 +74,7 @@ async def test_a_job_that_kills_its_workers_ends(
     job = await abandoned(beside, clock, max_deliveries=1)
     async with idle:
         clock.advance(timedelta(seconds=30))
-        await idle._running.housekeeping.sweep()
+        await idle._running.maintenance.sweep()
         assert (await idle.find(job.id)).error == WORKER_LOST
 
 
@@ -138,24 +140,24 @@ async def test_an_old_result_is_forgotten(idle: AsyncJobs, beside: Any, clock: M
         "old", payload=int, result=int, policy=Policy(retention=timedelta(hours=1))
     )
     async with idle:
-        job = await idle.enqueue(kind, 1)
+        job = (await idle.enqueue(kind, 1)).job
         await idle.complete(job.id, 1)
         clock.advance(timedelta(hours=1))
         assert await idle.get(job.id) is None
         assert await beside.get([job.id]) != [None]
         watch = idle.subscribe((await idle.enqueue(kind, 2)).id)
         await anext(watch)
-        await idle._running.housekeeping.sweep()
+        await idle._running.maintenance.sweep()
     assert await beside.get([job.id]) == [None]
 
 
 async def test_who_watches_a_job_hears_that_it_is_gone(idle: AsyncJobs) -> None:
     kind = idle.external("watched", payload=int, result=int)
     async with idle:
-        job = await idle.enqueue(kind, 1)
+        job = (await idle.enqueue(kind, 1)).job
         watch = idle.subscribe(job.id)
         await anext(watch)
-        await idle._running.ledger.forget([job.id])
+        await idle._running.repository.forget([job.id])
         with anyio.fail_after(60):
             assert [update async for update in watch] == []
 
@@ -163,10 +165,10 @@ async def test_who_watches_a_job_hears_that_it_is_gone(idle: AsyncJobs) -> None:
 async def test_outside_work_has_its_timeout_too(idle: AsyncJobs, clock: ManualClock) -> None:
     kind = idle.external("render", payload=int, result=int, timeout=60)
     async with idle:
-        job = await idle.enqueue(kind, 1)
+        job = (await idle.enqueue(kind, 1)).job
         await idle.update_progress(job.id, 5)
         clock.advance(timedelta(seconds=60))
-        await idle._running.housekeeping.sweep()
+        await idle._running.maintenance.sweep()
         found = await idle.find(job.id)
     assert found.error is not None
     assert found.error.code == "timeout"
@@ -182,9 +184,9 @@ async def test_a_deadline_is_kept_in_a_lane_that_nobody_empties(
 
     async with web:
         options = [EnqueueOptions(deadline=seconds) for seconds in (3600, 30, 3600)]
-        waiting = [await web.enqueue(slow, None, options=one) for one in options]
+        waiting = [(await web.enqueue(slow, None, options=one)).job for one in options]
         clock.advance(timedelta(seconds=90))
-        await web._running.housekeeping.sweep_neglected(["default"])
+        await web._running.maintenance.sweep_neglected(["default"])
         found = await beside.get([job.id for job in waiting])
     assert [job.error for job in found] == [None, DEADLINE_EXCEEDED, None]
     assert [job.due_at for job in found][::2] == [job.run_at for job in waiting][::2]
@@ -235,11 +237,11 @@ async def test_a_lost_hand_off_is_made_again(
 
     async with web:
         engine.away = True
-        job = await web.enqueue(double, 4)
+        job = (await web.enqueue(double, 4)).job
         assert "could not be dispatched" in caplog.text
         engine.away = False
         clock.advance(IDLE.redelivery)
-        await web._running.housekeeping.sweep()
+        await web._running.maintenance.sweep()
         assert engine.told == [job.id]
         assert "dispatched again" in caplog.text
         await web.run(job.id)
@@ -262,9 +264,11 @@ async def test_housekeeping_outlives_a_store_that_is_away(
             while sum(call.method == "take" for call in away.calls) < 4:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
             away.faults = Faults()
-            job = await jobs.enqueue(double, 4, options=EnqueueOptions(run_at=timedelta(0.0000001)))
+            job = (
+                await jobs.enqueue(double, 4, options=EnqueueOptions(run_at=timedelta(0.0000001)))
+            ).job
             assert (await jobs.wait(job.id)).result == 8
-    assert "Housekeeping could not be done" in caplog.text
+    assert "Maintenance could not be done" in caplog.text
     assert "could not be taken" in caplog.text
 
 
@@ -297,7 +301,7 @@ async def test_a_bug_in_a_loop_does_not_end_the_application(
     async with jobs:
         with anyio.fail_after(60):
             await buggy.hit.wait()
-        job = await jobs.enqueue(double, 4)
+        job = (await jobs.enqueue(double, 4)).job
         assert (await jobs.wait(job.id, timeout=60)).result == 8
     assert "begins anew" in caplog.text
 

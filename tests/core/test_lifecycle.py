@@ -8,12 +8,10 @@ from datetime import datetime, timedelta
 import pytest
 from pydantic import ValidationError
 
-from asyncjobs import lifecycle
-from asyncjobs.errors import IllegalMove, LostLease
-from asyncjobs.lifecycle import INVISIBLE, TRANSITIONS, Move
-from asyncjobs.model import (
-    CALLBACKS,
-    HOUSEKEEPING,
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import (
+    CALLBACKS_LANE,
+    MAINTENANCE_LANE,
     Callback,
     Delivery,
     Detail,
@@ -25,6 +23,8 @@ from asyncjobs.model import (
     Progress,
     Retry,
 )
+from asyncjobs.core.lifecycle import INVISIBLE, TRANSITIONS, Move
+from asyncjobs.errors import IllegalMove, LostLease
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, sample_submission
 
@@ -32,7 +32,7 @@ SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 LEASE = Lease(worker="host:1", token="t", until=NOW + 30 * SECOND)
 ERROR = JobError(code="bad", message="It was bad.")
-PATIENT = Retry(max_attempts=3, first=10 * SECOND, factor=2, longest=15 * SECOND)
+PATIENT = Retry(max_attempts=3, initial_delay=10 * SECOND, factor=2, max_delay=15 * SECOND)
 AFTER_ALL = NOW + timedelta(days=2)
 
 
@@ -155,8 +155,8 @@ def test_nothing_is_due_later_than_the_deadline() -> None:
     ("delivery", "lane", "due_at"),
     [
         (Delivery.PULL, "default", NOW),
-        (Delivery.PUSH, HOUSEKEEPING, NOW),
-        (Delivery.EXTERNAL, HOUSEKEEPING, NOW + timedelta(hours=24)),
+        (Delivery.PUSH, MAINTENANCE_LANE, NOW),
+        (Delivery.EXTERNAL, MAINTENANCE_LANE, NOW + timedelta(hours=24)),
     ],
 )
 def test_who_looks_after_a_waiting_job_depends_on_its_delivery(
@@ -172,7 +172,7 @@ def test_who_looks_after_a_waiting_job_depends_on_its_delivery(
 def test_an_attempt_begins_with_a_lease_and_no_progress() -> None:
     job = lifecycle.start(sample_job(), NOW, LEASE)
     assert (job.attempt, job.lease, job.started_at, job.progress) == (1, LEASE, NOW, 0)
-    assert (job.lane, job.due_at) == (HOUSEKEEPING, LEASE.until)
+    assert (job.lane, job.due_at) == (MAINTENANCE_LANE, LEASE.until)
 
 
 def test_no_attempt_begins_after_the_deadline() -> None:
@@ -230,7 +230,7 @@ def test_an_unwritten_report_is_folded_into_the_next_move() -> None:
 def test_a_completed_job_has_its_result_and_full_progress() -> None:
     job = lifecycle.complete(processing(), NOW + SECOND, token="t", result=b'{"n":1}')
     assert (job.result, job.progress, job.completed_at) == ({"n": 1}, 100, NOW + SECOND)
-    assert (job.lease, job.lane) == (None, HOUSEKEEPING)
+    assert (job.lease, job.lane) == (None, MAINTENANCE_LANE)
     assert job.due_at == job.expires_at == NOW + SECOND + timedelta(hours=24)
 
 
@@ -284,7 +284,7 @@ def test_the_pause_before_a_retry_grows_up_to_its_bound(failures: int, longest: 
 
 
 def test_a_pause_too_long_to_count_is_the_longest() -> None:
-    policy = Retry(max_attempts=10_000, factor=10, longest=MINUTE)
+    policy = Retry(max_attempts=10_000, factor=10, max_delay=MINUTE)
     job = processing().model_copy(update={"retry": policy, "failures": 5000})
     assert lifecycle.retry(job, NOW, token="t", jitter=1).run_at == NOW + MINUTE
 
@@ -404,13 +404,13 @@ def ended(**submission: object) -> Job:
 
 def test_a_job_with_a_callback_url_is_due_to_be_called_back_at_its_end() -> None:
     job = ended()
-    assert (job.lane, job.due_at, lifecycle.owes_callback(job)) == (CALLBACKS, NOW, True)
+    assert (job.lane, job.due_at, lifecycle.owes_callback(job)) == (CALLBACKS_LANE, NOW, True)
     assert processing(callback_url=URL).callback is None
 
 
 def test_a_job_that_was_told_waits_for_the_end_of_its_retention() -> None:
     told = lifecycle.call_back(ended(), NOW + SECOND)
-    assert (told.lane, told.due_at) == (HOUSEKEEPING, NOW + timedelta(hours=24))
+    assert (told.lane, told.due_at) == (MAINTENANCE_LANE, NOW + timedelta(hours=24))
     assert told.callback is not None
     assert (told.callback.calls, told.callback.told_at) == (1, NOW + SECOND)
     with pytest.raises(IllegalMove):
@@ -419,9 +419,9 @@ def test_a_job_that_was_told_waits_for_the_end_of_its_retention() -> None:
 
 def test_a_call_that_failed_is_made_again_or_given_up() -> None:
     again = lifecycle.call_back(ended(), NOW, error="away", again_at=NOW + MINUTE)
-    assert (again.lane, again.due_at) == (CALLBACKS, NOW + MINUTE)
+    assert (again.lane, again.due_at) == (CALLBACKS_LANE, NOW + MINUTE)
     over = lifecycle.call_back(again, NOW + MINUTE, error="away still")
-    assert (over.lane, over.callback) == (HOUSEKEEPING, Callback(calls=2, error="away still"))
+    assert (over.lane, over.callback) == (MAINTENANCE_LANE, Callback(calls=2, error="away still"))
 
 
 def test_a_callback_is_given_up_where_the_next_call_would_come_too_late() -> None:
@@ -444,4 +444,4 @@ def test_a_job_that_owes_a_callback_outlives_its_retention_but_not_for_ever() ->
 
 def test_a_queue_cannot_have_the_name_of_the_callbacks_lane() -> None:
     with pytest.raises(ValidationError):
-        Policy(queue=CALLBACKS)
+        Policy(queue=CALLBACKS_LANE)

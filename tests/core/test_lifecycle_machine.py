@@ -9,11 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from asyncjobs import lifecycle
-from asyncjobs.errors import IllegalMove, LostLease
-from asyncjobs.model import (
-    CALLBACKS,
-    HOUSEKEEPING,
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import (
+    CALLBACKS_LANE,
+    MAINTENANCE_LANE,
     Job,
     JobError,
     JobStatus,
@@ -21,6 +20,7 @@ from asyncjobs.model import (
     Progress,
     Retry,
 )
+from asyncjobs.errors import IllegalMove, LostLease
 from asyncjobs.testing import ManualClock, sample_job
 
 TOKENS = st.sampled_from(["a", "b", "c"])
@@ -146,7 +146,7 @@ class Life(RuleBasedStateMachine):
         job = self.job
         assert (job.callback is not None) == (job.status.terminal and job.callback_url is not None)
         owes = lifecycle.owes_callback(job)
-        assert (job.lane == CALLBACKS) == owes
+        assert (job.lane == CALLBACKS_LANE) == owes
         if owes:
             assert job.due_at is not None
             assert job.due_at <= lifecycle.callback_end(job)
@@ -166,7 +166,9 @@ class Life(RuleBasedStateMachine):
         assert (job.completed_at is not None) == job.status.terminal
         assert (job.result_json is not None) == (job.status is JobStatus.COMPLETED)
         assert (job.error is not None) == (job.status is JobStatus.FAILED)
-        assert (job.lane in {HOUSEKEEPING, CALLBACKS}) == (job.status is not JobStatus.PENDING)
+        assert (job.lane in {MAINTENANCE_LANE, CALLBACKS_LANE}) == (
+            job.status is not JobStatus.PENDING
+        )
         assert job.failures < job.retry.max_attempts
         assert job.losses <= job.max_deliveries
         assert job.attempt <= job.revision

@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from asyncjobs import AsyncJobs, Job, JobStatus, Policy, Settings, lifecycle
+from asyncjobs import (
+    AsyncJobs,
+    Job,
+    JobStatus,
+    Policy,
+    Settings,
+)
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Delivery, JobId, Lease
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import InvalidQuery
-from asyncjobs.model import Delivery, JobId, Lease
 from asyncjobs.protocols import Change, Selection, Store
 from asyncjobs.testing import ManualClock, sample_job
 from asyncjobs.testing.samples import sample_submission
@@ -19,7 +26,7 @@ from asyncjobs.testing.samples import sample_submission
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 # Nobody but the reader may find what is overdue.
-ASLEEP = Settings(poll=timedelta(hours=1), sweep=timedelta(hours=1))
+ASLEEP = Settings(poll_interval=timedelta(hours=1), sweep_interval=timedelta(hours=1))
 
 NOTHING: dict[str, Any] = {}
 

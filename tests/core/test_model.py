@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from asyncjobs.encoding import (
+from asyncjobs.core.encoding import (
     Columns,
     decode,
     encode_state,
@@ -18,11 +18,11 @@ from asyncjobs.encoding import (
     from_microseconds,
     to_microseconds,
 )
-from asyncjobs.model import Job, JobStatus, Policy, Progress, new_job_id, parse_job_id
+from asyncjobs.core.job import Job, JobStatus, Policy, Progress, new_job_id, parse_job_id
+from asyncjobs.core.tracing import new_trace_id, trace_id_of
 from asyncjobs.settings import Settings
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import full_job
-from asyncjobs.tracing import new_trace_id, trace_id_of
 
 
 def test_new_ids_are_ids_and_never_the_same() -> None:

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncjobs import Job, StoreUnavailable, lifecycle
-from asyncjobs.errors import ConfigurationError, MoveRefused
-from asyncjobs.model import Lease, new_job_id
-from asyncjobs.moving import Digest, Plan, copy, plan, same
+from asyncjobs import Job, StoreUnavailable
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Lease, new_job_id
+from asyncjobs.errors import ConfigurationError, TransferRefused
 from asyncjobs.protocols import Change, Selection
+from asyncjobs.runtime.transfer import Digest, Plan, copy, plan, same
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
@@ -126,14 +127,14 @@ async def test_a_target_that_has_gone_on_is_left_as_it_is(holding: Holding) -> N
     job = sample_job()
     async with holding([job]) as source, holding([job]) as target:
         await target.replace([Change(begun(job), job.revision)])
-        with pytest.raises(MoveRefused, match="gone on in the target"):
+        with pytest.raises(TransferRefused, match="gone on in the target"):
             await copy(source, target, await plan(source, target), quiet)
         assert await all_of(target) == [begun(job)]
 
 
 async def test_a_target_with_jobs_of_its_own_is_refused(holding: Holding) -> None:
     async with holding(samples()) as source, holding([sample_job()]) as target:
-        with pytest.raises(MoveRefused, match="jobs of its own"):
+        with pytest.raises(TransferRefused, match="jobs of its own"):
             await plan(source, target)
 
 
@@ -143,7 +144,7 @@ async def test_a_key_that_is_taken_in_the_target_is_told(holding: Holding) -> No
         planned = await plan(source, target)
         other = sample_job(idempotency_key="k")
         await target.insert([other])
-        with pytest.raises(MoveRefused, match=f"{other.id} under the idempotency key"):
+        with pytest.raises(TransferRefused, match=f"{other.id} under the idempotency key"):
             await copy(source, target, planned, quiet)
 
 
@@ -153,7 +154,7 @@ async def test_a_source_that_is_served_meanwhile_is_noticed(holding: Holding) ->
     async with holding([job]) as source, holding([]) as target:
         planned = await plan(source, target)
         before = Plan([], planned.present, planned.running, [])
-        with pytest.raises(MoveRefused, match="stop all processes"):
+        with pytest.raises(TransferRefused, match="stop all processes"):
             await copy(source, target, before, quiet)
 
 

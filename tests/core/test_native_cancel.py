@@ -11,8 +11,8 @@ import pytest
 from anyio.abc import TaskGroup
 
 from asyncjobs import AsyncJobs, Selection
-from asyncjobs.batching import Merged
 from asyncjobs.errors import NotOpen, StoreUnavailable
+from asyncjobs.records.group_commit import GroupCommit
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +29,7 @@ async def slowly(numbers: Sequence[int]) -> Sequence[int]:
 
 async def test_a_caller_that_times_out_leaves_the_line_free() -> None:
     async with anyio.create_task_group() as tasks:
-        merged = Merged(slowly, tasks)
+        merged = GroupCommit(slowly, tasks)
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(merged([1]), 0.01)
@@ -39,7 +39,7 @@ async def test_a_caller_that_times_out_leaves_the_line_free() -> None:
 
 async def test_calls_after_the_end_are_refused_rather_than_left_waiting() -> None:
     tasks = anyio.create_task_group()
-    merged = Merged(slowly, tasks)
+    merged = GroupCommit(slowly, tasks)
     async with tasks:
         assert await merged([1]) == [2]
     with pytest.raises(NotOpen):
@@ -59,7 +59,7 @@ class Loose:
 async def test_the_end_of_the_event_loop_ends_every_call() -> None:
     told: list[type[Exception]] = []
     loose = Loose()
-    merged = Merged(slowly, cast("TaskGroup", loose))
+    merged = GroupCommit(slowly, cast("TaskGroup", loose))
 
     async def ask() -> None:
         try:

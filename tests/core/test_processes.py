@@ -34,14 +34,16 @@ from asyncjobs import (
     Settings,
 )
 from asyncjobs.errors import FieldIssue, InvalidPayload, InvalidResult, StoreUnavailable
-from asyncjobs.processes import Processes
+from asyncjobs.execution.subprocesses import ChildProcesses
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 LONG = 60
 HERE = Path(__file__).parent
 QUICK = Settings(
-    poll=timedelta(seconds=0.05), progress=timedelta(seconds=0.01), grace=timedelta(seconds=0.1)
+    poll_interval=timedelta(seconds=0.05),
+    progress_interval=timedelta(seconds=0.01),
+    grace=timedelta(seconds=0.1),
 )
 
 
@@ -288,7 +290,7 @@ def test_no_process_is_started_for_a_handler_that_wants_none_or_after_the_end(
     @jobs.handler("here")
     def here(_number: int, _job: JobContext) -> None: ...
 
-    processes = Processes()
+    processes = ChildProcesses()
     no_job: Any = None
     with pytest.raises(ConfigurationError, match="no process of its own"):
         processes.run(here, no_job, no_job)

@@ -37,9 +37,9 @@ from asyncjobs import (
     UnknownJob,
     UnknownType,
 )
-from asyncjobs.model import Job, JobId, new_job_id
+from asyncjobs.core.job import Job, JobId, new_job_id
+from asyncjobs.core.submission import same_payload
 from asyncjobs.protocols import Selection
-from asyncjobs.submission import same_payload
 from asyncjobs.testing import Faults, FaultyStore, ManualClock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
@@ -58,7 +58,7 @@ async def test_a_job_runs_and_its_result_is_kept(jobs: AsyncJobs) -> None:
         return Order(amount=2 * order.amount)
 
     async with jobs:
-        job = await jobs.enqueue(double, Order(amount=21))
+        job = (await jobs.enqueue(double, Order(amount=21))).job
         done = await jobs.wait(job.id)
         assert (done.status, done.result) == (JobStatus.COMPLETED, {"amount": 42})
         assert double.result_of(done) == Order(amount=42)
@@ -146,7 +146,7 @@ async def test_a_queue_is_open_once_and_can_be_opened_again(jobs: AsyncJobs) -> 
 async def test_a_queue_that_was_closed_a_moment_ago_is_waited_for_in_vain(jobs: AsyncJobs) -> None:
     kind = jobs.external("import", payload=str, result=int)
     async with jobs:
-        job = await jobs.enqueue(kind, "a.csv")
+        job = (await jobs.enqueue(kind, "a.csv")).job
         jobs._running.feed.close()
         with pytest.raises(NotOpen):
             await jobs.wait(job.id)
@@ -165,10 +165,10 @@ async def test_a_copy_made_by_a_fork_is_not_open_and_can_be_opened(jobs: AsyncJo
         jobs._running.pid = -1  # what a forked child sees
         with pytest.raises(NotOpen):
             await jobs.get(new_job_id())
-        original = (jobs._opened, jobs._engine)
+        original = (jobs._opened, jobs._runtime)
         async with jobs:
             assert await jobs.get(new_job_id()) is None
-        jobs._opened, jobs._engine = original
+        jobs._opened, jobs._runtime = original
 
 
 async def test_what_the_block_raises_comes_out_as_it_is(jobs: AsyncJobs) -> None:
@@ -205,9 +205,9 @@ async def test_dataclasses_typed_dicts_and_plain_json_are_payloads(jobs: AsyncJo
         return given  # pyright: ignore[reportUnknownVariableType]
 
     async with jobs:
-        one = await jobs.enqueue(point, Point(1, 2))
-        two = await jobs.enqueue(size, Size(width=3))
-        three = await jobs.enqueue("plain", {"a": [1, None, "b"]})
+        one = (await jobs.enqueue(point, Point(1, 2))).job
+        two = (await jobs.enqueue(size, Size(width=3))).job
+        three = (await jobs.enqueue("plain", {"a": [1, None, "b"]})).job
         assert (await jobs.wait(one.id)).result == {"x": 2, "y": 1}
         assert (await jobs.wait(two.id)).result == [3]
         assert (await jobs.wait(three.id)).result == {"a": [1, None, "b"]}
@@ -226,7 +226,7 @@ async def test_payload_and_result_keep_the_names_clients_use(jobs: AsyncJobs) ->
         return given
 
     async with jobs:
-        job = await jobs.enqueue(camel, Camel(user_id=1))
+        job = (await jobs.enqueue(camel, Camel(user_id=1))).job
         done = await jobs.wait(job.id)
     assert isinstance(done.result, dict)
     assert done.result["userId"] == 1
@@ -363,10 +363,12 @@ def _sample() -> Job:
 async def test_a_job_belongs_to_a_trace_given_taken_or_made(jobs: AsyncJobs) -> None:
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
-        made = await jobs.enqueue(kind, 1)
-        taken = await jobs.enqueue(kind, 1, options=EnqueueOptions(traceparent=TRACEPARENT))
-        given = await jobs.enqueue(kind, 1, options=EnqueueOptions(trace_id="abc"))
-        broken = await jobs.enqueue(kind, 1, options=EnqueueOptions(traceparent="00-zz-11-01"))
+        made = (await jobs.enqueue(kind, 1)).job
+        taken = (await jobs.enqueue(kind, 1, options=EnqueueOptions(traceparent=TRACEPARENT))).job
+        given = (await jobs.enqueue(kind, 1, options=EnqueueOptions(trace_id="abc"))).job
+        broken = (
+            await jobs.enqueue(kind, 1, options=EnqueueOptions(traceparent="00-zz-11-01"))
+        ).job
     assert len(made.trace_id) == len(broken.trace_id) == 32
     assert taken.trace_id == TRACEPARENT[3:35]
     assert given.trace_id == "abc"
@@ -379,7 +381,9 @@ async def test_a_delayed_job_waits_and_its_deadline_counts_from_then(jobs: Async
 
     pause = timedelta(seconds=0.15)
     async with jobs:
-        job = await jobs.enqueue(later, None, options=EnqueueOptions(run_at=pause, deadline=60))
+        job = (
+            await jobs.enqueue(later, None, options=EnqueueOptions(run_at=pause, deadline=60))
+        ).job
         assert job.run_at == job.due_at == job.created_at + pause
         assert job.deadline == job.run_at + timedelta(seconds=60)
         done = await jobs.wait(job.id)
@@ -391,7 +395,7 @@ async def test_a_moment_may_be_given_instead_of_a_pause(jobs: AsyncJobs) -> None
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
         moment = jobs.clock.now() + timedelta(hours=1)
-        job = await jobs.enqueue(kind, 1, options=EnqueueOptions(run_at=moment))
+        job = (await jobs.enqueue(kind, 1, options=EnqueueOptions(run_at=moment))).job
     assert job.run_at == moment
 
 
@@ -406,9 +410,9 @@ async def test_the_same_key_and_payload_is_the_same_job(jobs: AsyncJobs) -> None
         runs.append(given.amount)
 
     async with jobs:
-        first = await jobs.enqueue(order, Order(amount=1), idempotency_key="k")
+        first = (await jobs.enqueue(order, Order(amount=1), idempotency_key="k")).job
         await jobs.wait(first.id)
-        again = await jobs.enqueue(order, Order(amount=1), idempotency_key="k")
+        again = (await jobs.enqueue(order, Order(amount=1), idempotency_key="k")).job
         assert (again.id, again.status) == (first.id, JobStatus.COMPLETED)
         with pytest.raises(IdempotencyConflict) as conflict:
             await jobs.enqueue(order, Order(amount=2), idempotency_key="k")
@@ -420,18 +424,18 @@ async def test_what_a_type_fills_in_makes_no_other_payload(jobs: AsyncJobs) -> N
     kind = jobs.external("camel", payload=Camel, result=int)
     tags = jobs.external("tags", payload=set[str], result=int)
     async with jobs:
-        one = await jobs.enqueue(kind, Camel(user_id=1), idempotency_key="k")
-        two = await jobs.enqueue(kind, Camel(user_id=1), idempotency_key="k")
+        one = (await jobs.enqueue(kind, Camel(user_id=1), idempotency_key="k")).job
+        two = (await jobs.enqueue(kind, Camel(user_id=1), idempotency_key="k")).job
         assert (one.id, one.payload) == (two.id, two.payload)
-        first = await jobs.enqueue(tags, set("abcdefgh"), idempotency_key="k")
-        second = await jobs.enqueue(tags, set("hgfedcba"), idempotency_key="k")
+        first = (await jobs.enqueue(tags, set("abcdefgh"), idempotency_key="k")).job
+        second = (await jobs.enqueue(tags, set("hgfedcba"), idempotency_key="k")).job
         assert first.id == second.id
 
 
 async def test_a_set_is_the_same_in_any_order(jobs: AsyncJobs) -> None:
     tags = jobs.external("tags", payload=set[str], result=int)
     async with jobs:
-        one = await jobs.enqueue(tags, {"a", "b"}, idempotency_key="k")
+        one = (await jobs.enqueue(tags, {"a", "b"}, idempotency_key="k")).job
         other = one.model_copy(update={"payload_json": b'["b","a"]', "fingerprint": "of old"})
         assert same_payload(tags, one, other)
         assert not same_payload(
@@ -444,7 +448,7 @@ async def test_text_that_cannot_be_written_is_refused(jobs: AsyncJobs, field: st
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
         with pytest.raises(InvalidPayload) as refused:
-            await jobs.enqueue(kind, 1, **{field: "\udcff"})  # type: ignore[arg-type]
+            await jobs.enqueue(kind, 1, **{field: "\udcff"})  # type: ignore[call-overload]
         with pytest.raises(InvalidPayload):
             await jobs.enqueue(kind, 1, options=EnqueueOptions(trace_id="\udcff"))
     assert refused.value.issues[0].field == field
@@ -467,13 +471,15 @@ def test_options_that_make_no_sense_are_refused_at_once(options: dict[str, Any])
 
 async def test_a_key_is_free_again_when_its_job_is_forgotten(make: Make) -> None:
     clock = ManualClock()
-    jobs = make(clock=clock, settings=Settings(poll=timedelta(1), sweep=timedelta(1)))
+    jobs = make(
+        clock=clock, settings=Settings(poll_interval=timedelta(1), sweep_interval=timedelta(1))
+    )
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
-        old = await jobs.enqueue(kind, 1, idempotency_key="k")
+        old = (await jobs.enqueue(kind, 1, idempotency_key="k")).job
         await jobs.complete(old.id, 1)
         clock.advance(timedelta(hours=24))
-        new = await jobs.enqueue(kind, 2, idempotency_key="k")
+        new = (await jobs.enqueue(kind, 2, idempotency_key="k")).job
         assert (new.id != old.id, new.payload) == (True, 2)
         assert await jobs.get(new.id) == new
 
@@ -498,17 +504,19 @@ async def test_a_key_that_is_free_again_makes_one_job_of_two_submissions(
 ) -> None:
     clock, rivalled = ManualClock(), Rivalled(store)
     jobs = make(
-        store=rivalled, clock=clock, settings=Settings(poll=timedelta(1), sweep=timedelta(1))
+        store=rivalled,
+        clock=clock,
+        settings=Settings(poll_interval=timedelta(1), sweep_interval=timedelta(1)),
     )
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
-        old = await jobs.enqueue(kind, 1, idempotency_key="k")
+        old = (await jobs.enqueue(kind, 1, idempotency_key="k")).job
         await jobs.complete(old.id, 1)
         clock.advance(timedelta(hours=24))
         rivalled.rival = old.model_copy(
             update={"id": new_job_id(), "deadline": clock.now() + timedelta(hours=1)}
         )
-        found = await jobs.enqueue(kind, 1, idempotency_key="k", connection=connection)
+        found = (await jobs.enqueue(kind, 1, idempotency_key="k", connection=connection)).job
         assert found.id == rivalled.rival.id
 
 
@@ -527,18 +535,20 @@ async def test_what_is_submitted_again_after_a_lost_answer_begins_at_once(
         faulty.faults = Faults(after=1, only=["insert"], most=1)
         with pytest.raises(StoreUnavailable):
             await jobs.enqueue(order, 7, idempotency_key="k")
-        job = await jobs.enqueue(order, 7, idempotency_key="k")
+        job = (await jobs.enqueue(order, 7, idempotency_key="k")).job
         assert (await jobs.wait(job.id, timeout=30)).result == "done"
 
 
 async def test_a_replayed_job_is_told_as_it_must_stand(make: Make) -> None:
     clock = ManualClock()
-    jobs = make(clock=clock, settings=Settings(poll=timedelta(1), sweep=timedelta(1)))
+    jobs = make(
+        clock=clock, settings=Settings(poll_interval=timedelta(1), sweep_interval=timedelta(1))
+    )
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
         await jobs.enqueue(kind, 1, idempotency_key="k")
         clock.advance(timedelta(hours=24))
-        assert (await jobs.enqueue(kind, 1, idempotency_key="k")).status is JobStatus.FAILED
+        assert (await jobs.enqueue(kind, 1, idempotency_key="k")).job.status is JobStatus.FAILED
 
 
 # work done outside
@@ -547,7 +557,7 @@ async def test_a_replayed_job_is_told_as_it_must_stand(make: Make) -> None:
 async def test_outside_work_is_started_by_its_first_report(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=Order, result=Order)
     async with jobs:
-        job = await jobs.enqueue(kind, Order(amount=3))
+        job = (await jobs.enqueue(kind, Order(amount=3))).job
         reported = await jobs.update_progress(job.id, 30, "rendering")
         assert (reported.status, reported.progress) == (JobStatus.PROCESSING, 30)
         assert reported.detail is not None
@@ -561,7 +571,7 @@ async def test_outside_work_is_started_by_its_first_report(jobs: AsyncJobs) -> N
 async def test_outside_work_may_end_without_a_report(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
-        one, two = await jobs.enqueue(kind, 1), await jobs.enqueue(kind, 2)
+        one, two = (await jobs.enqueue(kind, 1)).job, (await jobs.enqueue(kind, 2)).job
         assert (await jobs.complete(one.id, 1)).status is JobStatus.COMPLETED
         failed = await jobs.fail(two.id, "No more paper.", code="paper")
         assert failed.error is not None
@@ -573,7 +583,7 @@ async def test_outside_work_may_end_without_a_report(jobs: AsyncJobs) -> None:
 async def test_an_ended_job_cannot_end_again(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
-        job = await jobs.enqueue(kind, 1)
+        job = (await jobs.enqueue(kind, 1)).job
         done = await jobs.complete(job.id, 1)
         for again in (jobs.complete(job.id, 2), jobs.fail(job.id, "no"), jobs.stop(job.id)):
             with pytest.raises(IllegalMove):
@@ -584,7 +594,7 @@ async def test_an_ended_job_cannot_end_again(jobs: AsyncJobs) -> None:
 async def test_a_result_that_does_not_fit_changes_nothing(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
-        job = await jobs.enqueue(kind, 1)
+        job = (await jobs.enqueue(kind, 1)).job
         with pytest.raises(InvalidResult):
             await jobs.complete(job.id, "many")
         assert await jobs.get(job.id) == job
@@ -593,7 +603,7 @@ async def test_a_result_that_does_not_fit_changes_nothing(jobs: AsyncJobs) -> No
 async def test_outside_work_that_was_asked_to_stop_says_when_it_has(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
-        job = await jobs.enqueue(kind, 1)
+        job = (await jobs.enqueue(kind, 1)).job
         await jobs.update_progress(job.id, 10)
         asked = await jobs.cancel(job.id)
         assert (asked.status, asked.cancel_requested_at is None) == (JobStatus.PROCESSING, False)
@@ -603,7 +613,7 @@ async def test_outside_work_that_was_asked_to_stop_says_when_it_has(jobs: AsyncJ
 async def test_reporters_that_race_to_start_a_job_both_report(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
-        job = await jobs.enqueue(kind, 1)
+        job = (await jobs.enqueue(kind, 1)).job
         async with anyio.create_task_group() as tasks:
             for percent in range(10):
                 tasks.start_soon(jobs.update_progress, job.id, percent)
@@ -617,7 +627,7 @@ async def test_what_our_workers_hold_is_not_reported_from_outside(jobs: AsyncJob
         await anyio.sleep_forever()
 
     async with jobs:
-        job = await jobs.enqueue(slow, None)
+        job = (await jobs.enqueue(slow, None)).job
         await until(jobs, job.id, JobStatus.PROCESSING)
         with pytest.raises(LostLease):
             await jobs.complete(job.id, None)
@@ -653,14 +663,14 @@ async def test_every_verb_knows_what_is_unknown(
 async def test_waiting_ends_at_the_timeout_with_the_job_as_it_stands(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
-        job = await jobs.enqueue(kind, 1)
+        job = (await jobs.enqueue(kind, 1)).job
         assert await jobs.wait(job.id, timeout=0.01) == job
 
 
 async def test_a_subscriber_sees_growing_versions_up_to_the_end(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
-        job = await jobs.enqueue(kind, 1)
+        job = (await jobs.enqueue(kind, 1)).job
         seen: list[Job] = []
 
         async def follow() -> None:
@@ -681,7 +691,7 @@ async def test_a_result_is_asked_of_the_right_type_and_a_finished_job(jobs: Asyn
     one = jobs.external("one", payload=int, result=int)
     two = jobs.external("two", payload=int, result=int)
     async with jobs:
-        job = await jobs.enqueue(one, 1)
+        job = (await jobs.enqueue(one, 1)).job
         for kind, asked in ((one, job), (two, await jobs.complete(job.id, 1))):
             with pytest.raises(ValueError, match="has no"):
                 kind.result_of(asked)
@@ -704,7 +714,7 @@ async def until(jobs: AsyncJobs, job_id: JobId, status: JobStatus) -> Job:
 async def test_the_next_change_is_the_next_visible_one(jobs: AsyncJobs) -> None:
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
-        job = await jobs.enqueue(kind, 1)
+        job = (await jobs.enqueue(kind, 1)).job
         assert await jobs.next_change(job.id, timeout=0.01) == job
         assert await jobs.next_change(job.id, after=0, timeout=60) == job
         changes: list[Job] = []

@@ -17,13 +17,13 @@ from asyncjobs import (
     Policy,
     Settings,
 )
+from asyncjobs.core.job import Delivery
 from asyncjobs.dispatchers.worker import WorkerDispatcher
-from asyncjobs.model import Delivery
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
-QUICK = Settings(poll=timedelta(seconds=0.02), grace=timedelta(hours=1))
+QUICK = Settings(poll_interval=timedelta(seconds=0.02), grace=timedelta(hours=1))
 
 
 def with_queues(jobs: AsyncJobs) -> list[str]:

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from asyncjobs import AsyncJobs, EnqueueOptions, IllegalMove, JobContext, JobStatus, UnknownJob
-from asyncjobs.model import JobId
+from asyncjobs.core.job import JobId
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
@@ -21,11 +21,13 @@ async def test_the_new_job_has_the_limits_of_the_old_one_and_is_run(jobs: AsyncJ
 
     options = EnqueueOptions(deadline=60, traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
     async with jobs:
-        made = await jobs.enqueue(divide, 5, user_id="ann", idempotency_key="k", options=options)
+        made = (
+            await jobs.enqueue(divide, 5, user_id="ann", idempotency_key="k", options=options)
+        ).job
         old = await jobs.wait(made.id, timeout=10)
-        new = await jobs.retry(old.id)
+        new = (await jobs.retry(old.id)).job
         done = await jobs.wait(new.id, timeout=10)
-        again = await jobs.enqueue(divide, 5, user_id="ann", idempotency_key="k")
+        again = (await jobs.enqueue(divide, 5, user_id="ann", idempotency_key="k")).job
         assert await jobs.find(old.id) == old
     assert (done.status, done.result, done.retry_of) == (JobStatus.COMPLETED, 20, old.id)
     assert (done.user_id, done.timeout, done.retry) == ("ann", timedelta(seconds=7), old.retry)
@@ -46,16 +48,16 @@ async def test_a_process_without_the_handler_may_do_it(make: Make) -> None:
     async with one:
         old = await one.wait((await one.enqueue(echo, "a")).id, timeout=10)
         async with other:
-            new = await other.retry(old.id)
+            new = (await other.retry(old.id)).job
         assert (await one.wait(new.id, timeout=10)).result == "a"
 
 
 async def test_what_was_done_elsewhere_is_done_elsewhere_again(jobs: AsyncJobs) -> None:
     kind = jobs.external("print", payload=str, result=str)
     async with jobs:
-        old = await jobs.enqueue(kind, "a")
+        old = (await jobs.enqueue(kind, "a")).job
         await jobs.fail(old.id, "No paper.")
-        new = await jobs.retry(old.id)
+        new = (await jobs.retry(old.id)).job
         done = await jobs.complete(new.id, "printed")
     assert (new.delivery, done.status) == (old.delivery, JobStatus.COMPLETED)
 
@@ -68,7 +70,7 @@ async def test_a_job_that_has_not_ended_is_not_run_twice(make: Make) -> None:
         return text
 
     async with jobs:
-        job = await jobs.enqueue(echo, "a")
+        job = (await jobs.enqueue(echo, "a")).job
         with pytest.raises(IllegalMove, match="is pending and cannot be run again"):
             await jobs.retry(job.id)
         with pytest.raises(UnknownJob):

@@ -26,23 +26,23 @@ from asyncjobs import (
     Settings,
     Store,
 )
+from asyncjobs.core.job import Delivery, JobId
+from asyncjobs.core.lifecycle import DEADLINE_EXCEEDED, TIMED_OUT
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.dispatchers.worker import WorkerDispatcher
-from asyncjobs.ledger import Step
-from asyncjobs.lifecycle import DEADLINE_EXCEEDED, TIMED_OUT
-from asyncjobs.model import Delivery, JobId
+from asyncjobs.execution.executor import Executor
 from asyncjobs.protocols import Change
-from asyncjobs.runner import Runner
+from asyncjobs.records.repository import JobWrite
 from asyncjobs.testing import Fate, Faults, FaultyStore
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
-AT_ONCE = Retry(max_attempts=3, first=timedelta(0))
+AT_ONCE = Retry(max_attempts=3, initial_delay=timedelta(0))
 
 
 async def finished(jobs: AsyncJobs, handler: Any, payload: Any = None, **options: Any) -> Job:
-    job = await jobs.enqueue(handler, payload, options=EnqueueOptions(**options))
+    job = (await jobs.enqueue(handler, payload, options=EnqueueOptions(**options))).job
     return await settled(jobs, job.id)
 
 
@@ -54,7 +54,7 @@ async def settled(jobs: AsyncJobs, job_id: JobId) -> Job:
 
 async def running(jobs: AsyncJobs, handler: Any) -> Job:
     """Enqueue a job and wait until it has begun."""
-    job = await jobs.enqueue(handler, None)
+    job = (await jobs.enqueue(handler, None)).job
     with anyio.fail_after(60):
         async for update in jobs.subscribe(job.id):
             if update.status is JobStatus.PROCESSING:
@@ -170,12 +170,12 @@ async def test_a_payload_that_no_longer_fits_fails_the_job(make: Make) -> None:
     async def changed(_number: int, _job: JobContext) -> None: ...
 
     async with old:
-        job = await old.enqueue(kind, "words")
+        job = (await old.enqueue(kind, "words")).job
     waiting = job.model_copy(
         update={"delivery": "pull", "lane": "default", "due_at": job.run_at, "revision": 2}
     )
     async with new:
-        assert list(await new._running.ledger.replace([Step(job, waiting)])) == [True]
+        assert list(await new._running.repository.replace([JobWrite(job, waiting)])) == [True]
         done = await settled(new, job.id)
     assert done.error is not None
     assert done.error.code == "invalid_payload"
@@ -206,7 +206,9 @@ async def test_a_type_without_handler_here_is_left_to_others(make: Make) -> None
 
     async with workers:
         async with web:
-            job = await web.enqueue(elsewhere, None, options=EnqueueOptions(run_at=timedelta(1)))
+            job = (
+                await web.enqueue(elsewhere, None, options=EnqueueOptions(run_at=timedelta(1)))
+            ).job
         await workers.run(job.id)
         assert await workers.get(job.id) == job
 
@@ -223,7 +225,7 @@ async def test_progress_is_seen_while_the_job_runs(jobs: AsyncJobs) -> None:
         await go_on.wait()
 
     async with jobs:
-        job = await jobs.enqueue(slow, None)
+        job = (await jobs.enqueue(slow, None)).job
         with anyio.fail_after(60):
             async for update in jobs.subscribe(job.id):
                 if update.progress == 40:
@@ -250,7 +252,7 @@ async def test_the_last_progress_always_lands(jobs: AsyncJobs, error: Exception)
 
 
 async def test_a_million_reports_are_few_writes(make: Make) -> None:
-    jobs = make(settings=Settings(progress=timedelta(seconds=0.2)))
+    jobs = make(settings=Settings(progress_interval=timedelta(seconds=0.2)))
 
     @jobs.handler("busy")
     def busy(_none: None, job: JobContext) -> None:
@@ -344,7 +346,7 @@ async def test_a_thread_past_its_timeout_fails_the_job_and_keeps_its_slot(make: 
     async with jobs:
         done = await finished(jobs, stuck)
         assert (done.status, done.error) == (JobStatus.FAILED, TIMED_OUT)
-        after = await jobs.enqueue(following, None)
+        after = (await jobs.enqueue(following, None)).job
         assert (await jobs.wait(after.id, timeout=0.1)).status is JobStatus.PENDING
         let_go.set()
         assert (await settled(jobs, after.id)).result is True
@@ -386,7 +388,7 @@ async def test_a_waiting_job_is_cancelled_before_it_begins(make: Make) -> None:
 
     async with jobs:
         pause = EnqueueOptions(run_at=timedelta(seconds=1))
-        job = await jobs.enqueue(later, None, options=pause)
+        job = (await jobs.enqueue(later, None, options=pause)).job
         assert (await jobs.cancel(job.id)).status is JobStatus.CANCELLED
         await finished(jobs, later, run_at=timedelta(seconds=1.1))
     assert job.id not in begun
@@ -491,7 +493,7 @@ async def test_another_process_can_cancel(make: Make) -> None:
 async def test_racing_cancels_ask_once(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
-        job = await jobs.enqueue(kind, 1)
+        job = (await jobs.enqueue(kind, 1)).job
         await jobs.update_progress(job.id, 1)
         async with anyio.create_task_group() as tasks:
             for _ in range(10):
@@ -621,7 +623,7 @@ async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
     async with jobs:
         await running(jobs, quick)
         with anyio.fail_after(60):
-            await jobs._running.runner.heartbeat.wait_until_none()
+            await jobs._running.executor.heartbeat.wait_until_none()
         assert "could not be written" in caplog.text
         flaky.faults = Faults()
         await jobs.enqueue(endless, None)
@@ -641,7 +643,7 @@ async def test_a_job_that_cannot_be_started_comes_up_again(
 
     async with jobs:
         flaky.faults = AWAY
-        job = await jobs.enqueue(patient, None)
+        job = (await jobs.enqueue(patient, None)).job
         await until(lambda: "could not be started" in caplog.text)
         assert (await jobs.find(job.id)).status is JobStatus.PENDING
         flaky.faults = Faults()
@@ -654,7 +656,9 @@ async def test_a_start_is_repeated_and_not_mistaken_for_somebody_else_s(
 ) -> None:
     """`before`: the write was not done; `after`: it was, and only its answer was lost."""
     slow = timedelta(hours=1)
-    jobs = make(store=flaky, settings=Settings(poll=timedelta(seconds=0.02), redelivery=slow))
+    jobs = make(
+        store=flaky, settings=Settings(poll_interval=timedelta(seconds=0.02), redelivery=slow)
+    )
 
     @jobs.handler("task")
     async def task(_none: None, job: JobContext) -> int:
@@ -695,7 +699,7 @@ async def test_what_does_not_end_is_given_back_at_no_cost(make: Make, beside: An
 
     async with jobs:
         begun = [await running(jobs, handler) for handler in (endless, thread)]
-        waiting = await jobs.enqueue(endless, None)
+        waiting = (await jobs.enqueue(endless, None)).job
     let_go.set()
     for job in begun:
         [left] = await beside.get([job.id])
@@ -743,7 +747,7 @@ async def test_what_begins_while_the_queue_closes_is_given_back(
     jobs, worked = delivered(make, store)
     begun: list[Job] = []
 
-    async def go_on_when_closing(runner: Runner, late: Job) -> None:
+    async def go_on_when_closing(runner: Executor, late: Job) -> None:
         while not runner._stopping:  # noqa: ASYNC110  # nobody else is told
             await anyio.sleep(0.001)
         await jobs.run(late.id)
@@ -751,10 +755,10 @@ async def test_what_begins_while_the_queue_closes_is_given_back(
 
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks, jobs:
-            begun += [await jobs.enqueue("thread", None) for _ in range(2)]
+            begun += [(await jobs.enqueue("thread", None)).job for _ in range(2)]
             tasks.start_soon(jobs.run, begun[0].id)
             await store.written.wait()
-            tasks.start_soon(go_on_when_closing, jobs._running.runner, begun[1])
+            tasks.start_soon(go_on_when_closing, jobs._running.executor, begun[1])
     for left in await beside.get([job.id for job in begun]):
         assert (left.status, left.losses) == (JobStatus.PENDING, 0)
     assert worked == []
@@ -767,7 +771,7 @@ async def test_what_begins_while_its_run_is_cancelled_is_given_back(
     jobs, worked = delivered(make, store)
     with anyio.fail_after(20):
         async with jobs:
-            job = await jobs.enqueue("thread", None)
+            job = (await jobs.enqueue("thread", None)).job
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(jobs.run, job.id)
                 await store.written.wait()

@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from asyncjobs.signals import told_to_stop
+from asyncjobs.runtime.signals import told_to_stop
 
 NUMBERS = [signal.SIGTERM, signal.SIGINT]
 
@@ -63,9 +63,9 @@ def test_every_signal_tells(caught: Caught) -> None:
     tellings: list[Event] = [Event(), Event()]
     waiting = iter(tellings)
     with told_to_stop(lambda: next(waiting).set()):
-        for telling in tellings:
+        for hook_runner in tellings:
             signal.raise_signal(signal.SIGTERM)
-            assert telling.wait(5)
+            assert hook_runner.wait(5)
     assert len(caught) == 2
 
 
@@ -151,7 +151,7 @@ def test_outside_the_main_thread_nothing_is_changed(caught: Caught) -> None:
 
 SERVER = """
 import signal, sys, threading
-from asyncjobs.signals import told_to_stop
+from asyncjobs.runtime.signals import told_to_stop
 
 told = threading.Event()
 

@@ -15,8 +15,8 @@ import pytest
 from trio.testing import MockClock
 
 from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, JobStatus, Policy, Retry, Settings
+from asyncjobs.core.job import Job, JobId
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.model import Job, JobId
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import Faults, FaultyStore, LoopClock
 
@@ -24,7 +24,9 @@ JOBS = 60
 
 # The machine that runs this has to make each poll; the leases keep their length.
 SEDATE = Settings(
-    poll=timedelta(seconds=10), sweep=timedelta(seconds=15), progress=timedelta(seconds=5)
+    poll_interval=timedelta(seconds=10),
+    sweep_interval=timedelta(seconds=15),
+    progress_interval=timedelta(seconds=5),
 )
 PROCESSES = 3
 HOUR = 3600.0

@@ -13,8 +13,8 @@ import pytest
 from trio.testing import MockClock
 
 from asyncjobs import AsyncJobs, Job, JobContext, JobStatus, Policy, Retry, Selection, Settings
+from asyncjobs.core.job import JobId
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import JobId
 from asyncjobs.protocols import Clock, Store
 from asyncjobs.testing import Fate, Faults, FaultyStore, LoopClock
 
@@ -25,11 +25,13 @@ pytestmark = pytest.mark.every_store
 SHAKY = Faults(before=0.1, after=0.1, delay=0.02)
 # A clock that hurries leaves a busy machine little of a lease.
 SEDATE = Settings(
-    poll=timedelta(seconds=10), sweep=timedelta(seconds=15), lease=timedelta(minutes=2)
+    poll_interval=timedelta(seconds=10),
+    sweep_interval=timedelta(seconds=15),
+    lease=timedelta(minutes=2),
 )
 BRISK = Settings(
-    poll=timedelta(seconds=0.05),
-    sweep=timedelta(seconds=0.05),
+    poll_interval=timedelta(seconds=0.05),
+    sweep_interval=timedelta(seconds=0.05),
     redelivery=timedelta(seconds=0.6),
     lease=timedelta(seconds=2),
 )
@@ -91,7 +93,7 @@ class Shop:
         """Repeat under one key, as a client does that hears nothing, or 503."""
         while True:
             try:
-                return await self.jobs.enqueue("order", number, idempotency_key=number)
+                return (await self.jobs.enqueue("order", number, idempotency_key=number)).job
             except StoreUnavailable:
                 await self.pace.sleep(1)
 
@@ -149,7 +151,7 @@ def test_an_enqueue_whose_answer_is_lost_is_found_again_by_its_key(
             with pytest.raises(StoreUnavailable):
                 await shop.jobs.enqueue("order", "7", idempotency_key="7")
             shop.store.faults = Faults()
-            again = await shop.jobs.enqueue("order", "7", idempotency_key="7")
+            again = (await shop.jobs.enqueue("order", "7", idempotency_key="7")).job
             await shop.jobs.wait(again.id)
             assert len((await shop.jobs.list(Selection())).jobs) == 1
 

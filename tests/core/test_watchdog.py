@@ -16,7 +16,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 Make = Callable[..., AsyncJobs]
 
-WATCHFUL = Settings(blocked=timedelta(seconds=0.1), poll=timedelta(seconds=0.05))
+WATCHFUL = Settings(
+    block_warning_after=timedelta(seconds=0.1), poll_interval=timedelta(seconds=0.05)
+)
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

@@ -18,9 +18,9 @@ from asyncjobs import (
     JobStatus,
     Settings,
 )
+from asyncjobs.core.job import JobId
+from asyncjobs.core.lifecycle import DEADLINE_EXCEEDED
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.lifecycle import DEADLINE_EXCEEDED
-from asyncjobs.model import JobId
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import sample_job
 
@@ -28,7 +28,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]
 
 NO_POLLING = Settings(
-    poll=timedelta(hours=1), sweep=timedelta(hours=1), progress=timedelta(seconds=0.01)
+    poll_interval=timedelta(hours=1),
+    sweep_interval=timedelta(hours=1),
+    progress_interval=timedelta(seconds=0.01),
 )
 
 
@@ -41,7 +43,8 @@ async def test_delayed_jobs_begin_when_they_are_due_and_not_at_the_next_poll(mak
     async with jobs:
         pauses = [timedelta(seconds=seconds) for seconds in (0.15, 0.05, 0.1)]
         waiting = [
-            await jobs.enqueue(when, None, options=EnqueueOptions(run_at=pause)) for pause in pauses
+            (await jobs.enqueue(when, None, options=EnqueueOptions(run_at=pause))).job
+            for pause in pauses
         ]
         for job in waiting:
             done = await jobs.wait(job.id, timeout=60)
@@ -109,7 +112,7 @@ async def test_a_job_that_misses_its_deadline_in_the_last_moment_has_failed(
     job = sample_job(type="late", created_at=now - timedelta(hours=1), deadline=now)
     await beside.insert([job])
     async with jobs:
-        await jobs._running.runner.run(job)
+        await jobs._running.executor.run(job)
     [left] = await beside.get([job.id])
     assert left.error == DEADLINE_EXCEEDED
 
@@ -131,7 +134,7 @@ async def test_no_more_jobs_run_at_once_than_there_are_slots(make: Make) -> None
         running -= 1
 
     async with jobs:
-        made = [await jobs.enqueue(count, None) for _ in range(30)]
+        made = [(await jobs.enqueue(count, None)).job for _ in range(30)]
         for job in made:
             assert (await jobs.wait(job.id, timeout=60)).status is JobStatus.COMPLETED
     assert most == 3
@@ -146,7 +149,7 @@ async def test_many_submissions_at_once_all_begin_soon(make: Make) -> None:
     ended: list[JobStatus] = []
 
     async def submit() -> None:
-        job = await jobs.enqueue(quick, None)
+        job = (await jobs.enqueue(quick, None)).job
         ended.append((await jobs.wait(job.id, timeout=60)).status)
 
     async with jobs, anyio.create_task_group() as tasks:

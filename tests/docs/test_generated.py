@@ -27,13 +27,19 @@ from asyncjobs import (
     Settings,
 )
 from asyncjobs.http import streams
-from asyncjobs.http.limits import PollLimit
+from asyncjobs.http.documents import (
+    AcceptedDocument,
+    JobDocument,
+    ListDocument,
+    ListedDocument,
+    OperationDocument,
+    OperationError,
+)
+from asyncjobs.http.headers import Pacing
 from asyncjobs.http.mounts import MountOptions
-from asyncjobs.http.operation import OperationDocument, OperationError
-from asyncjobs.http.pacing import Pacing
 from asyncjobs.http.problems import STATUSES, ProblemDocument
 from asyncjobs.http.routes import LIST, ROUTES, Route
-from asyncjobs.http.wire import AcceptedDocument, JobDocument, ListDocument, ListedDocument
+from asyncjobs.http.security import PollLimit
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from asyncjobs import Job
-from asyncjobs.dispatchers.pushing import AwaitedDispatcher, Message
+from asyncjobs.dispatchers.engines.push import AwaitedDispatcher, Message
 from asyncjobs.testing.samples import sample_job
 
 pytestmark = pytest.mark.anyio

@@ -125,14 +125,14 @@ async def test_limits_and_results_of_the_app_do_not_touch_jobs(
         crew = FleetCrew(shared_store, CeleryDispatcher(app), fleet)
         path = tmp_path / "job"
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) > 0, crew.patience)
             # A task of Celery's own that begins after the job is stopped by the app's limit.
             await to_thread.run_sync(app.send_task, "tests.too_long")
             await until(lambda: "Hard time limit (1s) exceeded" in fleet.log.read_text(), 60)
             release(path)
             assert (await ended(jobs, job, crew)).attempt == 1
-            refused = await ended(jobs, await jobs.enqueue("refuse", tmp_path / "no"), crew)
+            refused = await ended(jobs, (await jobs.enqueue("refuse", tmp_path / "no")).job, crew)
             assert refused.status is JobStatus.FAILED
         [kept] = ask(broker, "KEYS", "celery-task-meta-*")  # that of the task which was stopped
         assert "TimeLimitExceeded" in ask(broker, "GET", kept)
@@ -150,7 +150,7 @@ async def test_a_worker_that_is_told_to_stop_finishes_the_job_it_has_begun(
     with start(pool, BROKER=own) as fleet, Celery("tests", broker=own) as app:
         crew = FleetCrew(shared_store, CeleryDispatcher(app), fleet)
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) > 0, crew.patience)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(to_thread.run_sync, partial(fleet.stop, 60))
@@ -174,7 +174,7 @@ async def test_jobs_that_are_submitted_while_the_broker_is_away_run_when_it_is_b
         jobs = AsyncJobs(shared_store, dispatcher=CeleryDispatcher(app), settings=BRISK)
         register(jobs)
         async with jobs:
-            made = [await jobs.enqueue("echo", number) for number in range(5)]
+            made = [(await jobs.enqueue("echo", number)).job for number in range(5)]
             assert caplog.text.count("could not be dispatched") == 1
             await to_thread.run_sync(broker.start)
             with start(BROKER=broker.url) as fleet:

@@ -16,14 +16,14 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 
 from asyncjobs import AsyncJobs
+from asyncjobs.core.job import Job
 from asyncjobs.dispatchers.dramatiq import DramatiqDispatcher
-from asyncjobs.model import Job
+from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import DispatcherConformance, WorkerLossConformance
 from asyncjobs.testing.dispatching import ended, until
 from asyncjobs.testing.dispatching_handlers import began, release
 from asyncjobs.testing.samples import sample_job
-from asyncjobs.threads import in_new_thread
 from tests.conftest import connected
 from tests.engines.apps.chores import add_chores
 from tests.engines.apps.dramatiq_options import OPTIONS
@@ -66,7 +66,7 @@ class TestDramatiq(DispatcherConformance, WorkerLossConformance):
     async def test_limits_of_dramatiq_end_no_job(self, crew: FleetCrew, broker: str) -> None:
         async with crew.opened() as jobs:
             add_chores(jobs)
-            done = await ended(jobs, await jobs.enqueue("last", 0.5), crew)
+            done = await ended(jobs, (await jobs.enqueue("last", 0.5)).job, crew)
             with connected(broker) as client:
                 await until(partial(gone, client, done), crew.patience)
                 assert not client.exists("dramatiq:default.XQ.msgs")
@@ -75,14 +75,14 @@ class TestDramatiq(DispatcherConformance, WorkerLossConformance):
     async def test_a_queue_that_options_name_is_served(self, crew: FleetCrew) -> None:
         async with crew.opened() as jobs:
             add_chores(jobs)
-            assert (await ended(jobs, await jobs.enqueue("where", None), crew)).result
+            assert (await ended(jobs, (await jobs.enqueue("where", None)).job, crew)).result
 
     async def test_dramatiq_keeps_nothing_of_a_job_that_has_ended(
         self, crew: FleetCrew, broker: str, tmp_path: Path
     ) -> None:
         async with crew.opened() as jobs:
             pairs = (("echo", 1), ("refuse", tmp_path / "job"))
-            done = [await ended(jobs, await jobs.enqueue(*pair), crew) for pair in pairs]
+            done = [await ended(jobs, (await jobs.enqueue(*pair)).job, crew) for pair in pairs]
             with connected(broker) as client:
                 for job in done:
                     await until(partial(gone, client, job), crew.patience)
@@ -101,7 +101,7 @@ async def test_a_worker_that_is_told_to_stop_lets_a_job_end(
     with launch(*WORKER, "--processes", "1", **EAGER, **apart) as fleet:
         crew = crew_apart(apart, fleet)
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) == 1, crew.patience)
             stopped = in_new_thread(fleet.stop, "stop")
             await until(lambda: "Shutting down" in fleet.log.read_text(), crew.patience)
@@ -121,7 +121,7 @@ async def test_a_job_that_outlasts_its_worker_is_given_back(
     with launch(*WORKER, *short, **EAGER, **apart) as fleet:
         crew = crew_apart(apart, fleet)
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) == 1, crew.patience)
             await in_new_thread(fleet.stop, "stop").result()
             fleet.start()
@@ -139,12 +139,12 @@ async def test_what_is_more_urgent_runs_first(
     with launch(*WORKER, *alone, dramatiq_queue_prefetch="9", **EAGER, **apart) as fleet:
         crew = crew_apart(apart, fleet)
         async with crew.opened() as jobs:
-            held = await jobs.enqueue("hold", path)
+            held = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) == 1, crew.patience)
             waiting: list[Job] = []
             # One that is fetched after others finds them where the next one is chosen.
             for name in ("echo", "steps", "echo"):
-                waiting.append(await jobs.enqueue(name, 1))
+                waiting.append((await jobs.enqueue(name, 1)).job)
                 await until(partial(fetched, apart["BROKER"], waiting[-1]), crew.patience)
             release(path)
             late, early, _, _ = [await ended(jobs, job, crew) for job in (*waiting, held)]

@@ -120,7 +120,7 @@ class TestProcrastinate(DispatcherConformance, WorkerLossConformance, PriorityCo
     ) -> None:
         async with crew.opened() as jobs:
             for kind in ("refuse", "second_time"):
-                job = await ended(jobs, await jobs.enqueue(kind, tmp_path / kind), crew)
+                job = await ended(jobs, (await jobs.enqueue(kind, tmp_path / kind)).job, crew)
                 await until(lambda: settled(rows(database, job)), crew.patience)  # noqa: B023
                 assert {row["status"] for row in rows(database, job)} == {"succeeded"}
                 assert {row["attempts"] for row in rows(database, job)} == {1}
@@ -130,7 +130,7 @@ class TestProcrastinate(DispatcherConformance, WorkerLossConformance, PriorityCo
     ) -> None:
         path = tmp_path / "job"
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) > 0, crew.patience)
             enough = time.monotonic() + 3 * LIMIT
             await until(lambda: time.monotonic() > enough, crew.patience)
@@ -144,7 +144,7 @@ class TestProcrastinate(DispatcherConformance, WorkerLossConformance, PriorityCo
     ) -> None:
         path = tmp_path / "job"
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) == 1, crew.patience)
             assert await anyio.to_thread.run_sync(crew.fleet.stop) == 0
             assert (await jobs.find(job.id)).status is JobStatus.PENDING
@@ -159,7 +159,7 @@ class TestProcrastinate(DispatcherConformance, WorkerLossConformance, PriorityCo
     ) -> None:
         path = tmp_path / "job"
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) == 1, crew.patience)
             async with make_app(database).open_async() as app:
                 for row in rows(database, job):
@@ -279,11 +279,11 @@ async def test_a_database_that_is_away_keeps_no_job_from_being_accepted(unused: 
     jobs = AsyncJobs(
         MemoryStore(),
         dispatcher=ProcrastinateDispatcher(make_app(unused)),
-        settings=Settings(dispatch=timedelta(seconds=0.1)),
+        settings=Settings(dispatch_timeout=timedelta(seconds=0.1)),
     )
     register(jobs)
     async with jobs:
-        job = await jobs.enqueue("steps", 1)
+        job = (await jobs.enqueue("steps", 1)).job
         assert (await jobs.find(job.id)).status is JobStatus.PENDING
 
 

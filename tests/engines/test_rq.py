@@ -20,15 +20,15 @@ from rq import Queue
 from rq.job import Job as RQJob
 
 from asyncjobs import AsyncJobs
+from asyncjobs.core.job import Job
 from asyncjobs.dispatchers.rq import RQDispatcher, RQOptions
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.model import Job
+from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import DispatcherConformance, WorkerLossConformance
 from asyncjobs.testing.dispatching import ended, until
 from asyncjobs.testing.dispatching_handlers import began, release
 from asyncjobs.testing.samples import sample_job
-from asyncjobs.threads import in_new_thread
 from tests.engines.apps.chores import TOLD, add_chores
 from tests.engines.conftest import Launch
 from tests.engines.examples import EXAMPLES, follow_report
@@ -119,7 +119,9 @@ class TestRQ(DispatcherConformance, WorkerLossConformance):
     ) -> None:
         async with crew.opened() as jobs:
             add_chores(jobs)
-            done = [await ended(jobs, await jobs.enqueue("where", None), crew) for _ in range(3)]
+            done = [
+                await ended(jobs, (await jobs.enqueue("where", None)).job, crew) for _ in range(3)
+            ]
         places = {str(job.result) for job in done}
         assert len(places) == (1 if kind == "simple" else 3)
 
@@ -139,7 +141,7 @@ class TestRQ(DispatcherConformance, WorkerLossConformance):
         listed = (default.finished_job_registry, default.failed_job_registry)
         async with crew.opened() as jobs:
             for name, payload in (("echo", 1), ("refuse", tmp_path / "job")):
-                job = await ended(jobs, await jobs.enqueue(name, payload), crew)
+                job = await ended(jobs, (await jobs.enqueue(name, payload)).job, crew)
                 await until(partial(gone, connection, f"{job.id}-0"), crew.patience)
                 assert not any(f"{job.id}-0" in registry for registry in listed)
 
@@ -154,7 +156,7 @@ class TestRQ(DispatcherConformance, WorkerLossConformance):
     ) -> None:
         path = tmp_path / "job"
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) == 1, crew.patience)
             stopped = in_new_thread(crew.fleet.stop, "stop")
             release(path)
@@ -178,7 +180,7 @@ async def test_a_job_is_given_back_when_its_process_is_told_to_stop(
     with launch(*command("alone", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
         crew = crew_apart(apart, fleet)
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) == 1, crew.patience)
             await anyio.to_thread.run_sync(fleet.tell_all, signal.SIGTERM)
             fleet.start()
@@ -211,12 +213,12 @@ async def test_what_is_more_urgent_runs_first(
         crew = crew_apart(apart, fleet)
         async with crew.opened() as jobs:
             add_chores(jobs)
-            waiting = [await jobs.enqueue("hold", path)]
+            waiting = [(await jobs.enqueue("hold", path)).job]
             await until(lambda: began(path) == 1, crew.patience)
             waiting += [
-                await jobs.enqueue("echo", 1),
-                await jobs.enqueue("where", None),
-                await jobs.enqueue("steps", 1),
+                (await jobs.enqueue("echo", 1)).job,
+                (await jobs.enqueue("where", None)).job,
+                (await jobs.enqueue("steps", 1)).job,
             ]
             release(path)
             done = [await ended(jobs, job, crew) for job in waiting]

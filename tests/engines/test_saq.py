@@ -90,7 +90,7 @@ class TestSaq(DispatcherConformance, WorkerLossConformance):
 async def test_no_results_of_jobs_are_kept(crew: SaqCrew) -> None:
     async with crew.looking() as jobs:
         for number in range(10):
-            await ended(jobs, await jobs.enqueue("echo", number), crew)
+            await ended(jobs, (await jobs.enqueue("echo", number)).job, crew)
         plain = await crew.queue.enqueue("plain")
         assert plain is not None
         with anyio.fail_after(crew.patience):
@@ -109,7 +109,7 @@ async def test_a_sweep_leaves_running_jobs_alone(
 ) -> None:
     path = tmp_path / "job"
     async with crew.looking() as jobs:
-        job = await jobs.enqueue("hold", path)
+        job = (await jobs.enqueue("hold", path)).job
         await until(lambda: began(path) == 1, crew.patience)
         ask(broker, "DEL", "saq:default:sweep")
         active = {one.key async for one in crew.queue.iter_jobs([Status.ACTIVE])}
@@ -126,10 +126,10 @@ async def test_a_sweep_leaves_running_jobs_alone(
 async def test_what_is_more_urgent_runs_first(crew: SaqCrew, tmp_path: Path) -> None:
     held = [tmp_path / "one", tmp_path / "other"]
     async with crew.opened() as jobs:
-        holding = [await jobs.enqueue("hold", path) for path in held]
+        holding = [(await jobs.enqueue("hold", path)).job for path in held]
         await until(lambda: all(began(path) for path in held), crew.patience)
-        patient = await jobs.enqueue("echo", 1)
-        urgent = await jobs.enqueue("steps", 1)
+        patient = (await jobs.enqueue("echo", 1)).job
+        urgent = (await jobs.enqueue("steps", 1)).job
         release(held[0])
         later, sooner = [await ended(jobs, job, crew) for job in (patient, urgent)]
         release(held[1])
@@ -235,7 +235,7 @@ async def test_a_worker_that_is_told_to_stop_loses_no_job(
     with launch(*WORKER, **own, **({} if grace is None else {"GRACE": str(grace)})) as fleet:
         crew = SaqCrew(own["STORE"], own["QUEUE"], fleet)
         async with crew.looking() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) == 1, crew.patience)
             stopping = asyncio.create_task(asyncio.to_thread(fleet.stop))
             await until(lambda: "shutting down" in fleet.log.read_text(), crew.patience)

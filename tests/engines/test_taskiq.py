@@ -15,8 +15,8 @@ from taskiq.kicker import AsyncKicker
 from taskiq_redis import ListQueueBroker, RedisStreamBroker
 
 from asyncjobs import JobStatus
+from asyncjobs.core.submission import EnqueueOptions
 from asyncjobs.dispatchers.taskiq import TaskiqDispatcher, TaskiqOptions
-from asyncjobs.submission import EnqueueOptions
 from asyncjobs.testing import DispatcherConformance, WorkerLossConformance
 from asyncjobs.testing.dispatching import ended, until
 from asyncjobs.testing.dispatching_handlers import began, release
@@ -69,7 +69,7 @@ async def test_no_results_of_jobs_are_kept(
 ) -> None:
     async with crew.opened() as jobs:
         for number in range(10):
-            await ended(jobs, await jobs.enqueue("echo", number), crew)
+            await ended(jobs, (await jobs.enqueue("echo", number)).job, crew)
         plain: AsyncKicker[[], str] = AsyncKicker("plain", client, labels={})
         task = await plain.kiq()
         await until(lambda: bool(ask(broker, "KEYS", "result:*")), crew.patience)
@@ -83,10 +83,10 @@ async def test_a_time_limit_of_all_tasks_does_not_end_a_job(
 ) -> None:
     path = tmp_path / "job"
     async with crew.opened() as jobs:
-        job = await jobs.enqueue("hold", path)
+        job = (await jobs.enqueue("hold", path)).job
         await until(lambda: began(path) == 1, crew.patience)
         later = EnqueueOptions(run_at=timedelta(seconds=0.4))
-        await ended(jobs, await jobs.enqueue("echo", 1, options=later), crew)
+        await ended(jobs, (await jobs.enqueue("echo", 1, options=later)).job, crew)
         release(path)
         done = await ended(jobs, job, crew)
     assert (done.status, done.attempt, began(path)) == (JobStatus.COMPLETED, 1, 1)
@@ -99,7 +99,7 @@ async def test_a_message_is_acknowledged_when_its_job_begins(
 ) -> None:
     path = tmp_path / "job"
     async with crew.opened() as jobs:
-        job = await jobs.enqueue("hold", path)
+        job = (await jobs.enqueue("hold", path)).job
         await until(lambda: began(path) == 1, crew.patience)
         assert ask(broker, "XPENDING", "taskiq", "taskiq")["pending"] == 0
         release(path)
@@ -167,7 +167,7 @@ async def test_a_worker_that_is_told_to_stop_loses_no_job(
     with launch(*WORKER, *patience, KIND="list", **own) as fleet:
         crew = FleetCrew(own["STORE"], TaskiqDispatcher(ListQueueBroker(own["BROKER"])), fleet)
         async with crew.opened() as jobs:
-            job = await jobs.enqueue("hold", path)
+            job = (await jobs.enqueue("hold", path)).job
             await until(lambda: began(path) == 1, crew.patience)
             stopping = asyncio.create_task(asyncio.to_thread(fleet.stop))
             await until(lambda: "running tasks to complete" in fleet.log.read_text(), 20)

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from asyncjobs.model import new_job_id
+from asyncjobs.core.job import new_job_id
 
 pytestmark = pytest.mark.every_store(without="memory")
 

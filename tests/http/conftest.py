@@ -7,8 +7,15 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from asyncjobs import AsyncJobs, Job, JobError, JobStatus, Progress, lifecycle
-from asyncjobs.model import Detail, Lease, new_job_id
+from asyncjobs import (
+    AsyncJobs,
+    Job,
+    JobError,
+    JobStatus,
+    Progress,
+)
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Detail, Lease, new_job_id
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW
 

@@ -7,8 +7,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from asyncjobs import InvalidPayload, JobType, PayloadTooLarge, Policy
 from asyncjobs.errors import MalformedBody, UnsupportedMediaType
-from asyncjobs.http.bodies import payload_of, rejection_of
 from asyncjobs.http.messages import Request
+from asyncjobs.http.requests import payload_of, rejection_of
 
 
 class Wish(BaseModel):

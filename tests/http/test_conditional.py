@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncjobs.http.conditional import etag_of, matches
+from asyncjobs.http.headers import etag_of, matches
 
 TAG = etag_of(7)
 

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncjobs import Job, JobStatus
-from asyncjobs.http import encoded
-from asyncjobs.http.encoded import Encoded
-from asyncjobs.http.wire import encode_job
+from asyncjobs.http import documents
+from asyncjobs.http.documents import Encoded, encode_job
 from asyncjobs.testing import sample_job
 
 MEGABYTE = 1024 * 1024
@@ -67,7 +66,7 @@ def test_an_event_carries_the_version_and_a_document_without_pace(job: Job) -> N
 def test_the_oldest_are_forgotten_where_there_is_no_room() -> None:
     cache, jobs = Encoded(), [sized(MEGABYTE) for _ in range(12)]
     texts = [cache.document(job) for job in jobs]
-    assert kept(cache) <= encoded._MOST_BYTES
+    assert kept(cache) <= documents._MAX_CACHE_BYTES
     assert cache.document(jobs[-1]) is texts[-1]
     again = cache.document(jobs[0])
     assert again is not texts[0]
@@ -75,9 +74,9 @@ def test_the_oldest_are_forgotten_where_there_is_no_room() -> None:
 
 
 def test_a_document_greater_than_the_room_is_served_and_not_kept() -> None:
-    cache, huge = Encoded(), sized(encoded._MOST_BYTES + 1)
+    cache, huge = Encoded(), sized(documents._MAX_CACHE_BYTES + 1)
     first = cache.document(huge)
-    assert len(json.loads(first)["result"]) == encoded._MOST_BYTES - 1
+    assert len(json.loads(first)["result"]) == documents._MAX_CACHE_BYTES - 1
     assert kept(cache) == 0
     small = cache.document(sample_job())
     assert kept(cache) == len(small)
@@ -91,7 +90,7 @@ def test_whatever_is_asked_for_the_answer_is_right_and_the_room_is_kept(
     jobs = [sample_job() for _ in range(6)]
     cache = Encoded()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoded, "_MOST_BYTES", 2000)
+        patch.setattr(documents, "_MAX_CACHE_BYTES", 2000)
         for which, size in asked:
             job = jobs[which].model_copy(
                 update={"revision": size, "result_json": b"1" * size, "version": size}

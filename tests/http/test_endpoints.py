@@ -18,15 +18,15 @@ from asyncjobs import (
     JobType,
     NotOpen,
 )
+from asyncjobs.core.job import JobId
 from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.http.documents import ListDocument
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
-from asyncjobs.http.limits import PollLimit
-from asyncjobs.http.messages import Request, Response, Stream
+from asyncjobs.http.messages import Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount, MountOptions
 from asyncjobs.http.routes import ROUTES, Route
+from asyncjobs.http.security import PollLimit
 from asyncjobs.http.streams import Close
-from asyncjobs.http.wire import ListDocument
-from asyncjobs.model import JobId
 from asyncjobs.protocols import Selection
 from asyncjobs.testing import Faults, FaultyStore
 from tests.http.conftest import followed
@@ -304,7 +304,9 @@ async def test_a_status_is_held_until_it_changes(made: Made) -> None:
 
 async def of_each_status(endpoints: Endpoints, owner: str | None = None) -> dict[JobStatus, JobId]:
     jobs = endpoints.jobs
-    made = {status: await jobs.enqueue("order", NOTHING, user_id=owner) for status in JobStatus}
+    made = {
+        status: (await jobs.enqueue("order", NOTHING, user_id=owner)).job for status in JobStatus
+    }
     await jobs.update_progress(made[JobStatus.PROCESSING].id, 10)
     await jobs.complete(made[JobStatus.COMPLETED].id, {"rows": 2})
     await jobs.fail(made[JobStatus.FAILED].id, "The disk is full.", code="disk_full")
@@ -329,9 +331,9 @@ async def test_every_url_that_has_get_has_head_and_answers_it_alike(
         for status, job_id in (await of_each_status(endpoints)).items():
             got = await endpoints.handle(Request("GET", f"{job_id}{suffix}"))
             head = await endpoints.handle(Request("HEAD", f"{job_id}{suffix}"))
-            if isinstance(got, Stream):
+            if isinstance(got, StreamingResponse):
                 await got.chunks.aclose()
-            assert not isinstance(head, Stream)
+            assert not isinstance(head, StreamingResponse)
             assert (head.status, head.headers) == (got.status, got.headers), status
 
 
@@ -353,7 +355,7 @@ async def test_a_head_of_the_events_takes_no_place(made: Made) -> None:
         for _ in range(3):
             await endpoints.handle(Request("HEAD", f"{job_id}/events"))
         events = await endpoints.handle(Request("GET", f"{job_id}/events"))
-        assert isinstance(events, Stream)
+        assert isinstance(events, StreamingResponse)
         await events.chunks.aclose()
 
 
@@ -389,7 +391,7 @@ async def test_only_the_status_itself_is_a_page(made: Made, suffix: str) -> None
         job_id = (await of_each_status(endpoints))[JobStatus.COMPLETED]
         request = Request("GET", f"{job_id}{suffix}", headers={"accept": HTML})
         answer = await endpoints.handle(request)
-        if isinstance(answer, Stream):
+        if isinstance(answer, StreamingResponse):
             await answer.chunks.aclose()
     assert answer.status == 200
     assert not (answer.header("Content-Type") or "").startswith("text/html")
@@ -474,7 +476,7 @@ async def test_the_owner_is_served(made: Made, route: Route) -> None:
         answer = await endpoints.handle(
             Request(route.method, f"{job_id}{route.suffix}", owner="ann")
         )
-        if isinstance(answer, Stream):
+        if isinstance(answer, StreamingResponse):
             await answer.chunks.aclose()
     assert answer.status in {200, 202}
 
@@ -593,7 +595,7 @@ async def test_what_is_no_poll_is_never_refused_as_one(limited: Endpoints) -> No
         await limited.jobs.update_progress(job_id, 10)
         for _ in range(5):
             events = await limited.handle(Request("GET", f"{job_id}/events"))
-            assert isinstance(events, Stream)
+            assert isinstance(events, StreamingResponse)
             await events.chunks.aclose()
             cancel = await limited.handle(Request("POST", f"{job_id}/cancel"))
             assert cancel.status == 202
@@ -739,9 +741,9 @@ async def test_the_place_in_the_queue_is_told_while_a_job_waits(store: Any) -> N
 
     endpoints = Endpoints(jobs, Mount())
     async with jobs:
-        running = await jobs.enqueue(wait, 1)
+        running = (await jobs.enqueue(wait, 1)).job
         await jobs.next_change(running.id, after=running.version)
-        waiting = [await jobs.enqueue(wait, number) for number in range(3)]
+        waiting = [(await jobs.enqueue(wait, number)).job for number in range(3)]
         answers = [await endpoints.handle(Request("GET", job.id)) for job in (running, *waiting)]
         gate.set()
     assert [document(one)["position"] for one in answers] == [None, 1, 2, 3]

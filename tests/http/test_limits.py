@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncjobs.core.job import JobId, new_job_id
 from asyncjobs.errors import TooManyPolls
-from asyncjobs.http import limits
-from asyncjobs.http.limits import Limiter, PollLimit
-from asyncjobs.model import JobId, new_job_id
+from asyncjobs.http import security
+from asyncjobs.http.security import Limiter, PollLimit
 
 # The machine may be busy with other things.
 
@@ -124,8 +124,8 @@ def test_the_jobs_asked_about_least_lately_are_forgotten_so_memory_is_bounded() 
     limiter = Limiter(PollLimit(burst=1, every=60.0))
     wait_told(limiter, 0.0)
     wait_told(limiter, 0.0, OTHER)
-    for number in range(limits._MOST_JOBS - 1):
+    for number in range(security._MAX_TRACKED_JOBS - 1):
         wait_told(limiter, 0.0, JobId(str(number)))
         assert wait_told(limiter, 0.0) == 60  # a refused poll keeps it in mind, too
-    assert len(limiter._empty_at) == limits._MOST_JOBS
+    assert len(limiter._empty_at) == security._MAX_TRACKED_JOBS
     assert wait_told(limiter, 0.0, OTHER) is None

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from asyncjobs import ConfigurationError
+from asyncjobs.core.job import new_job_id
 from asyncjobs.http.messages import Request
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
-from asyncjobs.model import new_job_id
 
 JOB = new_job_id()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from asyncjobs.http.negotiation import prefers_html
+from asyncjobs.http.headers import prefers_html
 
 # The machine may be busy with other things.
 

@@ -18,14 +18,13 @@ from asyncjobs import AsyncJobs, Job, JobContext
 from asyncjobs.adapters.fastapi import Accept, mount
 from asyncjobs.errors import InvalidIdempotencyKey
 from asyncjobs.http import openapi
+from asyncjobs.http.documents import AcceptedDocument, JobDocument, ListDocument, OperationDocument
 from asyncjobs.http.endpoints import Body, Endpoints, Submit
+from asyncjobs.http.headers import idempotency_key_of
 from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.mounts import Mount, MountOptions
-from asyncjobs.http.operation import OperationDocument
-from asyncjobs.http.preferences import idempotency_key_of
 from asyncjobs.http.problems import ProblemDocument
 from asyncjobs.http.routes import LIST, ROUTES, Operation, Route
-from asyncjobs.http.wire import AcceptedDocument, JobDocument, ListDocument
 
 MODELS: list[type[BaseModel]] = [
     AcceptedDocument,
@@ -262,7 +261,7 @@ def submitted(**headers: str) -> Request:
 
 async def one_of_each_status(jobs: AsyncJobs) -> list[Job]:
     waiting, running, done, broken, stopped = [
-        await jobs.enqueue("order", NOTHING, user_id="ann") for _ in range(5)
+        (await jobs.enqueue("order", NOTHING, user_id="ann")).job for _ in range(5)
     ]
     await jobs.update_progress(running.id, 10)
     await jobs.complete(done.id, {})

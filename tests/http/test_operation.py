@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs import Job, JobError, JobStatus
+from asyncjobs.http.documents import STATES, OperationDocument, encode_operation
 from asyncjobs.http.messages import Request
-from asyncjobs.http.mounts import Links, Mount
-from asyncjobs.http.operation import STATES, OperationDocument, encode_operation
+from asyncjobs.http.mounts import JobLinks, Mount
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, full_job
 
@@ -24,7 +24,7 @@ Jobs = dict[JobStatus, Job]
 TERMINAL = {"Succeeded", "Failed", "Canceled"}
 
 
-def links_of(job: Job, mount: Mount | None = None) -> Links:
+def links_of(job: Job, mount: Mount | None = None) -> JobLinks:
     request = Request("GET", headers={"host": "api.example.com"}, scheme="https")
     return (mount or Mount()).links(request, job.id)
 

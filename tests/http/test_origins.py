@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from asyncjobs.errors import CrossSite
 from asyncjobs.http.messages import Request
 from asyncjobs.http.mounts import Mount, MountOptions
-from asyncjobs.http.origins import (
+from asyncjobs.http.security import (
     is_origin,
     origin_of,
     own_origin,

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncjobs import Job, JobStatus, Progress, lifecycle
-from asyncjobs.http.pacing import Pacing, retry_after
+from asyncjobs import Job, JobStatus, Progress
+from asyncjobs.core import lifecycle
+from asyncjobs.http.headers import Pacing, retry_after
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs import Job, JobError, JobStatus
+from asyncjobs.core.job import Detail
 from asyncjobs.http.messages import Request, Response
-from asyncjobs.http.mounts import Links, Mount
+from asyncjobs.http.mounts import JobLinks, Mount
 from asyncjobs.http.pages import WORDS, status_page
-from asyncjobs.model import Detail
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW
 
@@ -63,7 +63,7 @@ class Page(HTMLParser):
         return found[0] if found else None
 
 
-def links_of(job: Job, base_url: str | None = None) -> Links:
+def links_of(job: Job, base_url: str | None = None) -> JobLinks:
     return Mount(base_url=base_url).links(Request("GET"), job.id)
 
 
@@ -320,7 +320,7 @@ def test_hostile_text_stays_text(job: Job, where: str) -> None:
 def test_hostile_units_traces_and_links_stay_text(job: Job) -> None:
     detail = Detail(current=1, unit=HOSTILE)
     odd = job.model_copy(update={"detail": detail, "trace_id": HOSTILE})
-    links = Links(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    links = JobLinks(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     page = Page(status_page(odd, links, retry_after=3, now=NOW))
     assert page.text("count") == f"1 {HOSTILE}"
     assert [main["data-events-url"] for main in page.all("main")] == [HOSTILE]

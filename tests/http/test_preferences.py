@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs.errors import InvalidIdempotencyKey
-from asyncjobs.http.preferences import idempotency_key_of, preferences, wait_of
+from asyncjobs.http.headers import idempotency_key_of, preferences, wait_of
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from asyncjobs import (
     UnreadableJob,
     UnusableConnection,
 )
-from asyncjobs.errors import MalformedBody, MoveRefused, UnsupportedMediaType
+from asyncjobs.errors import MalformedBody, TransferRefused, UnsupportedMediaType
 from asyncjobs.http.messages import Response
 from asyncjobs.http.problems import STATUSES, ProblemDocument, no_result, problem, problem_of
 
@@ -62,7 +62,7 @@ ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
         (InvalidResult("export", "it is odd"), None),
         (UnknownJob("job_1"), 404),
         (IllegalMove("job_1", "complete", "completed"), 409),
-        (MoveRefused("some run"), None),
+        (TransferRefused("some run"), None),
         (LostLease("job_1"), 409),
         (StoreError("?"), None),
         (StoreUnavailable("secret.db", "disk I/O error"), 503),

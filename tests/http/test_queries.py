@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from asyncjobs import JobStatus
 from asyncjobs.errors import InvalidQuery
-from asyncjobs.http.queries import PageQuery, page_query_of, parameters_of
+from asyncjobs.http.requests import PageQuery, page_query_of, parameters_of
 
 # The machine may be busy with other things.
 

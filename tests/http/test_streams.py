@@ -18,14 +18,14 @@ import pytest
 from trio.testing import MockClock
 
 from asyncjobs import AsyncJobs, Job, NotOpen, Settings
+from asyncjobs.core.job import JobId, new_job_id
 from asyncjobs.errors import StoreUnavailable, UnknownJob
 from asyncjobs.http import sse, streams
-from asyncjobs.http.encoded import Encoded
-from asyncjobs.http.messages import Response, Stream
+from asyncjobs.http.documents import Encoded
+from asyncjobs.http.headers import Pacing
+from asyncjobs.http.messages import Response, StreamingResponse
 from asyncjobs.http.mounts import MountOptions
-from asyncjobs.http.pacing import Pacing
 from asyncjobs.http.streams import Close, Streams
-from asyncjobs.model import JobId, new_job_id
 from asyncjobs.protocols import Clock
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import Faults, FaultyStore, LoopClock
@@ -51,7 +51,7 @@ class Place:
         return await self.jobs.update_progress((await self.waiting()).id, 10)
 
     async def waiting(self) -> Job:
-        return await self.jobs.enqueue("order", NOTHING)
+        return (await self.jobs.enqueue("order", NOTHING)).job
 
     async def done(self) -> Job:
         return await self.jobs.complete((await self.waiting()).id, {"rows": 2})
@@ -67,7 +67,7 @@ class Events:
     """What a client gets of an event stream."""
 
     def __init__(self, response: Response) -> None:
-        assert isinstance(response, Stream), response
+        assert isinstance(response, StreamingResponse), response
         assert response.status == 200
         assert response.headers == sse.HEADERS
         assert response.body == b""
@@ -214,7 +214,7 @@ async def test_who_saw_the_end_is_told_to_stop(place: PlaceOf) -> None:
     async with at.jobs:
         job = await at.done()
         response = await at.streams.events(job.id, anyone, job.version)
-    assert not isinstance(response, Stream)
+    assert not isinstance(response, StreamingResponse)
     assert (response.status, response.body) == (204, b"")
     assert response.header("Cache-Control") == "no-store"
 
@@ -251,7 +251,7 @@ async def test_where_too_many_follow_one_more_is_shown_the_job_and_sent_away_for
         for events in kept:
             await events.chunks.aclose()
     for response in (crowded, again):
-        assert not isinstance(response, Stream)
+        assert not isinstance(response, StreamingResponse)
         assert (response.status, response.headers) == (200, sse.HEADERS)
         text = response.body.decode()
         assert text.startswith(f"retry: 30000\n\nid: {job.version}\n")
@@ -277,11 +277,11 @@ async def test_a_place_is_free_again_when_a_stream_is_closed_or_left(place: Plac
             gc.collect()
         # The answer may never be sent at all.
         response: Response | None = await at.streams.events(job.id, anyone, 0)
-        assert isinstance(response, Stream)
+        assert isinstance(response, StreamingResponse)
         response = None
         gc.collect()
         last = await at.streams.events(job.id, anyone, 0)
-        assert isinstance(last, Stream)
+        assert isinstance(last, StreamingResponse)
         await last.chunks.aclose()
 
 
@@ -506,7 +506,7 @@ async def test_a_held_request_is_answered_by_the_change(place: PlaceOf) -> None:
 
 
 async def test_a_held_request_outlasts_reads_that_fail_or_are_slow(place: PlaceOf) -> None:
-    at = place(settings=Settings(poll=timedelta(seconds=0.02)))
+    at = place(settings=Settings(poll_interval=timedelta(seconds=0.02)))
     async with at.jobs:
         job = await at.begun()
         async with held(at, at.streams.next_change(job, LONG)) as found:
@@ -635,7 +635,7 @@ async def test_a_job_that_is_forgotten_meanwhile_ends_what_is_under_way(place: P
                 tasks.start_soon(one)
             await followed(at.jobs, by=3)
             with anyio.fail_after(5):
-                await at.jobs._running.ledger.forget([job.id])
+                await at.jobs._running.repository.forget([job.id])
                 while len(ended) < 3:  # each ends by itself
                     await anyio.lowlevel.checkpoint()
             assert await all_of(at.socket(job)) == [Close(1008, "Job not found")]

@@ -6,20 +6,20 @@ from datetime import timedelta
 import pytest
 
 from asyncjobs import Job, JobStatus
-from asyncjobs.http.messages import Request
-from asyncjobs.http.mounts import Links, Mount
-from asyncjobs.http.wire import (
+from asyncjobs.http.documents import (
     AcceptedDocument,
     JobDocument,
     encode_accepted,
     encode_job,
     with_pace,
 )
+from asyncjobs.http.messages import Request
+from asyncjobs.http.mounts import JobLinks, Mount
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW
 
 
-def links_of(job: Job) -> Links:
+def links_of(job: Job) -> JobLinks:
     return Mount().links(Request("POST"), job.id)
 
 

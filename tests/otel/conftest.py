@@ -21,7 +21,9 @@ from asyncjobs.otel import instrument
 
 Make = Callable[..., AsyncJobs]
 QUICK = Settings(
-    poll=timedelta(seconds=0.05), sweep=timedelta(seconds=0.05), grace=timedelta(seconds=0.2)
+    poll_interval=timedelta(seconds=0.05),
+    sweep_interval=timedelta(seconds=0.05),
+    grace=timedelta(seconds=0.2),
 )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from asyncjobs import JobContext, Policy
-from asyncjobs.registration import Registrar
+from asyncjobs import AsyncJobs, JobContext
 
-kinds = Registrar(Policy())
+kinds = AsyncJobs("memory://")
 
 
 @kinds.handler("told", run_in="process")

@@ -25,7 +25,7 @@ async def until(met: Callable[[], object]) -> None:
 
 
 async def test_jobs_are_counted_by_type_queue_and_outcome(jobs: AsyncJobs, recorded: Any) -> None:
-    again = Retry(max_attempts=2, first=timedelta(0))
+    again = Retry(max_attempts=2, initial_delay=timedelta(0))
 
     @jobs.handler("work", policy=Policy(queue="slow", retry=again))
     async def work(number: int, job: JobContext) -> None:
@@ -96,7 +96,7 @@ async def test_a_lost_worker_is_counted_by_who_finds_it(
 
     async with broken, jobs:
         job = await broken.enqueue(work, None)
-        await until(lambda: len(broken._running.runner.heartbeat))
+        await until(lambda: len(broken._running.executor.heartbeat))
         lost.faults = Faults(before=1)  # or it may find that out by itself
         clock.advance(timedelta(minutes=1))  # no beat comes in time
         await jobs.find(job.id)

@@ -27,14 +27,14 @@ from asyncjobs import (
     Policy,
     Retry,
 )
+from asyncjobs.core.job import Delivery
 from asyncjobs.dispatchers.worker import WorkerDispatcher
-from asyncjobs.model import Delivery
 from asyncjobs.otel import instrument, names
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 THEIRS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-AGAIN = Policy(retry=Retry(max_attempts=2, first=timedelta(0)))
+AGAIN = Policy(retry=Retry(max_attempts=2, initial_delay=timedelta(0)))
 
 
 def traceparent(context: SpanContext | None) -> str:
@@ -104,7 +104,7 @@ async def test_attempts_in_an_engine_s_worker_are_linked_to_the_submission_as_we
                 raise ValueError("once more")
 
     async with web, worker:
-        job = await web.enqueue("import", "a.csv")
+        job = (await web.enqueue("import", "a.csv")).job
         with recorded.tracers.get_tracer("engine").start_as_current_span("run/asyncjobs.run"):
             for _ in range(3):  # one too many
                 await worker.run(job.id)
@@ -142,7 +142,7 @@ async def test_a_submission_belongs_to_the_trace_it_was_told(
     async with jobs:
         await jobs.enqueue(kind, None, options=told)
         with recorded.tracers.get_tracer("app").start_as_current_span("request"):
-            job = await jobs.enqueue(kind, None, options=told)
+            job = (await jobs.enqueue(kind, None, options=told)).job
     assert job.trace_id == THEIRS.split("-")[1]
     for submit in recorded.spans("enqueue"):
         assert traceparent(submit.parent) == THEIRS
@@ -151,7 +151,7 @@ async def test_a_submission_belongs_to_the_trace_it_was_told(
 async def test_a_trace_id_of_the_applications_own_is_kept(jobs: AsyncJobs, recorded: Any) -> None:
     kind = nothing(jobs)
     async with jobs:
-        job = await jobs.enqueue(kind, None, options=EnqueueOptions(trace_id="mine"))
+        job = (await jobs.enqueue(kind, None, options=EnqueueOptions(trace_id="mine"))).job
     [submit] = recorded.spans("enqueue")
     assert (job.trace_id, job.traceparent) == ("mine", traceparent(submit.context))
 
@@ -159,7 +159,9 @@ async def test_a_trace_id_of_the_applications_own_is_kept(jobs: AsyncJobs, recor
 async def test_a_malformed_traceparent_begins_a_new_trace(jobs: AsyncJobs, recorded: Any) -> None:
     kind = nothing(jobs)
     async with jobs:
-        job = await jobs.enqueue(kind, None, options=EnqueueOptions(traceparent="00-zz-11-01"))
+        job = (
+            await jobs.enqueue(kind, None, options=EnqueueOptions(traceparent="00-zz-11-01"))
+        ).job
     [submit] = recorded.spans("enqueue")
     assert (submit.parent, job.traceparent) == (None, traceparent(submit.context))
 
@@ -247,7 +249,7 @@ async def test_a_handler_that_was_told_to_stop_is_no_error(jobs: AsyncJobs, reco
         await anyio.sleep_forever()
 
     async with jobs:
-        job = await jobs.enqueue(long, None)
+        job = (await jobs.enqueue(long, None)).job
         await started.wait()
         await jobs.cancel(job.id)
         await jobs.wait(job.id, timeout=30)
@@ -323,9 +325,9 @@ async def test_a_payload_or_a_result_that_does_not_fit_is_an_error_without_what_
         return "secret"  # type: ignore[return-value]
 
     async with before, jobs:
-        late = await before.enqueue(earlier, "secret")
+        late = (await before.enqueue(earlier, "secret")).job
         late = late.model_copy(update={"delivery": Delivery.PULL})
-        await jobs._running.runner.run(late)
+        await jobs._running.executor.run(late)
         await done(jobs, lies, None)
     attempts = recorded.spans("process")
     assert [one.attributes["error.type"] for one in attempts] == ["InvalidPayload", "InvalidResult"]

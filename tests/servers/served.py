@@ -25,9 +25,9 @@ jobs = AsyncJobs(
     settings=Settings(
         lease=timedelta(seconds=2),
         redelivery=timedelta(seconds=1),
-        sweep=timedelta(seconds=0.2),
-        poll=timedelta(seconds=0.2),
-        progress=timedelta(seconds=0.05),
+        sweep_interval=timedelta(seconds=0.2),
+        poll_interval=timedelta(seconds=0.2),
+        progress_interval=timedelta(seconds=0.05),
         grace=timedelta(seconds=1.5),
     ),
 )

@@ -13,8 +13,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import Job, JobId
 from asyncjobs.protocols import Change, Page, Selection, Store
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import (

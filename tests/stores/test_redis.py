@@ -12,7 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncjobs import lifecycle
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Job, JobStatus
 from asyncjobs.errors import (
     ConfigurationError,
     InvalidQuery,
@@ -20,8 +21,7 @@ from asyncjobs.errors import (
     SchemaError,
     UnreadableJob,
 )
-from asyncjobs.model import Job, JobStatus
-from asyncjobs.protocols import Change, Clocked, Selection, Watching
+from asyncjobs.protocols import Change, ChangeNotices, Selection, StoreClock
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import (
@@ -349,7 +349,7 @@ async def test_a_cursor_is_not_taken_for_a_number_of_another_kind(store: RedisSt
 async def test_the_server_s_clock_is_the_store_s(store: RedisStore) -> None:
     async with store:
         now = await store.now()
-    assert isinstance(store, Clocked)
+    assert isinstance(store, StoreClock)
     assert now.tzinfo is UTC
     assert abs(now - datetime.now(UTC)) < timedelta(seconds=5)
 
@@ -357,7 +357,7 @@ async def test_the_server_s_clock_is_the_store_s(store: RedisStore) -> None:
 async def test_other_processes_changes_are_told_by_id_and_one_s_own_are_not(
     store: RedisStore, other: RedisStore
 ) -> None:
-    assert isinstance(store, Watching)
+    assert isinstance(store, ChangeNotices)
     mine, job = sample_job(), sample_job()
     with anyio.fail_after(60):
         async with store, other, aclosing(store.changes()) as changes:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from asyncjobs import lifecycle
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobStatus
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import HOUSEKEEPING, Job, JobStatus
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import sample_job
@@ -94,7 +94,7 @@ async def test_a_slot_that_moves_key_by_key_leaves_every_job_whole(cluster: Clus
         cluster.end()
         jobs = await store.get([job.id for job in (*waiting, *running, *done)])
         left = {job.id: job for job in jobs if job is not None}
-        taken = await store.take([LANE, HOUSEKEEPING], now=FAR, until=FAR, limit=99)
+        taken = await store.take([LANE, MAINTENANCE_LANE], now=FAR, until=FAR, limit=99)
         assert {job.id: (job.status, job.lane) for job in taken} == {
             job.id: (job.status, job.lane) for job in left.values()
         }

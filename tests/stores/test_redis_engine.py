@@ -10,18 +10,18 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext, JobStatus, Settings
+from asyncjobs.core.job import JobId
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import JobId
 from asyncjobs.stores.redis import RedisStore
 
 pytestmark = pytest.mark.anyio
 
-NO_POLLING = Settings(poll=timedelta(hours=1), sweep=timedelta(hours=1))
+NO_POLLING = Settings(poll_interval=timedelta(hours=1), sweep_interval=timedelta(hours=1))
 QUICK = Settings(
     lease=timedelta(seconds=1),
     redelivery=timedelta(seconds=1),
-    poll=timedelta(seconds=0.05),
-    sweep=timedelta(seconds=0.05),
+    poll_interval=timedelta(seconds=0.05),
+    sweep_interval=timedelta(seconds=0.05),
     grace=timedelta(seconds=1),
 )
 
@@ -42,7 +42,7 @@ async def test_a_job_is_begun_and_its_end_noticed_in_other_processes_at_once(
     async with desk, works:
         with anyio.fail_after(60):  # of an hour between two polls
             for number in range(20):
-                job = await desk.enqueue("double", number)
+                job = (await desk.enqueue("double", number)).job
                 assert (await desk.wait(job.id)).result == 2 * number
 
 
@@ -56,7 +56,7 @@ async def test_a_cancellation_reaches_the_process_that_runs_the_job(
         jobs.handler("endless")(endless)
     async with desk, works:
         with anyio.fail_after(60):
-            job = await desk.enqueue("endless", None)
+            job = (await desk.enqueue("endless", None)).job
             await desk.next_change(job.id, after=job.version)
             await desk.cancel(job.id)
             assert (await desk.wait(job.id)).status is JobStatus.CANCELLED

@@ -9,10 +9,12 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncjobs import AsyncJobs, Settings, lifecycle, moving
+from asyncjobs import AsyncJobs, Settings
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobError, JobStatus
 from asyncjobs.errors import UnknownJob
-from asyncjobs.model import HOUSEKEEPING, Job, JobError, JobStatus
 from asyncjobs.protocols import Change, Selection
+from asyncjobs.runtime import transfer as moving
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import sample_job
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.anyio
 DAY = timedelta(days=1)
 AFTER = NOW + 30 * DAY
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-QUICK = Settings(sweep=timedelta(seconds=0.01), poll=timedelta(seconds=0.01))
+QUICK = Settings(sweep_interval=timedelta(seconds=0.01), poll_interval=timedelta(seconds=0.01))
 
 Expire = Callable[..., None]
 
@@ -102,7 +104,7 @@ async def test_a_job_that_waits_or_runs_does_not_expire(store: RedisStore, tell:
         await store.insert([job])
         assert expiry_of(tell, store, job) is None
         await store.replace([Change(started, job.revision)])
-        await store.take([HOUSEKEEPING], now=AFTER, until=AFTER + DAY, limit=1)
+        await store.take([MAINTENANCE_LANE], now=AFTER, until=AFTER + DAY, limit=1)
         assert expiry_of(tell, store, job) is None
         await store.replace([Change(done, started.revision)])
         assert expiry_of(tell, store, job) is not None
@@ -171,7 +173,9 @@ async def test_a_job_that_has_expired_is_no_job_to_anyone(
         for selection in (which, Selection(type=gone.type, status=which.status), Selection()):
             assert ids((await store.list(selection, limit=9)).jobs) == [kept.id]
         await store.delete([gone.id])
-        assert ids(await store.take([HOUSEKEEPING], now=AFTER, until=AFTER, limit=9)) == [kept.id]
+        assert ids(await store.take([MAINTENANCE_LANE], now=AFTER, until=AFTER, limit=9)) == [
+            kept.id
+        ]
 
 
 OWNERS = (None, "", "ann", "{b}", 'a "b" [c]', "Zoë 🌍")
@@ -189,7 +193,9 @@ async def test_who_meets_what_is_left_of_a_job_takes_all_of_it_away(
         await store.insert(jobs)
         done = [await ended(store, job, b"1") for job in jobs]
         expire(*done)
-        assert list(await store.take([HOUSEKEEPING], now=AFTER, until=AFTER + DAY, limit=9)) == []
+        assert (
+            list(await store.take([MAINTENANCE_LANE], now=AFTER, until=AFTER + DAY, limit=9)) == []
+        )
     keys = tell("KEYS", f"{{{store.namespace}}}*")
     assert sorted(keys) == sorted([store._keys.schema, store._keys.sequence])
 
@@ -204,9 +210,11 @@ async def test_jobs_behind_many_that_have_expired_are_reached(
         expire(*jobs)
         assert ids((await store.list(Selection("ann"), limit=9)).jobs) == []
         assert tell("EXISTS", store._keys.owned("ann")) == 0
-        taken = await store.take([HOUSEKEEPING], now=AFTER, until=AFTER + DAY, limit=1)
+        taken = await store.take([MAINTENANCE_LANE], now=AFTER, until=AFTER + DAY, limit=1)
         assert ids(taken) == [last.id]
-        assert tell("ZCARD", store._keys.all) == tell("ZCARD", store._keys.due(HOUSEKEEPING)) == 1
+        assert (
+            tell("ZCARD", store._keys.all) == tell("ZCARD", store._keys.due(MAINTENANCE_LANE)) == 1
+        )
 
 
 async def test_a_key_whose_job_has_expired_is_free_and_stays_with_its_new_job(
@@ -217,7 +225,7 @@ async def test_a_key_whose_job_has_expired_is_free_and_stays_with_its_new_job(
         await store.insert([old])
         expire(await ended(store, old, b"1"))
         assert list(await store.insert([new])) == [new]
-        assert list(await store.take([HOUSEKEEPING], now=AFTER, until=AFTER, limit=9)) == []
+        assert list(await store.take([MAINTENANCE_LANE], now=AFTER, until=AFTER, limit=9)) == []
         assert list(await store.insert([old])) == [new]
         assert ids((await store.list(Selection("ann"), limit=9)).jobs) == [new.id]
 
@@ -230,11 +238,11 @@ async def test_a_job_that_comes_back_after_it_expired_keeps_what_is_its_own(
         await store.insert([job])
         expire(job)
         await store.insert([job])
-        assert tell("ZCARD", store._keys.due(HOUSEKEEPING)) == 2
-        assert ids(await store.take([HOUSEKEEPING], now=AFTER, until=AFTER + DAY, limit=9)) == [
+        assert tell("ZCARD", store._keys.due(MAINTENANCE_LANE)) == 2
+        assert ids(await store.take([MAINTENANCE_LANE], now=AFTER, until=AFTER + DAY, limit=9)) == [
             job.id
         ]
-        assert tell("ZCARD", store._keys.due(HOUSEKEEPING)) == 1
+        assert tell("ZCARD", store._keys.due(MAINTENANCE_LANE)) == 1
         for which in (Selection("ann"), Selection(None, job.type, job.status), Selection()):
             assert ids((await store.list(which, limit=9)).jobs) == [job.id]
         assert ids(await store.insert([sample_job(user_id="ann", idempotency_key="k")])) == [job.id]
@@ -251,7 +259,9 @@ async def test_an_entry_in_a_lane_that_its_job_has_left_is_removed(
         tell("ZADD", store._keys.due(LANE), 1, entry)
         assert list(await store.take([LANE], now=LATER, until=AFTER, limit=9)) == []
         assert tell("EXISTS", store._keys.due(LANE)) == 0
-        assert ids(await store.take([HOUSEKEEPING], now=LATER, until=AFTER, limit=9)) == [job.id]
+        assert ids(await store.take([MAINTENANCE_LANE], now=LATER, until=AFTER, limit=9)) == [
+            job.id
+        ]
 
 
 async def test_housekeeping_clears_up_after_jobs_that_expired_while_nobody_ran(

@@ -31,8 +31,8 @@ Serve = Callable[..., Any]
 QUICK = Settings(
     lease=timedelta(seconds=1),
     redelivery=timedelta(seconds=1),
-    poll=timedelta(seconds=0.05),
-    sweep=timedelta(seconds=0.05),
+    poll_interval=timedelta(seconds=0.05),
+    sweep_interval=timedelta(seconds=0.05),
     grace=timedelta(seconds=1),
 )
 

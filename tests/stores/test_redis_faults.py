@@ -13,8 +13,8 @@ import anyio
 import pytest
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError
 
+from asyncjobs.core.job import Job
 from asyncjobs.errors import SchemaError, StoreUnavailable
-from asyncjobs.model import Job
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import (

@@ -13,8 +13,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from asyncjobs import lifecycle
-from asyncjobs.encoding import encode_state, encode_submission
+from asyncjobs.core import lifecycle
+from asyncjobs.core.encoding import encode_state, encode_submission
+from asyncjobs.core.job import Job, JobStatus, new_job_id
 from asyncjobs.errors import (
     ConfigurationError,
     NotOpen,
@@ -22,11 +23,10 @@ from asyncjobs.errors import (
     StoreUnavailable,
     UnreadableJob,
 )
-from asyncjobs.model import Job, JobStatus, new_job_id
-from asyncjobs.protocols import Change, Selection, Watching
+from asyncjobs.protocols import Change, ChangeNotices, Selection
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.sqlite import SqliteStore, from_url
-from asyncjobs.stores.sqlite_file import APPLICATION_ID, MIGRATIONS, is_busy
+from asyncjobs.stores.sqlite.file import APPLICATION_ID, MIGRATIONS, is_busy
 from asyncjobs.testing import (
     AgingConformance,
     CountingConformance,
@@ -101,7 +101,7 @@ async def test_others_come_to_their_turn_while_somebody_reads_in_a_loop(path: Pa
 
 async def test_the_file_is_durable_and_marked_as_ours(path: Path) -> None:
     async with SqliteStore(path) as store:
-        assert isinstance(store, Watching)
+        assert isinstance(store, ChangeNotices)
         [mode] = store._opened.writer.execute("PRAGMA journal_mode").fetchone()
         [level] = store._opened.writer.execute("PRAGMA synchronous").fetchone()
         assert (mode, level) == ("wal", 2)
@@ -159,7 +159,7 @@ async def test_a_corrupt_file_is_unavailable_and_never_replaced(path: Path) -> N
 async def test_an_interrupted_migration_leaves_nothing_half_made(path: Path) -> None:
     script = """
 import sys, os, sqlite3
-from asyncjobs.stores import sqlite_file
+from asyncjobs.stores.sqlite import file as sqlite_file
 sqlite_file.MIGRATIONS = (*sqlite_file.MIGRATIONS, ("CREATE TABLE more (x)", "NONSENSE"))
 try:
     sqlite_file.File(sqlite_file.Path(sys.argv[1])).open()
@@ -178,7 +178,7 @@ except Exception as error:
 async def test_a_file_of_the_first_version_is_brought_up_to_date(path: Path) -> None:
     script = """
 import sys
-from asyncjobs.stores import sqlite_file
+from asyncjobs.stores.sqlite import file as sqlite_file
 sqlite_file.MIGRATIONS = sqlite_file.MIGRATIONS[:1]
 sqlite_file.File(sqlite_file.Path(sys.argv[1])).open()
 """

@@ -16,8 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from asyncjobs import lifecycle
-from asyncjobs.model import HOUSEKEEPING, Job, JobId, Lease
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobId, Lease
 from asyncjobs.protocols import Change, Store
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.postgres import PostgresStore
@@ -29,7 +29,7 @@ from custom_store import FolderStore
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
 
-LANES = ("high", "default", HOUSEKEEPING)
+LANES = ("high", "default", MAINTENANCE_LANE)
 PAUSES = st.timedeltas(timedelta(microseconds=1), timedelta(minutes=1))
 
 

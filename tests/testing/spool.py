@@ -16,7 +16,7 @@ from typing import Self
 import anyio
 
 from asyncjobs import AsyncJobs, Job, JobId
-from asyncjobs.model import Delivery
+from asyncjobs.core.job import Delivery
 from asyncjobs.testing import BRISK, Crew
 from asyncjobs.testing.dispatching_handlers import register
 

@@ -16,8 +16,8 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, Job, UnknownJob
+from asyncjobs.core.job import Delivery, JobId, JobStatus
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.model import Delivery, JobId, JobStatus
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import (

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
+from asyncjobs.core.job import JobId, new_job_id
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import JobId, new_job_id
 from asyncjobs.protocols import (
     Aging,
     Change,
-    Clocked,
+    ChangeNotices,
     Counting,
     Listing,
     Selection,
     Store,
-    Transactional,
-    Watching,
+    StoreClock,
+    Transactions,
 )
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.postgres import PostgresStore
@@ -42,7 +42,7 @@ from asyncjobs.testing.samples import LANE, LATER, NOW, begun
 
 pytestmark = pytest.mark.anyio
 
-POWERS = (Listing, Counting, Aging, Transactional, Watching, Clocked)
+POWERS = (Listing, Counting, Aging, Transactions, ChangeNotices, StoreClock)
 
 
 class Bare:

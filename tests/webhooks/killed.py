@@ -14,7 +14,7 @@ from asyncjobs.webhooks import WebhookOptions, Webhooks
 async def main() -> None:
     store, secret, url = sys.argv[1:]
     sender = Webhooks({"localhost": secret}, options=WebhookOptions(loopback=True))
-    settings = Settings(sweep=timedelta(seconds=0.05))
+    settings = Settings(sweep_interval=timedelta(seconds=0.05))
     jobs = AsyncJobs(store, callbacks=sender, settings=settings)
 
     @jobs.handler("double")

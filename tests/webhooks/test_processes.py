@@ -15,8 +15,8 @@ import pytest
 from standardwebhooks import Webhook
 
 from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, Settings
-from asyncjobs.lifecycle import owes_callback
-from asyncjobs.model import JobId
+from asyncjobs.core.job import JobId
+from asyncjobs.core.lifecycle import owes_callback
 from asyncjobs.testing import ManualClock
 from asyncjobs.webhooks import WebhookOptions, Webhooks
 from tests.everywhere import KINDS, variant
@@ -30,7 +30,7 @@ pytestmark = [
     ),
 ]
 
-QUICK = Settings(sweep=timedelta(seconds=0.05), poll=timedelta(seconds=0.05))
+QUICK = Settings(sweep_interval=timedelta(seconds=0.05), poll_interval=timedelta(seconds=0.05))
 KILLED = Path(__file__).with_name("killed.py")
 JOBS = 12
 

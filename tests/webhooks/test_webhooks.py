@@ -22,14 +22,14 @@ from asyncjobs import (
     JobContext,
     JobType,
     Settings,
-    lifecycle,
 )
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Callback
+from asyncjobs.core.lifecycle import CALLBACK_PATIENCE
 from asyncjobs.http.endpoints import Endpoints, Submit
 from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.mounts import Mount, MountOptions
-from asyncjobs.lifecycle import CALLBACK_PATIENCE
-from asyncjobs.model import Callback
-from asyncjobs.protocols import Answer, Selection
+from asyncjobs.protocols import CallbackResult, Selection
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, begun
 from asyncjobs.webhooks import WebhookOptions, Webhooks
@@ -47,7 +47,7 @@ from tests.webhooks.conftest import (
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 OTHER = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
-QUICK = Settings(sweep=timedelta(seconds=0.05), poll=timedelta(seconds=0.05))
+QUICK = Settings(sweep_interval=timedelta(seconds=0.05), poll_interval=timedelta(seconds=0.05))
 AT_ONCE = (timedelta(0),) * 5
 HERE = Answering(["127.0.0.1"])
 
@@ -95,7 +95,7 @@ async def test_a_receiver_can_verify_what_it_is_told(
         queue(store, webhooks([OTHER, SECRET], tls=trusting)) as jobs,
     ):
         options = EnqueueOptions(callback_url=url_of(receiver, "https"))
-        job = await jobs.enqueue("double", 4, options=options)
+        job = (await jobs.enqueue("double", 4, options=options)).job
         await settled(jobs, job)
     [post] = receiver.posts
     for secret in (SECRET, OTHER):
@@ -113,7 +113,7 @@ async def test_a_receiver_that_fails_is_told_again_of_the_same_event(store: Any)
         queue(store, webhooks()) as jobs,
     ):
         options = EnqueueOptions(callback_url=url_of(receiver))
-        job = await jobs.enqueue("double", 4, options=options)
+        job = (await jobs.enqueue("double", 4, options=options)).job
         callback = (await settled(jobs, job)).callback
     assert callback is not None
     assert (callback.calls, callback.error) == (5, None)
@@ -146,7 +146,7 @@ async def test_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.Monk
     async with receiving() as proxy, receiving() as receiver:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-        assert await webhooks().tell(ended(url_of(receiver)), now=NOW) == Answer()
+        assert await webhooks().tell(ended(url_of(receiver)), now=NOW) == CallbackResult()
     assert (proxy.connections, receiver.connections) == (0, 1)
 
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs
-from asyncjobs.worker_processes.health import DEAD_SECONDS, beat, read_health, write_beat
+from asyncjobs.workers.health import DEAD_SECONDS, beat, read_health, write_beat
 
 
 def test_a_process_is_live_while_it_beats_and_ready_while_its_store_answers(

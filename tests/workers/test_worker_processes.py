@@ -27,7 +27,7 @@ def anyio_backend() -> str:
 
 async def begun(workers: Workers, web: AsyncJobs, folder: Path) -> Job:
     """Submit a job and wait until a worker is at it."""
-    job = await web.enqueue("work", folder)
+    job = (await web.enqueue("work", folder)).job
     await workers.until((folder / f"{job.id}.began").exists)
     return job
 
@@ -38,7 +38,7 @@ async def test_what_runs_when_a_worker_is_told_to_stop_is_finished(
     async with web:
         worker = workers.start("--concurrency", "1")
         job = await begun(workers, web, tmp_path)
-        later = [await web.enqueue("work", tmp_path) for _ in range(3)]
+        later = [(await web.enqueue("work", tmp_path)).job for _ in range(3)]
         worker.terminate()
         await workers.until(partial(workers.logged, "begins nothing more"))
         (tmp_path / "go on").touch()
@@ -106,7 +106,7 @@ async def test_a_worker_that_dies_is_replaced_and_its_job_done_by_another(
         assert workers.logged("exit code -9")
         os.kill(second, signal.SIGKILL)
         (tmp_path / "go on").touch()
-        job = await web.enqueue("work", tmp_path)
+        job = (await web.enqueue("work", tmp_path)).job
         done = await web.wait(job.id, timeout=60)
         assert done.result not in {first, second}
 
@@ -130,8 +130,8 @@ async def test_a_worker_of_one_queue_leaves_the_others_alone(
 ) -> None:
     async with web:
         workers.start("--queues", "urgent, ", target="worked:made_when_asked")
-        left = await web.enqueue("work", tmp_path)
-        job = await web.enqueue("urgent", None)
+        left = (await web.enqueue("work", tmp_path)).job
+        job = (await web.enqueue("urgent", None)).job
         assert (await web.wait(job.id, timeout=60)).status is JobStatus.COMPLETED
         assert (await web.find(left.id)).attempt == 0
 

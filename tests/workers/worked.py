@@ -14,7 +14,7 @@ jobs = AsyncJobs(
     os.environ["JOBS"],
     dispatcher="worker",
     settings=Settings(
-        poll=timedelta(seconds=0.1), grace=timedelta(seconds=float(os.environ["GRACE"]))
+        poll_interval=timedelta(seconds=0.1), grace=timedelta(seconds=float(os.environ["GRACE"]))
     ),
 )
 

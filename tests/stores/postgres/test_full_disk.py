@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from asyncjobs import AsyncJobs, JobContext, lifecycle
+from asyncjobs import AsyncJobs, JobContext
+from asyncjobs.core import lifecycle
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.postgres import PostgresStore

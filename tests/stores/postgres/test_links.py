@@ -11,11 +11,11 @@ import anyio.lowlevel
 import psycopg
 import pytest
 
+from asyncjobs.core.job import Job, JobId, new_job_id
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import Job, JobId, new_job_id
 from asyncjobs.protocols import Change
 from asyncjobs.stores.postgres import PostgresStore
-from asyncjobs.stores.postgres_schema import migration_sql
+from asyncjobs.stores.postgres.schema import migration_sql
 from asyncjobs.testing import TcpProxy, sample_job
 from asyncjobs.testing.samples import LATER, NOW, begun, ids
 

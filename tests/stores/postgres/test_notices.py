@@ -14,9 +14,9 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext, JobStatus
+from asyncjobs.core.job import JobId
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.model import JobId
 from asyncjobs.protocols import Change
 from asyncjobs.settings import Settings
 from asyncjobs.stores.postgres import PostgresStore
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 # Whoever is not told waits for minutes, and fails the test by that.
-PATIENT = Settings(poll=timedelta(minutes=5), sweep=timedelta(minutes=5))
+PATIENT = Settings(poll_interval=timedelta(minutes=5), sweep_interval=timedelta(minutes=5))
 
 
 async def heard(listener: PostgresStore, writer: PostgresStore) -> list[Sequence[JobId]]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 # Who is not noticed waits for minutes, and fails the test by that.
-PATIENT = Settings(poll=timedelta(minutes=5), sweep=timedelta(minutes=5))
+PATIENT = Settings(poll_interval=timedelta(minutes=5), sweep_interval=timedelta(minutes=5))
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import anyio.lowlevel
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from asyncjobs import lifecycle
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Job, JobId, new_job_id
 from asyncjobs.errors import UnreadableJob
-from asyncjobs.model import Job, JobId, new_job_id
 from asyncjobs.protocols import Change, Selection
-from asyncjobs.stores import postgres_rows
 from asyncjobs.stores.postgres import PostgresStore
+from asyncjobs.stores.postgres import rows as postgres_rows
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LATER, NOW, begun, ids
 

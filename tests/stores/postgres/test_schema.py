@@ -13,7 +13,7 @@ import pytest
 
 from asyncjobs.errors import SchemaError, StoreUnavailable
 from asyncjobs.stores.postgres import PostgresStore
-from asyncjobs.stores.postgres_schema import MIGRATIONS, migration_sql
+from asyncjobs.stores.postgres.schema import MIGRATIONS, migration_sql
 from asyncjobs.testing import sample_job
 
 if TYPE_CHECKING:

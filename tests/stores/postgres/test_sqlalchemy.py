@@ -83,9 +83,11 @@ async def test_a_session_commits_a_job_with_its_own_rows(
     jobs: AsyncJobs, engine: AsyncEngine
 ) -> None:
     async with AsyncSession(engine) as session:
-        job = await jobs.enqueue(
-            "export", PAYLOAD, user_id="ännä", connection=transaction_of(session)
-        )
+        job = (
+            await jobs.enqueue(
+                "export", PAYLOAD, user_id="ännä", connection=transaction_of(session)
+            )
+        ).job
         assert await jobs.get(job.id) is None
         await session.commit()
     await runs(jobs, job.id)
@@ -95,13 +97,13 @@ async def test_a_session_that_is_rolled_back_leaves_no_job(
     jobs: AsyncJobs, engine: AsyncEngine
 ) -> None:
     async with AsyncSession(engine) as session:
-        job = await jobs.enqueue("export", PAYLOAD, connection=transaction_of(session))
+        job = (await jobs.enqueue("export", PAYLOAD, connection=transaction_of(session))).job
         async with session.begin_nested() as nested:
-            inner = await jobs.enqueue("export", PAYLOAD, connection=transaction_of(session))
+            inner = (await jobs.enqueue("export", PAYLOAD, connection=transaction_of(session))).job
             await nested.rollback()
-        kept = await jobs.enqueue("export", PAYLOAD, connection=transaction_of(session))
+        kept = (await jobs.enqueue("export", PAYLOAD, connection=transaction_of(session))).job
         await session.commit()
-        undone = await jobs.enqueue("export", PAYLOAD, connection=transaction_of(session))
+        undone = (await jobs.enqueue("export", PAYLOAD, connection=transaction_of(session))).job
         await session.rollback()
     found = [await jobs.get(one.id) for one in (job, inner, kept, undone)]
     assert [one is not None for one in found] == [True, False, True, False]
@@ -110,21 +112,21 @@ async def test_a_session_that_is_rolled_back_leaves_no_job(
 async def test_a_key_finds_the_job_that_has_it_and_the_session_goes_on(
     jobs: AsyncJobs, engine: AsyncEngine
 ) -> None:
-    first = await jobs.enqueue("export", PAYLOAD, idempotency_key="k")
+    first = (await jobs.enqueue("export", PAYLOAD, idempotency_key="k")).job
     async with AsyncSession(engine) as session, session.begin():
         within = transaction_of(session)
-        again = await jobs.enqueue("export", PAYLOAD, idempotency_key="k", connection=within)
+        again = (await jobs.enqueue("export", PAYLOAD, idempotency_key="k", connection=within)).job
         assert again.id == first.id
         assert again.payload == PAYLOAD
         with pytest.raises(IdempotencyConflict):
             await jobs.enqueue("export", {"other": 1}, idempotency_key="k", connection=within)
-        other = await jobs.enqueue("export", PAYLOAD, connection=within)
+        other = (await jobs.enqueue("export", PAYLOAD, connection=within)).job
     await runs(jobs, other.id)
 
 
 async def test_a_connection_does_as_well(jobs: AsyncJobs, engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
-        job = await jobs.enqueue("export", PAYLOAD, connection=transaction_of(connection))
+        job = (await jobs.enqueue("export", PAYLOAD, connection=transaction_of(connection))).job
     await runs(jobs, job.id)
 
 
@@ -136,7 +138,7 @@ async def test_a_scoped_session_is_the_one_of_the_callers_scope(
     within = transaction_of(scoped)
     mine = scoped()
     scopes[0] = 2
-    job = await jobs.enqueue("export", PAYLOAD, connection=within)
+    job = (await jobs.enqueue("export", PAYLOAD, connection=within)).job
     await mine.commit()
     await runs(jobs, job.id)
     await mine.close()
@@ -144,16 +146,16 @@ async def test_a_scoped_session_is_the_one_of_the_callers_scope(
 
 async def test_sessions_for_threads_do_as_well(jobs: AsyncJobs, thread_engine: Engine) -> None:
     with Session(thread_engine) as session:
-        job = await jobs.enqueue("export", PAYLOAD, connection=transaction_of(session))
+        job = (await jobs.enqueue("export", PAYLOAD, connection=transaction_of(session))).job
         assert await jobs.get(job.id) is None
         session.commit()
-        first = await jobs.enqueue("export", PAYLOAD, idempotency_key="k")
+        first = (await jobs.enqueue("export", PAYLOAD, idempotency_key="k")).job
         within = transaction_of(session)
-        again = await jobs.enqueue("export", PAYLOAD, idempotency_key="k", connection=within)
+        again = (await jobs.enqueue("export", PAYLOAD, idempotency_key="k", connection=within)).job
         assert again.id == first.id
         assert again.payload == PAYLOAD
     with thread_engine.begin() as connection:
-        other = await jobs.enqueue("export", PAYLOAD, connection=transaction_of(connection))
+        other = (await jobs.enqueue("export", PAYLOAD, connection=transaction_of(connection))).job
     await runs(jobs, job.id)
     await runs(jobs, other.id)
 

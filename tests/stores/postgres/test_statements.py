@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asyncjobs.encoding import encode_state, encode_submission, to_microseconds
-from asyncjobs.stores import postgres_statements as sql
+from asyncjobs.core.encoding import encode_state, encode_submission, to_microseconds
 from asyncjobs.stores.postgres import PostgresStore
-from asyncjobs.stores.postgres_session import Session
+from asyncjobs.stores.postgres import statements as sql
+from asyncjobs.stores.postgres.session import Session
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LATER, NOW
 
@@ -29,7 +29,7 @@ FILL = """
 INSERT INTO {s}.jobs (seq, due_at, revision, id, lane, status, type, owner, key, state)
 SELECT
     nextval('{s}.jobs_seq'), %b::bigint + (n %% 20 - 5) * 1000000, 1, 'job_' || n,
-    CASE WHEN n %% 10 = 0 THEN 'default' ELSE 'housekeeping' END,
+    CASE WHEN n %% 10 = 0 THEN 'default' ELSE 'maintenance' END,
     CASE WHEN n %% 10 = 0 THEN 'pending' ELSE 'completed' END,
     'type' || n %% 97, 'owner' || n %% 1000, CASE WHEN n %% 2 = 0 THEN 'key' || n END, %b::bytea
 FROM generate_series(1, %b::bigint) AS n
@@ -76,7 +76,7 @@ async def test_no_statement_reads_a_million_jobs_to_find_a_few(
     changes = (some, numbers, numbers, texts, numbers, texts, bytes_, bytes_)
     asked: dict[str, tuple[tuple[Any, ...], str]] = {
         sql.BY_ID: ((some,), "jobs_id"),
-        sql.TAKE: ((["default", "housekeeping"], now, 50, 50, until), "jobs_due"),
+        sql.TAKE: ((["default", "maintenance"], now, 50, 50, until), "jobs_due"),
         sql.UPDATE: (changes, "jobs_id"),
         sql.DELETE: ((some,), "jobs_id"),
         sql.IN_THE_WAY: ((some, texts, texts, some), "jobs_key"),

@@ -14,7 +14,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
-from asyncjobs.protocols import Clocked, Counting, Listing, Watching
+from asyncjobs.protocols import ChangeNotices, Counting, Listing, StoreClock
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.postgres import PostgresStore, from_url
 from asyncjobs.testing import (
@@ -74,7 +74,7 @@ def test_both_schemes_lead_to_the_schema_asyncjobs(scheme: str) -> None:
     store = store_from_url(f"{scheme}://localhost/app")
     assert isinstance(store, PostgresStore)
     assert (store.server.schema, store.server.pgbouncer) == ("asyncjobs", False)
-    assert isinstance(store, Listing | Counting | Watching | Clocked)
+    assert isinstance(store, Listing | Counting | ChangeNotices | StoreClock)
 
 
 def test_no_connection_waits_for_ever_unless_the_url_says_so() -> None:

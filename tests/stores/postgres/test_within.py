@@ -16,12 +16,12 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from asyncjobs import AsyncJobs, EnqueueOptions, IdempotencyConflict, Job, JobContext, JobStatus
+from asyncjobs.core.handlers import Handler
+from asyncjobs.core.job import new_job_id
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import StoreUnavailable, UnusableConnection
 from asyncjobs.http.problems import problem_of
-from asyncjobs.model import new_job_id
-from asyncjobs.protocols import Change, Transactional
-from asyncjobs.registry import Handler
+from asyncjobs.protocols import Change, Transactions
 from asyncjobs.settings import Settings
 from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.testing import sample_job
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 Connection = psycopg.AsyncConnection[Any]
 
 # Nothing is found by looking, so that what is found was told of.
-BLIND = Settings(poll=timedelta(minutes=1), sweep=timedelta(minutes=1))
+BLIND = Settings(poll_interval=timedelta(minutes=1), sweep_interval=timedelta(minutes=1))
 
 
 WAITS = """
@@ -87,7 +87,7 @@ def rows_of(postgres: PostgresServer, schema: str) -> list[object]:
 async def test_a_job_is_there_and_runs_once_its_transaction_has_committed(
     app: App, conn: Connection
 ) -> None:
-    job = await app.jobs.enqueue(app.export, "one", connection=conn)
+    job = (await app.jobs.enqueue(app.export, "one", connection=conn)).job
     assert (job.status, await app.jobs.get(job.id)) == (JobStatus.PENDING, None)
     await conn.commit()
     with anyio.fail_after(30):
@@ -98,12 +98,12 @@ async def test_a_job_is_there_and_runs_once_its_transaction_has_committed(
 async def test_a_job_whose_transaction_is_rolled_back_has_never_been(
     app: App, conn: Connection, postgres: PostgresServer, schema: str
 ) -> None:
-    job = await app.jobs.enqueue(app.export, "one", idempotency_key="k", connection=conn)
+    job = (await app.jobs.enqueue(app.export, "one", idempotency_key="k", connection=conn)).job
     await conn.rollback()
     assert await app.jobs.get(job.id) is None
     assert rows_of(postgres, schema) == [0, 0]
     # Its key is free.
-    again = await app.jobs.enqueue(app.export, "two", idempotency_key="k")
+    again = (await app.jobs.enqueue(app.export, "two", idempotency_key="k")).job
     assert again.id != job.id
 
 
@@ -111,9 +111,9 @@ async def test_it_shares_the_fate_of_the_callers_own_rows_and_savepoints(
     app: App, conn: Connection, schema: str
 ) -> None:
     await conn.execute(f"CREATE TABLE {schema}.orders (job text)".encode())
-    kept = await app.jobs.enqueue(app.export, "kept", connection=conn)
+    kept = (await app.jobs.enqueue(app.export, "kept", connection=conn)).job
     async with conn.transaction(force_rollback=True):
-        undone = await app.jobs.enqueue(app.export, "undone", connection=conn)
+        undone = (await app.jobs.enqueue(app.export, "undone", connection=conn)).job
         await conn.execute(f"INSERT INTO {schema}.orders VALUES ('x')".encode())
     await conn.commit()
     assert await app.jobs.get(kept.id) is not None
@@ -140,7 +140,7 @@ asyncio.run(main())
     assert done.returncode == 9, done.stderr
     # A key that is held by a dead process is not waited for: the server has rolled back.
     with anyio.fail_after(30):
-        job = await app.jobs.enqueue(app.export, "next", idempotency_key="k")
+        job = (await app.jobs.enqueue(app.export, "next", idempotency_key="k")).job
         assert job.id != done.stdout.decode().strip()
         await app.jobs.wait(job.id)
     assert rows_of(postgres, schema) == [1, 1]
@@ -148,7 +148,9 @@ asyncio.run(main())
 
 async def test_many_jobs_of_one_transaction_come_up_together(app: App, conn: Connection) -> None:
     async with conn.transaction():
-        jobs = [await app.jobs.enqueue(app.export, f"{n}", connection=conn) for n in range(20)]
+        jobs = [
+            (await app.jobs.enqueue(app.export, f"{n}", connection=conn)).job for n in range(20)
+        ]
         assert app.seen == []
     with anyio.fail_after(30):
         for job in jobs:
@@ -167,7 +169,7 @@ async def test_the_commit_is_told_to_all_processes(
     async with here.jobs, there.jobs:
         idles.dispatcher.close()  # it has no room from now on
         await listening(runs, stores[0] if runs is here else stores[1])
-        job = await here.jobs.enqueue(here.export, "told", connection=conn)
+        job = (await here.jobs.enqueue(here.export, "told", connection=conn)).job
         await conn.commit()
         await until(lambda: runs.seen)
         await runs.jobs.wait(job.id, timeout=30)
@@ -195,8 +197,8 @@ async def test_a_transaction_that_stays_open_for_long_is_still_heard_of(
     app = App(store, BLIND)
     async with app.jobs, await psycopg.AsyncConnection.connect(postgres.url) as other:
         await listening(app, store)
-        late = await app.jobs.enqueue(app.export, "late", connection=conn)
-        never = await app.jobs.enqueue(app.export, "never", connection=other)
+        late = (await app.jobs.enqueue(app.export, "late", connection=conn)).job
+        never = (await app.jobs.enqueue(app.export, "never", connection=other)).job
         commits = store._opened.commits
         await until(lambda: commits._pause >= 0.2)
         await other.rollback()
@@ -212,7 +214,7 @@ async def test_a_queue_that_closes_before_the_commit_leaves_the_job_to_the_next(
 ) -> None:
     app = App(PostgresStore(postgres.url, schema=schema))
     async with app.jobs:
-        job = await app.jobs.enqueue(app.export, "later", connection=conn)
+        job = (await app.jobs.enqueue(app.export, "later", connection=conn)).job
     await conn.commit()
     async with app.jobs:
         with anyio.fail_after(30):
@@ -222,7 +224,7 @@ async def test_a_queue_that_closes_before_the_commit_leaves_the_job_to_the_next(
 
 async def test_a_job_of_a_transaction_may_begin_later(app: App, conn: Connection) -> None:
     options = EnqueueOptions(run_at=timedelta(hours=1))
-    job = await app.jobs.enqueue(app.export, "x", options=options, connection=conn)
+    job = (await app.jobs.enqueue(app.export, "x", options=options, connection=conn)).job
     await conn.commit()
     stored = await app.jobs.find(job.id)
     assert (stored.run_at, stored.due_at) == (job.run_at, job.run_at)
@@ -231,7 +233,7 @@ async def test_a_job_of_a_transaction_may_begin_later(app: App, conn: Connection
 async def test_connections_for_threads_do_as_well(
     app: App, thread_conn: psycopg.Connection[Any]
 ) -> None:
-    job = await app.jobs.enqueue(app.export, "one", connection=thread_conn)
+    job = (await app.jobs.enqueue(app.export, "one", connection=thread_conn)).job
     assert await app.jobs.get(job.id) is None
     thread_conn.commit()
     with anyio.fail_after(30):
@@ -243,14 +245,14 @@ async def test_connections_for_threads_do_as_well(
 
 
 async def test_a_key_returns_the_job_that_has_it(app: App, conn: Connection) -> None:
-    first = await app.jobs.enqueue(app.export, "x", idempotency_key="k")
-    again = await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=conn)
+    first = (await app.jobs.enqueue(app.export, "x", idempotency_key="k")).job
+    again = (await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=conn)).job
     assert again.id == first.id
     with pytest.raises(IdempotencyConflict):
         await app.jobs.enqueue(app.export, "y", idempotency_key="k", connection=conn)
     # The transaction goes on all the same.
-    mine = await app.jobs.enqueue(app.export, "y", idempotency_key="mine", connection=conn)
-    twice = await app.jobs.enqueue(app.export, "y", idempotency_key="mine", connection=conn)
+    mine = (await app.jobs.enqueue(app.export, "y", idempotency_key="mine", connection=conn)).job
+    twice = (await app.jobs.enqueue(app.export, "y", idempotency_key="mine", connection=conn)).job
     assert twice.id == mine.id
     await conn.commit()
     assert (await app.jobs.find(mine.id)).idempotency_key == "mine"
@@ -260,13 +262,13 @@ async def test_a_key_returns_the_job_that_has_it(app: App, conn: Connection) -> 
 async def test_a_twin_waits_for_the_transaction_that_was_first(
     app: App, conn: Connection, postgres: PostgresServer, schema: str, *, commits: bool
 ) -> None:
-    first = await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=conn)
+    first = (await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=conn)).job
     found: list[Job] = []
 
     async def ask() -> None:
         async with await psycopg.AsyncConnection.connect(postgres.url) as other:
             found.append(
-                await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=other)
+                (await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=other)).job
             )
 
     with anyio.fail_after(30):
@@ -290,7 +292,7 @@ async def test_who_is_cancelled_while_it_waits_keeps_its_transaction(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        job = await app.jobs.enqueue(app.export, "y", connection=other)
+        job = (await app.jobs.enqueue(app.export, "y", connection=other)).job
         await other.commit()
     assert await app.jobs.get(job.id) is not None
 
@@ -298,11 +300,11 @@ async def test_who_is_cancelled_while_it_waits_keeps_its_transaction(
 async def test_a_job_whose_retention_has_ended_makes_room_for_its_key(
     app: App, conn: Connection, store: PostgresStore
 ) -> None:
-    first = await app.jobs.enqueue(app.export, "x", idempotency_key="k")
+    first = (await app.jobs.enqueue(app.export, "x", idempotency_key="k")).job
     done = await app.jobs.wait(first.id, timeout=30)
     past = done.model_copy(update={"expires_at": done.created_at, "revision": done.revision + 1})
     assert list(await store.replace([Change(past, done.revision)])) == [True]
-    job = await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=conn)
+    job = (await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=conn)).job
     await conn.commit()
     assert job.id != first.id
     assert await app.jobs.get(first.id) is None
@@ -324,7 +326,7 @@ async def test_nothing_of_the_callers_connection_is_changed(
         await conn.execute("SET search_path = nowhere")
         await conn.execute("SET DateStyle = 'German'")
         before = await settings_of(conn)
-        job = await app.jobs.enqueue(app.export, "x", connection=conn)
+        job = (await app.jobs.enqueue(app.export, "x", connection=conn)).job
         assert await settings_of(conn) == before
         assert before["isolation"] == "serializable"
         assert conn.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
@@ -439,7 +441,7 @@ async def test_a_serialization_failure_leaves_a_transaction_that_can_go_on(
     with pytest.raises(StoreUnavailable) as caught:
         await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=conn)
     assert isinstance(caught.value.__cause__, psycopg.errors.SerializationFailure)
-    job = await app.jobs.enqueue(app.export, "x", connection=conn)
+    job = (await app.jobs.enqueue(app.export, "x", connection=conn)).job
     await conn.commit()
     assert await app.jobs.get(job.id) is not None
 
@@ -448,13 +450,13 @@ async def test_a_server_that_was_restarted_is_still_the_same(
     app: App, conn: Connection, store: PostgresStore
 ) -> None:
     store._opened._here = (1, 2, 3)
-    job = await app.jobs.enqueue(app.export, "x", connection=conn)
+    job = (await app.jobs.enqueue(app.export, "x", connection=conn)).job
     await conn.commit()
     assert await app.jobs.get(job.id) is not None
 
 
 async def test_the_store_says_what_it_can(store: PostgresStore, conn: Connection) -> None:
-    assert isinstance(store, Transactional)
+    assert isinstance(store, Transactions)
     job = sample_job()
     async with store:
         assert list(await store.insert_within(conn, [job])) == [job]

@@ -1,0 +1,61 @@
+"""The command `follow`: one job at its status URL, over HTTP and to its end."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from asyncjobs.cli.output import print_json
+from asyncjobs.client import Job, JobNotFound, JobsClient, ServerUnreachable
+from asyncjobs.errors import ConfigurationError
+
+
+@click.command()
+@click.argument("url")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up then.")
+@click.option(
+    "--header",
+    "headers",
+    metavar="'NAME: VALUE'",
+    multiple=True,
+    envvar="ASYNCJOBS_HEADER",
+    show_envvar=True,
+    help="Sent with each request, such as credentials; may be repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the job's last document instead.")
+def follow(*, url: str, timeout: float | None, headers: tuple[str, ...], as_json: bool) -> None:
+    """Follow a job at its status URL to its end, and print its result as JSON."""
+    if find_spec("httpx2") is None:
+        raise ConfigurationError("To follow a job: pip install 'asyncjobs-http[client]'.")
+    import httpx2  # noqa: PLC0415  # of the extra `client`
+
+    with httpx2.Client(headers=[_pair(header) for header in headers]) as http:
+        job = JobsClient(http=http).attach(url)
+        try:
+            _follow(job, timeout, as_json=as_json)
+        except (ServerUnreachable, JobNotFound) as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(4 if isinstance(error, JobNotFound) else 3)
+
+
+def _follow(job: Job[Any], timeout: float | None, *, as_json: bool) -> None:
+    """Print what is to be printed; raise what the job ended by where there is no result."""
+    with closing(job.updates(timeout=timeout, progress=sys.stderr.isatty())) as updates:
+        for _ in updates:
+            pass
+    if as_json and job.last is not None:
+        print_json(dict(job.last.document))
+    result = job.result()
+    if not as_json:
+        print_json(result)
+
+
+def _pair(header: str) -> tuple[str, str]:
+    name, colon, value = header.partition(":")
+    if not colon:
+        raise click.BadParameter(f"{header!r} is no header; write 'Name: value'.")
+    return name.strip(), value.strip()

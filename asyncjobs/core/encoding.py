@@ -1,0 +1,93 @@
+"""How stores write a job down: one text per half, wide data and indexed columns beside them.
+
+Shared by every store that keeps text, so that a field added to the model needs no store to change.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from asyncjobs.core.job import Job, State, Submission
+from asyncjobs.errors import InvalidQuery, UnreadableJob
+
+log = logging.getLogger("asyncjobs")
+
+R = TypeVar("R")
+
+_NUMBER = re.compile(r"[0-9]+")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a store keeps apart from the two texts."""
+
+    payload: bytes
+    result: bytes | None
+    revision: int
+    lane: str
+    due_at: int | None
+
+
+def encode_submission(job: Job) -> bytes:
+    """Write the half that never changes, without the payload."""
+    return Submission.__pydantic_serializer__.to_json(job)
+
+
+def encode_state(job: Job) -> bytes:
+    """Write the half that moves, without result, revision, lane and due_at."""
+    return State.__pydantic_serializer__.to_json(job)
+
+
+def decode(job_id: str, submission: bytes, state: bytes, columns: Columns) -> Job:
+    """Read a job back, the exact inverse of the functions above; or raise `UnreadableJob`."""
+    try:
+        job = Job.model_validate_json(submission[:-1] + b"," + state[1:])
+    except ValidationError as error:
+        raise UnreadableJob(job_id) from error
+    due_at = None if columns.due_at is None else from_microseconds(columns.due_at)
+    return job.changed(
+        payload_json=columns.payload,
+        result_json=columns.result,
+        revision=columns.revision,
+        lane=columns.lane,
+        due_at=due_at,
+    )
+
+
+def readable(rows: Iterable[R], read: Callable[[R], Job]) -> list[Job]:
+    """Read the jobs of some rows; the others must not suffer from one that cannot be read."""
+    jobs: list[Job] = []
+    for row in rows:
+        try:
+            jobs.append(read(row))
+        except UnreadableJob as error:
+            log.error("%s", error, extra={"job_id": error.job_id})  # noqa: TRY400  # no traceback
+    return jobs
+
+
+def sequence_of(cursor: str | None, digits: int) -> int | None:
+    """Read where a list goes on: a number of at most so many digits; or raise `InvalidQuery`."""
+    if cursor is None:
+        return None
+    if len(cursor) <= digits and _NUMBER.fullmatch(cursor):
+        return int(cursor)
+    raise InvalidQuery("cursor", "no page ended there")
+
+
+def to_microseconds(moment: datetime) -> int:
+    """Express a moment as whole microseconds since 1970, exactly."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_microseconds(value: int) -> datetime:
+    """Undo `to_microseconds`."""
+    return _EPOCH + timedelta(microseconds=value)

@@ -1,0 +1,89 @@
+"""What has happened to a job, by a look at it before and after a write: values, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Literal
+
+from asyncjobs.core.job import Job, JobStatus
+
+
+class Event(StrEnum):
+    """What may happen to a job.
+
+    Progress, the renewal of a lease, and a job's way back into its queue when it was taken but not
+    begun are no events.
+    """
+
+    ENQUEUED = "enqueued"
+    STARTED = "started"
+    RETRIED = "retried"
+    RELEASED = "released"
+    LOST = "lost"
+    CANCEL_REQUESTED = "cancel_requested"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+#: The same, for those who write them out.
+EventName = Literal[
+    "enqueued",
+    "started",
+    "retried",
+    "released",
+    "lost",
+    "cancel_requested",
+    "completed",
+    "failed",
+    "cancelled",
+]
+
+_ENDS: Mapping[JobStatus, Event] = MappingProxyType(
+    {
+        JobStatus.COMPLETED: Event.COMPLETED,
+        JobStatus.FAILED: Event.FAILED,
+        JobStatus.CANCELLED: Event.CANCELLED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One event: the job after it and before it (None for one that is new), and when it was."""
+
+    event: Event
+    job: Job
+    before: Job | None
+    at: datetime
+
+    @property
+    def worker_lost(self) -> bool:
+        """Whether it cost the job a worker: `lost`, or the `failed` of its last delivery."""
+        return self.before is not None and self.job.losses > self.before.losses
+
+
+def event_of(before: Job | None, job: Job) -> Event | None:
+    """Tell what a write means, None where nothing has happened that anybody waits for."""
+    if before is None:
+        return Event.ENQUEUED
+    if job.status.terminal:
+        return None if before.status.terminal else _ENDS[job.status]
+    if job.status is JobStatus.PENDING:
+        return _why_it_waits_again(before, job)
+    if before.status is JobStatus.PENDING:
+        return Event.STARTED
+    asked_now = job.cancel_requested_at is not None and before.cancel_requested_at is None
+    return Event.CANCEL_REQUESTED if asked_now else None
+
+
+def _why_it_waits_again(before: Job, job: Job) -> Event | None:
+    if before.status is JobStatus.PENDING:
+        return None
+    if job.losses > before.losses:
+        return Event.LOST
+    return Event.RETRIED if job.failures > before.failures else Event.RELEASED

@@ -1,0 +1,325 @@
+"""Job types: a name, typed payload and result, the limits, and for most a handler function."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import typing
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from importlib import import_module
+from typing import Any, Generic, Literal, TypeVar, assert_never, cast
+
+from pydantic import JsonValue, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from asyncjobs.core.job import Job, JobStatus, Policy
+from asyncjobs.errors import (
+    ConfigurationError,
+    FieldIssue,
+    InvalidPayload,
+    InvalidResult,
+    JobUnsuccessful,
+    MalformedBody,
+    PayloadTooLarge,
+    UnknownType,
+)
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+#: Takes the payload and the `JobContext`; the type of the latter is known above this layer.
+Function = Callable[[P, Any], Awaitable[R] | R]
+
+#: Where a handler runs, if not where its kind of function does.
+RunIn = Literal["process"]
+
+
+@dataclass(frozen=True)
+class ImportPath:
+    """Where another process finds a handler: the module to import, the name in it."""
+
+    module: str
+    name: str
+
+    def find(self) -> Callable[..., Any]:
+        """Import the function; raise `ConfigurationError` where it is not there."""
+        try:
+            found: Any = import_module(self.module)
+            for part in self.name.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(
+                f"The process of a job finds no {self.module}.{self.name}: {error}"
+            ) from error
+        function: Callable[..., Any] = getattr(found, "function", found)  # of a `Handler`
+        return function
+
+
+def import_path_of(name: str, function: Callable[..., Any]) -> ImportPath:
+    """Say where a handler that runs in another process is; raise where it has no name there."""
+    qualified = getattr(function, "__qualname__", f"a {type(function).__name__}")
+    # <locals>, <lambda>, a partial, a callable object; and methods, whose object stays here.
+    if "<" in qualified or not inspect.isfunction(function):
+        raise ConfigurationError(
+            f"Handler {name!r} is {qualified}: to run in a process of its own, "
+            "it must be a function of a module, which can be imported by its name."
+        )
+    return ImportPath(function.__module__, qualified)
+
+
+def merged_policy(base: Policy, given: Policy | None, **limits: Any) -> Policy:
+    """Return the limits of one handler: its own, then those of its `policy`, then the app's.
+
+    A field counts as given if the handler named it, even with the default's value. Raises
+    `ConfigurationError` for limits out of range.
+    """
+    fields: dict[str, Any] = dict(base)
+    if given is not None:
+        fields.update((name, getattr(given, name)) for name in given.model_fields_set)
+    fields.update(limits)
+    try:
+        return Policy(**fields)
+    except ValidationError as error:
+        raise ConfigurationError(f"The limits of a job type make no sense: {error}") from error
+
+
+class JobType(Generic[P, R]):
+    """A kind of job whose work is reported from outside our runner, by job id."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        payload: Any = JsonValue,
+        result: Any = JsonValue,
+        policy: Policy,
+        estimate: timedelta | None = None,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.estimate = estimate
+        self._payload: TypeAdapter[P] = _adapter(name, payload)
+        self._result: TypeAdapter[R] = _adapter(name, result)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    def dump_payload(self, payload: P) -> bytes:
+        """Check a payload and write it as JSON; raise `InvalidPayload` or `PayloadTooLarge`.
+
+        It is written under the fields' own names, whatever aliases clients use, and read back at
+        once: what does not survive that must not become a job.
+        """
+        try:
+            checked = self._payload.validate_python(payload)
+            text = self._payload.dump_json(checked, by_alias=False, round_trip=True)
+            read = self.load_payload(text)
+        except ValidationError as error:
+            raise InvalidPayload(_issues(error)) from error
+        except (PydanticSerializationError, ValueError) as error:
+            raise InvalidPayload([FieldIssue("", str(error))]) from error
+        # Equal values need no closer look; one that differs may still mean the same.
+        dump = self._payload.dump_python
+        if read != checked and dump(read) != dump(checked):
+            raise InvalidPayload([FieldIssue("", "it would be changed by being stored as JSON")])
+        limit = self.policy.max_payload_bytes
+        if len(text) > limit:
+            raise PayloadTooLarge(len(text), limit)
+        return text
+
+    def fingerprint(self, payload: P) -> str:
+        """Tell payloads apart by what was sent, whatever defaults the type fills in."""
+        sent = self._payload.dump_python(
+            self._payload.validate_python(payload), mode="json", exclude_unset=True
+        )
+        canonical = json.dumps(sent, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def load_payload(self, text: bytes) -> P:
+        """Read a stored payload; raise `InvalidPayload` where the type has changed since."""
+        try:
+            return self._payload.validate_json(text, by_name=True, by_alias=True)
+        except ValidationError as error:
+            raise InvalidPayload(_issues(error)) from error
+
+    def read_payload(self, body: bytes) -> P:
+        """Read a payload a client has sent; raise `MalformedBody` or `InvalidPayload`."""
+        try:
+            return self._payload.validate_json(body)
+        except ValidationError as error:
+            [first, *_] = error.errors()
+            if first["type"] == "json_invalid":
+                raise MalformedBody(str(first.get("ctx", {}).get("error"))) from error
+            raise InvalidPayload(_issues(error)) from error
+
+    def dump_result(self, result: R) -> bytes:
+        """Check a result and write it as JSON; raise `InvalidResult`."""
+        try:
+            text = self._result.dump_json(self._result.validate_python(result), by_alias=True)
+        except ValidationError as error:
+            raise InvalidResult(self.name, "; ".join(map(str, _issues(error)))) from error
+        except (PydanticSerializationError, ValueError) as error:
+            raise InvalidResult(self.name, str(error)) from error
+        limit = self.policy.max_result_bytes
+        if len(text) > limit:
+            raise InvalidResult(self.name, f"it has {len(text)} bytes, {limit} are allowed")
+        return text
+
+    def load_result(self, text: bytes) -> R:
+        """Read a stored result as the type says; raise `InvalidResult` where it has changed."""
+        try:
+            return self._result.validate_json(text)
+        except ValidationError as error:
+            raise InvalidResult(self.name, "; ".join(map(str, _issues(error)))) from error
+
+    def result_of(self, job: Job) -> R:
+        """Return a completed job's result as its type.
+
+        Raises `JobUnsuccessful` for a job that has failed or was cancelled, `ValueError` for one
+        that has not ended or is of another type, and `InvalidResult` for a stored result that no
+        longer fits the type.
+        """
+        if job.type != self.name:
+            raise ValueError(f"Job {job.id} is of type {job.type!r}, not {self.name!r}.")
+        match job.status:
+            case JobStatus.COMPLETED:
+                return self.load_result(job.result_json or b"null")
+            case JobStatus.FAILED | JobStatus.CANCELLED:
+                raise JobUnsuccessful(job)
+            case JobStatus.PENDING | JobStatus.PROCESSING:
+                raise ValueError(f"Job {job.id} is {job.status}: it has no result yet.")
+            case _:
+                assert_never(job.status)
+
+
+class Handler(JobType[P, R]):
+    """A kind of job that our runner works on. Calling it calls the function itself."""
+
+    def __init__(
+        self,
+        name: str,
+        function: Function[P, R],
+        *,
+        policy: Policy,
+        estimate: timedelta | None = None,
+        run_in: RunIn | None = None,
+    ) -> None:
+        payload, result = _annotations(function)
+        super().__init__(name, payload=payload, result=result, policy=policy, estimate=estimate)
+        self.function = function
+        self.asynchronous = inspect.iscoroutinefunction(_annotated(function))
+        self.import_path = None if run_in is None else import_path_of(name, function)
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def __call__(self, payload: P, job: Any) -> Any:
+        return self.function(payload, job)
+
+
+class Registry:
+    """The job types of one queue, by name."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, JobType[Any, Any]] = {}
+
+    def __iter__(self) -> Iterator[JobType[Any, Any]]:
+        return iter(self._types.values())
+
+    def __contains__(self, kind: JobType[Any, Any]) -> bool:
+        return self._types.get(kind.name) is kind
+
+    def add(self, kind: JobType[Any, Any]) -> None:
+        """Register a type; a name can be given once."""
+        if kind.name in self._types:
+            raise ConfigurationError(
+                f"Job type {kind.name!r} is registered twice; or its module is loaded twice, "
+                "once as __main__ and once under its name."
+            )
+        self._types[kind.name] = kind
+
+    def find(self, kind: JobType[P, R] | str) -> JobType[P, R]:
+        """Return the type itself, or the one of that name.
+
+        Raises `UnknownType` for a name that is not registered, and `ConfigurationError` for a
+        function that is not a handler, or is the handler of another queue.
+        """
+        _check_handler(kind)
+        name = kind if isinstance(kind, str) else kind.name
+        found = self._types.get(name)
+        if found is None:
+            raise UnknownType(name, self._types)
+        if found is not kind and not isinstance(kind, str):
+            raise ConfigurationError(
+                f"This handler {name!r} belongs to another AsyncJobs, or its module was loaded "
+                f"twice; the one registered here is another {name!r}."
+            )
+        return cast("JobType[P, R]", found)
+
+    def handler(self, name: str) -> Handler[Any, Any] | None:
+        """Return the handler of that name; None where this process has none."""
+        kind = self._types.get(name)
+        return kind if isinstance(kind, Handler) else None
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues of all handlers, in the order in which they were named first."""
+        return tuple(dict.fromkeys(kind.policy.queue for kind in self if isinstance(kind, Handler)))
+
+
+def check_name(name: object) -> None:
+    """Raise `ConfigurationError` for `@jobs.handler` without parentheses."""
+    if not isinstance(name, str):
+        called = getattr(name, "__name__", "export")
+        raise ConfigurationError(
+            f'@jobs.handler needs the name of the job type: write @jobs.handler("{called}").'
+        )
+
+
+def _check_handler(kind: object) -> None:
+    if not isinstance(kind, str | JobType):
+        described = getattr(kind, "__qualname__", repr(kind))
+        raise ConfigurationError(
+            f"{described} is not a handler: decorate it with @jobs.handler(name)."
+        )
+
+
+def _adapter(name: str, annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation)
+    except PydanticUserError as error:
+        raise ConfigurationError(
+            f"Job type {name!r}: {annotation!r} cannot be written as JSON: {error.message}"
+        ) from error
+
+
+def _annotations(function: Callable[..., Any]) -> tuple[Any, Any]:
+    """Find the types of payload and result; what is not annotated may be any JSON value."""
+    name = getattr(function, "__qualname__", repr(function))
+    try:
+        hints = typing.get_type_hints(_annotated(function), include_extras=True)
+    except NameError as error:
+        raise ConfigurationError(
+            f"Handler {name}: {error}. Its annotations must be importable names of its module."
+        ) from error
+    parameters = list(inspect.signature(function).parameters.values())
+    if len(parameters) != 2 or any(
+        one.kind not in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters
+    ):
+        raise ConfigurationError(f"Handler {name} must take exactly (payload, job).")
+    result = hints.get("return", JsonValue)
+    return hints.get(parameters[0].name, JsonValue), result
+
+
+def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Find the function that has the annotations of a partial or of a callable object."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
+def _issues(error: ValidationError) -> list[FieldIssue]:
+    return [FieldIssue.at(detail["loc"], detail["msg"]) for detail in error.errors()]

@@ -1,0 +1,263 @@
+"""What a job is: frozen values, no I/O and no rules.
+
+A job has two halves. The *submission* is written once; the *state* is what moves change, so that a
+change of state never rewrites wide data. Payload and result are kept as the JSON text they arrived
+as: nobody can change them in place, and a reader can pass them on without parsing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, NewType, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+
+from asyncjobs.core.status import JobStatus as JobStatus  # noqa: PLC0414  # part of what a job is
+from asyncjobs.settings import Seconds
+
+JobId = NewType("JobId", str)
+
+#: The lane of every job that is not waiting for one of our workers. No queue may have this name.
+MAINTENANCE_LANE = ""
+
+#: The lane of every job that has ended and has still to tell its callback URL. Reserved, too.
+CALLBACKS_LANE = "asyncjobs.callbacks"
+
+DEFAULT_QUEUE = "default"
+
+# uuid4 as RFC 9562 section 5.4 lays it out: version nibble 4, variant bits 10.
+_JOB_ID = re.compile(r"job_[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+def new_job_id() -> JobId:
+    """Make an id that cannot be guessed: a random UUID (RFC 9562 section 5.4), 122 bits of it.
+
+    Spelt out, since `uuid.uuid4` takes several times as long.
+    """
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    tail = f"4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+    return JobId(f"job_{digits[:8]}-{digits[8:12]}-{tail}")
+
+
+def parse_job_id(text: str) -> JobId | None:
+    """Return the text as a job id, or None where no job can have it."""
+    return JobId(text) if _JOB_ID.fullmatch(text) else None
+
+
+class Delivery(StrEnum):
+    """How a waiting job gets to those who run it."""
+
+    PULL = "pull"  # our workers take it from its queue's lane
+    PUSH = "push"  # an engine is told of it; maintenance tells again
+    EXTERNAL = "external"  # work outside our runner reports by job id
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def changed(self, **changes: Any) -> Self:
+        """Return a copy with other values, which are not checked.
+
+        What `model_copy` does, at half the cost: every move of every job makes such a copy. These
+        four attributes are all that a model is made of.
+        """
+        copy = object.__new__(type(self))
+        set_attribute = object.__setattr__
+        set_attribute(copy, "__dict__", {**self.__dict__, **changes})
+        set_attribute(copy, "__pydantic_fields_set__", self.__pydantic_fields_set__)
+        set_attribute(copy, "__pydantic_extra__", None)
+        set_attribute(copy, "__pydantic_private__", None)
+        return copy
+
+
+class Lease(_Value):
+    """The right of one attempt to write, until a moment that is renewed while it works."""
+
+    worker: str
+    token: str
+    until: datetime
+
+
+class JobError(_Value):
+    """Why a job failed, in words a client may read."""
+
+    code: str
+    message: str
+
+
+class Detail(_Value):
+    """What a progress figure is made of."""
+
+    message: str | None = None
+    current: int | None = None
+    total: int | None = None
+    unit: str | None = None
+
+
+class Progress(_Value):
+    """How far an attempt has come: whole percent, and what they stand for."""
+
+    percent: int = Field(default=0, ge=0, le=100)
+    detail: Detail | None = None
+
+
+#: No duration is so long that adding it to a moment fails.
+LONGEST = timedelta(days=36500)
+
+Duration = Annotated[timedelta, Field(ge=timedelta(0), le=LONGEST)]
+SomeTime = Annotated[timedelta, Field(gt=timedelta(0), le=LONGEST)]
+
+
+def _not_reserved(queue: str) -> str:
+    if queue == CALLBACKS_LANE:
+        raise ValueError(f"The queue name {queue!r} is reserved.")
+    return queue
+
+
+class Retry(_Value):
+    """How often an attempt that raised is tried again, and after what pause.
+
+    The pause before attempt n+1 is random between 0 and `initial_delay * factor**(n-1)`, at most
+    `max_delay` (exponential backoff with full jitter). Delays are seconds or a timedelta.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            max_attempts: int = ...,
+            initial_delay: Seconds = ...,
+            factor: float = ...,
+            max_delay: Seconds = ...,
+        ) -> None: ...
+
+    max_attempts: int = Field(default=1, ge=1)
+    initial_delay: Duration = timedelta(seconds=1)
+    factor: float = Field(default=2.0, ge=1, allow_inf_nan=False)
+    max_delay: Duration = timedelta(minutes=5)
+
+
+class Policy(_Value):
+    """The limits of a job; given on `AsyncJobs` for all, or per handler.
+
+    Durations are seconds or a timedelta. `timeout=None` lets an attempt run up to the job's
+    deadline, `retention=None` keeps a finished job until it is deleted by hand. `inline_wait` is
+    how long a submission over HTTP waits for the job's end before it answers 202.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(  # noqa: PLR0913  # one parameter per limit
+            self,
+            *,
+            queue: str = ...,
+            timeout: Seconds | None = ...,
+            deadline: Seconds = ...,
+            retention: Seconds | None = ...,
+            retry: Retry = ...,
+            max_deliveries: int = ...,
+            max_payload_bytes: int = ...,
+            max_result_bytes: int = ...,
+            inline_wait: Seconds = ...,
+        ) -> None: ...
+
+    queue: Annotated[str, Field(min_length=1), AfterValidator(_not_reserved)] = DEFAULT_QUEUE
+    timeout: SomeTime | None = timedelta(minutes=15)
+    deadline: SomeTime = timedelta(hours=24)
+    retention: Duration | None = timedelta(hours=24)
+    retry: Retry = Retry()
+    max_deliveries: int = Field(default=3, ge=1)
+    max_payload_bytes: int = Field(default=1024 * 1024, ge=1)
+    max_result_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
+    inline_wait: Duration = timedelta(0)
+
+
+class Callback(_Value):
+    """How far a job that has ended has come with telling its callback URL.
+
+    `next_at` is when it is called next; None once it was told (`told_at`) or given up. `error` says
+    why the latest call did not get through.
+    """
+
+    calls: int = 0
+    next_at: datetime | None = None
+    told_at: datetime | None = None
+    error: str | None = None
+
+
+class Submission(_Value):
+    """The half of a job that is written once. `retry_of` is the job that it is run again for."""
+
+    id: JobId
+    type: str
+    payload_json: bytes = Field(default=b"null", exclude=True)
+    retry_of: JobId | None = None
+    user_id: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    trace_id: str
+    traceparent: str | None = None
+    queue: str = DEFAULT_QUEUE
+    delivery: Delivery = Delivery.PULL
+    retry: Retry = Retry()
+    max_deliveries: int = 3
+    timeout: timedelta | None = None
+    deadline: datetime
+    retention: timedelta | None = None
+    estimated_duration: timedelta | None = None
+    callback_url: str | None = None
+    created_at: datetime
+
+
+class State(_Value):
+    """The half of a job that moves.
+
+    `attempt` counts starts and is the fence a handler may hand to others; `failures` and `losses`
+    count what retries and redeliveries have cost. `revision` counts every write and guards the
+    compare-and-swap, `version` only the changes a client can see. `lane` and `due_at` say who must
+    look at this job next, and when; None is never.
+    """
+
+    status: JobStatus = JobStatus.PENDING
+    progress: int = 0
+    detail: Detail | None = None
+    result_json: bytes | None = Field(default=None, exclude=True)
+    error: JobError | None = None
+    attempt: int = 0
+    failures: int = 0
+    losses: int = 0
+    run_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    expires_at: datetime | None = None
+    lease: Lease | None = None
+    callback: Callback | None = None
+    version: int = 1
+    revision: int = Field(default=1, exclude=True)
+    lane: str = Field(default=MAINTENANCE_LANE, exclude=True)
+    due_at: datetime | None = Field(default=None, exclude=True)
+
+
+class Job(Submission, State):
+    """One job as it stands at one revision. A new state is a new object."""
+
+    @property
+    def payload(self) -> JsonValue:
+        """Parse the payload; each call makes a new value."""
+        parsed: JsonValue = json.loads(self.payload_json)
+        return parsed
+
+    @property
+    def result(self) -> JsonValue:
+        """Parse the result; None before completion, and where the handler returned None."""
+        if self.result_json is None:
+            return None
+        parsed: JsonValue = json.loads(self.result_json)
+        return parsed

@@ -1,0 +1,382 @@
+"""Every legal move of a job, and nothing else: pure functions from a job to the next job.
+
+`TRANSITIONS` is the only authority on what may follow what. A move returns a new job with the next
+revision (and the next version where a client could see the change) or raises `IllegalMove` or
+`LostLease` and changes nothing. Time, tokens and randomness come in as arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from asyncjobs.core.job import (
+    CALLBACKS_LANE,
+    MAINTENANCE_LANE,
+    Callback,
+    Delivery,
+    Job,
+    JobError,
+    JobStatus,
+    Lease,
+    Progress,
+    Retry,
+    Submission,
+)
+from asyncjobs.errors import IllegalMove, LostLease
+
+PENDING, PROCESSING = JobStatus.PENDING, JobStatus.PROCESSING
+COMPLETED, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
+
+
+class Move(StrEnum):
+    """The verbs a job understands."""
+
+    START = "start"
+    EXTEND = "extend"
+    REPORT = "report"
+    COMPLETE = "complete"
+    FAIL = "fail"
+    RETRY = "retry"
+    RELEASE = "release"
+    REQUEUE = "requeue"
+    CANCEL = "cancel"
+    STOP = "stop"
+    EXPIRE = "expire"
+    LOSE = "lose"
+    CALL_BACK = "call_back"
+
+
+#: move -> status before -> the statuses it may lead to. What is not here is illegal.
+TRANSITIONS: Mapping[Move, Mapping[JobStatus, frozenset[JobStatus]]] = MappingProxyType(
+    {
+        Move.START: {PENDING: frozenset({PROCESSING})},
+        Move.EXTEND: {PROCESSING: frozenset({PROCESSING})},
+        Move.REPORT: {PROCESSING: frozenset({PROCESSING})},
+        Move.COMPLETE: {PROCESSING: frozenset({COMPLETED})},
+        Move.FAIL: {PROCESSING: frozenset({FAILED})},
+        Move.RETRY: {PROCESSING: frozenset({PENDING})},
+        Move.RELEASE: {PROCESSING: frozenset({PENDING})},
+        Move.REQUEUE: {PENDING: frozenset({PENDING})},
+        Move.CANCEL: {PENDING: frozenset({CANCELLED}), PROCESSING: frozenset({PROCESSING})},
+        Move.STOP: {PROCESSING: frozenset({CANCELLED})},
+        Move.EXPIRE: {PENDING: frozenset({FAILED}), PROCESSING: frozenset({FAILED})},
+        Move.LOSE: {PROCESSING: frozenset({PENDING, FAILED})},
+        Move.CALL_BACK: {end: frozenset({end}) for end in (COMPLETED, FAILED, CANCELLED)},
+    }
+)
+
+#: Moves no client can see: they keep the version.
+INVISIBLE = frozenset({Move.EXTEND, Move.REQUEUE, Move.CALL_BACK})
+
+#: For so long after its end a job may owe a callback; then it is given up, whoever may call.
+CALLBACK_PATIENCE = timedelta(days=7)
+
+DEADLINE_EXCEEDED = JobError(
+    code="deadline_exceeded", message="The job did not finish before its deadline."
+)
+TIMED_OUT = JobError(code="timeout", message="The job took longer than it may.")
+WORKER_LOST = JobError(
+    code="worker_lost", message="The processes that worked on the job were lost."
+)
+
+
+# A job is delivered by one machine's clock and started by another's.
+_CLOCKS_DIFFER = timedelta(seconds=1)
+
+
+def submit(
+    submission: Submission, *, run_at: datetime | None = None, hold: timedelta = timedelta(0)
+) -> Job:
+    """Make the pending job of a submission, to begin at once or at a later moment.
+
+    `hold` is how long other takers leave a job alone that is due at once, because whoever accepted
+    it is about to start it.
+    """
+    at_once = run_at is None or run_at <= submission.created_at
+    start_at = submission.created_at if at_once or run_at is None else run_at
+    job = Job(**submission.__dict__, run_at=start_at)
+    return job.changed(**_schedule(job, start_at + hold if at_once else None))
+
+
+def start(job: Job, now: datetime, lease: Lease | None) -> Job:
+    """Begin the next attempt. No lease is for external work, which only the deadlines bound."""
+    if now >= job.deadline:
+        raise IllegalMove(job.id, Move.START, job.status, "its deadline has passed")
+    if now < job.run_at - _CLOCKS_DIFFER:
+        raise IllegalMove(job.id, Move.START, job.status, "it is not yet to begin")
+    return _move(
+        job,
+        Move.START,
+        PROCESSING,
+        attempt=job.attempt + 1,
+        progress=0,
+        detail=None,
+        started_at=now,
+        lease=lease,
+    )
+
+
+def extend(job: Job, now: datetime, *, token: str, until: datetime) -> Job:
+    """Renew the lease, but never far beyond the attempt's own end.
+
+    A handler that ignores its timeout must not keep the job by its heartbeat: past the end the
+    lease stops growing, lapses, and the job is somebody else's.
+    """
+    lease = _fence(job, Move.EXTEND, token)
+    if lease is None:
+        raise IllegalMove(job.id, Move.EXTEND, job.status, "it has no lease")
+    furthest = attempt_end(job) + (until - now)
+    renewed = lease.changed(until=max(lease.until, min(until, furthest)))
+    return _move(job, Move.EXTEND, PROCESSING, lease=renewed)
+
+
+def report(job: Job, progress: Progress, *, token: str | None) -> Job:
+    """Show how far the attempt has come."""
+    _fence(job, Move.REPORT, token)
+    return _move(job, Move.REPORT, PROCESSING, progress=progress.percent, detail=progress.detail)
+
+
+def complete(job: Job, now: datetime, *, token: str | None, result: bytes) -> Job:
+    """Record the result: JSON text."""
+    _fence(job, Move.COMPLETE, token)
+    return _end(job, Move.COMPLETE, COMPLETED, now, result_json=result, progress=100)
+
+
+def fail(job: Job, now: datetime, *, token: str | None, error: JobError) -> Job:
+    """Record that the job failed for good."""
+    _fence(job, Move.FAIL, token)
+    return _end(job, Move.FAIL, FAILED, now, error=error)
+
+
+def retry(job: Job, now: datetime, *, token: str | None, jitter: float) -> Job:
+    """Let a failed attempt be tried again after a pause; `jitter` is random in [0, 1)."""
+    _fence(job, Move.RETRY, token)
+    failures = job.failures + 1
+    if not has_attempts_left(job):
+        raise IllegalMove(job.id, Move.RETRY, job.status, "no attempts are left")
+    run_at = now + jitter * _longest_pause(job.retry, failures)
+    return _wait_again(job, Move.RETRY, run_at, failures=failures)
+
+
+def release(job: Job, now: datetime, *, token: str) -> Job:
+    """Give the job back at no cost, because this worker shuts down."""
+    _fence(job, Move.RELEASE, token)
+    return _wait_again(job, Move.RELEASE, now)
+
+
+def requeue(job: Job) -> Job:
+    """Put a job that was taken but not started back where it stood in its queue."""
+    return _move(job, Move.REQUEUE, PENDING)
+
+
+def cancel(job: Job, now: datetime) -> Job:
+    """Cancel a waiting job at once; ask a running one to stop. Asking twice is illegal."""
+    if job.cancel_requested_at is not None:
+        raise IllegalMove(job.id, Move.CANCEL, job.status, "it was asked to stop before")
+    if job.status is PENDING:
+        return _end(job, Move.CANCEL, CANCELLED, now, cancel_requested_at=now)
+    return _move(job, Move.CANCEL, PROCESSING, cancel_requested_at=now)
+
+
+def stop(job: Job, now: datetime, *, token: str | None) -> Job:
+    """Record that the work has stopped because it was asked to."""
+    _fence(job, Move.STOP, token)
+    if job.cancel_requested_at is None:
+        raise IllegalMove(job.id, Move.STOP, job.status, "nobody asked for it")
+    return _end(job, Move.STOP, CANCELLED, now)
+
+
+def expire(job: Job, now: datetime) -> Job:
+    """Fail a job whose deadline has passed, whoever holds it."""
+    if now < job.deadline:
+        raise IllegalMove(job.id, Move.EXPIRE, job.status, "its deadline is still ahead")
+    return _end(job, Move.EXPIRE, FAILED, now, error=DEADLINE_EXCEEDED)
+
+
+def lose(job: Job, now: datetime) -> Job:
+    """Take a job from a worker whose lease has lapsed; the last delivery fails it."""
+    if job.status is PROCESSING and (job.lease is None or now < job.lease.until):
+        raise IllegalMove(job.id, Move.LOSE, job.status, "no lease of it has lapsed")
+    return _lose(job, now)
+
+
+def call_back(
+    job: Job, now: datetime, *, error: str | None = None, again_at: datetime | None = None
+) -> Job:
+    """Record a call to the job's callback URL: without an error, it was told.
+
+    With one it is called again at another moment, or given up where there is none, or none before
+    the end of all patience. The outcome of the job stays what it is.
+    """
+    if job.status.terminal and not owes_callback(job):
+        raise IllegalMove(job.id, Move.CALL_BACK, job.status, "it owes no callback")
+    before = job.callback or Callback()
+    if again_at is not None and again_at >= callback_end(job):
+        again_at = None
+    callback = Callback(
+        calls=before.calls + 1,
+        next_at=None if error is None else again_at,
+        told_at=now if error is None else None,
+        error=error,
+    )
+    return _move(job, Move.CALL_BACK, job.status, callback=callback)
+
+
+def overdue(job: Job, now: datetime) -> Job | None:
+    """Decide what has become of a job that nobody moved in time; None where all is well.
+
+    Any reader may apply it, under compare-and-swap. The end of a terminal job's retention is no
+    move: see `forgettable`.
+    """
+    if job.status.terminal:
+        return None
+    lapsed = job.status is PROCESSING and now >= (
+        job.lease.until if job.lease else attempt_end(job)
+    )
+    if lapsed and job.cancel_requested_at is not None:
+        return stop(job, now, token=job.lease.token if job.lease else None)
+    if now >= job.deadline:
+        return expire(job, now)
+    if not lapsed:
+        return None
+    if job.lease is None:
+        return fail(job, now, token=None, error=TIMED_OUT)
+    return lose(job, now)
+
+
+def forgettable(job: Job, now: datetime) -> bool:
+    """Tell whether the retention of a finished job has ended, and it owes no callback any more."""
+    moment = forgettable_from(job)
+    return moment is not None and now >= moment
+
+
+def forgettable_from(job: Job) -> datetime | None:
+    """Say from when on a finished job is forgettable if nobody writes it any more; None: never."""
+    if not job.status.terminal or job.expires_at is None:
+        return None
+    return max(job.expires_at, callback_end(job)) if owes_callback(job) else job.expires_at
+
+
+def owes_callback(job: Job) -> bool:
+    """Tell whether the job has ended and its callback URL has still to be told."""
+    return job.callback is not None and job.callback.next_at is not None
+
+
+def callback_end(job: Job) -> datetime:
+    """Say when a job that has ended stops to owe its callback."""
+    return (job.completed_at or job.deadline) + CALLBACK_PATIENCE
+
+
+def settle_failure(
+    job: Job, now: datetime, *, token: str | None, error: JobError, jitter: float
+) -> Job:
+    """Record an attempt that failed: stopped if asked to, tried again if it may be, else failed."""
+    if job.status is PROCESSING and job.cancel_requested_at is not None:
+        return stop(job, now, token=token)
+    if has_attempts_left(job):
+        again = retry(job, now, token=token, jitter=jitter)
+        if again.run_at < job.deadline:
+            return again
+    return fail(job, now, token=token, error=error)
+
+
+def settle_release(job: Job, now: datetime, *, token: str) -> Job:
+    """Record an attempt that was broken off by a shutdown: stopped if asked to, else given back."""
+    if job.status is PROCESSING and job.cancel_requested_at is not None:
+        return stop(job, now, token=token)
+    return release(job, now, token=token)
+
+
+def settle_loss(job: Job, now: datetime, *, token: str) -> Job:
+    """Record an attempt that died with a process of its own: stopped if asked to, else lost.
+
+    As `lose`, but by the worker that holds the lease, and need not wait for it to lapse.
+    """
+    _fence(job, Move.LOSE, token)
+    if job.cancel_requested_at is not None:
+        return stop(job, now, token=token)
+    return _lose(job, now)
+
+
+def catch_up(job: Job, last: Progress) -> Job:
+    """Fold a report that was not written yet into the move that follows it. Not a move itself."""
+    return job.changed(progress=last.percent, detail=last.detail)
+
+
+def has_attempts_left(job: Job) -> bool:
+    """Tell whether an attempt that fails now would be followed by another."""
+    return job.failures + 1 < job.retry.max_attempts
+
+
+def attempt_end(job: Job) -> datetime:
+    """Say when the current attempt must be over: by its timeout or the job's deadline."""
+    if job.started_at is None or job.timeout is None:
+        return job.deadline
+    return min(job.started_at + job.timeout, job.deadline)
+
+
+def _lose(job: Job, now: datetime) -> Job:
+    losses = job.losses + 1
+    if losses >= job.max_deliveries:
+        return _end(job, Move.LOSE, FAILED, now, error=WORKER_LOST, losses=losses)
+    return _wait_again(job, Move.LOSE, now, losses=losses)
+
+
+def _fence(job: Job, move: Move, token: str | None) -> Lease | None:
+    """Check the status before the lease, so that the error names the more telling reason."""
+    if job.status not in TRANSITIONS[move]:
+        raise IllegalMove(job.id, move, job.status)
+    if (job.lease.token if job.lease else None) != token:
+        raise LostLease(job.id)
+    return job.lease
+
+
+def _end(job: Job, move: Move, to: JobStatus, now: datetime, **changes: Any) -> Job:
+    expires_at = None if job.retention is None else now + job.retention
+    callback = None if job.callback_url is None else Callback(next_at=now)
+    changes |= {"completed_at": now, "expires_at": expires_at, "callback": callback}
+    return _move(job, move, to, lease=None, **changes)
+
+
+def _wait_again(job: Job, move: Move, run_at: datetime, **changes: Any) -> Job:
+    """Return to pending; a job that was asked to stop has stopped by that."""
+    if job.status is PROCESSING and job.cancel_requested_at is not None:
+        raise IllegalMove(job.id, move, job.status, "it was asked to stop")
+    return _move(job, move, PENDING, run_at=run_at, lease=None, progress=0, detail=None, **changes)
+
+
+def _move(job: Job, move: Move, to: JobStatus, **changes: Any) -> Job:
+    if to not in TRANSITIONS[move].get(job.status, ()):
+        raise IllegalMove(job.id, move, job.status)
+    changes["status"] = to
+    changes["revision"] = job.revision + 1
+    if move not in INVISIBLE:
+        changes["version"] = job.version + 1
+    moved = job.changed(**changes)
+    return moved.changed(**_schedule(moved))
+
+
+def _schedule(job: Job, waits_until: datetime | None = None) -> dict[str, Any]:
+    """Derive lane and due_at: who must look at the job next, and when."""
+    if job.status is PENDING:
+        if job.delivery is Delivery.EXTERNAL:
+            return {"lane": MAINTENANCE_LANE, "due_at": job.deadline}
+        lane = job.queue if job.delivery is Delivery.PULL else MAINTENANCE_LANE
+        return {"lane": lane, "due_at": min(waits_until or job.run_at, job.deadline)}
+    if job.status is PROCESSING:
+        lapse = job.lease.until if job.lease else attempt_end(job)
+        return {"lane": MAINTENANCE_LANE, "due_at": min(lapse, job.deadline)}
+    if job.callback is not None and job.callback.next_at is not None:
+        return {"lane": CALLBACKS_LANE, "due_at": job.callback.next_at}
+    return {"lane": MAINTENANCE_LANE, "due_at": job.expires_at}
+
+
+def _longest_pause(policy: Retry, failures: int) -> timedelta:
+    try:
+        return min(policy.initial_delay * policy.factor ** (failures - 1), policy.max_delay)
+    except OverflowError:
+        return policy.max_delay

@@ -1,0 +1,147 @@
+"""Makes the written-once half of a job from its type, its payload and the caller's options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from asyncjobs.core.handlers import Handler, JobType
+from asyncjobs.core.job import LONGEST, Delivery, Job, Submission, new_job_id
+from asyncjobs.core.tracing import new_trace_id, trace_id_of
+from asyncjobs.errors import FieldIssue, IllegalMove, InvalidPayload
+from asyncjobs.settings import Seconds, duration
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnqueueOptions:
+    """Options of one job that are rarely needed.
+
+    The job does not begin before `run_at`: an aware datetime, or a duration from now. `deadline`
+    counts from then on and replaces the handler's. `traceparent` (W3C) or `trace_id` ties the job
+    to a trace; a malformed `traceparent` is ignored, as its standard asks. `callback_url` is called
+    when the job has ended; the queue needs `callbacks` for it. Raises `ValueError` for a datetime
+    without a time zone, and for durations out of range.
+    """
+
+    run_at: datetime | Seconds | None = None
+    deadline: Seconds | None = None
+    traceparent: str | None = None
+    trace_id: str | None = None
+    callback_url: str | None = None
+
+    def __post_init__(self) -> None:
+        moment = self.run_at
+        if isinstance(moment, datetime):
+            if moment.tzinfo is None:
+                raise ValueError(f"run_at needs a time zone, got {moment}.")
+        elif moment is not None and abs(duration(moment)) > LONGEST:
+            raise ValueError(f"run_at is at most {LONGEST.days} days ahead, got {moment}.")
+        if self.deadline is not None and not timedelta(0) < duration(self.deadline) <= LONGEST:
+            raise ValueError(f"A deadline is ahead, by at most {LONGEST.days} days.")
+
+    def begins(self, now: datetime) -> datetime:
+        """Return the moment from which the job may begin."""
+        moment = self.run_at
+        if moment is None:
+            return now
+        return max(now, moment if isinstance(moment, datetime) else now + duration(moment))
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who submits, and under which idempotency key."""
+
+    user_id: str | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the queue says of a submission: when, how it is delivered, how long it will take."""
+
+    now: datetime
+    delivery: Delivery
+    estimate: timedelta | None = None
+
+
+def make_submission(
+    kind: JobType[P, Any], payload: P, caller: Caller, options: EnqueueOptions, terms: Terms
+) -> Submission:
+    """Fix everything about a job that will not change, a new id included.
+
+    The type's limits are copied, so that a later release that changes them does not touch the jobs
+    that wait. Raises `InvalidPayload` or `PayloadTooLarge`.
+    """
+    policy = kind.policy
+    keyed = caller.idempotency_key is not None
+    trace_id = options.trace_id or trace_id_of(options.traceparent)
+    _check_text(user_id=caller.user_id, idempotency_key=caller.idempotency_key, trace_id=trace_id)
+    deadline = policy.deadline if options.deadline is None else duration(options.deadline)
+    return Submission(
+        id=new_job_id(),
+        type=kind.name,
+        payload_json=kind.dump_payload(payload),
+        user_id=caller.user_id,
+        idempotency_key=caller.idempotency_key,
+        fingerprint=kind.fingerprint(payload) if keyed else None,
+        trace_id=trace_id or new_trace_id(),
+        traceparent=options.traceparent if trace_id_of(options.traceparent) else None,
+        queue=policy.queue,
+        delivery=terms.delivery if isinstance(kind, Handler) else Delivery.EXTERNAL,
+        retry=policy.retry,
+        max_deliveries=policy.max_deliveries,
+        timeout=policy.timeout,
+        deadline=options.begins(terms.now) + deadline,
+        retention=policy.retention,
+        estimated_duration=terms.estimate,
+        callback_url=options.callback_url,
+        created_at=terms.now,
+    )
+
+
+def submit_again(job: Job, terms: Terms, traceparent: str | None = None) -> Submission:
+    """Make the submission of a new job from one that has ended; the new one points at it.
+
+    It has the same limits, its deadline as far ahead as it was then. It has a trace of its own, and
+    no idempotency key: that stands for the first job. Raises `IllegalMove` for one that has not
+    ended.
+    """
+    if not job.status.terminal:
+        raise IllegalMove(job.id, "be run again", job.status, "it has not ended")
+    kept: dict[str, Any] = {name: getattr(job, name) for name in Submission.model_fields}
+    fresh: dict[str, Any] = {
+        "id": new_job_id(),
+        "retry_of": job.id,
+        "idempotency_key": None,
+        "fingerprint": None,
+        "trace_id": trace_id_of(traceparent) or new_trace_id(),
+        "traceparent": traceparent,
+        "deadline": terms.now + (job.deadline - job.created_at),
+        "estimated_duration": terms.estimate,
+        "created_at": terms.now,
+    }
+    return Submission(**{**kept, **fresh})
+
+
+def same_payload(kind: JobType[Any, Any], one: Submission, other: Submission) -> bool:
+    """Tell whether two submissions under one idempotency key mean the same.
+
+    Values decide where the texts differ, since a set, say, is written in any order.
+    """
+    if one.fingerprint == other.fingerprint:
+        return True
+    try:
+        return bool(kind.load_payload(one.payload_json) == kind.load_payload(other.payload_json))
+    except InvalidPayload:
+        return False
+
+
+def _check_text(**fields: str | None) -> None:
+    for name, value in fields.items():
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise InvalidPayload([FieldIssue(name, str(error))]) from error

@@ -1,0 +1,1 @@
+"""What the dispatchers of other libraries share."""

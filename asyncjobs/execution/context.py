@@ -1,0 +1,266 @@
+"""What a handler sees of its job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
+from datetime import datetime
+from time import monotonic
+from typing import Any, Generic, Self, TypeVar
+
+import anyio.lowlevel
+from pydantic import JsonValue
+
+from asyncjobs.core.job import Detail, Job, JobId, Progress
+from asyncjobs.errors import JobCancelled
+from asyncjobs.records.logging import log_fields
+
+T = TypeVar("T")
+
+# How long an `async for` over plain items may keep the event loop before it lets others run.
+_TURN_SECONDS = 0.005
+
+#: Percent, message, current, total, unit.
+Report = tuple[int, str | None, int | None, int | None, str | None]
+
+_TOO_MANY = 2**63
+
+_NO_DETAIL = (None, None, None, None)
+
+
+class Gauge:
+    """What passes between a handler, perhaps in a thread, and the runner beside it.
+
+    The latest progress goes one way, the order to stop the other. Both are single attributes, so
+    neither side needs a lock, and a report costs an assignment.
+    """
+
+    __slots__ = ("latest", "stopping", "written")
+
+    def __init__(self) -> None:
+        self.latest: Report | None = None
+        self.written: Report | None = None
+        self.stopping = False
+
+    def unwritten(self) -> Report | None:
+        """Return the latest report, unless it was written already."""
+        return self.latest if self.latest is not self.written else None
+
+
+def progress_of(report: Report) -> Progress:
+    """Make the value that is stored from the bare figures."""
+    percent, message, current, total, unit = report
+    if report[1:] == _NO_DETAIL:
+        return Progress(percent=percent)
+    detail = Detail(message=text(message), current=current, total=total, unit=text(unit))
+    return Progress(percent=percent, detail=detail)
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (isinstance(value, int) and abs(value) < _TOO_MANY)
+
+
+def text(value: object) -> str | None:
+    """Make what can be written of what a handler gave: a file name may hold lone surrogates."""
+    return None if value is None else str(value).encode("utf-8", "replace").decode()
+
+
+class Checkpoint:
+    """Awaiting it lets other tasks run; a handler that is to stop ends here."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return anyio.lowlevel.checkpoint().__await__()
+
+
+_CHECKPOINT = Checkpoint()
+
+
+class JobContext:
+    """The running job, as its handler sees it.
+
+    One class serves `async def` and `def` handlers. In `async def`, await what `progress` returns,
+    so that the event loop has its turn; in `def` there is nothing to await.
+    """
+
+    def __init__(self, job: Job, gauge: Gauge | None = None) -> None:
+        self._job = job
+        self._gauge = gauge or Gauge()
+
+    @property
+    def id(self) -> JobId:
+        """The job's id."""
+        return self._job.id
+
+    @property
+    def type(self) -> str:
+        """The job type's name."""
+        return self._job.type
+
+    @property
+    def payload(self) -> JsonValue:
+        """The payload as plain JSON values; the handler's own argument is the typed one."""
+        return self._job.payload
+
+    @property
+    def user_id(self) -> str | None:
+        """The owner, where one was given."""
+        return self._job.user_id
+
+    @property
+    def trace_id(self) -> str:
+        """The trace the job belongs to."""
+        return self._job.trace_id
+
+    @property
+    def traceparent(self) -> str | None:
+        """The span of this attempt (W3C), where it has one; else that of the submission."""
+        return self._job.traceparent
+
+    @property
+    def attempt(self) -> int:
+        """Which start of the job this is; the first is 1."""
+        return self._job.attempt
+
+    @property
+    def fence(self) -> int:
+        """A number that grows with each attempt.
+
+        Hand it to whatever the handler writes to: what refuses a lower number than it has seen
+        is safe from an attempt that was believed dead.
+        """
+        return self._job.attempt
+
+    @property
+    def deadline(self) -> datetime:
+        """When the job fails if it is not finished, over all its attempts."""
+        return self._job.deadline
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records carry the job's id, type, attempt and trace id."""
+        return logging.LoggerAdapter(
+            logging.getLogger(f"asyncjobs.job.{self.type}"), log_fields(self._job)
+        )
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the handler should stop: cancelled, timed out, or no longer the job's owner."""
+        return self._gauge.stopping
+
+    def check(self) -> None:
+        """Raise `JobCancelled` where the handler should stop. For `def` handlers and tight loops.
+
+        In `async def` handlers every `await` does the same by itself.
+        """
+        if self._gauge.stopping:
+            raise JobCancelled(self._job.id)
+
+    def progress(
+        self,
+        percent: float,
+        message: str | None = None,
+        *,
+        current: int | None = None,
+        total: int | None = None,
+        unit: str | None = None,
+    ) -> Checkpoint:
+        """Report how far the work is, 0 to 100; raise `JobCancelled` as `check` does.
+
+        Costs about a microsecond: reports are written a few times a second, the last one always.
+        """
+        if not 0 <= percent <= 100:
+            raise ValueError(f"Progress is a percentage from 0 to 100, got {percent}.")
+        if not (_is_count(current) and _is_count(total)):
+            raise TypeError("Progress counts in whole numbers of up to 64 bits.")
+        self.check()
+        self._gauge.latest = (int(percent), message, current, total, unit)
+        return _CHECKPOINT
+
+    def track(
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        *,
+        total: int | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> Tracked[T]:
+        """Loop over items and report progress by them, like a progress bar.
+
+        Use it in `for` (`def` handlers) or `async for` (`async def` handlers, over plain iterables
+        too: the event loop gets its turns). Where `len()` does not tell the number of items, give
+        it as `total`; else only the count is shown.
+        """
+        if total is None:
+            length = getattr(items, "__len__", None)
+            total = length() if length is not None else None
+        return Tracked(self, items, (message, total, unit))
+
+
+class Tracked(Generic[T]):
+    """Items on their way through a handler, counted."""
+
+    def __init__(
+        self,
+        job: JobContext,
+        items: Iterable[T] | AsyncIterable[T],
+        labels: tuple[str | None, int | None, str | None],
+    ) -> None:
+        self._job = job
+        self._items = items
+        self._message, self._total, self._unit = labels
+
+    def __iter__(self) -> Iterator[T]:
+        items = self._items
+        if not isinstance(items, Iterable):
+            raise TypeError("These items are asynchronous: loop over them with `async for`.")
+        done = 0
+        for item in items:
+            self._count(done)
+            yield item
+            done += 1
+        self._count(done)
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return _Steps(self._count, self._items)
+
+    def _count(self, done: int) -> Checkpoint:
+        # More items than announced must not end the job: the bar then just stays full.
+        percent = min(100, done * 100 // self._total) if self._total else 0
+        return self._job.progress(
+            percent, self._message, current=done, total=self._total, unit=self._unit
+        )
+
+
+class _Steps(Generic[T]):
+    """What `async for` steps through.
+
+    Not an async generator: a cancelled handler leaves its loop in the middle, and then there is
+    nothing here that would have to be closed.
+    """
+
+    def __init__(
+        self, count: Callable[[int], Checkpoint], items: Iterable[T] | AsyncIterable[T]
+    ) -> None:
+        self._count = count
+        self._done = 0
+        self._turn_ends = 0.0
+        self._items = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        checkpoint = self._count(self._done)
+        items = self._items
+        if isinstance(items, AsyncIterator):
+            item = await anext(items)
+        else:
+            if (now := monotonic()) >= self._turn_ends:
+                await checkpoint
+                self._turn_ends = now + _TURN_SECONDS
+            try:
+                item = next(items)
+            except StopIteration:
+                raise StopAsyncIteration from None
+        self._done += 1
+        return item

@@ -1,0 +1,134 @@
+"""Takes due jobs from their lanes and gives them to a dispatcher that runs them here."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from heapq import heappop, heappush
+
+import anyio
+
+from asyncjobs.core import lifecycle
+from asyncjobs.core.handlers import Registry
+from asyncjobs.core.job import Job, JobStatus
+from asyncjobs.errors import StoreError
+from asyncjobs.protocols import Embedded
+from asyncjobs.records.change_feed import Signal
+from asyncjobs.records.repository import JobWrite, Repository
+from asyncjobs.settings import Settings
+
+# More jobs than these are found by polling.
+_MOST_HINTS = 10_000
+
+# What another process has just made due may be due here by so much later.
+_CLOCKS_DIFFER = timedelta(seconds=0.05)
+
+log = logging.getLogger("asyncjobs")
+
+
+class Lanes:
+    """The lanes that a worker serves, by rank.
+
+    Where they were named, the earlier goes before the later; else all are served alike. Handlers
+    may be registered at any time.
+    """
+
+    def __init__(self, registry: Registry, named: Sequence[str] | None = None) -> None:
+        self._registry = registry
+        self._named = None if named is None else tuple((lane,) for lane in named)
+
+    @property
+    def ranks(self) -> Sequence[Sequence[str]]:
+        """The lanes to ask in turn, those of one rank at once."""
+        if self._named is not None:
+            return self._named
+        return (self._registry.queues,) if self._registry.queues else ()
+
+    def __contains__(self, lane: str) -> bool:
+        return any(lane in rank for rank in self.ranks)
+
+
+class Fetcher:
+    """Feeds one dispatcher: woken by hints, polling in case hints are lost."""
+
+    def __init__(
+        self, lanes: Lanes, repository: Repository, dispatcher: Embedded, settings: Settings
+    ) -> None:
+        self._lanes = lanes
+        self._repository = repository
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._wake = Signal()
+        self._sleeps_until = repository.now()
+        self._took_at = -math.inf
+        # When jobs are due that this process knows of: a heap.
+        self._coming: list[datetime] = []
+
+    def hint(self, job: Job | None) -> None:
+        """Note that a job waits, or (None) that any may: look when it is due."""
+        if job is None:
+            self._wake.set()
+            soon = self._repository.now() + _CLOCKS_DIFFER
+            if not self._coming or soon < self._coming[0]:
+                heappush(self._coming, soon)
+        elif job.status is JobStatus.PENDING and job.due_at is not None and self.serves(job.lane):
+            if len(self._coming) < _MOST_HINTS:
+                heappush(self._coming, job.due_at)
+            if job.due_at < self._sleeps_until:
+                self._wake.set()
+
+    async def run(self) -> None:
+        """Take and give until cancelled."""
+        while True:
+            await self._dispatcher.wait_for_room()
+            try:
+                more = await self._take()
+            except StoreError as error:
+                log.warning("Due jobs could not be taken: %s", error)
+                await anyio.sleep(self._settings.poll_interval.total_seconds())
+                continue
+            if not more:
+                await self._wake.wait(self._pause())
+
+    def serves(self, lane: str) -> bool:
+        """Tell whether jobs of that lane are taken here."""
+        return lane in self._lanes
+
+    def took_within(self, time: timedelta) -> bool:
+        """Tell whether this worker has looked for jobs lately; a full one has no reason to."""
+        return anyio.current_time() - self._took_at < time.total_seconds()
+
+    async def give_back(self, jobs: Sequence[Job]) -> None:
+        """Let others begin at once what was taken or accepted here but will not begin here."""
+        now = self._repository.now()
+        await self._repository.replace(
+            [JobWrite(job, lifecycle.requeue(job)) for job in jobs if job.run_at <= now]
+        )
+
+    async def _take(self) -> bool:
+        """Take as much as there is room for; tell whether there may be more."""
+        limit = self._dispatcher.room
+        self._took_at = anyio.current_time()
+        now = self._repository.now()
+        while self._coming and self._coming[0] <= now:
+            heappop(self._coming)
+        self._sleeps_until = min([now + self._settings.poll_interval, *self._coming[:1]])
+        taken: list[Job] = []
+        for rank in self._lanes.ranks:
+            if len(taken) < limit:
+                until = now + self._settings.redelivery
+                taken += await self._repository.take(rank, until=until, limit=limit - len(taken))
+        late = [job.id for job in taken if job.deadline <= now]
+        if late:
+            await self._repository.get(late)  # readers record missed deadlines
+        refused = [job for job in taken if job.deadline > now and not self._dispatcher.offer(job)]
+        await self.give_back(refused)
+        return bool(taken) and len(taken) == limit
+
+    def _pause(self) -> float:
+        """Sleep to the next poll, or to the moment when a job is due that was hinted at."""
+        pause = self._sleeps_until - self._repository.now()
+        # Never longer than to the next poll, whatever the clock was set to meanwhile.
+        return max(timedelta(0), min(pause, self._settings.poll_interval)).total_seconds()

@@ -1,0 +1,141 @@
+"""The heartbeat of a process: renews the leases of its attempts and writes their progress."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import anyio
+
+from asyncjobs.core import lifecycle
+from asyncjobs.errors import IllegalMove, LostLease, StoreError
+from asyncjobs.execution.attempt import Attempt, Cause
+from asyncjobs.execution.context import progress_of
+from asyncjobs.records.change_feed import Signal
+from asyncjobs.records.repository import JobWrite, Repository
+from asyncjobs.settings import Settings
+
+log = logging.getLogger("asyncjobs")
+
+
+class Heartbeat:
+    """Renews the leases of all attempts and writes their progress: one batch per beat."""
+
+    def __init__(self, repository: Repository, settings: Settings) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._attempts: dict[str, Attempt] = {}
+        self._wanted = Signal()
+        self._asking = False
+        self._expected = 0
+        self._none = anyio.Event()
+        self._none.set()
+
+    def __iter__(self) -> Generator[Attempt]:
+        yield from tuple(self._attempts.values())
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def attends(self) -> bool:
+        """Tell whether there are attempts."""
+        return bool(self._attempts)
+
+    @contextmanager
+    def expecting(self) -> Generator[None]:
+        """Let `wait_until_none` wait for the block, in which an attempt begins and ends."""
+        if not self._expected:
+            self._none = anyio.Event()
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
+            if not self._expected:
+                self._none.set()
+
+    @contextmanager
+    def attending(self, attempt: Attempt) -> Generator[None]:
+        """Keep the attempt's lease inside the block."""
+        self._attempts[attempt.token] = attempt
+        self._wanted.set()
+        try:
+            yield
+        finally:
+            del self._attempts[attempt.token]
+
+    async def wait_until_none(self) -> None:
+        """Return when every attempt has recorded its end, also those that were about to begin.
+
+        Threads left behind do not count.
+        """
+        await self._none.wait()
+
+    async def run(self) -> None:
+        """Beat while there are attempts, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch)
+            while True:
+                if not self._attempts:
+                    await self._wanted.wait()
+                await anyio.sleep(self._settings.progress_interval.total_seconds())
+                try:
+                    await self._beat()
+                except StoreError as error:
+                    log.warning("Leases could not be renewed: %s", error)
+                    self._drop_lapsed()
+                    await anyio.sleep(self._settings.poll_interval.total_seconds())
+
+    async def _watch(self) -> None:
+        """Break off what has lost its lease to a store that does not even refuse."""
+        while True:
+            await anyio.sleep(self._settings.poll_interval.total_seconds())
+            if self._asking:
+                self._drop_lapsed()
+
+    async def _beat(self) -> None:
+        asked_at = anyio.current_time()
+        writes = [write for one in self if (write := self._next_write(one)) is not None]
+        if not writes:
+            return
+        self._asking = True
+        try:
+            written = await self._repository.replace([step for _, step in writes])
+        finally:
+            self._asking = False
+        for (attempt, step), done in zip(writes, written, strict=True):
+            lease = step.job.lease
+            if not done:
+                await self._catch_up(attempt)
+            elif lease is not None:
+                attempt.adopt(step.job)
+                attempt.renewed(asked_at, lease.until - self._repository.now())
+
+    def _next_write(self, attempt: Attempt) -> tuple[Attempt, JobWrite] | None:
+        """Make the move that is due: a report where there is news, and the lease's renewal."""
+        job, now = attempt.job, self._repository.now()
+        moved = job
+        try:
+            if (latest := attempt.gauge.unwritten()) is not None:
+                attempt.gauge.written = latest
+                moved = lifecycle.report(job, progress_of(latest), token=attempt.token)
+            elif not attempt.wants_renewal():
+                return None
+            until = now + self._settings.lease
+            renewed = lifecycle.extend(moved, now, token=attempt.token, until=until)
+        except (IllegalMove, LostLease):
+            return None  # it has ended since
+        return attempt, JobWrite(job, renewed)
+
+    async def _catch_up(self, attempt: Attempt) -> None:
+        """Learn who wrote in between; a report that was refused goes out with the next beat."""
+        attempt.gauge.written = None
+        [fresh] = await self._repository.get([attempt.job.id])
+        attempt.adopt(fresh)
+
+    def _drop_lapsed(self) -> None:
+        for attempt in self:
+            attempt.gauge.written = None
+            if attempt.lapsed():
+                attempt.interrupt(Cause.LOST)

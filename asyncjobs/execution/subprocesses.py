@@ -1,0 +1,359 @@
+"""Runs handlers in child processes, which can be killed; both sides of the pipe.
+
+The processes are started anew, not forked: a fork would copy event loops, connections and locks.
+One that has done its work waits for the next, since starting one takes as long as importing the
+application. In the child the main thread runs the handler. Another thread talks to the parent: it
+receives work and the order to stop, sends progress a few times a second, and ends the process when
+the parent is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from logging.handlers import QueueHandler
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Lock, Thread
+from time import monotonic
+from typing import Any
+
+import anyio
+from anyio.from_thread import run_sync
+from anyio.lowlevel import current_token
+
+from asyncjobs.core.handlers import Handler, ImportPath
+from asyncjobs.core.job import Job, Policy
+from asyncjobs.errors import ConfigurationError, JobCancelled, NotOpen
+from asyncjobs.execution.context import Gauge, JobContext, Report
+from asyncjobs.records.logging import working_on
+
+STOP = "stop"
+
+_REPORT_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Work:
+    """One attempt, as it is handed to the process that makes it."""
+
+    import_path: ImportPath
+    name: str
+    policy: Policy
+    job: Job
+
+
+class Remote(Exception):
+    """Holds the traceback of an error in another process, as text, for those who read logs."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended in its process, with the last progress that was reported there."""
+
+    report: Report | None
+    result: bytes = b""
+    error: BaseException | None = None
+    trace: str = ""
+
+    def value(self) -> bytes:
+        """Return the result, or raise the error."""
+        if self.error is not None:
+            raise self.error from Remote(self.trace)
+        return self.result
+
+
+class _Parent:
+    """The way to the parent, and what it has asked for."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._lock = Lock()
+        self._gauge = Gauge()
+        self._busy = False
+        self.work: SimpleQueue[Work] = SimpleQueue()
+        self.stop: Callable[[], object] = lambda: None
+
+    @property
+    def gauge(self) -> Gauge:
+        """What passes between the handler and this thread."""
+        return self._gauge
+
+    def send(self, message: object) -> None:
+        with self._lock:
+            self._pipe.send(message)
+
+    def ended(self, ended: Ended) -> None:
+        with self._lock:
+            self._busy = False
+            self._pipe.send(ended)
+
+    def listen(self) -> None:
+        try:
+            while True:
+                if self._pipe.poll(_REPORT_SECONDS if self._busy else None):
+                    self._heard(self._pipe.recv())
+                self._report()
+        except BaseException:  # noqa: BLE001  # whatever it is, nobody waits for this process now
+            os._exit(1)
+
+    def _heard(self, message: Work | str) -> None:
+        if isinstance(message, Work):
+            self._gauge, self._busy = Gauge(), True
+            self.stop = lambda: None
+            self.work.put(message)
+        else:
+            self._gauge.stopping = True
+            with suppress(RuntimeError):  # its event loop has just ended
+                self.stop()
+
+    def _report(self) -> None:
+        with self._lock:
+            latest = self._gauge.unwritten()
+            if self._busy and latest is not None:
+                self._gauge.written = latest
+                self._pipe.send(latest)
+
+
+class _Forward(logging.Handler):
+    """Hands log records to the parent, whose logging is set up."""
+
+    def __init__(self, parent: _Parent) -> None:
+        super().__init__()
+        self._parent = parent
+        self._prepare = QueueHandler(SimpleQueue()).prepare
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._parent.send(self._prepare(record))
+        except Exception:  # noqa: BLE001  # as logging's own handlers: no reason to fail a job
+            self.handleError(record)
+
+
+def main(pipe: Connection, log_levels: Mapping[str | None, int]) -> None:
+    """Make one attempt after the other until the parent is gone."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # a handler's own processes are killed with it; Ctrl-C is the parent's business
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)  # the parent drains, and needs this process for it
+    multiprocessing.current_process().daemon = False  # a handler may start processes
+    parent = _Parent(pipe)
+    logging.getLogger().addHandler(_Forward(parent))
+    for name, level in log_levels.items():
+        logging.getLogger(name).setLevel(level)
+    Thread(target=parent.listen, name="asyncjobs parent", daemon=True).start()
+    while True:
+        _attempt(parent, parent.work.get())
+
+
+def _attempt(parent: _Parent, work: Work) -> None:
+    gauge = parent.gauge
+    try:
+        with working_on(work.job):
+            result = _call(parent, work, gauge)
+        ended = Ended(gauge.latest, result)
+    except BaseException as error:  # noqa: BLE001  # the parent decides what it means
+        trace = "".join(traceback.format_exception(error))
+        ended = Ended(gauge.latest, error=_told(error), trace=trace)
+    try:
+        parent.ended(ended)
+    except OSError:
+        os._exit(1)  # nobody waits for it
+
+
+def _call(parent: _Parent, work: Work, gauge: Gauge) -> bytes:
+    handler = Handler[Any, Any](work.name, work.import_path.find(), policy=work.policy)
+    payload = handler.load_payload(work.job.payload_json)
+    context = JobContext(work.job, gauge)
+    if handler.asynchronous:
+        value = anyio.run(_awaited, parent, partial(handler.function, payload, context))
+    else:
+        value = handler.function(payload, context)
+    return handler.dump_result(value)
+
+
+async def _awaited(parent: _Parent, function: Callable[[], Any]) -> Any:
+    token = current_token()
+    with anyio.CancelScope() as scope:
+        parent.stop = lambda: run_sync(scope.cancel, token=token)
+        if not parent.gauge.stopping:
+            return await function()
+    raise JobCancelled("")
+
+
+def _told(error: BaseException) -> BaseException:
+    """Keep from the parent what it cannot read, or what means something to an event loop."""
+    if not isinstance(error, (Exception, JobCancelled)):
+        return RuntimeError(f"The handler raised {type(error).__name__}.")
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
+    except Exception:  # noqa: BLE001  # whatever its class does there
+        return RuntimeError(f"The handler raised {type(error).__name__}: {error}")
+    return error
+
+
+#: How long a handler may take to stop by itself before its process is killed.
+LAST_WORDS = 1.0
+
+_LOOK_SECONDS = 0.1
+
+
+class ProcessDied(Exception):
+    """Say that the process of a job ended in the middle of it: killed, crashed, out of memory."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        self.exit_code = exit_code
+        super().__init__(f"The process of the job ended by itself (exit code {exit_code}).")
+
+
+class ChildProcesses:
+    """The child processes of one engine; called from the threads that wait for them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._idle: list[_Child] = []
+        self._all: set[_Child] = set()
+        self._closed = False
+
+    def run(self, handler: Handler[Any, Any], job: Job, gauge: Gauge) -> bytes:
+        """Run a handler in another process; return its result as JSON, or raise what it raised.
+
+        Where the gauge says so it is stopped: told to, then killed. Raises `JobCancelled` then, and
+        `ProcessDied` where the process ends by itself.
+        """
+        if handler.import_path is None:
+            raise ConfigurationError(f"Handler {handler.name!r} runs in no process of its own.")
+        one = self._begin(Work(handler.import_path, handler.name, handler.policy, job))
+        try:
+            ended = one.finish(job, gauge)
+        except BaseException:
+            one.kill()
+            self._forget(one)
+            raise
+        self._take_back(one)
+        return ended.value()
+
+    def close(self) -> None:
+        """Kill them all, and every one that would be started later."""
+        with self._lock:
+            self._closed = True
+            self._idle.clear()
+            left = tuple(self._all)
+        for one in left:
+            one.kill()
+
+    def _begin(self, work: Work) -> _Child:
+        while (one := self._waiting()) is not None:
+            try:
+                one.begin(work)
+            except OSError:  # it died while nobody used it
+                one.kill()
+                self._forget(one)
+            else:
+                return one
+        one = _Child()
+        with self._lock:
+            if self._closed:
+                raise NotOpen("The queue")
+            self._all.add(one)
+        try:
+            one.start()
+            one.begin(work)
+        except BaseException:
+            one.kill()
+            self._forget(one)
+            raise
+        return one
+
+    def _waiting(self) -> _Child | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def _take_back(self, one: _Child) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(one)
+
+    def _forget(self, one: _Child) -> None:
+        with self._lock:
+            self._all.discard(one)
+
+
+class _Child:
+    """One child process, as seen by the thread that uses it at the moment."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._theirs: Connection = theirs
+        # A daemon, so that an interpreter that ends without closing the queue does not wait for it.
+        self._process = context.Process(
+            target=main, args=(theirs, _log_levels()), name="asyncjobs job", daemon=True
+        )
+
+    def start(self) -> None:
+        self._process.start()
+        self._theirs.close()  # else its end would not be seen on ours
+
+    def begin(self, work: Work) -> None:
+        self._pipe.send(work)
+
+    def finish(self, job: Job, gauge: Gauge) -> Ended:
+        kill_at = math.inf
+        try:
+            while True:
+                if gauge.stopping and kill_at == math.inf:
+                    kill_at = monotonic() + LAST_WORDS
+                    self._pipe.send(STOP)
+                if monotonic() >= kill_at:
+                    raise JobCancelled(job.id)
+                if self._pipe.poll(_LOOK_SECONDS):
+                    message = self._pipe.recv()
+                    if isinstance(message, Ended):
+                        gauge.latest = message.report or gauge.latest
+                        return message
+                    _take_note(message, gauge)
+        except (EOFError, OSError) as error:
+            self._process.join(LAST_WORDS)
+            raise ProcessDied(self._process.exitcode) from error
+
+    def kill(self) -> None:
+        """End the process and those that it has started; return when it is gone."""
+        pid = self._process.pid
+        if pid is None:
+            return
+        if hasattr(os, "killpg"):
+            # Its group is its own from its first moments on; before those it has no children.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
+
+
+def _log_levels() -> dict[str | None, int]:
+    """Tell which levels were set here, so that the child sends what would be logged; None: root."""
+    root = logging.getLogger()
+    levels: dict[str | None, int] = {None: root.level}
+    for name, one in list(root.manager.loggerDict.items()):
+        if isinstance(one, logging.Logger) and one.level != logging.NOTSET:
+            levels[name] = one.level
+    return levels
+
+
+def _take_note(message: Report | logging.LogRecord, gauge: Gauge) -> None:
+    if isinstance(message, logging.LogRecord):
+        logging.getLogger(message.name).handle(message)
+    else:
+        gauge.latest = message

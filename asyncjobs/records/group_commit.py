@@ -1,0 +1,160 @@
+"""Merges concurrent store calls into few large ones (group commit).
+
+Calls that are made in the same turn of the event loop go out together, and so do those that arrive
+while a call is under way, as soon as it returns. Nothing ever waits on a timer, so a quiet process
+pays no delay and a busy one does few large transactions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from asyncjobs.core.job import Job, JobId
+from asyncjobs.errors import NotOpen, StoreUnavailable
+from asyncjobs.protocols import Change, OpenStore, Prompt
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_MOST = 512
+
+
+class _Call(Generic[T, R]):
+    def __init__(self, items: Sequence[T]) -> None:
+        self.items = items
+        self.results: Sequence[R] = ()
+        self.done = anyio.Event()
+        self._error: Exception | None = None
+        self._traceback: TracebackType | None = None
+
+    def succeed(self, results: Sequence[R]) -> None:
+        self.results = results
+        self.done.set()
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.is_set():
+            self._error, self._traceback = error, error.__traceback__
+            self.done.set()
+
+    def answer(self) -> Sequence[R]:
+        if self._error is not None:
+            # One error for many callers: each would add its own frames to the traceback.
+            raise self._error.with_traceback(self._traceback)
+        return self.results
+
+
+class GroupCommit(Generic[T, R]):
+    """One batch function, shared by many callers.
+
+    The function runs in a task of its own, so that no caller's end disturbs the others. A caller
+    that is cancelled while its items are under way gets its cancellation once their fate is known.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+        tasks: TaskGroup,
+        most: int = _MOST,
+    ) -> None:
+        self._function = function
+        self._tasks = tasks
+        self._most = most
+        self._waiting: deque[_Call[T, R]] = deque()
+        self._busy = False
+
+    async def __call__(self, items: Sequence[T]) -> Sequence[R]:
+        call = _Call[T, R](items)
+        self._waiting.append(call)
+        if not self._busy:
+            self._begin()
+        with anyio.CancelScope(shield=True):
+            await call.done.wait()
+        return call.answer()
+
+    def _begin(self) -> None:
+        try:
+            self._tasks.start_soon(self._drain)
+        except RuntimeError as error:
+            self._fail_all(NotOpen("The store"))
+            raise NotOpen("The store") from error
+        self._busy = True
+
+    async def _drain(self) -> None:
+        calls: list[_Call[T, R]] = []
+        try:
+            with anyio.CancelScope(shield=True):
+                while self._waiting:
+                    calls = self._next()
+                    await self._flush(calls)
+        finally:
+            # Empty, unless the event loop itself is being torn down.
+            self._busy = False
+            self._waiting.extendleft(calls)
+            self._fail_all(StoreUnavailable("of this process", "the event loop has ended"))
+
+    def _fail_all(self, error: Exception) -> None:
+        while self._waiting:
+            self._waiting.popleft().fail(error)
+
+    def _next(self) -> list[_Call[T, R]]:
+        calls = [self._waiting.popleft()]
+        size = len(calls[0].items)
+        while self._waiting and size + len(self._waiting[0].items) <= self._most:
+            calls.append(self._waiting.popleft())
+            size += len(calls[-1].items)
+        return calls
+
+    async def _flush(self, calls: list[_Call[T, R]]) -> None:
+        try:
+            results = await self._function([item for call in calls for item in call.items])
+        except Exception as error:  # noqa: BLE001  # it goes to those who called
+            await self._settle(calls, error)
+        else:
+            start = 0
+            for call in calls:
+                call.succeed(results[start : start + len(call.items)])
+                start += len(call.items)
+
+    async def _settle(self, calls: list[_Call[T, R]], error: Exception) -> None:
+        """Let an error hit the call that caused it, where it is not the store that is away."""
+        if len(calls) == 1 or isinstance(error, StoreUnavailable):
+            for call in calls:
+                call.fail(error)
+        else:
+            for call in calls:
+                await self._flush([call])
+
+
+class GroupCommitStore:
+    """An open store in front of an open store: the same contract, concurrent calls merged."""
+
+    def __init__(self, store: OpenStore, tasks: TaskGroup) -> None:
+        self._store = store
+        self._insert = GroupCommit(store.insert, tasks)
+        prompt = isinstance(store, Prompt) and store.reads_at_once
+        self._get = store.get if prompt else GroupCommit(store.get, tasks)
+        self._replace = GroupCommit(store.replace, tasks)
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        return await self._insert(jobs)
+
+    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        return await self._get(ids)
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        return await self._replace(changes)
+
+    async def take(
+        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
+    ) -> Sequence[Job]:
+        return await self._store.take(lanes, now=now, until=until, limit=limit)
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        await self._store.delete(ids)

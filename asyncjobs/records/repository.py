@@ -1,0 +1,233 @@
+"""The one way by which this process reads and writes jobs.
+
+A store seen through it merges concurrent calls, announces what is written, tells of every
+transition, and never shows a job whose deadline or lease has quietly passed: readers repair what
+they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from asyncjobs.core import lifecycle
+from asyncjobs.core.events import Transition, event_of
+from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.errors import ConfigurationError, UnknownJob, UnusableConnection
+from asyncjobs.protocols import (
+    Aging,
+    Change,
+    Clock,
+    Counting,
+    Listing,
+    OpenStore,
+    Page,
+    Selection,
+    Transactions,
+)
+from asyncjobs.records.change_feed import ChangeFeed, Watch
+from asyncjobs.records.logging import log_transition
+
+# Jobs that their process has kept a place for are due a little later than they wait.
+_SOON = timedelta(minutes=1)
+
+_MOST_BEFORE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class JobWrite:
+    """A move that was made and is to be written: the job before it, and after it."""
+
+    before: Job
+    job: Job
+
+
+class Repository:
+    """Reads and writes jobs by the rules of `lifecycle`."""
+
+    def __init__(
+        self,
+        store: OpenStore,
+        feed: ChangeFeed,
+        clock: Clock,
+        *,
+        able: object = None,
+        tell: Callable[[Transition], None] = log_transition,
+    ) -> None:
+        """Take, beside the store to use, the store itself, which may have more to offer.
+
+        `tell` is called with each transition that this process has written.
+        """
+        self._store = store
+        self._feed = feed
+        self._tell = tell
+        self._clock = clock
+        self._listing = able if isinstance(able, Listing) else None
+        self._counting = able if isinstance(able, Counting) else None
+        self._transactional = able if isinstance(able, Transactions) else None
+        self._aging = able if isinstance(able, Aging) else None
+
+    def now(self) -> datetime:
+        """Tell the time that moves are made by."""
+        return self._clock.now()
+
+    async def insert(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Add jobs; where the id or the idempotency key is taken, get the stored job back."""
+        stored = list(await self._store.insert(jobs))
+        for index, (job, found) in enumerate(zip(jobs, stored, strict=True)):
+            if found.id == job.id:
+                self._written(None, found)
+            else:
+                stored[index] = await self._replayed(job, found)
+        return stored
+
+    async def insert_within(self, connection: object, job: Job) -> Job:
+        """Add a job as `Transactions.insert_within` does; raise `UnusableConnection`."""
+        if self._transactional is None:
+            raise UnusableConnection("the queue's store takes part in no transaction but its own")
+        # Not announced: to everybody else it does not exist yet, and may never do.
+        [found] = await self._transactional.insert_within(connection, [job])
+        if found.id == job.id:
+            self._tell_of(None, job)
+            return job
+        repaired = await self._repaired(found, self._clock.now())
+        if repaired is not None:
+            return repaired
+        await self.forget([found.id])
+        [stored] = await self._transactional.insert_within(connection, [job])
+        if stored.id == job.id:
+            self._tell_of(None, stored)
+        return stored
+
+    async def get(self, ids: Sequence[JobId]) -> Sequence[Job | None]:
+        """Read jobs as they must stand now; None for those that do not exist."""
+        found = list(await self._store.get(ids))
+        now = self._clock.now()
+        for index, job in enumerate(found):
+            # Not only where it is due: whoever took it may have died before making the move.
+            if job is not None:
+                found[index] = await self._repaired(job, now)
+        return found
+
+    async def find(self, job_id: JobId) -> Job:
+        """Read one job; raise `UnknownJob` where it does not exist."""
+        [job] = await self.get([job_id])
+        if job is None:
+            raise UnknownJob(job_id)
+        return job
+
+    async def list(self, which: Selection, *, limit: int, after: str | None = None) -> Page:
+        """List jobs as they must stand now; raise `ConfigurationError` where the store cannot."""
+        if self._listing is None:
+            raise ConfigurationError("The store cannot list jobs.")
+        page = await self._listing.list(which, limit=limit, after=after)
+        now = self._clock.now()
+        jobs = [await self._listed(job, now) for job in page.jobs]
+        fits = [job for job in jobs if job and which.status in (None, job.status)]
+        return Page(fits, page.next)
+
+    async def position(self, job: Job) -> int | None:
+        """Tell how far in front of its queue a job waits: 1 is next, None is not known."""
+        now = self._clock.now()
+        waits = job.status is JobStatus.PENDING and job.lane == job.queue and job.run_at <= now
+        if self._counting is None or not waits:
+            return None
+        before = await self._counting.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
+        return before + 1 if before < _MOST_BEFORE else None
+
+    async def oldest(self, queues: Sequence[str]) -> Mapping[str, timedelta]:
+        """Tell for how long the first job of each queue has been due; {} if the store cannot."""
+        if self._aging is None or not queues:
+            return {}
+        now = self._clock.now()
+        moments = await self._aging.first_due(queues)
+        return {
+            queue: timedelta(0) if moment is None else max(timedelta(0), now - moment)
+            for queue, moment in zip(queues, moments, strict=True)
+        }
+
+    async def replace(self, steps: Sequence[JobWrite]) -> Sequence[bool]:
+        """Write moves that were already made; say for each whether it was the next one."""
+        if not steps:
+            return ()
+        changes = [Change(step.job, step.before.revision) for step in steps]
+        written = await self._store.replace(changes)
+        for step, done in zip(steps, written, strict=True):
+            if done:
+                self._written(step.before, step.job)
+        return written
+
+    async def advance(self, job: Job, move: Callable[[Job, datetime], Job]) -> Job:
+        """Make a move on the job as it stands when the write wins; raise what the move raises.
+
+        Every refusal means that somebody else's write went through, so this ends.
+        """
+        while True:
+            moved = move(job, self._clock.now())
+            [done] = await self.replace([JobWrite(job, moved)])
+            if done:
+                return moved
+            job = await self.find(job.id)
+
+    async def take(
+        self,
+        lanes: Sequence[str],
+        *,
+        until: datetime,
+        limit: int,
+        overdue_by: timedelta = timedelta(0),
+    ) -> Sequence[Job]:
+        """Pick jobs that have been due for so long already, as `OpenStore.take` says."""
+        now = self._clock.now() - overdue_by
+        return await self._store.take(lanes, now=now, until=until, limit=limit)
+
+    async def forget(self, ids: Sequence[JobId]) -> None:
+        """Delete jobs and tell those who watch them."""
+        await self._store.delete(ids)
+        for job_id in ids:
+            self._feed.forget(job_id)
+
+    def watch(self, job_id: JobId) -> Watch:
+        """Follow one job."""
+        return self._feed.watch(job_id, self.get)
+
+    async def _listed(self, job: Job, now: datetime) -> Job | None:
+        """Repair what a list shows; by a whole job, since those who watch it are told of it."""
+        if lifecycle.overdue(job, now) is None:
+            return None if lifecycle.forgettable(job, now) else job
+        [whole] = await self.get([job.id])
+        return whole and whole.changed(payload_json=b"", result_json=None)
+
+    async def _replayed(self, job: Job, found: Job) -> Job:
+        """Return the job that has the key now: not one that nobody can read any more."""
+        repaired = await self._repaired(found, self._clock.now())
+        if repaired is not None:
+            return repaired
+        await self.forget([found.id])
+        [stored] = await self._store.insert([job])
+        if stored.id == job.id:
+            self._written(None, stored)
+        return stored
+
+    def _written(self, before: Job | None, job: Job) -> None:
+        """Let this process know of a write: the one place that each of them passes."""
+        self._feed.announce(job)
+        self._tell_of(before, job)
+
+    def _tell_of(self, before: Job | None, job: Job) -> None:
+        if (event := event_of(before, job)) is not None:
+            self._tell(Transition(event, job, before, self._clock.now()))
+
+    async def _repaired(self, job: Job, now: datetime) -> Job | None:
+        if lifecycle.forgettable(job, now):
+            return None
+        while (moved := lifecycle.overdue(job, now)) is not None:
+            [done] = await self.replace([JobWrite(job, moved)])
+            if done:
+                return moved
+            [fresh] = await self._store.get([job.id])
+            if fresh is None:
+                return None
+            job = fresh
+        return job

@@ -1,0 +1,1 @@
+"""Assembles and tends one open queue in one process."""

@@ -1,0 +1,121 @@
+"""Looks after what nobody else does: lapsed leases, missed deadlines, lost hand-offs, old results.
+
+One loop over `take`: whatever is due in the maintenance lane is looked at, and `lifecycle` says
+what has become of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from datetime import timedelta
+
+import anyio
+
+from asyncjobs.core import lifecycle
+from asyncjobs.core.handlers import Registry
+from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobStatus
+from asyncjobs.errors import StoreError
+from asyncjobs.execution.fetcher import Fetcher
+from asyncjobs.records.repository import JobWrite, Repository
+from asyncjobs.runtime.dispatch import DispatchRetrier
+from asyncjobs.settings import Settings
+
+log = logging.getLogger("asyncjobs")
+
+_MOST = 200
+
+_MOST_PAGES = 20
+
+# A lane whose jobs have been due for this long has too few workers, or none.
+_NEGLECTED = timedelta(minutes=1)
+
+
+class Maintenance:
+    """One such loop per process; any number of them may share a store."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        repository: Repository,
+        retrier: DispatchRetrier,
+        settings: Settings,
+        *,
+        fetcher: Fetcher | None,
+    ) -> None:
+        self._registry = registry
+        self._repository = repository
+        self._retrier = retrier
+        self._settings = settings
+        self._fetcher = fetcher
+        self._looked_at_neglected = -math.inf
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                while await self.sweep() == _MOST:
+                    pass
+                if neglected := self._unserved():
+                    await self.sweep_neglected(neglected)
+            except StoreError as error:
+                log.warning("Maintenance could not be done: %s", error)
+            await anyio.sleep(self._settings.sweep_interval.total_seconds())
+
+    async def sweep(self) -> int:
+        """Look at what is due; return how many jobs that were."""
+        until = self._repository.now() + self._settings.redelivery
+        jobs = await self._repository.take([MAINTENANCE_LANE], until=until, limit=_MOST)
+        now = self._repository.now()
+        forgettable = [job.id for job in jobs if lifecycle.forgettable(job, now)]
+        if forgettable:
+            await self._repository.forget(forgettable)
+        await self._move_overdue(jobs)
+        waiting = [job for job in jobs if job.status is JobStatus.PENDING and job.deadline > now]
+        if waiting:
+            await self._retrier.dispatch_again(waiting, now)
+        return len(jobs)
+
+    async def sweep_neglected(self, lanes: Sequence[str]) -> None:
+        """Enforce the deadlines of jobs that wait in lanes which nobody empties.
+
+        Those that may still run are put back, to the place they had, when all have been seen.
+        """
+        jobs: list[Job] = []
+        for _ in range(_MOST_PAGES):
+            page = await self._repository.take(
+                lanes,
+                until=self._repository.now() + self._settings.redelivery,
+                limit=_MOST,
+                overdue_by=_NEGLECTED,
+            )
+            await self._move_overdue(page)
+            # Only the state is written back; thousands of payloads are nothing to keep in memory.
+            jobs.extend(job.changed(payload_json=b"") for job in page)
+            if len(page) < _MOST:
+                break
+        now = self._repository.now()
+        alive = [JobWrite(job, lifecycle.requeue(job)) for job in jobs if now < job.deadline]
+        await self._repository.replace(alive)
+
+    def _unserved(self) -> Sequence[str]:
+        """Name the lanes that this process does not take from; in the others it meets what is late.
+
+        They may be those of all handlers, where its worker is too busy to look. Now and then only:
+        where others do serve them and are merely behind, looking is work for nothing.
+        """
+        if anyio.current_time() - self._looked_at_neglected < _NEGLECTED.total_seconds():
+            return ()
+        self._looked_at_neglected = anyio.current_time()
+        lanes = self._registry.queues
+        if self._fetcher is None or not self._fetcher.took_within(_NEGLECTED):
+            return lanes
+        return [lane for lane in lanes if not self._fetcher.serves(lane)]
+
+    async def _move_overdue(self, jobs: Sequence[Job]) -> None:
+        now = self._repository.now()
+        steps = [JobWrite(job, moved) for job in jobs if (moved := lifecycle.overdue(job, now))]
+        await self._repository.replace(
+            steps
+        )  # where one is refused, somebody else has moved the job

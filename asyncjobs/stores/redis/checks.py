@@ -1,0 +1,129 @@
+"""What the Redis store looks at before it trusts a server with jobs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from asyncjobs.errors import SchemaError, StoreUnavailable
+from asyncjobs.protocols import Finding
+from asyncjobs.stores.redis.keys import Keys
+from asyncjobs.stores.redis.server import Server
+
+log = logging.getLogger("asyncjobs")
+
+# What is written by another version of `redis_scripts` is not touched.
+_SCHEMA = 2
+
+# The first versions with the script flags that keep a script from being broken off in the middle.
+_REDIS, _VALKEY = 7, 8
+
+
+async def check(server: Server, keys: Keys) -> None:
+    """Raise `SchemaError` for what cannot be used, and warn of what forgets jobs."""
+    await _check_version(server)
+    await _check_kinds(server, keys)
+    await _check_schema(server, keys.schema)
+    await _warn_of_losses(server)
+
+
+async def inspect(server: Server, schema_key: str) -> list[Finding]:
+    """Look at how the server is set up; what it does not tell is no finding."""
+    about = await _allowed(server, "INFO", "server") or {}
+    config = await _allowed(server, "CONFIG GET", "maxmemory-policy", "append*") or {}
+    schema = (await server.command("GET", schema_key) or b"none").decode(errors="replace")
+    kinds = {"Valkey": "valkey_version", "Redis": "redis_version"}
+    found = [Finding(kind, about[name]) for kind, name in kinds.items() if name in about][:1]
+    found.append(Finding("schema version", f"{schema} of {_SCHEMA}"))
+    if not config:
+        return [*found, Finding("settings", "not told", "look at them yourself: docs/howto/redis")]
+    policy, log_, sync = (config[n] for n in ("maxmemory-policy", "appendonly", "appendfsync"))
+    what = _evicted_by(policy)
+    evicts = f"{what} are evicted when memory is full; set it to noeviction" if what else ""
+    forgets = "a restart forgets jobs; set it to yes"
+    unsynced = "a crash of the machine may lose half a minute of jobs; set it to everysec or always"
+    found.append(Finding("maxmemory-policy", policy, evicts))
+    found.append(Finding("appendonly", log_, forgets if log_ == "no" else ""))
+    return [*found, Finding("appendfsync", sync, unsynced if sync == "no" else "")]
+
+
+async def _check_version(server: Server) -> None:
+    about = await _allowed(server, "INFO", "server")
+    if about is None:
+        return
+    product, least = ("valkey", _VALKEY) if "valkey_version" in about else ("redis", _REDIS)
+    version = str(about[f"{product}_version"])
+    if int(version.partition(".")[0]) < least:
+        raise SchemaError(
+            server.name,
+            f"it is {product.title()} {version}; version {least} is the first that can be used",
+        )
+
+
+async def _check_kinds(server: Server, keys: Keys) -> None:
+    kinds = {keys.schema: "string", keys.sequence: "string", keys.held: "hash", keys.all: "zset"}
+    found = await server.read([("TYPE", key) for key in kinds])
+    for (key, wanted), kind in zip(kinds.items(), found, strict=True):
+        if kind.decode() not in (wanted, "none"):
+            raise _foreign(server, key)
+
+
+async def _check_schema(server: Server, key: str) -> None:
+    # Read first: a server that is full or a replica still has the jobs it has.
+    found = await server.command("GET", key)
+    if found is None:
+        found = await server.command("SET", key, _SCHEMA, "NX", "GET")
+    version = (found or b"%d" % _SCHEMA).decode(errors="replace")
+    if not version.isdecimal():
+        raise _foreign(server, key)
+    if int(version) != _SCHEMA:
+        raise SchemaError(
+            server.name, f"it has schema version {version}, this asyncjobs knows {_SCHEMA}"
+        )
+
+
+def _foreign(server: Server, key: str) -> SchemaError:
+    return SchemaError(server.name, f"the key {key} is of another program")
+
+
+async def _warn_of_losses(server: Server) -> None:
+    config = await _allowed(server, "CONFIG GET", "maxmemory-policy", "appendonly")
+    if config is None:
+        return
+    policy = str(config.get("maxmemory-policy", ""))
+    if evicted := _evicted_by(policy):
+        log.warning(
+            "The store %s evicts %s when its memory is full (maxmemory-policy %s); "
+            "set it to noeviction",
+            server.name,
+            evicted,
+            policy,
+        )
+    if config.get("appendonly") == "no":
+        log.warning(
+            "The store %s forgets jobs when it is restarted: it keeps no log of what is written "
+            "(appendonly no)",
+            server.name,
+        )
+
+
+def _evicted_by(policy: str) -> str:
+    """Name what is thrown away when memory is full; only finished jobs have an expiry."""
+    evicted = {"allkeys": "jobs", "volatile": "finished jobs"}
+    return evicted.get(policy.partition("-")[0], "")
+
+
+async def _allowed(server: Server, *words: str) -> dict[str, Any] | None:
+    """Ask what many hosts forbid to ask; None where it is forbidden."""
+    try:
+        answer: dict[str, Any] = await server.command(*words)
+    except StoreUnavailable as error:
+        if not _is_forbidden(error):
+            raise
+        log.debug("The store %s does not tell its %s: %s", server.name, words[0], error.reason)
+        return None
+    return answer
+
+
+def _is_forbidden(error: StoreUnavailable) -> bool:
+    return type(error.__cause__).__name__ == "NoPermissionError" or "unknown" in error.reason

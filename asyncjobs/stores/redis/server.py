@@ -1,0 +1,264 @@
+"""The server of `stores.redis`: how it is reached, asked, and asked again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import anyio
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from asyncjobs.errors import ConfigurationError, StoreUnavailable
+from asyncjobs.stores.redis.looks import Script
+from asyncjobs.stores.redis.sentinels import sentinels_of
+
+T = TypeVar("T")
+
+#: What may go to the server.
+Argument = str | bytes | int
+
+#: The schemes of our URLs, and what the driver calls them.
+SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+
+# Between attempts at what may be repeated.
+_PAUSES = (0.05, 0.2)
+
+# An idle connection is tried before it is used, as something in between may have dropped it.
+_IDLE_SECONDS = 30
+
+_FORM = (
+    "The Redis store's URL is redis://host:port/database (valkey://, and with TLS rediss:// or "
+    "valkeys://)"
+)
+_DATABASE = re.compile(r"(/\d*)?")
+
+# The server's words, and the driver's; not every version of it knows them all.
+_NOT_IN_CHARGE = (
+    *("READONLY", "ASK", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN"),
+    *("ReadOnlyError", "AskError", "TryAgainError", "ClusterDownError", "MasterDownError"),
+)
+
+_MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)")
+
+
+def split_url(url: str) -> tuple[str, str | None]:
+    """Return the URL as the driver wants it, and the namespace it names."""
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        raise ConfigurationError(f"{_FORM}; got the scheme {parts.scheme!r}.")
+    # The driver would go to the database 0 of this machine, without a word.
+    if "://" not in url or _DATABASE.fullmatch(parts.path) is None:
+        # Nothing of it may be shown: a password with a slash in it looks like a path.
+        raise ConfigurationError(f"{_FORM}, where the database is a number; this one is not so.")
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    rest = urlencode([(name, value) for name, value in query if name != "namespace"])
+    return (
+        parts._replace(scheme=SCHEMES[parts.scheme], query=rest).geturl(),
+        dict(query).get("namespace"),
+    )
+
+
+def name_of(url: str) -> str:
+    """Name the server of a URL, without password and options."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2] or 'localhost'}{parts.path}"
+
+
+class Server:
+    """A pool of connections to where the keys are.
+
+    In a cluster that is one node, since all keys share one slot. Where another one than the URL's
+    is named as being in charge, it is followed, until it cannot be reached.
+    """
+
+    def __init__(self, url: str, *, timeout: float, connections: int) -> None:
+        self.name = name_of(url)
+        self.timeout = timeout
+        try:
+            self._url, self._sentinels = sentinels_of(url, timeout=timeout)
+        except ValueError as error:
+            raise self._unusable(error) from error
+        self._connections = connections
+        self._client = self.connect(connections)
+        self._retired: list[Redis] = []
+        #: How often another server was found to be in charge.
+        self.turns = 0
+        self._node: tuple[str, int] | None = None
+
+    def connect(self, connections: int, *, idle: int = _IDLE_SECONDS) -> Redis:
+        """Make a client; no connection is opened yet."""
+        try:
+            pool = cast("Any", BlockingConnectionPool).from_url(
+                self._url,
+                max_connections=connections,
+                timeout=self.timeout,
+                socket_timeout=self.timeout,
+                socket_connect_timeout=self.timeout,
+                socket_keepalive=True,
+                health_check_interval=idle,
+                # What may be repeated, and what may not, the driver cannot know.
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+            )
+            if self._sentinels is not None:
+                self._sentinels.lead(pool)
+            # Only now the driver looks at the options.
+            pool.make_connection()
+        except (TypeError, ValueError, RedisError) as error:
+            raise self._unusable(error) from error
+        return Redis(connection_pool=pool)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for client in (self._client, *self._retired):
+            await disconnect(client)
+        self._retired = []
+
+    async def command(self, *words: Argument) -> Any:
+        """Ask for what changes nothing when it is repeated."""
+        return await self.ask(lambda client: execute(client, *words), repeat=True)
+
+    async def read(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        """Ask several such things in one round trip."""
+
+        async def pipelined(client: Redis) -> list[Any]:
+            pipeline = client.pipeline(transaction=False)
+            for words in commands:
+                cast("Any", pipeline).execute_command(*words)
+            answers = await pipeline.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+            return list(answers)
+
+        return await self.ask(pipelined, repeat=True)
+
+    async def run(
+        self, script: Script, keys: Sequence[str], args: Sequence[Argument], *, repeat: bool
+    ) -> Any:
+        """Run a script; `repeat` says whether doing so twice does no harm."""
+
+        async def evaluate(client: Redis) -> Any:
+            try:
+                return await execute(client, "EVALSHA", script.digest, len(keys), *keys, *args)
+            except NoScriptError:  # a new server, or one whose scripts were flushed
+                return await execute(client, "EVAL", script.text, len(keys), *keys, *args)
+
+        return await self.ask(evaluate, repeat=repeat)
+
+    async def ask(self, call: Callable[[Redis], Awaitable[T]], *, repeat: bool) -> T:
+        """Call, and call again where that may be; every error comes out as `StoreUnavailable`.
+
+        What a server has refused because it is not in charge was not done, and may be repeated. Not
+        to be cancelled in the middle: nobody would know what was done. The driver's time-outs bound
+        it.
+        """
+        give_up = anyio.current_time() + self.timeout
+        with anyio.CancelScope(shield=True):
+            for pause in _PAUSES:
+                try:
+                    with self.errors():
+                        return await self._once(call)
+                except StoreUnavailable as error:
+                    again = _is_undone(error) or (repeat and _may_pass(error))
+                    if not again or anyio.current_time() > give_up:
+                        raise
+                await anyio.sleep(pause)
+            with self.errors():
+                return await self._once(call)
+        raise AssertionError  # the shield lets no cancellation in
+
+    @contextmanager
+    def errors(self) -> Generator[None]:
+        """Turn what the driver raises into what a store raises."""
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(self.name, str(error) or type(error).__name__) from error
+
+    def _unusable(self, error: Exception) -> ConfigurationError:
+        return ConfigurationError(f"The URL of the store {self.name} cannot be used: {error}")
+
+    async def _once(self, call: Callable[[Redis], Awaitable[T]]) -> T:
+        client = self._client
+        try:
+            return await call(client)
+        except RedisConnectionError:
+            if self._node is not None and client is self._client:
+                await self._turn_to(None)
+            else:
+                await _drop_idle(client)  # what has ended this connection has ended those, too
+            raise
+        except ReadOnlyError:
+            # A failover may have made a replica of it: look it up anew.
+            self.turns += 1
+            await _drop_idle(client)
+            raise
+        except ResponseError as error:
+            if (node := _moved_to(error)) is None:
+                raise
+            if client is self._client:
+                await self._turn_to(node)
+            return await call(self._client)
+
+    async def _turn_to(self, node: tuple[str, int] | None) -> None:
+        """Use another node, or (None) the one that the URL names."""
+        old, self._client = self._client, self.connect(self._connections)
+        self._node = node
+        self.turns += 1
+        if node is not None:
+            host, port = node
+            self._client.connection_pool.connection_kwargs.update(
+                {"port": port, **({"host": host} if host else {})}
+            )
+        self._retired.append(old)
+        await _drop_idle(old)
+
+
+async def execute(client: Redis, *words: Argument) -> Any:
+    """Send one command, and get its answer."""
+    return await cast("Any", client).execute_command(*words)
+
+
+async def disconnect(client: Redis) -> None:
+    """Close a client's connections, whatever state they are in."""
+    await client.connection_pool.disconnect(inuse_connections=True)
+
+
+async def _drop_idle(client: Redis) -> None:
+    await client.connection_pool.disconnect(inuse_connections=False)
+
+
+def _may_pass(error: StoreUnavailable) -> bool:
+    return isinstance(error.__cause__, (RedisConnectionError, RedisTimeoutError, OSError))
+
+
+def _is_undone(error: StoreUnavailable) -> bool:
+    """Tell whether the server has refused a command because it is not in charge, or not yet."""
+    said = str(error.__cause__).partition(" ")[0]
+    return said in _NOT_IN_CHARGE or type(error.__cause__).__name__ in _NOT_IN_CHARGE
+
+
+def _moved_to(error: ResponseError) -> tuple[str, int] | None:
+    """Read which node is in charge; the host may be empty, for the same one."""
+    if type(error).__name__ != "MovedError" and not str(error).startswith("MOVED "):
+        return None
+    found = _MOVED.fullmatch(str(error))
+    return (found[1], int(found[2])) if found else None

@@ -1,0 +1,259 @@
+"""Keeps jobs in Redis or Valkey, for any number of processes and machines.
+
+Durability: as the server is set up; see docs/howto/redis.md.
+
+Whatever changes more than one key is a script, so no other client sees it half done. Scripts are
+run one after the other, each over a bounded number of jobs: changes to one job keep their order,
+and other clients get their turn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import anyio
+
+from asyncjobs.core.encoding import from_microseconds, readable, sequence_of, to_microseconds
+from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
+from asyncjobs.protocols import Change, Finding, Page, Selection
+from asyncjobs.stores.event_loops import require_asyncio
+from asyncjobs.stores.redis import looks, rows, scripts
+from asyncjobs.stores.redis.changes import Changes
+from asyncjobs.stores.redis.checks import check, inspect
+from asyncjobs.stores.redis.keys import Keys
+from asyncjobs.stores.redis.server import Server, name_of, split_url
+
+# Of a cursor, which is a score: exact up to 2**53.
+_DIGITS = 16
+
+# What one script may look at, and read.
+_MOST_ENTRIES = 500
+_MOST_READ = 128
+_MOST_BYTES = 4 * 1024 * 1024
+
+# Servers that a fork copied into this process. To let go of their connections would close them,
+# and closing an inherited connection harms the parent's event loop.
+_inherited: list[Server] = []
+
+
+class RedisStore:
+    """A store in the keys of one namespace of a server.
+
+    `timeout` is how long, in seconds, it waits for a connection or an answer. It keeps at most
+    `connections` open, and one to hear of changes, at most every `notice` seconds.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "asyncjobs",
+        timeout: float = 5.0,
+        connections: int = 8,
+        notice: float = 0.01,
+    ) -> None:
+        self._url, named = split_url(url)
+        self.namespace = namespace if named is None else named
+        if not self.namespace or set(self.namespace) & set("{}"):
+            raise ConfigurationError(
+                f"A namespace has at least one letter and no braces, got {self.namespace!r}."
+            )
+        self._timeout = timeout
+        self._connections = connections
+        self._notice = notice
+        self._keys = Keys(self.namespace)
+        self._open: _Open | None = None
+
+    async def __aenter__(self) -> Self:
+        require_asyncio("Redis", driver="redis-py")
+        if self._open is not None and not self._open.is_ours:
+            _inherited.append(self._open.server)
+        server = Server(self._url, timeout=self._timeout, connections=self._connections)
+        try:
+            await check(server, self._keys)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await server.close()
+            raise
+        self._open = _Open(server)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        opened, self._open = self._opened, None
+        with anyio.CancelScope(shield=True):
+            await opened.server.close()
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        opened, keys = self._opened, self._keys
+        holders: list[bytes] = []
+        for some in rows.in_portions(jobs, rows.size_of):
+            names = [keys.sequence, keys.held, keys.all, *(keys.job(job.id) for job in some)]
+            args = [arg for job in some for arg in rows.insertion(job, keys)]
+            # May be repeated: a job that is there is not added again.
+            holders += await opened.server.run(
+                scripts.INSERT, names, [keys.prefix, opened.writer, *args], repeat=True
+            )
+        return await self._stored(jobs, [holder.decode() for holder in holders])
+
+    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        found = await self._opened.server.read(
+            [("HMGET", self._keys.job(job_id), *looks.FIELDS) for job_id in ids]
+        )
+        return [
+            rows.read(job_id, row) if any(value is not None for value in row) else None
+            for job_id, row in zip(ids, found, strict=True)
+        ]
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        opened, keys = self._opened, self._keys
+        answers: list[bool] = []
+        for some in rows.in_portions(changes, lambda change: rows.size_of(change.job)):
+            args = [arg for change in some for arg in rows.replacement(change)]
+            grows = any(change.job.result_json is not None for change in some)
+            answer = await opened.server.run(
+                scripts.REPLACE if grows else scripts.REPLACE_STATE,
+                [keys.job(change.job.id) for change in some],
+                [keys.prefix, opened.writer, *args],
+                # The answer to a repeated change would be no, though it is the one that won.
+                repeat=False,
+            )
+            answers += map(bool, answer)
+        return answers
+
+    async def take(
+        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
+    ) -> Sequence[Job]:
+        server, keys = self._opened.server, self._keys
+        names = [keys.held, keys.all, *map(keys.due, dict.fromkeys(lanes))]
+        moments = [to_microseconds(now), to_microseconds(until)]
+        taken: list[Job] = []
+        left, more = limit, bool(lanes)
+        while more and left > 0:
+            most = min(left, _MOST_READ)
+            more, found = await server.run(
+                scripts.TAKE, names, [keys.prefix, *moments, most, _MOST_BYTES], repeat=False
+            )
+            left -= len(found)
+            taken += readable(found, rows.named(rows.read))
+            # What comes up again at once would be taken twice.
+            more = more and until > now
+        return [job.changed(due_at=until) for job in taken]
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        opened, keys = self._opened, self._keys
+        for some in rows.in_portions(ids, len):
+            names = [keys.held, keys.all, *map(keys.job, some)]
+            args = [keys.prefix, opened.writer, *some]
+            await opened.server.run(scripts.DELETE, names, args, repeat=True)
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        server, index = self._opened.server, self._index(which)
+        before = sequence_of(after, _DIGITS)
+        start: str | bytes = "+inf" if before is None else f"({before}"
+        found: list[rows.Row] = []
+        while start and len(found) <= limit:
+            bounds = [limit + 1 - len(found), _MOST_ENTRIES]
+            go_on, fitting, gone = await server.run(
+                looks.LIST,
+                [index],
+                [self._keys.prefix, start, *bounds, *_wanted(which)],
+                repeat=True,
+            )
+            found += fitting
+            start = b"(" + go_on if go_on else b""
+            with suppress(StoreUnavailable):  # a replica may be read, too
+                await server.read([("ZREMRANGEBYSCORE", index, order, order) for order in gone])
+        jobs = readable([row[1:] for row in found[:limit]], rows.named(rows.read_narrow))
+        return Page(jobs, str(int(found[limit - 1][0] or 0)) if len(found) > limit else None)
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        names = [self._keys.due(job.lane), self._keys.job(job.id)]
+        counted = seen = 0
+        looked = _MOST_ENTRIES
+        while looked == _MOST_ENTRIES and counted < most:
+            args = [to_microseconds(until), seen, _MOST_ENTRIES]
+            looked, before = await self._opened.server.run(looks.COUNT, names, args, repeat=True)
+            seen += looked
+            counted += before
+        return min(counted, most)
+
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        names = [self._keys.due(lane) for lane in lanes]
+        found = await self._opened.server.read(
+            [("ZRANGE", name, 0, 0, "WITHSCORES") for name in names]
+        )
+        return [rows.first_score(entries) for entries in found]
+
+    async def inspect(self) -> Sequence[Finding]:
+        return await inspect(self._opened.server, self._keys.schema)
+
+    def changes(self) -> AsyncGenerator[Sequence[JobId]]:
+        """Yield ids of jobs that other processes changed; first an empty batch."""
+        opened = self._opened
+        changes = Changes(opened.server, self._keys.changes, opened.writer)
+        return changes.follow(self._notice)
+
+    async def now(self) -> datetime:
+        """Return the server's time."""
+        seconds, microseconds = await self._opened.server.command("TIME")
+        return from_microseconds(int(seconds) * 1_000_000 + int(microseconds)).astimezone(UTC)
+
+    async def _stored(self, jobs: Sequence[Job], holders: Sequence[str]) -> Sequence[Job]:
+        """Return what is stored for each job, when the ids that were there already are known."""
+        stored = list(jobs)
+        places = [place for place, holder in enumerate(holders) if holder]
+        found = await self.get([JobId(holders[place]) for place in places])
+        for place, job in zip(places, found, strict=True):
+            # None where it was deleted in between; then there is room for the new one.
+            stored[place] = job if job is not None else (await self.insert([jobs[place]]))[0]
+        return stored
+
+    def _index(self, which: Selection) -> str:
+        """Choose the shortest index that has all jobs which fit."""
+        if which.user_id is not None:
+            return self._keys.owned(which.user_id)
+        if which.type is not None and which.status is JobStatus.COMPLETED:
+            return self._keys.completed(which.type)
+        return self._keys.all
+
+    @property
+    def _opened(self) -> _Open:
+        if self._open is None or not self._open.is_ours:
+            raise NotOpen(f"The store {name_of(self._url)}")
+        return self._open
+
+
+class _Open:
+    """What exists only while the store is open, and in the process that opened it."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.pid = os.getpid()
+        #: By this a process knows the changes it published itself.
+        self.writer = uuid4().hex
+
+    @property
+    def is_ours(self) -> bool:
+        return self.pid == os.getpid()
+
+
+def _wanted(which: Selection) -> list[str]:
+    values = (which.user_id, which.type, which.status)
+    return ["" if value is None else f"={value}" for value in values]
+
+
+def from_url(url: str) -> RedisStore:
+    """Make a store for `redis://host:port/database?namespace=asyncjobs` and its like."""
+    return RedisStore(url)

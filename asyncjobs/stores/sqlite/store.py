@@ -1,0 +1,217 @@
+"""Keeps jobs in one SQLite file: the embedded default. Durability: fsync.
+
+Any number of processes may share the file. Writes go through one thread, all or nothing per call,
+and are on disk when they return (WAL, synchronous=FULL). Reads are short and happen on the calling
+thread: they cost less than a change of threads, and in WAL mode wait for nobody.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Self, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from asyncjobs.core.encoding import to_microseconds
+from asyncjobs.core.job import Job, JobId
+from asyncjobs.errors import ConfigurationError, NotOpen
+from asyncjobs.execution.threads import ThreadQueue
+from asyncjobs.protocols import Change, Finding, Page, Selection
+from asyncjobs.stores.sqlite import rows
+from asyncjobs.stores.sqlite.checks import inspect, migration_sql
+from asyncjobs.stores.sqlite.file import File, is_busy, transaction, waiting_for_locks
+
+T = TypeVar("T")
+
+# The longest that the disk may keep the event loop from other things, on average.
+_QUICK_SECONDS = 0.001
+
+
+class SqliteStore:
+    """A store in the file at `path`, which is made where it does not exist."""
+
+    reads_at_once = True
+
+    def __init__(self, path: str | Path, *, notice: float = 0.03) -> None:
+        self.path = Path(path)
+        self._file = File(self.path)
+        self._notice = notice
+        self._open: _Open | None = None
+
+    async def __aenter__(self) -> Self:
+        thread = ThreadQueue("asyncjobs sqlite")
+        thread.start()
+        try:
+            writer, reader = await thread.call(self._file.open)
+        except BaseException:
+            thread.close()
+            raise
+        self._open = _Open(thread, writer, reader)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        opened, self._open = self._opened, None
+        opened.reader.close()
+        with anyio.CancelScope(shield=True):
+            await opened.thread.call(opened.writer.close)
+        opened.thread.close()
+        self._file.closed()
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        return await self._write(lambda db: rows.insert(db, jobs))
+
+    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        # Others come to their turn even where somebody reads in a loop.
+        await anyio.lowlevel.checkpoint()
+        return await self._read(lambda db: rows.get(db, ids))
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        return await self._write(lambda db: [rows.replace(db, change) for change in changes])
+
+    async def take(
+        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
+    ) -> Sequence[Job]:
+        moment = to_microseconds(now)
+        # Workers ask all the time and mostly for nothing: that costs no write lock.
+        if limit < 1 or not await self._read(lambda db: rows.any_due(db, lanes, moment)):
+            return []
+        due_next = to_microseconds(until)
+        return await self._write(lambda db: rows.take(db, lanes, moment, due_next, limit))
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        await self._write(lambda db: rows.delete(db, ids))
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        return await self._read(lambda db: rows.select(db, which, limit, after))
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        moment = to_microseconds(until)
+        return await self._read(lambda db: rows.count_before(db, job, moment, most))
+
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+        return await self._read(lambda db: rows.first_due(db, lanes))
+
+    async def inspect(self) -> Sequence[Finding]:
+        opened = self._opened
+        return await self._in_thread(lambda: inspect(opened.writer))
+
+    def migration_sql(self, *, since: int = 0) -> str:
+        return migration_sql(since=since)
+
+    async def changes(self) -> AsyncGenerator[Sequence[JobId]]:
+        """Yield an empty batch (any job may have changed) when another process has written.
+
+        The first is for what was written before anybody counted.
+        """
+        seen = await self._written_by_others()
+        yield ()
+        while True:
+            await anyio.sleep(self._notice)
+            now = await self._written_by_others()
+            if now != seen:
+                seen = now
+                yield ()
+
+    @property
+    def _opened(self) -> _Open:
+        if self._open is None:
+            raise NotOpen(f"The store {self.path}")
+        return self._open
+
+    async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        opened = self._opened
+        # Only while the file is recovered after a crash can a reader be locked out.
+        with self._file.errors(), suppress(sqlite3.OperationalError):
+            return query(opened.reader)
+        return await self._in_thread(lambda: query(opened.writer))
+
+    async def _written_by_others(self) -> object:
+        """Return what changes when another process writes; in no time, unless we write just now."""
+        opened = self._opened
+
+        def count() -> object:
+            # This counter of the writing connection ignores what that connection itself writes.
+            return opened.writer.execute("PRAGMA data_version").fetchone()
+
+        if not opened.thread.busy:
+            with self._file.errors(), suppress(sqlite3.OperationalError):
+                return count()
+        return await self._in_thread(count)
+
+    async def _write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        opened = self._opened
+
+        def write() -> T:
+            self._file.check_in_place()
+            with transaction(opened.writer) as db:
+                answer = change(db)
+                begun = perf_counter()
+            opened.note_commit(perf_counter() - begun)
+            return answer
+
+        if opened.quick and not opened.thread.busy:
+            with self._file.errors():
+                try:
+                    return write()
+                except sqlite3.OperationalError as error:
+                    if not is_busy(error):
+                        raise
+        return await self._in_thread(write)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        opened = self._opened
+
+        def patiently() -> T:
+            with waiting_for_locks(opened.writer):
+                return work()
+
+        with self._file.errors():
+            return await opened.thread.call(patiently)
+
+
+class _Open:
+    """What exists only while the store is open.
+
+    A change of threads costs as much as a commit on a good disk. So while commits are quick, and
+    the thread has nothing to do, a write happens on the calling thread; it never waits there for
+    another process's lock.
+    """
+
+    def __init__(
+        self, thread: ThreadQueue, writer: sqlite3.Connection, reader: sqlite3.Connection
+    ) -> None:
+        self.thread = thread
+        self.writer = writer
+        self.reader = reader
+        self._seconds = _QUICK_SECONDS
+
+    @property
+    def quick(self) -> bool:
+        return self._seconds < _QUICK_SECONDS
+
+    def note_commit(self, seconds: float) -> None:
+        """Take a commit into the average. The work before it would hold up the loop anyway."""
+        self._seconds += (seconds - self._seconds) / 4
+
+
+def from_url(url: str) -> SqliteStore:
+    """Make a store for `sqlite:///relative/path` or `sqlite:////absolute/path`."""
+    scheme, _, path = url.partition(":///")
+    if scheme != "sqlite" or not path or path == ":memory:":
+        raise ConfigurationError(
+            "The SQLite store's URL is sqlite:///relative/path or sqlite:////absolute/path, "
+            f"got {url!r}; for jobs that need no disk there is memory://."
+        )
+    return SqliteStore(path)
