@@ -14,10 +14,11 @@ from typing import Any, Generic, Protocol, Self, TypeVar, assert_never, cast, ru
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import Delivery, Job, JobId, JobStatus
-from asyncjobs.errors import JobUnsuccessful
+from asyncjobs.errors import ConfigurationError, JobUnsuccessful
 from asyncjobs.settings import Seconds
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 #: What runs one job in this process, to the end of its attempt; it never raises.
 Run = Callable[[Job], Awaitable[None]]
@@ -106,6 +107,14 @@ class Store(_Opened, OpenStore, Protocol):
     another program. It can be opened again after it was closed.
     """
 
+    @property
+    def powers(self) -> frozenset[type]:
+        """The optional protocols below that this store fulfils, such as `{Listing, StoreClock}`.
+
+        A power that is not in the set is not used, even if the store has its methods.
+        """
+        ...
+
 
 @runtime_checkable
 class ChangeNotices(Protocol):
@@ -138,19 +147,16 @@ class Page:
 
 
 @runtime_checkable
-class Prompt(Protocol):
-    """A store that may read jobs by id without waiting for anything.
+class InlineReads(Protocol):
+    """A store whose `get` waits for nothing.
 
-    Where `reads_at_once` is true, each caller of `get` reads for itself: merging such reads costs
-    more than they do.
+    Each caller then reads for itself: merging such reads costs more than they do.
     """
-
-    reads_at_once: bool
 
 
 @runtime_checkable
 class Listing(Protocol):
-    """A store that can look jobs up by what they are."""
+    """A store that can find jobs by what they are, and by how they wait."""
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         """Return jobs that fit, the latest inserted first, from where `after` says.
@@ -161,11 +167,6 @@ class Listing(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class Counting(Protocol):
-    """A store that can tell how many jobs wait before one."""
-
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         """Count the jobs in the job's lane that were inserted before it; stop at `most`.
 
@@ -173,15 +174,10 @@ class Counting(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class Aging(Protocol):
-    """A store that can tell since when the jobs of a lane are due."""
-
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
-        """Return for each lane the earliest `due_at` of its jobs, None where there are none.
+        """Return for each lane the earliest `due_at` of its jobs, None if it has none.
 
-        It is asked every few seconds, whatever waits: an index must answer it.
+        It is called every few seconds, whatever waits: an index must answer it.
         """
         ...
 
@@ -240,6 +236,21 @@ class MigrationScript(Protocol):
         Raises `ConfigurationError` for a version that is not known.
         """
         ...
+
+
+def power_of(store: object, power: type[T]) -> T | None:
+    """Return the store as one that has a power, or None if it does not declare it."""
+    return cast("T", store) if power in getattr(store, "powers", ()) else None
+
+
+def check_powers(store: Store) -> None:
+    """Raise `ConfigurationError` if the store declares a power whose methods it lacks."""
+    for power in store.powers:
+        if not isinstance(store, power):
+            raise ConfigurationError(
+                f"{type(store).__name__} declares the power {power.__name__}, "
+                "but does not have all of its methods."
+            )
 
 
 class Dispatcher(_Opened, Protocol):

@@ -120,7 +120,7 @@ class AsyncJobs:
         self.settings = settings or Settings()
         self._store = store_from_url(store) if isinstance(store, str) else store
         ours = SystemClock()
-        self.clock = clock or (SharedClock(ours) if isinstance(self._store, StoreClock) else ours)
+        self.clock = clock or (SharedClock(ours) if StoreClock in self._store.powers else ours)
         self._dispatcher = (
             dispatcher_from_name(dispatcher) if isinstance(dispatcher, str) else dispatcher
         )
@@ -361,7 +361,7 @@ class AsyncJobs:
     @property
     def can_list(self) -> bool:
         """Whether the store can list jobs."""
-        return isinstance(self._store, Listing)
+        return Listing in self._store.powers
 
     async def list(self, which: Selection, /, *, limit: int = 50, after: str | None = None) -> Page:
         """Return jobs, the newest first, without their payloads and results.

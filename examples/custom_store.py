@@ -31,6 +31,8 @@ T = TypeVar("T")
 class FolderStore:
     """Durability `disk`: a process may be killed at any point; a power failure may cost writes."""
 
+    powers: frozenset[type] = frozenset()
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 

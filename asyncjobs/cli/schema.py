@@ -13,7 +13,7 @@ from asyncjobs.cli.listing import as_json
 from asyncjobs.cli.output import print_json, print_rows
 from asyncjobs.cli.target import Target, carry_out, present, with_target
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.protocols import Finding, Inspection, MigrationScript, Store, StoreClock
+from asyncjobs.protocols import Finding, Inspection, MigrationScript, Store, StoreClock, power_of
 
 # What the clocks of machines that ask for the time do not differ by.
 _TOLERATED = timedelta(seconds=1)
@@ -54,9 +54,10 @@ def _tell(document: dict[str, object], text: str, *, as_json: bool) -> None:
 
 
 def _script_of(store: Store, since: int) -> str:
-    if not isinstance(store, MigrationScript):
+    script = power_of(store, MigrationScript)
+    if script is None:
         raise ConfigurationError("This store has no tables that a script could make.")
-    return store.migration_sql(since=since)
+    return script.migration_sql(since=since)
 
 
 @click.command()
@@ -83,10 +84,11 @@ def check(target: Target, *, as_json: bool) -> None:
 
 
 async def _look_at(store: Store) -> list[Finding]:
-    findings = list(await store.inspect()) if isinstance(store, Inspection) else []
-    if isinstance(store, StoreClock):
+    inspection, store_clock = power_of(store, Inspection), power_of(store, StoreClock)
+    findings = [] if inspection is None else list(await inspection.inspect())
+    if store_clock is not None:
         asked = datetime.now(UTC)
-        theirs = await store.now()
+        theirs = await store_clock.now()
         answered = datetime.now(UTC)
         # It looked at its clock at some moment in between, and that is as exact as it gets.
         off = (theirs - (asked + (answered - asked) / 2)).total_seconds()

@@ -19,7 +19,7 @@ from click.core import ParameterSource
 
 from asyncjobs import AsyncJobs
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
-from asyncjobs.protocols import Clock, Listing, Store, StoreClock
+from asyncjobs.protocols import Clock, Listing, Store, StoreClock, power_of
 from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.clock import SharedClock, SystemClock
 from asyncjobs.records.repository import Repository
@@ -138,8 +138,8 @@ async def opened(target: Target) -> AsyncGenerator[tuple[Store, Clock]]:
     """Open the store alone, with the clock by which its jobs go."""
     clock = SharedClock(SystemClock())
     async with present(target.find_store()) as store:
-        if isinstance(store, StoreClock):
-            await clock.compare(store)
+        if (store_clock := power_of(store, StoreClock)) is not None:
+            await clock.compare(store_clock)
         yield store, clock
 
 
@@ -159,9 +159,10 @@ async def acting(target: Target) -> AsyncGenerator[AsyncJobs]:
 
 def listing_of(store: Store) -> Listing:
     """Return the store as one that can list jobs; raise `ConfigurationError` where it cannot."""
-    if not isinstance(store, Listing):
+    listing = power_of(store, Listing)
+    if listing is None:
         raise ConfigurationError("The store cannot list jobs.")
-    return store
+    return listing
 
 
 def carry_out(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

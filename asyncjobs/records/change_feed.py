@@ -17,7 +17,7 @@ import anyio
 
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import NotOpen, StoreError, UnknownJob, UnreadableJob
-from asyncjobs.protocols import ChangeNotices
+from asyncjobs.protocols import ChangeNotices, power_of
 
 log = logging.getLogger("asyncjobs")
 
@@ -115,8 +115,8 @@ class ChangeFeed:
     async def run(self, read: Read, store: object) -> None:
         """Keep listeners up to date with what other processes write, until cancelled."""
         async with anyio.create_task_group() as tasks:
-            if isinstance(store, ChangeNotices):
-                tasks.start_soon(self._follow, store)
+            if (notices := power_of(store, ChangeNotices)) is not None:
+                tasks.start_soon(self._follow, notices)
             while True:
                 await self._stale.wait(self._poll)
                 began = anyio.current_time()

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import NotOpen, StoreUnavailable
-from asyncjobs.protocols import Change, OpenStore, Prompt
+from asyncjobs.protocols import Change, InlineReads, OpenStore, power_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -138,8 +138,8 @@ class GroupCommitStore:
     def __init__(self, store: OpenStore, tasks: TaskGroup) -> None:
         self._store = store
         self._insert = GroupCommit(store.insert, tasks)
-        prompt = isinstance(store, Prompt) and store.reads_at_once
-        self._get = store.get if prompt else GroupCommit(store.get, tasks)
+        inline = power_of(store, InlineReads) is not None
+        self._get = store.get if inline else GroupCommit(store.get, tasks)
         self._replace = GroupCommit(store.replace, tasks)
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:

@@ -16,15 +16,14 @@ from asyncjobs.core.events import Transition, event_of
 from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.errors import ConfigurationError, UnknownJob, UnusableConnection
 from asyncjobs.protocols import (
-    Aging,
     Change,
     Clock,
-    Counting,
     Listing,
     OpenStore,
     Page,
     Selection,
     Transactions,
+    power_of,
 )
 from asyncjobs.records.change_feed import ChangeFeed, Watch
 from asyncjobs.records.logging import log_transition
@@ -63,10 +62,8 @@ class Repository:
         self._feed = feed
         self._tell = tell
         self._clock = clock
-        self._listing = able if isinstance(able, Listing) else None
-        self._counting = able if isinstance(able, Counting) else None
-        self._transactional = able if isinstance(able, Transactions) else None
-        self._aging = able if isinstance(able, Aging) else None
+        self._listing = power_of(able, Listing)
+        self._transactions = power_of(able, Transactions)
 
     def now(self) -> datetime:
         """Tell the time that moves are made by."""
@@ -84,10 +81,10 @@ class Repository:
 
     async def insert_within(self, connection: object, job: Job) -> Job:
         """Add a job as `Transactions.insert_within` does; raise `UnusableConnection`."""
-        if self._transactional is None:
+        if self._transactions is None:
             raise UnusableConnection("the queue's store takes part in no transaction but its own")
         # Not announced: to everybody else it does not exist yet, and may never do.
-        [found] = await self._transactional.insert_within(connection, [job])
+        [found] = await self._transactions.insert_within(connection, [job])
         if found.id == job.id:
             self._tell_of(None, job)
             return job
@@ -95,7 +92,7 @@ class Repository:
         if repaired is not None:
             return repaired
         await self.forget([found.id])
-        [stored] = await self._transactional.insert_within(connection, [job])
+        [stored] = await self._transactions.insert_within(connection, [job])
         if stored.id == job.id:
             self._tell_of(None, stored)
         return stored
@@ -131,17 +128,17 @@ class Repository:
         """Tell how far in front of its queue a job waits: 1 is next, None is not known."""
         now = self._clock.now()
         waits = job.status is JobStatus.PENDING and job.lane == job.queue and job.run_at <= now
-        if self._counting is None or not waits:
+        if self._listing is None or not waits:
             return None
-        before = await self._counting.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
+        before = await self._listing.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
         return before + 1 if before < _MOST_BEFORE else None
 
     async def oldest(self, queues: Sequence[str]) -> Mapping[str, timedelta]:
         """Tell for how long the first job of each queue has been due; {} if the store cannot."""
-        if self._aging is None or not queues:
+        if self._listing is None or not queues:
             return {}
         now = self._clock.now()
-        moments = await self._aging.first_due(queues)
+        moments = await self._listing.first_due(queues)
         return {
             queue: timedelta(0) if moment is None else max(timedelta(0), now - moment)
             for queue, moment in zip(queues, moments, strict=True)

@@ -27,7 +27,16 @@ from asyncjobs.errors import StoreError
 from asyncjobs.execution.executor import Executor
 from asyncjobs.execution.fetcher import Fetcher, Lanes
 from asyncjobs.execution.watchdog import Watchdog
-from asyncjobs.protocols import CallbackSender, Clock, Dispatcher, Embedded, Store, StoreClock
+from asyncjobs.protocols import (
+    CallbackSender,
+    Clock,
+    Dispatcher,
+    Embedded,
+    Store,
+    StoreClock,
+    check_powers,
+    power_of,
+)
 from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.clock import SharedClock
 from asyncjobs.records.group_commit import GroupCommitStore
@@ -179,8 +188,9 @@ async def open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
             if isinstance(parts.dispatcher, Embedded):
                 await stack.enter_async_context(parts.dispatcher.running(runtime.executor.run))
             stack.enter_context(runtime.watchdog.watching())
-            if isinstance(parts.clock, SharedClock) and isinstance(parts.store, StoreClock):
-                tasks.start_soon(_keep_up, partial(parts.clock.run, parts.store))
+            store_clock = power_of(parts.store, StoreClock)
+            if isinstance(parts.clock, SharedClock) and store_clock is not None:
+                tasks.start_soon(_keep_up, partial(parts.clock.run, store_clock))
             tasks.start_soon(_keep_up, runtime.executor.heartbeat.run)
             tasks.start_soon(_keep_up, runtime.maintenance.run)
             tasks.start_soon(_keep_up, runtime.callbacks.run)
@@ -204,9 +214,11 @@ async def open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
 
 @asynccontextmanager
 async def _open_parts(parts: RuntimeParts) -> AsyncGenerator[None]:
+    check_powers(parts.store)
+    store_clock = power_of(parts.store, StoreClock)
     async with parts.store, parts.dispatcher:
-        if isinstance(parts.clock, SharedClock) and isinstance(parts.store, StoreClock):
-            await parts.clock.compare(parts.store)
+        if isinstance(parts.clock, SharedClock) and store_clock is not None:
+            await parts.clock.compare(store_clock)
         yield
 
 

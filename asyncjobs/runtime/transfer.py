@@ -20,7 +20,7 @@ from hashlib import sha256
 from asyncjobs.core.encoding import encode_state, encode_submission, to_microseconds
 from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.errors import ConfigurationError, TransferRefused
-from asyncjobs.protocols import Change, Listing, Selection, Store, StoreClock
+from asyncjobs.protocols import Change, Listing, Selection, Store, StoreClock, power_of
 from asyncjobs.records.clock import SystemClock
 
 log = logging.getLogger("asyncjobs")
@@ -79,7 +79,8 @@ async def plan(source: Store, target: Store) -> Plan:
     Raises `TransferRefused` if the target has jobs that the source does not have: it must be empty,
     or hold what an earlier run has copied.
     """
-    now = await source.now() if isinstance(source, StoreClock) else SystemClock().now()
+    clock = power_of(source, StoreClock)
+    now = SystemClock().now() if clock is None else await clock.now()
     ids: list[JobId] = []
     running = 0
     with _unreadable_jobs() as unreadable:
@@ -185,11 +186,12 @@ async def _whole(store: Store, ids: Sequence[JobId]) -> AsyncGenerator[list[Job]
 
 async def _pages(store: Store) -> AsyncGenerator[Sequence[Job]]:
     """Yield all jobs, the newest first, without payloads and results."""
-    if not isinstance(store, Listing):
+    listing = power_of(store, Listing)
+    if listing is None:
         raise ConfigurationError("Jobs can only be moved between stores that can list them.")
     after = None
     while True:
-        page = await store.list(Selection(), limit=_PAGE, after=after)
+        page = await listing.list(Selection(), limit=_PAGE, after=after)
         yield page.jobs
         if (after := page.next) is None:
             return

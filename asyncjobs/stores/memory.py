@@ -14,7 +14,7 @@ import anyio.lowlevel
 from asyncjobs.core.encoding import sequence_of
 from asyncjobs.core.job import Job, JobId, Submission
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.protocols import Change, Page, Selection
+from asyncjobs.protocols import Change, InlineReads, Listing, Page, Selection
 
 _Key = tuple[str | None, str, str]
 _Heap = list[tuple[datetime, int, JobId]]
@@ -33,7 +33,7 @@ class MemoryStore:
     change. Every method lets other tasks run first, as a store that is far away would.
     """
 
-    reads_at_once = True
+    powers = frozenset({InlineReads, Listing})
 
     def __init__(self) -> None:
         self._jobs: dict[JobId, Job] = {}

@@ -10,40 +10,32 @@ class TestMyStore(StoreConformance):
 
 import pytest
 
-# Before the import, so that the suite's assertions explain themselves in a third party's run, too.
+# Before the import, so that the suites' assertions explain themselves in a third party's run, too.
 pytest.register_assert_rewrite(
-    "asyncjobs.testing.storing",
-    "asyncjobs.testing.taking",
-    "asyncjobs.testing.looking_up",
-    "asyncjobs.testing.timekeeping",
-    "asyncjobs.testing.dispatching",
-    "asyncjobs.testing.priorities",
+    "asyncjobs.testing.store_conformance", "asyncjobs.testing.dispatcher_conformance"
 )
 
 from asyncjobs.testing.clocks import LoopClock, ManualClock  # noqa: E402
-from asyncjobs.testing.conformance import StoreConformance  # noqa: E402
-from asyncjobs.testing.crews import BRISK, Crew, MortalCrew  # noqa: E402
-from asyncjobs.testing.dispatching import (  # noqa: E402
+from asyncjobs.testing.dispatcher_conformance import (  # noqa: E402
+    BRISK,
+    Crew,
     DispatcherConformance,
+    MortalCrew,
+    PriorityConformance,
     WorkerLossConformance,
 )
 from asyncjobs.testing.faults import Call, Fate, Faults, FaultyStore  # noqa: E402
-from asyncjobs.testing.looking_up import (  # noqa: E402
-    AgingConformance,
-    CountingConformance,
-    ListingConformance,
-)
-from asyncjobs.testing.priorities import PriorityConformance  # noqa: E402
 from asyncjobs.testing.proxies import TcpProxy  # noqa: E402
 from asyncjobs.testing.samples import sample_job  # noqa: E402
-from asyncjobs.testing.timekeeping import ClockedConformance  # noqa: E402
+from asyncjobs.testing.store_conformance import (  # noqa: E402
+    ListingConformance,
+    StoreClockConformance,
+    StoreConformance,
+)
 
 __all__ = [
     "BRISK",
-    "AgingConformance",
     "Call",
-    "ClockedConformance",
-    "CountingConformance",
     "Crew",
     "DispatcherConformance",
     "Fate",
@@ -54,6 +46,7 @@ __all__ = [
     "ManualClock",
     "MortalCrew",
     "PriorityConformance",
+    "StoreClockConformance",
     "StoreConformance",
     "TcpProxy",
     "WorkerLossConformance",

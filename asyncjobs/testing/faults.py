@@ -16,10 +16,8 @@ import anyio
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import (
-    Aging,
     Change,
     ChangeNotices,
-    Counting,
     Listing,
     Page,
     Selection,
@@ -30,15 +28,7 @@ from asyncjobs.protocols import (
 
 T = TypeVar("T")
 
-# By the one method that makes a store have it.
-_POWERS = {
-    "list": Listing,
-    "count_before": Counting,
-    "first_due": Aging,
-    "insert_within": Transactions,
-    "changes": ChangeNotices,
-    "now": StoreClock,
-}
+_POWERS: frozenset[type] = frozenset({ChangeNotices, Listing, StoreClock, Transactions})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +80,11 @@ class FaultyStore:
         self.calls: list[Call] = []
         self.faults = faults or Faults()
         self._chance = random.Random(seed)  # noqa: S311  # faults to be had again, no secrets
-        # On the instance: this is where `isinstance` looks for what a protocol asks for, and a
-        # class with all the methods would claim powers that the wrapped store lacks.
-        for name, power in _POWERS.items():
-            if isinstance(store, power) and not hasattr(type(self), name):
-                setattr(self, name, getattr(self, f"_{name}"))
+
+    @property
+    def powers(self) -> frozenset[type]:
+        """Those of the wrapped store that pass through here."""
+        return _POWERS & self.store.powers
 
     @property
     def faults(self) -> Faults:
@@ -139,28 +129,28 @@ class FaultyStore:
     async def delete(self, ids: Sequence[JobId], /) -> None:
         await self._call("delete", ids, lambda: self.store.delete(ids))
 
-    async def _list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         store: Any = self.store
         page: Page = await self._call(
             "list", (), lambda: store.list(which, limit=limit, after=after)
         )
         return page
 
-    async def _count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         store: Any = self.store
         count: int = await self._call(
             "count_before", [job.id], lambda: store.count_before(job, until=until, most=most)
         )
         return count
 
-    async def _first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
+    async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
         store: Any = self.store
         moments: Sequence[datetime | None] = await self._call(
             "first_due", (), lambda: store.first_due(lanes)
         )
         return moments
 
-    async def _insert_within(self, connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
+    async def insert_within(self, connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
         store: Any = self.store
         stored: Sequence[Job] = await self._call(
             "insert_within",
@@ -169,12 +159,12 @@ class FaultyStore:
         )
         return stored
 
-    async def _now(self) -> datetime:
+    async def now(self) -> datetime:
         store: Any = self.store
         now: datetime = await self._call("now", (), store.now)
         return now
 
-    async def _changes(self) -> AsyncGenerator[Sequence[JobId]]:
+    async def changes(self) -> AsyncGenerator[Sequence[JobId]]:
         store: Any = self.store
         async with aclosing(store.changes()) as changes:
             async for ids in changes:

@@ -18,7 +18,7 @@ from typing import Any, Self
 import anyio
 
 from asyncjobs.core.job import Job, JobId
-from asyncjobs.protocols import Change, ChangeNotices, Page, Selection, StoreClock
+from asyncjobs.protocols import Change, ChangeNotices, Page, Selection, StoreClock, power_of
 
 #: One line of a history.
 Event = dict[str, Any]
@@ -82,6 +82,7 @@ class Recorded:
     def __init__(self, store: Any, notes: Notes) -> None:
         self.store = store
         self.notes = notes
+        self.powers: frozenset[type] = store.powers
 
     async def __aenter__(self) -> Self:
         await self.store.__aenter__()
@@ -134,13 +135,16 @@ class Recorded:
         return page
 
     async def changes(self) -> AsyncIterator[Sequence[JobId]]:
-        if not isinstance(self.store, ChangeNotices):
+        notices = power_of(self.store, ChangeNotices)
+        if notices is None:
             await anyio.sleep_forever()
-        async for ids in self.store.changes():
+            return
+        async for ids in notices.changes():
             yield ids
 
     async def now(self) -> datetime:
-        return await self.store.now() if isinstance(self.store, StoreClock) else datetime.now(UTC)
+        clock = power_of(self.store, StoreClock)
+        return datetime.now(UTC) if clock is None else await clock.now()
 
     def _asked(self, states: Sequence[Event]) -> str:
         """Note what is to be written before it is: whoever is killed then may have written it."""

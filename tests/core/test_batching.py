@@ -11,6 +11,7 @@ import pytest
 
 from asyncjobs import Job
 from asyncjobs.core.job import JobId, new_job_id
+from asyncjobs.protocols import InlineReads
 from asyncjobs.records.group_commit import GroupCommit, GroupCommitStore
 from asyncjobs.stores.memory import MemoryStore
 
@@ -143,7 +144,7 @@ class Shelf(MemoryStore):
 
     def __init__(self, *, reads_at_once: bool) -> None:
         super().__init__()
-        self.reads_at_once = reads_at_once
+        self.powers = frozenset({InlineReads} if reads_at_once else ())
         self.asked: list[int] = []
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:

@@ -231,6 +231,8 @@ def test_jobs_that_are_gone_are_unlearned() -> None:
 class Mute:
     """A store that can do what every store can, and nothing more."""
 
+    powers: frozenset[type] = frozenset()
+
     def __init__(self) -> None:
         self._store = MemoryStore()
 

@@ -23,8 +23,8 @@ from asyncjobs.testing import (
     PriorityConformance,
     WorkerLossConformance,
 )
-from asyncjobs.testing.dispatching import ended, until
-from asyncjobs.testing.dispatching_handlers import began, register, release
+from asyncjobs.testing.dispatcher_conformance import ended, until
+from asyncjobs.testing.dispatcher_handlers import began, register, release
 from asyncjobs.testing.samples import sample_job
 from tests.conftest import ask
 from tests.engines.conftest import Launch

@@ -17,8 +17,8 @@ from asyncjobs.dispatchers.saq import SAQDispatcher
 from asyncjobs.dispatchers.taskiq import TaskiqDispatcher
 from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.testing import BRISK
-from asyncjobs.testing.dispatching import until
-from asyncjobs.testing.dispatching_handlers import register
+from asyncjobs.testing.dispatcher_conformance import until
+from asyncjobs.testing.dispatcher_handlers import register
 from asyncjobs.testing.samples import sample_job
 from tests.conftest import Serve, ValkeyServer
 from tests.engines.fleets import APPS

@@ -21,8 +21,8 @@ from asyncjobs.dispatchers.dramatiq import DramatiqDispatcher
 from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import DispatcherConformance, WorkerLossConformance
-from asyncjobs.testing.dispatching import ended, until
-from asyncjobs.testing.dispatching_handlers import began, release
+from asyncjobs.testing.dispatcher_conformance import ended, until
+from asyncjobs.testing.dispatcher_handlers import began, release
 from asyncjobs.testing.samples import sample_job
 from tests.conftest import connected
 from tests.engines.apps.chores import add_chores

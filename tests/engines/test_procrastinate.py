@@ -36,8 +36,8 @@ from asyncjobs.testing import (
     WorkerLossConformance,
     sample_job,
 )
-from asyncjobs.testing.dispatching import ended, until
-from asyncjobs.testing.dispatching_handlers import began, register, release
+from asyncjobs.testing.dispatcher_conformance import ended, until
+from asyncjobs.testing.dispatcher_handlers import began, register, release
 from tests.engines.conftest import Launch
 from tests.engines.fleets import APPS, Fleet, FleetCrew
 

@@ -15,8 +15,8 @@ from asyncjobs.core.job import Delivery, JobStatus
 from asyncjobs.dispatchers.engines.messages import QueueResidence
 from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.testing import BRISK
-from asyncjobs.testing.dispatching import until
-from asyncjobs.testing.dispatching_handlers import began, register, release
+from asyncjobs.testing.dispatcher_conformance import until
+from asyncjobs.testing.dispatcher_handlers import began, register, release
 
 pytestmark = pytest.mark.anyio
 

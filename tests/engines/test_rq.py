@@ -26,8 +26,8 @@ from asyncjobs.errors import ConfigurationError
 from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import DispatcherConformance, WorkerLossConformance
-from asyncjobs.testing.dispatching import ended, until
-from asyncjobs.testing.dispatching_handlers import began, release
+from asyncjobs.testing.dispatcher_conformance import ended, until
+from asyncjobs.testing.dispatcher_handlers import began, release
 from asyncjobs.testing.samples import sample_job
 from tests.engines.apps.chores import TOLD, add_chores
 from tests.engines.conftest import Launch

@@ -20,8 +20,8 @@ from asyncjobs import AsyncJobs, JobStatus
 from asyncjobs.dispatchers.saq import SAQDispatcher, SAQOptions
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.testing import DispatcherConformance, WorkerLossConformance
-from asyncjobs.testing.dispatching import ended, until
-from asyncjobs.testing.dispatching_handlers import began, release
+from asyncjobs.testing.dispatcher_conformance import ended, until
+from asyncjobs.testing.dispatcher_handlers import began, release
 from asyncjobs.testing.samples import sample_job
 from tests.conftest import PostgresServer, ask
 from tests.engines.conftest import Launch

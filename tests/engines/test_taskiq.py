@@ -18,8 +18,8 @@ from asyncjobs import JobStatus
 from asyncjobs.core.submission import EnqueueOptions
 from asyncjobs.dispatchers.taskiq import TaskiqDispatcher, TaskiqOptions
 from asyncjobs.testing import DispatcherConformance, WorkerLossConformance
-from asyncjobs.testing.dispatching import ended, until
-from asyncjobs.testing.dispatching_handlers import began, release
+from asyncjobs.testing.dispatcher_conformance import ended, until
+from asyncjobs.testing.dispatcher_handlers import began, release
 from asyncjobs.testing.samples import sample_job
 from tests.conftest import ask
 from tests.engines.conftest import Launch

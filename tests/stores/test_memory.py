@@ -7,14 +7,12 @@ import pytest
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.stores.memory import MemoryStore, from_url
 from asyncjobs.testing import (
-    AgingConformance,
-    CountingConformance,
     ListingConformance,
     StoreConformance,
 )
 
 
-class TestMemoryStore(StoreConformance, ListingConformance, CountingConformance, AgingConformance):
+class TestMemoryStore(StoreConformance, ListingConformance):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore()

@@ -25,8 +25,6 @@ from asyncjobs.protocols import Change, ChangeNotices, Selection, StoreClock
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import (
-    AgingConformance,
-    CountingConformance,
     ListingConformance,
     StoreConformance,
     sample_job,
@@ -52,7 +50,7 @@ def other(redis_url: str, namespace: str) -> RedisStore:
     return RedisStore(redis_url, namespace=namespace)
 
 
-class TestRedisStore(StoreConformance, ListingConformance, CountingConformance, AgingConformance):
+class TestRedisStore(StoreConformance, ListingConformance):
     @pytest.fixture
     def store(self, redis_url: str, namespace: str) -> RedisStore:
         return RedisStore(redis_url, namespace=namespace)

@@ -18,8 +18,6 @@ from asyncjobs.errors import SchemaError, StoreUnavailable
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import (
-    AgingConformance,
-    CountingConformance,
     ListingConformance,
     StoreConformance,
     TcpProxy,
@@ -327,9 +325,7 @@ def cluster(serve_module: Serve) -> Any:
     return server
 
 
-class TestRedisStoreInACluster(
-    StoreConformance, ListingConformance, CountingConformance, AgingConformance
-):
+class TestRedisStoreInACluster(StoreConformance, ListingConformance):
     """A node of a cluster refuses scripts whose keys do not lie in one slot."""
 
     @pytest.fixture

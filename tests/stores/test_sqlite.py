@@ -28,8 +28,6 @@ from asyncjobs.stores import store_from_url
 from asyncjobs.stores.sqlite import SqliteStore, from_url
 from asyncjobs.stores.sqlite.file import APPLICATION_ID, MIGRATIONS, is_busy
 from asyncjobs.testing import (
-    AgingConformance,
-    CountingConformance,
     ListingConformance,
     StoreConformance,
     sample_job,
@@ -44,7 +42,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "jobs.db"
 
 
-class TestSqliteStore(StoreConformance, ListingConformance, CountingConformance, AgingConformance):
+class TestSqliteStore(StoreConformance, ListingConformance):
     @pytest.fixture
     def store(self, path: Path) -> SqliteStore:
         return SqliteStore(path)

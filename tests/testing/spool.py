@@ -18,7 +18,7 @@ import anyio
 from asyncjobs import AsyncJobs, Job, JobId
 from asyncjobs.core.job import Delivery
 from asyncjobs.testing import BRISK, Crew
-from asyncjobs.testing.dispatching_handlers import register
+from asyncjobs.testing.dispatcher_handlers import register
 
 
 class SpoolDispatcher:

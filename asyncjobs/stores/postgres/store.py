@@ -18,7 +18,18 @@ from urllib.parse import parse_qs
 from asyncjobs.core.encoding import from_microseconds, to_microseconds
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import ConfigurationError, NotOpen
-from asyncjobs.protocols import Change, Finding, Page, Selection
+from asyncjobs.protocols import (
+    Change,
+    ChangeNotices,
+    Finding,
+    Inspection,
+    Listing,
+    MigrationScript,
+    Page,
+    Selection,
+    StoreClock,
+    Transactions,
+)
 from asyncjobs.stores.event_loops import require_asyncio
 from asyncjobs.stores.postgres import rows
 from asyncjobs.stores.postgres import statements as sql
@@ -44,6 +55,10 @@ class PostgresStore:
     changes are polled for instead of listened to. `connections` is the most that calls use, beside
     the one that listens. A statement that takes longer than `timeout` seconds is given up.
     """
+
+    powers = frozenset(
+        {ChangeNotices, Inspection, Listing, MigrationScript, StoreClock, Transactions}
+    )
 
     def __init__(
         self,

@@ -22,7 +22,16 @@ import anyio
 from asyncjobs.core.encoding import from_microseconds, readable, sequence_of, to_microseconds
 from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
-from asyncjobs.protocols import Change, Finding, Page, Selection
+from asyncjobs.protocols import (
+    Change,
+    ChangeNotices,
+    Finding,
+    Inspection,
+    Listing,
+    Page,
+    Selection,
+    StoreClock,
+)
 from asyncjobs.stores.event_loops import require_asyncio
 from asyncjobs.stores.redis import looks, rows, scripts
 from asyncjobs.stores.redis.changes import Changes
@@ -49,6 +58,8 @@ class RedisStore:
     `timeout` is how long, in seconds, it waits for a connection or an answer. It keeps at most
     `connections` open, and one to hear of changes, at most every `notice` seconds.
     """
+
+    powers = frozenset({ChangeNotices, Inspection, Listing, StoreClock})
 
     def __init__(
         self,

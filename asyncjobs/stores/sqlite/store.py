@@ -23,7 +23,17 @@ from asyncjobs.core.encoding import to_microseconds
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.execution.threads import ThreadQueue
-from asyncjobs.protocols import Change, Finding, Page, Selection
+from asyncjobs.protocols import (
+    Change,
+    ChangeNotices,
+    Finding,
+    InlineReads,
+    Inspection,
+    Listing,
+    MigrationScript,
+    Page,
+    Selection,
+)
 from asyncjobs.stores.sqlite import rows
 from asyncjobs.stores.sqlite.checks import inspect, migration_sql
 from asyncjobs.stores.sqlite.file import File, is_busy, transaction, waiting_for_locks
@@ -37,7 +47,7 @@ _QUICK_SECONDS = 0.001
 class SqliteStore:
     """A store in the file at `path`, which is made where it does not exist."""
 
-    reads_at_once = True
+    powers = frozenset({ChangeNotices, InlineReads, Inspection, Listing, MigrationScript})
 
     def __init__(self, path: str | Path, *, notice: float = 0.03) -> None:
         self.path = Path(path)

@@ -10,7 +10,7 @@ from celery import Celery
 from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.celery import CeleryDispatcher
 from asyncjobs.testing import BRISK
-from asyncjobs.testing.dispatching_handlers import register
+from asyncjobs.testing.dispatcher_handlers import register
 
 app = Celery("tests", broker=os.environ["BROKER"], backend=os.environ["BROKER"])
 app.conf.update(

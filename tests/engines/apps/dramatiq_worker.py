@@ -14,7 +14,7 @@ from dramatiq.results.backends import RedisBackend
 from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.dramatiq import DramatiqDispatcher
 from asyncjobs.testing import BRISK
-from asyncjobs.testing.dispatching_handlers import register
+from asyncjobs.testing.dispatcher_handlers import register
 from tests.engines.apps.chores import add_chores
 from tests.engines.apps.dramatiq_options import OPTIONS
 

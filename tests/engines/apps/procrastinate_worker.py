@@ -11,7 +11,7 @@ from procrastinate import App, PsycopgConnector
 from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.procrastinate import ProcrastinateDispatcher
 from asyncjobs.testing import BRISK
-from asyncjobs.testing.dispatching_handlers import register
+from asyncjobs.testing.dispatcher_handlers import register
 
 LIMIT = float(os.environ["LIMIT"])
 

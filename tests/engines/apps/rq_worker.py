@@ -10,7 +10,7 @@ from redis import Redis
 from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.rq import RQDispatcher
 from asyncjobs.testing import BRISK
-from asyncjobs.testing.dispatching_handlers import register
+from asyncjobs.testing.dispatcher_handlers import register
 from tests.engines.apps.chores import add_chores
 
 connection = cast("Any", Redis).from_url(os.environ["BROKER"])

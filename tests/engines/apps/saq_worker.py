@@ -12,7 +12,7 @@ from saq.queue.redis import RedisQueue
 from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.saq import SAQDispatcher
 from asyncjobs.testing import BRISK
-from asyncjobs.testing.dispatching_handlers import register
+from asyncjobs.testing.dispatcher_handlers import register
 
 
 async def plain(_context: object) -> str:

@@ -11,7 +11,7 @@ from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend, RedisStreamBr
 from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.taskiq import TaskiqDispatcher
 from asyncjobs.testing import BRISK
-from asyncjobs.testing.dispatching_handlers import register
+from asyncjobs.testing.dispatcher_handlers import register
 
 
 class Hasty(TaskiqMiddleware):

@@ -14,7 +14,7 @@ from asyncjobs import AsyncJobs, Dispatcher
 from asyncjobs.dispatchers.saq import SAQDispatcher
 from asyncjobs.dispatchers.taskiq import TaskiqDispatcher
 from asyncjobs.portal import portal_for
-from asyncjobs.testing.dispatching_handlers import register
+from asyncjobs.testing.dispatcher_handlers import register
 
 DISPATCHERS: Mapping[str, Callable[[str], Dispatcher]] = {
     "saq": lambda url: SAQDispatcher(Queue.from_url(url)),

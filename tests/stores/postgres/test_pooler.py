@@ -15,10 +15,8 @@ from asyncjobs import AsyncJobs, JobContext, Settings
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.testing import (
-    AgingConformance,
-    ClockedConformance,
-    CountingConformance,
     ListingConformance,
+    StoreClockConformance,
     StoreConformance,
     sample_job,
 )
@@ -46,9 +44,7 @@ def pooled(postgres: PostgresServer) -> Iterator[str]:
 class TestPostgresStoreThroughAPooler(
     StoreConformance,
     ListingConformance,
-    CountingConformance,
-    AgingConformance,
-    ClockedConformance,
+    StoreClockConformance,
 ):
     @pytest.fixture
     def store(self, pooled: str, schema: str) -> PostgresStore:

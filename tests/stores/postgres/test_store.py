@@ -14,14 +14,12 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
-from asyncjobs.protocols import ChangeNotices, Counting, Listing, StoreClock
+from asyncjobs.protocols import ChangeNotices, Listing, StoreClock
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.postgres import PostgresStore, from_url
 from asyncjobs.testing import (
-    AgingConformance,
-    ClockedConformance,
-    CountingConformance,
     ListingConformance,
+    StoreClockConformance,
     StoreConformance,
 )
 
@@ -34,9 +32,7 @@ pytestmark = pytest.mark.anyio
 class TestPostgresStore(
     StoreConformance,
     ListingConformance,
-    CountingConformance,
-    AgingConformance,
-    ClockedConformance,
+    StoreClockConformance,
 ):
     @pytest.fixture
     def store(self, postgres: PostgresServer, schema: str) -> PostgresStore:
@@ -74,7 +70,7 @@ def test_both_schemes_lead_to_the_schema_asyncjobs(scheme: str) -> None:
     store = store_from_url(f"{scheme}://localhost/app")
     assert isinstance(store, PostgresStore)
     assert (store.server.schema, store.server.pgbouncer) == ("asyncjobs", False)
-    assert isinstance(store, Listing | Counting | ChangeNotices | StoreClock)
+    assert {ChangeNotices, Listing, StoreClock} <= store.powers
 
 
 def test_no_connection_waits_for_ever_unless_the_url_says_so() -> None:

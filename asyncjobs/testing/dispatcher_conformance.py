@@ -1,11 +1,13 @@
-"""What every dispatcher must do: inherit the class, give it one fixture, run pytest."""
+"""What every dispatcher must do, and the workers that its jobs run on meanwhile."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import pytest
@@ -13,10 +15,72 @@ import pytest
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Detail, Job, JobStatus
 from asyncjobs.core.submission import EnqueueOptions
+from asyncjobs.protocols import Dispatcher, Store
 from asyncjobs.queue import AsyncJobs
-from asyncjobs.testing.crews import Crew, MortalCrew
-from asyncjobs.testing.dispatching_handlers import STEPS, began, release
+from asyncjobs.settings import Settings
+from asyncjobs.testing.dispatcher_handlers import STEPS, began, register, release
 from asyncjobs.testing.samples import sample_job, sample_submission
+
+#: A rhythm in which what is lost comes up again soon. For the workers' queues, too.
+BRISK = Settings(
+    lease=timedelta(seconds=3),
+    redelivery=timedelta(seconds=1),
+    poll_interval=timedelta(seconds=0.05),
+    sweep_interval=timedelta(seconds=0.1),
+    progress_interval=timedelta(seconds=0.01),
+    grace=timedelta(seconds=1),
+)
+
+
+class Crew:
+    """A store, a dispatcher, and those who run what it delivers.
+
+    As it is, it suits dispatchers that run jobs in this process. For an engine of yours override
+    `working`. `slots` is how many jobs run at once, `patience` how many seconds a rule waits for
+    what must happen. The rules send `many` jobs through at once, and `some` to let time pass: lower
+    them for an engine that makes a process for each.
+    """
+
+    slots = 4
+    patience = 60.0
+    many = 200
+    some = 20
+
+    def __init__(self, store: Store, dispatcher: Dispatcher) -> None:
+        self.store = store
+        self.dispatcher = dispatcher
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncGenerator[AsyncJobs]:
+        """Open a queue with the handlers of the rules, and let the workers work."""
+        jobs = AsyncJobs(self.store, dispatcher=self.dispatcher, settings=BRISK)
+        register(jobs)
+        async with jobs, self.working(jobs):
+            yield jobs
+
+    @asynccontextmanager
+    async def working(self, jobs: AsyncJobs) -> AsyncGenerator[None]:  # noqa: ARG002  # to override
+        """Run what is delivered, inside the block.
+
+        `jobs` is open in this process. Workers in others open a queue of their own, on the same
+        store with `BRISK` settings and a dispatcher of the same kind, on which they `register` the
+        handlers of `asyncjobs.testing.dispatcher_handlers`.
+        """
+        yield
+
+
+class MortalCrew(Protocol):
+    """A crew whose workers can be killed, since they are processes of their own."""
+
+    @property
+    def patience(self) -> float: ...
+
+    def opened(self) -> AbstractAsyncContextManager[AsyncJobs]: ...
+
+    async def kill(self) -> None:
+        """End all workers in the middle of what they do, as SIGKILL does, and start others."""
+        ...
+
 
 SOME = 20
 
@@ -262,3 +326,36 @@ async def until(true: Callable[[], bool], patience: float) -> None:
     with anyio.fail_after(patience):
         while not true():  # noqa: ASYNC110
             await anyio.sleep(0.01)
+
+
+@pytest.mark.anyio
+class PriorityConformance:
+    """What holds where the options of a dispatcher have priorities.
+
+    Override the fixture `crew`: it returns a `Crew` whose dispatcher has been given options by
+    which jobs of the type `urgent` are more urgent than those of the type `patient`.
+    """
+
+    @pytest.fixture
+    def crew(self) -> Crew:
+        raise NotImplementedError("Override the fixture `crew`.")
+
+    async def test_what_is_more_urgent_begins_before_what_waited_longer(
+        self, crew: Crew, tmp_path: Path
+    ) -> None:
+        busy = [tmp_path / f"busy{slot}" for slot in range(crew.slots)]
+        urgent, patient = tmp_path / "urgent", tmp_path / "patient"
+        async with crew.opened() as jobs:
+            await others_pass(jobs, crew)  # the workers are there, and nothing comes twice
+            submitted = [(await jobs.enqueue("hold", path)).job for path in busy]
+            await until(lambda: sum(map(began, busy)) == crew.slots, crew.patience)
+            for kind, path in (("patient", patient), ("urgent", urgent), ("patient", patient)):
+                submitted.append((await jobs.enqueue(kind, path)).job)
+            release(busy[0])  # one slot is free, and whoever gets it holds it
+            await until(lambda: began(urgent) + began(patient) > 0, crew.patience)
+            assert (began(urgent), began(patient)) == (1, 0)
+            for path in (*busy, urgent, patient):
+                release(path)
+            for job in submitted:
+                assert (await ended(jobs, job, crew)).result == 1
+        assert began(patient) == 2
