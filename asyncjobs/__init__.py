@@ -1,7 +1,7 @@
 """202 Accepted for every operation that takes too long for a request.
 
 This module names things; it loads no driver and no framework, and each name only when it is used:
-`asyncjobs.client` is imported by programs that have no server.
+`asyncjobs.client` is imported by programs that have no server. Errors are in `asyncjobs.errors`.
 """
 
 from importlib import import_module
@@ -10,46 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from asyncjobs.core.events import Event, Transition
     from asyncjobs.core.handlers import Handler, JobType
-    from asyncjobs.core.job import (
-        Detail,
-        Job,
-        JobError,
-        JobId,
-        JobStatus,
-        Policy,
-        Progress,
-        Retry,
-    )
+    from asyncjobs.core.job import Detail, Job, JobError, JobId, JobStatus, Policy, Progress, Retry
     from asyncjobs.core.submission import EnqueueOptions
-    from asyncjobs.errors import (
-        AsyncJobsError,
-        ConfigurationError,
-        CrossSite,
-        FieldIssue,
-        IdempotencyConflict,
-        IllegalMove,
-        InvalidCallback,
-        InvalidIdempotencyKey,
-        InvalidPayload,
-        InvalidQuery,
-        InvalidResult,
-        JobCancelled,
-        JobFailed,
-        LostLease,
-        NotOpen,
-        PayloadTooLarge,
-        RequestRejected,
-        SchemaError,
-        StoreError,
-        StoreUnavailable,
-        TooManyPolls,
-        UnknownJob,
-        UnknownType,
-        UnreadableJob,
-        UnusableConnection,
-    )
+    from asyncjobs.dispatchers.local import LocalDispatcher
+    from asyncjobs.dispatchers.worker import WorkerDispatcher
+    from asyncjobs.errors import AsyncJobsError, JobCancelled, JobFailed
     from asyncjobs.execution.context import JobContext
-    from asyncjobs.protocols import Dispatcher, JobQueue, Page, Selection, Store
+    from asyncjobs.http.headers import Pacing
+    from asyncjobs.http.mounts import MountOptions
+    from asyncjobs.http.security import PollLimit
+    from asyncjobs.protocols import Dispatcher, JobHandle, JobQueue, Page, Selection, Store
     from asyncjobs.queue import AsyncJobs
     from asyncjobs.records.logging import JobLogFilter, job_log_fields
     from asyncjobs.settings import Settings
@@ -57,115 +27,72 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncJobs",
     "AsyncJobsError",
-    "ConfigurationError",
-    "CrossSite",
     "Detail",
     "Dispatcher",
     "EnqueueOptions",
     "Event",
-    "FieldIssue",
     "Handler",
-    "IdempotencyConflict",
-    "IllegalMove",
-    "InvalidCallback",
-    "InvalidIdempotencyKey",
-    "InvalidPayload",
-    "InvalidQuery",
-    "InvalidResult",
     "Job",
     "JobCancelled",
     "JobContext",
     "JobError",
     "JobFailed",
+    "JobHandle",
     "JobId",
     "JobLogFilter",
     "JobQueue",
     "JobStatus",
     "JobType",
-    "LostLease",
-    "NotOpen",
+    "LocalDispatcher",
+    "MountOptions",
+    "Pacing",
     "Page",
-    "PayloadTooLarge",
     "Policy",
+    "PollLimit",
     "Progress",
-    "RequestRejected",
     "Retry",
-    "SchemaError",
     "Selection",
     "Settings",
     "Store",
-    "StoreError",
-    "StoreUnavailable",
-    "TooManyPolls",
     "Transition",
-    "UnknownJob",
-    "UnknownType",
-    "UnreadableJob",
-    "UnusableConnection",
+    "WorkerDispatcher",
     "job_log_fields",
 ]
 
-_HOMES = {
-    "execution.context": ("JobContext",),
-    "errors": (
-        "AsyncJobsError",
-        "ConfigurationError",
-        "CrossSite",
-        "FieldIssue",
-        "IdempotencyConflict",
-        "IllegalMove",
-        "InvalidCallback",
-        "InvalidIdempotencyKey",
-        "InvalidPayload",
-        "InvalidQuery",
-        "InvalidResult",
-        "JobCancelled",
-        "JobFailed",
-        "LostLease",
-        "NotOpen",
-        "PayloadTooLarge",
-        "RequestRejected",
-        "SchemaError",
-        "StoreError",
-        "StoreUnavailable",
-        "TooManyPolls",
-        "UnknownJob",
-        "UnknownType",
-        "UnreadableJob",
-        "UnusableConnection",
-    ),
-    "records.logging": ("JobLogFilter", "job_log_fields"),
-    "core.job": (
-        "Detail",
-        "Job",
-        "JobError",
-        "JobId",
-        "JobStatus",
-        "Policy",
-        "Progress",
-        "Retry",
-    ),
-    "protocols": (
-        "Dispatcher",
-        "JobQueue",
-        "Page",
-        "Selection",
-        "Store",
-    ),
-    "queue": ("AsyncJobs",),
-    "core.handlers": (
-        "Handler",
-        "JobType",
-    ),
-    "settings": ("Settings",),
-    "core.submission": ("EnqueueOptions",),
-    "core.events": (
-        "Event",
-        "Transition",
-    ),
+_MODULES = {
+    "AsyncJobs": "queue",
+    "AsyncJobsError": "errors",
+    "Detail": "core.job",
+    "Dispatcher": "protocols",
+    "EnqueueOptions": "core.submission",
+    "Event": "core.events",
+    "Handler": "core.handlers",
+    "Job": "core.job",
+    "JobCancelled": "errors",
+    "JobContext": "execution.context",
+    "JobError": "core.job",
+    "JobFailed": "errors",
+    "JobHandle": "protocols",
+    "JobId": "core.job",
+    "JobLogFilter": "records.logging",
+    "JobQueue": "protocols",
+    "JobStatus": "core.job",
+    "JobType": "core.handlers",
+    "LocalDispatcher": "dispatchers.local",
+    "MountOptions": "http.mounts",
+    "Pacing": "http.headers",
+    "Page": "protocols",
+    "Policy": "core.job",
+    "PollLimit": "http.security",
+    "Progress": "core.job",
+    "Retry": "core.job",
+    "Selection": "protocols",
+    "Settings": "settings",
+    "Store": "protocols",
+    "Transition": "core.events",
+    "WorkerDispatcher": "dispatchers.worker",
+    "job_log_fields": "records.logging",
 }
-
-_MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 if not TYPE_CHECKING:
 

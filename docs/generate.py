@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from asyncjobs.core.job import JobStatus
+from asyncjobs import JobStatus
 from asyncjobs.core.lifecycle import INVISIBLE, TRANSITIONS
 
 ROOT = Path(__file__).parents[1]

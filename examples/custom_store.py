@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 
 import anyio
 
-from asyncjobs import ConfigurationError, Job, JobId, StoreUnavailable
+from asyncjobs import Job, JobId
 from asyncjobs.core.encoding import (
     Columns,
     decode,
@@ -23,6 +23,7 @@ from asyncjobs.core.encoding import (
     encode_submission,
     to_microseconds,
 )
+from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.protocols import Change
 
 T = TypeVar("T")

@@ -15,8 +15,9 @@ import flask
 import pytest
 from flask import Flask
 
-from asyncjobs import AsyncJobs, ConfigurationError, EnqueueOptions, JobContext, UnknownType
+from asyncjobs import AsyncJobs, EnqueueOptions, JobContext
 from asyncjobs.adapters.flask import accept, mount, portal_of
+from asyncjobs.errors import ConfigurationError, UnknownType
 from asyncjobs.portal import Portal
 
 JSON = {"Content-Type": "application/json"}

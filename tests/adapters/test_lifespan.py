@@ -14,11 +14,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from asyncjobs import AsyncJobs, JobContext, NotOpen
+from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import starlette as on_starlette
 from asyncjobs.adapters.asgi import StatusMonitor
 from asyncjobs.core.job import new_job_id
+from asyncjobs.errors import NotOpen
 
 Lifespan = Callable[[Any], Any]
 Make = Callable[[AsyncJobs, Lifespan | None], Starlette]

@@ -10,7 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from asyncjobs import AsyncJobs, ConfigurationError, JobContext, JobType
+from asyncjobs import AsyncJobs, JobContext, JobType
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.http.headers import Pacing
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.problems import ProblemDocument

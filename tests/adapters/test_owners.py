@@ -12,8 +12,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from asyncjobs import ConfigurationError, JobId
+from asyncjobs import JobId
 from asyncjobs.core.job import new_job_id
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.http.routes import LIST, ROUTES, Operation
 
 OpenSite = Callable[..., AbstractContextManager[Any]]

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from asyncjobs import AsyncJobs, JobContext, JobId, JobStatus, Store, StoreUnavailable
+from asyncjobs import AsyncJobs, JobContext, JobId, JobStatus, Store
+from asyncjobs.errors import StoreUnavailable
 from asyncjobs.portal import Portal
 from asyncjobs.testing import FaultyStore
 from tests.everywhere import SERVERS, variant

@@ -14,7 +14,6 @@ import httpx2
 import pytest
 from pydantic import BaseModel
 
-from asyncjobs import ConfigurationError
 from asyncjobs.client import (
     AsyncJobsClient,
     Following,
@@ -32,6 +31,7 @@ from asyncjobs.client import (
     Transport,
     follow,
 )
+from asyncjobs.errors import ConfigurationError
 
 pytestmark = pytest.mark.every_store
 

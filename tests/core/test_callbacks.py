@@ -13,9 +13,7 @@ from trio.testing import MockClock
 
 from asyncjobs import (
     AsyncJobs,
-    ConfigurationError,
     EnqueueOptions,
-    InvalidCallback,
     Job,
     JobContext,
     JobId,
@@ -25,7 +23,7 @@ from asyncjobs import (
     Settings,
 )
 from asyncjobs.core.lifecycle import CALLBACK_PATIENCE, owes_callback
-from asyncjobs.errors import StoreUnavailable
+from asyncjobs.errors import ConfigurationError, InvalidCallback, StoreUnavailable
 from asyncjobs.protocols import CallbackResult, Change, Store
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import FaultyStore, LoopClock, ManualClock

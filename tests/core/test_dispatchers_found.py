@@ -14,7 +14,8 @@ from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.errors import ConfigurationError
 
 SCRIPT = """
-from asyncjobs import AsyncJobs, ConfigurationError
+from asyncjobs import AsyncJobs
+from asyncjobs.errors import ConfigurationError
 print(type(AsyncJobs("memory://", dispatcher="pigeon")._dispatcher).__name__)
 for name in ("carrier", "broken"):
     try:

@@ -15,7 +15,6 @@ import pytest
 
 from asyncjobs import (
     AsyncJobs,
-    ConfigurationError,
     Event,
     Job,
     JobContext,
@@ -30,6 +29,7 @@ from asyncjobs.core import lifecycle
 from asyncjobs.core.events import EventName, event_of
 from asyncjobs.core.job import JobError, Lease, Progress
 from asyncjobs.core.lifecycle import TRANSITIONS, Move
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import Change
 from asyncjobs.records.logging import owner_hash
 from asyncjobs.runtime.hooks import HookRunner, Hooks

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncjobs import Job, StoreUnavailable
+from asyncjobs import Job
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Lease, new_job_id
-from asyncjobs.errors import ConfigurationError, TransferRefused
+from asyncjobs.errors import ConfigurationError, StoreUnavailable, TransferRefused
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.runtime.transfer import Digest, Plan, copy, plan, same
 from asyncjobs.stores import store_from_url

@@ -21,7 +21,6 @@ import pytest
 from asyncjobs import (
     AsyncJobs,
     AsyncJobsError,
-    ConfigurationError,
     Job,
     JobContext,
     JobError,
@@ -29,11 +28,17 @@ from asyncjobs import (
     JobLogFilter,
     JobStatus,
     JobType,
-    NotOpen,
     Retry,
     Settings,
 )
-from asyncjobs.errors import FieldIssue, InvalidPayload, InvalidResult, StoreUnavailable
+from asyncjobs.errors import (
+    ConfigurationError,
+    FieldIssue,
+    InvalidPayload,
+    InvalidResult,
+    NotOpen,
+    StoreUnavailable,
+)
 from asyncjobs.execution.subprocesses import ChildProcesses
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]

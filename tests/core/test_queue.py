@@ -17,28 +17,30 @@ from typing_extensions import TypedDict
 
 from asyncjobs import (
     AsyncJobs,
-    ConfigurationError,
     EnqueueOptions,
+    JobContext,
+    JobFailed,
+    JobQueue,
+    JobStatus,
+    Policy,
+    Settings,
+)
+from asyncjobs.core.job import Job, JobId, new_job_id
+from asyncjobs.core.submission import same_payload
+from asyncjobs.errors import (
+    ConfigurationError,
     FieldIssue,
     IdempotencyConflict,
     IllegalMove,
     InvalidPayload,
     InvalidResult,
-    JobContext,
-    JobFailed,
-    JobQueue,
-    JobStatus,
     LostLease,
     NotOpen,
     PayloadTooLarge,
-    Policy,
-    Settings,
     StoreUnavailable,
     UnknownJob,
     UnknownType,
 )
-from asyncjobs.core.job import Job, JobId, new_job_id
-from asyncjobs.core.submission import same_payload
 from asyncjobs.protocols import Selection
 from asyncjobs.testing import Faults, FaultyStore, ManualClock
 

@@ -8,17 +8,10 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from asyncjobs import (
-    AsyncJobs,
-    ConfigurationError,
-    JobContext,
-    JobStatus,
-    NotOpen,
-    Policy,
-    Settings,
-)
+from asyncjobs import AsyncJobs, JobContext, JobStatus, Policy, Settings
 from asyncjobs.core.job import Delivery
 from asyncjobs.dispatchers.worker import WorkerDispatcher
+from asyncjobs.errors import ConfigurationError, NotOpen
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]

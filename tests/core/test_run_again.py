@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from asyncjobs import AsyncJobs, EnqueueOptions, IllegalMove, JobContext, JobStatus, UnknownJob
+from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, JobStatus
 from asyncjobs.core.job import JobId
+from asyncjobs.errors import IllegalMove, UnknownJob
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Make = Callable[..., AsyncJobs]

@@ -14,7 +14,8 @@ from asyncjobs.stores import store_from_url
 from asyncjobs.stores.memory import MemoryStore
 
 SCRIPT = """
-from asyncjobs import AsyncJobs, ConfigurationError
+from asyncjobs import AsyncJobs
+from asyncjobs.errors import ConfigurationError
 print(type(AsyncJobs("shelf://anything")._store).__name__)
 for url in ("cupboard://me:secret@anything", "broken://anything"):
     try:
@@ -73,7 +74,8 @@ def test_a_store_without_its_driver_says_what_to_install(driver: str, url: str, 
     script = f"""
 import sys
 sys.modules[{driver!r}] = None
-from asyncjobs import AsyncJobs, ConfigurationError
+from asyncjobs import AsyncJobs
+from asyncjobs.errors import ConfigurationError
 try:
     AsyncJobs({url!r})
 except ConfigurationError as error:
@@ -88,7 +90,8 @@ except ConfigurationError as error:
 
 def test_a_driver_that_is_there_in_part_says_what_to_install() -> None:
     script = """
-from asyncjobs import AsyncJobs, ConfigurationError
+from asyncjobs import AsyncJobs
+from asyncjobs.errors import ConfigurationError
 try:
     AsyncJobs("postgresql://me:secret@localhost/app")
 except ConfigurationError as error:

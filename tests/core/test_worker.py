@@ -9,18 +9,11 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncjobs import (
-    AsyncJobs,
-    ConfigurationError,
-    EnqueueOptions,
-    Job,
-    JobContext,
-    JobStatus,
-    Settings,
-)
+from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobContext, JobStatus, Settings
 from asyncjobs.core.job import JobId
 from asyncjobs.core.lifecycle import DEADLINE_EXCEEDED
 from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import sample_job
 

@@ -26,8 +26,9 @@ from procrastinate.schema import SchemaManager
 from psycopg.rows import dict_row
 from starlette.testclient import TestClient
 
-from asyncjobs import AsyncJobs, ConfigurationError, Job, JobStatus, Settings
+from asyncjobs import AsyncJobs, Job, JobStatus, Settings
 from asyncjobs.dispatchers.procrastinate import ProcrastinateDispatcher, ProcrastinateOptions
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.portal import portal_for
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import (

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from asyncjobs import InvalidPayload, JobType, PayloadTooLarge, Policy
-from asyncjobs.errors import MalformedBody, UnsupportedMediaType
+from asyncjobs import JobType, Policy
+from asyncjobs.errors import InvalidPayload, MalformedBody, PayloadTooLarge, UnsupportedMediaType
 from asyncjobs.http.messages import Request
 from asyncjobs.http.requests import payload_of, rejection_of
 

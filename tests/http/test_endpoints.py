@@ -9,17 +9,10 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncjobs import (
-    AsyncJobs,
-    ConfigurationError,
-    EnqueueOptions,
-    JobContext,
-    JobStatus,
-    JobType,
-    NotOpen,
-)
+from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, JobStatus, JobType
 from asyncjobs.core.job import JobId
 from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.http.documents import ListDocument
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
 from asyncjobs.http.messages import Request, Response, StreamingResponse

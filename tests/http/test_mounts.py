@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from asyncjobs import ConfigurationError
 from asyncjobs.core.job import new_job_id
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.http.messages import Request
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
 

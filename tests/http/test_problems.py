@@ -6,8 +6,8 @@ from http import HTTPStatus
 
 import pytest
 
-from asyncjobs import (
-    AsyncJobsError,
+from asyncjobs import AsyncJobsError, Job, JobError, JobFailed, JobStatus
+from asyncjobs.errors import (
     ConfigurationError,
     CrossSite,
     FieldIssue,
@@ -18,11 +18,8 @@ from asyncjobs import (
     InvalidPayload,
     InvalidQuery,
     InvalidResult,
-    Job,
-    JobError,
-    JobFailed,
-    JobStatus,
     LostLease,
+    MalformedBody,
     NotOpen,
     PayloadTooLarge,
     RequestRejected,
@@ -30,12 +27,13 @@ from asyncjobs import (
     StoreError,
     StoreUnavailable,
     TooManyPolls,
+    TransferRefused,
     UnknownJob,
     UnknownType,
     UnreadableJob,
+    UnsupportedMediaType,
     UnusableConnection,
 )
-from asyncjobs.errors import MalformedBody, TransferRefused, UnsupportedMediaType
 from asyncjobs.http.messages import Response
 from asyncjobs.http.problems import STATUSES, ProblemDocument, no_result, problem, problem_of
 

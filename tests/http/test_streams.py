@@ -17,9 +17,9 @@ import anyio.lowlevel
 import pytest
 from trio.testing import MockClock
 
-from asyncjobs import AsyncJobs, Job, NotOpen, Settings
+from asyncjobs import AsyncJobs, Job, Settings
 from asyncjobs.core.job import JobId, new_job_id
-from asyncjobs.errors import StoreUnavailable, UnknownJob
+from asyncjobs.errors import NotOpen, StoreUnavailable, UnknownJob
 from asyncjobs.http import sse, streams
 from asyncjobs.http.documents import Encoded
 from asyncjobs.http.headers import Pacing

@@ -17,9 +17,7 @@ from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 
 from asyncjobs import (
     AsyncJobs,
-    ConfigurationError,
     EnqueueOptions,
-    InvalidPayload,
     Job,
     JobContext,
     JobFailed,
@@ -29,6 +27,7 @@ from asyncjobs import (
 )
 from asyncjobs.core.job import Delivery
 from asyncjobs.dispatchers.worker import WorkerDispatcher
+from asyncjobs.errors import ConfigurationError, InvalidPayload
 from asyncjobs.otel import instrument, names
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]

@@ -15,9 +15,10 @@ from typing import Any, Self
 import anyio
 import pytest
 
-from asyncjobs import AsyncJobs, Job, UnknownJob
+from asyncjobs import AsyncJobs, Job
 from asyncjobs.core.job import Delivery, JobId, JobStatus
 from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.errors import UnknownJob
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import (

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from asyncjobs import ConfigurationError, Job, JobError
+from asyncjobs import Job, JobError
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Callback
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, begun
 from asyncjobs.webhooks.signing import body_of, id_of, secret_of, signed

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncjobs import ConfigurationError, InvalidCallback
+from asyncjobs.errors import ConfigurationError, InvalidCallback
 from asyncjobs.webhooks.targets import Target, check_pattern, closest, is_name, parse_target
 
 

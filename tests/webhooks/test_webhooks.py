@@ -13,19 +13,11 @@ import pytest
 import trustme
 from standardwebhooks import Webhook
 
-from asyncjobs import (
-    AsyncJobs,
-    ConfigurationError,
-    EnqueueOptions,
-    InvalidCallback,
-    Job,
-    JobContext,
-    JobType,
-    Settings,
-)
+from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobContext, JobType, Settings
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Callback
 from asyncjobs.core.lifecycle import CALLBACK_PATIENCE
+from asyncjobs.errors import ConfigurationError, InvalidCallback
 from asyncjobs.http.endpoints import Endpoints, Submit
 from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.mounts import Mount, MountOptions

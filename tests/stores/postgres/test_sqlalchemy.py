@@ -20,9 +20,9 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from asyncjobs import AsyncJobs, IdempotencyConflict, JobContext, JobStatus
+from asyncjobs import AsyncJobs, JobContext, JobStatus
 from asyncjobs.adapters.sqlalchemy import transaction_of
-from asyncjobs.errors import StoreUnavailable, UnusableConnection
+from asyncjobs.errors import IdempotencyConflict, StoreUnavailable, UnusableConnection
 from asyncjobs.portal import portal_for
 from asyncjobs.stores.postgres import PostgresStore
 

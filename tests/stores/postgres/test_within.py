@@ -15,11 +15,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
-from asyncjobs import AsyncJobs, EnqueueOptions, IdempotencyConflict, Job, JobContext, JobStatus
+from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobContext, JobStatus
 from asyncjobs.core.handlers import Handler
 from asyncjobs.core.job import new_job_id
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.errors import StoreUnavailable, UnusableConnection
+from asyncjobs.errors import IdempotencyConflict, StoreUnavailable, UnusableConnection
 from asyncjobs.http.problems import problem_of
 from asyncjobs.protocols import Change, Transactions
 from asyncjobs.settings import Settings
