@@ -4,6 +4,7 @@ AsyncJobsError
 ├── ConfigurationError        wrong set-up, found before any job is touched
 │   ├── UnknownType           no handler of that name is registered
 │   ├── NotOpen               used outside `async with jobs`
+│   ├── WrongEventLoop        used in another event loop than the one that opened it
 │   └── UnusableConnection    no job can be enqueued by its transaction
 ├── RequestRejected           what came in is not done
 │   ├── MalformedBody         not JSON at all
@@ -79,6 +80,21 @@ class NotOpen(ConfigurationError):
         super().__init__(
             f"{what} is not open in this process: enter it with `async with`, "
             "or run the lifespan of the app it is mounted on."
+        )
+
+
+class WrongEventLoop(ConfigurationError):
+    """Raised when an object is used in another event loop, or thread, than the one it is open in.
+
+    Nothing was done, and the object is unharmed.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{what} is open in another event loop of this process, and can only be used there. "
+            "In a thread, submit the call to that loop, for example by "
+            "`asyncio.run_coroutine_threadsafe(jobs.enqueue(...), loop)`."
         )
 
 

@@ -5,8 +5,8 @@ The docstrings are the contract; implementations do not repeat them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -20,8 +20,9 @@ from asyncjobs.settings import Seconds
 R = TypeVar("R")
 T = TypeVar("T")
 
-#: What runs one job in this process, to the end of its attempt; it never raises.
-Run = Callable[[Job], Awaitable[None]]
+#: Runs a job in this process and returns at once; calls the function when the slot is free again.
+#: It never raises.
+Begin = Callable[[Job, Callable[[], None]], None]
 
 
 class Clock(Protocol):
@@ -287,8 +288,8 @@ class Embedded(Protocol):
         """How many more jobs `offer` would accept now."""
         ...
 
-    def running(self, run: Run) -> AbstractAsyncContextManager[None]:
-        """Run jobs by `run` inside the block; on leaving, wait until all have ended."""
+    def open(self, begin: Begin) -> None:
+        """Run jobs by `begin` from now on, until `close`."""
         ...
 
     def offer(self, job: Job) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -36,7 +35,14 @@ from asyncjobs.core.submission import (
 )
 from asyncjobs.dispatchers import dispatcher_from_name
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.errors import ConfigurationError, IdempotencyConflict, IllegalMove, NotOpen
+from asyncjobs.dispatchers.worker import WorkerDispatcher
+from asyncjobs.errors import (
+    ConfigurationError,
+    IdempotencyConflict,
+    IllegalMove,
+    NotOpen,
+    WrongEventLoop,
+)
 from asyncjobs.execution.context import JobContext
 from asyncjobs.protocols import (
     CallbackSender,
@@ -51,12 +57,11 @@ from asyncjobs.protocols import (
 )
 from asyncjobs.records.change_feed import Watch
 from asyncjobs.records.clock import SharedClock, SystemClock
+from asyncjobs.records.logging import log
 from asyncjobs.runtime.hooks import Hook, Hooks
-from asyncjobs.runtime.runtime import Runtime, RuntimeParts, open_runtime
+from asyncjobs.runtime.runtime import Runtime, RuntimeHost, RuntimeParts
 from asyncjobs.settings import Seconds, Settings, duration, seconds
 from asyncjobs.stores import store_from_url
-
-log = logging.getLogger("asyncjobs")
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -125,11 +130,10 @@ class AsyncJobs:
             dispatcher_from_name(dispatcher) if isinstance(dispatcher, str) else dispatcher
         )
         self._callbacks = callbacks
-        self._opened: AbstractAsyncContextManager[Runtime] | None = None
-        self._runtime: Runtime | None = None
+        self._host: RuntimeHost | None = None
 
     async def __aenter__(self) -> Self:
-        await self._open(self._dispatcher, None)
+        await self.open()
         return self
 
     async def __aexit__(
@@ -138,14 +142,36 @@ class AsyncJobs:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        opened, self._opened = self._opened, None
-        if opened is None:
+        await self.close()
+
+    async def open(self, *, run_handlers: bool = True) -> None:
+        """Open the queue in this event loop; `async with` does the same.
+
+        For frameworks with start and stop hooks: another task may call `close`. With
+        `run_handlers=False` the queue submits, reads, waits and cancels, and runs no handler in
+        this process. Raises `ConfigurationError` if it is open already, `StoreUnavailable` or
+        `SchemaError` for the store.
+        """
+        runs = run_handlers or self._dispatcher.delivery is not Delivery.PULL
+        await self._open(self._dispatcher if runs else WorkerDispatcher(), None)
+
+    async def close(self) -> None:
+        """Begin no more jobs, let running ones end within the grace period, close the store.
+
+        Returns at most five seconds after the grace period. May be called by another task than
+        `open`, and be cancelled: the queue then closes all the same. Raises `NotOpen`.
+        """
+        host = self._host
+        if host is None or not host.is_ours:
             raise NotOpen("AsyncJobs")
+        if not host.is_here:
+            raise WrongEventLoop("AsyncJobs")
         try:
-            # What the block raised is not the engine's business; a task group would wrap it.
-            await opened.__aexit__(None, None, None)
+            await host.close()
         finally:
-            self._runtime = None
+            # Not before: what ends meanwhile may need the queue.
+            if self._host is host and not host.in_use:
+                self._host = None
 
     @asynccontextmanager
     async def as_worker(
@@ -164,7 +190,7 @@ class AsyncJobs:
         try:
             yield self
         finally:
-            await self.__aexit__(None, None, None)
+            await self.close()
 
     @property
     def store(self) -> Store:
@@ -176,12 +202,12 @@ class AsyncJobs:
 
         Before that, it makes the wait of a later closing as short.
         """
-        self._running.hurry()
+        self._anywhere.hurry()
 
     @property
     def is_open(self) -> bool:
         """Whether this process has it open."""
-        return self._runtime is not None and self._runtime.is_ours
+        return self._host is not None and self._host.is_open
 
     def handler(
         self,
@@ -391,7 +417,7 @@ class AsyncJobs:
     @property
     def watchers(self) -> int:
         """How many follow a job in this process: events, held requests, `subscribe`, `wait`."""
-        return self._running.watchers if self.is_open else 0
+        return self._anywhere.watchers if self.is_open else 0
 
     def expected_duration(self, what: JobType[Any, Any] | Job, /) -> timedelta | None:
         """Say how long a job takes: as most of its type did lately, else as was estimated."""
@@ -516,23 +542,36 @@ class AsyncJobs:
 
     @property
     def _running(self) -> Runtime:
-        if self._runtime is None or not self._runtime.is_ours:
+        runtime = self._anywhere
+        if self._host is not None and not self._host.is_here:
+            raise WrongEventLoop("AsyncJobs")
+        return runtime
+
+    @property
+    def _anywhere(self) -> Runtime:
+        """The runtime, for what any thread may ask."""
+        host = self._host
+        if host is None or host.runtime is None or not host.is_open:
             raise NotOpen("AsyncJobs")
-        return self._runtime
+        return host.runtime
 
     async def _open(self, dispatcher: Dispatcher, queues: Sequence[str] | None) -> None:
-        if self.is_open:
+        if self._host is not None and self._host.in_use:
             raise ConfigurationError("This AsyncJobs is open already.")
-        if self._runtime is not None:
-            _inherited.append((self._opened, self._runtime))
+        if self._host is not None and not self._host.is_ours:
+            _inherited.append(self._host)
         served = None if queues is None else tuple(queues)
         registered = (self.registry, self.settings, self.clock, self.hooks)
         parts = RuntimeParts(
             self._store, dispatcher, *registered, queues=served, callback_sender=self._callbacks
         )
-        opened = open_runtime(parts)
-        self._runtime = await opened.__aenter__()
-        self._opened = opened
+        host = RuntimeHost(parts)
+        self._host = host
+        try:
+            await host.open()
+        except BaseException:
+            self._host = None
+            raise
 
     def _check_queues(self, queues: Sequence[str] | None) -> None:
         known = self.registry.queues

@@ -40,6 +40,8 @@ class Settings:
     - `progress_interval`: the shortest time between two stored progress reports of one job.
     - `grace`: how long a shutdown waits for running jobs before it interrupts them and gives them
       back.
+    - `store_timeout`: how long a call of the store may take, counted from the call. After that
+      `StoreUnavailable` is raised; what was to be written may have been.
     - `block_warning_after`: how long a handler may block the event loop before a warning names it.
 
     Raises `ValueError` for a duration that is negative, and for an interval of zero.
@@ -52,6 +54,7 @@ class Settings:
     dispatch_timeout: timedelta = timedelta(seconds=5)
     progress_interval: timedelta = timedelta(seconds=0.2)
     grace: timedelta = timedelta(seconds=10)
+    store_timeout: timedelta = timedelta(seconds=10)
     block_warning_after: timedelta = timedelta(seconds=1)
 
     if TYPE_CHECKING:
@@ -66,6 +69,7 @@ class Settings:
             dispatch_timeout: Seconds = ...,
             progress_interval: Seconds = ...,
             grace: Seconds = ...,
+            store_timeout: Seconds = ...,
             block_warning_after: Seconds = ...,
         ) -> None: ...
 

@@ -147,7 +147,7 @@ async def opened(target: Target) -> AsyncGenerator[tuple[Store, Clock]]:
 async def reading(target: Target) -> AsyncGenerator[Repository]:
     """Open the store to look: nothing is swept, jobs change only where a reader repairs them."""
     async with opened(target) as (store, clock):
-        yield Repository(store, ChangeFeed(poll=_POLL_SECONDS), clock, able=store)
+        yield Repository(store, ChangeFeed(poll=_POLL_SECONDS), clock, base=store)
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import typing
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ from asyncjobs.errors import (
 
 P = TypeVar("P")
 R = TypeVar("R")
+
+# What Python's own limit is by default (`sys.int_info.default_max_str_digits`).
+_MAX_INTEGER_DIGITS = 4300
+_LONG_INTEGER = re.compile(rb"[0-9]{%d}" % (_MAX_INTEGER_DIGITS + 1))
 
 #: Takes the payload and the `JobContext`; the type of the latter is known above this layer.
 Function = Callable[[P, Any], Awaitable[R] | R]
@@ -167,7 +172,27 @@ class JobType(Generic[P, R]):
         limit = self.policy.max_result_bytes
         if len(text) > limit:
             raise InvalidResult(self.name, f"it has {len(text)} bytes, {limit} are allowed")
+        self._check_readable(text)
         return text
+
+    def _check_readable(self, text: bytes) -> None:
+        """Raise `InvalidResult` for a result that could be written but not read again.
+
+        NaN and infinity are written as null (RFC 8259 section 6 has no such numbers), which the
+        annotation may not allow. Python reads no integers of more digits than its limit.
+        """
+        if len(text) > _MAX_INTEGER_DIGITS and _LONG_INTEGER.search(text):
+            try:
+                json.loads(text)
+            except ValueError as error:
+                raise InvalidResult(self.name, f"it cannot be read again: {error}") from error
+        if b"null" in text:
+            try:
+                self._result.validate_json(text)
+            except ValidationError as error:
+                issues = "; ".join(map(str, _issues(error)))
+                reason = f"NaN and infinity are null in JSON, which does not fit: {issues}"
+                raise InvalidResult(self.name, reason) from error
 
     def load_result(self, text: bytes) -> R:
         """Read a stored result as the type says; raise `InvalidResult` where it has changed."""

@@ -29,6 +29,18 @@ CALLBACKS_LANE = "asyncjobs.callbacks"
 
 DEFAULT_QUEUE = "default"
 
+#: Names that begin so are lanes of the library's own; no queue may have one.
+RESERVED_PREFIX = "asyncjobs."
+
+
+def suspects_lane(queue: str) -> str:
+    """Return the lane of a queue's suspects: jobs that fail if one more worker is lost with them.
+
+    A process runs one of them at a time, so that a job that kills its process ends alone.
+    """
+    return f"{RESERVED_PREFIX}suspects:{queue}"
+
+
 # uuid4 as RFC 9562 section 5.4 lays it out: version nibble 4, variant bits 10.
 _JOB_ID = re.compile(r"job_[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -114,7 +126,7 @@ SomeTime = Annotated[timedelta, Field(gt=timedelta(0), le=LONGEST)]
 
 
 def _not_reserved(queue: str) -> str:
-    if queue == CALLBACKS_LANE:
+    if queue.startswith(RESERVED_PREFIX):
         raise ValueError(f"The queue name {queue!r} is reserved.")
     return queue
 
@@ -162,6 +174,7 @@ class Policy(_Value):
             retention: Seconds | None = ...,
             retry: Retry = ...,
             max_deliveries: int = ...,
+            max_releases: int = ...,
             max_payload_bytes: int = ...,
             max_result_bytes: int = ...,
             inline_wait: Seconds = ...,
@@ -173,6 +186,7 @@ class Policy(_Value):
     retention: Duration | None = timedelta(hours=24)
     retry: Retry = Retry()
     max_deliveries: int = Field(default=3, ge=1)
+    max_releases: int = Field(default=100, ge=1)
     max_payload_bytes: int = Field(default=1024 * 1024, ge=1)
     max_result_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
     inline_wait: Duration = timedelta(0)
@@ -207,6 +221,7 @@ class Submission(_Value):
     delivery: Delivery = Delivery.PULL
     retry: Retry = Retry()
     max_deliveries: int = 3
+    max_releases: int = 100
     timeout: timedelta | None = None
     deadline: datetime
     retention: timedelta | None = None
@@ -218,10 +233,10 @@ class Submission(_Value):
 class State(_Value):
     """The half of a job that moves.
 
-    `attempt` counts starts and is the fence a handler may hand to others; `failures` and `losses`
-    count what retries and redeliveries have cost. `revision` counts every write and guards the
-    compare-and-swap, `version` only the changes a client can see. `lane` and `due_at` say who must
-    look at this job next, and when; None is never.
+    `attempt` counts starts and is the fence a handler may hand to others; `failures`, `losses` and
+    `releases` count the attempts that raised, lost their worker, and were given back at a shutdown.
+    `revision` counts every write and guards the compare-and-swap, `version` only the changes a
+    client can see. `lane` and `due_at` say who must look at this job next, and when; None is never.
     """
 
     status: JobStatus = JobStatus.PENDING
@@ -232,6 +247,7 @@ class State(_Value):
     attempt: int = 0
     failures: int = 0
     losses: int = 0
+    releases: int = 0
     run_at: datetime
     started_at: datetime | None = None
     completed_at: datetime | None = None

@@ -25,6 +25,7 @@ from asyncjobs.core.job import (
     Progress,
     Retry,
     Submission,
+    suspects_lane,
 )
 from asyncjobs.errors import IllegalMove, LostLease
 
@@ -59,7 +60,7 @@ TRANSITIONS: Mapping[Move, Mapping[JobStatus, frozenset[JobStatus]]] = MappingPr
         Move.COMPLETE: {PROCESSING: frozenset({COMPLETED})},
         Move.FAIL: {PROCESSING: frozenset({FAILED})},
         Move.RETRY: {PROCESSING: frozenset({PENDING})},
-        Move.RELEASE: {PROCESSING: frozenset({PENDING})},
+        Move.RELEASE: {PROCESSING: frozenset({PENDING, FAILED})},
         Move.REQUEUE: {PENDING: frozenset({PENDING})},
         Move.CANCEL: {PENDING: frozenset({CANCELLED}), PROCESSING: frozenset({PROCESSING})},
         Move.STOP: {PROCESSING: frozenset({CANCELLED})},
@@ -163,9 +164,15 @@ def retry(job: Job, now: datetime, *, token: str | None, jitter: float) -> Job:
 
 
 def release(job: Job, now: datetime, *, token: str) -> Job:
-    """Give the job back at no cost, because this worker shuts down."""
+    """Give the job back because this worker shuts down; too many of these fail it.
+
+    A job that stops its worker by itself would otherwise stop one after the other for ever.
+    """
     _fence(job, Move.RELEASE, token)
-    return _wait_again(job, Move.RELEASE, now)
+    releases = job.releases + 1
+    if releases > job.max_releases:
+        return _end(job, Move.RELEASE, FAILED, now, error=WORKER_LOST, releases=releases)
+    return _wait_again(job, Move.RELEASE, now, releases=releases)
 
 
 def requeue(job: Job) -> Job:
@@ -365,7 +372,7 @@ def _schedule(job: Job, waits_until: datetime | None = None) -> dict[str, Any]:
     if job.status is PENDING:
         if job.delivery is Delivery.EXTERNAL:
             return {"lane": MAINTENANCE_LANE, "due_at": job.deadline}
-        lane = job.queue if job.delivery is Delivery.PULL else MAINTENANCE_LANE
+        lane = pull_lane(job) if job.delivery is Delivery.PULL else MAINTENANCE_LANE
         return {"lane": lane, "due_at": min(waits_until or job.run_at, job.deadline)}
     if job.status is PROCESSING:
         lapse = job.lease.until if job.lease else attempt_end(job)
@@ -373,6 +380,16 @@ def _schedule(job: Job, waits_until: datetime | None = None) -> dict[str, Any]:
     if job.callback is not None and job.callback.next_at is not None:
         return {"lane": CALLBACKS_LANE, "due_at": job.callback.next_at}
     return {"lane": MAINTENANCE_LANE, "due_at": job.expires_at}
+
+
+def pull_lane(job: Job) -> str:
+    """Return the lane in which a job waits for one of our workers: its queue, or the suspects'."""
+    return suspects_lane(job.queue) if is_suspect(job) else job.queue
+
+
+def is_suspect(job: Job) -> bool:
+    """Return whether a job fails if one more worker is lost with it, after another one was."""
+    return job.losses > 0 and job.losses + 1 >= job.max_deliveries
 
 
 def _longest_pause(policy: Retry, failures: int) -> timedelta:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from asyncjobs.core.handlers import Handler, JobType
@@ -37,6 +37,9 @@ class EnqueueOptions:
         if isinstance(moment, datetime):
             if moment.tzinfo is None:
                 raise ValueError(f"run_at needs a time zone, got {moment}.")
+            # In a zone with daylight saving, adding hours would count those of the clock on the
+            # wall.
+            object.__setattr__(self, "run_at", moment.astimezone(UTC))
         elif moment is not None and abs(duration(moment)) > LONGEST:
             raise ValueError(f"run_at is at most {LONGEST.days} days ahead, got {moment}.")
         if self.deadline is not None and not timedelta(0) < duration(self.deadline) <= LONGEST:
@@ -93,6 +96,7 @@ def make_submission(
         delivery=terms.delivery if isinstance(kind, Handler) else Delivery.EXTERNAL,
         retry=policy.retry,
         max_deliveries=policy.max_deliveries,
+        max_releases=policy.max_releases,
         timeout=policy.timeout,
         deadline=options.begins(terms.now) + deadline,
         retention=policy.retention,

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextvars
-import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import anyio
-from anyio.abc import TaskGroup
 
 from asyncjobs.core.job import Delivery, Job, JobId
-from asyncjobs.errors import ConfigurationError, NotOpen
-from asyncjobs.protocols import Run
+from asyncjobs.errors import ConfigurationError
+from asyncjobs.protocols import Begin
 from asyncjobs.records.change_feed import Signal
-from asyncjobs.records.logging import log_fields
-
-log = logging.getLogger("asyncjobs")
 
 
 class LocalDispatcher:
@@ -40,9 +35,7 @@ class LocalDispatcher:
         self._running: set[JobId] = set()
         self._again: dict[JobId, Job] = {}
         self._reserved = 0
-        self._tasks: TaskGroup | None = None
-        self._run: Run | None = None
-        self._context = contextvars.copy_context()
+        self._begin: Begin | None = None
         self._freed = Signal()
         self._idle = anyio.Event()
 
@@ -59,7 +52,7 @@ class LocalDispatcher:
 
     @property
     def room(self) -> int:
-        if self._tasks is None:
+        if self._begin is None:
             return 0
         return 2 * self.concurrency - len(self._running) - len(self._waiting) - self._reserved
 
@@ -75,14 +68,15 @@ class LocalDispatcher:
             self._reserved -= granted
             self._freed.set()
 
-    @asynccontextmanager
-    async def running(self, run: Run) -> AsyncGenerator[None]:
-        async with anyio.create_task_group() as tasks:
-            self._begin_anew(tasks, run)
-            try:
-                yield
-            finally:
-                self.close()
+    def open(self, begin: Begin) -> None:
+        # Nothing is kept of an earlier life, which may have been that of a process that forked.
+        self._begin = begin
+        self._waiting.clear()
+        self._again.clear()
+        self._running = set()
+        self._reserved = 0
+        self._freed, self._idle = Signal(), anyio.Event()
+        self._idle.set()
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         for job in jobs:
@@ -94,10 +88,10 @@ class LocalDispatcher:
             return True
         if any(job.id == other.id for other in self._waiting):
             return True  # it has waited here for so long that it came up again
-        if self._tasks is None or not self.room:
+        if self._begin is None or not self.room:
             return False
         if len(self._running) < self.concurrency:
-            self._start(job, self._tasks)
+            self._start(job, self._begin)
         else:
             self._waiting.append(job)
         return True
@@ -107,7 +101,7 @@ class LocalDispatcher:
             await self._freed.wait()
 
     def close(self) -> Sequence[Job]:
-        self._tasks = None
+        self._begin = None
         left = tuple(self._waiting)
         self._waiting.clear()
         return left
@@ -115,39 +109,20 @@ class LocalDispatcher:
     async def wait_until_idle(self) -> None:
         await self._idle.wait()
 
-    def _begin_anew(self, tasks: TaskGroup, run: Run) -> None:
-        """Forget what is of an earlier life, which may have been that of a process that forked."""
-        self._tasks, self._run = tasks, run
-        self._waiting.clear()
-        self._again.clear()
-        self._running = set()
-        self._reserved = 0
-        self._context = contextvars.copy_context()
-        self._freed, self._idle = Signal(), anyio.Event()
-        self._idle.set()
-
-    def _start(self, job: Job, tasks: TaskGroup) -> None:
+    def _start(self, job: Job, begin: Begin) -> None:
         if not self._running:
             self._idle = anyio.Event()
         self._running.add(job.id)
-        # Not in the context of whoever submitted this job, or the one before it in this slot.
-        self._context.copy().run(lambda: tasks.start_soon(self._slot, job))
+        begin(job, partial(self._free, job.id))
 
-    async def _slot(self, job: Job) -> None:
-        if self._run is None:
-            raise NotOpen("The dispatcher")
-        try:
-            await self._run(job)
-        except Exception:
-            # The next one may be luckier, and the application is not to blame.
-            log.exception("A job broke off", extra=log_fields(job))
-        finally:
-            if (again := self._again.pop(job.id, None)) is not None and self._tasks is not None:
-                self._waiting.append(again)
-            # The next one first: in between, this would look idle to who waits for that.
-            if self._waiting and self._tasks is not None:
-                self._start(self._waiting.popleft(), self._tasks)
-            self._running.discard(job.id)
-            if not self._running:
-                self._idle.set()
-            self._freed.set()
+    def _free(self, job_id: JobId) -> None:
+        """Note that a slot is free, and give it to the job that waits for it."""
+        again = self._again.pop(job_id, None)
+        if again is not None and self._begin is not None:
+            self._waiting.append(again)
+        self._running.discard(job_id)
+        if self._waiting and self._begin is not None:
+            self._start(self._waiting.popleft(), self._begin)
+        if not self._running:
+            self._idle.set()
+        self._freed.set()

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from enum import Enum
 from typing import Any
 
 import anyio
 
+from asyncjobs.core.handlers import Handler
 from asyncjobs.core.job import Job
 from asyncjobs.execution.context import Gauge
+from asyncjobs.execution.tasks import Task
 from asyncjobs.execution.threads import Call
-
-log = logging.getLogger("asyncjobs")
 
 
 class Cause(Enum):
-    """Why an attempt is broken off."""
+    """Why an attempt is told to stop."""
 
     CANCEL = "cancel"
     TIMEOUT = "timeout"
@@ -29,33 +27,71 @@ class Cause(Enum):
 
 
 class Attempt:
-    """What is known here of one running attempt: the job's newest state, and whether to stop."""
+    """What is known here of one running attempt: the job's newest state, and whether to stop.
 
-    def __init__(self, job: Job, token: str, held_for: timedelta) -> None:
+    The handler works in `task`, and for a `def` in `thread` as well. What came of it is `result` or
+    `error`; both are None until the task has ended.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        handler: Handler[Any, Any],
+        token: str,
+        held_for: timedelta,
+        on_change: Callable[[Attempt], None],
+    ) -> None:
         self.job = job
+        self.handler = handler
         self.token = token
         self.gauge = Gauge()
         self.cause: Cause | None = None
+        self.task: Task | None = None
         self.thread: Call[Any] | None = None
-        self._scope: anyio.CancelScope | None = None
+        self.result: bytes | None = None
+        self.error: BaseException | None = None
+        #: When the event loop's clock next needs to look at it: its timeout, later its patience.
+        self.look_at = float("inf")
+        #: When the event loop's clock showed the present `cause`.
+        self.interrupted_at = 0.0
+        #: Whether it is decided how it ended; whether that is recorded, or will never be.
+        self.settled = False
+        self.left = False
+        #: The outcome as it was last sent to the store, whose answer may have been lost.
+        self.sent: Job | None = None
+        self._on_change = on_change
         self._longest = held_for
         self._held_until = 0.0
         self._renew_at = 0.0
         self.renewed(anyio.current_time(), held_for)
 
-    @contextmanager
-    def within(self, scope: anyio.CancelScope) -> Generator[None]:
-        """Let the handler that runs inside this block be broken off through the scope."""
-        self._scope = scope
-        if self.cause is not None:
-            scope.cancel()
-        try:
-            yield
-        finally:
-            self._scope = None
+    @property
+    def task_ended(self) -> bool:
+        """Whether the handler's task has ended, which a thread of it may outlive."""
+        return self.result is not None or self.error is not None
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether a thread works on the job at this moment."""
+        return self.thread is not None and self.thread.alive
+
+    @property
+    def working(self) -> bool:
+        """Whether the handler still works, in its task or in a thread."""
+        return not self.task_ended or self.in_thread
+
+    def end(self, *, result: bytes | None = None, error: BaseException | None = None) -> None:
+        """Note how the task has ended; the first note counts."""
+        if not self.task_ended:
+            self.result, self.error = result, error
+            self.changed()
+
+    def changed(self) -> None:
+        """Let the runtime know that there is news, such as the end of a thread."""
+        self._on_change(self)
 
     def adopt(self, job: Job | None) -> None:
-        """Take note of a newer state that somebody wrote."""
+        """Take note of a newer state that another process or task wrote."""
         if job is None:
             self.interrupt(Cause.LOST)
         elif job.revision > self.job.revision:
@@ -68,43 +104,52 @@ class Attempt:
     def interrupt(self, cause: Cause) -> None:
         """Tell the handler to stop; the first cause counts, unless a graver one follows.
 
-        A thread cannot be stopped from outside. On a cancel its end is awaited all the same,
-        because `cancelled` means that the work has stopped; for the rest it is left behind.
+        A thread cannot be stopped from outside. After a cancel request its end is awaited all the
+        same, because `cancelled` means that the work has stopped; otherwise it is left behind.
         """
+        if self.settled:
+            return
         if self.cause in (None, Cause.CANCEL) or cause is Cause.LOST:
             self.cause = cause
+            self.interrupted_at = anyio.current_time()
         self.gauge.stopping = True
-        if self._scope is not None and not (self.in_thread and cause is Cause.CANCEL):
-            self._scope.cancel()
+        self.cancel_task()
+        self.changed()
 
-    @property
-    def in_thread(self) -> bool:
-        """Whether a thread works on the job at this moment."""
-        return self.thread is not None and self.thread.alive
+    def cancel_task(self) -> None:
+        """Cancel the handler's task, unless it waits for a thread that has to end by itself."""
+        if self.task is None or self.task_ended:
+            return
+        if not (self.in_thread and self.cause is Cause.CANCEL):
+            self.task.cancel()
+
+    def abandon_task(self) -> None:
+        """End the handler's task by force, if it goes on."""
+        if self.task is not None and not self.task_ended:
+            self.task.abandon()
 
     def told_to_stop(self) -> str | None:
-        """Say why the handler is told to stop, None where it is not."""
-        if self.cause is not None:
-            return self.cause.value
-        timed_out = self._scope is not None and self._scope.cancel_called
-        return Cause.TIMEOUT.value if timed_out else None
+        """Return why the handler is told to stop, None if it is not."""
+        return None if self.cause is None else self.cause.value
 
     def back_on_the_loop(self) -> None:
         """Note that what remains of the handler can be cancelled like any task."""
-        if self.cause is not None and self._scope is not None:
-            self._scope.cancel()
+        if self.cause is not None:
+            self.cancel_task()
 
     def renewed(self, asked_at: float, held_for: timedelta) -> None:
         """Note until when the lease holds, counted from before the store was asked.
 
-        Where the clock was set back in between, the difference of two moments is no measure.
+        If the clock was set back in between, the difference of two moments is no measure.
         """
         held_for = min(held_for, self._longest)
         self._held_until = asked_at + held_for.total_seconds()
         self._renew_at = asked_at + held_for.total_seconds() / 3
 
     def wants_renewal(self) -> bool:
+        """Whether a third of the lease has passed."""
         return anyio.current_time() >= self._renew_at
 
     def lapsed(self) -> bool:
+        """Whether the lease has certainly lapsed."""
         return anyio.current_time() >= self._held_until

@@ -20,7 +20,13 @@ T = TypeVar("T")
 # How long an `async for` over plain items may keep the event loop before it lets others run.
 _TURN_SECONDS = 0.005
 
-#: Percent, message, current, total, unit.
+#: What a progress message and its unit have at most, in characters; what is longer is cut.
+MAX_MESSAGE_CHARS = 1000
+MAX_UNIT_CHARS = 100
+
+_CUT_MARK = " [cut]"
+
+#: Percent, message, current, total, unit; text is safe and cut.
 Report = tuple[int, str | None, int | None, int | None, str | None]
 
 _TOO_MANY = 2**63
@@ -52,7 +58,7 @@ def progress_of(report: Report) -> Progress:
     percent, message, current, total, unit = report
     if report[1:] == _NO_DETAIL:
         return Progress(percent=percent)
-    detail = Detail(message=text(message), current=current, total=total, unit=text(unit))
+    detail = Detail(message=message, current=current, total=total, unit=unit)
     return Progress(percent=percent, detail=detail)
 
 
@@ -60,9 +66,22 @@ def _is_count(value: object) -> bool:
     return value is None or (isinstance(value, int) and abs(value) < _TOO_MANY)
 
 
-def text(value: object) -> str | None:
-    """Make what can be written of what a handler gave: a file name may hold lone surrogates."""
-    return None if value is None else str(value).encode("utf-8", "replace").decode()
+def safe_text(value: object) -> str | None:
+    """Return a value that a handler gave as text that can be stored; never raises.
+
+    A file name may hold lone surrogates; the `__str__` of a lazy translation may raise.
+    """
+    if value is None:
+        return None
+    try:
+        return str.__str__(str(value)).encode("utf-8", "replace").decode()
+    except Exception:  # noqa: BLE001  # whatever its class does there
+        return f"<{type(value).__name__} that cannot be shown>"
+
+
+def cut_text(text: str, limit: int) -> str:
+    """Return a text of at most so many characters; a mark stands for what was cut."""
+    return text if len(text) <= limit else f"{text[: limit - len(_CUT_MARK)]}{_CUT_MARK}"
 
 
 class Checkpoint:
@@ -173,7 +192,14 @@ class JobContext:
         if not (_is_count(current) and _is_count(total)):
             raise TypeError("Progress counts in whole numbers of up to 64 bits.")
         self.check()
-        self._gauge.latest = (int(percent), message, current, total, unit)
+        # Taken as text here, where what its class raises is the handler's own business.
+        self._gauge.latest = (
+            int(percent),
+            message if message is None else cut_text(safe_text(message) or "", MAX_MESSAGE_CHARS),
+            current,
+            total,
+            unit if unit is None else cut_text(safe_text(unit) or "", MAX_UNIT_CHARS),
+        )
         return _CHECKPOINT
 
     def track(
@@ -191,9 +217,17 @@ class JobContext:
         it as `total`; else only the count is shown.
         """
         if total is None:
-            length = getattr(items, "__len__", None)
-            total = length() if length is not None else None
+            total = _length_of(items)
         return Tracked(self, items, (message, total, unit))
+
+
+def _length_of(items: object) -> int | None:
+    """Return how many items there are, None if that is not known or more than can be shown."""
+    try:
+        length = len(items)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001  # it has none, or its class raises
+        return None
+    return length
 
 
 class Tracked(Generic[T]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -12,20 +11,19 @@ import anyio
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.handlers import Registry
-from asyncjobs.core.job import Job, JobStatus
+from asyncjobs.core.job import Job, JobId, JobStatus, suspects_lane
 from asyncjobs.errors import StoreError
 from asyncjobs.protocols import Embedded
 from asyncjobs.records.change_feed import Signal
+from asyncjobs.records.logging import log
 from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.settings import Settings
 
 # More jobs than these are found by polling.
-_MOST_HINTS = 10_000
+_MAX_HINTS = 10_000
 
 # What another process has just made due may be due here by so much later.
 _CLOCKS_DIFFER = timedelta(seconds=0.05)
-
-log = logging.getLogger("asyncjobs")
 
 
 class Lanes:
@@ -46,8 +44,13 @@ class Lanes:
             return self._named
         return (self._registry.queues,) if self._registry.queues else ()
 
+    @property
+    def suspects(self) -> Sequence[str]:
+        """The lanes of the suspects of these queues."""
+        return [suspects_lane(queue) for rank in self.ranks for queue in rank]
+
     def __contains__(self, lane: str) -> bool:
-        return any(lane in rank for rank in self.ranks)
+        return any(lane in rank for rank in self.ranks) or lane in self.suspects
 
 
 class Fetcher:
@@ -65,6 +68,9 @@ class Fetcher:
         self._took_at = -math.inf
         # When jobs are due that this process knows of: a heap.
         self._coming: list[datetime] = []
+        # The one suspect that runs here, or is about to; when the next one is looked for.
+        self._suspect: JobId | None = None
+        self._look_for_suspects_at = -math.inf
 
     def hint(self, job: Job | None) -> None:
         """Note that a job waits, or (None) that any may: look when it is due."""
@@ -74,8 +80,10 @@ class Fetcher:
             if not self._coming or soon < self._coming[0]:
                 heappush(self._coming, soon)
         elif job.status is JobStatus.PENDING and job.due_at is not None and self.serves(job.lane):
-            if len(self._coming) < _MOST_HINTS:
+            if len(self._coming) < _MAX_HINTS:
                 heappush(self._coming, job.due_at)
+            if lifecycle.is_suspect(job):
+                self._look_for_suspects_at = -math.inf
             if job.due_at < self._sleeps_until:
                 self._wake.set()
 
@@ -100,6 +108,13 @@ class Fetcher:
         """Tell whether this worker has looked for jobs lately; a full one has no reason to."""
         return anyio.current_time() - self._took_at < time.total_seconds()
 
+    def suspect_ended(self, job_id: JobId) -> None:
+        """Note that a suspect does not run here any more; the next one may."""
+        if self._suspect == job_id:
+            self._suspect = None
+            self._look_for_suspects_at = -math.inf
+            self._wake.set()
+
     async def give_back(self, jobs: Sequence[Job]) -> None:
         """Let others begin at once what was taken or accepted here but will not begin here."""
         now = self._repository.now()
@@ -120,12 +135,30 @@ class Fetcher:
             if len(taken) < limit:
                 until = now + self._settings.redelivery
                 taken += await self._repository.take(rank, until=until, limit=limit - len(taken))
+        more = bool(taken) and len(taken) == limit
+        if not more:
+            taken += await self._take_suspect(now)
         late = [job.id for job in taken if job.deadline <= now]
         if late:
             await self._repository.get(late)  # readers record missed deadlines
-        refused = [job for job in taken if job.deadline > now and not self._dispatcher.offer(job)]
+        refused = [job for job in taken if job.deadline > now and not self._offer(job)]
         await self.give_back(refused)
-        return bool(taken) and len(taken) == limit
+        return more
+
+    async def _take_suspect(self, now: datetime) -> Sequence[Job]:
+        """Take a suspect if none runs here; not more often than polls, unless one is hinted at."""
+        time = anyio.current_time()
+        if self._suspect is not None or time < self._look_for_suspects_at:
+            return ()
+        self._look_for_suspects_at = time + self._settings.poll_interval.total_seconds()
+        until = now + self._settings.redelivery
+        return await self._repository.take(self._lanes.suspects, until=until, limit=1)
+
+    def _offer(self, job: Job) -> bool:
+        accepted = self._dispatcher.offer(job)
+        if accepted and lifecycle.is_suspect(job):
+            self._suspect = job.id
+        return accepted
 
     def _pause(self) -> float:
         """Sleep to the next poll, or to the moment when a job is due that was hinted at."""

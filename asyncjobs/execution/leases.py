@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import anyio
 
@@ -13,14 +11,16 @@ from asyncjobs.errors import IllegalMove, LostLease, StoreError
 from asyncjobs.execution.attempt import Attempt, Cause
 from asyncjobs.execution.context import progress_of
 from asyncjobs.records.change_feed import Signal
+from asyncjobs.records.logging import log
 from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.settings import Settings
 
-log = logging.getLogger("asyncjobs")
-
 
 class Heartbeat:
-    """Renews the leases of all attempts and writes their progress: one batch per beat."""
+    """Renews the leases of all attempts and writes their progress: one batch per beat.
+
+    Its writes do not wait behind those of outcomes: `Repository.renew` has a way of its own.
+    """
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository
@@ -28,48 +28,34 @@ class Heartbeat:
         self._attempts: dict[str, Attempt] = {}
         self._wanted = Signal()
         self._asking = False
-        self._expected = 0
         self._none = anyio.Event()
         self._none.set()
 
-    def __iter__(self) -> Generator[Attempt]:
-        yield from tuple(self._attempts.values())
+    def __iter__(self) -> Iterator[Attempt]:
+        return iter(tuple(self._attempts.values()))
 
     def __len__(self) -> int:
         return len(self._attempts)
 
     def attends(self) -> bool:
-        """Tell whether there are attempts."""
+        """Return whether there are attempts."""
         return bool(self._attempts)
 
-    @contextmanager
-    def expecting(self) -> Generator[None]:
-        """Let `wait_until_none` wait for the block, in which an attempt begins and ends."""
-        if not self._expected:
+    def attend(self, attempt: Attempt) -> None:
+        """Keep the attempt's lease, until `leave`."""
+        if not self._attempts:
             self._none = anyio.Event()
-        self._expected += 1
-        try:
-            yield
-        finally:
-            self._expected -= 1
-            if not self._expected:
-                self._none.set()
-
-    @contextmanager
-    def attending(self, attempt: Attempt) -> Generator[None]:
-        """Keep the attempt's lease inside the block."""
         self._attempts[attempt.token] = attempt
         self._wanted.set()
-        try:
-            yield
-        finally:
-            del self._attempts[attempt.token]
+
+    def leave(self, attempt: Attempt) -> None:
+        """Renew this lease no more: the end of the attempt is recorded, or will not be."""
+        self._attempts.pop(attempt.token, None)
+        if not self._attempts:
+            self._none.set()
 
     async def wait_until_none(self) -> None:
-        """Return when every attempt has recorded its end, also those that were about to begin.
-
-        Threads left behind do not count.
-        """
+        """Return when every attempt has recorded its end. Threads left behind do not count."""
         await self._none.wait()
 
     async def run(self) -> None:
@@ -88,7 +74,7 @@ class Heartbeat:
                     await anyio.sleep(self._settings.poll_interval.total_seconds())
 
     async def _watch(self) -> None:
-        """Break off what has lost its lease to a store that does not even refuse."""
+        """Interrupt the attempts whose lease lapses while the store does not even refuse."""
         while True:
             await anyio.sleep(self._settings.poll_interval.total_seconds())
             if self._asking:
@@ -101,7 +87,7 @@ class Heartbeat:
             return
         self._asking = True
         try:
-            written = await self._repository.replace([step for _, step in writes])
+            written = await self._repository.renew([step for _, step in writes])
         finally:
             self._asking = False
         for (attempt, step), done in zip(writes, written, strict=True):
@@ -113,11 +99,12 @@ class Heartbeat:
                 attempt.renewed(asked_at, lease.until - self._repository.now())
 
     def _next_write(self, attempt: Attempt) -> tuple[Attempt, JobWrite] | None:
-        """Make the move that is due: a report where there is news, and the lease's renewal."""
+        """Make the move that is due: a report if there is news, and the lease's renewal."""
         job, now = attempt.job, self._repository.now()
         moved = job
         try:
-            if (latest := attempt.gauge.unwritten()) is not None:
+            latest = None if attempt.settled else attempt.gauge.unwritten()
+            if latest is not None:
                 attempt.gauge.written = latest
                 moved = lifecycle.report(job, progress_of(latest), token=attempt.token)
             elif not attempt.wants_renewal():
@@ -129,7 +116,7 @@ class Heartbeat:
         return attempt, JobWrite(job, renewed)
 
     async def _catch_up(self, attempt: Attempt) -> None:
-        """Learn who wrote in between; a report that was refused goes out with the next beat."""
+        """Learn what was written in between; a refused report goes out with the next beat."""
         attempt.gauge.written = None
         [fresh] = await self._repository.get([attempt.job.id])
         attempt.adopt(fresh)

@@ -1,21 +1,31 @@
-"""How an attempt may end, and which move records that: no I/O."""
+"""How an attempt ended, and which move records that: no I/O."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
+from typing import assert_never, cast
 
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import Job, JobError, JobStatus
-from asyncjobs.errors import InvalidPayload, InvalidResult, JobFailed
-from asyncjobs.execution.attempt import Attempt, Cause
-from asyncjobs.execution.context import progress_of, text
-from asyncjobs.records.logging import log_fields
+from asyncjobs.core.job import Job, JobError, JobStatus, Progress
+from asyncjobs.errors import InvalidPayload, InvalidResult, JobCancelled, JobFailed
+from asyncjobs.execution.attempt import Cause
+from asyncjobs.execution.context import cut_text, safe_text
+from asyncjobs.execution.subprocesses import ProcessDied
+from asyncjobs.records.logging import log, log_fields
 
-log = logging.getLogger("asyncjobs")
+#: What a stored error's message and code have at most, in characters; what is longer is cut.
+MAX_ERROR_MESSAGE_CHARS = 10_000
+MAX_ERROR_CODE_CHARS = 100
+
+Move = Callable[[Job, datetime], Job]
+
+
+# How long the end of a handler is awaited that was told to stop: of its task, of its child process.
+_TASK_PATIENCE_SECONDS = 1.0
+_PROCESS_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,37 +45,155 @@ class Failed:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """The handler was stopped before its end."""
+    """The handler was told to stop; `working` if it goes on all the same."""
 
     cause: Cause
+    working: bool = False
 
 
-Outcome = Completed | Failed | Interrupted
+@dataclass(frozen=True)
+class Unrecorded:
+    """Nothing is written: the job is another attempt's, or comes up when its lease has lapsed."""
+
+    reason: str
 
 
-def failure_of(job: Job, error: BaseException) -> Failed:
-    """Choose what the client is told: what was raised on purpose, else a fixed sentence."""
-    match _alone(error):
-        case JobFailed() as error:
-            log.info("The handler failed the job: %s", error, extra=log_fields(job))
-            return Failed(_told(error.code, error.message), final=True)
-        case InvalidPayload() as error:
-            told = _told("invalid_payload", str(error))
-        case InvalidResult() as error:
-            told = _told("invalid_result", str(error))
+Outcome = Completed | Failed | Interrupted | Unrecorded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """All that decides how an attempt ended.
+
+    `cause` is why the runtime told the handler to stop, `waited` the seconds since. `result` is
+    what it returned, as JSON; `error` is what it raised. Neither is there while its task goes on.
+    `in_thread` is whether a thread of it works, `in_process` whether a child process does its work.
+    """
+
+    cause: Cause | None = None
+    result: bytes | None = None
+    error: BaseException | None = None
+    in_thread: bool = False
+    in_process: bool = False
+    cancel_requested: bool = False
+    attempts_left: bool = False
+    waited: float = 0.0
+    lease: float = 30.0
+
+    @property
+    def task_ended(self) -> bool:
+        """Whether the handler's task has ended."""
+        return self.result is not None or self.error is not None
+
+    @property
+    def working(self) -> bool:
+        """Whether the handler still works, in its task or in a thread."""
+        return not self.task_ended or self.in_thread
+
+    @property
+    def patience(self) -> float:
+        """For how many seconds its end is awaited once it was told to stop.
+
+        Another attempt should not begin beside this one, as far as this process can help it. A
+        child process is killed soon. A thread that was left behind is not awaited otherwise.
+        """
+        if self.in_process:
+            return _PROCESS_PATIENCE_SECONDS
+        if self.cause is Cause.TIMEOUT and self.attempts_left:
+            return self.lease
+        return 0.0 if self.task_ended else _TASK_PATIENCE_SECONDS
+
+
+def decide(facts: Facts) -> Outcome | None:
+    """Decide how an attempt ended; None as long as that is not known. The only place that does.
+
+    A value that was returned counts, whatever the handler was told: the write is fenced. An error
+    counts as the handler's own unless it was told to stop before. A handler that goes on after that
+    ends the attempt by a timeout or a shutdown when the patience is over; a cancel request waits.
+    """
+    if facts.result is not None:
+        return Completed(facts.result)
+    cause = facts.cause
+    if cause in (None, Cause.CANCEL) and isinstance(facts.error, ProcessDied):
+        cause = Cause.DIED
+    if cause is None:
+        return None if facts.error is None else failure_of(facts.error)
+    if cause is Cause.LOST:
+        return Unrecorded("its lease was lost")
+    if facts.working and (cause is Cause.CANCEL or facts.waited < facts.patience):
+        return None
+    if cause is Cause.SHUTDOWN and facts.working and facts.cancel_requested:
+        # It may not be called cancelled. When its lease lapses, this process is gone.
+        return Unrecorded("it was asked to stop and goes on")
+    return Interrupted(cause, working=facts.working)
+
+
+def failure_of(error: BaseException) -> Failed:
+    """Choose what the client is told: what was raised on purpose, else a fixed sentence.
+
+    Reads the error with care: its class is the application's, and may raise at any attribute.
+    """
+    try:
+        match alone(error):
+            case JobFailed() as failed:
+                return _final(failed.code, failed.message)
+            case InvalidPayload() as invalid:
+                return _final("invalid_payload", str(invalid))
+            case InvalidResult() as invalid:
+                return _final("invalid_result", str(invalid))
+            case _:
+                return Failed(UNEXPECTED, final=False)
+    except Exception:  # noqa: BLE001  # whatever its class does there
+        return Failed(UNEXPECTED, final=isinstance(error, JobFailed))
+
+
+#: Its message gets the job's trace id when it is recorded.
+UNEXPECTED = JobError(code="internal_error", message="The job failed unexpectedly")
+
+
+def log_end(job: Job, facts: Facts, outcome: Outcome) -> None:
+    """Log what is worth it: errors with their tracebacks, and outcomes that are not recorded."""
+    fields = log_fields(job)
+    named = (job.id, job.type, job.attempt)
+    error = facts.error
+    match outcome:
+        case Completed():
+            return
+        case Unrecorded(reason):
+            log.warning("Job %s (%s): attempt %d is not recorded: %s", *named, reason, extra=fields)
+        case Failed(final=True) if error is not None:
+            words = f"{outcome.error.code}: {outcome.error.message}"
+            log.info("Job %s (%s) failed in attempt %d: %s", *named, words, extra=fields)
+        case Failed() if error is not None:
+            words = f"{type(error).__name__}: {safe_text(error)}"
+            log.warning(
+                "Job %s (%s) failed in attempt %d: %s", *named, words, exc_info=error, extra=fields
+            )
+        case Interrupted(Cause.DIED):
+            log.warning("Job %s (%s) in attempt %d: %s", *named, safe_text(error), extra=fields)
+        case Interrupted(cause) if error is not None and not _is_cancellation(error):
+            log.warning(
+                "Job %s (%s) raised in attempt %d while it was told to stop (%s)",
+                *named,
+                cause.value,
+                exc_info=error,
+                extra=fields,
+            )
+        case Failed() | Interrupted():
+            return
         case _:
-            log.warning("The handler raised", exc_info=error, extra=log_fields(job))
-            message = f"The job failed unexpectedly (trace id {job.trace_id})."
-            return Failed(JobError(code="internal_error", message=message), final=False)
-    log.warning("%s", error, extra=log_fields(job))
-    return Failed(told, final=True)
+            assert_never(outcome)
 
 
-def _told(code: str, message: str) -> JobError:
-    return JobError(code=text(code) or "", message=text(message) or "")
+def _is_cancellation(error: BaseException) -> bool:
+    """Return whether an error is what a handler raises because it was told to stop."""
+    inner = alone(error)
+    if isinstance(inner, (JobCancelled, asyncio.CancelledError)):
+        return True
+    return type(inner).__module__.partition(".")[0] == "trio"
 
 
-def _alone(error: BaseException) -> BaseException:
+def alone(error: BaseException) -> BaseException:
     """Take an error out of the group that a task group inside the handler made of it."""
     inner: tuple[BaseException, ...] = (error,)
     while len(inner) == 1 and isinstance(inner[0], BaseExceptionGroup):
@@ -73,39 +201,58 @@ def _alone(error: BaseException) -> BaseException:
     return inner[0] if len(inner) == 1 else error
 
 
-def outcome_of(attempt: Attempt, ending: Outcome, jitter: float) -> Callable[[Job, datetime], Job]:
-    """Choose the move that records an ending, on whatever the job is when it is written."""
-    token, latest = attempt.token, attempt.gauge.latest
-    last = None if latest is None else progress_of(latest)
+def _final(code: object, message: object) -> Failed:
+    code_text = cut_text(safe_text(code) or "", MAX_ERROR_CODE_CHARS)
+    message_text = cut_text(safe_text(message) or "", MAX_ERROR_MESSAGE_CHARS)
+    return Failed(JobError(code=code_text, message=message_text), final=True)
+
+
+def move_of(
+    outcome: Completed | Failed | Interrupted, *, token: str, last: Progress | None, jitter: float
+) -> Move:
+    """Choose the move that records an outcome, on whatever the job is when it is written.
+
+    `last` is the newest progress that was not written yet; it goes into the same write.
+    """
 
     def move(job: Job, now: datetime) -> Job:
         if last is not None and job.status is JobStatus.PROCESSING:
             job = lifecycle.catch_up(job, last)
-        match ending:
+        match outcome:
             case Completed(result):
                 return lifecycle.complete(job, now, token=token, result=result)
             case Failed(error, final=True):
                 return lifecycle.fail(job, now, token=token, error=error)
             case Failed(error):
-                return lifecycle.settle_failure(job, now, token=token, error=error, jitter=jitter)
-            case Interrupted(Cause.CANCEL):
-                return lifecycle.stop(job, now, token=token)
-            case Interrupted(Cause.SHUTDOWN | Cause.DIED as cause):
-                at_no_cost = cause is Cause.SHUTDOWN
-                settle = lifecycle.settle_release if at_no_cost else lifecycle.settle_loss
-                return settle(job, now, token=token)
-            case Interrupted():  # pragma: no branch  # there is nothing else
-                return _timed_out(job, now, attempt, jitter)
+                named = error.changed(message=f"{error.message} (trace id {job.trace_id}).")
+                return lifecycle.settle_failure(job, now, token=token, error=named, jitter=jitter)
+            case Interrupted():
+                return _interrupted(job, now, outcome, token, jitter)
+            case _:
+                assert_never(outcome)
 
     return move
 
 
-def _timed_out(job: Job, now: datetime, attempt: Attempt, jitter: float) -> Job:
+def _interrupted(job: Job, now: datetime, outcome: Interrupted, token: str, jitter: float) -> Job:
+    match outcome.cause:
+        case Cause.CANCEL:
+            return lifecycle.stop(job, now, token=token)
+        case Cause.SHUTDOWN:
+            return lifecycle.settle_release(job, now, token=token)
+        case Cause.DIED:
+            return lifecycle.settle_loss(job, now, token=token)
+        case Cause.TIMEOUT | Cause.LOST:
+            return _timed_out(job, now, outcome, token, jitter)
+        case _:
+            assert_never(outcome.cause)
+
+
+def _timed_out(job: Job, now: datetime, outcome: Interrupted, token: str, jitter: float) -> Job:
+    timed_out = lifecycle.TIMED_OUT
     if now >= job.deadline:
         return lifecycle.expire(job, now)
-    if attempt.in_thread and job.cancel_requested_at is not None:
-        # The thread goes on, so the job may not be called cancelled.
-        return lifecycle.fail(job, now, token=attempt.token, error=lifecycle.TIMED_OUT)
-    return lifecycle.settle_failure(
-        job, now, token=attempt.token, error=lifecycle.TIMED_OUT, jitter=jitter
-    )
+    if outcome.working and job.cancel_requested_at is not None:
+        # The work goes on, so the job may not be called cancelled.
+        return lifecycle.fail(job, now, token=token, error=timed_out)
+    return lifecycle.settle_failure(job, now, token=token, error=timed_out, jitter=jitter)

@@ -142,12 +142,28 @@ class _Forward(logging.Handler):
             self.handleError(record)
 
 
+def _leave_signals_to_parent() -> None:
+    """Do nothing at SIGINT and SIGTERM: the parent drains, and needs this process for it.
+
+    By handlers, since what this process starts would inherit `SIG_IGN` across fork and exec and
+    could not be terminated. A handler does not survive exec; for a fork it is taken back.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_take_default_signals)
+
+
+def _take_default_signals() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main(pipe: Connection, log_levels: Mapping[str | None, int]) -> None:
     """Make one attempt after the other until the parent is gone."""
     if hasattr(os, "setsid"):
         os.setsid()  # a handler's own processes are killed with it; Ctrl-C is the parent's business
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)  # the parent drains, and needs this process for it
+    _leave_signals_to_parent()
     multiprocessing.current_process().daemon = False  # a handler may start processes
     parent = _Parent(pipe)
     logging.getLogger().addHandler(_Forward(parent))

@@ -22,8 +22,9 @@ T = TypeVar("T")
 class Call(Generic[T]):
     """One call of a function in another thread, seen from the event loop."""
 
-    def __init__(self, function: Callable[[], T]) -> None:
+    def __init__(self, function: Callable[[], T], on_end: Callable[[], None] | None = None) -> None:
         self._function = function
+        self._on_end = on_end
         self._ended = anyio.Event()
         self._token = current_token()
         self._value: T | None = None
@@ -54,14 +55,24 @@ class Call(Generic[T]):
         if then is not None:
             then()
         try:
-            run_sync(self._ended.set, token=self._token)
+            run_sync(self._note_end, token=self._token)
         except RuntimeError:
             return  # the event loop is gone, and so is whoever waited
 
+    def _note_end(self) -> None:
+        self._ended.set()
+        if self._on_end is not None:
+            self._on_end()
 
-def in_new_thread(function: Callable[[], T], name: str) -> Call[T]:
-    """Call the function in a thread of its own, with the present context variables."""
-    call = Call(function)
+
+def in_new_thread(
+    function: Callable[[], T], name: str, on_end: Callable[[], None] | None = None
+) -> Call[T]:
+    """Call the function in a thread of its own, with the present context variables.
+
+    `on_end` is called in the event loop when the function has returned or raised.
+    """
+    call = Call(function, on_end)
     context = contextvars.copy_context()
     Thread(target=context.run, args=(call.run,), name=name, daemon=True).start()
     return call

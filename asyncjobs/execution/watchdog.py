@@ -7,31 +7,31 @@ process, so that its jobs are taken for lost. Nothing on the loop could tell of 
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import Event, Thread, get_ident
 from types import CodeType, FrameType
 
 from asyncjobs.core.job import Job
-from asyncjobs.records.logging import log_fields
-
-log = logging.getLogger("asyncjobs")
+from asyncjobs.records.logging import log, log_fields
 
 
 class Watchdog:
     """Watches one event loop while it runs handlers.
 
-    `caller` is the code that calls handlers, in which `job` is the job they run for.
+    `caller` is the code that calls handlers, in which `job` is the job they run for. `running`
+    returns the jobs that run at present; it is called in another thread.
     """
 
-    def __init__(self, limit: timedelta, caller: CodeType, busy: Callable[[], bool]) -> None:
+    def __init__(
+        self, limit: timedelta, caller: CodeType, running: Callable[[], Sequence[Job]]
+    ) -> None:
         self._limit = limit.total_seconds()
         self._caller = caller
-        self._busy = busy
+        self._running = running
         self._ended = Event()
 
     @contextmanager
@@ -47,26 +47,43 @@ class Watchdog:
 
     def _watch(self, call_soon: Callable[[Callable[[], None]], object], loop_thread: int) -> None:
         while not self._ended.wait(self._limit / 2):
-            if not self._busy():
+            if not self._running():
                 continue
             turned = Event()
             try:
                 call_soon(turned.set)
             except RuntimeError:
-                return  # the loop has ended
+                self._say_that_it_ended()
+                return
             if not turned.wait(self._limit):
-                self._tell(loop_thread)
+                if not self._tell(loop_thread):
+                    self._say_that_it_ended()
                 while not (turned.wait(self._limit) or self._ended.is_set()):
-                    pass  # told once
+                    pass  # logged once
 
-    def _tell(self, loop_thread: int) -> None:
+    def _say_that_it_ended(self) -> None:
+        """Name the jobs of an event loop that does not turn, though no handler blocks it.
+
+        A handler may have stopped or closed it; nothing else in the process can log that.
+        """
+        for job in () if self._ended.is_set() else self._running():
+            log.error(
+                "The event loop has stopped while job %s (%s) ran",
+                job.id,
+                job.type,
+                extra=log_fields(job),
+            )
+
+    def _tell(self, loop_thread: int) -> bool:
+        """Log which handler blocks the loop; return False if none does."""
         frame = sys._current_frames().get(loop_thread)  # noqa: SLF001  # documented  # pyright: ignore[reportPrivateUsage]
         inner: list[tuple[FrameType, int]] = []
         while frame is not None and frame.f_code is not self._caller:
             inner.append((frame, frame.f_lineno))
             frame = frame.f_back
         if frame is None:
-            return  # not a handler: the application's own business
+            # The application's own business, as long as the loop's thread is in the loop.
+            return bool(inner) and any(one.f_code.co_name == "run_forever" for one, _ in inner)
         job: Job = frame.f_locals["job"]
         lines = "".join(traceback.StackSummary.extract(iter(reversed(inner))).format())
         log.warning(
@@ -77,6 +94,7 @@ class Watchdog:
             lines,
             extra=log_fields(job),
         )
+        return True
 
 
 def _call_soon() -> Callable[[Callable[[], None]], object]:

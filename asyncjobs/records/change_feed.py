@@ -7,7 +7,6 @@ case. However many watch a job, a change costs one read.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,7 @@ import anyio
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import NotOpen, StoreError, UnknownJob, UnreadableJob
 from asyncjobs.protocols import ChangeNotices, power_of
-
-log = logging.getLogger("asyncjobs")
+from asyncjobs.records.logging import log
 
 _MOST = 500
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import UTC, datetime, timedelta
 
 import anyio
 
 from asyncjobs.errors import StoreError
 from asyncjobs.protocols import Clock, StoreClock
-
-log = logging.getLogger("asyncjobs")
+from asyncjobs.records.logging import log
 
 _PAUSE_SECONDS = 30.0
 _LOOKS = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -23,7 +23,8 @@ from asyncjobs.protocols import Change, InlineReads, OpenStore, power_of
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MOST = 512
+# A call of the store has at most so many items.
+_MAX_BATCH_SIZE = 512
 
 
 class _Call(Generic[T, R]):
@@ -54,18 +55,20 @@ class GroupCommit(Generic[T, R]):
     """One batch function, shared by many callers.
 
     The function runs in a task of its own, so that no caller's end disturbs the others. A caller
-    that is cancelled while its items are under way gets its cancellation once their fate is known.
+    that is cancelled, or has waited for `limit`, goes; what is under way is done all the same.
     """
 
     def __init__(
         self,
         function: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
         tasks: TaskGroup,
-        most: int = _MOST,
+        limit: timedelta = timedelta(seconds=10),
+        max_batch_size: int = _MAX_BATCH_SIZE,
     ) -> None:
         self._function = function
         self._tasks = tasks
-        self._most = most
+        self._limit = limit.total_seconds()
+        self._max_batch_size = max_batch_size
         self._waiting: deque[_Call[T, R]] = deque()
         self._busy = False
 
@@ -74,9 +77,15 @@ class GroupCommit(Generic[T, R]):
         self._waiting.append(call)
         if not self._busy:
             self._begin()
-        with anyio.CancelScope(shield=True):
-            await call.done.wait()
-        return call.answer()
+        try:
+            with anyio.move_on_after(self._limit):
+                await call.done.wait()
+                return call.answer()
+        finally:
+            # What has not begun by now is not begun for a caller that is gone.
+            if not call.done.is_set() and call in self._waiting:
+                self._waiting.remove(call)
+        raise StoreUnavailable("of this queue", f"no answer within {self._limit:g} s")
 
     def _begin(self) -> None:
         try:
@@ -106,7 +115,7 @@ class GroupCommit(Generic[T, R]):
     def _next(self) -> list[_Call[T, R]]:
         calls = [self._waiting.popleft()]
         size = len(calls[0].items)
-        while self._waiting and size + len(self._waiting[0].items) <= self._most:
+        while self._waiting and size + len(self._waiting[0].items) <= self._max_batch_size:
             calls.append(self._waiting.popleft())
             size += len(calls[-1].items)
         return calls
@@ -135,12 +144,14 @@ class GroupCommit(Generic[T, R]):
 class GroupCommitStore:
     """An open store in front of an open store: the same contract, concurrent calls merged."""
 
-    def __init__(self, store: OpenStore, tasks: TaskGroup) -> None:
+    def __init__(
+        self, store: OpenStore, tasks: TaskGroup, limit: timedelta = timedelta(seconds=10)
+    ) -> None:
         self._store = store
-        self._insert = GroupCommit(store.insert, tasks)
+        self._insert = GroupCommit(store.insert, tasks, limit)
         inline = power_of(store, InlineReads) is not None
-        self._get = store.get if inline else GroupCommit(store.get, tasks)
-        self._replace = GroupCommit(store.replace, tasks)
+        self._get = store.get if inline else GroupCommit(store.get, tasks, limit)
+        self._replace = GroupCommit(store.replace, tasks, limit)
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
         return await self._insert(jobs)

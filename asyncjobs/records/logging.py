@@ -3,16 +3,92 @@
 from __future__ import annotations
 
 import logging
+import re
+import sys
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from hashlib import sha256
 from types import MappingProxyType
+from typing import TypedDict, Unpack
 
 from asyncjobs.core.events import Event, Transition
 from asyncjobs.core.job import Job
 
-log = logging.getLogger("asyncjobs")
+
+class SafeLogger:
+    """Logs as `logging.Logger` does, and never raises: an application's filters and handlers may.
+
+    Control characters in arguments are escaped, so that text of clients and handlers cannot forge
+    a log line. The message itself is ours, and is left as it is.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, message: str, *args: object, **more: Unpack[_More]) -> None:
+        """Log at DEBUG."""
+        self.log(logging.DEBUG, message, *args, **more)
+
+    def info(self, message: str, *args: object, **more: Unpack[_More]) -> None:
+        """Log at INFO."""
+        self.log(logging.INFO, message, *args, **more)
+
+    def warning(self, message: str, *args: object, **more: Unpack[_More]) -> None:
+        """Log at WARNING."""
+        self.log(logging.WARNING, message, *args, **more)
+
+    def error(self, message: str, *args: object, **more: Unpack[_More]) -> None:
+        """Log at ERROR."""
+        self.log(logging.ERROR, message, *args, **more)
+
+    def exception(self, message: str, *args: object, **more: Unpack[_More]) -> None:
+        """Log at ERROR, with the traceback of the error being handled."""
+        more.setdefault("exc_info", True)
+        self.log(logging.ERROR, message, *args, **more)
+
+    def critical(self, message: str, *args: object, **more: Unpack[_More]) -> None:
+        """Log at CRITICAL."""
+        self.log(logging.CRITICAL, message, *args, **more)
+
+    def enabled(self, level: int) -> bool:
+        """Return whether records of that level are logged at all."""
+        return self._logger.isEnabledFor(level)
+
+    def log(self, level: int, message: str, *args: object, **more: Unpack[_More]) -> None:
+        """Log at a level; the record names the line that called this, or a method above."""
+        if not self._logger.isEnabledFor(level):
+            return
+        # What the application's filters, handlers and values raise costs this line.
+        with suppress(BaseException):
+            shown = [escaped(arg) for arg in args]
+            self._logger.log(level, message, *shown, stacklevel=_stack_level(), **more)
+
+
+class _More(TypedDict, total=False):
+    exc_info: BaseException | bool | None
+    extra: Mapping[str, object] | None
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def escaped(value: object) -> object:
+    """Return a value to be logged, with the control characters of its text escaped."""
+    if isinstance(value, (int, float)):
+        return value
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(value))
+
+
+def _stack_level() -> int:
+    """Return which frame called this module, as `logging` counts them."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001  # documented
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+log = SafeLogger("asyncjobs")
 
 _current: ContextVar[Job | None] = ContextVar("asyncjobs_job", default=None)
 
@@ -50,11 +126,16 @@ def owner_hash(user_id: str | None) -> str | None:
 def log_transition(transition: Transition) -> None:
     """Log what has happened to a job: once each, what went wrong as a warning."""
     level, said = _SAID[transition.event]
-    if log.isEnabledFor(level):
+    if log.enabled(level):
         job = transition.job
         why = f": {job.error.message}" if job.error else ""
         fields = {**log_fields(job), "job_event": transition.event.value}
         log.log(level, "Job %s %s%s", job.id, said, why, extra=fields)
+
+
+def set_current_job(job: Job) -> None:
+    """Let log records of the present context, and of what is started from it, name the job."""
+    _current.set(job)
 
 
 @contextmanager

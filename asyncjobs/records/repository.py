@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Transition, event_of
-from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.core.job import Job, JobId, JobStatus, suspects_lane
 from asyncjobs.errors import ConfigurationError, UnknownJob, UnusableConnection
 from asyncjobs.protocols import (
     Change,
@@ -22,6 +22,7 @@ from asyncjobs.protocols import (
     OpenStore,
     Page,
     Selection,
+    Store,
     Transactions,
     power_of,
 )
@@ -51,19 +52,21 @@ class Repository:
         feed: ChangeFeed,
         clock: Clock,
         *,
-        able: object = None,
+        base: Store | None = None,
         tell: Callable[[Transition], None] = log_transition,
     ) -> None:
-        """Take, beside the store to use, the store itself, which may have more to offer.
+        """Keep the store to use, which may merge calls, and the `base` below it.
 
-        `tell` is called with each transition that this process has written.
+        The powers of the base are used, and leases are renewed there. `tell` is called with each
+        transition that this process has written.
         """
+        self._direct: OpenStore = base or store
         self._store = store
         self._feed = feed
         self._tell = tell
         self._clock = clock
-        self._listing = power_of(able, Listing)
-        self._transactions = power_of(able, Transactions)
+        self._listing = power_of(base, Listing)
+        self._transactions = power_of(base, Transactions)
 
     def now(self) -> datetime:
         """Tell the time that moves are made by."""
@@ -138,11 +141,11 @@ class Repository:
         if self._listing is None or not queues:
             return {}
         now = self._clock.now()
-        moments = await self._listing.first_due(queues)
-        return {
-            queue: timedelta(0) if moment is None else max(timedelta(0), now - moment)
-            for queue, moment in zip(queues, moments, strict=True)
-        }
+        lanes = [*queues, *map(suspects_lane, queues)]
+        moments = await self._listing.first_due(lanes)
+        waited = [timedelta(0) if at is None else max(timedelta(0), now - at) for at in moments]
+        pairs = zip(waited[: len(queues)], waited[len(queues) :], strict=True)
+        return {queue: max(pair) for queue, pair in zip(queues, pairs, strict=True)}
 
     async def replace(self, steps: Sequence[JobWrite]) -> Sequence[bool]:
         """Write moves that were already made; say for each whether it was the next one."""
@@ -154,6 +157,19 @@ class Repository:
             if done:
                 self._written(step.before, step.job)
         return written
+
+    async def renew(self, steps: Sequence[JobWrite]) -> Sequence[bool]:
+        """Write as `replace` does, but never behind what waits there: leases must not lapse."""
+        changes = [Change(step.job, step.before.revision) for step in steps]
+        written = await self._direct.replace(changes)
+        for step, done in zip(steps, written, strict=True):
+            if done:
+                self._written(step.before, step.job)
+        return written
+
+    def acknowledge(self, step: JobWrite) -> None:
+        """Let this process know of a write of its own whose answer was lost."""
+        self._written(step.before, step.job)
 
     async def advance(self, job: Job, move: Callable[[Job, datetime], Job]) -> Job:
         """Make a move on the job as it stands when the write wins; raise what the move raises.

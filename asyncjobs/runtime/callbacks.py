@@ -7,9 +7,9 @@ recorded nothing: the job is due again, and its callback is called twice.
 
 from __future__ import annotations
 
-import logging
 import math
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -17,13 +17,12 @@ from anyio.abc import TaskGroup
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import CALLBACKS_LANE, Job
 from asyncjobs.errors import ConfigurationError, StoreError
+from asyncjobs.execution.tasks import apart
 from asyncjobs.protocols import CallbackResult, CallbackSender
 from asyncjobs.records.change_feed import Signal
-from asyncjobs.records.logging import log_fields
+from asyncjobs.records.logging import log, log_fields
 from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.settings import Settings
-
-log = logging.getLogger("asyncjobs")
 
 # Beyond a call's own limit: for the record of its outcome, and for what delays either.
 _MARGIN = timedelta(seconds=30)
@@ -46,6 +45,7 @@ class Callbacks:
         self._ended = Signal()
         self._under_way = 0
         self._closed = False
+        self._tasks: TaskGroup
         self._looked_at_abandoned = -math.inf
 
     def check(self, url: str) -> None:
@@ -67,6 +67,7 @@ class Callbacks:
         """Take and call until cancelled."""
         self._under_way = 0
         async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
             while True:
                 try:
                     await self._give_up_abandoned()
@@ -114,8 +115,15 @@ class Callbacks:
     async def _tell(self, callback_sender: CallbackSender, job: Job) -> None:
         now = self._repository.now()
         late = now >= lifecycle.callback_end(job)
-        answer = CallbackResult(_TOO_LATE) if late else await callback_sender.tell(job, now=now)
+        answer = CallbackResult(_TOO_LATE) if late else await self._send(callback_sender, job, now)
         await self._record(job, answer)
+
+    async def _send(
+        self, callback_sender: CallbackSender, job: Job, now: datetime
+    ) -> CallbackResult:
+        """Call in a task of its own: the sender may be the application's."""
+        call = partial(callback_sender.tell, job, now=now)
+        return await apart(call, self._tasks, name="asyncjobs callback")
 
     async def _record(self, job: Job, answer: CallbackResult) -> None:
         now = self._repository.now()

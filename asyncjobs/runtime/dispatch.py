@@ -14,10 +14,8 @@ from anyio.abc import TaskGroup
 from asyncjobs.core.job import Delivery, Job, JobId
 from asyncjobs.protocols import Dispatcher
 from asyncjobs.records.group_commit import GroupCommit
-from asyncjobs.records.logging import log_fields
+from asyncjobs.records.logging import log, log_fields
 from asyncjobs.settings import Settings
-
-log = logging.getLogger("asyncjobs")
 
 # More than these are handed on again at the usual pauses only.
 _MOST_REMEMBERED = 10_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from math import inf
@@ -13,8 +12,7 @@ from asyncjobs.core.job import Job, JobStatus
 from asyncjobs.errors import AsyncJobsError
 from asyncjobs.protocols import Page, Selection
 from asyncjobs.records.change_feed import ChangeFeed, Signal
-
-log = logging.getLogger("asyncjobs")
+from asyncjobs.records.logging import log
 
 #: Reads that many of the jobs that fit, the latest first.
 Latest = Callable[[Selection, int], Awaitable[Page]]

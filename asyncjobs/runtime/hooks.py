@@ -8,24 +8,30 @@ none delays a write, a handler or another hook.
 from __future__ import annotations
 
 import inspect
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from asyncjobs.core.events import Event, Transition
 from asyncjobs.core.job import Job
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.execution.cancellation import belongs_to_the_loop, forget_native_cancel
+from asyncjobs.execution.tasks import apart, call_apart
 from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.protocols import Spans
 from asyncjobs.records.change_feed import Signal
-from asyncjobs.records.logging import log_fields, log_transition, working_on
-
-log = logging.getLogger("asyncjobs")
+from asyncjobs.records.logging import (
+    log,
+    log_fields,
+    log_transition,
+    set_current_job,
+    working_on,
+)
 
 #: What `AsyncJobs.on` takes: an `async def`, which is awaited, or a `def`, which runs in a thread.
 Hook = Callable[[Transition], object]
@@ -83,10 +89,7 @@ class HookRunner:
         """Log a transition and call what is to be called; never raises, never waits."""
         log_transition(transition)
         for observer in self._hooks.observers:
-            try:
-                observer(transition)
-            except Exception:
-                log.exception("An observer raised", extra=log_fields(transition.job))
+            call_apart(partial(_observe, observer, transition))
         for hook in self._hooks.of(transition.event):
             line = self._lines.get(hook)
             if line is None:
@@ -102,7 +105,7 @@ class HookRunner:
                 for line in tuple(self._lines.values()):
                     if line not in begun:
                         begun.add(line)
-                        tasks.start_soon(line.run)
+                        tasks.start_soon(line.run, tasks)
                 await self._new.wait()
 
     async def finish(self, seconds: float) -> None:
@@ -113,6 +116,13 @@ class HookRunner:
         for line in self._lines.values():
             if line.behind:
                 log.warning("%s was not told of %d transitions", line.name, line.behind)
+
+
+def _observe(observer: Callable[[Transition], None], transition: Transition) -> None:
+    try:
+        observer(transition)
+    except BaseException:  # an application's; it goes to the log
+        log.exception("An observer raised", extra=log_fields(transition.job))
 
 
 class _HookQueue:
@@ -151,10 +161,10 @@ class _HookQueue:
             )
         self._missed += 1
 
-    async def run(self) -> None:
+    async def run(self, tasks: TaskGroup) -> None:
         while True:
             while self._waiting:
-                await self._call()
+                await self._call(tasks)
             if self._missed:
                 log.warning("%s has missed %d transitions", self.name, self._missed)
                 self._missed = 0
@@ -162,16 +172,16 @@ class _HookQueue:
             done.set()
             await self._signal.wait()
 
-    async def _call(self) -> None:
+    async def _call(self, tasks: TaskGroup) -> None:
         """Tell of the first that waits, or in a thread of all that wait."""
         transition = self._waiting[0]
         if self._asynchronous:
-            await self._contained(transition, lambda: self._hook(transition))
+            await self._await(transition, lambda: self._hook(transition), tasks)
             self._waiting.popleft()
             return
         left = await in_new_thread(self._call_in_thread, name="asyncjobs hook").result()
         if left is not None:
-            await self._contained(*left)
+            await self._await(*left, tasks)
             self._waiting.popleft()
 
     def _call_in_thread(self) -> tuple[Transition, Callable[[], Any]] | None:
@@ -189,15 +199,16 @@ class _HookQueue:
             self._waiting.popleft()
         return None
 
-    async def _contained(self, transition: Transition, begin: Callable[[], Any]) -> None:
-        with working_on(transition.job):
-            try:
-                await begin()
-            except BaseException as error:  # an application's; it goes to the log
-                if belongs_to_the_loop(error, stopping=False):
-                    raise
-                forget_native_cancel()
-                self._complain(transition, error)
+    async def _await(
+        self, transition: Transition, begin: Callable[[], Any], tasks: TaskGroup
+    ) -> None:
+        """Await the hook in a task of its own, where it can harm nothing else."""
+        context = copy_context()
+        context.run(set_current_job, transition.job)
+        try:
+            await apart(begin, tasks, name="asyncjobs hook", context=context)
+        except Exception as error:  # noqa: BLE001  # an application's; it goes to the log
+            self._complain(transition, error)
 
     def _complain(self, transition: Transition, error: BaseException) -> None:
         fields = log_fields(transition.job)

@@ -6,7 +6,6 @@ what has become of it.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from datetime import timedelta
@@ -15,14 +14,13 @@ import anyio
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.handlers import Registry
-from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobStatus
+from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobStatus, suspects_lane
 from asyncjobs.errors import StoreError
 from asyncjobs.execution.fetcher import Fetcher
+from asyncjobs.records.logging import log
 from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.runtime.dispatch import DispatchRetrier
 from asyncjobs.settings import Settings
-
-log = logging.getLogger("asyncjobs")
 
 _MOST = 200
 
@@ -108,7 +106,8 @@ class Maintenance:
         if anyio.current_time() - self._looked_at_neglected < _NEGLECTED.total_seconds():
             return ()
         self._looked_at_neglected = anyio.current_time()
-        lanes = self._registry.queues
+        queues = self._registry.queues
+        lanes = [*queues, *map(suspects_lane, queues)]
         if self._fetcher is None or not self._fetcher.took_within(_NEGLECTED):
             return lanes
         return [lane for lane in lanes if not self._fetcher.serves(lane)]

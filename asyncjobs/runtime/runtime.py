@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import os
 import socket
 import uuid
@@ -23,9 +23,10 @@ from anyio.abc import TaskGroup
 from asyncjobs.core import lifecycle
 from asyncjobs.core.handlers import Registry
 from asyncjobs.core.job import Delivery, Job, JobStatus, Submission
-from asyncjobs.errors import StoreError
+from asyncjobs.errors import NotOpen, StoreError
 from asyncjobs.execution.executor import Executor
 from asyncjobs.execution.fetcher import Fetcher, Lanes
+from asyncjobs.execution.tasks import current_loop, start_background
 from asyncjobs.execution.watchdog import Watchdog
 from asyncjobs.protocols import (
     CallbackSender,
@@ -40,6 +41,7 @@ from asyncjobs.protocols import (
 from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.clock import SharedClock
 from asyncjobs.records.group_commit import GroupCommitStore
+from asyncjobs.records.logging import log
 from asyncjobs.records.repository import Repository
 from asyncjobs.runtime.callbacks import Callbacks
 from asyncjobs.runtime.dispatch import DispatchRetrier
@@ -48,15 +50,16 @@ from asyncjobs.runtime.hooks import HookRunner, Hooks
 from asyncjobs.runtime.maintenance import Maintenance
 from asyncjobs.settings import Settings
 
-log = logging.getLogger("asyncjobs")
-
-# How long handlers that were told to stop may take to do so before the process goes on without.
-_LAST_WORDS = 5.0
+# After the grace period: how long handlers may take to stop and outcomes to be written, and hooks
+# to be called. Together with the store they have `_CLOSE_SECONDS`.
+_LAST_WORDS_SECONDS = 3.5
+_LAST_HOOKS_SECONDS = 0.5
+_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class RuntimeParts:
-    """What an engine is made of; all of it may outlive the engine."""
+    """What a runtime is made of; all of it may outlive the runtime."""
 
     store: Store
     dispatcher: Dispatcher
@@ -79,10 +82,10 @@ class Runtime:
         self.feed = ChangeFeed(poll=settings.poll_interval.total_seconds())
         self.hook_runner = HookRunner(parts.hooks)
         self.repository = Repository(
-            GroupCommitStore(parts.store, tasks),
+            GroupCommitStore(parts.store, tasks, settings.store_timeout),
             self.feed,
             parts.clock,
-            able=parts.store,
+            base=parts.store,
             tell=self.hook_runner.tell,
         )
         self.estimates = Estimates(
@@ -90,10 +93,10 @@ class Runtime:
         )
         name = f"{socket.gethostname()}:{self.pid}:{uuid.uuid4().hex[:8]}"
         self.executor = Executor(
-            parts.registry, parts.hooks, self.repository, self.feed, settings, name
+            parts.registry, parts.hooks, self.repository, self.feed, settings, name, tasks
         )
         self.watchdog = Watchdog(
-            settings.block_warning_after, Executor.CALLER, self.executor.heartbeat.attends
+            settings.block_warning_after, Executor.CALLER, self.executor.running
         )
         self._grace = anyio.CancelScope()
         self.fetcher: Fetcher | None = None
@@ -101,17 +104,13 @@ class Runtime:
             lanes = Lanes(parts.registry, parts.queues)
             self.fetcher = Fetcher(lanes, self.repository, parts.dispatcher, settings)
             self.feed.on_any(self.fetcher.hint)
+            self.executor.on_suspect_end = self.fetcher.suspect_ended
         self.retrier = DispatchRetrier(parts.dispatcher, settings, tasks)
         self.maintenance = Maintenance(
             parts.registry, self.repository, self.retrier, settings, fetcher=self.fetcher
         )
         self.callbacks = Callbacks(self.repository, parts.callback_sender, settings)
         self.feed.on_any(self.callbacks.hint)
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it was opened by this process, and not by the one that forked it."""
-        return self.pid == os.getpid()
 
     @property
     def watchers(self) -> int:
@@ -135,11 +134,9 @@ class Runtime:
             hold = self.settings.redelivery if reserved else timedelta(0)
             [stored] = await self.repository.insert([lifecycle.submit(submission, hold=hold)])
         # Also what was there before and waits: its first submission may have failed to dispatch it.
-        if (
-            reserved
-            and stored.status is JobStatus.PENDING
-            and stored.run_at <= self.repository.now()
-        ):
+        waits = stored.status is JobStatus.PENDING and stored.run_at <= self.repository.now()
+        alone = stored.delivery is Delivery.PULL and lifecycle.is_suspect(stored)
+        if reserved and waits and not alone:
             await self.retrier.dispatch([stored])
         return stored
 
@@ -156,20 +153,24 @@ class Runtime:
         self._grace.cancel()
 
     async def drain(self) -> None:
-        """Begin nothing more, let run what ends in time, give back the rest."""
-        if isinstance(self.dispatcher, Embedded) and self.fetcher is not None:
-            left = self.dispatcher.close()
-            try:
-                await self.fetcher.give_back(left)
-            except StoreError as error:
-                log.warning("Jobs that wait here come up elsewhere later: %s", error)
-            with self._grace as grace:
-                grace.deadline = anyio.current_time() + self.settings.grace.total_seconds()
-                await self.dispatcher.wait_until_idle()
-        self.executor.interrupt_all()
-        with anyio.move_on_after(_LAST_WORDS):
-            await self.executor.heartbeat.wait_until_none()
-            await self.callbacks.close()
+        """Begin nothing more, let run what ends in time, give back the rest.
+
+        Ends with the grace period and a few seconds, whatever handlers and the store do.
+        """
+        began = anyio.current_time()
+        grace = self.settings.grace.total_seconds()
+        with anyio.CancelScope(deadline=began + grace + _LAST_WORDS_SECONDS) as limit:
+            async with anyio.create_task_group() as tasks:
+                if isinstance(self.dispatcher, Embedded) and self.fetcher is not None:
+                    tasks.start_soon(_give_back, self.fetcher, self.dispatcher.close())
+                    with self._grace as scope:
+                        scope.deadline = began + grace
+                        await self.dispatcher.wait_until_idle()
+                limit.deadline = anyio.current_time() + _LAST_WORDS_SECONDS
+                self.executor.interrupt_all()
+                await self.executor.wait_until_none()
+                await self.callbacks.close()
+        self.executor.abandon_all()
         self.executor.processes.close()
 
     def _reservation(self, submission: Submission) -> AbstractContextManager[bool]:
@@ -179,19 +180,116 @@ class Runtime:
         return self.dispatcher.reservation()
 
 
+class RuntimeHost:
+    """Keeps a runtime open in a task of its own, so that any task may open and close it.
+
+    What happens to the tasks that call it, such as a cancellation, does not reach the runtime.
+    """
+
+    def __init__(self, parts: RuntimeParts) -> None:
+        self._parts = parts
+        self._loop = current_loop()
+        self._pid = os.getpid()
+        self._scope = anyio.CancelScope()
+        self._ready = anyio.Event()
+        self._leave = anyio.Event()
+        self._ended = anyio.Event()
+        self._left_behind = False
+        self._error: BaseException | None = None
+        self.runtime: Runtime | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the runtime is open, in this process and in an event loop that is not closed."""
+        return self.runtime is not None and self.in_use
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it is open, or is being opened or closed, in this process."""
+        return self.is_ours and not self._left_behind and not self._ended.is_set()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is of this process, and not of the one that forked it or a closed loop."""
+        closed = isinstance(self._loop, asyncio.AbstractEventLoop) and self._loop.is_closed()
+        return self._pid == os.getpid() and not closed
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the running event loop is the one that it was opened in."""
+        return current_loop() is self._loop
+
+    async def open(self) -> Runtime:
+        """Return the runtime when it is open; raises what opening it raises."""
+        start_background(self._live, name="asyncjobs")
+        try:
+            await self._ready.wait()
+        except BaseException:
+            self._scope.cancel()
+            raise
+        if self._error is not None:
+            raise self._error
+        if self.runtime is None:
+            raise NotOpen("AsyncJobs")
+        return self.runtime
+
+    async def close(self) -> None:
+        """Drain and close; return after the grace period and five seconds at the latest."""
+        self._leave.set()
+        limit = self._parts.settings.grace.total_seconds() + _CLOSE_SECONDS
+        with anyio.move_on_after(limit, shield=True):
+            await self._ended.wait()
+        if not self._ended.is_set():
+            self._left_behind = True
+            log.error("The queue did not close within %s s; its tasks are left behind", limit)
+            self._scope.cancel()
+        elif self._error is not None:
+            raise self._error
+
+    async def _live(self) -> None:
+        try:
+            with self._scope:
+                async with _open_runtime(self._parts) as runtime:
+                    self.runtime = runtime
+                    self._ready.set()
+                    await self._leave.wait()
+        except BaseException as error:  # raised to the task that opens or closes it
+            self._error = _alone(error)
+            if self._ready.is_set() and not self._leave.is_set():
+                log.critical("The queue has ended by an error of its own", exc_info=error)
+        finally:
+            self._ended.set()
+            self._ready.set()
+
+
+def _alone(error: BaseException) -> BaseException:
+    """Take an error out of the group that a task group made of it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+async def _give_back(fetcher: Fetcher, jobs: Sequence[Job]) -> None:
+    try:
+        await fetcher.give_back(jobs)
+    except StoreError as error:
+        log.warning("Jobs that wait here come up elsewhere later: %s", error)
+
+
 @asynccontextmanager
-async def open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
+async def _open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
     """Open the store, start the loops; on leaving drain, stop the loops and close the store."""
     async with _open_parts(parts), anyio.create_task_group() as tasks:
         runtime = Runtime(parts, tasks)
         async with AsyncExitStack() as stack:
             if isinstance(parts.dispatcher, Embedded):
-                await stack.enter_async_context(parts.dispatcher.running(runtime.executor.run))
+                parts.dispatcher.open(runtime.executor.begin)
             stack.enter_context(runtime.watchdog.watching())
             store_clock = power_of(parts.store, StoreClock)
             if isinstance(parts.clock, SharedClock) and store_clock is not None:
                 tasks.start_soon(_keep_up, partial(parts.clock.run, store_clock))
             tasks.start_soon(_keep_up, runtime.executor.heartbeat.run)
+            tasks.start_soon(_keep_up, runtime.executor.run_loops)
             tasks.start_soon(_keep_up, runtime.maintenance.run)
             tasks.start_soon(_keep_up, runtime.callbacks.run)
             tasks.start_soon(_keep_up, runtime.estimates.run)
@@ -207,7 +305,7 @@ async def open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
             finally:
                 with anyio.CancelScope(shield=True):
                     await runtime.drain()
-                    await runtime.hook_runner.finish(_LAST_WORDS)
+                    await runtime.hook_runner.finish(_LAST_HOOKS_SECONDS)
                 runtime.feed.close()
                 tasks.cancel_scope.cancel()
 

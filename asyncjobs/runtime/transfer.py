@@ -23,8 +23,6 @@ from asyncjobs.errors import ConfigurationError, TransferRefused
 from asyncjobs.protocols import Change, Listing, Selection, Store, StoreClock, power_of
 from asyncjobs.records.clock import SystemClock
 
-log = logging.getLogger("asyncjobs")
-
 _PAGE = 500
 _MOST_JOBS = 200
 # Of payloads and results in memory at once, as far as those of the batch before let one guess.
@@ -227,8 +225,9 @@ def _unreadable_jobs() -> Generator[list[str]]:
             found.append(str(getattr(record, "job_id", "?")))
 
     handler = Note(logging.ERROR)
-    log.addHandler(handler)
+    logger = logging.getLogger("asyncjobs")
+    logger.addHandler(handler)
     try:
         yield found
     finally:
-        log.removeHandler(handler)
+        logger.removeHandler(handler)

@@ -1,0 +1,206 @@
+"""Tasks for code that is not ours: the one place that knows which event loop runs.
+
+On asyncio each is a plain task, started in no task group and no cancel scope of the runtime.
+Whatever its code does with scopes, task groups or the task itself ends with that task. trio has no
+such tasks: there it belongs to a task group of the runtime.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
+from contextvars import Context, copy_context
+from typing import Any, TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import current_token
+
+T = TypeVar("T")
+
+#: Runs in a task; catches whatever it raises.
+Body = Callable[[], Coroutine[Any, Any, None]]
+
+# asyncio keeps only weak references to tasks.
+_running: set[asyncio.Task[None]] = set()
+
+
+class Task:
+    """A task for code that is not ours, inside a cancel scope that belongs to the task."""
+
+    def __init__(self) -> None:
+        self._scope = anyio.CancelScope()
+        self._leavable: _Leavable | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        """Cancel what the task awaits, now and from now on; shields are respected."""
+        self._scope.cancel()
+
+    def abandon(self) -> None:
+        """End the task by force, if the event loop is asyncio's, whatever its code catches.
+
+        The code is closed as a forgotten coroutine is: it gets a GeneratorExit, and is not resumed.
+        Without this, the end of the event loop would wait for it for ever.
+        """
+        self.cancel()
+        if self._leavable is not None and self._task is not None:
+            self._leavable.left = True
+            self._task.cancel()
+
+    def start(
+        self, body: Body, name: str, context: Context | None, end: Callable[[], None]
+    ) -> None:
+        """Start a plain task of the running asyncio event loop."""
+        loop = asyncio.get_running_loop()
+        self._leavable = _Leavable(body())
+        self._task = loop.create_task(self._run(self._leavable), name=name, context=context)
+        _running.add(self._task)
+        self._task.add_done_callback(_running.discard)
+        self._task.add_done_callback(lambda _: end())
+
+    async def run_in_group(self, body: Body, end: Callable[[], None]) -> None:
+        """Run in a task of a task group; a cancellation of the group passes through."""
+        try:
+            with self._scope:
+                await body()
+        except Exception:  # noqa: BLE001  # of the scope, if the code has left one of its own open
+            return
+        finally:
+            end()
+
+    async def _run(self, code: _Leavable) -> None:
+        # The scope complains if the code has left one of its own open; nothing else gets here.
+        with suppress(BaseException), self._scope:
+            await code
+
+
+class _Leavable:
+    """Awaits a coroutine in such a way that the task can leave it in the middle.
+
+    From within the task, since anyio's scopes refuse to be left by another one.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._coroutine = coroutine
+        self.left = False
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        inner: Any = self._coroutine.__await__()
+        value: Any = None
+        error: BaseException | None = None
+        while True:
+            try:
+                awaited = inner.send(value) if error is None else inner.throw(error)
+            except StopIteration:
+                return
+            value = error = None
+            try:
+                value = yield awaited
+            except BaseException as raised:
+                if self.left:
+                    with suppress(BaseException):
+                        inner.close()
+                    raise
+                error = raised
+
+
+def start_task(
+    body: Body,
+    tasks: TaskGroup,
+    on_end: Callable[[], None],
+    *,
+    name: str,
+    context: Context | None = None,
+) -> Task:
+    """Start a task for code that is not ours; `tasks` is used only if the event loop needs it.
+
+    `on_end` is called when the task has ended, also if it was cancelled before its first step.
+    """
+    task = Task()
+    if running_asyncio_loop() is not None:
+        task.start(body, name, context, on_end)
+    else:
+        start = tasks.start_soon
+        (context or copy_context()).run(lambda: start(task.run_in_group, body, on_end, name=name))
+    return task
+
+
+def start_background(body: Body, *, name: str) -> None:
+    """Start a task that outlives the one that starts it; it must catch whatever it raises."""
+    loop = running_asyncio_loop()
+    if loop is not None:
+        task = loop.create_task(body(), name=name)
+        _running.add(task)
+        task.add_done_callback(_running.discard)
+        return
+    import trio  # noqa: PLC0415  # the only other event loop
+
+    trio.lowlevel.spawn_system_task(body, name=name, context=copy_context())
+
+
+async def apart(
+    function: Callable[[], Awaitable[T]],
+    tasks: TaskGroup,
+    *,
+    name: str,
+    context: Context | None = None,
+) -> T:
+    """Await code that is not ours in a task of its own; return or raise what it does.
+
+    What is not an `Exception` (a cancellation without a request, KeyboardInterrupt) comes out as a
+    `RuntimeError`. If the caller is cancelled, so is the other task, and its end is awaited.
+    """
+    ended = anyio.Event()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    async def body() -> None:
+        try:
+            results.append(await function())
+        except BaseException as error:  # noqa: BLE001  # raised below
+            errors.append(error)
+
+    task = start_task(body, tasks, ended.set, name=name, context=context)
+    try:
+        await ended.wait()
+    except BaseException:
+        task.cancel()
+        with anyio.CancelScope(shield=True):
+            await ended.wait()
+        raise
+    if results:
+        return results[0]
+    error = errors[0] if errors else RuntimeError("The task was cancelled before it began.")
+    if isinstance(error, Exception):
+        raise error
+    raise RuntimeError(f"The call raised {type(error).__name__}.") from error
+
+
+def call_apart(function: Callable[[], None]) -> None:
+    """Call a function that is not ours soon, in no task: it must catch whatever it raises."""
+    loop = running_asyncio_loop()
+    if loop is None:
+        function()
+    else:
+        loop.call_soon(function)
+
+
+def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """Return asyncio's event loop if this is it, None in another one or in none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def current_loop() -> object | None:
+    """Return what stands for the running event loop, None outside of any."""
+    loop = running_asyncio_loop()
+    if loop is not None:
+        return loop
+    try:
+        return current_token().native_token
+    except RuntimeError:
+        return None
