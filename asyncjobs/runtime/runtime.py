@@ -83,7 +83,7 @@ class Runtime:
             self.feed,
             parts.clock,
             able=parts.store,
-            tell=self.hook_runner.tell,
+            tell=self.hook_runner.notify,
         )
         self.estimates = Estimates(
             lambda which, limit: self.repository.list(which, limit=limit), self.feed

@@ -44,11 +44,11 @@ SEDATE = Settings(
 class Receiver:
     """A messenger whose receiver is told in this process; gives its answers in turn, then yes."""
 
-    longest = timedelta(seconds=2)
+    timeout = timedelta(seconds=2)
 
-    def __init__(self, *answers: CallbackResult, room: int = 10) -> None:
+    def __init__(self, *answers: CallbackResult, concurrency: int = 10) -> None:
         self.answers = list(answers)
-        self.room = room
+        self.concurrency = concurrency
         self.told: list[tuple[Job, datetime]] = []
         self.open = anyio.Event()
         self.open.set()
@@ -59,7 +59,7 @@ class Receiver:
         if url != URL:
             raise InvalidCallback("it is another")
 
-    async def tell(self, job: Job, /, *, now: datetime) -> CallbackResult:
+    async def send(self, job: Job, /, *, now: datetime) -> CallbackResult:
         self.told.append((job, now))
         self.at_once += 1
         self.most = max(self.most, self.at_once)
@@ -116,7 +116,7 @@ async def test_the_end_of_a_job_is_told_and_recorded(make: Make, beside: Any) ->
 async def test_an_end_is_told_at_once_and_the_next_one_as_soon_as_there_is_room(
     make: Make, beside: Any
 ) -> None:
-    receiver = Receiver(room=1)
+    receiver = Receiver(concurrency=1)
     seldom = Settings(sweep_interval=timedelta(hours=1))
     async with double_on(make(callbacks=receiver, settings=seldom)) as jobs:
         for number in range(4):
@@ -168,7 +168,7 @@ async def test_a_job_that_is_run_again_is_told_of_again(make: Make, beside: Any)
 
 
 async def test_processes_share_the_calls_and_none_is_made_twice(make: Make, beside: Any) -> None:
-    receivers = [Receiver(room=3) for _ in range(3)]
+    receivers = [Receiver(concurrency=3) for _ in range(3)]
     async with (
         double_on(make(callbacks=receivers[0])) as jobs,
         double_on(make(callbacks=receivers[1])),
@@ -181,7 +181,7 @@ async def test_processes_share_the_calls_and_none_is_made_twice(make: Make, besi
 
 
 async def test_calls_that_hang_leave_room_for_all_other_work(make: Make, beside: Any) -> None:
-    receiver = Receiver(room=2)
+    receiver = Receiver(concurrency=2)
     receiver.open = anyio.Event()
     brief = Policy(retention=timedelta(0))
     jobs = double_on(make(callbacks=receiver))
@@ -262,7 +262,7 @@ async def test_a_call_whose_record_was_lost_is_made_again_by_whoever_finds_it(
         await settled(beside)
     [(first, then), (second, later)] = receiver.told
     assert (first.id, first.version) == (second.id, second.version)
-    assert later - then > receiver.longest
+    assert later - then > receiver.timeout
 
 
 async def looked_at(store: FaultyStore) -> None:
@@ -286,8 +286,8 @@ class Unrecorded(FaultyStore):
 class Bug(Receiver):
     """Breaks at the first call."""
 
-    async def tell(self, job: Job, /, *, now: datetime) -> CallbackResult:
-        await super().tell(job, now=now)
+    async def send(self, job: Job, /, *, now: datetime) -> CallbackResult:
+        await super().send(job, now=now)
         if len(self.told) == 1:
             raise ZeroDivisionError
         return CallbackResult()
@@ -323,7 +323,7 @@ def test_a_call_that_was_not_recorded_is_made_again_when_nobody_else_can_be_at_i
     simulated(hours, body)
     [(first, then), (second, later)] = receiver.told
     assert (first.id, first.version) == (second.id, second.version)
-    assert later - then > receiver.longest
+    assert later - then > receiver.timeout
     assert "was not recorded" in caplog.text
 
 
@@ -410,7 +410,7 @@ def test_what_nobody_can_call_is_given_up_at_last(
 
 
 def test_a_shutdown_waits_for_the_call_under_way_and_begins_no_other(hours: MockClock) -> None:
-    receiver = Receiver(room=1)
+    receiver = Receiver(concurrency=1)
 
     async def answer() -> None:
         await anyio.sleep(3)

@@ -487,13 +487,13 @@ async def test_what_a_hook_was_not_told_of_is_counted_in_the_log(
     hook_runner = HookRunner(hooks)
     job = sample_job()
     for _ in range(1002):
-        hook_runner.tell(Transition(Event.ENQUEUED, job, None, job.created_at))
-    assert caplog.text.count("1000 transitions behind") == 1
+        hook_runner.notify(Transition(Event.ENQUEUED, job, None, job.created_at))
+    assert caplog.text.count("1000 events behind") == 1
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(hook_runner.run)
         await hook_runner.finish(0.05)
         tasks.cancel_scope.cancel()
-    assert "hangs was not told of 1000 transitions" in caplog.text
+    assert "hangs was not called for 1000 events" in caplog.text
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -510,11 +510,11 @@ async def test_a_hook_that_has_caught_up_is_told_again_and_what_it_missed_is_log
     job = sample_job()
     transition = Transition(Event.ENQUEUED, job, None, job.created_at)
     for _ in range(1003):
-        hook_runner.tell(transition)
+        hook_runner.notify(transition)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(hook_runner.run)
-        await until(lambda: "has missed 3 transitions" in caplog.text)
-        hook_runner.tell(transition)
+        await until(lambda: "has missed 3 events" in caplog.text)
+        hook_runner.notify(transition)
         await until(lambda: len(told) == 1001)
         tasks.cancel_scope.cancel()
 

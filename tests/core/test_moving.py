@@ -20,7 +20,7 @@ from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Lease, new_job_id
 from asyncjobs.errors import ConfigurationError, StoreUnavailable, TransferRefused
 from asyncjobs.protocols import Change, Selection
-from asyncjobs.runtime.transfer import Digest, Plan, copy, plan, same
+from asyncjobs.runtime.transfer import Digest, TransferPlan, copy_jobs, plan_transfer, same_job
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
@@ -83,7 +83,7 @@ class Breaking(MemoryStore):
 async def test_all_of_every_job_is_there_and_in_the_same_order(holding: Holding) -> None:
     jobs = samples()
     async with holding(jobs) as source, holding([]) as target:
-        moved = await copy(source, target, await plan(source, target), quiet)
+        moved = await copy_jobs(source, target, await plan_transfer(source, target), quiet)
         assert await all_of(target) == await all_of(source) == jobs
         assert (moved.digest.jobs, moved.copied, moved.updated) == (len(jobs), len(jobs), 0)
 
@@ -98,10 +98,10 @@ def test_a_move_that_was_broken_off_goes_on_and_doubles_nothing(
         async with MemoryStore() as source, Breaking(call, after=after) as target:
             await source.insert(jobs)
             with pytest.raises(StoreUnavailable):
-                await copy(source, target, await plan(source, target), quiet)
+                await copy_jobs(source, target, await plan_transfer(source, target), quiet)
             await source.insert(further)
-            planned = await plan(source, target)
-            moved = await copy(source, target, planned, quiet)
+            planned = await plan_transfer(source, target)
+            moved = await copy_jobs(source, target, planned, quiet)
             assert moved.copied == len(planned.ids) - planned.present
             assert await all_of(target) == await all_of(source)
 
@@ -113,12 +113,12 @@ async def test_what_the_source_changed_between_two_runs_is_brought_up_to_date(
 ) -> None:
     waiting, running, taken = sample_job(), begun(sample_job()), sample_job()
     async with holding([waiting, running, taken]) as source, holding([]) as target:
-        await copy(source, target, await plan(source, target), quiet)
+        await copy_jobs(source, target, await plan_transfer(source, target), quiet)
         done = lifecycle.complete(running, NOW, token="t", result=b"7")
         await source.replace([Change(begun(waiting), 1), Change(done, running.revision)])
         # A take changes no revision.
         await source.take(["default"], now=NOW, until=LATER, limit=5)
-        moved = await copy(source, target, await plan(source, target), quiet)
+        moved = await copy_jobs(source, target, await plan_transfer(source, target), quiet)
         assert (moved.copied, moved.updated) == (0, 3)
         assert await all_of(target) == await all_of(source)
 
@@ -128,34 +128,34 @@ async def test_a_target_that_has_gone_on_is_left_as_it_is(holding: Holding) -> N
     async with holding([job]) as source, holding([job]) as target:
         await target.replace([Change(begun(job), job.revision)])
         with pytest.raises(TransferRefused, match="gone on in the target"):
-            await copy(source, target, await plan(source, target), quiet)
+            await copy_jobs(source, target, await plan_transfer(source, target), quiet)
         assert await all_of(target) == [begun(job)]
 
 
 async def test_a_target_with_jobs_of_its_own_is_refused(holding: Holding) -> None:
     async with holding(samples()) as source, holding([sample_job()]) as target:
         with pytest.raises(TransferRefused, match="jobs of its own"):
-            await plan(source, target)
+            await plan_transfer(source, target)
 
 
 async def test_a_key_that_is_taken_in_the_target_is_told(holding: Holding) -> None:
     job = sample_job(idempotency_key="k")
     async with holding([job]) as source, holding([]) as target:
-        planned = await plan(source, target)
+        planned = await plan_transfer(source, target)
         other = sample_job(idempotency_key="k")
         await target.insert([other])
         with pytest.raises(TransferRefused, match=f"{other.id} under the idempotency key"):
-            await copy(source, target, planned, quiet)
+            await copy_jobs(source, target, planned, quiet)
 
 
 async def test_a_source_that_is_served_meanwhile_is_noticed(holding: Holding) -> None:
     job = sample_job()
 
     async with holding([job]) as source, holding([]) as target:
-        planned = await plan(source, target)
-        before = Plan([], planned.present, planned.running, [])
+        planned = await plan_transfer(source, target)
+        before = TransferPlan([], planned.present, planned.running, [])
         with pytest.raises(TransferRefused, match="stop all processes"):
-            await copy(source, target, before, quiet)
+            await copy_jobs(source, target, before, quiet)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ async def test_a_source_that_is_served_meanwhile_is_noticed(holding: Holding) ->
 async def test_a_checksum_sees_every_part_of_a_job(change: dict[str, Any]) -> None:
     job = sample_job()
     other = job.model_copy(update=change)
-    assert not same(job, other)
+    assert not same_job(job, other)
     assert Digest().plus([job]) != Digest().plus([other])
 
 
@@ -195,7 +195,7 @@ async def test_jobs_that_run_are_counted_by_their_leases(holding: Holding) -> No
 
     alive, lapsed = leased(now + timedelta(hours=1)), leased(now - timedelta(hours=1))
     async with holding([alive, lapsed, sample_job()]) as source, holding([]) as target:
-        assert (await plan(source, target)).running == 1
+        assert (await plan_transfer(source, target)).running == 1
 
 
 async def test_a_job_that_cannot_be_read_is_named_and_the_others_moved(
@@ -210,7 +210,7 @@ async def test_a_job_that_cannot_be_read_is_named_and_the_others_moved(
             )
         )
         with caplog.at_level(logging.ERROR, "asyncjobs"):
-            moved = await copy(source, target, await plan(source, target), quiet)
+            moved = await copy_jobs(source, target, await plan_transfer(source, target), quiet)
         assert moved.unreadable == [jobs[1].id]
         assert [job.id for job in await all_of(target)] == [jobs[0].id, jobs[2].id]
 
@@ -229,19 +229,19 @@ async def test_large_jobs_are_read_a_few_at_a_time() -> None:
     source.sizes = []
     async with source, MemoryStore() as target:
         await source.insert([sample_job(payload_json=payload) for _ in range(60)])
-        await copy(source, target, await plan(source, target), quiet)
+        await copy_jobs(source, target, await plan_transfer(source, target), quiet)
     assert max(source.sizes) <= 17_000_000
 
 
 async def test_progress_is_told_to_its_end(holding: Holding) -> None:
     told: list[tuple[str, int, int]] = []
     async with holding(samples(60)) as source, holding([]) as target:
-        planned = await plan(source, target)
+        planned = await plan_transfer(source, target)
 
         def note(what: str, done: int, total: int) -> None:
             told.append((what, done, total))
 
-        await copy(source, target, planned, note)
+        await copy_jobs(source, target, planned, note)
     assert told[-1] == ("verify", 122, 122)
     assert ("copy", 61, 61) in told
     assert all(one[1] <= two[1] for one, two in pairwise(told) if one[0] == two[0])
@@ -253,10 +253,10 @@ async def test_a_store_that_cannot_list_cannot_be_moved() -> None:
             return datetime.now(UTC)
 
     with pytest.raises(ConfigurationError, match="list"):
-        await plan(Listless(), MemoryStore())  # type: ignore[arg-type]
+        await plan_transfer(Listless(), MemoryStore())  # type: ignore[arg-type]
 
 
 async def test_an_empty_source_is_moved_at_once(holding: Holding) -> None:
     async with holding([]) as source, holding([]) as target:
-        moved = await copy(source, target, await plan(source, target), quiet)
+        moved = await copy_jobs(source, target, await plan_transfer(source, target), quiet)
     assert moved.digest == Digest(0, 0)

@@ -122,7 +122,7 @@ async def test_a_name_that_comes_to_mean_this_machine_is_not_called() -> None:
         sender = webhooks(loopback=False, resolve=rebinding, ports=frozenset({receiver.port}))
         job = ended(url_of(receiver, "https"))
         rebinding.answers.pop(0)
-        result = await sender.tell(job, now=NOW)
+        result = await sender.send(job, now=NOW)
     assert (result.error, receiver.connections) == ("its host has an address that is not public", 0)
 
 
@@ -138,14 +138,14 @@ async def test_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.Monk
     async with receiving() as proxy, receiving() as receiver:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-        assert await webhooks().tell(ended(url_of(receiver)), now=NOW) == CallbackResult()
+        assert await webhooks().send(ended(url_of(receiver)), now=NOW) == CallbackResult()
     assert (proxy.connections, receiver.connections) == (0, 1)
 
 
 async def test_a_receiver_that_says_nothing_is_left_at_the_timeout() -> None:
     async with receiving(b"") as receiver:
         with anyio.fail_after(20):
-            result = await webhooks(timeout=0.2).tell(ended(url_of(receiver)), now=NOW)
+            result = await webhooks(timeout=0.2).send(ended(url_of(receiver)), now=NOW)
     assert result.error == "no answer within 0.2 s"
 
 
@@ -156,7 +156,7 @@ async def test_a_resolver_that_says_nothing_is_left_at_the_timeout() -> None:
 
     sender = webhooks(timeout=0.2, resolve=silent)
     with anyio.fail_after(20):
-        result = await sender.tell(ended(f"https://{NAME}/"), now=NOW)
+        result = await sender.send(ended(f"https://{NAME}/"), now=NOW)
     assert result.error is not None
 
 
@@ -182,7 +182,7 @@ async def test_a_call_that_failed_is_made_again_as_schedule_and_receiver_wish(
 ) -> None:
     async with receiving(said) as receiver:
         sender = webhooks(schedule=(HOUR, 2 * HOUR))
-        result = await sender.tell(ended(url_of(receiver), calls), now=NOW)
+        result = await sender.send(ended(url_of(receiver), calls), now=NOW)
     assert result.error == f"it answered {said[9:12].decode()}"
     if least is None or most is None:
         assert result.again is None
@@ -192,7 +192,7 @@ async def test_a_call_that_failed_is_made_again_as_schedule_and_receiver_wish(
 
 
 async def test_rules_that_have_changed_count_at_the_call() -> None:
-    result = await webhooks().tell(ended("https://elsewhere.example.com/"), now=NOW)
+    result = await webhooks().send(ended("https://elsewhere.example.com/"), now=NOW)
     assert result.error == "its host is not one of the receivers"
     assert result.again is not None
 
