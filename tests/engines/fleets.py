@@ -12,7 +12,7 @@ from pathlib import Path
 
 from asyncjobs import Dispatcher
 from asyncjobs.stores import store_from_url
-from asyncjobs.testing import Crew
+from asyncjobs.testing import WorkerPool
 
 APPS = Path(__file__).parent / "apps"
 
@@ -75,7 +75,7 @@ def processes_of(session: int) -> Iterator[int]:
                     yield int(entry.name)
 
 
-class FleetCrew(Crew):
+class FleetWorkers(WorkerPool):
     """Has an engine's workers run what is delivered."""
 
     slots = 2

@@ -28,7 +28,7 @@ from asyncjobs.testing.dispatcher_handlers import began, register, release
 from asyncjobs.testing.samples import sample_job
 from tests.conftest import ask
 from tests.engines.conftest import Launch
-from tests.engines.fleets import Fleet, FleetCrew
+from tests.engines.fleets import Fleet, FleetWorkers
 
 WORKER = ("-m", "celery", "-A", "celery_worker:app", "worker", "--loglevel", "INFO")
 LONELY = ("--without-mingle", "--without-gossip", "--without-heartbeat")
@@ -59,8 +59,8 @@ def fleet(start: Start, request: pytest.FixtureRequest) -> Iterator[Fleet]:
 
 class TestCelery(DispatcherConformance, WorkerLossConformance):
     @pytest.fixture
-    def crew(self, fleet: Fleet, shared_store: str, app: Celery) -> FleetCrew:
-        return FleetCrew(shared_store, CeleryDispatcher(app), fleet)
+    def workers(self, fleet: Fleet, shared_store: str, app: Celery) -> FleetWorkers:
+        return FleetWorkers(shared_store, CeleryDispatcher(app), fleet)
 
 
 # With Redis as the broker a lower number is more urgent, and a message without one has 0.
@@ -69,7 +69,7 @@ OPTIONS = {"urgent": CeleryOptions(priority=0), "patient": CeleryOptions(priorit
 
 class TestPrioritiesInRedis(PriorityConformance):
     @pytest.fixture
-    def crew(self, launch: Launch, redis_url: str) -> Iterator[FleetCrew]:
+    def workers(self, launch: Launch, redis_url: str) -> Iterator[FleetWorkers]:
         # Not those of the other workers, which fetch more than they run, to have it at hand.
         store, broker = f"{redis_url}/5", f"{redis_url}/6"
         orderly = (*WORKER, "--concurrency", "2", *LONELY, "--disable-prefetch")
@@ -77,7 +77,7 @@ class TestPrioritiesInRedis(PriorityConformance):
             launch(*orderly, BROKER=broker, STORE=store) as fleet,
             Celery("tests", broker=broker) as app,
         ):
-            yield FleetCrew(store, CeleryDispatcher(app, options=OPTIONS), fleet)
+            yield FleetWorkers(store, CeleryDispatcher(app, options=OPTIONS), fleet)
 
 
 # what is carried
@@ -122,17 +122,19 @@ async def test_limits_and_results_of_the_app_do_not_touch_jobs(
     start: Start, app: Celery, broker: str, shared_store: str, tmp_path: Path
 ) -> None:
     with start() as fleet:
-        crew = FleetCrew(shared_store, CeleryDispatcher(app), fleet)
+        workers = FleetWorkers(shared_store, CeleryDispatcher(app), fleet)
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) > 0, crew.patience)
+            await until(lambda: began(path) > 0, workers.patience)
             # A task of Celery's own that begins after the job is stopped by the app's limit.
             await to_thread.run_sync(app.send_task, "tests.too_long")
             await until(lambda: "Hard time limit (1s) exceeded" in fleet.log.read_text(), 60)
             release(path)
-            assert (await ended(jobs, job, crew)).attempt == 1
-            refused = await ended(jobs, (await jobs.enqueue("refuse", tmp_path / "no")).job, crew)
+            assert (await ended(jobs, job, workers)).attempt == 1
+            refused = await ended(
+                jobs, (await jobs.enqueue("refuse", tmp_path / "no")).job, workers
+            )
             assert refused.status is JobStatus.FAILED
         [kept] = ask(broker, "KEYS", "celery-task-meta-*")  # that of the task which was stopped
         assert "TimeLimitExceeded" in ask(broker, "GET", kept)
@@ -148,10 +150,10 @@ async def test_a_worker_that_is_told_to_stop_finishes_the_job_it_has_begun(
 ) -> None:
     own, path = f"{redis_url}/3", tmp_path / "job"
     with start(pool, BROKER=own) as fleet, Celery("tests", broker=own) as app:
-        crew = FleetCrew(shared_store, CeleryDispatcher(app), fleet)
-        async with crew.opened() as jobs:
+        workers = FleetWorkers(shared_store, CeleryDispatcher(app), fleet)
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) > 0, crew.patience)
+            await until(lambda: began(path) > 0, workers.patience)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(to_thread.run_sync, partial(fleet.stop, 60))
                 await until(lambda: "Warm shutdown" in fleet.log.read_text(), 60)

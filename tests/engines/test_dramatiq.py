@@ -29,7 +29,7 @@ from tests.engines.apps.chores import add_chores
 from tests.engines.apps.dramatiq_options import OPTIONS
 from tests.engines.conftest import Launch
 from tests.engines.examples import EXAMPLES, follow_report
-from tests.engines.fleets import Fleet, FleetCrew
+from tests.engines.fleets import Fleet, FleetWorkers
 
 pytestmark = pytest.mark.anyio
 
@@ -60,32 +60,34 @@ def dispatcher(broker: str) -> DramatiqDispatcher:
 
 class TestDramatiq(DispatcherConformance, WorkerLossConformance):
     @pytest.fixture
-    def crew(self, fleet: Fleet, shared_store: str, dispatcher: DramatiqDispatcher) -> FleetCrew:
-        return FleetCrew(shared_store, dispatcher, fleet)
+    def workers(
+        self, fleet: Fleet, shared_store: str, dispatcher: DramatiqDispatcher
+    ) -> FleetWorkers:
+        return FleetWorkers(shared_store, dispatcher, fleet)
 
-    async def test_limits_of_dramatiq_end_no_job(self, crew: FleetCrew, broker: str) -> None:
-        async with crew.opened() as jobs:
+    async def test_limits_of_dramatiq_end_no_job(self, workers: FleetWorkers, broker: str) -> None:
+        async with workers.opened() as jobs:
             add_chores(jobs)
-            done = await ended(jobs, (await jobs.enqueue("last", 0.5)).job, crew)
+            done = await ended(jobs, (await jobs.enqueue("last", 0.5)).job, workers)
             with connected(broker) as client:
-                await until(partial(gone, client, done), crew.patience)
+                await until(partial(gone, client, done), workers.patience)
                 assert not client.exists("dramatiq:default.XQ.msgs")
         assert (done.error, done.attempt) == (None, 1)
 
-    async def test_a_queue_that_options_name_is_served(self, crew: FleetCrew) -> None:
-        async with crew.opened() as jobs:
+    async def test_a_queue_that_options_name_is_served(self, workers: FleetWorkers) -> None:
+        async with workers.opened() as jobs:
             add_chores(jobs)
-            assert (await ended(jobs, (await jobs.enqueue("where", None)).job, crew)).result
+            assert (await ended(jobs, (await jobs.enqueue("where", None)).job, workers)).result
 
     async def test_dramatiq_keeps_nothing_of_a_job_that_has_ended(
-        self, crew: FleetCrew, broker: str, tmp_path: Path
+        self, workers: FleetWorkers, broker: str, tmp_path: Path
     ) -> None:
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             pairs = (("echo", 1), ("refuse", tmp_path / "job"))
-            done = [await ended(jobs, (await jobs.enqueue(*pair)).job, crew) for pair in pairs]
+            done = [await ended(jobs, (await jobs.enqueue(*pair)).job, workers) for pair in pairs]
             with connected(broker) as client:
                 for job in done:
-                    await until(partial(gone, client, job), crew.patience)
+                    await until(partial(gone, client, job), workers.patience)
                 # A result is kept by a digest of whose it is.
                 assert not [key for key in client.keys("*") if re.fullmatch("[0-9a-f]{32}", key)]
                 assert not client.exists("dramatiq:default.XQ.msgs")
@@ -99,15 +101,15 @@ async def test_a_worker_that_is_told_to_stop_lets_a_job_end(
 ) -> None:
     path = tmp_path / "job"
     with launch(*WORKER, "--processes", "1", **EAGER, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
+        workers = workers_apart(apart, fleet)
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
+            await until(lambda: began(path) == 1, workers.patience)
             stopped = in_new_thread(fleet.stop, "stop")
-            await until(lambda: "Shutting down" in fleet.log.read_text(), crew.patience)
+            await until(lambda: "Shutting down" in fleet.log.read_text(), workers.patience)
             release(path)
             assert await stopped.result() == 0
-            done = await ended(jobs, job, crew)
+            done = await ended(jobs, job, workers)
         with connected(apart["BROKER"]) as client:
             assert not client.exists("dramatiq:default.XQ.msgs")
     assert (done.result, done.losses) == (1, 0)
@@ -119,15 +121,15 @@ async def test_a_job_that_outlasts_its_worker_is_given_back(
     path = tmp_path / "job"
     short = ("--processes", "1", "--worker-shutdown-timeout", "100")
     with launch(*WORKER, *short, **EAGER, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
+        workers = workers_apart(apart, fleet)
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
+            await until(lambda: began(path) == 1, workers.patience)
             await in_new_thread(fleet.stop, "stop").result()
             fleet.start()
-            await until(lambda: began(path) == 2, crew.patience)
+            await until(lambda: began(path) == 2, workers.patience)
             release(path)
-            done = await ended(jobs, job, crew)
+            done = await ended(jobs, job, workers)
     assert (done.result, done.losses) == (2, 0)
 
 
@@ -137,17 +139,17 @@ async def test_what_is_more_urgent_runs_first(
     path = tmp_path / "job"
     alone = ("--processes", "1", "--threads", "1")
     with launch(*WORKER, *alone, dramatiq_queue_prefetch="9", **EAGER, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
+        workers = workers_apart(apart, fleet)
+        async with workers.opened() as jobs:
             held = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
+            await until(lambda: began(path) == 1, workers.patience)
             waiting: list[Job] = []
             # One that is fetched after others finds them where the next one is chosen.
             for name in ("echo", "steps", "echo"):
                 waiting.append((await jobs.enqueue(name, 1)).job)
-                await until(partial(fetched, apart["BROKER"], waiting[-1]), crew.patience)
+                await until(partial(fetched, apart["BROKER"], waiting[-1]), workers.patience)
             release(path)
-            late, early, _, _ = [await ended(jobs, job, crew) for job in (*waiting, held)]
+            late, early, _, _ = [await ended(jobs, job, workers) for job in (*waiting, held)]
     assert str(early.started_at) < str(late.started_at)
 
 
@@ -155,9 +157,9 @@ def gone(client: Any, job: Job) -> bool:
     return not any(job.id in message for message in client.hvals("dramatiq:default.msgs"))
 
 
-def crew_apart(apart: Mapping[str, str], fleet: Fleet) -> FleetCrew:
+def workers_apart(apart: Mapping[str, str], fleet: Fleet) -> FleetWorkers:
     dispatcher = DramatiqDispatcher(redis_broker(apart["BROKER"]), options=OPTIONS)
-    return FleetCrew(apart["STORE"], dispatcher, fleet)
+    return FleetWorkers(apart["STORE"], dispatcher, fleet)
 
 
 def fetched(url: str, job: Job) -> bool:

@@ -40,7 +40,7 @@ from asyncjobs.testing import (
 from asyncjobs.testing.dispatcher_conformance import ended, until
 from asyncjobs.testing.dispatcher_handlers import began, register, release
 from tests.engines.conftest import Launch
-from tests.engines.fleets import APPS, Fleet, FleetCrew
+from tests.engines.fleets import APPS, Fleet, FleetWorkers
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
@@ -112,62 +112,62 @@ def rows(url: str, job: Job | None = None) -> list[dict[str, Any]]:
 
 class TestProcrastinate(DispatcherConformance, WorkerLossConformance, PriorityConformance):
     @pytest.fixture
-    def crew(self, fleet: Fleet, database: str) -> FleetCrew:
+    def workers(self, fleet: Fleet, database: str) -> FleetWorkers:
         dispatcher = ProcrastinateDispatcher(make_app(database), options=OPTIONS)
-        return FleetCrew(database, dispatcher, fleet)
+        return FleetWorkers(database, dispatcher, fleet)
 
     async def test_for_procrastinate_every_job_ends_well_at_its_first_attempt(
-        self, crew: FleetCrew, database: str, tmp_path: Path
+        self, workers: FleetWorkers, database: str, tmp_path: Path
     ) -> None:
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             for kind in ("refuse", "second_time"):
-                job = await ended(jobs, (await jobs.enqueue(kind, tmp_path / kind)).job, crew)
-                await until(lambda: settled(rows(database, job)), crew.patience)  # noqa: B023
+                job = await ended(jobs, (await jobs.enqueue(kind, tmp_path / kind)).job, workers)
+                await until(lambda: settled(rows(database, job)), workers.patience)  # noqa: B023
                 assert {row["status"] for row in rows(database, job)} == {"succeeded"}
                 assert {row["attempts"] for row in rows(database, job)} == {1}
 
     async def test_a_time_limit_of_the_application_s_middlewares_does_not_end_a_job(
-        self, crew: FleetCrew, tmp_path: Path
+        self, workers: FleetWorkers, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) > 0, crew.patience)
+            await until(lambda: began(path) > 0, workers.patience)
             enough = time.monotonic() + 3 * LIMIT
-            await until(lambda: time.monotonic() > enough, crew.patience)
+            await until(lambda: time.monotonic() > enough, workers.patience)
             assert (await jobs.find(job.id)).status is JobStatus.PROCESSING
             release(path)
-            done = await ended(jobs, job, crew)
+            done = await ended(jobs, job, workers)
         assert (done.status, done.attempt, began(path)) == (JobStatus.COMPLETED, 1, 1)
 
     async def test_a_worker_that_is_told_to_stop_gives_its_jobs_back_at_no_cost(
-        self, crew: FleetCrew, tmp_path: Path
+        self, workers: FleetWorkers, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
-            assert await anyio.to_thread.run_sync(crew.fleet.stop) == 0
+            await until(lambda: began(path) == 1, workers.patience)
+            assert await anyio.to_thread.run_sync(workers.fleet.stop) == 0
             assert (await jobs.find(job.id)).status is JobStatus.PENDING
-            crew.fleet.start()
-            await until(lambda: began(path) == 2, crew.patience)
+            workers.fleet.start()
+            await until(lambda: began(path) == 2, workers.patience)
             release(path)
-            done = await ended(jobs, job, crew)
+            done = await ended(jobs, job, workers)
         assert (done.status, done.losses) == (JobStatus.COMPLETED, 0)
 
     async def test_a_job_that_procrastinate_aborts_is_given_back(
-        self, crew: FleetCrew, database: str, tmp_path: Path
+        self, workers: FleetWorkers, database: str, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
+            await until(lambda: began(path) == 1, workers.patience)
             async with make_app(database).open_async() as app:
                 for row in rows(database, job):
                     await app.job_manager.cancel_job_by_id_async(row["id"], abort=True)
-            await until(lambda: began(path) == 2, crew.patience)
+            await until(lambda: began(path) == 2, workers.patience)
             release(path)
-            done = await ended(jobs, job, crew)
+            done = await ended(jobs, job, workers)
         assert (done.status, done.losses) == (JobStatus.COMPLETED, 0)
 
 

@@ -32,7 +32,7 @@ from asyncjobs.testing.samples import sample_job
 from tests.engines.apps.chores import TOLD, add_chores
 from tests.engines.conftest import Launch
 from tests.engines.examples import EXAMPLES, follow_report
-from tests.engines.fleets import Fleet, FleetCrew
+from tests.engines.fleets import Fleet, FleetWorkers
 
 pytestmark = pytest.mark.anyio
 
@@ -98,7 +98,7 @@ def dispatcher(connection: Redis) -> RQDispatcher:
     return RQDispatcher(connection, CARRIER, options=OPTIONS)
 
 
-class RQCrew(FleetCrew):
+class RQWorkers(FleetWorkers):
     """Has one worker, or two that fork a process for each job."""
 
     def __init__(self, store: str, dispatcher: RQDispatcher, fleet: Fleet, kind: str) -> None:
@@ -111,66 +111,71 @@ class RQCrew(FleetCrew):
 
 class TestRQ(DispatcherConformance, WorkerLossConformance):
     @pytest.fixture
-    def crew(self, fleet: Fleet, shared_store: str, dispatcher: RQDispatcher, kind: str) -> RQCrew:
-        return RQCrew(shared_store, dispatcher, fleet, kind)
+    def workers(
+        self, fleet: Fleet, shared_store: str, dispatcher: RQDispatcher, kind: str
+    ) -> RQWorkers:
+        return RQWorkers(shared_store, dispatcher, fleet, kind)
 
     async def test_the_queue_stays_open_in_a_worker_that_forks_none(
-        self, crew: RQCrew, kind: str
+        self, workers: RQWorkers, kind: str
     ) -> None:
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             add_chores(jobs)
             done = [
-                await ended(jobs, (await jobs.enqueue("where", None)).job, crew) for _ in range(3)
+                await ended(jobs, (await jobs.enqueue("where", None)).job, workers)
+                for _ in range(3)
             ]
         places = {str(job.result) for job in done}
         assert len(places) == (1 if kind == "simple" else 3)
 
     async def test_hooks_are_told_before_a_process_is_left(
-        self, crew: RQCrew, tmp_path: Path
+        self, workers: RQWorkers, tmp_path: Path
     ) -> None:
         path = tmp_path / "path"
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             add_chores(jobs)
             await jobs.enqueue(TOLD, str(path))
-            await until(path.exists, crew.patience)
+            await until(path.exists, workers.patience)
 
     async def test_rq_keeps_nothing_of_a_job_that_has_ended(
-        self, crew: RQCrew, connection: Redis, tmp_path: Path
+        self, workers: RQWorkers, connection: Redis, tmp_path: Path
     ) -> None:
         default = queue(connection)
         listed = (default.finished_job_registry, default.failed_job_registry)
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             for name, payload in (("echo", 1), ("refuse", tmp_path / "job")):
-                job = await ended(jobs, (await jobs.enqueue(name, payload)).job, crew)
-                await until(partial(gone, connection, f"{job.id}-0"), crew.patience)
+                job = await ended(jobs, (await jobs.enqueue(name, payload)).job, workers)
+                await until(partial(gone, connection, f"{job.id}-0"), workers.patience)
                 assert not any(f"{job.id}-0" in registry for registry in listed)
 
-    async def test_what_is_none_of_ours_is_dropped(self, crew: RQCrew, connection: Redis) -> None:
+    async def test_what_is_none_of_ours_is_dropped(
+        self, workers: RQWorkers, connection: Redis
+    ) -> None:
         message = {"namespace": "another", "id": "job_1", "trace": ""}
-        async with crew.opened():
+        async with workers.opened():
             queue(connection).enqueue(CARRIER, kwargs=message, job_id="another", result_ttl=0)
-            await until(partial(gone, connection, "another"), crew.patience)
+            await until(partial(gone, connection, "another"), workers.patience)
 
     async def test_a_worker_that_is_told_to_stop_lets_a_job_end(
-        self, crew: RQCrew, tmp_path: Path
+        self, workers: RQWorkers, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
-            stopped = in_new_thread(crew.fleet.stop, "stop")
+            await until(lambda: began(path) == 1, workers.patience)
+            stopped = in_new_thread(workers.fleet.stop, "stop")
             release(path)
             assert await stopped.result() == 0
-            done = await ended(jobs, job, crew)
+            done = await ended(jobs, job, workers)
         assert (done.result, done.losses) == (1, 0)
 
 
 # workers that make a process for each job
 
 
-def crew_apart(apart: Mapping[str, str], fleet: Fleet) -> RQCrew:
+def workers_apart(apart: Mapping[str, str], fleet: Fleet) -> RQWorkers:
     dispatcher = RQDispatcher(client(apart["BROKER"]), CARRIER, options=OPTIONS)
-    return RQCrew(apart["STORE"], dispatcher, fleet, "forking")
+    return RQWorkers(apart["STORE"], dispatcher, fleet, "forking")
 
 
 async def test_a_job_is_given_back_when_its_process_is_told_to_stop(
@@ -178,15 +183,15 @@ async def test_a_job_is_given_back_when_its_process_is_told_to_stop(
 ) -> None:
     path = tmp_path / "job"
     with launch(*command("alone", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
+        workers = workers_apart(apart, fleet)
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
+            await until(lambda: began(path) == 1, workers.patience)
             await anyio.to_thread.run_sync(fleet.tell_all, signal.SIGTERM)
             fleet.start()
-            await until(lambda: began(path) == 2, crew.patience)
+            await until(lambda: began(path) == 2, workers.patience)
             release(path)
-            done = await ended(jobs, job, crew)
+            done = await ended(jobs, job, workers)
     assert (done.result, done.losses) == (2, 0)
 
 
@@ -195,11 +200,11 @@ async def test_a_process_that_is_not_a_copy_of_its_worker_runs_a_job(
 ) -> None:
     path = tmp_path / "job"
     with launch(*command("spawning", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
+        workers = workers_apart(apart, fleet)
+        async with workers.opened() as jobs:
             add_chores(jobs)
             await jobs.enqueue(TOLD, str(path))
-            await until(path.exists, crew.patience)
+            await until(path.exists, workers.patience)
 
 
 # what is carried, and when
@@ -210,18 +215,18 @@ async def test_what_is_more_urgent_runs_first(
 ) -> None:
     path = tmp_path / "job"
     with launch(*command("simple", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
+        workers = workers_apart(apart, fleet)
+        async with workers.opened() as jobs:
             add_chores(jobs)
             waiting = [(await jobs.enqueue("hold", path)).job]
-            await until(lambda: began(path) == 1, crew.patience)
+            await until(lambda: began(path) == 1, workers.patience)
             waiting += [
                 (await jobs.enqueue("echo", 1)).job,
                 (await jobs.enqueue("where", None)).job,
                 (await jobs.enqueue("steps", 1)).job,
             ]
             release(path)
-            done = [await ended(jobs, job, crew) for job in waiting]
+            done = [await ended(jobs, job, workers) for job in waiting]
     begun = [job.type for job in sorted(done, key=lambda job: str(job.started_at))]
     assert begun == ["hold", "steps", "where", "echo"]
 

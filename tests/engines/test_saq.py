@@ -26,7 +26,7 @@ from asyncjobs.testing.samples import sample_job
 from tests.conftest import PostgresServer, ask
 from tests.engines.conftest import Launch
 from tests.engines.examples import EXAMPLES, follow_report
-from tests.engines.fleets import Fleet, FleetCrew
+from tests.engines.fleets import Fleet, FleetWorkers
 
 WORKER = ("-m", "saq", "saq_worker.settings", "--verbose")
 
@@ -56,7 +56,7 @@ def fleet(launch: Launch, queue_url: str) -> Iterator[Fleet]:
         yield started
 
 
-class SaqCrew(FleetCrew):
+class SaqWorkers(FleetWorkers):
     """One whose queue the tests may look into."""
 
     def __init__(self, store: str, url: str, fleet: Fleet, **options: SAQOptions) -> None:
@@ -75,29 +75,29 @@ class SaqCrew(FleetCrew):
 
 
 @pytest.fixture
-def crew(fleet: Fleet, shared_store: str, queue_url: str) -> SaqCrew:
+def workers(fleet: Fleet, shared_store: str, queue_url: str) -> SaqWorkers:
     urgent, patient = SAQOptions(priority=1), SAQOptions(priority=2)
-    return SaqCrew(shared_store, queue_url, fleet, steps=urgent, echo=patient)
+    return SaqWorkers(shared_store, queue_url, fleet, steps=urgent, echo=patient)
 
 
 class TestSaq(DispatcherConformance, WorkerLossConformance):
     @pytest.fixture
-    def crew(self, fleet: Fleet, shared_store: str, queue_url: str) -> SaqCrew:
-        return SaqCrew(shared_store, queue_url, fleet)
+    def workers(self, fleet: Fleet, shared_store: str, queue_url: str) -> SaqWorkers:
+        return SaqWorkers(shared_store, queue_url, fleet)
 
 
 @pytest.mark.anyio
-async def test_no_results_of_jobs_are_kept(crew: SaqCrew) -> None:
-    async with crew.looking() as jobs:
+async def test_no_results_of_jobs_are_kept(workers: SaqWorkers) -> None:
+    async with workers.looking() as jobs:
         for number in range(10):
-            await ended(jobs, (await jobs.enqueue("echo", number)).job, crew)
-        plain = await crew.queue.enqueue("plain")
+            await ended(jobs, (await jobs.enqueue("echo", number)).job, workers)
+        plain = await workers.queue.enqueue("plain")
         assert plain is not None
-        with anyio.fail_after(crew.patience):
+        with anyio.fail_after(workers.patience):
             while not plain.completed:  # `until_complete` may miss the end
                 await anyio.sleep(0.01)
                 await plain.refresh()
-        kept = [one.key async for one in crew.queue.iter_jobs(list(TERMINAL_STATUSES))]
+        kept = [one.key async for one in workers.queue.iter_jobs(list(TERMINAL_STATUSES))]
         assert kept == [plain.key]
 
 
@@ -105,36 +105,36 @@ async def test_no_results_of_jobs_are_kept(crew: SaqCrew) -> None:
 @pytest.mark.parametrize("queue_url", ["redis"], indirect=True, scope="module")
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # SAQ's own
 async def test_a_sweep_leaves_running_jobs_alone(
-    crew: SaqCrew, tmp_path: Path, broker: str
+    workers: SaqWorkers, tmp_path: Path, broker: str
 ) -> None:
     path = tmp_path / "job"
-    async with crew.looking() as jobs:
+    async with workers.looking() as jobs:
         job = (await jobs.enqueue("hold", path)).job
-        await until(lambda: began(path) == 1, crew.patience)
+        await until(lambda: began(path) == 1, workers.patience)
         ask(broker, "DEL", "saq:default:sweep")
-        active = {one.key async for one in crew.queue.iter_jobs([Status.ACTIVE])}
-        swept = {name.rpartition(":")[2] for name in await crew.queue.sweep(abort=0.1)}
+        active = {one.key async for one in workers.queue.iter_jobs([Status.ACTIVE])}
+        swept = {name.rpartition(":")[2] for name in await workers.queue.sweep(abort=0.1)}
         assert active
         assert not active & swept
         release(path)
-        done = await ended(jobs, job, crew)
+        done = await ended(jobs, job, workers)
     assert (done.result, began(path)) == (1, 1)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("queue_url", ["postgres"], indirect=True, scope="module")
-async def test_what_is_more_urgent_runs_first(crew: SaqCrew, tmp_path: Path) -> None:
+async def test_what_is_more_urgent_runs_first(workers: SaqWorkers, tmp_path: Path) -> None:
     held = [tmp_path / "one", tmp_path / "other"]
-    async with crew.opened() as jobs:
+    async with workers.opened() as jobs:
         holding = [(await jobs.enqueue("hold", path)).job for path in held]
-        await until(lambda: all(began(path) for path in held), crew.patience)
+        await until(lambda: all(began(path) for path in held), workers.patience)
         patient = (await jobs.enqueue("echo", 1)).job
         urgent = (await jobs.enqueue("steps", 1)).job
         release(held[0])
-        later, sooner = [await ended(jobs, job, crew) for job in (patient, urgent)]
+        later, sooner = [await ended(jobs, job, workers) for job in (patient, urgent)]
         release(held[1])
         for job in holding:
-            await ended(jobs, job, crew)
+            await ended(jobs, job, workers)
     assert later.started_at is not None
     assert sooner.completed_at is not None
     assert later.started_at >= sooner.completed_at
@@ -233,12 +233,12 @@ async def test_a_worker_that_is_told_to_stop_loses_no_job(
     # Its own: the other workers of this module may be there still.
     own = {"QUEUE": f"{redis_url}/3", "STORE": f"{redis_url}/2?namespace=stopping"}
     with launch(*WORKER, **own, **({} if grace is None else {"GRACE": str(grace)})) as fleet:
-        crew = SaqCrew(own["STORE"], own["QUEUE"], fleet)
-        async with crew.looking() as jobs:
+        workers = SaqWorkers(own["STORE"], own["QUEUE"], fleet)
+        async with workers.looking() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
+            await until(lambda: began(path) == 1, workers.patience)
             stopping = asyncio.create_task(asyncio.to_thread(fleet.stop))
-            await until(lambda: "shutting down" in fleet.log.read_text(), crew.patience)
+            await until(lambda: "shutting down" in fleet.log.read_text(), workers.patience)
             if grace is not None:
                 release(path)
             await stopping

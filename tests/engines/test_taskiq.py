@@ -24,7 +24,7 @@ from asyncjobs.testing.samples import sample_job
 from tests.conftest import ask
 from tests.engines.conftest import Launch
 from tests.engines.examples import EXAMPLES, follow_report
-from tests.engines.fleets import Fleet, FleetCrew
+from tests.engines.fleets import Fleet, FleetWorkers
 
 WORKER = ("-m", "taskiq", "worker", "taskiq_worker:broker", "--workers", "1")
 SLOTS = ("--max-async-tasks", "2")
@@ -53,57 +53,57 @@ def client(kind: str, broker: str) -> AsyncBroker:
 
 
 @pytest.fixture
-def crew(fleet: Fleet, shared_store: str, client: AsyncBroker) -> FleetCrew:
-    return FleetCrew(shared_store, TaskiqDispatcher(client), fleet)
+def workers(fleet: Fleet, shared_store: str, client: AsyncBroker) -> FleetWorkers:
+    return FleetWorkers(shared_store, TaskiqDispatcher(client), fleet)
 
 
 class TestTaskiq(DispatcherConformance, WorkerLossConformance):
     @pytest.fixture
-    def crew(self, fleet: Fleet, shared_store: str, client: AsyncBroker) -> FleetCrew:
-        return FleetCrew(shared_store, TaskiqDispatcher(client), fleet)
+    def workers(self, fleet: Fleet, shared_store: str, client: AsyncBroker) -> FleetWorkers:
+        return FleetWorkers(shared_store, TaskiqDispatcher(client), fleet)
 
 
 @pytest.mark.anyio
 async def test_no_results_of_jobs_are_kept(
-    crew: FleetCrew, client: AsyncBroker, broker: str
+    workers: FleetWorkers, client: AsyncBroker, broker: str
 ) -> None:
-    async with crew.opened() as jobs:
+    async with workers.opened() as jobs:
         for number in range(10):
-            await ended(jobs, (await jobs.enqueue("echo", number)).job, crew)
+            await ended(jobs, (await jobs.enqueue("echo", number)).job, workers)
         plain: AsyncKicker[[], str] = AsyncKicker("plain", client, labels={})
         task = await plain.kiq()
-        await until(lambda: bool(ask(broker, "KEYS", "result:*")), crew.patience)
+        await until(lambda: bool(ask(broker, "KEYS", "result:*")), workers.patience)
         assert ask(broker, "KEYS", "result:*") == [f"result:{task.task_id}"]
     ask(broker, "DEL", f"result:{task.task_id}")
 
 
 @pytest.mark.anyio
 async def test_a_time_limit_of_all_tasks_does_not_end_a_job(
-    crew: FleetCrew, tmp_path: Path
+    workers: FleetWorkers, tmp_path: Path
 ) -> None:
     path = tmp_path / "job"
-    async with crew.opened() as jobs:
+    async with workers.opened() as jobs:
         job = (await jobs.enqueue("hold", path)).job
-        await until(lambda: began(path) == 1, crew.patience)
+        await until(lambda: began(path) == 1, workers.patience)
         later = EnqueueOptions(run_at=timedelta(seconds=0.4))
-        await ended(jobs, (await jobs.enqueue("echo", 1, options=later)).job, crew)
+        await ended(jobs, (await jobs.enqueue("echo", 1, options=later)).job, workers)
         release(path)
-        done = await ended(jobs, job, crew)
+        done = await ended(jobs, job, workers)
     assert (done.status, done.attempt, began(path)) == (JobStatus.COMPLETED, 1, 1)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", ["stream"], indirect=True, scope="module")
 async def test_a_message_is_acknowledged_when_its_job_begins(
-    crew: FleetCrew, tmp_path: Path, broker: str
+    workers: FleetWorkers, tmp_path: Path, broker: str
 ) -> None:
     path = tmp_path / "job"
-    async with crew.opened() as jobs:
+    async with workers.opened() as jobs:
         job = (await jobs.enqueue("hold", path)).job
-        await until(lambda: began(path) == 1, crew.patience)
+        await until(lambda: began(path) == 1, workers.patience)
         assert ask(broker, "XPENDING", "taskiq", "taskiq")["pending"] == 0
         release(path)
-        await ended(jobs, job, crew)
+        await ended(jobs, job, workers)
 
 
 # what is sent
@@ -165,10 +165,12 @@ async def test_a_worker_that_is_told_to_stop_loses_no_job(
     # Its own: the other workers of this module may be there still.
     own = {"BROKER": f"{redis_url}/3", "STORE": f"{redis_url}/2?namespace=stopping"}
     with launch(*WORKER, *patience, KIND="list", **own) as fleet:
-        crew = FleetCrew(own["STORE"], TaskiqDispatcher(ListQueueBroker(own["BROKER"])), fleet)
-        async with crew.opened() as jobs:
+        workers = FleetWorkers(
+            own["STORE"], TaskiqDispatcher(ListQueueBroker(own["BROKER"])), fleet
+        )
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
+            await until(lambda: began(path) == 1, workers.patience)
             stopping = asyncio.create_task(asyncio.to_thread(fleet.stop))
             await until(lambda: "running tasks to complete" in fleet.log.read_text(), 20)
             if not patience:
