@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncjobs.webhooks.addresses import is_loopback, is_public
+from asyncjobs.webhooks.destinations import is_loopback, is_public
 
 PUBLIC = [
     "1.1.1.1",

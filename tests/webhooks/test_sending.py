@@ -10,8 +10,14 @@ import anyio
 import pytest
 import trustme
 
-from asyncjobs.webhooks.sending import Reply, Undelivered, addresses_of, post, resolve
-from asyncjobs.webhooks.targets import Target, parse_target
+from asyncjobs.webhooks.destinations import Destination, parse_destination
+from asyncjobs.webhooks.sending import (
+    DeliveryFailed,
+    Reply,
+    post,
+    resolve_by_system,
+    resolve_destination,
+)
 from tests.webhooks.conftest import NAME, OK, Answering, Receiver, answer, receiving, serving_as
 
 pytestmark = pytest.mark.anyio
@@ -20,11 +26,11 @@ HERE = ["127.0.0.1"]
 HEADERS = [("webhook-id", "job_1")]
 
 
-def target_of(receiver: Receiver, scheme: str = "http", host: str = NAME) -> Target:
-    return Target(scheme, host, receiver.port, "/ended?by=us")
+def target_of(receiver: Receiver, scheme: str = "http", host: str = NAME) -> Destination:
+    return Destination(scheme, host, receiver.port, "/ended?by=us")
 
 
-async def send(target: Target, tls: ssl.SSLContext, body: bytes = b'{"a":1}') -> Reply:
+async def send(target: Destination, tls: ssl.SSLContext, body: bytes = b'{"a":1}') -> Reply:
     with anyio.fail_after(20):
         return await post(target, HERE, HEADERS, body, tls)
 
@@ -54,7 +60,7 @@ async def test_a_certificate_for_another_name_is_not_accepted(
     authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
     async with receiving(tls=serving_as(authority, "elsewhere.example.com")) as receiver:
-        with pytest.raises(Undelivered, match="TLS failed"):
+        with pytest.raises(DeliveryFailed, match="TLS failed"):
             await send(target_of(receiver, "https"), trusting)
     assert not receiver.posts
 
@@ -63,7 +69,7 @@ async def test_a_certificate_of_an_unknown_authority_is_not_accepted(
     authority: trustme.CA,
 ) -> None:
     async with receiving(tls=serving_as(authority, NAME)) as receiver:
-        with pytest.raises(Undelivered, match="TLS failed"):
+        with pytest.raises(DeliveryFailed, match="TLS failed"):
             await send(target_of(receiver, "https"), ssl.create_default_context())
     assert not receiver.posts
 
@@ -104,15 +110,15 @@ async def test_what_is_no_answer_is_undelivered(
     said: bytes | None, trusting: ssl.SSLContext
 ) -> None:
     async with receiving(said) as receiver:
-        with pytest.raises(Undelivered):
+        with pytest.raises(DeliveryFailed):
             await send(target_of(receiver), trusting)
 
 
 async def test_a_port_that_nobody_listens_on_is_undelivered(trusting: ssl.SSLContext) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with pytest.raises(Undelivered, match="connection failed"):
-        await send(Target("http", NAME, port, "/"), trusting)
+    with pytest.raises(DeliveryFailed, match="connection failed"):
+        await send(Destination("http", NAME, port, "/"), trusting)
 
 
 async def test_the_next_address_is_tried_where_one_is_not_there(trusting: ssl.SSLContext) -> None:
@@ -143,25 +149,27 @@ PUBLIC = "93.184.215.14"
     ids=["private", "one-of-two", "mapped", "loopback", "none", "nonsense"],
 )
 async def test_a_name_with_an_address_inside_is_not_called(found: Sequence[str]) -> None:
-    with pytest.raises(Undelivered, match="not public"):
-        await addresses_of(parse_target(f"https://{NAME}/"), Answering(found), loopback=False)
+    with pytest.raises(DeliveryFailed, match="not public"):
+        await resolve_destination(
+            parse_destination(f"https://{NAME}/"), Answering(found), loopback=False
+        )
 
 
 async def test_a_name_is_resolved_once_and_its_addresses_are_what_is_called() -> None:
     rebinding = Answering([PUBLIC, "2606:4700:4700::1111"], ["127.0.0.1"])
-    target = parse_target(f"https://{NAME}:8443/")
-    found = await addresses_of(target, rebinding, loopback=False)
+    target = parse_destination(f"https://{NAME}:8443/")
+    found = await resolve_destination(target, rebinding, loopback=False)
     assert (found, rebinding.asked) == ([PUBLIC, "2606:4700:4700::1111"], [(NAME, 8443)])
 
 
 async def test_plain_http_stays_on_this_machine() -> None:
-    plain = parse_target(f"http://{NAME}/")
-    assert await addresses_of(plain, Answering(HERE), loopback=True) == HERE
+    plain = parse_destination(f"http://{NAME}/")
+    assert await resolve_destination(plain, Answering(HERE), loopback=True) == HERE
     for found in ([PUBLIC], ["127.0.0.1", PUBLIC], []):
-        with pytest.raises(Undelivered):
-            await addresses_of(plain, Answering(found), loopback=True)
-    with pytest.raises(Undelivered, match="not https"):
-        await addresses_of(plain, Answering([PUBLIC]), loopback=False)
+        with pytest.raises(DeliveryFailed):
+            await resolve_destination(plain, Answering(found), loopback=True)
+    with pytest.raises(DeliveryFailed, match="not https"):
+        await resolve_destination(plain, Answering([PUBLIC]), loopback=False)
 
 
 async def test_a_name_that_is_not_found_is_undelivered() -> None:
@@ -169,9 +177,9 @@ async def test_a_name_that_is_not_found_is_undelivered() -> None:
         await anyio.lowlevel.checkpoint()
         raise socket.gaierror(socket.EAI_NONAME, "not known")
 
-    with pytest.raises(Undelivered, match="cannot be resolved"):
-        await addresses_of(parse_target(f"https://{NAME}/"), missing, loopback=False)
+    with pytest.raises(DeliveryFailed, match="cannot be resolved"):
+        await resolve_destination(parse_destination(f"https://{NAME}/"), missing, loopback=False)
 
 
 async def test_the_system_is_asked_for_addresses() -> None:
-    assert "127.0.0.1" in await resolve("localhost", 80)
+    assert "127.0.0.1" in await resolve_by_system("localhost", 80)

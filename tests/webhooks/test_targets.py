@@ -10,25 +10,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs.errors import ConfigurationError, InvalidCallback
-from asyncjobs.webhooks.targets import Target, check_pattern, closest, is_name, parse_target
+from asyncjobs.webhooks.destinations import (
+    Destination,
+    check_receiver,
+    closest_receiver,
+    is_host_name,
+    parse_destination,
+)
 
 
 @pytest.mark.parametrize(
     ("url", "target"),
     [
-        ("https://a.example.com", Target("https", "a.example.com", 443, "/")),
-        ("HTTPS://A.Example.COM/x", Target("https", "a.example.com", 443, "/x")),
-        ("https://a.example.com:8443/x?y=z", Target("https", "a.example.com", 8443, "/x?y=z")),
-        ("https://a.example.com?y=/?", Target("https", "a.example.com", 443, "/?y=/?")),
-        ("http://a.example.com:80/%C3%A9", Target("http", "a.example.com", 80, "/%C3%A9")),
-        ("https://xn--bcher-kva.example/", Target("https", "xn--bcher-kva.example", 443, "/")),
-        ("http://[::1]:8000/", Target("http", "::1", 8000, "/")),
-        ("http://localhost:8000/", Target("http", "localhost", 8000, "/")),
+        ("https://a.example.com", Destination("https", "a.example.com", 443, "/")),
+        ("HTTPS://A.Example.COM/x", Destination("https", "a.example.com", 443, "/x")),
+        ("https://a.example.com:8443/x?y=z", Destination("https", "a.example.com", 8443, "/x?y=z")),
+        ("https://a.example.com?y=/?", Destination("https", "a.example.com", 443, "/?y=/?")),
+        ("http://a.example.com:80/%C3%A9", Destination("http", "a.example.com", 80, "/%C3%A9")),
+        ("https://xn--bcher-kva.example/", Destination("https", "xn--bcher-kva.example", 443, "/")),
+        ("http://[::1]:8000/", Destination("http", "::1", 8000, "/")),
+        ("http://localhost:8000/", Destination("http", "localhost", 8000, "/")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_url_is_read_as_it_stands(url: str, target: Target) -> None:
-    assert parse_target(url) == target
+def test_a_url_is_read_as_it_stands(url: str, target: Destination) -> None:
+    assert parse_destination(url) == target
 
 
 REFUSED = [
@@ -94,7 +100,7 @@ REFUSED = [
 @pytest.mark.parametrize("url", REFUSED, ids=lambda url: ascii(url)[:40])
 def test_what_could_mean_something_else_is_refused(url: str) -> None:
     with pytest.raises(InvalidCallback):
-        parse_target(url)
+        parse_destination(url)
 
 
 URLISH = st.lists(
@@ -122,7 +128,7 @@ URLISH = st.lists(
 @given(URLISH | URLISH.map(lambda rest: "https://a.example.com" + rest))
 def test_what_is_read_means_the_same_to_other_parsers(url: str) -> None:
     try:
-        target = parse_target(url)
+        target = parse_destination(url)
     except InvalidCallback:
         return
     other = urlsplit(url)
@@ -137,7 +143,7 @@ def test_what_is_read_means_the_same_to_other_parsers(url: str) -> None:
 
 @given(st.ip_addresses().map(str))
 def test_no_address_is_a_name(address: str) -> None:
-    assert not is_name(address)
+    assert not is_host_name(address)
 
 
 PATTERNS = ["a.example.com", "*.example.com", "*.b.example.com", "example.org"]
@@ -159,7 +165,7 @@ PATTERNS = ["a.example.com", "*.example.com", "*.b.example.com", "example.org"]
     ],
 )
 def test_the_closest_receiver_counts(host: str, pattern: str | None) -> None:
-    assert closest(host, PATTERNS) == pattern
+    assert closest_receiver(host, PATTERNS) == pattern
 
 
 @pytest.mark.parametrize(
@@ -167,11 +173,11 @@ def test_the_closest_receiver_counts(host: str, pattern: str | None) -> None:
 )
 def test_what_is_no_host_is_no_receiver(pattern: str) -> None:
     with pytest.raises(ConfigurationError, match="is a host"):
-        check_pattern(pattern, loopback=False)
+        check_receiver(pattern, loopback=False)
 
 
 def test_this_machine_is_a_receiver_only_where_that_is_wanted() -> None:
     for name in ("localhost", "127.0.0.1", "::1"):
-        check_pattern(name, loopback=True)
+        check_receiver(name, loopback=True)
         with pytest.raises(ConfigurationError):
-            check_pattern(name, loopback=False)
+            check_receiver(name, loopback=False)
