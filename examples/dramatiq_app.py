@@ -27,7 +27,7 @@ dramatiq.set_broker(broker)
 
 dispatcher = DramatiqDispatcher(broker)
 jobs = AsyncJobs(STORE, dispatcher=dispatcher)
-dispatcher.carrier(jobs)
+dispatcher.register_task(jobs)
 
 
 class ReportRequest(BaseModel):

@@ -41,7 +41,7 @@ async def report(cmd: ReportRequest, job: JobContext) -> dict[str, int]:
     return {"pages": cmd.pages}
 
 
-dispatcher.carrier(jobs)
+dispatcher.register_task(jobs)
 
 app = FastAPI(title="Reports")
 mount(app, jobs, prefix="/api/jobs")

@@ -21,9 +21,9 @@ from asyncjobs.dispatchers.rq import RQDispatcher
 REDIS_URL = os.environ.get("BROKER", "redis://localhost:6379/0")  # RQ's workers read it, too
 STORE = os.environ.get("STORE", "redis://localhost:6379/1")
 
-dispatcher = RQDispatcher(cast("Any", Redis).from_url(REDIS_URL), carrier="rq_app.carry")
+dispatcher = RQDispatcher(cast("Any", Redis).from_url(REDIS_URL), task="rq_app.run_job")
 jobs = AsyncJobs(STORE, dispatcher=dispatcher)
-carry = dispatcher.carrier(jobs)  # RQ's workers import it
+run_job = dispatcher.register_task(jobs)  # RQ's workers import it
 
 
 class ReportRequest(BaseModel):

@@ -26,7 +26,7 @@ STORE = os.environ.get("STORE", "redis://localhost:6379/1")
 broker = cast("Any", Redis).from_url(BROKER, socket_timeout=None)
 dispatcher = SAQDispatcher(RedisQueue(broker))
 jobs = AsyncJobs(STORE, dispatcher=dispatcher)
-settings = dispatcher.carrier(jobs)  # of SAQ's workers
+settings = dispatcher.register_task(jobs)  # of SAQ's workers
 
 
 class ReportRequest(BaseModel):

@@ -23,7 +23,7 @@ STORE = os.environ.get("STORE", "redis://localhost:6379/1")
 broker = ListQueueBroker(BROKER)
 dispatcher = TaskiqDispatcher(broker)
 jobs = AsyncJobs(STORE, dispatcher=dispatcher)
-dispatcher.carrier(jobs)  # what taskiq's workers run
+dispatcher.register_task(jobs)  # what taskiq's workers run
 
 
 class ReportRequest(BaseModel):

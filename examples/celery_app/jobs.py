@@ -21,4 +21,4 @@ celery_app.conf.worker_prefetch_multiplier = 1
 dispatcher = CeleryDispatcher(celery_app)
 jobs = AsyncJobs(os.environ.get("EXPORTS_STORE", f"{REDIS}/1"), dispatcher=dispatcher)
 jobs.registry.add(export)
-dispatcher.carrier(jobs)
+dispatcher.register_task(jobs)

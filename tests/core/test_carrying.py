@@ -14,7 +14,7 @@ import pytest
 from asyncjobs import AsyncJobs, JobContext, JobStatus
 from asyncjobs.core.job import Delivery, Job, new_job_id
 from asyncjobs.dispatchers.engines.messages import (
-    QueueResidence,
+    AsyncMessageRunner,
     run_message,
     run_message_from_thread,
 )
@@ -63,7 +63,7 @@ def queue(new_store: Callable[[], Any]) -> Queue:
 
 
 def message(job: Job, namespace: str = OURS) -> dict[str, object]:
-    return {"namespace": namespace, "id": job.id, "trace": job.trace_id}
+    return {"namespace": namespace, "id": job.id}
 
 
 @pytest.mark.anyio
@@ -94,7 +94,7 @@ async def test_a_message_that_is_none_of_ours_is_dropped(
         await run_message(jobs, OURS, {**message(job), **odd})
         await run_message(jobs, OURS, {})
         assert (await jobs.find(job.id)).status is JobStatus.PENDING
-    told = [one.levelno for one in caplog.records if "none of ours" in one.message]
+    told = [one.levelno for one in caplog.records if "not of namespace" in one.message]
     assert told == [logging.WARNING] * 2
 
 
@@ -102,7 +102,7 @@ async def test_a_message_that_is_none_of_ours_is_dropped(
 async def test_an_unknown_job_is_dropped(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
     gone = new_job_id()
     async with queue() as jobs:
-        await run_message(jobs, OURS, {"namespace": OURS, "id": gone, "trace": "t"})
+        await run_message(jobs, OURS, {"namespace": OURS, "id": gone})
     assert sum(gone in one.message for one in caplog.records) == 1
 
 
@@ -116,7 +116,7 @@ async def test_a_store_that_is_away_is_no_error_of_the_engine(
         faulty.faults = Faults(before=1)
         await run_message(jobs, OURS, message(job))
         faulty.faults = Faults()
-        assert "comes up again" in caplog.text
+        assert "will be sent again" in caplog.text
         await run_message(jobs, OURS, message(job))
         assert (await jobs.find(job.id)).result == 42
 
@@ -145,7 +145,7 @@ def test_a_queue_that_cannot_be_opened_in_a_thread_is_tried_again(
 ) -> None:
     shut = Shut(store)
     jobs = queue(shut)
-    run_message_from_thread(jobs, OURS, {"namespace": OURS, "id": new_job_id(), "trace": "t"})
+    run_message_from_thread(jobs, OURS, {"namespace": OURS, "id": new_job_id()})
     assert "could not be opened" in caplog.text
     shut.shut = False
     [job] = anyio.run(enqueued, queue(), 1)
@@ -160,11 +160,11 @@ def test_a_queue_that_cannot_be_opened_in_a_thread_is_tried_again(
 def test_the_queue_lives_in_the_loop_from_the_first_message_to_the_close(queue: Queue) -> None:
     jobs = queue()
     made = anyio.run(enqueued, queue(), 9)
-    home = QueueResidence(jobs, OURS)
+    home = AsyncMessageRunner(jobs, OURS)
 
     async def work() -> None:
         await home.close()  # as a worker that had nothing to do
-        await asyncio.gather(*(home.run_message(message(job)) for job in made))
+        await asyncio.gather(*(home.run(message(job)) for job in made))
         assert [(await jobs.find(job.id)).result for job in made] == [2 * n for n in range(9)]
         await home.close()
         assert not jobs.is_open
@@ -174,7 +174,7 @@ def test_the_queue_lives_in_the_loop_from_the_first_message_to_the_close(queue: 
 
 def test_a_loop_that_ends_closes_the_queue_by_itself(queue: Queue) -> None:
     jobs = queue()
-    home = QueueResidence(jobs, OURS)
+    home = AsyncMessageRunner(jobs, OURS)
     for _ in range(2):
         asyncio.run(opened(home.open, jobs))
         assert not jobs.is_open
@@ -183,9 +183,9 @@ def test_a_loop_that_ends_closes_the_queue_by_itself(queue: Queue) -> None:
 def test_a_queue_that_the_application_has_opened_is_left_open(queue: Queue) -> None:
     async def work() -> None:
         async with queue() as jobs:
-            home = QueueResidence(jobs, OURS)
+            home = AsyncMessageRunner(jobs, OURS)
             job = (await jobs.enqueue("double", 21)).job
-            await home.run_message(message(job))
+            await home.run(message(job))
             await home.close()
             assert (await jobs.find(job.id)).result == 42
 
@@ -197,17 +197,17 @@ def test_a_queue_that_cannot_be_opened_in_a_loop_is_tried_again(
 ) -> None:
     shut = Shut(store)
     jobs = queue(shut)
-    home = QueueResidence(jobs, OURS)
+    home = AsyncMessageRunner(jobs, OURS)
 
     async def work() -> None:
-        nobody: dict[str, object] = {"namespace": OURS, "id": new_job_id(), "trace": "t"}
-        await asyncio.gather(home.run_message(nobody), home.run_message(nobody))
+        nobody: dict[str, object] = {"namespace": OURS, "id": new_job_id()}
+        await asyncio.gather(home.run(nobody), home.run(nobody))
         with pytest.raises(StoreUnavailable):
             await home.open()
         shut.shut = False
         await home.open()
         job = (await jobs.enqueue("double", 21)).job
-        await home.run_message(message(job))
+        await home.run(message(job))
         assert (await jobs.find(job.id)).result == 42
         await home.close()
 
@@ -217,7 +217,7 @@ def test_a_queue_that_cannot_be_opened_in_a_loop_is_tried_again(
 
 def test_who_is_cancelled_while_the_queue_opens_leaves_it_to_others(queue: Queue) -> None:
     jobs = queue()
-    home = QueueResidence(jobs, OURS)
+    home = AsyncMessageRunner(jobs, OURS)
 
     async def work() -> None:
         impatient, patient = (asyncio.create_task(home.open()) for _ in range(2))

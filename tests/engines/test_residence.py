@@ -12,7 +12,7 @@ import pytest
 
 from asyncjobs import AsyncJobs, Job
 from asyncjobs.core.job import Delivery, JobStatus
-from asyncjobs.dispatchers.engines.messages import QueueResidence
+from asyncjobs.dispatchers.engines.messages import AsyncMessageRunner
 from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.testing import BRISK
 from asyncjobs.testing.dispatcher_conformance import until
@@ -30,10 +30,10 @@ class Silent(WorkerDispatcher):
 
 
 @asynccontextmanager
-async def opened() -> AsyncGenerator[tuple[AsyncJobs, QueueResidence]]:
+async def opened() -> AsyncGenerator[tuple[AsyncJobs, AsyncMessageRunner]]:
     jobs = AsyncJobs("memory://", dispatcher=Silent(), settings=BRISK)
     register(jobs)
-    residence = QueueResidence(jobs, "asyncjobs")
+    residence = AsyncMessageRunner(jobs, "asyncjobs")
     await residence.open()
     try:
         yield jobs, residence
@@ -42,14 +42,14 @@ async def opened() -> AsyncGenerator[tuple[AsyncJobs, QueueResidence]]:
 
 
 def message_of(job: Job) -> dict[str, str]:
-    return {"namespace": "asyncjobs", "id": job.id, "trace": job.trace_id}
+    return {"namespace": "asyncjobs", "id": job.id}
 
 
 async def test_a_job_whose_carrier_is_cancelled_is_given_back_at_no_cost(tmp_path: Path) -> None:
     path = tmp_path / "job"
     async with opened() as (jobs, residence):
         job = (await jobs.enqueue("hold", path)).job
-        carrier = asyncio.create_task(residence.run_message(message_of(job)))
+        carrier = asyncio.create_task(residence.run(message_of(job)))
         await until(lambda: began(path) == 1, PATIENCE)
         carrier.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -57,7 +57,7 @@ async def test_a_job_whose_carrier_is_cancelled_is_given_back_at_no_cost(tmp_pat
         given_back = await jobs.find(job.id)
         assert (given_back.status, given_back.losses) == (JobStatus.PENDING, 0)
         release(path)
-        await residence.run_message(message_of(job))
+        await residence.run(message_of(job))
         assert (await jobs.find(job.id)).status is JobStatus.COMPLETED
 
 
@@ -67,7 +67,7 @@ async def test_a_carrier_that_is_cancelled_twice_gives_its_job_back(
     path = tmp_path / "job"
     async with opened() as (jobs, residence):
         job = (await jobs.enqueue("hold", path)).job
-        carrier = asyncio.create_task(residence.run_message(message_of(job)))
+        carrier = asyncio.create_task(residence.run(message_of(job)))
         await until(lambda: began(path) == 1, PATIENCE)
         carrier.cancel()
         await asyncio.sleep(0)
@@ -84,7 +84,7 @@ async def test_a_time_limit_around_a_carrier_does_not_end_the_job(tmp_path: Path
     async with opened() as (jobs, residence):
         job = (await jobs.enqueue("hold", path)).job
         with anyio.move_on_after(0.2):
-            await residence.run_message(message_of(job))
+            await residence.run(message_of(job))
         given_back = await jobs.find(job.id)
     assert (given_back.status, given_back.losses, began(path)) == (JobStatus.PENDING, 0, 1)
 
@@ -93,7 +93,7 @@ async def test_jobs_that_run_when_a_residence_is_closed_are_given_back(tmp_path:
     path = tmp_path / "job"
     async with opened() as (jobs, residence):
         job = (await jobs.enqueue("hold", path)).job
-        carrier = asyncio.create_task(residence.run_message(message_of(job)))
+        carrier = asyncio.create_task(residence.run(message_of(job)))
         await until(lambda: began(path) == 1, PATIENCE)
         await residence.close()
         await carrier
@@ -106,8 +106,8 @@ async def test_a_worker_whose_store_is_away_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = AsyncJobs(f"sqlite:///{tmp_path}/missing/jobs.db", dispatcher=Silent())
-    residence = QueueResidence(jobs, "asyncjobs")
-    assert not await residence.begin()
-    await residence.run_message({"namespace": "asyncjobs", "id": "job_x", "trace": ""})
+    residence = AsyncMessageRunner(jobs, "asyncjobs")
+    assert not await residence.try_open()
+    await residence.run({"namespace": "asyncjobs", "id": "job_x"})
     assert len(caplog.records) == 2
     await residence.close()

@@ -37,7 +37,7 @@ from tests.engines.fleets import Fleet, FleetWorkers
 pytestmark = pytest.mark.anyio
 
 ROOT = str(Path(__file__).parents[2])
-CARRIER = "rq_worker.carry"
+CARRIER = "rq_worker.run_job"
 KINDS = {
     "simple": ("worker", "--worker-class", "rq.worker.SimpleWorker"),
     "forking": ("worker-pool", "--num-workers", "2"),
@@ -278,7 +278,7 @@ def opened(name: str, *, made_here: bool = True) -> AsyncJobs:
     jobs = AsyncJobs(MemoryStore(), dispatcher=dispatcher)
     if made_here:
         module = types.ModuleType("module_of_a_carrier")
-        vars(module)["carry"] = dispatcher.carrier(jobs)
+        vars(module)["carry"] = dispatcher.register_task(jobs)
         vars(module)["other"] = print
         sys.modules[module.__name__] = module
     return jobs

@@ -200,11 +200,11 @@ def test_the_settings_of_a_worker_keep_what_the_application_has_in_them() -> Non
 
     dispatcher = SAQDispatcher(queue)
     jobs = AsyncJobs("memory://", dispatcher=dispatcher)
-    alone = dispatcher.carrier(jobs)
+    alone = dispatcher.register_task(jobs)
     assert alone["queue"] is queue
     assert [name for name, _ in alone["functions"]] == ["asyncjobs.run"]
     given = {"queue": own, "functions": [hook], "startup": hook, "shutdown": [hook], "burst": True}
-    both = dispatcher.carrier(jobs, given)
+    both = dispatcher.register_task(jobs, given)
     assert (both["queue"], both["burst"], both["functions"][0]) == (own, True, hook)
     # What the application opens is open as long as the jobs are.
     assert both["startup"][0] is hook
@@ -215,7 +215,7 @@ def test_the_settings_of_a_worker_keep_what_the_application_has_in_them() -> Non
 async def test_the_queue_is_open_from_a_workers_startup_to_its_shutdown() -> None:
     dispatcher = SAQDispatcher(Queue.from_url("redis://localhost"))
     jobs = AsyncJobs("memory://", dispatcher=dispatcher)
-    settings = dispatcher.carrier(jobs)
+    settings = dispatcher.register_task(jobs)
     [startup], [shutdown] = settings["startup"], settings["shutdown"]
     await startup({})
     assert jobs.is_open

@@ -24,7 +24,7 @@ app.conf.update(
 dispatcher = CeleryDispatcher(app)
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
-dispatcher.carrier(jobs)
+dispatcher.register_task(jobs)
 
 
 @app.task(name="tests.too_long")

@@ -29,4 +29,4 @@ app = App(
 dispatcher = ProcrastinateDispatcher(app)
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
-dispatcher.carrier(jobs)
+dispatcher.register_task(jobs)

@@ -14,8 +14,8 @@ from asyncjobs.testing.dispatcher_handlers import register
 from tests.engines.apps.chores import add_chores
 
 connection = cast("Any", Redis).from_url(os.environ["BROKER"])
-dispatcher = RQDispatcher(connection, "rq_worker.carry")
+dispatcher = RQDispatcher(connection, "rq_worker.run_job")
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
 add_chores(jobs)
-carry = dispatcher.carrier(jobs)
+run_job = dispatcher.register_task(jobs)

@@ -34,4 +34,4 @@ register(jobs)
 own: dict[str, Any] = {"functions": [plain], "concurrency": 2}
 if "GRACE" in os.environ:
     own["shutdown_grace_period_s"] = int(os.environ["GRACE"])
-settings = dispatcher.carrier(jobs, own)
+settings = dispatcher.register_task(jobs, own)

@@ -33,7 +33,7 @@ broker.add_middlewares(SimpleRetryMiddleware(default_retry_label=True), Hasty())
 dispatcher = TaskiqDispatcher(broker)
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
-dispatcher.carrier(jobs)
+dispatcher.register_task(jobs)
 
 
 @broker.task("plain")
