@@ -21,7 +21,7 @@ import pytest
 import redis
 from hypothesis import settings
 
-pytest_plugins = ["tests.everywhere"]
+pytest_plugins = ["tests.everywhere", "tests.queues"]
 
 # A busy machine is slow now and then, which says nothing about the code.
 settings.register_profile("asyncjobs", deadline=None)
@@ -34,13 +34,13 @@ THOROUGH = (
     "chaos",
     "clients/test_node.py",
     "clients/test_python_client.py",
-    "core/test_simulation.py",
     "engines",
     "examples/test_celery_app.py",
     "examples/test_openapi.py",
     "javascript",
     "servers/test_crash.py",
     "servers/test_wsgi_servers.py",
+    "simulation/test_simulation.py",
     "stores/postgres/test_statements.py",
 )
 

@@ -1,8 +1,7 @@
-"""A queue with a quick rhythm, so that what takes seconds takes milliseconds.
+"""The fixtures `make` and `jobs`: queues with short intervals, on the store of the test.
 
-Leases are longer than a busy machine may pause: those who want to see one lapse wait for it.
-
-A test marked `every_store` that asks for `make` or `jobs` runs on every store.
+The lease is longer than a busy machine may pause. A test marked `every_store` that uses one of them
+runs on every store.
 """
 
 from __future__ import annotations
