@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, assert_never
 from urllib.parse import quote
 
 from pydantic import BaseModel, JsonValue
@@ -167,19 +167,22 @@ def _response(route: Route, status: HTTPStatus) -> Schema:
 
 
 def _answered_headers(operation: Operation, status: HTTPStatus) -> list[str]:
-    match operation, status:
-        case Operation.STATUS, _:
-            return ["ETag", "Retry-After", "Preference-Applied"]
-        case Operation.RESULT, HTTPStatus.OK | HTTPStatus.NOT_MODIFIED:
-            return ["ETag"]
-        case Operation.CANCEL, HTTPStatus.SEE_OTHER:
-            return ["Location"]
-        case Operation.LIST, _:
+    match operation:
+        case Operation.LIST:
             return ["Link"]
-        case Operation.EVENTS, _:
+        case Operation.STATUS:
+            return ["ETag", "Retry-After", "Preference-Applied"]
+        case Operation.RESULT:
+            known = status in {HTTPStatus.OK, HTTPStatus.NOT_MODIFIED}
+            return ["ETag"] if known else ["Retry-After"]
+        case Operation.EVENTS:
             return []
-        case _:
+        case Operation.OPERATION:
             return ["Retry-After"]
+        case Operation.CANCEL:
+            return ["Location"] if status is HTTPStatus.SEE_OTHER else ["Retry-After"]
+        case _:
+            assert_never(operation)
 
 
 def _json(description: str, schema: Schema) -> Schema:
