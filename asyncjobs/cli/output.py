@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, assert_never
+from operator import attrgetter
+from typing import Annotated, Any, assert_never
 
 import click
 from pydantic_core import to_json, to_jsonable_python
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asyncjobs.core.job import Job, JobStatus
+from asyncjobs.core.job import Delivery, Job, JobId, JobStatus
+from asyncjobs.http.documents import From, JobDocument
 
 # Without a terminal, rows are not wrapped: other programs read them line by line.
 _UNLIMITED_WIDTH = 10_000
@@ -38,44 +40,36 @@ _LISTED = (
 )
 
 
+class OperatorDocument(JobDocument):
+    """A job with everything that operators may want, except payload and result."""
+
+    user_id: str | None
+    idempotency_key: str | None
+    retry_of: JobId | None
+    queue: str
+    delivery: Delivery
+    failures: int
+    losses: int
+    worker: Annotated[str | None, From(lambda job: job.lease and job.lease.worker)]
+    lease_until: Annotated[datetime | None, From(lambda job: job.lease and job.lease.until)]
+    run_at: datetime
+    deadline: datetime
+    expires_at: datetime | None
+    timeout: Annotated[float | None, From(lambda job: _seconds(job.timeout))]
+    retention: Annotated[float | None, From(lambda job: _seconds(job.retention))]
+    max_attempts: Annotated[int, From(attrgetter("retry.max_attempts"))]
+    max_deliveries: int
+    traceparent: str | None
+    revision: int
+
+
+def _seconds(duration: timedelta | None) -> float | None:
+    return None if duration is None else duration.total_seconds()
+
+
 def job_document(job: Job) -> dict[str, Any]:
-    """Return the document of a job for operators: everything but payload and result."""
-    error = job.error
-    return {
-        "jobId": job.id,
-        "type": job.type,
-        "status": job.status,
-        "progress": job.progress,
-        "detail": job.detail,
-        "error": error.message if error else None,
-        "errorCode": error.code if error else None,
-        "userId": job.user_id,
-        "idempotencyKey": job.idempotency_key,
-        "retryOf": job.retry_of,
-        "queue": job.queue,
-        "delivery": job.delivery,
-        "attempt": job.attempt,
-        "failures": job.failures,
-        "losses": job.losses,
-        "worker": job.lease.worker if job.lease else None,
-        "leaseUntil": job.lease.until if job.lease else None,
-        "createdAt": job.created_at,
-        "runAt": job.run_at,
-        "startedAt": job.started_at,
-        "completedAt": job.completed_at,
-        "cancelRequestedAt": job.cancel_requested_at,
-        "deadline": job.deadline,
-        "expiresAt": job.expires_at,
-        "timeout": _seconds(job.timeout),
-        "retention": _seconds(job.retention),
-        "estimatedDuration": _seconds(job.estimated_duration),
-        "maxAttempts": job.retry.max_attempts,
-        "maxDeliveries": job.max_deliveries,
-        "traceId": job.trace_id,
-        "traceparent": job.traceparent,
-        "version": job.version,
-        "revision": job.revision,
-    }
+    """Return the members of an `OperatorDocument`."""
+    return OperatorDocument.members(job)
 
 
 def listed_document(job: Job) -> dict[str, Any]:
@@ -180,7 +174,3 @@ def _table(*heads: str) -> Table:
         # On a narrow terminal, free text is wrapped; an id must stay whole.
         table.add_column(head, no_wrap=head not in _FOLDED, overflow="fold")
     return table
-
-
-def _seconds(duration: timedelta | None) -> float | None:
-    return None if duration is None else duration.total_seconds()
