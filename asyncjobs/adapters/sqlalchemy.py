@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 from sqlalchemy.orm import Session, scoped_session
 
 from asyncjobs.errors import UnusableConnection
-from asyncjobs.stores.postgres.within import Refused, Transaction
+from asyncjobs.stores.postgres.transactions import Refused, Transaction
 
 Asynchronous = AsyncSession | AsyncConnection | async_scoped_session[Any]
 Synchronous = Session | Connection | scoped_session[Any]

@@ -1,4 +1,4 @@
-"""How the Redis store hears of what other processes wrote."""
+"""How the Redis store learns of what other processes wrote."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from redis.exceptions import RedisError
 
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.stores.redis.server import Server, disconnect
+from asyncjobs.stores.redis.server import RedisServer, disconnect
 
-# More ids than these are as good as "any job may have changed".
-_MOST = 1000
+#: A batch with more ids is empty instead: any job may have changed.
+MAX_IDS_PER_BATCH = 1000
 
-# A subscription that has heard nothing for so long is asked whether it still is one.
-_SILENCE_SECONDS = 15.0
+#: After such a silence a subscription is asked whether it is still alive.
+SILENCE_SECONDS = 15.0
 
 
-class Changes:
+class ChangeSubscription:
     """The published ids of a channel, but for those that one writer published."""
 
-    def __init__(self, server: Server, channel: str, writer: str) -> None:
+    def __init__(self, server: RedisServer, channel: str, writer: str) -> None:
         self._server = server
         self._channel = channel
         self._writer = writer.encode()
@@ -33,7 +33,7 @@ class Changes:
     async def follow(self, pause: float) -> AsyncGenerator[Sequence[JobId]]:
         """Yield ids as they come, at most one batch per `pause` seconds.
 
-        The first batch is empty: what was written before nobody was told.
+        The first batch is empty, for what was written before.
         """
         # A connection of its own: a subscription takes one up entirely.
         client = self._server.connect(1, idle=0)
@@ -43,12 +43,12 @@ class Changes:
         try:
             with self._server.errors():
                 await subscription.subscribe(self._channel)
-                # Only what is published after the answer is heard.
+                # Only what is published after the answer arrives here.
                 await self._expect(subscription, "subscribe")
                 yield ()
                 while True:
                     if ids := await self._next(subscription):
-                        yield () if len(ids) > _MOST else tuple(ids)
+                        yield () if len(ids) > MAX_IDS_PER_BATCH else tuple(ids)
                         await anyio.sleep(pause)
         finally:
             with anyio.CancelScope(shield=True), suppress(RedisError, OSError):
@@ -58,13 +58,13 @@ class Changes:
     async def _next(self, subscription: PubSub) -> dict[JobId, None]:
         """Wait for a message, then read all that are there; each id once."""
         ids: dict[JobId, None] = {}
-        message = await _message(subscription, _SILENCE_SECONDS)
+        message = await _message(subscription, SILENCE_SECONDS)
         if message is None:
             if self._server.turns != self._turns:
                 raise StoreUnavailable(self._server.name, "another server may be in charge by now")
             await cast("Any", subscription).ping()
             message = await self._expect(subscription, "pong")
-        while message is not None and len(ids) <= _MOST:
+        while message is not None and len(ids) <= MAX_IDS_PER_BATCH:
             if message["type"] == "message":
                 writer, *changed = cast("bytes", message["data"]).split()
                 if writer != self._writer:

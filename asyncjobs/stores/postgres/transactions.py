@@ -1,7 +1,13 @@
-"""What `stores.postgres` executes in a transaction of the application's own."""
+"""Jobs in a transaction of the application's own: what is inserted, and when it has committed.
+
+PostgreSQL announces no commit; a NOTIFY inside the transaction would, but lets only one commit at a
+time. So the server is asked, and only while there is something to ask about.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -12,14 +18,30 @@ import psycopg
 from anyio import to_thread
 from psycopg.rows import tuple_row
 
-from asyncjobs.errors import AsyncJobsError, StoreUnavailable, UnusableConnection
-from asyncjobs.stores.postgres import statements as sql
-from asyncjobs.stores.postgres.session import Server, in_schema
+from asyncjobs.core.job import JobId
+from asyncjobs.errors import AsyncJobsError, StoreError, StoreUnavailable, UnusableConnection
+from asyncjobs.stores.postgres.connections import ConnectionPool, PostgresAddress, in_schema
+from asyncjobs.stores.postgres.notices import Notices
+
+log = logging.getLogger("asyncjobs")
+
+# Most transactions end at once; about one that stays open the server is asked less and less often.
+_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.01, 0.2
+
+#: Equal for two connections only if both lead to the same tables of the same server.
+PLACE = """
+SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
+    (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
+    to_regclass('{s}.jobs')::oid::bigint
+"""
+_PLACE_AND_TRANSACTION = f"{PLACE}, txid_current()"
+
+_FATES = "SELECT asked, txid_status(asked) FROM unnest(%b::bigint[]) AS asked"
 
 _FAILED = "its transaction has failed: roll it back and begin another one"
 _ELSEWHERE = "it does not lead to the tables of the queue's store"
 
-# By SQLSTATE. All else is not the caller's mistake.
+# The caller's mistakes, by SQLSTATE.
 _MISUSED = {
     "25P01": "it is in autocommit mode, so there is no transaction: begin one",
     "25P02": _FAILED,
@@ -29,7 +51,7 @@ _MISUSED = {
 
 
 class Refused(Exception):
-    """Say that a driver raised an error, and by which SQLSTATE."""
+    """Raised when a driver raised an error; `state` is its SQLSTATE."""
 
     def __init__(self, error: Exception, state: str | None) -> None:
         self.error = error
@@ -44,7 +66,7 @@ class Transaction(ABC):
         """Execute a statement, whose parameters are `%b::type`; raise `Refused`."""
 
 
-class _Asynchronous(Transaction):
+class _AsyncioTransaction(Transaction):
     def __init__(self, connection: Any) -> None:
         self._connection: psycopg.AsyncConnection[Any] = connection
 
@@ -58,7 +80,7 @@ class _Asynchronous(Transaction):
             raise Refused(error, error.sqlstate) from error
 
 
-class _Synchronous(Transaction):
+class _ThreadTransaction(Transaction):
     def __init__(self, connection: Any) -> None:
         self._connection: psycopg.Connection[Any] = connection
 
@@ -75,7 +97,7 @@ class _Synchronous(Transaction):
 
 
 def transaction_on(connection: object) -> Transaction:
-    """Find out what kind of connection it is; raise `UnusableConnection`."""
+    """Return the transaction of a connection; raise `UnusableConnection` for an unknown kind."""
     if isinstance(connection, Transaction):
         return connection
     given = connection  # whose rows may be of any kind
@@ -88,14 +110,14 @@ def transaction_on(connection: object) -> Transaction:
     if connection.closed:
         raise UnusableConnection("it is closed")
     if isinstance(connection, psycopg.AsyncConnection):
-        return _Asynchronous(given)
-    return _Synchronous(given)
+        return _AsyncioTransaction(given)
+    return _ThreadTransaction(given)
 
 
-class Borrowed:
+class BorrowedTransaction:
     """A transaction of the application's, in which statements of ours are executed."""
 
-    def __init__(self, transaction: Transaction, server: Server) -> None:
+    def __init__(self, transaction: Transaction, server: PostgresAddress) -> None:
         self.server = server
         self._transaction = transaction
 
@@ -111,7 +133,7 @@ class Borrowed:
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
-        """Undo what the block did where it raises, so that the transaction can go on."""
+        """Undo the block if it raises, so that the transaction can go on."""
         with anyio.CancelScope(shield=True):
             await self.rows("SAVEPOINT asyncjobs")
         try:
@@ -124,12 +146,60 @@ class Borrowed:
         with anyio.CancelScope(shield=True):
             await self.rows("RELEASE SAVEPOINT asyncjobs")
 
-    async def whereabouts(self) -> tuple[tuple[Any, ...], int]:
-        """Return what tells our tables from any others, and the transaction's number."""
-        [(*here, number)] = await self.rows(sql.HERE_AND_WHO)
+    async def place(self) -> tuple[tuple[Any, ...], int]:
+        """Return the `PLACE` of the connection, and the transaction's number."""
+        [(*here, number)] = await self.rows(_PLACE_AND_TRANSACTION)
         return tuple(here), int(number)
 
 
 def elsewhere() -> UnusableConnection:
-    """Say that a connection leads to other tables than those of the store."""
+    """Make the error for a connection that leads to other tables than those of the store."""
     return UnusableConnection(_ELSEWHERE)
+
+
+class CommitWatch:
+    """Notifies all processes of jobs in transactions, soon after those have committed."""
+
+    def __init__(self, pool: ConnectionPool, notices: Notices) -> None:
+        self._pool = pool
+        self._notices = notices
+        self._expected: dict[int, set[JobId]] = {}
+        self._pause = _MIN_PAUSE_SECONDS
+        self._task: asyncio.Task[None] | None = None
+
+    def expect(self, transaction: int, ids: Sequence[JobId]) -> None:
+        """Send notices of these jobs when the transaction of that number has committed."""
+        if not ids:
+            return
+        self._expected.setdefault(transaction, set()).update(ids)
+        self._pause = _MIN_PAUSE_SECONDS
+        if self._task is None:
+            self._task = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Stop asking; jobs of transactions that are still open will be found by polling."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _watch(self) -> None:
+        try:
+            while self._expected:
+                await asyncio.sleep(self._pause)
+                self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
+                await self._look()
+        except StoreError as error:
+            # After a failover its numbers may mean nothing; workers poll anyway.
+            log.debug("The end of transactions is unknown: %s", error)
+            self._expected.clear()
+        finally:
+            self._task = None
+
+    async def _look(self) -> None:
+        asked = list(self._expected)
+        for number, fate in await self._pool.use(lambda db: db.rows(_FATES, asked)):
+            if fate != "in progress":
+                ids = self._expected.pop(number)
+                if fate != "aborted":
+                    self._notices.send(ids, here=True)

@@ -6,23 +6,22 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
-from asyncjobs.core.encoding import (
-    Columns,
-    decode,
-    encode_state,
-    encode_submission,
-    from_microseconds,
-    readable,
-    sequence_of,
-    to_microseconds,
-)
+from asyncjobs.core.encoding import encode_state, encode_submission, readable
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.protocols import Change, Page, Selection
+from asyncjobs.stores.sql import (
+    JOB_COLUMNS,
+    condition,
+    cursor_from,
+    due_column,
+    job_from,
+    moments_from,
+    page_of,
+)
 
 _JOB = (
-    "SELECT id, submission, state, payload, result, revision, lane, due_at, seq"
+    f"SELECT {JOB_COLUMNS}"  # noqa: S608  # constants
     " FROM jobs JOIN submissions USING (seq) LEFT JOIN results USING (seq)"
 )
 _NARROW_JOB = (
@@ -43,9 +42,6 @@ _BEFORE = (
     "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE lane = ? AND due_at <= ?"
     " AND seq < (SELECT seq FROM jobs WHERE id = ?) LIMIT ?)"
 )
-# Of a cursor, which is a `seq`.
-_DIGITS = 18
-
 _FORGET = (
     "DELETE FROM idempotency_keys WHERE seq = ?",
     "DELETE FROM results WHERE seq = ?",
@@ -55,41 +51,44 @@ _FORGET = (
 
 
 def get(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[Job | None]:
+    """Read jobs in the order of the ids."""
     found = db.execute(_BY_ID, (json.dumps(ids),)).fetchall()
-    jobs = {row[0]: _job(row) for row in found}
+    jobs = {row[0]: job_from(row) for row in found}
     return [jobs.get(job_id) for job_id in ids]
 
 
 def any_due(db: sqlite3.Connection, lanes: Sequence[str], now: int) -> bool:
+    """Return whether `take` would find anything."""
     return any(db.execute(_ANY_DUE, (lane, now)).fetchone() for lane in lanes)
 
 
 def select(db: sqlite3.Connection, which: Selection, limit: int, after: str | None) -> Page:
-    before = sequence_of(after, _DIGITS)
-    wanted = {"owner = ?": which.user_id, "type = ?": which.type, "seq < ?": before}
-    given = {term: value for term, value in wanted.items() if value is not None}
-    # Spelt out, since a partial index is not used for a value that is not known yet.
-    state = [] if which.status is None else [f"status = '{which.status.value}'"]
-    where = " AND ".join([*given, *state]) or "1"
+    """Read a page of a list."""
+    terms = {
+        "owner = ?": which.user_id,
+        "type = ?": which.type,
+        "seq < ?": cursor_from(after),
+    }
+    where, values = condition(terms, which.status)
     query = f"{_NARROW_JOB} WHERE {where} ORDER BY seq DESC LIMIT ?"
-    found = db.execute(query, (*given.values(), limit + 1)).fetchall()
-    jobs = readable(found[:limit], _job)
-    return Page(jobs, str(found[limit - 1][-1]) if len(found) > limit else None)
+    return page_of(db.execute(query, (*values, limit + 1)).fetchall(), limit)
 
 
 def count_before(db: sqlite3.Connection, job: Job, until: int, most: int) -> int:
+    """Count the jobs of the lane that came before a job, up to `most`."""
     [number] = db.execute(_BEFORE, (job.lane, until, job.id, most)).fetchone()
     return int(number)
 
 
 def first_due(db: sqlite3.Connection, lanes: Sequence[str]) -> list[datetime | None]:
-    found = [db.execute(_FIRST_DUE, (lane,)).fetchone() for lane in lanes]
-    return [None if moment is None else from_microseconds(moment) for (moment,) in found]
+    """Read the earliest due moment of each lane."""
+    return moments_from(db.execute(_FIRST_DUE, (lane,)).fetchone() for lane in lanes)
 
 
 def insert(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
+    """Add jobs; return what is stored for each."""
     ids = json.dumps([job.id for job in jobs])
-    stored = {row[0]: _job(row) for row in db.execute(_BY_ID, (ids,))}
+    stored = {row[0]: job_from(row) for row in db.execute(_BY_ID, (ids,))}
     [last] = db.execute("SELECT coalesce(max(seq), 0) FROM jobs").fetchone()
     answer: list[Job] = []
     for job in jobs:
@@ -103,8 +102,7 @@ def insert(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
 
 
 def _add(db: sqlite3.Connection, seq: int, job: Job) -> None:
-    due_at = None if job.due_at is None else to_microseconds(job.due_at)
-    hot = (seq, job.id, job.lane, due_at, job.revision, encode_state(job))
+    hot = (seq, job.id, job.lane, due_column(job), job.revision, encode_state(job))
     row = (*hot, job.user_id, job.type, job.status)
     db.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
     wide = (seq, encode_submission(job), job.payload_json)
@@ -119,13 +117,13 @@ def _by_key(db: sqlite3.Connection, job: Job) -> Job | None:
     if job.idempotency_key is None:
         return None
     row = db.execute(_BY_KEY, _key(job)).fetchone()
-    return None if row is None else _job(db.execute(_BY_SEQ, (json.dumps(row),)).fetchone())
+    return None if row is None else job_from(db.execute(_BY_SEQ, (json.dumps(row),)).fetchone())
 
 
 def replace(db: sqlite3.Connection, change: Change) -> bool:
+    """Write a change if the stored revision is the expected one; return whether it was."""
     job = change.job
-    due_at = None if job.due_at is None else to_microseconds(job.due_at)
-    values = (encode_state(job), job.revision, job.lane, due_at, job.status)
+    values = (encode_state(job), job.revision, job.lane, due_column(job), job.status)
     if not db.execute(_UPDATE, (*values, job.id, change.expected_revision)).rowcount:
         return False
     if job.result_json is not None:
@@ -137,6 +135,7 @@ def replace(db: sqlite3.Connection, change: Change) -> bool:
 def take(
     db: sqlite3.Connection, lanes: Sequence[str], now: int, until: int, limit: int
 ) -> list[Job]:
+    """Move what is due, the longest due first."""
     # One index scan per lane: with all lanes in one query SQLite would sort everything due.
     due = [row for lane in set(lanes) for row in db.execute(_DUE, (lane, now, limit))]
     chosen = [seq for _, seq in sorted(due)[:limit]]
@@ -144,19 +143,15 @@ def take(
     db.executemany(move, [(until, seq) for seq in chosen])
     order = {seq: place for place, seq in enumerate(chosen)}
     rows = db.execute(_BY_SEQ, (json.dumps(chosen),)).fetchall()
-    return readable(sorted(rows, key=lambda row: order[row[-1]]), _job)
+    return readable(sorted(rows, key=lambda row: order[row[-1]]), job_from)
 
 
 def delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> None:
+    """Delete jobs with all that belongs to them."""
     find = "SELECT seq FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
     found = db.execute(find, (json.dumps(ids),)).fetchall()
     for statement in _FORGET:
         db.executemany(statement, found)
-
-
-def _job(row: tuple[Any, ...]) -> Job:
-    job_id, submission, state, payload, result, revision, lane, due_at, _ = row
-    return decode(job_id, submission, state, Columns(payload, result, revision, lane, due_at))
 
 
 def _key(job: Job) -> tuple[str, str, str | None]:
