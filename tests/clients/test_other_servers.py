@@ -18,14 +18,14 @@ from asyncjobs.client import (
     AsyncJobsClient,
     Following,
     ForeignUrl,
-    Job,
-    JobFailed,
     JobNotFound,
     JobsClient,
     JobTimeout,
     NotAJob,
     NotJson,
     RedirectLoop,
+    RemoteJob,
+    RemoteJobFailed,
     ResultMismatch,
     ServerUnreachable,
 )
@@ -46,7 +46,7 @@ def client_of(replies: dict[str, list[Reply]], options: Following | None = None)
     return JobsClient(http=http, options=options)
 
 
-def submitted(first: Reply, replies: dict[str, list[Reply]]) -> Job[Any]:
+def submitted(first: Reply, replies: dict[str, list[Reply]]) -> RemoteJob[Any]:
     return client_of({"/do": [first], **replies}).submit("PUT", "/do")
 
 
@@ -105,7 +105,7 @@ def test_an_operation_that_failed_says_why() -> None:
     error = {"code": "Quota", "message": "Too many."}
     replies = {"/o": [operation(status="Failed", error=error)]}
     job = submitted(Reply(202, headers={"operation-location": "/o"}), replies)
-    with pytest.raises(JobFailed, match=r"Too many\.") as caught:
+    with pytest.raises(RemoteJobFailed, match=r"Too many\.") as caught:
         job.result()
     assert caught.value.code == "Quota"
 
@@ -143,7 +143,7 @@ def test_a_location_that_redirects_leads_to_the_result() -> None:
 def test_a_problem_at_a_location_is_the_jobs_failure() -> None:
     problem = Reply(409, json={"title": "Conflict", "detail": "It exists."})
     job = submitted(Reply(202, headers={"location": "/r"}), {"/r": [problem]})
-    with pytest.raises(JobFailed, match=r"It exists\.") as caught:
+    with pytest.raises(RemoteJobFailed, match=r"It exists\.") as caught:
         job.result()
     assert caught.value.code == "http_409"
 

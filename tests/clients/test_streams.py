@@ -35,9 +35,9 @@ def test_httpx_sse_reads_events_to_the_jobs_end(gate: Any) -> None:
     assert httpx.get(gate.events_url, headers=again).status_code == 204
 
 
-def test_websockets_in_a_thread_is_told_all_and_parted_from_kindly(gate: Any) -> None:
+def test_websockets_reads_documents_to_the_jobs_end_and_a_clean_close(gate: Any) -> None:
     with in_thread.connect(gate.socket_url) as socket:
-        documents = [json.loads(socket.recv(timeout=10))]
+        documents = [json.loads(socket.recv(timeout=120))]
         gate.release()
         documents += map(json.loads, socket)
         with pytest.raises(ConnectionClosedOK):
@@ -48,7 +48,7 @@ def test_websockets_in_a_thread_is_told_all_and_parted_from_kindly(gate: Any) ->
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # the only loop that websockets knows
-async def test_websockets_in_a_loop_is_told_all_and_parted_from_kindly(gate: Any) -> None:
+async def test_websockets_on_a_loop_reads_documents_to_the_jobs_end(gate: Any) -> None:
     async with in_loop.connect(gate.socket_url) as socket:
         documents = [json.loads(await socket.recv())]
         gate.release()

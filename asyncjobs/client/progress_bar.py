@@ -1,4 +1,4 @@
-"""A job's progress in a terminal."""
+"""A progress bar in the terminal."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class ProgressBar:
     """Draws a bar while it is entered; on the standard error unless a console is given."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._bars = Progress(
+        self._progress = Progress(
             TextColumn("{task.fields[status]}"),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            # The job's own words: they may have brackets, which are no markup.
+            # Brackets in the job's message are not markup.
             TextColumn("{task.description}", markup=False),
             console=console or Console(stderr=True),
         )
-        self._bar = self._bars.add_task("", total=None, status=str(JobStatus.PENDING))
+        self._task = self._progress.add_task("", total=None, status=str(JobStatus.PENDING))
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        self._progress.start()
         return self
 
     def __exit__(
@@ -37,13 +37,13 @@ class ProgressBar:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._bars.stop()
+        self._progress.stop()
 
     def show(self, update: JobUpdate) -> None:
-        """Draw what is new; a server that tells no progress gets a bar that only moves."""
+        """Draw a new state; without a known progress the bar is indeterminate."""
         percent = 100 if update.status is JobStatus.COMPLETED else update.progress
-        self._bars.update(
-            self._bar,
+        self._progress.update(
+            self._task,
             status=str(update.status),
             total=None if percent is None else 100,
             completed=percent or 0,
