@@ -11,7 +11,13 @@ from functools import cache
 from typing import Any
 
 from anyio import to_thread
-from sqlalchemy import Connection, Row, TextClause, text
+
+try:
+    from sqlalchemy import Connection, Row, TextClause, text
+except ImportError as error:
+    raise ImportError(
+        "asyncjobs.adapters.sqlalchemy needs SQLAlchemy: pip install 'sqlalchemy[asyncio]'"
+    ) from error
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session

@@ -108,8 +108,11 @@ def responses_of(route: Route) -> dict[int | str, Schema]:
     return {int(status): _response(route, status) for status in route.answers}
 
 
-def submission_responses(prefix: str) -> dict[int | str, Schema]:
-    """Describe what an application's own route answers that submits by `accept`."""
+def submission_responses(prefix: str | None) -> dict[int | str, Schema]:
+    """Describe the answers of an application's route that submits by `accept`.
+
+    They link to the routes below the prefix, if it is known.
+    """
     sentences = {
         HTTPStatus.BAD_REQUEST: "The body is not JSON, or a header makes no sense.",
         HTTPStatus.FORBIDDEN: "A page of another site has sent it.",
@@ -213,8 +216,10 @@ def _event_schema() -> Schema:
     }
 
 
-def _links(prefix: str) -> Schema:
+def _links(prefix: str | None) -> Schema:
     """Lead from a document with a `jobId` to all that can be done with the job."""
+    if prefix is None:
+        return {}
     return {
         _link_name(route): {
             "operationRef": f"#/paths/{_pointer(f'{prefix}/{{job_id}}{route.suffix}')}"
