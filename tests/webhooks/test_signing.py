@@ -1,4 +1,4 @@
-"""What is sent, and how it is signed."""
+"""The message of a webhook and its signature."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def done(result: bytes = b'{"rows":7}') -> Job:
     return lifecycle.complete(begun(sample_job()), NOW, token="t", result=result)
 
 
-def test_the_signature_is_that_of_the_standard_s_own_example() -> None:
+def test_the_signature_matches_the_test_vectors_of_the_standard() -> None:
     """From the test vectors of the public libraries."""
     headers = dict(
         signature_headers(
@@ -49,7 +49,7 @@ def test_a_receiver_with_either_secret_can_verify_it(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["webhook-id", "webhook-timestamp", "body"])
-def test_what_was_changed_on_the_way_is_not_verified(name: str) -> None:
+def test_a_changed_message_is_not_verified(name: str) -> None:
     body = b'{"a":1}'
     sent = dict(signature_headers("job_1_completed", datetime.now(UTC), body, KEYS))
     sent["body"] = body.decode()
@@ -58,7 +58,7 @@ def test_what_was_changed_on_the_way_is_not_verified(name: str) -> None:
         Webhook(SECRET).verify(sent.pop("body"), sent)
 
 
-def test_an_event_has_one_id_without_a_full_stop() -> None:
+def test_a_message_keeps_its_id_without_a_full_stop() -> None:
     job = done()
     assert message_id(job) == f"{job.id}_completed"
     assert message_id(lifecycle.call_back(job.model_copy(update=OWED), NOW)) == message_id(job)
@@ -68,7 +68,7 @@ def test_an_event_has_one_id_without_a_full_stop() -> None:
 OWED: dict[str, Any] = {"callback": Callback(next_at=NOW)}
 
 
-def test_the_event_is_the_status_document_under_the_name_of_the_end() -> None:
+def test_the_message_is_the_status_document_with_the_name_of_the_event() -> None:
     job = done()
     event = json.loads(message_body(job, 100))
     assert (event["type"], event["timestamp"]) == ("job.completed", "2030-01-01T12:00:00.123456Z")
@@ -83,14 +83,14 @@ def test_the_event_is_the_status_document_under_the_name_of_the_end() -> None:
     assert json.loads(message_body(cancelled, 100))["type"] == "job.cancelled"
 
 
-def test_a_result_over_the_limit_is_left_out_and_said_to_be() -> None:
+def test_a_result_over_the_limit_is_omitted_and_marked() -> None:
     at_limit, over = done(b'"' + b"x" * 98 + b'"'), done(b'"' + b"x" * 99 + b'"')
     assert json.loads(message_body(at_limit, 100))["data"]["result"] == "x" * 98
     left_out = json.loads(message_body(over, 100))["data"]
     assert (left_out["result"], left_out["resultOmitted"]) == (None, True)
 
 
-def test_an_event_holds_neither_payload_nor_owner() -> None:
+def test_a_message_contains_neither_payload_nor_owner() -> None:
     job = sample_job(user_id="ann", payload_json=b'"hush"', callback_url="https://a.example.com/k")
     ended = lifecycle.complete(begun(job), NOW, token="t", result=b"1")
     body = message_body(ended, 100)
@@ -100,7 +100,7 @@ def test_an_event_holds_neither_payload_nor_owner() -> None:
 @pytest.mark.parametrize(
     "text", ["", "whsec_", "whsec_short", SECRET.removeprefix("whsec_"), "whsec_" + "A" * 88]
 )
-def test_what_is_no_secret_is_refused_and_not_repeated(text: str) -> None:
+def test_a_malformed_secret_is_refused_and_not_in_the_error(text: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         parse_secret(text)
     assert not text.removeprefix("whsec_") or text not in str(refused.value)
