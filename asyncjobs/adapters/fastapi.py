@@ -398,7 +398,8 @@ class _Rest:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = scope["path_params"]
-        path = self._script_name or "/".join(filter(None, (given["job_id"], given.get("rest"))))
+        rest = f"/{given['rest']}" if "rest" in given else ""
+        path = self._script_name or given["job_id"] + rest
         asked = routed_request_of(scope, path, None)
         answer = script(asked) or await self._monitor.endpoints.handle(asked)
         await respond(answer, receive, send)

@@ -26,7 +26,7 @@ Eventually = Callable[..., None]
 
 pytestmark = pytest.mark.every_store
 
-LIVELY = MountOptions(keep_alive=0.05)
+LIVELY = MountOptions(keep_alive_interval=0.05)
 MALFORMED = ["", "abc", "-1", "+1", "1.0", "1_0", "0x1", "9" * 19, "9" * 400, '"1"', "1, 1"]
 
 
@@ -233,7 +233,7 @@ def test_quiet_times_are_filled_by_comments(open_site: OpenSite) -> None:
 
 
 def test_a_stream_that_has_lived_long_enough_is_resumed_unnoticed(open_site: OpenSite) -> None:
-    with open_site(options=MountOptions(stream_life=0.1)) as site:
+    with open_site(options=MountOptions(max_stream_duration=0.1)) as site:
         url, job_id = begin(site)
         assert ids_seen(site, url) == [1]
         assert ids_seen(site, url, known=1) == []
@@ -251,7 +251,7 @@ def ids_seen(site: Any, url: str, known: int | None = None) -> list[int]:
 def test_one_too_many_gets_a_snapshot_and_comes_back_later(
     open_site: OpenSite, eventually: Eventually
 ) -> None:
-    with open_site(options=MountOptions(streams=1, keep_alive=0.05)) as site:
+    with open_site(options=MountOptions(max_streams=1, keep_alive_interval=0.05)) as site:
         url, job_id = begin(site)
         with following(site.client, url) as stream:
             next(stream)
@@ -267,7 +267,7 @@ def retry_told(client: httpx2.Client, url: str) -> int | None:
 
 
 def test_who_has_seen_the_end_is_told_so_however_many_there_are(open_site: OpenSite) -> None:
-    with open_site(options=MountOptions(streams=0)) as site:
+    with open_site(options=MountOptions(max_streams=0)) as site:
         url, version = ended(site)
         known = {"Last-Event-ID": str(version)}
         assert site.client.get(f"{url}/events", headers=known).status_code == 204

@@ -63,7 +63,7 @@ def by_header(request: Any) -> str | None:
 @pytest.fixture(scope="module")
 def site(open_site: OpenSite) -> Generator[Any]:
     """An application that trusts one other site, and says what its own origin is."""
-    options = MountOptions(origins=(APP,), stream_life=0.2)
+    options = MountOptions(origins=(APP,), max_stream_duration=0.2)
     with open_site(options=options, base_url=OWN, identify=by_header) as opened:
         opened.client.headers.update(WHO)
         yield opened

@@ -26,7 +26,7 @@ OpenSite = Callable[..., AbstractContextManager[Any]]
 Eventually = Callable[..., None]
 
 APP = "https://app.example.com"
-LIVELY = MountOptions(keep_alive=0.05)
+LIVELY = MountOptions(keep_alive_interval=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_a_page_of_a_listed_site_gets_a_socket(open_site: OpenSite) -> None:
 
 
 def test_one_too_many_is_told_to_try_again_later(open_site: OpenSite) -> None:
-    with open_site(options=MountOptions(streams=1, keep_alive=0.05)) as site:
+    with open_site(options=MountOptions(max_streams=1, keep_alive_interval=0.05)) as site:
         job_id = begin(site)
         with socket_of(site, job_id) as first:
             assert first.recv(timeout=5)
@@ -159,7 +159,7 @@ def test_one_too_many_is_told_to_try_again_later(open_site: OpenSite) -> None:
 
 
 def test_a_socket_that_has_lived_long_enough_is_opened_again(open_site: OpenSite) -> None:
-    with open_site(options=MountOptions(stream_life=0.1)) as site:
+    with open_site(options=MountOptions(max_stream_duration=0.1)) as site:
         job_id = begin(site)
         with socket_of(site, job_id) as opened:
             assert len(list(documents(opened))) == 1
@@ -208,7 +208,7 @@ def test_a_socket_is_below_the_path_under_which_the_app_is_reached(open_site: Op
         ({"prefix": "/api/v2/jobs"}, "/ws/v2/jobs"),
         ({"prefix": "/jobs"}, "/ws/jobs"),
         ({"prefix": "/apis"}, "/ws/apis"),
-        ({"options": MountOptions(sockets="/live")}, "/live"),
+        ({"options": MountOptions(websocket_prefix="/live")}, "/live"),
     ],
 )
 def test_sockets_are_found_by_the_prefix(

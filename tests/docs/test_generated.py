@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import timedelta
 import runpy
 from dataclasses import fields as fields_of
 from http import HTTPStatus
@@ -107,6 +108,8 @@ def test_every_option_of_a_mount_is_in_the_reference_with_its_default() -> None:
     section = section_of(DOCS / "reference" / "http.md", "Options of the mount")
     for field in fields_of(MountOptions):
         default = getattr(MountOptions(), field.name)
+        if isinstance(default, timedelta):
+            default = int(default.total_seconds())
         shown = f"{default:,}" if isinstance(default, int | float) else str(default)
         assert f"| `{field.name}` | " in section
         assert shown in section, field.name
