@@ -1,4 +1,4 @@
-"""`cancel`, `retry` and `purge`: what operators may do to jobs, and what never happens to them."""
+"""`cancel`, `retry` and `purge`: what they do, and what they never touch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def statuses(store: Any) -> list[str]:
     return sorted(job.status for job in page.jobs)
 
 
-def test_a_waiting_job_is_cancelled_and_a_running_one_asked(
+def test_cancel_cancels_waiting_jobs_and_asks_running_ones(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     waiting, running = made(), made(JobStatus.PROCESSING)
@@ -52,32 +52,32 @@ def test_a_waiting_job_is_cancelled_and_a_running_one_asked(
     assert two.cancel_requested_at is not None
 
 
-def test_one_that_is_not_there_does_not_keep_the_others(
+def test_an_unknown_job_does_not_stop_the_others(
     asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made()
     fill(url, [job])
     result = asyncjobs("cancel", "--json", "--store", url, "job_x", job.id)
     assert (result.exit_code, result.stderr) == (4, "Error: No job has the id 'job_x'.\n")
-    [told] = json.loads(result.stdout)["jobs"]
-    assert (told["jobId"], told["status"]) == (job.id, "cancelled")
+    [shown] = json.loads(result.stdout)["jobs"]
+    assert (shown["jobId"], shown["status"]) == (job.id, "cancelled")
 
 
-def test_a_retry_is_a_new_job_that_points_at_the_old_one(
+def test_retry_makes_a_new_job_that_names_the_old_one(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     old = made(JobStatus.FAILED, user_id="ann", idempotency_key="k", fingerprint="f", queue="high")
     fill(url, [old])
     result = asyncjobs("retry", "--json", "--store", url, old.id)
-    [told] = json.loads(result.stdout)["jobs"]
-    assert (result.exit_code, told["retryOf"]) == (0, old.id)
-    [new, kept] = do(url, partial(find, ids=[told["jobId"], old.id]))
+    [shown] = json.loads(result.stdout)["jobs"]
+    assert (result.exit_code, shown["retryOf"]) == (0, old.id)
+    [new, kept] = do(url, partial(find, ids=[shown["jobId"], old.id]))
     assert kept == old
     assert (new.status, new.retry_of, new.payload_json) == ("pending", old.id, old.payload_json)
     assert (new.user_id, new.queue, new.lane, new.idempotency_key) == ("ann", "high", "high", None)
 
 
-def test_what_has_not_ended_is_not_run_again(
+def test_retry_refuses_a_job_that_has_not_ended(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     job = made(JobStatus.PROCESSING)
@@ -89,7 +89,7 @@ def test_what_has_not_ended_is_not_run_again(
     assert do(url, statuses) == ["processing"]
 
 
-def test_a_purge_never_touches_what_has_not_ended(
+def test_purge_never_deletes_jobs_that_have_not_ended(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     fill(url, [made(status) for status in JobStatus for _ in range(2)])
@@ -101,7 +101,7 @@ def test_a_purge_never_touches_what_has_not_ended(
     assert do(url, statuses) == ["pending"] * 2 + ["processing"] * 2
 
 
-def test_a_purge_tells_programs_what_it_found_and_deleted(
+def test_purge_prints_counts_as_json(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     fill(url, [made(JobStatus.FAILED), made(JobStatus.COMPLETED), made()])
@@ -111,7 +111,7 @@ def test_a_purge_tells_programs_what_it_found_and_deleted(
     assert do(url, statuses) == ["pending"]
 
 
-def test_a_purge_keeps_to_status_type_owner_and_age(
+def test_purge_selects_by_status_type_owner_and_age(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     day = timedelta(days=1)
@@ -130,7 +130,7 @@ def test_a_purge_keeps_to_status_type_owner_and_age(
     assert (gone, kept) == (None, others)
 
 
-def test_a_purge_goes_over_all_pages(
+def test_purge_reads_all_pages(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     fill(url, [made(JobStatus.CANCELLED) for _ in range(1201)])
@@ -138,7 +138,7 @@ def test_a_purge_goes_over_all_pages(
     assert do(url, statuses) == []
 
 
-def test_a_purge_asks_and_deletes_nothing_where_nobody_can_answer(
+def test_purge_without_terminal_or_yes_deletes_nothing(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     fill(url, [made(JobStatus.COMPLETED)])
@@ -154,6 +154,6 @@ def test_an_unfinished_status_cannot_be_purged(asyncjobs: Shell, url: str, statu
 
 
 @pytest.mark.parametrize("age", ["soon", "7", "-1d", "1w", "", "9999999d"])
-def test_what_is_no_duration_is_refused(asyncjobs: Shell, url: str, age: str) -> None:
+def test_a_malformed_duration_is_refused(asyncjobs: Shell, url: str, age: str) -> None:
     result = asyncjobs("purge", "--store", url, "--older-than", age)
     assert (result.exit_code, "30s, 15m, 12h or 7d" in result.stderr) == (2, True)

@@ -1,4 +1,4 @@
-"""`move`: from each store to each other one, whatever breaks it off."""
+"""`transfer`: from and to each store, also after an interruption."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def delete(store: Store, *, ids: Sequence[Any]) -> None:
 
 @pytest.fixture
 def other(url: str, tmp_path: Path) -> str:
-    """Name a second store, of SQLite."""
+    """Return the URL of a second store, of SQLite."""
     assert url
     return f"sqlite:///{tmp_path}/other.db"
 
@@ -60,26 +60,26 @@ def jobs(made: Made) -> list[Job]:
     ]
 
 
-def test_a_move_there_and_back_keeps_everything(
+def test_a_transfer_there_and_back_keeps_everything(
     asyncjobs: Shell, url: str, other: str, fill: Fill, jobs: list[Job], do: Do[Any]
 ) -> None:
     fill(other, jobs)
-    there = asyncjobs("move", "--json", "--from", other, "--to", url)
+    there = asyncjobs("transfer", "--json", "--from", other, "--to", url)
     assert there.exit_code == 0, there.stderr
-    told = json.loads(there.stdout)
-    assert (told["jobs"], told["copied"], told["unreadable"]) == (len(jobs), len(jobs), [])
+    shown = json.loads(there.stdout)
+    assert (shown["jobs"], shown["copied"], shown["unreadable"]) == (len(jobs), len(jobs), [])
     assert do(url, all_of) == do(other, all_of) == jobs
     do(other, partial(delete, ids=[job.id for job in jobs]))
-    back = asyncjobs("move", "--json", "--from", url, "--to", other)
-    assert json.loads(back.stdout)["checksum"] == told["checksum"]
+    back = asyncjobs("transfer", "--json", "--from", url, "--to", other)
+    assert json.loads(back.stdout)["checksum"] == shown["checksum"]
     assert do(other, all_of) == jobs
 
 
-def test_jobs_moved_are_found_by_their_indexes(
+def test_transferred_jobs_are_found_by_filters_and_keys(
     asyncjobs: Shell, url: str, other: str, fill: Fill, jobs: list[Job], do: Do[Any]
 ) -> None:
     fill(other, jobs)
-    asyncjobs("move", "--from", other, "--to", url)
+    asyncjobs("transfer", "--from", other, "--to", url)
     which = Selection(type="export", status=JobStatus.COMPLETED)
     expected = [job.id for job in jobs if job.status is JobStatus.COMPLETED]
     found = do(url, lambda store: store.list(which, limit=100))
@@ -95,7 +95,7 @@ def test_a_dry_run_copies_nothing(
     asyncjobs: Shell, url: str, other: str, fill: Fill, jobs: list[Job], do: Do[Any]
 ) -> None:
     fill(other, jobs)
-    result = asyncjobs("move", "--dry-run", "--json", "--from", other, "--to", url)
+    result = asyncjobs("transfer", "--dry-run", "--json", "--from", other, "--to", url)
     assert json.loads(result.stdout) == {
         "jobs": len(jobs),
         "present": 0,
@@ -105,20 +105,20 @@ def test_a_dry_run_copies_nothing(
     assert do(url, all_of) == []
 
 
-def test_a_move_that_is_killed_is_continued_by_the_same_command(
+def test_the_same_command_continues_a_killed_transfer(
     asyncjobs: Shell, url: str, other: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     jobs = [made(payload_json=b'"%s"' % (b"x" * 5_000)) for _ in range(400)]
     fill(other, jobs)
-    words = ("move", "--from", other, "--to", url)
-    with subprocess.Popen([sys.executable, "-m", "asyncjobs", *words]) as moving:
+    words = ("transfer", "--from", other, "--to", url)
+    with subprocess.Popen([sys.executable, "-m", "asyncjobs", *words]) as transferring:
         while len(do(url, some_of).jobs) < 16:
-            assert moving.poll() in (None, 0)
-        moving.send_signal(signal.SIGKILL)
-    result = asyncjobs("move", "--json", "--from", other, "--to", url)
-    told = json.loads(result.stdout)
-    assert (result.exit_code, told["jobs"]) == (0, 400)
-    assert told["copied"] < 400
+            assert transferring.poll() in (None, 0)
+        transferring.send_signal(signal.SIGKILL)
+    result = asyncjobs("transfer", "--json", "--from", other, "--to", url)
+    shown = json.loads(result.stdout)
+    assert (result.exit_code, shown["jobs"]) == (0, 400)
+    assert shown["copied"] < 400
     assert [job.id for job in do(url, all_of)] == [job.id for job in jobs]
 
 
@@ -126,33 +126,33 @@ async def some_of(store: Any) -> Any:
     return await store.list(Selection(), limit=16)
 
 
-def test_running_jobs_hold_a_move_up_unless_told(
+def test_running_jobs_prevent_a_transfer_without_the_option(
     asyncjobs: Shell, url: str, other: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     job = made(JobStatus.PROCESSING)
     fill(url, [job])
-    refused = asyncjobs("move", "--from", url, "--to", other)
+    refused = asyncjobs("transfer", "--from", url, "--to", other)
     assert (refused.exit_code, "jobs run in the source (1)" in refused.stderr) == (1, True)
     assert do(other, all_of) == []
-    moved = asyncjobs("move", "--running", "--from", url, "--to", other)
-    assert (moved.exit_code, moved.stderr) == (0, "")
-    assert moved.stdout.startswith("Both stores have the same jobs: 1 (1 copied, 0 updated")
+    result = asyncjobs("transfer", "--running", "--from", url, "--to", other)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("Both stores have the same jobs: 1 (1 copied, 0 updated")
     assert do(other, all_of) == [job]
 
 
-def test_a_store_is_not_moved_to_itself(asyncjobs: Shell, url: str) -> None:
-    assert asyncjobs("move", "--from", url, "--to", url).exit_code == 2
+def test_a_store_is_not_transferred_to_itself(asyncjobs: Shell, url: str) -> None:
+    assert asyncjobs("transfer", "--from", url, "--to", url).exit_code == 2
 
 
-def test_a_store_is_not_moved_from_nowhere(asyncjobs: Shell, file: str) -> None:
-    result = asyncjobs("move", "--from", file, "--to", f"{file}2")
+def test_a_missing_source_file_is_an_error(asyncjobs: Shell, file: str) -> None:
+    result = asyncjobs("transfer", "--from", file, "--to", f"{file}2")
     assert (result.exit_code, "no such file" in result.stderr) == (3, True)
 
 
 @pytest.mark.parametrize("ends", [("--from", "--to"), ("--to", "--from")])
-def test_a_store_that_is_gone_with_its_process_is_no_end_of_a_move(
+def test_a_memory_store_cannot_be_transferred(
     asyncjobs: Shell, url: str, fill: Fill, ends: tuple[str, str]
 ) -> None:
     fill(url, [])
-    result = asyncjobs("move", ends[0], "memory://", ends[1], url)
-    assert (result.exit_code, "gone with its process" in result.stderr) == (2, True)
+    result = asyncjobs("transfer", ends[0], "memory://", ends[1], url)
+    assert (result.exit_code, "belongs to one process" in result.stderr) == (2, True)

@@ -1,4 +1,4 @@
-"""`list` and `show`: what operators see of jobs, and that looking leaves them as they are."""
+"""`list` and `show`: what they print, and that they change nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def listed(asyncjobs: Shell, url: str, *words: str) -> list[str]:
     return [job["jobId"] for job in json.loads(result.stdout)["jobs"]]
 
 
-def test_the_newest_come_first_and_looking_changes_nothing(
+def test_the_newest_jobs_come_first_and_nothing_changes(
     asyncjobs: Shell, url: str, five: list[Job], do: Do[Any]
 ) -> None:
     before = do(url, all_of)
@@ -59,7 +59,9 @@ def test_the_newest_come_first_and_looking_changes_nothing(
     assert do(url, all_of) == before
 
 
-def test_filters_keep_to_owner_type_and_status(asyncjobs: Shell, url: str, five: list[Job]) -> None:
+def test_filters_select_by_owner_type_and_status(
+    asyncjobs: Shell, url: str, five: list[Job]
+) -> None:
     for option, value, places in (
         ("--user", "ann", [1, 0]),
         ("--type", "export", [4, 2, 0]),
@@ -69,9 +71,7 @@ def test_filters_keep_to_owner_type_and_status(asyncjobs: Shell, url: str, five:
     assert listed(asyncjobs, url, "--user", "bob", "--status", "cancelled") == [five[4].id]
 
 
-def test_pages_go_on_where_the_one_before_ended(
-    asyncjobs: Shell, url: str, five: list[Job]
-) -> None:
+def test_a_page_continues_after_the_one_before(asyncjobs: Shell, url: str, five: list[Job]) -> None:
     first = asyncjobs("list", "--store", url, "--limit", "3")
     assert len(first.stdout.splitlines()) == 4
     cursor = first.stderr.split()[-1]
@@ -79,13 +79,13 @@ def test_pages_go_on_where_the_one_before_ended(
     assert rest == [five[1].id, five[0].id]
 
 
-def test_what_is_no_cursor_is_refused(asyncjobs: Shell, url: str, fill: Fill) -> None:
+def test_a_malformed_cursor_is_refused(asyncjobs: Shell, url: str, fill: Fill) -> None:
     fill(url, [])
     result = asyncjobs("list", "--store", url, "--after", "soon")
     assert (result.exit_code, "cursor" in result.stderr) == (1, True)
 
 
-def test_a_job_is_shown_whole_but_for_its_payload(
+def test_show_prints_the_result_and_the_payload_only_on_request(
     asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made(JobStatus.COMPLETED, payload_json=b'{"secret":1}', result=b'{"rows":7}')
@@ -98,15 +98,13 @@ def test_a_job_is_shown_whole_but_for_its_payload(
     assert whole["payload"] == {"secret": 1}
 
 
-def test_a_job_that_is_not_there_has_a_code_of_its_own(
-    asyncjobs: Shell, url: str, fill: Fill
-) -> None:
+def test_an_unknown_job_exits_with_4(asyncjobs: Shell, url: str, fill: Fill) -> None:
     fill(url, [])
     result = asyncjobs("show", "--store", url, "job_x")
     assert (result.exit_code, result.stderr) == (4, "Error: No job has the id 'job_x'.\n")
 
 
-def test_names_in_documents_are_those_of_the_wire(
+def test_documents_have_the_names_of_the_wire(
     asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made(JobStatus.PROCESSING)
@@ -117,7 +115,7 @@ def test_names_in_documents_are_those_of_the_wire(
     assert (document["worker"], document["timeout"]) == ("host:1", 900)
 
 
-def test_a_job_past_its_deadline_is_shown_as_it_must_stand(
+def test_a_job_past_its_deadline_is_shown_as_failed(
     asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     late = made(ago=timedelta(days=2), deadline=made().created_at - timedelta(days=1))
@@ -126,7 +124,7 @@ def test_a_job_past_its_deadline_is_shown_as_it_must_stand(
     assert (document["status"], document["errorCode"]) == ("failed", "deadline_exceeded")
 
 
-def test_what_users_wrote_cannot_steer_the_terminal(
+def test_escape_sequences_of_users_are_not_printed(
     asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made(user_id="ann\x1b[2J\nbob")
@@ -137,7 +135,7 @@ def test_what_users_wrote_cannot_steer_the_terminal(
         assert "ann [2J bob" in out
 
 
-def test_waiting_jobs_are_not_begun_by_looking_or_cancelling(
+def test_commands_start_no_jobs(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     job, other = made(), made()

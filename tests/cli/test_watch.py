@@ -1,4 +1,4 @@
-"""`watch`: running jobs as they go on, on a terminal and elsewhere."""
+"""`watch`: the progress of jobs, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -20,17 +20,25 @@ from asyncjobs import Job, JobStatus, Progress
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Detail
 from asyncjobs.protocols import Change, Store
+from tests.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Do, Fill, Made, Shell
 
 pytestmark = pytest.mark.every_store(without="memory")
 
-WATCH = [sys.executable, "-m", "asyncjobs", "watch", "--every", "0.05"]
+# Shells ignore SIGINT for commands in the background, and children inherit that.
+MAIN = """
+import signal
+from asyncjobs.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+WATCH = [sys.executable, "-c", MAIN, "watch", "--every", "0.05"]
 
 
-async def advance(store: Store, *, job: Job, moved: Job) -> None:
-    assert list(await store.replace([Change(moved, job.revision)])) == [True]
+async def advance(store: Store, *, job: Job, to: Job) -> None:
+    assert list(await store.replace([Change(to, job.revision)])) == [True]
 
 
 def reported(job: Job, percent: int, message: str) -> Job:
@@ -40,9 +48,9 @@ def reported(job: Job, percent: int, message: str) -> Job:
 
 @contextmanager
 def process(command: list[str], out: int = subprocess.PIPE) -> Generator[subprocess.Popen[str]]:
-    """Run a command inside the block; it is gone afterwards."""
+    """Run a command inside the block; kill it afterwards."""
     with subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as started:
-        guard = threading.Timer(60, started.kill)
+        guard = threading.Timer(PATIENCE_SECONDS, started.kill)
         guard.start()
         try:
             yield started
@@ -56,30 +64,19 @@ def line(stream: IO[str] | None) -> str:
     return stream.readline()
 
 
-def test_each_change_is_a_line_until_the_named_jobs_have_ended(
+def test_each_change_is_a_line_until_the_named_jobs_end(
     url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     job = made(JobStatus.PROCESSING)
     fill(url, [job, made(JobStatus.PROCESSING)])
     with process([*WATCH, "--store", url, job.id]) as watching:
-        assert line(watching.stdout).split()[1:] == [
-            job.id,
-            "export",
-            "processing",
-            "40%",
-            "packing",
-        ]
+        shown = [job.id, "export", "processing"]
+        assert line(watching.stdout).split()[1:] == [*shown, "40%", "packing"]
         further = reported(job, 80, "sending")
-        do(url, partial(advance, job=job, moved=further))
-        assert line(watching.stdout).split()[1:] == [
-            job.id,
-            "export",
-            "processing",
-            "80%",
-            "sending",
-        ]
+        do(url, partial(advance, job=job, to=further))
+        assert line(watching.stdout).split()[1:] == [*shown, "80%", "sending"]
         done = lifecycle.complete(further, job.created_at, token="t", result=b"1")
-        do(url, partial(advance, job=further, moved=done))
+        do(url, partial(advance, job=further, to=done))
         assert line(watching.stdout).split()[1:4] == [job.id, "export", "completed"]
         assert watching.wait(30) == 0
 
@@ -95,27 +92,27 @@ def test_until_idle_ends_when_nothing_runs_or_waits(
         first = json.loads(line(watching.stdout))
         assert (first["jobId"], first["detail"]["message"]) == (job.id, "packing")
         done = lifecycle.complete(job, job.created_at, token="t", result=b"1")
-        do(url, partial(advance, job=job, moved=done))
+        do(url, partial(advance, job=job, to=done))
         assert json.loads(line(watching.stdout))["status"] == "completed"
         assert watching.wait(30) == 0
 
 
-def test_ctrl_c_ends_it_without_a_complaint(url: str, fill: Fill, made: Made) -> None:
+def test_ctrl_c_ends_it_without_an_error(url: str, fill: Fill, made: Made) -> None:
     fill(url, [made(JobStatus.PROCESSING)])
     with process([*WATCH, "--store", url]) as watching:
         line(watching.stdout)
         watching.send_signal(signal.SIGINT)
         _, errors = watching.communicate(timeout=30)
-    said = [one for one in errors.splitlines() if "it keeps no log" not in one]
-    assert (watching.returncode, said) == (0, [])
+    unexpected = [line for line in errors.splitlines() if "it keeps no log" not in line]
+    assert (watching.returncode, unexpected) == (0, [])
 
 
-def test_a_job_that_is_not_there_cannot_be_watched(asyncjobs: Shell, url: str, fill: Fill) -> None:
+def test_an_unknown_job_cannot_be_watched(asyncjobs: Shell, url: str, fill: Fill) -> None:
     fill(url, [])
     assert asyncjobs("watch", "--store", url, "job_x").exit_code == 4
 
 
-def test_a_terminal_shows_bars_and_leaves_what_has_ended(
+def test_a_terminal_shows_bars_and_keeps_ended_jobs_as_lines(
     url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     job = made(JobStatus.PROCESSING)
@@ -126,7 +123,7 @@ def test_a_terminal_shows_bars_and_leaves_what_has_ended(
         seen = read_until(near, "packing")
         assert "40%" in seen
         done = lifecycle.complete(job, job.created_at, token="t", result=b"1")
-        do(url, partial(advance, job=job, moved=done))
+        do(url, partial(advance, job=job, to=done))
         read_until(near, "completed")
         # The terminal must take what is written until the end.
         drain = threading.Thread(target=read_until, args=(near, None), daemon=True)
@@ -142,7 +139,7 @@ def read_until(near: int, wanted: str | None) -> str:
     while wanted is None or wanted not in seen:
         try:
             data = os.read(near, 4096)
-        except OSError:  # so says Linux that nobody writes any more
+        except OSError:  # Linux raises this when all writers have closed
             assert wanted is None, seen
             break
         assert data or wanted is None, seen

@@ -1,4 +1,4 @@
-"""Where the jobs are is said once, and said clearly where it is wrong."""
+"""`--jobs` and `--store`: which queue or store a command uses, and clear errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncjobs import AsyncJobs, JobStatus
+from asyncjobs import JobStatus
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Fill, Made, Shell
@@ -46,7 +46,7 @@ def app(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("attribute", ["jobs", "make", "config.queue"])
-def test_a_queue_is_an_object_or_what_a_function_returns(
+def test_jobs_names_an_object_or_a_function(
     asyncjobs: Shell, app: str, url: str, fill: Fill, made: Made, attribute: str
 ) -> None:
     job = made()
@@ -55,7 +55,7 @@ def test_a_queue_is_an_object_or_what_a_function_returns(
     assert (result.exit_code, job.id in result.stdout) == (0, True)
 
 
-def test_every_command_meets_the_same_jobs_by_a_queue_and_by_its_store(
+def test_every_command_sees_the_same_jobs_by_queue_and_by_store(
     asyncjobs: Shell, app: str, url: str, fill: Fill, made: Made
 ) -> None:
     job = made(JobStatus.COMPLETED)
@@ -78,7 +78,7 @@ def test_every_command_meets_the_same_jobs_by_a_queue_and_by_its_store(
     assert checks[0].exit_code == checks[1].exit_code
 
 
-def test_the_environment_may_name_it_and_the_command_line_goes_before(
+def test_the_command_line_goes_before_the_environment(
     asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made()
@@ -91,31 +91,31 @@ def test_the_environment_may_name_it_and_the_command_line_goes_before(
     assert (first.exit_code, "nowhere" in first.stderr) == (2, True)
 
 
-def test_nothing_said_is_told_what_to_say(asyncjobs: Shell) -> None:
+def test_a_missing_target_is_a_usage_error(asyncjobs: Shell) -> None:
     result = asyncjobs("list")
     assert result.exit_code == 2
     assert "--store URL or --jobs MODULE:ATTRIBUTE" in result.stderr
 
 
-def test_two_answers_are_one_too_many(asyncjobs: Shell, file: str) -> None:
+def test_jobs_and_store_exclude_each_other(asyncjobs: Shell, file: str) -> None:
     result = asyncjobs("list", "--store", file, "--jobs", "app:jobs")
     assert (result.exit_code, "not both" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
-    ("attribute", "words"),
+    ("attribute", "error"),
     [
         ("missing", "has no attribute 'missing'"),
-        ("number", "is no AsyncJobs but of type int"),
+        ("number", "must be an AsyncJobs, got int"),
         ("broken", "RuntimeError: no settings ("),
     ],
 )
-def test_what_is_wrong_with_a_module_is_told_in_its_own_words(
-    asyncjobs: Shell, app: str, attribute: str, words: str
+def test_an_error_of_the_module_is_printed_in_one_line(
+    asyncjobs: Shell, app: str, attribute: str, error: str
 ) -> None:
     result = asyncjobs("list", "--jobs", f"{app}:{attribute}")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert words in result.stderr
+    assert error in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -141,7 +141,7 @@ def test_an_unknown_scheme_is_a_usage_error(asyncjobs: Shell) -> None:
 
 
 @pytest.mark.parametrize("words", [("list",), ("check",), ("cancel", "x"), ("purge", "--yes")])
-def test_to_look_for_jobs_makes_no_file(
+def test_commands_create_no_file(
     asyncjobs: Shell, file: str, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     result = asyncjobs(*words, "--store", file)
@@ -149,11 +149,7 @@ def test_to_look_for_jobs_makes_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_that_is_away_has_a_code_of_its_own(asyncjobs: Shell) -> None:
+def test_an_unavailable_store_exits_with_3(asyncjobs: Shell) -> None:
     url = "postgresql://127.0.0.1:1/app"
     result = asyncjobs("list", "--store", url)
     assert (result.exit_code, "is unavailable" in result.stderr) == (3, True)
-
-
-def test_a_queue_tells_its_store(file: str) -> None:
-    assert type(AsyncJobs(file).store).__name__ == "SqliteStore"
