@@ -26,46 +26,19 @@ from asyncjobs import (
     Settings,
     Store,
 )
-from asyncjobs.core.job import Delivery, JobId
+from asyncjobs.core.job import Delivery
 from asyncjobs.core.lifecycle import DEADLINE_EXCEEDED, TIMED_OUT
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.dispatchers.worker import WorkerDispatcher
-from asyncjobs.execution.executor import Executor
 from asyncjobs.protocols import Change
-from asyncjobs.records.repository import JobWrite
-from asyncjobs.testing import Fate, Faults, FaultyStore
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import Fate, Faults, FaultyStore, LoopClock, ManualClock, sample_job
+from tests.queues import Make, finished, running, settled, simulated
+from tests.waiting import until, until_sync
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
-Make = Callable[..., AsyncJobs]
 
 AT_ONCE = Retry(max_attempts=3, initial_delay=timedelta(0))
-
-
-async def finished(jobs: AsyncJobs, handler: Any, payload: Any = None, **options: Any) -> Job:
-    job = (await jobs.enqueue(handler, payload, options=EnqueueOptions(**options))).job
-    return await settled(jobs, job.id)
-
-
-async def settled(jobs: AsyncJobs, job_id: JobId) -> Job:
-    done = await jobs.wait(job_id, timeout=60)
-    assert done.status.terminal
-    return done
-
-
-async def running(jobs: AsyncJobs, handler: Any) -> Job:
-    """Enqueue a job and wait until it has begun."""
-    job = (await jobs.enqueue(handler, None)).job
-    with anyio.fail_after(60):
-        async for update in jobs.subscribe(job.id):
-            if update.status is JobStatus.PROCESSING:
-                return update
-    raise AssertionError("the job never began")
-
-
-async def until(met: Callable[[], object]) -> None:
-    with anyio.fail_after(60):
-        while not met():  # noqa: ASYNC110  # whatever it is
-            await anyio.sleep(0.005)
 
 
 # how handlers end
@@ -162,21 +135,16 @@ async def test_a_result_that_cannot_be_stored_fails_the_job(jobs: AsyncJobs) -> 
             assert (done.error.code, done.attempt) == ("invalid_result", 1)
 
 
-async def test_a_payload_that_no_longer_fits_fails_the_job(make: Make) -> None:
-    old, new = make(), make()
-    kind = old.external("changed", payload=str, result=int)
-
-    @new.handler("changed")
+async def test_a_payload_that_no_longer_fits_fails_the_job(jobs: AsyncJobs, beside: Any) -> None:
+    @jobs.handler("changed")
     async def changed(_number: int, _job: JobContext) -> None: ...
 
-    async with old:
-        job = (await old.enqueue(kind, "words")).job
-    waiting = job.model_copy(
-        update={"delivery": "pull", "lane": "default", "due_at": job.run_at, "revision": 2}
+    of_an_older_release = sample_job(
+        type="changed", payload_json=b'"words"', created_at=jobs.clock.now()
     )
-    async with new:
-        assert list(await new._running.repository.replace([JobWrite(job, waiting)])) == [True]
-        done = await settled(new, job.id)
+    await beside.insert([of_an_older_release])
+    async with jobs:
+        done = await settled(jobs, of_an_older_release.id)
     assert done.error is not None
     assert done.error.code == "invalid_payload"
 
@@ -335,7 +303,7 @@ async def test_a_thread_past_its_timeout_fails_the_job_and_keeps_its_slot(make: 
 
     @jobs.handler("stuck", timeout=0.1)
     def stuck(_none: None, job: JobContext) -> None:
-        let_go.wait(5)
+        let_go.wait(60)
         if job.cancelled:
             seen.set()
 
@@ -346,10 +314,9 @@ async def test_a_thread_past_its_timeout_fails_the_job_and_keeps_its_slot(make: 
     async with jobs:
         done = await finished(jobs, stuck)
         assert (done.status, done.error) == (JobStatus.FAILED, TIMED_OUT)
-        after = (await jobs.enqueue(following, None)).job
-        assert (await jobs.wait(after.id, timeout=0.1)).status is JobStatus.PENDING
+        after = await jobs.enqueue(following, None)
         let_go.set()
-        assert (await settled(jobs, after.id)).result is True
+        assert await after.result(timeout=60) is True  # it has begun after the thread's end
 
 
 async def test_a_handler_that_overruns_unnoticed_has_still_done_its_work(jobs: AsyncJobs) -> None:
@@ -379,7 +346,8 @@ async def test_an_error_on_the_way_out_is_a_timeout_all_the_same(jobs: AsyncJobs
 
 
 async def test_a_waiting_job_is_cancelled_before_it_begins(make: Make) -> None:
-    jobs = make()
+    clock = ManualClock()
+    jobs = make(clock=clock)
     begun: list[str] = []
 
     @jobs.handler("later")
@@ -387,11 +355,13 @@ async def test_a_waiting_job_is_cancelled_before_it_begins(make: Make) -> None:
         begun.append(job.id)
 
     async with jobs:
-        pause = EnqueueOptions(run_at=timedelta(seconds=1))
-        job = (await jobs.enqueue(later, None, options=pause)).job
-        assert (await jobs.cancel(job.id)).status is JobStatus.CANCELLED
-        await finished(jobs, later, run_at=timedelta(seconds=1.1))
-    assert job.id not in begun
+        pause = EnqueueOptions(run_at=timedelta(hours=1))
+        cancelled = await jobs.enqueue(later, None, options=pause)
+        assert (await cancelled.cancel()).status is JobStatus.CANCELLED
+        other = await jobs.enqueue(later, None, options=pause)
+        clock.advance(timedelta(hours=1))
+        await settled(jobs, other.id)
+    assert begun == [other.id]
 
 
 async def test_a_running_job_stops_and_is_cancelled_then(jobs: AsyncJobs) -> None:
@@ -417,16 +387,21 @@ async def test_a_running_job_stops_and_is_cancelled_then(jobs: AsyncJobs) -> Non
 async def test_a_thread_is_cancelled_when_it_has_really_stopped(jobs: AsyncJobs) -> None:
     let_go = threading.Event()
 
+    told: list[bool] = []
+
     @jobs.handler("checking")
     def checking(_none: None, job: JobContext) -> None:
-        let_go.wait(5)
+        until_sync(lambda: job.cancelled)
+        told.append(True)
+        let_go.wait(60)
         for _ in job.track(range(10)):
             pass
 
     async with jobs:
         job = await running(jobs, checking)
         await jobs.cancel(job.id)
-        assert (await jobs.wait(job.id, timeout=0.1)).status is JobStatus.PROCESSING
+        await until(lambda: told)
+        assert (await jobs.find(job.id)).status is JobStatus.PROCESSING
         let_go.set()
         assert (await settled(jobs, job.id)).status is JobStatus.CANCELLED
 
@@ -436,7 +411,7 @@ async def test_a_thread_that_never_checks_may_complete_its_job(jobs: AsyncJobs) 
 
     @jobs.handler("deaf")
     def deaf(_none: None, _job: JobContext) -> str:
-        let_go.wait(5)
+        let_go.wait(60)
         return "done"
 
     async with jobs:
@@ -453,7 +428,7 @@ async def test_a_thread_that_outlives_a_cancel_and_its_timeout_is_not_called_can
 
     @jobs.handler("deaf", timeout=0.2)
     def deaf(_none: None, _job: JobContext) -> None:
-        let_go.wait(5)
+        let_go.wait(60)
 
     async with jobs:
         job = await running(jobs, deaf)
@@ -504,17 +479,22 @@ async def test_racing_cancels_ask_once(jobs: AsyncJobs) -> None:
 # leases
 
 
-async def test_a_long_job_keeps_its_lease(make: Make) -> None:
-    jobs = make()
+@pytest.mark.own_store
+def test_a_long_job_keeps_its_lease() -> None:
+    async def work() -> None:
+        store = MemoryStore()
+        jobs, other = (AsyncJobs(store, clock=LoopClock()) for _ in range(2))
 
-    @jobs.handler("long")
-    async def long(_none: None, _job: JobContext) -> str:
-        await anyio.sleep(1.6 * jobs.settings.lease.total_seconds())
-        return "done"
+        @jobs.handler("long")
+        async def long(_none: None, _job: JobContext) -> str:
+            await anyio.sleep(10 * jobs.settings.lease.total_seconds())
+            return "done"
 
-    async with jobs, make():
-        done = await finished(jobs, long)
-    assert (done.result, done.losses, done.attempt) == ("done", 0, 1)
+        async with jobs, other:
+            done = await jobs.wait((await jobs.enqueue(long, None)).id)
+        assert (done.result, done.losses, done.attempt) == ("done", 0, 1)
+
+    simulated(work)
 
 
 async def test_a_lost_attempt_is_broken_off_and_writes_nothing(
@@ -534,7 +514,7 @@ async def test_a_lost_attempt_is_broken_off_and_writes_nothing(
         assert job.lease is not None
         stolen = job.lease.model_copy(update={"token": "another worker's"})
         taken_over = job.model_copy(update={"lease": stolen, "revision": job.revision + 1})
-        assert list(await jobs._store.replace([Change(taken_over, job.revision)])) == [True]
+        assert list(await jobs.store.replace([Change(taken_over, job.revision)])) == [True]
         with anyio.fail_after(60):
             await broken_off.wait()
         assert (await jobs.find(job.id)).lease == stolen
@@ -553,7 +533,7 @@ async def test_an_attempt_whose_job_was_deleted_is_broken_off(jobs: AsyncJobs) -
 
     async with jobs:
         job = await running(jobs, endless)
-        await jobs._store.delete([job.id])
+        await jobs.store.delete([job.id])
         with anyio.fail_after(60):
             await broken_off.wait()
 
@@ -567,7 +547,7 @@ async def test_an_outcome_nobody_waits_for_any_more_is_refused(
         ended = found.model_copy(
             update={"status": JobStatus.CANCELLED, "lease": None, "revision": 9, "version": 9}
         )
-        assert list(await jobs._store.replace([Change(ended, found.revision)])) == [True]
+        assert list(await jobs.store.replace([Change(ended, found.revision)])) == [True]
 
     async with jobs:
         done = await finished(jobs, late)
@@ -604,7 +584,8 @@ async def test_an_outcome_is_written_when_the_store_is_back(make: Make, flaky: F
 async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
     make: Make, flaky: FaultyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    jobs = make(store=flaky)
+    dispatcher = LocalDispatcher(concurrency=1)
+    jobs = make(store=flaky, dispatcher=dispatcher)
     broken_off = anyio.Event()
 
     @jobs.handler("endless")
@@ -622,9 +603,8 @@ async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
 
     async with jobs:
         await running(jobs, quick)
-        with anyio.fail_after(60):
-            await jobs._running.executor.heartbeat.wait_until_none()
-        assert "could not be written" in caplog.text
+        await until(lambda: "could not be written" in caplog.text)
+        await until(lambda: dispatcher.room == 2)  # its slot is free again, and the place to wait
         flaky.faults = Faults()
         await jobs.enqueue(endless, None)
         with anyio.fail_after(60):
@@ -672,17 +652,23 @@ async def test_a_start_is_repeated_and_not_mistaken_for_somebody_else_s(
 # shutdown
 
 
-async def test_what_ends_within_the_grace_ends(make: Make, beside: Any) -> None:
-    jobs = make(settings=Settings(grace=timedelta(seconds=30)))
+@pytest.mark.own_store
+def test_a_job_that_ends_within_the_grace_completes() -> None:
+    async def work() -> None:
+        store = MemoryStore()
+        jobs = AsyncJobs(store, clock=LoopClock())
 
-    @jobs.handler("brief")
-    async def brief(_none: None, _job: JobContext) -> None:
-        await anyio.sleep(0.1)
+        @jobs.handler("brief")
+        async def brief(_none: None, _job: JobContext) -> None:
+            await anyio.sleep(jobs.settings.grace.total_seconds() - 1)
 
-    async with jobs:
-        job = await running(jobs, brief)
-    [left] = await beside.get([job.id])
-    assert left.status is JobStatus.COMPLETED
+        async with jobs:
+            job = await running(jobs, brief)
+        [left] = await store.get([job.id])
+        assert left is not None
+        assert left.status is JobStatus.COMPLETED
+
+    simulated(work)
 
 
 async def test_what_does_not_end_is_given_back_at_no_cost(make: Make, beside: Any) -> None:
@@ -695,7 +681,7 @@ async def test_what_does_not_end_is_given_back_at_no_cost(make: Make, beside: An
 
     @jobs.handler("thread")
     def thread(_none: None, _job: JobContext) -> None:
-        let_go.wait(5)
+        let_go.wait(60)
 
     async with jobs:
         begun = [await running(jobs, handler) for handler in (endless, thread)]
@@ -710,15 +696,17 @@ async def test_what_does_not_end_is_given_back_at_no_cost(make: Make, beside: An
 
 
 class Holding(FaultyStore):
-    """Keeps the answer to the first change back, which is that a job has begun."""
+    """Keeps the answer to the next change back, which is that a job has begun."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self.written, self.go_on = anyio.Event(), anyio.Event()
+        self.holds = True
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
         done = await super().replace(changes)
-        if not self.written.is_set():
+        if self.holds:
+            self.holds = False
             self.written.set()
             await self.go_on.wait()
         return done
@@ -729,7 +717,7 @@ class Delivered(WorkerDispatcher):
 
 
 def delivered(make: Make, store: Holding) -> tuple[AsyncJobs, list[str]]:
-    """Make a queue whose jobs an engine delivers; what begins to work is noted."""
+    """Make a queue whose jobs an engine delivers; each job that runs is noted."""
     jobs = make(store=store, dispatcher=Delivered())
     worked: list[str] = []
 
@@ -740,36 +728,45 @@ def delivered(make: Make, store: Holding) -> tuple[AsyncJobs, list[str]]:
     return jobs, worked
 
 
-async def test_what_begins_while_the_queue_closes_is_given_back(
+async def test_a_job_that_starts_while_the_queue_closes_is_given_back(
     make: Make, new_store: Any, beside: Any
 ) -> None:
     store = Holding(new_store())
     jobs, worked = delivered(make, store)
     begun: list[Job] = []
+    witness_runs = anyio.Event()
 
-    async def go_on_when_closing(runner: Executor, late: Job) -> None:
-        while not runner._stopping:  # noqa: ASYNC110  # nobody else is told
-            await anyio.sleep(0.001)
-        await jobs.run(late.id)
-        store.go_on.set()
+    @jobs.handler("witness")
+    async def witness(_none: None, _job: JobContext) -> None:
+        """Deliver another job as soon as this one is stopped, then let the first one start."""
+        witness_runs.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await jobs.run(begun[1].id)
+                store.go_on.set()
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks, jobs:
+            store.holds = False
+            tasks.start_soon(jobs.run, (await jobs.enqueue(witness, None)).id)
+            await witness_runs.wait()
             begun += [(await jobs.enqueue("thread", None)).job for _ in range(2)]
+            store.holds = True
             tasks.start_soon(jobs.run, begun[0].id)
             await store.written.wait()
-            tasks.start_soon(go_on_when_closing, jobs._running.executor, begun[1])
     for left in await beside.get([job.id for job in begun]):
         assert (left.status, left.losses) == (JobStatus.PENDING, 0)
     assert worked == []
 
 
-async def test_what_begins_while_its_run_is_cancelled_is_given_back(
+async def test_a_job_that_starts_while_its_run_is_cancelled_is_given_back(
     make: Make, new_store: Any, beside: Any
 ) -> None:
     store = Holding(new_store())
     jobs, worked = delivered(make, store)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with jobs:
             job = (await jobs.enqueue("thread", None)).job
             async with anyio.create_task_group() as tasks:
@@ -789,7 +786,7 @@ async def test_a_thread_that_outlives_a_shutdown_is_not_called_cancelled_before_
 
     @jobs.handler("thread")
     def thread(_none: None, _job: JobContext) -> None:
-        let_go.wait(5)
+        let_go.wait(60)
 
     async with jobs:
         job = await running(jobs, thread)
@@ -806,10 +803,9 @@ async def test_a_process_can_exit_while_a_thread_never_ends(new_url: Callable[[]
     script = """
 import anyio
 from asyncjobs import AsyncJobs, JobContext, Settings
-from datetime import timedelta
 import sys, threading
 
-jobs = AsyncJobs(sys.argv[1], settings=Settings(grace=timedelta(0)))
+jobs = AsyncJobs(sys.argv[1], settings=Settings(grace=0))
 
 @jobs.handler("stuck")
 def stuck(_none: None, _job: JobContext) -> None:
@@ -817,13 +813,14 @@ def stuck(_none: None, _job: JobContext) -> None:
 
 async def main() -> None:
     async with jobs:
-        job = await jobs.enqueue(stuck, None)
-        await jobs.wait(job.id, timeout=0.1)
+        async for job in await jobs.enqueue(stuck, None):
+            if job.status == "processing":
+                break
 
 anyio.run(main)
 print("bye")
 """
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         ended = await anyio.run_process([sys.executable, "-c", script, new_url()])
     assert ended.stdout.strip() == b"bye"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,11 +14,13 @@ from asyncjobs.core.job import JobId
 from asyncjobs.core.lifecycle import DEADLINE_EXCEEDED
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import ConfigurationError
+from asyncjobs.protocols import ChangeNotices, Store
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import sample_job
+from asyncjobs.testing import FaultyStore, sample_job
+from tests.queues import Make, finished, settled
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
-Make = Callable[..., AsyncJobs]
 
 NO_POLLING = Settings(
     poll_interval=timedelta(hours=1),
@@ -34,19 +36,20 @@ async def test_delayed_jobs_begin_when_they_are_due_and_not_at_the_next_poll(mak
     async def when(_none: None, _job: JobContext) -> None: ...
 
     async with jobs:
-        pauses = [timedelta(seconds=seconds) for seconds in (0.15, 0.05, 0.1)]
         waiting = [
-            (await jobs.enqueue(when, None, options=EnqueueOptions(run_at=pause))).job
-            for pause in pauses
+            await jobs.enqueue(when, None, options=EnqueueOptions(run_at=seconds))
+            for seconds in (0.15, 0.05, 0.1)
         ]
-        for job in waiting:
-            done = await jobs.wait(job.id, timeout=60)
+        for handle in waiting:
+            done = await settled(jobs, handle.id)  # long before the next poll
             assert done.started_at is not None
-            assert timedelta(0) <= done.started_at - job.run_at < timedelta(minutes=1)
+            assert done.started_at >= handle.job.run_at
 
 
 class Told(MemoryStore):
-    """Tells of a change when a test says so."""
+    """Notifies of a change when a test sends one."""
+
+    powers = MemoryStore.powers | {ChangeNotices}
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +74,7 @@ async def test_a_job_from_a_clock_that_is_a_little_ahead_does_not_wait_for_the_n
         ahead = jobs.clock.now() + timedelta(seconds=0.03)
         await store.insert([sample_job(type="small", payload_json=b"null", created_at=ahead)])
         await store.tell.send(None)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await begun.wait()
 
 
@@ -89,25 +92,33 @@ async def test_a_job_that_misses_its_deadline_in_the_queue_has_failed_unread(
     await beside.insert(missed)
     ids = [job.id for job in missed]
     async with jobs:
-        with anyio.fail_after(60):
-            while not all(job.status.terminal for job in await beside.get(ids)):  # noqa: ASYNC110
-                await anyio.sleep(0.01)
+        for job_id in ids:
+            assert (await settled(jobs, job_id)).error == DEADLINE_EXCEEDED
     assert [job.error for job in await beside.get(ids)] == [DEADLINE_EXCEEDED] * 2
 
 
 async def test_a_job_that_misses_its_deadline_in_the_last_moment_has_failed(
-    jobs: AsyncJobs, beside: Any
+    make: Make, beside: Any
 ) -> None:
+    dispatcher = LocalDispatcher()
+    jobs = make(dispatcher=dispatcher, settings=NO_POLLING)
+
     @jobs.handler("late")
     async def late(_none: None, _job: JobContext) -> None: ...
 
     now = jobs.clock.now()
     job = sample_job(type="late", created_at=now - timedelta(hours=1), deadline=now)
-    await beside.insert([job])
     async with jobs:
-        await jobs._running.executor.run(job)
+        await beside.insert([job])
+        assert dispatcher.offer(job)
+        await until(lambda: is_terminal(beside, job))
     [left] = await beside.get([job.id])
     assert left.error == DEADLINE_EXCEEDED
+
+
+async def is_terminal(store: Store, job: Job) -> bool:
+    [found] = await store.get([job.id])
+    return found is not None and found.status.terminal
 
 
 async def test_no_more_jobs_run_at_once_than_there_are_slots(make: Make) -> None:
@@ -123,7 +134,7 @@ async def test_no_more_jobs_run_at_once_than_there_are_slots(make: Make) -> None
         if running == 3:
             full.set()
         await full.wait()
-        await anyio.sleep(0.01)
+        await anyio.wait_all_tasks_blocked()
         running -= 1
 
     async with jobs:
@@ -133,7 +144,7 @@ async def test_no_more_jobs_run_at_once_than_there_are_slots(make: Make) -> None
     assert most == 3
 
 
-async def test_many_submissions_at_once_all_begin_soon(make: Make) -> None:
+async def test_many_submissions_at_once_all_begin(make: Make) -> None:
     jobs = make(settings=Settings(), dispatcher=LocalDispatcher(concurrency=2))
 
     @jobs.handler("quick")
@@ -142,8 +153,7 @@ async def test_many_submissions_at_once_all_begin_soon(make: Make) -> None:
     ended: list[JobStatus] = []
 
     async def submit() -> None:
-        job = (await jobs.enqueue(quick, None)).job
-        ended.append((await jobs.wait(job.id, timeout=60)).status)
+        ended.append((await finished(jobs, quick)).status)
 
     async with jobs, anyio.create_task_group() as tasks:
         for _ in range(50):
@@ -193,13 +203,15 @@ class Full(LocalDispatcher):
         return False
 
 
-async def test_a_queue_without_handlers_takes_nothing(make: Make, beside: Any) -> None:
-    jobs = make()
+async def test_a_queue_without_handlers_takes_nothing(make: Make, store: Any, beside: Any) -> None:
+    counted = FaultyStore(store)
+    jobs = make(store=counted)
     job = sample_job(created_at=jobs.clock.now())
     await beside.insert([job])
     async with jobs:
-        await anyio.sleep(0.1)
+        await until(lambda: [call.method for call in counted.calls].count("take") > 2)
     assert await beside.get([job.id]) == [job]
+    assert all(call.method != "replace" for call in counted.calls)
 
 
 async def test_a_job_that_breaks_its_runner_leaves_the_dispatcher_working(

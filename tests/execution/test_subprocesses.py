@@ -21,7 +21,6 @@ import pytest
 from asyncjobs import (
     AsyncJobs,
     AsyncJobsError,
-    Job,
     JobContext,
     JobError,
     JobFailed,
@@ -40,6 +39,8 @@ from asyncjobs.errors import (
     StoreUnavailable,
 )
 from asyncjobs.execution.subprocesses import ChildProcesses
+from tests.queues import finished
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
@@ -67,18 +68,9 @@ def jobs(monkeypatch: pytest.MonkeyPatch, make: Callable[..., AsyncJobs]) -> Asy
     return made
 
 
-async def finished(jobs: AsyncJobs, name: str, payload: Any) -> Job:
-    job = await jobs.enqueue(name, payload)
-    done = await jobs.wait(job.id, timeout=LONG)
-    assert done.status.terminal, done
-    return done
-
-
 async def text_of(path: Path) -> str:
     """Wait for what a handler writes."""
-    with anyio.fail_after(LONG):
-        while not path.exists() or not path.read_text():  # noqa: ASYNC110
-            await anyio.sleep(0.01)
+    await until(lambda: path.exists() and path.read_text())
     return path.read_text()
 
 
@@ -91,9 +83,7 @@ def lives(pid: str) -> bool:
 
 
 async def is_gone(pid: str) -> None:
-    with anyio.fail_after(LONG):
-        while lives(pid):  # noqa: ASYNC110
-            await anyio.sleep(0.01)
+    await until(lambda: not lives(pid))
 
 
 async def test_a_handler_runs_in_another_process_which_is_used_again(

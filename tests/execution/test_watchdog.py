@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from datetime import timedelta
 
 import anyio
 import pytest
 
-from asyncjobs import AsyncJobs, JobContext, JobStatus, Settings
+from asyncjobs import JobContext, JobStatus, Settings
+from tests.queues import Make
+from tests.waiting import until_sync
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
-
-Make = Callable[..., AsyncJobs]
 
 WATCHFUL = Settings(
     block_warning_after=timedelta(seconds=0.1), poll_interval=timedelta(seconds=0.05)
@@ -27,9 +26,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 def compute(caplog: pytest.LogCaptureFixture) -> None:
     """Keep the thread until the warning is there, and long enough for a second one."""
-    ends = time.monotonic() + 30
-    while not warned(caplog) and time.monotonic() < ends:
-        time.sleep(0.001)
+    until_sync(lambda: warned(caplog))
     block()
 
 
@@ -48,12 +45,12 @@ async def test_a_handler_that_blocks_the_event_loop_is_named_once_with_its_stack
 
     async with jobs:
         job = await jobs.enqueue(blocking, None)
-        done = await jobs.wait(job.id, timeout=30)
+        done = await jobs.wait(job.id, timeout=60)
     assert done.status is JobStatus.COMPLETED
     [record] = warned(caplog)
     assert vars(record)["job_id"] == job.id
     assert "'blocking'" in record.message
-    [_, _runner, outer, inner] = record.message.split('  File "')
+    [_, _runner, outer, inner, *_] = record.message.split('  File "')
     assert "in blocking\n    compute(caplog)" in outer
     assert "in compute" in inner
 
@@ -66,14 +63,15 @@ async def test_what_blocks_the_event_loop_beside_a_handler_is_not_laid_to_it(
     @jobs.handler("patient")
     async def patient(_none: None, _job: JobContext) -> None:
         began.set()
-        await anyio.sleep(0.5)
+        await blocked.wait()
 
-    began = anyio.Event()
+    began, blocked = anyio.Event(), anyio.Event()
     async with jobs:
         job = await jobs.enqueue(patient, None)
         await began.wait()
         block()
-        await jobs.wait(job.id, timeout=30)
+        blocked.set()
+        await job.result(timeout=60)
     assert warned(caplog) == []
 
 
@@ -88,5 +86,5 @@ async def test_a_handler_in_a_thread_blocks_nobody(
 
     async with jobs:
         job = await jobs.enqueue(computing, None)
-        await jobs.wait(job.id, timeout=30)
+        await jobs.wait(job.id, timeout=60)
     assert warned(caplog) == []
