@@ -22,8 +22,6 @@ from azure.core.rest import HttpRequest, HttpResponse
 
 from tests.waiting import until_sync
 
-pytestmark = pytest.mark.every_store
-
 Client = PipelineClient[HttpRequest, HttpResponse]
 Answer = PipelineResponse[HttpRequest, HttpResponse]
 

@@ -8,15 +8,12 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from click.testing import CliRunner, Result
 
 from asyncjobs.cli.app import commands
 
 if TYPE_CHECKING:
     from tests.clients.conftest import Served, ServedJob
-
-pytestmark = pytest.mark.every_store
 
 
 def follow(*words: str, **options: Any) -> Result:

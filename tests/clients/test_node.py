@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.every_store
-
 Node = Callable[..., AbstractContextManager[Popen[str]]]
 
 MODES = ["operation", "location"]

@@ -5,7 +5,6 @@ How a job is followed is proved without I/O in `test_follower.py`.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Generator
 from datetime import timedelta
 from typing import Any
@@ -171,14 +170,6 @@ def test_a_submission_whose_answer_was_lost_starts_one_job(served: Any, proxy: A
         assert repeated.result() == {"doubled": 6}
 
 
-def test_the_callers_idempotency_key_is_sent(client: JobsClient) -> None:
-    key = str(uuid.uuid4())
-    jobs = [
-        client.submit("POST", "/double", json={"count": 4}, idempotency_key=key) for _ in range(2)
-    ]
-    assert jobs[0].status_url == jobs[1].status_url
-
-
 def test_a_rejected_submission_raises_the_problem(client: JobsClient) -> None:
     with pytest.raises(RequestRefused, match=r"refused with 400: .*cannot be used") as caught:
         client.submit("POST", "/double", json={"count": 1}, idempotency_key="k" * 256)
@@ -202,14 +193,6 @@ def test_an_unreachable_server_raises() -> None:
             client.submit("POST", "/double", json={})
         with pytest.raises(ServerUnreachable, match="refused"):
             client.attach("/api/jobs/1").result()
-
-
-def test_progress_draws_a_bar(
-    client: JobsClient, gate: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for _ in client.attach(gate.status_url).updates(progress=True):
-        gate.release()
-    assert "completed" in capsys.readouterr().err
 
 
 @pytest.mark.anyio
