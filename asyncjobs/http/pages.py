@@ -221,9 +221,16 @@ def _estimate(job: Job) -> str:
 
 
 def _elapsed(job: Job, now: datetime | None) -> str:
-    until = job.completed_at or now
-    # A job that waits for its next attempt has begun, but does not run.
-    if job.started_at is None or until is None or job.status is JobStatus.PENDING:
+    match job.status:
+        case JobStatus.PENDING:
+            until = None  # it may have begun, but waits for its next attempt
+        case JobStatus.PROCESSING:
+            until = now
+        case JobStatus.COMPLETED | JobStatus.FAILED | JobStatus.CANCELLED:
+            until = job.completed_at
+        case _:
+            assert_never(job.status)
+    if job.started_at is None or until is None:
         return ""
     return _spelt(int((until - job.started_at).total_seconds()))
 

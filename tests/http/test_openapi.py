@@ -241,7 +241,7 @@ def test_a_callback_url_is_described_if_clients_may_name_one(callbacks: bool) ->
 @example(r'"\""')
 @example('"a, b"')
 @example("a,b")
-def test_the_pattern_of_an_idempotency_key_matches_exactly_the_keys_that_are_read(
+def test_the_pattern_of_an_idempotency_key_matches_what_is_read(
     header: str,
 ) -> None:
     [key] = [
