@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self
 
 import anyio
@@ -18,10 +18,11 @@ from asyncjobs.dispatchers.engines.messages import (
     run_message,
     run_message_from_thread,
 )
+from asyncjobs.dispatchers.engines.push import BlockingClientDispatcher, queue_name_of
 from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.portal import portal_for
-from asyncjobs.testing import Faults, FaultyStore
+from asyncjobs.testing import Faults, FaultyStore, sample_job
 
 pytestmark = pytest.mark.every_store
 Queue = Callable[..., AsyncJobs]
@@ -119,6 +120,22 @@ async def test_a_store_that_is_away_is_no_error_of_the_engine(
         assert "will be sent again" in caplog.text
         await run_message(jobs, OURS, message(job))
         assert (await jobs.find(job.id)).result == 42
+
+
+class Client(BlockingClientDispatcher[None]):
+    """A dispatcher whose engine is of no matter."""
+
+    def send_all(self, jobs: Sequence[Job]) -> None: ...
+
+
+def test_a_message_names_a_job_and_nothing_of_it() -> None:
+    job = sample_job(payload_json=b'"secret"', user_id="ada")
+    assert Client().message_of(job) == {"namespace": "asyncjobs", "id": job.id}
+
+
+def test_the_default_queue_is_that_of_the_engine() -> None:
+    assert queue_name_of(sample_job()) is None
+    assert queue_name_of(sample_job(queue="slow")) == "slow"
 
 
 # engines without an event loop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -10,10 +9,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from asyncjobs import JobCancelled, JobContext, JobLogFilter, job_log_fields
+from asyncjobs import JobCancelled, JobContext
 from asyncjobs.core.job import Detail
 from asyncjobs.execution.context import Gauge, progress_of
-from asyncjobs.records.logging import working_on
 from asyncjobs.testing import sample_job
 
 
@@ -143,32 +141,3 @@ async def test_a_loop_of_reports_can_be_cancelled(job: JobContext) -> None:
         while True:
             await job.progress(1)
     assert scope.cancelled_caught
-
-
-def test_log_records_name_the_job_inside_and_outside_of_it(
-    job: JobContext, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    caplog.handler.addFilter(JobLogFilter())
-    inside = sample_job()
-    logging.getLogger("app").info("outside")
-    with working_on(inside):
-        logging.getLogger("app").info("inside")
-        job.log.info("own")
-    told = {record.getMessage(): record.__dict__ for record in caplog.records}
-    assert told["outside"]["job_id"] is None
-    assert told["inside"]["job_id"] == inside.id
-    assert told["inside"]["trace_id"] == inside.trace_id
-    assert told["own"]["job_id"] == job.id
-    assert told["own"]["name"] == "asyncjobs.job.export"
-
-
-def test_other_loggers_are_told_what_names_the_job(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    caplog.handler.addFilter(JobLogFilter())
-    assert job_log_fields() == {}
-    with working_on(sample_job(user_id="ada")):
-        logging.getLogger("app").info("inside")
-        told = job_log_fields()
-    assert told == {name: vars(caplog.records[0])[name] for name in told}
-    assert list(told) == ["job_id", "job_type", "attempt", "owner", "trace_id"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -823,23 +822,3 @@ print("bye")
     with anyio.fail_after(60):
         ended = await anyio.run_process([sys.executable, "-c", script, new_url()])
     assert ended.stdout.strip() == b"bye"
-
-
-# logs
-
-
-async def test_each_transition_is_logged_once_with_the_job_as_data(
-    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "asyncjobs")
-
-    @jobs.handler("double")
-    async def double(number: int, _job: JobContext) -> int:
-        return 2 * number
-
-    async with jobs:
-        done = await finished(jobs, double, 1)
-    told = [r.getMessage() for r in caplog.records if getattr(r, "job_id", None) == done.id]
-    assert told == [
-        f"Job {done.id} is {status}" for status in ("pending", "processing", "completed")
-    ]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
 import pytest
-from trio.testing import MockClock
 
 from asyncjobs import (
     AsyncJobs,
@@ -27,9 +26,10 @@ from asyncjobs.errors import ConfigurationError, InvalidCallback, StoreUnavailab
 from asyncjobs.protocols import CallbackResult, Change, Store
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import FaultyStore, LoopClock, ManualClock
+from tests.queues import Make, simulated
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
-Make = Callable[..., AsyncJobs]
 
 URL = "https://hooks.example.com/ended"
 TOLD_OF = EnqueueOptions(callback_url=URL)
@@ -78,15 +78,9 @@ def double_on(jobs: AsyncJobs) -> AsyncJobs:
     return jobs
 
 
-async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(20):
-        while not condition():  # noqa: ASYNC110
-            await anyio.sleep(0.005)
-
-
 async def settled(store: Any) -> None:
     """Wait until every job has ended and owes nobody a call."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await settle(store, pause=0.005)
 
 
@@ -192,13 +186,15 @@ async def test_calls_that_hang_leave_room_for_all_other_work(make: Make, beside:
         await until(lambda: receiver.at_once == 2)
         gone = await jobs.enqueue(soon_gone, 1)
         await jobs.complete(gone.id, 1)
-        with anyio.fail_after(20):
-            while await beside.get([gone.id]) != [None]:  # noqa: ASYNC110
-                await anyio.sleep(0.005)
+        await until(lambda: is_deleted(beside, gone.id))
         assert (receiver.most, len(receiver.told)) == (2, 2)
         receiver.open.set()
         await settled(beside)
     assert (receiver.most, len(receiver.told)) == (2, 5)
+
+
+async def is_deleted(store: Any, job_id: JobId) -> bool:
+    return bool(await store.get([job_id]) == [None])
 
 
 async def test_a_process_that_cannot_call_leaves_it_to_one_that_can(
@@ -237,10 +233,8 @@ async def test_a_call_is_made_again_when_the_pause_it_asked_for_is_over(
     clock, receiver = ManualClock(), Receiver(CallbackResult("away", timedelta(hours=5)))
     counted = FaultyStore(store)
     async with double_on(make(store=counted, callbacks=receiver, clock=clock)) as jobs:
-        job = await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
-        with anyio.fail_after(20):
-            while not (await jobs.find(job.id)).callback.calls:  # type: ignore[union-attr]  # noqa: ASYNC110
-                await anyio.sleep(0.005)
+        job = await jobs.enqueue("double", 4, options=TOLD_OF)
+        await until(lambda: is_called(jobs, job.id))
         for _ in range(5):
             clock.advance(timedelta(hours=1))
             await looked_at(counted)
@@ -263,6 +257,11 @@ async def test_a_call_whose_record_was_lost_is_made_again_by_whoever_finds_it(
     [(first, then), (second, later)] = receiver.told
     assert (first.id, first.version) == (second.id, second.version)
     assert later - then > receiver.timeout
+
+
+async def is_called(jobs: AsyncJobs, job_id: JobId) -> bool:
+    callback = (await jobs.find(job_id)).callback
+    return callback is not None and callback.calls > 0
 
 
 async def looked_at(store: FaultyStore) -> None:
@@ -293,13 +292,9 @@ class Bug(Receiver):
         return CallbackResult()
 
 
-@pytest.fixture
-def hours() -> MockClock:
-    return MockClock(autojump_threshold=0)
-
-
-def simulated(clock: MockClock, body: Callable[[], object]) -> None:
-    anyio.run(body, backend="trio", backend_options={"clock": clock})  # type: ignore[arg-type]
+async def owed(store: Store, *ids: JobId) -> set[JobId]:
+    """Return which of these jobs owe a callback."""
+    return {job.id for job in await store.get(ids) if job is not None and owes_callback(job)}
 
 
 @asynccontextmanager
@@ -309,26 +304,8 @@ async def process(store: Store, receiver: Receiver | None) -> AsyncGenerator[Asy
         yield jobs
 
 
-def test_a_call_that_was_not_recorded_is_made_again_when_nobody_else_can_be_at_it(
-    hours: MockClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    receiver = Receiver()
-
-    async def body() -> None:
-        store = Unrecorded(MemoryStore())
-        async with process(store, receiver) as jobs:
-            await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
-            await settle(store, pause=60)
-
-    simulated(hours, body)
-    [(first, then), (second, later)] = receiver.told
-    assert (first.id, first.version) == (second.id, second.version)
-    assert later - then > receiver.timeout
-    assert "was not recorded" in caplog.text
-
-
 def test_a_bug_in_a_messenger_ends_neither_the_loop_nor_the_callback(
-    hours: MockClock, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     receiver = Bug()
 
@@ -338,13 +315,13 @@ def test_a_bug_in_a_messenger_ends_neither_the_loop_nor_the_callback(
             await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
             await settle(store, pause=60)
 
-    simulated(hours, body)
+    simulated(body)
     assert len(receiver.told) == 2
     assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_call_that_failed_is_made_again_after_the_pause_it_asked_for(
-    hours: MockClock, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     pauses = [timedelta(hours=1), timedelta(hours=5)]
     receiver = Receiver(
@@ -360,7 +337,7 @@ def test_a_call_that_failed_is_made_again_after_the_pause_it_asked_for(
         assert callback is not None
         assert (callback.calls, callback.error, callback.told_at) == (3, "away", None)
 
-    simulated(hours, body)
+    simulated(body)
     moments = [moment for _, moment in receiver.told]
     for pause, before, after in zip(pauses, moments, moments[1:], strict=False):
         assert pause <= after - before <= pause + 2 * SEDATE.sweep_interval
@@ -368,7 +345,7 @@ def test_a_call_that_failed_is_made_again_after_the_pause_it_asked_for(
     assert [record.levelname for record in given_up] == ["WARNING"]
 
 
-def test_a_job_is_kept_beyond_its_retention_while_it_is_called_back(hours: MockClock) -> None:
+def test_a_job_is_kept_beyond_its_retention_while_it_is_called_back() -> None:
     receiver = Receiver(CallbackResult("away", 3 * DAY))
 
     async def body() -> None:
@@ -378,15 +355,15 @@ def test_a_job_is_kept_beyond_its_retention_while_it_is_called_back(hours: MockC
             await anyio.sleep(2 * DAY.total_seconds())
             assert (await jobs.find(job.id)).result == 8
             await anyio.sleep(1.1 * DAY.total_seconds())
-            assert job.id not in store._jobs
+            assert await store.get([job.id]) == [None]
 
-    simulated(hours, body)
+    simulated(body)
     assert len(receiver.told) == 2
 
 
 @pytest.mark.parametrize("retention", [DAY, None], ids=["a-day", "for-ever"])
 def test_what_nobody_can_call_is_given_up_at_last(
-    hours: MockClock, retention: timedelta | None, caplog: pytest.LogCaptureFixture
+    retention: timedelta | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body() -> None:
         store = MemoryStore()
@@ -399,17 +376,17 @@ def test_what_nobody_can_call_is_given_up_at_last(
         async with silent:
             await silent.complete(job.id, 1)
             await anyio.sleep((CALLBACK_PATIENCE - timedelta(hours=1)).total_seconds())
-            assert owes_callback(store._jobs[job.id])
+            assert await owed(store, job.id) == {job.id}
             await anyio.sleep(timedelta(hours=2).total_seconds())
-            kept = store._jobs.get(job.id)
+            [kept] = await store.get([job.id])
             assert (kept is None) == (retention is not None)
             assert kept is None or not owes_callback(kept)
 
-    simulated(hours, body)
+    simulated(body)
     assert "given up" in caplog.text
 
 
-def test_a_shutdown_waits_for_the_call_under_way_and_begins_no_other(hours: MockClock) -> None:
+def test_a_shutdown_waits_for_the_call_under_way_and_begins_no_other() -> None:
     receiver = Receiver(concurrency=1)
 
     async def answer() -> None:
@@ -427,13 +404,12 @@ def test_a_shutdown_waits_for_the_call_under_way_and_begins_no_other(hours: Mock
                 await anyio.sleep(0.1)
             tasks.start_soon(answer)
         [(called, _)] = receiver.told
-        owed = {job_id for job_id in ids if owes_callback(store._jobs[job_id])}
-        assert owed == {*ids} - {called.id}
+        assert await owed(store, *ids) == {*ids} - {called.id}
 
-    simulated(hours, body)
+    simulated(body)
 
 
-def test_a_shutdown_does_not_wait_for_ever(hours: MockClock) -> None:
+def test_a_shutdown_does_not_wait_for_ever() -> None:
     receiver = Receiver()
 
     async def body() -> None:
@@ -445,6 +421,6 @@ def test_a_shutdown_does_not_wait_for_ever(hours: MockClock) -> None:
                 await anyio.sleep(0.1)
             began = anyio.current_time()
         assert anyio.current_time() - began < 60
-        assert owes_callback(store._jobs[job.id])
+        assert await owed(store, job.id) == {job.id}
 
-    simulated(hours, body)
+    simulated(body)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,23 +15,16 @@ from hypothesis import strategies as st
 
 from asyncjobs import AsyncJobs, Job, JobContext, Policy, Settings
 from asyncjobs.core.job import Delivery, JobId
-from asyncjobs.dispatchers.engines.push import (
-    AwaitedDispatcher,
-    BlockingDispatcher,
-    Message,
-    queue_of,
-)
 from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.runtime.dispatch import is_time
-from asyncjobs.testing import FaultyStore, ManualClock
-from asyncjobs.testing.samples import sample_job
+from asyncjobs.testing import FaultyStore, LoopClock
+from tests.queues import Make, simulated
+from tests.waiting import until
 
 pytestmark = pytest.mark.every_store
 
 PAUSE = timedelta(seconds=30)
 SWEEP = timedelta(seconds=5)
-#: Slow enough to be done by hand.
-IDLE = Settings(sweep_interval=timedelta(seconds=20), poll_interval=timedelta(days=1))
 
 
 class Engine(WorkerDispatcher):
@@ -49,17 +40,6 @@ class Engine(WorkerDispatcher):
         if self.away:
             raise ConnectionError("nobody there")
         self.told.extend(job.id for job in jobs)
-
-
-async def until(met: Callable[[], object]) -> None:
-    with anyio.fail_after(20):
-        while not met():  # noqa: ASYNC110  # whatever it is
-            await anyio.sleep(0.005)
-
-
-async def looked(jobs: AsyncJobs) -> None:
-    """Wait for the sweep that a process begins with: those that follow are the test's own."""
-    await until(lambda: jobs._running.maintenance._looked_at_neglected > -math.inf)
 
 
 @given(looks=st.lists(st.floats(30, 35), min_size=300, max_size=300))
@@ -83,65 +63,68 @@ def test_a_job_that_becomes_due_is_handed_on_at_once() -> None:
         assert is_time(timedelta(seconds=waited), PAUSE, PAUSE + SWEEP)
 
 
-@pytest.mark.anyio
-async def test_what_an_engine_refused_is_handed_on_as_soon_as_it_comes_up(
-    make: Callable[..., AsyncJobs], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    clock, engine = ManualClock(), Engine()
-    web = make(clock=clock, dispatcher=engine, settings=IDLE)
+def with_task(engine: Engine, **arguments: Any) -> AsyncJobs:
+    """Make a queue in simulated time whose jobs of type "task" go to an engine."""
+    web = AsyncJobs("memory://", dispatcher=engine, clock=LoopClock(), **arguments)
 
     @web.handler("task")
-    async def task(_none: None, _job: JobContext) -> None: ...
+    async def task(number: int, _job: JobContext) -> int:
+        return 2 * number
 
-    async with web:
-        sweep = web._running.maintenance.sweep
-        await looked(web)
-        engine.away = True
-        jobs = [await web.enqueue(task, None) for _ in range(3)]
-        for _ in range(4):  # to where, by its age alone, it would be left alone
-            clock.advance(IDLE.redelivery)
-            await sweep()
-        engine.away = False
-        clock.advance(IDLE.redelivery)
-        await sweep()
-        assert sorted(engine.told) == sorted(job.id for job in jobs)
-        clock.advance(IDLE.redelivery)
-        await sweep()
-        assert len(engine.told) == 3
+    return web
+
+
+def test_a_job_that_an_engine_refused_is_dispatched_when_it_comes_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def work() -> None:
+        engine = Engine()
+        async with with_task(engine) as web:
+            engine.away = True
+            jobs = [await web.enqueue("task", number) for number in range(3)]
+            await anyio.sleep(130)  # to where, by its age alone, it would be left alone
+            engine.away = False
+            await anyio.sleep((PAUSE + SWEEP).total_seconds())
+            assert sorted(engine.told) == sorted(job.id for job in jobs)
+            await anyio.sleep((PAUSE + SWEEP).total_seconds())
+            assert len(engine.told) == 3
+            for _ in range(2):  # a delivery may be doubled
+                await web.run(jobs[2].id)
+            assert await jobs[2].result() == 4
+
+    simulated(work)
     told = [one for one in caplog.records if "dispatched" in one.message]
     assert [one.levelname for one in told] == ["WARNING", "INFO"]
 
 
-@pytest.mark.anyio
-async def test_how_long_an_engine_lets_jobs_wait_is_known_by_looking_after_them(
-    make: Callable[..., AsyncJobs],
-) -> None:
-    clock = ManualClock()
-    web = make(clock=clock, dispatcher=Engine(), settings=IDLE)
+def test_how_long_jobs_wait_in_an_engine_is_known_from_looking_after_them() -> None:
+    async def work() -> None:
+        web = with_task(Engine())
 
-    @web.handler("task")
-    async def task(_none: None, _job: JobContext) -> None: ...
+        @web.handler("other", policy=Policy(queue="other"))
+        async def other(_none: None, _job: JobContext) -> None: ...
 
-    @web.handler("other", policy=Policy(queue="other"))
-    async def other(_none: None, _job: JobContext) -> None: ...
+        async def waited() -> dict[str, float]:
+            found = await web.oldest_waiting()
+            return {queue: round(time.total_seconds()) for queue, time in found.items()}
 
-    async with web:
-        await looked(web)
-        first = await web.enqueue(task, None)
-        clock.advance(timedelta(seconds=10))
-        await web.enqueue(task, None)
-        for minutes in (1, 2):
-            clock.advance(timedelta(seconds=50 if minutes == 1 else 60))
-            await web._running.maintenance.sweep()
-            waited = {"default": timedelta(minutes=minutes), "other": timedelta(0)}
-            assert await web.oldest_waiting() == waited
-        await web.run(first.id)
-        clock.advance(timedelta(seconds=80))
-        await web._running.maintenance.sweep()
-        assert (await web.oldest_waiting())["default"] == timedelta(seconds=190)
-        clock.advance(timedelta(seconds=80))  # nobody has seen any of them since
-        assert (await web.oldest_waiting())["default"] == timedelta(0)
+        async with web:
+            first = await web.enqueue("task", 1)
+            await anyio.sleep(10)
+            second = await web.enqueue("task", 2)
+            for passed in (60, 120):
+                await anyio.sleep(60 if passed == 120 else 50)
+                assert await waited() == {"default": passed, "other": 0}
+            await web.run(first.id)
+            await anyio.sleep(80)
+            assert await waited() == {"default": 190, "other": 0}
+            await web.run(second.id)
+            await anyio.sleep(80)
+            assert await waited() == {"default": 0, "other": 0}
+
+    simulated(work)
 
 
 class Mute(Engine):
@@ -162,34 +145,28 @@ class Mute(Engine):
         await super().dispatch(jobs)
 
 
-@pytest.mark.anyio
-async def test_an_engine_that_does_not_answer_keeps_nobody_waiting(
-    make: Callable[..., AsyncJobs], caplog: pytest.LogCaptureFixture
+def test_an_engine_that_does_not_answer_delays_one_submission(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    clock, engine = ManualClock(), Mute()
-    hasty = replace(IDLE, dispatch_timeout=timedelta(seconds=0.05))
-    web = make(clock=clock, dispatcher=engine, settings=hasty)
+    async def work() -> None:
+        engine = Mute()
+        async with with_task(engine, settings=Settings(dispatch_timeout=5)) as web:
+            began = anyio.current_time()
+            jobs = [await web.enqueue("task", number) for number in range(20)]
+            assert anyio.current_time() - began == 5
+            assert engine.batches == [1]  # the engine is not asked for a second after its refusal
+            engine.answers.set()
+            await anyio.sleep((PAUSE + SWEEP).total_seconds())
+            assert set(engine.told) == {job.id for job in jobs}
 
-    @web.handler("task")
-    async def task(_none: None, _job: JobContext) -> None: ...
-
-    async with web:
-        await looked(web)
-        began = anyio.current_time()
-        jobs = [await web.enqueue(task, None) for _ in range(20)]
-        # The others are not told for the moment, which is a second.
-        assert len(engine.batches) <= 1 + anyio.current_time() - began
-        engine.answers.set()
-        clock.advance(IDLE.redelivery)
-        await web._running.maintenance.sweep()
-        assert sorted(engine.told) == sorted(job.id for job in jobs)
+    simulated(work)
     told = [one for one in caplog.records if "dispatched" in one.message]
     assert [(one.levelname, "TimeoutError" in one.message) for one in told] == [("WARNING", True)]
 
 
 @pytest.mark.anyio
 async def test_an_engine_is_told_at_once_of_what_came_while_it_was_told(
-    make: Callable[..., AsyncJobs], store: Any
+    make: Make, store: Any
 ) -> None:
     engine, counted = Mute(), FaultyStore(store)
     web = make(store=counted, dispatcher=engine)
@@ -210,52 +187,3 @@ async def test_an_engine_is_told_at_once_of_what_came_while_it_was_told(
 
 def inserted(store: FaultyStore) -> list[JobId]:
     return [job_id for call in store.calls if call.method == "insert" for job_id in call.ids]
-
-
-class Picky(AwaitedDispatcher[None]):
-    """Refuses one type of jobs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told: list[str] = []
-
-    async def send(self, message: Message, job: Job) -> None:
-        if job.type == "refused":
-            raise LookupError("no such queue")
-        self.told.append(message["id"])
-
-
-class PickyInThread(BlockingDispatcher[None]):
-    """The same, where telling blocks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told: list[str] = []
-
-    def send_now(self, message: Message, job: Job) -> None:
-        if job.type == "refused":
-            raise LookupError("no such queue")
-        self.told.append(message["id"])
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("kind", [Picky, PickyInThread])
-async def test_a_message_that_is_refused_keeps_back_none_of_the_others(
-    kind: type[Picky | PickyInThread],
-) -> None:
-    jobs = [sample_job(type=name) for name in ("fine", "refused", "fine")]
-    dispatcher = kind()
-    with pytest.raises(LookupError, match="no such queue"):
-        await dispatcher.dispatch(jobs)
-    assert dispatcher.told == [jobs[0].id, jobs[2].id]
-
-
-def test_a_message_names_a_job_and_nothing_of_it() -> None:
-    job = sample_job(payload_json=b'"secret"', user_id="ada")
-    message = Picky().message_of(job)
-    assert message == {"namespace": "asyncjobs", "id": job.id, "trace": job.trace_id}
-
-
-def test_the_default_queue_is_the_one_that_an_engine_uses_unasked() -> None:
-    assert queue_of(sample_job()) is None
-    assert queue_of(sample_job(queue="slow")) == "slow"

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, get_args
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -25,137 +25,17 @@ from asyncjobs import (
     Settings,
     Transition,
 )
-from asyncjobs.core import lifecycle
-from asyncjobs.core.events import EventName, event_of
-from asyncjobs.core.job import JobError, Lease, Progress
-from asyncjobs.core.lifecycle import TRANSITIONS, Move
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.protocols import Change
-from asyncjobs.records.logging import owner_hash
+from asyncjobs.protocols import Change, Transactions
 from asyncjobs.runtime.hooks import HookRunner, Hooks
 from asyncjobs.testing import FaultyStore, ManualClock, sample_job
+from asyncjobs.testing.samples import begun
+from tests.queues import IDLE, Make
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
-Make = Callable[..., AsyncJobs]
 
-TOKEN = "t"  # noqa: S105  # of a lease
-ERROR = JobError(code="broken", message="It broke.")
 BRIEFLY = Retry(max_attempts=2, initial_delay=timedelta(0))
-
-
-# what a write means
-
-
-def waiting(**changes: object) -> Job:
-    return sample_job().model_copy(update={"retry": BRIEFLY, **changes})
-
-
-def running(**changes: object) -> Job:
-    job = waiting()
-    lease = Lease(worker="w", token=TOKEN, until=job.run_at + timedelta(seconds=30))
-    return lifecycle.start(job, job.run_at, lease).model_copy(update=changes)
-
-
-def owing() -> Job:
-    """A job that has ended and owes a callback."""
-    job = waiting(callback_url="https://receiver.example.com/")
-    return lifecycle.cancel(job, job.run_at)
-
-
-def asked_to_stop() -> Job:
-    job = running()
-    return lifecycle.cancel(job, job.run_at)
-
-
-MOVES: dict[Move, list[tuple[Job, Callable[[Job], Job], Event | None]]] = {
-    Move.START: [(waiting(), lambda job: lifecycle.start(job, job.run_at, None), Event.STARTED)],
-    Move.EXTEND: [
-        (
-            running(),
-            lambda job: lifecycle.extend(job, job.run_at, token=TOKEN, until=job.run_at),
-            None,
-        )
-    ],
-    Move.REPORT: [
-        (running(), lambda job: lifecycle.report(job, Progress(percent=5), token=TOKEN), None),
-        (asked_to_stop(), lambda job: lifecycle.report(job, Progress(), token=TOKEN), None),
-    ],
-    Move.COMPLETE: [
-        (
-            running(),
-            lambda job: lifecycle.complete(job, job.run_at, token=TOKEN, result=b"1"),
-            Event.COMPLETED,
-        )
-    ],
-    Move.FAIL: [
-        (
-            running(),
-            lambda job: lifecycle.fail(job, job.run_at, token=TOKEN, error=ERROR),
-            Event.FAILED,
-        )
-    ],
-    Move.RETRY: [
-        (
-            running(),
-            lambda job: lifecycle.retry(job, job.run_at, token=TOKEN, jitter=0),
-            Event.RETRIED,
-        )
-    ],
-    Move.RELEASE: [
-        (running(), lambda job: lifecycle.release(job, job.run_at, token=TOKEN), Event.RELEASED)
-    ],
-    Move.REQUEUE: [(waiting(), lifecycle.requeue, None)],
-    Move.CANCEL: [
-        (waiting(), lambda job: lifecycle.cancel(job, job.run_at), Event.CANCELLED),
-        (running(), lambda job: lifecycle.cancel(job, job.run_at), Event.CANCEL_REQUESTED),
-    ],
-    Move.STOP: [
-        (
-            asked_to_stop(),
-            lambda job: lifecycle.stop(job, job.run_at, token=TOKEN),
-            Event.CANCELLED,
-        )
-    ],
-    Move.EXPIRE: [
-        (waiting(), lambda job: lifecycle.expire(job, job.deadline), Event.FAILED),
-        (running(), lambda job: lifecycle.expire(job, job.deadline), Event.FAILED),
-    ],
-    Move.CALL_BACK: [(owing(), lambda job: lifecycle.call_back(job, job.run_at), None)],
-    Move.LOSE: [
-        (running(), lambda job: lifecycle.lose(job, job.deadline), Event.LOST),
-        (running(max_deliveries=1), lambda job: lifecycle.lose(job, job.deadline), Event.FAILED),
-    ],
-}
-
-
-@pytest.mark.parametrize("move", TRANSITIONS, ids=str)
-def test_every_move_has_its_event(move: Move) -> None:
-    for before, make_move, event in MOVES[move]:
-        assert event_of(before, make_move(before)) is event
-
-
-def test_what_costs_a_worker_says_so() -> None:
-    for deliveries in (1, 3):
-        before = running(max_deliveries=deliveries)
-        lost = lifecycle.lose(before, before.deadline)
-        event = event_of(before, lost)
-        assert event is not None
-        assert Transition(event, lost, before, before.deadline).worker_lost
-    begun = running()
-    ended = lifecycle.complete(begun, begun.run_at, token=TOKEN, result=b"1")
-    assert not Transition(Event.COMPLETED, ended, begun, begun.run_at).worker_lost
-
-
-def test_what_is_written_to_a_terminal_job_is_no_event() -> None:
-    ended = lifecycle.cancel(waiting(), waiting().run_at)
-    assert event_of(ended, ended.model_copy(update={"revision": ended.revision + 1})) is None
-
-
-def test_every_event_has_its_name() -> None:
-    assert list(get_args(EventName)) == [event.value for event in Event]
-
-
-# who is told
 
 
 def told_of(jobs: AsyncJobs) -> list[Transition]:
@@ -167,12 +47,6 @@ def told_of(jobs: AsyncJobs) -> list[Transition]:
     for event in Event:
         jobs.on(event, note)
     return told
-
-
-async def until(met: Callable[[], object]) -> None:
-    with anyio.fail_after(20):
-        while not met():  # noqa: ASYNC110  # whatever it is
-            await anyio.sleep(0.005)
 
 
 async def test_a_hook_is_told_of_the_life_of_a_job_in_order(jobs: AsyncJobs) -> None:
@@ -302,7 +176,7 @@ async def test_a_missed_deadline_is_told_by_the_reader_who_records_it(make: Make
 
 async def test_a_deadline_missed_in_a_neglected_lane_is_told_with_the_payload(make: Make) -> None:
     clock = ManualClock()
-    jobs = make(clock=clock, dispatcher="worker")
+    jobs = make(clock=clock, dispatcher="worker", settings=IDLE)
     told = told_of(jobs)
 
     @jobs.handler("late")
@@ -310,8 +184,9 @@ async def test_a_deadline_missed_in_a_neglected_lane_is_told_with_the_payload(ma
 
     async with jobs:
         await jobs.enqueue(late, "words")
-        clock.advance(timedelta(days=2))
-        await jobs._running.maintenance.sweep_neglected(["default"])
+    clock.advance(timedelta(days=2))
+    async with jobs:  # which begins with a sweep
+        await until(lambda: len(told) > 1)
     assert [(one.event, one.job.payload) for one in told] == [
         (Event.ENQUEUED, "words"),
         (Event.FAILED, "words"),
@@ -321,14 +196,14 @@ async def test_a_deadline_missed_in_a_neglected_lane_is_told_with_the_payload(ma
 async def test_a_lost_worker_is_told_by_the_housekeeping_that_finds_it(
     make: Make, beside: Any
 ) -> None:
-    begun = running()
-    jobs = make(clock=ManualClock(begun.run_at + timedelta(minutes=1)))
+    lost = begun(sample_job())
+    jobs = make(clock=ManualClock(lost.run_at + timedelta(minutes=1)))
     told = told_of(jobs)
     async with jobs:
-        await beside.insert([begun])
+        await beside.insert([lost])
         await until(lambda: told)
     assert [(one.event, one.job.id, one.worker_lost) for one in told] == [
-        (Event.LOST, begun.id, True)
+        (Event.LOST, lost.id, True)
     ]
 
 
@@ -343,6 +218,10 @@ async def test_a_repeated_submission_is_not_told(jobs: AsyncJobs) -> None:
 
 class Joining(FaultyStore):
     """Takes part in any transaction, and commits at once."""
+
+    @property
+    def powers(self) -> frozenset[type]:
+        return super().powers | {Transactions}
 
     async def insert_within(self, _connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
         return await self.insert(jobs)
@@ -466,7 +345,7 @@ async def test_closing_waits_for_the_hooks(jobs: AsyncJobs) -> None:
 
     @jobs.on("enqueued")
     async def look(transition: Transition) -> None:
-        await anyio.sleep(0.05)
+        await anyio.wait_all_tasks_blocked()
         found.append(await jobs.get(transition.job.id))
 
     kind = jobs.external("kind", payload=int, result=int)
@@ -530,57 +409,3 @@ async def test_a_hook_that_cannot_be_called_is_logged(
         for number in range(2):
             await jobs.enqueue(kind, number)
     assert caplog.text.count("takes_nothing raised") == 2
-
-
-# logs
-
-
-async def test_each_transition_is_logged_once_as_data_without_the_owner(
-    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "asyncjobs")
-
-    @jobs.handler("nothing")
-    async def nothing(_payload: None, _job: JobContext) -> None: ...
-
-    async with jobs:
-        job = (await jobs.enqueue(nothing, None, user_id="zoe@example.org")).job
-        await jobs.wait(job.id)
-    records = [vars(record) for record in caplog.records if hasattr(record, "job_event")]
-    assert [record["job_event"] for record in records] == ["enqueued", "started", "completed"]
-    assert [record["attempt"] for record in records] == [0, 1, 1]
-    for record in records:
-        assert record["job_id"] == job.id
-        assert record["job_type"] == "nothing"
-        assert record["trace_id"] == job.trace_id
-        assert record["owner"] == owner_hash("zoe@example.org")
-        assert "zoe" not in str(record)  # no figures have a z
-
-
-async def test_what_handlers_log_names_their_job_on_the_loop_and_in_threads(
-    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "app")
-    caplog.handler.addFilter(JobLogFilter())
-
-    @jobs.handler("async")
-    async def asynchronous(number: int, _job: JobContext) -> None:
-        await anyio.to_thread.run_sync(logging.getLogger("app").info, number)
-
-    @jobs.handler("def")
-    def plain(number: int, _job: JobContext) -> None:
-        logging.getLogger("app").info(number)
-
-    async with jobs:
-        made = [
-            (await jobs.enqueue(("async", "def")[number % 2], number)).job for number in range(6)
-        ]
-        for job in made:
-            await jobs.wait(job.id)
-    told = {one.msg: vars(one)["job_id"] for one in caplog.records if one.name == "app"}
-    assert told == {number: job.id for number, job in enumerate(made)}
-
-
-def test_equal_owners_have_equal_hashes_and_nobody_has_none() -> None:
-    assert owner_hash("ada") == owner_hash("ada") != owner_hash("bob")
-    assert owner_hash(None) is None

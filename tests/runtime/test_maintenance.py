@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any
 
 import anyio
 import pytest
@@ -17,21 +17,19 @@ from asyncjobs import (
     JobContext,
     JobStatus,
     Policy,
-    Settings,
 )
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import Delivery, Lease
-from asyncjobs.core.lifecycle import DEADLINE_EXCEEDED, WORKER_LOST
+from asyncjobs.core.job import JobId, Lease
+from asyncjobs.core.lifecycle import DEADLINE_EXCEEDED, TIMED_OUT, WORKER_LOST
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.protocols import Change
 from asyncjobs.testing import Faults, FaultyStore, ManualClock, sample_job
+from tests.queues import IDLE, Make, settled
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
-Make = Callable[..., AsyncJobs]
-
-IDLE = Settings(
-    poll_interval=timedelta(hours=1), sweep_interval=timedelta(hours=1), grace=timedelta(0)
-)
+#: Sweeps all the time, by a clock that only the test moves.
+SWEEPING = replace(IDLE, sweep_interval=timedelta(seconds=0.01))
 
 
 async def abandoned(beside: Any, clock: ManualClock, **submission: object) -> Job:
@@ -52,30 +50,41 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def idle(make: Make, clock: ManualClock) -> AsyncJobs:
-    """Make a queue that does nothing by itself, so that a test makes each step."""
+    """Make a queue that does nothing by itself."""
     return make(clock=clock, settings=IDLE, dispatcher=LocalDispatcher())
 
 
-async def test_a_lost_worker_s_job_waits_again(
-    idle: AsyncJobs, beside: Any, clock: ManualClock
-) -> None:
-    job = await abandoned(beside, clock)
-    async with idle:
-        await anyio.wait_all_tasks_blocked()  # the sweep that a queue begins with has looked
-        clock.advance(timedelta(seconds=30))
-        assert await idle._running.maintenance.sweep() == 1
-        found = await idle.find(job.id)
-    assert (found.status, found.losses, found.lane) == (JobStatus.PENDING, 1, "default")
+@pytest.fixture
+def sweeping(make: Make, clock: ManualClock) -> AsyncJobs:
+    return make(clock=clock, settings=SWEEPING)
 
 
-async def test_a_job_that_kills_its_workers_ends(
-    idle: AsyncJobs, beside: Any, clock: ManualClock
+@pytest.mark.parametrize("max_deliveries", [3, 1])
+async def test_a_lost_worker_s_job_waits_again_or_fails(
+    sweeping: AsyncJobs, beside: Any, clock: ManualClock, max_deliveries: int
 ) -> None:
-    job = await abandoned(beside, clock, max_deliveries=1)
-    async with idle:
+    job = await abandoned(beside, clock, max_deliveries=max_deliveries)
+    async with sweeping:
         clock.advance(timedelta(seconds=30))
-        await idle._running.maintenance.sweep()
-        assert (await idle.find(job.id)).error == WORKER_LOST
+        found = await changed(beside, job)
+    assert found.losses == 1
+    if max_deliveries == 1:
+        assert (found.status, found.error) == (JobStatus.FAILED, WORKER_LOST)
+    else:
+        assert (found.status, found.lane) == (JobStatus.PENDING, "default")
+
+
+async def changed(store: Any, job: Job) -> Job:
+    """Return the stored job when a process has changed it, without repairing it as readers do."""
+
+    async def is_changed() -> bool:
+        [found] = await store.get([job.id])
+        return bool(found.revision > job.revision)
+
+    await until(is_changed)
+    [found] = await store.get([job.id])
+    assert isinstance(found, Job)
+    return found
 
 
 async def test_a_reader_repairs_what_it_reads(
@@ -135,43 +144,46 @@ class Racing(FaultyStore):
         return await super().replace(changes)
 
 
-async def test_an_old_result_is_forgotten(idle: AsyncJobs, beside: Any, clock: ManualClock) -> None:
-    kind = idle.external(
-        "old", payload=int, result=int, policy=Policy(retention=timedelta(hours=1))
-    )
+async def test_an_old_result_is_hidden_from_readers_and_deleted_by_a_sweep(
+    idle: AsyncJobs, sweeping: AsyncJobs, beside: Any, clock: ManualClock
+) -> None:
+    brief = Policy(retention=timedelta(hours=1))
+    kind = idle.external("old", payload=int, result=int, policy=brief)
     async with idle:
-        job = (await idle.enqueue(kind, 1)).job
+        job = await idle.enqueue(kind, 1)
         await idle.complete(job.id, 1)
         clock.advance(timedelta(hours=1))
         assert await idle.get(job.id) is None
         assert await beside.get([job.id]) != [None]
-        watch = idle.subscribe((await idle.enqueue(kind, 2)).id)
-        await anext(watch)
-        await idle._running.maintenance.sweep()
-    assert await beside.get([job.id]) == [None]
+    async with sweeping:
+        await until(lambda: is_deleted(beside, job.id))
 
 
-async def test_who_watches_a_job_hears_that_it_is_gone(idle: AsyncJobs) -> None:
-    kind = idle.external("watched", payload=int, result=int)
-    async with idle:
-        job = (await idle.enqueue(kind, 1)).job
-        watch = idle.subscribe(job.id)
+async def is_deleted(store: Any, job_id: JobId) -> bool:
+    return bool(await store.get([job_id]) == [None])
+
+
+async def test_a_watch_ends_when_its_job_is_deleted(jobs: AsyncJobs, beside: Any) -> None:
+    kind = jobs.external("watched", payload=int, result=int)
+    async with jobs:
+        job = await jobs.enqueue(kind, 1)
+        watch = jobs.subscribe(job.id)
         await anext(watch)
-        await idle._running.repository.forget([job.id])
+        await beside.delete([job.id])
         with anyio.fail_after(60):
             assert [update async for update in watch] == []
 
 
-async def test_outside_work_has_its_timeout_too(idle: AsyncJobs, clock: ManualClock) -> None:
-    kind = idle.external("render", payload=int, result=int, timeout=60)
-    async with idle:
-        job = (await idle.enqueue(kind, 1)).job
-        await idle.update_progress(job.id, 5)
+async def test_outside_work_has_its_timeout_too(
+    sweeping: AsyncJobs, beside: Any, clock: ManualClock
+) -> None:
+    kind = sweeping.external("render", payload=int, result=int, timeout=60)
+    async with sweeping:
+        job = await sweeping.enqueue(kind, 1)
+        begun = await sweeping.update_progress(job.id, 5)
         clock.advance(timedelta(seconds=60))
-        await idle._running.maintenance.sweep()
-        found = await idle.find(job.id)
-    assert found.error is not None
-    assert found.error.code == "timeout"
+        found = await changed(beside, begun)
+    assert found.error == TIMED_OUT
 
 
 async def test_a_deadline_is_kept_in_a_lane_that_nobody_empties(
@@ -185,71 +197,15 @@ async def test_a_deadline_is_kept_in_a_lane_that_nobody_empties(
     async with web:
         options = [EnqueueOptions(deadline=seconds) for seconds in (3600, 30, 3600)]
         waiting = [(await web.enqueue(slow, None, options=one)).job for one in options]
-        clock.advance(timedelta(seconds=90))
-        await web._running.maintenance.sweep_neglected(["default"])
-        found = await beside.get([job.id for job in waiting])
+    clock.advance(timedelta(seconds=90))
+    async with web:  # which begins with a sweep
+        await changed(beside, waiting[2])  # put back when all have been seen
+    found = await beside.get([job.id for job in waiting])
     assert [job.error for job in found] == [None, DEADLINE_EXCEEDED, None]
     assert [job.due_at for job in found][::2] == [job.run_at for job in waiting][::2]
 
 
-class Engine:
-    """A dispatcher to an engine outside, which remembers what it was told."""
-
-    delivery = Delivery.PUSH
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-        self.away = False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
-
-    def reservation(self) -> Reserved:
-        return Reserved()
-
-    async def dispatch(self, jobs: Sequence[Job], /) -> None:
-        if self.away:
-            raise ConnectionError("the broker is away")
-        self.told.extend(job.id for job in jobs)
-
-
-class Reserved:
-    def __enter__(self) -> bool:
-        return True
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-async def test_a_lost_hand_off_is_made_again(
-    make: Make, clock: ManualClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    engine = Engine()
-    web = make(clock=clock, settings=IDLE, dispatcher=engine)
-
-    @web.handler("double")
-    async def double(number: int, _job: JobContext) -> int:
-        return 2 * number
-
-    async with web:
-        engine.away = True
-        job = (await web.enqueue(double, 4)).job
-        assert "could not be dispatched" in caplog.text
-        engine.away = False
-        clock.advance(IDLE.redelivery)
-        await web._running.maintenance.sweep()
-        assert engine.told == [job.id]
-        assert "dispatched again" in caplog.text
-        await web.run(job.id)
-        await web.run(job.id)
-        assert (await web.find(job.id)).result == 8
-
-
-async def test_housekeeping_outlives_a_store_that_is_away(
+async def test_maintenance_outlives_a_store_that_is_away(
     make: Make, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = FaultyStore(store, Faults(before=1, only=["take"]))
@@ -260,14 +216,10 @@ async def test_housekeeping_outlives_a_store_that_is_away(
         return 2 * number
 
     async with jobs:
-        with anyio.fail_after(60):
-            while sum(call.method == "take" for call in away.calls) < 4:  # noqa: ASYNC110
-                await anyio.sleep(0.005)
-            away.faults = Faults()
-            job = (
-                await jobs.enqueue(double, 4, options=EnqueueOptions(run_at=timedelta(0.0000001)))
-            ).job
-            assert (await jobs.wait(job.id)).result == 8
+        await until(lambda: sum(call.method == "take" for call in away.calls) > 3)
+        away.faults = Faults()
+        job = await jobs.enqueue(double, 4, options=EnqueueOptions(run_at=0.01))
+        assert await job.result(timeout=60) == 8
     assert "Maintenance could not be done" in caplog.text
     assert "could not be taken" in caplog.text
 
@@ -284,8 +236,8 @@ async def test_what_a_dead_process_left_is_taken_up(make: Make, beside: Any) -> 
     await beside.insert([waiting])
     begun = await abandoned(beside, ManualClock(now - timedelta(minutes=1)))
     async with jobs:
-        assert (await jobs.wait(waiting.id, timeout=60)).result == 1
-        assert (await jobs.wait(begun.id, timeout=60)).result == 2
+        assert (await settled(jobs, waiting.id)).result == 1
+        assert (await settled(jobs, begun.id)).result == 2
 
 
 async def test_a_bug_in_a_loop_does_not_end_the_application(
@@ -301,8 +253,7 @@ async def test_a_bug_in_a_loop_does_not_end_the_application(
     async with jobs:
         with anyio.fail_after(60):
             await buggy.hit.wait()
-        job = (await jobs.enqueue(double, 4)).job
-        assert (await jobs.wait(job.id, timeout=60)).result == 8
+        assert await (await jobs.enqueue(double, 4)).result(timeout=60) == 8
     assert "begins anew" in caplog.text
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -202,13 +203,11 @@ async def test_a_job_that_cannot_be_read_is_named_and_the_others_moved(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = [sample_job() for _ in range(3)]
-    async with SqliteStore(tmp_path / "a.db") as source, MemoryStore() as target:
+    path = tmp_path / "a.db"
+    async with SqliteStore(path) as source, MemoryStore() as target:
         await source.insert(jobs)
-        await source._in_thread(
-            lambda: source._opened.writer.execute(
-                "UPDATE jobs SET state = x'00' WHERE id = ?", (jobs[1].id,)
-            )
-        )
+        with closing(sqlite3.connect(path)) as damaging, damaging:
+            damaging.execute("UPDATE jobs SET state = x'00' WHERE id = ?", (jobs[1].id,))
         with caplog.at_level(logging.ERROR, "asyncjobs"):
             moved = await copy_jobs(source, target, await plan_transfer(source, target), quiet)
         assert moved.unreadable == [jobs[1].id]
