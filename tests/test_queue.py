@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -19,7 +21,6 @@ from asyncjobs import (
     AsyncJobs,
     EnqueueOptions,
     JobContext,
-    JobFailed,
     JobQueue,
     JobStatus,
     Policy,
@@ -34,6 +35,7 @@ from asyncjobs.errors import (
     IllegalMove,
     InvalidPayload,
     InvalidResult,
+    JobUnsuccessful,
     LostLease,
     NotOpen,
     PayloadTooLarge,
@@ -41,11 +43,11 @@ from asyncjobs.errors import (
     UnknownJob,
     UnknownType,
 )
-from asyncjobs.protocols import Selection
-from asyncjobs.testing import Faults, FaultyStore, ManualClock
+from asyncjobs.protocols import Selection, Transactions
+from asyncjobs.testing import Faults, FaultyStore, ManualClock, sample_job
+from tests.queues import IDLE, Make, finished, running, settled
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
-Make = Callable[..., AsyncJobs]
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -109,7 +111,7 @@ async def test_an_unknown_type_is_named_with_those_there_are(jobs: AsyncJobs) ->
             await jobs.enqueue("unknown", None)
 
 
-async def test_a_handler_of_another_queue_is_unknown(jobs: AsyncJobs, make: Make) -> None:
+async def test_a_handler_of_another_queue_is_refused(jobs: AsyncJobs, make: Make) -> None:
     other = make()
 
     @other.handler("same")
@@ -119,7 +121,7 @@ async def test_a_handler_of_another_queue_is_unknown(jobs: AsyncJobs, make: Make
     async def mine(_none: None, _job: JobContext) -> None: ...
 
     async with jobs:
-        with pytest.raises(UnknownType):
+        with pytest.raises(ConfigurationError, match="'same' belongs to another AsyncJobs"):
             await jobs.enqueue(same, None)
 
 
@@ -145,15 +147,32 @@ async def test_a_queue_is_open_once_and_can_be_opened_again(jobs: AsyncJobs) -> 
         assert await jobs.get(new_job_id()) is None
 
 
-async def test_a_queue_that_was_closed_a_moment_ago_is_waited_for_in_vain(jobs: AsyncJobs) -> None:
+class SlowToClose(FaultyStore):
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self.closing, self.go_on = anyio.Event(), anyio.Event()
+
+    async def __aexit__(self, *error: object) -> bool | None:
+        self.closing.set()
+        await self.go_on.wait()
+        return await super().__aexit__(*error)
+
+
+async def test_a_wait_raises_not_open_while_the_queue_closes(make: Make, store: Any) -> None:
+    slow = SlowToClose(store)
+    jobs = make(store=slow)
     kind = jobs.external("import", payload=str, result=int)
-    async with jobs:
-        job = (await jobs.enqueue(kind, "a.csv")).job
-        jobs._running.feed.close()
-        with pytest.raises(NotOpen):
-            await jobs.wait(job.id)
-        with pytest.raises(NotOpen):
-            await jobs.next_change(job.id)
+
+    async def wait_in_vain() -> None:
+        await slow.closing.wait()
+        for wait in (jobs.wait, jobs.next_change):
+            with pytest.raises(NotOpen):
+                await wait(job.id)
+        slow.go_on.set()
+
+    async with anyio.create_task_group() as tasks, jobs:
+        job = await jobs.enqueue(kind, "a.csv")
+        tasks.start_soon(wait_in_vain)
 
 
 async def test_closing_what_is_not_open_is_an_error(jobs: AsyncJobs) -> None:
@@ -162,15 +181,18 @@ async def test_closing_what_is_not_open_is_an_error(jobs: AsyncJobs) -> None:
 
 
 @pytest.mark.own_store
-async def test_a_copy_made_by_a_fork_is_not_open_and_can_be_opened(jobs: AsyncJobs) -> None:
+async def test_a_copy_made_by_a_fork_is_not_open_and_can_be_opened(
+    jobs: AsyncJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with jobs:
-        jobs._running.pid = -1  # what a forked child sees
-        with pytest.raises(NotOpen):
-            await jobs.get(new_job_id())
-        original = (jobs._opened, jobs._runtime)
-        async with jobs:
-            assert await jobs.get(new_job_id()) is None
-        jobs._opened, jobs._runtime = original
+        copied = copy.copy(jobs)
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: -1)
+            with pytest.raises(NotOpen):
+                await copied.get(new_job_id())
+            async with copied:
+                assert await copied.get(new_job_id()) is None
+        assert jobs.is_open
 
 
 async def test_what_the_block_raises_comes_out_as_it_is(jobs: AsyncJobs) -> None:
@@ -207,12 +229,11 @@ async def test_dataclasses_typed_dicts_and_plain_json_are_payloads(jobs: AsyncJo
         return given  # pyright: ignore[reportUnknownVariableType]
 
     async with jobs:
-        one = (await jobs.enqueue(point, Point(1, 2))).job
-        two = (await jobs.enqueue(size, Size(width=3))).job
-        three = (await jobs.enqueue("plain", {"a": [1, None, "b"]})).job
-        assert (await jobs.wait(one.id)).result == {"x": 2, "y": 1}
-        assert (await jobs.wait(two.id)).result == [3]
-        assert (await jobs.wait(three.id)).result == {"a": [1, None, "b"]}
+        assert (await finished(jobs, point, Point(1, 2))).result == {"x": 2, "y": 1}
+        assert (await finished(jobs, size, Size(width=3))).result == [3]
+        assert (await finished(jobs, "plain", {"a": [1, None, "b"]})).result == {
+            "a": [1, None, "b"]
+        }
 
 
 class Camel(BaseModel):
@@ -338,7 +359,7 @@ async def test_partials_methods_and_callable_objects_are_handlers(jobs: AsyncJob
         for handler in handlers:
             with pytest.raises(InvalidPayload):
                 await jobs.enqueue(handler, "many")
-            results.append((await jobs.wait((await jobs.enqueue(handler, 1)).id)).result)
+            results.append((await finished(jobs, handler, 1)).result)
     assert results == [3, 2, 2]
 
 
@@ -348,15 +369,9 @@ async def test_a_registered_handler_can_be_called_as_the_function_it_is(jobs: As
         """Double it."""
         return 2 * number
 
-    assert await double(4, JobContext(_sample())) == 8
+    assert await double(4, JobContext(sample_job())) == 8
     assert double.__doc__ == "Double it."
     assert repr(double) == "<Handler 'double'>"
-
-
-def _sample() -> Job:
-    from asyncjobs.testing import sample_job  # noqa: PLC0415  # only this test needs it
-
-    return sample_job()
 
 
 # options
@@ -376,21 +391,22 @@ async def test_a_job_belongs_to_a_trace_given_taken_or_made(jobs: AsyncJobs) -> 
     assert given.trace_id == "abc"
 
 
-async def test_a_delayed_job_waits_and_its_deadline_counts_from_then(jobs: AsyncJobs) -> None:
+async def test_a_delayed_job_waits_and_its_deadline_counts_from_then(make: Make) -> None:
+    clock = ManualClock()
+    jobs = make(clock=clock)
+
     @jobs.handler("later")
     async def later(_none: None, job: JobContext) -> int:
         return job.attempt
 
-    pause = timedelta(seconds=0.15)
     async with jobs:
-        job = (
-            await jobs.enqueue(later, None, options=EnqueueOptions(run_at=pause, deadline=60))
-        ).job
-        assert job.run_at == job.due_at == job.created_at + pause
+        options = EnqueueOptions(run_at=timedelta(hours=1), deadline=60)
+        job = (await jobs.enqueue(later, None, options=options)).job
+        assert job.run_at == job.due_at == job.created_at + timedelta(hours=1)
         assert job.deadline == job.run_at + timedelta(seconds=60)
-        done = await jobs.wait(job.id)
-    assert done.started_at is not None
-    assert done.started_at >= job.run_at
+        clock.advance(timedelta(hours=1))
+        done = await settled(jobs, job.id)
+    assert done.started_at == job.run_at
 
 
 async def test_a_moment_may_be_given_instead_of_a_pause(jobs: AsyncJobs) -> None:
@@ -473,9 +489,7 @@ def test_options_that_make_no_sense_are_refused_at_once(options: dict[str, Any])
 
 async def test_a_key_is_free_again_when_its_job_is_forgotten(make: Make) -> None:
     clock = ManualClock()
-    jobs = make(
-        clock=clock, settings=Settings(poll_interval=timedelta(1), sweep_interval=timedelta(1))
-    )
+    jobs = make(clock=clock, settings=IDLE)
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
         old = (await jobs.enqueue(kind, 1, idempotency_key="k")).job
@@ -488,6 +502,10 @@ async def test_a_key_is_free_again_when_its_job_is_forgotten(make: Make) -> None
 
 class Rivalled(FaultyStore):
     """Another process is quicker to use a key that has become free."""
+
+    @property
+    def powers(self) -> frozenset[type]:
+        return super().powers | {Transactions}
 
     rival: Job | None = None
 
@@ -505,11 +523,7 @@ async def test_a_key_that_is_free_again_makes_one_job_of_two_submissions(
     make: Make, store: Any, connection: object | None
 ) -> None:
     clock, rivalled = ManualClock(), Rivalled(store)
-    jobs = make(
-        store=rivalled,
-        clock=clock,
-        settings=Settings(poll_interval=timedelta(1), sweep_interval=timedelta(1)),
-    )
+    jobs = make(store=rivalled, clock=clock, settings=IDLE)
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
         old = (await jobs.enqueue(kind, 1, idempotency_key="k")).job
@@ -543,9 +557,7 @@ async def test_what_is_submitted_again_after_a_lost_answer_begins_at_once(
 
 async def test_a_replayed_job_is_told_as_it_must_stand(make: Make) -> None:
     clock = ManualClock()
-    jobs = make(
-        clock=clock, settings=Settings(poll_interval=timedelta(1), sweep_interval=timedelta(1))
-    )
+    jobs = make(clock=clock, settings=IDLE)
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
         await jobs.enqueue(kind, 1, idempotency_key="k")
@@ -578,8 +590,9 @@ async def test_outside_work_may_end_without_a_report(jobs: AsyncJobs) -> None:
         failed = await jobs.fail(two.id, "No more paper.", code="paper")
         assert failed.error is not None
         assert (failed.error.code, failed.error.message) == ("paper", "No more paper.")
-        with pytest.raises(JobFailed, match="No more paper"):
+        with pytest.raises(JobUnsuccessful, match=r"failed: No more paper") as raised:
             kind.result_of(failed)
+        assert raised.value.job == failed
 
 
 async def test_an_ended_job_cannot_end_again(jobs: AsyncJobs) -> None:
@@ -629,8 +642,7 @@ async def test_what_our_workers_hold_is_not_reported_from_outside(jobs: AsyncJob
         await anyio.sleep_forever()
 
     async with jobs:
-        job = (await jobs.enqueue(slow, None)).job
-        await until(jobs, job.id, JobStatus.PROCESSING)
+        job = await running(jobs, slow)
         with pytest.raises(LostLease):
             await jobs.complete(job.id, None)
         await jobs.cancel(job.id)
@@ -694,23 +706,15 @@ async def test_a_result_is_asked_of_the_right_type_and_a_finished_job(jobs: Asyn
     two = jobs.external("two", payload=int, result=int)
     async with jobs:
         job = (await jobs.enqueue(one, 1)).job
-        for kind, asked in ((one, job), (two, await jobs.complete(job.id, 1))):
-            with pytest.raises(ValueError, match="has no"):
-                kind.result_of(asked)
+        with pytest.raises(ValueError, match="is pending: it has no result yet"):
+            one.result_of(job)
+        with pytest.raises(ValueError, match="is of type 'one', not 'two'"):
+            two.result_of(await jobs.complete(job.id, 1))
 
 
 def test_an_issue_names_its_field_where_there_is_one() -> None:
     assert str(FieldIssue("a.b", "is odd")) == "a.b: is odd"
     assert str(FieldIssue("", "is odd")) == "is odd"
-
-
-async def until(jobs: AsyncJobs, job_id: JobId, status: JobStatus) -> Job:
-    """Wait for a job to have that status, or fail after five seconds."""
-    with anyio.fail_after(60):
-        async for job in jobs.subscribe(job_id):
-            if job.status is status:
-                return job
-    raise AssertionError(f"the job never was {status}")
 
 
 async def test_the_next_change_is_the_next_visible_one(jobs: AsyncJobs) -> None:

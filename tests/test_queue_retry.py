@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -10,9 +9,9 @@ import pytest
 from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, JobStatus
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import IllegalMove, UnknownJob
+from tests.queues import Make
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
-Make = Callable[..., AsyncJobs]
 
 
 async def test_the_new_job_has_the_limits_of_the_old_one_and_is_run(jobs: AsyncJobs) -> None:
@@ -25,9 +24,9 @@ async def test_the_new_job_has_the_limits_of_the_old_one_and_is_run(jobs: AsyncJ
         made = (
             await jobs.enqueue(divide, 5, user_id="ann", idempotency_key="k", options=options)
         ).job
-        old = await jobs.wait(made.id, timeout=10)
+        old = await jobs.wait(made.id, timeout=60)
         new = (await jobs.retry(old.id)).job
-        done = await jobs.wait(new.id, timeout=10)
+        done = await jobs.wait(new.id, timeout=60)
         again = (await jobs.enqueue(divide, 5, user_id="ann", idempotency_key="k")).job
         assert await jobs.find(old.id) == old
     assert (done.status, done.result, done.retry_of) == (JobStatus.COMPLETED, 20, old.id)
@@ -47,10 +46,10 @@ async def test_a_process_without_the_handler_may_do_it(make: Make) -> None:
         return text
 
     async with one:
-        old = await one.wait((await one.enqueue(echo, "a")).id, timeout=10)
+        old = await one.wait((await one.enqueue(echo, "a")).id, timeout=60)
         async with other:
             new = (await other.retry(old.id)).job
-        assert (await one.wait(new.id, timeout=10)).result == "a"
+        assert (await one.wait(new.id, timeout=60)).result == "a"
 
 
 async def test_what_was_done_elsewhere_is_done_elsewhere_again(jobs: AsyncJobs) -> None:

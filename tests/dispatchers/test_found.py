@@ -15,8 +15,9 @@ from asyncjobs.errors import ConfigurationError
 
 SCRIPT = """
 from asyncjobs import AsyncJobs
+from asyncjobs.dispatchers import dispatcher_from_name
 from asyncjobs.errors import ConfigurationError
-print(type(AsyncJobs("memory://", dispatcher="pigeon")._dispatcher).__name__)
+print(type(dispatcher_from_name("pigeon")).__name__)
 for name in ("carrier", "broken"):
     try:
         AsyncJobs("memory://", dispatcher=name)

@@ -7,18 +7,20 @@ lengths. What must hold whatever happens is checked on every write that any proc
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import pairwise
 
 import anyio
 import pytest
-from trio.testing import MockClock
 
 from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, JobStatus, Policy, Retry, Settings
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.protocols import Change
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import Faults, FaultyStore, LoopClock
+from tests.queues import simulated
 
 JOBS = 60
 
@@ -43,11 +45,18 @@ class History(MemoryStore):
         super().__init__()
         self.states: dict[JobId, list[Job]] = {}
 
-    def _put(self, job: Job) -> None:
-        states = self.states.setdefault(job.id, [])
-        if not states or states[-1].revision != job.revision:
-            states.append(job)
-        super()._put(job)
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        stored = await super().insert(jobs)
+        for job in stored:
+            self.states.setdefault(job.id, [job])
+        return stored
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        written = await super().replace(changes)
+        for change, done in zip(changes, written, strict=True):
+            if done:
+                self.states[change.job.id].append(change.job)
+        return written
 
 
 class World:
@@ -117,8 +126,7 @@ def test_every_accepted_job_ends_once_whatever_happens(seed: int) -> None:
                 await settled(world.store)
                 machines.cancel_scope.cancel()
 
-    clock = MockClock(autojump_threshold=0)
-    anyio.run(simulate, backend="trio", backend_options={"clock": clock})
+    simulated(simulate)
     assert len(world.accepted) == JOBS
     for job_id in world.accepted:
         check(world.store.states[job_id])
@@ -126,7 +134,7 @@ def test_every_accepted_job_ends_once_whatever_happens(seed: int) -> None:
 
 async def settled(store: History) -> None:
     """Wait until every job has ended, and some time more, in which nothing may change."""
-    while any(not job.status.terminal for job in store._jobs.values()):  # noqa: ASYNC110
+    while not all(states[-1].status.terminal for states in store.states.values()):  # noqa: ASYNC110
         await anyio.sleep(60)
     await anyio.sleep(HOUR)
 
@@ -156,7 +164,7 @@ def test_the_check_can_fail() -> None:
             job = await jobs.enqueue("work", 0.1)
             await jobs.wait(job.id)
 
-    anyio.run(lose_one, backend="trio", backend_options={"clock": MockClock(autojump_threshold=0)})
+    simulated(lose_one)
     [states] = world.store.states.values()
     check(states)
     twice = states[-1].model_copy(update={"revision": 99, "result_json": b"2"})

@@ -16,7 +16,7 @@ from asyncjobs.stores.memory import MemoryStore
 SCRIPT = """
 from asyncjobs import AsyncJobs
 from asyncjobs.errors import ConfigurationError
-print(type(AsyncJobs("shelf://anything")._store).__name__)
+print(type(AsyncJobs("shelf://anything").store).__name__)
 for url in ("cupboard://me:secret@anything", "broken://anything"):
     try:
         AsyncJobs(url)
