@@ -153,6 +153,8 @@ SERVER = """
 import signal, sys, threading
 from asyncjobs.runtime.signals import told_to_stop
 
+# Shells ignore SIGINT for commands in the background, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 told = threading.Event()
 
 def handle(number, frame):
