@@ -30,7 +30,7 @@ from asyncjobs.errors import AsyncJobsError, ConfigurationError
 from asyncjobs.http import messages
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
 from asyncjobs.http.mounts import MountOptions, check_mounts, check_target
-from asyncjobs.http.problems import problem_of
+from asyncjobs.http.problems import STATUSES, problem_of
 from asyncjobs.queue import AsyncJobs
 
 __all__ = ["accept", "mount", "problem_response"]
@@ -87,7 +87,10 @@ def join(app: Starlette, monitor: StatusMonitor, socket: ASGIApp) -> None:
     mounts.append(monitor)
     lifespan: Any = app.router.lifespan_context
     app.router.lifespan_context = joined_lifespan(lifespan, monitor)
-    app.add_exception_handler(AsyncJobsError, problem_response)
+    # Not for their base class: a fault of the server in a sub-application, which has answered it,
+    # would be caught again here.
+    for kind in STATUSES:
+        app.add_exception_handler(kind, problem_response)
     path = f"{monitor.endpoints.mount.websocket_prefix}/{{job_id}}"
     app.router.routes.append(WebSocketRoute(path, socket))
 
@@ -120,9 +123,9 @@ def accept(
 
 
 async def problem_response(_: Request, error: Exception) -> Response:
-    """Answer an error of this library: `app.add_exception_handler(AsyncJobsError, ...)`.
+    """Answer an error of this library by a problem document; raise it again if it has none.
 
-    `mount` adds it. Errors that are the server's fault are raised again.
+    An exception handler, which `mount` adds to the app.
     """
     answer = problem_of(error) if isinstance(error, AsyncJobsError) else None
     if answer is None:
