@@ -1,26 +1,15 @@
-"""Tells an engine of jobs, from several event loops and from a forked child, by one dispatcher."""
+"""Sends jobs by one dispatcher in several event loops, or in a process and its forked child."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sys
-from collections.abc import Callable, Mapping
+from importlib import import_module
 
-from saq import Queue
-from taskiq_redis import ListQueueBroker, RedisStreamBroker
-
-from asyncjobs import AsyncJobs, Dispatcher
-from asyncjobs.dispatchers.saq import SAQDispatcher
-from asyncjobs.dispatchers.taskiq import TaskiqDispatcher
+from asyncjobs import AsyncJobs
 from asyncjobs.portal import portal_for
 from asyncjobs.testing.dispatcher_handlers import register
 
-DISPATCHERS: Mapping[str, Callable[[str], Dispatcher]] = {
-    "saq": lambda url: SAQDispatcher(Queue.from_url(url)),
-    "taskiq list": lambda url: TaskiqDispatcher(ListQueueBroker(url)),
-    "taskiq stream": lambda url: TaskiqDispatcher(RedisStreamBroker(url)),
-}
 MANY = 50
 
 
@@ -34,8 +23,10 @@ async def enqueue_opened(jobs: AsyncJobs, times: int) -> None:
             await enqueue_many(jobs)
 
 
-def main(kind: str, url: str, how: str) -> None:
-    jobs = AsyncJobs("memory://", dispatcher=DISPATCHERS[kind](url))
+def main(module: str, kind: str, url: str, how: str) -> None:
+    """Take the dispatcher from the module of an engine's tests."""
+    dispatcher = import_module(module).ENGINE(kind).dispatcher(url)
+    jobs = AsyncJobs("memory://", dispatcher=dispatcher)
     register(jobs)
     if how == "loops":
         for times in (2, 1):
@@ -48,6 +39,3 @@ def main(kind: str, url: str, how: str) -> None:
     portal.close()
     if child != 0:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-main(*sys.argv[1:])
