@@ -257,11 +257,11 @@ class IllegalMove(AsyncJobsError):
 
 
 class TransferRefused(AsyncJobsError):
-    """Say why jobs cannot be moved between two stores now; what was copied stays, and is right."""
+    """Raised when jobs cannot be transferred between two stores now; copied jobs stay."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
-        super().__init__(f"The jobs cannot be moved: {reason}.")
+        super().__init__(f"The jobs cannot be transferred: {reason}.")
 
 
 class LostLease(AsyncJobsError):

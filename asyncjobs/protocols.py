@@ -311,9 +311,9 @@ class Embedded(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CallbackResult:
-    """How a call to a callback URL ended: without an `error`, it was told.
+    """The result of one call to a callback URL: without an `error` it was delivered.
 
-    With one it is called again after `again`, or given up where that is None.
+    After an error the next call is made after `again`; None gives the callback up.
     """
 
     error: str | None = None
@@ -321,33 +321,34 @@ class CallbackResult:
 
 
 class CallbackSender(Protocol):
-    """Tells the URLs that jobs name of the jobs' ends."""
+    """Sends the ends of jobs to the callback URLs that the jobs name."""
 
     @property
-    def room(self) -> int:
-        """How many calls may be under way at once in this process."""
+    def concurrency(self) -> int:
+        """How many calls one process may make at the same time."""
         ...
 
     @property
-    def longest(self) -> timedelta:
-        """The longest that one call takes; others leave the job alone for a while more."""
+    def timeout(self) -> timedelta:
+        """The longest that one call takes. Other processes leave the job alone for longer."""
         ...
 
     def check(self, url: str, /) -> None:
-        """Raise `InvalidCallback` for a URL that is not to be called."""
+        """Raise `InvalidCallback` for a URL that must not be called."""
         ...
 
-    async def tell(self, job: Job, /, *, now: datetime) -> CallbackResult:
-        """Make one call for a job that has ended; `job.callback` says how many went before.
+    async def send(self, job: Job, /, *, now: datetime) -> CallbackResult:
+        """Make one call for a job that has ended; `job.callback.calls` went before it.
 
-        The URL is checked again, since it may have been accepted under other rules. May be called
-        twice for the same end, and must be told so that the receiver knows.
+        Checks the URL again, since it may have been accepted under other rules. May be called twice
+        for the same end: the message carries the same id both times, so that receivers can
+        deduplicate.
         """
         ...
 
 
 class Spans(Protocol):
-    """Wraps what a tracer shows; both yield the `traceparent` that is passed on."""
+    """Opens the spans of a tracer; both methods yield the `traceparent` to pass on."""
 
     def submitting(
         self, kind: str, queue: str, traceparent: str | None, /
@@ -356,11 +357,12 @@ class Spans(Protocol):
         ...
 
     def attempting(
-        self, job: Job, told_to_stop: Callable[[], str | None], /
+        self, job: Job, stop_reason: Callable[[], str | None], /
     ) -> AbstractContextManager[str | None]:
-        """Enclose the call of a handler, also in time: what it raises passes through.
+        """Enclose the call of a handler, also in time; exceptions of the handler pass through.
 
-        `told_to_stop` says why, where that is because it was told to: `timeout`, `cancel` ...
+        `stop_reason` returns why the runtime stopped the handler (`timeout`, `cancel`, ...), or
+        None if it did not.
         """
         ...
 

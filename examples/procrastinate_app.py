@@ -1,11 +1,10 @@
-"""A report on FastAPI and Procrastinate, with one PostgreSQL database for both.
+"""A report on FastAPI, made by Procrastinate's workers; PostgreSQL keeps messages and jobs.
 
-export DATABASE_URL=postgresql://postgres@localhost/postgres
+pip install 'asyncjobs-http[fastapi,postgres,procrastinate]' uvicorn
+cd examples
 procrastinate --app=procrastinate_app.engine schema --apply
-procrastinate --app=procrastinate_app.engine worker --concurrency=10
 uvicorn procrastinate_app:app
-
-curl -i http://localhost:8000/api/reports --json '{"pages": 20}'
+procrastinate --app=procrastinate_app.engine worker --concurrency=10
 """
 
 import os
@@ -14,7 +13,7 @@ import anyio
 from fastapi import FastAPI
 from fastapi.responses import Response
 from procrastinate import App, PsycopgConnector
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, mount
@@ -25,23 +24,22 @@ DATABASE = os.environ.get("DATABASE_URL", "postgresql://postgres@localhost/postg
 engine = App(connector=PsycopgConnector(conninfo=DATABASE))
 dispatcher = ProcrastinateDispatcher(engine)
 jobs = AsyncJobs(DATABASE, dispatcher=dispatcher)
+dispatcher.register_task(jobs)
 
 
 class ReportRequest(BaseModel):
-    """How long the report shall be."""
+    """The size of the report."""
 
-    pages: int = Field(ge=1, le=1000)
+    pages: int = 10
 
 
-@jobs.handler("report")
-async def report(cmd: ReportRequest, job: JobContext) -> dict[str, int]:
-    """Write it, page by page."""
-    async for _page in job.track(range(cmd.pages), unit="pages"):
+@jobs.handler("report", timeout=60, estimate=2)
+async def report(cmd: ReportRequest, job: JobContext) -> int:
+    """Write the report page by page, and report progress."""
+    async for _ in job.track(range(cmd.pages), unit="pages"):
         await anyio.sleep(0.05)
-    return {"pages": cmd.pages}
+    return cmd.pages
 
-
-dispatcher.carrier(jobs)
 
 app = FastAPI(title="Reports")
 mount(app, jobs, prefix="/api/jobs")
@@ -49,5 +47,5 @@ mount(app, jobs, prefix="/api/jobs")
 
 @app.post("/api/reports", status_code=202, response_model=AcceptedDocument)
 async def create_report(cmd: ReportRequest, accept: Accept) -> Response:
-    """Begin a report."""
+    """Submit a report."""
     return await accept(report, cmd)

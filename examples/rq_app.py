@@ -18,23 +18,23 @@ from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, mount
 from asyncjobs.dispatchers.rq import RQDispatcher
 
-REDIS_URL = os.environ.get("BROKER", "redis://localhost:6379/0")  # RQ's workers read it, too
+REDIS_URL = os.environ.get("BROKER", "redis://localhost:6379/0")  # RQ's workers read this setting
 STORE = os.environ.get("STORE", "redis://localhost:6379/1")
 
-dispatcher = RQDispatcher(cast("Any", Redis).from_url(REDIS_URL), carrier="rq_app.carry")
+dispatcher = RQDispatcher(cast("Any", Redis).from_url(REDIS_URL), task="rq_app.run_job")
 jobs = AsyncJobs(STORE, dispatcher=dispatcher)
-carry = dispatcher.carrier(jobs)  # RQ's workers import it
+run_job = dispatcher.register_task(jobs)  # RQ's workers import this name
 
 
 class ReportRequest(BaseModel):
-    """Which report to make."""
+    """The size of the report."""
 
     pages: int = 10
 
 
 @jobs.handler("report", timeout=60, estimate=2)
 async def report(cmd: ReportRequest, job: JobContext) -> int:
-    """Write page after page, and tell how far it is."""
+    """Write the report page by page, and report progress."""
     async for _ in job.track(range(cmd.pages), unit="pages"):
         await anyio.sleep(0.05)
     return cmd.pages
@@ -46,5 +46,5 @@ mount(app, jobs, prefix="/api/jobs")
 
 @app.post("/api/reports", status_code=202, response_model=AcceptedDocument)
 async def create_report(cmd: ReportRequest, accept: Accept) -> Response:
-    """Begin a report."""
+    """Submit a report."""
     return await accept(report, cmd)

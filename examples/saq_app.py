@@ -22,22 +22,22 @@ from asyncjobs.dispatchers.saq import SAQDispatcher
 BROKER = os.environ.get("BROKER", "redis://localhost:6379/0")
 STORE = os.environ.get("STORE", "redis://localhost:6379/1")
 
-# SAQ's workers wait for messages by a call without end, which no timeout should break off.
+# SAQ's workers wait for messages by a call without end: a timeout would interrupt it.
 broker = cast("Any", Redis).from_url(BROKER, socket_timeout=None)
 dispatcher = SAQDispatcher(RedisQueue(broker))
 jobs = AsyncJobs(STORE, dispatcher=dispatcher)
-settings = dispatcher.carrier(jobs)  # of SAQ's workers
+settings = dispatcher.register_task(jobs)  # for SAQ's workers
 
 
 class ReportRequest(BaseModel):
-    """Which report to make."""
+    """The size of the report."""
 
     pages: int = 10
 
 
 @jobs.handler("report", timeout=60, estimate=2)
 async def report(cmd: ReportRequest, job: JobContext) -> int:
-    """Write page after page, and tell how far it is."""
+    """Write the report page by page, and report progress."""
     async for _ in job.track(range(cmd.pages), unit="pages"):
         await anyio.sleep(0.05)
     return cmd.pages
@@ -49,5 +49,5 @@ mount(app, jobs, prefix="/api/jobs")
 
 @app.post("/api/reports", status_code=202, response_model=AcceptedDocument)
 async def create_report(cmd: ReportRequest, accept: Accept) -> Response:
-    """Begin a report."""
+    """Submit a report."""
     return await accept(report, cmd)

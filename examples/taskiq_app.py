@@ -23,18 +23,18 @@ STORE = os.environ.get("STORE", "redis://localhost:6379/1")
 broker = ListQueueBroker(BROKER)
 dispatcher = TaskiqDispatcher(broker)
 jobs = AsyncJobs(STORE, dispatcher=dispatcher)
-dispatcher.carrier(jobs)  # what taskiq's workers run
+dispatcher.register_task(jobs)
 
 
 class ReportRequest(BaseModel):
-    """Which report to make."""
+    """The size of the report."""
 
     pages: int = 10
 
 
 @jobs.handler("report", timeout=60, estimate=2)
 async def report(cmd: ReportRequest, job: JobContext) -> int:
-    """Write page after page, and tell how far it is."""
+    """Write the report page by page, and report progress."""
     async for _ in job.track(range(cmd.pages), unit="pages"):
         await anyio.sleep(0.05)
     return cmd.pages
@@ -46,5 +46,5 @@ mount(app, jobs, prefix="/api/jobs")
 
 @app.post("/api/reports", status_code=202, response_model=AcceptedDocument)
 async def create_report(cmd: ReportRequest, accept: Accept) -> Response:
-    """Begin a report."""
+    """Submit a report."""
     return await accept(report, cmd)

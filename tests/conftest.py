@@ -21,38 +21,11 @@ import pytest
 import redis
 from hypothesis import settings
 
-pytest_plugins = ["tests.everywhere"]
+pytest_plugins = ["tests.everywhere", "tests.queues", "tests.selection"]
 
 # A busy machine is slow now and then, which says nothing about the code.
 settings.register_profile("asyncjobs", deadline=None)
 settings.load_profile("asyncjobs")
-
-#: Tests that take long, by folder or file below this one. They have a run of their own.
-THOROUGH = (
-    "adapters/test_fuzz.py",
-    "browser",
-    "chaos",
-    "clients/test_node.py",
-    "clients/test_python_client.py",
-    "core/test_simulation.py",
-    "engines",
-    "examples/test_celery_app.py",
-    "examples/test_openapi.py",
-    "javascript",
-    "servers/test_crash.py",
-    "servers/test_wsgi_servers.py",
-    "stores/postgres/test_statements.py",
-)
-
-
-@pytest.hookimpl(tryfirst=True)  # before those are left out that nobody asked for
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what takes long."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.relative_to(here).as_posix().startswith(THOROUGH):
-            item.add_marker("thorough")
-
 
 # PostgreSQL refuses to run as root; this user owns nothing on any system.
 _NOBODY = 65534

@@ -2,12 +2,14 @@
 
     monitor = StatusMonitor(jobs, prefix="/api/jobs")
 
-Mount it under the same prefix in any ASGI framework, and enter `monitor.running()` in that one's
-lifespan. The Starlette and FastAPI adapters do both for you.
+Mount it under the same prefix in any ASGI framework, and enter `monitor.running()` in the lifespan
+of the application. The Starlette and FastAPI adapters do both. Without a lifespan, the queue opens
+at the first request.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import (
@@ -25,30 +27,38 @@ import anyio
 from anyio import from_thread, to_thread
 from anyio.lowlevel import current_token
 
-from asyncjobs.adapters.sockets import Receive, Send, talk, until
 from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
 from asyncjobs.http.scripts import script
+from asyncjobs.http.streams import Close
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.runtime.signals import told_to_stop
 
 Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
-#: Tells from a request's scope who asks; None for nobody.
+#: Returns the owner of a request, given its scope; None for an anonymous caller.
 Identify = Callable[[Scope], str | Awaitable[str | None] | None]
 
 App = TypeVar("App")
 
+_POLICY_VIOLATION = 1008  # RFC 6455, section 7.4.1
+
 
 class StatusMonitor:
-    """The routes of one queue, as an ASGI application."""
+    """The routes of one queue, as an ASGI application.
+
+    With `prefix=None` the application that routes to it decides the prefix, request by request.
+    """
 
     def __init__(
         self,
         jobs: AsyncJobs,
         *,
-        prefix: str = "/api/jobs",
+        prefix: str | None = "/api/jobs",
         base_url: str | None = None,
         identify: Identify | None = None,
         options: MountOptions | None = None,
@@ -56,22 +66,52 @@ class StatusMonitor:
         mount = Mount(prefix, base_url, identify is not None, options or MountOptions())
         self.endpoints = Endpoints(jobs, mount)
         self._identify = identify
+        self._keeper: object = None
+        self._times_running = 0
+        self._opening = anyio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await talk(self.endpoints, await self.asked(scope), receive, send)
+            await self.talk(await self.asked(scope), receive, send)
         elif scope["type"] == "http":
             await respond(await self._answer(scope), receive, send)
         else:
             raise RuntimeError(f"The status monitor answers no {scope['type']}.")
 
     async def asked(self, scope: Scope, body: bytes = b"", *, prefix: str = "") -> Request:
-        """Translate a request, and find out whose it is; raises what `identify` raises."""
-        return request_of(scope, prefix, body=body, owner=await self._who(scope))
+        """Translate a request and identify its owner; raise what `identify` raises."""
+        return request_of(scope, prefix, body=body, owner=await self.owner(scope))
+
+    async def owner(self, scope: Scope) -> str | None:
+        """Call `identify`; raise what it raises."""
+        if self._identify is None:
+            return None
+        if inspect.iscoroutinefunction(self._identify):
+            return owner_of(await self._identify(scope))
+        found = await to_thread.run_sync(self._identify, scope)
+        return owner_of(await found if inspect.isawaitable(found) else found)
+
+    async def talk(self, request: Request, receive: Receive, send: Send) -> None:
+        """Accept a WebSocket, send the documents of its job, and close it; or refuse it."""
+        await receive()  # "websocket.connect" is the only possible first message
+        if self.endpoints.refuse_socket(request) is not None:
+            # Before it is accepted: HTTP 403.
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+            return
+        await self.ready()
+        await send({"type": "websocket.accept"})
+        messages = self.endpoints.follow(request)
+        async with aclosing(messages), anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_at, "websocket.disconnect", receive, tasks.cancel_scope)
+            await _send_documents(messages, send)
+            tasks.cancel_scope.cancel()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Keep the queue open, where it is not, and end all streams when the server is to stop."""
+        """Keep the queue open, opening it if needed; end all streams when the server has to stop.
+
+        For the lifespan of an application.
+        """
         jobs, streams = self.endpoints.jobs, self.endpoints.streams
         async with AsyncExitStack() as stack:
             if not jobs.is_open:
@@ -80,60 +120,79 @@ class StatusMonitor:
             stack.callback(streams.end)
             tell = partial(from_thread.run_sync, streams.end, token=current_token())
             stack.enter_context(told_to_stop(tell))
+            self._times_running += 1
+            stack.callback(self._stopped)
             yield
 
-    async def _answer(self, scope: Scope) -> Response:
-        prefix = self.endpoints.mount.prefix
-        found = script(request_of(scope, prefix))
-        return found or await self.endpoints.handle(await self.asked(scope, prefix=prefix))
+    async def ready(self) -> None:
+        """Open the queue for the rest of the event loop's life, unless a lifespan has opened it.
 
-    async def _who(self, scope: Scope) -> str | None:
-        if self._identify is None:
-            return None
-        if inspect.iscoroutinefunction(self._identify):
-            return owner_of(await self._identify(scope))
-        found = await to_thread.run_sync(self._identify, scope)
-        return owner_of(await found if inspect.isawaitable(found) else found)
+        Sub-applications have no lifespan. Raises what opening the queue raises.
+        """
+        if self._is_running:
+            return
+        async with self._opening:
+            if not self._is_running:
+                self._keeper = await _enter_in_background(self.running)
+
+    @property
+    def _is_running(self) -> bool:
+        return self._times_running > 0 and self.endpoints.jobs.is_open
+
+    def _stopped(self) -> None:
+        self._times_running -= 1
+
+    async def _answer(self, scope: Scope) -> Response:
+        prefix = self.endpoints.mount.prefix or ""
+        found = script(request_of(scope, prefix))
+        if found is not None:
+            return found
+        asked = await self.asked(scope, prefix=prefix)
+        await self.ready()
+        return await self.endpoints.handle(asked)
 
 
 def request_of(
     scope: Scope, prefix: str = "", *, body: bytes = b"", owner: str | None = None
 ) -> Request:
-    """Translate a request for something below a prefix."""
-    root, path = scope.get("root_path", ""), scope["path"]
-    below = path.removeprefix(root) if path.startswith(root) else path
+    """Translate a request for a path below a prefix."""
+    root, below = _split(scope)
     if f"{below}/".startswith(f"{prefix}/"):
         below = below.removeprefix(prefix)
     else:
-        # Who has routed by the prefix has moved it to the root, which is that of the app before.
+        # A mount of the framework has moved the prefix to the root path.
         root = root.removesuffix(prefix)
-    return Request(
-        method=scope.get("method", "GET"),
-        path=below.rpartition("/")[2] if scope["type"] == "websocket" else below.removeprefix("/"),
-        root=root,
-        headers=_headers(scope),
-        body=body,
-        owner=owner,
-        query=scope.get("query_string", b"").decode("latin-1"),
-        scheme=scope.get("scheme", "http"),
-    )
+    path = below.rpartition("/")[2] if scope["type"] == "websocket" else below.removeprefix("/")
+    return _request(scope, path, root, body=body, owner=owner)
+
+
+def routed_request_of(scope: Scope, path: str, owner: str | None) -> Request:
+    """Translate a request that a router has matched; what precedes `path` is the prefix."""
+    root, below = _split(scope)
+    prefix = below.removesuffix(path).removesuffix("/")
+    return _request(scope, path, root, prefix=prefix, owner=owner)
+
+
+def submission_of(scope: Scope, root: str, prefix: str, body: bytes, owner: str | None) -> Request:
+    """Translate a request that submits to the routes below another root and prefix."""
+    return _request(scope, "", root, prefix=prefix, body=body, owner=owner)
 
 
 async def respond(response: Response, receive: Receive, send: Send) -> None:
-    """Send a response; a stream until the client has gone."""
+    """Send a response; a stream until the client disconnects."""
     headers = [(name.lower().encode(), value.encode()) for name, value in response.headers]
     start = {"type": "http.response.start", "status": int(response.status), "headers": headers}
     if isinstance(response, StreamingResponse):
         async with aclosing(response.chunks), anyio.create_task_group() as tasks:
-            tasks.start_soon(until, "http.disconnect", receive, tasks.cancel_scope)
-            with suppress(OSError):  # what `send` raises where the client has gone (ASGI 2.4)
+            tasks.start_soon(_cancel_at, "http.disconnect", receive, tasks.cancel_scope)
+            with suppress(OSError):  # raised by `send` after a disconnect (ASGI 2.4)
                 await send(start)
                 async for chunk in response.chunks:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
             tasks.cancel_scope.cancel()
         return
-    # RFC 9110 section 8.6: not where the length would be that of what is not sent.
+    # RFC 9110 section 8.6: not if it were the length of a body that is not sent.
     if response.status not in {HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT}:
         headers.append((b"content-length", str(len(response.body)).encode()))
     await send(start)
@@ -151,6 +210,89 @@ def joined_lifespan(
             yield state
 
     return joined
+
+
+async def _enter_in_background(make: Callable[[], AbstractAsyncContextManager[None]]) -> object:
+    """Enter a context in a task of its own, which lives as long as the event loop.
+
+    Not in the task of the request: it ends, and with it the cancel scopes that it has entered.
+    Returns the task, to be kept; raises what entering raises.
+    """
+    entered = anyio.Event()
+    failures: list[Exception] = []
+
+    async def keep() -> None:
+        try:
+            async with make():
+                entered.set()
+                await anyio.sleep_forever()
+        except Exception as error:
+            if entered.is_set():
+                raise
+            failures.append(error)
+            entered.set()
+
+    task = _spawn(keep)
+    await entered.wait()
+    if failures:
+        raise failures[0]
+    return task
+
+
+def _spawn(function: Callable[[], Any]) -> object:
+    # anyio starts tasks in task groups only, which end with the task that has opened them.
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        import trio  # noqa: PLC0415  # type: ignore[import-untyped,unused-ignore]
+
+        return trio.lowlevel.spawn_system_task(function)
+    return loop.create_task(function(), name="asyncjobs")
+
+
+async def _send_documents(messages: AsyncGenerator[bytes | Close | None], send: Send) -> None:
+    with suppress(OSError):  # raised by `send` after a disconnect (ASGI 2.4)
+        async for message in messages:
+            if isinstance(message, Close):
+                end = {"type": "websocket.close", "code": message.code, "reason": message.reason}
+                await send(end)
+            elif message is not None:
+                await send({"type": "websocket.send", "text": message.decode()})
+
+
+async def _cancel_at(kind: str, receive: Receive, scope: anyio.CancelScope) -> None:
+    """Cancel the scope when a message of that kind arrives; other messages are ignored."""
+    while (await receive())["type"] != kind:
+        pass
+    scope.cancel()
+
+
+def _split(scope: Scope) -> tuple[str, str]:
+    """Return the root path, and the path below it, whether the server has cut it off or not."""
+    root, path = scope.get("root_path", "").rstrip("/"), scope["path"]
+    return root, path.removeprefix(root) if f"{path}/".startswith(f"{root}/") else path
+
+
+def _request(
+    scope: Scope,
+    path: str,
+    root: str,
+    *,
+    prefix: str = "",
+    body: bytes = b"",
+    owner: str | None = None,
+) -> Request:
+    return Request(
+        method=scope.get("method", "GET"),
+        path=path,
+        root=root,
+        prefix=prefix,
+        headers=_headers(scope),
+        body=body,
+        owner=owner,
+        query=scope.get("query_string", b"").decode("latin-1"),
+        scheme=scope.get("scheme", "http"),
+    )
 
 
 def _headers(scope: Scope) -> dict[str, str]:

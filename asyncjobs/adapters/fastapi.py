@@ -1,12 +1,30 @@
-"""FastAPI: `mount(app, jobs)`, and `accept: Accept` as a parameter of a route."""
+"""FastAPI: `mount(app, jobs)` or `jobs_router(jobs)`, and `accept: Accept` in a route.
+
+    app.include_router(router := jobs_router(jobs, identify=current_user), prefix="/api/jobs")
+    Accept = Annotated[Acceptor, Depends(router.accept)]
+
+`mount` is the short way: the same routes, with an `Accept` that is imported.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import Annotated, Any, ClassVar, TypeVar
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
-from fastapi import Depends, FastAPI, Request
+try:
+    from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket, params
+except ImportError as error:
+    raise ImportError(
+        "asyncjobs.adapters.fastapi needs FastAPI: pip install 'asyncjobs-http[fastapi]'"
+    ) from error
 from fastapi.dependencies.models import Dependant
 from fastapi.exception_handlers import (
     http_exception_handler,
@@ -16,18 +34,28 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import NoMatchFound, Router
+from starlette.routing import Route as PlainRoute
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from asyncjobs.adapters import starlette
-from asyncjobs.adapters.asgi import StatusMonitor, request_of
-from asyncjobs.adapters.starlette import Identify
+from asyncjobs.adapters.asgi import (
+    StatusMonitor,
+    request_of,
+    respond,
+    routed_request_of,
+    submission_of,
+)
+from asyncjobs.adapters.starlette import PendingResponse, WholeResponse, problem_response
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.submission import EnqueueOptions
-from asyncjobs.errors import MalformedBody, RequestRejected
+from asyncjobs.errors import ConfigurationError, MalformedBody, RequestRejected
 from asyncjobs.http.documents import AcceptedDocument
-from asyncjobs.http.endpoints import Body
-from asyncjobs.http.mounts import Mount, MountOptions
+from asyncjobs.http.endpoints import Body, Submit, find_mount
+from asyncjobs.http.mounts import MountOptions, check_queue, check_target, owner_of
 from asyncjobs.http.openapi import (
     JOB_ID,
     parameters_of,
@@ -36,32 +64,41 @@ from asyncjobs.http.openapi import (
     submission_responses,
 )
 from asyncjobs.http.problems import problem_of
-from asyncjobs.http.requests import rejection_of
+from asyncjobs.http.requests import is_json, rejection_of
 from asyncjobs.http.routes import LIST, ROUTES, Route
+from asyncjobs.http.scripts import SCRIPTS, script
 from asyncjobs.queue import AsyncJobs
 
-__all__ = ["Accept", "AcceptedDocument", "Acceptor", "mount"]
+__all__ = [
+    "Accept",
+    "AcceptedDocument",
+    "Acceptor",
+    "JobsRouter",
+    "SubmissionRoute",
+    "jobs_router",
+    "mount",
+    "problem_response",
+]
 
 P = TypeVar("P")
 
-_Handler = Callable[[Request, Any], Awaitable[Response]]
+#: A FastAPI dependency that returns the owner of a request, a string; None for an anonymous caller.
+#: The only parameter of a function may lack an annotation: then it gets the request.
+Identify = Callable[..., Any]
+
 _AnyHandler = Callable[[Request, Any], Any]
-_Rejection = Callable[[Request, Any], RequestRejected | None]
 
-# Where a request that stands for a WebSocket keeps what that is.
-_AS_IT_CAME = "asyncjobs.websocket"
-
-# How FastAPI says that it could not read a body at all.
-_UNREADABLE = "There was an error parsing the body"
+_FOUND = "asyncjobs.owner"
+_POLICY_VIOLATION = 1008
 
 
 class Acceptor:
-    """Makes jobs of what one request submits."""
+    """Submits jobs on behalf of one request: `return await accept(export, cmd)`."""
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
+    def __init__(self, submit: Callable[[Any, Any, Submit], Awaitable[Response]]) -> None:
+        self._submit = submit
 
-    async def __call__(
+    def __call__(
         self,
         handler: JobType[P, Any],
         payload: P | Body = Body.UNREAD,
@@ -69,15 +106,141 @@ class Acceptor:
         *,
         user_id: str | None = None,
         options: EnqueueOptions | None = None,
-    ) -> Response:
-        """Make a job of the payload, or of the request's JSON body, and answer 202."""
-        return await starlette.accept(
-            self._request, handler, payload, user_id=user_id, options=options
+    ) -> Awaitable[Response]:
+        """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
+
+        The job belongs to `user_id`, or to the owner that `identify` returns. Raises
+        `ConfigurationError` for a handler of another queue, and outside an event loop, as in a
+        `def` route.
+        """
+        return self._submit(handler, payload, Submit(user_id, options))
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What OpenAPI has to know of the routes for which an `Accept` makes jobs."""
+
+    prefix: str | None = None
+    callbacks: bool = False
+
+
+# The dependencies that return an Acceptor; without a description, the route's class has it.
+_acceptors: WeakKeyDictionary[Callable[..., Any], _Described | None] = WeakKeyDictionary()
+
+
+async def _mounted_acceptor(request: Request) -> Acceptor:
+    def submit(handler: Any, payload: Any, submit: Submit) -> Awaitable[Response]:
+        user_id, options = submit.user_id, submit.options
+        return starlette.accept(request, handler, payload, user_id=user_id, options=options)
+
+    return Acceptor(submit)
+
+
+_acceptors[_mounted_acceptor] = None
+
+#: For an app with a `mount`: annotate a route's parameter with it, `accept: Accept`.
+Accept = Annotated[Acceptor, Depends(_mounted_acceptor)]
+
+
+class JobsRouter(APIRouter):
+    """The routes of one queue; `accept` is the dependency that submits jobs to it.
+
+    The URLs of jobs follow the prefixes under which the router is included, and the root path of
+    the app. The queue opens with the lifespan of that app, or at its first use.
+    """
+
+    def __init__(self, monitor: StatusMonitor, identify: Any) -> None:
+        @asynccontextmanager
+        async def lifespan(_: Any) -> AsyncGenerator[None]:
+            async with monitor.running():
+                yield
+
+        super().__init__(lifespan=lifespan)
+        # Names one route, by which the prefix is found.
+        self._anchor = f"asyncjobs:{uuid4()}"
+        self._monitor = monitor
+        self.accept: Callable[..., Awaitable[Acceptor]] = self._acceptor(identify)
+        _add_routes(self, monitor, identify, self._anchor)
+        path = f"{monitor.endpoints.mount.websocket_prefix}/{{job_id}}"
+        self.add_api_websocket_route(path, _socket_endpoint(monitor))
+
+    def _acceptor(self, identify: Any) -> Callable[..., Awaitable[Acceptor]]:
+        async def accept(request: Request, owner: Any = identify) -> Acceptor:
+            return Acceptor(partial(self._submit, request, owner_of(owner)))
+
+        callbacks = self._monitor.endpoints.mount.options.callbacks
+        _acceptors[accept] = _Described(callbacks=callbacks)
+        return accept
+
+    def _submit(
+        self,
+        request: Request,
+        owner: str | None,
+        handler: JobType[P, Any],
+        payload: P | Body,
+        submit: Submit,
+    ) -> Awaitable[Response]:
+        monitor = self._monitor
+        find_mount([monitor.endpoints], handler)
+        root, prefix = self._place(request.scope)
+
+        async def submitting() -> Response:
+            body = await starlette.body_for(request, handler, payload)
+            asked = submission_of(request.scope, root, prefix, body, owner)
+            return await starlette.submitted(monitor, asked, handler, payload, submit)
+
+        return PendingResponse(submitting)
+
+    def _place(self, scope: Scope) -> tuple[str, str]:
+        """Return the root path and the prefix of the routes, as the app's router knows them."""
+        for router, root in starlette.routers_of(scope):
+            # Kept with the router, since it cannot be the key of a dictionary.
+            known: dict[str, str] = vars(router).setdefault("asyncjobs_prefixes", {})
+            prefix = known.get(self._anchor) or self._prefix_in(router, {})
+            if prefix is not None:
+                known[self._anchor] = prefix
+            else:
+                # Parameters of the prefix are those of the request: `/{tenant}/jobs`.
+                prefix = self._prefix_in(router, scope["path_params"])
+            if prefix is not None:
+                return root, prefix
+        raise ConfigurationError(
+            "accept() found no URL for its jobs: include the router of this Accept in the app of "
+            "the route, or in the outermost app, by app.include_router(router, prefix=...)."
         )
 
+    def _prefix_in(self, router: Router, known: dict[str, Any]) -> str | None:
+        try:
+            path = router.url_path_for(self._anchor, **{**known, "job_id": "_"})
+        except (NoMatchFound, AssertionError):  # the latter for a parameter of the wrong type
+            return None
+        return str(path).removesuffix("/_")
 
-#: Annotate a route's parameter with it: `accept: Accept`.
-Accept = Annotated[Acceptor, Depends(Acceptor)]
+
+def jobs_router(
+    jobs: AsyncJobs,
+    *,
+    identify: Identify | None = None,
+    base_url: str | None = None,
+    options: MountOptions | None = None,
+) -> JobsRouter:
+    """Return a router with the status monitor: `app.include_router(jobs_router(jobs), prefix=...)`.
+
+    `identify` is a dependency like any other: it may have dependencies of its own, be overridden by
+    `app.dependency_overrides`, and raise `HTTPException`. WebSockets resolve it, too, as if they
+    were GET requests. A job belongs to the owner that submitted it, and no other caller finds it.
+    Routes submit jobs by `Annotated[Acceptor, Depends(router.accept)]`. For problem documents as
+    answers to invalid bodies, and for OpenAPI, give their router `route_class=SubmissionRoute`.
+    """
+    check_queue(jobs)
+    monitor = StatusMonitor(
+        jobs,
+        prefix=None,
+        base_url=base_url,
+        identify=None if identify is None else _Resolver(identify),
+        options=options,
+    )
+    return JobsRouter(monitor, _dependency(identify))
 
 
 def mount(
@@ -89,84 +252,181 @@ def mount(
     identify: Identify | None = None,
     options: MountOptions | None = None,
 ) -> None:
-    """Serve the status monitor below `prefix`, and keep `jobs` open while the app runs.
+    """Serve the routes of `jobs_router` below `prefix`, and keep `jobs` open while the app runs.
 
-    `identify` tells from a request who asks (None: nobody); it may raise `HTTPException`. Then jobs
-    belong to who submits them, and nobody else finds them. What the app's own `dependencies` demand
-    of every route is demanded for jobs, too. The routes appear in OpenAPI, and so do the answers of
-    routes that have an `Accept`. Errors of this library that a route of the app lets through become
-    problem documents, and so do invalid bodies of the routes that have an `Accept`.
+    The app's own `dependencies` are demanded for jobs, too, and for their WebSockets. Errors of
+    this library that a route of the app raises become problem documents, and so do invalid bodies
+    of the routes that have an `Accept`. OpenAPI describes the answers of those that are declared on
+    the app after the mount, or on a router with `route_class=SubmissionRoute`. Raises
+    `ConfigurationError` for an app that is not one, and for a second mount at the same prefix.
     """
-    monitor = StatusMonitor(
-        jobs,
-        prefix=prefix,
-        base_url=base_url,
-        identify=starlette.by_scope(identify),
-        options=options,
-    )
-    for route in [LIST, *ROUTES] if identify else ROUTES:
-        _add(app, monitor, route)
-    socket = starlette.Socket(monitor)
-    starlette.join(app, monitor, _Demanding(app, socket) if app.router.dependencies else socket)
-    # What the documented routes leave over: other methods, and paths that are none.
-    starlette.serve(app, monitor)
-    _answer_refused_bodies(app)
-    _describe_submissions(app, monitor.endpoints.mount)
-
-
-class _Delegated(Response):
-    """Leaves a request that FastAPI has routed and documented to another application."""
-
-    def __init__(self, answering: ASGIApp) -> None:
-        super().__init__()
-        self._answering = answering
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._answering(scope, receive, send)
-
-
-class _Demanding:
-    """Demands of a WebSocket what the app demands of every route, before it is passed on.
-
-    It begins as a GET (RFC 6455, 4.1): dependencies that look at requests can look at it as one.
-    """
-
-    def __init__(self, app: FastAPI, socket: ASGIApp) -> None:
-        self._socket = socket
-        self._route = APIRoute(
-            "/",
-            self._let_in,
-            response_class=Response,
-            dependencies=app.router.dependencies,
-            dependency_overrides_provider=app,
+    check_target("FastAPI", app, jobs, is_app=isinstance(app, FastAPI))
+    owner = None if identify is None else _Resolver(identify)
+    monitor = StatusMonitor(jobs, prefix=prefix, base_url=base_url, identify=owner, options=options)
+    guards = app.router.dependencies
+    resolver = _Resolver(identify, guards) if identify or guards else None
+    starlette.join(app, monitor, _Socket(monitor, resolver))
+    router = APIRouter()
+    _add_routes(router, monitor, _dependency(identify))
+    app.include_router(router, prefix=prefix)
+    if app.router.route_class is APIRoute:
+        app.router.route_class = _submission_route(
+            _Described(prefix, monitor.endpoints.mount.options.callbacks)
         )
+    _answer_refused_bodies(app)
+
+
+class SubmissionRoute(APIRoute):
+    """A route class for routers whose routes submit jobs: `APIRouter(route_class=SubmissionRoute)`.
+
+    OpenAPI describes what `accept` reads and answers, and invalid bodies are answered by problem
+    documents. A route without an `Accept` is as any other.
+    """
+
+    _described: ClassVar[_Described] = _Described()
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        acceptor = _acceptor_in(self.dependant)
+        if acceptor is not None:
+            self._describe(_acceptors[acceptor] or self._described)
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        """Answer refused bodies of submissions by problem documents."""
+        usual = super().get_route_handler()
+        if _acceptor_in(self.dependant) is None:
+            return usual
+
+        async def handler(request: Request) -> Response:
+            try:
+                response: Response = await usual(request)
+            except (RequestValidationError, HTTPException) as error:
+                problem = await _problem_for_body(request, error)
+                if problem is None:
+                    raise
+                return problem
+            return response
+
+        return handler
+
+    def _describe(self, described: _Described) -> None:
+        answers = submission_responses(described.prefix)
+        if _has_parameters(self.dependant):
+            # FastAPI describes its own refusals only if the route describes no 422.
+            answers[422]["content"]["application/json"] = {"schema": {"type": "object"}}
+        self.responses = {**answers, **self.responses}
+        extra = self.openapi_extra or {}
+        known = extra.get("parameters", [])
+        read = submission_parameters(callbacks=described.callbacks)
+        added = [one for one in read if one not in known]
+        self.openapi_extra = {**extra, "parameters": [*known, *added]}
+
+
+def _submission_route(described: _Described) -> type[SubmissionRoute]:
+    class Described(SubmissionRoute):
+        _described = described
+
+    return Described
+
+
+class _Resolver:
+    """Resolves `identify` outside the route of a request, as FastAPI would for a route.
+
+    For WebSockets, which begin as a GET (RFC 6455, 4.1): most dependencies ask for a `Request`. And
+    for the `Accept` of a mount, which is made before the mount is known. `guards` are resolved
+    before, for their errors alone.
+    """
+
+    def __init__(self, identify: Identify | None, guards: Sequence[params.Depends] = ()) -> None:
+        self._dependency = _dependency(identify)
+        self._guards = guards
+        # By app, for its `dependency_overrides`.
+        self._routes: WeakKeyDictionary[Any, APIRoute] = WeakKeyDictionary()
+
+    async def __call__(self, scope: Scope) -> str | None:
+        found: list[Any] = []
+        asked = {**starlette.as_http(scope), _FOUND: found}
+        # Without handlers, errors are raised instead of answered.
+        asked.pop("starlette.exception_handlers", None)
+        await self._route_for(scope["app"]).app(asked, _receive_nothing, _send_nothing)
+        return owner_of(found[0])
+
+    def _route_for(self, app: Any) -> APIRoute:
+        route = self._routes.get(app)
+        if route is None:
+
+            async def resolved(request: Request, owner: Any = self._dependency) -> Response:
+                request.scope[_FOUND].append(owner)
+                return Response()
+
+            route = self._routes[app] = APIRoute(
+                "/",
+                resolved,
+                response_class=Response,
+                dependencies=self._guards,
+                dependency_overrides_provider=app,
+            )
+        return route
+
+
+class _Socket:
+    """Answers the WebSockets of a mount, and refuses those that the app's dependencies refuse."""
+
+    def __init__(self, monitor: StatusMonitor, resolver: _Resolver | None) -> None:
+        self._monitor = monitor
+        self._resolver = resolver
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def refusing(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                await send({"type": "websocket.close", "code": 1008})
-            elif message["type"] != "http.response.body":
-                await send(message)
-
-        as_request = {**scope, "type": "http", "method": "GET", _AS_IT_CAME: scope}
-        await self._route.app(as_request, receive, refusing)
-
-    async def _let_in(self) -> Response:
-        return _Delegated(self._pass_on)
-
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._socket(scope[_AS_IT_CAME], receive, send)
+        try:
+            owner = None if self._resolver is None else await self._resolver(scope)
+        except (HTTPException, RequestValidationError):
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+            return
+        asked = routed_request_of(scope, scope["path_params"]["job_id"], owner)
+        await self._monitor.talk(asked, receive, send)
 
 
-def _add(app: FastAPI, monitor: StatusMonitor, route: Route) -> None:
-    async def answer() -> Response:
-        return _Delegated(monitor)
+class _Rest:
+    """Answers what the documented routes leave: scripts, other methods, and unknown paths.
+
+    No answer is about a job, so that the owner of the request does not matter.
+    """
+
+    def __init__(self, monitor: StatusMonitor, script_name: str | None = None) -> None:
+        self._monitor = monitor
+        self._script_name = script_name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = scope["path_params"]
+        rest = f"/{given['rest']}" if "rest" in given else ""
+        path = self._script_name or given["job_id"] + rest
+        asked = routed_request_of(scope, path, None)
+        answer = script(asked) or await self._monitor.endpoints.handle(asked)
+        await respond(answer, receive, send)
+
+
+def _add_routes(
+    router: APIRouter, monitor: StatusMonitor, identify: Any, anchor: str | None = None
+) -> None:
+    for name in SCRIPTS:
+        # Public, before the routes that identify the caller.
+        router.routes.append(PlainRoute(f"/{name}", _Rest(monitor, name)))
+    for route in [LIST, *ROUTES] if monitor.endpoints.mount.identified else ROUTES:
+        _add_route(router, monitor, route, identify)
+    router.routes.append(PlainRoute("/{job_id}", _Rest(monitor), name=anchor))
+    router.routes.append(PlainRoute("/{job_id}/{rest:path}", _Rest(monitor)))
+
+
+def _add_route(router: APIRouter, monitor: StatusMonitor, route: Route, identify: Any) -> None:
+    async def answer(request: Request, owner: Any = identify) -> Response:
+        path = request.path_params["job_id"] + route.suffix if below else ""
+        asked = routed_request_of(request.scope, path, owner_of(owner))
+        await monitor.ready()
+        return WholeResponse(await monitor.endpoints.handle(asked))
 
     below = "" if route is LIST else f"/{{job_id}}{route.suffix}"
-    parameters = [*([JOB_ID] if below else []), *parameters_of(route)]
-    path = f"{monitor.endpoints.mount.prefix}{below}"
-    app.add_api_route(
-        path,
+    router.add_api_route(
+        below,
         answer,
         methods=[route.method],
         summary=route.summary,
@@ -174,33 +434,69 @@ def _add(app: FastAPI, monitor: StatusMonitor, route: Route) -> None:
         tags=["jobs"],
         response_class=Response,
         responses=responses_of(route),
-        openapi_extra={"parameters": parameters},
+        openapi_extra={"parameters": [*([JOB_ID] if below else []), *parameters_of(route)]},
     )
     if route.method == "GET":
-        # Last, since the first route of a path is the one whose method a 405 names.
-        app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
+        # After the GET: a 405 names the methods of the first route of a path.
+        router.add_api_route(below, answer, methods=["HEAD"], include_in_schema=False)
 
 
-def _describe_submissions(app: FastAPI, where: Mount) -> None:
-    """Let OpenAPI say of every route that submits what `accept` reads and answers."""
-    generate = app.openapi
-    read = submission_parameters(callbacks=where.options.callbacks)
+def _socket_endpoint(monitor: StatusMonitor) -> Callable[[WebSocket], Awaitable[None]]:
+    async def follow(websocket: WebSocket) -> None:
+        async def send(message: Message) -> None:
+            try:
+                await websocket.send(message)
+            except WebSocketDisconnect as error:
+                raise OSError("the client has disconnected") from error
 
-    def described() -> dict[str, Any]:
-        for route in app.routes:
-            if isinstance(route, APIRoute) and _has_acceptor(route.dependant):
-                answers = submission_responses(where.prefix)
-                if _has_parameters(route.dependant):
-                    # What FastAPI itself refuses, it describes nowhere else once there is a 422.
-                    answers[422]["content"]["application/json"] = {"schema": {"type": "object"}}
-                route.responses = {**answers, **route.responses}
-                extra = route.openapi_extra or {}
-                known = extra.get("parameters", [])
-                added = [one for one in read if one not in known]
-                route.openapi_extra = {**extra, "parameters": [*known, *added]}
-        return generate()
+        try:
+            owner = await monitor.owner(websocket.scope)
+        except (HTTPException, RequestValidationError):
+            await websocket.close(_POLICY_VIOLATION)
+            return
+        asked = routed_request_of(websocket.scope, websocket.path_params["job_id"], owner)
+        await monitor.talk(asked, websocket.receive, send)
 
-    app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    return follow
+
+
+def _dependency(identify: Any) -> Any:
+    """Return `identify` as the default value of a parameter."""
+    if identify is None:
+        return Depends(_anonymous)
+    if isinstance(identify, params.Depends):
+        return identify
+    parameters = [*inspect.signature(identify).parameters.values()]
+    if len(parameters) != 1 or parameters[0].annotation not in {
+        inspect.Parameter.empty,
+        Any,
+        "Any",
+    }:
+        return Depends(identify)
+    # FastAPI would take it for a query parameter.
+    if inspect.iscoroutinefunction(identify):
+
+        async def identified(request: HTTPConnection) -> Any:
+            return await identify(request)
+
+        return Depends(identified)
+
+    def identified_in_thread(request: HTTPConnection) -> Any:
+        return identify(request)
+
+    return Depends(identified_in_thread)
+
+
+async def _anonymous() -> None:
+    return None
+
+
+async def _receive_nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def _send_nothing(_: Message) -> None:
+    return None
 
 
 def _has_parameters(dependant: Dependant) -> bool:
@@ -209,54 +505,72 @@ def _has_parameters(dependant: Dependant) -> bool:
     return bool(own) or any(_has_parameters(one) for one in dependant.dependencies)
 
 
+def _acceptor_in(dependant: Dependant) -> Callable[..., Any] | None:
+    """Return the dependency of an `Accept` among those of a route and of its dependencies."""
+    for one in dependant.dependencies:
+        if one.call is not None and one.call in _acceptors:
+            return one.call
+        found = _acceptor_in(one)
+        if found is not None:
+            return found
+    return None
+
+
 def _answer_refused_bodies(app: FastAPI) -> None:
-    for kind, usual, rejection in (
-        (RequestValidationError, request_validation_exception_handler, _misshapen),
-        (HTTPException, http_exception_handler, _unreadable),
+    """Answer refused bodies of submissions by problems, anything else as the app does anyway."""
+    for kind, usual in (
+        (RequestValidationError, request_validation_exception_handler),
+        (HTTPException, http_exception_handler),
     ):
-        handler: Any = app.exception_handlers.get(kind, usual)
-        app.add_exception_handler(kind, _problems_for_submissions(handler, rejection))
+        app.add_exception_handler(kind, _problems_first(app.exception_handlers.get(kind, usual)))
 
 
-def _problems_for_submissions(usual: _AnyHandler, rejection: _Rejection) -> _Handler:
-    """Answer refused bodies of submissions by a problem, anything else as the app does anyway."""
-
+def _problems_first(usual: _AnyHandler) -> Callable[[Request, Any], Awaitable[Response]]:
     async def answer(request: Request, error: Any) -> Response:
-        rejected = rejection(request, error) if _submits(request) else None
-        problem = None if rejected is None else problem_of(rejected)
-        if problem is None:
-            if inspect.iscoroutinefunction(usual):
-                response: Response = await usual(request, error)
-            else:
-                response = await run_in_threadpool(usual, request, error)
-            return response
-        return starlette.WholeResponse(problem)
+        dependant = getattr(request.scope.get("route"), "dependant", None)
+        if dependant is not None and _acceptor_in(dependant) is not None:
+            problem = await _problem_for_body(request, error)
+            if problem is not None:
+                return problem
+        if inspect.iscoroutinefunction(usual):
+            response: Response = await usual(request, error)
+        else:
+            response = await run_in_threadpool(usual, request, error)
+        return response
 
     return answer
 
 
-def _misshapen(request: Request, error: RequestValidationError) -> RequestRejected | None:
-    return rejection_of(request_of(request.scope), error.errors())
+async def _problem_for_body(
+    request: Request, error: RequestValidationError | HTTPException
+) -> Response | None:
+    """Return the problem with a submission's JSON body; None if the error has another cause."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    if field is None or isinstance(field.field_info, params.Form):
+        return None
+    rejected: RequestRejected | None = None
+    if isinstance(error, RequestValidationError):
+        rejected = rejection_of(request_of(request.scope), error.errors())
+    elif error.status_code == HTTPStatus.BAD_REQUEST and is_json(
+        request.headers.get("content-type", "")
+    ):
+        # FastAPI answers some bodies that are not JSON by a 400 of its own.
+        rejected = await _malformed(request)
+    problem = None if rejected is None else problem_of(rejected)
+    return None if problem is None else WholeResponse(problem)
 
 
-def _unreadable(_: Request, error: HTTPException) -> RequestRejected | None:
-    if error.detail != _UNREADABLE:
-        return None  # some other refusal, whose cause is the app's own business
-    # FastAPI treats some kinds of what is not JSON apart from the rest.
-    if isinstance(error.__cause__, UnicodeDecodeError):
+async def _malformed(request: Request) -> MalformedBody | None:
+    try:
+        body = await request.body()
+    except (ClientDisconnect, RuntimeError):  # the latter for a body that was not kept
+        return None
+    try:
+        json.loads(body)
+    except UnicodeDecodeError:
         return MalformedBody("it is not UTF-8")
-    if isinstance(error.__cause__, RecursionError):
+    except RecursionError:
         return MalformedBody("it is nested too deeply")
-    if isinstance(error.__cause__, ValueError):
-        return MalformedBody(str(error.__cause__))
+    except ValueError as error:
+        return MalformedBody(str(error))
     return None
-
-
-def _submits(request: Request) -> bool:
-    """Tell whether there is an `Accept` among the parameters of a route and its dependencies."""
-    dependant = getattr(request.scope.get("route"), "dependant", None)
-    return dependant is not None and _has_acceptor(dependant)
-
-
-def _has_acceptor(dependant: Dependant) -> bool:
-    return any(one.call is Acceptor or _has_acceptor(one) for one in dependant.dependencies)

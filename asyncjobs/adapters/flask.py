@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
+from http import HTTPStatus
 from typing import Any, TypeVar
 
-import flask
-from flask import Flask
+try:
+    import flask
+except ImportError as error:
+    raise ImportError(
+        "asyncjobs.adapters.flask needs Flask: pip install 'asyncjobs-http[flask]'"
+    ) from error
+from flask import Blueprint, Flask
 
-from asyncjobs.adapters.flask_responses import sent, sent_by
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.submission import EnqueueOptions
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, MalformedBody, StoreError
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
-from asyncjobs.http.messages import Request
-from asyncjobs.http.mounts import Mount, MountOptions, owner_of
+from asyncjobs.http.messages import Request, Response, StreamingResponse
+from asyncjobs.http.mounts import Mount, MountOptions, check_mounts, check_target, owner_of
 from asyncjobs.http.problems import problem_of
 from asyncjobs.http.scripts import script
+from asyncjobs.http.streams import Close
 from asyncjobs.portal import Portal, portal_for
 from asyncjobs.queue import AsyncJobs
+
+try:
+    from flask_sock import Sock  # type: ignore[import-untyped]
+    from wsproto.utilities import RemoteProtocolError
+except ImportError:  # the extra flask-websocket
+    Sock = None
 
 __all__ = ["accept", "mount", "portal_of"]
 
@@ -32,8 +44,11 @@ log = logging.getLogger("asyncjobs")
 P = TypeVar("P")
 T = TypeVar("T")
 
-#: Tells from a request who asks, as the owner of jobs; None for nobody.
+#: Returns the owner of a request; None for an anonymous caller.
 Identify = Callable[[flask.Request], str | Awaitable[str | None] | None]
+
+# How long a WebSocket's client may take to answer the close frame.
+_CLOSE_TIMEOUT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class _Mount:
     identify: Identify | None
 
     def asked(self, path: str, body: bytes = b"") -> Request:
-        """Translate the present request, and find out whose it is."""
+        """Translate the current request and identify its owner."""
         asked = _request(path, body)
         if self.identify is None:
             return asked
@@ -53,10 +68,10 @@ class _Mount:
         return replace(asked, owner=owner_of(found))
 
     def answer(self, path: str) -> flask.Response:
-        """Answer a request for something below the prefix."""
+        """Answer a request for a path below the prefix."""
         found = script(_request(path))
         found = found or self.portal.call(self.endpoints.handle, self.asked(path))
-        return sent_by(self.portal, found)
+        return _sent_by(self.portal, found)
 
 
 def mount(
@@ -70,31 +85,32 @@ def mount(
 ) -> None:
     """Serve the status monitor below `prefix`.
 
-    `identify` tells from a request who asks (None: nobody); it may abort with 401 or 403. Then jobs
-    belong to who submits them, and nobody else finds them. The queue is opened by the first request
-    of each process, never before a server forks its workers; see `portal_of` to open it earlier.
-    Errors of this library that a route of the app lets through become problem documents.
-    WebSockets are served where flask-sock is installed.
+    `identify` returns the owner of a request, None for an anonymous caller; it may abort with 401
+    or 403. A job belongs to the owner that submitted it, and no other caller finds it. The queue is
+    opened by the first request of each process, never before a server forks its workers; see
+    `portal_of` to open it earlier. Errors of this library that a route of the app raises become
+    problem documents. WebSockets are served if flask-sock is installed. Raises `ConfigurationError`
+    for an app that is not one, and for a second mount at the same prefix.
     """
+    check_target("Flask", app, jobs, is_app=isinstance(app, Flask))
     where = Mount(prefix, base_url, identify is not None, options or MountOptions())
+    check_mounts([one.endpoints.mount for one in _mounts_of(app)], where)
     endpoints, portal = Endpoints(jobs, where), portal_for(jobs)
     portal.keep(endpoints.streams)
     mounted = _Mount(endpoints, portal, identify)
     _mounts_of(app).append(mounted)
     endpoint = f"asyncjobs:{prefix}"
     app.endpoint(endpoint)(mounted.answer)
-    # A rule without methods has all there are; by `add_url_rule` it would have GET alone.
+    # A rule without methods has all of them; by `add_url_rule` it would have GET alone.
     app.url_map.add(app.url_rule_class(f"{prefix}/<path:path>", endpoint=endpoint))
     if identify is not None:
-        # The prefix itself: only to read, since an application may well submit to it.
+        # The prefix itself is only read: an application may submit jobs to it.
         app.add_url_rule(
             prefix, f"asyncjobs list:{prefix}", partial(mounted.answer, ""), methods=["GET"]
         )
-    if find_spec("flask_sock") is not None:
-        from asyncjobs.adapters.flask_sockets import add_sockets  # noqa: PLC0415  # an extra
-
-        add_sockets(app, endpoints, portal, mounted.asked)
-    app.before_request(lambda: _wake(mounted.portal))
+    if Sock is not None:
+        _add_sockets(app, mounted)
+    app.before_request(lambda: _open(mounted.portal))
     app.register_error_handler(AsyncJobsError, _answer_error)
 
 
@@ -106,10 +122,11 @@ def accept(
     user_id: str | None = None,
     options: EnqueueOptions | None = None,
 ) -> flask.Response:
-    """Make a job of the payload, or of the request's JSON body, and answer 202.
+    """Submit the payload, or the JSON body of the request, as a job, and answer 202.
 
-    It belongs to `user_id`, or to whom the mount's `identify` finds. What is wrong with the request
-    becomes a problem document.
+    The job belongs to `user_id`, or to the owner that the mount's `identify` returns. A request
+    that cannot be accepted is answered by a problem document. Raises `ConfigurationError` if no
+    queue with this handler is mounted on the app.
     """
     mounts = {one.endpoints: one for one in _mounts_of(flask.current_app)}
     endpoints = find_mount([*mounts], handler)
@@ -118,7 +135,7 @@ def accept(
         body = _read_at_most(handler.policy.max_payload_bytes)
     asked = mounts[endpoints].asked("", body)
     portal, submit = mounts[endpoints].portal, Submit(user_id, options)
-    return sent_by(portal, portal.call(endpoints.accept, asked, handler, payload, submit))
+    return _sent_by(portal, portal.call(endpoints.accept, asked, handler, payload, submit))
 
 
 def portal_of(jobs: AsyncJobs, app: Flask | None = None) -> Portal:
@@ -141,8 +158,8 @@ def _mounts_of(app: Flask) -> list[_Mount]:
     return mounts
 
 
-def _wake(portal: Portal) -> None:
-    """Open the queue with whatever request comes first: jobs may be waiting for it."""
+def _open(portal: Portal) -> None:
+    """Open the queue at the first request of any kind: jobs may be waiting for it."""
     try:
         portal.start()
     except StoreError as error:
@@ -169,7 +186,7 @@ def _read_at_most(limit: int) -> bytes:
     try:
         while len(body) <= limit and (chunk := flask.request.stream.read(limit + 1 - len(body))):
             body += chunk
-    except OSError as error:  # what servers raise for chunks that are none
+    except OSError as error:  # raised by servers for invalid chunks
         raise MalformedBody("it is broken off") from error
     # What the app has read before is gone from the stream, but Flask remembers it.
     return bytes(body) or flask.request.get_data()
@@ -183,4 +200,82 @@ def _answer_error(error: AsyncJobsError) -> flask.Response:
     answer = problem_of(error)
     if answer is None:
         raise error
-    return sent(answer)
+    return _sent(answer)
+
+
+def _sent(response: Response, body: Iterable[bytes] | None = None) -> flask.Response:
+    """Send a response as it is, or with another body."""
+    whole = response.body if body is None else body
+    answer = flask.Response(whole, int(response.status), list(response.headers))
+    if response.header("Content-Type") is None:
+        del answer.headers["Content-Type"]  # the default of Flask
+    return answer
+
+
+def _sent_by(portal: Portal, response: Response) -> flask.Response:
+    """Send a response that may be a stream, which the portal's event loop makes."""
+    chunks = _chunks(response, portal) if isinstance(response, StreamingResponse) else None
+    return _sent(response, chunks)
+
+
+def _chunks(stream: StreamingResponse, portal: Portal) -> Generator[bytes]:
+    """Pass on the chunks that the queue's event loop makes; the server's thread waits for them."""
+    loop = portal.start()
+    try:
+        while (chunk := loop.call(_next, stream.chunks)) is not None:
+            yield chunk
+    finally:
+        with suppress(RuntimeError):  # the queue was closed, and the stream with it
+            loop.call(stream.chunks.aclose)
+
+
+async def _next(chunks: AsyncGenerator[T]) -> T | None:
+    return await anext(chunks, None)
+
+
+def _add_sockets(app: Flask, mounted: _Mount) -> None:
+    """Serve WebSockets; each keeps a thread of the server for as long as it is open."""
+    endpoints, portal = mounted.endpoints, mounted.portal
+    prefix = endpoints.mount.websocket_prefix
+    # A blueprint of its own, so that a handshake can be refused before it is accepted.
+    sockets = Blueprint(f"asyncjobs_sockets{prefix.replace('/', ':').replace('.', ':')}", __name__)
+
+    @sockets.before_request
+    def check() -> flask.Response | None:
+        flask.g.asyncjobs_request = mounted.asked(flask.request.path.rpartition("/")[2])
+        refusal = endpoints.refuse_socket(flask.g.asyncjobs_request)
+        if refusal is None:
+            return None
+        return _sent(refusal)
+
+    @sockets.errorhandler(RemoteProtocolError)
+    @sockets.errorhandler(UnicodeError)  # for a Host that is not a name
+    def refuse(_: Exception) -> flask.Response:
+        return flask.Response("This is no handshake of a WebSocket.\n", HTTPStatus.BAD_REQUEST)
+
+    def follow(socket: Any, job_id: str) -> None:  # noqa: ARG001  # the rule's own name
+        _send_documents(socket, endpoints.follow(flask.g.asyncjobs_request), portal)
+
+    sock: Any = Sock()
+    sock.route(f"{prefix}/<job_id>", bp=sockets)(follow)
+    app.register_blueprint(sockets)
+
+
+def _send_documents(
+    socket: Any, messages: AsyncGenerator[bytes | Close | None], portal: Portal
+) -> None:
+    loop = portal.start()
+    try:
+        # Quiet streams yield None now and then, so that a lost client is noticed.
+        while socket.connected:
+            message = loop.call(messages.__anext__)
+            if isinstance(message, Close):
+                socket.close(message.code, message.reason)
+                # Werkzeug's server would take the client's own close frame for a body, and wait
+                # for the end of it.
+                socket.thread.join(_CLOSE_TIMEOUT_SECONDS)
+            elif message is not None:
+                socket.send(message.decode())
+    finally:
+        with suppress(RuntimeError):  # the queue was closed, and its stream with it
+            loop.call(messages.aclose)

@@ -11,13 +11,19 @@ from functools import cache
 from typing import Any
 
 from anyio import to_thread
-from sqlalchemy import Connection, Row, TextClause, text
+
+try:
+    from sqlalchemy import Connection, Row, TextClause, text
+except ImportError as error:
+    raise ImportError(
+        "asyncjobs.adapters.sqlalchemy needs SQLAlchemy: pip install 'sqlalchemy[asyncio]'"
+    ) from error
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from asyncjobs.errors import UnusableConnection
-from asyncjobs.stores.postgres.within import Refused, Transaction
+from asyncjobs.stores.postgres.transactions import Refused, Transaction
 
 Asynchronous = AsyncSession | AsyncConnection | async_scoped_session[Any]
 Synchronous = Session | Connection | scoped_session[Any]

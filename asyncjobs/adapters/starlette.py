@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+import warnings
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from starlette.applications import Starlette
+from anyio.lowlevel import current_token
+
+try:
+    from starlette.applications import Starlette
+except ImportError as error:
+    raise ImportError(
+        "asyncjobs.adapters.starlette needs Starlette: pip install 'asyncjobs-http[starlette]'"
+    ) from error
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asyncjobs.adapters import asgi
-from asyncjobs.adapters.asgi import StatusMonitor, joined_lifespan, respond
+from asyncjobs.adapters.asgi import StatusMonitor, joined_lifespan, respond, submission_of
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.submission import EnqueueOptions
-from asyncjobs.errors import AsyncJobsError
+from asyncjobs.errors import AsyncJobsError, ConfigurationError
 from asyncjobs.http import messages
-from asyncjobs.http.endpoints import Body, Submit, find_mount
-from asyncjobs.http.mounts import MountOptions
-from asyncjobs.http.problems import problem_of
+from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
+from asyncjobs.http.mounts import MountOptions, check_mounts, check_target
+from asyncjobs.http.problems import STATUSES, problem_of
 from asyncjobs.queue import AsyncJobs
 
-__all__ = ["accept", "mount"]
+__all__ = ["accept", "mount", "problem_response"]
 
 P = TypeVar("P")
 
-#: Tells from a request who asks, as the owner of jobs; None for nobody.
+#: Returns the owner of a request; None for an anonymous caller.
 Identify = Callable[[Request], str | Awaitable[str | None] | None]
 
 
@@ -44,23 +52,27 @@ def mount(
 ) -> None:
     """Serve the status monitor below `prefix`, and keep `jobs` open while the app runs.
 
-    `identify` tells from a request who asks (None: nobody); it may raise the framework's own
-    401 or 403. Then jobs belong to who submits them, and nobody else finds them. Errors of this
-    library that a route of the app lets through become problem documents.
+    `identify` returns the owner of a request, None for an anonymous caller; it may raise an
+    `HTTPException`. A job belongs to the owner that submitted it, and no other caller finds it.
+    Errors of this library that a route of the app raises become problem documents. Raises
+    `ConfigurationError` for an app that is not one, and for a second mount at the same prefix.
     """
+    check_target("Starlette", app, jobs, is_app=isinstance(app, Starlette))
     monitor = StatusMonitor(
         jobs, prefix=prefix, base_url=base_url, identify=by_scope(identify), options=options
     )
     join(app, monitor, Socket(monitor))
-    serve(app, monitor)
+    serve(app, monitor, prefix)
 
 
-def serve(app: Starlette, monitor: StatusMonitor) -> None:
-    """Let the monitor answer for jobs, with every method there is.
+def serve(app: Starlette, monitor: StatusMonitor, prefix: str) -> None:
+    """Add the routes of the monitor, for every method.
 
     Not a Mount, which would redirect requests for the prefix itself.
     """
-    prefix = monitor.endpoints.mount.prefix
+    if monitor.endpoints.mount.identified:
+        # The prefix itself is only read: an application may submit jobs to it.
+        app.router.routes.append(Route(prefix, monitor, methods=["GET"]))
     for path in ("{job_id}", "{job_id}/{rest:path}"):
         app.router.routes.append(Route(f"{prefix}/{path}", monitor))
 
@@ -68,20 +80,22 @@ def serve(app: Starlette, monitor: StatusMonitor) -> None:
 def join(app: Starlette, monitor: StatusMonitor, socket: ASGIApp) -> None:
     """Make a mount known to `accept`, and its queue part of the app's lifespan and errors.
 
-    `socket` answers for the WebSockets.
+    `socket` answers the WebSockets.
     """
-    mounts_of(app).append(monitor)
+    mounts = _mounts_of(app.router)
+    check_mounts([one.endpoints.mount for one in mounts], monitor.endpoints.mount)
+    mounts.append(monitor)
     lifespan: Any = app.router.lifespan_context
     app.router.lifespan_context = joined_lifespan(lifespan, monitor)
-    app.add_exception_handler(AsyncJobsError, _answer_error)
-    where = monitor.endpoints.mount
-    app.router.routes.append(WebSocketRoute(f"{where.sockets}/{{job_id}}", socket))
-    if where.identified:
-        # The prefix itself: only to read, since an application may well submit to it.
-        app.router.routes.append(Route(where.prefix, monitor, methods=["GET"]))
+    # Not for their base class: a fault of the server in a sub-application, which has answered it,
+    # would be caught again here.
+    for kind in STATUSES:
+        app.add_exception_handler(kind, problem_response)
+    path = f"{monitor.endpoints.mount.websocket_prefix}/{{job_id}}"
+    app.router.routes.append(WebSocketRoute(path, socket))
 
 
-async def accept(
+def accept(
     request: Request,
     handler: JobType[P, Any],
     payload: P | Body = Body.UNREAD,
@@ -89,24 +103,104 @@ async def accept(
     *,
     user_id: str | None = None,
     options: EnqueueOptions | None = None,
-) -> Response:
-    """Make a job of the payload, or of the request's JSON body, and answer 202.
+) -> Awaitable[Response]:
+    """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
 
-    It belongs to `user_id`, or to whom the mount's `identify` finds. What is wrong with the request
-    becomes a problem document.
+    The job belongs to `user_id`, or to the owner that the mount's `identify` returns. A request
+    that cannot be accepted is answered by a problem document. Raises `ConfigurationError` if no
+    queue with this handler is mounted on the app of the route, or on the outermost app; and outside
+    an event loop, as in a `def` route.
     """
-    mounts = {monitor.endpoints: monitor for monitor in mounts_of(request.app)}
-    endpoints = find_mount([*mounts], handler)
-    body = b""
-    if isinstance(payload, Body):
-        body = await _read_at_most(request, handler.policy.max_payload_bytes)
-    asked = await mounts[endpoints].asked(request.scope, body)
-    answer = await endpoints.accept(asked, handler, payload, Submit(user_id, options))
+    monitor, root = _find_monitor(request.scope, handler)
+
+    async def submit() -> Response:
+        body = await body_for(request, handler, payload)
+        owner = await monitor.owner(request.scope)
+        asked = submission_of(request.scope, root, "", body, owner)
+        return await submitted(monitor, asked, handler, payload, Submit(user_id, options))
+
+    return PendingResponse(submit)
+
+
+async def problem_response(_: Request, error: Exception) -> Response:
+    """Answer an error of this library by a problem document; raise it again if it has none.
+
+    An exception handler, which `mount` adds to the app.
+    """
+    answer = problem_of(error) if isinstance(error, AsyncJobsError) else None
+    if answer is None:
+        raise error
     return WholeResponse(answer)
 
 
+class PendingResponse(Response):
+    """What `accept` returns: to be awaited, for the response.
+
+    A response itself, so that a framework that gets it unawaited sends it, which raises an error
+    that names the mistake.
+    """
+
+    def __init__(self, submit: Callable[[], Awaitable[Response]]) -> None:
+        super().__init__()
+        self._submit = submit
+        self._used = False
+        try:
+            current_token()
+        except RuntimeError as error:
+            self._used = True
+            raise ConfigurationError(
+                "accept() was called outside the event loop, as in a `def` route: "
+                "declare the route with `async def`, and `return await accept(...)`."
+            ) from error
+
+    def __await__(self) -> Generator[Any, Any, Response]:
+        self._used = True
+        return self._submit().__await__()
+
+    async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
+        self._used = True
+        raise ConfigurationError(
+            "A route returned accept(...) without awaiting it, and no job was created: "
+            "write `return await accept(...)`."
+        )
+
+    def __del__(self) -> None:
+        if not self._used:
+            warnings.warn(
+                "accept(...) was not awaited, and no job was created: "
+                "write `return await accept(...)`.",
+                RuntimeWarning,
+                stacklevel=1,
+            )
+
+
+async def body_for(request: Request, handler: JobType[Any, Any], payload: object) -> bytes:
+    """Read the body if it is the payload, but not far beyond the handler's limit."""
+    if not isinstance(payload, Body):
+        return b""
+    body = bytearray()
+    async with aclosing(request.stream()) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > handler.policy.max_payload_bytes:
+                break
+    return bytes(body)
+
+
+async def submitted(
+    monitor: StatusMonitor,
+    asked: messages.Request,
+    handler: JobType[P, Any],
+    payload: P | Body,
+    submit: Submit,
+) -> Response:
+    """Submit a job to the queue, which is opened if need be."""
+    await monitor.ready()
+    return WholeResponse(await monitor.endpoints.accept(asked, handler, payload, submit))
+
+
 class Socket:
-    """Keeps a handshake that `identify` refuses from being taken for a fault of the server."""
+    """Closes a WebSocket that `identify` refuses; such a refusal is no fault of the server."""
 
     def __init__(self, monitor: StatusMonitor) -> None:
         self._monitor = monitor
@@ -119,23 +213,23 @@ class Socket:
 
 
 def by_scope(identify: Identify | None) -> asgi.Identify | None:
-    """Let a function of this framework's requests tell who asks."""
+    """Adapt a function of Starlette's requests to scopes."""
     if identify is None:
         return None
-
-    # A WebSocket begins as a GET (RFC 6455, 4.1): who tells owners by requests can read it as one.
-    def as_request(scope: Scope) -> Request:
-        return Request({**scope, "type": "http", "method": scope.get("method", "GET")})
-
     if inspect.iscoroutinefunction(identify):
         in_loop = identify
 
         async def identified(scope: Scope) -> str | None:
-            found: str | None = await in_loop(as_request(scope))
+            found: str | None = await in_loop(Request(as_http(scope)))
             return found
 
         return identified
-    return lambda scope: identify(as_request(scope))
+    return lambda scope: identify(Request(as_http(scope)))
+
+
+def as_http(scope: Scope) -> dict[str, Any]:
+    """Return a scope as that of an HTTP request: a WebSocket begins as a GET (RFC 6455, 4.1)."""
+    return {**scope, "type": "http", "method": scope.get("method", "GET")}
 
 
 class WholeResponse(Response):
@@ -149,26 +243,26 @@ class WholeResponse(Response):
         await respond(self._response, receive, send)
 
 
-def mounts_of(app: Starlette) -> list[StatusMonitor]:
-    """Return the list of an app's mounts, to read or to add to."""
-    mounts: list[StatusMonitor] = getattr(app.state, "asyncjobs", [])
-    app.state.asyncjobs = mounts
+def routers_of(scope: Scope) -> list[tuple[Router, str]]:
+    """Return the routers that may serve the jobs of a request, each with its root path.
+
+    First that of the app which has the route, then that of the outermost app, which may have
+    mounted it.
+    """
+    root: str = scope.get("root_path", "")
+    return [(scope["app"].router, root), (scope["router"], scope.get("app_root_path", root))]
+
+
+def _find_monitor(scope: Scope, handler: JobType[Any, Any]) -> tuple[StatusMonitor, str]:
+    monitors: dict[Endpoints, tuple[StatusMonitor, str]] = {}
+    for router, root in routers_of(scope):
+        for monitor in _mounts_of(router):
+            monitors.setdefault(monitor.endpoints, (monitor, root))
+    return monitors[find_mount([*monitors], handler)]
+
+
+def _mounts_of(router: Router) -> list[StatusMonitor]:
+    # Kept with the router and not with the app: the request of a sub-application has its parent's
+    # router. As an attribute, since routers cannot be the keys of a dictionary.
+    mounts: list[StatusMonitor] = vars(router).setdefault("asyncjobs_mounts", [])
     return mounts
-
-
-async def _read_at_most(request: Request, limit: int) -> bytes:
-    """Read a body, but not far beyond the limit: what comes after it is left unread."""
-    body = bytearray()
-    async with aclosing(request.stream()) as chunks:
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > limit:
-                break
-    return bytes(body)
-
-
-async def _answer_error(_: Request, error: Exception) -> Response:
-    answer = problem_of(error) if isinstance(error, AsyncJobsError) else None
-    if answer is None:
-        raise error
-    return WholeResponse(answer)

@@ -1,6 +1,6 @@
-"""The command `asyncjobs`, for those who look after jobs.
+"""The command `asyncjobs`, for operators.
 
-This module loads neither click nor rich, so that without them it can say what is missing.
+This module loads neither click nor rich, so that it can name the extra if they are missing.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Run the command that the arguments of this process name, and exit."""
+    """Run the command that the process arguments name, and exit."""
     missing = [name for name in ("click", "rich") if find_spec(name) is None]
     if missing:
         packages = " and ".join(missing)
-        print(  # noqa: T201  # there is no click to do it
+        print(  # noqa: T201  # click may be missing
             f"The command asyncjobs needs {packages}: pip install 'asyncjobs-http[cli]'.",
             file=sys.stderr,
         )

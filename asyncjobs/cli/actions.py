@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TypedDict, Unpack
+from typing import assert_never
 
 import click
 
@@ -17,28 +17,18 @@ from asyncjobs.cli.listing import as_json, duration, with_selection
 from asyncjobs.cli.output import listed_document, print_json
 from asyncjobs.cli.target import (
     Target,
-    acting,
-    carry_out,
     listing_of,
-    opened,
+    open_queue,
+    open_store,
+    run_async,
     with_target,
 )
 from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.errors import IllegalMove, UnknownJob
 from asyncjobs.protocols import Selection, Store
 
-
-class _Purging(TypedDict):
-    """How `purge` goes about it, as click hands it over."""
-
-    older_than: timedelta
-    dry_run: bool
-    yes: bool
-    as_json: bool
-
-
-_ENDS = tuple(status for status in JobStatus if status.terminal)
-_PAGE = 500
+_TERMINAL = tuple(status for status in JobStatus if status.terminal)
+_PAGE_SIZE = 500
 
 
 @click.command()
@@ -46,16 +36,21 @@ _PAGE = 500
 @click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
 @as_json
 def cancel(target: Target, *, job_ids: tuple[str, ...], as_json: bool) -> None:
-    """Cancel waiting jobs at once, and ask running ones to stop; leave ended ones."""
+    """Cancel waiting jobs, ask running ones to stop, and leave ended ones as they are."""
 
-    async def one(jobs: AsyncJobs, job_id: JobId) -> Job:
+    async def cancel_job(jobs: AsyncJobs, job_id: JobId) -> Job:
         return await jobs.cancel(job_id)
 
-    def told(job: Job) -> str:
-        asked = job.status is JobStatus.PROCESSING
-        return f"{job.id} {'was asked to stop' if asked else f'is {job.status}'}"
+    def describe(job: Job) -> str:
+        match job.status:
+            case JobStatus.PROCESSING:
+                return f"{job.id} was asked to stop"
+            case JobStatus.PENDING | JobStatus.COMPLETED | JobStatus.FAILED | JobStatus.CANCELLED:
+                return f"{job.id} is {job.status}"
+            case _:
+                assert_never(job.status)
 
-    _each(target, job_ids, one, None if as_json else told)
+    _for_each(target, job_ids, cancel_job, None if as_json else describe)
 
 
 @click.command()
@@ -63,101 +58,110 @@ def cancel(target: Target, *, job_ids: tuple[str, ...], as_json: bool) -> None:
 @click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
 @as_json
 def retry(target: Target, *, job_ids: tuple[str, ...], as_json: bool) -> None:
-    """Run ended jobs again, each as a new job that points at the old one."""
+    """Run ended jobs again, each as a new job that names the old one."""
 
-    async def one(jobs: AsyncJobs, job_id: JobId) -> Job:
+    async def retry_job(jobs: AsyncJobs, job_id: JobId) -> Job:
         return (await jobs.retry(job_id)).job
 
-    _each(target, job_ids, one, None if as_json else lambda job: f"{job.id} retries {job.retry_of}")
+    def describe(job: Job) -> str:
+        return f"{job.id} retries {job.retry_of}"
+
+    _for_each(target, job_ids, retry_job, None if as_json else describe)
 
 
-def _each(
+def _for_each(
     target: Target,
     job_ids: Sequence[str],
     act: Callable[[AsyncJobs, JobId], Awaitable[Job]],
-    told: Callable[[Job], str] | None,
+    describe: Callable[[Job], str] | None,
 ) -> None:
-    """Do it to each job, tell of each, and exit by the first that it was refused for."""
-    refused: list[int] = []
+    """Act on each job and print a line for each, or JSON; exit by the first refusal."""
+    exit_codes: list[int] = []
     done: list[Job] = []
 
     async def work() -> None:
-        async with acting(target) as jobs:
+        async with open_queue(target) as jobs:
             for job_id in dict.fromkeys(job_ids):
                 try:
                     job = await act(jobs, JobId(job_id))
                 except (UnknownJob, IllegalMove) as error:
                     click.echo(f"Error: {error}", err=True)
-                    refused.append(exit_code_of(error))
+                    exit_codes.append(exit_code_of(error))
                 else:
                     done.append(job)
-                    if told is not None:
-                        click.echo(told(job))
+                    if describe is not None:
+                        click.echo(describe(job))
 
-    carry_out(work)
-    if told is None:
+    run_async(work)
+    if describe is None:
         print_json({"jobs": [{**listed_document(job), "retryOf": job.retry_of} for job in done]})
-    if refused:
-        sys.exit(refused[0])
+    if exit_codes:
+        sys.exit(exit_codes[0])
 
 
 @click.command()
 @with_target
-@with_selection(*_ENDS)
+@with_selection(*_TERMINAL)
 @click.option(
     "--older-than",
     metavar="DURATION",
     callback=duration,
     default="0s",
-    help="Only jobs that ended so long ago: 30s, 15m, 12h, 7d.",
+    help="Only jobs that ended at least this long ago: 30s, 15m, 12h, 7d.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say how many jobs that are.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only count the jobs.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @as_json
-def purge(target: Target, *, which: Selection, **options: Unpack[_Purging]) -> None:
-    """Delete finished jobs with their payloads and results. Others are never touched."""
+def purge(
+    target: Target,
+    *,
+    which: Selection,
+    older_than: timedelta,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Delete ended jobs with their payloads and results. Other jobs are never deleted."""
     found = deleted = 0
 
     async def work() -> None:
         nonlocal found, deleted
-        async with opened(target) as (store, clock):
-            before = clock.now() - options["older_than"]
+        async with open_store(target) as (store, clock):
+            before = clock.now() - older_than
             found = await _count(store, which, before)
-            if found and not options["dry_run"]:
-                _ask(f"Delete {_jobs(found)}?", yes=options["yes"])
+            if found and not dry_run:
+                _confirm(f"Delete {_jobs(found)}?", yes=yes)
                 deleted = await _delete(store, which, before)
 
-    carry_out(work)
-    if options["as_json"]:
+    run_async(work)
+    if as_json:
         print_json({"found": found, "deleted": deleted})
-    elif options["dry_run"] or not found:
+    elif dry_run or not found:
         click.echo(f"{_jobs(found)} would be deleted.")
     else:
         click.echo(f"{_jobs(deleted)} deleted.")
 
 
 async def _count(store: Store, which: Selection, before: datetime) -> int:
-    return sum([len(ids) async for ids in _finished(store, which, before)])
+    return sum([len(ids) async for ids in _ended(store, which, before)])
 
 
 async def _delete(store: Store, which: Selection, before: datetime) -> int:
     number = 0
-    async with aclosing(_finished(store, which, before)) as pages:
+    async with aclosing(_ended(store, which, before)) as pages:
         async for ids in pages:
             await store.delete(ids)
             number += len(ids)
     return number
 
 
-async def _finished(
-    store: Store, which: Selection, before: datetime
-) -> AsyncGenerator[list[JobId]]:
-    """Yield ids page by page. What is terminal stays so: nobody can begin it in between."""
+async def _ended(store: Store, which: Selection, before: datetime) -> AsyncGenerator[list[JobId]]:
+    """Yield ids page by page. A terminal job stays terminal, so none can start in between."""
     listing = listing_of(store)
-    for status in (which.status,) if which.status else _ENDS:
+    for status in (which.status,) if which.status else _TERMINAL:
         after = None
         while True:
-            page = await listing.list(replace(which, status=status), limit=_PAGE, after=after)
+            page = await listing.list(replace(which, status=status), limit=_PAGE_SIZE, after=after)
             ended = [job for job in page.jobs if job.status.terminal]
             if ids := [job.id for job in ended if (job.completed_at or before) <= before]:
                 yield ids
@@ -165,11 +169,13 @@ async def _finished(
                 break
 
 
-def _ask(question: str, *, yes: bool) -> None:
+def _confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError("There is nobody to ask: say --yes, or --dry-run to look first.")
+        raise click.UsageError(
+            "Standard input is not a terminal: use --yes, or --dry-run to count first."
+        )
     click.confirm(question, abort=True, err=True)
 
 

@@ -1,4 +1,4 @@
-"""The group of all commands; each is imported when it is asked for."""
+"""The group of all commands; each is imported when it is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asyncjobs.errors import (
     UnknownJob,
 )
 
-#: The commands, in the order of the help: the module each is in, and its name there.
+#: The commands in the order of the help, each with its module and its name there.
 COMMANDS = {
     "worker": ("worker", "worker"),
     "list": ("listing", "list_"),
@@ -27,11 +27,11 @@ COMMANDS = {
     "purge": ("actions", "purge"),
     "migrate": ("schema", "migrate"),
     "check": ("schema", "check"),
-    "move": ("transfer", "move"),
+    "transfer": ("transfer", "transfer"),
     "follow": ("follow", "follow"),
 }
 
-#: What the command exits with, by what was raised; 1 for all other errors of the library.
+#: The exit codes of the library's errors; 1 for all others.
 EXIT_CODES: dict[type[AsyncJobsError], int] = {
     ConfigurationError: 2,
     StoreUnavailable: 3,
@@ -41,7 +41,7 @@ EXIT_CODES: dict[type[AsyncJobsError], int] = {
 
 
 class Commands(click.Group):
-    """Finds commands by `COMMANDS`, and ends what the library raises in a sentence."""
+    """Imports commands by `COMMANDS`, and prints errors of the library as one sentence."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         return list(COMMANDS)
@@ -62,15 +62,15 @@ class Commands(click.Group):
 
 
 def exit_code_of(error: AsyncJobsError) -> int:
-    """Tell what the command exits with."""
+    """Return the exit code for an error."""
     return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("asyncjobs-http"), prog_name="asyncjobs")
 def commands() -> None:
-    """Look after the jobs of a store.
+    """Inspect and manage the jobs of a store.
 
-    Each command is told where the jobs are by --store URL, or by --jobs MODULE:ATTRIBUTE, which
-    names the AsyncJobs object of an application.
+    Name the store by --store URL, or the AsyncJobs object of an application by
+    --jobs MODULE:ATTRIBUTE.
     """

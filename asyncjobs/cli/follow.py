@@ -1,4 +1,4 @@
-"""The command `follow`: one job at its status URL, over HTTP and to its end."""
+"""The command `follow`: follow the job at a status URL to its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from asyncjobs.cli.output import print_json
-from asyncjobs.client import Job, JobNotFound, JobsClient, ServerUnreachable
+from asyncjobs.client import JobNotFound, JobsClient, RemoteJob, ServerUnreachable
 from asyncjobs.errors import ConfigurationError
 
 
@@ -42,8 +42,8 @@ def follow(*, url: str, timeout: float | None, headers: tuple[str, ...], as_json
             sys.exit(4 if isinstance(error, JobNotFound) else 3)
 
 
-def _follow(job: Job[Any], timeout: float | None, *, as_json: bool) -> None:
-    """Print what is to be printed; raise what the job ended by where there is no result."""
+def _follow(job: RemoteJob[Any], timeout: float | None, *, as_json: bool) -> None:
+    """Print the result or the last document; raise the job's error if it has no result."""
     with closing(job.updates(timeout=timeout, progress=sys.stderr.isatty())) as updates:
         for _ in updates:
             pass

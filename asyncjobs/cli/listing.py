@@ -1,4 +1,4 @@
-"""`asyncjobs list` and `asyncjobs show`: select jobs and print them."""
+"""The commands `list` and `show`, and the options that select jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asyncjobs.cli.output import (
     print_sheet,
     print_table,
 )
-from asyncjobs.cli.target import Target, carry_out, reading, with_target
+from asyncjobs.cli.target import Target, open_repository, run_async, with_target
 from asyncjobs.core.job import JobId, JobStatus
 from asyncjobs.protocols import Selection
 
@@ -26,20 +26,20 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def duration(_context: click.Context, _parameter: click.Parameter, value: str) -> timedelta:
-    """Read what an option says: 30s, 15m, 12h or 7d."""
+    """Parse an option such as 30s, 15m, 12h or 7d."""
     found = _DURATION.fullmatch(value)
     if found is None:
-        raise click.BadParameter(f"{value!r} is no duration; write 30s, 15m, 12h or 7d.")
+        raise click.BadParameter(f"{value!r} is not a duration; write 30s, 15m, 12h or 7d.")
     return timedelta(**{_UNITS[found[2]]: float(found[1])})
 
 
 def with_selection(*statuses: JobStatus) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options that select jobs; it is called with `which`, a `Selection`."""
+    """Add options that select jobs to a command; it is called with `which`, a `Selection`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @click.option("--user", metavar="ID", help="Only jobs of this owner.")
         @click.option("--type", metavar="NAME", help="Only jobs of this type.")
-        @click.option("--status", type=click.Choice([one.value for one in statuses]))
+        @click.option("--status", type=click.Choice([status.value for status in statuses]))
         @wraps(command)
         def called(
             *args: Any, user: str | None, type: str | None, status: str | None, **others: Any
@@ -60,7 +60,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 @with_target
 @with_selection(*JobStatus)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
-@click.option("--after", metavar="CURSOR", help="Go on where an earlier list ended.")
+@click.option("--after", metavar="CURSOR", help="Continue after an earlier list.")
 @as_json
 def list_(
     target: Target, *, which: Selection, limit: int, after: str | None, as_json: bool
@@ -68,7 +68,7 @@ def list_(
     """List jobs, the newest first."""
 
     async def work() -> None:
-        async with reading(target) as repository:
+        async with open_repository(target) as repository:
             page = await repository.list(which, limit=limit, after=after)
             now = repository.now()
         if as_json:
@@ -76,21 +76,21 @@ def list_(
             return
         print_table(page.jobs, now)
         if page.next is not None:
-            click.echo(f"There are more: --after {page.next}", err=True)
+            click.echo(f"There are more jobs: --after {page.next}", err=True)
 
-    carry_out(work)
+    run_async(work)
 
 
 @click.command()
 @with_target
 @click.argument("job_id")
-@click.option("--payload", "with_payload", is_flag=True, help="Show the payload, too.")
+@click.option("--payload", "with_payload", is_flag=True, help="Include the payload.")
 @as_json
 def show(target: Target, *, job_id: str, with_payload: bool, as_json: bool) -> None:
-    """Show all of one job, but its payload."""
+    """Show everything about one job, without its payload."""
 
     async def work() -> None:
-        async with reading(target) as repository:
+        async with open_repository(target) as repository:
             job = await repository.find(JobId(job_id))
         document: dict[str, Any] = {**job_document(job), "result": job.result}
         if with_payload:
@@ -100,4 +100,4 @@ def show(target: Target, *, job_id: str, with_payload: bool, as_json: bool) -> N
         else:
             print_sheet(document)
 
-    carry_out(work)
+    run_async(work)

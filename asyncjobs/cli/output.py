@@ -1,11 +1,12 @@
-"""How jobs are shown: as documents for programs, as tables and sheets for people."""
+"""How jobs are printed: JSON documents for programs, tables for people."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from operator import attrgetter
+from typing import Annotated, Any, assert_never
 
 import click
 from pydantic_core import to_json, to_jsonable_python
@@ -13,23 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asyncjobs.core.job import Job, JobStatus
+from asyncjobs.core.job import Delivery, Job, JobId, JobStatus
+from asyncjobs.http.documents import From, JobDocument
 
-# Where no terminal sets a width, rows are not broken: other programs read them by the line.
-_ENDLESS = 10_000
+# Without a terminal, rows are not wrapped: other programs read them line by line.
+_UNLIMITED_WIDTH = 10_000
 
-# What may be long.
+# Columns that may be wrapped.
 _FOLDED = ("", "owner", "error", "found", "advice")
 
-COLOURS = {
-    JobStatus.PENDING: "yellow",
-    JobStatus.PROCESSING: "blue",
-    JobStatus.COMPLETED: "green",
-    JobStatus.FAILED: "red",
-    JobStatus.CANCELLED: "magenta",
-}
-
-#: What both a list and a sheet have of a job, by the names of the wire, in their order.
+#: The members of a job in a list, by their names on the wire, in their order.
 _LISTED = (
     "jobId",
     "type",
@@ -46,50 +40,42 @@ _LISTED = (
 )
 
 
+class OperatorDocument(JobDocument):
+    """A job with everything that operators may want, except payload and result."""
+
+    user_id: str | None
+    idempotency_key: str | None
+    retry_of: JobId | None
+    queue: str
+    delivery: Delivery
+    failures: int
+    losses: int
+    worker: Annotated[str | None, From(lambda job: job.lease and job.lease.worker)]
+    lease_until: Annotated[datetime | None, From(lambda job: job.lease and job.lease.until)]
+    run_at: datetime
+    deadline: datetime
+    expires_at: datetime | None
+    timeout: Annotated[float | None, From(lambda job: _seconds(job.timeout))]
+    retention: Annotated[float | None, From(lambda job: _seconds(job.retention))]
+    max_attempts: Annotated[int, From(attrgetter("retry.max_attempts"))]
+    max_deliveries: int
+    traceparent: str | None
+    revision: int
+
+
+def _seconds(duration: timedelta | None) -> float | None:
+    return None if duration is None else duration.total_seconds()
+
+
 def job_document(job: Job) -> dict[str, Any]:
-    """Make the document of a job, with all that operators may want but payload and result."""
-    error = job.error
-    return {
-        "jobId": job.id,
-        "type": job.type,
-        "status": job.status,
-        "progress": job.progress,
-        "detail": job.detail,
-        "error": error.message if error else None,
-        "errorCode": error.code if error else None,
-        "userId": job.user_id,
-        "idempotencyKey": job.idempotency_key,
-        "retryOf": job.retry_of,
-        "queue": job.queue,
-        "delivery": job.delivery,
-        "attempt": job.attempt,
-        "failures": job.failures,
-        "losses": job.losses,
-        "worker": job.lease.worker if job.lease else None,
-        "leaseUntil": job.lease.until if job.lease else None,
-        "createdAt": job.created_at,
-        "runAt": job.run_at,
-        "startedAt": job.started_at,
-        "completedAt": job.completed_at,
-        "cancelRequestedAt": job.cancel_requested_at,
-        "deadline": job.deadline,
-        "expiresAt": job.expires_at,
-        "timeout": _seconds(job.timeout),
-        "retention": _seconds(job.retention),
-        "estimatedDuration": _seconds(job.estimated_duration),
-        "maxAttempts": job.retry.max_attempts,
-        "maxDeliveries": job.max_deliveries,
-        "traceId": job.trace_id,
-        "traceparent": job.traceparent,
-        "version": job.version,
-        "revision": job.revision,
-    }
+    """Return the members of an `OperatorDocument`."""
+    return OperatorDocument.members(job)
 
 
 def listed_document(job: Job) -> dict[str, Any]:
-    """Make the shorter document of a job in a list."""
-    whole = job_document(job)
-    return {name: whole[name] for name in _LISTED}
+    """Return the shorter document of a job in a list."""
+    document = job_document(job)
+    return {name: document[name] for name in _LISTED}
 
 
 def print_json(document: Any, *, indent: int | None = 2) -> None:
@@ -98,9 +84,26 @@ def print_json(document: Any, *, indent: int | None = 2) -> None:
 
 
 def console() -> Console:
-    """Make the console of data: colours and width as the terminal has them, none without one."""
-    width = None if sys.stdout.isatty() else _ENDLESS
+    """Return a console on standard output, with colours and a width only on a terminal."""
+    width = None if sys.stdout.isatty() else _UNLIMITED_WIDTH
     return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+
+
+def colour_of(status: JobStatus) -> str:
+    """Return the colour of a status on a terminal."""
+    match status:
+        case JobStatus.PENDING:
+            return "yellow"
+        case JobStatus.PROCESSING:
+            return "blue"
+        case JobStatus.COMPLETED:
+            return "green"
+        case JobStatus.FAILED:
+            return "red"
+        case JobStatus.CANCELLED:
+            return "magenta"
+        case _:
+            assert_never(status)
 
 
 def print_table(jobs: Iterable[Job], now: datetime) -> None:
@@ -110,7 +113,7 @@ def print_table(jobs: Iterable[Job], now: datetime) -> None:
         table.add_row(
             job.id,
             plain(job.type),
-            Text(job.status, COLOURS[job.status]),
+            Text(job.status, colour_of(job.status)),
             f"{job.progress}%",
             age(now - job.created_at),
             plain(job.user_id or ""),
@@ -120,11 +123,11 @@ def print_table(jobs: Iterable[Job], now: datetime) -> None:
 
 
 def print_sheet(document: dict[str, Any]) -> None:
-    """Print what is known of one job, a line for each member that has a value."""
+    """Print one job, a line for each member that has a value."""
     table = _table("", "")
     table.show_header = False
-    written: dict[str, Any] = to_jsonable_python(document)
-    for name, value in written.items():
+    members: dict[str, Any] = to_jsonable_python(document)
+    for name, value in members.items():
         if value is not None:
             text = value if isinstance(value, str) else to_json(value).decode()
             table.add_row(name, plain(text))
@@ -140,7 +143,7 @@ def print_rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def age(duration: timedelta) -> str:
-    """Tell a duration in its largest unit: `5s`, `12m`, `3h`, `2d`."""
+    """Return a duration in its largest unit: `5s`, `12m`, `3h`, `2d`."""
     seconds = max(0, int(duration.total_seconds()))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size:
@@ -149,7 +152,7 @@ def age(duration: timedelta) -> str:
 
 
 def plain(text: str) -> str:
-    """Make one harmless line of what users wrote: escape sequences would reach the terminal."""
+    """Replace unprintable characters: escape sequences must not reach the terminal."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
@@ -160,7 +163,7 @@ def _print(table: Table) -> None:
         return
     with out.capture() as captured:
         out.print(table)
-    # Cells are filled up with spaces, the last one in vain.
+    # Cells are padded with spaces; the last one needs none.
     lines = captured.get().splitlines()
     click.echo("\n".join(line.rstrip() for line in lines))
 
@@ -168,10 +171,6 @@ def _print(table: Table) -> None:
 def _table(*heads: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in heads:
-        # Where a terminal is narrow, what users wrote is folded; an id must stay whole.
+        # On a narrow terminal, free text is wrapped; an id must stay whole.
         table.add_column(head, no_wrap=head not in _FOLDED, overflow="fold")
     return table
-
-
-def _seconds(duration: timedelta | None) -> float | None:
-    return None if duration is None else duration.total_seconds()

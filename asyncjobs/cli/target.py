@@ -1,4 +1,4 @@
-"""Which queue or store a command is for, and how it is opened: never so that it runs jobs."""
+"""The queue or store that a command uses, and how it is opened; commands never run jobs."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ _POLL_SECONDS = 1.0
 
 @dataclass
 class Target:
-    """What the options `--jobs` and `--store`, or their environment variables, have named."""
+    """The queue or store that `--jobs` or `--store`, or their environment variables, name."""
 
     jobs: str | None = None
     store: str | None = None
 
     def find_jobs(self) -> AsyncJobs | None:
-        """Import the queue that `--jobs` names; None where only a store was named."""
+        """Import the queue that `--jobs` names; None if only a store was named."""
         return None if self.jobs is None else find_jobs(self.jobs)
 
     def find_store(self) -> Store:
-        """Make the store, unopened."""
+        """Return the store, unopened; raise a usage error if none was named."""
         jobs = self.find_jobs()
         if jobs is not None:
             return jobs.store
         if self.store is None:
             raise click.UsageError(
-                "Say where the jobs are: by --store URL or --jobs MODULE:ATTRIBUTE, or by the "
-                "environment variable ASYNCJOBS_STORE or ASYNCJOBS_JOBS."
+                "Name the store by --store URL or --jobs MODULE:ATTRIBUTE, or by the environment "
+                "variable ASYNCJOBS_STORE or ASYNCJOBS_JOBS."
             )
         return store_from_url(self.store)
 
@@ -55,50 +55,50 @@ class Target:
 pass_target = click.make_pass_decorator(Target, ensure=True)
 
 
-def _keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    """Note an option; what is said on the command line goes before the environment."""
+def _set_target(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Set the target from an option; the command line goes before the environment."""
     if value is None:
         return
     target = context.ensure_object(Target)
-    said = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    ranks: dict[str, bool] = context.meta.setdefault("asyncjobs.targets", {})
-    if said and any(ranks.values()):
+    explicit = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    sources: dict[str, bool] = context.meta.setdefault("asyncjobs.targets", {})
+    if explicit and any(sources.values()):
         raise click.UsageError("Give --jobs or --store, not both.", context)
-    if not said and ranks:
+    if not explicit and sources:
         return
     target.jobs = target.store = None
     setattr(target, parameter.name, value)
-    ranks[parameter.name] = said
+    sources[parameter.name] = explicit
 
 
 def with_target(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say where the jobs are; it is called with a `Target`."""
-    named = click.option(
+    """Add the options `--jobs` and `--store` to a command; it is called with a `Target`."""
+    jobs_option = click.option(
         "--jobs",
         metavar="MODULE:ATTRIBUTE",
         envvar="ASYNCJOBS_JOBS",
         show_envvar=True,
         expose_value=False,
-        callback=_keep,
+        callback=_set_target,
         help="An AsyncJobs object, or a function that returns one; goes before ASYNCJOBS_STORE.",
     )
-    stored = click.option(
+    store_option = click.option(
         "--store",
         metavar="URL",
         envvar="ASYNCJOBS_STORE",
         show_envvar=True,
         expose_value=False,
-        callback=_keep,
+        callback=_set_target,
         help="A store, such as sqlite:///jobs.db or postgresql://host/database.",
     )
-    return named(stored(pass_target(command)))
+    return jobs_option(store_option(pass_target(command)))
 
 
 def find_jobs(spec: str) -> AsyncJobs:
     """Import `module:attribute`, an AsyncJobs or a function that returns one.
 
-    The working directory is looked into first, as servers do. Raises `ConfigurationError` with the
-    module's own error where importing it fails.
+    The working directory is searched first, as servers do. Raises `ConfigurationError` with the
+    module's own error if the import fails.
     """
     module, colon, path = spec.partition(":")
     if not (module and colon and path):
@@ -109,24 +109,26 @@ def find_jobs(spec: str) -> AsyncJobs:
         found: Any = reduce(getattr, path.split("."), import_module(module))
         made: object = found if isinstance(found, AsyncJobs) or not callable(found) else found()
     except Exception as error:
-        raise ConfigurationError(f"{spec} cannot be loaded: {_told(error)}.") from error
+        raise ConfigurationError(f"{spec} cannot be loaded: {_describe(error)}.") from error
     if not isinstance(made, AsyncJobs):
-        raise ConfigurationError(f"{spec} is no AsyncJobs but of type {type(made).__name__}.")
+        raise ConfigurationError(f"{spec} must be an AsyncJobs, got {type(made).__name__}.")
     return made
 
 
-def _told(error: Exception) -> str:
-    """Tell an error and the line it comes from, where that is not ours or Python's."""
+def _describe(error: Exception) -> str:
+    """Return the text of an error with the line of the user's module that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
-    outside = [one for one in frames if one.filename != __file__ and one.filename[:1] != "<"]
-    own = [one for one in outside if f"{os.sep}importlib{os.sep}" not in one.filename]
+    not_ours = [it for it in frames if it.filename != __file__ and it.filename[:1] != "<"]
+    own = [it for it in not_ours if f"{os.sep}importlib{os.sep}" not in it.filename]
     place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
-    words = str(error).rstrip(".")
-    return f"{type(error).__name__}: {words}{place}" if words else f"{type(error).__name__}{place}"
+    message = str(error).rstrip(".")
+    return (
+        f"{type(error).__name__}: {message}{place}" if message else f"{type(error).__name__}{place}"
+    )
 
 
-def present(store: Store) -> Store:
-    """Refuse a store at a path where nothing is: to look for jobs must not make a file."""
+def require_file(store: Store) -> Store:
+    """Raise `StoreUnavailable` if the store's file does not exist: reading must not create it."""
     path = getattr(store, "path", None)
     if isinstance(path, Path) and not path.exists():
         raise StoreUnavailable(str(path), "there is no such file")
@@ -134,37 +136,37 @@ def present(store: Store) -> Store:
 
 
 @asynccontextmanager
-async def opened(target: Target) -> AsyncGenerator[tuple[Store, Clock]]:
-    """Open the store alone, with the clock by which its jobs go."""
+async def open_store(target: Target) -> AsyncGenerator[tuple[Store, Clock]]:
+    """Open the store without a queue, with the clock that its jobs go by."""
     clock = SharedClock(SystemClock())
-    async with present(target.find_store()) as store:
+    async with require_file(target.find_store()) as store:
         if (store_clock := power_of(store, StoreClock)) is not None:
             await clock.compare(store_clock)
         yield store, clock
 
 
 @asynccontextmanager
-async def reading(target: Target) -> AsyncGenerator[Repository]:
-    """Open the store to look: nothing is swept, jobs change only where a reader repairs them."""
-    async with opened(target) as (store, clock):
+async def open_repository(target: Target) -> AsyncGenerator[Repository]:
+    """Open the store for reading: there is no maintenance, only repairs that every reader makes."""
+    async with open_store(target) as (store, clock):
         yield Repository(store, ChangeFeed(poll=_POLL_SECONDS), clock, base=store)
 
 
 @asynccontextmanager
-async def acting(target: Target) -> AsyncGenerator[AsyncJobs]:
-    """Open a queue on the store that leaves its jobs to those who run them."""
-    async with AsyncJobs(present(target.find_store()), dispatcher="worker") as jobs:
+async def open_queue(target: Target) -> AsyncGenerator[AsyncJobs]:
+    """Open a queue on the store that runs no jobs."""
+    async with AsyncJobs(require_file(target.find_store()), dispatcher="worker") as jobs:
         yield jobs
 
 
 def listing_of(store: Store) -> Listing:
-    """Return the store as one that can list jobs; raise `ConfigurationError` where it cannot."""
+    """Return the listing power of a store; raise `ConfigurationError` if it has none."""
     listing = power_of(store, Listing)
     if listing is None:
         raise ConfigurationError("The store cannot list jobs.")
     return listing
 
 
-def carry_out(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run the asynchronous part of a command, on the event loop that all drivers know."""
+def run_async(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run the asynchronous part of a command on asyncio, which all drivers support."""
     anyio.run(work, backend="asyncio")

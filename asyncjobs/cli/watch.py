@@ -1,4 +1,4 @@
-"""The command `watch`: jobs as they go on, as live bars or line by line."""
+"""The command `watch`: the progress of jobs, as live bars or line by line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import anyio
 import click
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from asyncjobs.cli.output import COLOURS, console, listed_document, plain, print_json
-from asyncjobs.cli.target import Target, carry_out, reading, with_target
+from asyncjobs.cli.output import colour_of, console, listed_document, plain, print_json
+from asyncjobs.cli.target import Target, open_repository, run_async, with_target
 from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.errors import UnknownJob
 from asyncjobs.protocols import Selection
 from asyncjobs.records.repository import Repository
 
-# More bars than a screen has lines help nobody.
-_MOST = 40
+# About as many bars as a screen has lines.
+_MAX_BARS = 40
 
 
 @click.command()
@@ -31,29 +31,31 @@ _MOST = 40
 @click.option(
     "--every", type=click.FloatRange(min=0.05), default=0.5, show_default=True, help="Seconds."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON document per change and line.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document per line and change."
+)
 def watch(
     target: Target, *, job_ids: tuple[str, ...], until_idle: bool, every: float, as_json: bool
 ) -> None:
-    """Show how running jobs go on, until Ctrl-C, or the given ones to their end."""
+    """Show the progress of running jobs until Ctrl-C, or of the given jobs until they end."""
 
     async def work() -> None:
-        async with reading(target) as repository:
-            watched = Watched(repository, [JobId(one) for one in job_ids])
+        async with open_repository(target) as repository:
+            watched = WatchedJobs(repository, [JobId(job_id) for job_id in job_ids])
             with ExitStack() as stack:
                 view = stack.enter_context(_view(as_json=as_json))
                 while True:
-                    view.show(await watched.look(), repository.now())
+                    view.show(await watched.read(), repository.now())
                     if watched.over or (until_idle and await _is_idle(repository)):
                         return
                     await anyio.sleep(every)
 
     with suppress(KeyboardInterrupt):
-        carry_out(work)
+        run_async(work)
 
 
-class Watched:
-    """The jobs to show: those that were named, else all that run, each until it was seen to end."""
+class WatchedJobs:
+    """The jobs to show: the named ones, or all that run. Each is shown until it has ended."""
 
     def __init__(self, repository: Repository, ids: Sequence[JobId]) -> None:
         self._repository = repository
@@ -61,17 +63,19 @@ class Watched:
         self._running: dict[JobId, None] = {}
         self.over = False
 
-    async def look(self) -> list[Job]:
-        """Read them; raise `UnknownJob` for a named one that is not there."""
+    async def read(self) -> list[Job]:
+        """Read the jobs; raise `UnknownJob` for a named job that does not exist."""
         if self._ids:
             found = await self._repository.get(self._ids)
             for job_id, job in zip(self._ids, found, strict=True):
                 if job is None:
                     raise UnknownJob(job_id)
         else:
-            page = await self._repository.list(Selection(status=JobStatus.PROCESSING), limit=_MOST)
-            asked = dict.fromkeys([*self._running, *reversed([job.id for job in page.jobs])])
-            found = await self._repository.get(list(asked))
+            page = await self._repository.list(
+                Selection(status=JobStatus.PROCESSING), limit=_MAX_BARS
+            )
+            ids = dict.fromkeys([*self._running, *reversed([job.id for job in page.jobs])])
+            found = await self._repository.get(list(ids))
         jobs = [job for job in found if job is not None]
         self._running = {job.id: None for job in jobs if job.status is JobStatus.PROCESSING}
         self.over = bool(self._ids) and all(job.status.terminal for job in jobs)
@@ -79,7 +83,7 @@ class Watched:
 
 
 async def _is_idle(repository: Repository) -> bool:
-    for status in (JobStatus.PROCESSING, JobStatus.PENDING):
+    for status in (status for status in JobStatus if not status.terminal):
         page = await repository.list(Selection(status=status), limit=1)
         if page.jobs or page.next is not None:
             return False
@@ -87,7 +91,7 @@ async def _is_idle(repository: Repository) -> bool:
 
 
 class View(Protocol):
-    """Shows states of jobs, the same ones again and again."""
+    """Shows the states of jobs, again at each interval."""
 
     def __enter__(self) -> Self: ...
 
@@ -99,7 +103,7 @@ class View(Protocol):
     ) -> None: ...
 
     def show(self, jobs: Sequence[Job], now: datetime) -> None:
-        """Show what has changed."""
+        """Show the changes since the last call."""
         ...
 
 
@@ -108,7 +112,7 @@ def _view(*, as_json: bool) -> View:
 
 
 class Lines:
-    """A line for each change that can be seen; for files and other programs."""
+    """A line for each visible change, for files and other programs."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -132,12 +136,12 @@ class Lines:
             if self._as_json:
                 print_json({**listed_document(job), "detail": job.detail}, indent=None)
                 continue
-            words = [job.id, job.type, job.status, f"{job.progress}%", _message(job)]
-            click.echo(" ".join([f"{now:%H:%M:%S}", *filter(None, words)]))
+            cells = [job.id, job.type, job.status, f"{job.progress}%", _message(job)]
+            click.echo(" ".join([f"{now:%H:%M:%S}", *filter(None, cells)]))
 
 
 class Bars:
-    """A bar for each job that runs; what ends is left standing above them."""
+    """A bar for each running job; ended jobs stay as lines above the bars."""
 
     def __init__(self) -> None:
         self._console = console()
@@ -162,16 +166,16 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
-    def show(self, jobs: Sequence[Job], now: datetime) -> None:  # noqa: ARG002  # bars tell the time
+    def show(self, jobs: Sequence[Job], now: datetime) -> None:  # noqa: ARG002  # bars show the time
         for job in jobs:
             if job.status.terminal:
                 self._end(job)
             else:
-                self._go_on(job)
+                self._update(job)
         for gone in self._bars.keys() - {job.id for job in jobs}:
             self._progress.remove_task(self._bars.pop(gone))
 
-    def _go_on(self, job: Job) -> None:
+    def _update(self, job: Job) -> None:
         if job.id not in self._bars:
             self._bars[job.id] = self._progress.add_task(job.type, total=100, id=job.id, message="")
         message = _message(job) or ("waits" if job.status is JobStatus.PENDING else "")
@@ -184,7 +188,7 @@ class Bars:
         if job.id not in self._ended:
             self._ended.add(job.id)
             text = f"{job.id} {job.type} {job.status} {_message(job)}".rstrip()
-            self._console.print(text, style=COLOURS[job.status])
+            self._console.print(text, style=colour_of(job.status))
 
 
 def _message(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""The command that runs jobs: `worker`."""
+"""The command `worker`: run the jobs of a queue."""
 
 from __future__ import annotations
 
@@ -8,30 +8,20 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypedDict, Unpack
 
 import anyio
 import click
 
 from asyncjobs.cli.target import find_jobs
-from asyncjobs.workers.health import answering
-from asyncjobs.workers.process import Serving, serve
-from asyncjobs.workers.supervisor import Crew, supervise
+from asyncjobs.workers.health import serve_health
+from asyncjobs.workers.process import WorkerOptions, run_worker
+from asyncjobs.workers.supervisor import WorkerGroup, supervise
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-class _Options(TypedDict):
-    """The options, as click hands them over."""
-
-    queues: list[str]
-    concurrency: int
-    processes: int
-    health_file: Path | None
-    health_port: int | None
-    health_host: str
-    log_level: str
-    supervised: bool
+#: Host and port of the health checks over HTTP.
+Address = tuple[str, int]
 
 
 def _split(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str]:
@@ -44,21 +34,21 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
     "--queues",
     metavar="NAME,NAME",
     callback=_split,
-    help="Serve these queues only, an earlier one before a later one.",
+    help="Serve only these queues, in this order of priority.",
 )
 @click.option(
     "--concurrency",
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="How many jobs each process runs at a time.",
+    help="Jobs that each process runs at a time.",
 )
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="How many worker processes to keep running.",
+    help="Worker processes to keep running.",
 )
 @click.option(
     "--health-file",
@@ -68,76 +58,83 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.option(
     "--health-port",
     type=click.IntRange(0, 65535),
-    help="Answer /live and /ready on this port: 200, or 503.",
+    help="Serve /live and /ready on this port: 200, or 503.",
 )
 @click.option(
-    "--health-host", default="127.0.0.1", show_default=True, help="Where --health-port listens."
+    "--health-host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The host that --health-port listens on.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="What is logged to standard error, unless the module sets up logging itself.",
+    help="The level of the log on standard error, unless the module configures logging.",
 )
 @click.option("--supervised", is_flag=True, hidden=True)
-def worker(jobs: str, **options: Unpack[_Options]) -> None:
-    """Run the jobs of an application's queue, until told to stop.
+def worker(  # noqa: PLR0913  # one parameter per option
+    jobs: str,
+    *,
+    queues: list[str],
+    concurrency: int,
+    processes: int,
+    health_file: Path | None,
+    health_port: int | None,
+    health_host: str,
+    log_level: str,
+    supervised: bool,
+) -> None:
+    """Run the jobs of an application's queue until stopped.
 
-    MODULE:ATTRIBUTE is the application's AsyncJobs object. SIGTERM or Ctrl-C: nothing more is
-    begun, running jobs have the grace period, and what has not ended then is given back. A second
-    signal: everything is given back at once.
+    MODULE:ATTRIBUTE is the application's AsyncJobs object. After SIGTERM or Ctrl-C no more jobs
+    start. Running jobs have the grace period, then they are given back. A second signal gives them
+    back at once.
     """
-    if options["processes"] == 1:
-        _work(jobs, options)
-    else:
-        sys.exit(_supervise(jobs, options))
-
-
-def _work(jobs: str, options: _Options) -> None:
-    found = find_jobs(jobs)
-    logging.basicConfig(level=options["log_level"].upper(), format=_FORMAT)
-    with _one_health_file(options) as file:
-        how = Serving(
-            concurrency=options["concurrency"],
-            queues=options["queues"] or None,
-            health_file=file,
-            supervised=options["supervised"],
-        )
-        anyio.run(serve, found, how, backend="asyncio")
-
-
-def _supervise(jobs: str, options: _Options) -> int:
-    logging.basicConfig(level=options["log_level"].upper(), format=_FORMAT)
+    address = None if health_port is None else (health_host, health_port)
+    if processes == 1:
+        queue = find_jobs(jobs)
+        logging.basicConfig(level=log_level.upper(), format=_FORMAT)
+        with _one_health_file(health_file, address) as file:
+            options = WorkerOptions(
+                concurrency=concurrency,
+                queues=queues or None,
+                health_file=file,
+                supervised=supervised,
+            )
+            anyio.run(run_worker, queue, options, backend="asyncio")
+        return
+    logging.basicConfig(level=log_level.upper(), format=_FORMAT)
     command = [sys.executable, "-m", "asyncjobs", "worker", jobs]
-    command += ["--concurrency", str(options["concurrency"]), "--log-level", options["log_level"]]
-    if options["queues"]:
-        command += ["--queues", ",".join(options["queues"])]
-    with _health_files(options, options["processes"]) as files:
-        crew = Crew(command=command, health_files=files, health_file=options["health_file"])
-        return anyio.run(supervise, crew, backend="asyncio")
+    command += ["--concurrency", str(concurrency), "--log-level", log_level]
+    if queues:
+        command += ["--queues", ",".join(queues)]
+    with _health_files(processes, address) as files:
+        group = WorkerGroup(command=command, health_files=files, health_file=health_file)
+        exit_code = anyio.run(supervise, group, backend="asyncio")
+    sys.exit(exit_code)
 
 
 @contextmanager
-def _one_health_file(options: _Options) -> Generator[Path | None]:
-    """Name the file of the only process, and answer for it where that is wanted."""
-    port, file = options["health_port"], options["health_file"]
-    if port is None:
+def _one_health_file(file: Path | None, address: Address | None) -> Generator[Path | None]:
+    """Yield the health file of a single process; serve it over HTTP if an address is given."""
+    if address is None:
         yield file
     elif file is not None:
-        with answering(options["health_host"], port, [file]):
+        with serve_health(*address, [file]):
             yield file
     else:
-        with _health_files(options, 1) as [only]:
+        with _health_files(1, address) as [only]:
             yield only
 
 
 @contextmanager
-def _health_files(options: _Options, count: int) -> Generator[list[Path]]:
-    """Name a file for each process, and answer for all of them where that is wanted."""
+def _health_files(count: int, address: Address | None) -> Generator[list[Path]]:
+    """Yield a temporary health file per process; serve them over HTTP if an address is given."""
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="asyncjobs-"))
         files = [Path(folder) / f"worker-{number}" for number in range(count)]
-        if (port := options["health_port"]) is not None:
-            stack.enter_context(answering(options["health_host"], port, files))
+        if address is not None:
+            stack.enter_context(serve_health(*address, files))
         yield files

@@ -1,43 +1,39 @@
-"""Follow jobs from Python: those of asyncjobs, and of any server that answers 202.
+"""A client for jobs of asyncjobs, and of any other server that answers 202.
 
-This module names things; it loads no HTTP library before a client is used.
+Importing this package loads no HTTP library.
 """
 
-from asyncjobs.client.asynchronous import AsyncJob, AsyncJobsClient, Updates
+from asyncjobs.client.asynchronous import AsyncJobsClient, AsyncRemoteJob, Updates
 from asyncjobs.client.documents import JobUpdate
 from asyncjobs.client.errors import (
     AccessRefused,
     AnswerTooLarge,
     ClientError,
     ForeignUrl,
-    JobCancelled,
-    JobEnded,
-    JobFailed,
     JobNotFound,
     JobTimeout,
     NotAJob,
     NotJson,
     RedirectLoop,
+    RemoteJobCancelled,
+    RemoteJobFailed,
+    RemoteJobUnsuccessful,
     RequestRefused,
     ResultMismatch,
     ServerUnreachable,
 )
-from asyncjobs.client.options import Following, Transport
-from asyncjobs.client.sync import Job, JobsClient, follow
+from asyncjobs.client.follower import Following, Transport
+from asyncjobs.client.sync import JobsClient, RemoteJob, follow
 from asyncjobs.core.status import JobStatus
 
 __all__ = [
     "AccessRefused",
     "AnswerTooLarge",
-    "AsyncJob",
     "AsyncJobsClient",
+    "AsyncRemoteJob",
     "ClientError",
     "Following",
     "ForeignUrl",
-    "Job",
-    "JobCancelled",
-    "JobEnded",
-    "JobFailed",
     "JobNotFound",
     "JobStatus",
     "JobTimeout",
@@ -46,6 +42,10 @@ __all__ = [
     "NotAJob",
     "NotJson",
     "RedirectLoop",
+    "RemoteJob",
+    "RemoteJobCancelled",
+    "RemoteJobFailed",
+    "RemoteJobUnsuccessful",
     "RequestRefused",
     "ResultMismatch",
     "ServerUnreachable",

@@ -1,51 +1,50 @@
-"""Submit and follow jobs on an event loop, asyncio or trio: a shell around the rules."""
+"""The client for event loops, asyncio or trio; `base` and `follower` decide, this does the I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from math import inf
-from random import Random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import anyio
+from typing_extensions import TypeVar
 
+from asyncjobs.client.answers import Monitor, SubmittedJob
+from asyncjobs.client.base import ClientBase, RemoteJobBase
 from asyncjobs.client.documents import JobUpdate
-from asyncjobs.client.driving import Drive, finish
-from asyncjobs.client.follower import Follower
-from asyncjobs.client.library import AsyncHttpClient
-from asyncjobs.client.monitors import Accepted, Monitor, read_accepted
-from asyncjobs.client.options import Following
-from asyncjobs.client.outcomes import cancel_of, cancelled_of, outcome_of, submission_of
-from asyncjobs.client.requests import Repeated
+from asyncjobs.client.exchange import (
+    ActionResult,
+    Ask,
+    Broken,
+    End,
+    Opened,
+    Read,
+    Rule,
+    Step,
+    Wait,
+    Woke,
+)
+from asyncjobs.client.transport import AsyncHttpClient, HttpLibrary, IncomingAnswer, arrived
+from asyncjobs.settings import Seconds
 
 if TYPE_CHECKING:
-    from asyncjobs.client.bars import ProgressBar
+    from asyncjobs.client.progress_bar import ProgressBar
 
-T = TypeVar("T")
-R = TypeVar("R")
+T = TypeVar("T", default=Any)
+R = TypeVar("R", default=Any)
+
+_MAX_LAST_READS = 10
 
 
-class AsyncJobsClient:
+class AsyncJobsClient(ClientBase[AsyncHttpClient]):
     """Submits jobs to a server and follows them.
 
-    `http` is an `httpx2.AsyncClient` or `httpx.AsyncClient` with your credentials; it stays yours
-    to close. Without one, the client opens its own at the first request: close it, or use `async
-    with`. It belongs to one event loop.
+    `http` is an `httpx2.AsyncClient` or `httpx.AsyncClient` with your credentials; you close it
+    yourself. Without it, the client opens its own at the first request: close the client, or use
+    `async with`. A client belongs to one event loop.
     """
-
-    def __init__(
-        self,
-        base_url: str = "",
-        *,
-        http: AsyncHttpClient | None = None,
-        options: Following | None = None,
-    ) -> None:
-        self.base_url = base_url
-        self.options = options or Following()
-        self._given = http
-        self._own: AsyncHttpClient | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -59,23 +58,21 @@ class AsyncJobsClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections, but for those of a client that was handed in."""
-        if self._own is not None:
-            await self._own.aclose()
-            self._own = None
+        """Close the client's own connections; an HTTP client that was passed in stays open."""
+        own = self._take_own()
+        if own is not None:
+            await own.aclose()
 
     @property
     def http(self) -> AsyncHttpClient:
         """The HTTP client, for requests of your own."""
-        if self._given is not None:
-            return self._given
-        if self._own is None:
-            import httpx2  # noqa: PLC0415  # who hands in one of httpx need not have it
+        return self._http(self._new_http)
 
-            self._own = httpx2.AsyncClient(base_url=self.base_url)
-        return self._own
+    def _new_http(self) -> AsyncHttpClient:
+        import httpx2  # noqa: PLC0415  # not needed by callers that pass in a client of httpx
 
-    @overload
+        return httpx2.AsyncClient(base_url=self.base_url)
+
     async def submit(
         self,
         method: str,
@@ -84,122 +81,85 @@ class AsyncJobsClient:
         json: Any = None,
         headers: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
-    ) -> AsyncJob[Any]: ...
-    @overload
-    async def submit(
-        self,
-        method: str,
-        url: str,
-        *,
-        json: Any = None,
-        headers: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
-        type: type[R],
-    ) -> AsyncJob[R]: ...
-    async def submit(
-        self,
-        method: str,
-        url: str,
-        *,
-        json: Any = None,
-        headers: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
-        type: Any = None,
-    ) -> AsyncJob[Any]:
-        """Send what starts a job; `type` is that of its result.
+        type: type[R] | None = None,
+    ) -> AsyncRemoteJob[R]:
+        """Send the request that starts a job; see `JobsClient.submit`."""
+        submission = self._submission(method, url, json, headers, idempotency_key)
+        await run(submission, self.http)
+        submitted = self._submitted(submission, method)
+        not_before = anyio.current_time() + submitted.pause
+        return AsyncRemoteJob(self, submitted, type, not_before=not_before)
 
-        It is sent again where the answer was lost, and always with an `Idempotency-Key`, so that
-        a server that knows this header begins one job. Raises `RequestRefused`, `AccessRefused`,
-        `ServerUnreachable`, and `NotAJob` where the answer names no job.
+    def attach(self, status_url: str, *, type: type[R] | None = None) -> AsyncRemoteJob[R]:
+        """Return the job at a status URL; no request is sent yet."""
+        return AsyncRemoteJob(self, SubmittedJob(Monitor(status_url)), type)
+
+
+class AsyncRemoteJob(RemoteJobBase[T, AsyncHttpClient]):
+    """A job at a server; `last` is its newest known state, `monitor` has its URLs."""
+
+    def updates(self, *, timeout: Seconds | None = None, progress: bool = False) -> Updates:
+        """Iterate (`async for`) over each new state, up to and including the job's end.
+
+        After `timeout` (default: the client's), `JobTimeout` is raised. `progress` draws a bar on
+        the standard error. If you stop early, enter the updates by `async with`, or call their
+        `aclose`: else a connection stays open.
         """
-        ask = submission_of(method, url, json, headers, idempotency_key)
-        repeated = Repeated(ask, self.options.submit_for, Random())  # noqa: S311  # pauses
-        await finish(repeated, self.http)
-        accepted = read_accepted(repeated.answered, self.options.origins, method=method)
-        return AsyncJob(self, accepted, type, not_before=anyio.current_time() + accepted.pause)
+        follower = self._follower(timeout)
+
+        def learn(update: JobUpdate) -> None:
+            self._learn(update, follower)
+
+        return Updates(follower, self._client.http, learn, progress=progress)
 
     @overload
-    def attach(self, status_url: str) -> AsyncJob[Any]: ...
-    @overload
-    def attach(self, status_url: str, *, type: type[R]) -> AsyncJob[R]: ...
-    def attach(self, status_url: str, *, type: Any = None) -> AsyncJob[Any]:
-        """Take up a job by its status URL; nothing is sent yet."""
-        return AsyncJob(self, Accepted(Monitor(status_url)), type)
-
-
-class AsyncJob(Generic[T]):
-    """A job at a server. `last` is the newest that is known of it."""
-
-    def __init__(
-        self,
-        client: AsyncJobsClient,
-        accepted: Accepted,
-        type: Any = None,
-        *,
-        not_before: float = -inf,
-    ) -> None:
-        self.monitor = accepted.monitor
-        self.last = accepted.update
-        self._client = client
-        self._type = type
-        self._not_before = not_before
-
-    @property
-    def status_url(self) -> str:
-        """Where anybody who may can go on following it, by `attach`."""
-        return self.monitor.status
-
-    def updates(self, *, timeout: float | None = None, progress: bool = False) -> Updates:
-        """Iterate (`async for`) over what is new, up to and with the job's end.
-
-        `timeout` is in seconds, those of the client's options unless given; then `JobTimeout` is
-        raised. `progress` draws a bar on the standard error. Who stops early enters the updates by
-        `async with`, or calls their `aclose`: else a connection stays open.
-        """
-        options = self._client.options
-        chosen = options if timeout is None else replace(options, timeout=timeout)
-        random = Random()  # noqa: S311  # pauses
-        follower = Follower(self.monitor, chosen, random, self.last, not_before=self._not_before)
-        return Updates(self, follower, self._client.http, progress=progress)
-
-    @overload
-    async def result(self, *, timeout: float | None = None, progress: bool = False) -> T: ...
+    async def result(self, *, timeout: Seconds | None = None, progress: bool = False) -> T: ...
     @overload
     async def result(
-        self, *, type: type[R], timeout: float | None = None, progress: bool = False
+        self, *, type: type[R], timeout: Seconds | None = None, progress: bool = False
     ) -> R: ...
     async def result(
-        self, *, type: Any = None, timeout: float | None = None, progress: bool = False
+        self, *, type: Any = None, timeout: Seconds | None = None, progress: bool = False
     ) -> Any:
-        """Follow the job to its end and return its result, as `type` if one is given.
-
-        Raises `JobFailed`, `JobCancelled`, `JobTimeout`, `ResultMismatch`, or what else keeps the
-        job from being followed (`ClientError`).
-        """
+        """Follow the job to its end and return its result; see `RemoteJob.result`."""
         async with self.updates(timeout=timeout, progress=progress) as updates:
             async for _ in updates:
                 pass
-        return outcome_of(cast("JobUpdate", self.last), self._type if type is None else type)
+        return self._outcome(type)
 
     async def cancel(self) -> JobUpdate:
         """Ask the job to stop; it may still end otherwise. Raises `RequestRefused`."""
-        repeated = Repeated(cancel_of(self.monitor), self._client.options.submit_for, Random())  # noqa: S311
-        await finish(repeated, self._client.http)
-        update = cancelled_of(repeated.answered)
-        if update.status.terminal:
-            self.last = update
-        return update
+        cancellation = self._cancellation()
+        await run(cancellation, self._client.http)
+        return self._cancelled(cancellation)
+
+
+async def run(rule: Rule, http: AsyncHttpClient) -> None:
+    """Carry out a rule that has no updates."""
+    async with Updates(rule, http) as updates:
+        async for _ in updates:
+            pass
 
 
 class Updates:
-    """The updates of one following, to be iterated over once."""
+    """The updates of one rule, to be iterated over once. Raises the error of the rule's end.
+
+    Not a generator: an event loop may never finish a generator that is left early.
+    """
 
     def __init__(
-        self, job: AsyncJob[Any], follower: Follower, http: AsyncHttpClient, *, progress: bool
+        self,
+        rule: Rule,
+        http: AsyncHttpClient,
+        learn: Callable[[JobUpdate], None] | None = None,
+        *,
+        progress: bool = False,
     ) -> None:
-        self._job = job
-        self._follower = follower
-        self._drive = Drive(follower, http)
+        self._rule = rule
+        self._connection = AsyncConnection(http)
+        self._learn = learn
+        self._step: Step | None = None
+        self._ready: deque[JobUpdate] = deque()
         self._wants_bar = progress
         self._bar: ProgressBar | None = None
 
@@ -208,18 +168,30 @@ class Updates:
 
     async def __anext__(self) -> JobUpdate:
         if self._wants_bar and self._bar is None:
-            from asyncjobs.client.bars import ProgressBar  # noqa: PLC0415  # rarely wanted
+            from asyncjobs.client.progress_bar import ProgressBar  # noqa: PLC0415  # slow to load
 
             self._bar = ProgressBar().__enter__()
         try:
-            update = await anext(self._drive)
+            while not self._ready:
+                self._step = await self._next_step()
+                self._ready.extend(self._step.updates)
         except BaseException:
             await self.aclose()
             raise
-        self._job.last, self._job.monitor = update, self._follower.monitor
+        update = self._ready.popleft()
+        if self._learn is not None:
+            self._learn(update)
         if self._bar is not None:
             self._bar.show(update)
         return update
+
+    async def _next_step(self) -> Step:
+        if self._step is None:
+            return self._rule.start(anyio.current_time())
+        if isinstance(self._step.then, End):
+            raise self._step.then.error or StopAsyncIteration
+        result = await self._connection.perform(self._step.then)
+        return self._rule.receive(result, anyio.current_time())
 
     async def __aenter__(self) -> Self:
         return self
@@ -237,4 +209,66 @@ class Updates:
         bar, self._bar, self._wants_bar = self._bar, None, False
         if bar is not None:
             bar.__exit__(None, None, None)
-        await self._drive.aclose()
+        await self._connection.aclose()
+
+
+class AsyncConnection:
+    """Performs the actions of one rule; holds its open stream, if any."""
+
+    def __init__(self, http: AsyncHttpClient) -> None:
+        self._http = http
+        self._library = HttpLibrary(http)
+        self._response: Any = None
+        self._chunks: AsyncIterator[bytes] | None = None
+
+    async def perform(self, action: Ask | Read | Wait) -> ActionResult:
+        try:
+            match action:
+                case Read():
+                    chunks = self._chunks
+                    return arrived(None if chunks is None else await anext(chunks, None))
+                case Wait(seconds):
+                    await self.aclose()
+                    await anyio.sleep(seconds)
+                    return Woke()
+                case Ask():
+                    await self.aclose()
+                    return await self._ask(action)
+        except self._library.errors as error:
+            return self._library.result_of(error, action)
+
+    async def _ask(self, ask: Ask) -> ActionResult:
+        answer = IncomingAnswer(self._http, ask, anyio.current_time())
+        with anyio.move_on_after(ask.total) as scope:
+            self._response = await self._http.send(
+                answer.request, stream=True, follow_redirects=True
+            )
+        if scope.cancelled_caught:
+            return Broken("its answer does not begin")
+        self._chunks = chunks = self._response.aiter_bytes()
+        if answer.is_stream(self._response):
+            return Opened()
+        async for chunk in chunks:
+            refused = answer.add(chunk, anyio.current_time())
+            if refused is not None:
+                return refused
+        complete = answer.complete(self._response)
+        await self.aclose()
+        return complete
+
+    async def aclose(self) -> None:
+        """Close the open stream, also while the task is being cancelled."""
+        response, self._response = self._response, None
+        chunks, self._chunks = self._chunks, None
+        if response is None or chunks is None:
+            return
+        with anyio.CancelScope(shield=True):
+            # The HTTP library reads through nested generators, of which only the outermost can be
+            # closed explicitly. An exception from the socket ends them all: a cancellation. A
+            # source that never waits is not cancelled, hence the limit of reads.
+            with anyio.CancelScope() as scope, suppress(*self._library.errors):
+                scope.cancel()
+                for _ in range(_MAX_LAST_READS):
+                    if await anext(chunks, None) is None:
+                        break
+            await response.aclose()

@@ -1,4 +1,4 @@
-"""What servers say of a job, ours and others', as one value."""
+"""The state of a job as any server describes it, read into one value."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from asyncjobs.core.status import JobStatus
 
-#: The words of Microsoft's REST API guidelines, and what they mean here.
-OPERATION_STATES: Mapping[str, JobStatus] = {
+#: The status words of Microsoft's REST API guidelines.
+OPERATION_STATUSES: Mapping[str, JobStatus] = {
     "notstarted": JobStatus.PENDING,
     "running": JobStatus.PROCESSING,
     "inprogress": JobStatus.PROCESSING,
@@ -23,8 +23,8 @@ OPERATION_STATES: Mapping[str, JobStatus] = {
 class JobUpdate:
     """A job as a server described it at one moment.
 
-    `document` is what was received, untouched. `version` grows with each change a client can see;
-    None where the server counts none. `progress` is whole percent, None where it is not told.
+    `document` is the JSON as received. `version` grows with each change that a client can see; it
+    is None if the server sends no version. `progress` is whole percent, None if it is unknown.
     """
 
     status: JobStatus
@@ -39,12 +39,12 @@ class JobUpdate:
     document: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     def with_result(self, result: Any) -> JobUpdate:
-        """Add a result that was fetched from elsewhere."""
+        """Return the update with a result that was fetched from another URL."""
         return replace(self, result=result)
 
 
 def read_job(document: Any, version: int | None = None) -> JobUpdate | None:
-    """Read a status document of asyncjobs; None for any other."""
+    """Read a status document of asyncjobs; return None for any other document."""
     known = object_of(document)
     if not isinstance(known.get("jobId"), str):
         return None
@@ -67,16 +67,16 @@ def read_job(document: Any, version: int | None = None) -> JobUpdate | None:
 
 
 def read_operation(document: Any, *, any_word: bool) -> JobUpdate | None:
-    """Read the resource of a long-running operation; None for any other document.
+    """Read the resource of a long-running operation; return None for any other document.
 
-    The guidelines leave the words for work in progress to each service: `any_word` takes unknown
-    ones for that, where the server itself has called the URL an operation's.
+    Each service chooses its own words for work in progress. `any_word` accepts unknown words as
+    such; set it if the server itself called the URL an operation's.
     """
     known = object_of(document)
     if not isinstance(known.get("status"), str):
         return None
     word = known["status"].lower()
-    status = OPERATION_STATES.get(word, JobStatus.PROCESSING if any_word else None)
+    status = OPERATION_STATUSES.get(word, JobStatus.PROCESSING if any_word else None)
     if status is None:
         return None
     failure = object_of(known.get("error"))
@@ -93,7 +93,7 @@ def read_operation(document: Any, *, any_word: bool) -> JobUpdate | None:
 
 
 def object_of(value: Any) -> dict[str, Any]:
-    """Return a JSON value as an object; what is none has no members."""
+    """Return a JSON object as it is, and an empty object for any other JSON value."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 

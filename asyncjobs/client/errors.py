@@ -1,23 +1,23 @@
-"""What can go wrong between a client and a server, built from data.
+"""The errors of the client, built from data.
 
 ClientError (an AsyncJobsError)
-├── JobEnded             the job is over, and there is no result
-│   ├── JobFailed        its own words and code
-│   └── JobCancelled
-├── JobTimeout           the time that the caller gave is over; the job goes on
-├── ServerUnreachable    connections, 5xx or 429 all along, for longer than was to be borne
-├── RequestRefused       a submission or a cancel that the server will not do
-├── NotAJob              what answers at the URL is no status monitor
-│   ├── JobNotFound      there is none, or no longer, or it is another's
-│   ├── NotJson          a page, for example
+├── RemoteJobUnsuccessful    the job has ended without a result
+│   ├── RemoteJobFailed      the server's message and code
+│   └── RemoteJobCancelled
+├── JobTimeout               the caller's timeout is over; the job goes on
+├── ServerUnreachable        nothing but refused connections, 5xx or 429 for too long
+├── RequestRefused           the server rejected a submission or a cancellation
+├── NotAJob                  the URL is not a job's status monitor
+│   ├── JobNotFound          404 or 410
+│   ├── NotJson              an HTML page, for example
 │   ├── AnswerTooLarge
 │   ├── RedirectLoop
-│   └── ForeignUrl       the monitor is said to be at another origin
-├── AccessRefused        401 or 403
-└── ResultMismatch       the result does not fit the type that was asked for
+│   └── ForeignUrl           the status monitor is at another origin
+├── AccessRefused            401 or 403
+└── ResultMismatch           the result does not fit the requested type
 
-`asyncjobs.JobFailed` is another class: a handler raises that one to fail its own job. A handler
-that follows a second job does not thereby fail in that job's words.
+`asyncjobs.JobFailed` is a different error: a handler raises it to fail its own job. A handler that
+awaits a job at another server and gets `RemoteJobFailed` does not fail with that job's message.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from typing import Any
 from asyncjobs.client.documents import JobUpdate, object_of
 from asyncjobs.errors import AsyncJobsError
 
-_SHOWN = 200
+_SHOWN_BYTES = 200
 
 
 class ClientError(AsyncJobsError):
-    """Catch whatever the client raises on its own account."""
+    """Base class of all errors of the client."""
 
 
-class JobEnded(ClientError):
-    """Say that the job ended without a result; `update` is its last document."""
+class RemoteJobUnsuccessful(ClientError):
+    """Raised when a job has ended without a result; `update` is its last state."""
 
     def __init__(self, update: JobUpdate, sentence: str) -> None:
         self.update = update
         super().__init__(sentence)
 
 
-class JobFailed(JobEnded):
-    """Say that the job failed, in the job's own words."""
+class RemoteJobFailed(RemoteJobUnsuccessful):
+    """Raised when a job has failed; `message` and `code` are the server's."""
 
     def __init__(self, update: JobUpdate) -> None:
         self.message = update.error or "The job failed."
@@ -51,17 +51,17 @@ class JobFailed(JobEnded):
         super().__init__(update, self.message)
 
 
-class JobCancelled(JobEnded):
-    """Say that the job was cancelled."""
+class RemoteJobCancelled(RemoteJobUnsuccessful):
+    """Raised when a job was cancelled."""
 
     def __init__(self, update: JobUpdate) -> None:
         super().__init__(update, f"The job {_named(update)}was cancelled.")
 
 
 class JobTimeout(ClientError):
-    """Say that the job had not ended in time; `update` is the last that was heard, if anything.
+    """Raised when a job has not ended in time; `update` is its last known state, if any.
 
-    `reason` is the last failure to reach it, empty where there was none since.
+    `reason` is the last failed request since that state, empty if there was none.
     """
 
     def __init__(self, update: JobUpdate | None, seconds: float, reason: str = "") -> None:
@@ -69,13 +69,13 @@ class JobTimeout(ClientError):
         self.seconds = seconds
         self.reason = reason
         why = f" ({reason})" if reason else ""
-        last = f"nothing was heard of it{why}." if update is None else f"it is {update.status}."
+        last = f"its state is unknown{why}." if update is None else f"it is {update.status}."
         goes_on = "" if update is None else " It goes on."
         super().__init__(f"The job had not ended after {seconds:g} s; {last}{goes_on}")
 
 
 class ServerUnreachable(ClientError):
-    """Say that the server could not be asked; `reason` is the last failure."""
+    """Raised when requests keep failing; `reason` is the last failure."""
 
     def __init__(self, url: str, reason: str, update: JobUpdate | None = None) -> None:
         self.url = url
@@ -85,7 +85,7 @@ class ServerUnreachable(ClientError):
 
 
 class RequestRefused(ClientError):
-    """Say that the server refused a submission or a cancel; `document` is its problem, if any."""
+    """Raised when the server rejects a submission or a cancellation; `document` is its problem."""
 
     def __init__(self, url: str, status: int, document: Any) -> None:
         self.url = url
@@ -96,7 +96,7 @@ class RequestRefused(ClientError):
 
 
 class NotAJob(ClientError):
-    """Say that what was received at a URL is not a job's status."""
+    """Raised when the answer of a URL is not the status of a job."""
 
     def __init__(self, url: str, received: str) -> None:
         self.url = url
@@ -105,20 +105,20 @@ class NotAJob(ClientError):
 
 
 class JobNotFound(NotAJob):
-    """Say that there is no job at the URL: it never was, is forgotten, or is another's."""
+    """Raised when the URL has no job: unknown, deleted, or another owner's."""
 
 
 class NotJson(NotAJob):
-    """Say that JSON was expected, and what came instead."""
+    """Raised when an answer that should be JSON is not."""
 
     def __init__(self, url: str, content_type: str, body: bytes) -> None:
         self.content_type = content_type
-        begin = body[:_SHOWN].decode("utf-8", "replace")
+        begin = body[:_SHOWN_BYTES].decode("utf-8", "replace")
         super().__init__(url, f"{content_type or 'no Content-Type'} instead of JSON: {begin!r}")
 
 
 class AnswerTooLarge(NotAJob):
-    """Say that an answer was longer than the client reads, or did not end."""
+    """Raised when an answer is longer than the client reads."""
 
     def __init__(self, url: str, limit: int) -> None:
         self.limit = limit
@@ -126,14 +126,14 @@ class AnswerTooLarge(NotAJob):
 
 
 class RedirectLoop(NotAJob):
-    """Say that the server sends from one URL to the next without an end."""
+    """Raised when the redirects of a URL do not end."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, "one redirect after the other")
 
 
 class ForeignUrl(NotAJob):
-    """Say that a server points to another origin, to which no credentials are to be carried."""
+    """Raised when a server refers to another origin, which must not get the credentials."""
 
     def __init__(self, url: str, origin: str) -> None:
         self.origin = origin
@@ -142,7 +142,7 @@ class ForeignUrl(NotAJob):
 
 
 class AccessRefused(ClientError):
-    """Say that the server wants other credentials, or none will do."""
+    """Raised when the server answers 401 or 403."""
 
     def __init__(self, url: str, status: int) -> None:
         self.url = url
@@ -151,7 +151,7 @@ class AccessRefused(ClientError):
 
 
 class ResultMismatch(ClientError):
-    """Say how a result differs from the type that was asked for; `result` is as received."""
+    """Raised when a result does not fit the requested type; `result` is as received."""
 
     def __init__(self, expected: str, result: Any, reason: str) -> None:
         self.expected = expected
@@ -161,12 +161,12 @@ class ResultMismatch(ClientError):
 
 
 def sentence_of(document: Any) -> str:
-    """Find the words for people in a problem (RFC 9457), ours or another's."""
+    """Return the message of a problem document (RFC 9457), in any server's member names."""
     for name in ("error", "detail", "message", "title"):
-        said = object_of(document).get(name)
-        said = object_of(said).get("message", said)
-        if isinstance(said, str) and said:
-            return said
+        found = object_of(document).get(name)
+        found = object_of(found).get("message", found)
+        if isinstance(found, str) and found:
+            return found
     return "no reason was given"
 
 

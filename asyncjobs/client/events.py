@@ -1,4 +1,4 @@
-"""Server-Sent Events, read from bytes in whatever pieces they come (HTML, section 9.2.6)."""
+"""A parser of Server-Sent Events from bytes in any pieces (HTML standard, section 9.2.6)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class ServerEvent:
-    """One event; `id` is the last that the stream has told."""
+    """One event; `id` is the last id of the stream, of this event or an earlier one."""
 
     id: str
     name: str
@@ -20,7 +20,7 @@ class ServerEvent:
 
 
 class EventParser:
-    """Collects the pieces of one stream. `retry` is the pause it asks for, in seconds."""
+    """Parses the pieces of one stream. `retry` is the reconnection pause in seconds, if sent."""
 
     def __init__(self) -> None:
         self.retry: float | None = None
@@ -34,11 +34,11 @@ class EventParser:
 
     @property
     def held(self) -> int:
-        """How many bytes of an unfinished event are kept."""
+        """The number of buffered bytes of an unfinished event."""
         return len(self._rest) + sum(map(len, self._data))
 
     def feed(self, data: bytes) -> list[ServerEvent]:
-        """Take the next piece; return the events that it completes."""
+        """Add the next piece; return the events that it completes."""
         self._rest += data
         if not self._begun:
             if len(self._rest) < len(_BOM) and _BOM.startswith(self._rest):

@@ -1,7 +1,7 @@
 """The values that pass between a rule and the shell that carries it out.
 
-A shell begins with `start(now)`, does what the step says, and tells what happened by
-`receive(event, now)`, until the step says `End`. Rules neither wait nor know the time.
+A rule decides and does no I/O. A shell calls `start(now)`, performs the action of the step, passes
+the result of the action to `receive(result, now)`, and so on, until the action is `End`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from typing import Any, Protocol
 from asyncjobs.client.documents import JobUpdate
 from asyncjobs.client.errors import ClientError
 
+#: The longest answer and the longest event that the client reads.
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
 
 @dataclass(frozen=True)
 class Ask:
     """Send a request.
 
-    `timeout` is how many seconds may pass without a byte, `total` how many until the last one of an
-    answer that is no stream. `stream` means: if Server-Sent Events
-    are the answer, tell so at once (`Opened`); any other is read to its end (`Answered`).
+    `timeout` is the longest silence in seconds, `total` the longest time until the last byte of an
+    answer that is not a stream. If `stream` is set and the answer is Server-Sent Events, the result
+    is `Opened` at once; any other answer is read to its end (`Answered`).
     """
 
     method: str
@@ -34,7 +37,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Read:
-    """Go on reading the stream that is open; with any other action it is closed."""
+    """Read more of the open stream; any other action closes it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ Action = Ask | Read | Wait | End
 
 @dataclass(frozen=True)
 class Answered:
-    """A whole answer came to what was `asked`; `url` is where redirects led from there.
+    """The whole answer to a request. `asked` is the requested URL, `url` the one after redirects.
 
     Header names are lower case, URLs absolute.
     """
@@ -70,19 +73,19 @@ class Answered:
 
 @dataclass(frozen=True)
 class Opened:
-    """A stream of events began."""
+    """A stream of Server-Sent Events has begun."""
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """Bytes of the stream came."""
+    """Bytes of the stream."""
 
     data: bytes
 
 
 @dataclass(frozen=True)
 class Broken:
-    """The request failed, or the stream ended; `connected` unless no server was reached at all."""
+    """The request failed, or the stream ended; `connected` is False if the server was not found."""
 
     reason: str
     connected: bool = True
@@ -90,7 +93,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Hopeless:
-    """The request cannot work, however often it is sent."""
+    """The request fails however often it is sent."""
 
     error: ClientError
 
@@ -100,24 +103,24 @@ class Woke:
     """The wait is over."""
 
 
-Event = Answered | Opened | Arrived | Broken | Hopeless | Woke
+ActionResult = Answered | Opened | Arrived | Broken | Hopeless | Woke
 
 
 @dataclass(frozen=True)
-class PollStep:
-    """What to hand to the caller, and then to do."""
+class Step:
+    """The updates to return to the caller, and then the action to perform."""
 
     then: Action
     updates: tuple[JobUpdate, ...] = ()
 
 
 class Rule(Protocol):
-    """What decides, and leaves the doing to a shell."""
+    """Decides what to do next; `now` is in seconds of a monotonic clock."""
 
-    def start(self, now: float) -> PollStep:
-        """Begin at a moment of a clock that only runs forward."""
+    def start(self, now: float) -> Step:
+        """Return the first step."""
         ...
 
-    def receive(self, event: Event, now: float) -> PollStep:
-        """Go on after what the last step's action has led to."""
+    def receive(self, result: ActionResult, now: float) -> Step:
+        """Return the step that follows the result of the last one's action."""
         ...

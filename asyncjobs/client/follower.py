@@ -1,55 +1,161 @@
-"""How a job is followed: events, else held reads, else polls, through whatever networks do.
+"""How a job is followed: by events, else by held reads, else by polls.
 
-No I/O, no clock: `exchange.py` says how a shell drives it. What it promises is that updates come in
-the order of their versions and each once, that the terminal one comes once and last, and that the
-server is never asked sooner than it has told.
+No I/O and no clock: a shell drives the follower (see `exchange`). It guarantees that updates come
+in the order of their versions and once each, that the terminal one comes once and last, and that
+the server is never asked sooner than its `Retry-After` allows.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from asyncjobs.client.answers import (
+    Monitor,
+    MonitorKind,
+    Trouble,
+    events_url,
+    read_result,
+    read_status,
+    require_origin,
+    result_url,
+    trouble_of,
+    version_of,
+)
 from asyncjobs.client.documents import JobUpdate, read_job
 from asyncjobs.client.errors import AnswerTooLarge, ClientError, JobTimeout, ServerUnreachable
+from asyncjobs.client.events import EventParser
 from asyncjobs.client.exchange import (
+    MAX_ANSWER_BYTES,
+    ActionResult,
     Answered,
     Arrived,
     Ask,
     Broken,
     End,
-    Event,
     Hopeless,
     Opened,
-    PollStep,
     Read,
+    Step,
     Wait,
     Woke,
 )
-from asyncjobs.client.knowledge import Failures, Seen, Stream
-from asyncjobs.client.monitors import Kind, Monitor, events_of, require_origin, result_url
-from asyncjobs.client.options import Following, Transport
-from asyncjobs.client.pace import DEFAULT_PAUSE, LEAST_PAUSE, Turns, backoff, told_pause
-from asyncjobs.client.reading import Trouble, read_result, read_status, trouble_of, version_of
+from asyncjobs.client.pace import DEFAULT_PAUSE, LEAST_PAUSE, HeldReadPace, backoff, retry_after
 from asyncjobs.core.status import JobStatus
+from asyncjobs.settings import Seconds, seconds
 
-#: No answer, and no event, may be longer than this many bytes.
-LONGEST_ANSWER = 64 * 1024 * 1024
-
-#: Three keep-alives of a server of ours that did not come.
-_SILENCE = 45.0
+#: The longest silence of an event stream: three missing keep-alives of an asyncjobs server.
+_STREAM_SILENCE = 45.0
+#: How long a server may hold a read.
 _HOLD = 25
+#: The longest silence of any other answer.
 _ANSWER = 30.0
-_STRIKES = 3
+#: Failures in a row after which a transport is given up.
+_MAX_STRIKES = 3
+
+
+class Transport(StrEnum):
+    """The ways to follow a job, best first."""
+
+    EVENTS = "events"
+    HOLD = "hold"
+    POLL = "poll"
+
+
+@dataclass(frozen=True)
+class Following:
+    """How jobs are followed; durations are seconds or a timedelta.
+
+    - `timeout`: how long a job is followed before `JobTimeout`; None is for ever.
+    - `patience`: how long requests may fail in a row before `ServerUnreachable`.
+    - `submit_for`: how long a submission or cancellation is tried again.
+    - `transports`: those that may be used; the best that works is.
+    - `origins`: the origins beside the server's own to which its answers may refer.
+    """
+
+    timeout: float | None = 86_400.0
+    patience: float = 300.0
+    submit_for: float = 30.0
+    transports: Collection[Transport] = tuple(Transport)
+    origins: Collection[str] = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            timeout: Seconds | None = ...,
+            patience: Seconds = ...,
+            submit_for: Seconds = ...,
+            transports: Collection[Transport] = ...,
+            origins: Collection[str] = ...,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        """Convert each duration to seconds."""
+        for name in ("timeout", "patience", "submit_for"):
+            given: Seconds | None = getattr(self, name)
+            object.__setattr__(self, name, None if given is None else seconds(given))
+
+
+@dataclass
+class _KnownState:
+    """The newest state of the job."""
+
+    last: JobUpdate | None = None
+    etag: str | None = None
+
+    @property
+    def version(self) -> int | None:
+        return None if self.last is None else self.last.version
+
+    def take(self, update: JobUpdate) -> bool:
+        """Store a state and return True, unless it is known already or older."""
+        known = self.last
+        if known is not None:
+            if known.version is not None and update.version is not None:
+                if update.version <= known.version:
+                    return False
+            elif update.document == known.document and update.status is known.status:
+                return False
+        self.last = update
+        return True
+
+
+@dataclass
+class _FailureStreak:
+    """Failures in a row: of the server (`count`), and of the current transport (`strikes`)."""
+
+    count: int = 0
+    since: float = 0.0
+    strikes: int = 0
+    reason: str = ""
+
+    def add(self, reason: str, now: float) -> None:
+        if not self.count:
+            self.since = now
+        self.count += 1
+        self.reason = reason
+
+
+@dataclass
+class _OpenStream:
+    """An open stream of events: `news` if it has brought any."""
+
+    parser: EventParser = field(default_factory=EventParser)
+    news: bool = False
+    bytes: int = 0
 
 
 class Follower:
-    """Follows one job to its end. Drive it by `start` and `receive`; see `exchange.Rule`.
+    """Follows one job to its end; a rule (`exchange.Rule`).
 
-    `not_before` is the moment up to which the server has asked not to be polled.
+    `known` is the job's state if the caller has one. `not_before` is the earliest moment of the
+    first poll.
     """
 
     def __init__(
@@ -64,72 +170,72 @@ class Follower:
         self.monitor = monitor
         self._options = options
         self._random = random
-        self._seen = Seen()
+        self._seen = _KnownState()
         self._known = known
         self._not_before = not_before
-        self._failures = Failures()
-        self._turns = Turns()
+        self._failures = _FailureStreak()
+        self._held_reads = HeldReadPace()
         self._ends = math.inf
-        self._left = [one for one in Transport if one in options.transports] or [Transport.POLL]
-        self._stream: Stream | None = None
-        self._silence = _SILENCE
+        self._left = [each for each in Transport if each in options.transports] or [Transport.POLL]
+        self._stream: _OpenStream | None = None
+        self._silence = _STREAM_SILENCE
         self._held = False
         self._result_from: str | None = None
 
     @property
     def last(self) -> JobUpdate | None:
-        """The newest that is known of the job."""
+        """The newest known state of the job."""
         return self._seen.last
 
-    def start(self, now: float) -> PollStep:
-        """Begin; the timeout counts from here."""
+    def start(self, now: float) -> Step:
+        """Return the first request; the timeout counts from here."""
         if self._options.timeout is not None:
             self._ends = now + self._options.timeout
         first = self._first(now)
         if self._known is None:
-            return self._bounded(PollStep(first), now)
+            return self._bounded(Step(first), now)
         self._seen.take(self._known)
         then = End() if self._known.status.terminal else first
-        return self._bounded(PollStep(then, (self._known,)), now)
+        return self._bounded(Step(then, (self._known,)), now)
 
-    def receive(self, event: Event, now: float) -> PollStep:
-        """Go on after what has happened."""
+    def receive(self, result: ActionResult, now: float) -> Step:
+        """Return what to do after the result of the last action."""
         try:
-            return self._bounded(self._on(event, now), now)
+            return self._bounded(self._on(result, now), now)
         except ClientError as error:
-            return PollStep(End(error))
+            return Step(End(error))
 
-    def _on(self, event: Event, now: float) -> PollStep:
-        match event:
+    def _on(self, result: ActionResult, now: float) -> Step:
+        match result:
             case Woke():
-                return PollStep(self._ask(now))
+                return Step(self._ask(now))
             case Hopeless(error):
                 raise error
             case Opened():
-                self._stream = Stream()
-                return PollStep(Read())
+                self._stream = _OpenStream()
+                return Step(Read())
             case Arrived(data):
-                return self._hear(data, now)
+                return self._on_stream(data, now)
             case Broken(reason, connected):
                 if self._stream is not None:
                     return self._lost_stream(reason, now)
                 return self._troubled(Trouble(reason, None), now, evidence=connected)
             case Answered():
-                return self._answered(event, now)
+                return self._answered(result, now)
 
-    def _bounded(self, step: PollStep, now: float) -> PollStep:
-        """Keep what follows within the time that the caller gave."""
+    def _bounded(self, step: Step, now: float) -> Step:
+        """Keep the next action within the caller's timeout."""
         if isinstance(step.then, End):
             return step
         if now >= self._ends:
             seconds = self._options.timeout or 0.0
             error = JobTimeout(self.last, seconds, self._failures.reason)
-            return PollStep(End(error), step.updates)
+            return Step(End(error), step.updates)
         if isinstance(step.then, Wait):
-            return PollStep(Wait(min(step.then.seconds, self._ends - now)), step.updates)
+            return Step(Wait(min(step.then.seconds, self._ends - now)), step.updates)
         return step
 
-    # What to ask
+    # Requests
 
     def _first(self, now: float) -> Ask | Wait:
         early = self._not_before - now
@@ -138,11 +244,11 @@ class Follower:
 
     @property
     def _transport(self) -> Transport:
-        """The best that is left, and that the server can have."""
+        """The best remaining transport that this server supports."""
         if Transport.EVENTS in self._left and self.monitor.events is not None:
             return Transport.EVENTS
-        rest = [one for one in self._left if one is not Transport.EVENTS]
-        usable = rest if self.monitor.kind is Kind.JOB else [Transport.POLL]
+        rest = [each for each in self._left if each is not Transport.EVENTS]
+        usable = rest if self.monitor.kind is MonitorKind.JOB else [Transport.POLL]
         return usable[0] if usable else Transport.POLL
 
     def _ask(self, now: float) -> Ask:
@@ -157,7 +263,7 @@ class Follower:
         if self._seen.etag is not None:
             headers["if-none-match"] = self._seen.etag
         hold = int(min(_HOLD, left))
-        # Without a version to compare with, the state as it stands is worth more than a wait.
+        # Without a known version the current state is read at once.
         if self._transport is Transport.HOLD and self.last is not None and hold >= 1:
             self._held = True
             headers["prefer"] = f"wait={hold}"
@@ -167,131 +273,131 @@ class Follower:
         return Ask("GET", self.monitor.status, headers, timeout=timeout, total=left)
 
     def _ask_events(self, url: str, left: float) -> Ask:
-        # What is compressed on the way is easily held back, too.
+        # A proxy that compresses a stream is likely to buffer it, too.
         headers = {"accept": "text/event-stream", "accept-encoding": "identity"}
         if self._seen.version is not None:
             headers["last-event-id"] = str(self._seen.version)
-        self._silence = min(_SILENCE, left)
+        self._silence = min(_STREAM_SILENCE, left)
         return Ask("GET", url, headers, timeout=self._silence, total=left, stream=True)
 
-    # What a stream tells
+    # Streams
 
-    def _hear(self, data: bytes, now: float) -> PollStep:
-        stream = self._stream = self._stream or Stream()
+    def _on_stream(self, data: bytes, now: float) -> Step:
+        stream = self._stream = self._stream or _OpenStream()
         stream.bytes += len(data)
         updates: list[JobUpdate] = []
         for event in stream.parser.feed(data):
-            update = read_job(_loads(event.data), version_of(event.id))
+            update = read_job(_parsed(event.data), version_of(event.id))
             if event.name == "message" and update is not None and self._seen.take(update):
                 updates.append(update)
                 if update.status.terminal:
-                    return PollStep(End(), tuple(updates))
-        if stream.parser.held > LONGEST_ANSWER:
-            raise AnswerTooLarge(self.monitor.events or "", LONGEST_ANSWER)
+                    return Step(End(), tuple(updates))
+        if stream.parser.held > MAX_ANSWER_BYTES:
+            raise AnswerTooLarge(self.monitor.events or "", MAX_ANSWER_BYTES)
         if updates:
             stream.news = True
             self._seen.etag = None
-            self._failures = Failures()
-        # A stream's read has the timeout it was opened with: near the end of the caller's time it
-        # would last too long, and a held read is told how long it may.
+            self._failures = _FailureStreak()
+        # A stream's read keeps the timeout with which the stream was opened. Near the end of the
+        # caller's timeout that is too long; a held read can be shorter.
         if self._ends - now < self._silence - 1:
             self._stream = None
             self._lower()
-            return PollStep(self._ask(now), tuple(updates))
-        return PollStep(Read(), tuple(updates))
+            return Step(self._ask(now), tuple(updates))
+        return Step(Read(), tuple(updates))
 
-    def _lost_stream(self, reason: str, now: float) -> PollStep:
-        stream, self._stream = self._stream or Stream(), None
-        told = DEFAULT_PAUSE if stream.parser.retry is None else stream.parser.retry
+    def _lost_stream(self, reason: str, now: float) -> Step:
+        stream, self._stream = self._stream or _OpenStream(), None
+        asked = DEFAULT_PAUSE if stream.parser.retry is None else stream.parser.retry
         if stream.news:
-            return PollStep(Wait(max(told, LEAST_PAUSE) * self._random.uniform(1, 1.25)))
-        # What is opened and then silent is a proxy that keeps events to itself.
+            return Step(Wait(max(asked, LEAST_PAUSE) * self._random.uniform(1, 1.25)))
+        # A stream that opens and stays silent is held back by a proxy.
         if not stream.bytes:
-            self._failures.strikes = _STRIKES
-        return self._troubled(Trouble(reason, told), now, evidence=True)
+            self._failures.strikes = _MAX_STRIKES
+        return self._troubled(Trouble(reason, asked), now, evidence=True)
 
-    # What an answer tells
+    # Answers
 
-    def _answered(self, answer: Answered, now: float) -> PollStep:
+    def _answered(self, answer: Answered, now: float) -> Step:
         trouble = trouble_of(answer)
         if trouble is not None:
             return self._troubled(trouble, now, evidence=True)
         if self._result_from is not None:
             return self._with_result(answer)
         if self._transport is Transport.EVENTS:
-            # No events here, whatever it says. The status read will tell what is wrong, if
-            # anything; 204 means that the job has ended.
+            # No stream of events: the next status read shows the reason. 204 means that the job
+            # has ended.
             self._lower()
-            told = told_pause(answer.headers)
-            return PollStep(self._ask(now) if not told else Wait(told))
+            asked = retry_after(answer.headers)
+            return Step(self._ask(now) if not asked else Wait(asked))
         if answer.status == 304 and self.last is not None:
-            return PollStep(self._after_read(answer, now))
+            return Step(self._after_read(answer, now))
         return self._read(answer, now)
 
-    def _read(self, answer: Answered, now: float) -> PollStep:
+    def _read(self, answer: Answered, now: float) -> Step:
         first = self.last is None
         kind, update = read_status(answer, self.monitor.kind)
         self._seen.etag = answer.headers.get("etag")
         events = self.monitor.events
-        if kind is Kind.JOB and self.monitor.kind is Kind.UNKNOWN and update.job_id:
-            events = events_of(self.monitor.status, update.job_id)
+        if kind is MonitorKind.JOB and self.monitor.kind is MonitorKind.UNKNOWN and update.job_id:
+            events = events_url(self.monitor.status, update.job_id)
         self.monitor = replace(self.monitor, kind=kind, events=events)
         if update.status is JobStatus.COMPLETED:
             self._result_from = result_url(update, self.monitor)
             if self._result_from is not None:
                 require_origin(self._result_from, answer.asked, self._options.origins)
                 self._known = update
-                self._failures = Failures()
-                return PollStep(self._ask(now))
+                self._failures = _FailureStreak()
+                return Step(self._ask(now))
         news = (update,) if self._seen.take(update) else ()
         if update.status.terminal and news:
-            return PollStep(End(), news)
+            return Step(End(), news)
         if first and self._transport is not Transport.POLL:
-            # The told pause is between polls: there will be none.
-            self._failures = Failures()
-            return PollStep(self._ask(now), news)
-        return PollStep(self._after_read(answer, now), news)
+            # Retry-After is for polls, and the next request is not a poll.
+            self._failures = _FailureStreak()
+            return Step(self._ask(now), news)
+        return Step(self._after_read(answer, now), news)
 
     def _after_read(self, answer: Answered, now: float) -> Ask | Wait:
-        self._failures = Failures()
-        told = told_pause(answer.headers)
-        pause = DEFAULT_PAUSE if told is None else max(told, LEAST_PAUSE)
+        self._failures = _FailureStreak()
+        asked = retry_after(answer.headers)
+        pause = DEFAULT_PAUSE if asked is None else max(asked, LEAST_PAUSE)
         if self._transport is Transport.HOLD:
             if "wait" in answer.headers.get("preference-applied", ""):
-                turn = self._turns.pause(now, pause)
+                turn = self._held_reads.pause(now, pause)
                 return Wait(turn) if turn else self._ask(now)
             if self._held:
                 self._lower()
         return Wait(pause)
 
-    def _with_result(self, answer: Answered) -> PollStep:
+    def _with_result(self, answer: Answered) -> Step:
         update = self._known
         if update is None:
             raise ServerUnreachable(answer.url, "its answers make no sense", self.last)
         update = update.with_result(read_result(answer))
         self._seen.last = update
-        return PollStep(End(), (update,))
+        return Step(End(), (update,))
 
-    # What goes wrong
+    # Failures
 
-    def _troubled(self, trouble: Trouble, now: float, *, evidence: bool) -> PollStep:
-        """Try again later; by something simpler if this transport itself seems to be at fault."""
+    def _troubled(self, trouble: Trouble, now: float, *, evidence: bool) -> Step:
+        """Try again later; `evidence` counts the failure against the current transport."""
         self._failures.add(trouble.reason, now)
         if now - self._failures.since > self._options.patience:
             raise ServerUnreachable(self.monitor.status, trouble.reason, self.last)
         if evidence:
             self._failures.strikes += 1
-            if self._failures.strikes >= _STRIKES:
+            if self._failures.strikes >= _MAX_STRIKES:
                 self._lower()
-        return PollStep(Wait(backoff(self._failures.count, trouble.pause, self._random)))
+        return Step(Wait(backoff(self._failures.count, trouble.pause, self._random)))
 
     def _lower(self) -> None:
         self._failures.strikes = 0
         current = self._transport
-        self._left = [one for one in self._left if one is not current] or [Transport.POLL]
+        self._left = [each for each in self._left if each is not current] or [Transport.POLL]
 
 
-def _loads(text: str) -> Any:
+def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:

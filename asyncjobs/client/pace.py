@@ -1,4 +1,4 @@
-"""How soon to ask again: as the server says, and not all at once."""
+"""The pauses between requests: as the server asks, and spread over many clients."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from random import Random
 
-#: Where a server says nothing.
+#: Seconds between polls if the server sends no `Retry-After`.
 DEFAULT_PAUSE = 2.0
 
-#: Even where a server says zero.
+#: Seconds between polls if the server sends `Retry-After: 0`.
 LEAST_PAUSE = 0.1
 
 _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 30.0
-_BURST = 5
+_HELD_READ_BURST = 5
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
-def told_pause(headers: Mapping[str, str]) -> float | None:
-    """Read `Retry-After` as seconds; None where it is absent or makes no sense.
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return `Retry-After` in seconds; None if it is absent or malformed.
 
-    A date (RFC 9110, section 10.2.3) counts from the answer's own `Date`: the clocks of two
-    machines need not agree.
+    A date (RFC 9110, section 10.2.3) counts from the answer's own `Date`, because the clocks of
+    client and server may differ.
     """
     text = headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(text):
@@ -35,28 +35,27 @@ def told_pause(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def backoff(failures: int, told: float | None, random: Random) -> float:
-    """Choose the pause after so many failures in a row, never less than what was told."""
+def backoff(failures: int, least: float | None, random: Random) -> float:
+    """Return the pause after a number of failures in a row, at least `least` seconds."""
     most = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(failures - 1, 10))
-    return max(told or 0.0, random.uniform(most / 2, most))
+    return max(least or 0.0, random.uniform(most / 2, most))
 
 
-class Turns:
-    """Lets held reads follow each other at once, but for those that come too thick.
+class HeldReadPace:
+    """The pauses between held reads: none, until they come too often.
 
-    A server that holds a request means to be asked again as soon as it has answered. A job that
-    reports progress many times a second would make that a storm: after some in a row the told
-    pause is kept.
+    A server that holds requests expects the next one at once. If a job reports progress many times
+    a second, that would be a storm; after some reads in a row the server's pause applies.
     """
 
     def __init__(self) -> None:
-        self._left = float(_BURST)
+        self._left = float(_HELD_READ_BURST)
         self._at: float | None = None
 
-    def pause(self, now: float, told: float) -> float:
-        """Return for how long to wait before the next one."""
+    def pause(self, now: float, asked: float) -> float:
+        """Return the seconds before the next read; `asked` is the server's pause."""
         since = 0.0 if self._at is None else now - self._at
-        self._left = min(_BURST, self._left + since / max(told, 1.0))
+        self._left = min(_HELD_READ_BURST, self._left + since / max(asked, 1.0))
         self._at = now
         self._left = max(-1.0, self._left - 1)
-        return 0.0 if self._left >= 0 else told
+        return 0.0 if self._left >= 0 else asked

@@ -1,4 +1,4 @@
-"""Submit and follow jobs from blocking code: a shell around the rules, which are elsewhere."""
+"""The blocking client: what it decides is in `base` and `follower`, this module does the I/O."""
 
 from __future__ import annotations
 
@@ -6,58 +6,31 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import replace
-from math import inf
-from random import Random
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast, overload
+from typing import Any, Self, overload
 
+from typing_extensions import TypeVar
+
+from asyncjobs.client.answers import Monitor, SubmittedJob
+from asyncjobs.client.base import ClientBase, RemoteJobBase
 from asyncjobs.client.documents import JobUpdate
-from asyncjobs.client.errors import AnswerTooLarge
-from asyncjobs.client.exchange import (
-    Arrived,
-    Ask,
-    Broken,
-    End,
-    Event,
-    Hopeless,
-    Opened,
-    Read,
-    Rule,
-    Wait,
-    Woke,
-)
-from asyncjobs.client.follower import LONGEST_ANSWER, Follower
-from asyncjobs.client.library import Failures, HttpClient, answer_of, request_of, streams_events
-from asyncjobs.client.monitors import Accepted, Monitor, read_accepted
-from asyncjobs.client.options import Following
-from asyncjobs.client.outcomes import cancel_of, cancelled_of, outcome_of, submission_of
-from asyncjobs.client.requests import Repeated
+from asyncjobs.client.exchange import ActionResult, Ask, End, Opened, Read, Rule, Wait, Woke
+from asyncjobs.client.transport import HttpClient, HttpLibrary, IncomingAnswer, arrived
+from asyncjobs.settings import Seconds
 
-T = TypeVar("T")
-R = TypeVar("R")
+T = TypeVar("T", default=Any)
+R = TypeVar("R", default=Any)
 
 
-class JobsClient:
+class JobsClient(ClientBase[HttpClient]):
     """Submits jobs to a server and follows them.
 
-    `http` is an `httpx2.Client` or `httpx.Client` with your credentials; it stays yours to close.
-    Without one, the client opens its own at the first request: close it, or use `with`. Like
-    these, it may be used by several threads.
+    `http` is an `httpx2.Client` or `httpx.Client` with your credentials; you close it yourself.
+    Without it, the client opens its own at the first request: close the client, or use `with`.
+    Several threads may share a client.
     """
 
-    def __init__(
-        self,
-        base_url: str = "",
-        *,
-        http: HttpClient | None = None,
-        options: Following | None = None,
-    ) -> None:
-        self.base_url = base_url
-        self.options = options or Following()
-        self._given = http
-        self._own: HttpClient | None = None
-        self._opening = threading.Lock()
+    _opening = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -71,24 +44,22 @@ class JobsClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections, but for those of a client that was handed in."""
-        if self._own is not None:
-            self._own.close()
-            self._own = None
+        """Close the client's own connections; an HTTP client that was passed in stays open."""
+        own = self._take_own()
+        if own is not None:
+            own.close()
 
     @property
     def http(self) -> HttpClient:
         """The HTTP client, for requests of your own."""
-        if self._given is not None:
-            return self._given
         with self._opening:
-            if self._own is None:
-                import httpx2  # noqa: PLC0415  # who hands in one of httpx need not have it
+            return self._http(self._new_http)
 
-                self._own = httpx2.Client(base_url=self.base_url)
-            return self._own
+    def _new_http(self) -> HttpClient:
+        import httpx2  # noqa: PLC0415  # not needed by callers that pass in a client of httpx
 
-    @overload
+        return httpx2.Client(base_url=self.base_url)
+
     def submit(
         self,
         method: str,
@@ -97,129 +68,88 @@ class JobsClient:
         json: Any = None,
         headers: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
-    ) -> Job[Any]: ...
-    @overload
-    def submit(
-        self,
-        method: str,
-        url: str,
-        *,
-        json: Any = None,
-        headers: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
-        type: type[R],
-    ) -> Job[R]: ...
-    def submit(
-        self,
-        method: str,
-        url: str,
-        *,
-        json: Any = None,
-        headers: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
-        type: Any = None,
-    ) -> Job[Any]:
-        """Send what starts a job; `type` is that of its result.
+        type: type[R] | None = None,
+    ) -> RemoteJob[R]:
+        """Send the request that starts a job; `type` is the type of the job's result.
 
-        It is sent again where the answer was lost, and always with an `Idempotency-Key`, so that
-        a server that knows this header begins one job. Raises `RequestRefused`, `AccessRefused`,
-        `ServerUnreachable`, and `NotAJob` where the answer names no job.
+        The request is sent again if its answer is lost, always with the same `Idempotency-Key`, so
+        that a server that knows this header starts one job. Raises `RequestRefused`,
+        `AccessRefused`, `ServerUnreachable`, or `NotAJob` if the answer names no job.
         """
-        ask = submission_of(method, url, json, headers, idempotency_key)
-        repeated = Repeated(ask, self.options.submit_for, Random())  # noqa: S311  # pauses
-        for _ in drive(repeated, self.http):
-            pass
-        accepted = read_accepted(repeated.answered, self.options.origins, method=method)
-        return Job(self, accepted, type, not_before=time.monotonic() + accepted.pause)
+        submission = self._submission(method, url, json, headers, idempotency_key)
+        run(submission, self.http)
+        submitted = self._submitted(submission, method)
+        return RemoteJob(self, submitted, type, not_before=time.monotonic() + submitted.pause)
 
-    @overload
-    def attach(self, status_url: str) -> Job[Any]: ...
-    @overload
-    def attach(self, status_url: str, *, type: type[R]) -> Job[R]: ...
-    def attach(self, status_url: str, *, type: Any = None) -> Job[Any]:
-        """Take up a job by its status URL; nothing is sent yet."""
-        return Job(self, Accepted(Monitor(status_url)), type)
+    def attach(self, status_url: str, *, type: type[R] | None = None) -> RemoteJob[R]:
+        """Return the job at a status URL; no request is sent yet."""
+        return RemoteJob(self, SubmittedJob(Monitor(status_url)), type)
 
 
-class Job(Generic[T]):
-    """A job at a server. `last` is the newest that is known of it."""
-
-    def __init__(
-        self, client: JobsClient, accepted: Accepted, type: Any = None, *, not_before: float = -inf
-    ) -> None:
-        self.monitor = accepted.monitor
-        self.last = accepted.update
-        self._client = client
-        self._type = type
-        self._not_before = not_before
-
-    @property
-    def status_url(self) -> str:
-        """Where anybody who may can go on following it, by `attach`."""
-        return self.monitor.status
+class RemoteJob(RemoteJobBase[T, HttpClient]):
+    """A job at a server; `last` is its newest known state, `monitor` has its URLs."""
 
     def updates(
-        self, *, timeout: float | None = None, progress: bool = False
+        self, *, timeout: Seconds | None = None, progress: bool = False
     ) -> Generator[JobUpdate]:
-        """Yield what is new, up to and with the job's end, in whichever way it ends.
+        """Yield each new state, up to and including the job's end, whatever the end is.
 
-        `timeout` is in seconds, those of the client's options unless given; then `JobTimeout` is
-        raised. `progress` draws a bar on the standard error. Who stops early should `close` it.
+        After `timeout` (default: the client's), `JobTimeout` is raised. `progress` draws a bar on
+        the standard error. Call `close` on the generator if you stop early.
         """
-        options = self._client.options
-        chosen = options if timeout is None else replace(options, timeout=timeout)
-        random = Random()  # noqa: S311  # pauses
-        follower = Follower(self.monitor, chosen, random, self.last, not_before=self._not_before)
+        follower = self._follower(timeout)
         with closing(drive(follower, self._client.http)) as updates:
             for update in _drawn(updates) if progress else updates:
-                self.last, self.monitor = update, follower.monitor
+                self._learn(update, follower)
                 yield update
 
     @overload
-    def result(self, *, timeout: float | None = None, progress: bool = False) -> T: ...
+    def result(self, *, timeout: Seconds | None = None, progress: bool = False) -> T: ...
     @overload
     def result(
-        self, *, type: type[R], timeout: float | None = None, progress: bool = False
+        self, *, type: type[R], timeout: Seconds | None = None, progress: bool = False
     ) -> R: ...
     def result(
-        self, *, type: Any = None, timeout: float | None = None, progress: bool = False
+        self, *, type: Any = None, timeout: Seconds | None = None, progress: bool = False
     ) -> Any:
         """Follow the job to its end and return its result, as `type` if one is given.
 
-        Raises `JobFailed`, `JobCancelled`, `JobTimeout`, `ResultMismatch`, or what else keeps the
-        job from being followed (`ClientError`).
+        Raises `RemoteJobFailed`, `RemoteJobCancelled`, `JobTimeout`, `ResultMismatch`, or another
+        `ClientError` if the job cannot be followed.
         """
         with closing(self.updates(timeout=timeout, progress=progress)) as updates:
             for _ in updates:
                 pass
-        return outcome_of(cast("JobUpdate", self.last), self._type if type is None else type)
+        return self._outcome(type)
 
     def cancel(self) -> JobUpdate:
         """Ask the job to stop; it may still end otherwise. Raises `RequestRefused`."""
-        repeated = Repeated(cancel_of(self.monitor), self._client.options.submit_for, Random())  # noqa: S311
-        for _ in drive(repeated, self._client.http):
-            pass
-        update = cancelled_of(repeated.answered)
-        if update.status.terminal:
-            self.last = update
-        return update
+        cancellation = self._cancellation()
+        run(cancellation, self._client.http)
+        return self._cancelled(cancellation)
 
 
 def follow(
     url: str,
     *,
     http: HttpClient | None = None,
-    timeout: float | None = None,
+    timeout: Seconds | None = None,
     progress: bool = False,
 ) -> Any:
-    """Follow the job at a status URL to its end and return its result; see `Job.result`."""
+    """Follow the job at a status URL to its end and return its result; see `RemoteJob.result`."""
     with JobsClient(http=http) as client:
         return client.attach(url).result(timeout=timeout, progress=progress)
 
 
+def run(rule: Rule, http: HttpClient) -> None:
+    """Carry out a rule that has no updates."""
+    for _ in drive(rule, http):
+        pass
+
+
 def drive(rule: Rule, http: HttpClient) -> Generator[JobUpdate]:
-    """Carry out what a rule decides; raises the error that it ends by."""
-    with closing(_Connection(http)) as connection:
+    """Carry out a rule, and raise the error with which it ends."""
+    with closing(BlockingConnection(http)) as connection:
         step = rule.start(time.monotonic())
         while True:
             yield from step.updates
@@ -227,64 +157,55 @@ def drive(rule: Rule, http: HttpClient) -> Generator[JobUpdate]:
                 if step.then.error is not None:
                     raise step.then.error
                 return
-            event = connection.perform(step.then)
-            step = rule.receive(event, time.monotonic())
+            result = connection.perform(step.then)
+            step = rule.receive(result, time.monotonic())
 
 
-class _Connection:
-    """The requests of one rule, and the stream that is open, if any."""
+class BlockingConnection:
+    """Performs the actions of one rule; holds its open stream, if any."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
-        self._failures = Failures(http)
+        self._library = HttpLibrary(http)
         self._response: Any = None
         self._chunks: Iterator[bytes] = iter(())
-        self._url = ""
 
-    def perform(self, action: Ask | Read | Wait) -> Event:
+    def perform(self, action: Ask | Read | Wait) -> ActionResult:
         try:
-            if isinstance(action, Read):
-                chunk = next(self._chunks, None)
-                return Broken("the stream ended") if chunk is None else Arrived(chunk)
-            self.close()
-            if isinstance(action, Wait):
-                time.sleep(action.seconds)
-                return Woke()
-            self._url = action.url
-            return self._ask(action)
-        except self._failures.caught as error:
-            return self._failures.event_of(error, self._url)
+            match action:
+                case Read():
+                    return arrived(next(self._chunks, None))
+                case Wait(seconds):
+                    self.close()
+                    time.sleep(seconds)
+                    return Woke()
+                case Ask():
+                    self.close()
+                    return self._ask(action)
+        except self._library.errors as error:
+            return self._library.result_of(error, action)
 
-    def _ask(self, ask: Ask) -> Event:
-        request = request_of(self._http, ask)
-        ends = time.monotonic() + ask.total
-        response = self._http.send(request, stream=True, follow_redirects=True)
-        try:
-            self._chunks = cast("Iterator[bytes]", response.iter_bytes())
-            if ask.stream and streams_events(response):
-                self._response, response = response, None
-                return Opened()
-            body = bytearray()
+    def _ask(self, ask: Ask) -> ActionResult:
+        answer = IncomingAnswer(self._http, ask, time.monotonic())
+        response = self._http.send(answer.request, stream=True, follow_redirects=True)
+        self._response, self._chunks = response, response.iter_bytes()
+        if answer.is_stream(response):
+            return Opened()
+        with closing(self):
             for chunk in self._chunks:
-                body += chunk
-                if len(body) > LONGEST_ANSWER:
-                    return Hopeless(AnswerTooLarge(ask.url, LONGEST_ANSWER))
-                if time.monotonic() > ends:
-                    return Broken("its answer does not end")
-            return answer_of(request, response, bytes(body))
-        finally:
-            if response is not None:
-                response.close()
+                refused = answer.add(chunk, time.monotonic())
+                if refused is not None:
+                    return refused
+            return answer.complete(response)
 
     def close(self) -> None:
-        """Close the open stream."""
         response, self._response = self._response, None
         if response is not None:
             response.close()
 
 
 def _drawn(updates: Iterator[JobUpdate]) -> Iterator[JobUpdate]:
-    from asyncjobs.client.bars import ProgressBar  # noqa: PLC0415  # slow to load, rarely wanted
+    from asyncjobs.client.progress_bar import ProgressBar  # noqa: PLC0415  # slow to load
 
     with ProgressBar() as bar:
         for update in updates:

@@ -1,45 +1,53 @@
-"""Lets Celery's workers run the jobs."""
+"""Runs jobs on Celery's workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery
-from celery.signals import worker_process_shutdown
-
 from asyncjobs.core.job import Job
+from asyncjobs.dispatchers.engines.extras import needs_extra
 from asyncjobs.dispatchers.engines.messages import run_message_from_thread
-from asyncjobs.dispatchers.engines.push import BlockingDispatcher, Message, queue_of
+from asyncjobs.dispatchers.engines.push import (
+    TEN_YEARS_IN_SECONDS,
+    BlockingClientDispatcher,
+    collect_errors,
+    queue_name_of,
+)
 from asyncjobs.portal import portal_for
+
+with needs_extra("celery"):
+    from celery import Celery
+    from celery.signals import worker_process_shutdown
 
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
 
-# The application's own settings may limit all tasks; how long a job may take is not Celery's
-# business. Zero and None mean those settings.
-_TEN_YEARS = 10 * 365 * 24 * 3600
-
-# A pooled connection that has died meanwhile is made anew once; maintenance does the rest.
-_ONCE_MORE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+# Reconnects once if a pooled connection has died; maintenance does the rest.
+_RETRY_SEND_ONCE = {
+    "max_retries": 1,
+    "interval_start": 0,
+    "interval_step": 0,
+    "interval_max": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CeleryOptions:
-    """How Celery carries the jobs of one type.
+    """How Celery delivers the jobs of one type.
 
-    `queue` is by default the job type's `Policy.queue`, and where that is "default" the one that
-    the Celery app uses unasked. What `priority` means, and if anything, the broker says.
+    `queue` defaults to the job type's `Policy.queue`; for "default", to the default queue of the
+    Celery app. Whether and how `priority` is used depends on the broker.
     """
 
     queue: str | None = None
     priority: int | None = None
 
 
-class CeleryDispatcher(BlockingDispatcher[CeleryOptions]):
-    """Tells Celery of each job by one message; a worker that has called `carrier` runs it."""
+class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
+    """Sends a Celery message for each job; workers that called `register_task` run the jobs."""
 
     def __init__(
         self,
@@ -51,43 +59,50 @@ class CeleryDispatcher(BlockingDispatcher[CeleryOptions]):
         super().__init__(namespace=namespace, options=options)
         self._app = app
 
-    def send_now(self, message: Message, job: Job) -> None:
-        chosen = self.options.get(job.type, CeleryOptions())
-        self._app.send_task(
-            self.carrier_name,
-            kwargs=dict(message),
-            queue=chosen.queue or queue_of(job),
-            priority=chosen.priority,
-            ignore_result=True,
-            add_to_parent=False,
-            retry=True,
-            retry_policy=_ONCE_MORE,
-            time_limit=_TEN_YEARS,
-            soft_time_limit=_TEN_YEARS,
-        )
+    def send_all(self, jobs: Sequence[Job]) -> None:
+        with collect_errors() as attempt:
+            for job in jobs:
+                with attempt():
+                    self._send(job)
 
-    def carrier(self, jobs: AsyncJobs) -> Callable[..., None]:
-        """Register the task that runs jobs of this queue; in every process that imports the app.
+    def register_task(self, jobs: AsyncJobs) -> Callable[..., None]:
+        """Register the task that runs jobs of this queue; call it wherever the app is imported.
 
-        Celery's retries, results and time limits are off for it. It opens the queue at its first
-        message, in the process that the worker has forked by then.
+        Celery's retries, results and time limits are off for the task. The first message opens the
+        queue, in the process that the worker has forked by then.
         """
 
         @self._app.task(
-            name=self.carrier_name,
+            name=self.task_name,
             ignore_result=True,
             store_errors_even_if_ignored=False,
             track_started=False,
             max_retries=0,
-            # A message that comes again from a worker which died finds the job begun, or ended.
+            # A message redelivered after the death of a worker finds its job started or ended.
             acks_late=False,
         )
-        def run(**message: Any) -> None:
+        def run_job(**message: Any) -> None:
             run_message_from_thread(jobs, self.namespace, message)
 
-        # Celery's processes end without Python's own farewells, in which the queue would be closed.
+        # Celery's processes end without Python's exit handlers, which would close the queue.
         worker_process_shutdown.connect(partial(_close, jobs), weak=False)
-        return run
+        return run_job
+
+    def _send(self, job: Job) -> None:
+        chosen = self.options.get(job.type, CeleryOptions())
+        self._app.send_task(
+            self.task_name,
+            kwargs=dict(self.message_of(job)),
+            queue=chosen.queue or queue_name_of(job),
+            priority=chosen.priority,
+            ignore_result=True,
+            add_to_parent=False,
+            retry=True,
+            retry_policy=_RETRY_SEND_ONCE,
+            # None and zero would mean the limits that the app sets for all tasks.
+            time_limit=TEN_YEARS_IN_SECONDS,
+            soft_time_limit=TEN_YEARS_IN_SECONDS,
+        )
 
 
 def _close(jobs: AsyncJobs, **_signal: Any) -> None:

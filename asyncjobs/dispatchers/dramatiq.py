@@ -1,4 +1,4 @@
-"""Lets dramatiq's workers run the jobs."""
+"""Runs jobs on dramatiq's workers."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dramatiq import Actor, Broker, Middleware, Worker
-from dramatiq import Message as Envelope
-
-from asyncjobs.core.job import Job
+from asyncjobs.core.job import DEFAULT_QUEUE, Job
+from asyncjobs.dispatchers.engines.extras import needs_extra
 from asyncjobs.dispatchers.engines.messages import run_message_from_thread
-from asyncjobs.dispatchers.engines.push import BlockingDispatcher, Message, queue_of
+from asyncjobs.dispatchers.engines.push import BlockingClientDispatcher, collect_errors
+
+with needs_extra("dramatiq"):
+    from dramatiq import Actor, Broker, Message, Middleware, Worker
 
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
 
-_DEFAULT_QUEUE = "default"
-
-# Given to the actor whether the broker has the middleware or not, as it may be added later. Not
-# to the message, where dramatiq takes a zero for nothing.
-_OFF: Mapping[str, Any] = {
+# Set on the actor whether or not the broker has the middleware now, as it may be added later. Not
+# set on the message, in which dramatiq treats zero as absent.
+_ACTOR_OPTIONS: Mapping[str, Any] = {
     "max_retries": 0,
     "retry_when": None,
     "time_limit": math.inf,
@@ -33,18 +32,18 @@ _OFF: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DramatiqOptions:
-    """How dramatiq carries the jobs of one type.
+    """How dramatiq delivers the jobs of one type.
 
-    `queue` is by default the job type's `Policy.queue`. `priority` decides between the messages
-    that a worker process has fetched: the lower goes first.
+    `queue` defaults to the job type's `Policy.queue`. `priority` orders the messages that a worker
+    process has fetched: the lowest goes first.
     """
 
     queue: str | None = None
     priority: int = 0
 
 
-class DramatiqDispatcher(BlockingDispatcher[DramatiqOptions]):
-    """Tells dramatiq of each job by one message; a worker that has called `carrier` runs it."""
+class DramatiqDispatcher(BlockingClientDispatcher[DramatiqOptions]):
+    """Sends a dramatiq message for each job; workers that called `register_task` run the jobs."""
 
     def __init__(
         self,
@@ -56,67 +55,69 @@ class DramatiqDispatcher(BlockingDispatcher[DramatiqOptions]):
         super().__init__(namespace=namespace, options=options)
         self._broker: Any = broker
 
-    def send_now(self, message: Message, job: Job) -> None:
-        chosen = self.options.get(job.type, DramatiqOptions())
-        queue = chosen.queue or queue_of(job) or _DEFAULT_QUEUE
-        self._broker.enqueue(
-            Envelope(
-                queue_name=queue,
-                actor_name=self._actor_name(chosen.priority),
-                args=(),
-                kwargs=dict(message),
-                options={},
-            )
-        )
+    def send_all(self, jobs: Sequence[Job]) -> None:
+        try:
+            with collect_errors() as attempt:
+                for job in jobs:
+                    with attempt():
+                        self._send(job)
+        finally:
+            # The broker for RabbitMQ keeps a connection for each thread, and this thread ends.
+            if "connection" in dir(self._broker):
+                del self._broker.connection
 
-    def carrier(self, jobs: AsyncJobs) -> Actor[..., None]:
-        """Register the actors that run jobs of this queue; in every process that imports the app.
+    def register_task(self, jobs: AsyncJobs) -> Actor[..., None]:
+        """Register the actors that run jobs of this queue; call it wherever the app is imported.
 
-        There is one for each priority, as dramatiq knows no other way. Its workers serve the queues
-        of all handlers and options, unless they are told which. Retries, results, time and age
-        limits and interruptions are off. The queue is opened at the first message, and closed
-        at the end of the process, when the worker has waited for what it runs.
+        There is one actor for each priority, since in dramatiq a priority belongs to an actor.
+        Workers serve the queues of all handlers and options, unless they are given others. Retries,
+        results, time and age limits and interruptions are off. The first message opens the queue;
+        it is closed at the end of the process, when the worker has waited for its running jobs.
         """
 
-        def run(**message: Any) -> None:
+        def run_job(**message: Any) -> None:
             run_message_from_thread(jobs, self.namespace, message)
 
         chosen = self.options.values()
         actors = {
             priority: Actor(
-                run,
+                run_job,
                 broker=self._broker,
                 actor_name=self._actor_name(priority),
-                queue_name=_DEFAULT_QUEUE,
+                queue_name=DEFAULT_QUEUE,
                 priority=priority,
-                options=dict(_OFF),
+                options=dict(_ACTOR_OPTIONS),
             )
-            for priority in {0, *(one.priority for one in chosen)}
+            for priority in {0, *(options.priority for options in chosen)}
         }
-        named = [one.queue for one in chosen if one.queue is not None]
-        self._broker.add_middleware(_Queues(jobs, named))
+        queues = [options.queue for options in chosen if options.queue is not None]
+        self._broker.add_middleware(_DeclareQueues(jobs, queues))
         return actors[0]
 
-    def _send_all(self, jobs: Sequence[Job]) -> None:
-        try:
-            super()._send_all(jobs)
-        finally:
-            # RabbitMQ's broker keeps a connection for each thread, and this one is at its end.
-            if "connection" in dir(self._broker):
-                del self._broker.connection
+    def _send(self, job: Job) -> None:
+        chosen = self.options.get(job.type, DramatiqOptions())
+        self._broker.enqueue(
+            Message(
+                queue_name=chosen.queue or job.queue,
+                actor_name=self._actor_name(chosen.priority),
+                args=(),
+                kwargs=dict(self.message_of(job)),
+                options={},
+            )
+        )
 
     def _actor_name(self, priority: int) -> str:
-        return f"{self.carrier_name}.{priority}" if priority else self.carrier_name
+        return f"{self.task_name}.{priority}" if priority else self.task_name
 
 
-class _Queues(Middleware):
-    """Has a worker serve the queues of all handlers, which are registered when it begins."""
+class _DeclareQueues(Middleware):
+    """Makes a worker serve the queues of all handlers, which are registered when it starts."""
 
-    def __init__(self, jobs: AsyncJobs, named: Sequence[str]) -> None:
+    def __init__(self, jobs: AsyncJobs, queues: Sequence[str]) -> None:
         self._jobs = jobs
-        self._named = named
+        self._queues = queues
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         del worker
-        for name in {*self._jobs.registry.queues, *self._named}:
+        for name in {*self._jobs.registry.queues, *self._queues}:
             broker.declare_queue(name)

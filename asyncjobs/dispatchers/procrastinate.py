@@ -1,4 +1,4 @@
-"""Lets Procrastinate's workers run the jobs."""
+"""Runs jobs on Procrastinate's workers."""
 
 from __future__ import annotations
 
@@ -7,37 +7,40 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
-from procrastinate import App, BaseConnector, JobContext
-from procrastinate.connector import BaseAsyncConnector
-from procrastinate.exceptions import AppNotOpen
-from procrastinate.manager import JobManager
-from procrastinate.tasks import configure_task
 
 from asyncjobs.core.job import Job
-from asyncjobs.dispatchers.engines.messages import QueueResidence
-from asyncjobs.dispatchers.engines.push import Message, PushDispatcher, leaving_none_out, queue_of
-from asyncjobs.errors import ConfigurationError
-from asyncjobs.execution.threads import in_new_thread
+from asyncjobs.dispatchers.engines.extras import needs_extra
+from asyncjobs.dispatchers.engines.messages import AsyncMessageRunner
+from asyncjobs.dispatchers.engines.push import (
+    Message,
+    PushDispatcher,
+    collect_errors,
+    keep_inherited,
+    queue_name_of,
+    require_asyncio,
+)
+
+with needs_extra("procrastinate"):
+    from procrastinate import App, BaseConnector, JobContext
+    from procrastinate.connector import BaseAsyncConnector
+    from procrastinate.exceptions import AppNotOpen
+    from procrastinate.manager import JobManager
+    from procrastinate.tasks import configure_task
 
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
 
-# Connectors that a fork copied into this process. To let go of their connections might close them,
-# and closing an inherited connection harms the parent's.
-_inherited: list[object] = []
-
 
 @dataclass(frozen=True, kw_only=True)
 class ProcrastinateOptions:
-    """How Procrastinate carries the jobs of one type.
+    """How Procrastinate delivers the jobs of one type.
 
-    `queue` is by default the job type's `Policy.queue`, and where that is "default" Procrastinate's
-    own "default". Of what waits, the highest `priority` goes first; it may be negative, and is 0
-    unless given.
+    `queue` defaults to the job type's `Policy.queue`; for "default", to Procrastinate's default
+    queue. Of the waiting jobs, the highest `priority` goes first; it may be negative, and defaults
+    to 0.
     """
 
     queue: str | None = None
@@ -45,10 +48,10 @@ class ProcrastinateOptions:
 
 
 class ProcrastinateDispatcher(PushDispatcher[ProcrastinateOptions]):
-    """Tells Procrastinate of jobs by rows in its table; a worker with the `carrier` runs them.
+    """Adds rows to Procrastinate's table; workers that called `register_task` run the jobs.
 
     The app's own connections are used while the application has it open, by `open_async` in this
-    event loop or by `open`. Otherwise the dispatcher has some of its own, made by the first job.
+    event loop or by `open`. Otherwise the first job opens connections of the dispatcher's own.
     """
 
     def __init__(
@@ -60,64 +63,52 @@ class ProcrastinateDispatcher(PushDispatcher[ProcrastinateOptions]):
     ) -> None:
         super().__init__(namespace=namespace, options=options)
         self._app = app
-        self._own: _Own | None = None
+        self._own: _OwnConnections | None = None
 
     async def __aenter__(self) -> Self:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise ConfigurationError(
-                "Procrastinate needs asyncio: it knows no other event loop, such as trio's."
-            ) from None
+        require_asyncio(type(self).__name__)
         if self._own is not None:
-            _inherited.append(self._own)
+            keep_inherited(self._own)
             self._own = None
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def disconnect(self) -> None:
         own, self._own = self._own, None
         if own is not None:
             await own.close()
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
-        alike: dict[ProcrastinateOptions, list[Message]] = {}
+        batches: dict[ProcrastinateOptions, list[Message]] = {}
         for job in jobs:
-            alike.setdefault(self._options_of(job), []).append(self.message_of(job))
-        with leaving_none_out() as one:
-            for options, messages in alike.items():
-                with one():
+            batches.setdefault(self._options_of(job), []).append(self.message_of(job))
+        with collect_errors() as attempt:
+            for options, messages in batches.items():
+                with attempt():
                     await self._defer(options, messages)
 
-    def carrier(self, jobs: AsyncJobs) -> Callable[..., Any]:
-        """Register the task that runs jobs of this queue; call it where workers import the app.
+    def register_task(self, jobs: AsyncJobs) -> Callable[..., Any]:
+        """Register the task that runs jobs of this queue; call it wherever workers import the app.
 
-        It has no retries, and no lock. The queue is opened by the first message, in the worker's
-        event loop, and closed when that ends.
+        The task has no retries and no lock. The first message opens the queue, in the worker's
+        event loop; it is closed when the loop ends.
         """
-        residence = QueueResidence(jobs, self.namespace)
+        runner = AsyncMessageRunner(jobs, self.namespace)
 
-        @self._app.task(name=self.carrier_name, pass_context=True, retry=False)
-        async def run(context: JobContext, /, **message: Any) -> None:
-            await _stop_with_the_worker(
-                context, asyncio.create_task(residence.run_message(message))
-            )
+        @self._app.task(name=self.task_name, pass_context=True, retry=False)
+        async def run_job(context: JobContext, /, **message: Any) -> None:
+            await _stop_with_worker(context, asyncio.create_task(runner.run(message)))
 
-        return run
+        return run_job
 
     def _options_of(self, job: Job) -> ProcrastinateOptions:
         chosen = self.options.get(job.type, ProcrastinateOptions())
-        return replace(chosen, queue=chosen.queue or queue_of(job))
+        return replace(chosen, queue=chosen.queue or queue_name_of(job))
 
     async def _defer(self, options: ProcrastinateOptions, messages: Sequence[Message]) -> None:
-        """Insert rows that are alike but for their message, by one statement."""
-        manager = await self._reach()
+        """Insert rows with the same options by one statement."""
+        manager = await self._open_manager()
         deferrer = configure_task(
-            name=self.carrier_name,
+            name=self.task_name,
             job_manager=manager,
             queue=options.queue,
             priority=options.priority,
@@ -126,18 +117,17 @@ class ProcrastinateDispatcher(PushDispatcher[ProcrastinateOptions]):
         if isinstance(manager.connector.get_sync_connector(), BaseAsyncConnector):
             await deferrer.batch_defer_async(*rows)
         else:
-            told = partial(deferrer.batch_defer, *rows)
-            await in_new_thread(told, name=f"{self.namespace} dispatch").result()
+            await self.in_thread(partial(deferrer.batch_defer, *rows))
 
-    async def _reach(self) -> JobManager:
-        """Return the way to the database by a connector that is open."""
+    async def _open_manager(self) -> JobManager:
+        """Return a job manager whose connector is open."""
         if _is_in_use(self._app.connector):
             return self._app.job_manager
         own = self._own
         if own is None:
-            own = self._own = _Own(self._app.connector)
+            own = self._own = _OwnConnections(self._app.connector)
         try:
-            # Whoever is cancelled here must not leave the connections half open.
+            # Shielded, since a cancelled caller would leave the connections half open.
             await asyncio.shield(own.opened)
         except Exception:
             if self._own is own:
@@ -146,8 +136,8 @@ class ProcrastinateDispatcher(PushDispatcher[ProcrastinateOptions]):
         return own.manager
 
 
-class _Own:
-    """The same connector as another, but with connections of its own, in one event loop."""
+class _OwnConnections:
+    """A copy of a connector with connections of its own, in one event loop."""
 
     def __init__(self, connector: BaseConnector) -> None:
         # A manager, since a second app would take the built-in tasks away from the first.
@@ -164,21 +154,22 @@ class _Own:
 
 
 def _is_in_use(connector: BaseConnector) -> bool:
-    """Tell whether the application has opened a connector, or has to, since we cannot."""
-    twin = connector.get_sync_connector()
-    if twin is connector:
+    """Return whether the application has opened a connector, or must, since we cannot."""
+    sync_connector = connector.get_sync_connector()
+    if sync_connector is connector:
         return True
     # A connector for asyncio that is not open in any loop may be open for threads.
     try:
-        return getattr(twin, "pool", None) is not None
+        return getattr(sync_connector, "pool", None) is not None
     except AppNotOpen:
         return False
 
 
-async def _stop_with_the_worker(context: JobContext, attempt: asyncio.Task[None]) -> None:
-    """Wait for an attempt; where the worker stops, have it given back.
+async def _stop_with_worker(context: JobContext, attempt: asyncio.Task[None]) -> None:
+    """Wait for an attempt; give its job back if the worker stops.
 
-    What else might cancel is a time limit, by a middleware of the application: that is ours.
+    Any other cancellation is a time limit set by a middleware of the application, which does not
+    end a job.
     """
     while not attempt.done():
         try:

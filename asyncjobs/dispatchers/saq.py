@@ -1,4 +1,4 @@
-"""Lets SAQ's workers run the jobs."""
+"""Runs jobs on SAQ's workers."""
 
 from __future__ import annotations
 
@@ -9,48 +9,50 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from saq import Job as SaqJob
-from saq import Queue
-
 from asyncjobs.core.job import Job
-from asyncjobs.dispatchers.engines.messages import QueueResidence
+from asyncjobs.dispatchers.engines.extras import needs_extra
+from asyncjobs.dispatchers.engines.messages import AsyncMessageRunner
 from asyncjobs.dispatchers.engines.push import (
-    ConnectingDispatcher,
+    AsyncClientDispatcher,
     Message,
     leave_connections_to_parent,
-    queue_of,
+    queue_name_of,
 )
 from asyncjobs.errors import ConfigurationError
+
+with needs_extra("saq"):
+    from saq import Job as SaqJob
+    from saq import Queue
 
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
 
-# SAQ looks at what it believes to run now and then, and drops what has had its time: nothing that
-# runs, but what a killed worker has left behind.
-_LEFTOVERS = timedelta(hours=1)
+# SAQ's sweep drops messages that run longer than their timeout. With this margin they are only
+# those of killed workers.
+_MARGIN_AFTER_DEADLINE = timedelta(hours=1)
 
-# SAQ's own figure for a record that goes when its job ends.
-_NO_RECORD = -1
+# SAQ then deletes the record of a message at its end.
+_TTL_WITHOUT_RECORD = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class SAQOptions:
-    """How SAQ carries the jobs of one type.
+    """How SAQ delivers the jobs of one type.
 
-    `queue` names one of the dispatcher's queues. By default it is the one that the job type's
-    `Policy.queue` names, and where that is "default" the dispatcher's first. `priority` counts on
-    PostgreSQL only, where a smaller number runs first.
+    `queue` names one of the dispatcher's queues. It defaults to the job type's `Policy.queue`; for
+    "default", to the dispatcher's first queue. `priority` is used on PostgreSQL only, where the
+    smallest number goes first.
     """
 
     queue: str | None = None
     priority: int = 0
 
 
-class SAQDispatcher(ConnectingDispatcher[SAQOptions]):
-    """Tells SAQ of each job by one message; a worker with the settings of `carrier` runs it.
+class SAQDispatcher(AsyncClientDispatcher[SAQOptions]):
+    """Sends a SAQ message for each job; workers with the settings of `register_task` run the jobs.
 
-    A SAQ worker serves one queue. Jobs go to the first of the given ones, unless their type asks
-    for another by its name.
+    A SAQ worker serves one queue. Jobs go to the first of the given queues, unless their type names
+    another.
     """
 
     def __init__(
@@ -84,43 +86,47 @@ class SAQDispatcher(ConnectingDispatcher[SAQOptions]):
 
     async def send(self, message: Message, job: Job) -> None:
         chosen = self.options.get(job.type, SAQOptions())
-        queue = self._queue_named(chosen.queue or queue_of(job))
+        queue = self._queue_named(chosen.queue or queue_name_of(job))
+        time_limit = job.deadline - job.created_at + _MARGIN_AFTER_DEADLINE
         await queue.enqueue(
             SaqJob(
-                function=self.carrier_name,
+                function=self.task_name,
                 kwargs=dict(message),
                 priority=chosen.priority,
-                timeout=math.ceil((job.deadline - job.created_at + _LEFTOVERS).total_seconds()),
+                timeout=math.ceil(time_limit.total_seconds()),
                 heartbeat=0,
                 retries=0,
-                ttl=_NO_RECORD,
+                ttl=_TTL_WITHOUT_RECORD,
             )
         )
 
-    def carrier(self, jobs: AsyncJobs, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Make the settings of a worker that runs jobs of this queue, for the command `saq`.
+    def register_task(
+        self, jobs: AsyncJobs, settings: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the settings of a worker that runs jobs of this queue, for the command `saq`.
 
-        They are the given ones, with one more function, `startup` and `shutdown`; without a `queue`
-        among them it serves the dispatcher's first. SAQ's retries, results and time limits are off.
+        They are the given settings with one more function, `startup` and `shutdown`. Without a
+        `queue` among them, the worker serves the dispatcher's first. SAQ's retries, results and
+        time limits are off for the function.
         """
-        residence = QueueResidence(jobs, self.namespace)
+        runner = AsyncMessageRunner(jobs, self.namespace)
 
-        async def run(_context: object, **message: object) -> None:
-            await residence.run_message(message)
+        async def run_job(_context: object, **message: object) -> None:
+            await runner.run(message)
 
-        async def begin(_context: object) -> None:
-            await residence.begin()
+        async def startup(_context: object) -> None:
+            await runner.try_open()
 
-        async def end(_context: object) -> None:
-            await residence.close()
+        async def shutdown(_context: object) -> None:
+            await runner.close()
 
         given = settings or {}
         return {
             "queue": self._queue_named(None),
             **given,
-            "functions": [*given.get("functions", ()), (self.carrier_name, run)],
-            "startup": [*_each(given.get("startup")), begin],
-            "shutdown": [end, *_each(given.get("shutdown"))],
+            "functions": [*given.get("functions", ()), (self.task_name, run_job)],
+            "startup": [*_hooks(given.get("startup")), startup],
+            "shutdown": [shutdown, *_hooks(given.get("shutdown"))],
         }
 
     def _queue_named(self, name: str | None) -> Queue:
@@ -131,13 +137,13 @@ class SAQDispatcher(ConnectingDispatcher[SAQOptions]):
         raise ConfigurationError(f"The dispatcher has no SAQ queue {name!r} (it has: {known}).")
 
 
-# SAQ does not tell who asks whether a queue is connected; it notes the event loop.
+# SAQ has no public way to ask whether a queue is connected; it keeps the event loop.
 def _loop_of(queue: Queue) -> asyncio.AbstractEventLoop | None:
     return getattr(queue, "_loop", None)
 
 
 def _is_connected(queue: Queue) -> bool:
-    """Tell whether somebody has connected it in this event loop."""
+    """Return whether the queue is connected in this event loop."""
     return _loop_of(queue) is asyncio.get_running_loop()
 
 
@@ -150,8 +156,8 @@ def _leave_to_parent(queue: Queue) -> None:
         )
 
 
-def _each(hooks: Any) -> Collection[Any]:
-    """Return hooks as SAQ takes them: none, one or several."""
-    if hooks is None:
+def _hooks(given: Any) -> Collection[Any]:
+    """Return a list of hooks: SAQ takes None, a function or several."""
+    if given is None:
         return ()
-    return (hooks,) if callable(hooks) else hooks
+    return (given,) if callable(given) else given

@@ -1,4 +1,4 @@
-"""Lets taskiq's workers run the jobs."""
+"""Runs jobs on taskiq's workers."""
 
 from __future__ import annotations
 
@@ -7,47 +7,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from taskiq import AsyncBroker, TaskiqEvents, TaskiqMiddleware, TaskiqState
-from taskiq.decor import AsyncTaskiqDecoratedTask
-from taskiq.exceptions import NoResultError
-from taskiq.kicker import AsyncKicker
-from taskiq.message import TaskiqMessage
-from taskiq.result import TaskiqResult
-
 from asyncjobs.core.job import Job
-from asyncjobs.dispatchers.engines.messages import QueueResidence
+from asyncjobs.dispatchers.engines.extras import needs_extra
+from asyncjobs.dispatchers.engines.messages import AsyncMessageRunner
 from asyncjobs.dispatchers.engines.push import (
-    ConnectingDispatcher,
+    TEN_YEARS_IN_SECONDS,
+    AsyncClientDispatcher,
     Message,
     leave_connections_to_parent,
-    queue_of,
+    queue_name_of,
 )
+
+with needs_extra("taskiq"):
+    from taskiq import AsyncBroker, TaskiqEvents, TaskiqMiddleware, TaskiqState
+    from taskiq.decor import AsyncTaskiqDecoratedTask
+    from taskiq.exceptions import NoResultError
+    from taskiq.kicker import AsyncKicker
+    from taskiq.message import TaskiqMessage
+    from taskiq.result import TaskiqResult
 
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
 
-# A middleware of the application's may give all tasks that have no time limit one. How long a job
-# may take is not taskiq's business.
-_TEN_YEARS = 10 * 365 * 24 * 3600
-
 
 @dataclass(frozen=True, kw_only=True)
 class TaskiqOptions:
-    """How taskiq carries the jobs of one type, said by the labels `queue_name` and `priority`.
+    """How taskiq delivers the jobs of one type, by the labels `queue_name` and `priority`.
 
-    `queue` is by default the job type's `Policy.queue`, and where that is "default" the broker's
-    own. What the labels mean, and if anything, the broker says: Redis knows no priorities.
+    `queue` defaults to the job type's `Policy.queue`; for "default", to the broker's own queue.
+    Whether and how the labels are used depends on the broker: on Redis, priorities are not.
     """
 
     queue: str | None = None
     priority: int | None = None
 
 
-class TaskiqDispatcher(ConnectingDispatcher[TaskiqOptions]):
-    """Tells taskiq of each job by one message; a worker whose module calls `carrier` runs it.
+class TaskiqDispatcher(AsyncClientDispatcher[TaskiqOptions]):
+    """Sends a taskiq message for each job; workers whose module calls `register_task` run the jobs.
 
-    The broker is started in processes that hand jobs on, unless the application does it, and shut
-    down with the queue.
+    In other processes the broker is started by the first job, unless the application starts it, and
+    then shut down with the queue.
     """
 
     def __init__(
@@ -60,14 +59,14 @@ class TaskiqDispatcher(ConnectingDispatcher[TaskiqOptions]):
         super().__init__(namespace=namespace, options=options)
         self._broker = broker
         self._started_in: int | None = None
-        self._ours = False
-        # The only way to learn whether the application has started it.
+        self._is_ours = False
+        # The only way to learn whether the application has started the broker.
         broker.add_event_handler(TaskiqEvents.CLIENT_STARTUP, self._note_start)
         broker.add_event_handler(TaskiqEvents.CLIENT_SHUTDOWN, self._note_end)
 
     async def connect(self) -> None:
         if not (self._is_started or self._broker.is_worker_process):
-            self._ours = True
+            self._is_ours = True
             try:
                 await self._broker.startup()
             except BaseException:
@@ -75,59 +74,57 @@ class TaskiqDispatcher(ConnectingDispatcher[TaskiqOptions]):
                 raise
 
     def leave_to_parent(self) -> None:
-        self._ours = False
+        self._is_ours = False
         pool = getattr(self._broker, "connection_pool", None)
         if pool is not None and not self._is_started:
             leave_connections_to_parent(pool)
 
     async def disconnect(self) -> None:
-        if self._ours:
-            self._ours = False
+        if self._is_ours:
+            self._is_ours = False
             await self._broker.shutdown()
 
     async def send(self, message: Message, job: Job) -> None:
         kicker: AsyncKicker[Any, Any] = AsyncKicker(
-            task_name=self.carrier_name, broker=self._broker, labels=self._labels_of(job)
+            task_name=self.task_name, broker=self._broker, labels=self._labels_of(job)
         )
         await kicker.kiq(**message)
 
-    def carrier(self, jobs: AsyncJobs) -> AsyncTaskiqDecoratedTask[..., Any]:
-        """Register the task that runs jobs of this queue; in the module that the worker is given.
+    def register_task(self, jobs: AsyncJobs) -> AsyncTaskiqDecoratedTask[..., Any]:
+        """Register the task that runs jobs of this queue; call it in the module given to workers.
 
-        taskiq's retries, results and time limits are off for it. The queue is opened when the
+        taskiq's retries, results and time limits are off for the task. The queue is opened when the
         worker starts, and closed when it has ended.
         """
-        residence = QueueResidence(jobs, self.namespace)
+        runner = AsyncMessageRunner(jobs, self.namespace)
 
-        async def run(namespace: str, id: str, trace: str) -> None:
-            await residence.run_message(Message(namespace=namespace, id=id, trace=trace))
+        async def run_job(namespace: str, id: str) -> None:
+            await runner.run(Message(namespace=namespace, id=id))
 
-        async def begin(_state: TaskiqState) -> None:
-            if self._broker.is_worker_process:  # and not one that is all in one, as for tests
-                await residence.begin()
+        async def startup(_state: TaskiqState) -> None:
+            if self._broker.is_worker_process:  # an InMemoryBroker runs tasks in any process
+                await runner.try_open()
 
-        async def end(_state: TaskiqState) -> None:
-            await residence.close()
+        async def shutdown(_state: TaskiqState) -> None:
+            await runner.close()
 
-        self._broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, begin)
-        self._broker.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, end)
-        self._keep_no_results()
-        return self._broker.register_task(run, self.carrier_name)
-
-    def _keep_no_results(self) -> None:
-        unkept = _Unkept(self.carrier_name)
-        unkept.set_broker(self._broker)
-        # The first one is the last to be asked: others see the result as it is.
-        self._broker.middlewares.insert(0, unkept)
+        self._broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, startup)
+        self._broker.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, shutdown)
+        discard = _DiscardResults(self.task_name)
+        discard.set_broker(self._broker)
+        # The first middleware is called last, so the others see the result.
+        self._broker.middlewares.insert(0, discard)
+        return self._broker.register_task(run_job, self.task_name)
 
     def _labels_of(self, job: Job) -> dict[str, Any]:
         chosen = self.options.get(job.type, TaskiqOptions())
-        named = {"queue_name": chosen.queue or queue_of(job), "priority": chosen.priority}
+        labels = {"queue_name": chosen.queue or queue_name_of(job), "priority": chosen.priority}
         return {
-            **{name: value for name, value in named.items() if value is not None},
+            **{name: value for name, value in labels.items() if value is not None},
             "retry_on_error": False,
-            "timeout": _TEN_YEARS,
-            # A message that comes again from a worker which died finds the job begun, or ended.
+            # Without a limit, a middleware of the application may set one for all tasks.
+            "timeout": TEN_YEARS_IN_SECONDS,
+            # A message redelivered after the death of a worker finds its job started or ended.
             "ack_type": "when_received",
         }
 
@@ -142,8 +139,8 @@ class TaskiqDispatcher(ConnectingDispatcher[TaskiqOptions]):
         self._started_in = None
 
 
-class _Unkept(TaskiqMiddleware):
-    """Keeps results of one task, which are all None, from the broker's result backend."""
+class _DiscardResults(TaskiqMiddleware):
+    """Keeps the results of one task, which are all None, out of the broker's result backend."""
 
     def __init__(self, task_name: str) -> None:
         super().__init__()
@@ -151,5 +148,5 @@ class _Unkept(TaskiqMiddleware):
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         if message.task_name == self._task_name:
-            # As taskiq's own middlewares say it: a task that raised it would be logged as failed.
+            # As taskiq's own middlewares do. A task that raised it would be logged as failed.
             result.error = NoResultError()

@@ -1,4 +1,4 @@
-"""Where a request value meets the queue: with `streams`, the only part of `http` that awaits."""
+"""Answers requests by the queue: with `streams`, the only part of `http` that awaits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from functools import partial
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
 import anyio
 
@@ -17,10 +18,10 @@ from asyncjobs.core.submission import Caller, EnqueueOptions
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, UnknownJob
 from asyncjobs.http import sse
 from asyncjobs.http.documents import (
-    Encoded,
-    encode_accepted,
+    AcceptedDocument,
+    DocumentCache,
+    OperationDocument,
     encode_list,
-    encode_operation,
     with_pace,
 )
 from asyncjobs.http.headers import (
@@ -42,7 +43,7 @@ from asyncjobs.http.requests import (
     payload_of,
     where_to_follow,
 )
-from asyncjobs.http.routes import Operation, match
+from asyncjobs.http.routes import Operation, operations_at
 from asyncjobs.http.security import Limiter, refuse_cross_site, refuse_foreign_socket
 from asyncjobs.http.streams import Check, Close, Streams
 from asyncjobs.protocols import Page, Selection
@@ -91,8 +92,8 @@ class Endpoints:
         self.jobs = jobs
         self.mount = mount
         self._trusted = mount.trusted
-        self._encoded = Encoded()
-        self.streams = Streams(jobs, mount.options, self._encoded)
+        self._documents = DocumentCache()
+        self.streams = Streams(jobs, mount.options, self._documents)
         limit = mount.options.poll_limit
         self._limiter = None if limit is None else Limiter(limit)
 
@@ -120,38 +121,40 @@ class Endpoints:
         return self.streams.socket(JobId(request.path), self._checked(request), after)
 
     async def _route(self, request: Request) -> Response:
-        job_id, operations = match(request.path)
-        if operations.get("GET") is Operation.LIST and not self._lists:
+        job_id, operations = operations_at(request.path)
+        if not operations or (job_id and parse_job_id(job_id) is None):
             raise UnknownJob(job_id)
-        known = parse_job_id(job_id)
-        if not operations or (job_id and known is None):
+        if operations.get("GET") is Operation.LIST and not self._lists:
             raise UnknownJob(job_id)
         operation = operations.get("GET" if request.method == "HEAD" else request.method)
         if operation is None:
             return not_allowed(request.method, operations)
         refuse_cross_site(request, self._trusted)
-        if known is None:
-            return await self._list(request)
-        if operation is Operation.EVENTS:
-            return await self._events(request, known)
-        return await self._show(request, await self._find(request, known), operation)
+        return await self._answer(request, JobId(job_id), operation)
 
-    async def _show(self, request: Request, job: Job, operation: Operation) -> Response:
-        if operation is Operation.CANCEL:
-            return await self._cancel(request, job.id)
+    async def _answer(self, request: Request, job_id: JobId, operation: Operation) -> Response:
+        match operation:
+            case Operation.LIST:
+                return await self._list(request)
+            case Operation.STATUS:
+                return await self._status(request, await self._poll(request, job_id))
+            case Operation.RESULT:
+                return await self._result(request, await self._poll(request, job_id))
+            case Operation.EVENTS:
+                return await self._events(request, job_id)
+            case Operation.OPERATION:
+                return self._operation(request, await self._poll(request, job_id))
+            case Operation.CANCEL:
+                return await self._cancel(request, await self._find(request, job_id))
+            case _:
+                assert_never(operation)
+
+    async def _poll(self, request: Request, job_id: JobId) -> Job:
+        """Find a job, and count this as a poll of it."""
+        job = await self._find(request, job_id)
         if self._limiter is not None:
-            self._limiter.count(job.id, anyio.current_time())
-        if operation is Operation.RESULT:
-            return await self._result(request, job)
-        if operation is Operation.OPERATION:
-            links = self.mount.links(request, job.id)
-            headers = (*_JSON, *_told(self._retry_after(job)), _NO_STORE)
-            return Response(HTTPStatus.OK, headers, encode_operation(job, links))
-        if prefers_html(request.headers.get("accept")):
-            links = self.mount.links(request, job.id)
-            now = self.jobs.clock.now()
-            return status_page(job, links, retry_after=self._retry_after(job), now=now)
-        return await self._status(request, job)
+            self._limiter.count(job_id, anyio.current_time())
+        return job
 
     async def _accept(
         self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
@@ -170,9 +173,9 @@ class Endpoints:
         if ended is not None:
             return Response(HTTPStatus.OK, said, await self._document(ended, None))
         # That of a job that has ended, too: it is the answer that the client got before.
-        pause = self._retry_after(accepted.job) or self.mount.options.pacing.least
+        pause = self._retry_after(accepted.job) or self.mount.options.pacing.seconds()
         headers = (*said, ("Location", links.result), *_told(pause))
-        return Response(HTTPStatus.ACCEPTED, headers, encode_accepted(accepted.job, links))
+        return Response(HTTPStatus.ACCEPTED, headers, AcceptedDocument.encode(accepted.job, links))
 
     async def _ended(self, job: Job, seconds: float) -> Job | None:
         """Return a job that ends in time."""
@@ -192,11 +195,13 @@ class Endpoints:
         if request.owner is not None:  # who is nobody has no jobs
             which = Selection(request.owner, asked.type, asked.status)
             page = await self.jobs.list(which, limit=asked.limit, after=asked.cursor)
-        base = self.mount.base(request)
-        following = None if page.next is None else f"{base}?{asked.following(page.next)}"
+        following = None
+        if page.next is not None:
+            following = f"{self.mount.base(request)}?{asked.following(page.next)}"
         link = () if following is None else (("Link", f'<{following}>; rel="next"'),)
+        links_of = partial(self.mount.links, request)
         headers = (*_JSON, *link, _NO_STORE)
-        return Response(HTTPStatus.OK, headers, encode_list(page, base, following))
+        return Response(HTTPStatus.OK, headers, encode_list(page, links_of, following))
 
     async def _events(self, request: Request, job_id: JobId) -> Response:
         if request.method == "HEAD":
@@ -207,6 +212,10 @@ class Endpoints:
         return await self.streams.events(job_id, self._checked(request), after)
 
     async def _status(self, request: Request, job: Job) -> Response:
+        if prefers_html(request.headers.get("accept")):
+            links = self.mount.links(request, job.id)
+            now = self.jobs.clock.now()
+            return status_page(job, links, retry_after=self._retry_after(job), now=now)
         known = request.headers.get("if-none-match")
         wait = self._patience(request)
         # A client that has not this version yet has something to read now.
@@ -226,17 +235,29 @@ class Endpoints:
         return Response(HTTPStatus.OK, (*_JSON, *headers), await self._document(job, seconds))
 
     async def _result(self, request: Request, job: Job) -> Response:
-        if not job.status.terminal:
-            return await self._unlasting(HTTPStatus.ACCEPTED, job)
-        if job.status is not JobStatus.COMPLETED:
-            return no_result(job)
+        match job.status:
+            case JobStatus.PENDING | JobStatus.PROCESSING:
+                return await self._unlasting(HTTPStatus.ACCEPTED, job)
+            case JobStatus.FAILED | JobStatus.CANCELLED:
+                return no_result(job)
+            case JobStatus.COMPLETED:
+                return self._completed(request, job)
+            case _:
+                assert_never(job.status)
+
+    def _completed(self, request: Request, job: Job) -> Response:
         fresh = (("ETag", etag_of(job.version)), _REVALIDATE)
         if matches(request.headers.get("if-none-match"), etag_of(job.version)):
             return Response(HTTPStatus.NOT_MODIFIED, fresh)
         return Response(HTTPStatus.OK, (*_JSON, *_INERT, *fresh), job.result_json or b"null")
 
-    async def _cancel(self, request: Request, job_id: JobId) -> Response:
-        job = await self.jobs.cancel(job_id)
+    def _operation(self, request: Request, job: Job) -> Response:
+        headers = (*_JSON, *_told(self._retry_after(job)), _NO_STORE)
+        links = self.mount.links(request, job.id)
+        return Response(HTTPStatus.OK, headers, OperationDocument.encode(job, links))
+
+    async def _cancel(self, request: Request, found: Job) -> Response:
+        job = await self.jobs.cancel(found.id)
         if request.method == "POST" and prefers_html(request.headers.get("accept")):
             # A person pressed the page's button: back to the page.
             back = ("Location", self.mount.links(request, job.id).status)
@@ -268,12 +289,12 @@ class Endpoints:
         wished = wait_of(request.headers.get("prefer"))
         if wished is None:
             return _Patience(usual.total_seconds())
-        seconds = min(wished, self.mount.options.longest_wait)
+        seconds = min(wished, int(self.mount.options.max_wait.total_seconds()))
         return _Patience(seconds, (("Preference-Applied", f"wait={seconds}"),))
 
     async def _document(self, job: Job, seconds: int | None) -> bytes:
         position = await self.jobs.position(job) if job.status is JobStatus.PENDING else None
-        return with_pace(self._encoded.document(job), seconds, position)
+        return with_pace(self._documents.document(job), seconds, position)
 
     def _retry_after(self, job: Job) -> int | None:
         expected = self.jobs.expected_duration(job)
@@ -281,11 +302,26 @@ class Endpoints:
 
 
 def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoints:
-    """Find the mount whose queue has this type, so that links point to where the job is served."""
+    """Return the mount whose queue has this type: the links of the answer lead there.
+
+    Raises `ConfigurationError` if there is none.
+    """
+    if not isinstance(kind, JobType):
+        raise ConfigurationError(
+            f"accept() needs a function registered by @jobs.handler(...), got {kind!r}."
+        )
     found = next((one for one in mounts if kind in one.jobs.registry), None)
-    if found is None:
-        raise ConfigurationError(f"{kind!r} belongs to no AsyncJobs that is mounted on this app.")
-    return found
+    if found is not None:
+        return found
+    if not mounts:
+        raise ConfigurationError(
+            f"accept() found no AsyncJobs for {kind!r}: none is mounted on the app of this route, "
+            "or on the outermost app. Call mount(app, jobs) on that app, or include a jobs_router."
+        )
+    raise ConfigurationError(
+        f"{kind!r} is registered on another AsyncJobs than those mounted on this app: "
+        "mount that one, too, or use a handler of a mounted one."
+    )
 
 
 def _told(seconds: int | None) -> Headers:

@@ -1,4 +1,4 @@
-"""Headers: ETag and If-None-Match, Accept, Prefer, Retry-After."""
+"""Rules of single headers: If-None-Match, Accept, Prefer, Idempotency-Key and Retry-After."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
+from typing import TYPE_CHECKING, assert_never
 
 from asyncjobs.core.job import Job, JobStatus
 from asyncjobs.errors import InvalidIdempotencyKey
+from asyncjobs.settings import Seconds, duration
 
 # RFC 9110 section 8.8.3: an opaque tag holds anything but quotes, blanks and controls.
 _OPAQUE_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
@@ -20,10 +22,10 @@ def etag_of(version: int) -> str:
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:
-    """Tell whether the client has this representation already.
+    """Return whether the client has this representation already.
 
-    Compares weakly, as section 13.1.2 asks of If-None-Match: caches on the way may have weakened
-    the tag. What is not a tag is ignored.
+    The comparison is weak, as RFC 9110 section 13.1.2 requires for If-None-Match: caches on the way
+    may have weakened the tag. Anything that is not a tag is ignored.
     """
     if if_none_match is None:
         return False
@@ -35,7 +37,7 @@ _QUALITY = re.compile(r";\s*q\s*=\s*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$
 
 
 def prefers_html(accept: str | None) -> bool:
-    """Tell whether HTML is wanted more than JSON: browsers name it, programs hardly ever do."""
+    """Return whether HTML is preferred to JSON: browsers name it, programs hardly ever do."""
     if not accept or accept == "*/*":
         return False
     return _quality(accept, "text", "html") > _quality(accept, "application", "json")
@@ -69,8 +71,8 @@ _SKIP = re.compile(r'(?:"(?:[^"\\]|\\.)*+(?:"|\\?$)|[^,"])*+(?:,|$)', re.DOTALL)
 def preferences(prefer: str | None) -> dict[str, str]:
     """Read the preferences of all `Prefer` headers, joined by commas, without their parameters.
 
-    Names are in lower case; no value is the empty value (section 2). Of a repeated preference the
-    first counts, and what cannot be read is ignored, as every unknown preference is.
+    Names are in lower case; no value is the empty value (RFC 7240, section 2). The first of a
+    repeated preference counts. Anything that cannot be read is ignored, as unknown preferences are.
     """
     found: dict[str, str] = {}
     position, text = 0, prefer or ""
@@ -89,7 +91,7 @@ def preferences(prefer: str | None) -> dict[str, str]:
 
 
 def wait_of(prefer: str | None) -> int | None:
-    """Read how many seconds a client would wait (section 4.3); None for no or a malformed wish."""
+    """Return the seconds of `wait` (RFC 7240, section 4.3); None if it is missing or malformed."""
     if prefer is None:
         return None
     value = preferences(prefer).get("wait", "")
@@ -102,7 +104,7 @@ _QUOTED_KEY = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 # Without commas: those of two fields that a server has joined are no part of a key.
 _BARE_KEY = re.compile(r"[\x21\x23-\x2b\x2d-\x7e][\x21-\x2b\x2d-\x7e]*")
 
-_LONGEST_KEY = 255
+_MAX_KEY_CHARACTERS = 255
 
 
 def idempotency_key_of(header: str | None) -> str | None:
@@ -121,48 +123,69 @@ def idempotency_key_of(header: str | None) -> str | None:
         raise InvalidIdempotencyKey(
             "it is not one string of visible ASCII characters, quoted if it has blanks or commas"
         )
-    if not 1 <= len(key) <= _LONGEST_KEY:
-        raise InvalidIdempotencyKey(f"it must have 1 to {_LONGEST_KEY} characters, not {len(key)}")
+    if not 1 <= len(key) <= _MAX_KEY_CHARACTERS:
+        raise InvalidIdempotencyKey(
+            f"it must have 1 to {_MAX_KEY_CHARACTERS} characters, not {len(key)}"
+        )
     return key
 
 
 @dataclass(frozen=True)
 class Pacing:
-    """The bounds of `Retry-After`, in whole seconds."""
+    """The bounds of `Retry-After`; each is seconds or a timedelta.
 
-    least: int = 2
-    most: int = 5
+    Raises `ValueError` for a `min_delay` of less than a second, or of more than `max_delay`.
+    """
+
+    min_delay: timedelta = timedelta(seconds=2)
+    max_delay: timedelta = timedelta(seconds=5)
+
+    if TYPE_CHECKING:
+
+        def __init__(self, min_delay: Seconds = ..., max_delay: Seconds = ...) -> None: ...
 
     def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.most:
-            raise ValueError(f"Pacing needs 1 <= least <= most, got {self.least} and {self.most}.")
+        least, most = duration(self.min_delay), duration(self.max_delay)
+        if not timedelta(seconds=1) <= least <= most:
+            raise ValueError(f"Pacing needs 1 s <= min_delay <= max_delay, got {least} and {most}.")
+        object.__setattr__(self, "min_delay", least)
+        object.__setattr__(self, "max_delay", most)
+
+    def seconds(self, delay: timedelta = timedelta(0)) -> int:
+        """Return the delay within these bounds, in whole seconds (RFC 9110, section 10.2.3)."""
+        return ceil(min(self.max_delay, max(self.min_delay, delay)).total_seconds())
 
 
-# Asking about ten times during a job's life tells its progress well enough.
+# Ten polls during a job's life show its progress well enough.
 _POLLS_PER_JOB = 10
 
 
 def retry_after(job: Job, now: datetime, pacing: Pacing, expected: timedelta | None) -> int | None:
-    """Say in how many seconds to ask again; None for a job that is terminal.
+    """Return in how many seconds to poll again; None if the job is terminal.
 
-    `expected` is how long jobs of its type take. One that is known to begin later is left alone
-    until then; one that runs tells by its progress how much is left.
+    `expected` is how long jobs of its type take. A delayed job is polled when it is due to begin.
+    The progress of a running job shows how much time is left.
     """
-    if job.status.terminal:
-        return None
-    if job.status is JobStatus.PENDING and job.run_at > now:
-        pause = job.run_at - now
-    else:
-        whole, left = _duration(job, now, expected or timedelta(0))
-        pause = min(whole / _POLLS_PER_JOB, left)
-    return min(pacing.most, max(pacing.least, ceil(pause.total_seconds())))
+    expected = expected or timedelta(0)
+    match job.status:
+        case JobStatus.PENDING if job.run_at > now:
+            return pacing.seconds(job.run_at - now)
+        case JobStatus.PENDING:
+            return pacing.seconds(expected / _POLLS_PER_JOB)
+        case JobStatus.PROCESSING:
+            whole, left = _duration(job, now, expected)
+            return pacing.seconds(min(whole / _POLLS_PER_JOB, left))
+        case JobStatus.COMPLETED | JobStatus.FAILED | JobStatus.CANCELLED:
+            return None
+        case _:
+            assert_never(job.status)
 
 
 def _duration(job: Job, now: datetime, expected: timedelta) -> tuple[timedelta, timedelta]:
-    """Return how long a job takes as a whole, and from now on."""
-    if job.status is not JobStatus.PROCESSING or job.started_at is None:
+    """Return how long a running job takes as a whole, and from now on."""
+    if job.started_at is None:
         return expected, expected
     elapsed = max(now - job.started_at, timedelta(0))
     whole = elapsed * 100 / job.progress if job.progress else max(expected, elapsed)
-    # One that takes longer than expected may take longer still.
+    # A job that takes longer than expected may take longer still.
     return whole, whole - elapsed or whole

@@ -13,7 +13,8 @@ class Request:
     """What is known of a request.
 
     `path` is what follows the mount's prefix, without a leading slash. `root` is the path under
-    which the application itself is reached (ASGI's root_path, WSGI's SCRIPT_NAME). Header names
+    which the application itself is reached (ASGI's root_path, WSGI's SCRIPT_NAME). `prefix` is the
+    one under which a router was included, if the mount has none of its own. Header names
     are in lower case; repeated headers are joined by commas, as RFC 9110 section 5.3 allows.
     `scheme` is the one by which the server itself was reached. `owner` is who asks, where the
     mount was told how to find that out.
@@ -22,6 +23,7 @@ class Request:
     method: str
     path: str = ""
     root: str = ""
+    prefix: str = ""
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     body: bytes = b""
     query: str = ""

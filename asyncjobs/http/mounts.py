@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from asyncjobs.core.job import JobId
@@ -10,42 +13,72 @@ from asyncjobs.errors import ConfigurationError
 from asyncjobs.http.headers import Pacing
 from asyncjobs.http.messages import Request
 from asyncjobs.http.security import PollLimit, is_origin, origin_of, own_origin
+from asyncjobs.queue import AsyncJobs
+from asyncjobs.settings import Seconds, duration
 
 
 @dataclass(frozen=True, kw_only=True)
 class MountOptions:
-    """What a mount may be told that is rarely needed; times are in seconds.
+    """The options of a mount that are rarely needed; each duration is seconds or a timedelta.
 
-    `longest_wait` is the most for which a client's `Prefer: wait` is heeded. `origins` are the
-    other sites (such as `https://app.example.com`) whose pages may submit, cancel and open
-    WebSockets. At most `streams` clients are sent events at a time in each process; each for
-    `stream_life` at most, with a sign of life every `keep_alive`. `sockets` is the prefix of the
-    WebSockets, by default `/ws` and the mount's own prefix without `/api`. `poll_limit` answers
-    clients by 429 that ask far too often. With `callbacks` a client may name, by the header
-    `Callback-URL`, where it wants to be told of the job's end; without, such a request is refused.
+    - `pacing`: the bounds of `Retry-After`.
+    - `max_wait`: the longest time for which a client's `Prefer: wait` holds a request, in whole
+      seconds.
+    - `origins`: the other sites (such as `https://app.example.com`) whose pages may submit, cancel
+      and open WebSockets.
+    - `max_streams`: how many clients a process sends events to at a time.
+    - `max_stream_duration`: how long each of these streams lasts; clients then connect again.
+    - `keep_alive_interval`: how often a quiet stream sends a comment.
+    - `websocket_prefix`: the prefix of the WebSockets. By default `/ws` and the mount's own prefix
+      without `/api`; `/ws`, below the prefix, for a router.
+    - `poll_limit`: answers 429 to clients that poll far too often.
+    - `callbacks`: whether the header `Callback-URL` may name a URL that is called when the job has
+      ended. If not, a request with that header is refused.
+
+    Raises `ValueError` for values out of range.
     """
 
     pacing: Pacing = field(default_factory=Pacing)
-    longest_wait: int = 25
+    max_wait: timedelta = timedelta(seconds=25)
     origins: tuple[str, ...] = ()
-    streams: int = 10_000
-    stream_life: float = 600
-    keep_alive: float = 15
-    sockets: str | None = None
+    max_streams: int = 10_000
+    max_stream_duration: timedelta = timedelta(minutes=10)
+    keep_alive_interval: timedelta = timedelta(seconds=15)
+    websocket_prefix: str | None = None
     poll_limit: PollLimit | None = None
     callbacks: bool = False
 
+    if TYPE_CHECKING:
+
+        def __init__(  # noqa: PLR0913  # one parameter per option
+            self,
+            *,
+            pacing: Pacing = ...,
+            max_wait: Seconds = ...,
+            origins: tuple[str, ...] = ...,
+            max_streams: int = ...,
+            max_stream_duration: Seconds = ...,
+            keep_alive_interval: Seconds = ...,
+            websocket_prefix: str | None = ...,
+            poll_limit: PollLimit | None = ...,
+            callbacks: bool = ...,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
+        for name in ("max_wait", "max_stream_duration", "keep_alive_interval"):
+            value: timedelta = duration(getattr(self, name))
+            if value < timedelta(0) or (value == timedelta(0) and name != "max_wait"):
+                raise ValueError(f"MountOptions.{name} must be a positive duration, got {value}.")
+            object.__setattr__(self, name, value)
+        if self.max_streams < 0:
+            raise ValueError(f"MountOptions.max_streams must be 0 or more, got {self.max_streams}.")
         wrong = next((origin for origin in self.origins if not is_origin(origin)), None)
         if wrong is not None:
-            raise ValueError(f"An origin is a scheme and a host, with a port or not: {wrong!r}")
-        if min(self.keep_alive, self.stream_life) <= 0 or min(self.streams, self.longest_wait) < 0:
             raise ValueError(
-                "A mount needs keep_alive and stream_life above zero, streams and longest_wait of "
-                f"zero or more, got {self}."
+                f"MountOptions.origins: {wrong!r} is not a scheme and a host, with or without port."
             )
-        if self.sockets is not None:
-            _check_prefix(self.sockets)
+        if self.websocket_prefix is not None:
+            _check_prefix(self.websocket_prefix)
 
 
 @dataclass(frozen=True)
@@ -64,24 +97,28 @@ class Mount:
     """One place where the routes are served.
 
     URLs in answers are paths below `prefix`; with a `base_url` (such as `https://api.example.com`)
-    they are absolute. They are never built from what a proxy says.
+    they are absolute. They are never built from headers that a proxy sets. If `prefix` is None,
+    each request brings its own, as with a router that is included somewhere.
     """
 
-    prefix: str = "/api/jobs"
+    prefix: str | None = "/api/jobs"
     base_url: str | None = None
     identified: bool = False
     options: MountOptions = field(default_factory=MountOptions)
 
     def __post_init__(self) -> None:
-        _check_prefix(self.prefix)
+        if self.prefix is not None:
+            _check_prefix(self.prefix)
         if self.base_url is not None and self.base_url.endswith("/"):
             raise ValueError(f"A base URL ends without a slash: {self.base_url!r}")
 
     @property
-    def sockets(self) -> str:
+    def websocket_prefix(self) -> str:
         """The prefix of the WebSockets' paths."""
+        if self.options.websocket_prefix is not None or self.prefix is None:
+            return self.options.websocket_prefix or "/ws"
         below = self.prefix.removeprefix("/api") or self.prefix
-        return self.options.sockets or f"/ws{below if below.startswith('/') else self.prefix}"
+        return f"/ws{below if below.startswith('/') else self.prefix}"
 
     @property
     def trusted(self) -> frozenset[str]:
@@ -93,11 +130,12 @@ class Mount:
 
     def base(self, request: Request) -> str:
         """Return the URL of the list of jobs, which is a path without a base URL."""
+        prefix = quote(request.prefix) if self.prefix is None else self.prefix
         if self.base_url is not None:
-            return self.base_url + self.prefix
+            return self.base_url + prefix
         # The root may stem from the request's own path: an app mounted below `/{tenant}`.
         root = quote(request.root.strip("/"))
-        return f"/{root}{self.prefix}" if root else self.prefix
+        return f"/{root}{prefix}" if root else prefix
 
     def links(self, request: Request, job_id: JobId) -> JobLinks:
         """Make a job's URLs; all but that of the operation are relative to the server."""
@@ -113,6 +151,48 @@ class Mount:
             cancel=f"{status}/cancel",
             operation=f"{host}{status}/operation",
         )
+
+
+def check_target(framework: str, app: object, jobs: object, *, is_app: bool) -> None:
+    """Raise `ConfigurationError` unless `mount` got an application and a queue."""
+    if isinstance(app, type):
+        raise ConfigurationError(
+            f"mount() needs an application, got the class {app.__name__}: "
+            f"create one, app = {app.__name__}(...), and mount on that."
+        )
+    if not is_app:
+        advice = {
+            "APIRouter": "include a router in it, with jobs_router(jobs)",
+            "Starlette": "use asyncjobs.adapters.starlette",
+            "FastAPI": "use asyncjobs.adapters.fastapi",
+            "Flask": "use asyncjobs.adapters.flask",
+        }.get(type(app).__name__, f"pass the {framework} application itself")
+        got = "None" if app is None else f"an object of type {type(app).__name__}"
+        raise ConfigurationError(f"mount() needs a {framework} application, got {got}: {advice}.")
+    check_queue(jobs)
+
+
+def check_queue(jobs: object) -> None:
+    """Raise `ConfigurationError` for an object that is not a queue."""
+    if not isinstance(jobs, AsyncJobs):
+        raise ConfigurationError(
+            f"The routes serve an AsyncJobs, got an object of type {type(jobs).__name__}."
+        )
+
+
+def check_mounts(present: Iterable[Mount], added: Mount) -> None:
+    """Raise `ConfigurationError` if an app would serve two queues, or one twice, at one path."""
+    for one in present:
+        if one.prefix == added.prefix:
+            raise ConfigurationError(
+                f"Jobs are already mounted at {added.prefix} on this app: "
+                "mount this AsyncJobs at another prefix."
+            )
+        if one.websocket_prefix == added.websocket_prefix:
+            raise ConfigurationError(
+                f"The mounts at {one.prefix} and {added.prefix} would both serve WebSockets at "
+                f"{added.websocket_prefix}: set MountOptions(websocket_prefix=...) of one of them."
+            )
 
 
 def owner_of(found: object) -> str | None:

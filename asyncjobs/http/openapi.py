@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, assert_never
 from urllib.parse import quote
 
 from pydantic import BaseModel, JsonValue
@@ -108,8 +108,11 @@ def responses_of(route: Route) -> dict[int | str, Schema]:
     return {int(status): _response(route, status) for status in route.answers}
 
 
-def submission_responses(prefix: str) -> dict[int | str, Schema]:
-    """Describe what an application's own route answers that submits by `accept`."""
+def submission_responses(prefix: str | None) -> dict[int | str, Schema]:
+    """Describe the answers of an application's route that submits by `accept`.
+
+    They link to the routes below the prefix, if it is known.
+    """
     sentences = {
         HTTPStatus.BAD_REQUEST: "The body is not JSON, or a header makes no sense.",
         HTTPStatus.FORBIDDEN: "A page of another site has sent it.",
@@ -167,19 +170,22 @@ def _response(route: Route, status: HTTPStatus) -> Schema:
 
 
 def _answered_headers(operation: Operation, status: HTTPStatus) -> list[str]:
-    match operation, status:
-        case Operation.STATUS, _:
-            return ["ETag", "Retry-After", "Preference-Applied"]
-        case Operation.RESULT, HTTPStatus.OK | HTTPStatus.NOT_MODIFIED:
-            return ["ETag"]
-        case Operation.CANCEL, HTTPStatus.SEE_OTHER:
-            return ["Location"]
-        case Operation.LIST, _:
+    match operation:
+        case Operation.LIST:
             return ["Link"]
-        case Operation.EVENTS, _:
+        case Operation.STATUS:
+            return ["ETag", "Retry-After", "Preference-Applied"]
+        case Operation.RESULT:
+            known = status in {HTTPStatus.OK, HTTPStatus.NOT_MODIFIED}
+            return ["ETag"] if known else ["Retry-After"]
+        case Operation.EVENTS:
             return []
-        case _:
+        case Operation.OPERATION:
             return ["Retry-After"]
+        case Operation.CANCEL:
+            return ["Location"] if status is HTTPStatus.SEE_OTHER else ["Retry-After"]
+        case _:
+            assert_never(operation)
 
 
 def _json(description: str, schema: Schema) -> Schema:
@@ -210,8 +216,10 @@ def _event_schema() -> Schema:
     }
 
 
-def _links(prefix: str) -> Schema:
+def _links(prefix: str | None) -> Schema:
     """Lead from a document with a `jobId` to all that can be done with the job."""
+    if prefix is None:
+        return {}
     return {
         _link_name(route): {
             "operationRef": f"#/paths/{_pointer(f'{prefix}/{{job_id}}{route.suffix}')}"

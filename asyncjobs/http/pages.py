@@ -14,19 +14,33 @@ from html import escape
 from http import HTTPStatus
 from importlib.resources import files
 from math import ceil
+from typing import assert_never
 
 from asyncjobs.core.job import Detail, Job, JobStatus
 from asyncjobs.http.messages import Headers, Response
 from asyncjobs.http.mounts import JobLinks
 
-#: What a person reads in place of a status.
+
+def _word(status: JobStatus) -> str:
+    match status:
+        case JobStatus.PENDING:
+            return "Waiting"
+        case JobStatus.PROCESSING:
+            return "In progress"
+        case JobStatus.COMPLETED:
+            return "Completed"
+        case JobStatus.FAILED:
+            return "Failed"
+        case JobStatus.CANCELLED:
+            return "Cancelled"
+        case _:
+            assert_never(status)
+
+
+#: What the page shows for each state: a status, or a running job that was asked to stop.
 WORDS: Mapping[str, str] = {
-    JobStatus.PENDING: "Waiting",
-    JobStatus.PROCESSING: "In progress",
+    **{status: _word(status) for status in JobStatus},
     "stopping": "Stopping",
-    JobStatus.COMPLETED: "Completed",
-    JobStatus.FAILED: "Failed",
-    JobStatus.CANCELLED: "Cancelled",
 }
 
 _NOTES: Mapping[str, str] = {
@@ -145,9 +159,15 @@ def _outcome(job: Job, links: JobLinks) -> str:
 
 
 def _result(job: Job, links: JobLinks) -> str:
-    if job.status in {JobStatus.FAILED, JobStatus.CANCELLED}:
-        return ""
-    hidden = "" if job.status is JobStatus.COMPLETED else " hidden"
+    match job.status:
+        case JobStatus.PENDING | JobStatus.PROCESSING:
+            hidden = " hidden"  # the script shows it
+        case JobStatus.COMPLETED:
+            hidden = ""
+        case JobStatus.FAILED | JobStatus.CANCELLED:
+            return ""
+        case _:
+            assert_never(job.status)
     return f'<a class="button" href="{escape(links.result)}" data-is="result"{hidden}>Result</a>'
 
 
@@ -201,8 +221,16 @@ def _estimate(job: Job) -> str:
 
 
 def _elapsed(job: Job, now: datetime | None) -> str:
-    until = job.completed_at or now
-    if job.started_at is None or until is None or job.status is JobStatus.PENDING:
+    match job.status:
+        case JobStatus.PENDING:
+            until = None  # it may have begun, but waits for its next attempt
+        case JobStatus.PROCESSING:
+            until = now
+        case JobStatus.COMPLETED | JobStatus.FAILED | JobStatus.CANCELLED:
+            until = job.completed_at
+        case _:
+            assert_never(job.status)
+    if job.started_at is None or until is None:
         return ""
     return _spelt(int((until - job.started_at).total_seconds()))
 

@@ -33,7 +33,7 @@ def payload_of(request: Request, kind: JobType[P, Any]) -> P:
     The adapter reads one byte more than the limit at most, so a body over it has no known size.
     """
     content_type = request.headers.get("content-type", "")
-    if not _is_json(content_type):
+    if not is_json(content_type):
         raise UnsupportedMediaType(content_type)
     limit = kind.policy.max_payload_bytes
     if len(request.body) > limit:
@@ -51,7 +51,7 @@ def rejection_of(request: Request, errors: Sequence[Mapping[str, Any]]) -> Reque
     if not errors or any(error["loc"][:1] != ("body",) for error in errors):
         return None
     content_type = request.headers.get("content-type", "")
-    if not _is_json(content_type):
+    if not is_json(content_type):
         return UnsupportedMediaType(content_type)
     if errors[0]["type"] == "missing" and tuple(errors[0]["loc"]) == ("body",):
         return MalformedBody("it is empty")
@@ -60,7 +60,8 @@ def rejection_of(request: Request, errors: Sequence[Mapping[str, Any]]) -> Reque
     return InvalidPayload(FieldIssue.at(error["loc"][1:], error["msg"]) for error in errors)
 
 
-def _is_json(content_type: str) -> bool:
+def is_json(content_type: str) -> bool:
+    """Return whether a media type is JSON's, or is based on it."""
     media_type = content_type.partition(";")[0].strip().lower()
     kind, _, subtype = media_type.partition("/")
     return kind == "application" and (subtype == "json" or subtype.endswith("+json"))

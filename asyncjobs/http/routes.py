@@ -136,7 +136,7 @@ ROUTES = (
 )
 
 
-def match(path: str) -> tuple[str, Mapping[str, Operation]]:
+def operations_at(path: str) -> tuple[str, Mapping[str, Operation]]:
     """Split a path below the prefix into a job id and the operations its rest allows, by method.
 
     The empty path is the prefix itself, and has no job id.

@@ -1,4 +1,4 @@
-"""What a mount refuses: cross-site requests, and too many polls or streams."""
+"""What a mount refuses: requests of pages of other sites, and polls that come too fast."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import re
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import timedelta
 from math import ceil
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import CrossSite, TooManyPolls
 from asyncjobs.http.messages import Request
+from asyncjobs.settings import Seconds, duration
 
-# RFC 6454 section 6.2: scheme, host, and a port where it is not the scheme's own.
+# RFC 6454 section 6.2: scheme, host, and a port if it is not the usual one.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:[^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _HOST = re.compile(r"(?:[A-Za-z0-9._\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
@@ -23,7 +26,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 def is_origin(text: str) -> bool:
-    """Tell whether a text is written as browsers write an origin."""
+    """Return whether a text has the form in which browsers send an origin."""
     return _ORIGIN.fullmatch(text) is not None
 
 
@@ -35,24 +38,24 @@ def origin_of(url: str) -> str | None:
 
 
 def own_origin(request: Request) -> str | None:
-    """Return the origin under which this client has reached the server, if it named one."""
+    """Return the origin by which this client reached the server; None without a valid `Host`."""
     host = request.headers.get("host", "")
     scheme = {"ws": "http", "wss": "https"}.get(request.scheme, request.scheme)
     return f"{scheme}://{host}" if _HOST.fullmatch(host) else None
 
 
 def refuse_cross_site(request: Request, trusted: Collection[str]) -> None:
-    """Raise `CrossSite` where a page of another site sent what changes something.
+    """Raise `CrossSite` if a page of another site sent an unsafe request.
 
-    Browsers say so themselves (Fetch Metadata's Sec-Fetch-Site), older ones by the Origin. Who
-    sends neither is no browser, and has no cookies that another page could misuse.
+    Browsers send Sec-Fetch-Site (Fetch Metadata), older ones Origin. A client that sends neither is
+    not a browser, and has no cookies that another page could misuse.
     """
     if request.method not in _SAFE_METHODS:
         _refuse(request, trusted)
 
 
 def refuse_foreign_socket(request: Request, trusted: Collection[str]) -> None:
-    """Raise `CrossSite` where a page of another site opens a WebSocket (RFC 6455, 10.2)."""
+    """Raise `CrossSite` if a page of another site opens a WebSocket (RFC 6455, section 10.2)."""
     _refuse(request, trusted)
 
 
@@ -67,46 +70,60 @@ def _refuse(request: Request, trusted: Collection[str]) -> None:
 
 
 def _names(origin: str, host: str) -> bool:
-    """Tell whether an origin is that of a host, where either may spell out the usual port."""
-    # Not by the server's own scheme: behind a proxy that ends TLS it does not know it.
+    """Return whether an origin is that of a host; either may spell out the usual port."""
+    # The server's own scheme is not compared: behind a proxy that ends TLS it is another.
     scheme, _, name = origin.partition("://")
     port = _USUAL_PORTS.get(scheme, "")
     return name.removesuffix(port) == host.removesuffix(port)
 
 
-# Jobs that were not asked about for longest are forgotten first; that only ever allows more.
-_MAX_TRACKED_JOBS = 10_000
-
-
 @dataclass(frozen=True)
 class PollLimit:
-    """How fast one job may be asked about: `burst` times at once, then each `every` seconds.
+    """How fast one job may be polled: `burst` times at once, then once per `interval`.
 
-    The first poll is always answered. A process counts its own polls only.
+    The interval is seconds or a timedelta. The first poll is always answered. Each process counts
+    its own polls only. Raises `ValueError` for a burst or an interval of zero or less.
     """
 
     burst: int = 20
-    every: float = 0.5
+    interval: timedelta = timedelta(seconds=0.5)
+
+    if TYPE_CHECKING:
+
+        def __init__(self, burst: int = ..., interval: Seconds = ...) -> None: ...
 
     def __post_init__(self) -> None:
-        if self.burst < 1 or self.every <= 0:
-            raise ValueError(f"A limit needs a burst and a pause above zero, got {self}.")
+        interval = duration(self.interval)
+        if self.burst < 1 or interval <= timedelta(0):
+            raise ValueError(
+                f"PollLimit needs a burst and an interval above zero, got {self.burst} and "
+                f"{interval}."
+            )
+        object.__setattr__(self, "interval", interval)
+
+
+_MAX_TRACKED_JOBS = 10_000
 
 
 class Limiter:
-    """Counts polls, job by job, as a leaky bucket: by the moment at which it would be empty."""
+    """Counts the polls of each job in a leaky bucket, kept as the moment at which it is empty.
 
-    def __init__(self, limit: PollLimit) -> None:
-        self._limit = limit
+    Beyond `max_jobs` the job that was not polled for longest is forgotten, which only allows more.
+    """
+
+    def __init__(self, limit: PollLimit, *, max_jobs: int = _MAX_TRACKED_JOBS) -> None:
+        self._burst = limit.burst
+        self._interval = limit.interval.total_seconds()
+        self._max_jobs = max_jobs
         self._empty_at: OrderedDict[JobId, float] = OrderedDict()
 
     def count(self, job_id: JobId, now: float) -> None:
-        """Count a poll at a moment of a clock that never goes back; raise `TooManyPolls`."""
+        """Count a poll at a moment of a monotonic clock, or raise `TooManyPolls`."""
         empty_at = max(self._empty_at.pop(job_id, now), now)
-        over = empty_at - now - (self._limit.burst - 1) * self._limit.every
-        # One that is refused does not count, so that patience is always rewarded.
-        self._empty_at[job_id] = empty_at if over > 0 else empty_at + self._limit.every
-        if len(self._empty_at) > _MAX_TRACKED_JOBS:
+        over = empty_at - now - (self._burst - 1) * self._interval
+        # A refused poll does not count, so that a client that waits is always answered.
+        self._empty_at[job_id] = empty_at if over > 0 else empty_at + self._interval
+        if len(self._empty_at) > self._max_jobs:
             self._empty_at.popitem(last=False)
         if over > 0:
             raise TooManyPolls(max(1, ceil(over)))

@@ -13,7 +13,7 @@ import anyio
 from asyncjobs.core.job import Job, JobId, parse_job_id
 from asyncjobs.errors import StoreUnavailable, UnknownJob
 from asyncjobs.http import sse
-from asyncjobs.http.documents import Encoded, with_pace
+from asyncjobs.http.documents import DocumentCache, with_pace
 from asyncjobs.http.messages import Response, StreamingResponse
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.queue import AsyncJobs
@@ -44,10 +44,10 @@ _SHED = Close(1013, "Too many are watching; try again later.")
 class Streams:
     """Everything of one mount that is under way for longer than a moment."""
 
-    def __init__(self, jobs: AsyncJobs, options: MountOptions, encoded: Encoded) -> None:
+    def __init__(self, jobs: AsyncJobs, options: MountOptions, documents: DocumentCache) -> None:
         self._jobs = jobs
         self._options = options
-        self._encoded = encoded
+        self._documents = documents
         # Weak: one that nobody iterates any more is gone, and counts no more.
         self._streams: WeakSet[Watch] = WeakSet()
         self._held: WeakSet[Watch] = WeakSet()
@@ -83,7 +83,7 @@ class Streams:
 
     async def events(self, job_id: JobId, check: Check, after: int) -> Response:
         """Answer by the events of one job, from the version after the one the client has."""
-        crowded = len(self._streams) >= self._options.streams
+        crowded = len(self._streams) >= self._options.max_streams
         watch = self._watch(job_id, self._streams)
         job = check(await watch.first())
         if job.status.terminal and job.version == after:
@@ -91,11 +91,11 @@ class Streams:
             return Response(HTTPStatus.NO_CONTENT, (("Cache-Control", "no-store"),))
         if crowded:
             # Not 429 or 503, from which EventSource never recovers.
-            snapshot = sse.retry(_SHED_SECONDS) + self._encoded.event(job)
+            snapshot = sse.retry(_SHED_SECONDS) + self._documents.event(job)
             return Response(HTTPStatus.OK, sse.HEADERS, snapshot)
-        first = sse.retry(self._options.pacing.least)
+        first = sse.retry(self._options.pacing.seconds())
         if job.version != after:
-            first += self._encoded.event(job)
+            first += self._documents.event(job)
         return StreamingResponse(HTTPStatus.OK, sse.HEADERS, chunks=self._frames(watch, first))
 
     async def socket(
@@ -105,7 +105,7 @@ class Streams:
         if parse_job_id(job_id) is None:
             yield _UNKNOWN
             return
-        crowded = len(self._streams) >= self._options.streams
+        crowded = len(self._streams) >= self._options.max_streams
         watch = self._watch(job_id, self._streams)
         try:
             job = check(await watch.first())
@@ -128,10 +128,10 @@ class Streams:
     async def _frames(self, watch: Watch, first: bytes) -> AsyncGenerator[bytes]:
         yield first
         async for job in _Changes(watch, self._options):
-            yield sse.KEEP_ALIVE if job is None else self._encoded.event(job)
+            yield sse.KEEP_ALIVE if job is None else self._documents.event(job)
 
     def _text(self, job: Job) -> bytes:
-        return with_pace(self._encoded.document(job), None)
+        return with_pace(self._documents.document(job), None)
 
     def _watch(self, job_id: JobId, among: WeakSet[Watch]) -> Watch:
         watch = self._jobs.subscribe(job_id)
@@ -151,8 +151,8 @@ class _Changes:
 
     def __init__(self, watch: Watch, options: MountOptions) -> None:
         self._watch = watch
-        self._pause = options.keep_alive
-        self._ends_at = anyio.current_time() + options.stream_life
+        self._pause = options.keep_alive_interval.total_seconds()
+        self._ends_at = anyio.current_time() + options.max_stream_duration.total_seconds()
 
     def __aiter__(self) -> Self:
         return self

@@ -1,23 +1,29 @@
-"""Traces and metrics by OpenTelemetry; needs the extra `otel`.
+"""Traces and metrics by OpenTelemetry (extra `otel`).
 
     instrument(jobs)
 
-Without an OpenTelemetry SDK that is set up, nothing is recorded. What is recorded says what jobs
-are and what became of them, by type, queue and outcome; ids are on spans only, and owners, payloads
-and results nowhere.
+Nothing is recorded unless the application sets up an OpenTelemetry SDK. Spans and metrics have the
+type, queue and outcome of jobs. Only spans have ids. Owners, payloads and results are never
+recorded.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import version
 
-from opentelemetry.metrics import MeterProvider, get_meter_provider
-from opentelemetry.trace import TracerProvider, get_tracer
+try:
+    from opentelemetry.metrics import MeterProvider, get_meter_provider
+    from opentelemetry.trace import TracerProvider, get_tracer
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "asyncjobs.otel needs opentelemetry-api: pip install 'asyncjobs-http[otel]'.",
+        name=error.name,
+    ) from error
 
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.otel.metrics import Measures, gauges_of
-from asyncjobs.otel.names import SCHEMA
-from asyncjobs.otel.tracing import TracedSpans, name_the_job
+from asyncjobs.otel.metrics import JobMetrics, gauges_of
+from asyncjobs.otel.names import SCHEMA_URL
+from asyncjobs.otel.tracing import TracedSpans, set_message_id
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.runtime.hooks import NoSpans
 
@@ -30,21 +36,21 @@ def instrument(
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
 ) -> None:
-    """Record what the jobs of a queue do; call it once, before the queue is opened.
+    """Record spans and metrics of a queue; call it once, before the queue is opened.
 
-    The providers are the global ones unless given. Raises `ConfigurationError` for a queue that is
-    open, or that is instrumented already.
+    The providers default to the global ones. Raises `ConfigurationError` if the queue is open, or
+    instrumented already.
     """
     if jobs.is_open:
         raise ConfigurationError("Instrument a queue before it is opened.")
     if not isinstance(jobs.hooks.spans, NoSpans):
         raise ConfigurationError("This queue is instrumented already.")
-    ours = "asyncjobs", version("asyncjobs-http")
-    tracer = get_tracer(*ours, tracer_provider, SCHEMA)
-    meters = meter_provider or get_meter_provider()
-    meter = meters.get_meter(*ours, SCHEMA)
-    measures = Measures(jobs, meter)
-    gauges_of(meters, meter).add(measures)
-    jobs.hooks.spans = TracedSpans(tracer, measures)
-    jobs.hooks.observers += [measures.observe, name_the_job]
-    jobs.hooks.loops.append(measures.run)
+    scope = "asyncjobs", version("asyncjobs-http")
+    tracer = get_tracer(*scope, tracer_provider, SCHEMA_URL)
+    provider = meter_provider or get_meter_provider()
+    meter = provider.get_meter(*scope, SCHEMA_URL)
+    metrics = JobMetrics(jobs, meter)
+    gauges_of(provider, meter).add(metrics)
+    jobs.hooks.spans = TracedSpans(tracer, metrics)
+    jobs.hooks.observers += [metrics.observe, set_message_id]
+    jobs.hooks.loops.append(metrics.run)

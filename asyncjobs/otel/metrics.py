@@ -1,177 +1,185 @@
-"""The metrics: what jobs took and how they ended, what runs and waits now."""
+"""The metrics: durations and outcomes of jobs, and how many run and wait now."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, assert_never
 from weakref import WeakKeyDictionary, ref
 
 import anyio
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 
 from asyncjobs.core.events import Event, Transition
-from asyncjobs.core.job import JobStatus
+from asyncjobs.core.job import Job
 from asyncjobs.errors import StoreError
 from asyncjobs.otel import names
 from asyncjobs.queue import AsyncJobs
 
 Labels = Mapping[str, str]
 
-# What jobs take: from what a request waits for to the deadline of a day.
-_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
+# Histogram boundaries in seconds, from short requests to jobs of a day.
+_BOUNDARIES = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
 
-_MOST_ERRORS = 100
+_MAX_ERROR_TYPES = 100
 
 
-class Measures:
-    """The instruments of one queue. Labels come from what is registered, so they are few."""
+class JobMetrics:
+    """The instruments of one queue. Labels are registered names, so their number is bounded."""
 
     def __init__(self, jobs: AsyncJobs, meter: Meter) -> None:
         self._jobs = jobs
         self._labels: dict[tuple[str, str], Labels] = {}
         self._errors: set[str] = set()
-        self.oldest: Mapping[str, timedelta] = {}
+        self.oldest_waiting: Mapping[str, timedelta] = {}
         count = meter.create_counter
         self._sent = count(names.SENT, "{message}", "Jobs that were enqueued.")
-        self._consumed = count(names.CONSUMED, "{message}", "Attempts that were begun.")
+        self._consumed = count(names.CONSUMED, "{message}", "Attempts that were started.")
         self._ended = count(names.ENDED, "{job}", "Jobs that have ended, by outcome.")
         self._lost = count(names.LOST, "{worker}", "Attempts whose worker was lost.")
         self._running = meter.create_up_down_counter(
             names.RUNNING, "{job}", "Handlers that run now."
         )
-        self._took = _seconds(meter, names.PROCESSING, "How long handlers ran.")
-        self._waited = _seconds(meter, names.WAIT, "How long jobs waited that could have begun.")
+        self._processing_time = _histogram(meter, names.PROCESSING, "How long handlers ran.")
+        self._wait_time = _histogram(meter, names.WAIT, "How long due jobs waited for their start.")
 
     @property
     def watchers(self) -> int | None:
-        """Who follows a job of the queue, None while it is not open."""
+        """How many watchers follow jobs of the queue; None while it is not open."""
         return self._jobs.watchers if self._jobs.is_open else None
 
-    def labels(self, kind: str, queue: str) -> Labels:
-        """Name a type and a queue as far as they are known here."""
-        made = self._labels.get((kind, queue))
+    def labels(self, job_type: str, queue: str) -> Labels:
+        """Return the labels of a type and a queue; unregistered names become `_OTHER`."""
+        made = self._labels.get((job_type, queue))
         if made is None:
-            registered = {one.name: one.policy.queue for one in self._jobs.registry}
-            known = kind in registered, queue in registered.values()
+            registered = {kind.name: kind.policy.queue for kind in self._jobs.registry}
+            known = job_type in registered, queue in registered.values()
             made = {
                 names.SYSTEM: "asyncjobs",
-                names.JOB_TYPE: kind if known[0] else names.OTHER,
+                names.JOB_TYPE: job_type if known[0] else names.OTHER,
                 names.DESTINATION: queue if known[1] else names.OTHER,
             }
-            if all(known):  # others may be any number, or be registered yet
-                self._labels[kind, queue] = made
+            if all(known):  # unknown names are unbounded, or may be registered later
+                self._labels[job_type, queue] = made
         return made
 
     def observe(self, transition: Transition) -> None:
-        """Count a transition that this process has made."""
+        """Count an event of this process."""
         job = transition.job
         labels = self.labels(job.type, job.queue)
         if transition.worker_lost:
             self._lost.add(1, labels)
-        if transition.event is Event.ENQUEUED:
-            self._sent.add(1, {**labels, names.OPERATION: "enqueue"})
-        elif transition.event is Event.STARTED:
-            self._consumed.add(1, {**labels, names.OPERATION: "process"})
-            waited = transition.at - job.run_at
-            self._waited.record(max(waited.total_seconds(), 0), labels)
-        elif job.status.terminal:
-            self._ended.add(1, {**labels, **_outcome(transition)})
+        match transition.event:
+            case Event.ENQUEUED:
+                self._sent.add(1, {**labels, names.OPERATION: "enqueue"})
+            case Event.STARTED:
+                self._consumed.add(1, {**labels, names.OPERATION: "process"})
+                waited = transition.at - job.run_at
+                self._wait_time.record(max(waited.total_seconds(), 0), labels)
+            case Event.COMPLETED | Event.CANCELLED:
+                self._ended.add(1, {**labels, names.OUTCOME: job.status.value})
+            case Event.FAILED:
+                failed = {names.OUTCOME: job.status.value, names.ERROR_TYPE: _error_type(job)}
+                self._ended.add(1, {**labels, **failed})
+            case Event.RETRIED | Event.RELEASED | Event.LOST | Event.CANCEL_REQUESTED:
+                pass
+            case _:
+                assert_never(transition.event)
 
-    def begin(self, labels: Labels) -> None:
-        """Note that a handler runs."""
+    def handler_started(self, labels: Labels) -> None:
+        """Count a running handler."""
         self._running.add(1, labels)
 
-    def end(self, labels: Labels, seconds: float, error: str | None) -> None:
-        """Note that it does no more."""
+    def handler_ended(self, labels: Labels, seconds: float, error: str | None) -> None:
+        """Record how long a handler ran, and the `error.type` if it raised."""
         self._running.add(-1, labels)
-        failed = {} if error is None else {names.ERROR_TYPE: self._known(error)}
-        self._took.record(seconds, {**labels, names.OPERATION: "process", **failed})
+        failed = {} if error is None else {names.ERROR_TYPE: self._bounded(error)}
+        self._processing_time.record(seconds, {**labels, names.OPERATION: "process", **failed})
 
-    def _known(self, error: str) -> str:
-        """Keep the first so many kinds of errors: an application may make classes without end."""
-        if len(self._errors) < _MOST_ERRORS:
+    def _bounded(self, error: str) -> str:
+        """Return the error type, or `_OTHER` after the first hundred different ones."""
+        if len(self._errors) < _MAX_ERROR_TYPES:
             self._errors.add(error)
         return error if error in self._errors else names.OTHER
 
     async def run(self) -> None:
-        """Look at what waits, now and then, until cancelled."""
+        """Read how long jobs wait at each sweep interval, until cancelled."""
         try:
             while True:
                 try:
-                    self.oldest = await self._jobs.oldest_waiting()
+                    self.oldest_waiting = await self._jobs.oldest_waiting()
                 except StoreError:
-                    self.oldest = {}  # what was true a while ago would hide that it is away
+                    self.oldest_waiting = {}  # an old value would hide that the store is away
                 await anyio.sleep(self._jobs.settings.sweep_interval.total_seconds())
         finally:
-            self.oldest = {}
+            self.oldest_waiting = {}
 
 
-def _seconds(meter: Meter, name: str, description: str) -> Histogram:
+def _histogram(meter: Meter, name: str, description: str) -> Histogram:
     return meter.create_histogram(
-        name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS
+        name, "s", description, explicit_bucket_boundaries_advisory=_BOUNDARIES
     )
 
 
-def _outcome(transition: Transition) -> Labels:
-    job = transition.job
-    if job.status is not JobStatus.FAILED or job.error is None:
-        return {names.OUTCOME: job.status.value}
-    code = job.error.code if job.error.code in names.CODES else names.OWN_CODE
-    return {names.OUTCOME: job.status.value, names.ERROR_TYPE: code}
+def _error_type(job: Job) -> str:
+    code = None if job.error is None else job.error.code
+    return code if code in names.CODES else names.APPLICATION_CODE
 
 
-class Looked(Protocol):
-    """What is known of one queue at the moment; `watchers` is None while it is not open."""
+class QueueState(Protocol):
+    """The present state of one queue; `watchers` is None while it is not open."""
 
     @property
-    def oldest(self) -> Mapping[str, timedelta]: ...
+    def oldest_waiting(self) -> Mapping[str, timedelta]: ...
 
     @property
     def watchers(self) -> int | None: ...
 
 
 class Gauges:
-    """The gauges of one meter provider."""
+    """The gauges of one meter provider, over all queues that report to it."""
 
     def __init__(self, meter: Meter) -> None:
-        # Weakly: an application may make queues without end. Replaced, since others read it.
-        self._all: tuple[ref[Looked], ...] = ()
+        # Weak, so that queues can be freed; a new tuple each time, since exporter threads read it.
+        self._queues: tuple[ref[QueueState], ...] = ()
         meter.create_observable_gauge(
-            names.OLDEST, [self._ages], "s", "For how long the first job of a queue has waited."
+            names.OLDEST, [self._ages], "s", "How long the first job of a queue has waited."
         )
         meter.create_observable_gauge(
-            names.WATCHERS, [self._watchers], "{watcher}", "Who follows a job in this process."
+            names.WATCHERS,
+            [self._watchers],
+            "{watcher}",
+            "Watchers that follow a job in this process.",
         )
 
-    def add(self, looked: Looked) -> None:
-        """Tell of one more."""
-        self._all = (*(one for one in self._all if one() is not None), ref(looked))
+    def add(self, queue: QueueState) -> None:
+        """Include a queue."""
+        self._queues = (*(known for known in self._queues if known() is not None), ref(queue))
 
-    def _alive(self) -> list[Looked]:
-        return [looked for one in self._all if (looked := one()) is not None]
+    def _alive(self) -> list[QueueState]:
+        return [queue for known in self._queues if (queue := known()) is not None]
 
     def _ages(self, _options: CallbackOptions) -> Generator[Observation]:
         oldest: dict[str, timedelta] = {}
-        for looked in self._alive():
-            for queue, waited in looked.oldest.items():
-                oldest[queue] = max(waited, oldest.get(queue, waited))
-        for queue, waited in oldest.items():
-            labels = {names.SYSTEM: "asyncjobs", names.DESTINATION: queue}
+        for queue in self._alive():
+            for name, waited in queue.oldest_waiting.items():
+                oldest[name] = max(waited, oldest.get(name, waited))
+        for name, waited in oldest.items():
+            labels = {names.SYSTEM: "asyncjobs", names.DESTINATION: name}
             yield Observation(waited.total_seconds(), labels)
 
     def _watchers(self, _options: CallbackOptions) -> Generator[Observation]:
-        told = [looked.watchers for looked in self._alive()]
-        if any(one is not None for one in told):
-            yield Observation(sum(one or 0 for one in told), {names.SYSTEM: "asyncjobs"})
+        counts = [queue.watchers for queue in self._alive()]
+        if any(count is not None for count in counts):
+            yield Observation(sum(count or 0 for count in counts), {names.SYSTEM: "asyncjobs"})
 
 
-_of: WeakKeyDictionary[MeterProvider, Gauges] = WeakKeyDictionary()
+_gauges: WeakKeyDictionary[MeterProvider, Gauges] = WeakKeyDictionary()
 
 
 def gauges_of(provider: MeterProvider, meter: Meter) -> Gauges:
-    """Return the gauges of a provider, made by its meter where there are none."""
-    found = _of.get(provider)
+    """Return the gauges of a provider; the first call creates them by the meter."""
+    found = _gauges.get(provider)
     if found is None:
-        found = _of[provider] = Gauges(meter)
+        found = _gauges[provider] = Gauges(meter)
     return found

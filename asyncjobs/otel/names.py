@@ -1,13 +1,13 @@
-"""The names of what is recorded: those of the semantic conventions for messaging, then our own.
+"""Names of attributes and metrics: the semantic conventions for messaging, then our own.
 
-A queue is a destination, a job a message, an attempt the processing of one.
+In their words a queue is a destination, a job a message, and an attempt the processing of one.
 """
 
 from __future__ import annotations
 
-SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 
-#: What stands for anything that is not registered here: metrics must not grow with what comes in.
+#: Replaces names that are not registered here, so that clients cannot create metric series.
 OTHER = "_OTHER"
 
 SYSTEM = "messaging.system"
@@ -35,11 +35,11 @@ WATCHERS = "asyncjobs.watchers"
 EXCEPTION_TYPE = "exception.type"
 EXCEPTION_MESSAGE = "exception.message"
 
-#: What `error.type` is for handlers that were told to stop, among others.
+#: Values of `error.type` for handlers that the runtime stopped.
 TIMEOUT = "timeout"
 SHUTDOWN = "shutdown"
 
-#: What `error.type` may be for a job that has failed; any other code is one of the application's.
+#: Values of `error.type` for a failed job; codes of the application are `APPLICATION_CODE`.
 CODES = frozenset(
     {
         "deadline_exceeded",
@@ -50,4 +50,4 @@ CODES = frozenset(
         "worker_lost",
     }
 )
-OWN_CODE = "job_failed"
+APPLICATION_CODE = "job_failed"

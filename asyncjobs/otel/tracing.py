@@ -1,4 +1,4 @@
-"""What is traced: a span for each submission, and one for each attempt that is linked to it."""
+"""The spans: one for each submission, and one for each attempt, linked to the submission."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from asyncjobs.core.job import Job
 from asyncjobs.errors import InvalidPayload, InvalidResult
 from asyncjobs.execution.cancellation import belongs_to_the_loop
 from asyncjobs.otel import names
-from asyncjobs.otel.metrics import Labels, Measures
+from asyncjobs.otel.metrics import JobMetrics, Labels
 
 _propagator = TraceContextTextMapPropagator()
 
 
 class TracedSpans:
-    """Makes the spans. Attempts are timed here, too, so that span and metric say the same."""
+    """Opens the spans. Attempts are timed here, too, so that spans and metrics agree."""
 
-    def __init__(self, tracer: Tracer, measures: Measures) -> None:
+    def __init__(self, tracer: Tracer, metrics: JobMetrics) -> None:
         self._tracer = tracer
-        self._measures = measures
+        self._metrics = metrics
 
     @contextmanager
     def submitting(
         self, kind: str, queue: str, traceparent: str | None, /
     ) -> Generator[str | None]:
-        """Trace a submission; the job is linked to this span from then on."""
+        """Trace a submission; the job's `traceparent` is that of this span."""
         attributes = {
             names.OPERATION: "enqueue",
             names.OPERATION_TYPE: "send",
-            **self._measures.labels(kind, queue),
+            **self._metrics.labels(kind, queue),
         }
         with self._tracer.start_as_current_span(
             f"enqueue {attributes[names.JOB_TYPE]}",
@@ -47,28 +47,28 @@ class TracedSpans:
             set_status_on_exception=False,
         ) as span:
             try:
-                yield _written(span) or traceparent
+                yield _traceparent(span) or traceparent
             except Exception as error:
-                _failed(span, type(error).__qualname__)
+                _set_error(span, type(error).__qualname__)
                 raise
 
     @contextmanager
     def attempting(
-        self, job: Job, told_to_stop: Callable[[], str | None], /
+        self, job: Job, stop_reason: Callable[[], str | None], /
     ) -> Generator[str | None]:
-        """Trace the call of a handler, and measure it."""
-        labels = self._measures.labels(job.type, job.queue)
+        """Trace and measure the call of a handler."""
+        labels = self._metrics.labels(job.type, job.queue)
         error: str | None = None
         with self._attempt(job, labels) as span:
-            self._measures.begin(labels)
-            begun = perf_counter()
+            self._metrics.handler_started(labels)
+            started_at = perf_counter()
             try:
-                yield _written(span) or job.traceparent
+                yield _traceparent(span) or job.traceparent
             except BaseException as raised:
-                error = _ended_by(span, raised, told_to_stop())
+                error = _record_error(span, raised, stop_reason())
                 raise
             finally:
-                self._measures.end(labels, perf_counter() - begun, error)
+                self._metrics.handler_ended(labels, perf_counter() - started_at, error)
 
     def _attempt(self, job: Job, labels: Labels) -> AbstractContextManager[Span]:
         attributes: Mapping[str, str | int] = {
@@ -78,10 +78,10 @@ class TracedSpans:
             names.ATTEMPT: job.attempt,
             **labels,
         }
-        submission = _read(job.traceparent)
+        submission = _parse(job.traceparent)
         return self._tracer.start_as_current_span(
             f"process {labels[names.JOB_TYPE]}",
-            Context(),  # a trace of its own: it may begin hours later, and more than once
+            Context(),  # a new trace: it may start hours later, and more than once
             SpanKind.CONSUMER,
             attributes,
             [Link(submission)] if submission.is_valid else (),
@@ -90,60 +90,60 @@ class TracedSpans:
         )
 
 
-def name_the_job(transition: Transition) -> None:
-    """Put the id on the span of the submission, inside which this is called."""
+def set_message_id(transition: Transition) -> None:
+    """Set the job's id on the span of its submission, which is current."""
     if transition.event is Event.ENQUEUED:
         trace.get_current_span().set_attribute(names.MESSAGE_ID, transition.job.id)
 
 
 def _parent(traceparent: str | None) -> Context | None:
-    """Choose what a submission is part of; None is the current span.
+    """Return the parent of a submission's span; None is the current span.
 
-    A span that is current is nearer than the request's header, which began the same trace. One of
-    another trace is what somebody has asked for.
+    A current span of the same trace is nearer than the request's header. A `traceparent` of another
+    trace was given on purpose.
     """
-    current, given = trace.get_current_span().get_span_context(), _read(traceparent)
+    current, given = trace.get_current_span().get_span_context(), _parse(traceparent)
     if not given.is_valid or given.trace_id == current.trace_id:
         return None
     return trace.set_span_in_context(trace.NonRecordingSpan(given), Context())
 
 
-def _read(traceparent: str | None) -> SpanContext:
+def _parse(traceparent: str | None) -> SpanContext:
     if traceparent is None:
         return trace.INVALID_SPAN_CONTEXT
     found = _propagator.extract({"traceparent": traceparent}, Context())
     return trace.get_current_span(found).get_span_context()
 
 
-def _written(span: Span) -> str | None:
-    """Write a span's context as W3C has it; None for a span that is nobody's."""
+def _traceparent(span: Span) -> str | None:
+    """Return a span's context as a W3C `traceparent`; None if the span is not recorded anywhere."""
     carrier: dict[str, str] = {}
     _propagator.inject(carrier, trace.set_span_in_context(span, Context()))
     return carrier.get("traceparent")
 
 
-def _ended_by(span: Span, raised: BaseException, told_to_stop: str | None) -> str:
-    """Say on the span how a handler ended that raised; return the `error.type`."""
+def _record_error(span: Span, raised: BaseException, stop_reason: str | None) -> str:
+    """Record what a handler raised on its span; return the `error.type`."""
     if not isinstance(raised, Exception):
-        if told_to_stop is None and belongs_to_the_loop(raised, stopping=False):
-            told_to_stop = names.SHUTDOWN  # with all else that ran in this process
-        if told_to_stop == names.TIMEOUT:
-            _failed(span, told_to_stop)
-            return told_to_stop
-        if told_to_stop is not None:  # which is no failure of it
-            span.set_attribute(names.ERROR_TYPE, told_to_stop)
-            return told_to_stop
+        if stop_reason is None and belongs_to_the_loop(raised, stopping=False):
+            stop_reason = names.SHUTDOWN
+        if stop_reason == names.TIMEOUT:
+            _set_error(span, stop_reason)
+            return stop_reason
+        if stop_reason is not None:  # not an error of the handler
+            span.set_attribute(names.ERROR_TYPE, stop_reason)
+            return stop_reason
     error = type(raised).__qualname__
     if isinstance(raised, InvalidPayload | InvalidResult):
-        # Without the traceback, where its cause shows the value that did not fit.
-        said = {names.EXCEPTION_TYPE: error, names.EXCEPTION_MESSAGE: str(raised)}
-        span.add_event("exception", said)
+        # Without the traceback: its cause contains the value that did not fit.
+        attributes = {names.EXCEPTION_TYPE: error, names.EXCEPTION_MESSAGE: str(raised)}
+        span.add_event("exception", attributes)
     else:
         span.record_exception(raised)
-    _failed(span, error)
+    _set_error(span, error)
     return error
 
 
-def _failed(span: Span, error: str) -> None:
+def _set_error(span: Span, error: str) -> None:
     span.set_attribute(names.ERROR_TYPE, error)
     span.set_status(Status(StatusCode.ERROR))

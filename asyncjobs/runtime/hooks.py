@@ -1,8 +1,8 @@
-"""Calls what an application wants to be called when something happens to a job.
+"""Calls an application's hooks when something happens to a job.
 
-Every write of this process passes `HookRunner.tell`, which logs it. Observers are called at once,
-and must return at once; hooks are called later, by tasks beside those that do the work, so that
-none delays a write, a handler or another hook.
+`HookRunner.notify` logs every event of this process. It calls observers at once, and they must
+return at once. Hooks are called later, each by a task of its own, so that none delays a write, a
+handler or another hook.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from asyncjobs.records.logging import (
 #: What `AsyncJobs.on` takes: an `async def`, which is awaited, or a `def`, which runs in a thread.
 Hook = Callable[[Transition], object]
 
-# What one hook may be behind: jobs hold their payloads and results.
-_MOST_WAITING = 1000
+# How far a hook may fall behind. Each event holds its job with payload and result.
+_MAX_WAITING = 1000
 
 
 class NoSpans:
-    """Passes on what there is."""
+    """The spans of a queue without a tracer: pass on the `traceparent` that is there."""
 
     def submitting(
         self, _kind: str, _queue: str, traceparent: str | None, /
@@ -49,73 +49,73 @@ class NoSpans:
         return nullcontext(traceparent)
 
     def attempting(
-        self, job: Job, _told_to_stop: Callable[[], str | None], /
+        self, job: Job, _stop_reason: Callable[[], str | None], /
     ) -> AbstractContextManager[str | None]:
         return nullcontext(job.traceparent)
 
 
 class Hooks:
-    """What is to be called, as the application has said it; belongs to no process."""
+    """The hooks, observers, loops and spans of a queue, as the application registered them."""
 
     def __init__(self) -> None:
         self._hooks: dict[Event, list[Hook]] = {event: [] for event in Event}
-        #: Called at each transition, in the task that made it.
+        #: Called at each event, in the task that wrote it.
         self.observers: list[Callable[[Transition], None]] = []
-        #: Loops that run beside those of the engine while the queue is open.
+        #: Loops that run beside those of the runtime while the queue is open.
         self.loops: list[Callable[[], Awaitable[None]]] = []
         self.spans: Spans = NoSpans()
 
     def add(self, event: str, hook: Hook) -> None:
-        """Call the hook at each such event; raise `ConfigurationError` where there is none."""
+        """Register a hook for an event; raise `ConfigurationError` for an unknown event."""
         if event not in self._hooks:
             known = ", ".join(Event)
             raise ConfigurationError(f"There is no event {str(event)!r} (known: {known}).")
         self._hooks[Event(event)].append(hook)
 
     def of(self, event: Event) -> Sequence[Hook]:
-        """Return what is called at an event."""
+        """Return the hooks of an event."""
         return self._hooks[event]
 
 
 class HookRunner:
-    """Tells observers and hooks what this process has written."""
+    """Calls observers and hooks for the events of this process."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
-        self._lines: dict[Hook, _HookQueue] = {}
+        self._queues: dict[Hook, _HookQueue] = {}
         self._new = Signal()
 
-    def tell(self, transition: Transition) -> None:
-        """Log a transition and call what is to be called; never raises, never waits."""
+    def notify(self, transition: Transition) -> None:
+        """Log an event, call the observers, queue it for its hooks. Never raises, never waits."""
         log_transition(transition)
         for observer in self._hooks.observers:
             call_apart(partial(_observe, observer, transition))
         for hook in self._hooks.of(transition.event):
-            line = self._lines.get(hook)
-            if line is None:
-                line = self._lines[hook] = _HookQueue(hook)
+            queue = self._queues.get(hook)
+            if queue is None:
+                queue = self._queues[hook] = _HookQueue(hook)
                 self._new.set()
-            line.put(transition)
+            queue.put(transition)
 
     async def run(self) -> None:
         """Call hooks until cancelled."""
-        begun: set[_HookQueue] = set()
+        started: set[_HookQueue] = set()
         async with anyio.create_task_group() as tasks:
             while True:
-                for line in tuple(self._lines.values()):
-                    if line not in begun:
-                        begun.add(line)
-                        tasks.start_soon(line.run, tasks)
+                for queue in tuple(self._queues.values()):
+                    if queue not in started:
+                        started.add(queue)
+                        tasks.start_soon(queue.run, tasks)
                 await self._new.wait()
 
     async def finish(self, seconds: float) -> None:
-        """Wait until all hooks have been called, but no longer than that."""
+        """Wait until all hooks have been called, at most for `seconds`."""
         with anyio.move_on_after(seconds):
-            while busy := [line for line in self._lines.values() if line.behind]:
+            while busy := [queue for queue in self._queues.values() if queue.behind]:
                 await busy[0].idle.wait()
-        for line in self._lines.values():
-            if line.behind:
-                log.warning("%s was not told of %d transitions", line.name, line.behind)
+        for queue in self._queues.values():
+            if queue.behind:
+                log.warning("%s was not called for %d events", queue.name, queue.behind)
 
 
 def _observe(observer: Callable[[Transition], None], transition: Transition) -> None:
@@ -126,13 +126,13 @@ def _observe(observer: Callable[[Transition], None], transition: Transition) -> 
 
 
 class _HookQueue:
-    """One hook, and what it is still to be told of: one transition after the other, in order."""
+    """One hook, and the events it has not been called for: one after the other, in order."""
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
         call = getattr(hook, "__call__", hook)  # noqa: B004  # an object may have an async one
         self._asynchronous = any(map(inspect.iscoroutinefunction, (hook, call)))
-        # Filled on the event loop, emptied there or in a thread; the first is the present one.
+        # Filled on the event loop, emptied there or in a thread; the first is being handled.
         self._waiting: deque[Transition] = deque()
         self._signal = Signal()
         self._missed = 0
@@ -140,24 +140,24 @@ class _HookQueue:
 
     @property
     def behind(self) -> int:
-        """How many transitions it has not dealt with, the present one included."""
+        """How many events it has not handled, including the present one."""
         return len(self._waiting)
 
     @property
     def name(self) -> str:
-        """How it is called in logs."""
+        """The name in log messages."""
         return f"The hook {getattr(self._hook, '__qualname__', repr(self._hook))}"
 
     def put(self, transition: Transition) -> None:
-        if self.behind < _MOST_WAITING and not self._missed:
+        if self.behind < _MAX_WAITING and not self._missed:
             self._waiting.append(transition)
             self._signal.set()
             return
         if not self._missed:
             log.warning(
-                "%s is %d transitions behind: it misses more until it has caught up",
+                "%s is %d events behind: it misses further events until it has caught up",
                 self.name,
-                _MOST_WAITING,
+                _MAX_WAITING,
             )
         self._missed += 1
 
@@ -166,34 +166,34 @@ class _HookQueue:
             while self._waiting:
                 await self._call(tasks)
             if self._missed:
-                log.warning("%s has missed %d transitions", self.name, self._missed)
+                log.warning("%s has missed %d events", self.name, self._missed)
                 self._missed = 0
             done, self.idle = self.idle, anyio.Event()
             done.set()
             await self._signal.wait()
 
     async def _call(self, tasks: TaskGroup) -> None:
-        """Tell of the first that waits, or in a thread of all that wait."""
+        """Call an async hook for the first event, or a plain one in a thread for all of them."""
         transition = self._waiting[0]
         if self._asynchronous:
             await self._await(transition, lambda: self._hook(transition), tasks)
             self._waiting.popleft()
             return
-        left = await in_new_thread(self._call_in_thread, name="asyncjobs hook").result()
-        if left is not None:
-            await self._await(*left, tasks)
+        awaitable = await in_new_thread(self._call_in_thread, name="asyncjobs hook").result()
+        if awaitable is not None:
+            await self._await(*awaitable, tasks)
             self._waiting.popleft()
 
     def _call_in_thread(self) -> tuple[Transition, Callable[[], Any]] | None:
-        """Tell of one after the other; return what is left to be awaited."""
+        """Call the hook for each event; return an event early if its hook returned an awaitable."""
         while self._waiting:
             transition = self._waiting[0]
             value: object = None
             with working_on(transition.job):
                 try:
                     value = self._hook(transition)
-                except BaseException as error:  # noqa: BLE001  # an application's; to the log
-                    self._complain(transition, error)
+                except BaseException as error:  # noqa: BLE001  # raised by the application; logged
+                    self._log_error(transition, error)
             if inspect.isawaitable(value):
                 return transition, lambda: value  # noqa: B023  # the loop ends here
             self._waiting.popleft()
@@ -207,9 +207,9 @@ class _HookQueue:
         context.run(set_current_job, transition.job)
         try:
             await apart(begin, tasks, name="asyncjobs hook", context=context)
-        except Exception as error:  # noqa: BLE001  # an application's; it goes to the log
-            self._complain(transition, error)
+        except Exception as error:  # noqa: BLE001  # raised by the application; logged
+            self._log_error(transition, error)
 
-    def _complain(self, transition: Transition, error: BaseException) -> None:
+    def _log_error(self, transition: Transition, error: BaseException) -> None:
         fields = log_fields(transition.job)
         log.error("%s raised at %r", self.name, str(transition.event), exc_info=error, extra=fields)

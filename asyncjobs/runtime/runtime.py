@@ -86,7 +86,7 @@ class Runtime:
             self.feed,
             parts.clock,
             base=parts.store,
-            tell=self.hook_runner.tell,
+            tell=self.hook_runner.notify,
         )
         self.estimates = Estimates(
             lambda which, limit: self.repository.list(which, limit=limit), self.feed

@@ -1,11 +1,12 @@
 """Copies all jobs of one store into another, exactly: with payloads, results, keys and counters.
 
-A copy may be broken off at any moment and begun again. What is there is compared, not assumed; what
-is missing is inserted in the order of the source, since jobs that are due at the same moment are
-due in that order; what has changed in the source since is written over. The source is only read.
+A transfer may be interrupted at any moment and started again. Jobs that are in the target already
+are compared with the source, and overwritten if the source has changed. Missing jobs are inserted
+in the order of the source, because jobs that are due at the same moment run in that order. The
+source is only read.
 
-Neither store is to be served meanwhile. The end of a move is a second reading of both: the jobs of
-each are counted and summed up, and only what is the same to the last bit has been moved.
+No process may use either store meanwhile. At the end both stores are read again: the transfer is
+complete only if the number of jobs and a checksum over all of their data are equal.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from asyncjobs.errors import ConfigurationError, TransferRefused
 from asyncjobs.protocols import Change, Listing, Selection, Store, StoreClock, power_of
 from asyncjobs.records.clock import SystemClock
 
-_PAGE = 500
-_MOST_JOBS = 200
-# Of payloads and results in memory at once, as far as those of the batch before let one guess.
-_MOST_BYTES = 16 * 1024 * 1024
+_PAGE_SIZE = 500
+_MAX_BATCH_JOBS = 200
+# Payloads and results in memory at once, estimated from the batch before.
+_MAX_BATCH_BYTES = 16 * 1024 * 1024
 
-#: Told after each batch: what is done ("copy", "verify"), how many jobs of how many.
-Tell = Callable[[str, int, int], None]
+#: Called after each batch with the phase ("copy" or "verify"), the jobs done and the total.
+ReportProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """How many jobs there are, and a checksum of all that is known of them, in any order."""
+    """The number of jobs and a checksum of all of their data, independent of their order."""
 
     jobs: int = 0
     checksum: int = 0
 
     def plus(self, jobs: Sequence[Job]) -> Digest:
-        """Take jobs in. A sum, since an exclusive or would not see a pair of equal jobs."""
+        """Return the digest with more jobs. It is a sum: XOR would not see a pair of equal jobs."""
         total = sum(int.from_bytes(_fingerprint(job), "big") for job in jobs)
         return Digest(self.jobs + len(jobs), (self.checksum + total) % 2**256)
 
@@ -49,10 +50,10 @@ class Digest:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """What a move has done: `copied` jobs were missing in the target, `updated` ones were older.
+class TransferResult:
+    """The result of a transfer: `copied` jobs were missing in the target, `updated` ones older.
 
-    `unreadable` ones are damaged in the source, and were left out.
+    `unreadable` lists jobs that are damaged in the source. They were left out.
     """
 
     digest: Digest
@@ -62,8 +63,8 @@ class Moved:
 
 
 @dataclass
-class Plan:
-    """What is to be moved: the ids in the source, the oldest first, and what runs there."""
+class TransferPlan:
+    """The jobs to copy, the oldest first, and how many are in the target, or run in the source."""
 
     ids: list[JobId]
     present: int
@@ -71,11 +72,11 @@ class Plan:
     unreadable: list[str]
 
 
-async def plan(source: Store, target: Store) -> Plan:
-    """Look at both open stores; change nothing.
+async def plan_transfer(source: Store, target: Store) -> TransferPlan:
+    """Compare two open stores; change nothing.
 
     Raises `TransferRefused` if the target has jobs that the source does not have: it must be empty,
-    or hold what an earlier run has copied.
+    or hold the copies of an earlier run.
     """
     clock = power_of(source, StoreClock)
     now = SystemClock().now() if clock is None else await clock.now()
@@ -85,68 +86,72 @@ async def plan(source: Store, target: Store) -> Plan:
         async for jobs in _pages(source):
             ids += [job.id for job in jobs]
             running += sum(_runs(job, now) for job in jobs)
-    # A page that was read while jobs were deleted may have shown one twice.
+    # A page that was read while jobs were deleted may contain a job twice.
     ids = list(dict.fromkeys(reversed(ids)))
     known, present = set(ids), 0
-    strangers: list[JobId] = []
+    others: list[JobId] = []
     async for jobs in _pages(target):
-        strangers += [job.id for job in jobs if job.id not in known]
+        others += [job.id for job in jobs if job.id not in known]
         present += len(jobs)
-    if strangers:
+    if others:
         raise TransferRefused(
-            f"the target has jobs of its own, such as {strangers[0]}; move into an empty store"
+            f"the target has jobs of its own, such as {others[0]}; transfer into an empty store"
         )
-    return Plan(ids, present, running, unreadable)
+    return TransferPlan(ids, present, running, unreadable)
 
 
-async def copy(source: Store, target: Store, planned: Plan, tell: Tell) -> Moved:
-    """Copy what is missing, then verify; raise `TransferRefused` where the two are not the same.
+async def copy_jobs(
+    source: Store, target: Store, planned: TransferPlan, report: ReportProgress
+) -> TransferResult:
+    """Copy what is missing, then verify; raise `TransferRefused` if the stores differ.
 
-    A job that runs is copied as it is. Its attempt writes its outcome to the source, if anywhere;
-    in the target it is begun again when its lease has lapsed.
+    A running job is copied as it is. Its attempt writes its outcome to the source; in the target
+    the job starts again when its lease has lapsed.
     """
     copied = updated = done = 0
-    async with aclosing(_whole(source, planned.ids)) as batches:
+    async with aclosing(_complete_jobs(source, planned.ids)) as batches:
         async for jobs in batches:
             ids = [job.id for job in jobs]
             pairs = list(zip(jobs, await target.get(ids), strict=True))
             missing = [job for job, found in pairs if found is None]
             await _insert(target, missing)
-            older = [(job, found) for job, found in pairs if found and not same(job, found)]
+            older = [(job, found) for job, found in pairs if found and not same_job(job, found)]
             await _overwrite(target, older)
             copied, updated, done = copied + len(missing), updated + len(older), done + len(jobs)
-            tell("copy", done, len(planned.ids))
-    digest = await verify(source, target, tell)
-    return Moved(digest, copied, updated, planned.unreadable)
+            report("copy", done, len(planned.ids))
+    digest = await verify(source, target, report)
+    return TransferResult(digest, copied, updated, planned.unreadable)
 
 
-async def verify(source: Store, target: Store, tell: Tell) -> Digest:
-    """Read all of both stores and compare; raise `TransferRefused` where they differ."""
-    with _unreadable_jobs():  # they were named before
-        ours = [job.id async for jobs in _pages(source) for job in jobs]
-    theirs = [job.id async for jobs in _pages(target) for job in jobs]
-    total = len(ours) + len(theirs)
-    read = await digest_of(source, ours, lambda done: tell("verify", done, total))
-    wrote = await digest_of(target, theirs, lambda done: tell("verify", read.jobs + done, total))
+async def verify(source: Store, target: Store, report: ReportProgress) -> Digest:
+    """Read both stores completely and compare; raise `TransferRefused` if they differ."""
+    with _unreadable_jobs():  # reported by the plan
+        source_ids = [job.id async for jobs in _pages(source) for job in jobs]
+    target_ids = [job.id async for jobs in _pages(target) for job in jobs]
+    total = len(source_ids) + len(target_ids)
+    read = await digest_of(source, source_ids, lambda done: report("verify", done, total))
+    wrote = await digest_of(
+        target, target_ids, lambda done: report("verify", read.jobs + done, total)
+    )
     if read != wrote:
         raise TransferRefused(
             f"the source has {read.jobs} of checksum {str(read)[:12]}, the target {wrote.jobs} of "
-            f"{str(wrote)[:12]}; stop all processes that use either, and run the move again"
+            f"{str(wrote)[:12]}; stop all processes that use either, and run the transfer again"
         )
     return wrote
 
 
-async def digest_of(store: Store, ids: Sequence[JobId], tell: Callable[[int], None]) -> Digest:
-    """Sum up jobs of an open store."""
+async def digest_of(store: Store, ids: Sequence[JobId], report: Callable[[int], None]) -> Digest:
+    """Return the digest of some jobs of an open store."""
     digest = Digest()
-    async for jobs in _whole(store, ids):
+    async for jobs in _complete_jobs(store, ids):
         digest = digest.plus(jobs)
-        tell(digest.jobs)
+        report(digest.jobs)
     return digest
 
 
-def same(one: Job, other: Job) -> bool:
-    """Tell whether two jobs are the same in all that is kept of them."""
+def same_job(one: Job, other: Job) -> bool:
+    """Return whether two jobs are equal in everything that a store keeps."""
     return _fingerprint(one) == _fingerprint(other)
 
 
@@ -160,7 +165,7 @@ async def _insert(target: Store, jobs: Sequence[Job]) -> None:
 
 
 async def _overwrite(target: Store, pairs: Sequence[tuple[Job, Job]]) -> None:
-    """Bring jobs up to date that were copied before the source changed them."""
+    """Update jobs that the source has changed since an earlier run copied them."""
     for job, found in pairs:
         if found.revision > job.revision:
             raise TransferRefused(f"job {job.id} has already gone on in the target")
@@ -169,15 +174,15 @@ async def _overwrite(target: Store, pairs: Sequence[tuple[Job, Job]]) -> None:
         raise TransferRefused("the target is in use; stop all processes that use it")
 
 
-async def _whole(store: Store, ids: Sequence[JobId]) -> AsyncGenerator[list[Job]]:
-    """Read jobs with payload and result; those that were deleted meanwhile are left out."""
-    start, most = 0, 16
+async def _complete_jobs(store: Store, ids: Sequence[JobId]) -> AsyncGenerator[list[Job]]:
+    """Yield jobs with payload and result, in batches; deleted jobs are left out."""
+    start, batch = 0, 16
     while start < len(ids):
-        found = await store.get(ids[start : start + most])
+        found = await store.get(ids[start : start + batch])
         jobs = [job for job in found if job is not None]
-        start += most
+        start += batch
         size = sum(len(job.payload_json) + len(job.result_json or b"") for job in jobs)
-        most = max(1, min(_MOST_JOBS, 2 * most, most * _MOST_BYTES // max(size, 1)))
+        batch = max(1, min(_MAX_BATCH_JOBS, 2 * batch, batch * _MAX_BATCH_BYTES // max(size, 1)))
         if jobs:
             yield jobs
 
@@ -186,10 +191,10 @@ async def _pages(store: Store) -> AsyncGenerator[Sequence[Job]]:
     """Yield all jobs, the newest first, without payloads and results."""
     listing = power_of(store, Listing)
     if listing is None:
-        raise ConfigurationError("Jobs can only be moved between stores that can list them.")
+        raise ConfigurationError("Jobs can only be transferred between stores that can list them.")
     after = None
     while True:
-        page = await listing.list(Selection(), limit=_PAGE, after=after)
+        page = await listing.list(Selection(), limit=_PAGE_SIZE, after=after)
         yield page.jobs
         if (after := page.next) is None:
             return
@@ -200,7 +205,7 @@ def _runs(job: Job, now: datetime) -> bool:
 
 
 def _fingerprint(job: Job) -> bytes:
-    """Hash all that a store keeps of a job; each part behind its length, so that none can shift."""
+    """Hash everything that a store keeps of a job, each part after its length."""
     due_at = "" if job.due_at is None else to_microseconds(job.due_at)
     columns = f"{job.revision} {due_at} {job.lane}".encode()
     result = b"-" if job.result_json is None else b"+" + job.result_json
@@ -213,18 +218,17 @@ def _fingerprint(job: Job) -> bytes:
 
 @contextmanager
 def _unreadable_jobs() -> Generator[list[str]]:
-    """Note the jobs that a store's list passes over because it cannot read them.
+    """Collect the ids of jobs that a store's list leaves out because it cannot read them.
 
-    A list has no place for what is no job; the log is where stores tell of it. A move must know,
-    lest it calls itself whole.
+    Stores report them only in the log. A transfer must know them, since it is not complete.
     """
     found: list[str] = []
 
-    class Note(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             found.append(str(getattr(record, "job_id", "?")))
 
-    handler = Note(logging.ERROR)
+    handler = Collector(logging.ERROR)
     logger = logging.getLogger("asyncjobs")
     logger.addHandler(handler)
     try:

@@ -18,13 +18,13 @@ pytest.register_assert_rewrite(
 from asyncjobs.testing.clocks import LoopClock, ManualClock  # noqa: E402
 from asyncjobs.testing.dispatcher_conformance import (  # noqa: E402
     BRISK,
-    Crew,
     DispatcherConformance,
-    MortalCrew,
+    KillableWorkerPool,
     PriorityConformance,
     WorkerLossConformance,
+    WorkerPool,
 )
-from asyncjobs.testing.faults import Call, Fate, Faults, FaultyStore  # noqa: E402
+from asyncjobs.testing.faults import Fate, Faults, FaultyStore, StoreCall  # noqa: E402
 from asyncjobs.testing.proxies import TcpProxy  # noqa: E402
 from asyncjobs.testing.samples import sample_job  # noqa: E402
 from asyncjobs.testing.store_conformance import (  # noqa: E402
@@ -35,20 +35,20 @@ from asyncjobs.testing.store_conformance import (  # noqa: E402
 
 __all__ = [
     "BRISK",
-    "Call",
-    "Crew",
     "DispatcherConformance",
     "Fate",
     "Faults",
     "FaultyStore",
+    "KillableWorkerPool",
     "ListingConformance",
     "LoopClock",
     "ManualClock",
-    "MortalCrew",
     "PriorityConformance",
+    "StoreCall",
     "StoreClockConformance",
     "StoreConformance",
     "TcpProxy",
     "WorkerLossConformance",
+    "WorkerPool",
     "sample_job",
 ]

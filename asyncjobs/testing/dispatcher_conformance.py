@@ -32,12 +32,12 @@ BRISK = Settings(
 )
 
 
-class Crew:
-    """A store, a dispatcher, and those who run what it delivers.
+class WorkerPool:
+    """A store, a dispatcher, and the workers that run its jobs.
 
-    As it is, it suits dispatchers that run jobs in this process. For an engine of yours override
+    The class itself suits dispatchers that run jobs in this process. For an engine, override
     `working`. `slots` is how many jobs run at once, `patience` how many seconds a rule waits for
-    what must happen. The rules send `many` jobs through at once, and `some` to let time pass: lower
+    a condition. The rules send `many` jobs through at once, and `some` to let time pass: lower
     them for an engine that makes a process for each.
     """
 
@@ -69,8 +69,8 @@ class Crew:
         yield
 
 
-class MortalCrew(Protocol):
-    """A crew whose workers can be killed, since they are processes of their own."""
+class KillableWorkerPool(Protocol):
+    """A pool whose workers are processes of their own, so that they can be killed."""
 
     @property
     def patience(self) -> float: ...
@@ -89,236 +89,248 @@ SOME = 20
 class DispatcherConformance:
     """The contract of `asyncjobs.protocols.Dispatcher`, as tests.
 
-    Override the fixture `crew`: it returns a new `Crew`, on an empty store, for each test.
+    Override the fixture `workers`: it returns a new `WorkerPool`, on an empty store, for each test.
     """
 
     @pytest.fixture
-    def crew(self) -> Crew:
-        raise NotImplementedError("Override the fixture `crew`.")
+    def workers(self) -> WorkerPool:
+        raise NotImplementedError("Override the fixture `workers`.")
 
     # what is delivered
 
-    async def test_a_job_is_delivered_and_brings_its_result(self, crew: Crew) -> None:
-        async with crew.opened() as jobs:
+    async def test_a_job_is_delivered_and_brings_its_result(self, workers: WorkerPool) -> None:
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("echo", {"a": [1, None]})).job
-            done = await ended(jobs, job, crew)
+            done = await ended(jobs, job, workers)
         assert (done.status, done.result) == (JobStatus.COMPLETED, {"a": [1, None]})
         assert done.attempt == 1
 
-    async def test_many_jobs_bring_their_results_and_progress(self, crew: Crew) -> None:
+    async def test_many_jobs_bring_their_results_and_progress(self, workers: WorkerPool) -> None:
         submitted: dict[int, Job] = {}
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
 
             async def submit(number: int) -> None:
                 submitted[number] = (await jobs.enqueue("steps", number)).job
 
             async with anyio.create_task_group() as tasks:
-                for number in range(crew.many):
+                for number in range(workers.many):
                     tasks.start_soon(submit, number)
-            done = {number: await ended(jobs, job, crew) for number, job in submitted.items()}
+            done = {number: await ended(jobs, job, workers) for number, job in submitted.items()}
         assert {number: job.result for number, job in done.items()} == {
-            number: 2 * number for number in range(crew.many)
+            number: 2 * number for number in range(workers.many)
         }
         whole = Detail(current=STEPS, total=STEPS, unit="steps")
-        assert [job.detail for job in done.values()] == [whole] * crew.many
+        assert [job.detail for job in done.values()] == [whole] * workers.many
         assert {job.attempt for job in done.values()} == {1}
 
-    async def test_progress_shows_while_a_job_runs(self, crew: Crew, tmp_path: Path) -> None:
+    async def test_progress_shows_while_a_job_runs(
+        self, workers: WorkerPool, tmp_path: Path
+    ) -> None:
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            with anyio.fail_after(crew.patience):
+            with anyio.fail_after(workers.patience):
                 async for seen in jobs.subscribe(job.id):
                     if seen.progress == 40:
                         break
             assert (await jobs.find(job.id)).status is JobStatus.PROCESSING
             release(path)
-            assert (await ended(jobs, job, crew)).result == 1
+            assert (await ended(jobs, job, workers)).result == 1
 
-    async def test_dispatching_does_not_wait_for_the_job(self, crew: Crew, tmp_path: Path) -> None:
+    async def test_dispatching_does_not_wait_for_the_job(
+        self, workers: WorkerPool, tmp_path: Path
+    ) -> None:
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             submission = sample_submission(
                 type="hold",
                 payload_json=json.dumps(str(path)).encode(),
-                delivery=crew.dispatcher.delivery,
+                delivery=workers.dispatcher.delivery,
                 created_at=jobs.clock.now(),
             )
             # Not enqueued, since that waits for no dispatcher beyond `Settings.dispatch_timeout`.
             waiting = lifecycle.submit(submission, hold=jobs.settings.redelivery)
-            [job] = await crew.store.insert([waiting])
-            with anyio.fail_after(crew.patience):
-                await crew.dispatcher.dispatch([job])
+            [job] = await workers.store.insert([waiting])
+            with anyio.fail_after(workers.patience):
+                await workers.dispatcher.dispatch([job])
             release(path)
-            await ended(jobs, job, crew)
+            await ended(jobs, job, workers)
 
-    async def test_a_delayed_job_is_delivered_when_it_is_due(self, crew: Crew) -> None:
-        async with crew.opened() as jobs:
+    async def test_a_delayed_job_is_delivered_when_it_is_due(self, workers: WorkerPool) -> None:
+        async with workers.opened() as jobs:
             later = EnqueueOptions(run_at=timedelta(seconds=0.3))
             job = (await jobs.enqueue("echo", 1, options=later)).job
-            done = await ended(jobs, job, crew)
+            done = await ended(jobs, job, workers)
         assert done.started_at is not None
         assert done.started_at >= job.run_at
 
     async def test_what_was_enqueued_before_a_restart_is_delivered_after_it(
-        self, crew: Crew
+        self, workers: WorkerPool
     ) -> None:
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             later = EnqueueOptions(run_at=timedelta(seconds=0.3))
             job = (await jobs.enqueue("echo", 1, options=later)).job
-        async with crew.opened() as jobs:
-            assert (await ended(jobs, job, crew)).result == 1
-            assert (await ended(jobs, (await jobs.enqueue("echo", 2)).job, crew)).result == 2
+        async with workers.opened() as jobs:
+            assert (await ended(jobs, job, workers)).result == 1
+            assert (await ended(jobs, (await jobs.enqueue("echo", 2)).job, workers)).result == 2
 
     # twice, late and never
 
-    async def test_a_job_delivered_twice_runs_once(self, crew: Crew, tmp_path: Path) -> None:
+    async def test_a_job_delivered_twice_runs_once(
+        self, workers: WorkerPool, tmp_path: Path
+    ) -> None:
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await crew.dispatcher.dispatch([job])
-            await until(lambda: began(path) > 0, crew.patience)
-            await crew.dispatcher.dispatch([job, job])
-            if crew.slots > 1:
-                await others_pass(jobs, crew)
+            await workers.dispatcher.dispatch([job])
+            await until(lambda: began(path) > 0, workers.patience)
+            await workers.dispatcher.dispatch([job, job])
+            if workers.slots > 1:
+                await others_pass(jobs, workers)
             release(path)
-            done = await ended(jobs, job, crew)
-            await others_pass(jobs, crew)
+            done = await ended(jobs, job, workers)
+            await others_pass(jobs, workers)
         assert (done.attempt, began(path)) == (1, 1)
 
     async def test_what_is_delivered_after_its_end_stays_as_it_is(
-        self, crew: Crew, tmp_path: Path
+        self, workers: WorkerPool, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
         release(path)
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            done = await ended(jobs, job, crew)
-            await crew.dispatcher.dispatch([job])
-            await others_pass(jobs, crew)
+            done = await ended(jobs, job, workers)
+            await workers.dispatcher.dispatch([job])
+            await others_pass(jobs, workers)
             assert await jobs.get(job.id) == done
         assert began(path) == 1
 
-    async def test_what_is_delivered_after_it_was_forgotten_harms_nobody(self, crew: Crew) -> None:
-        async with crew.opened() as jobs:
+    async def test_what_is_delivered_after_it_was_forgotten_harms_nobody(
+        self, workers: WorkerPool
+    ) -> None:
+        async with workers.opened() as jobs:
             gone = sample_job(
-                type="echo", delivery=crew.dispatcher.delivery, created_at=jobs.clock.now()
+                type="echo", delivery=workers.dispatcher.delivery, created_at=jobs.clock.now()
             )
-            await crew.dispatcher.dispatch([gone] * crew.some)
-            await others_pass(jobs, crew)
+            await workers.dispatcher.dispatch([gone] * workers.some)
+            await others_pass(jobs, workers)
             assert await jobs.get(gone.id) is None
 
-    async def test_a_job_whose_delivery_was_lost_comes_up_again(self, crew: Crew) -> None:
-        async with crew.opened() as jobs:
+    async def test_a_job_whose_delivery_was_lost_comes_up_again(self, workers: WorkerPool) -> None:
+        async with workers.opened() as jobs:
             submission = sample_submission(
                 type="echo",
                 payload_json=b'"again"',
-                delivery=crew.dispatcher.delivery,
+                delivery=workers.dispatcher.delivery,
                 created_at=jobs.clock.now(),
             )
-            [job] = await crew.store.insert([lifecycle.submit(submission)])
-            assert (await ended(jobs, job, crew)).result == "again"
+            [job] = await workers.store.insert([lifecycle.submit(submission)])
+            assert (await ended(jobs, job, workers)).result == "again"
 
-    async def test_a_place_that_was_kept_and_not_used_is_given_back(self, crew: Crew) -> None:
+    async def test_a_place_that_was_kept_and_not_used_is_given_back(
+        self, workers: WorkerPool
+    ) -> None:
         granted: list[bool] = []
-        async with crew.opened() as jobs:
-            for _ in range(crew.many):
-                with crew.dispatcher.reservation() as place:
+        async with workers.opened() as jobs:
+            for _ in range(workers.many):
+                with workers.dispatcher.reservation() as place:
                     granted.append(place)
-            await others_pass(jobs, crew)
-        assert granted == granted[:1] * crew.many
+            await others_pass(jobs, workers)
+        assert granted == granted[:1] * workers.many
 
     # attempts are the library's business
 
     async def test_a_failed_job_is_not_run_again_by_the_engine(
-        self, crew: Crew, tmp_path: Path
+        self, workers: WorkerPool, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
-            failed = await ended(jobs, (await jobs.enqueue("refuse", path)).job, crew)
-            await others_pass(jobs, crew)
+        async with workers.opened() as jobs:
+            failed = await ended(jobs, (await jobs.enqueue("refuse", path)).job, workers)
+            await others_pass(jobs, workers)
             assert await jobs.get(failed.id) == failed
         assert failed.error is not None
         assert (failed.error.code, began(path)) == ("refused", 1)
 
-    async def test_a_retry_is_delivered(self, crew: Crew, tmp_path: Path) -> None:
+    async def test_a_retry_is_delivered(self, workers: WorkerPool, tmp_path: Path) -> None:
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
-            done = await ended(jobs, (await jobs.enqueue("second_time", path)).job, crew)
+        async with workers.opened() as jobs:
+            done = await ended(jobs, (await jobs.enqueue("second_time", path)).job, workers)
         assert (done.status, done.result, began(path)) == (JobStatus.COMPLETED, 2, 2)
 
     # cancelled
 
     async def test_a_job_that_is_cancelled_while_it_waits_never_runs(
-        self, crew: Crew, tmp_path: Path
+        self, workers: WorkerPool, tmp_path: Path
     ) -> None:
         holding, waiting = tmp_path / "holding", tmp_path / "waiting"
-        async with crew.opened() as jobs:
-            held = [(await jobs.enqueue("hold", holding)).job for _ in range(crew.slots)]
-            await until(lambda: began(holding) == crew.slots, crew.patience)
+        async with workers.opened() as jobs:
+            held = [(await jobs.enqueue("hold", holding)).job for _ in range(workers.slots)]
+            await until(lambda: began(holding) == workers.slots, workers.patience)
             job = (await jobs.enqueue("hold", waiting)).job
             cancelled = await jobs.cancel(job.id)
             release(holding)
             for one in held:
-                await ended(jobs, one, crew)
-            await crew.dispatcher.dispatch([job])
-            await others_pass(jobs, crew)
+                await ended(jobs, one, workers)
+            await workers.dispatcher.dispatch([job])
+            await others_pass(jobs, workers)
             assert await jobs.get(job.id) == cancelled
         assert (cancelled.status, began(waiting)) == (JobStatus.CANCELLED, 0)
 
     async def test_a_job_that_is_cancelled_while_it_runs_stops(
-        self, crew: Crew, tmp_path: Path
+        self, workers: WorkerPool, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) > 0, crew.patience)
+            await until(lambda: began(path) > 0, workers.patience)
             await jobs.cancel(job.id)
-            assert (await ended(jobs, job, crew)).status is JobStatus.CANCELLED
-            await others_pass(jobs, crew)
+            assert (await ended(jobs, job, workers)).status is JobStatus.CANCELLED
+            await others_pass(jobs, workers)
 
 
 @pytest.mark.anyio
 class WorkerLossConformance:
-    """What holds where workers are killed; the fixture `crew` returns a `MortalCrew`."""
+    """What holds when workers are killed; the fixture `workers` returns a `KillableWorkerPool`."""
 
     @pytest.fixture
-    def crew(self) -> MortalCrew:
-        raise NotImplementedError("Override the fixture `crew`.")
+    def workers(self) -> KillableWorkerPool:
+        raise NotImplementedError("Override the fixture `workers`.")
 
     async def test_a_job_whose_worker_is_killed_runs_again(
-        self, crew: MortalCrew, tmp_path: Path
+        self, workers: KillableWorkerPool, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
-        async with crew.opened() as jobs:
+        async with workers.opened() as jobs:
             job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
-            await crew.kill()
-            await until(lambda: began(path) == 2, crew.patience)
+            await until(lambda: began(path) == 1, workers.patience)
+            await workers.kill()
+            await until(lambda: began(path) == 2, workers.patience)
             release(path)
-            done = await ended(jobs, job, crew)
+            done = await ended(jobs, job, workers)
         assert (done.status, done.result, done.losses) == (JobStatus.COMPLETED, 2, 1)
 
-    async def test_what_waited_for_a_killed_worker_is_run_by_others(self, crew: MortalCrew) -> None:
-        async with crew.opened() as jobs:
+    async def test_what_waited_for_a_killed_worker_is_run_by_others(
+        self, workers: KillableWorkerPool
+    ) -> None:
+        async with workers.opened() as jobs:
             waiting = [(await jobs.enqueue("steps", number)).job for number in range(SOME)]
-            await crew.kill()
-            results = [(await ended(jobs, job, crew)).result for job in waiting]
+            await workers.kill()
+            results = [(await ended(jobs, job, workers)).result for job in waiting]
         assert results == [2 * number for number in range(SOME)]
 
 
-async def ended(jobs: AsyncJobs, job: Job, crew: Crew | MortalCrew) -> Job:
+async def ended(jobs: AsyncJobs, job: Job, workers: WorkerPool | KillableWorkerPool) -> Job:
     """Return a job when it has ended, or fail for want of patience."""
-    done = await jobs.wait(job.id, timeout=crew.patience)
-    assert done.status.terminal, f"{job.type} is {done.status} after {crew.patience} s"
+    done = await jobs.wait(job.id, timeout=workers.patience)
+    assert done.status.terminal, f"{job.type} is {done.status} after {workers.patience} s"
     return done
 
 
-async def others_pass(jobs: AsyncJobs, crew: Crew) -> None:
-    """Let some more jobs pass, after which whatever was delivered before has had its effect."""
-    others = [(await jobs.enqueue("echo", number)).job for number in range(crew.some)]
+async def others_pass(jobs: AsyncJobs, workers: WorkerPool) -> None:
+    """Run some more jobs; everything that was delivered before has had its effect then."""
+    others = [(await jobs.enqueue("echo", number)).job for number in range(workers.some)]
     for number, job in enumerate(others):
-        assert (await ended(jobs, job, crew)).result == number
+        assert (await ended(jobs, job, workers)).result == number
 
 
 async def until(true: Callable[[], bool], patience: float) -> None:
@@ -332,30 +344,30 @@ async def until(true: Callable[[], bool], patience: float) -> None:
 class PriorityConformance:
     """What holds where the options of a dispatcher have priorities.
 
-    Override the fixture `crew`: it returns a `Crew` whose dispatcher has been given options by
-    which jobs of the type `urgent` are more urgent than those of the type `patient`.
+    Override the fixture `workers`: it returns a `WorkerPool` whose dispatcher runs jobs of the
+    type `urgent` before those of the type `patient`.
     """
 
     @pytest.fixture
-    def crew(self) -> Crew:
-        raise NotImplementedError("Override the fixture `crew`.")
+    def workers(self) -> WorkerPool:
+        raise NotImplementedError("Override the fixture `workers`.")
 
     async def test_what_is_more_urgent_begins_before_what_waited_longer(
-        self, crew: Crew, tmp_path: Path
+        self, workers: WorkerPool, tmp_path: Path
     ) -> None:
-        busy = [tmp_path / f"busy{slot}" for slot in range(crew.slots)]
+        busy = [tmp_path / f"busy{slot}" for slot in range(workers.slots)]
         urgent, patient = tmp_path / "urgent", tmp_path / "patient"
-        async with crew.opened() as jobs:
-            await others_pass(jobs, crew)  # the workers are there, and nothing comes twice
+        async with workers.opened() as jobs:
+            await others_pass(jobs, workers)  # the workers are there, and nothing comes twice
             submitted = [(await jobs.enqueue("hold", path)).job for path in busy]
-            await until(lambda: sum(map(began, busy)) == crew.slots, crew.patience)
+            await until(lambda: sum(map(began, busy)) == workers.slots, workers.patience)
             for kind, path in (("patient", patient), ("urgent", urgent), ("patient", patient)):
                 submitted.append((await jobs.enqueue(kind, path)).job)
             release(busy[0])  # one slot is free, and whoever gets it holds it
-            await until(lambda: began(urgent) + began(patient) > 0, crew.patience)
+            await until(lambda: began(urgent) + began(patient) > 0, workers.patience)
             assert (began(urgent), began(patient)) == (1, 0)
             for path in (*busy, urgent, patient):
                 release(path)
             for job in submitted:
-                assert (await ended(jobs, job, crew)).result == 1
+                assert (await ended(jobs, job, workers)).result == 1
         assert began(patient) == 2

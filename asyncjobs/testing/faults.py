@@ -57,7 +57,7 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class StoreCall:
     """One call of a method, with the ids it was given, and what became of it."""
 
     method: str
@@ -77,7 +77,7 @@ class FaultyStore:
 
     def __init__(self, store: Store, faults: Faults | None = None, *, seed: int = 0) -> None:
         self.store = store
-        self.calls: list[Call] = []
+        self.calls: list[StoreCall] = []
         self.faults = faults or Faults()
         self._chance = random.Random(seed)  # noqa: S311  # faults to be had again, no secrets
 
@@ -206,7 +206,7 @@ class FaultyStore:
         return True
 
     def _note(self, method: str, ids: Sequence[JobId], fate: Fate) -> None:
-        self.calls.append(Call(method, tuple(ids), fate))
+        self.calls.append(StoreCall(method, tuple(ids), fate))
 
 
 def _lost(reason: str) -> StoreUnavailable:

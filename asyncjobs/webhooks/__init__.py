@@ -1,4 +1,4 @@
-"""Webhooks (extra `webhooks`): tell another server of a job's end, signed by Standard Webhooks.
+"""Webhooks (extra `webhooks`): POST the end of a job to another server, by Standard Webhooks.
 
     jobs = AsyncJobs("sqlite:///jobs.db", callbacks=Webhooks({"hooks.example.com": "whsec_..."}))
 
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -20,13 +21,26 @@ from asyncjobs.core.job import Callback, Job
 from asyncjobs.core.lifecycle import CALLBACK_PATIENCE
 from asyncjobs.errors import ConfigurationError, InvalidCallback
 from asyncjobs.protocols import CallbackResult
-from asyncjobs.webhooks.sending import Reply, Resolve, Undelivered, addresses_of, post, resolve
-from asyncjobs.webhooks.signing import body_of, id_of, secret_of, signed
-from asyncjobs.webhooks.targets import Target, check_pattern, closest, parse_target
+from asyncjobs.settings import Seconds, duration
+from asyncjobs.webhooks.destinations import (
+    Destination,
+    check_receiver,
+    closest_receiver,
+    parse_destination,
+)
+from asyncjobs.webhooks.sending import (
+    DeliveryFailed,
+    Reply,
+    Resolver,
+    post,
+    resolve_by_system,
+    resolve_destination,
+)
+from asyncjobs.webhooks.signing import message_body, message_id, parse_secret, signature_headers
 
 __all__ = ["WebhookOptions", "Webhooks"]
 
-# The beginning of the standard's example ("Deliverability and reliability"): with all jitter it
+# The beginning of the standard's example ("Deliverability and reliability"). With all jitter it
 # ends within the day for which a job is kept by default.
 _SCHEDULE = (
     timedelta(seconds=5),
@@ -37,48 +51,73 @@ _SCHEDULE = (
     timedelta(hours=10),
 )
 _JITTER = 0.2
-_LONGEST_RETRY_AFTER = timedelta(days=1)
+_MAX_RETRY_AFTER = timedelta(days=1)
+_MAX_TIMEOUT = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebhookOptions:
-    """What rarely needs to be changed.
+    """The options of `Webhooks`; each duration is seconds or a timedelta.
 
-    `schedule` holds the pauses between calls; each is drawn out by up to a fifth, at random, and
-    after the last one the callback is given up. `timeout` bounds one call, in seconds; `room` is
-    how many may be under way in a process. A result of more than `max_result_bytes` is left out.
-    `ports` are those that a URL may name. `tls` is for receivers whose certificates come from an
-    authority of your own.
+    - `schedule`: the pauses between calls. Each is lengthened by up to a fifth, at random. After
+      the last one the callback is given up.
+    - `timeout`: the limit of one call, at most a minute.
+    - `concurrency`: how many calls one process makes at the same time.
+    - `max_result_bytes`: a larger result is left out of the message.
+    - `ports`: the ports that a URL may name.
+    - `tls`: a context for receivers whose certificates come from a private authority.
+    - `loopback`: for development and tests. Receivers may then be on this machine, under any name
+      and port, also by plain http.
+    - `resolve`: finds the addresses of a host instead of the system's resolver.
 
-    `loopback` is for development and tests: receivers may then be on this machine, by whatever
-    name and port, also by plain http. `resolve` finds addresses in place of the system.
+    Raises `ValueError` for a schedule that lasts seven days or more, and for limits out of range.
     """
 
-    schedule: tuple[timedelta, ...] = _SCHEDULE
-    timeout: float = 15.0
-    room: int = 10
+    schedule: Sequence[timedelta] = _SCHEDULE
+    timeout: timedelta = timedelta(seconds=15)
+    concurrency: int = 10
     max_result_bytes: int = 16 * 1024
     ports: frozenset[int] = frozenset({443})
     tls: ssl.SSLContext | None = None
     loopback: bool = False
-    resolve: Resolve = resolve
+    resolve: Resolver = resolve_by_system
+
+    if TYPE_CHECKING:
+
+        def __init__(  # noqa: PLR0913  # one parameter per option
+            self,
+            *,
+            schedule: Sequence[Seconds] = ...,
+            timeout: Seconds = ...,
+            concurrency: int = ...,
+            max_result_bytes: int = ...,
+            ports: frozenset[int] = ...,
+            tls: ssl.SSLContext | None = ...,
+            loopback: bool = ...,
+            resolve: Resolver = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", tuple(duration(pause) for pause in self.schedule))
+        object.__setattr__(self, "timeout", duration(self.timeout))
         longest = sum(self.schedule, timedelta(0)) * (1 + _JITTER)
         if min(self.schedule, default=timedelta(0)) < timedelta(0) or longest >= CALLBACK_PATIENCE:
             raise ValueError(
-                f"A schedule ends within {CALLBACK_PATIENCE.days} days, jitter included."
+                f"WebhookOptions.schedule must end within {CALLBACK_PATIENCE.days} days, jitter "
+                "included, and have no negative pause."
             )
-        if not 0 < self.timeout <= 60 or self.room < 1:
-            raise ValueError("A call has a timeout of up to 60 seconds, and room for at least one.")
+        if not timedelta(0) < self.timeout <= _MAX_TIMEOUT:
+            raise ValueError("WebhookOptions.timeout must be more than 0 and at most 60 seconds.")
+        if self.concurrency < 1:
+            raise ValueError("WebhookOptions.concurrency must be at least 1.")
 
 
 class Webhooks:
-    """Tells callback URLs of jobs' ends, if they belong to a receiver that is named here.
+    """Sends the ends of jobs to their callback URLs, if the URL belongs to a named receiver.
 
-    `receivers` maps hosts (`hooks.example.com`, or `*.example.com` for all below a name) to the
-    secret, or the secrets, their calls are signed by. The closest one counts. Raises
-    `ConfigurationError` for what is no host or no secret.
+    `receivers` maps hosts (`hooks.example.com`, or `*.example.com` for all names below it) to the
+    secret or secrets that sign their messages. The most specific pattern counts. Raises
+    `ConfigurationError` for a malformed host or secret.
     """
 
     def __init__(
@@ -90,65 +129,68 @@ class Webhooks:
         self.options = options or WebhookOptions()
         self._secrets: dict[str, list[bytes]] = {}
         for pattern, given in receivers.items():
-            check_pattern(pattern, loopback=self.options.loopback)
+            check_receiver(pattern, loopback=self.options.loopback)
             secrets = [given] if isinstance(given, str) else given
             if not secrets:
                 raise ConfigurationError(f"The receiver {pattern} needs a secret.")
-            self._secrets[pattern] = [secret_of(secret) for secret in secrets]
+            self._secrets[pattern] = [parse_secret(secret) for secret in secrets]
 
     @property
-    def room(self) -> int:
-        return self.options.room
+    def concurrency(self) -> int:
+        return self.options.concurrency
 
     @property
-    def longest(self) -> timedelta:
-        return timedelta(seconds=self.options.timeout)
+    def timeout(self) -> timedelta:
+        return self.options.timeout
 
     def check(self, url: str, /) -> None:
-        self._target(url)
+        self._destination(url)
 
-    async def tell(self, job: Job, /, *, now: datetime) -> CallbackResult:
+    async def send(self, job: Job, /, *, now: datetime) -> CallbackResult:
         calls = (job.callback or Callback()).calls
-        again = self._pause(calls)
+        again = self._pause_after(calls)
+        limit = self.options.timeout.total_seconds()
         try:
-            with anyio.fail_after(self.options.timeout):
-                reply = await self._send(job, now)
+            with anyio.fail_after(limit):
+                reply = await self._post(job, now)
         except TimeoutError:
-            return CallbackResult(f"no answer within {self.options.timeout:g} s", again)
+            return CallbackResult(f"no answer within {limit:g} s", again)
         except InvalidCallback as error:
             return CallbackResult(error.reason, again)
-        except Undelivered as error:
+        except DeliveryFailed as error:
             return CallbackResult(str(error), again)
         if 200 <= reply.status < 300:
             return CallbackResult()
-        return CallbackResult(f"it answered {reply.status}", _heeded(reply, again))
+        return CallbackResult(f"it answered {reply.status}", _honour(reply, again))
 
-    async def _send(self, job: Job, now: datetime) -> Reply:
-        target, secrets = self._target(job.callback_url or "")
-        body = body_of(job, self.options.max_result_bytes)
+    async def _post(self, job: Job, now: datetime) -> Reply:
+        destination, secrets = self._destination(job.callback_url or "")
+        body = message_body(job, self.options.max_result_bytes)
         headers = [
             ("user-agent", "asyncjobs-webhooks"),
             ("content-type", "application/json"),
-            *signed(id_of(job), now, body, secrets),
+            *signature_headers(message_id(job), now, body, secrets),
         ]
-        loopback = self.options.loopback
-        addresses = await addresses_of(target, self.options.resolve, loopback=loopback)
-        return await post(target, addresses, headers, body, self._tls)
+        addresses = await resolve_destination(
+            destination, self.options.resolve, loopback=self.options.loopback
+        )
+        return await post(destination, addresses, headers, body, self._tls)
 
-    def _target(self, url: str) -> tuple[Target, Sequence[bytes]]:
-        target = parse_target(url)
-        pattern = closest(target.host, self._secrets)
+    def _destination(self, url: str) -> tuple[Destination, Sequence[bytes]]:
+        """Return where a URL leads, with the receiver's secrets; raise `InvalidCallback`."""
+        destination = parse_destination(url)
+        pattern = closest_receiver(destination.host, self._secrets)
         if pattern is None:
             raise InvalidCallback("its host is not one of the receivers")
-        # Whether http is harmless shows when the name is resolved.
-        if target.scheme != "https" and not self.options.loopback:
+        # With `loopback`, http is checked when the name is resolved.
+        if destination.scheme != "https" and not self.options.loopback:
             raise InvalidCallback("it is not https")
-        if not self.options.loopback and target.port not in self.options.ports:
+        if not self.options.loopback and destination.port not in self.options.ports:
             raise InvalidCallback("its port is not allowed")
-        return target, self._secrets[pattern]
+        return destination, self._secrets[pattern]
 
-    def _pause(self, calls: int) -> timedelta | None:
-        """Say after what pause to call again when so many calls went before this one."""
+    def _pause_after(self, calls: int) -> timedelta | None:
+        """Return the pause before the next call if this one fails; `calls` went before this one."""
         if calls >= len(self.options.schedule):
             return None
         return self.options.schedule[calls] * (1 + _JITTER * random.random())  # noqa: S311  # no secret
@@ -158,9 +200,8 @@ class Webhooks:
         return self.options.tls or ssl.create_default_context()
 
 
-def _heeded(reply: Reply, again: timedelta | None) -> timedelta | None:
-    """Do as the receiver wishes ("Delivery success and failure"): 410 is its farewell."""
+def _honour(reply: Reply, again: timedelta | None) -> timedelta | None:
+    """Apply `Retry-After`; 410 ends the deliveries ("Delivery success and failure")."""
     if again is None or reply.status == 410:
         return None
-    wished = timedelta(seconds=reply.retry_after or 0)
-    return max(again, min(wished, _LONGEST_RETRY_AFTER))
+    return max(again, min(timedelta(seconds=reply.retry_after or 0), _MAX_RETRY_AFTER))

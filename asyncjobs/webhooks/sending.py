@@ -1,7 +1,7 @@
-"""One POST to an address that was chosen beforehand; decides nothing about jobs.
+"""One POST to an address that was resolved and checked before; knows nothing about jobs.
 
-Not an HTTP client of the usual kind: those resolve the name by themselves, again for each
-connection, follow redirects and heed proxies from the environment.
+The usual HTTP clients are no use here: they resolve the name again for each connection, follow
+redirects and use the proxies of the environment.
 """
 
 from __future__ import annotations
@@ -13,82 +13,91 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
-import h11
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
-from asyncjobs.webhooks.addresses import is_loopback, is_public
-from asyncjobs.webhooks.targets import Target
+from asyncjobs.webhooks.destinations import Destination, is_loopback, is_public
 
-# Of an answer only its head is read, and of that not more than this.
-_MOST_BYTES = 16 * 1024
-_MOST_ADDRESSES = 4
+try:
+    import h11
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "asyncjobs.webhooks needs h11: pip install 'asyncjobs-http[webhooks]'.", name="h11"
+    ) from error
+
+# Only the head of a response is read, up to this limit.
+_MAX_HEAD_BYTES = 16 * 1024
+_MAX_ADDRESSES = 4
 _CONNECT_SECONDS = 5.0
 
-#: Finds the addresses of a name, as text.
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+#: Returns the addresses of a host name and port, as text.
+Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
-class Undelivered(Exception):
-    """Say why there was no answer to a call."""
+class DeliveryFailed(Exception):
+    """Raised when a call got no response; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What of an answer counts; `retry_after` is in seconds."""
+    """The parts of a response that count; `retry_after` is in seconds."""
 
     status: int
     retry_after: int | None = None
 
 
-async def resolve(host: str, port: int) -> Sequence[str]:
-    """Ask the system for the addresses of a name."""
+async def resolve_by_system(host: str, port: int) -> Sequence[str]:
+    """Return the addresses that the system's resolver finds for a name."""
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-async def addresses_of(target: Target, resolver: Resolve, *, loopback: bool) -> Sequence[str]:
-    """Resolve a target once; raise `Undelivered` unless each of its addresses may be called."""
+async def resolve_destination(
+    destination: Destination, resolve: Resolver, *, loopback: bool
+) -> Sequence[str]:
+    """Resolve the host once; raise `DeliveryFailed` unless every address may be called."""
     try:
-        found = await resolver(target.host, target.port)
+        found = await resolve(destination.host, destination.port)
     except (OSError, UnicodeError) as error:
-        raise Undelivered("its host cannot be resolved") from error
+        raise DeliveryFailed("its host cannot be resolved") from error
     allowed = loopback and bool(found) and all(map(is_loopback, found))
-    # Without encryption only where nobody can listen.
-    if not allowed and target.scheme != "https":
-        raise Undelivered("it is not https")
+    # Plain http only to this machine, where nobody else can read it.
+    if not allowed and destination.scheme != "https":
+        raise DeliveryFailed("it is not https")
     if not allowed and not (found and all(map(is_public, found))):
-        raise Undelivered("its host has an address that is not public")
-    return found[:_MOST_ADDRESSES]
+        raise DeliveryFailed("its host has an address that is not public")
+    return found[:_MAX_ADDRESSES]
 
 
 async def post(
-    target: Target,
+    destination: Destination,
     addresses: Sequence[str],
     headers: Sequence[tuple[str, str]],
     body: bytes,
     tls: ssl.SSLContext,
 ) -> Reply:
-    """Send a body and read the head of the answer; raise `Undelivered`.
+    """Send the body and read the head of the response; raise `DeliveryFailed` without one.
 
-    The caller bounds the time. The connection goes to one of the addresses and nowhere else; the
-    certificate must be for the target's name.
+    The caller limits the time. The connection goes to one of the given addresses and nowhere else;
+    the certificate must be for the destination's host.
     """
-    sent = [("host", target.authority), *headers, ("content-length", str(len(body)))]
-    exchange = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MOST_BYTES)
-    head = h11.Request(method="POST", target=target.path, headers=[*sent, ("connection", "close")])
+    sent = [("host", destination.authority), *headers, ("content-length", str(len(body)))]
+    exchange = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
+    head = h11.Request(
+        method="POST", target=destination.path, headers=[*sent, ("connection", "close")]
+    )
     try:
-        async with _connected(target, addresses, tls) as stream:
+        async with _connected(destination, addresses, tls) as stream:
             await stream.send(exchange.send(head) or b"")
             await stream.send(exchange.send(h11.Data(data=body)) or b"")
             exchange.send(h11.EndOfMessage())
             return await _reply(stream, exchange)
     except ssl.SSLError as error:
-        raise Undelivered(f"TLS failed: {error.reason or type(error).__name__}") from error
+        raise DeliveryFailed(f"TLS failed: {error.reason or type(error).__name__}") from error
     except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
-        raise Undelivered("the connection failed") from error
+        raise DeliveryFailed("the connection failed") from error
     except h11.ProtocolError as error:
-        raise Undelivered("its answer is not HTTP") from error
+        raise DeliveryFailed("its answer is not HTTP") from error
 
 
 async def _reply(stream: ByteStream, exchange: h11.Connection) -> Reply:
@@ -96,31 +105,31 @@ async def _reply(stream: ByteStream, exchange: h11.Connection) -> Reply:
     while True:
         event = exchange.next_event()
         if event is h11.NEED_DATA:
-            if received >= _MOST_BYTES:
-                raise Undelivered("its answer has too long a head")
-            data = await stream.receive(_MOST_BYTES)
+            if received >= _MAX_HEAD_BYTES:
+                raise DeliveryFailed("its answer has too long a head")
+            data = await stream.receive(_MAX_HEAD_BYTES)
             received += len(data)
             exchange.receive_data(data)
         elif isinstance(event, h11.Response):
             headers = dict(event.headers)
             return Reply(event.status_code, _seconds(headers.get(b"retry-after", b"")))
         elif not isinstance(event, h11.InformationalResponse):
-            raise Undelivered("its answer is not HTTP")
+            raise DeliveryFailed("its answer is not HTTP")
 
 
 @asynccontextmanager
 async def _connected(
-    target: Target, addresses: Sequence[str], tls: ssl.SSLContext
+    destination: Destination, addresses: Sequence[str], tls: ssl.SSLContext
 ) -> AsyncGenerator[ByteStream]:
-    stream: ByteStream = await _connect(addresses, target.port)
+    stream: ByteStream = await _connect(addresses, destination.port)
     try:
-        if target.scheme == "https":
+        if destination.scheme == "https":
             stream = await TLSStream.wrap(
-                stream, hostname=target.host, ssl_context=tls, standard_compatible=False
+                stream, hostname=destination.host, ssl_context=tls, standard_compatible=False
             )
         yield stream
     finally:
-        # Without a farewell: the rest of the answer, however long, is not wanted.
+        # No closing handshake: the rest of the response, however long, is not read.
         await anyio.aclose_forcefully(stream)
 
 
@@ -137,5 +146,5 @@ async def _connect(addresses: Sequence[str], port: int) -> ByteStream:
 
 
 def _seconds(header: bytes) -> int | None:
-    """Read `Retry-After` (RFC 9110, section 10.2.3) where it is a number, as is usual."""
+    """Return `Retry-After` (RFC 9110, section 10.2.3) if it is a number of seconds."""
     return int(header) if header.isdigit() and len(header) < 10 else None

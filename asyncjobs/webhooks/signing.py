@@ -1,4 +1,4 @@
-"""What is sent, and how it is signed: Standard Webhooks 1.0.0, as functions of values."""
+"""The message and its signature by Standard Webhooks 1.0.0, as functions of values."""
 
 from __future__ import annotations
 
@@ -13,38 +13,41 @@ from pydantic_core import to_json
 
 from asyncjobs.core.job import Job
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.http.documents import encode_job
+from asyncjobs.http.documents import JobDocument
 
 _PREFIX = "whsec_"
 
 
-def secret_of(text: str) -> bytes:
-    """Read a secret, `whsec_` and 24 to 64 random bytes in base64; raise `ConfigurationError`."""
+def parse_secret(text: str) -> bytes:
+    """Decode a secret: `whsec_` and 24 to 64 random bytes in base64.
+
+    Raises `ConfigurationError` for any other text.
+    """
     try:
         secret = b64decode(text.removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError):
         secret = b""
     if not text.startswith(_PREFIX) or not 24 <= len(secret) <= 64:
-        # Not what was given: it may well be a secret with a slip of the hand in it.
+        # The text is left out of the error: it may be a real secret with a typing mistake.
         raise ConfigurationError(
             f"A webhook's secret is {_PREFIX} and the base64 of 24 to 64 random bytes."
         )
     return secret
 
 
-def id_of(job: Job) -> str:
-    """Name the event: the same for every call, so that a receiver can tell a second one.
+def message_id(job: Job) -> str:
+    """Return the id of the message: the same for every delivery, so that receivers can deduplicate.
 
-    Without a full stop, which divides what is signed.
+    It contains no full stop, because full stops separate the parts of the signed content.
     """
     return f"{job.id}_{job.status}"
 
 
-def body_of(job: Job, most: int) -> bytes:
-    """Write the event of a job's end, with its result where that has at most `most` bytes."""
-    omitted = len(job.result_json or b"") > most
+def message_body(job: Job, max_result_bytes: int) -> bytes:
+    """Return the JSON of the event; a result of more than `max_result_bytes` is left out."""
+    omitted = len(job.result_json or b"") > max_result_bytes
     shown = job.changed(result_json=None) if omitted else job
-    data = b'%s,"resultOmitted":%s}' % (encode_job(shown)[:-1], to_json(omitted))
+    data = b'%s,"resultOmitted":%s}' % (JobDocument.encode(shown)[:-1], to_json(omitted))
     kind = f"job.{job.status}"
     return b'{"type":%s,"timestamp":%s,"data":%s}' % (
         to_json(kind),
@@ -53,15 +56,15 @@ def body_of(job: Job, most: int) -> bytes:
     )
 
 
-def signed(
-    event_id: str, moment: datetime, body: bytes, secrets: Sequence[bytes]
+def signature_headers(
+    message_id: str, sent_at: datetime, body: bytes, secrets: Sequence[bytes]
 ) -> list[tuple[str, str]]:
-    """Make the three headers; one signature per secret, for receivers that have not changed yet."""
-    seconds = int(moment.timestamp())
-    content = b"%s.%d.%s" % (event_id.encode(), seconds, body)
-    marks = [b64encode(hmac.digest(secret, content, sha256)).decode() for secret in secrets]
+    """Return the three headers, with one signature per secret so that secrets can be rotated."""
+    timestamp = int(sent_at.timestamp())
+    content = b"%s.%d.%s" % (message_id.encode(), timestamp, body)
+    signatures = [b64encode(hmac.digest(secret, content, sha256)).decode() for secret in secrets]
     return [
-        ("webhook-id", event_id),
-        ("webhook-timestamp", str(seconds)),
-        ("webhook-signature", " ".join(f"v1,{mark}" for mark in marks)),
+        ("webhook-id", message_id),
+        ("webhook-timestamp", str(timestamp)),
+        ("webhook-signature", " ".join(f"v1,{signature}" for signature in signatures)),
     ]

@@ -1,1 +1,1 @@
-"""What `asyncjobs worker` runs; what takes jobs in each of them is `asyncjobs.worker`."""
+"""The processes behind `asyncjobs worker`: one worker, and the supervisor of several."""

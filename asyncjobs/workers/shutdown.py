@@ -1,4 +1,4 @@
-"""What a worker process is told from outside: by signals, or by the process that supervises it."""
+"""How a worker process is stopped: by signals, or by the process that supervises it."""
 
 from __future__ import annotations
 
@@ -18,61 +18,57 @@ from anyio.lowlevel import current_token
 log = logging.getLogger("asyncjobs")
 
 
-class Order(IntEnum):
-    """How urgently to stop."""
+class StopLevel(IntEnum):
+    """How urgently a process must stop."""
 
-    GO_ON = 0
-    DRAIN = 1  # begin nothing more, give running jobs the grace period
-    HURRY = 2  # break running jobs off, and give them back
+    NONE = 0
+    DRAIN = 1  # start no more jobs; running jobs have the grace period
+    HURRY = 2  # interrupt running jobs and give them back
 
 
-class Orders:
-    """The most urgent order so far; an order is never taken back."""
+class StopRequest:
+    """The most urgent stop that was requested so far; it is never taken back."""
 
     def __init__(self) -> None:
-        self.given = Order.GO_ON
-        self._events = {order: anyio.Event() for order in Order}
+        self.level = StopLevel.NONE
+        self._reached = {level: anyio.Event() for level in StopLevel}
 
-    def give(self, order: Order) -> None:
-        """Give an order, which a more urgent one outranks."""
-        self.given = max(self.given, order)
-        for one, event in self._events.items():
-            if one <= self.given:
+    def request(self, level: StopLevel) -> None:
+        """Raise the level; a lower one than the present level changes nothing."""
+        self.level = max(self.level, level)
+        for each, event in self._reached.items():
+            if each <= self.level:
                 event.set()
 
-    async def wait_for(self, order: Order) -> None:
-        """Return when this or a more urgent order is given."""
-        await self._events[order].wait()
+    async def wait_for(self, level: StopLevel) -> None:
+        """Return when this or a higher level is requested."""
+        await self._reached[level].wait()
 
-    async def hear_signals(self, *, task_status: TaskStatus[None]) -> None:
-        """Drain at the first SIGTERM or SIGINT, hurry at the second; the third ends the process."""
-        if os.name == "nt":  # no event loop hears signals there; Ctrl-C breaks into it
+    async def follow_signals(self, *, task_status: TaskStatus[None]) -> None:
+        """Drain at the first SIGTERM or SIGINT, hurry at the second; a third ends the process."""
+        if os.name == "nt":  # event loops receive no signals there; Ctrl-C interrupts the loop
             task_status.started()
             return
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             task_status.started()
-            given = Order.GO_ON
+            level = StopLevel.NONE
             async for number in signals:
-                given = Order(given + 1)
-                log.info("%s: %s", signal.Signals(number).name, given.name.lower())
-                self.give(given)
-                if given is Order.HURRY:
+                level = StopLevel(level + 1)
+                log.info("%s: %s", signal.Signals(number).name, level.name.lower())
+                self.request(level)
+                if level is StopLevel.HURRY:
                     break
 
-    def hear_supervisor(self) -> None:
-        """Take orders, one name a line, from standard input; its end is the supervisor's end."""
+    def follow_supervisor(self) -> None:
+        """Read levels, one name a line, from standard input. Drain at its end."""
         token = current_token()
 
-        def listen() -> None:
-            for line in sys.stdin:
-                order = Order[line.strip().upper()]
-                run_sync(partial(self.give, order), token=token)
-            run_sync(partial(self.give, Order.DRAIN), token=token)
-
-        def listen_on() -> None:
+        def read() -> None:
             try:
-                listen()
+                for line in sys.stdin:
+                    run_sync(partial(self.request, StopLevel[line.strip()]), token=token)
+                run_sync(partial(self.request, StopLevel.DRAIN), token=token)
             except RuntimeError:
                 return  # the event loop has ended before
 
-        Thread(target=listen_on, name="asyncjobs supervisor", daemon=True).start()
+        Thread(target=read, name="asyncjobs supervisor", daemon=True).start()

@@ -1,8 +1,8 @@
-"""Several worker processes under one that starts them, restarts those that die, and stops all.
+"""The supervisor of several worker processes: starts them, restarts dead ones and stops all.
 
-It speaks to them over their standard input, not by signals: a terminal and systemd send a signal
-to every process at once, and what came twice would count as the second, the one that hurries. The
-end of that input tells a worker that its supervisor is gone.
+It stops them over their standard input, not by signals. A terminal and systemd send a signal to
+every process at once; if the supervisor passed it on, a worker would count two signals and hurry.
+The end of the input means that the supervisor has ended.
 """
 
 from __future__ import annotations
@@ -18,79 +18,84 @@ from pathlib import Path
 import anyio
 from anyio.abc import Process
 
-from asyncjobs.workers.health import BEAT_SECONDS, read_health, remove, write_beat
-from asyncjobs.workers.shutdown import Order, Orders
+from asyncjobs.workers.health import (
+    HEARTBEAT_SECONDS,
+    read_health,
+    remove_heartbeat,
+    write_heartbeat,
+)
+from asyncjobs.workers.shutdown import StopLevel, StopRequest
 
 log = logging.getLogger("asyncjobs")
 
-#: What a worker exits with that would fail again whatever is tried: its own configuration.
-USELESS = 2
+#: A worker that exits with this code is misconfigured: a restart would not help.
+CONFIGURATION_ERROR = 2
 
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 30.0
-#: One that has lived for so long is restarted as if it had never failed.
+_FIRST_PAUSE_SECONDS = 0.5
+_MAX_PAUSE_SECONDS = 30.0
+#: A worker that has run this long is restarted after the first pause again.
 _SETTLED_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crew:
-    """The workers of one supervisor: each one's command, and the file that shows its health."""
+class WorkerGroup:
+    """The workers of one supervisor: their command, and the health file of each."""
 
     command: Sequence[str]
     health_files: Sequence[Path]
     health_file: Path | None = None
 
 
-async def supervise(crew: Crew) -> int:
-    """Keep the workers running until told to stop; return what to exit with."""
-    return await _Supervisor(crew).run()
+async def supervise(group: WorkerGroup) -> int:
+    """Keep the workers running until the process is stopped; return the exit code."""
+    return await _Supervisor(group).run()
 
 
 class _Supervisor:
-    def __init__(self, crew: Crew) -> None:
-        self._crew = crew
-        self._orders = Orders()
+    def __init__(self, group: WorkerGroup) -> None:
+        self._group = group
+        self._stop = StopRequest()
         self._running: dict[Path, Process] = {}
         self._exit_code = 0
 
     async def run(self) -> int:
-        async with anyio.create_task_group() as around:
-            await around.start(self._orders.hear_signals)
-            around.start_soon(self._pass_on, Order.DRAIN)
-            around.start_soon(self._pass_on, Order.HURRY)
-            if self._crew.health_file is not None:
-                around.start_soon(self._show_health, self._crew.health_file)
+        async with anyio.create_task_group() as background:
+            await background.start(self._stop.follow_signals)
+            background.start_soon(self._pass_on, StopLevel.DRAIN)
+            background.start_soon(self._pass_on, StopLevel.HURRY)
+            if self._group.health_file is not None:
+                background.start_soon(self._write_group_health, self._group.health_file)
             async with anyio.create_task_group() as workers:
-                for file in self._crew.health_files:
+                for file in self._group.health_files:
                     workers.start_soon(self._keep, file)
-            around.cancel_scope.cancel()
+            background.cancel_scope.cancel()
         return self._exit_code
 
     def _stopping(self) -> bool:
-        return self._orders.given is not Order.GO_ON
+        return self._stop.level is not StopLevel.NONE
 
     async def _keep(self, file: Path) -> None:
-        """Have one worker in this place, a new one where one has ended."""
-        pause = _FIRST_PAUSE
+        """Run one worker; start another when it has ended."""
+        pause = _FIRST_PAUSE_SECONDS
         while not self._stopping():
-            began = anyio.current_time()
+            started_at = anyio.current_time()
             code = await self._run_one(file)
             if self._stopping():
                 return
-            if code == USELESS:
+            if code == CONFIGURATION_ERROR:
                 self._exit_code = code
-                self._orders.give(Order.DRAIN)
+                self._stop.request(StopLevel.DRAIN)
                 return
-            if anyio.current_time() - began > _SETTLED_SECONDS:
-                pause = _FIRST_PAUSE
+            if anyio.current_time() - started_at > _SETTLED_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
             log.warning("A worker has ended (exit code %s); another starts in %s s", code, pause)
             with anyio.move_on_after(pause):
-                await self._orders.wait_for(Order.DRAIN)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+                await self._stop.wait_for(StopLevel.DRAIN)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
     async def _run_one(self, file: Path) -> int:
         process = await anyio.open_process(
-            [*self._crew.command, "--supervised", "--health-file", str(file)],
+            [*self._group.command, "--supervised", "--health-file", str(file)],
             stdin=subprocess.PIPE,
             stdout=None,
             stderr=None,
@@ -98,30 +103,30 @@ class _Supervisor:
         )
         async with process:
             self._running[file] = process
-            await self._tell(process)  # the order may have come while it was started
+            await self._send_level(process)  # it may have changed during the start
             try:
                 return await process.wait()
             finally:
                 del self._running[file]
-                remove(file)  # where it had no time to do so itself
+                remove_heartbeat(file)  # a killed worker leaves it behind
 
-    async def _pass_on(self, order: Order) -> None:
-        await self._orders.wait_for(order)
+    async def _pass_on(self, level: StopLevel) -> None:
+        await self._stop.wait_for(level)
         for process in tuple(self._running.values()):
-            await self._tell(process)
+            await self._send_level(process)
 
-    async def _tell(self, process: Process) -> None:
+    async def _send_level(self, process: Process) -> None:
         if process.stdin is None:
             return
-        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # ended by itself
-            await process.stdin.send(f"{self._orders.given.name}\n".encode())
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # the worker has ended
+            await process.stdin.send(f"{self._stop.level.name}\n".encode())
 
-    async def _show_health(self, file: Path) -> None:
+    async def _write_group_health(self, file: Path) -> None:
         try:
             while True:
-                health = read_health(self._crew.health_files)
+                health = read_health(self._group.health_files)
                 if health.live:
-                    write_beat(file, "ok" if health.ready else "unavailable")
-                await anyio.sleep(BEAT_SECONDS)
+                    write_heartbeat(file, "ok" if health.ready else "unavailable")
+                await anyio.sleep(HEARTBEAT_SECONDS)
         finally:
-            remove(file)
+            remove_heartbeat(file)

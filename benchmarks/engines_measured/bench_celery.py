@@ -8,9 +8,9 @@ from asyncjobs.dispatchers.celery import CeleryDispatcher
 from benchmarks.engines_measured.common import BROKER, SLOTS, Bench, queue_on
 
 app = Celery("bench", broker=BROKER, backend=BROKER)
-carried = CeleryDispatcher(app)
-jobs = queue_on(carried)
-carried.carrier(jobs)
+dispatcher = CeleryDispatcher(app)
+jobs = queue_on(dispatcher)
+dispatcher.register_task(jobs)
 
 
 @app.task(name="own")

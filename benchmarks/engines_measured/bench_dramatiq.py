@@ -16,9 +16,9 @@ from benchmarks.engines_measured.common import BROKER, SLOTS, Bench, queue_on
 broker: Any = cast("Any", RedisBroker)(url=BROKER)
 broker.add_middleware(cast("Any", Results)(backend=RedisBackend(url=BROKER)))
 dramatiq.set_broker(broker)
-sending = DramatiqDispatcher(broker)
-jobs = queue_on(sending)
-sending.carrier(jobs)
+dispatcher = DramatiqDispatcher(broker)
+jobs = queue_on(dispatcher)
+dispatcher.register_task(jobs)
 
 
 @dramatiq.actor(store_results=True)

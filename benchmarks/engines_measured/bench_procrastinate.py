@@ -13,9 +13,9 @@ from asyncjobs.dispatchers.procrastinate import ProcrastinateDispatcher
 from benchmarks.engines_measured.common import BROKER, SLOTS, Bench, queue_on
 
 pro = App(connector=PsycopgConnector(conninfo=BROKER))
-deferring = ProcrastinateDispatcher(pro)
-jobs = queue_on(deferring)
-deferring.carrier(jobs)
+dispatcher = ProcrastinateDispatcher(pro)
+jobs = queue_on(dispatcher)
+dispatcher.register_task(jobs)
 
 
 @pro.task(name="own")

@@ -13,9 +13,9 @@ from benchmarks.engines_measured.common import BROKER, Bench, queue_on
 # redis-py and RQ type these by dicts of anything.
 connection: Any = cast("Any", Redis).from_url(BROKER)
 queue: Any = Queue(connection=connection)
-carrying = RQDispatcher(connection, "benchmarks.engines_measured.bench_rq.carry")
-jobs = queue_on(carrying)
-carry = carrying.carrier(jobs)
+dispatcher = RQDispatcher(connection, "benchmarks.engines_measured.bench_rq.run_job")
+jobs = queue_on(dispatcher)
+run_job = dispatcher.register_task(jobs)
 
 
 def own_rq(number: int) -> int:

@@ -13,15 +13,15 @@ from asyncjobs.dispatchers.saq import SAQDispatcher
 from benchmarks.engines_measured.common import BROKER, SLOTS, Bench, queue_on
 
 saq_queue = SaqQueue.from_url(BROKER)
-handing = SAQDispatcher(saq_queue)
-jobs = queue_on(handing)
+dispatcher = SAQDispatcher(saq_queue)
+jobs = queue_on(dispatcher)
 
 
 async def own_saq(_context: Any, *, number: int) -> int:
     return number
 
 
-settings = handing.carrier(
+settings = dispatcher.register_task(
     jobs, {"queue": saq_queue, "functions": [("own", own_saq)], "concurrency": int(SLOTS)}
 )
 

@@ -13,9 +13,9 @@ from benchmarks.engines_measured.common import BROKER, SLOTS, Bench, queue_on
 
 backend: Any = cast("Any", RedisAsyncResultBackend)(BROKER)
 taskiq_broker = ListQueueBroker(BROKER).with_result_backend(backend)
-hook_runner = TaskiqDispatcher(taskiq_broker)
-jobs = queue_on(hook_runner)
-hook_runner.carrier(jobs)
+dispatcher = TaskiqDispatcher(taskiq_broker)
+jobs = queue_on(dispatcher)
+dispatcher.register_task(jobs)
 
 
 @taskiq_broker.task(task_name="own")

@@ -1,7 +1,7 @@
 """The export of `exports.py`, run by Celery's workers.
 
-A team that has Celery already keeps its app, its broker and its workers. This adds a dispatcher,
-and one line by which the workers know the task that carries jobs.
+A team that has Celery already keeps its app, its broker and its workers. This module adds a
+dispatcher, and registers the task that runs jobs.
 """
 
 import os
@@ -15,10 +15,10 @@ from exports import export
 REDIS = os.environ.get("EXPORTS_REDIS", "redis://localhost:6379")
 
 celery_app = Celery("exports", broker=f"{REDIS}/0")
-# A worker takes a job when it can begin it, so that jobs do not queue up behind a long one.
+# A worker fetches a job when it can start it, so that jobs do not wait behind a long one.
 celery_app.conf.worker_prefetch_multiplier = 1
 
 dispatcher = CeleryDispatcher(celery_app)
 jobs = AsyncJobs(os.environ.get("EXPORTS_STORE", f"{REDIS}/1"), dispatcher=dispatcher)
 jobs.registry.add(export)
-dispatcher.carrier(jobs)
+dispatcher.register_task(jobs)

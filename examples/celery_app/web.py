@@ -1,4 +1,4 @@
-"""The web process: it answers 202 and tells how jobs are; Celery's workers run them."""
+"""The web process: it answers 202 and serves the status of jobs; Celery's workers run them."""
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, Response
@@ -13,14 +13,14 @@ mount(app, jobs, prefix="/api/jobs")
 
 @app.post("/api/exports", status_code=202, response_model=AcceptedDocument)
 async def create_export(cmd: ExportRequest, accept: Accept) -> Response:
-    """Begin an export."""
+    """Submit an export."""
     return await accept(export, cmd)
 
 
 @app.get(
     "/exports/{name}",
     response_class=FileResponse,
-    responses={404: {"description": "There is no such export."}},
+    responses={404: {"description": "No such export."}},
 )
 async def download(name: str) -> FileResponse:
     """Fetch a finished export."""

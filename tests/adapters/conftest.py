@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -42,6 +41,7 @@ from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import flask as on_flask
 from asyncjobs.adapters import starlette as on_starlette
 from asyncjobs.dispatchers.local import LocalDispatcher
+from tests.waiting import until_sync
 
 QUICK = Settings(
     progress_interval=timedelta(seconds=0.02),
@@ -208,7 +208,7 @@ class StarletteStack(Stack):
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
-            until(lambda: server.started or not thread.is_alive())
+            until_sync(lambda: server.started or not thread.is_alive())
             port = server.servers[0].sockets[0].getsockname()[1]
             yield f"http://127.0.0.1:{port}"
         finally:
@@ -303,13 +303,6 @@ def _nothing(_: Any, start_response: Any) -> list[bytes]:
     return []
 
 
-def until(holds: Callable[[], object], seconds: float = 10) -> None:
-    patience = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < patience, "it did not come to pass"
-        time.sleep(0.005)
-
-
 @dataclass(frozen=True)
 class Site:
     """A served application: its address, a client, its queue, and the loop that queue runs in."""
@@ -385,8 +378,3 @@ def new_jobs(new_url: Callable[[], str]) -> Callable[..., AsyncJobs]:
         return make_jobs(new_url() if store is None else store, **options)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def eventually() -> Callable[..., None]:
-    return until

@@ -13,7 +13,9 @@ import pytest
 
 from asyncjobs.core.job import new_job_id
 from asyncjobs.http.documents import AcceptedDocument, JobDocument
+from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.problems import ProblemDocument
+from asyncjobs.http.security import PollLimit
 
 pytestmark = pytest.mark.every_store
 
@@ -95,7 +97,7 @@ def test_a_submission_is_answered_at_once_by_where_to_follow_it(open_site: OpenS
     assert answer.headers["cache-control"] == "no-store"
 
 
-def test_the_first_poll_never_answers_404(client: httpx2.Client) -> None:
+def test_the_first_poll_finds_the_job(client: httpx2.Client) -> None:
     answers = [client.get(url_of(client, "double")) for _ in range(50)]
     assert {answer.status_code for answer in answers} == {200}
 
@@ -111,16 +113,8 @@ def test_a_job_is_followed_to_its_result(client: httpx2.Client, name: str, resul
     assert (answer.status_code, answer.json()) == (200, result)
 
 
-def test_a_status_is_private_and_asked_about_each_time(client: httpx2.Client) -> None:
-    answer = client.get(end_of(client, "double"))
-    assert answer.headers["cache-control"] == "private, no-cache"
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["content-type"] == "application/json"
-    assert "retry-after" not in answer.headers
-
-
 @pytest.mark.parametrize("suffix", ["", "/result"])
-def test_what_a_client_has_already_is_not_sent_again(client: httpx2.Client, suffix: str) -> None:
+def test_a_known_version_gets_304(client: httpx2.Client, suffix: str) -> None:
     url = end_of(client, "double") + suffix
     tag = client.get(url).headers["etag"]
     answer = client.get(url, headers={"If-None-Match": f'"0", W/{tag}'})
@@ -165,7 +159,7 @@ def test_a_job_that_failed_on_purpose_says_why(client: httpx2.Client) -> None:
     assert problem.error == "The disk is full."
 
 
-def test_what_a_handler_raises_stays_with_the_operators(client: httpx2.Client) -> None:
+def test_the_exception_of_a_handler_is_not_sent(client: httpx2.Client) -> None:
     url = end_of(client, "broken", "a secret")
     answers = [client.get(url), client.get(f"{url}/result")]
     assert [answer.status_code for answer in answers] == [200, 424]
@@ -192,18 +186,6 @@ def test_a_waiting_job_is_cancelled_at_once(
     answer = client.request(method, url + suffix)
     assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
     assert "retry-after" not in answer.headers
-
-
-@pytest.mark.parametrize("name", ["double", "full"])
-@pytest.mark.parametrize(("method", "suffix"), [("POST", "/cancel"), ("DELETE", "")])
-def test_a_terminal_job_is_left_as_it_is(
-    client: httpx2.Client, name: str, method: str, suffix: str
-) -> None:
-    url = end_of(client, name)
-    before = client.get(url)
-    answer = client.request(method, url + suffix)
-    assert (answer.status_code, answer.json()) == (200, before.json())
-    assert client.get(url).headers["etag"] == before.headers["etag"]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +221,7 @@ def test_a_path_below_a_job_that_is_no_route_is_not_found(client: httpx2.Client,
         ("GET", "/cancel", "POST"),
     ],
 )
-def test_another_method_is_told_which_are_allowed(
+def test_another_method_gets_405_with_allow(
     client: httpx2.Client, method: str, suffix: str, allowed: str
 ) -> None:
     answer = client.request(method, f"/api/jobs/{new_job_id()}{suffix}")
@@ -281,3 +263,13 @@ def test_a_route_of_the_app_that_asks_for_an_unknown_job_is_answered_404(
     client: httpx2.Client,
 ) -> None:
     problem_of(client.post(f"/repeat/{new_job_id()}"), 404, "job_not_found")
+
+
+def test_a_poll_limit_answers_429_with_retry_after(open_site: OpenSite) -> None:
+    options = MountOptions(poll_limit=PollLimit(burst=1, interval=60))
+    with open_site(options=options) as site:
+        url = url_of(site.client, "outside")
+        assert site.client.get(url).status_code == 200
+        answer = site.client.get(url)
+        problem_of(answer, 429, "too_many_polls")
+        assert 1 <= int(answer.headers["retry-after"]) <= 60

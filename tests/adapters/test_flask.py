@@ -19,6 +19,7 @@ from asyncjobs import AsyncJobs, EnqueueOptions, JobContext
 from asyncjobs.adapters.flask import accept, mount, portal_of
 from asyncjobs.errors import ConfigurationError, UnknownType
 from asyncjobs.portal import Portal
+from tests.waiting import until_sync
 
 JSON = {"Content-Type": "application/json"}
 
@@ -162,7 +163,7 @@ def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:
 
 @pytest.mark.every_store(without="memory")
 def test_what_waits_in_the_store_runs_after_any_first_request(
-    new_url: Callable[[], str], eventually: Callable[..., None]
+    new_url: Callable[[], str],
 ) -> None:
     url = new_url()
     before, jobs = make_app(url)
@@ -175,7 +176,7 @@ def test_what_waits_in_the_store_runs_after_any_first_request(
     assert after.test_client().get("/ordinary").status_code == 200
     watching = AsyncJobs(url)  # without the handler, it runs nothing
     window = Portal(watching)
-    eventually(lambda: window.call(watching.find, job.id).result == "words")
+    until_sync(lambda: window.call(watching.find, job.id).result == "words")
     window.close()
     portal_of(jobs, after).close()
 

@@ -34,11 +34,11 @@ pytestmark = pytest.mark.every_store
 
 # Nothing is held for long, so that thousands of requests take seconds.
 HASTY = MountOptions(
-    longest_wait=0,
-    stream_life=0.001,
-    streams=50,
+    max_wait=0,
+    max_stream_duration=0.001,
+    max_streams=50,
     origins=("https://app.example.com",),
-    poll_limit=PollLimit(burst=8, every=0.01),
+    poll_limit=PollLimit(burst=8, interval=0.01),
 )
 # Each request line meets each envelope: 10,240 requests of a few hundred parts; on servers 160.
 SIDE, SHORT_SIDE = 16, 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
@@ -19,7 +20,6 @@ from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import starlette as on_starlette
 from asyncjobs.adapters.asgi import StatusMonitor
 from asyncjobs.core.job import new_job_id
-from asyncjobs.errors import NotOpen
 
 Lifespan = Callable[[Any], Any]
 Make = Callable[[AsyncJobs, Lifespan | None], Starlette]
@@ -121,10 +121,48 @@ def test_an_app_whose_lifespan_fails_closes_the_queue(make: Make, jobs: AsyncJob
 
 
 @each_framework
-def test_a_queue_that_nobody_opened_is_a_clear_error(make: Make, jobs: AsyncJobs) -> None:
-    client = TestClient(make(jobs, None))  # not entered: no lifespan
-    with pytest.raises(NotOpen, match="lifespan"):
-        client.get(f"/api/jobs/{new_job_id()}")
+def test_a_sub_application_opens_the_queue_at_first_use(make: Make, jobs: AsyncJobs) -> None:
+    sub = make(jobs, None)
+
+    async def begin(request: Request) -> Response:
+        return await on_starlette.accept(request, jobs.registry.find("double"), 21)
+
+    sub.add_route("/begin", begin, methods=["POST"])
+    with TestClient(Starlette(routes=[Mount("/v1", sub)])) as client:
+        assert not jobs.is_open
+        answer = client.post("/v1/begin", headers={"Prefer": "wait=20"})
+        assert (answer.status_code, answer.json()["result"]) == (200, 42)
+        job_id = answer.json()["jobId"]
+        assert client.get(f"/v1/api/jobs/{job_id}").status_code == 200
+        with client.websocket_connect(f"/v1/ws/jobs/{job_id}") as socket:
+            assert socket.receive_json()["result"] == 42
+    # The event loop has ended, and the queue with it.
+    assert not jobs.is_open
+
+
+@each_framework
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_without_any_lifespan_each_event_loop_opens_the_queue(
+    make: Make, new_store: Callable[[], Any], backend: Any
+) -> None:
+    jobs = AsyncJobs(new_store())
+    client = TestClient(make(jobs, None), backend=backend)  # not entered: a loop per request
+    for _ in range(2):
+        assert client.get(f"/api/jobs/{new_job_id()}").status_code == 404
+        assert not jobs.is_open
+
+
+@each_framework
+@pytest.mark.own_store
+def test_a_queue_that_cannot_be_opened_at_the_first_request_is_tried_again(
+    make: Make, tmp_path: Path
+) -> None:
+    folder = tmp_path / "later"
+    sub = make(AsyncJobs(f"sqlite:///{folder / 'jobs.db'}"), None)
+    with TestClient(Starlette(routes=[Mount("/v1", sub)])) as client:
+        for status in (503, 404):
+            assert client.get(f"/v1/api/jobs/{new_job_id()}").status_code == status
+            folder.mkdir(exist_ok=True)
 
 
 def test_the_bare_monitor_serves_under_its_prefix_whether_that_is_cut_off_or_not(

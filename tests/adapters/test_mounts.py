@@ -60,7 +60,9 @@ def test_urls_are_absolute_where_a_base_is_given(serve: Serve, new_jobs: NewJobs
 
 
 def test_the_pace_of_polling_can_be_set(serve: Serve, new_jobs: NewJobs) -> None:
-    with serve((new_jobs(), {"options": MountOptions(pacing=Pacing(least=7, most=9))})) as client:
+    with serve(
+        (new_jobs(), {"options": MountOptions(pacing=Pacing(min_delay=7, max_delay=9))})
+    ) as client:
         assert submit(client, "double").headers["retry-after"] == "7"
 
 

@@ -1,4 +1,4 @@
-"""A real browser, and an application whose jobs do what a test tells them."""
+"""A real browser, and an application whose jobs take their steps from a test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -23,10 +23,12 @@ from starlette.responses import RedirectResponse, Response
 
 from asyncjobs import AsyncJobs, JobContext, JobFailed, Settings
 from asyncjobs.adapters.starlette import accept, mount
+from asyncjobs.testing import TcpProxy
+from tests.waiting import until_sync
 
 SETTINGS = Settings(progress_interval=timedelta(seconds=0.02), grace=timedelta(seconds=0.2))
 
-# Whatever a browser does of its own accord would be a request that no page has made.
+# A browser's own background requests would be counted as the page's.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -93,10 +95,14 @@ class Export:
     def tell(self, **step: Any) -> None:
         self.client.post(f"/tell/{self.id}", json=step).raise_for_status()
 
-    def document(self, wait: int = 0) -> dict[str, Any]:
-        answer = self.client.get(self.url, headers={"Prefer": f"wait={wait}"})
-        document: dict[str, Any] = answer.raise_for_status().json()
+    def document(self) -> dict[str, Any]:
+        document: dict[str, Any] = self.client.get(self.url).raise_for_status().json()
         return document
+
+    def until_ended(self) -> dict[str, Any]:
+        """Wait for the job's end; return its last document."""
+        until_sync(lambda: self.document()["completedAt"])
+        return self.document()
 
 
 @contextmanager
@@ -110,7 +116,6 @@ def serving(store: str, *, absolute: bool = False) -> Generator[httpx2.Client]:
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
-        # What connects before the server accepts waits in the socket's backlog.
         with httpx2.Client(base_url=url, timeout=10) as client:
             yield client
     finally:
@@ -138,7 +143,7 @@ def job(client: httpx2.Client) -> Generator[Export]:
 
 @pytest.fixture
 def absolute_job(new_url: Callable[[], str]) -> Generator[Export]:
-    """Make a job of an application that knows its own base URL."""
+    """A job of an application with a `base_url`."""
     with serving(new_url(), absolute=True) as client:
         yield begin(client)
 
@@ -156,73 +161,16 @@ def browser() -> Generator[Browser]:
         browser.close()
 
 
-class Passage:
-    """A way to the server on which all connections can be cut."""
-
-    def __init__(self, server: str) -> None:
-        self._server = ("127.0.0.1", int(server.rpartition(":")[2]))
-        self._open: set[socket.socket] = set()
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def cut(self) -> None:
-        for end in [*self._open]:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._listening.close()
-        self.cut()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listening.accept()
-                server = socket.create_connection(self._server)
-                self._open |= {client, server}
-                for one, other in ((client, server), (server, client)):
-                    threading.Thread(target=self._pass_on, args=(one, other)).start()
-
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while chunk := source.recv(65536):
-                target.sendall(chunk)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        if source in self._open and target not in self._open:
-            target.close()
-            source.close()
-        self._open.discard(source)
-
-
 @pytest.fixture
-def way_to() -> Generator[Callable[[str], Passage]]:
-    """Make a way to the server at a URL."""
-    made: list[Passage] = []
-
-    def way(url: str) -> Passage:
-        made.append(Passage(url))
-        return made[-1]
-
-    yield way
-    for passage in made:
-        passage.close()
-
-
-@pytest.fixture
-def passage(client: httpx2.Client, way_to: Callable[[str], Passage]) -> Passage:
-    return way_to(str(client.base_url).rstrip("/"))
+def proxy(client: httpx2.Client) -> Generator[TcpProxy]:
+    """A proxy in front of the server, by which connections can be cut."""
+    with TcpProxy(client.base_url.host, client.base_url.port or 0) as proxy:
+        yield proxy
 
 
 @dataclass
 class Seen:
-    """What a page has asked for, and what its console said."""
+    """The requests of a page, and the messages of its console."""
 
     requests: list[Request] = field(default_factory=list[Request])
     faults: list[str] = field(default_factory=list[str])
@@ -249,9 +197,9 @@ def seen() -> Seen:
 
 @pytest.fixture
 def open_page(browser: Browser, seen: Seen) -> Generator[OpenPage]:
-    """Open a page of a context of its own; whatever its console says fails the test.
+    """Open a page in a context of its own; a console message fails the test.
 
-    But for requests that have failed: those a test makes fail itself.
+    Except for failed requests, which tests cause themselves.
     """
     pages: list[Page] = []
 

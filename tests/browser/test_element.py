@@ -144,7 +144,7 @@ def test_one_that_is_taken_away_follows_no_more(show: Show, job: Any) -> None:
     state(page, "processing")
     page.evaluate("window.taken = document.querySelector('async-job'); taken.remove();")
     job.tell(result=7)
-    job.document(wait=5)
+    job.until_ended()
     assert page.evaluate("taken.job.status") == "processing"
     page.evaluate("document.body.append(taken)")
     state(page, "completed")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Route, expect
-
-pytestmark = pytest.mark.every_store
 
 OpenPage = Callable[..., Page]
 
@@ -85,7 +82,7 @@ def broken(route: Route) -> None:
     route.abort()
 
 
-def test_where_events_are_blocked_it_reads_and_waits(page: Page, job: Any, seen: Any) -> None:
+def test_held_reads_take_over_if_events_are_blocked(page: Page, job: Any, seen: Any) -> None:
     page.route("**/events", broken)
     follow(page, job)
     job.tell(percent=10)
@@ -94,23 +91,6 @@ def test_where_events_are_blocked_it_reads_and_waits(page: Page, job: Any, seen:
     ends(page)
     asked = [one.headers.get("prefer") for one in seen.requests if one.url == job.url]
     assert "wait=25" in asked
-
-
-def without_preference(route: Route) -> None:
-    if "prefer" in route.request.headers:
-        route.abort()
-    else:
-        route.continue_()
-
-
-def test_where_nothing_else_comes_through_it_polls(page: Page, job: Any) -> None:
-    page.route("**/events", broken)
-    page.route(job.url, without_preference)
-    follow(page, job)
-    job.tell(percent=10)
-    shows(page, 10)
-    job.tell(result=7)
-    ends(page)
 
 
 def test_a_socket_brings_each_step_and_the_end(page: Page, job: Any, seen: Any) -> None:
@@ -122,7 +102,7 @@ def test_a_socket_brings_each_step_and_the_end(page: Page, job: Any, seen: Any) 
     assert (seen.count("/events"), count(seen, job)) == (0, 0)
 
 
-def test_without_a_socket_it_goes_on_by_events(page: Page, job: Any, seen: Any) -> None:
+def test_events_take_over_if_no_socket_opens(page: Page, job: Any, seen: Any) -> None:
     follow(page, job, transport="socket", socketUrl="ws://127.0.0.1:9/nothing")
     job.tell(percent=10)
     shows(page, 10)
@@ -133,8 +113,8 @@ def test_without_a_socket_it_goes_on_by_events(page: Page, job: Any, seen: Any) 
     seen.faults.clear()
 
 
-@pytest.mark.parametrize("transport", ["socket", "events", "wait"])
-def test_a_job_that_is_none_is_told_by_its_error(page: Page, transport: str) -> None:
+@pytest.mark.parametrize("transport", ["socket", "events"])
+def test_an_unknown_job_is_an_error(page: Page, transport: str) -> None:
     never = "/api/jobs/job_8e03978e-40d5-43dd-bc93-6894a57f9324"
     page.evaluate(FOLLOW, [never, {"transport": transport}])
     assert page.evaluate("end") == "job_not_found"
@@ -144,44 +124,41 @@ def a_page(route: Route) -> None:
     route.fulfill(body="<title>Log in</title>", content_type="text/html")
 
 
-@pytest.mark.parametrize("transport", ["events", "wait", "poll"])
-def test_a_page_in_place_of_a_job_is_told(page: Page, seen: Any, transport: str) -> None:
+def test_a_page_in_place_of_events_and_status_is_an_error(page: Page, seen: Any) -> None:
     page.route("**/api/jobs/login**", a_page)
     page.route("**/api/jobs/login/events", a_page)
-    page.evaluate(FOLLOW, ["/api/jobs/login", {"transport": transport}])
+    page.evaluate(FOLLOW, ["/api/jobs/login", {}])
     assert page.evaluate("end") == "not_a_job"
-    received = page.evaluate("job.catch(error => error.received)")
-    assert received == "text/html: <title>Log in</title>"
     seen.faults[:] = [text for text in seen.faults if "has a MIME type" not in text]
 
 
-@pytest.mark.parametrize("transport", ["events", "wait", "poll"])
-def test_redirects_in_a_circle_are_told(page: Page, transport: str) -> None:
-    page.evaluate(FOLLOW, ["/circle", {"transport": transport}])
+def test_endless_redirects_are_an_error(page: Page) -> None:
+    page.evaluate(FOLLOW, ["/circle", {}])
     assert page.evaluate("end") == "redirect_loop"
 
 
-def test_a_hidden_tab_asks_nothing_and_goes_on_when_it_is_seen(page: Page, job: Any) -> None:
+def test_a_hidden_tab_pauses_until_it_is_visible(page: Page, job: Any) -> None:
     follow(page, job)
     job.tell(percent=10)
     shows(page, 10)
     page.evaluate(HIDE, True)
     job.tell(result=7)
-    job.document(wait=5)
-    assert page.evaluate("new Promise(seen => setTimeout(() => seen(versions.at(-1)), 100))") == 3
+    job.until_ended()
+    page.evaluate("fetch('/empty').then(() => null)")  # what was sent before it has arrived
+    assert page.evaluate("versions.at(-1)") == 3
     shows(page, 10)
     page.evaluate(HIDE, False)
     ends(page)
 
 
-def test_a_hidden_tab_goes_on_where_it_is_asked_to(page: Page, job: Any) -> None:
+def test_a_hidden_tab_goes_on_with_background(page: Page, job: Any) -> None:
     page.evaluate(HIDE, True)
     follow(page, job, background=True)
     job.tell(result=7)
     ends(page)
 
 
-def test_it_goes_on_when_the_network_is_back(page: Page, job: Any) -> None:
+def test_following_resumes_when_the_network_is_back(page: Page, job: Any) -> None:
     follow(page, job)
     job.tell(percent=10)
     shows(page, 10)
@@ -191,7 +168,7 @@ def test_it_goes_on_when_the_network_is_back(page: Page, job: Any) -> None:
     ends(page)
 
 
-def test_a_job_outlives_its_page(page: Page, job: Any) -> None:
+def test_a_kept_job_is_resumed_after_a_reload(page: Page, job: Any) -> None:
     follow(page, job, keep=True)
     job.tell(percent=10)
     shows(page, 10)
@@ -205,7 +182,7 @@ def test_a_job_outlives_its_page(page: Page, job: Any) -> None:
     assert page.evaluate(RESUME) == []
 
 
-def test_who_leaves_leaves_no_stream_open(page: Page, job: Any) -> None:
+def test_a_signal_ends_the_following(page: Page, job: Any) -> None:
     follow(page, job)
     job.tell(percent=10)
     shows(page, 10)
@@ -214,35 +191,15 @@ def test_who_leaves_leaves_no_stream_open(page: Page, job: Any) -> None:
 
 
 @pytest.mark.parametrize("transport", ["events", "wait", "socket"])
-def test_it_goes_on_where_its_connection_was_cut(
-    open_page: OpenPage, job: Any, passage: Any, transport: str
+def test_following_survives_cut_connections(
+    open_page: OpenPage, job: Any, proxy: Any, transport: str
 ) -> None:
     page = open_page()
-    page.goto(f"{passage.url}/empty")
+    page.goto(proxy.through(f"{job.client.base_url}/empty"))
     follow(page, job, transport=transport)
     for percent in (10, 20):
         job.tell(percent=percent)
         shows(page, percent)
-        passage.cut()
+        proxy.cut()
     job.tell(result=7)
     ends(page)
-
-
-def test_a_page_submits_cancels_and_iterates(page: Page) -> None:
-    told: dict[str, Any] = json.loads(
-        page.evaluate("""async () => {
-            const {submitJob, followJob} = await import("/api/jobs/client.js");
-            const submitted = await submitJob("/exports", {});
-            const job = followJob(submitted);
-            const seen = [];
-            for await (const {status, version} of job) {
-                if (!seen.length) await job.cancel();
-                seen.push([version, status]);
-            }
-            return JSON.stringify({seen, url: submitted.statusUrl});
-        }""")
-    )
-    assert told["url"].startswith("http://127.0.0.1")
-    versions = [version for version, _ in told["seen"]]
-    assert versions == sorted(set(versions))
-    assert told["seen"][-1][1] == "cancelled"

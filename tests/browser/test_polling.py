@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
-pytestmark = pytest.mark.every_store
-
 # The page's clock stands from then on, until it is moved.
 START = datetime(2001, 1, 1, tzinfo=UTC)
 
@@ -43,12 +41,6 @@ def is_poll(request: Request, job: Any) -> bool:
 
 def polls(seen: Any, job: Any) -> int:
     return sum(is_poll(request, job) for request in seen.requests)
-
-
-def until_ended(job: Any) -> None:
-    """Wait by the status route itself, which may hold a request while nothing changes."""
-    while job.document(wait=5)["completedAt"] is None:
-        pass
 
 
 def stop_clock(page: Page) -> None:
@@ -100,7 +92,7 @@ def wait_for_pauses(page: Page, count: int) -> None:
 def test_where_events_are_blocked_the_page_polls(polling: Page, job: Any) -> None:
     shown = polling.locator("[data-is=percent]").text_content()
     job.tell(result=1)
-    until_ended(job)
+    job.until_ended()
     assert polling.locator("[data-is=percent]").text_content() == shown == "0%"
     polling.clock.fast_forward(pauses(polling)[0])
     expect(polling.locator(".status")).to_have_text("Completed")
@@ -123,7 +115,7 @@ def test_polling_keeps_the_pace_it_is_told(
 
 def test_polling_ends_with_the_job(polling: Page, job: Any, seen: Any) -> None:
     job.tell(result=1)
-    until_ended(job)
+    job.until_ended()
     polling.clock.fast_forward(5000)
     expect(polling.locator(".status")).to_have_text("Completed")
     polling.clock.run_for(60_000)

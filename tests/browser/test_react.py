@@ -152,37 +152,6 @@ def test_the_example_makes_one_job_of_a_double_click(
     quiet(seen)
 
 
-def test_the_example_shows_a_bar_and_cancels(
-    open_page: OpenPage, modules: Any, example: str, seen: Any
-) -> None:
-    page = opened(open_page, modules, f"{example}/react/")
-    page.get_by_role("button", name="Export").click()
-    expect(page.get_by_role("progressbar", name="Export")).to_be_visible()
-    page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_role("button", name="Export")).to_be_visible()
-    quiet(seen)
-
-
-def test_the_example_comes_to_the_file_through_cuts(
-    open_page: OpenPage, modules: Any, example: str, way_to: Any, seen: Any, tmp_path: Path
-) -> None:
-    passage = way_to(example)
-    page = opened(
-        open_page, modules, f"{passage.url}/react/", viewport={"width": 480, "height": 240}
-    )
-    page.screenshot(path=tmp_path / "begin.png")
-    page.get_by_role("button", name="Export").click()
-    for percent in (5, 30):
-        page.wait_for_function(
-            "percent => document.querySelector('progress')?.value >= percent", arg=percent
-        )
-        passage.cut()
-    page.screenshot(path=tmp_path / "cut.png")
-    expect(page.get_by_role("link", name="Download")).to_be_visible(timeout=60_000)
-    page.screenshot(path=tmp_path / "completed.png")
-    quiet(seen)
-
-
 HOOKED = """<!doctype html><meta charset="utf-8"><title>A page</title>
 <script type="importmap">{"imports": {"react": "https://esm.sh/react@19.2.0",
     "react-dom/client": "https://esm.sh/react-dom@19.2.0/client"}}</script>
@@ -264,7 +233,7 @@ def test_a_hook_needs_no_request_where_the_submission_told_the_end(
     hooked: Hooked, job: Any, seen: Any
 ) -> None:
     job.tell(result={"rows": 7})
-    document = job.document(wait=5)
+    document = job.until_ended()
     page = hooked("events", {"jobId": job.id, "statusUrl": None, "document": document})
     shows(page, isComplete=True, isLoading=False, result={"rows": 7})
     assert [one.url for one in seen.requests if job.id in one.url] == []
@@ -292,5 +261,5 @@ def test_a_hook_that_is_gone_follows_no_more(hooked: Hooked, job: Any) -> None:
     page.evaluate("render(undefined)")
     expect(page.locator("output")).to_have_count(0)
     job.tell(result=7)
-    job.document(wait=5)
+    job.until_ended()
     assert page.evaluate("shown.progress") == 42

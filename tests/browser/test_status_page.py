@@ -179,3 +179,11 @@ def test_absolute_links_work_where_they_lead_to_the_same_origin(
     expect(part(page, "percent")).to_have_text("33%")
     page.get_by_role("button", name="Cancel").click()
     expect(status(page)).to_have_text("Cancelled")
+
+
+def test_the_page_shows_the_end_after_a_cut_connection(page: Page, proxy: Any, job: Any) -> None:
+    page.goto(proxy.through(job.url))
+    expect(status(page)).to_have_text("In progress")
+    proxy.cut()
+    job.tell(result=1)
+    expect(status(page)).to_have_text("Completed", timeout=60_000)

@@ -1,4 +1,4 @@
-"""What the tests of the commands share: stores with jobs, and a shell to say commands in."""
+"""What the tests of the commands share: stores with jobs, and a shell to run commands."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ import anyio
 import pytest
 from click.testing import CliRunner, Result
 
-from asyncjobs import (
-    Job,
-    JobError,
-    JobStatus,
-    Progress,
-)
+from asyncjobs import Job, JobError, JobStatus, Progress
 from asyncjobs.cli.app import commands
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Detail, Lease, new_job_id
@@ -34,19 +29,19 @@ Made = Callable[..., Job]
 
 @pytest.fixture
 def url(new_url: Callable[[], str]) -> str:
-    """Name a store of each kind that commands can meet, which is empty."""
+    """Return the URL of an empty store, of each kind."""
     return new_url()
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> str:
-    """Name an SQLite store, for what is said of files."""
+    """Return the URL of an SQLite file that does not exist."""
     return f"sqlite:///{tmp_path}/jobs.db"
 
 
 @pytest.fixture
 def asyncjobs(monkeypatch: pytest.MonkeyPatch) -> Shell:
-    """Say a command, as in a shell that is no terminal and whose environment names no store."""
+    """Run a command without a terminal and without a store in the environment."""
     monkeypatch.delenv("ASYNCJOBS_STORE", raising=False)
     monkeypatch.delenv("ASYNCJOBS_JOBS", raising=False)
 
@@ -61,7 +56,7 @@ def asyncjobs(monkeypatch: pytest.MonkeyPatch) -> Shell:
 
 @pytest.fixture
 def do() -> Do[Any]:
-    """Do something with a store, as another process would."""
+    """Use a store as another process would."""
 
     def with_store(url: str, work: Callable[[Store], Awaitable[T]]) -> T:
         async def opened() -> T:
@@ -87,7 +82,7 @@ async def insert_into(store: Store, jobs: Sequence[Job]) -> None:
 
 @pytest.fixture
 def made() -> Made:
-    """Make a job of a status, submitted and begun so long ago."""
+    """Return a job of a status that was submitted and started `ago`."""
 
     def make(
         status: JobStatus = JobStatus.PENDING,

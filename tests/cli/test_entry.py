@@ -1,4 +1,4 @@
-"""How the command is called, what it loads, and how it behaves in a pipe."""
+"""How the command starts, what it loads, and how it behaves in a pipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("missing", [("click",), ("rich",), ("click", "rich")], ids="-".join)
-def test_without_the_extra_one_sentence_says_what_to_install(missing: tuple[str, ...]) -> None:
+def test_a_missing_extra_is_named_in_one_sentence(missing: tuple[str, ...]) -> None:
     hidden = "; ".join(f"sys.modules[{name!r}] = None" for name in missing)
     script = f"import sys; {hidden}; from asyncjobs.cli import main; main()"
     done = run(sys.executable, "-c", script)
@@ -38,12 +38,6 @@ def test_without_the_extra_one_sentence_says_what_to_install(missing: tuple[str,
     assert done.stderr == (
         f"The command asyncjobs needs {' and '.join(missing)}: pip install 'asyncjobs-http[cli]'.\n"
     )
-
-
-def test_the_module_says_what_is_missing_because_it_loads_neither() -> None:
-    script = "import asyncjobs.cli, sys; print(*sys.modules)"
-    loaded = run(sys.executable, "-c", script).stdout.split()
-    assert {"click", "rich"}.isdisjoint(loaded)
 
 
 def test_a_command_loads_only_what_it_needs(file: str, fill: Fill) -> None:
@@ -54,8 +48,8 @@ def test_a_command_loads_only_what_it_needs(file: str, fill: Fill) -> None:
     )
     loaded = run(sys.executable, "-c", script).stdout.split()
     ours = {name for name in loaded if name.startswith("asyncjobs.cli.")}
-    assert "asyncjobs.cli.looking" in ours
-    assert ours.isdisjoint({f"asyncjobs.cli.{one}" for one in ("acting", "moving", "watching")})
+    assert "asyncjobs.cli.listing" in ours
+    assert ours.isdisjoint({f"asyncjobs.cli.{name}" for name in ("actions", "transfer", "watch")})
     assert {"redis", "psycopg", "starlette", "rich.progress"}.isdisjoint(loaded)
 
 
@@ -90,7 +84,7 @@ def test_a_reader_that_leaves_early_causes_no_traceback(url: str, fill: Fill, ma
             assert b"Traceback" not in listing.stderr.read()
 
 
-def test_what_is_no_terminal_gets_no_colours_and_whole_lines(
+def test_without_a_terminal_there_are_no_colours_and_no_wrapped_lines(
     asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made(user_id="a-very-long-name" * 20)

@@ -1,4 +1,4 @@
-"""`migrate` and `check`: the store's tables, and whether it is set up as jobs need it."""
+"""`migrate` and `check`: the tables and the settings of a store."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ pytestmark = pytest.mark.every_store(without="memory")
 def checked(asyncjobs: Shell, url: str) -> tuple[int, dict[str, tuple[str, str]]]:
     result = asyncjobs("check", "--json", "--store", url)
     findings = [Finding(**found) for found in json.loads(result.stdout)["findings"]]
-    return result.exit_code, {one.subject: (one.found, one.advice) for one in findings}
+    return result.exit_code, {it.subject: (it.found, it.advice) for it in findings}
 
 
-def test_a_migration_makes_the_tables_and_may_be_repeated(asyncjobs: Shell, url: str) -> None:
+def test_migrate_creates_the_tables_and_may_be_repeated(asyncjobs: Shell, url: str) -> None:
     for _ in "12":
         result = asyncjobs("migrate", "--store", url)
         assert (result.exit_code, result.stdout) == (0, "The store is up to date.\n")
     assert asyncjobs("list", "--store", url).exit_code == 0
 
 
-def test_the_script_for_sqlite_makes_a_file_that_the_store_takes_for_its_own(
+def test_the_script_for_sqlite_creates_the_same_file_as_the_store(
     asyncjobs: Shell, file: str, tmp_path: Path
 ) -> None:
     script = asyncjobs("migrate", "--sql", "--store", file).stdout
@@ -42,7 +42,7 @@ def test_the_script_for_sqlite_makes_a_file_that_the_store_takes_for_its_own(
         made = db.execute("SELECT name, sql FROM sqlite_schema").fetchall()
     db.close()
     code, found = checked(asyncjobs, file)
-    assert (code, found["schema version"]) == (0, ("2 of 2", ""))
+    assert (code, found["schema version"]) == (0, ("1 of 1", ""))
     other = f"sqlite:///{tmp_path}/other.db"
     asyncjobs("migrate", "--store", other)
     with sqlite3.connect(tmp_path / "other.db") as db:
@@ -50,7 +50,7 @@ def test_the_script_for_sqlite_makes_a_file_that_the_store_takes_for_its_own(
     db.close()
 
 
-def test_the_script_for_postgresql_is_for_the_schema_of_the_url(
+def test_the_script_for_postgresql_names_the_schema_of_the_url(
     asyncjobs: Shell, postgres: PostgresServer, schema: str
 ) -> None:
     url = f"{postgres.url}?asyncjobs_schema={schema}"
@@ -63,18 +63,15 @@ def test_the_script_for_postgresql_is_for_the_schema_of_the_url(
     assert f'CREATE TABLE "{schema}".jobs' not in none
 
 
-def test_a_migration_tells_programs_what_is_to_be_done(asyncjobs: Shell, file: str) -> None:
+def test_migrate_prints_json(asyncjobs: Shell, file: str) -> None:
     script = asyncjobs("migrate", "--sql", "--store", file).stdout
-    told = asyncjobs("migrate", "--sql", "--json", "--store", file)
-    assert json.loads(told.stdout) == {"sql": script}
-
-
-def test_a_migration_tells_programs_that_it_is_done(asyncjobs: Shell, url: str) -> None:
-    done = asyncjobs("migrate", "--json", "--store", url)
+    shown = asyncjobs("migrate", "--sql", "--json", "--store", file)
+    assert json.loads(shown.stdout) == {"sql": script}
+    done = asyncjobs("migrate", "--json", "--store", file)
     assert (done.exit_code, json.loads(done.stdout)) == (0, {"upToDate": True})
 
 
-def test_every_store_tells_how_it_is_set_up(asyncjobs: Shell, url: str) -> None:
+def test_check_prints_the_settings_of_every_store(asyncjobs: Shell, url: str) -> None:
     asyncjobs("migrate", "--store", url)
     code, found = checked(asyncjobs, url)
     assert found
@@ -86,7 +83,7 @@ def test_every_store_tells_how_it_is_set_up(asyncjobs: Shell, url: str) -> None:
 
 
 @pytest.mark.parametrize("store", ["sqlite:///jobs.db", "postgresql://localhost/app"])
-def test_there_is_no_script_from_a_version_that_is_not_known(asyncjobs: Shell, store: str) -> None:
+def test_there_is_no_script_since_an_unknown_version(asyncjobs: Shell, store: str) -> None:
     result = asyncjobs("migrate", "--sql", "--since", "99", "--store", store)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "99" in result.stderr
@@ -97,13 +94,13 @@ def test_a_store_without_tables_has_no_script(asyncjobs: Shell) -> None:
     assert (result.exit_code, "no tables" in result.stderr) == (2, True)
 
 
-def test_a_sound_file_passes(asyncjobs: Shell, file: str) -> None:
+def test_check_passes_for_a_sound_file(asyncjobs: Shell, file: str) -> None:
     asyncjobs("migrate", "--store", file)
     code, found = checked(asyncjobs, file)
     assert (code, found["journal_mode"], found["synchronous"]) == (0, ("wal", ""), ("FULL", ""))
 
 
-def test_a_damaged_file_is_told(asyncjobs: Shell, file: str, tmp_path: Path) -> None:
+def test_check_finds_a_damaged_file(asyncjobs: Shell, file: str, tmp_path: Path) -> None:
     asyncjobs("migrate", "--store", file)
     damaged = tmp_path / "jobs.db"
     with sqlite3.connect(damaged) as db:
@@ -128,7 +125,7 @@ def test_a_database_of_another_program_is_refused(
     assert (result.exit_code, "another program" in result.stderr) == (3, True)
 
 
-def test_a_postgresql_that_loses_commits_is_told(
+def test_check_finds_a_postgresql_that_loses_commits(
     asyncjobs: Shell, postgres: PostgresServer, schema: str
 ) -> None:
     safe = f"{postgres.url}?asyncjobs_schema={schema}"
@@ -142,7 +139,7 @@ def test_a_postgresql_that_loses_commits_is_told(
     assert "set it to on" in found["synchronous_commit"][1]
 
 
-def test_a_valkey_that_forgets_is_told_and_one_that_keeps_passes(
+def test_check_finds_a_valkey_that_loses_data_and_passes_one_that_does_not(
     asyncjobs: Shell, serve: Serve
 ) -> None:
     server = serve("--appendonly", "yes")
@@ -159,7 +156,7 @@ def test_a_valkey_that_forgets_is_told_and_one_that_keeps_passes(
     assert all(found[name][1] for name in ("maxmemory-policy", "appendonly", "appendfsync"))
 
 
-def test_a_server_that_does_not_tell_its_settings_is_no_sound_one(
+def test_check_does_not_pass_a_server_that_hides_its_settings(
     asyncjobs: Shell, serve: Serve
 ) -> None:
     server = serve("--appendonly", "yes", "--rename-command", "CONFIG", "")

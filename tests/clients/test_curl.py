@@ -1,4 +1,4 @@
-"""The curl binary, as people type it."""
+"""curl shows events, and runs the loop of the docs."""
 
 from __future__ import annotations
 
@@ -7,92 +7,42 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.every_store
+from tests.waiting import until_sync
 
 DOCS = Path(__file__).parents[2] / "docs"
 
-Curl = Callable[..., str]
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
-@pytest.fixture
-def curl(tmp_path: Path) -> Curl:
-    program = shutil.which("curl")
-    if program is None:
-        pytest.skip("There is no curl on the PATH.")
-
-    def run(*arguments: str) -> str:
-        command = [program, "--silent", "--show-error", "--max-time", "20", *arguments]
-        said = subprocess.run(
-            command, check=True, capture_output=True, text=True, cwd=tmp_path, timeout=30
-        )
-        return said.stdout
-
-    return run
-
-
-def test_curl_shows_events_as_they_come(served: Any, curl: Curl) -> None:
+def test_curl_shows_events_as_they_come(served: Any) -> None:
     job = served.submit("double", count=21)
-    text = curl("-N", job.events_url)
+    command = ["curl", "--silent", "--show-error", "--no-buffer", job.events_url]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     assert text.startswith("retry: 1000\n\n")
-    last = text.rstrip().rpartition("\n\n")[2]
-    number, _, data = last.partition("\ndata: ")
+    number, _, data = text.rstrip().rpartition("\n\n")[2].partition("\ndata: ")
     assert number.startswith("id: ")
     assert json.loads(data)["result"] == {"doubled": 42}
 
 
-def test_curl_may_wait_for_the_end_with_the_submission(served: Any, curl: Curl) -> None:
-    status = ("--write-out", "\n%{http_code} %header{preference-applied}")
-    wait = ("-H", "Prefer: wait=10", "--json", '{"count": 21}')
-    body, _, said = curl(*status, *wait, f"{served.url}/double").rpartition("\n")
-    assert said == "200 wait=10"
-    assert json.loads(body)["result"] == {"doubled": 42}
-
-
-def test_the_loop_of_the_docs_comes_to_the_end(served: Any, gate: Any, tmp_path: Path) -> None:
+def test_the_loop_of_the_docs_ends_with_the_job(served: Any, gate: Any, tmp_path: Path) -> None:
     page = (DOCS / "howto" / "follow-a-job-from-the-shell.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"^```bash\nurl=\S+\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     path = gate.document["statusUrl"]
     before = len(served.requests(path))
     looping = subprocess.Popen(
-        ["bash", "-c", script],  # noqa: S607  # as its reader finds it
+        ["bash", "-c", script],  # noqa: S607  # as a reader runs it
         cwd=tmp_path,
         env={**os.environ, "url": gate.status_url},
         stdout=subprocess.PIPE,
         text=True,
     )
-    while len(served.requests(path)) == before:
-        assert looping.poll() is None
+    until_sync(lambda: len(served.requests(path)) > before)
     gate.release()
-    said, _ = looping.communicate(timeout=60)
+    said, _ = looping.communicate(timeout=120)
     assert looping.returncode == 0
     assert json.loads(said)["result"] == {"opened": gate.name}
-
-
-def test_curl_is_not_sent_again_what_it_has(served: Any, curl: Curl) -> None:
-    job = served.submit("double", count=21)
-    job.until(status="completed")
-    for url in (job.status_url, f"{job.status_url}/result"):
-        tag = ("--etag-save", "tag", "--write-out", "%{http_code} %{size_download}")
-        first = curl(*tag, "--output", "body", url)
-        again = curl("--etag-compare", "tag", *tag[2:], "--output", "body", url)
-        assert first.startswith("200 ")
-        assert again == "304 0"
-
-
-def test_curl_shows_a_problem_and_fails_where_it_is_told_to(served: Any, curl: Curl) -> None:
-    job = served.submit("full")
-    job.until(status="failed")
-    url = f"{job.status_url}/result"
-    body, _, said = curl("--write-out", "\n%{http_code} %{content_type}", url).rpartition("\n")
-    assert said == "424 application/problem+json"
-    problem = json.loads(body)
-    assert (problem["error"], problem["code"]) == ("The disk is full.", "disk_full")
-    with pytest.raises(subprocess.CalledProcessError) as failed:
-        curl("--fail", url)
-    assert failed.value.returncode == 22

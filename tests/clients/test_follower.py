@@ -1,10 +1,11 @@
-"""The follower against servers that are written down, or made up, in no time."""
+"""The follower against scripted and generated servers, in simulated time."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,24 +14,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncjobs.client.answers import Monitor, MonitorKind
 from asyncjobs.client.documents import JobUpdate
 from asyncjobs.client.errors import ClientError, JobTimeout, ServerUnreachable
 from asyncjobs.client.exchange import (
+    ActionResult,
     Answered,
     Arrived,
     Ask,
     Broken,
     End,
-    Event,
     Opened,
     Read,
     Rule,
     Wait,
     Woke,
 )
-from asyncjobs.client.follower import Follower
-from asyncjobs.client.monitors import Kind, Monitor
-from asyncjobs.client.options import Following, Transport
+from asyncjobs.client.follower import Follower, Following, Transport
 
 VECTORS = Path(__file__).parent / "vectors"
 HOST = "http://jobs.example"
@@ -48,9 +48,9 @@ class Scripted:
     vector: dict[str, Any]
     asked: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
     took: float = 0.0
-    _stream: Iterator[Event] = field(default_factory=lambda: iter(()))
+    _stream: Iterator[ActionResult] = field(default_factory=lambda: iter(()))
 
-    def perform(self, action: Ask | Read, now: float) -> Event:
+    def perform(self, action: Ask | Read, now: float) -> ActionResult:
         if isinstance(action, Read):
             return next(self._stream)
         path = action.url.removeprefix(HOST)
@@ -67,7 +67,7 @@ class Scripted:
         body = reply.get("body", "").encode()
         return Answered(action.url, action.url, reply["status"], reply["headers"], body)
 
-    def _pieces(self, reply: dict[str, Any]) -> Iterator[Event]:
+    def _pieces(self, reply: dict[str, Any]) -> Iterator[ActionResult]:
         for chunk in reply["chunks"]:
             yield Arrived(chunk.encode())
         yield Broken("the stream ended" if reply["end"] == "close" else "the connection was cut")
@@ -75,7 +75,7 @@ class Scripted:
 
 @dataclass
 class Run:
-    """What a following has come to, and how long it would have taken."""
+    """The outcome of a rule, and the simulated seconds that it took."""
 
     updates: list[JobUpdate] = field(default_factory=list[JobUpdate])
     error: ClientError | None = None
@@ -94,7 +94,7 @@ def run(rule: Rule, server: Any, *, steps: int = 1000) -> Run:
         if isinstance(step.then, Wait):
             assert step.then.seconds >= 0
             found.seconds += step.then.seconds
-            event: Event = Woke()
+            event: ActionResult = Woke()
         else:
             event = server.perform(step.then, found.seconds)
             found.seconds += server.took
@@ -102,9 +102,13 @@ def run(rule: Rule, server: Any, *, steps: int = 1000) -> Run:
     raise AssertionError(f"no end after {steps} steps")
 
 
-def follower_of(vector: dict[str, Any], options: Following | None = None) -> Follower:
-    monitor = Monitor(HOST + vector["statusUrl"], Kind.JOB, events=HOST + vector["eventsUrl"])
-    return Follower(monitor, options or Following(), Random(1))  # noqa: S311  # pauses
+JOB = Monitor(HOST + "/jobs/job_1", MonitorKind.JOB, events=HOST + "/jobs/job_1/events")
+
+
+def follow(server: Any, monitor: Monitor = JOB, *, not_before: float = 0, **options: Any) -> Run:
+    """Follow a job to its end, with options of `Following`."""
+    random = Random(1)  # noqa: S311  # pauses
+    return run(Follower(monitor, Following(**options), random, not_before=not_before), server)
 
 
 NAMES = sorted(path.stem for path in VECTORS.glob("*.json") if path.stem != "format")
@@ -115,8 +119,10 @@ def vector(request: pytest.FixtureRequest) -> dict[str, Any]:
     return load(request.param)
 
 
-def test_a_vector_is_told_as_it_says(vector: dict[str, Any]) -> None:
-    found = run(follower_of(vector), Scripted(vector))
+def test_a_vector_is_followed_as_it_says(vector: dict[str, Any]) -> None:
+    events = HOST + vector["eventsUrl"]
+    monitor = Monitor(HOST + vector["statusUrl"], MonitorKind.JOB, events=events)
+    found = follow(Scripted(vector), monitor)
     assert [
         {"status": one.status, "progress": one.progress, "version": one.version}
         for one in found.updates
@@ -134,9 +140,9 @@ DISTURBANCES = ["drop", "503", "429", "500", "stale", "unchanged", "page", "cut"
 
 @dataclass
 class Moody:
-    """A server of asyncjobs behind a bad network, and whether anybody asks too soon.
+    """A server of asyncjobs behind a bad network; fails a test if it is asked too soon.
 
-    `moods` are what happens to the first requests; later ones are answered well, and the job ends.
+    `moods` disturb the first requests; later ones succeed, and the job ends.
     """
 
     moods: list[str]
@@ -148,14 +154,14 @@ class Moody:
     took: float = 0.0
     now: float = 0.0
     earliest: float = 0.0
-    _stream: list[Event] = field(default_factory=list[Event])
+    _stream: list[ActionResult] = field(default_factory=list[ActionResult])
     _told: bool = False
 
-    def perform(self, action: Ask | Read, now: float) -> Event:
+    def perform(self, action: Ask | Read, now: float) -> ActionResult:
         self.now, self.took = now, 0.0
         if isinstance(action, Read):
             return self._piece()
-        assert now >= self.earliest, "asked sooner than told"
+        assert now >= self.earliest, "asked before Retry-After"
         mood = self.moods[self.asked] if self.asked < len(self.moods) else "well"
         self.asked += 1
         if mood == "drop":
@@ -180,7 +186,7 @@ class Moody:
         status = "completed" if version == self.versions else "processing"
         return json.dumps({"jobId": "job_1", "status": status, "progress": version}).encode()
 
-    def _status(self, ask: Ask, mood: str) -> Event:
+    def _status(self, ask: Ask, mood: str) -> ActionResult:
         version = max(1, self.version - 1) if mood == "stale" else self.version
         known = ask.headers.get("if-none-match") == f'"{version}"'
         more = {"etag": f'"{version}"'}
@@ -213,7 +219,7 @@ class Moody:
             self.earliest = self.now + pause
         return Answered(ask.url, ask.url, status, headers, body)
 
-    def _events(self, mood: str, after: int) -> list[Event]:
+    def _events(self, mood: str, after: int) -> list[ActionResult]:
         versions = list(range(after + 1, self.version + 1))
         if mood == "stale":
             versions = [version for one in versions for version in (one, max(1, one - 1), one)]
@@ -227,7 +233,7 @@ class Moody:
             text = text[: max(13, len(text) * 2 // 3)]
         return [Arrived(text[at : at + 37]) for at in range(0, len(text), 37)]
 
-    def _piece(self) -> Event:
+    def _piece(self) -> ActionResult:
         if self._stream:
             return self._stream.pop(0)
         self.took = 45.0
@@ -242,14 +248,12 @@ moods = st.lists(st.sampled_from(DISTURBANCES), max_size=12)
 
 @settings(max_examples=300)
 @given(transports, moods, st.booleans(), st.integers(1, 12))
-def test_whatever_happens_the_versions_increase_and_the_end_comes_once(
+def test_versions_increase_and_the_end_comes_once_after_any_disturbances(
     chosen: list[Transport], moods: list[str], held: bool, versions: int
 ) -> None:
     server = Moody(moods, held, versions)
     server.polled = chosen == [Transport.POLL]
-    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB, events=HOST + "/jobs/job_1/events")
-    options = Following(transports=chosen)
-    found = run(Follower(monitor, options, Random(len(moods))), server)  # noqa: S311  # pauses
+    found = follow(server, transports=chosen)
     assert found.error is None
     seen = [one.version for one in found.updates]
     assert seen == sorted({one for one in seen if one is not None})
@@ -260,81 +264,70 @@ def test_whatever_happens_the_versions_increase_and_the_end_comes_once(
 
 @settings(max_examples=100)
 @given(transports, moods, st.booleans(), st.floats(0, 600))
-def test_a_job_that_does_not_end_is_left_when_the_callers_time_is_over(
+def test_a_job_that_does_not_end_is_followed_until_the_timeout(
     chosen: list[Transport], moods: list[str], held: bool, timeout: float
 ) -> None:
     server = Moody(moods, held, 12, never_ends=True)
-    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB, events=HOST + "/jobs/job_1/events")
-    options = Following(timeout=timeout, transports=chosen)
-    found = run(Follower(monitor, options, Random(1)), server)  # noqa: S311  # pauses
+    found = follow(server, timeout=timeout, transports=chosen)
     assert isinstance(found.error, JobTimeout)
     assert timeout <= found.seconds <= timeout + 46
-    # The burst of held reads, one read each two seconds, and what the bad moods have cost.
+    # The burst of held reads, a read each two seconds, and the reads that the moods have cost.
     assert server.asked <= timeout / 2 + len(moods) + 10
 
 
 def test_a_quiet_job_costs_a_held_read_each_25_seconds() -> None:
     server = Moody([], held=True, versions=2, never_ends=True)
-    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB)
-    options = Following(timeout=1000, transports=[Transport.HOLD])
-    found = run(Follower(monitor, options, Random(1)), server)  # noqa: S311  # pauses
+    found = follow(server, timeout=1000, transports=[Transport.HOLD])
     assert isinstance(found.error, JobTimeout)
     assert server.asked == 1 + 1000 / 25
 
 
-def test_a_server_that_stays_away_is_given_up_after_the_patience() -> None:
-    server = Moody(["drop"] * 1000, held=True, versions=2)
-    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB)
-    found = run(Follower(monitor, Following(patience=60), Random(1)), server)  # noqa: S311  # pauses
+def test_an_unreachable_server_is_given_up_after_the_patience() -> None:
+    found = follow(Moody(["drop"] * 1000, held=True, versions=2), patience=timedelta(minutes=1))
     assert isinstance(found.error, ServerUnreachable)
     assert 60 <= found.seconds <= 120
 
 
 @dataclass
 class Recorded:
-    """Refuses every request, and keeps what was asked for."""
+    """Refuses every request and records it."""
 
     asks: list[tuple[Ask, float]] = field(default_factory=list[tuple[Ask, float]])
     took: float = 0.0
 
-    def perform(self, action: Ask | Read, now: float) -> Event:
+    def perform(self, action: Ask | Read, now: float) -> ActionResult:
         assert isinstance(action, Ask)
         self.asks.append((action, now))
         return Broken("no route", connected=False)
 
 
 @pytest.mark.parametrize("transport", list(Transport))
-def test_no_answer_may_last_longer_than_the_callers_time(transport: Transport) -> None:
+def test_no_answer_may_last_longer_than_the_timeout(transport: Transport) -> None:
     server = Recorded()
-    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB, events=HOST + "/jobs/job_1/events")
-    options = Following(timeout=20, transports=[transport])
-    found = run(Follower(monitor, options, Random(1)), server)  # noqa: S311  # pauses
+    found = follow(server, timeout=20, transports=[transport])
     assert isinstance(found.error, JobTimeout)
     assert [ask for ask, now in server.asks if now + max(ask.total, ask.timeout) > 20] == []
 
 
-def test_a_server_that_was_never_reached_is_told_when_the_time_is_over() -> None:
-    monitor = Monitor(HOST + "/jobs/job_1", Kind.JOB)
-    found = run(Follower(monitor, Following(timeout=5), Random(1)), Recorded())  # noqa: S311
-    sentence = "The job had not ended after 5 s; nothing was heard of it (no route)."
+def test_a_timeout_names_the_last_failure_if_the_state_is_unknown() -> None:
+    found = follow(Recorded(), timeout=5)
+    sentence = "The job had not ended after 5 s; its state is unknown (no route)."
     assert str(found.error) == sentence
 
 
 @pytest.mark.parametrize(
     ("kind", "transports", "pause"),
     [
-        (Kind.OPERATION, tuple(Transport), 7),
-        (Kind.LOCATION, tuple(Transport), 7),
-        (Kind.JOB, (Transport.POLL,), 7),
-        (Kind.JOB, tuple(Transport), 0),
+        (MonitorKind.OPERATION, tuple(Transport), 7),
+        (MonitorKind.LOCATION, tuple(Transport), 7),
+        (MonitorKind.JOB, (Transport.POLL,), 7),
+        (MonitorKind.JOB, tuple(Transport), 0),
     ],
 )
-def test_the_first_poll_comes_when_the_202_has_told(
-    kind: Kind, transports: tuple[Transport, ...], pause: float
+def test_the_first_poll_waits_for_the_202s_retry_after(
+    kind: MonitorKind, transports: tuple[Transport, ...], pause: float
 ) -> None:
     server = Recorded()
-    events = HOST + "/jobs/job_1/events" if kind is Kind.JOB else None
-    monitor = Monitor(HOST + "/jobs/job_1", kind, events=events)
-    options = Following(timeout=20, transports=transports)
-    run(Follower(monitor, options, Random(1), not_before=7), server)  # noqa: S311  # pauses
+    monitor = JOB if kind is MonitorKind.JOB else Monitor(JOB.status, kind)
+    follow(server, monitor, not_before=7, timeout=20, transports=transports)
     assert server.asks[0][1] == pause

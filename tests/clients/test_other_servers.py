@@ -1,4 +1,4 @@
-"""Servers that are not ours, and those that make no sense."""
+"""Servers of other makers, and answers that are not a job's."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from asyncjobs.client import (
     AsyncJobsClient,
     Following,
     ForeignUrl,
-    Job,
-    JobFailed,
     JobNotFound,
     JobsClient,
     JobTimeout,
     NotAJob,
     NotJson,
     RedirectLoop,
+    RemoteJob,
+    RemoteJobFailed,
     ResultMismatch,
     ServerUnreachable,
 )
@@ -36,7 +36,7 @@ Reply = httpx2.Response
 
 
 def client_of(replies: dict[str, list[Reply]], options: Following | None = None) -> JobsClient:
-    """Answer each path's requests in turn, those after the last by the last."""
+    """Answer each path's requests in turn; the last reply is repeated."""
 
     def answer(request: httpx2.Request) -> Reply:
         left = replies[request.url.path]
@@ -46,12 +46,17 @@ def client_of(replies: dict[str, list[Reply]], options: Following | None = None)
     return JobsClient(http=http, options=options)
 
 
-def submitted(first: Reply, replies: dict[str, list[Reply]]) -> Job[Any]:
+def submitted(first: Reply, replies: dict[str, list[Reply]]) -> RemoteJob[Any]:
     return client_of({"/do": [first], **replies}).submit("PUT", "/do")
 
 
 def operation(**document: Any) -> Reply:
     return Reply(200, headers=SOON, json=document)
+
+
+SUCCEEDED = operation(status="Succeeded")
+FAILED = operation(status="Failed", error={"code": "Quota", "message": "Too many."})
+PAGE = Reply(200, html="<p>Hello</p>")
 
 
 def test_an_operation_is_followed_to_its_resource() -> None:
@@ -62,32 +67,30 @@ def test_an_operation_is_followed_to_its_resource() -> None:
     ]
     replies = {"/o": states, "/things/1": [Reply(503, headers=SOON), Reply(200, json={"id": 1})]}
     job = submitted(Reply(202, headers={"operation-location": f"{HOST}/o"}), replies)
-    updates = list(job.updates())
-    assert [one.progress for one in updates] == [None, 40, None]
+    assert [update.progress for update in job.updates()] == [None, 40, None]
     assert job.result() == {"id": 1}
 
 
-def test_an_operations_result_is_in_it_or_where_the_202_said() -> None:
-    first = {"operation-location": "/o"}
-    headers = {**first, "location": "/r"}
-    inside = {"/o": [operation(status="Succeeded", result=None)]}
-    assert submitted(Reply(202, headers=headers), inside).result() is None
-    beside = {"/o": [operation(status="succeeded")], "/r": [Reply(200, json=7)]}
-    assert submitted(Reply(202, headers=headers), beside).result() == 7
-    nowhere = {"/o": [operation(status="Succeeded")], "/do": [Reply(202, headers=first)]}
-    assert client_of(nowhere).submit("POST", "/do").result() is None
+@pytest.mark.parametrize(
+    ("method", "first", "replies", "result"),
+    [
+        ("POST", {"location": "/r"}, {"/o": operation(status="Succeeded", result=None)}, None),
+        ("POST", {"location": "/r"}, {"/o": SUCCEEDED, "/r": Reply(200, json=7)}, 7),
+        ("POST", {}, {"/o": SUCCEEDED}, None),
+        ("patch", {}, {"/o": SUCCEEDED, "/do": Reply(200, json={"id": 1})}, {"id": 1}),
+    ],
+    ids=["document", "location", "none", "resource"],
+)
+def test_an_operations_result_is_found(
+    method: str, first: dict[str, str], replies: dict[str, Reply], result: Any
+) -> None:
+    accepted = Reply(202, headers={"operation-location": "/o", **first})
+    answers = {path: [reply] for path, reply in replies.items()}
+    client = client_of({**answers, "/do": [accepted, *answers.get("/do", [])]})
+    assert client.submit(method, "/do").result() == result
 
 
-@pytest.mark.parametrize("method", ["PUT", "patch"])
-def test_what_was_put_is_fetched_from_where_it_was_put(method: str) -> None:
-    replies = {
-        "/things/1": [Reply(201, headers={"operation-location": "/o"}), Reply(200, json={"id": 1})],
-        "/o": [operation(status="Succeeded")],
-    }
-    assert client_of(replies).submit(method, "/things/1").result() == {"id": 1}
-
-
-def test_an_operation_is_not_asked_before_the_202s_retry_after() -> None:
+def test_an_operation_is_not_polled_before_the_202s_retry_after() -> None:
     asked: list[float] = []
 
     def answer(request: httpx2.Request) -> Reply:
@@ -101,13 +104,21 @@ def test_an_operation_is_not_asked_before_the_202s_retry_after() -> None:
     assert asked[1] - asked[0] >= 1
 
 
-def test_an_operation_that_failed_says_why() -> None:
-    error = {"code": "Quota", "message": "Too many."}
-    replies = {"/o": [operation(status="Failed", error=error)]}
-    job = submitted(Reply(202, headers={"operation-location": "/o"}), replies)
-    with pytest.raises(JobFailed, match=r"Too many\.") as caught:
+@pytest.mark.parametrize(
+    ("header", "reply", "message", "code"),
+    [
+        ("operation-location", FAILED, "Too many.", "Quota"),
+        ("location", Reply(409, json={"title": "Conflict"}), "Conflict", "http_409"),
+    ],
+    ids=["operation", "location"],
+)
+def test_a_failure_has_the_servers_message_and_code(
+    header: str, reply: Reply, message: str, code: str
+) -> None:
+    job = submitted(Reply(202, headers={header: "/j"}), {"/j": [reply]})
+    with pytest.raises(RemoteJobFailed) as caught:
         job.result()
-    assert caught.value.code == "Quota"
+    assert (caught.value.message, caught.value.code) == (message, code)
 
 
 @pytest.mark.parametrize(
@@ -117,49 +128,33 @@ def test_an_operation_that_failed_says_why() -> None:
         (Reply(200, text="a,b"), "a,b"),
         (Reply(200, content=b"\0", headers={"content-type": "image/png"}), b"\0"),
         (Reply(204), None),
+        (Reply(303, headers={"location": "/x"}), 1),
     ],
-    ids=["json", "text", "bytes", "nothing"],
+    ids=["json", "text", "bytes", "nothing", "redirect"],
 )
-def test_a_location_is_followed_until_it_is_the_result(last: Reply, result: Any) -> None:
-    replies = {"/r": [Reply(202, headers=SOON), Reply(202, headers=SOON), last]}
+def test_a_location_is_polled_until_it_answers_with_the_result(last: Reply, result: Any) -> None:
+    replies = {"/r": [Reply(202, headers=SOON), last], "/x": [Reply(200, json=1)]}
     assert submitted(Reply(202, headers={"location": "/r"}), replies).result() == result
 
 
-def test_bytes_may_be_asked_for_as_a_type() -> None:
+def test_bytes_can_be_requested_as_a_type() -> None:
     image = Reply(200, content=b"\xff\0", headers={"content-type": "image/png"})
     job = submitted(Reply(202, headers={"location": "/r"}), {"/r": [image]})
     assert job.result(type=bytes) == b"\xff\0"
-    with pytest.raises(ResultMismatch, match="no int"):
-        job.result(type=int)
-    with pytest.raises(ResultMismatch, match=r"no list\[int\]"):
-        job.result(type=list[int])
+    for expected, name in ((int, "no int"), (list[int], r"no list\[int\]")):
+        with pytest.raises(ResultMismatch, match=name):
+            job.result(type=expected)
 
 
-def test_a_location_that_redirects_leads_to_the_result() -> None:
-    replies = {"/r": [Reply(303, headers={"location": "/x"})], "/x": [Reply(200, json=1)]}
-    assert submitted(Reply(202, headers={"location": "/r"}), replies).result() == 1
-
-
-def test_a_problem_at_a_location_is_the_jobs_failure() -> None:
-    problem = Reply(409, json={"title": "Conflict", "detail": "It exists."})
-    job = submitted(Reply(202, headers={"location": "/r"}), {"/r": [problem]})
-    with pytest.raises(JobFailed, match=r"It exists\.") as caught:
-        job.result()
-    assert caught.value.code == "http_409"
-
-
-def test_a_url_of_another_origin_is_not_asked_unless_it_is_named() -> None:
+def test_a_url_of_another_origin_is_requested_only_if_it_is_allowed() -> None:
     first = Reply(202, headers={"location": "http://other.example/r"})
     with pytest.raises(ForeignUrl, match=r"http://other\.example:80"):
         submitted(first, {"/r": [Reply(200, json=1)]})
     options = Following(origins=["http://other.example"])
     client = client_of({"/do": [first], "/r": [Reply(200, json=1)]}, options)
     assert client.submit("POST", "/do").result() == 1
-
-
-def test_an_operations_resource_elsewhere_is_not_asked_either() -> None:
-    state = operation(status="Succeeded", resourceLocation="http://other.example/r")
-    job = submitted(Reply(202, headers={"operation-location": "/o"}), {"/o": [state]})
+    elsewhere = operation(status="Succeeded", resourceLocation="http://other.example/r")
+    job = submitted(Reply(202, headers={"operation-location": "/o"}), {"/o": [elsewhere]})
     with pytest.raises(ForeignUrl):
         job.result()
 
@@ -167,9 +162,6 @@ def test_an_operations_resource_elsewhere_is_not_asked_either() -> None:
 def endless() -> Iterator[bytes]:
     while True:
         yield b" " * 1_000_000
-
-
-PAGE = Reply(200, html="<p>Hello</p>")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +180,7 @@ PAGE = Reply(200, html="<p>Hello</p>")
         (lambda: Reply(502), ServerUnreachable, "it answers 502"),
     ],
 )
-def test_what_makes_no_sense_is_named(
+def test_an_answer_that_is_no_status_is_an_error(
     reply: Callable[[], Reply], error: type[Exception], sentence: str
 ) -> None:
     client = client_of({"/j": [reply()]}, Following(patience=0.2))
@@ -201,18 +193,15 @@ def test_what_makes_no_sense_is_named(
     [(Reply(202), NotAJob), (Reply(200, json={"a": 1}), NotAJob), (PAGE, NotJson)],
     ids=["202", "200", "page"],
 )
-def test_a_submission_that_names_no_job_is_refused(reply: Reply, error: type[Exception]) -> None:
+def test_an_answer_that_names_no_job_is_an_error(reply: Reply, error: type[Exception]) -> None:
+    client = client_of({"/do": [reply], "/j/cancel": [reply]})
     with pytest.raises(error):
-        client_of({"/do": [reply]}).submit("POST", "/do", json={})
-
-
-def test_a_cancel_that_is_answered_by_something_else_is_named() -> None:
-    client = client_of({"/j/cancel": [Reply(200, json={})]})
+        client.submit("POST", "/do", json={})
     with pytest.raises(NotAJob):
         client.attach("/j").cancel()
 
 
-def test_a_server_that_never_ends_costs_no_more_than_the_callers_time() -> None:
+def test_a_job_that_does_not_end_is_followed_until_the_timeout() -> None:
     replies = {"/r": [Reply(202, headers=SOON)]}
     job = submitted(Reply(202, headers={"location": "/r"}), replies)
     with pytest.raises(JobTimeout):
@@ -220,8 +209,8 @@ def test_a_server_that_never_ends_costs_no_more_than_the_callers_time() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio tells of the pretended server's end
-async def test_an_answer_without_an_end_is_left_in_a_loop_too() -> None:
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio warns of the generator's end
+async def test_an_endless_answer_is_left_on_a_loop() -> None:
     async def answer(_: httpx2.Request) -> Reply:
         return Reply(200, content=slow())
 
@@ -244,7 +233,7 @@ async def drip(stream: SocketStream) -> None:
 
 
 @pytest.mark.anyio
-async def test_headers_without_an_end_are_left_at_the_callers_time() -> None:
+async def test_endless_headers_are_left_at_the_timeout() -> None:
     async with (
         await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
         anyio.create_task_group() as tasks,

@@ -1,4 +1,4 @@
-"""httpx-sse and websockets, on a job that a test lets go on."""
+"""httpx-sse and websockets follow a job to its end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
-import websockets.asyncio.client as in_loop
-import websockets.sync.client as in_thread
 from httpx_sse import connect_sse
-from websockets.exceptions import ConnectionClosedOK
-
-pytestmark = pytest.mark.every_store
+from websockets.asyncio.client import connect
 
 
 def assert_whole(documents: list[dict[str, Any]], job: Any) -> None:
@@ -35,21 +31,10 @@ def test_httpx_sse_reads_events_to_the_jobs_end(gate: Any) -> None:
     assert httpx.get(gate.events_url, headers=again).status_code == 204
 
 
-def test_websockets_in_a_thread_is_told_all_and_parted_from_kindly(gate: Any) -> None:
-    with in_thread.connect(gate.socket_url) as socket:
-        documents = [json.loads(socket.recv(timeout=10))]
-        gate.release()
-        documents += map(json.loads, socket)
-        with pytest.raises(ConnectionClosedOK):
-            socket.recv()
-    assert_whole(documents, gate)
-    assert socket.close_code == 1000
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # the only loop that websockets knows
-async def test_websockets_in_a_loop_is_told_all_and_parted_from_kindly(gate: Any) -> None:
-    async with in_loop.connect(gate.socket_url) as socket:
+async def test_websockets_reads_documents_to_the_jobs_end(gate: Any) -> None:
+    async with connect(gate.socket_url) as socket:
         documents = [json.loads(await socket.recv())]
         gate.release()
         documents += [json.loads(text) async for text in socket]

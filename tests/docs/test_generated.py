@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 from dataclasses import fields as fields_of
+from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,22 @@ def test_every_close_code_is_in_the_reference() -> None:
 def test_every_option_of_a_mount_is_in_the_reference_with_its_default() -> None:
     section = section_of(DOCS / "reference" / "http.md", "Options of the mount")
     for field in fields_of(MountOptions):
-        default = getattr(MountOptions(), field.name)
-        shown = f"{default:,}" if isinstance(default, int | float) else str(default)
         assert f"| `{field.name}` | " in section
-        assert shown in section, field.name
+        assert shown(getattr(MountOptions(), field.name)) in section, field.name
+
+
+def shown(default: object) -> str:
+    """Write a default as the reference does: durations in seconds."""
+    match default:
+        case timedelta():
+            return f"{default.total_seconds():g}"
+        case Pacing():
+            bounds = {field.name: getattr(default, field.name) for field in fields_of(default)}
+            return f"Pacing({', '.join(f'{name}={shown(one)}' for name, one in bounds.items())})"
+        case int() | float():
+            return f"{default:,}"
+        case _:
+            return str(default)
 
 
 def section_of(page: Path, heading: str) -> str:

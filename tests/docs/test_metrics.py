@@ -16,6 +16,7 @@ from asyncjobs import AsyncJobs, JobContext, Policy
 from asyncjobs.otel import instrument, names
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import ManualClock
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +34,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def series() -> dict[str, set[str]]:
-    """Return the labels of all that Prometheus is shown, by name, where everything happens."""
+    """Return the labels of every series that Prometheus reads, after each kind of event."""
     meters = MeterProvider([PrometheusMetricReader()])
     clock, store = ManualClock(), MemoryStore()
     jobs = AsyncJobs(store, clock=clock)
@@ -48,15 +49,25 @@ async def series() -> dict[str, set[str]]:
         clock.advance(timedelta(minutes=5))
         await jobs.find(job.id)
 
+    gauges = {"asyncjobs_queue_oldest_age_seconds", "asyncjobs_watchers"}
+    found: dict[str, set[str]] = {}
+
+    def collect() -> None:
+        for family in REGISTRY.collect():
+            for sample in family.samples:
+                if OURS.match(sample.name):
+                    found[sample.name] = set(sample.labels)
+
+    def gauges_are_exported() -> bool:
+        collect()
+        return gauges <= found.keys()
+
     async with jobs:
         for kind in (fails, lost):
             await jobs.wait((await jobs.enqueue(kind, None)).id)
-        found = {
-            sample.name: set(sample.labels)
-            for family in REGISTRY.collect()
-            for sample in family.samples
-            if OURS.match(sample.name)
-        }
+        await until(gauges_are_exported)
+    # Gauges are there while the queue is open; all events are counted when it is closed.
+    collect()
     meters.shutdown()
     return found
 

@@ -1,54 +1,85 @@
-"""A store and a broker, each in a database of the tests' Valkey, and the workers of an engine."""
+"""The servers and the worker processes of the engine that a module tests: its `ENGINE`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from tests.engines.fleets import Fleet
+from tests.conftest import ask
+from tests.engines.engine import Engine, Urls, WorkerProcesses
 
-Launch = Callable[..., AbstractContextManager[Fleet]]
+pytest.register_assert_rewrite("tests.engines.suite")
 
-
-@pytest.fixture(scope="session")
-def broker(redis_url: str) -> str:
-    """Name a database for the messages of engines."""
-    return f"{redis_url}/1"
+Launch = Callable[..., AbstractContextManager[WorkerProcesses]]
 
 
-@pytest.fixture(scope="session")
-def shared_store(redis_url: str) -> str:
-    """Name the store that workers and tests share."""
-    return f"{redis_url}/2"
-
-
-@pytest.fixture
-def apart(redis_url: str) -> dict[str, str]:
-    """Name a broker and a store that a module's workers do not see, for one test's workers."""
-    return {"BROKER": f"{redis_url}/3", "STORE": f"{redis_url}/4"}
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test on all kinds of the engine's workers, or on those that its class names."""
+    if "kind" in metafunc.fixturenames and len(metafunc.module.ENGINE.kinds) > 1:
+        kinds = getattr(metafunc.cls, "kinds", metafunc.module.ENGINE.kinds)
+        metafunc.parametrize("kind", kinds, scope="module")
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory, broker: str, shared_store: str) -> Launch:
-    """Make fleets by their commands, which end with the block."""
+def kind(request: pytest.FixtureRequest) -> str:
+    kinds: tuple[str] = request.module.ENGINE.kinds
+    return kinds[0]
+
+
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest, kind: str) -> Iterator[Engine]:
+    engine: Engine = request.module.ENGINE(kind)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def urls(redis_url: str, kind: str) -> Urls:  # noqa: ARG001  # kinds may keep messages differently
+    """Name the broker and the store of the workers that a module's tests share."""
+    return emptied(Urls(f"{redis_url}/1", f"{redis_url}/2"))
+
+
+@pytest.fixture
+def own_urls(redis_url: str) -> Urls:
+    """Name a broker and a store for one test, which the shared workers do not use."""
+    return emptied(Urls(f"{redis_url}/3", f"{redis_url}/4"))
+
+
+def emptied(urls: Urls) -> Urls:
+    for url in (urls.broker, urls.store):
+        ask(url, "FLUSHDB")
+    return urls
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """Make worker processes by their command, which end with the block."""
 
     @contextmanager
-    def launched(*command: str, **environment: str) -> Generator[Fleet]:
-        log = tmp_path_factory.mktemp("fleet") / "log"
-        where = {"BROKER": broker, "STORE": shared_store, **environment}
-        fleet = Fleet(command, log, **where)
+    def launched(
+        command: tuple[str, ...], urls: Urls, **environment: str
+    ) -> Generator[WorkerProcesses]:
+        log = tmp_path_factory.mktemp("workers") / "log"
+        processes = WorkerProcesses(command, log, urls, **environment)
         try:
-            yield fleet
+            yield processes
         finally:
-            fleet.kill()
+            processes.kill()
 
     return launched
 
 
+@pytest.fixture(scope="module")
+def processes(engine: Engine, urls: Urls, launch: Launch) -> Iterator[WorkerProcesses]:
+    """Start the workers that a module's tests share."""
+    with launch(engine.command(), urls, **engine.environment()) as processes:
+        yield processes
+
+
 @pytest.fixture(params=["asyncio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """The drivers of the store know asyncio only, and what engines do is done elsewhere."""
+    """The drivers of the store run on asyncio only; engines' workers have loops of their own."""
     backend: str = request.param
     return backend

@@ -1,205 +1,138 @@
-"""Dramatiq's workers keep the rules of dispatchers."""
+"""Dramatiq's workers keep the rules of all engines."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from threading import get_ident
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
-from dramatiq import Broker
+from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
+from dramatiq.results.backends import RedisBackend
 
-from asyncjobs import AsyncJobs
-from asyncjobs.core.job import Job
-from asyncjobs.dispatchers.dramatiq import DramatiqDispatcher
-from asyncjobs.execution.threads import in_new_thread
+from asyncjobs import AsyncJobs, JobId
+from asyncjobs.dispatchers.dramatiq import DramatiqDispatcher, DramatiqOptions
+from asyncjobs.protocols import JobHandle
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import DispatcherConformance, WorkerLossConformance
-from asyncjobs.testing.dispatcher_conformance import ended, until
+from asyncjobs.testing import sample_job
 from asyncjobs.testing.dispatcher_handlers import began, release
-from asyncjobs.testing.samples import sample_job
 from tests.conftest import connected
-from tests.engines.apps.chores import add_chores
 from tests.engines.apps.dramatiq_options import OPTIONS
+from tests.engines.apps.handlers import register_more
 from tests.engines.conftest import Launch
-from tests.engines.examples import EXAMPLES, follow_report
-from tests.engines.fleets import Fleet, FleetCrew
+from tests.engines.engine import Engine, EngineWorkers, Sent, Urls
+from tests.engines.suite import EngineConformance, GiveBackConformance, TimeLimitConformance
+from tests.waiting import until
 
-pytestmark = pytest.mark.anyio
-
-WORKER = ("-m", "dramatiq", "dramatiq_worker")
-# By itself a process fetches more than it can run, and an idle one looks each second only.
-KINDS = {
-    "processes": (("--processes", "2", "--threads", "1"), {"dramatiq_queue_prefetch": "1"}),
-    "threads": (("--processes", "1", "--threads", "2"), {"dramatiq_queue_prefetch": "2"}),
-}
-EAGER = {"dramatiq_worker_timeout": "20", "PYTHONPATH": str(Path(__file__).parents[2])}
+PROCESSES = {"processes": ("2", "1"), "threads": ("1", "2")}
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def fleet(launch: Launch, request: pytest.FixtureRequest) -> Iterator[Fleet]:
-    options, environment = KINDS[request.param]
-    with launch(*WORKER, *options, **environment, **EAGER) as started:
-        yield started
+class DramatiqEngine(Engine):
+    kinds = tuple(PROCESSES)
+    stopping = "Shutting down"
+    options = DramatiqOptions
+    options_by_type: ClassVar[Mapping[str, object]] = OPTIONS
+    settings: ClassVar[Mapping[str, object]] = {"args": [], "options": ["redis_message_id"]}
+
+    def command(self, *, gives_back: bool = False) -> tuple[str, ...]:
+        processes, threads = PROCESSES[self.kind]
+        short = ("--worker-shutdown-timeout", "100") if gives_back else ()
+        size = ("--processes", processes, "--threads", threads)
+        return ("-m", "dramatiq", "dramatiq_worker", *size, *short)
+
+    def environment(self, *, gives_back: bool = False) -> dict[str, str]:
+        del gives_back
+        # By itself a process fetches more than it can run, and an idle one looks each second only.
+        return {
+            "dramatiq_worker_timeout": "20",
+            "dramatiq_queue_prefetch": PROCESSES[self.kind][1],
+        }
+
+    def dispatcher(self, broker: str, *queues: str, **arguments: Any) -> DramatiqDispatcher:
+        del queues
+        return DramatiqDispatcher(cast("Any", RedisBroker)(url=broker), **arguments)
+
+    async def sent(self, broker: str, queue: str) -> list[Sent]:
+        with connected(broker) as client:
+            messages = [json.loads(text) for text in client.hvals(f"dramatiq:{queue}.msgs")]
+        return [
+            Sent(
+                message["actor_name"],
+                message["kwargs"],
+                {"args": message["args"], "options": list(message["options"])},
+            )
+            for message in messages
+        ]
+
+    async def results(self, broker: str) -> set[str]:
+        """Return the keys of results and of dead letters."""
+        with connected(broker) as client:
+            keys: list[str] = client.keys("*")
+        return {key for key in keys if re.fullmatch("[0-9a-f]{32}", key) or key.endswith(".XQ")}
+
+    async def run_own_task(self, broker: str) -> str:
+        message: Any = Message(
+            queue_name="default", actor_name="plain", args=(), kwargs={}, options={}
+        )
+        cast("Any", RedisBroker)(url=broker).enqueue(message)
+        return str(cast("Any", RedisBackend)(url=broker).build_message_key(message))
 
 
-def redis_broker(url: str) -> Broker:
-    return cast("Broker", cast("Any", RedisBroker)(url=url))
+ENGINE = DramatiqEngine
 
 
-@pytest.fixture
-def dispatcher(broker: str) -> DramatiqDispatcher:
-    return DramatiqDispatcher(redis_broker(broker), options=OPTIONS)
+class TestDramatiq(EngineConformance, GiveBackConformance, TimeLimitConformance):
+    async def test_a_queue_that_options_name_is_served(self, workers: EngineWorkers) -> None:
+        async with workers.opened() as jobs:
+            register_more(jobs)
+            handle = await jobs.enqueue("process_and_loop", None)
+            assert await handle.result(timeout=workers.patience)
 
 
-class TestDramatiq(DispatcherConformance, WorkerLossConformance):
-    @pytest.fixture
-    def crew(self, fleet: Fleet, shared_store: str, dispatcher: DramatiqDispatcher) -> FleetCrew:
-        return FleetCrew(shared_store, dispatcher, fleet)
-
-    async def test_limits_of_dramatiq_end_no_job(self, crew: FleetCrew, broker: str) -> None:
-        async with crew.opened() as jobs:
-            add_chores(jobs)
-            done = await ended(jobs, (await jobs.enqueue("last", 0.5)).job, crew)
-            with connected(broker) as client:
-                await until(partial(gone, client, done), crew.patience)
-                assert not client.exists("dramatiq:default.XQ.msgs")
-        assert (done.error, done.attempt) == (None, 1)
-
-    async def test_a_queue_that_options_name_is_served(self, crew: FleetCrew) -> None:
-        async with crew.opened() as jobs:
-            add_chores(jobs)
-            assert (await ended(jobs, (await jobs.enqueue("where", None)).job, crew)).result
-
-    async def test_dramatiq_keeps_nothing_of_a_job_that_has_ended(
-        self, crew: FleetCrew, broker: str, tmp_path: Path
-    ) -> None:
-        async with crew.opened() as jobs:
-            pairs = (("echo", 1), ("refuse", tmp_path / "job"))
-            done = [await ended(jobs, (await jobs.enqueue(*pair)).job, crew) for pair in pairs]
-            with connected(broker) as client:
-                for job in done:
-                    await until(partial(gone, client, job), crew.patience)
-                # A result is kept by a digest of whose it is.
-                assert not [key for key in client.keys("*") if re.fullmatch("[0-9a-f]{32}", key)]
-                assert not client.exists("dramatiq:default.XQ.msgs")
-
-
-# a process that the other tests do not see
-
-
-async def test_a_worker_that_is_told_to_stop_lets_a_job_end(
-    launch: Launch, apart: Mapping[str, str], tmp_path: Path
+@pytest.mark.anyio
+async def test_of_the_fetched_messages_the_lowest_priority_goes_first(
+    engine: Engine, own_urls: Urls, launch: Launch, tmp_path: Path
 ) -> None:
     path = tmp_path / "job"
-    with launch(*WORKER, "--processes", "1", **EAGER, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
-            job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
-            stopped = in_new_thread(fleet.stop, "stop")
-            await until(lambda: "Shutting down" in fleet.log.read_text(), crew.patience)
-            release(path)
-            assert await stopped.result() == 0
-            done = await ended(jobs, job, crew)
-        with connected(apart["BROKER"]) as client:
-            assert not client.exists("dramatiq:default.XQ.msgs")
-    assert (done.result, done.losses) == (1, 0)
-
-
-async def test_a_job_that_outlasts_its_worker_is_given_back(
-    launch: Launch, apart: Mapping[str, str], tmp_path: Path
-) -> None:
-    path = tmp_path / "job"
-    short = ("--processes", "1", "--worker-shutdown-timeout", "100")
-    with launch(*WORKER, *short, **EAGER, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
-            job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
-            await in_new_thread(fleet.stop, "stop").result()
-            fleet.start()
-            await until(lambda: began(path) == 2, crew.patience)
-            release(path)
-            done = await ended(jobs, job, crew)
-    assert (done.result, done.losses) == (2, 0)
-
-
-async def test_what_is_more_urgent_runs_first(
-    launch: Launch, apart: Mapping[str, str], tmp_path: Path
-) -> None:
-    path = tmp_path / "job"
-    alone = ("--processes", "1", "--threads", "1")
-    with launch(*WORKER, *alone, dramatiq_queue_prefetch="9", **EAGER, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
-            held = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
-            waiting: list[Job] = []
-            # One that is fetched after others finds them where the next one is chosen.
+    alone = ("-m", "dramatiq", "dramatiq_worker", "--processes", "1", "--threads", "1")
+    environment = {**engine.environment(), "dramatiq_queue_prefetch": "9"}
+    with launch(alone, own_urls, **environment) as processes:
+        workers = EngineWorkers(engine, own_urls, processes)
+        async with workers.opened() as jobs:
+            held = await jobs.enqueue("hold", path)
+            await until(lambda: began(path) == 1)
+            waiting: list[JobHandle[Any]] = []
+            # A message that is fetched after others finds them where the next one is chosen.
             for name in ("echo", "steps", "echo"):
-                waiting.append((await jobs.enqueue(name, 1)).job)
-                await until(partial(fetched, apart["BROKER"], waiting[-1]), crew.patience)
+                waiting.append(await jobs.enqueue(name, 1))
+                await until(partial(is_fetched, own_urls.broker, waiting[-1].id))
             release(path)
-            late, early, _, _ = [await ended(jobs, job, crew) for job in (*waiting, held)]
+            late, early, *_ = [await handle.wait() for handle in (*waiting, held)]
     assert str(early.started_at) < str(late.started_at)
 
 
-def gone(client: Any, job: Job) -> bool:
-    return not any(job.id in message for message in client.hvals("dramatiq:default.msgs"))
-
-
-def crew_apart(apart: Mapping[str, str], fleet: Fleet) -> FleetCrew:
-    dispatcher = DramatiqDispatcher(redis_broker(apart["BROKER"]), options=OPTIONS)
-    return FleetCrew(apart["STORE"], dispatcher, fleet)
-
-
-def fetched(url: str, job: Job) -> bool:
+def is_fetched(url: str, job_id: JobId) -> bool:
     with connected(url) as client:
         ids = client.sunion("nothing", *client.keys("dramatiq:__acks__.*.default"))
         messages = client.hgetall("dramatiq:default.msgs")
-        return any(job.id in message for number, message in messages.items() if number in ids)
+        return any(job_id in message for number, message in messages.items() if number in ids)
 
 
-# what is carried
-
-
-async def test_the_message_is_an_id(dispatcher: DramatiqDispatcher, broker: str) -> None:
-    job = sample_job(type="kept")
-    await dispatcher.dispatch([job])
-    with connected(broker) as client:
-        [message] = map(json.loads, client.hvals("dramatiq:kept.msgs"))
-    assert (message["actor_name"], message["queue_name"]) == ("asyncjobs.run.5", "kept")
-    assert message["kwargs"] == {"namespace": "asyncjobs", "id": job.id, "trace": job.trace_id}
-    assert (message["args"], message["options"].keys()) == ([], {"redis_message_id"})
-
-
-async def test_the_queue_is_that_of_the_policy_unless_options_name_one() -> None:
+def test_the_actors_that_run_jobs_are_never_retried() -> None:
     broker = StubBroker()
-    for queue in ("default", "night", "others"):
-        broker.declare_queue(queue)
     dispatcher = DramatiqDispatcher(broker, options=OPTIONS)
-    await dispatcher.dispatch(
-        [
-            sample_job(type="echo"),
-            sample_job(type="echo", queue="night"),
-            sample_job(type="where", queue="night"),
-        ]
-    )
-    assert [broker.queues[name].qsize() for name in ("default", "night", "others")] == [1, 1, 1]
-
-
-def test_a_carrier_is_never_tried_again() -> None:
-    broker = StubBroker()
-    DramatiqDispatcher(broker, options=OPTIONS).carrier(AsyncJobs(MemoryStore()))
-    options = [actor.options for actor in cast("Any", broker).actors.values()]
-    assert [(one["max_retries"], one["retry_when"]) for one in options] == [(0, None)] * 3
+    dispatcher.register_task(AsyncJobs(MemoryStore(), dispatcher=dispatcher))
+    actors = cast("Any", broker).actors
+    assert sorted(actors) == ["asyncjobs.run", "asyncjobs.run.-1"]
+    assert {(a.options["max_retries"], a.options["retry_when"]) for a in actors.values()} == {
+        (0, None)
+    }
 
 
 class ThreadsBroker(StubBroker):
@@ -223,17 +156,10 @@ class ThreadsBroker(StubBroker):
         return cast("Any", super()).enqueue(message, delay=delay)
 
 
+@pytest.mark.anyio
 async def test_no_connection_is_kept_of_a_thread_that_has_ended() -> None:
     broker = ThreadsBroker()
     broker.declare_queue("default")
     await DramatiqDispatcher(broker).dispatch([sample_job(type="echo")])
     assert broker.queues["default"].qsize() == 1
     assert not broker.kept
-
-
-# the example
-
-
-def test_the_example_works(launch: Launch, apart: Mapping[str, str]) -> None:
-    worker = ("-m", "dramatiq", "--path", EXAMPLES, "--", "dramatiq_app")
-    follow_report("dramatiq_app", worker, launch, {**EAGER, **apart})

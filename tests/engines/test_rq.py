@@ -1,18 +1,14 @@
-"""RQ's workers keep the rules of dispatchers."""
+"""RQ's workers keep the rules of all engines."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import types
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-import anyio
-import anyio.to_thread
 import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -20,260 +16,180 @@ from rq import Queue
 from rq.job import Job as RQJob
 
 from asyncjobs import AsyncJobs
-from asyncjobs.core.job import Job
 from asyncjobs.dispatchers.rq import RQDispatcher, RQOptions
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import DispatcherConformance, WorkerLossConformance
-from asyncjobs.testing.dispatcher_conformance import ended, until
-from asyncjobs.testing.dispatcher_handlers import began, release
-from asyncjobs.testing.samples import sample_job
-from tests.engines.apps.chores import TOLD, add_chores
-from tests.engines.conftest import Launch
-from tests.engines.examples import EXAMPLES, follow_report
-from tests.engines.fleets import Fleet, FleetCrew
+from asyncjobs.testing import PriorityConformance, sample_job
+from tests.conftest import ask
+from tests.engines.apps.handlers import register_more
+from tests.engines.engine import Engine, EngineWorkers, Sent, Urls, WorkerProcesses
+from tests.engines.suite import EngineConformance, GiveBackConformance, OnWorkers
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
-ROOT = str(Path(__file__).parents[2])
-CARRIER = "rq_worker.carry"
-KINDS = {
+TASK = "rq_worker.run_job"
+WORKERS = {
     "simple": ("worker", "--worker-class", "rq.worker.SimpleWorker"),
-    "forking": ("worker-pool", "--num-workers", "2"),
-    "alone": ("worker",),
+    "pool": ("worker-pool", "--num-workers", "2"),
+    "forking": ("worker",),
     "spawning": ("worker", "--worker-class", "rq.worker.SpawnWorker"),
 }
-OPTIONS = {
-    "steps": RQOptions(queue="urgent"),
-    "where": RQOptions(at_front=True),
-    "kept": RQOptions(queue="kept"),
-    "kept in front": RQOptions(queue="kept", at_front=True),
-    "refused": RQOptions(queue="refused"),
-}
 
 
-def command(kind: str, broker: str) -> tuple[str, ...]:
-    # The app is imported once by the worker, not by each process that it forks.
-    app = ("--config", "rq_worker")
-    return ("-m", "rq.cli", *KINDS[kind], *app, "--url", broker, "urgent", "default")
-
-
-@pytest.fixture(scope="module", params=["simple", "forking"])
-def kind(request: pytest.FixtureRequest) -> str:
-    kind: str = request.param
-    return kind
-
-
-@pytest.fixture(scope="module")
-def fleet(launch: Launch, broker: str, kind: str) -> Iterator[Fleet]:
-    with launch(*command(kind, broker), PYTHONPATH=ROOT) as started:
-        yield started
-
-
-def client(url: str) -> Any:
+def connect(url: str) -> Any:
     return cast("Any", Redis).from_url(url)
 
 
-def queue(connection: Redis, name: str = "default") -> Any:
-    return Queue(name, connection)
+def queue_of(url: str, name: str) -> Any:
+    return Queue(name, connect(url))
 
 
-def carried(connection: Redis, job: Job, serializer: str | None = None) -> Any:
-    return cast("Any", RQJob).fetch(f"{job.id}-0", connection, serializer)
+def failed_as_duplicate(broker: str, key: str) -> bool:
+    """Return whether RQ failed a message that was sent twice, and ended in two workers at once."""
+    job = cast("Any", RQJob).fetch(key.removeprefix("rq:job:"), connect(broker))
+    result = job.latest_result()
+    return result is not None and "InvalidJobOperation" in (result.exc_string or "")
 
 
-def gone(connection: Redis, id: str) -> bool:
-    return not RQJob.exists(id, connection)
+class RQEngine(Engine):
+    kinds = ("simple", "pool")
+    stopping = "warm shut down requested"
+    options = RQOptions
+    options_by_type: ClassVar[Mapping[str, object]] = {"urgent": RQOptions(queue="urgent")}
+    settings: ClassVar[Mapping[str, object]] = {
+        "args": (),
+        "timeout": -1,
+        "result_ttl": 0,
+        "ttl": None,
+        "retries_left": None,
+    }
 
-
-@pytest.fixture
-def connection(broker: str) -> Iterator[Redis]:
-    with client(broker) as connection:
-        yield connection
-
-
-@pytest.fixture
-def dispatcher(connection: Redis) -> RQDispatcher:
-    return RQDispatcher(connection, CARRIER, options=OPTIONS)
-
-
-class RQCrew(FleetCrew):
-    """Has one worker, or two that fork a process for each job."""
-
-    def __init__(self, store: str, dispatcher: RQDispatcher, fleet: Fleet, kind: str) -> None:
-        super().__init__(store, dispatcher, fleet)
-        if kind == "forking":
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        if kind == "pool":
             self.many, self.some = 10, 3
         else:
             self.slots = 1
 
+    def command(self, *, gives_back: bool = False) -> tuple[str, ...]:
+        del gives_back
+        # With `--config` the worker imports the app once, not each process that it forks.
+        return ("-m", "rq.cli", *WORKERS[self.kind], "--config", "rq_worker", "urgent", "default")
 
-class TestRQ(DispatcherConformance, WorkerLossConformance):
-    @pytest.fixture
-    def crew(self, fleet: Fleet, shared_store: str, dispatcher: RQDispatcher, kind: str) -> RQCrew:
-        return RQCrew(shared_store, dispatcher, fleet, kind)
+    def dispatcher(self, broker: str, *queues: str, **arguments: Any) -> RQDispatcher:
+        del queues
+        return RQDispatcher(connect(broker), TASK, **arguments)
 
-    async def test_the_queue_stays_open_in_a_worker_that_forks_none(
-        self, crew: RQCrew, kind: str
+    def task_name(self, namespace: str) -> str:
+        del namespace
+        return TASK
+
+    def stop(self, processes: WorkerProcesses) -> None:
+        processes.signal_all(signal.SIGTERM)
+
+    async def sent(self, broker: str, queue: str) -> list[Sent]:
+        found = cast("list[Any]", queue_of(broker, queue).get_jobs())
+        return [
+            Sent(one.func_name, one.kwargs, {name: getattr(one, name) for name in self.settings})
+            for one in found
+        ]
+
+    async def results(self, broker: str) -> set[str]:
+        """Return the keys of all messages, which are deleted at their end unless they failed."""
+        keys: set[str] = set(ask(broker, "KEYS", "rq:job:*"))
+        return {key for key in keys if not failed_as_duplicate(broker, key)}
+
+    async def run_own_task(self, broker: str) -> str:
+        return f"rq:job:{queue_of(broker, 'default').enqueue('rq_worker.plain').id}"
+
+
+ENGINE = RQEngine
+
+
+class TestRQ(EngineConformance):
+    async def test_a_simple_worker_keeps_the_queue_open(
+        self, workers: EngineWorkers, kind: str
     ) -> None:
-        async with crew.opened() as jobs:
-            add_chores(jobs)
-            done = [
-                await ended(jobs, (await jobs.enqueue("where", None)).job, crew) for _ in range(3)
-            ]
-        places = {str(job.result) for job in done}
+        async with workers.opened() as jobs:
+            register_more(jobs)
+            places = {
+                str(await (await jobs.enqueue("process_and_loop", None)).result()) for _ in range(3)
+            }
         assert len(places) == (1 if kind == "simple" else 3)
 
-    async def test_hooks_are_told_before_a_process_is_left(
-        self, crew: RQCrew, tmp_path: Path
+    async def test_a_message_of_another_namespace_is_dropped(
+        self, workers: EngineWorkers, urls: Urls
+    ) -> None:
+        message = {"namespace": "another", "id": "job_1"}
+        default = queue_of(urls.broker, "default")
+        async with workers.opened():
+            default.enqueue(TASK, kwargs=message, job_id="another", result_ttl=0)
+            await until(lambda: not RQJob.exists("another", default.connection))
+
+
+class TestPriorities(OnWorkers, PriorityConformance): ...
+
+
+class TestProcessesPerJob(OnWorkers):
+    kinds = ("pool", "spawning")
+
+    async def test_hooks_end_before_the_process_of_their_job(
+        self, workers: EngineWorkers, tmp_path: Path
     ) -> None:
         path = tmp_path / "path"
-        async with crew.opened() as jobs:
-            add_chores(jobs)
-            await jobs.enqueue(TOLD, str(path))
-            await until(path.exists, crew.patience)
-
-    async def test_rq_keeps_nothing_of_a_job_that_has_ended(
-        self, crew: RQCrew, connection: Redis, tmp_path: Path
-    ) -> None:
-        default = queue(connection)
-        listed = (default.finished_job_registry, default.failed_job_registry)
-        async with crew.opened() as jobs:
-            for name, payload in (("echo", 1), ("refuse", tmp_path / "job")):
-                job = await ended(jobs, (await jobs.enqueue(name, payload)).job, crew)
-                await until(partial(gone, connection, f"{job.id}-0"), crew.patience)
-                assert not any(f"{job.id}-0" in registry for registry in listed)
-
-    async def test_what_is_none_of_ours_is_dropped(self, crew: RQCrew, connection: Redis) -> None:
-        message = {"namespace": "another", "id": "job_1", "trace": ""}
-        async with crew.opened():
-            queue(connection).enqueue(CARRIER, kwargs=message, job_id="another", result_ttl=0)
-            await until(partial(gone, connection, "another"), crew.patience)
-
-    async def test_a_worker_that_is_told_to_stop_lets_a_job_end(
-        self, crew: RQCrew, tmp_path: Path
-    ) -> None:
-        path = tmp_path / "job"
-        async with crew.opened() as jobs:
-            job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
-            stopped = in_new_thread(crew.fleet.stop, "stop")
-            release(path)
-            assert await stopped.result() == 0
-            done = await ended(jobs, job, crew)
-        assert (done.result, done.losses) == (1, 0)
+        async with workers.opened() as jobs:
+            register_more(jobs)
+            await jobs.enqueue("touched_by_hook", str(path))
+            await until(path.exists)
 
 
-# workers that make a process for each job
+class TestGiveBack(GiveBackConformance):
+    kinds = ("forking",)
 
 
-def crew_apart(apart: Mapping[str, str], fleet: Fleet) -> RQCrew:
-    dispatcher = RQDispatcher(client(apart["BROKER"]), CARRIER, options=OPTIONS)
-    return RQCrew(apart["STORE"], dispatcher, fleet, "forking")
+# what is sent
 
 
-async def test_a_job_is_given_back_when_its_process_is_told_to_stop(
-    launch: Launch, apart: Mapping[str, str], tmp_path: Path
+async def test_a_serializer_may_be_chosen(own_urls: Urls) -> None:
+    job, name = sample_job(), "rq.serializers.JSONSerializer"
+    connection = connect(own_urls.broker)
+    await RQDispatcher(connection, TASK, serializer=name).dispatch([job])
+    message = cast("Any", RQJob).fetch(f"{job.id}-0", connection, name)
+    assert message.kwargs["id"] == job.id
+
+
+async def test_a_batch_is_sent_in_order_except_for_jobs_at_the_front(
+    engine: Engine, own_urls: Urls
 ) -> None:
-    path = tmp_path / "job"
-    with launch(*command("alone", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
-            job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
-            await anyio.to_thread.run_sync(fleet.tell_all, signal.SIGTERM)
-            fleet.start()
-            await until(lambda: began(path) == 2, crew.patience)
-            release(path)
-            done = await ended(jobs, job, crew)
-    assert (done.result, done.losses) == (2, 0)
-
-
-async def test_a_process_that_is_not_a_copy_of_its_worker_runs_a_job(
-    launch: Launch, apart: Mapping[str, str], tmp_path: Path
-) -> None:
-    path = tmp_path / "job"
-    with launch(*command("spawning", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
-            add_chores(jobs)
-            await jobs.enqueue(TOLD, str(path))
-            await until(path.exists, crew.patience)
-
-
-# what is carried, and when
-
-
-async def test_what_is_more_urgent_runs_first(
-    launch: Launch, apart: Mapping[str, str], tmp_path: Path
-) -> None:
-    path = tmp_path / "job"
-    with launch(*command("simple", apart["BROKER"]), PYTHONPATH=ROOT, **apart) as fleet:
-        crew = crew_apart(apart, fleet)
-        async with crew.opened() as jobs:
-            add_chores(jobs)
-            waiting = [(await jobs.enqueue("hold", path)).job]
-            await until(lambda: began(path) == 1, crew.patience)
-            waiting += [
-                (await jobs.enqueue("echo", 1)).job,
-                (await jobs.enqueue("where", None)).job,
-                (await jobs.enqueue("steps", 1)).job,
-            ]
-            release(path)
-            done = [await ended(jobs, job, crew) for job in waiting]
-    begun = [job.type for job in sorted(done, key=lambda job: str(job.started_at))]
-    assert begun == ["hold", "steps", "where", "echo"]
-
-
-async def test_the_message_is_an_id_and_rq_is_left_no_say(
-    dispatcher: RQDispatcher, connection: Redis
-) -> None:
-    job = sample_job(type="kept")
-    await dispatcher.dispatch([job])
-    task = carried(connection, job)
-    assert (task.func_name, task.args) == (CARRIER, ())
-    assert task.kwargs == {"namespace": "asyncjobs", "id": job.id, "trace": job.trace_id}
-    assert (task.timeout, task.result_ttl, task.ttl, task.retries_left) == (-1, 0, None, None)
-
-
-async def test_a_serializer_may_be_chosen(connection: Redis) -> None:
-    job = sample_job(type="kept")
-    name = "rq.serializers.JSONSerializer"
-    await RQDispatcher(connection, CARRIER, options=OPTIONS, serializer=name).dispatch([job])
-    assert carried(connection, job, name).kwargs["id"] == job.id
-
-
-async def test_a_batch_is_told_in_its_order_but_for_what_goes_in_front(
-    dispatcher: RQDispatcher, connection: Redis
-) -> None:
-    queue(connection, "kept").empty()
-    batch = [sample_job(type=name) for name in ("kept", "kept in front", "kept")]
+    options = {"first": RQOptions(at_front=True)}
+    batch = [sample_job(type=name) for name in ("plain", "first", "plain")]
+    dispatcher = engine.dispatcher(own_urls.broker, options=options)
     await dispatcher.dispatch([*batch, batch[0]])
-    assert queue(connection, "kept").get_job_ids() == [
+    assert queue_of(own_urls.broker, "default").get_job_ids() == [
         f"{batch[number].id}-0" for number in (1, 0, 2)
     ]
 
 
-async def test_a_queue_that_cannot_be_told_keeps_no_other_from_it(
-    dispatcher: RQDispatcher, connection: Redis
+async def test_an_error_of_one_queue_does_not_affect_another(
+    engine: Engine, own_urls: Urls
 ) -> None:
-    connection.set(queue(connection, "refused").key, "no list")
-    job = sample_job(type="kept")
+    ask(own_urls.broker, "SET", "rq:queue:broken", "not a list")
+    job = sample_job()
     with pytest.raises(ResponseError):
-        await dispatcher.dispatch([sample_job(type="refused"), job])
-    assert not gone(connection, f"{job.id}-0")
+        await engine.dispatcher(own_urls.broker).dispatch([sample_job(queue="broken"), job])
+    assert queue_of(own_urls.broker, "default").get_job_ids() == [f"{job.id}-0"]
 
 
-# the carrier's name
+# the name of the task
 
 
-def opened(name: str, *, made_here: bool = True) -> AsyncJobs:
+def queue_with_task(name: str, *, registered: bool = True) -> AsyncJobs:
     dispatcher = RQDispatcher(Redis(), name)
     jobs = AsyncJobs(MemoryStore(), dispatcher=dispatcher)
-    if made_here:
-        module = types.ModuleType("module_of_a_carrier")
-        vars(module)["carry"] = dispatcher.carrier(jobs)
+    if registered:
+        module = types.ModuleType("module_of_a_task")
+        vars(module)["run_job"] = dispatcher.register_task(jobs)
         vars(module)["other"] = print
         sys.modules[module.__name__] = module
     return jobs
@@ -282,35 +198,26 @@ def opened(name: str, *, made_here: bool = True) -> AsyncJobs:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("carry", "app.jobs.carry"),
-        ("__main__.carry", "app.jobs.carry"),
-        ("module_of_a_carrier.missing", "missing in module_of_a_carrier"),
-        ("module_of_a_carrier.other", "missing in module_of_a_carrier"),
-        ("no_such_module.carry", "no module no_such_module"),
-        ("no_such_package.module.carry", "no module no_such_package.module"),
+        ("run_job", "app.jobs.run_job"),
+        ("__main__.run_job", "app.jobs.run_job"),
+        ("module_of_a_task.missing", "missing in module_of_a_task"),
+        ("module_of_a_task.other", "missing in module_of_a_task"),
+        ("no_such_module.run_job", "no module no_such_module"),
+        ("no_such_package.module.run_job", "no module no_such_package.module"),
     ],
 )
-async def test_a_carrier_that_workers_would_not_find_is_refused(name: str, reason: str) -> None:
+async def test_a_task_that_workers_cannot_import_is_refused(name: str, reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason):
-        async with opened(name):
+        async with queue_with_task(name):
             pass
 
 
-@pytest.mark.parametrize("made_here", [True, False])
-async def test_a_carrier_that_workers_find_is_not(*, made_here: bool) -> None:
-    async with opened("module_of_a_carrier.carry", made_here=made_here):
+@pytest.mark.parametrize("registered", [True, False])
+async def test_a_task_that_workers_can_import_is_accepted(*, registered: bool) -> None:
+    async with queue_with_task("module_of_a_task.run_job", registered=registered):
         pass
 
 
-async def test_a_process_without_the_carrier_leaves_its_name_to_others() -> None:
-    async with opened("no_such_module.carry", made_here=False):
+async def test_a_process_without_the_task_does_not_check_its_module() -> None:
+    async with queue_with_task("no_such_module.run_job", registered=False):
         pass
-
-
-# the example
-
-
-def test_the_example_works(launch: Launch, apart: Mapping[str, str]) -> None:
-    worker = ("--path", EXAMPLES, "--config", "rq_app", "--worker-class", "rq.worker.SimpleWorker")
-    found = {**apart, "PYTHONPATH": os.pathsep.join([EXAMPLES, ROOT])}
-    follow_report("rq_app", ("-m", "rq.cli", "worker", *worker), launch, found)

@@ -1,195 +1,158 @@
-"""taskiq's workers keep the rules of dispatchers."""
+"""taskiq's workers keep the rules of all engines."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from taskiq import AsyncBroker
+import redis
+from taskiq import AsyncBroker, TaskiqEvents, TaskiqState
 from taskiq.kicker import AsyncKicker
 from taskiq_redis import ListQueueBroker, RedisStreamBroker
 
-from asyncjobs import JobStatus
-from asyncjobs.core.submission import EnqueueOptions
+from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.taskiq import TaskiqDispatcher, TaskiqOptions
-from asyncjobs.testing import DispatcherConformance, WorkerLossConformance
-from asyncjobs.testing.dispatcher_conformance import ended, until
-from asyncjobs.testing.dispatcher_handlers import began, release
-from asyncjobs.testing.samples import sample_job
-from tests.conftest import ask
-from tests.engines.conftest import Launch
-from tests.engines.examples import EXAMPLES, follow_report
-from tests.engines.fleets import Fleet, FleetCrew
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.dispatcher_handlers import began, register, release
+from tests.conftest import Serve, ask
+from tests.engines.engine import Engine, EngineWorkers, Sent, Urls
+from tests.engines.suite import (
+    AsyncClientConformance,
+    EngineConformance,
+    GiveBackConformance,
+    OnWorkers,
+    TimeLimitConformance,
+)
+from tests.waiting import until
 
-WORKER = ("-m", "taskiq", "worker", "taskiq_worker:broker", "--workers", "1")
-SLOTS = ("--max-async-tasks", "2")
 BROKERS: Mapping[str, Callable[[str], AsyncBroker]] = {
     "list": ListQueueBroker,
     "stream": RedisStreamBroker,
 }
 
 
-@pytest.fixture(scope="module", params=BROKERS)
-def kind(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
+class Taskiq(Engine):
+    kinds = tuple(BROKERS)
+    default_queue = "taskiq"
+    stopping = "running tasks to complete"
+    options = TaskiqOptions
+    settings: ClassVar[Mapping[str, object]] = {
+        "args": [],
+        "retry_on_error": "False",
+        "timeout": "315360000",
+        "ack_type": "when_received",
+    }
+
+    def command(self, *, gives_back: bool = False) -> tuple[str, ...]:
+        size = ("--workers", "1", "--max-async-tasks", "2")
+        short = ("--wait-tasks-timeout", "0.1") if gives_back else ()
+        return ("-m", "taskiq", "worker", "taskiq_worker:broker", *size, *short)
+
+    def environment(self, *, gives_back: bool = False) -> dict[str, str]:
+        del gives_back
+        return {"KIND": self.kind}
+
+    def dispatcher(self, broker: str, *queues: str, **arguments: Any) -> TaskiqDispatcher:
+        del queues
+        return TaskiqDispatcher(BROKERS[self.kind](broker), **arguments)
+
+    async def sent(self, broker: str, queue: str) -> list[Sent]:
+        if self.kind == "list":
+            texts = ask(broker, "LRANGE", queue, 0, -1)
+        else:
+            texts = [fields["data"] for _id, fields in ask(broker, "XRANGE", queue, "-", "+")]
+        messages = [json.loads(text) for text in texts]
+        return [
+            Sent(
+                message["task_name"],
+                message["kwargs"],
+                {
+                    "args": message["args"],
+                    **{k: v for k, v in message["labels"].items() if k != "queue_name"},
+                },
+            )
+            for message in messages
+        ]
+
+    async def results(self, broker: str) -> set[str]:
+        return set(ask(broker, "KEYS", "result:*"))
+
+    async def run_own_task(self, broker: str) -> str:
+        client = BROKERS[self.kind](broker)
+        await client.startup()
+        task = await AsyncKicker[[], str]("plain", client, labels={}).kiq()
+        await client.shutdown()
+        return f"result:{task.task_id}"
 
 
-@pytest.fixture(scope="module")
-def fleet(launch: Launch, kind: str, broker: str) -> Iterator[Fleet]:
-    ask(broker, "DEL", "taskiq")  # a list or a stream, of the other kind before
-    with launch(*WORKER, *SLOTS, KIND=kind) as started:
-        yield started
+ENGINE = Taskiq
 
 
-@pytest.fixture
-def client(kind: str, broker: str) -> AsyncBroker:
-    return BROKERS[kind](broker)
+class TestTaskiq(
+    EngineConformance, GiveBackConformance, TimeLimitConformance, AsyncClientConformance
+): ...
 
 
-@pytest.fixture
-def crew(fleet: Fleet, shared_store: str, client: AsyncBroker) -> FleetCrew:
-    return FleetCrew(shared_store, TaskiqDispatcher(client), fleet)
+class TestStreams(OnWorkers):
+    kinds = ("stream",)
 
-
-class TestTaskiq(DispatcherConformance, WorkerLossConformance):
-    @pytest.fixture
-    def crew(self, fleet: Fleet, shared_store: str, client: AsyncBroker) -> FleetCrew:
-        return FleetCrew(shared_store, TaskiqDispatcher(client), fleet)
+    @pytest.mark.anyio
+    async def test_a_message_is_acknowledged_when_its_job_starts(
+        self, workers: EngineWorkers, tmp_path: Path, urls: Urls
+    ) -> None:
+        path = tmp_path / "job"
+        async with workers.opened() as jobs:
+            handle = await jobs.enqueue("hold", path)
+            await until(lambda: began(path) == 1)
+            assert ask(urls.broker, "XPENDING", "taskiq", "taskiq")["pending"] == 0
+            release(path)
+            await handle.wait()
 
 
 @pytest.mark.anyio
-async def test_no_results_of_jobs_are_kept(
-    crew: FleetCrew, client: AsyncBroker, broker: str
+async def test_options_name_the_priority_of_a_type(engine: Engine, own_urls: Urls) -> None:
+    options = {"mail": TaskiqOptions(priority=7)}
+    async with engine.dispatcher(own_urls.broker, options=options) as dispatcher:
+        await dispatcher.dispatch([sample_job(type="mail")])
+    [sent] = await engine.sent(own_urls.broker, "taskiq")
+    assert sent.settings["priority"] == "7"
+
+
+@pytest.mark.anyio
+async def test_a_broker_that_could_not_be_started_is_started_by_the_next_job(serve: Serve) -> None:
+    server = serve()
+    async with TaskiqDispatcher(RedisStreamBroker(server.url)) as dispatcher:
+        server.kill()
+        with pytest.raises(redis.ConnectionError):
+            await dispatcher.dispatch([sample_job()])
+        server.start()
+        await dispatcher.dispatch([sample_job()])
+    assert len(server.ask("XINFO", "GROUPS", "taskiq")) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("by_the_application", [True, False])
+async def test_a_broker_is_started_once_and_shut_down_by_what_started_it(
+    own_urls: Urls, *, by_the_application: bool
 ) -> None:
-    async with crew.opened() as jobs:
-        for number in range(10):
-            await ended(jobs, (await jobs.enqueue("echo", number)).job, crew)
-        plain: AsyncKicker[[], str] = AsyncKicker("plain", client, labels={})
-        task = await plain.kiq()
-        await until(lambda: bool(ask(broker, "KEYS", "result:*")), crew.patience)
-        assert ask(broker, "KEYS", "result:*") == [f"result:{task.task_id}"]
-    ask(broker, "DEL", f"result:{task.task_id}")
+    events: list[TaskiqEvents] = []
+    broker = ListQueueBroker(own_urls.broker)
+    for event in (TaskiqEvents.CLIENT_STARTUP, TaskiqEvents.CLIENT_SHUTDOWN):
+        broker.add_event_handler(event, note(events, event))
+    jobs = AsyncJobs("memory://", dispatcher=TaskiqDispatcher(broker))
+    register(jobs)
+    if by_the_application:
+        await broker.startup()
+    async with jobs:
+        await jobs.enqueue("echo", 1)
+        await jobs.enqueue("echo", 2)
+        assert events == [TaskiqEvents.CLIENT_STARTUP]
+    assert len(events) == (1 if by_the_application else 2)
+    await broker.shutdown()
 
 
-@pytest.mark.anyio
-async def test_a_time_limit_of_all_tasks_does_not_end_a_job(
-    crew: FleetCrew, tmp_path: Path
-) -> None:
-    path = tmp_path / "job"
-    async with crew.opened() as jobs:
-        job = (await jobs.enqueue("hold", path)).job
-        await until(lambda: began(path) == 1, crew.patience)
-        later = EnqueueOptions(run_at=timedelta(seconds=0.4))
-        await ended(jobs, (await jobs.enqueue("echo", 1, options=later)).job, crew)
-        release(path)
-        done = await ended(jobs, job, crew)
-    assert (done.status, done.attempt, began(path)) == (JobStatus.COMPLETED, 1, 1)
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("kind", ["stream"], indirect=True, scope="module")
-async def test_a_message_is_acknowledged_when_its_job_begins(
-    crew: FleetCrew, tmp_path: Path, broker: str
-) -> None:
-    path = tmp_path / "job"
-    async with crew.opened() as jobs:
-        job = (await jobs.enqueue("hold", path)).job
-        await until(lambda: began(path) == 1, crew.patience)
-        assert ask(broker, "XPENDING", "taskiq", "taskiq")["pending"] == 0
-        release(path)
-        await ended(jobs, job, crew)
-
-
-# what is sent
-
-
-class Sent:
-    """Reads what was sent to queues that no worker serves."""
-
-    def __init__(self, broker: str) -> None:
-        self._broker = broker
-
-    def to(self, queue: str) -> dict[str, Any]:
-        [message] = ask(self._broker, "LRANGE", queue, 0, -1)
-        ask(self._broker, "DEL", queue)
-        read: dict[str, Any] = json.loads(message)
-        return read
-
-
-@pytest.fixture
-def sent(broker: str) -> Sent:
-    return Sent(broker)
-
-
-@pytest.mark.anyio
-async def test_a_message_carries_namespace_id_and_trace_only(broker: str, sent: Sent) -> None:
-    dispatcher = TaskiqDispatcher(ListQueueBroker(broker, queue_name="unserved"), namespace="shop")
-    job = sample_job(payload_json=b'"secret"')
-    async with dispatcher:
-        await dispatcher.dispatch([job])
-    message = sent.to("unserved")
-    assert message["kwargs"] == {"namespace": "shop", "id": job.id, "trace": job.trace_id}
-    assert (message["task_name"], message["args"]) == ("shop.run", [])
-    labels = {"retry_on_error": "False", "timeout": "315360000", "ack_type": "when_received"}
-    assert message["labels"] == labels
-
-
-@pytest.mark.anyio
-async def test_a_type_names_its_queue_and_its_priority(broker: str, sent: Sent) -> None:
-    options = {"mail": TaskiqOptions(queue="mails", priority=7)}
-    dispatcher = TaskiqDispatcher(ListQueueBroker(broker), options=options)
-    by_option = sample_job(type="mail", queue="urgent")
-    by_policy = sample_job(type="report", queue="reports")
-    async with dispatcher:
-        await dispatcher.dispatch([by_option, by_policy])
-    assert sent.to("mails")["labels"]["priority"] == "7"
-    assert "priority" not in sent.to("reports")["labels"]
-
-
-# stopping
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("patience", [(), ("--wait-tasks-timeout", "0.1")], ids=["waits", "leaves"])
-async def test_a_worker_that_is_told_to_stop_loses_no_job(
-    patience: tuple[str, ...], launch: Launch, redis_url: str, tmp_path: Path
-) -> None:
-    """It waits for those that run, and gives back those for which it does not wait."""
-    path = tmp_path / "job"
-    # Its own: the other workers of this module may be there still.
-    own = {"BROKER": f"{redis_url}/3", "STORE": f"{redis_url}/2?namespace=stopping"}
-    with launch(*WORKER, *patience, KIND="list", **own) as fleet:
-        crew = FleetCrew(own["STORE"], TaskiqDispatcher(ListQueueBroker(own["BROKER"])), fleet)
-        async with crew.opened() as jobs:
-            job = (await jobs.enqueue("hold", path)).job
-            await until(lambda: began(path) == 1, crew.patience)
-            stopping = asyncio.create_task(asyncio.to_thread(fleet.stop))
-            await until(lambda: "running tasks to complete" in fleet.log.read_text(), 20)
-            if not patience:
-                release(path)
-            await stopping
-            left = await jobs.find(job.id)
-            await jobs.cancel(job.id)
-    expected = JobStatus.PENDING if patience else JobStatus.COMPLETED
-    assert (left.status, left.losses) == (expected, 0)
-
-
-def test_the_example_works(launch: Launch, redis_url: str) -> None:
-    worker = (
-        "-m",
-        "taskiq",
-        "worker",
-        "--workers",
-        "1",
-        "--app-dir",
-        EXAMPLES,
-        "taskiq_app:broker",
-    )
-    own = {"BROKER": f"{redis_url}/3", "STORE": f"{redis_url}/2?namespace=reports"}
-    follow_report("taskiq_app", worker, launch, own)
+def note(events: list[TaskiqEvents], event: TaskiqEvents) -> Callable[[TaskiqState], None]:
+    return lambda _state: events.append(event)

@@ -1,23 +1,28 @@
-"""Jobs in every state, for the rules of HTTP; and when requests are held for news of one."""
+"""Jobs in every status, and queues that are mounted or followed, on each store."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
-import anyio
 import pytest
 
 from asyncjobs import (
-    AsyncJobs,
     Job,
     JobError,
     JobStatus,
     Progress,
 )
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import Detail, Lease, new_job_id
+from asyncjobs.core.job import Detail, Lease
+from asyncjobs.http.endpoints import Endpoints
+from asyncjobs.http.mounts import Mount
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW
+from tests.http.followers import Place, place_of
+from tests.http.mounted import Made, mounted
 
 FENCE = "the-token"
 LATER = NOW + timedelta(seconds=3)
@@ -49,9 +54,17 @@ def job(request: pytest.FixtureRequest) -> Job:
     return _jobs()[request.param]
 
 
-async def followed(jobs: AsyncJobs, by: int = 1) -> None:
-    """Return when so many follow a job, and have read how it stands."""
-    with anyio.fail_after(60):
-        while jobs.watchers < by:  # noqa: ASYNC110  # nobody tells of it
-            await anyio.sleep(0.005)
-        await jobs.get(new_job_id())  # reads are answered in the order in which they are asked for
+@pytest.fixture
+def made(new_store: Callable[[], Any]) -> Made:
+    """Return a function that mounts a queue on a store of the test."""
+
+    def build(mount: Mount | None = None, store: Any = None) -> Endpoints:
+        return mounted(store or new_store(), mount)
+
+    return build
+
+
+@pytest.fixture
+def place(store: Any) -> Callable[..., Place]:
+    """Return a function that makes a place on the test's store."""
+    return partial(place_of, store)

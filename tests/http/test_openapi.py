@@ -95,7 +95,7 @@ def test_every_answer_of_a_route_is_described(route: Route) -> None:
 
 
 @every_route
-def test_what_goes_wrong_is_a_problem(route: Route) -> None:
+def test_errors_are_described_as_problems(route: Route) -> None:
     for status, answer in openapi.responses_of(route).items():
         wrong = int(status) >= 400
         assert (list(answer.get("content", {})) == ["application/problem+json"]) == wrong
@@ -108,14 +108,14 @@ def test_an_answer_without_a_body_has_none_described(route: Route) -> None:
 
 
 @every_route
-def test_who_shall_come_again_later_is_told_when(route: Route) -> None:
+def test_answers_to_be_retried_have_a_retry_after(route: Route) -> None:
     for status, answer in openapi.responses_of(route).items():
         if int(status) in {429, 503}:
             assert "Retry-After" in answer["headers"]
 
 
 @every_route
-def test_every_header_that_is_described_has_a_meaning_and_a_schema(route: Route) -> None:
+def test_every_header_has_a_description_and_a_schema(route: Route) -> None:
     for answer in openapi.responses_of(route).values():
         for header in answer.get("headers", {}).values():
             assert header["description"]
@@ -166,7 +166,7 @@ def test_the_schema_of_a_document_can_stand_alone(model: type[BaseModel]) -> Non
     }
 
 
-def test_references_within_a_schema_are_replaced_by_what_they_lead_to() -> None:
+def test_references_within_a_schema_are_replaced_by_their_targets() -> None:
     schema = openapi.schema_of(ListDocument)
     [job] = [schema["properties"]["jobs"]["items"]]
     assert job["properties"]["status"]["enum"] == [
@@ -190,7 +190,7 @@ def test_every_route_is_in_the_apps_document_with_its_answers(route: Route) -> N
 
 @pytest.mark.parametrize("prefix", ["/api/jobs", "/jobs", "/a~b/c", "/v1/api/long-running"])
 @pytest.mark.parametrize("status", ["200", "202"])
-def test_links_lead_from_a_submission_to_what_can_be_done_with_the_job(
+def test_links_lead_from_a_submission_to_the_operations_of_its_job(
     prefix: str, status: str
 ) -> None:
     document = served(prefix)
@@ -203,7 +203,7 @@ def test_links_lead_from_a_submission_to_what_can_be_done_with_the_job(
         assert "job_id" in {one["name"] for one in target["parameters"]}
 
 
-def test_operations_have_names_of_their_own() -> None:
+def test_operation_ids_are_distinct() -> None:
     paths = served()["paths"].values()
     names = [one["operationId"] for path in paths for one in path.values()]
     assert len(names) == len(set(names))
@@ -227,7 +227,7 @@ def test_a_submission_has_the_parameters_it_reads(callbacks: bool, names: list[s
 
 
 @pytest.mark.parametrize("callbacks", [False, True])
-def test_a_callback_url_is_described_where_clients_may_name_one(callbacks: bool) -> None:
+def test_a_callback_url_is_described_if_clients_may_name_one(callbacks: bool) -> None:
     document = served(options=MountOptions(callbacks=callbacks))
     parameters = document["paths"]["/doubles"]["post"]["parameters"]
     assert ("Callback-URL" in {one["name"] for one in parameters}) == callbacks
@@ -241,7 +241,9 @@ def test_a_callback_url_is_described_where_clients_may_name_one(callbacks: bool)
 @example(r'"\""')
 @example('"a, b"')
 @example("a,b")
-def test_the_pattern_of_a_key_is_what_is_read_as_one(header: str) -> None:
+def test_the_pattern_of_an_idempotency_key_matches_what_is_read(
+    header: str,
+) -> None:
     [key] = [
         one
         for one in openapi.submission_parameters(callbacks=False)
@@ -273,7 +275,7 @@ async def one_of_each_status(jobs: AsyncJobs) -> list[Job]:
 @pytest.mark.anyio
 @pytest.mark.every_store
 @every_route
-async def test_no_route_answers_what_is_not_described(route: Route, store: Any) -> None:
+async def test_every_answer_of_every_route_is_described(route: Route, store: Any) -> None:
     jobs = AsyncJobs(store)
     jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
     endpoints = Endpoints(jobs, Mount(identified=True))
@@ -296,7 +298,7 @@ def kind_of(response: Response) -> str | None:
 
 @pytest.mark.anyio
 @pytest.mark.every_store
-async def test_the_headers_of_a_submissions_answer_are_described(store: Any) -> None:
+async def test_the_headers_of_a_submission_are_described(store: Any) -> None:
     jobs = AsyncJobs(store)
     kind = jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
     endpoints = Endpoints(jobs, Mount())

@@ -88,7 +88,7 @@ def hash_of(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-def test_a_page_says_in_words_how_a_job_stands(job: Job) -> None:
+def test_a_page_shows_the_status_type_and_progress(job: Job) -> None:
     page = page_of(job)
     assert page.text("status") == WORDS[job.status]
     assert page.text("type") == "export"
@@ -96,7 +96,7 @@ def test_a_page_says_in_words_how_a_job_stands(job: Job) -> None:
     assert (page.part("progress") or {})["value"] == str(job.progress)
 
 
-def test_every_status_has_words_and_a_page_knows_all_of_them(job: Job) -> None:
+def test_every_status_has_a_word_for_the_script(job: Job) -> None:
     [main] = page_of(job).all("main")
     for status in JobStatus:
         assert main[f"data-{status}"] == WORDS[status]
@@ -120,23 +120,23 @@ def test_a_page_is_only_refreshed_while_the_job_is_not_terminal(job: Job) -> Non
     assert response.header("retry-after") == ("3" if live else None)
 
 
-def test_the_refresh_is_for_browsers_without_javascript_alone(job_of_each_status: Jobs) -> None:
+def test_only_browsers_without_javascript_refresh_the_page(job_of_each_status: Jobs) -> None:
     text = answer(job_of_each_status[JobStatus.PENDING]).body.decode()
     assert '<noscript><meta http-equiv="refresh" content="3"></noscript>' in text
 
 
-def test_without_a_pace_nothing_is_refreshed(job_of_each_status: Jobs) -> None:
+def test_without_retry_after_the_page_is_not_refreshed(job_of_each_status: Jobs) -> None:
     response = answer(job_of_each_status[JobStatus.PENDING], None)
     assert (refreshes(Page(response)), response.header("retry-after")) == ([], None)
 
 
-def test_only_what_is_not_terminal_can_be_cancelled(job: Job) -> None:
+def test_only_a_job_that_is_not_terminal_has_a_cancel_button(job: Job) -> None:
     forms = page_of(job).all("form")
     wanted = {"method": "post", "action": links_of(job).cancel, "data-is": "cancel"}
     assert forms == ([wanted] if job.status in LIVE else [])
 
 
-def test_what_was_asked_to_stop_cannot_be_cancelled_again(job_of_each_status: Jobs) -> None:
+def test_a_job_that_was_asked_to_stop_has_no_cancel_button(job_of_each_status: Jobs) -> None:
     running = job_of_each_status[JobStatus.PROCESSING]
     page = page_of(running.model_copy(update={"cancel_requested_at": NOW}))
     assert page.text("status") == "Stopping"
@@ -160,14 +160,14 @@ def test_a_result_is_never_part_of_the_page(job_of_each_status: Jobs) -> None:
     assert answer(huge).body == answer(job).body
 
 
-def test_a_failure_is_told_as_a_sentence_and_a_code(job: Job) -> None:
+def test_a_failed_job_shows_a_sentence_and_a_code(job: Job) -> None:
     page = page_of(job)
     failed = job.status is JobStatus.FAILED
     assert page.text("error") == ("The disk is full." if failed else "")
     assert page.text("code") == ("disk_full" if failed else "")
 
 
-def test_progress_is_told_in_what_it_stands_for(job_of_each_status: Jobs) -> None:
+def test_progress_shows_its_message_and_count(job_of_each_status: Jobs) -> None:
     page = page_of(job_of_each_status[JobStatus.PROCESSING])
     assert (page.text("message"), page.text("count")) == ("writing", "1 of 2 rows")
 
@@ -239,7 +239,7 @@ def test_an_estimate_is_rounded_up_to_whole_seconds() -> None:
     assert "<dt>Estimated</dt><dd></dd>" in answer(sample_job()).body.decode()
 
 
-def test_moments_are_given_to_people_and_to_programs(job_of_each_status: Jobs) -> None:
+def test_times_are_readable_by_people_and_programs(job_of_each_status: Jobs) -> None:
     page = page_of(job_of_each_status[JobStatus.COMPLETED])
     assert page.text("created") == "2030-01-01 12:00:00 UTC"
     assert (page.part("completed") or {})["datetime"] == "2030-01-01T12:00:03.123456Z"
@@ -270,7 +270,7 @@ def test_a_page_is_neither_stored_nor_sniffed_nor_framed(job: Job) -> None:
     assert response.header("referrer-policy") == "same-origin"
 
 
-def test_nothing_is_run_but_what_is_named_by_its_hash(job: Job) -> None:
+def test_only_the_hashed_script_and_style_are_allowed(job: Job) -> None:
     response = answer(job)
     page = Page(response)
     assert policy_of(response) == {
@@ -337,7 +337,7 @@ def test_any_text_is_shown_as_it_is_written(text: str, where: str) -> None:
     assert bones(page) == bones(page_of(sample_job()))
 
 
-def test_text_that_cannot_be_encoded_does_not_cost_the_page() -> None:
+def test_a_lone_surrogate_is_replaced() -> None:
     assert page_of(sample_job().model_copy(update={"type": "a\ud800b"})).text("type") == "a?b"
 
 

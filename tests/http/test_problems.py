@@ -18,6 +18,7 @@ from asyncjobs.errors import (
     InvalidPayload,
     InvalidQuery,
     InvalidResult,
+    JobUnsuccessful,
     LostLease,
     MalformedBody,
     NotOpen,
@@ -36,6 +37,7 @@ from asyncjobs.errors import (
 )
 from asyncjobs.http.messages import Response
 from asyncjobs.http.problems import STATUSES, ProblemDocument, no_result, problem, problem_of
+from asyncjobs.testing import sample_job
 
 #: Every error of the library, and the status it is answered with; None is the server's own fault.
 ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
@@ -59,6 +61,7 @@ ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
         (TooManyPolls(3), 429),
         (InvalidResult("export", "it is odd"), None),
         (UnknownJob("job_1"), 404),
+        (JobUnsuccessful(sample_job()), None),
         (IllegalMove("job_1", "complete", "completed"), 409),
         (TransferRefused("some run"), None),
         (LostLease("job_1"), 409),
@@ -89,7 +92,7 @@ def answered(error: AsyncJobsError) -> Response:
     return response
 
 
-def test_every_error_of_the_library_is_thought_of() -> None:
+def test_every_error_of_the_library_is_listed_here() -> None:
     ours = {kind for kind in family(AsyncJobsError) if kind.__module__ == "asyncjobs.errors"}
     assert ours == ERRORS.keys()
 
@@ -113,14 +116,14 @@ def test_each_answer_is_a_problem_document(kind: type[AsyncJobsError]) -> None:
     assert document.error
 
 
-def test_a_more_special_error_is_answered_like_its_kind() -> None:
+def test_a_subclass_of_an_error_is_answered_like_its_base() -> None:
     class DiskFull(StoreUnavailable):
         pass
 
     assert answered(DiskFull("jobs.db", "disk full")).status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
-def test_codes_are_told_apart() -> None:
+def test_codes_are_distinct() -> None:
     codes = [code for _, code in STATUSES.values()]
     assert len(set(codes)) == len(codes)
 
@@ -130,7 +133,7 @@ def test_an_unknown_job_is_not_named() -> None:
     assert document["error"] == "Job not found"
 
 
-def test_what_a_store_says_of_itself_is_for_operators() -> None:
+def test_the_message_of_a_store_is_not_shown() -> None:
     response = answered(StoreUnavailable("secret.db", "disk I/O error"))
     assert b"secret" not in response.body
     assert b"I/O" not in response.body
@@ -160,7 +163,7 @@ def test_a_problem_may_have_headers_and_members_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("code", ["timeout", "deadline_exceeded", "worker_lost", "429", "408"])
-def test_a_failed_job_never_invites_to_repeat_the_read(
+def test_a_failed_job_is_never_answered_by_a_status_that_clients_retry(
     job_of_each_status: dict[JobStatus, Job], code: str
 ) -> None:
     error = JobError(code=code, message="It went wrong.")

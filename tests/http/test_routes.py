@@ -4,12 +4,12 @@ from http import HTTPStatus
 
 import pytest
 
-from asyncjobs.http.routes import LIST, ROUTES, Operation, Route, match
+from asyncjobs.http.routes import LIST, ROUTES, Operation, Route, operations_at
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
 def test_each_route_is_found_by_its_path_and_method(route: Route) -> None:
-    job_id, operations = match(f"job_1{route.suffix}")
+    job_id, operations = operations_at(f"job_1{route.suffix}")
     assert job_id == "job_1"
     assert operations[route.method] is route.operation
 
@@ -19,18 +19,18 @@ def test_each_operation_has_a_route() -> None:
 
 
 def test_a_path_allows_its_own_methods_only() -> None:
-    assert match("job_1")[1].keys() == {"GET", "DELETE"}
-    assert match("job_1/result")[1].keys() == {"GET"}
-    assert match("job_1/cancel")[1].keys() == {"POST"}
+    assert operations_at("job_1")[1].keys() == {"GET", "DELETE"}
+    assert operations_at("job_1/result")[1].keys() == {"GET"}
+    assert operations_at("job_1/cancel")[1].keys() == {"POST"}
 
 
 @pytest.mark.parametrize("path", ["job_1/", "job_1/results", "job_1/result/", "job_1//result"])
 def test_any_other_path_allows_nothing(path: str) -> None:
-    assert match(path) == ("job_1", {})
+    assert operations_at(path) == ("job_1", {})
 
 
 def test_the_prefix_itself_is_the_list() -> None:
-    assert match("") == ("", {"GET": Operation.LIST})
+    assert operations_at("") == ("", {"GET": Operation.LIST})
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")

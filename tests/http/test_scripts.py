@@ -17,7 +17,7 @@ def test_each_script_of_the_folder_is_served() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_script_is_a_module_to_be_asked_about_each_time(name: str, method: str) -> None:
+def test_a_script_is_a_module_that_is_revalidated_each_time(name: str, method: str) -> None:
     answer = script(Request(method, name))
     assert answer is not None
     assert (answer.status, answer.header("Content-Type")) == (200, "text/javascript; charset=utf-8")
@@ -26,7 +26,7 @@ def test_a_script_is_a_module_to_be_asked_about_each_time(name: str, method: str
     assert b"import " in answer.body or b"export " in answer.body
 
 
-def test_a_script_is_not_sent_twice() -> None:
+def test_a_client_that_has_a_script_gets_304() -> None:
     found = {name: script(Request("GET", name)) for name in NAMES}
     tags = {name: answer.header("ETag") for name, answer in found.items() if answer}
     assert len(set(tags.values())) == 3
@@ -40,12 +40,12 @@ def test_a_script_is_not_sent_twice() -> None:
         assert changed.status == HTTPStatus.OK
 
 
-def test_a_script_can_only_be_read() -> None:
+def test_a_script_only_has_get_and_head() -> None:
     answer = script(Request("DELETE", "client.js"))
     assert answer is not None
     assert (answer.status, answer.header("Allow")) == (405, "GET, HEAD")
 
 
 @pytest.mark.parametrize("path", ["", "client", "client.js/", "client.js/result", "../client.js"])
-def test_what_is_no_script_is_left_to_others(path: str) -> None:
+def test_other_paths_are_not_scripts(path: str) -> None:
     assert script(Request("GET", path)) is None

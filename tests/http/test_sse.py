@@ -1,4 +1,4 @@
-"""What is written is what a parser that somebody else wrote reads."""
+"""Another library's parser reads the events that are written here."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs.http import sse
-
-# The machine may be busy with other things.
-
 
 documents = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 versions = st.integers(1, 10**18 - 1)
@@ -51,18 +48,18 @@ def test_any_document_arrives_whole_with_its_version(
 
 
 @pytest.mark.parametrize("hostile", ["\n\nevent: x", "\r\rid: 9", "\r\n\r\nretry: 1", "\ndata: y"])
-def test_no_document_can_pass_itself_off_as_another_event(hostile: str) -> None:
+def test_a_document_cannot_start_another_event(hostile: str) -> None:
     [event] = read(sse.event(7, f"a{hostile}".encode()))
     assert (event.id, event.event, event.retry) == ("7", "message", None)
     assert event.data == f"a{hostile}".replace("\r\n", "\n").replace("\r", "\n")
 
 
-def test_characters_that_only_python_takes_for_line_ends_stay_as_they_are() -> None:
+def test_line_separators_that_only_python_knows_are_kept() -> None:
     text = "a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g"
     assert sse.event(1, text.encode()) == f"id: 1\ndata: {text}\n\n".encode()
 
 
-def test_a_comment_is_no_event() -> None:
+def test_a_comment_is_not_an_event() -> None:
     assert read(sse.KEEP_ALIVE * 3) == []
     assert sse.KEEP_ALIVE.startswith(b":")
 
@@ -71,9 +68,7 @@ def test_a_comment_is_no_event() -> None:
     ("seconds", "line"),
     [(2, b"retry: 2000\n\n"), (0.25, b"retry: 250\n\n"), (30.0, b"retry: 30000\n\n")],
 )
-def test_the_time_to_connect_again_is_told_in_whole_milliseconds(
-    seconds: float, line: bytes
-) -> None:
+def test_the_retry_delay_is_in_whole_milliseconds(seconds: float, line: bytes) -> None:
     assert sse.retry(seconds) == line
     [event] = read(sse.retry(seconds).rstrip() + b"\n" + sse.event(1, b"{}"))
     assert event.retry == round(seconds * 1000)
@@ -88,17 +83,17 @@ def test_the_time_to_connect_again_is_told_in_whole_milliseconds(
         ("X-Content-Type-Options", "nosniff"),
     ],
 )
-def test_a_stream_is_kept_from_proxies_that_would_hold_it_back(name: str, value: str) -> None:
+def test_proxies_may_not_buffer_a_stream(name: str, value: str) -> None:
     assert dict(sse.HEADERS)[name] == value
 
 
 @given(versions, st.none() | st.text() | versions.map(str))
-def test_the_header_of_a_browser_is_newer_than_the_url(version: int, after: str | None) -> None:
+def test_last_event_id_takes_precedence_over_the_parameter(version: int, after: str | None) -> None:
     assert sse.resumes_after(str(version), after) == version
 
 
 @given(versions)
-def test_the_url_counts_where_the_header_says_nothing(version: int) -> None:
+def test_without_last_event_id_the_parameter_counts(version: int) -> None:
     assert sse.resumes_after(None, str(version)) == version
     assert sse.resumes_after("", str(version)) == version
     assert sse.resumes_after("not one of ours", str(version)) == version
@@ -107,11 +102,11 @@ def test_the_url_counts_where_the_header_says_nothing(version: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", " ", "x", "-1", "+1", "1.0", "1e3", " 1", "1 ", "1\n", "٣", "²", "9" * 19, "0x1"]
 )
-def test_what_is_no_version_is_as_if_there_were_none(text: str) -> None:
+def test_a_malformed_version_is_ignored(text: str) -> None:
     assert sse.resumes_after(text, None) == 0
     assert sse.resumes_after(None, text) == 0
 
 
 @given(st.none() | st.text(), st.none() | st.text())
-def test_any_texts_have_an_answer_that_is_a_version(header: Any, after: Any) -> None:
+def test_any_texts_can_be_read(header: Any, after: Any) -> None:
     assert 0 <= sse.resumes_after(header, after) < 10**18

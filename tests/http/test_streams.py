@@ -1,150 +1,49 @@
-"""Events, sockets and requests that are held: what they send, when they end, what they leave."""
+"""Events and WebSockets: what they send, when they end, what they leave."""
 
 from __future__ import annotations
 
 import gc
 import json
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
 
 import anyio
 import anyio.lowlevel
 import pytest
-from trio.testing import MockClock
 
-from asyncjobs import AsyncJobs, Job, Settings
+from asyncjobs import Job, Settings
 from asyncjobs.core.job import JobId, new_job_id
 from asyncjobs.errors import NotOpen, StoreUnavailable, UnknownJob
 from asyncjobs.http import sse, streams
-from asyncjobs.http.documents import Encoded
 from asyncjobs.http.headers import Pacing
 from asyncjobs.http.messages import Response, StreamingResponse
-from asyncjobs.http.mounts import MountOptions
-from asyncjobs.http.streams import Close, Streams
-from asyncjobs.protocols import Clock
-from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import Faults, FaultyStore, LoopClock
-from tests.http.conftest import followed
+from asyncjobs.http.streams import Close
+from asyncjobs.protocols import Change
+from asyncjobs.testing import Faults
+from tests.http.followers import (
+    LONG,
+    Events,
+    Place,
+    all_of,
+    anyone,
+    followed,
+    in_simulated_time,
+    of,
+    progress_of,
+    read_again,
+    simulated_place,
+    stranger,
+)
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
-NOTHING: dict[str, Any] = {}
-
-# Longer than any test may take: who waits that long has not been told.
-LONG = 20.0
-
-
-@dataclass
-class Place:
-    """A queue whose work is done by the test, and its streams."""
-
-    store: FaultyStore
-    jobs: AsyncJobs
-    streams: Streams
-
-    async def begun(self) -> Job:
-        return await self.jobs.update_progress((await self.waiting()).id, 10)
-
-    async def waiting(self) -> Job:
-        return (await self.jobs.enqueue("order", NOTHING)).job
-
-    async def done(self) -> Job:
-        return await self.jobs.complete((await self.waiting()).id, {"rows": 2})
-
-    async def events(self, job: Job, after: int = 0) -> Events:
-        return Events(await self.streams.events(job.id, anyone, after))
-
-    def socket(self, job: Job, after: int = 0) -> AsyncGenerator[bytes | Close | None]:
-        return self.streams.socket(job.id, anyone, after)
-
-
-class Events:
-    """What a client gets of an event stream."""
-
-    def __init__(self, response: Response) -> None:
-        assert isinstance(response, StreamingResponse), response
-        assert response.status == 200
-        assert response.headers == sse.HEADERS
-        assert response.body == b""
-        self.chunks = response.chunks
-
-    async def next(self) -> str:
-        with anyio.fail_after(5):
-            return (await anext(self.chunks)).decode()
-
-    async def rest(self) -> list[str]:
-        with anyio.fail_after(LONG * 5):
-            return [chunk.decode() async for chunk in self.chunks]
-
-
-def anyone(job: Job) -> Job:
-    return job
-
-
-def stranger(job: Job) -> Job:
-    raise UnknownJob(job.id)
-
-
 PlaceOf = Callable[..., Place]
 
-
-def place_of(
-    store: Any, clock: Clock | None = None, settings: Settings | None = None, **options: Any
-) -> Place:
-    faulty = FaultyStore(store)
-    jobs = AsyncJobs(faulty, clock=clock, settings=settings)
-    jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
-    return Place(faulty, jobs, Streams(jobs, MountOptions(**options), Encoded()))
+SHORT_POLL = Settings(poll_interval=0.02)
 
 
-@pytest.fixture
-def place(store: Any) -> PlaceOf:
-    """Make a place on the test's store."""
-    return partial(place_of, store)
-
-
-def simulated_place(**options: Any) -> Place:
-    """Make a place whose jobs know no time but the event loop's, as no server would."""
-    return place_of(MemoryStore(), LoopClock(), **options)
-
-
-def of(event: str) -> dict[str, Any]:
-    """Read the document of an event."""
-    data = next(line for line in event.splitlines() if line.startswith("data: "))
-    document: dict[str, Any] = json.loads(data.removeprefix("data: "))
-    return document
-
-
-def progress_of(said: bytes | Close | None) -> Any:
-    assert isinstance(said, bytes)
-    return json.loads(said)["progress"]
-
-
-async def all_of(sayings: AsyncGenerator[bytes | Close | None]) -> list[bytes | Close | None]:
-    with anyio.fail_after(LONG * 5):
-        return [saying async for saying in sayings]
-
-
-def in_simulated_time(work: Callable[[], Awaitable[None]]) -> float:
-    """Run work whose clock jumps to whatever happens next; return how long it took by it."""
-    took: list[float] = []
-
-    async def measured() -> None:
-        began = anyio.current_time()
-        await work()
-        took.append(anyio.current_time() - began)
-
-    clock = MockClock(autojump_threshold=0)
-    anyio.run(measured, backend="trio", backend_options={"clock": clock})
-    return took[0]
-
-
-async def test_events_begin_with_the_pause_and_the_job_as_it_stands(place: PlaceOf) -> None:
+async def test_events_begin_with_the_retry_delay_and_the_job(place: PlaceOf) -> None:
     at = place(pacing=Pacing(3, 9))
     async with at.jobs:
         job = await at.begun()
@@ -155,7 +54,7 @@ async def test_events_begin_with_the_pause_and_the_job_as_it_stands(place: Place
     assert of(first)["progress"] == 10
 
 
-async def test_each_change_is_an_event_and_the_last_is_the_end(place: PlaceOf) -> None:
+async def test_each_change_is_an_event_and_the_terminal_one_is_the_last(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.waiting()
@@ -172,7 +71,7 @@ async def test_each_change_is_an_event_and_the_last_is_the_end(place: PlaceOf) -
     assert seen[-1].startswith(f"id: {done.version}\n")
 
 
-async def test_a_slow_reader_is_sent_the_newest_state_only(place: PlaceOf) -> None:
+async def test_a_slow_reader_gets_the_newest_state_only(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -187,7 +86,7 @@ async def test_a_slow_reader_is_sent_the_newest_state_only(place: PlaceOf) -> No
     assert of(last)["status"] == "cancelled"
 
 
-async def test_who_resumes_where_it_left_is_sent_what_is_new_only(place: PlaceOf) -> None:
+async def test_a_client_that_resumes_gets_later_versions_only(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -199,7 +98,7 @@ async def test_who_resumes_where_it_left_is_sent_what_is_new_only(place: PlaceOf
 
 
 @pytest.mark.parametrize("after", [1, 999])
-async def test_a_gap_is_answered_by_the_job_as_it_stands(place: PlaceOf, after: int) -> None:
+async def test_a_client_of_another_version_gets_the_job_first(place: PlaceOf, after: int) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -209,7 +108,7 @@ async def test_a_gap_is_answered_by_the_job_as_it_stands(place: PlaceOf, after: 
         await events.chunks.aclose()
 
 
-async def test_who_saw_the_end_is_told_to_stop(place: PlaceOf) -> None:
+async def test_events_return_204_if_the_client_has_the_terminal_version(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.done()
@@ -220,7 +119,7 @@ async def test_who_saw_the_end_is_told_to_stop(place: PlaceOf) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 999])
-async def test_who_missed_the_end_is_sent_it_and_no_more(place: PlaceOf, after: int) -> None:
+async def test_events_of_a_terminal_job_are_its_terminal_state(place: PlaceOf, after: int) -> None:
     at = place()
     async with at.jobs:
         events = await at.events(await at.done(), after=after)
@@ -228,7 +127,7 @@ async def test_who_missed_the_end_is_sent_it_and_no_more(place: PlaceOf, after: 
     assert of(only)["status"] == "completed"
 
 
-async def test_a_stranger_gets_the_events_of_no_job(place: PlaceOf) -> None:
+async def test_another_caller_gets_the_events_of_no_job(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -238,10 +137,10 @@ async def test_a_stranger_gets_the_events_of_no_job(place: PlaceOf) -> None:
             await at.streams.events(new_job_id(), anyone, 0)
 
 
-async def test_where_too_many_follow_one_more_is_shown_the_job_and_sent_away_for_a_while(
+async def test_beyond_max_streams_a_client_gets_the_job_and_a_long_retry_delay(
     place: PlaceOf,
 ) -> None:
-    at = place(streams=2)
+    at = place(max_streams=2)
     async with at.jobs:
         job = await at.begun()
         kept = [await at.events(job) for _ in range(2)]
@@ -258,15 +157,15 @@ async def test_where_too_many_follow_one_more_is_shown_the_job_and_sent_away_for
         assert of(text)["progress"] == 10
 
 
-async def test_who_saw_the_end_is_told_to_stop_however_many_follow(place: PlaceOf) -> None:
-    at = place(streams=0)
+async def test_beyond_max_streams_a_terminal_version_still_gets_204(place: PlaceOf) -> None:
+    at = place(max_streams=0)
     async with at.jobs:
         job = await at.done()
         assert (await at.streams.events(job.id, anyone, job.version)).status == 204
 
 
-async def test_a_place_is_free_again_when_a_stream_is_closed_or_left(place: PlaceOf) -> None:
-    at = place(streams=1)
+async def test_a_stream_that_is_closed_or_dropped_no_longer_counts(place: PlaceOf) -> None:
+    at = place(max_streams=1)
     async with at.jobs:
         job = await at.begun()
         for _ in range(3):
@@ -285,8 +184,8 @@ async def test_a_place_is_free_again_when_a_stream_is_closed_or_left(place: Plac
         await last.chunks.aclose()
 
 
-async def test_a_stranger_takes_no_place(place: PlaceOf) -> None:
-    at = place(streams=1)
+async def test_a_refused_caller_does_not_count_as_a_stream(place: PlaceOf) -> None:
+    at = place(max_streams=1)
     async with at.jobs:
         job = await at.begun()
         for _ in range(3):
@@ -297,8 +196,8 @@ async def test_a_stranger_takes_no_place(place: PlaceOf) -> None:
         await events.chunks.aclose()
 
 
-def test_quiet_times_are_filled_by_signs_of_life_until_the_streams_life_ends() -> None:
-    at = simulated_place(keep_alive=15, stream_life=50)
+def test_a_quiet_stream_is_kept_alive_up_to_its_max_duration() -> None:
+    at = simulated_place(keep_alive_interval=15, max_stream_duration=50)
 
     async def follow() -> None:
         async with at.jobs:
@@ -312,8 +211,8 @@ def test_quiet_times_are_filled_by_signs_of_life_until_the_streams_life_ends() -
     assert in_simulated_time(follow) < 60
 
 
-def test_a_busy_stream_ends_in_time_too() -> None:
-    at = simulated_place(keep_alive=15, stream_life=50)
+def test_a_busy_stream_ends_after_its_max_duration() -> None:
+    at = simulated_place(keep_alive_interval=15, max_stream_duration=50)
 
     async def follow() -> None:
         async with at.jobs:
@@ -334,8 +233,8 @@ def test_a_busy_stream_ends_in_time_too() -> None:
     assert in_simulated_time(follow) == pytest.approx(50, abs=1)
 
 
-def test_a_socket_is_kept_awake_and_told_to_connect_again_when_its_life_ends() -> None:
-    at = simulated_place(keep_alive=15, stream_life=40)
+def test_a_quiet_websocket_is_kept_alive_and_closed_after_its_max_duration() -> None:
+    at = simulated_place(keep_alive_interval=15, max_stream_duration=40)
 
     async def follow() -> None:
         async with at.jobs:
@@ -347,7 +246,7 @@ def test_a_socket_is_kept_awake_and_told_to_connect_again_when_its_life_ends() -
     assert in_simulated_time(follow) == pytest.approx(40, abs=1)
 
 
-async def test_a_socket_is_sent_the_job_each_change_and_a_normal_end(place: PlaceOf) -> None:
+async def test_a_websocket_gets_the_job_and_each_change_and_a_normal_close(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.waiting()
@@ -361,7 +260,7 @@ async def test_a_socket_is_sent_the_job_each_change_and_a_normal_end(place: Plac
     assert end == Close(1000, "The job is finished.")
 
 
-async def test_sockets_and_events_carry_the_same_documents(place: PlaceOf) -> None:
+async def test_websockets_and_events_carry_the_same_documents(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.done()
@@ -371,7 +270,9 @@ async def test_sockets_and_events_carry_the_same_documents(place: PlaceOf) -> No
     assert json.loads(document) == of(event)
 
 
-async def test_a_socket_of_who_saw_the_end_is_closed_without_a_document(place: PlaceOf) -> None:
+async def test_a_websocket_that_has_the_terminal_version_gets_no_document(
+    place: PlaceOf,
+) -> None:
     at = place()
     async with at.jobs:
         job = await at.done()
@@ -380,7 +281,7 @@ async def test_a_socket_of_who_saw_the_end_is_closed_without_a_document(place: P
         ]
 
 
-async def test_a_stranger_and_an_unknown_job_close_a_socket_in_one_way(place: PlaceOf) -> None:
+async def test_a_websocket_of_another_caller_is_closed_as_that_of_no_job(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -390,7 +291,7 @@ async def test_a_stranger_and_an_unknown_job_close_a_socket_in_one_way(place: Pl
     assert foreign == unknown == nonsense == [Close(1008, "Job not found")]
 
 
-async def test_a_socket_is_asked_to_come_later_where_the_store_is_away(place: PlaceOf) -> None:
+async def test_a_websocket_is_closed_by_1013_if_the_store_is_unavailable(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -402,8 +303,10 @@ async def test_a_socket_is_asked_to_come_later_where_the_store_is_away(place: Pl
     assert end == Close(1013, "Jobs cannot be read at the moment; try again later.")
 
 
-async def test_a_socket_too_many_is_shown_the_job_and_asked_to_come_later(place: PlaceOf) -> None:
-    at = place(streams=1)
+async def test_beyond_max_streams_a_websocket_gets_the_job_and_1013(
+    place: PlaceOf,
+) -> None:
+    at = place(max_streams=1)
     async with at.jobs:
         job, done = await at.begun(), await at.done()
         socket = at.socket(job)
@@ -416,8 +319,8 @@ async def test_a_socket_too_many_is_shown_the_job_and_asked_to_come_later(place:
     assert finished[-1] == Close(1000, "The job is finished.")
 
 
-async def test_sockets_and_events_are_counted_together(place: PlaceOf) -> None:
-    at = place(streams=1)
+async def test_websockets_and_events_count_together(place: PlaceOf) -> None:
+    at = place(max_streams=1)
     async with at.jobs:
         job = await at.begun()
         events = await at.events(job)
@@ -428,14 +331,14 @@ async def test_sockets_and_events_are_counted_together(place: PlaceOf) -> None:
 
 
 @pytest.mark.parametrize("closing", [1000, 1001, 1008, 1013])
-def test_the_reasons_of_closing_fit_into_a_close_frame(closing: int) -> None:
+def test_every_close_reason_fits_into_a_close_frame(closing: int) -> None:
     ends = [one for one in vars(streams).values() if isinstance(one, Close)]
     reasons = [one.reason for one in ends if one.code == closing]
     assert reasons
     assert all(len(reason.encode()) <= 123 for reason in reasons)
 
 
-async def test_all_that_is_under_way_ends_when_the_server_stops(place: PlaceOf) -> None:
+async def test_all_followers_end_when_the_server_stops(place: PlaceOf) -> None:
     at = place()
     ended: list[object] = []
     async with at.jobs:
@@ -458,16 +361,14 @@ async def test_all_that_is_under_way_ends_when_the_server_stops(place: PlaceOf) 
                 tasks.start_soon(one)
             await followed(at.jobs, by=4)
             assert ended == []
-            with anyio.fail_after(5):
-                at.streams.end()
-                while len(ended) < 4:  # each ends by itself
-                    await anyio.lowlevel.checkpoint()
+            at.streams.end()
+            await until(lambda: len(ended) == 4)  # each ends by itself
     assert 1 in ended
     assert Close(1001, "Connect again to go on.") in ended
     assert ended.count(job) == 2
 
 
-async def test_what_begins_after_the_end_says_how_things_are_and_ends_at_once(
+async def test_a_follower_that_begins_after_the_stop_gets_the_job_and_ends(
     place: PlaceOf,
 ) -> None:
     at = place()
@@ -482,7 +383,7 @@ async def test_what_begins_after_the_end_says_how_things_are_and_ends_at_once(
     assert held == [job, job]
 
 
-async def test_a_server_that_begins_again_lets_streams_go_on(place: PlaceOf) -> None:
+async def test_streams_continue_after_a_new_start(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -495,128 +396,8 @@ async def test_a_server_that_begins_again_lets_streams_go_on(place: PlaceOf) -> 
         await events.chunks.aclose()
 
 
-async def test_a_held_request_is_answered_by_the_change(place: PlaceOf) -> None:
-    at = place()
-    async with at.jobs:
-        job = await at.begun()
-        async with held(at, at.streams.next_change(job, LONG)) as found:
-            assert found == []
-            await at.jobs.update_progress(job.id, 60)
-        assert found == [await at.jobs.find(job.id)]
-
-
-async def test_a_held_request_outlasts_reads_that_fail_or_are_slow(place: PlaceOf) -> None:
-    at = place(settings=Settings(poll_interval=timedelta(seconds=0.02)))
-    async with at.jobs:
-        job = await at.begun()
-        async with held(at, at.streams.next_change(job, LONG)) as found:
-            for share, delay in ((1.0, 0.0), (0.5, 0.02), (0.0, 0.02)):
-                at.store.faults = Faults(before=share, after=share, delay=delay, only=["get"])
-                await read_again(at.store, times=3)
-            assert found == []
-            at.store.faults = Faults()
-            await at.jobs.update_progress(job.id, 60)
-        assert found == [await at.jobs.find(job.id)]
-
-
-@asynccontextmanager
-async def held(at: Place, answer: Coroutine[Any, Any, Job]) -> AsyncGenerator[list[Job]]:
-    """Hold a request in the block, which ends when that is answered: into the list."""
-    found: list[Job] = []
-
-    async def hold() -> None:
-        found.append(await answer)
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(hold)
-        await followed(at.jobs)
-        yield found
-
-
-async def read_again(store: FaultyStore, *, times: int) -> None:
-    """Return when jobs were read so often from now on, whatever came of it."""
-    before = len(store.calls)
-    with anyio.fail_after(60):
-        while [call.method for call in store.calls[before:]].count("get") < times:  # noqa: ASYNC110
-            await anyio.sleep(0.005)
-
-
-async def test_a_change_since_the_job_was_read_is_not_waited_for(place: PlaceOf) -> None:
-    at = place()
-    async with at.jobs:
-        old = await at.begun()
-        new = await at.jobs.update_progress(old.id, 60)
-        with anyio.fail_after(5):
-            assert await at.streams.next_change(old, LONG) == new
-
-
-async def test_who_waits_for_the_end_is_not_answered_by_less(place: PlaceOf) -> None:
-    at = place()
-    async with at.jobs:
-        job = await at.begun()
-        async with held(at, at.streams.ended(job.id, LONG)) as found:
-            for percent in (60, 70):
-                await at.jobs.update_progress(job.id, percent)
-            assert found == []
-            await at.jobs.complete(job.id, {})
-        assert found == [await at.jobs.find(job.id)]
-
-
-async def test_what_has_ended_is_not_waited_for(place: PlaceOf) -> None:
-    at = place()
-    async with at.jobs:
-        job = await at.done()
-        with anyio.fail_after(5):
-            assert await at.streams.ended(job.id, LONG) == job
-            assert await at.streams.next_change(job, LONG) == job
-
-
-def test_a_held_request_is_answered_as_things_stand_when_its_time_is_over() -> None:
-    at = simulated_place()
-
-    async def hold() -> None:
-        async with at.jobs:
-            job = await at.begun()
-            began = anyio.current_time()
-            assert await at.streams.next_change(job, 20) == job
-            assert anyio.current_time() - began == pytest.approx(20)
-            assert await at.streams.ended(job.id, 20) == job
-            assert anyio.current_time() - began == pytest.approx(40)
-
-    in_simulated_time(hold)
-
-
-def test_who_waits_for_the_end_is_answered_by_the_newest_state_in_the_end() -> None:
-    at = simulated_place()
-
-    async def hold() -> None:
-        async with at.jobs:
-            job = await at.begun()
-            async with anyio.create_task_group() as tasks:
-
-                async def work() -> None:
-                    await anyio.sleep(5)
-                    await at.jobs.update_progress(job.id, 60)
-
-                tasks.start_soon(work)
-                found = await at.streams.ended(job.id, 20)
-                assert found.progress == 60
-
-    in_simulated_time(hold)
-
-
-async def test_an_unknown_job_is_not_waited_for(place: PlaceOf) -> None:
-    at = place()
-    async with at.jobs:
-        gone = (await at.waiting()).model_copy(update={"id": new_job_id()})
-        with pytest.raises(UnknownJob):
-            await at.streams.next_change(gone, LONG)
-        with pytest.raises(UnknownJob):
-            await at.streams.ended(gone.id, LONG)
-
-
-async def test_a_job_that_is_forgotten_meanwhile_ends_what_is_under_way(place: PlaceOf) -> None:
-    at = place()
+async def test_all_followers_end_when_the_job_is_deleted(place: PlaceOf) -> None:
+    at = place(settings=SHORT_POLL)
     ended: list[object] = []
     async with at.jobs:
         job = await at.begun()
@@ -634,16 +415,14 @@ async def test_a_job_that_is_forgotten_meanwhile_ends_what_is_under_way(place: P
             for one in (follow, talk, hold):
                 tasks.start_soon(one)
             await followed(at.jobs, by=3)
-            with anyio.fail_after(5):
-                await at.jobs._running.repository.forget([job.id])
-                while len(ended) < 3:  # each ends by itself
-                    await anyio.lowlevel.checkpoint()
+            await at.store.delete([job.id])
+            await until(lambda: len(ended) == 3)  # each ends by itself
             assert await all_of(at.socket(job)) == [Close(1008, "Job not found")]
     assert {1, Close(1001, "Connect again to go on.")} <= {one for one in ended if one != job}
     assert job in ended
 
 
-async def test_a_queue_that_closes_ends_what_is_under_way(place: PlaceOf) -> None:
+async def test_all_followers_end_when_the_queue_closes(place: PlaceOf) -> None:
     at = place()
     ended: list[object] = []
 
@@ -667,20 +446,19 @@ async def test_a_queue_that_closes_ends_what_is_under_way(place: PlaceOf) -> Non
     assert Close(1001, "Connect again to go on.") in ended
 
 
-async def test_a_queue_that_was_closed_a_moment_ago_is_not_open(place: PlaceOf) -> None:
+async def test_a_closed_queue_cannot_be_followed(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
-        at.jobs._running.feed.close()
-        with pytest.raises(NotOpen):
-            await at.streams.events(job.id, anyone, 0)
-        with pytest.raises(NotOpen):
-            await at.streams.ended(job.id, LONG)
+    with pytest.raises(NotOpen):
+        await at.streams.events(job.id, anyone, 0)
+    with pytest.raises(NotOpen):
+        await at.streams.ended(job.id, LONG)
     with pytest.raises(NotOpen):
         await at.streams.next_change(job, LONG)
 
 
-async def test_a_thousand_followers_cost_one_text_per_change(place: PlaceOf) -> None:
+async def test_a_thousand_followers_share_one_text_per_change(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -702,19 +480,21 @@ async def test_a_thousand_followers_cost_one_text_per_change(place: PlaceOf) -> 
 
 
 async def test_an_invisible_change_is_no_event(place: PlaceOf) -> None:
-    at = place()
+    at = place(settings=SHORT_POLL)
     async with at.jobs:
         job = await at.begun()
         events = await at.events(job)
         await events.next()
-        at.jobs._running.feed.announce(job.model_copy(update={"revision": job.revision + 1}))
+        later = job.model_copy(update={"revision": job.revision + 1})
+        assert [*await at.store.replace([Change(later, job.revision)])] == [True]
+        await read_again(at.store, times=3)
         await at.jobs.update_progress(job.id, 50)
         assert of(await events.next())["progress"] == 50
         await events.chunks.aclose()
 
 
 @pytest.mark.parametrize("way", ["events", "socket"])
-async def test_a_stream_left_in_the_middle_leaves_nothing_for_the_collector_to_close(
+async def test_a_closed_stream_leaves_nothing_for_the_garbage_collector_to_close(
     place: PlaceOf, way: str
 ) -> None:
     at = place()

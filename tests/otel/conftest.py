@@ -1,4 +1,4 @@
-"""An instrumented queue, and what it has recorded, by the real SDK.
+"""An instrumented queue and its spans and metrics, recorded by the real SDK.
 
 A test marked `every_store` that asks for `make` or `jobs` runs on every store.
 """
@@ -38,12 +38,12 @@ class Recorded:
         self.meters = MeterProvider([self.reader])
 
     def spans(self, beginning: str = "") -> list[ReadableSpan]:
-        """Return the spans that have ended, by the beginning of their names."""
+        """Return the ended spans whose names start so."""
         finished = self.exporter.get_finished_spans()
         return [span for span in finished if span.name.startswith(beginning)]
 
     def points(self, name: str) -> dict[tuple[tuple[str, object], ...], float]:
-        """Return a metric's values by their labels; of a histogram, its counts."""
+        """Return a metric's values by their labels; for a histogram its counts."""
         data = self.reader.get_metrics_data()
         found: dict[tuple[tuple[str, object], ...], float] = {}
         for resource in data.resource_metrics if data else ():
@@ -55,7 +55,7 @@ class Recorded:
         return found
 
     def total(self, name: str, **labels: str) -> float:
-        """Add up a metric where it has these labels; `_` stands for the dots in their names."""
+        """Return the sum of a metric over all points with these labels, `_` standing for dots."""
         return sum(
             value
             for point, value in self.points(name).items()

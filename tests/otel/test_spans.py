@@ -42,7 +42,7 @@ def traceparent(context: SpanContext | None) -> str:
 
 
 async def done(jobs: AsyncJobs, *arguments: Any, **options: Any) -> Job:
-    return await jobs.wait((await jobs.enqueue(*arguments, **options)).id, timeout=30)
+    return await jobs.wait((await jobs.enqueue(*arguments, **options)).id)
 
 
 def nothing(jobs: AsyncJobs) -> Any:
@@ -85,12 +85,12 @@ async def test_a_submission_is_a_producer_and_each_attempt_a_consumer_linked_to_
 
 
 class Engine(WorkerDispatcher):
-    """An engine outside: what it carries, the test hands on."""
+    """A dispatcher of an engine; the test delivers its messages."""
 
     delivery = Delivery.PUSH
 
 
-async def test_attempts_in_an_engine_s_worker_are_linked_to_the_submission_as_well(
+async def test_attempts_of_an_engine_s_worker_are_linked_to_the_submission(
     make: Any, recorded: Any
 ) -> None:
     queues: list[AsyncJobs] = [make(dispatcher=Engine()) for _ in range(2)]
@@ -121,9 +121,7 @@ async def test_attempts_in_an_engine_s_worker_are_linked_to_the_submission_as_we
     assert recorded.total(names.ENDED, asyncjobs_job_outcome="completed", **of_import) == 1
 
 
-async def test_a_submission_belongs_to_the_span_in_which_it_is_made(
-    jobs: AsyncJobs, recorded: Any
-) -> None:
+async def test_a_submission_is_a_child_of_the_current_span(jobs: AsyncJobs, recorded: Any) -> None:
     kind = nothing(jobs)
     async with jobs:
         with recorded.tracers.get_tracer("app").start_as_current_span("request") as request:
@@ -134,20 +132,20 @@ async def test_a_submission_belongs_to_the_span_in_which_it_is_made(
         assert submit.parent == request.get_span_context()
 
 
-async def test_a_submission_belongs_to_the_trace_it_was_told(
+async def test_a_given_traceparent_of_another_trace_is_the_parent(
     jobs: AsyncJobs, recorded: Any
 ) -> None:
-    kind, told = nothing(jobs), EnqueueOptions(traceparent=THEIRS)
+    kind, options = nothing(jobs), EnqueueOptions(traceparent=THEIRS)
     async with jobs:
-        await jobs.enqueue(kind, None, options=told)
+        await jobs.enqueue(kind, None, options=options)
         with recorded.tracers.get_tracer("app").start_as_current_span("request"):
-            job = (await jobs.enqueue(kind, None, options=told)).job
+            job = (await jobs.enqueue(kind, None, options=options)).job
     assert job.trace_id == THEIRS.split("-")[1]
     for submit in recorded.spans("enqueue"):
         assert traceparent(submit.parent) == THEIRS
 
 
-async def test_a_trace_id_of_the_applications_own_is_kept(jobs: AsyncJobs, recorded: Any) -> None:
+async def test_a_given_trace_id_is_kept(jobs: AsyncJobs, recorded: Any) -> None:
     kind = nothing(jobs)
     async with jobs:
         job = (await jobs.enqueue(kind, None, options=EnqueueOptions(trace_id="mine"))).job
@@ -155,29 +153,26 @@ async def test_a_trace_id_of_the_applications_own_is_kept(jobs: AsyncJobs, recor
     assert (job.trace_id, job.traceparent) == ("mine", traceparent(submit.context))
 
 
-async def test_a_malformed_traceparent_begins_a_new_trace(jobs: AsyncJobs, recorded: Any) -> None:
+async def test_a_malformed_traceparent_starts_a_new_trace(jobs: AsyncJobs, recorded: Any) -> None:
     kind = nothing(jobs)
     async with jobs:
-        job = (
-            await jobs.enqueue(kind, None, options=EnqueueOptions(traceparent="00-zz-11-01"))
-        ).job
+        options = EnqueueOptions(traceparent="00-zz-11-01")
+        job = (await jobs.enqueue(kind, None, options=options)).job
     [submit] = recorded.spans("enqueue")
     assert (submit.parent, job.traceparent) == (None, traceparent(submit.context))
 
 
-async def test_a_job_that_is_run_again_is_a_submission_of_its_own(
-    jobs: AsyncJobs, recorded: Any
-) -> None:
+async def test_a_retried_job_is_a_submission_of_its_own(jobs: AsyncJobs, recorded: Any) -> None:
     kind = nothing(jobs)
     async with jobs:
         first = await done(jobs, kind, None)
-        again = await jobs.wait((await jobs.retry(first.id)).id, timeout=30)
+        again = await jobs.wait((await jobs.retry(first.id)).id)
     submits = recorded.spans("enqueue")
     assert [traceparent(one.context) for one in submits] == [first.traceparent, again.traceparent]
     assert again.trace_id == f"{submits[1].context.trace_id:032x}"
 
 
-async def test_a_refused_submission_is_an_error_without_what_was_in_it(
+async def test_a_refused_submission_is_an_error_without_its_payload(
     jobs: AsyncJobs, recorded: Any
 ) -> None:
     kind = jobs.external("typed", payload=int, result=int)
@@ -221,7 +216,7 @@ async def test_the_attempt_is_current_in_async_handlers_and_in_threads(
     assert parents == {span.context.span_id for span in recorded.spans("process")}
 
 
-async def test_a_handler_is_in_no_span_of_who_submitted_its_job(
+async def test_a_handler_is_not_in_the_span_of_the_submission(
     jobs: AsyncJobs, recorded: Any
 ) -> None:
     current: list[SpanContext] = []
@@ -239,7 +234,7 @@ async def test_a_handler_is_in_no_span_of_who_submitted_its_job(
     assert current[0].trace_id not in outside
 
 
-async def test_a_handler_that_was_told_to_stop_is_no_error(jobs: AsyncJobs, recorded: Any) -> None:
+async def test_a_cancelled_handler_is_no_error(jobs: AsyncJobs, recorded: Any) -> None:
     started = anyio.Event()
 
     @jobs.handler("long")
@@ -251,16 +246,14 @@ async def test_a_handler_that_was_told_to_stop_is_no_error(jobs: AsyncJobs, reco
         job = (await jobs.enqueue(long, None)).job
         await started.wait()
         await jobs.cancel(job.id)
-        await jobs.wait(job.id, timeout=30)
+        await jobs.wait(job.id)
     [attempt] = recorded.spans("process")
     assert attempt.status.status_code is StatusCode.UNSET
     assert attempt.attributes["error.type"] == "cancel"
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-async def test_a_handler_that_takes_too_long_is_an_error(
-    jobs: AsyncJobs, recorded: Any, *, asynchronous: bool
-) -> None:
+async def test_a_timeout_is_an_error(jobs: AsyncJobs, recorded: Any, *, asynchronous: bool) -> None:
     brief = Policy(timeout=timedelta(seconds=0.1))
 
     @jobs.handler("async", policy=brief)
@@ -281,7 +274,7 @@ async def test_a_handler_that_takes_too_long_is_an_error(
     assert attempt.attributes["error.type"] == "timeout"
 
 
-async def test_a_shutdown_is_no_error_of_the_handler(jobs: AsyncJobs, recorded: Any) -> None:
+async def test_an_interruption_by_shutdown_is_no_error(jobs: AsyncJobs, recorded: Any) -> None:
     started = anyio.Event()
 
     @jobs.handler("long")
@@ -297,7 +290,9 @@ async def test_a_shutdown_is_no_error_of_the_handler(jobs: AsyncJobs, recorded: 
     assert attempt.attributes["error.type"] == "shutdown"
 
 
-async def test_a_handler_that_leaves_by_itself_is_an_error(jobs: AsyncJobs, recorded: Any) -> None:
+async def test_a_handler_that_raises_system_exit_is_an_error(
+    jobs: AsyncJobs, recorded: Any
+) -> None:
     @jobs.handler("leaves")
     async def leaves(_payload: None, _job: JobContext) -> None:
         raise SystemExit
@@ -309,11 +304,14 @@ async def test_a_handler_that_leaves_by_itself_is_an_error(jobs: AsyncJobs, reco
     assert attempt.attributes["error.type"] == "SystemExit"
 
 
-async def test_a_payload_or_a_result_that_does_not_fit_is_an_error_without_what_was_in_it(
+async def test_a_payload_or_result_that_does_not_fit_is_an_error_without_its_value(
     jobs: AsyncJobs, store: Any, recorded: Any
 ) -> None:
     before = AsyncJobs(store, dispatcher="worker")
-    earlier = before.external("typed", payload=str, result=int)
+
+    @before.handler("typed")
+    async def earlier(_text: str, _job: JobContext) -> int:
+        return 1
 
     @jobs.handler("typed")
     async def typed(_number: int, _job: JobContext) -> int:
@@ -324,9 +322,7 @@ async def test_a_payload_or_a_result_that_does_not_fit_is_an_error_without_what_
         return "secret"  # type: ignore[return-value]
 
     async with before, jobs:
-        late = (await before.enqueue(earlier, "secret")).job
-        late = late.model_copy(update={"delivery": Delivery.PULL})
-        await jobs._running.executor.run(late)
+        await jobs.wait((await before.enqueue(earlier, "secret")).id)
         await done(jobs, lies, None)
     attempts = recorded.spans("process")
     assert [one.attributes["error.type"] for one in attempts] == ["InvalidPayload", "InvalidResult"]
@@ -335,7 +331,7 @@ async def test_a_payload_or_a_result_that_does_not_fit_is_an_error_without_what_
         assert "secret" not in attempt.to_json()
 
 
-async def test_a_failure_on_purpose_is_an_error(jobs: AsyncJobs, recorded: Any) -> None:
+async def test_a_deliberate_failure_is_an_error(jobs: AsyncJobs, recorded: Any) -> None:
     @jobs.handler("fails")
     async def fails(_payload: None, _job: JobContext) -> None:
         raise JobFailed("No such customer.", code="no_customer")
@@ -346,14 +342,14 @@ async def test_a_failure_on_purpose_is_an_error(jobs: AsyncJobs, recorded: Any) 
     assert attempt.attributes["error.type"] == "JobFailed"
 
 
-async def test_a_handler_in_a_process_of_its_own_is_told_its_span(
+async def test_a_handler_in_a_process_gets_the_traceparent_of_its_span(
     jobs: AsyncJobs, recorded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parent), *sys.path])
-    for kind in import_module("handlers_told_their_span").kinds.registry:
+    for kind in import_module("handlers_in_processes").kinds.registry:
         jobs.registry.add(kind)
     async with jobs:
-        job = await done(jobs, "told", None)
+        job = await done(jobs, "traceparent", None)
     [attempt] = recorded.spans("process")
     assert job.result == traceparent(attempt.context)
 
@@ -374,8 +370,15 @@ async def test_without_an_sdk_the_callers_context_is_passed_on(store: Any) -> No
     instrument(jobs)
     kind = nothing(jobs)
     async with jobs:
-        told = EnqueueOptions(traceparent=THEIRS)
-        job = await done(jobs, kind, None, options=told)
+        options = EnqueueOptions(traceparent=THEIRS)
+        job = await done(jobs, kind, None, options=options)
         alone = await done(jobs, kind, None)
     assert (job.traceparent, job.status) == (THEIRS, JobStatus.COMPLETED)
     assert alone.traceparent is None
+
+
+@pytest.mark.own_store
+async def test_without_opentelemetry_the_import_names_the_extra() -> None:
+    script = "import sys; sys.modules['opentelemetry'] = None; import asyncjobs.otel"
+    done = await anyio.run_process([sys.executable, "-c", script], check=False)
+    assert b"pip install 'asyncjobs-http[otel]'" in done.stderr

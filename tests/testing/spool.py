@@ -17,7 +17,7 @@ import anyio
 
 from asyncjobs import AsyncJobs, Job, JobId
 from asyncjobs.core.job import Delivery
-from asyncjobs.testing import BRISK, Crew
+from asyncjobs.testing import BRISK, WorkerPool
 from asyncjobs.testing.dispatcher_handlers import register
 
 
@@ -53,7 +53,7 @@ class SpoolDispatcher:
 async def work(url: str, folder: Path) -> None:
     jobs = AsyncJobs(url, dispatcher=SpoolDispatcher(folder), settings=BRISK)
     register(jobs)
-    slots = anyio.Semaphore(Crew.slots)
+    slots = anyio.Semaphore(WorkerPool.slots)
 
     async def run(job_id: JobId) -> None:
         try:

@@ -22,10 +22,10 @@ from asyncjobs.errors import UnknownJob
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import (
-    Crew,
     DispatcherConformance,
     PriorityConformance,
     WorkerLossConformance,
+    WorkerPool,
 )
 
 SPOOL = Path(__file__).with_name("spool.py")
@@ -34,11 +34,11 @@ SpoolDispatcher: Any = runpy.run_path(str(SPOOL))["SpoolDispatcher"]
 
 class TestLocalDispatcher(DispatcherConformance):
     @pytest.fixture
-    def crew(self) -> Crew:
-        return Crew(MemoryStore(), LocalDispatcher(concurrency=Crew.slots))
+    def workers(self) -> WorkerPool:
+        return WorkerPool(MemoryStore(), LocalDispatcher(concurrency=WorkerPool.slots))
 
 
-class SpoolCrew(Crew):
+class SpoolWorkers(WorkerPool):
     """Works in a process of its own, which can be killed."""
 
     def __init__(self, folder: Path, dispatcher: Any = None) -> None:
@@ -70,8 +70,8 @@ class SpoolCrew(Crew):
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 class TestWorkersInOtherProcesses(DispatcherConformance, WorkerLossConformance):
     @pytest.fixture
-    def crew(self, tmp_path: Path) -> SpoolCrew:
-        return SpoolCrew(tmp_path)
+    def workers(self, tmp_path: Path) -> SpoolWorkers:
+        return SpoolWorkers(tmp_path)
 
 
 # An engine in this process, which can be broken in many ways.
@@ -106,23 +106,23 @@ class Engine:
             self.jobs.extend(jobs)
             self.more.notify_all()
 
-    async def work(self, crew: Crew, jobs: AsyncJobs) -> None:
+    async def work(self, workers: WorkerPool, jobs: AsyncJobs) -> None:
         while True:
             async with self.more:
                 while not self.jobs:
                     await self.more.wait()
                 job = self.next()
-            await self.run(job, crew, jobs)
+            await self.run(job, workers, jobs)
 
     def next(self) -> Job:
         return self.jobs.pop(0)
 
-    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
-        del crew
+    async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
+        del workers
         await jobs.run(job.id)
 
 
-class Tasks(Crew):
+class Tasks(WorkerPool):
     """Runs an engine's jobs in tasks."""
 
     def __init__(self, engine: Engine) -> None:
@@ -142,7 +142,7 @@ class Tasks(Crew):
 
 class TestEngine(DispatcherConformance):
     @pytest.fixture
-    def crew(self) -> Crew:
+    def workers(self) -> WorkerPool:
         return Tasks(Engine())
 
 
@@ -156,7 +156,7 @@ class HasPriorities(Engine):
 
 class TestEngineWithPriorities(PriorityConformance):
     @pytest.fixture
-    def crew(self) -> Crew:
+    def workers(self) -> WorkerPool:
         return Tasks(HasPriorities())
 
 
@@ -205,8 +205,8 @@ class RunsAtOnce(Engine):
         super().__init__()
         self.running: AsyncJobs | None = None
 
-    async def work(self, crew: Crew, jobs: AsyncJobs) -> None:
-        del crew
+    async def work(self, workers: WorkerPool, jobs: AsyncJobs) -> None:
+        del workers
         self.running = jobs
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
@@ -218,30 +218,30 @@ class RunsAtOnce(Engine):
 class BeginsAnew(Engine):
     """Delivers the whole job, as it was when it was enqueued, and believes that."""
 
-    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
-        await crew.store.delete([job.id])
-        await crew.store.insert([job])
-        await super().run(job, crew, jobs)
+    async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
+        await workers.store.delete([job.id])
+        await workers.store.insert([job])
+        await super().run(job, workers, jobs)
 
 
 class TriesAgain(Engine):
     """Has retries of its own."""
 
-    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
-        await super().run(job, crew, jobs)
+    async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
+        await super().run(job, workers, jobs)
         if (await jobs.find(job.id)).status is JobStatus.FAILED:
-            await crew.store.delete([job.id])
-            await crew.store.insert([job])
-            await super().run(job, crew, jobs)
+            await workers.store.delete([job.id])
+            await workers.store.insert([job])
+            await super().run(job, workers, jobs)
 
 
 class ChokesOnTheUnknown(Engine):
     """Loses a worker to each job that is not there."""
 
-    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
+    async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
         if await jobs.get(job.id) is None:
             await anyio.sleep_forever()
-        await super().run(job, crew, jobs)
+        await super().run(job, workers, jobs)
 
 
 class KeepsPlaces(Engine):
@@ -260,10 +260,10 @@ class KeepsPlaces(Engine):
 class RunsACopy(Engine):
     """Runs a copy under another id, and tells nobody of it but its end."""
 
-    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
+    async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
         copy = job.model_copy(update={"id": JobId(f"job_{job.id[5:][::-1]}")})
-        await crew.store.insert([copy])
-        await super().run(copy, crew, jobs)
+        await workers.store.insert([copy])
+        await super().run(copy, workers, jobs)
 
 
 class OpensOnce(Engine):
@@ -289,9 +289,9 @@ class Stacks(Engine):
 class StarvesThePatient(HasPriorities):
     """Lets what is patient wait for ever."""
 
-    async def run(self, job: Job, crew: Crew, jobs: AsyncJobs) -> None:
+    async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
         if job.type != "patient":
-            await super().run(job, crew, jobs)
+            await super().run(job, workers, jobs)
 
 
 BROKEN: list[tuple[type[Engine], str]] = [
@@ -336,13 +336,13 @@ def test_a_broken_dispatcher_fails_the_rule_it_breaks(
     engine: type[Engine], rule: str, tmp_path: Path
 ) -> None:
     async def check() -> None:
-        crew = Tasks(engine())
-        crew.patience = 0.5
-        given = {"crew": crew, "tmp_path": tmp_path}
+        workers = Tasks(engine())
+        workers.patience = 0.5
+        given = {"workers": workers, "tmp_path": tmp_path}
         wanted = inspect.signature(RULES[rule]).parameters
         await RULES[rule](Rules(), **{key: given[key] for key in given if key in wanted})
 
-    # A task group of the crew may wrap it.
+    # A task group of the workers may wrap it.
     with pytest.RaisesGroup(
         pytest.RaisesExc((AssertionError, TimeoutError, UnknownJob)),
         allow_unwrapped=True,
@@ -355,7 +355,7 @@ def test_every_rule_of_dispatchers_is_broken_by_some_dispatcher() -> None:
     assert set(RULES) == {rule for _, rule in BROKEN}
 
 
-class LosesItsLast(SpoolCrew):
+class LosesItsLast(SpoolWorkers):
     """Has nobody to come after those who were killed."""
 
     async def kill(self) -> None:
@@ -376,7 +376,7 @@ class LosesItsLast(SpoolCrew):
 async def test_where_nobody_takes_over_the_rules_of_killed_workers_are_broken(
     rule: Rule, tmp_path: Path
 ) -> None:
-    crew = LosesItsLast(tmp_path)
+    workers = LosesItsLast(tmp_path)
     more = {"tmp_path": tmp_path} if "tmp_path" in inspect.signature(rule).parameters else {}
     with pytest.raises((AssertionError, TimeoutError)):
-        await rule(WorkerLossConformance(), crew, **more)
+        await rule(WorkerLossConformance(), workers, **more)

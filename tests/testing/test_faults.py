@@ -27,11 +27,11 @@ from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import (
-    Call,
     Fate,
     Faults,
     FaultyStore,
     ListingConformance,
+    StoreCall,
     StoreConformance,
     sample_job,
 )
@@ -95,7 +95,7 @@ async def test_a_fault_before_a_call_leaves_it_undone() -> None:
         with pytest.raises(StoreUnavailable, match="on the way there"):
             await store.insert([job])
         assert await store.store.get([job.id]) == [None]
-    assert store.calls == [Call("insert", (job.id,), Fate.NOT_DONE)]
+    assert store.calls == [StoreCall("insert", (job.id,), Fate.NOT_DONE)]
 
 
 async def test_a_fault_after_a_call_loses_the_answer_only() -> None:
@@ -177,4 +177,4 @@ async def test_what_the_store_itself_raises_is_noted() -> None:
             await store.insert([None])  # type: ignore[list-item]
         with pytest.raises(TypeError):
             await store.take(None, now=NOW, until=NOW, limit=1)  # type: ignore[arg-type]
-    assert store.calls == [Call("take", (), Fate.RAISED)]
+    assert store.calls == [StoreCall("take", (), Fate.RAISED)]

@@ -1,4 +1,4 @@
-"""Receivers on loopback: real sockets, real TLS, an authority of the tests' own."""
+"""Receivers on loopback, with real sockets, real TLS and a certificate authority for tests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Post:
 
 @dataclass
 class Receiver:
-    """Gives its answers in turn, the last one for ever. None: hangs up; empty: says nothing."""
+    """Sends its answers in turn, then repeats the last. None closes; empty never answers."""
 
     answers: list[bytes | None]
     port: int = 0
@@ -56,7 +56,7 @@ class Receiver:
                 if said is not None:
                     await stream.send(said)
             except (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError):
-                pass  # the sender did not like what it met
+                pass  # the sender closed the connection
 
 
 async def _read(stream: ByteStream) -> Post:
@@ -91,7 +91,7 @@ async def receiving(
 
 
 class Answering:
-    """A resolver that gives other answers each time, the last one for ever."""
+    """A resolver that returns its answers in turn, then repeats the last."""
 
     def __init__(self, *answers: Sequence[str]) -> None:
         self.answers = list(answers)
@@ -110,14 +110,14 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="session")
 def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    """Make what a sender needs that trusts the tests' authority and no other."""
+    """Return a client context that trusts only the tests' authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority.cert_pem.bytes().decode())
     return context
 
 
 def serving_as(authority: trustme.CA, name: str) -> ssl.SSLContext:
-    """Make what a receiver needs whose certificate is for one name."""
+    """Return a server context with a certificate for one name."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with authority.issue_cert(name).private_key_and_cert_chain_pem.tempfile() as path:
         context.load_cert_chain(path)

@@ -1,16 +1,15 @@
-"""Several processes and every store: who calls, who calls again, and who does not."""
+"""Several processes on each store: which one calls, and when it calls again."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import pytest
 from standardwebhooks import Webhook
 
@@ -20,7 +19,8 @@ from asyncjobs.core.lifecycle import owes_callback
 from asyncjobs.testing import ManualClock
 from asyncjobs.webhooks import WebhookOptions, Webhooks
 from tests.everywhere import KINDS, variant
-from tests.webhooks.conftest import NAME, SECRET, Answering, Receiver, answer, receiving
+from tests.waiting import until
+from tests.webhooks.conftest import NAME, SECRET, Answering, answer, receiving
 
 # Processes have no memory in common.
 pytestmark = [
@@ -63,33 +63,27 @@ def process(new_store: Callable[[], Any]) -> Callable[[], AsyncJobs]:
     return build
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    with anyio.fail_after(60):
-        while not await condition():  # noqa: ASYNC110
-            await anyio.sleep(0.02)
-
-
-async def test_processes_of_one_store_call_once_and_again_where_that_failed(
+async def test_processes_on_one_store_call_once_and_again_after_a_failure(
     process: Callable[[], AsyncJobs],
 ) -> None:
     async with receiving(answer(500), answer(204)) as receiver, AsyncExitStack() as stack:
         queues = [await stack.enter_async_context(process()) for _ in range(3)]
         url = f"http://{NAME}:{receiver.port}/"
-        told = EnqueueOptions(callback_url=url)
+        options = EnqueueOptions(callback_url=url)
         made = [
-            (await queues[number % 3].enqueue("double", number, options=told)).id
+            (await queues[number % 3].enqueue("double", number, options=options)).id
             for number in range(JOBS)
         ]
 
-        async def all_told() -> bool:
+        async def all_sent() -> bool:
             return not any([await owed(queues[0], job_id) for job_id in made])
 
-        await until(all_told)
+        await until(all_sent)
         callbacks = [(await queues[0].find(job_id)).callback for job_id in made]
     assert sorted(callback.calls for callback in callbacks if callback) == [1] * (JOBS - 1) + [2]
-    names = [post.headers["webhook-id"] for post in receiver.posts]
-    assert len(names) == JOBS + 1
-    assert set(names) == {f"{job_id}_completed" for job_id in made}
+    ids = [post.headers["webhook-id"] for post in receiver.posts]
+    assert len(ids) == JOBS + 1
+    assert set(ids) == {f"{job_id}_completed" for job_id in made}
 
 
 async def owed(jobs: AsyncJobs, job_id: JobId) -> bool:
@@ -97,7 +91,7 @@ async def owed(jobs: AsyncJobs, job_id: JobId) -> bool:
     return owes_callback(job) or not job.status.terminal
 
 
-async def test_a_process_that_is_killed_at_its_call_leaves_it_to_the_next(
+async def test_another_process_calls_after_one_was_killed_during_its_call(
     new_url: Callable[[], str],
 ) -> None:
     url = new_url()
@@ -105,13 +99,13 @@ async def test_a_process_that_is_killed_at_its_call_leaves_it_to_the_next(
         target = f"http://localhost:{receiver.port}/"
         command = [sys.executable, str(KILLED), url, SECRET, target]
         async with await anyio.open_process(command, stdout=None, stderr=None) as killed:
-            await until(posts(receiver, 1))
+            await until(lambda: len(receiver.posts) == 1)
             killed.kill()
         receiver.answers = [answer(204)]
-        # By now nobody can be at the call any more.
+        # The killed process can no longer be within its call.
         later = ManualClock(datetime.now(UTC) + timedelta(minutes=2))
         async with AsyncJobs(url, settings=QUICK, callbacks=sender("localhost"), clock=later):
-            await until(posts(receiver, 2))
+            await until(lambda: len(receiver.posts) == 2)
     first, second = receiver.posts
     assert (first.headers["webhook-id"], first.body) == (
         second.headers["webhook-id"],
@@ -119,11 +113,3 @@ async def test_a_process_that_is_killed_at_its_call_leaves_it_to_the_next(
     )
     for post in receiver.posts:
         Webhook(SECRET).verify(post.body, post.headers)
-
-
-def posts(receiver: Receiver, number: int) -> Callable[[], Awaitable[bool]]:
-    async def arrived() -> bool:
-        await anyio.lowlevel.checkpoint()
-        return len(receiver.posts) >= number
-
-    return arrived

@@ -1,4 +1,4 @@
-"""What is sent, and how it is signed."""
+"""The message of a webhook and its signature."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from asyncjobs.core.job import Callback
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, begun
-from asyncjobs.webhooks.signing import body_of, id_of, secret_of, signed
+from asyncjobs.webhooks.signing import message_body, message_id, parse_secret, signature_headers
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105  # of the tests alone
 OTHER = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
-KEYS = [secret_of(SECRET), secret_of(OTHER)]
+KEYS = [parse_secret(SECRET), parse_secret(OTHER)]
 
 
 def done(result: bytes = b'{"rows":7}') -> Job:
     return lifecycle.complete(begun(sample_job()), NOW, token="t", result=result)
 
 
-def test_the_signature_is_that_of_the_standard_s_own_example() -> None:
+def test_the_signature_matches_the_test_vectors_of_the_standard() -> None:
     """From the test vectors of the public libraries."""
     headers = dict(
-        signed(
+        signature_headers(
             "msg_p5jXN8AQM9LWM0D4loKWxJek",
             datetime.fromtimestamp(1614265330, UTC),
             b'{"test": 2432232314}',
@@ -43,64 +43,64 @@ def test_the_signature_is_that_of_the_standard_s_own_example() -> None:
 
 @given(st.binary(max_size=200).map(lambda data: json.dumps(data.hex()).encode()))
 def test_a_receiver_with_either_secret_can_verify_it(body: bytes) -> None:
-    headers = dict(signed("job_1_completed", datetime.now(UTC), body, KEYS))
+    headers = dict(signature_headers("job_1_completed", datetime.now(UTC), body, KEYS))
     for secret in (SECRET, OTHER):
         Webhook(secret).verify(body, headers)
 
 
 @pytest.mark.parametrize("name", ["webhook-id", "webhook-timestamp", "body"])
-def test_what_was_changed_on_the_way_is_not_verified(name: str) -> None:
+def test_a_changed_message_is_not_verified(name: str) -> None:
     body = b'{"a":1}'
-    sent = dict(signed("job_1_completed", datetime.now(UTC), body, KEYS))
+    sent = dict(signature_headers("job_1_completed", datetime.now(UTC), body, KEYS))
     sent["body"] = body.decode()
     sent[name] = {"webhook-timestamp": str(int(sent["webhook-timestamp"]) - 1)}.get(name, "{}")
     with pytest.raises(WebhookVerificationError):
         Webhook(SECRET).verify(sent.pop("body"), sent)
 
 
-def test_an_event_has_one_id_without_a_full_stop() -> None:
+def test_a_message_keeps_its_id_without_a_full_stop() -> None:
     job = done()
-    assert id_of(job) == f"{job.id}_completed"
-    assert id_of(lifecycle.call_back(job.model_copy(update=OWED), NOW)) == id_of(job)
-    assert "." not in id_of(job)
+    assert message_id(job) == f"{job.id}_completed"
+    assert message_id(lifecycle.call_back(job.model_copy(update=OWED), NOW)) == message_id(job)
+    assert "." not in message_id(job)
 
 
 OWED: dict[str, Any] = {"callback": Callback(next_at=NOW)}
 
 
-def test_the_event_is_the_status_document_under_the_name_of_the_end() -> None:
+def test_the_message_is_the_status_document_with_the_name_of_the_event() -> None:
     job = done()
-    event = json.loads(body_of(job, 100))
+    event = json.loads(message_body(job, 100))
     assert (event["type"], event["timestamp"]) == ("job.completed", "2030-01-01T12:00:00.123456Z")
     assert (event["data"]["jobId"], event["data"]["status"]) == (job.id, "completed")
     assert (event["data"]["result"], event["data"]["resultOmitted"]) == ({"rows": 7}, False)
     failed = lifecycle.fail(
         begun(sample_job()), NOW, token="t", error=JobError(code="bad", message="It was bad.")
     )
-    event = json.loads(body_of(failed, 100))
+    event = json.loads(message_body(failed, 100))
     assert (event["type"], event["data"]["error"]) == ("job.failed", "It was bad.")
     cancelled = lifecycle.cancel(sample_job(), NOW + timedelta(seconds=1))
-    assert json.loads(body_of(cancelled, 100))["type"] == "job.cancelled"
+    assert json.loads(message_body(cancelled, 100))["type"] == "job.cancelled"
 
 
-def test_a_result_over_the_limit_is_left_out_and_said_to_be() -> None:
+def test_a_result_over_the_limit_is_omitted_and_marked() -> None:
     at_limit, over = done(b'"' + b"x" * 98 + b'"'), done(b'"' + b"x" * 99 + b'"')
-    assert json.loads(body_of(at_limit, 100))["data"]["result"] == "x" * 98
-    left_out = json.loads(body_of(over, 100))["data"]
+    assert json.loads(message_body(at_limit, 100))["data"]["result"] == "x" * 98
+    left_out = json.loads(message_body(over, 100))["data"]
     assert (left_out["result"], left_out["resultOmitted"]) == (None, True)
 
 
-def test_an_event_holds_neither_payload_nor_owner() -> None:
+def test_a_message_contains_neither_payload_nor_owner() -> None:
     job = sample_job(user_id="ann", payload_json=b'"hush"', callback_url="https://a.example.com/k")
     ended = lifecycle.complete(begun(job), NOW, token="t", result=b"1")
-    body = body_of(ended, 100)
+    body = message_body(ended, 100)
     assert not any(word in body for word in (b"hush", b"ann", b"a.example.com"))
 
 
 @pytest.mark.parametrize(
     "text", ["", "whsec_", "whsec_short", SECRET.removeprefix("whsec_"), "whsec_" + "A" * 88]
 )
-def test_what_is_no_secret_is_refused_and_not_repeated(text: str) -> None:
+def test_a_malformed_secret_is_refused_and_not_in_the_error(text: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        secret_of(text)
+        parse_secret(text)
     assert not text.removeprefix("whsec_") or text not in str(refused.value)

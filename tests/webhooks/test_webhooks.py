@@ -1,9 +1,11 @@
-"""Receivers hear of jobs' ends, as the public library for them sees it."""
+"""Receivers get the ends of jobs, verified by the public library for receivers."""
 
 from __future__ import annotations
 
 import json
 import ssl
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -25,6 +27,7 @@ from asyncjobs.protocols import CallbackResult, Selection
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, begun
 from asyncjobs.webhooks import WebhookOptions, Webhooks
+from tests.waiting import until
 from tests.webhooks.conftest import (
     NAME,
     OK,
@@ -69,17 +72,17 @@ def queue(store: Any, sender: Webhooks | None) -> AsyncJobs:
 
 
 async def settled(jobs: AsyncJobs, job: Job) -> Job:
-    """Return a job when it has ended and nobody has to be told of that any more."""
-    job = await jobs.wait(job.id, timeout=20)
-    assert job.status.terminal
-    with anyio.fail_after(20):
-        while lifecycle.owes_callback(job):
-            await anyio.sleep(0.005)
-            job = await jobs.find(job.id)
-    return job
+    """Return a job when it has ended and owes no callback."""
+    await jobs.wait(job.id)
+
+    async def owes_nothing() -> bool:
+        return not lifecycle.owes_callback(await jobs.find(job.id))
+
+    await until(owes_nothing)
+    return await jobs.find(job.id)
 
 
-async def test_a_receiver_can_verify_what_it_is_told(
+async def test_a_receiver_can_verify_the_message(
     store: Any, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
     async with (
@@ -99,7 +102,7 @@ async def test_a_receiver_can_verify_what_it_is_told(
     assert post.target == "/ended"
 
 
-async def test_a_receiver_that_fails_is_told_again_of_the_same_event(store: Any) -> None:
+async def test_a_failed_call_is_repeated_with_the_same_message(store: Any) -> None:
     async with (
         receiving(answer(500), None, b"junk", answer(302, "location: /"), OK) as receiver,
         queue(store, webhooks()) as jobs,
@@ -116,13 +119,13 @@ async def test_a_receiver_that_fails_is_told_again_of_the_same_event(store: Any)
         Webhook(SECRET).verify(post.body, post.headers)
 
 
-async def test_a_name_that_comes_to_mean_this_machine_is_not_called() -> None:
+async def test_a_name_that_is_rebound_to_this_machine_is_not_called() -> None:
     rebinding = Answering(["93.184.215.14"], ["127.0.0.1"])
     async with receiving() as receiver:
         sender = webhooks(loopback=False, resolve=rebinding, ports=frozenset({receiver.port}))
         job = ended(url_of(receiver, "https"))
         rebinding.answers.pop(0)
-        result = await sender.tell(job, now=NOW)
+        result = await sender.send(job, now=NOW)
     assert (result.error, receiver.connections) == ("its host has an address that is not public", 0)
 
 
@@ -134,29 +137,29 @@ async def test_an_address_is_never_called_whatever_its_notation(loopback: bool) 
             sender.check(f"https://{host}/")
 
 
-async def test_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     async with receiving() as proxy, receiving() as receiver:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-        assert await webhooks().tell(ended(url_of(receiver)), now=NOW) == CallbackResult()
+        assert await webhooks().send(ended(url_of(receiver)), now=NOW) == CallbackResult()
     assert (proxy.connections, receiver.connections) == (0, 1)
 
 
-async def test_a_receiver_that_says_nothing_is_left_at_the_timeout() -> None:
+async def test_a_silent_receiver_is_left_at_the_timeout() -> None:
     async with receiving(b"") as receiver:
         with anyio.fail_after(20):
-            result = await webhooks(timeout=0.2).tell(ended(url_of(receiver)), now=NOW)
+            result = await webhooks(timeout=0.2).send(ended(url_of(receiver)), now=NOW)
     assert result.error == "no answer within 0.2 s"
 
 
-async def test_a_resolver_that_says_nothing_is_left_at_the_timeout() -> None:
+async def test_a_silent_resolver_is_left_at_the_timeout() -> None:
     async def silent(_host: str, _port: int) -> Sequence[str]:
         await anyio.sleep_forever()
         return []
 
     sender = webhooks(timeout=0.2, resolve=silent)
     with anyio.fail_after(20):
-        result = await sender.tell(ended(f"https://{NAME}/"), now=NOW)
+        result = await sender.send(ended(f"https://{NAME}/"), now=NOW)
     assert result.error is not None
 
 
@@ -177,12 +180,12 @@ HOUR = timedelta(hours=1)
     ],
     ids=["first", "second", "last", "gone", "sooner", "later", "never", "too-often"],
 )
-async def test_a_call_that_failed_is_made_again_as_schedule_and_receiver_wish(
+async def test_schedule_and_retry_after_set_the_pause_after_a_failed_call(
     said: bytes, calls: int, least: timedelta | None, most: timedelta | None
 ) -> None:
     async with receiving(said) as receiver:
         sender = webhooks(schedule=(HOUR, 2 * HOUR))
-        result = await sender.tell(ended(url_of(receiver), calls), now=NOW)
+        result = await sender.send(ended(url_of(receiver), calls), now=NOW)
     assert result.error == f"it answered {said[9:12].decode()}"
     if least is None or most is None:
         assert result.again is None
@@ -191,13 +194,19 @@ async def test_a_call_that_failed_is_made_again_as_schedule_and_receiver_wish(
         assert least <= result.again <= most
 
 
-async def test_rules_that_have_changed_count_at_the_call() -> None:
-    result = await webhooks().tell(ended("https://elsewhere.example.com/"), now=NOW)
+async def test_the_url_is_checked_again_at_the_call() -> None:
+    result = await webhooks().send(ended("https://elsewhere.example.com/"), now=NOW)
     assert result.error == "its host is not one of the receivers"
     assert result.again is not None
 
 
-def test_the_usual_schedule_ends_within_the_usual_retention() -> None:
+def test_durations_are_seconds_or_timedeltas() -> None:
+    options = WebhookOptions(schedule=[5, timedelta(minutes=1)], timeout=2)
+    assert options.schedule == (timedelta(seconds=5), timedelta(minutes=1))
+    assert options.timeout == timedelta(seconds=2)
+
+
+def test_the_default_schedule_ends_within_the_default_retention() -> None:
     assert sum(WebhookOptions().schedule, timedelta(0)) * 1.2 < timedelta(hours=24)
 
 
@@ -211,7 +220,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("url", REFUSED.values(), ids=list(REFUSED))
-def test_a_url_that_is_not_a_receiver_s_is_refused(url: str) -> None:
+def test_a_url_of_no_receiver_is_refused(url: str) -> None:
     with pytest.raises(InvalidCallback):
         Webhooks({NAME: SECRET}).check(url)
     Webhooks({NAME: SECRET}).check(f"https://{NAME}/")
@@ -223,7 +232,7 @@ def test_a_url_that_is_not_a_receiver_s_is_refused(url: str) -> None:
 @pytest.mark.parametrize(
     "receivers", [{"*": SECRET}, {NAME: []}, {NAME: "secret"}], ids=["any", "none", "bad"]
 )
-def test_receivers_are_checked_when_they_are_named(receivers: dict[str, Any]) -> None:
+def test_malformed_receivers_are_refused_by_the_constructor(receivers: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         Webhooks(receivers)
 
@@ -235,16 +244,18 @@ def test_receivers_are_checked_when_they_are_named(receivers: dict[str, Any]) ->
         {"schedule": (-HOUR,)},
         {"timeout": 0},
         {"timeout": 61},
-        {"room": 0},
+        {"concurrency": 0},
+        {"timeout": timedelta(minutes=2)},
+        {"schedule": (-1,)},
     ],
-    ids=["endless", "back", "none", "long", "no-room"],
+    ids=["endless", "negative", "none", "long", "no-calls", "long-delta", "negative-seconds"],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"A (schedule|call)"):
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"WebhookOptions\.(schedule|timeout|concurrency)"):
         WebhookOptions(**options)
 
 
-def test_a_secret_is_not_shown() -> None:
+def test_repr_shows_no_secret() -> None:
     sender = Webhooks({NAME: SECRET})
     assert SECRET not in repr(sender) + repr(sender.options)
 
@@ -277,7 +288,7 @@ URL = f"https://{NAME}/"
         (False, None, URL, URL),
         (True, f"{URL}theirs", URL, URL),
     ],
-    ids=["client", "nobody", "app", "both"],
+    ids=["client", "none", "app", "both"],
 )
 async def test_a_client_or_the_application_names_the_url(
     store: Any, beside: Any, allowed: bool, header: str | None, own: str | None, kept: str | None
@@ -294,9 +305,15 @@ async def test_a_client_or_the_application_names_the_url(
     [(False, URL), (True, "https://elsewhere.example.com/"), (True, "")],
     ids=["not-here", "elsewhere", "empty"],
 )
-async def test_a_client_that_will_not_be_called_back_is_told_so(
+async def test_a_refused_callback_url_answers_400(
     store: Any, beside: Any, allowed: bool, header: str
 ) -> None:
     reply = await submit(queue(store, webhooks(loopback=False)), allowed=allowed, header=header)
     assert (reply.status, json.loads(reply.body)["code"]) == (400, "invalid_callback")
     assert not (await beside.list(Selection(), limit=9)).jobs
+
+
+def test_without_h11_the_import_names_the_extra() -> None:
+    script = "import sys; sys.modules['h11'] = None; import asyncjobs.webhooks"
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
+    assert b"pip install 'asyncjobs-http[webhooks]'" in done.stderr

@@ -1,4 +1,4 @@
-"""Worker processes, started as a user starts them, and a web process beside them."""
+"""Worker processes, started as a user starts them, and a queue that submits jobs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import anyio
 import pytest
 from anyio import to_thread
 
 from asyncjobs import AsyncJobs, JobContext, Policy
+from tests.waiting import PATIENCE_SECONDS, until
 
 HERE = Path(__file__).parent
 
-#: A slow machine may take its time; what never comes ends the test here.
-PATIENCE = 60.0
-
 
 class Workers:
-    """Commands `asyncjobs worker`, each with its log."""
+    """`asyncjobs worker` commands of one test, with their common log."""
 
     def __init__(self, folder: Path, store: str) -> None:
         self.folder = folder
@@ -50,27 +47,24 @@ class Workers:
         self._running.append(process)
         return process
 
-    async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until something holds."""
-        with anyio.fail_after(PATIENCE):
-            while not holds():  # noqa: ASYNC110
-                await anyio.sleep(0.02)
-
     async def ended(self, process: subprocess.Popen[str]) -> int:
         """Wait for the end of a process; return its exit code."""
-        return await to_thread.run_sync(partial(process.wait, PATIENCE))
+        return await to_thread.run_sync(partial(process.wait, PATIENCE_SECONDS))
 
-    def logged(self, text: str, times: int = 1) -> bool:
-        """Tell whether the workers have logged something so often."""
+    def has_logged(self, text: str, times: int = 1) -> bool:
         return self.log.exists() and self.log.read_text().count(text) >= times
 
+    async def logged(self, text: str, times: int = 1) -> None:
+        """Return when the workers have logged a text this many times."""
+        await until(lambda: self.has_logged(text, times))
+
     def pids(self) -> Sequence[int]:
-        """Name the processes that serve or have served."""
+        """Return the ids of all worker processes that have started, in order."""
         lines = self.log.read_text().splitlines()
         return [int(line.split("Worker ")[1].split()[0]) for line in lines if " serves " in line]
 
     def end(self) -> None:
-        """Kill what a failed test has left."""
+        """Kill the processes that a failed test has left."""
         for process in self._running:
             if process.poll() is None:
                 process.kill()
@@ -89,7 +83,7 @@ def workers(tmp_path: Path, new_url: Callable[[], str]) -> Generator[Workers]:
 
 @pytest.fixture
 def web(workers: Workers) -> AsyncJobs:
-    """Make the queue of a process that runs no jobs."""
+    """Return a queue of this process, which runs no jobs."""
     jobs = AsyncJobs(workers.store, dispatcher="worker")
 
     @jobs.handler("work")

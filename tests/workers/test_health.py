@@ -1,4 +1,4 @@
-"""What a health file says to who reads it."""
+"""The health file of a worker process."""
 
 from __future__ import annotations
 
@@ -10,49 +10,51 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs
-from asyncjobs.workers.health import DEAD_SECONDS, beat, read_health, write_beat
+from asyncjobs.workers.health import (
+    DEAD_AFTER_SECONDS,
+    read_health,
+    write_heartbeat,
+    write_heartbeats,
+)
+from tests.waiting import until
 
 
-def test_a_process_is_live_while_it_beats_and_ready_while_its_store_answers(
+def test_a_process_is_live_with_a_heartbeat_and_ready_if_its_store_responds(
     tmp_path: Path,
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    write_beat(one, "ok")
+    write_heartbeat(one, "ok")
     assert not read_health([one, two]).live
-    write_beat(two, "it is away")
+    write_heartbeat(two, "it is away")
     health = read_health([one, two])
     assert (health.live, health.ready) == (True, False)
-    write_beat(two, "ok")
+    write_heartbeat(two, "ok")
     assert read_health([one, two]).ready
 
 
 @pytest.mark.parametrize("text", ["", "{", json.dumps({"at": 0.0, "store": "ok"})])
-def test_what_was_not_written_lately_and_whole_is_no_sign_of_life(
-    tmp_path: Path, text: str
-) -> None:
+def test_a_partial_or_old_heartbeat_is_not_live(tmp_path: Path, text: str) -> None:
     file = tmp_path / "file"
     file.write_text(text)
     assert not read_health([file]).live
 
 
-def test_a_process_has_the_time_of_a_lease_between_two_beats(tmp_path: Path) -> None:
+def test_a_heartbeat_counts_for_the_length_of_a_lease(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    for age, live in ((DEAD_SECONDS - 5, True), (DEAD_SECONDS + 5, False)):
+    for age, live in ((DEAD_AFTER_SECONDS - 5, True), (DEAD_AFTER_SECONDS + 5, False)):
         file.write_text(json.dumps({"at": time.time() - age, "store": "ok"}))
         assert read_health([file]).live is live
 
 
 @pytest.mark.anyio
-async def test_a_store_that_is_away_shows_and_the_file_goes_with_the_process(
+async def test_an_unavailable_store_is_not_ready_and_the_file_is_removed_at_the_end(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "file"
     jobs = AsyncJobs("memory://")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(beat, file, jobs)
-        with anyio.fail_after(30):
-            while not file.exists():  # noqa: ASYNC110
-                await anyio.sleep(0.01)
+        tasks.start_soon(write_heartbeats, file, jobs)
+        await until(file.exists)
         health = read_health([file])
         assert (health.live, health.ready) == (True, False)
         assert "not open" in str(health.document)

@@ -1,10 +1,9 @@
-"""`asyncjobs worker`: it runs jobs, ends as it is told to, and is replaced where it dies."""
+"""`asyncjobs worker`: runs jobs, stops in order, and is restarted after it died."""
 
 from __future__ import annotations
 
 import os
 import signal
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import pytest
 from anyio import to_thread
 
 from asyncjobs import AsyncJobs, Job, JobStatus
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.workers.conftest import Workers
@@ -25,22 +25,22 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def begun(workers: Workers, web: AsyncJobs, folder: Path) -> Job:
-    """Submit a job and wait until a worker is at it."""
+async def begun(web: AsyncJobs, folder: Path) -> Job:
+    """Submit a job and return it when its handler has started."""
     job = (await web.enqueue("work", folder)).job
-    await workers.until((folder / f"{job.id}.began").exists)
+    await until((folder / f"{job.id}.began").exists)
     return job
 
 
-async def test_what_runs_when_a_worker_is_told_to_stop_is_finished(
+async def test_sigterm_lets_running_jobs_finish_and_starts_no_more(
     workers: Workers, web: AsyncJobs, tmp_path: Path
 ) -> None:
     async with web:
         worker = workers.start("--concurrency", "1")
-        job = await begun(workers, web, tmp_path)
+        job = await begun(web, tmp_path)
         later = [(await web.enqueue("work", tmp_path)).job for _ in range(3)]
         worker.terminate()
-        await workers.until(partial(workers.logged, "begins nothing more"))
+        await workers.logged("starts no more jobs")
         (tmp_path / "go on").touch()
         assert await workers.ended(worker) == 0
         done = await web.find(job.id)
@@ -48,12 +48,12 @@ async def test_what_runs_when_a_worker_is_told_to_stop_is_finished(
         assert {(await web.find(one.id)).attempt for one in later} == {0}
 
 
-async def test_what_does_not_end_in_the_grace_period_is_given_back_at_no_cost(
+async def test_a_job_that_outlives_the_grace_period_is_given_back_at_no_cost(
     workers: Workers, web: AsyncJobs, tmp_path: Path
 ) -> None:
     async with web:
         worker = workers.start(grace=0.2)
-        job = await begun(workers, web, tmp_path)
+        job = await begun(web, tmp_path)
         worker.send_signal(signal.SIGINT)
         assert await workers.ended(worker) == 0
         back = await web.find(job.id)
@@ -69,9 +69,9 @@ async def test_a_second_signal_gives_everything_back_at_once(
 ) -> None:
     async with web:
         worker = workers.start("--processes", processes, grace=3600)
-        job = await begun(workers, web, tmp_path)
+        job = await begun(web, tmp_path)
         worker.terminate()
-        await workers.until(partial(workers.logged, "begins nothing more", int(processes)))
+        await workers.logged("starts no more jobs", int(processes))
         assert (await web.find(job.id)).status is JobStatus.PROCESSING
         worker.terminate()
         assert await workers.ended(worker) == 0
@@ -81,29 +81,27 @@ async def test_a_second_signal_gives_everything_back_at_once(
 async def test_a_signal_to_the_whole_group_counts_once(
     workers: Workers, web: AsyncJobs, tmp_path: Path
 ) -> None:
-    """As systemd sends it, and a terminal."""
+    """systemd and terminals signal all processes of a group."""
     async with web:
         supervisor = workers.start("--processes", "2")
-        job = await begun(workers, web, tmp_path)
-        await workers.until(partial(workers.logged, " serves ", 2))
+        job = await begun(web, tmp_path)
+        await workers.logged(" serves ", 2)
         for pid in (supervisor.pid, *workers.pids()):
             os.kill(pid, signal.SIGTERM)
-        await workers.until(partial(workers.logged, "begins nothing more", 2))
+        await workers.logged("starts no more jobs", 2)
         (tmp_path / "go on").touch()
         assert await workers.ended(supervisor) == 0
         assert (await web.find(job.id)).status is JobStatus.COMPLETED
 
 
-async def test_a_worker_that_dies_is_replaced_and_its_job_done_by_another(
-    workers: Workers, web: AsyncJobs, tmp_path: Path
-) -> None:
+async def test_a_dead_worker_is_restarted(workers: Workers, web: AsyncJobs, tmp_path: Path) -> None:
     async with web:
         workers.start("--processes", "2")
-        await workers.until(partial(workers.logged, " serves ", 2))
+        await workers.logged(" serves ", 2)
         first, second = workers.pids()
         os.kill(first, signal.SIGKILL)
-        await workers.until(partial(workers.logged, " serves ", 3))
-        assert workers.logged("exit code -9")
+        await workers.logged(" serves ", 3)
+        assert workers.has_logged("exit code -9")
         os.kill(second, signal.SIGKILL)
         (tmp_path / "go on").touch()
         job = (await web.enqueue("work", tmp_path)).job
@@ -111,21 +109,21 @@ async def test_a_worker_that_dies_is_replaced_and_its_job_done_by_another(
         assert done.result not in {first, second}
 
 
-async def test_workers_end_with_their_supervisor_and_finish_what_they_run(
+async def test_workers_drain_when_their_supervisor_is_killed(
     workers: Workers, web: AsyncJobs, tmp_path: Path
 ) -> None:
     async with web:
         supervisor = workers.start("--processes", "2")
-        await workers.until(partial(workers.logged, " serves ", 2))
-        job = await begun(workers, web, tmp_path)
+        await workers.logged(" serves ", 2)
+        job = await begun(web, tmp_path)
         supervisor.kill()
-        await workers.until(partial(workers.logged, "begins nothing more", 2))
+        await workers.logged("starts no more jobs", 2)
         (tmp_path / "go on").touch()
-        await workers.until(partial(workers.logged, "has ended", 2))
+        await workers.logged("has ended", 2)
         assert (await web.find(job.id)).status is JobStatus.COMPLETED
 
 
-async def test_a_worker_of_one_queue_leaves_the_others_alone(
+async def test_a_worker_serves_only_the_named_queues(
     workers: Workers, web: AsyncJobs, tmp_path: Path
 ) -> None:
     async with web:
@@ -138,21 +136,21 @@ async def test_a_worker_of_one_queue_leaves_the_others_alone(
 
 @pytest.mark.own_store
 @pytest.mark.parametrize(
-    ("target", "options", "told"),
+    ("target", "options", "error"),
     [
         ("worked:nothing", (), "worked:nothing cannot be loaded"),
-        ("worked:not_a_queue", (), "is no AsyncJobs but of type str"),
+        ("worked:not_a_queue", (), "must be an AsyncJobs, got str"),
         ("worked:jobs", ("--queues", "nightly"), "No handler is in the queue 'nightly'"),
         ("worked:jobs", ("--queues", "nightly", "--processes", "2"), "No handler is in the queue"),
     ],
 )
-async def test_a_worker_that_cannot_work_says_why_and_is_not_started_again(
-    workers: Workers, target: str, options: tuple[str, ...], told: str
+async def test_a_misconfigured_worker_exits_with_the_reason_and_is_not_restarted(
+    workers: Workers, target: str, options: tuple[str, ...], error: str
 ) -> None:
     worker = workers.start(*options, target=target)
     assert await workers.ended(worker) == 2
-    assert workers.logged(told)
-    assert not workers.logged("Traceback")
+    assert workers.has_logged(error)
+    assert not workers.has_logged("Traceback")
 
 
 def _answer(url: str) -> tuple[int, Any]:
@@ -170,15 +168,15 @@ async def test_health_is_shown_by_a_file_and_over_http(
     file, url = tmp_path / "health", f"http://127.0.0.1:{free_port}"
     options = ["--health-port", str(free_port), "--health-file", str(file)]
     worker = workers.start("--processes", processes, *options)
-    await workers.until(file.exists)
-    await workers.until(lambda: _answer(f"{url}/ready")[0] == 200)
+    await until(file.exists)
+    await until(lambda: _answer(f"{url}/ready")[0] == 200)
     status, health = await to_thread.run_sync(_answer, f"{url}/live")
     assert (status, health["live"], len(health["processes"])) == (200, True, int(processes))
     assert await to_thread.run_sync(_answer, f"{url}/elsewhere") == (404, None)
     if processes == "2":
         os.kill(workers.pids()[0], signal.SIGKILL)
-        await workers.until(lambda: _answer(f"{url}/live")[0] == 503)
-        await workers.until(lambda: _answer(f"{url}/live")[0] == 200)
+        await until(lambda: _answer(f"{url}/live")[0] == 503)
+        await until(lambda: _answer(f"{url}/live")[0] == 200)
     worker.terminate()
     assert await workers.ended(worker) == 0
     assert not file.exists()

@@ -1,1 +1,1 @@
-"""What the dispatchers of other libraries share."""
+"""What the dispatchers for other libraries' queues share."""

@@ -1,7 +1,8 @@
-"""What an engine's worker does with the message of a job: runs it, and always ends normally.
+"""Runs the job that an engine's message names, in a worker of the engine.
 
-An engine must not try again by itself, nor call a job failed that we have not: maintenance brings
-up what was not begun, and the store has the outcome of what was.
+Neither function nor class here raises an error of a job or of the store: the engine must not retry
+by itself, nor record a failure. Maintenance sends a job again that was not started, and the store
+has the outcome of one that was.
 """
 
 from __future__ import annotations
@@ -25,125 +26,129 @@ log = logging.getLogger("asyncjobs")
 
 
 async def run_message(jobs: AsyncJobs, namespace: str, message: Mapping[str, object]) -> None:
-    """Run the job that a message names, in the event loop where the queue is open.
+    """Run the job that a message names, in the event loop in which the queue is open.
 
-    Returns when its attempt has ended. A message of another namespace, or of an unknown job, is
-    logged and dropped. What is already begun or ended is left alone: deliveries may be doubled.
+    Returns when the attempt has ended. A message of another namespace or of an unknown job is
+    logged and dropped. A message whose job has started or ended changes nothing.
     """
     job_id = parse_job_id(str(message.get("id")))
     if message.get("namespace") != namespace or job_id is None:
-        log.warning("A message that is none of ours was dropped: %r", dict(message))
+        log.warning("Dropped a message that is not of namespace %s: %r", namespace, dict(message))
         return
     try:
         await jobs.run(job_id)
     except AsyncJobsError as error:
-        log.warning("Job %s could not be run; it comes up again: %s", job_id, error)
+        log.warning("Job %s could not be run; it will be sent again: %s", job_id, error)
 
 
 def run_message_from_thread(jobs: AsyncJobs, namespace: str, message: Mapping[str, object]) -> None:
     """Run a job as `run_message` does, for engines whose workers have no event loop.
 
-    The queue is opened in the background at first use, after whatever fork the engine has made.
+    The first call opens the queue in a background thread, so after any fork of the engine.
     """
     try:
         portal_for(jobs).call(run_message, jobs, namespace, message)
     except AsyncJobsError as error:
-        log.warning("The queue could not be opened; its jobs come up again: %s", error)
+        _log_not_opened(error)
 
 
-class QueueResidence:
-    """Keeps a queue open in the asyncio event loop of an engine's worker.
+class AsyncMessageRunner:
+    """Runs jobs in the asyncio event loop of an engine's worker, and keeps the queue open there.
 
-    It is opened by the first message, unless the application has opened it, and has a task of its
-    own: an engine begins and ends its worker in whatever tasks it likes. When the loop cancels
-    its last tasks, the queue is drained and closed, if `close` was not called before.
+    The first message opens the queue, unless the application has opened it. The queue is open in a
+    task of its own, since an engine may start and stop its worker in different tasks. When the loop
+    cancels its remaining tasks, the queue is drained and closed, if `close` was not called before.
     """
 
     def __init__(self, jobs: AsyncJobs, namespace: str) -> None:
         self._jobs = jobs
         self._namespace = namespace
-        self._stay: _Stay | None = None
-        self._errands: set[asyncio.Task[None]] = set()
+        self._opening: _OpenQueue | None = None
+        self._running: set[asyncio.Task[None]] = set()
 
-    async def run_message(self, message: Mapping[str, object]) -> None:
-        """Run a job as the function `run_message` does; give it back when this is cancelled.
+    async def run(self, message: Mapping[str, object]) -> None:
+        """Run a job as `run_message` does. If this call is cancelled, the job is given back.
 
-        In a task of its own: there the cancellation that engines know, asyncio's, would look as if
-        the handler had raised it, and the job would have failed.
+        The job runs in a task of its own: asyncio's cancellation, which engines use, would look
+        like an exception of the handler, and the job would fail.
         """
-        if not await self.begin():
+        if not await self.try_open():
             return
         scope = anyio.CancelScope()
-        errand = asyncio.create_task(self._carry_within(scope, message))
-        self._errands.add(errand)
-        errand.add_done_callback(self._errands.discard)
+        running = asyncio.create_task(self._run_in(scope, message))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
         try:
-            await asyncio.shield(errand)
+            await asyncio.shield(running)
         except asyncio.CancelledError:
             scope.cancel()
-            # Whoever cancels once more does not wait; it goes on until the job is given back.
+            # A second cancellation ends this wait; the job is given back all the same.
             with anyio.CancelScope(shield=True):
-                await asyncio.wait([errand])
+                await asyncio.wait([running])
             raise
 
-    async def begin(self) -> bool:
-        """Open the queue, and say whether it is open; what keeps it from opening is logged.
+    async def try_open(self) -> bool:
+        """Open the queue and return whether it is open; log the error if it cannot be opened.
 
-        An engine's worker may have more to do than jobs, and goes on without.
+        An engine's worker also runs tasks of its own, which go on without the queue.
         """
         try:
             await self.open()
         except AsyncJobsError as error:
-            log.warning("The queue could not be opened; its jobs come up again: %s", error)
+            _log_not_opened(error)
             return False
         return True
 
     async def open(self) -> None:
-        """Return when the queue is open; raises what opening it raises, and may be called again."""
+        """Return when the queue is open. Raises what opening it raises, and may be repeated."""
         if self._jobs.is_open:
             return
-        if self._stay is None or not self._stay.is_ours:
-            self._stay = _Stay(self._jobs)
+        if self._opening is None or not self._opening.is_of_this_loop:
+            self._opening = _OpenQueue(self._jobs)
         try:
-            # Others wait for it, too: who is cancelled here must not take it with them.
-            await asyncio.shield(self._stay.opened)
+            # Shielded, since several callers wait for it: a cancelled one must not end it.
+            await asyncio.shield(self._opening.opened)
         except Exception:
-            self._stay = None
+            self._opening = None
             raise
 
     async def close(self) -> None:
         """Drain and close the queue, if it was opened here."""
-        stay, self._stay = self._stay, None
-        if stay is not None and stay.is_ours:
-            stay.leave.set()
-            await stay.task
+        opening, self._opening = self._opening, None
+        if opening is not None and opening.is_of_this_loop:
+            opening.close.set()
+            await opening.task
 
-    async def _carry_within(self, scope: anyio.CancelScope, message: Mapping[str, object]) -> None:
+    async def _run_in(self, scope: anyio.CancelScope, message: Mapping[str, object]) -> None:
         with scope:
             await run_message(self._jobs, self._namespace, message)
 
 
-class _Stay:
-    """One stretch of time in one event loop, in which the queue is open."""
+class _OpenQueue:
+    """A task of one event loop in which the queue is open until `close` is set."""
 
     def __init__(self, jobs: AsyncJobs) -> None:
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
-        self.leave = asyncio.Event()
+        self.close = asyncio.Event()
         self.opened: asyncio.Future[None] = self._loop.create_future()
-        self.task = self._loop.create_task(self._live_in(jobs), name="asyncjobs")
+        self.task = self._loop.create_task(self._keep_open(jobs), name="asyncjobs")
 
     @property
-    def is_ours(self) -> bool:
-        """Whether it is of this loop, and not of one that has ended or was copied by a fork."""
+    def is_of_this_loop(self) -> bool:
+        """Whether the task is of the running loop, not of an ended or forked one."""
         return self._pid == os.getpid() and self._loop is asyncio.get_running_loop()
 
-    async def _live_in(self, jobs: AsyncJobs) -> None:
+    async def _keep_open(self, jobs: AsyncJobs) -> None:
         try:
             async with jobs:
                 self.opened.set_result(None)
-                await self.leave.wait()
+                await self.close.wait()
         except Exception as error:
             if self.opened.done():
                 raise
             self.opened.set_exception(error)
+
+
+def _log_not_opened(error: AsyncJobsError) -> None:
+    log.warning("The queue could not be opened; its jobs will be sent again: %s", error)

@@ -1,7 +1,7 @@
-"""What dispatchers to other engines share: the message, and how messages are handed on.
+"""Base classes of dispatchers that send each job to an engine.
 
-The message is a job's id, under a namespace, with its trace, and nothing else: the truth is in the
-store. Each engine has one carrier task, which is handed the message, and always ends normally.
+The message is a job's id under a namespace, and nothing else: the store has the rest. Each engine
+has one task, which runs the job of a message and always ends normally.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from functools import partial
-from types import TracebackType
 from typing import Generic, Protocol, Self, TypedDict, TypeVar
 
 import anyio
@@ -24,28 +23,31 @@ from asyncjobs.execution.threads import in_new_thread
 
 O = TypeVar("O")  # noqa: E741  # the options of an engine
 
+# For engines in which the absence of a time limit means the limit that the application has set for
+# all tasks. The limits of a job are kept by asyncjobs.
+TEN_YEARS_IN_SECONDS = 10 * 365 * 24 * 3600
+
+# Objects that a fork copied from the parent. Releasing them would close the parent's connections.
 _inherited: list[object] = []
 
 
 class RedisPool(Protocol):
-    """What many engines' clients have of redis-py."""
+    """The part of redis-py's connection pools that is used here."""
 
     def reset(self) -> None: ...
 
 
 class Message(TypedDict):
-    """What an engine carries; plain values, for engines that write JSON."""
+    """The content of a message: plain values, for engines that write JSON."""
 
     namespace: str
     id: str
-    trace: str
 
 
 class PushDispatcher(ABC, Generic[O]):
-    """Tells an engine of jobs; the engine's workers run them by `AsyncJobs.run`.
+    """Sends jobs to an engine, whose workers run them by `AsyncJobs.run`.
 
-    `namespace` keeps apart queues that share an engine. `options` are the engine's own, by job
-    type.
+    `namespace` separates queues that share an engine. `options` are the engine's own, by job type.
     """
 
     delivery = Delivery.PUSH
@@ -59,17 +61,12 @@ class PushDispatcher(ABC, Generic[O]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return None
+    async def __aexit__(self, *_error: object) -> None:
+        await self.disconnect()
 
     @property
-    def carrier_name(self) -> str:
-        """The carrier task's name, in engines that name tasks."""
+    def task_name(self) -> str:
+        """The name of the task that runs jobs, in engines that name tasks."""
         return f"{self.namespace}.run"
 
     @contextmanager
@@ -79,41 +76,38 @@ class PushDispatcher(ABC, Generic[O]):
     @abstractmethod
     async def dispatch(self, jobs: Sequence[Job], /) -> None: ...
 
+    async def disconnect(self) -> None:
+        """Close what the dispatcher has opened; nothing, unless overridden."""
+
     def message_of(self, job: Job) -> Message:
-        """Make the message that stands for a job."""
-        return Message(namespace=self.namespace, id=job.id, trace=job.trace_id)
+        """Return the message that stands for a job."""
+        return Message(namespace=self.namespace, id=job.id)
+
+    async def in_thread(self, call: Callable[[], object]) -> None:
+        """Make a call that blocks in a thread, for which a cancelled caller does not wait."""
+        await in_new_thread(call, name=f"{self.namespace} dispatch").result()
 
 
-class AwaitedDispatcher(PushDispatcher[O]):
-    """Tells an engine whose calls are awaited: of a few jobs at once, begun in their order."""
-
-    #: The engine's client has other users, and so many connections at least.
-    at_once = 8
+class BlockingClientDispatcher(PushDispatcher[O]):
+    """Sends jobs by a client whose calls block, in a thread."""
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
-        waiting = iter(jobs)
-        with leaving_none_out() as one:
-
-            async def send_on() -> None:
-                for job in waiting:
-                    with one():
-                        await self.send(self.message_of(job), job)
-
-            async with anyio.create_task_group() as tasks:
-                for _ in range(1, min(self.at_once, len(jobs))):
-                    tasks.start_soon(send_on)
-                await send_on()
+        await self.in_thread(partial(self.send_all, jobs))
 
     @abstractmethod
-    async def send(self, message: Message, job: Job) -> None:
-        """Hand one message to the engine; raise what it raises where its broker is away."""
+    def send_all(self, jobs: Sequence[Job]) -> None:
+        """Send a message for each job; raise the first error when all have been tried."""
 
 
-class ConnectingDispatcher(AwaitedDispatcher[O]):
-    """Tells an asyncio engine by a client that has to be opened, unless the application did it.
+class AsyncClientDispatcher(PushDispatcher[O]):
+    """Sends jobs by an asyncio client: a few at a time, in their order.
 
-    It is opened for the first message: an engine that is away does not keep the queue from opening.
+    The first message opens the client, unless the application has opened it: an engine that is
+    away does not prevent the queue from opening.
     """
+
+    #: Clients have at least as many connections, and other users.
+    max_concurrent_sends = 8
 
     def __init__(
         self, *, namespace: str = "asyncjobs", options: Mapping[str, O] | None = None
@@ -124,22 +118,9 @@ class ConnectingDispatcher(AwaitedDispatcher[O]):
         self._connected = False
 
     async def __aenter__(self) -> Self:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise ConfigurationError(
-                f"{type(self).__name__} needs asyncio: its engine knows no other event loop."
-            ) from None
+        require_asyncio(type(self).__name__)
         self._connecting, self._connected = anyio.Lock(), False
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.disconnect()
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         if self._connecting is None:
@@ -151,65 +132,76 @@ class ConnectingDispatcher(AwaitedDispatcher[O]):
                     self._pid = os.getpid()
                 await self.connect()
                 self._connected = True
-        await super().dispatch(jobs)
+        waiting = iter(jobs)
+        with collect_errors() as attempt:
+
+            async def send_waiting() -> None:
+                for job in waiting:
+                    with attempt():
+                        await self.send(self.message_of(job), job)
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(1, min(self.max_concurrent_sends, len(jobs))):
+                    tasks.start_soon(send_waiting)
+                await send_waiting()
 
     @abstractmethod
     async def connect(self) -> None:
-        """Open the client where nobody else has; comes again where it raised, or was cancelled."""
+        """Open the client unless the application has; repeated if it raised or was cancelled."""
 
     @abstractmethod
     def leave_to_parent(self) -> None:
-        """In a forked child, let the client begin anew, but for what was opened in the child."""
+        """In a forked child, make the client forget the connections of its parent."""
 
     @abstractmethod
-    async def disconnect(self) -> None:
-        """Close what `connect` has opened, if anything."""
+    async def send(self, message: Message, job: Job) -> None:
+        """Send one message to the engine; raise what the client raises."""
+
+
+def require_asyncio(user: str) -> None:
+    """Raise `ConfigurationError` if the running event loop is not asyncio's."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"{user} needs asyncio: the client of its engine runs on no other event loop."
+        ) from None
+
+
+def keep_inherited(thing: object) -> None:
+    """Keep an object that a fork copied from the parent, so that its connections stay open."""
+    _inherited.append(thing)
 
 
 def leave_connections_to_parent(pool: RedisPool) -> None:
-    """Let a pool of redis-py's, which asyncio's kind does not do itself, forget what it has open.
+    """Make an asyncio pool of redis-py forget the connections that a fork copied from the parent.
 
-    The connections are a parent's, copied by a fork. To let go of them would close them.
+    redis-py's other pools do so by themselves.
     """
-    _inherited.append(copy(pool))
+    keep_inherited(copy(pool))
     pool.reset()
 
 
-class BlockingDispatcher(PushDispatcher[O]):
-    """Tells an engine whose calls block: in a thread, which nobody has to wait for."""
-
-    async def dispatch(self, jobs: Sequence[Job], /) -> None:
-        told = partial(self._send_all, jobs)
-        await in_new_thread(told, name=f"{self.namespace} dispatch").result()
-
-    @abstractmethod
-    def send_now(self, message: Message, job: Job) -> None:
-        """Hand one message to the engine, in a thread; raise what it raises."""
-
-    def _send_all(self, jobs: Sequence[Job]) -> None:
-        with leaving_none_out() as one:
-            for job in jobs:
-                with one():
-                    self.send_now(self.message_of(job), job)
-
-
 @contextmanager
-def leaving_none_out() -> Generator[Callable[[], AbstractContextManager[None]]]:
-    """Go on after an error, for the next may be for another queue; raise the first one at last."""
+def collect_errors() -> Generator[Callable[[], AbstractContextManager[None]]]:
+    """Run every `attempt()` block, whether others raised or not; then raise the first error.
+
+    The next job may be for another queue of the engine, which takes it.
+    """
     errors: list[Exception] = []
 
     @contextmanager
-    def one() -> Generator[None]:
+    def attempt() -> Generator[None]:
         try:
             yield
         except Exception as error:  # noqa: BLE001  # raised below
             errors.append(error)
 
-    yield one
+    yield attempt
     if errors:
         raise errors[0]
 
 
-def queue_of(job: Job) -> str | None:
-    """Name the queue that a job's type asks for; None for the one that the engine uses unasked."""
+def queue_name_of(job: Job) -> str | None:
+    """Return the queue that the job's type names; None for the engine's default queue."""
     return None if job.queue == DEFAULT_QUEUE else job.queue

@@ -1,7 +1,7 @@
 """How processes on one PostgreSQL database learn of each other's writes.
 
 A NOTIFY inside a writing transaction would let only one of them commit at a time. So the ids are
-told by a statement of their own, a moment later, and those of that moment together.
+sent by a statement of their own, a moment later, and those of that moment together.
 """
 
 from __future__ import annotations
@@ -17,55 +17,60 @@ import anyio
 
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import StoreError
-from asyncjobs.stores.postgres import statements as sql
-from asyncjobs.stores.postgres.links import Links
+from asyncjobs.stores.postgres.connections import ConnectionPool
 
 log = logging.getLogger("asyncjobs")
 
-_SOON = 0.01
+_GATHERING_SECONDS = 0.01
 
-# Of NOTIFY's payload; where the ids do not fit, any job may have changed.
-_MOST_BYTES = 7999
+# NOTIFY's limit. If the ids do not fit, the notice names none: any job may have changed.
+_MAX_PAYLOAD_BYTES = 7999
 
-# How often a connection on which nothing is heard is asked whether it still lives.
-_SILENCE = 20.0
+# After such a silence a listening connection is asked whether it is still alive.
+_SILENCE_SECONDS = 20.0
+
+# In one statement, since both are for the same moment: the ids are for processes that listen, the
+# counter is for those that poll.
+_NOTIFY = "SELECT nextval('{s}.changes'), pg_notify(%b::text, %b::text)"
+# The first value is the last one already before it is given out.
+_COUNT_NOTICES = "SELECT last_value + is_called::int FROM {s}.changes"
 
 
 class Notices:
-    """Tells what this process writes, and hears of what others write."""
+    """Sends the ids that this process writes, and receives those of other processes."""
 
-    def __init__(self, links: Links) -> None:
-        self._links = links
-        self._channel = links.server.schema
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        self._channel = pool.server.schema
         self._me = uuid.uuid4().hex[:8]
         self._ids: set[JobId] = set()
         self._here = False
-        self._told = 0
+        self._sent = 0
         self._task: asyncio.Task[None] | None = None
 
-    def tell(self, ids: Iterable[JobId], *, here: bool = False) -> None:
-        """Tell other processes soon that these jobs have changed; nobody waits for it.
+    def send(self, ids: Iterable[JobId], *, here: bool = False) -> None:
+        """Notify other processes soon that these jobs have changed; return at once.
 
-        With `here`, this one hears of it, too, in the same way.
+        With `here`, this process receives the notice, too.
         """
         self._ids.update(ids)
         self._here |= here
         if self._ids and self._task is None:
-            self._task = asyncio.create_task(self._tell_soon())
+            self._task = asyncio.create_task(self._send_soon())
 
     async def close(self) -> None:
-        """Return when all is told."""
+        """Return when all notices are sent."""
         if self._task is not None:
             with anyio.CancelScope(shield=True):
                 await self._task
 
     async def listen(self) -> AsyncGenerator[Sequence[JobId]]:
-        """Yield the ids others tell, beginning with an empty batch for what was told before."""
-        async with self._links.lent() as session:
+        """Yield the ids of other processes; first an empty batch for what was sent before."""
+        async with self._pool.dedicated() as session:
             await session.uninterrupted(f'LISTEN "{self._channel}"')
             yield ()
             while True:
-                async with aclosing(session.connection.notifies(timeout=_SILENCE)) as heard:
+                async with aclosing(session.connection.notifies(timeout=_SILENCE_SECONDS)) as heard:
                     async for notice in heard:
                         sender, ids = _read(notice.payload)
                         if sender != self._me:
@@ -73,44 +78,44 @@ class Notices:
                 await session.uninterrupted("SELECT 1")
 
     async def poll(self, every: float) -> AsyncGenerator[Sequence[JobId]]:
-        """Yield an empty batch whenever others have told something."""
-        seen = await self._count() - self._told
+        """Yield an empty batch whenever other processes have sent something."""
+        seen = await self._count() - self._sent
         yield ()
         while True:
             await anyio.sleep(every)
-            # What this process tells meanwhile may be counted on one side only: a needless look.
-            others = await self._count() - self._told
+            # A notice of this process may be counted on one side only: a needless batch.
+            others = await self._count() - self._sent
             if others != seen:
                 seen = others
                 yield ()
 
-    async def _tell_soon(self) -> None:
+    async def _send_soon(self) -> None:
         try:
             while self._ids:
-                await asyncio.sleep(_SOON)
+                await asyncio.sleep(_GATHERING_SECONDS)
                 mine = not self._here
                 payload = _payload(self._me if mine else "", self._ids)
                 self._ids, self._here = set(), False
                 try:
-                    await self._links.use(lambda db: db.rows(sql.TELL, self._channel, payload))  # noqa: B023
-                    self._told += mine
+                    await self._pool.use(lambda db: db.rows(_NOTIFY, self._channel, payload))  # noqa: B023
+                    self._sent += mine
                 except StoreError as error:
-                    log.debug("Other processes were not told of changes: %s", error)
+                    log.debug("Other processes were not notified of changes: %s", error)
         finally:
             self._task = None
 
     async def _count(self) -> int:
-        [(value,)] = await self._links.use(lambda db: db.rows(sql.TOLD), repeatable=True)
+        [(value,)] = await self._pool.use(lambda db: db.rows(_COUNT_NOTICES), repeatable=True)
         return int(value)
 
 
 def _payload(sender: str, ids: Iterable[JobId]) -> str:
     payload = json.dumps([sender, *ids], separators=(",", ":"))
-    return payload if len(payload) <= _MOST_BYTES else json.dumps([sender])
+    return payload if len(payload) <= _MAX_PAYLOAD_BYTES else json.dumps([sender])
 
 
 def _read(payload: str) -> tuple[str, list[JobId]]:
-    """Read what was told; of what does not come from us, any job may be meant."""
+    """Read a notice; one of another program means any job."""
     try:
         sender, *ids = json.loads(payload)
     except (ValueError, TypeError):

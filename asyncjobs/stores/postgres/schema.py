@@ -1,17 +1,20 @@
-"""The tables of `stores.postgres`: how they are laid out, made and brought up to date."""
+"""The tables of `stores.postgres`: how they are laid out, made, checked and inspected."""
 
 from __future__ import annotations
 
 from psycopg import errors
 
-from asyncjobs.errors import ConfigurationError, SchemaError
-from asyncjobs.stores.postgres.session import Session
+from asyncjobs.errors import SchemaError
+from asyncjobs.protocols import Finding
+from asyncjobs.stores.opening import require_version
+from asyncjobs.stores.postgres.connections import Session
+from asyncjobs.stores.sql import script_since
 
-#: The first that knows all of what the statements say, as `server_version_num` tells it.
-LEAST = 120_000
+#: The first version that knows all of the statements; a `server_version_num`.
+MIN_SERVER_VERSION = 120_000
 
-# One script per schema version, applied in order; never edited once released.
-#
+_SCHEMA_VERSION = 1
+
 # The hot row stays narrow: a change of state makes a new version of it and of some index entries,
 # while submission, payload and result lie elsewhere. Rows of all tables share `seq`, which grows,
 # so that the jobs of one moment are due in the order they came. Moments are microseconds since
@@ -19,8 +22,7 @@ LEAST = 120_000
 #
 # An idempotency key is part of the hot row, so that one unique index on one table decides between
 # racing submissions. No owner is one owner, and none that has a name.
-MIGRATIONS = (
-    """
+_TABLES = """
 CREATE SEQUENCE {s}.jobs_seq;
 CREATE SEQUENCE {s}.changes;
 CREATE TABLE {s}.jobs (
@@ -49,8 +51,7 @@ CREATE TABLE {s}.submissions (
     seq bigint PRIMARY KEY, submission bytea NOT NULL, payload bytea NOT NULL
 );
 CREATE TABLE {s}.results (seq bigint PRIMARY KEY, result bytea NOT NULL);
-""",
-)
+"""
 
 # Not CREATE SCHEMA IF NOT EXISTS: that asks for the right to make one even where there is one.
 _BEGIN = """
@@ -66,10 +67,25 @@ _SERVER = (
     "SELECT current_setting('server_encoding'), current_setting('server_version'),"
     " current_setting('server_version_num')"
 )
-_RECORD = "INSERT INTO {s}.asyncjobs_versions (version) VALUES (%d);\n"
+_RECORD = f"INSERT INTO {{s}}.asyncjobs_versions (version) VALUES ({_SCHEMA_VERSION});\n"  # noqa: S608  # a constant
 
-# Big tables take their time; others that open meanwhile wait for the lock.
-_LONGEST_SECONDS = 600.0
+# Other processes that open the store meanwhile wait for the lock.
+_MAX_SECONDS = 600.0
+
+# Settings that must be on, and what to do if they are off.
+_DURABILITY = {
+    "synchronous_commit": "a crash loses the jobs of the last moments; set it to on",
+    "fsync": "a power failure may destroy the database; set it to on",
+    "full_page_writes": "a power failure may destroy the database; set it to on",
+}
+_SETTINGS = (
+    "SELECT current_setting(name) FROM unnest(%b::text[]) WITH ORDINALITY AS _(name, place)"
+    " ORDER BY place"
+)
+_SETUP = (
+    "SELECT current_setting('server_version'), pg_is_in_recovery(), pg_backend_pid(),"
+    " (SELECT max(version) FROM {s}.asyncjobs_versions)"
+)
 
 _FOREIGN = (
     errors.DuplicateTable,
@@ -80,68 +96,86 @@ _FOREIGN = (
 
 
 def migration_sql(schema: str = "asyncjobs", *, since: int = 0) -> str:
-    """Return the script that brings a schema of version `since` up to date; 0 is none at all.
+    """Return the script that makes the tables of a schema (version 0: none at all).
 
-    For those whose application may not change tables: opening the store does the same by itself.
+    It is for applications whose role may not make tables: opening the store does the same.
     """
-    if since > len(MIGRATIONS):
-        raise ConfigurationError(f"There is no version {since} yet; the last is {len(MIGRATIONS)}.")
-    script = f"BEGIN;{_BEGIN}{_steps(since)}COMMIT;\n"
-    return script.replace("{s}", f'"{schema}"')
+    script = f"BEGIN;{_BEGIN}{_TABLES}{_RECORD}COMMIT;\n".replace("{s}", f'"{schema}"')
+    return script_since(since, version=_SCHEMA_VERSION, script=script)
 
 
 async def prepare(session: Session) -> None:
-    """Make the tables or bring them up to date; raise `SchemaError` where they cannot be used.
+    """Make the tables if there are none; raise `SchemaError` if those there cannot be used.
 
-    Where they are as they must be, nothing is written and no right to do so is needed.
+    If they are as they must be, nothing is written and no right to do so is needed.
     """
     server = session.server
     [(encoding, name, number)] = await session.rows(_SERVER)
-    if int(number) < LEAST:
-        reason = f"it is PostgreSQL {name}; version {LEAST // 10_000} is the first that can be used"
+    if int(number) < MIN_SERVER_VERSION:
+        least = MIN_SERVER_VERSION // 10_000
+        reason = f"it is PostgreSQL {name}; version {least} is the first that can be used"
         raise SchemaError(server.name, reason)
     if encoding != "UTF8":
         raise SchemaError(server.name, f"its encoding is {encoding}, it must be UTF8")
     try:
-        version = await _version(session)
-        if version < len(MIGRATIONS):
-            await _migrate(session)
+        if not await _has_tables(session):
+            await _make_tables(session)
     except _FOREIGN as error:
         reason = f"its schema {server.schema!r} holds tables of another program"
         raise SchemaError(server.name, reason) from error
 
 
-async def _migrate(session: Session) -> None:
+async def _make_tables(session: Session) -> None:
     try:
         async with session.transaction():
-            await session.rows(f"SET LOCAL statement_timeout = '{_LONGEST_SECONDS:.0f}s'")
-            await session.rows(_BEGIN, within=_LONGEST_SECONDS)
-            since = await _version(session)
-            if since < len(MIGRATIONS):
-                await session.rows(_steps(since), within=_LONGEST_SECONDS)
+            await session.rows(f"SET LOCAL statement_timeout = '{_MAX_SECONDS:.0f}s'")
+            await session.rows(_BEGIN, within=_MAX_SECONDS)
+            if not await _has_tables(session):
+                await session.rows(_TABLES + _RECORD, within=_MAX_SECONDS)
     except errors.InsufficientPrivilege as error:
         reason = (
-            f"its schema {session.server.schema!r} is not of version {len(MIGRATIONS)}, and this "
+            f"its schema {session.server.schema!r} is not of version {_SCHEMA_VERSION}, and this "
             "role may not change it; let its owner run what `migration_sql` returns"
         )
         raise SchemaError(session.server.name, reason) from error
 
 
-def _steps(since: int) -> str:
-    numbered = enumerate(MIGRATIONS[since:], since + 1)
-    return "".join(script + _RECORD % number for number, script in numbered)
-
-
-async def _version(session: Session) -> int:
-    """Return the version of the schema, 0 where there is none."""
+async def _has_tables(session: Session) -> bool:
+    """Return whether the schema has a version; raise `SchemaError` if it is not ours."""
     [(exists,)] = await session.rows("SELECT to_regclass('{s}.asyncjobs_versions') IS NOT NULL")
     if not exists:
-        return 0
-    [(version,)] = await session.rows(
-        "SELECT coalesce(max(version), 0) FROM {s}.asyncjobs_versions"
-    )
-    if version > len(MIGRATIONS):
-        name = session.server.name
-        reason = f"it has schema version {version}, this asyncjobs knows {len(MIGRATIONS)}"
-        raise SchemaError(name, reason)
-    return int(version)
+        return False
+    [(version,)] = await session.rows("SELECT max(version) FROM {s}.asyncjobs_versions")
+    if version is None:
+        return False
+    require_version(session.server.name, version, _SCHEMA_VERSION)
+    return True
+
+
+async def inspect(session: Session) -> list[Finding]:
+    """Look at the server as a session of the store sees it."""
+    [(name, standby, process, schema)] = await session.rows(_SETUP)
+    values = await session.rows(_SETTINGS, list(_DURABILITY))
+    return [
+        Finding("PostgreSQL", str(name)),
+        Finding("role", *_role(standby=bool(standby))),
+        Finding("connections", *_way(session, int(process))),
+        Finding("schema version", f"{schema} of {_SCHEMA_VERSION}"),
+        *(
+            Finding(setting, str(value), advice if value == "off" else "")
+            for (setting, advice), (value,) in zip(_DURABILITY.items(), values, strict=True)
+        ),
+    ]
+
+
+def _role(*, standby: bool) -> tuple[str, str]:
+    return ("standby", "name the primary in the URL") if standby else ("primary", "")
+
+
+def _way(session: Session, process: int) -> tuple[str, str]:
+    """Find a pooler: the process that answers is not the one that was connected to."""
+    if process == session.connection.info.backend_pid:
+        return "direct", ""
+    known = session.server.pgbouncer
+    advice = "" if known else "if it is in transaction mode, add pgbouncer=true to the URL"
+    return "through a pooler", advice

@@ -6,18 +6,16 @@ the queue merges concurrent calls into large ones.
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs
 
 from asyncjobs.core.encoding import from_microseconds, to_microseconds
 from asyncjobs.core.job import Job, JobId
-from asyncjobs.errors import ConfigurationError, NotOpen
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import (
     Change,
     ChangeNotices,
@@ -30,26 +28,25 @@ from asyncjobs.protocols import (
     StoreClock,
     Transactions,
 )
-from asyncjobs.stores.event_loops import require_asyncio
-from asyncjobs.stores.postgres import rows
-from asyncjobs.stores.postgres import statements as sql
-from asyncjobs.stores.postgres.checks import inspect
-from asyncjobs.stores.postgres.commits import Commits
-from asyncjobs.stores.postgres.links import Links
+from asyncjobs.stores.opening import OpenState, require_asyncio
+from asyncjobs.stores.postgres import queries
+from asyncjobs.stores.postgres.connections import ConnectionPool, address_of
 from asyncjobs.stores.postgres.notices import Notices
-from asyncjobs.stores.postgres.schema import migration_sql, prepare
-from asyncjobs.stores.postgres.session import server_at
-from asyncjobs.stores.postgres.within import Borrowed, elsewhere, transaction_on
+from asyncjobs.stores.postgres.schema import inspect, migration_sql, prepare
+from asyncjobs.stores.postgres.transactions import (
+    PLACE,
+    BorrowedTransaction,
+    CommitWatch,
+    elsewhere,
+    transaction_on,
+)
 
-# What a fork copied into this process. To close an inherited connection would end the parent's.
-_inherited: list[object] = []
-
-# How often to look for other processes' changes where they cannot be heard of.
-_LOOK_SECONDS = 0.25
+#: How often to look for other processes' changes through a pooler, which passes no notices.
+POLL_SECONDS = 0.25
 
 
 class PostgresStore:
-    """A store in the schema of that name, which is made where it does not exist.
+    """A store in the schema of that name, which is made if it does not exist.
 
     `pgbouncer` is for connections through a pooler in transaction mode: nothing is prepared, and
     changes are polled for instead of listened to. `connections` is the most that calls use, beside
@@ -69,62 +66,55 @@ class PostgresStore:
         connections: int = 4,
         timeout: float = 30.0,
     ) -> None:
-        self.server = server_at(url, schema=schema, pgbouncer=pgbouncer, timeout=timeout)
+        self.server = address_of(url, schema=schema, pgbouncer=pgbouncer, timeout=timeout)
         self._connections = connections
-        self._open: _Open | None = None
+        self._state: OpenState[_OpenPool] = OpenState(self.server.name)
 
     async def __aenter__(self) -> Self:
         require_asyncio("PostgreSQL", driver="psycopg")
-        if self._open is not None:
-            _inherited.append(self._open)
-        links = Links(self.server, self._connections)
+        pool = ConnectionPool(self.server, self._connections)
         try:
-            await links.use(prepare, repeatable=True)
+            await pool.use(prepare, repeatable=True)
         except BaseException:
-            await links.close()
+            await pool.close()
             raise
-        self._open = _Open(links)
+        self._state.set(_OpenPool(pool))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        opened, self._open = self._opened, None
+    async def __aexit__(self, *_: object) -> None:
+        opened = self._state.clear()
         await opened.commits.close()
         await opened.notices.close()
-        await opened.links.close()
+        await opened.pool.close()
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
-        opened = self._opened
-        stored = await opened.links.use(partial(rows.insert, jobs=jobs), repeatable=True)
-        opened.notices.tell(
+        opened = self._state.get()
+        stored = await opened.pool.use(partial(queries.insert, jobs=jobs), repeatable=True)
+        opened.notices.send(
             job.id for job, found in zip(jobs, stored, strict=True) if job.id == found.id
         )
         return stored
 
     async def insert_within(self, connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
-        opened = self._opened
-        db = Borrowed(transaction_on(connection), self.server)
+        opened = self._state.get()
+        db = BorrowedTransaction(transaction_on(connection), self.server)
         async with db.savepoint():
-            here, transaction = await db.whereabouts()
+            here, transaction = await db.place()
             if not await opened.is_at(here):
                 raise elsewhere()
-            stored = await rows.insert(db, jobs)
+            stored = await queries.insert(db, jobs)
         both = zip(jobs, stored, strict=True)
         opened.commits.expect(transaction, [job.id for job, found in both if job.id == found.id])
         return stored
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
-        return await self._opened.links.use(partial(rows.get, ids=ids), repeatable=True)
+        return await self._state.get().pool.use(partial(queries.get, ids=ids), repeatable=True)
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
-        opened = self._opened
-        written = await opened.links.use(partial(rows.replace, changes=changes))
+        opened = self._state.get()
+        written = await opened.pool.use(partial(queries.replace, changes=changes))
         both = zip(changes, written, strict=True)
-        opened.notices.tell(change.job.id for change, done in both if done)
+        opened.notices.send(change.job.id for change, done in both if done)
         return written
 
     async def take(
@@ -133,62 +123,57 @@ class PostgresStore:
         if limit < 1 or not lanes:
             return []
         due = to_microseconds(now), to_microseconds(until)
-        return await self._opened.links.use(lambda db: rows.take(db, lanes, *due, limit))
+        return await self._state.get().pool.use(lambda db: queries.take(db, lanes, *due, limit))
 
     async def delete(self, ids: Sequence[JobId], /) -> None:
-        opened = self._opened
-        await opened.links.use(partial(rows.delete, ids=ids), repeatable=True)
-        opened.notices.tell(ids)
+        opened = self._state.get()
+        await opened.pool.use(partial(queries.delete, ids=ids), repeatable=True)
+        opened.notices.send(ids)
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
-        links = self._opened.links
-        return await links.use(lambda db: rows.select(db, which, limit, after), repeatable=True)
+        pool = self._state.get().pool
+        return await pool.use(lambda db: queries.select(db, which, limit, after), repeatable=True)
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
-        links, due = self._opened.links, to_microseconds(until)
-        return await links.use(lambda db: rows.count_before(db, job, due, most), repeatable=True)
+        pool, due = self._state.get().pool, to_microseconds(until)
+        return await pool.use(lambda db: queries.count_before(db, job, due, most), repeatable=True)
 
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
-        return await self._opened.links.use(lambda db: rows.first_due(db, lanes), repeatable=True)
+        return await self._state.get().pool.use(
+            lambda db: queries.first_due(db, lanes), repeatable=True
+        )
 
     async def now(self) -> datetime:
-        return from_microseconds(await self._opened.links.use(rows.now, repeatable=True))
+        return from_microseconds(await self._state.get().pool.use(queries.now, repeatable=True))
 
     async def inspect(self) -> Sequence[Finding]:
-        return await self._opened.links.use(inspect, repeatable=True)
+        return await self._state.get().pool.use(inspect, repeatable=True)
 
     def migration_sql(self, *, since: int = 0) -> str:
         return migration_sql(self.server.schema, since=since)
 
     async def changes(self) -> AsyncGenerator[Sequence[JobId]]:
-        """Yield ids others have changed; `StoreUnavailable` where the connection breaks."""
-        notices = self._opened.notices
-        changes = notices.poll(_LOOK_SECONDS) if self.server.pgbouncer else notices.listen()
+        """Yield ids that others have changed; raise `StoreUnavailable` if the connection breaks."""
+        notices = self._state.get().notices
+        changes = notices.poll(POLL_SECONDS) if self.server.pgbouncer else notices.listen()
         async with aclosing(changes):
             async for ids in changes:
                 yield ids
 
-    @property
-    def _opened(self) -> _Open:
-        if self._open is None or self._open.pid != os.getpid():
-            raise NotOpen(f"The store {self.server.name}")
-        return self._open
 
+class _OpenPool:
+    """What exists only while the store is open."""
 
-class _Open:
-    """What exists only while the store is open, in one process."""
-
-    def __init__(self, links: Links) -> None:
-        self.pid = os.getpid()
-        self.links = links
-        self.notices = Notices(links)
-        self.commits = Commits(links, self.notices)
+    def __init__(self, pool: ConnectionPool) -> None:
+        self.pool = pool
+        self.notices = Notices(pool)
+        self.commits = CommitWatch(pool, self.notices)
         self._here: tuple[Any, ...] | None = None
 
     async def is_at(self, place: tuple[Any, ...]) -> bool:
-        """Tell whether that is where our own connections lead."""
+        """Return whether our own connections lead to that place."""
         if self._here != place:  # the first time, or the server was restarted
-            [self._here] = await self.links.use(lambda db: db.rows(sql.HERE), repeatable=True)
+            [self._here] = await self.pool.use(lambda db: db.rows(PLACE), repeatable=True)
         return self._here == place
 
 

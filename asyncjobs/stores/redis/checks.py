@@ -1,4 +1,4 @@
-"""What the Redis store looks at before it trusts a server with jobs."""
+"""What the Redis store checks before it keeps jobs on a server."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any
 
 from asyncjobs.errors import SchemaError, StoreUnavailable
 from asyncjobs.protocols import Finding
-from asyncjobs.stores.redis.keys import Keys
-from asyncjobs.stores.redis.server import Server
+from asyncjobs.stores.opening import require_version
+from asyncjobs.stores.redis.scripts import Keys
+from asyncjobs.stores.redis.server import RedisServer
 
 log = logging.getLogger("asyncjobs")
 
-# What is written by another version of `redis_scripts` is not touched.
-_SCHEMA = 2
+# The version of the layout that `scripts` keeps; keys of another version are not touched.
+_SCHEMA_VERSION = 1
 
 # The first versions with the script flags that keep a script from being broken off in the middle.
-_REDIS, _VALKEY = 7, 8
+_MIN_VERSIONS = {"redis": 7, "valkey": 8}
 
 
-async def check(server: Server, keys: Keys) -> None:
+async def check(server: RedisServer, keys: Keys) -> None:
     """Raise `SchemaError` for what cannot be used, and warn of what forgets jobs."""
     await _check_version(server)
     await _check_kinds(server, keys)
@@ -27,14 +28,14 @@ async def check(server: Server, keys: Keys) -> None:
     await _warn_of_losses(server)
 
 
-async def inspect(server: Server, schema_key: str) -> list[Finding]:
-    """Look at how the server is set up; what it does not tell is no finding."""
+async def inspect(server: RedisServer, schema_key: str) -> list[Finding]:
+    """Look at how the server is set up, as far as it allows."""
     about = await _allowed(server, "INFO", "server") or {}
     config = await _allowed(server, "CONFIG GET", "maxmemory-policy", "append*") or {}
     schema = (await server.command("GET", schema_key) or b"none").decode(errors="replace")
     kinds = {"Valkey": "valkey_version", "Redis": "redis_version"}
     found = [Finding(kind, about[name]) for kind, name in kinds.items() if name in about][:1]
-    found.append(Finding("schema version", f"{schema} of {_SCHEMA}"))
+    found.append(Finding("schema version", f"{schema} of {_SCHEMA_VERSION}"))
     if not config:
         return [*found, Finding("settings", "not told", "look at them yourself: docs/howto/redis")]
     policy, log_, sync = (config[n] for n in ("maxmemory-policy", "appendonly", "appendfsync"))
@@ -47,11 +48,12 @@ async def inspect(server: Server, schema_key: str) -> list[Finding]:
     return [*found, Finding("appendfsync", sync, unsynced if sync == "no" else "")]
 
 
-async def _check_version(server: Server) -> None:
+async def _check_version(server: RedisServer) -> None:
     about = await _allowed(server, "INFO", "server")
     if about is None:
         return
-    product, least = ("valkey", _VALKEY) if "valkey_version" in about else ("redis", _REDIS)
+    product = "valkey" if "valkey_version" in about else "redis"
+    least = _MIN_VERSIONS[product]
     version = str(about[f"{product}_version"])
     if int(version.partition(".")[0]) < least:
         raise SchemaError(
@@ -60,7 +62,7 @@ async def _check_version(server: Server) -> None:
         )
 
 
-async def _check_kinds(server: Server, keys: Keys) -> None:
+async def _check_kinds(server: RedisServer, keys: Keys) -> None:
     kinds = {keys.schema: "string", keys.sequence: "string", keys.held: "hash", keys.all: "zset"}
     found = await server.read([("TYPE", key) for key in kinds])
     for (key, wanted), kind in zip(kinds.items(), found, strict=True):
@@ -68,25 +70,22 @@ async def _check_kinds(server: Server, keys: Keys) -> None:
             raise _foreign(server, key)
 
 
-async def _check_schema(server: Server, key: str) -> None:
+async def _check_schema(server: RedisServer, key: str) -> None:
     # Read first: a server that is full or a replica still has the jobs it has.
     found = await server.command("GET", key)
     if found is None:
-        found = await server.command("SET", key, _SCHEMA, "NX", "GET")
-    version = (found or b"%d" % _SCHEMA).decode(errors="replace")
+        found = await server.command("SET", key, _SCHEMA_VERSION, "NX", "GET")
+    version = (found or b"%d" % _SCHEMA_VERSION).decode(errors="replace")
     if not version.isdecimal():
         raise _foreign(server, key)
-    if int(version) != _SCHEMA:
-        raise SchemaError(
-            server.name, f"it has schema version {version}, this asyncjobs knows {_SCHEMA}"
-        )
+    require_version(server.name, int(version), _SCHEMA_VERSION)
 
 
-def _foreign(server: Server, key: str) -> SchemaError:
+def _foreign(server: RedisServer, key: str) -> SchemaError:
     return SchemaError(server.name, f"the key {key} is of another program")
 
 
-async def _warn_of_losses(server: Server) -> None:
+async def _warn_of_losses(server: RedisServer) -> None:
     config = await _allowed(server, "CONFIG GET", "maxmemory-policy", "appendonly")
     if config is None:
         return
@@ -108,19 +107,19 @@ async def _warn_of_losses(server: Server) -> None:
 
 
 def _evicted_by(policy: str) -> str:
-    """Name what is thrown away when memory is full; only finished jobs have an expiry."""
+    """Name what is evicted when memory is full; only finished jobs have an expiry."""
     evicted = {"allkeys": "jobs", "volatile": "finished jobs"}
     return evicted.get(policy.partition("-")[0], "")
 
 
-async def _allowed(server: Server, *words: str) -> dict[str, Any] | None:
-    """Ask what many hosts forbid to ask; None where it is forbidden."""
+async def _allowed(server: RedisServer, *words: str) -> dict[str, Any] | None:
+    """Ask what many hosts forbid to ask; return None if it is forbidden."""
     try:
         answer: dict[str, Any] = await server.command(*words)
     except StoreUnavailable as error:
         if not _is_forbidden(error):
             raise
-        log.debug("The store %s does not tell its %s: %s", server.name, words[0], error.reason)
+        log.debug("The store %s does not allow %s: %s", server.name, words[0], error.reason)
         return None
     return answer
 

@@ -1,13 +1,14 @@
-"""The scripts by which the Redis store changes several keys at once.
+"""The keys of the Redis store, the scripts that read and write them, and their arguments.
 
-The scripts are told the keys they can be told. Which lane a job was in, whose it is, and which job
-has an idempotency key, only the server knows: the keys of those are made from the prefix, inside
-the same hash tag, and so are always on the node that runs the script.
+All keys share one hash tag, the namespace in braces, so they lie in one slot of a cluster. Callers
+name the keys they know to a script. Only the server knows the lane a job was in, its owner, and the
+job of an idempotency key: the keys of those are made from the prefix, inside the same hash tag, and
+so are always on the node that runs the script.
 
 The scripts know no rules of jobs. They keep the indexes in step with the hashes, and compare
-revisions. Each begins with a line that makes the server check before the first write whether it may
-write at all (memory, replica, disk): a script is done as a whole or not begun. The changes are
-published last, by `pcall`: who may not publish may still write.
+revisions. Each that writes begins with a line that makes the server check before the first write
+whether it may write at all (memory, replica, disk): a script is done as a whole or not begun. The
+changes are published last, by `pcall`: a user without the right to publish may still write.
 
 While a cluster moves the slot key by key, a script may meet a key of its own making that has left
 already, and ends there. So entries come before the hash that they stand for, and go after it or
@@ -17,12 +18,148 @@ lists remove when they meet it, and never a job that no index has.
 
 from __future__ import annotations
 
-from asyncjobs.stores.redis.looks import FIELDS, Script
+from collections.abc import Callable, Generator, Sequence
+from datetime import datetime
+from hashlib import sha1
+from typing import TypeVar
+
+from pydantic_core import to_json
+
+from asyncjobs.core.encoding import (
+    Columns,
+    decode,
+    encode_state,
+    encode_submission,
+    from_microseconds,
+    to_microseconds,
+)
+from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.lifecycle import forgettable_from
+from asyncjobs.errors import UnreadableJob
+from asyncjobs.protocols import Change
+
+T = TypeVar("T")
+
+#: What may go to the server.
+Argument = str | bytes | int
+Row = Sequence[bytes | None]
+
+# What one script is given to do at most, so that no other client of the server waits for long.
+_MAX_SCRIPT_JOBS = 128
+
+#: Of payloads and results that one script writes or reads, unless a single job has more.
+MAX_SCRIPT_BYTES = 4 * 1024 * 1024
 
 #: How long, after the end of a job's retention, the server waits before it forgets the job by
 #: itself. Maintenance comes first wherever there is any, with a clock an hour off, too; it also
 #: leaves the indexes clean at once.
-_MARGIN_MS = 24 * 60 * 60 * 1000
+_EXPIRY_MARGIN_MS = 24 * 60 * 60 * 1000
+
+
+class Script:
+    """A Lua text, and the digest by which a server calls it after the first time."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.strip()
+        self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+class Keys:
+    """The names of a namespace's keys."""
+
+    def __init__(self, namespace: str) -> None:
+        self.prefix = f"{{{namespace}}}:"
+        #: The version of this layout.
+        self.schema = f"{self.prefix}schema"
+        #: Counts insertions. It and `schema` stay when every job is deleted.
+        self.sequence = f"{self.prefix}sequence"
+        #: A hash from idempotency key, with owner and type (the trace), to job id.
+        self.held = f"{self.prefix}held"
+        #: A sorted set of all ids, by order of insertion.
+        self.all = f"{self.prefix}all"
+        #: The channel on which ids of changed jobs are published.
+        self.changes = f"{self.prefix}changes"
+
+    def job(self, job_id: JobId | str) -> str:
+        """Name the hash that is the job."""
+        return f"{self.prefix}job:{job_id}"
+
+    def due(self, lane: str) -> str:
+        """Name the sorted set of what is due in a lane.
+
+        Its scores are microseconds, which a double holds exactly up to the year 2255. Its members
+        are the order of insertion, in 16 digits, so that ties go in that order; the id; and behind
+        a space the job's trace: owner, type and idempotency key, by which all else that names the
+        job is found when its hash has expired. A job's hash has its member as `entry`.
+        """
+        return f"{self.prefix}due:{lane}"
+
+    def owned(self, owner: str) -> str:
+        """Name the sorted set of an owner's ids, by order of insertion."""
+        return f"{self.prefix}owner:{owner}"
+
+    def completed(self, type: str) -> str:
+        """Name the sorted set of a type's completed ids, by order of insertion."""
+        return f"{self.prefix}completed:{type}"
+
+
+#: What is read of a job, and what of a job in a list.
+FIELDS = ("submission", "state", "payload", "result", "revision", "lane", "due_at")
+NARROW = ("submission", "state", "revision", "lane", "due_at")
+
+_READ_NARROW = "".join(f", '{name}'" for name in NARROW)
+
+# Those that only look write nothing: a replica answers them, too.
+
+# KEYS: the index. ARGV: prefix, where to begin, most jobs, most entries to look at, then owner,
+#       type and status, each '' for any, else behind a '='.
+# Answers with where to go on ('' at the end), with order, id and fields of each job that fits, and
+# with the entries of jobs that are not there any more.
+LIST = Script(
+    """#!lua flags=no-writes
+local prefix, most, entries = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
+local function fits(wanted, value)
+  return wanted == '' or (value and wanted == '=' .. value)
+end
+local range = redis.call(
+  'ZREVRANGEBYSCORE', KEYS[1], ARGV[2], '-inf', 'WITHSCORES', 'LIMIT', 0, entries)
+local found, gone = {}, {}
+local go_on = #range == 2 * entries and range[#range] or ''
+for i = 1, #range, 2 do
+  local id, order = range[i], range[i + 1]
+  local row = redis.call('HMGET', prefix .. 'job:' .. id, 'entry', 'owner', 'type', 'status'"""
+    + _READ_NARROW
+    + """)
+  if not row[1] then
+    gone[#gone + 1] = order
+  elseif fits(ARGV[5], row[2]) and fits(ARGV[6], row[3]) and fits(ARGV[7], row[4]) then
+    found[#found + 1] = {order, id, unpack(row, 5)}
+    if #found == most then
+      go_on = order
+      break
+    end
+  end
+end
+return {go_on, found, gone}"""
+)
+
+# KEYS: what is due in the lane, the job. ARGV: until, how many to pass over, how many to look at.
+# Answers with how many it looked at, and how many of them came before the job.
+COUNT = Script(
+    """#!lua flags=no-writes
+local mine = redis.call('HGET', KEYS[2], 'entry')
+if not mine then
+  return {0, 0}
+end
+local range = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', ARGV[2], ARGV[3])
+local before = 0
+for _, member in ipairs(range) do
+  if member < mine then
+    before = before + 1
+  end
+end
+return {#range, before}"""
+)
 
 _READ = "".join(f", '{name}'" for name in FIELDS)
 
@@ -38,7 +175,7 @@ _KEEP = f"""
 local now
 local function keep(job, ends)
   now = now or redis.call('TIME')[1] * 1000
-  redis.call('PEXPIREAT', job, math.max(ends, now) + {_MARGIN_MS})
+  redis.call('PEXPIREAT', job, math.max(ends, now) + {_EXPIRY_MARGIN_MS})
 end
 """
 
@@ -241,3 +378,85 @@ end
     + _PUBLISH
     + "return #changed"
 )
+
+
+def first_score(entries: Sequence[bytes]) -> datetime | None:
+    """Read when the first entry of a lane is due, from the entry and its score."""
+    return from_microseconds(int(float(entries[1]))) if entries else None
+
+
+def in_portions(items: Sequence[T], size: Callable[[T], int]) -> Generator[Sequence[T]]:
+    """Divide items among scripts; one that is too large goes alone."""
+    start, total = 0, 0
+    for index, item in enumerate(items):
+        total += size(item)
+        if index > start and (total > MAX_SCRIPT_BYTES or index - start == _MAX_SCRIPT_JOBS):
+            yield items[start:index]
+            start, total = index, size(item)
+    if items:
+        yield items[start:]
+
+
+def size_of(job: Job) -> int:
+    """Count the bytes of a job's payload and result."""
+    return len(job.payload_json) + len(job.result_json or b"")
+
+
+def insertion(job: Job, keys: Keys) -> list[Argument]:
+    """Make the arguments by which the script adds a job."""
+    more = _result(job)
+    owned = ""
+    if job.user_id is not None:
+        owned = keys.owned(job.user_id)
+        more += ["owner", job.user_id]
+    keyed = "" if job.idempotency_key is None else "1"
+    # No owner is null, and so is not the owner whose name is empty.
+    trace = to_json([job.user_id, job.type, job.idempotency_key])
+    indexed = (job.id, job.lane, _due_at(job), job.status, job.type, job.revision)
+    texts = (encode_submission(job), encode_state(job), job.payload_json)
+    return [*indexed, *texts, trace, keyed, owned, _retention_end(job), len(more), *more]
+
+
+def replacement(change: Change) -> list[Argument]:
+    """Make the arguments by which the script compares and writes."""
+    job = change.job
+    more = _result(job)
+    indexed = (job.id, change.expected_revision, job.lane, _due_at(job), job.status, job.revision)
+    return [*indexed, encode_state(job), _retention_end(job), len(more), *more]
+
+
+def _due_at(job: Job) -> Argument:
+    return "" if job.due_at is None else to_microseconds(job.due_at)
+
+
+def _retention_end(job: Job) -> Argument:
+    """Return when the job may be forgotten, in milliseconds since 1970."""
+    end = forgettable_from(job)
+    return "" if end is None else to_microseconds(end) // 1000
+
+
+def _result(job: Job) -> list[Argument]:
+    return [] if job.result_json is None else ["result", job.result_json]
+
+
+def read(job_id: JobId | str, row: Row) -> Job:
+    """Read a job's `FIELDS` back."""
+    submission, state, payload, result, revision, lane, due = row[: len(FIELDS)]
+    if submission is None or state is None or payload is None or revision is None or lane is None:
+        raise UnreadableJob(job_id)
+    try:
+        columns = Columns(payload, result, int(revision), lane.decode(), int(due) if due else None)
+    except ValueError as error:
+        raise UnreadableJob(job_id) from error
+    return decode(job_id, submission, state, columns)
+
+
+def read_narrow(job_id: JobId | str, row: Row) -> Job:
+    """Read a job's `NARROW` fields back, without payload and result."""
+    submission, state, *others = row[: len(NARROW)]
+    return read(job_id, (submission, state, b"", None, *others))
+
+
+def with_id(read_one: Callable[[str, Row], Job]) -> Callable[[Row], Job]:
+    """Make a function that reads rows which begin with the job's id."""
+    return lambda row: read_one((row[0] or b"").decode(), row[1:])

@@ -1,4 +1,8 @@
-"""The server of `stores.redis`: how it is reached, asked, and asked again."""
+"""The server of `stores.redis`: how it is found, reached, asked, and asked again.
+
+Sentinels are asked for the primary at each connection. So a failover needs no care: a broken
+connection is made anew, to the server that is in charge by then.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,9 @@ from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import anyio
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
@@ -26,19 +31,13 @@ from redis.exceptions import (
 )
 
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
-from asyncjobs.stores.redis.looks import Script
-from asyncjobs.stores.redis.sentinels import sentinels_of
+from asyncjobs.stores.redis.scripts import Argument, Script
+from asyncjobs.stores.retries import with_retries
 
 T = TypeVar("T")
 
-#: What may go to the server.
-Argument = str | bytes | int
-
-#: The schemes of our URLs, and what the driver calls them.
-SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
-
-# Between attempts at what may be repeated.
-_PAUSES = (0.05, 0.2)
+# The schemes of our URLs, and what the driver calls them.
+_SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 
 # An idle connection is tried before it is used, as something in between may have dropped it.
 _IDLE_SECONDS = 30
@@ -55,13 +54,15 @@ _NOT_IN_CHARGE = (
     *("ReadOnlyError", "AskError", "TryAgainError", "ClusterDownError", "MasterDownError"),
 )
 
+_SENTINEL_PORT = 26379
+
 _MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)")
 
 
 def split_url(url: str) -> tuple[str, str | None]:
     """Return the URL as the driver wants it, and the namespace it names."""
     parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
+    if parts.scheme not in _SCHEMES:
         raise ConfigurationError(f"{_FORM}; got the scheme {parts.scheme!r}.")
     # The driver would go to the database 0 of this machine, without a word.
     if "://" not in url or _DATABASE.fullmatch(parts.path) is None:
@@ -70,7 +71,7 @@ def split_url(url: str) -> tuple[str, str | None]:
     query = parse_qsl(parts.query, keep_blank_values=True)
     rest = urlencode([(name, value) for name, value in query if name != "namespace"])
     return (
-        parts._replace(scheme=SCHEMES[parts.scheme], query=rest).geturl(),
+        parts._replace(scheme=_SCHEMES[parts.scheme], query=rest).geturl(),
         dict(query).get("namespace"),
     )
 
@@ -81,7 +82,92 @@ def name_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2] or 'localhost'}{parts.path}"
 
 
-class Server:
+class Sentinels:
+    """The servers that know the primary of a name; `timeout` is for asking all of them."""
+
+    def __init__(self, name: str, urls: Sequence[str], *, timeout: float) -> None:
+        self._name = name
+        self._urls = urls
+        self._seconds = timeout / len(urls)
+
+    async def primary(self) -> tuple[str, int]:
+        """Ask one after the other; raise the driver's error if none knows."""
+        asked = cast("Any", Sentinel)([])
+        asked.sentinels = self._clients()
+        try:
+            host, port = await asked.discover_master(self._name)
+        except MasterNotFoundError as error:
+            # The driver's own words describe its objects, options included.
+            reason = f"no Sentinel that answers knows a primary {self._name!r} that is up"
+            raise RedisConnectionError(reason) from error
+        finally:
+            for client in asked.sentinels:
+                await client.aclose()
+        return str(host), int(port)
+
+    def lead(self, pool: Any) -> None:
+        """Let each connection of a pool ask for its server."""
+        secure = issubclass(pool.connection_class, SSLConnection)
+        pool.connection_class = _LedSSLConnection if secure else _LedConnection
+        pool.connection_kwargs["sentinels"] = self
+        for client in self._clients():
+            # Only now the driver looks at the options.
+            cast("Any", client.connection_pool).make_connection()
+
+    def _clients(self) -> list[Redis]:
+        options = {
+            "socket_timeout": self._seconds,
+            "socket_connect_timeout": self._seconds,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+        }
+        return [cast("Any", Redis).from_url(url, **options) for url in self._urls]
+
+
+class _LedConnection(Connection):
+    def __init__(self, *, sentinels: Sentinels, **options: Any) -> None:
+        cast("Any", super()).__init__(**options)
+        self._sentinels = sentinels
+
+    async def connect(self) -> None:
+        if not self.is_connected:
+            self.host, self.port = await self._sentinels.primary()
+        await cast("Any", super()).connect()
+
+
+class _LedSSLConnection(_LedConnection, SSLConnection):
+    pass
+
+
+def sentinels_of(url: str, *, timeout: float) -> tuple[str, Sentinels | None]:
+    """Return the URL for the driver, and the Sentinels if `?sentinel=` names their primary.
+
+    The hosts are theirs then. So are options that begin with `sentinel_`, and those for TLS.
+    """
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    name = query.pop("sentinel", None)
+    if name is None:
+        return url, None
+    theirs = {
+        key.removeprefix("sentinel_"): value
+        for key, value in query.items()
+        if key.startswith(("sentinel_", "ssl_"))
+    }
+    ours = {key: value for key, value in query.items() if not key.startswith("sentinel_")}
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    urls = [_url_of(parts.scheme, host, theirs) for host in hosts.split(",")]
+    # Which host does not matter: it is asked for.
+    plain = parts._replace(netloc=f"{credentials}{at}localhost", query=urlencode(ours))
+    return plain.geturl(), Sentinels(name, urls, timeout=timeout)
+
+
+def _url_of(scheme: str, host: str, options: dict[str, str]) -> str:
+    port = "" if urlsplit(f"//{host}").port else f":{_SENTINEL_PORT}"
+    return f"{scheme}://{host}{port}?{urlencode(options)}"
+
+
+class RedisServer:
     """A pool of connections to where the keys are.
 
     In a cluster that is one node, since all keys share one slot. Where another one than the URL's
@@ -166,24 +252,23 @@ class Server:
     async def ask(self, call: Callable[[Redis], Awaitable[T]], *, repeat: bool) -> T:
         """Call, and call again where that may be; every error comes out as `StoreUnavailable`.
 
-        What a server has refused because it is not in charge was not done, and may be repeated. Not
-        to be cancelled in the middle: nobody would know what was done. The driver's time-outs bound
-        it.
+        What a server has refused because it is not in charge was not done, and may be repeated. A
+        cancelled caller waits for the answer, or it would not know what was done; the driver's
+        time-outs bound it.
         """
-        give_up = anyio.current_time() + self.timeout
-        with anyio.CancelScope(shield=True):
-            for pause in _PAUSES:
-                try:
-                    with self.errors():
-                        return await self._once(call)
-                except StoreUnavailable as error:
-                    again = _is_undone(error) or (repeat and _may_pass(error))
-                    if not again or anyio.current_time() > give_up:
-                        raise
-                await anyio.sleep(pause)
+        give_up_at = anyio.current_time() + self.timeout
+
+        async def once() -> T:
             with self.errors():
                 return await self._once(call)
-        raise AssertionError  # the shield lets no cancellation in
+
+        def may_repeat(error: StoreUnavailable) -> bool:
+            again = _is_undone(error) or (repeat and _may_pass(error))
+            return again and anyio.current_time() <= give_up_at
+
+        with anyio.CancelScope(shield=True):
+            return await with_retries(once, StoreUnavailable, may_repeat)
+        raise AssertionError("a shielded scope ends by its return")
 
     @contextmanager
     def errors(self) -> Generator[None]:
@@ -251,7 +336,7 @@ def _may_pass(error: StoreUnavailable) -> bool:
 
 
 def _is_undone(error: StoreUnavailable) -> bool:
-    """Tell whether the server has refused a command because it is not in charge, or not yet."""
+    """Return whether the server has refused a command because it is not in charge, or not yet."""
     said = str(error.__cause__).partition(" ")[0]
     return said in _NOT_IN_CHARGE or type(error.__cause__).__name__ in _NOT_IN_CHARGE
 

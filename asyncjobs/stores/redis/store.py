@@ -9,11 +9,9 @@ and other clients get their turn.
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
@@ -21,7 +19,7 @@ import anyio
 
 from asyncjobs.core.encoding import from_microseconds, readable, sequence_of, to_microseconds
 from asyncjobs.core.job import Job, JobId, JobStatus
-from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
+from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.protocols import (
     Change,
     ChangeNotices,
@@ -32,24 +30,18 @@ from asyncjobs.protocols import (
     Selection,
     StoreClock,
 )
-from asyncjobs.stores.event_loops import require_asyncio
-from asyncjobs.stores.redis import looks, rows, scripts
-from asyncjobs.stores.redis.changes import Changes
+from asyncjobs.stores.opening import OpenState, require_asyncio
+from asyncjobs.stores.redis import scripts
 from asyncjobs.stores.redis.checks import check, inspect
-from asyncjobs.stores.redis.keys import Keys
-from asyncjobs.stores.redis.server import Server, name_of, split_url
+from asyncjobs.stores.redis.notices import ChangeSubscription
+from asyncjobs.stores.redis.server import RedisServer, name_of, split_url
 
-# Of a cursor, which is a score: exact up to 2**53.
-_DIGITS = 16
+# A cursor is a score: exact up to 2**53.
+_MAX_CURSOR_DIGITS = 16
 
-# What one script may look at, and read.
-_MOST_ENTRIES = 500
-_MOST_READ = 128
-_MOST_BYTES = 4 * 1024 * 1024
-
-# Servers that a fork copied into this process. To let go of their connections would close them,
-# and closing an inherited connection harms the parent's event loop.
-_inherited: list[Server] = []
+# What one script looks at, and reads, at most.
+_MAX_ENTRIES = 500
+_MAX_JOBS_READ = 128
 
 
 class RedisStore:
@@ -79,39 +71,32 @@ class RedisStore:
         self._timeout = timeout
         self._connections = connections
         self._notice = notice
-        self._keys = Keys(self.namespace)
-        self._open: _Open | None = None
+        self._keys = scripts.Keys(self.namespace)
+        self._state: OpenState[_OpenServer] = OpenState(name_of(self._url))
 
     async def __aenter__(self) -> Self:
         require_asyncio("Redis", driver="redis-py")
-        if self._open is not None and not self._open.is_ours:
-            _inherited.append(self._open.server)
-        server = Server(self._url, timeout=self._timeout, connections=self._connections)
+        server = RedisServer(self._url, timeout=self._timeout, connections=self._connections)
         try:
             await check(server, self._keys)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await server.close()
             raise
-        self._open = _Open(server)
+        self._state.set(_OpenServer(server))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        opened, self._open = self._opened, None
+    async def __aexit__(self, *_: object) -> None:
+        opened = self._state.clear()
         with anyio.CancelScope(shield=True):
             await opened.server.close()
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
-        opened, keys = self._opened, self._keys
+        opened, keys = self._state.get(), self._keys
         holders: list[bytes] = []
-        for some in rows.in_portions(jobs, rows.size_of):
+        for some in scripts.in_portions(jobs, scripts.size_of):
             names = [keys.sequence, keys.held, keys.all, *(keys.job(job.id) for job in some)]
-            args = [arg for job in some for arg in rows.insertion(job, keys)]
+            args = [arg for job in some for arg in scripts.insertion(job, keys)]
             # May be repeated: a job that is there is not added again.
             holders += await opened.server.run(
                 scripts.INSERT, names, [keys.prefix, opened.writer, *args], repeat=True
@@ -119,25 +104,25 @@ class RedisStore:
         return await self._stored(jobs, [holder.decode() for holder in holders])
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
-        found = await self._opened.server.read(
-            [("HMGET", self._keys.job(job_id), *looks.FIELDS) for job_id in ids]
+        found = await self._state.get().server.read(
+            [("HMGET", self._keys.job(job_id), *scripts.FIELDS) for job_id in ids]
         )
         return [
-            rows.read(job_id, row) if any(value is not None for value in row) else None
+            scripts.read(job_id, row) if any(value is not None for value in row) else None
             for job_id, row in zip(ids, found, strict=True)
         ]
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
-        opened, keys = self._opened, self._keys
+        opened, keys = self._state.get(), self._keys
         answers: list[bool] = []
-        for some in rows.in_portions(changes, lambda change: rows.size_of(change.job)):
-            args = [arg for change in some for arg in rows.replacement(change)]
+        for some in scripts.in_portions(changes, lambda change: scripts.size_of(change.job)):
+            args = [arg for change in some for arg in scripts.replacement(change)]
             grows = any(change.job.result_json is not None for change in some)
             answer = await opened.server.run(
                 scripts.REPLACE if grows else scripts.REPLACE_STATE,
                 [keys.job(change.job.id) for change in some],
                 [keys.prefix, opened.writer, *args],
-                # The answer to a repeated change would be no, though it is the one that won.
+                # A repeated change would be refused, though it is the one that won.
                 repeat=False,
             )
             answers += map(bool, answer)
@@ -146,38 +131,41 @@ class RedisStore:
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
     ) -> Sequence[Job]:
-        server, keys = self._opened.server, self._keys
+        server, keys = self._state.get().server, self._keys
         names = [keys.held, keys.all, *map(keys.due, dict.fromkeys(lanes))]
         moments = [to_microseconds(now), to_microseconds(until)]
         taken: list[Job] = []
         left, more = limit, bool(lanes)
         while more and left > 0:
-            most = min(left, _MOST_READ)
+            most = min(left, _MAX_JOBS_READ)
             more, found = await server.run(
-                scripts.TAKE, names, [keys.prefix, *moments, most, _MOST_BYTES], repeat=False
+                scripts.TAKE,
+                names,
+                [keys.prefix, *moments, most, scripts.MAX_SCRIPT_BYTES],
+                repeat=False,
             )
             left -= len(found)
-            taken += readable(found, rows.named(rows.read))
+            taken += readable(found, scripts.with_id(scripts.read))
             # What comes up again at once would be taken twice.
             more = more and until > now
         return [job.changed(due_at=until) for job in taken]
 
     async def delete(self, ids: Sequence[JobId], /) -> None:
-        opened, keys = self._opened, self._keys
-        for some in rows.in_portions(ids, len):
+        opened, keys = self._state.get(), self._keys
+        for some in scripts.in_portions(ids, len):
             names = [keys.held, keys.all, *map(keys.job, some)]
             args = [keys.prefix, opened.writer, *some]
             await opened.server.run(scripts.DELETE, names, args, repeat=True)
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
-        server, index = self._opened.server, self._index(which)
-        before = sequence_of(after, _DIGITS)
+        server, index = self._state.get().server, self._index(which)
+        before = sequence_of(after, _MAX_CURSOR_DIGITS)
         start: str | bytes = "+inf" if before is None else f"({before}"
-        found: list[rows.Row] = []
+        found: list[scripts.Row] = []
         while start and len(found) <= limit:
-            bounds = [limit + 1 - len(found), _MOST_ENTRIES]
+            bounds = [limit + 1 - len(found), _MAX_ENTRIES]
             go_on, fitting, gone = await server.run(
-                looks.LIST,
+                scripts.LIST,
                 [index],
                 [self._keys.prefix, start, *bounds, *_wanted(which)],
                 repeat=True,
@@ -186,39 +174,41 @@ class RedisStore:
             start = b"(" + go_on if go_on else b""
             with suppress(StoreUnavailable):  # a replica may be read, too
                 await server.read([("ZREMRANGEBYSCORE", index, order, order) for order in gone])
-        jobs = readable([row[1:] for row in found[:limit]], rows.named(rows.read_narrow))
+        jobs = readable([row[1:] for row in found[:limit]], scripts.with_id(scripts.read_narrow))
         return Page(jobs, str(int(found[limit - 1][0] or 0)) if len(found) > limit else None)
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         names = [self._keys.due(job.lane), self._keys.job(job.id)]
         counted = seen = 0
-        looked = _MOST_ENTRIES
-        while looked == _MOST_ENTRIES and counted < most:
-            args = [to_microseconds(until), seen, _MOST_ENTRIES]
-            looked, before = await self._opened.server.run(looks.COUNT, names, args, repeat=True)
+        looked = _MAX_ENTRIES
+        while looked == _MAX_ENTRIES and counted < most:
+            args = [to_microseconds(until), seen, _MAX_ENTRIES]
+            looked, before = await self._state.get().server.run(
+                scripts.COUNT, names, args, repeat=True
+            )
             seen += looked
             counted += before
         return min(counted, most)
 
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
         names = [self._keys.due(lane) for lane in lanes]
-        found = await self._opened.server.read(
+        found = await self._state.get().server.read(
             [("ZRANGE", name, 0, 0, "WITHSCORES") for name in names]
         )
-        return [rows.first_score(entries) for entries in found]
+        return [scripts.first_score(entries) for entries in found]
 
     async def inspect(self) -> Sequence[Finding]:
-        return await inspect(self._opened.server, self._keys.schema)
+        return await inspect(self._state.get().server, self._keys.schema)
 
     def changes(self) -> AsyncGenerator[Sequence[JobId]]:
         """Yield ids of jobs that other processes changed; first an empty batch."""
-        opened = self._opened
-        changes = Changes(opened.server, self._keys.changes, opened.writer)
+        opened = self._state.get()
+        changes = ChangeSubscription(opened.server, self._keys.changes, opened.writer)
         return changes.follow(self._notice)
 
     async def now(self) -> datetime:
         """Return the server's time."""
-        seconds, microseconds = await self._opened.server.command("TIME")
+        seconds, microseconds = await self._state.get().server.command("TIME")
         return from_microseconds(int(seconds) * 1_000_000 + int(microseconds)).astimezone(UTC)
 
     async def _stored(self, jobs: Sequence[Job], holders: Sequence[str]) -> Sequence[Job]:
@@ -227,7 +217,7 @@ class RedisStore:
         places = [place for place, holder in enumerate(holders) if holder]
         found = await self.get([JobId(holders[place]) for place in places])
         for place, job in zip(places, found, strict=True):
-            # None where it was deleted in between; then there is room for the new one.
+            # None if it was deleted in between; then there is room for the new one.
             stored[place] = job if job is not None else (await self.insert([jobs[place]]))[0]
         return stored
 
@@ -239,25 +229,14 @@ class RedisStore:
             return self._keys.completed(which.type)
         return self._keys.all
 
-    @property
-    def _opened(self) -> _Open:
-        if self._open is None or not self._open.is_ours:
-            raise NotOpen(f"The store {name_of(self._url)}")
-        return self._open
 
+class _OpenServer:
+    """What exists only while the store is open."""
 
-class _Open:
-    """What exists only while the store is open, and in the process that opened it."""
-
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: RedisServer) -> None:
         self.server = server
-        self.pid = os.getpid()
-        #: By this a process knows the changes it published itself.
+        #: By this a process recognises the changes it published itself.
         self.writer = uuid4().hex
-
-    @property
-    def is_ours(self) -> bool:
-        return self.pid == os.getpid()
 
 
 def _wanted(which: Selection) -> list[str]:

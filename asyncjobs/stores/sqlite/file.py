@@ -1,4 +1,4 @@
-"""The SQLite file of `stores.sqlite`: how it is opened, checked and laid out."""
+"""The SQLite file of `stores.sqlite`: its tables, and how it is opened, checked and inspected."""
 
 from __future__ import annotations
 
@@ -11,51 +11,50 @@ from time import monotonic, sleep
 from typing import Literal
 
 from asyncjobs.errors import SchemaError, StoreUnavailable
+from asyncjobs.protocols import Finding
+from asyncjobs.stores.opening import require_version
+from asyncjobs.stores.sql import script_since
 
-#: Marks the file as ours (SQLite's application_id): the letters "asyn".
-APPLICATION_ID = 0x6173796E
+# Marks the file as ours (SQLite's application_id): the letters "asyn".
+_APPLICATION_ID = 0x6173796E
 
-_BUSY_MILLISECONDS = 10_000
+_SCHEMA_VERSION = 1
 
-# One list of statements per schema version, applied in order; never edited once released.
-#
+_BUSY_TIMEOUT_MS = 10_000
+_BUSY_PAUSE_SECONDS = 0.01
+
+# SQLite's names for the values of `PRAGMA synchronous`.
+_SYNCHRONOUS_LEVELS = ("OFF", "NORMAL", "FULL", "EXTRA")
+
 # The hot row stays narrow: a change of state rewrites it and two index entries, while submission,
 # payload and result lie elsewhere. Rows of all tables share `seq`, which grows, so that wide rows
 # are appended and the jobs of one moment are due in the order they came.
-MIGRATIONS = (
-    (
-        """CREATE TABLE jobs (
-            seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, lane TEXT NOT NULL, due_at INTEGER,
-            revision INTEGER NOT NULL, state BLOB NOT NULL)""",
-        "CREATE INDEX jobs_due ON jobs (lane, due_at) WHERE due_at IS NOT NULL",
-        """CREATE TABLE submissions (
-            seq INTEGER PRIMARY KEY, submission BLOB NOT NULL, payload BLOB NOT NULL)""",
-        "CREATE TABLE results (seq INTEGER PRIMARY KEY, result BLOB NOT NULL)",
-        """CREATE TABLE idempotency_keys (
-            owner TEXT NOT NULL, type TEXT NOT NULL, key TEXT NOT NULL,
-            seq INTEGER NOT NULL UNIQUE, PRIMARY KEY (owner, type, key)) WITHOUT ROWID""",
-    ),
-    # Lists of an owner's jobs, and of a type's finished ones. Jobs without an owner, and those that
-    # are not completed, have no entry: they cost nothing.
-    (
-        "ALTER TABLE jobs ADD COLUMN owner TEXT",
-        "ALTER TABLE jobs ADD COLUMN type TEXT",
-        "ALTER TABLE jobs ADD COLUMN status TEXT",
-        """UPDATE jobs SET status = json_extract(CAST(state AS TEXT), '$.status'),
-            (owner, type) = (SELECT json_extract(CAST(submission AS TEXT), '$.user_id'),
-                json_extract(CAST(submission AS TEXT), '$.type')
-                FROM submissions WHERE submissions.seq = jobs.seq)""",
-        "CREATE INDEX jobs_owned ON jobs (owner, seq) WHERE owner IS NOT NULL",
-        "CREATE INDEX jobs_completed ON jobs (type, seq) WHERE status = 'completed'",
-    ),
+#
+# The last two indexes are for lists of an owner's jobs, and of a type's completed ones. Other jobs
+# have no entry there, and so cost nothing.
+_SCHEMA = (
+    """CREATE TABLE jobs (
+        seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, lane TEXT NOT NULL, due_at INTEGER,
+        revision INTEGER NOT NULL, state BLOB NOT NULL, owner TEXT, type TEXT NOT NULL,
+        status TEXT NOT NULL)""",
+    "CREATE INDEX jobs_due ON jobs (lane, due_at) WHERE due_at IS NOT NULL",
+    """CREATE TABLE submissions (
+        seq INTEGER PRIMARY KEY, submission BLOB NOT NULL, payload BLOB NOT NULL)""",
+    "CREATE TABLE results (seq INTEGER PRIMARY KEY, result BLOB NOT NULL)",
+    """CREATE TABLE idempotency_keys (
+        owner TEXT NOT NULL, type TEXT NOT NULL, key TEXT NOT NULL,
+        seq INTEGER NOT NULL UNIQUE, PRIMARY KEY (owner, type, key)) WITHOUT ROWID""",
+    "CREATE INDEX jobs_owned ON jobs (owner, seq) WHERE owner IS NOT NULL",
+    "CREATE INDEX jobs_completed ON jobs (type, seq) WHERE status = 'completed'",
+    f"PRAGMA application_id = {_APPLICATION_ID}",
+    f"PRAGMA user_version = {_SCHEMA_VERSION}",
 )
-
 
 # The files that are open, by device and inode, with the process that opened them.
 _open_files: dict[tuple[int, int], int] = {}
 
 
-class File:
+class DatabaseFile:
     """A path and the identity of the file that was opened there."""
 
     def __init__(self, path: Path) -> None:
@@ -64,7 +63,7 @@ class File:
         self._log_identity: tuple[int, int] = (0, 0)
 
     def open(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
-        """Open the file to write and to read, making or migrating its tables where needed."""
+        """Open the file to write and to read; make its tables if the file is new."""
         self.path = self.path.absolute()
         if not self.path.parent.is_dir():
             raise StoreUnavailable(str(self.path), "its folder does not exist")
@@ -113,7 +112,7 @@ class File:
 
     @contextmanager
     def errors(self) -> Generator[None]:
-        """Turn what the driver raises into what a store raises."""
+        """Turn the driver's errors into those of a store."""
         try:
             yield
         except sqlite3.Error as error:
@@ -126,7 +125,7 @@ class File:
 @contextmanager
 def waiting_for_locks(connection: sqlite3.Connection) -> Generator[None]:
     """Let statements inside the block wait for another process's write, for a bounded time."""
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
     try:
         yield
     finally:
@@ -149,8 +148,34 @@ def transaction(
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Tell whether another process is in the way; the higher bits only say in which."""
+    """Return whether another process is in the way; the higher bits only name the operation."""
     return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def migration_sql(*, since: int = 0) -> str:
+    """Return the script that makes the tables in an empty file (version 0)."""
+    lines = ["PRAGMA journal_mode = WAL", "BEGIN IMMEDIATE", *_SCHEMA, "COMMIT;\n"]
+    return script_since(since, version=_SCHEMA_VERSION, script=";\n".join(lines))
+
+
+def inspect(db: sqlite3.Connection) -> list[Finding]:
+    """Look at the file by the connection that writes to it; reads all of it."""
+    version, level = _pragma(db, "user_version"), int(_pragma(db, "synchronous"))
+    mode, integrity = _pragma(db, "journal_mode"), _pragma(db, "quick_check(1)")
+    synced = "" if level >= _SYNCHRONOUS_LEVELS.index("FULL") else "set it to FULL"
+    whole = "" if integrity == "ok" else "restore the file from a backup"
+    return [
+        Finding("SQLite", sqlite3.sqlite_version),
+        Finding("schema version", f"{version} of {_SCHEMA_VERSION}"),
+        Finding("journal_mode", mode, "" if mode == "wal" else "set it to WAL"),
+        Finding("synchronous", _SYNCHRONOUS_LEVELS[level], synced),
+        Finding("quick_check", integrity, whole),
+    ]
+
+
+def _pragma(db: sqlite3.Connection, pragma: str) -> str:
+    [value] = db.execute(f"PRAGMA {pragma}").fetchone()
+    return str(value)
 
 
 def _identity_of(path: Path) -> tuple[int, int]:
@@ -160,35 +185,34 @@ def _identity_of(path: Path) -> tuple[int, int]:
 
 def _use_log(connection: sqlite3.Connection) -> str:
     """Switch to WAL mode; SQLite does not wait by itself while others do the same."""
-    give_up = monotonic() + _BUSY_MILLISECONDS / 1000
+    give_up_at = monotonic() + _BUSY_TIMEOUT_MS / 1000
     while True:
         try:
             [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or monotonic() > give_up:
+            if not is_busy(error) or monotonic() > give_up_at:
                 raise
-            sleep(0.01)
+            sleep(_BUSY_PAUSE_SECONDS)
         else:
             return str(mode)
 
 
 def _prepare(connection: sqlite3.Connection, name: str) -> None:
-    # Look before any pragma that writes: the file may be somebody else's. In one transaction, since
-    # another process may be making the tables at this moment.
+    # Look before any pragma that writes: the file may be another program's. In one transaction,
+    # since another process may be making the tables at this moment.
     with transaction(connection, "DEFERRED"):
-        _version(connection, name)
+        _has_schema(connection, name)
     if _use_log(connection) != "wal":
         raise StoreUnavailable(name, "its file system does not allow SQLite's WAL mode")
     connection.execute("PRAGMA synchronous = FULL")
     with transaction(connection):
-        for number in range(_version(connection, name), len(MIGRATIONS)):
-            for statement in MIGRATIONS[number]:
+        if not _has_schema(connection, name):
+            for statement in _SCHEMA:
                 connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
 
-def _version(connection: sqlite3.Connection, name: str) -> int:
+def _has_schema(connection: sqlite3.Connection, name: str) -> bool:
+    """Return whether the tables are there; raise `SchemaError` if others are."""
     try:
         [application] = connection.execute("PRAGMA application_id").fetchone()
         [version] = connection.execute("PRAGMA user_version").fetchone()
@@ -197,10 +221,9 @@ def _version(connection: sqlite3.Connection, name: str) -> int:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
             raise SchemaError(name, "it is not an SQLite database") from error
         raise
-    if application != APPLICATION_ID and (application or version or tables):
+    if application == _APPLICATION_ID:
+        require_version(name, version, _SCHEMA_VERSION)
+        return True
+    if application or version or tables:
         raise SchemaError(name, "it is the database of another program")
-    if version > len(MIGRATIONS):
-        raise SchemaError(
-            name, f"it has schema version {version}, this asyncjobs knows {len(MIGRATIONS)}"
-        )
-    return int(version)
+    return False

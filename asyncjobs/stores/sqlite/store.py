@@ -13,7 +13,6 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import Self, TypeVar
 
 import anyio
@@ -21,7 +20,7 @@ import anyio.lowlevel
 
 from asyncjobs.core.encoding import to_microseconds
 from asyncjobs.core.job import Job, JobId
-from asyncjobs.errors import ConfigurationError, NotOpen
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.execution.threads import ThreadQueue
 from asyncjobs.protocols import (
     Change,
@@ -34,26 +33,33 @@ from asyncjobs.protocols import (
     Page,
     Selection,
 )
-from asyncjobs.stores.sqlite import rows
-from asyncjobs.stores.sqlite.checks import inspect, migration_sql
-from asyncjobs.stores.sqlite.file import File, is_busy, transaction, waiting_for_locks
+from asyncjobs.stores.opening import OpenState
+from asyncjobs.stores.sqlite import queries
+from asyncjobs.stores.sqlite.file import (
+    DatabaseFile,
+    inspect,
+    is_busy,
+    migration_sql,
+    transaction,
+    waiting_for_locks,
+)
 
 T = TypeVar("T")
 
-# The longest that the disk may keep the event loop from other things, on average.
-_QUICK_SECONDS = 0.001
+#: How long a commit may keep the event loop from other tasks, on average.
+MAX_COMMIT_SECONDS_IN_LOOP = 0.001
 
 
 class SqliteStore:
-    """A store in the file at `path`, which is made where it does not exist."""
+    """A store in the file at `path`, which is made if it does not exist."""
 
     powers = frozenset({ChangeNotices, InlineReads, Inspection, Listing, MigrationScript})
 
     def __init__(self, path: str | Path, *, notice: float = 0.03) -> None:
         self.path = Path(path)
-        self._file = File(self.path)
+        self._file = DatabaseFile(self.path)
         self._notice = notice
-        self._open: _Open | None = None
+        self._state: OpenState[_OpenFile] = OpenState(str(self.path))
 
     async def __aenter__(self) -> Self:
         thread = ThreadQueue("asyncjobs sqlite")
@@ -63,16 +69,11 @@ class SqliteStore:
         except BaseException:
             thread.close()
             raise
-        self._open = _Open(thread, writer, reader)
+        self._state.set(_OpenFile(thread, writer, reader))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        opened, self._open = self._opened, None
+    async def __aexit__(self, *_: object) -> None:
+        opened = self._state.clear()
         opened.reader.close()
         with anyio.CancelScope(shield=True):
             await opened.thread.call(opened.writer.close)
@@ -80,41 +81,41 @@ class SqliteStore:
         self._file.closed()
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
-        return await self._write(lambda db: rows.insert(db, jobs))
+        return await self._write(lambda db: queries.insert(db, jobs))
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
-        # Others come to their turn even where somebody reads in a loop.
+        # Other tasks get their turn even while this one reads in a loop.
         await anyio.lowlevel.checkpoint()
-        return await self._read(lambda db: rows.get(db, ids))
+        return await self._read(lambda db: queries.get(db, ids))
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
-        return await self._write(lambda db: [rows.replace(db, change) for change in changes])
+        return await self._write(lambda db: [queries.replace(db, change) for change in changes])
 
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
     ) -> Sequence[Job]:
         moment = to_microseconds(now)
         # Workers ask all the time and mostly for nothing: that costs no write lock.
-        if limit < 1 or not await self._read(lambda db: rows.any_due(db, lanes, moment)):
+        if limit < 1 or not await self._read(lambda db: queries.any_due(db, lanes, moment)):
             return []
         due_next = to_microseconds(until)
-        return await self._write(lambda db: rows.take(db, lanes, moment, due_next, limit))
+        return await self._write(lambda db: queries.take(db, lanes, moment, due_next, limit))
 
     async def delete(self, ids: Sequence[JobId], /) -> None:
-        await self._write(lambda db: rows.delete(db, ids))
+        await self._write(lambda db: queries.delete(db, ids))
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
-        return await self._read(lambda db: rows.select(db, which, limit, after))
+        return await self._read(lambda db: queries.select(db, which, limit, after))
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         moment = to_microseconds(until)
-        return await self._read(lambda db: rows.count_before(db, job, moment, most))
+        return await self._read(lambda db: queries.count_before(db, job, moment, most))
 
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
-        return await self._read(lambda db: rows.first_due(db, lanes))
+        return await self._read(lambda db: queries.first_due(db, lanes))
 
     async def inspect(self) -> Sequence[Finding]:
-        opened = self._opened
+        opened = self._state.get()
         return await self._in_thread(lambda: inspect(opened.writer))
 
     def migration_sql(self, *, since: int = 0) -> str:
@@ -123,7 +124,7 @@ class SqliteStore:
     async def changes(self) -> AsyncGenerator[Sequence[JobId]]:
         """Yield an empty batch (any job may have changed) when another process has written.
 
-        The first is for what was written before anybody counted.
+        The first is for what was written before the count began.
         """
         seen = await self._written_by_others()
         yield ()
@@ -134,14 +135,8 @@ class SqliteStore:
                 seen = now
                 yield ()
 
-    @property
-    def _opened(self) -> _Open:
-        if self._open is None:
-            raise NotOpen(f"The store {self.path}")
-        return self._open
-
     async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        opened = self._opened
+        opened = self._state.get()
         # Only while the file is recovered after a crash can a reader be locked out.
         with self._file.errors(), suppress(sqlite3.OperationalError):
             return query(opened.reader)
@@ -149,7 +144,7 @@ class SqliteStore:
 
     async def _written_by_others(self) -> object:
         """Return what changes when another process writes; in no time, unless we write just now."""
-        opened = self._opened
+        opened = self._state.get()
 
         def count() -> object:
             # This counter of the writing connection ignores what that connection itself writes.
@@ -161,7 +156,7 @@ class SqliteStore:
         return await self._in_thread(count)
 
     async def _write(self, change: Callable[[sqlite3.Connection], T]) -> T:
-        opened = self._opened
+        opened = self._state.get()
 
         def write() -> T:
             self._file.check_in_place()
@@ -181,7 +176,7 @@ class SqliteStore:
         return await self._in_thread(write)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        opened = self._opened
+        opened = self._state.get()
 
         def patiently() -> T:
             with waiting_for_locks(opened.writer):
@@ -191,7 +186,7 @@ class SqliteStore:
             return await opened.thread.call(patiently)
 
 
-class _Open:
+class _OpenFile:
     """What exists only while the store is open.
 
     A change of threads costs as much as a commit on a good disk. So while commits are quick, and
@@ -205,11 +200,11 @@ class _Open:
         self.thread = thread
         self.writer = writer
         self.reader = reader
-        self._seconds = _QUICK_SECONDS
+        self._seconds = MAX_COMMIT_SECONDS_IN_LOOP
 
     @property
     def quick(self) -> bool:
-        return self._seconds < _QUICK_SECONDS
+        return self._seconds < MAX_COMMIT_SECONDS_IN_LOOP
 
     def note_commit(self, seconds: float) -> None:
         """Take a commit into the average. The work before it would hold up the loop anyway."""

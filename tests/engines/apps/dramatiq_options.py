@@ -1,9 +1,8 @@
-"""The options that web and worker share."""
+"""The options that tests and workers share."""
 
 from asyncjobs.dispatchers.dramatiq import DramatiqOptions
 
 OPTIONS = {
     "steps": DramatiqOptions(priority=-1),
-    "where": DramatiqOptions(queue="others"),
-    "kept": DramatiqOptions(queue="kept", priority=5),
+    "process_and_loop": DramatiqOptions(queue="others"),
 }

@@ -1,4 +1,4 @@
-"""A dramatiq app as the tests' worker processes have it, whose defaults would spoil every job."""
+"""A dramatiq app as the tests' workers have it, with defaults that would harm jobs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.dramatiq import DramatiqDispatcher
 from asyncjobs.testing import BRISK
 from asyncjobs.testing.dispatcher_handlers import register
-from tests.engines.apps.chores import add_chores
 from tests.engines.apps.dramatiq_options import OPTIONS
+from tests.engines.apps.handlers import register_more
 
 url = os.environ["BROKER"]
 hasty: list[Middleware] = [
@@ -30,6 +30,11 @@ broker = cast("Any", RedisBroker)(url=url, middleware=hasty)
 dramatiq.set_broker(broker)
 dispatcher = DramatiqDispatcher(broker, options=OPTIONS)
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
-dispatcher.carrier(jobs)
+dispatcher.register_task(jobs)
 register(jobs)
-add_chores(jobs)
+register_more(jobs)
+
+
+@dramatiq.actor(store_results=True, max_age=60_000)
+def plain() -> str:
+    return "kept"

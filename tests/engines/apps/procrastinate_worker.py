@@ -1,4 +1,4 @@
-"""A Procrastinate app as the tests' worker processes have it."""
+"""A Procrastinate app as the tests' workers have it, with a time limit that would harm jobs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from asyncjobs.dispatchers.procrastinate import ProcrastinateDispatcher
 from asyncjobs.testing import BRISK
 from asyncjobs.testing.dispatcher_handlers import register
 
-LIMIT = float(os.environ["LIMIT"])
+TIME_LIMIT_SECONDS = 0.2
 
 
 async def limited(call_next: Any, _context: Any, _worker: Any) -> Any:
-    """Give each task little time, as a team may do for its own tasks."""
-    async with asyncio.timeout(LIMIT):
+    async with asyncio.timeout(TIME_LIMIT_SECONDS):
         return await call_next()
 
 
@@ -29,4 +28,9 @@ app = App(
 dispatcher = ProcrastinateDispatcher(app)
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
-dispatcher.carrier(jobs)
+dispatcher.register_task(jobs)
+
+
+@app.task(name="plain")
+def plain() -> None:
+    raise ValueError("failed")

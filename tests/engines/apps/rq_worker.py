@@ -1,4 +1,4 @@
-"""An RQ app as the tests' worker processes have it."""
+"""An RQ app as the tests' workers have it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.rq import RQDispatcher
 from asyncjobs.testing import BRISK
 from asyncjobs.testing.dispatcher_handlers import register
-from tests.engines.apps.chores import add_chores
+from tests.engines.apps.handlers import register_more
 
-connection = cast("Any", Redis).from_url(os.environ["BROKER"])
-dispatcher = RQDispatcher(connection, "rq_worker.carry")
+REDIS_URL = os.environ["BROKER"]  # RQ's workers read it, too
+
+connection = cast("Any", Redis).from_url(REDIS_URL)
+dispatcher = RQDispatcher(connection, "rq_worker.run_job")
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
-add_chores(jobs)
-carry = dispatcher.carrier(jobs)
+register_more(jobs)
+run_job = dispatcher.register_task(jobs)
+
+
+def plain() -> str:
+    return "kept"

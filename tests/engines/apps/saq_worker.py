@@ -1,4 +1,4 @@
-"""A SAQ worker's settings as the tests' worker processes have them."""
+"""The settings of a SAQ worker as the tests' workers have them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from asyncjobs.testing.dispatcher_handlers import register
 
 
 async def plain(_context: object) -> str:
-    """Be a function of the application's own, of which SAQ keeps the result."""
     return "kept"
 
 
 def queue_of(url: str) -> Queue:
-    """Make a queue; on Redis with no timeout, by which Python 3.11 may miss that it has to stop."""
+    """Make a queue; on Redis without a timeout, with which Python 3.11 may miss a cancellation."""
     if url.startswith("postgres"):
         return Queue.from_url(url)
     return RedisQueue(cast("Any", Redis).from_url(url, socket_timeout=None))
 
 
-queue = queue_of(os.environ["QUEUE"])
+queue = queue_of(os.environ["BROKER"])
 dispatcher = SAQDispatcher(queue)
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
 own: dict[str, Any] = {"functions": [plain], "concurrency": 2}
 if "GRACE" in os.environ:
     own["shutdown_grace_period_s"] = int(os.environ["GRACE"])
-settings = dispatcher.carrier(jobs, own)
+settings = dispatcher.register_task(jobs, own)

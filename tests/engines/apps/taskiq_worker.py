@@ -1,4 +1,4 @@
-"""A taskiq broker as the tests' worker processes have it, set up to do what jobs do not want."""
+"""A taskiq broker as the tests' workers have it, with defaults that would harm jobs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from asyncjobs.testing import BRISK
 from asyncjobs.testing.dispatcher_handlers import register
 
 
-class Hasty(TaskiqMiddleware):
-    """Gives every task that has no time limit a short one."""
+class ShortTimeLimit(TaskiqMiddleware):
+    """Sets a short time limit for every task that has none."""
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         message.labels.setdefault("timeout", 0.2)
@@ -29,14 +29,13 @@ BROKERS: Mapping[str, Callable[[str], AsyncBroker]] = {
 
 broker = BROKERS[os.environ["KIND"]](os.environ["BROKER"])
 broker.with_result_backend(RedisAsyncResultBackend(os.environ["BROKER"], prefix_str="result"))
-broker.add_middlewares(SimpleRetryMiddleware(default_retry_label=True), Hasty())
+broker.add_middlewares(SimpleRetryMiddleware(default_retry_label=True), ShortTimeLimit())
 dispatcher = TaskiqDispatcher(broker)
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
-dispatcher.carrier(jobs)
+dispatcher.register_task(jobs)
 
 
 @broker.task("plain")
 async def plain() -> str:
-    """Be a task of the application's own, of which taskiq keeps the result."""
     return "kept"

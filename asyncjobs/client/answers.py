@@ -1,0 +1,276 @@
+"""What the answers of a server mean: the URLs of a job, its state, and its result."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from asyncjobs.client.documents import JobUpdate, object_of, read_job, read_operation
+from asyncjobs.client.errors import (
+    AccessRefused,
+    ForeignUrl,
+    JobNotFound,
+    NotAJob,
+    NotJson,
+    sentence_of,
+)
+from asyncjobs.client.exchange import Answered
+from asyncjobs.client.pace import retry_after
+from asyncjobs.core.status import JobStatus
+
+_MONITOR_LINK = re.compile(r"""<([^>]*)>[^,]*?;\s*rel="?monitor"?(?:\s*[;,]|\s*$)""", re.IGNORECASE)
+_OPERATION_HEADERS = ("operation-location", "azure-asyncoperation")
+_PUTS = frozenset({"PUT", "PATCH"})
+_PORTS = {"http": 80, "https": 443}
+# Proxies that compress turn a strong ETag into a weak one; the number stays.
+_VERSION = re.compile(r'(?:W/)?"?([0-9]{1,18})"?')
+_JSON = re.compile(r"application/(?:[\w.+-]+\+)?json\b", re.IGNORECASE)
+#: RFC 9110, section 15: statuses that may change when the request is repeated. 501 and 505 do not.
+_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: The problem code of asyncjobs for the result of a cancelled job.
+_CANCELLED = "job_cancelled"
+
+
+class MonitorKind(StrEnum):
+    """The protocol of a status monitor."""
+
+    JOB = "job"  # asyncjobs
+    OPERATION = "operation"  # Microsoft's guidelines: 200, and a word for the status
+    LOCATION = "location"  # plain HTTP: 202 until the result is there
+    UNKNOWN = "unknown"  # not known before its first answer
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The URLs of one job. `result` is for operations whose document has no result."""
+
+    status: str
+    kind: MonitorKind = MonitorKind.UNKNOWN
+    events: str | None = None
+    result: str | None = None
+    cancel: str | None = None
+    job_id: str | None = None
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """The job of a submission; `update` is set if the job has ended already.
+
+    The server asks not to be polled for `pause` seconds.
+    """
+
+    monitor: Monitor
+    update: JobUpdate | None = None
+    pause: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A temporary failure; `pause` is the server's `Retry-After` in seconds."""
+
+    reason: str
+    pause: float | None
+
+
+# The answer to a submission
+
+
+def read_submission(
+    answer: Answered, origins: Collection[str] = (), *, method: str = "POST"
+) -> SubmittedJob:
+    """Find the job in the answer to a submission by that method.
+
+    Raises `NotAJob` if the answer names no job, and `ForeignUrl` if the job's URLs are at an origin
+    that is neither the submission's nor one of `origins`.
+    """
+    monitor = _monitor_of(answer, method)
+    document = document_of(answer) if answer.status == 200 else None
+    update = read_job(document)
+    if monitor is None:
+        if update is None:
+            raise NotAJob(answer.url, f"{answer.status} that names no status monitor")
+        return SubmittedJob(Monitor(answer.url, MonitorKind.JOB, job_id=update.job_id), update)
+    for url in (monitor.status, monitor.events, monitor.result, monitor.cancel):
+        require_origin(url, answer.asked, origins)
+    ended = update if update is not None and update.status.terminal else None
+    return SubmittedJob(monitor, ended, retry_after(answer.headers) or 0.0)
+
+
+def _monitor_of(answer: Answered, method: str) -> Monitor | None:
+    document = object_of(problem_of(answer))
+
+    def absolute(value: Any) -> str | None:
+        return urljoin(answer.url, value) if isinstance(value, str) and value else None
+
+    if isinstance(document.get("statusUrl"), str):
+        return Monitor(
+            status=absolute(document["statusUrl"]) or "",
+            kind=MonitorKind.JOB,
+            events=absolute(document.get("eventsUrl")),
+            cancel=absolute(document.get("cancelUrl")),
+            job_id=document["jobId"] if isinstance(document.get("jobId"), str) else None,
+        )
+    link = _MONITOR_LINK.search(answer.headers.get("link", ""))
+    if link is not None:
+        job = read_job(document)
+        kind = MonitorKind.UNKNOWN if job is None else MonitorKind.JOB
+        return Monitor(urljoin(answer.url, link[1]), kind, job_id=job.job_id if job else None)
+    location = absolute(answer.headers.get("location"))
+    # After a PUT or PATCH the result is the resource itself.
+    target = answer.asked if method.upper() in _PUTS else None
+    for name in _OPERATION_HEADERS:
+        if name in answer.headers:
+            status = urljoin(answer.url, answer.headers[name])
+            return Monitor(status, MonitorKind.OPERATION, result=location or target)
+    return Monitor(location, MonitorKind.LOCATION) if location and answer.status == 202 else None
+
+
+def events_url(status_url: str, job_id: str) -> str | None:
+    """Derive the events URL of a job of asyncjobs, which its status document does not contain."""
+    parts = urlsplit(status_url)
+    if not parts.path.endswith(f"/{job_id}"):
+        return None
+    return parts._replace(path=f"{parts.path}/events", query="", fragment="").geturl()
+
+
+def require_origin(url: str | None, asked: str, origins: Collection[str]) -> None:
+    """Raise `ForeignUrl` unless a URL is at the origin that was asked or at one of `origins`."""
+    if url is None:
+        return
+    found = origin_of(url)
+    if found != origin_of(asked) and found not in set(map(origin_of, origins)):
+        raise ForeignUrl(asked, found)
+
+
+def origin_of(url: str) -> str:
+    """Return the origin of a URL, with the default port spelt out (RFC 6454)."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or _PORTS.get(parts.scheme, 0)
+    except ValueError:
+        port = 0
+    return f"{parts.scheme}://{parts.hostname or ''}:{port}".lower()
+
+
+# The answer of a status monitor
+
+
+def trouble_of(answer: Answered) -> Trouble | None:
+    """Return the trouble if the same request may succeed later, else None."""
+    if answer.status not in _TEMPORARY and not 520 <= answer.status <= 599:
+        return None
+    return Trouble(f"it answers {answer.status}", retry_after(answer.headers))
+
+
+def version_of(text: str | None) -> int | None:
+    """Return the version in an ETag or an event's id; None if it is not a version of asyncjobs."""
+    found = _VERSION.fullmatch(text or "")
+    return int(found[1]) if found else None
+
+
+def read_status(answer: Answered, kind: MonitorKind) -> tuple[MonitorKind, JobUpdate]:
+    """Return the state of the job, and the kind of the monitor that describes it.
+
+    Raises `AccessRefused`, `JobNotFound`, `NotJson` or `NotAJob`.
+    """
+    unknown = kind is MonitorKind.UNKNOWN
+    if kind is MonitorKind.LOCATION or (unknown and _is_location(answer)):
+        return MonitorKind.LOCATION, _read_location(answer)
+    _require_job(answer)
+    document = document_of(answer)
+    job = None if kind is MonitorKind.OPERATION else read_job(document, _etag_version(answer))
+    operation = read_operation(document, any_word=kind is MonitorKind.OPERATION)
+    if 200 <= answer.status < 300:
+        if job is not None:
+            return MonitorKind.JOB, job
+        if operation is not None:
+            return MonitorKind.OPERATION, operation
+    raise NotAJob(answer.url, f"{answer.status} with JSON that is no job's status")
+
+
+def result_url(update: JobUpdate, monitor: Monitor) -> str | None:
+    """Return the URL of a completed operation's result; None if the document has the result."""
+    document: Mapping[str, Any] = update.document
+    if monitor.kind is not MonitorKind.OPERATION or "result" in document:
+        return None
+    location = document.get("resourceLocation")
+    return urljoin(monitor.status, location) if isinstance(location, str) else monitor.result
+
+
+def read_result(answer: Answered) -> Any:
+    """Read a result that has a URL of its own: JSON, else text or bytes."""
+    _require_job(answer)
+    if not 200 <= answer.status < 300:
+        raise NotAJob(answer.url, f"{answer.status} instead of a result")
+    return _value_of(answer)
+
+
+def document_of(answer: Answered) -> Any:
+    """Parse an answer's JSON; raise `NotJson` if it is not JSON."""
+    try:
+        return json.loads(answer.body)
+    except ValueError:
+        content_type = answer.headers.get("content-type", "")
+        raise NotJson(answer.url, content_type, answer.body) from None
+
+
+def problem_of(answer: Answered) -> Any:
+    """Parse the JSON of a refusal; return None if it is not JSON."""
+    try:
+        return json.loads(answer.body)
+    except ValueError:
+        return None
+
+
+def _etag_version(answer: Answered) -> int | None:
+    return version_of(answer.headers.get("etag"))
+
+
+def _is_location(answer: Answered) -> bool:
+    """Return whether the answer is that of a result URL before its result is there."""
+    code = object_of(problem_of(answer)).get("code")
+    return answer.status in {202, 424} or (answer.status == 410 and code == _CANCELLED)
+
+
+def _read_location(answer: Answered) -> JobUpdate:
+    if answer.status == 202:
+        pending = problem_of(answer)
+        return read_job(pending) or JobUpdate(JobStatus.PROCESSING, document=object_of(pending))
+    if 200 <= answer.status < 300:
+        return JobUpdate(JobStatus.COMPLETED, progress=100, result=_value_of(answer))
+    problem = object_of(problem_of(answer))
+    if answer.status in {401, 403, 404} or not problem:
+        _require_job(answer)
+        raise NotAJob(answer.url, f"{answer.status} without an explanation in JSON")
+    cancelled = problem.get("code") == _CANCELLED
+    return JobUpdate(
+        JobStatus.CANCELLED if cancelled else JobStatus.FAILED,
+        error=None if cancelled else sentence_of(problem),
+        error_code=str(problem.get("code") or f"http_{answer.status}"),
+        document=problem,
+    )
+
+
+def _require_job(answer: Answered) -> None:
+    if answer.status in {401, 403}:
+        raise AccessRefused(answer.url, answer.status)
+    if answer.status in {404, 410}:
+        raise JobNotFound(answer.url, f"{answer.status}: {sentence_of(problem_of(answer))}")
+
+
+def _value_of(answer: Answered) -> Any:
+    content_type = answer.headers.get("content-type", "")
+    if not answer.body:
+        return None
+    if _JSON.match(content_type):
+        return document_of(answer)
+    if content_type.startswith(("text/html", "application/xhtml")):
+        raise NotJson(answer.url, content_type, answer.body)
+    if content_type.startswith("text/"):
+        return answer.body.decode("utf-8", "replace")
+    return answer.body

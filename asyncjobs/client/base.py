@@ -1,0 +1,233 @@
+"""What both clients share: the requests they send, and what they make of the answers. No I/O."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from inspect import isclass
+from math import inf
+from random import Random
+from typing import Any, Generic, TypeVar, assert_never, cast
+from urllib.parse import urlsplit
+
+from asyncjobs.client.answers import (
+    Monitor,
+    SubmittedJob,
+    Trouble,
+    document_of,
+    problem_of,
+    read_submission,
+    trouble_of,
+)
+from asyncjobs.client.documents import JobUpdate, read_job
+from asyncjobs.client.errors import (
+    AccessRefused,
+    NotAJob,
+    RemoteJobCancelled,
+    RemoteJobFailed,
+    RequestRefused,
+    ResultMismatch,
+    ServerUnreachable,
+)
+from asyncjobs.client.exchange import (
+    ActionResult,
+    Answered,
+    Ask,
+    Broken,
+    End,
+    Hopeless,
+    Step,
+    Wait,
+    Woke,
+)
+from asyncjobs.client.follower import Follower, Following
+from asyncjobs.client.pace import backoff
+from asyncjobs.core.status import JobStatus
+from asyncjobs.settings import Seconds, seconds
+
+H = TypeVar("H")
+T = TypeVar("T")
+
+
+class RepeatedRequest:
+    """Sends an idempotent request again until it is answered; a rule (`exchange.Rule`)."""
+
+    def __init__(self, ask: Ask, give_up_after: float, random: Random) -> None:
+        self._ask = ask
+        self._give_up_after = give_up_after
+        self._random = random
+        self._give_up_at = 0.0
+        self._failures = 0
+        self._answer: Answered | None = None
+
+    @property
+    def answer(self) -> Answered:
+        """The answer; only after an `End` without an error."""
+        return cast("Answered", self._answer)
+
+    def start(self, now: float) -> Step:
+        """Send the request."""
+        self._give_up_at = now + self._give_up_after
+        return Step(self._ask)
+
+    def receive(self, result: ActionResult, now: float) -> Step:
+        """End with the answer or an error, or try again."""
+        match result:
+            case Hopeless(error):
+                return Step(End(error))
+            case Broken(reason):
+                return self._again(Trouble(reason, None), now)
+            case Answered():
+                trouble = trouble_of(result)
+                return self._done(result) if trouble is None else self._again(trouble, now)
+            case Woke():
+                return Step(self._ask)
+            case _:
+                return self._again(Trouble("it answers with a stream", None), now)
+
+    def _done(self, answer: Answered) -> Step:
+        if answer.status in {401, 403}:
+            return Step(End(AccessRefused(answer.url, answer.status)))
+        if not 200 <= answer.status < 300:
+            return Step(End(RequestRefused(answer.url, answer.status, problem_of(answer))))
+        self._answer = answer
+        return Step(End())
+
+    def _again(self, trouble: Trouble, now: float) -> Step:
+        self._failures += 1
+        pause = backoff(self._failures, trouble.pause, self._random)
+        if now + pause > self._give_up_at:
+            return Step(End(ServerUnreachable(self._ask.url, trouble.reason)))
+        return Step(Wait(pause))
+
+
+class ClientBase(ABC, Generic[H]):
+    """A client that submits jobs to a server and follows them; `H` is its HTTP client.
+
+    `options` are the defaults for all its jobs.
+    """
+
+    def __init__(
+        self, base_url: str = "", *, http: H | None = None, options: Following | None = None
+    ) -> None:
+        self.base_url = base_url
+        self.options = options or Following()
+        self._given = http
+        self._own: H | None = None
+
+    @property
+    @abstractmethod
+    def http(self) -> H:
+        """The HTTP client, for requests of your own."""
+
+    def _http(self, new: Callable[[], H]) -> H:
+        if self._given is not None:
+            return self._given
+        if self._own is None:
+            self._own = new()
+        return self._own
+
+    def _take_own(self) -> H | None:
+        own, self._own = self._own, None
+        return own
+
+    def _submission(
+        self, method: str, url: str, json: Any, headers: Mapping[str, str] | None, key: str | None
+    ) -> RepeatedRequest:
+        # Without an Idempotency-Key, a submission whose answer was lost could not be sent again.
+        sent = {"accept": "application/json", **{k.lower(): v for k, v in (headers or {}).items()}}
+        if key is not None or "idempotency-key" not in sent:
+            sent["idempotency-key"] = str(uuid.uuid4()) if key is None else key
+        return _repeated(Ask(method, url, sent, json), self.options)
+
+    def _submitted(self, submission: RepeatedRequest, method: str) -> SubmittedJob:
+        return read_submission(submission.answer, self.options.origins, method=method)
+
+
+class RemoteJobBase(Generic[T, H]):
+    """A job at a server; `T` is the type of its result, `H` the HTTP client.
+
+    `last` is its newest known state, None before the first answer. `monitor` has all its URLs.
+    """
+
+    def __init__(
+        self,
+        client: ClientBase[H],
+        submitted: SubmittedJob,
+        type: Any = None,
+        *,
+        not_before: float = -inf,
+    ) -> None:
+        self.monitor: Monitor = submitted.monitor
+        self.last: JobUpdate | None = submitted.update
+        self._client = client
+        self._type = type
+        self._not_before = not_before
+
+    @property
+    def status_url(self) -> str:
+        """The URL by which any client with access can `attach` to the job."""
+        return self.monitor.status
+
+    def _follower(self, timeout: Seconds | None) -> Follower:
+        options = self._client.options
+        chosen = options if timeout is None else replace(options, timeout=seconds(timeout))
+        random = Random()  # noqa: S311  # pauses
+        return Follower(self.monitor, chosen, random, self.last, not_before=self._not_before)
+
+    def _learn(self, update: JobUpdate, follower: Follower) -> None:
+        self.last, self.monitor = update, follower.monitor
+
+    def _outcome(self, type: Any) -> Any:
+        """Return the result of the ended job, or raise what it ended with."""
+        return outcome_of(cast("JobUpdate", self.last), self._type if type is None else type)
+
+    def _cancellation(self) -> RepeatedRequest:
+        parts = urlsplit(self.monitor.status)
+        derived = parts._replace(path=f"{parts.path}/cancel").geturl()
+        headers = {"accept": "application/json"}
+        return _repeated(Ask("POST", self.monitor.cancel or derived, headers), self._client.options)
+
+    def _cancelled(self, cancellation: RepeatedRequest) -> JobUpdate:
+        answer = cancellation.answer
+        update = read_job(document_of(answer))
+        if update is None:
+            raise NotAJob(answer.url, f"{answer.status} with JSON that is no job's status")
+        if update.status.terminal:
+            self.last = update
+        return update
+
+
+def outcome_of(update: JobUpdate, type: Any) -> Any:
+    """Return the result of an ended job as that type, or raise what the job ended with."""
+    match update.status:
+        case JobStatus.COMPLETED:
+            return update.result if type is None else _validated(update.result, type)
+        case JobStatus.FAILED:
+            raise RemoteJobFailed(update)
+        case JobStatus.CANCELLED:
+            raise RemoteJobCancelled(update)
+        case JobStatus.PENDING | JobStatus.PROCESSING:
+            raise ValueError(f"The job is {update.status}: it has no outcome yet.")
+        case _:
+            assert_never(update.status)
+
+
+def _repeated(ask: Ask, options: Following) -> RepeatedRequest:
+    return RepeatedRequest(ask, options.submit_for, Random())  # noqa: S311  # pauses
+
+
+def _validated(result: Any, type: Any) -> Any:
+    # pydantic takes as long to load as the rest of the client, and few callers ask for a type.
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
+
+    try:
+        if isinstance(result, bytes):
+            return TypeAdapter(type).validate_python(result, strict=True)
+        return TypeAdapter(type).validate_json(json.dumps(result))
+    except (ValidationError, TypeError) as error:
+        name = type.__name__ if isclass(type) else str(type)
+        raise ResultMismatch(name, result, str(error)) from error

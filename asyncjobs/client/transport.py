@@ -1,0 +1,123 @@
+"""Requests and answers in terms of httpx2, or of httpx, which has the same names. No I/O."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from asyncjobs.client.errors import AnswerTooLarge, ClientError, NotAJob, RedirectLoop
+from asyncjobs.client.exchange import (
+    MAX_ANSWER_BYTES,
+    ActionResult,
+    Answered,
+    Arrived,
+    Ask,
+    Broken,
+    Hopeless,
+    Read,
+    Wait,
+)
+from asyncjobs.errors import ConfigurationError
+
+_LIBRARIES = frozenset({"httpx2", "httpx"})
+
+
+class _RequestBuilder(Protocol):
+    """The part that blocking and asynchronous HTTP clients have in common."""
+
+    def build_request(
+        self, method: str, url: str, *, json: Any = ..., headers: Any = ..., timeout: Any = ...
+    ) -> Any: ...
+
+
+class HttpClient(_RequestBuilder, Protocol):
+    """An `httpx2.Client` or `httpx.Client`."""
+
+    def send(self, request: Any, *, stream: bool = ..., follow_redirects: Any = ...) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class AsyncHttpClient(_RequestBuilder, Protocol):
+    """An `httpx2.AsyncClient` or `httpx.AsyncClient`."""
+
+    async def send(
+        self, request: Any, *, stream: bool = ..., follow_redirects: Any = ...
+    ) -> Any: ...
+
+    async def aclose(self) -> None: ...
+
+
+class HttpLibrary:
+    """The library of an HTTP client: `errors` are what it raises when a request fails."""
+
+    def __init__(self, client: object) -> None:
+        self._library = library = _library_of(client)
+        self.errors: tuple[type[Exception], ...] = (library.HTTPError, library.InvalidURL)
+
+    def result_of(self, error: Exception, action: Ask | Read | Wait) -> ActionResult:
+        """Return `Hopeless` if the action fails however often it is tried, else `Broken`."""
+        library = self._library
+        url = action.url if isinstance(action, Ask) else ""
+        if isinstance(error, library.TooManyRedirects):
+            return Hopeless(_caused(RedirectLoop(url), error))
+        unsendable = (library.InvalidURL, library.UnsupportedProtocol, library.LocalProtocolError)
+        if isinstance(error, unsendable):
+            return Hopeless(_caused(NotAJob(url, f"nothing, for {str(error).rstrip('.')}"), error))
+        reason = str(error) or type(error).__name__
+        unconnected = (library.ConnectError, library.ConnectTimeout, library.PoolTimeout)
+        return Broken(reason, connected=not isinstance(error, unconnected))
+
+
+class IncomingAnswer:
+    """An answer that is being read, up to the limits of size and time."""
+
+    def __init__(self, client: _RequestBuilder, ask: Ask, now: float) -> None:
+        body = {} if ask.json is None else {"json": ask.json}
+        self.request = client.build_request(
+            ask.method, ask.url, headers=dict(ask.headers), timeout=ask.timeout, **body
+        )
+        self._ask = ask
+        self._ends = now + ask.total
+        self._body = bytearray()
+
+    def is_stream(self, response: Any) -> bool:
+        """Return whether the answer is the requested stream of Server-Sent Events."""
+        headers: Mapping[str, str] = response.headers
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        events = response.status_code == 200 and media_type == "text/event-stream"
+        return self._ask.stream and events
+
+    def add(self, chunk: bytes, now: float) -> ActionResult | None:
+        """Keep a part of the body; return why the answer must not be read further, if so."""
+        self._body += chunk
+        if len(self._body) > MAX_ANSWER_BYTES:
+            return Hopeless(AnswerTooLarge(self._ask.url, MAX_ANSWER_BYTES))
+        return Broken("its answer does not end") if now > self._ends else None
+
+    def complete(self, response: Any) -> Answered:
+        """Return the answer after its last part."""
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        asked, url = str(self.request.url), str(response.url)
+        return Answered(asked, url, response.status_code, headers, bytes(self._body))
+
+
+def arrived(chunk: bytes | None) -> ActionResult:
+    """Return the result of reading a stream; None is its end."""
+    return Broken("the stream ended") if chunk is None else Arrived(chunk)
+
+
+def _library_of(client: object) -> Any:
+    for parent in type(client).__mro__:
+        root = parent.__module__.partition(".")[0]
+        if root in _LIBRARIES:
+            return sys.modules[root]
+    raise ConfigurationError(
+        f"{type(client).__name__} is no client of httpx2 or httpx: hand in one of these."
+    )
+
+
+def _caused(error: ClientError, cause: Exception) -> ClientError:
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,346 @@
+"""What the PostgreSQL store reads and writes, as functions of a session.
+
+In the statements `{s}` stands for the schema. All parameters are typed by a cast, and most are
+arrays: a call of many jobs is one statement, and each statement is one transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
+from datetime import datetime
+from typing import Any
+
+from asyncjobs.core.encoding import encode_state, encode_submission, readable
+from asyncjobs.core.job import Job, JobId
+from asyncjobs.errors import StoreUnavailable
+from asyncjobs.protocols import Change, Page, Selection
+from asyncjobs.stores.postgres.connections import Session, StatementRunner
+from asyncjobs.stores.sql import (
+    JOB_COLUMNS,
+    condition,
+    cursor_from,
+    due_column,
+    job_from,
+    moments_from,
+    page_of,
+)
+
+#: Of payloads or results in one statement, unless a single one is larger.
+MAX_STATEMENT_BYTES = 32 * 1024 * 1024
+
+# How often a job may be refused because of one that is gone when it is looked for.
+_MAX_INSERT_ATTEMPTS = 9
+
+# An index entry has no room for more of each part.
+_MAX_INDEXED_CHARACTERS = 200
+
+_ESCAPED = re.compile(r"\\([\\0])")
+
+
+_JOBS = "{s}.jobs JOIN {s}.submissions USING (seq)"
+
+BY_ID = f"""
+SELECT {JOB_COLUMNS} FROM {_JOBS} LEFT JOIN {{s}}.results USING (seq) WHERE id = ANY (%b::text[])
+"""  # noqa: S608  # constants
+
+LIST = f"""
+SELECT id, submission, state, ''::bytea, NULL, revision, lane, due_at, seq
+FROM {_JOBS} WHERE {{where}} ORDER BY seq DESC LIMIT %b::bigint
+"""  # noqa: S608  # constants
+
+# Of one statement, so that a job is never seen without its payload. Rows are added in the order of
+# what is unique about them: two processes that add the same ones in different orders would wait for
+# each other. `seq` is given out before, in the order of the call.
+INSERT = """
+WITH given AS MATERIALIZED (
+    SELECT nextval('{s}.jobs_seq') AS seq, * FROM unnest(
+        %b::text[], %b::text[], %b::bigint[], %b::bigint[], %b::text[],
+        %b::text[], %b::text[], %b::text[], %b::bytea[], %b::bytea[], %b::bytea[], %b::bytea[]
+    ) AS _(id, lane, due_at, revision, status, type, owner, key, state, submission, payload, result)
+), added AS (
+    INSERT INTO {s}.jobs (seq, id, lane, due_at, revision, status, type, owner, key, state)
+    SELECT seq, id, lane, due_at, revision, status, type, owner, key, state
+    FROM given ORDER BY key, type, owner, id
+    ON CONFLICT DO NOTHING RETURNING seq
+), wide AS (
+    INSERT INTO {s}.submissions (seq, submission, payload)
+    SELECT seq, submission, payload FROM added JOIN given USING (seq)
+), results AS (
+    INSERT INTO {s}.results (seq, result)
+    SELECT seq, result FROM added JOIN given USING (seq) WHERE result IS NOT NULL
+)
+SELECT id FROM added JOIN given USING (seq)
+"""
+
+IN_THE_WAY = f"""
+SELECT asked.place, {JOB_COLUMNS}
+FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[])
+    WITH ORDINALITY AS asked(asked_id, asked_type, asked_owner, asked_key, place)
+CROSS JOIN LATERAL (
+    SELECT seq AS seq FROM {{s}}.jobs WHERE id = asked_id
+    UNION ALL
+    SELECT seq FROM {{s}}.jobs WHERE key = asked_key AND type = asked_type
+        AND coalesce(owner, '') = coalesce(asked_owner, '')
+        AND (owner IS NULL) = (asked_owner IS NULL)
+    LIMIT 1
+) AS found JOIN {_JOBS} USING (seq) LEFT JOIN {{s}}.results USING (seq)
+"""  # noqa: S608  # constants
+
+UPDATE = """
+WITH given AS (
+    SELECT * FROM unnest(
+        %b::text[], %b::bigint[], %b::bigint[], %b::text[], %b::bigint[], %b::text[],
+        %b::bytea[], %b::bytea[]
+    ) AS _(id, expected, revision, lane, due_at, status, state, result)
+), done AS (
+    UPDATE {s}.jobs SET (state, revision, lane, due_at, status)
+        = ROW (given.state, given.revision, given.lane, given.due_at, given.status)
+    FROM given WHERE jobs.id = given.id AND jobs.revision = given.expected
+    RETURNING jobs.id, jobs.seq, given.result
+), kept AS (
+    INSERT INTO {s}.results (seq, result)
+    SELECT seq, result FROM done WHERE result IS NOT NULL
+    ON CONFLICT (seq) DO UPDATE SET result = excluded.result
+)
+SELECT id FROM done
+"""
+
+# One index scan per lane, in the order of the index; what others take at this moment is passed by.
+TAKE = f"""
+WITH due AS MATERIALIZED (
+    SELECT one.seq, one.due_at AS was_due
+    FROM unnest(%b::text[]) AS wanted(lane) CROSS JOIN LATERAL (
+        SELECT seq, due_at FROM {{s}}.jobs
+        WHERE jobs.lane = wanted.lane AND due_at <= %b::bigint
+        ORDER BY due_at, seq LIMIT %b::bigint FOR UPDATE SKIP LOCKED
+    ) AS one ORDER BY one.due_at, one.seq LIMIT %b::bigint
+), moved AS (
+    UPDATE {{s}}.jobs SET due_at = %b::bigint FROM due WHERE jobs.seq = due.seq
+    RETURNING jobs.*, due.was_due
+)
+SELECT {JOB_COLUMNS} FROM moved JOIN {{s}}.submissions USING (seq)
+    LEFT JOIN {{s}}.results USING (seq)
+ORDER BY was_due, seq
+"""  # noqa: S608  # constants
+
+DELETE = """
+WITH gone AS (
+    DELETE FROM {s}.jobs WHERE id = ANY (%b::text[]) RETURNING seq
+), submissions AS (
+    DELETE FROM {s}.submissions USING gone WHERE submissions.seq = gone.seq
+)
+DELETE FROM {s}.results USING gone WHERE results.seq = gone.seq
+"""
+
+BEFORE = """
+SELECT count(*) FROM (
+    SELECT 1 FROM {s}.jobs WHERE lane = %b::text AND due_at <= %b::bigint
+    AND seq < (SELECT seq FROM {s}.jobs WHERE id = %b::text) LIMIT %b::bigint
+) AS before
+"""
+
+FIRST_DUE = """
+SELECT (SELECT min(due_at) FROM {s}.jobs WHERE jobs.lane = asked.lane)
+FROM unnest(%b::text[]) WITH ORDINALITY AS asked (lane, place) ORDER BY place
+"""
+
+NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
+
+async def get(db: Session, ids: Sequence[JobId]) -> list[Job | None]:
+    """Read jobs in the order of the ids."""
+    names = [_text(job_id) for job_id in ids]
+    jobs = {row[0]: _job(row) for row in await db.rows(BY_ID, names)}
+    return [jobs.get(name) for name in names]
+
+
+async def insert(db: StatementRunner, jobs: Sequence[Job]) -> list[Job]:
+    """Add jobs; return what is stored for each."""
+    stored: dict[int, Job] = {}
+    for round_ in _rounds([_unique_of(job) for job in jobs]):
+        for places in _portions(round_, [len(job.payload_json) for job in jobs]):
+            for _ in range(_MAX_INSERT_ATTEMPTS):
+                if rest := [place for place in places if place not in stored]:
+                    stored |= await _insert(db, {place: jobs[place] for place in rest})
+    if len(stored) < len(jobs):
+        raise StoreUnavailable(db.server.name, "it refuses a job and has none in its place")
+    return [stored[place] for place in range(len(jobs))]
+
+
+async def _insert(db: StatementRunner, jobs: dict[int, Job]) -> dict[int, Job]:
+    """Add jobs that are not in each other's way; return what is stored for each now."""
+    added = {name for (name,) in await db.rows(INSERT, *_columns(list(jobs.values())))}
+    stored = {place: job for place, job in jobs.items() if _text(job.id) in added}
+    refused = [place for place in jobs if place not in stored]
+    if refused:
+        # A new statement, since it must see what was not yet there when the first one began.
+        asked = [jobs[place] for place in refused]
+        ids = [_text(job.id) for job in asked]
+        found = await db.rows(IN_THE_WAY, ids, *_keys(asked))
+        stored |= {refused[place - 1]: _job(row) for place, *row in found}
+    return stored
+
+
+async def replace(db: Session, changes: Sequence[Change]) -> list[bool]:
+    """Write the changes whose stored revision is the expected one; return which were written."""
+    sizes = [len(change.job.result_json or b"") for change in changes]
+    # All processes lock rows in one order, lest two of them wait for each other.
+    statements = [
+        portion
+        for round_ in _rounds([{change.job.id} for change in changes])
+        for portion in _portions(sorted(round_, key=lambda at: changes[at].job.id), sizes)
+    ]
+    written: set[int] = set()
+    # All or none, since a call that a deadlock ends is made again.
+    async with db.transaction() if len(statements) > 1 else nullcontext():
+        for places in statements:
+            done = await db.rows(UPDATE, *_changed([changes[place] for place in places]))
+            names = {name for (name,) in done}
+            written |= {place for place in places if _text(changes[place].job.id) in names}
+    return [place in written for place in range(len(changes))]
+
+
+async def take(db: Session, lanes: Sequence[str], now: int, until: int, limit: int) -> list[Job]:
+    """Move what is due, the longest due first."""
+    names = [_text(lane) for lane in sorted(set(lanes))]
+    return readable(await db.rows(TAKE, names, now, limit, limit, until), _job)
+
+
+async def delete(db: Session, ids: Sequence[JobId]) -> None:
+    """Delete jobs with all that belongs to them."""
+    await db.rows(DELETE, [_text(job_id) for job_id in sorted(ids)])
+
+
+async def select(db: Session, which: Selection, limit: int, after: str | None) -> Page:
+    """Read a page of a list."""
+    terms = {
+        "owner = %b::text": _indexed(which.user_id),
+        "type = %b::text": None if which.type is None else _text(which.type),
+        "seq < %b::bigint": cursor_from(after),
+    }
+    where, values = condition(terms, which.status)
+    return page_of(await db.rows(LIST.replace("{where}", where), *values, limit + 1), limit, _job)
+
+
+async def count_before(db: Session, job: Job, until: int, most: int) -> int:
+    """Count the jobs of the lane that came before a job, up to `most`."""
+    [(number,)] = await db.rows(BEFORE, _text(job.lane), until, _text(job.id), most)
+    return int(number)
+
+
+async def first_due(db: Session, lanes: Sequence[str]) -> list[datetime | None]:
+    """Read the earliest due moment of each lane."""
+    return moments_from(await db.rows(FIRST_DUE, [_text(lane) for lane in lanes]))
+
+
+async def now(db: Session) -> int:
+    """Read the server's clock, in microseconds since 1970."""
+    [(moment,)] = await db.rows(NOW)
+    return int(moment)
+
+
+def _rounds(names: Sequence[set[Hashable]]) -> list[list[int]]:
+    """Split places so that no two of a round share a name, and those that do keep their order."""
+    last: dict[Hashable, int] = {}
+    rounds: list[list[int]] = []
+    for place, mine in enumerate(names):
+        number = max(last.get(name, 0) for name in mine)
+        last.update(dict.fromkeys(mine, number + 1))
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(place)
+    return rounds
+
+
+def _portions(places: list[int], sizes: Sequence[int]) -> list[list[int]]:
+    """Split places so that what a statement sends stays far below PostgreSQL's limit of 1 GiB."""
+    portions: list[list[int]] = []
+    room = 0
+    for place in places:
+        if not portions or sizes[place] > room:
+            portions.append([])
+            room = MAX_STATEMENT_BYTES
+        portions[-1].append(place)
+        room -= sizes[place]
+    return portions
+
+
+def _columns(jobs: list[Job]) -> list[list[Any]]:
+    types, owners, keys = _keys(jobs)
+    return [
+        [_text(job.id) for job in jobs],
+        *_moving(jobs),
+        types,
+        owners,
+        keys,
+        [encode_state(job) for job in jobs],
+        [encode_submission(job) for job in jobs],
+        [job.payload_json for job in jobs],
+        [job.result_json for job in jobs],
+    ]
+
+
+def _changed(changes: list[Change]) -> list[list[Any]]:
+    jobs = [change.job for change in changes]
+    lanes, due, revisions, statuses = _moving(jobs)
+    return [
+        [_text(job.id) for job in jobs],
+        [change.expected_revision for change in changes],
+        revisions,
+        lanes,
+        due,
+        statuses,
+        [encode_state(job) for job in jobs],
+        [job.result_json for job in jobs],
+    ]
+
+
+def _moving(jobs: list[Job]) -> list[list[Any]]:
+    return [
+        [_text(job.lane) for job in jobs],
+        [due_column(job) for job in jobs],
+        [job.revision for job in jobs],
+        [job.status.value for job in jobs],
+    ]
+
+
+def _keys(jobs: list[Job]) -> list[list[Any]]:
+    return [
+        [_text(job.type) for job in jobs],
+        [_indexed(job.user_id) for job in jobs],
+        [_indexed(job.idempotency_key) for job in jobs],
+    ]
+
+
+def _unique_of(job: Job) -> set[Hashable]:
+    if job.idempotency_key is None:
+        return {job.id}
+    return {job.id, (job.type, job.user_id, job.idempotency_key)}
+
+
+def _job(row: Sequence[Any]) -> Job:
+    *before, lane, due_at, seq = row
+    return job_from((*before, _unescaped(lane), due_at, seq))
+
+
+def _text(value: str) -> str:
+    """Escape what PostgreSQL's text cannot hold (NUL, lone surrogates), each text differently."""
+    if value.isascii() and "\\" not in value and "\0" not in value:
+        return value
+    escaped = value.replace("\\", "\\\\").replace("\0", "\\0")
+    return escaped.encode("utf-8", "backslashreplace").decode()
+
+
+def _unescaped(value: str) -> str:
+    return _ESCAPED.sub(lambda found: found[1].replace("0", "\0"), value)
+
+
+def _indexed(value: str | None) -> str | None:
+    """Shorten what comes from clients, and is only looked up, to what an index entry can hold."""
+    if value is None or len(value) <= _MAX_INDEXED_CHARACTERS:
+        return None if value is None else _text(value)
+    digest = hashlib.sha256(value.encode("utf-8", "backslashreplace")).hexdigest()
+    return f"{_text(value[: _MAX_INDEXED_CHARACTERS - 100])}\\#{digest}"

@@ -1,0 +1,205 @@
+"""Jobs in a transaction of the application's own: what is inserted, and when it has committed.
+
+PostgreSQL announces no commit; a NOTIFY inside the transaction would, but lets only one commit at a
+time. So the server is asked, and only while there is something to ask about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import anyio
+import psycopg
+from anyio import to_thread
+from psycopg.rows import tuple_row
+
+from asyncjobs.core.job import JobId
+from asyncjobs.errors import AsyncJobsError, StoreError, StoreUnavailable, UnusableConnection
+from asyncjobs.stores.postgres.connections import ConnectionPool, PostgresAddress, in_schema
+from asyncjobs.stores.postgres.notices import Notices
+
+log = logging.getLogger("asyncjobs")
+
+# Most transactions end at once; about one that stays open the server is asked less and less often.
+_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.01, 0.2
+
+#: Equal for two connections only if both lead to the same tables of the same server.
+PLACE = """
+SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
+    (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
+    to_regclass('{s}.jobs')::oid::bigint
+"""
+_PLACE_AND_TRANSACTION = f"{PLACE}, txid_current()"
+
+_FATES = "SELECT asked, txid_status(asked) FROM unnest(%b::bigint[]) AS asked"
+
+_FAILED = "its transaction has failed: roll it back and begin another one"
+_ELSEWHERE = "it does not lead to the tables of the queue's store"
+
+# The caller's mistakes, by SQLSTATE.
+_MISUSED = {
+    "25P01": "it is in autocommit mode, so there is no transaction: begin one",
+    "25P02": _FAILED,
+    "25006": "its transaction is read-only",
+    "42501": "its role may not write to the tables of the queue's store",
+}
+
+
+class Refused(Exception):
+    """Raised when a driver raised an error; `state` is its SQLSTATE."""
+
+    def __init__(self, error: Exception, state: str | None) -> None:
+        self.error = error
+        self.state = state
+
+
+class Transaction(ABC):
+    """The transaction that is under way on a connection, or begins with its next statement."""
+
+    @abstractmethod
+    async def rows(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Execute a statement, whose parameters are `%b::type`; raise `Refused`."""
+
+
+class _AsyncioTransaction(Transaction):
+    def __init__(self, connection: Any) -> None:
+        self._connection: psycopg.AsyncConnection[Any] = connection
+
+    async def rows(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        # Made here, since the connection's own factories may be any.
+        cursor = psycopg.AsyncCursor(self._connection, row_factory=tuple_row)
+        try:
+            await cursor.execute(statement.encode(), values or None, prepare=False, binary=True)
+            return [] if cursor.description is None else await cursor.fetchall()
+        except psycopg.Error as error:
+            raise Refused(error, error.sqlstate) from error
+
+
+class _ThreadTransaction(Transaction):
+    def __init__(self, connection: Any) -> None:
+        self._connection: psycopg.Connection[Any] = connection
+
+    async def rows(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        return await to_thread.run_sync(self._rows, statement, values)
+
+    def _rows(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
+        try:
+            cursor.execute(statement.encode(), values or None, prepare=False, binary=True)
+            return [] if cursor.description is None else cursor.fetchall()
+        except psycopg.Error as error:
+            raise Refused(error, error.sqlstate) from error
+
+
+def transaction_on(connection: object) -> Transaction:
+    """Return the transaction of a connection; raise `UnusableConnection` for an unknown kind."""
+    if isinstance(connection, Transaction):
+        return connection
+    given = connection  # whose rows may be of any kind
+    if not isinstance(connection, psycopg.AsyncConnection | psycopg.Connection):
+        kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+        raise UnusableConnection(
+            f"it is a {kind}, where the PostgreSQL store takes psycopg's, or from SQLAlchemy what "
+            "`asyncjobs.adapters.sqlalchemy.transaction_of` returns"
+        )
+    if connection.closed:
+        raise UnusableConnection("it is closed")
+    if isinstance(connection, psycopg.AsyncConnection):
+        return _AsyncioTransaction(given)
+    return _ThreadTransaction(given)
+
+
+class BorrowedTransaction:
+    """A transaction of the application's, in which statements of ours are executed."""
+
+    def __init__(self, transaction: Transaction, server: PostgresAddress) -> None:
+        self.server = server
+        self._transaction = transaction
+
+    async def rows(self, query: str, /, *values: Any) -> list[tuple[Any, ...]]:
+        statement = in_schema(query, self.server.schema).decode()
+        try:
+            return await self._transaction.rows(statement, values)
+        except Refused as refused:
+            if refused.state in _MISUSED:
+                raise UnusableConnection(_MISUSED[refused.state]) from refused.error
+            reason = " ".join(str(refused.error).split())
+            raise StoreUnavailable(self.server.name, reason) from refused.error
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[None]:
+        """Undo the block if it raises, so that the transaction can go on."""
+        with anyio.CancelScope(shield=True):
+            await self.rows("SAVEPOINT asyncjobs")
+        try:
+            yield
+        except BaseException:
+            with anyio.CancelScope(shield=True), suppress(AsyncJobsError):
+                await self.rows("ROLLBACK TO SAVEPOINT asyncjobs")
+                await self.rows("RELEASE SAVEPOINT asyncjobs")
+            raise
+        with anyio.CancelScope(shield=True):
+            await self.rows("RELEASE SAVEPOINT asyncjobs")
+
+    async def place(self) -> tuple[tuple[Any, ...], int]:
+        """Return the `PLACE` of the connection, and the transaction's number."""
+        [(*here, number)] = await self.rows(_PLACE_AND_TRANSACTION)
+        return tuple(here), int(number)
+
+
+def elsewhere() -> UnusableConnection:
+    """Make the error for a connection that leads to other tables than those of the store."""
+    return UnusableConnection(_ELSEWHERE)
+
+
+class CommitWatch:
+    """Notifies all processes of jobs in transactions, soon after those have committed."""
+
+    def __init__(self, pool: ConnectionPool, notices: Notices) -> None:
+        self._pool = pool
+        self._notices = notices
+        self._expected: dict[int, set[JobId]] = {}
+        self._pause = _MIN_PAUSE_SECONDS
+        self._task: asyncio.Task[None] | None = None
+
+    def expect(self, transaction: int, ids: Sequence[JobId]) -> None:
+        """Send notices of these jobs when the transaction of that number has committed."""
+        if not ids:
+            return
+        self._expected.setdefault(transaction, set()).update(ids)
+        self._pause = _MIN_PAUSE_SECONDS
+        if self._task is None:
+            self._task = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Stop asking; jobs of transactions that are still open will be found by polling."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _watch(self) -> None:
+        try:
+            while self._expected:
+                await asyncio.sleep(self._pause)
+                self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
+                await self._look()
+        except StoreError as error:
+            # After a failover its numbers may mean nothing; workers poll anyway.
+            log.debug("The end of transactions is unknown: %s", error)
+            self._expected.clear()
+        finally:
+            self._task = None
+
+    async def _look(self) -> None:
+        asked = list(self._expected)
+        for number, fate in await self._pool.use(lambda db: db.rows(_FATES, asked)):
+            if fate != "in progress":
+                ids = self._expected.pop(number)
+                if fate != "aborted":
+                    self._notices.send(ids, here=True)

@@ -1,0 +1,160 @@
+"""What the SQLite store reads and writes, as functions of an open connection."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+
+from asyncjobs.core.encoding import encode_state, encode_submission, readable
+from asyncjobs.core.job import Job, JobId
+from asyncjobs.protocols import Change, Page, Selection
+from asyncjobs.stores.sql import (
+    JOB_COLUMNS,
+    condition,
+    cursor_from,
+    due_column,
+    job_from,
+    moments_from,
+    page_of,
+)
+
+_JOB = (
+    f"SELECT {JOB_COLUMNS}"  # noqa: S608  # constants
+    " FROM jobs JOIN submissions USING (seq) LEFT JOIN results USING (seq)"
+)
+_NARROW_JOB = (
+    "SELECT id, submission, state, x'', NULL, revision, lane, due_at, seq"
+    " FROM jobs JOIN submissions USING (seq)"
+)
+_BY_ID = f"{_JOB} WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608  # constants
+_BY_SEQ = f"{_JOB} WHERE seq IN (SELECT value FROM json_each(?))"  # noqa: S608  # constants
+_ANY_DUE = "SELECT 1 FROM jobs WHERE lane = ? AND due_at <= ? LIMIT 1"
+_DUE = "SELECT due_at, seq FROM jobs WHERE lane = ? AND due_at <= ? ORDER BY due_at, seq LIMIT ?"
+_FIRST_DUE = "SELECT min(due_at) FROM jobs WHERE lane = ?"
+_BY_KEY = "SELECT seq FROM idempotency_keys WHERE owner = ? AND type = ? AND key = ?"
+_UPDATE = (
+    "UPDATE jobs SET state = ?, revision = ?, lane = ?, due_at = ?, status = ?"
+    " WHERE id = ? AND revision = ?"
+)
+_BEFORE = (
+    "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE lane = ? AND due_at <= ?"
+    " AND seq < (SELECT seq FROM jobs WHERE id = ?) LIMIT ?)"
+)
+_FORGET = (
+    "DELETE FROM idempotency_keys WHERE seq = ?",
+    "DELETE FROM results WHERE seq = ?",
+    "DELETE FROM submissions WHERE seq = ?",
+    "DELETE FROM jobs WHERE seq = ?",
+)
+
+
+def get(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[Job | None]:
+    """Read jobs in the order of the ids."""
+    found = db.execute(_BY_ID, (json.dumps(ids),)).fetchall()
+    jobs = {row[0]: job_from(row) for row in found}
+    return [jobs.get(job_id) for job_id in ids]
+
+
+def any_due(db: sqlite3.Connection, lanes: Sequence[str], now: int) -> bool:
+    """Return whether `take` would find anything."""
+    return any(db.execute(_ANY_DUE, (lane, now)).fetchone() for lane in lanes)
+
+
+def select(db: sqlite3.Connection, which: Selection, limit: int, after: str | None) -> Page:
+    """Read a page of a list."""
+    terms = {
+        "owner = ?": which.user_id,
+        "type = ?": which.type,
+        "seq < ?": cursor_from(after),
+    }
+    where, values = condition(terms, which.status)
+    query = f"{_NARROW_JOB} WHERE {where} ORDER BY seq DESC LIMIT ?"
+    return page_of(db.execute(query, (*values, limit + 1)).fetchall(), limit)
+
+
+def count_before(db: sqlite3.Connection, job: Job, until: int, most: int) -> int:
+    """Count the jobs of the lane that came before a job, up to `most`."""
+    [number] = db.execute(_BEFORE, (job.lane, until, job.id, most)).fetchone()
+    return int(number)
+
+
+def first_due(db: sqlite3.Connection, lanes: Sequence[str]) -> list[datetime | None]:
+    """Read the earliest due moment of each lane."""
+    return moments_from(db.execute(_FIRST_DUE, (lane,)).fetchone() for lane in lanes)
+
+
+def insert(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
+    """Add jobs; return what is stored for each."""
+    ids = json.dumps([job.id for job in jobs])
+    stored = {row[0]: job_from(row) for row in db.execute(_BY_ID, (ids,))}
+    [last] = db.execute("SELECT coalesce(max(seq), 0) FROM jobs").fetchone()
+    answer: list[Job] = []
+    for job in jobs:
+        found = stored.get(job.id) or _by_key(db, job)
+        if found is None:
+            last += 1
+            _add(db, last, job)
+            found = stored[job.id] = job
+        answer.append(found)
+    return answer
+
+
+def _add(db: sqlite3.Connection, seq: int, job: Job) -> None:
+    hot = (seq, job.id, job.lane, due_column(job), job.revision, encode_state(job))
+    row = (*hot, job.user_id, job.type, job.status)
+    db.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    wide = (seq, encode_submission(job), job.payload_json)
+    db.execute("INSERT INTO submissions VALUES (?, ?, ?)", wide)
+    if job.result_json is not None:
+        db.execute("INSERT INTO results VALUES (?, ?)", (seq, job.result_json))
+    if job.idempotency_key is not None:
+        db.execute("INSERT INTO idempotency_keys VALUES (?, ?, ?, ?)", (*_key(job), seq))
+
+
+def _by_key(db: sqlite3.Connection, job: Job) -> Job | None:
+    if job.idempotency_key is None:
+        return None
+    row = db.execute(_BY_KEY, _key(job)).fetchone()
+    return None if row is None else job_from(db.execute(_BY_SEQ, (json.dumps(row),)).fetchone())
+
+
+def replace(db: sqlite3.Connection, change: Change) -> bool:
+    """Write a change if the stored revision is the expected one; return whether it was."""
+    job = change.job
+    values = (encode_state(job), job.revision, job.lane, due_column(job), job.status)
+    if not db.execute(_UPDATE, (*values, job.id, change.expected_revision)).rowcount:
+        return False
+    if job.result_json is not None:
+        keep = "INSERT OR REPLACE INTO results SELECT seq, ? FROM jobs WHERE id = ?"
+        db.execute(keep, (job.result_json, job.id))
+    return True
+
+
+def take(
+    db: sqlite3.Connection, lanes: Sequence[str], now: int, until: int, limit: int
+) -> list[Job]:
+    """Move what is due, the longest due first."""
+    # One index scan per lane: with all lanes in one query SQLite would sort everything due.
+    due = [row for lane in set(lanes) for row in db.execute(_DUE, (lane, now, limit))]
+    chosen = [seq for _, seq in sorted(due)[:limit]]
+    move = "UPDATE jobs SET due_at = ? WHERE seq = ?"
+    db.executemany(move, [(until, seq) for seq in chosen])
+    order = {seq: place for place, seq in enumerate(chosen)}
+    rows = db.execute(_BY_SEQ, (json.dumps(chosen),)).fetchall()
+    return readable(sorted(rows, key=lambda row: order[row[-1]]), job_from)
+
+
+def delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> None:
+    """Delete jobs with all that belongs to them."""
+    find = "SELECT seq FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
+    found = db.execute(find, (json.dumps(ids),)).fetchall()
+    for statement in _FORGET:
+        db.executemany(statement, found)
+
+
+def _key(job: Job) -> tuple[str, str, str | None]:
+    # NULLs are all different to a unique index; no owner must be one owner.
+    owner = "" if job.user_id is None else f"={job.user_id}"
+    return owner, job.type, job.idempotency_key

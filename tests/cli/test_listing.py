@@ -1,0 +1,150 @@
+"""`list` and `show`: what they print, and that they change nothing."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asyncjobs import JobStatus
+from asyncjobs.protocols import Selection
+
+if TYPE_CHECKING:
+    from asyncjobs import Job
+    from tests.cli.conftest import Do, Fill, Made, Shell
+
+
+pytestmark = pytest.mark.every_store(without="memory")
+
+
+async def all_of(store: Any) -> list[Job]:
+    page = await store.list(Selection(), limit=1000)
+    return list(await store.get([job.id for job in page.jobs]))
+
+
+@pytest.fixture
+def five(url: str, fill: Fill, made: Made) -> list[Job]:
+    """Store a job of each status, the oldest first."""
+    jobs = [
+        made(status, user_id=user, type=kind)
+        for status, user, kind in zip(
+            JobStatus,
+            ("ann", "ann", "bob", None, "bob"),
+            ("export", "mail", "export", "mail", "export"),
+            strict=True,
+        )
+    ]
+    fill(url, jobs)
+    return jobs
+
+
+def listed(asyncjobs: Shell, url: str, *words: str) -> list[str]:
+    result = asyncjobs("list", "--json", "--store", url, *words)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return [job["jobId"] for job in json.loads(result.stdout)["jobs"]]
+
+
+def test_the_newest_jobs_come_first_and_nothing_changes(
+    asyncjobs: Shell, url: str, five: list[Job], do: Do[Any]
+) -> None:
+    before = do(url, all_of)
+    newest_first = [job.id for job in reversed(five)]
+    assert listed(asyncjobs, url) == newest_first
+    table = asyncjobs("list", "--store", url).stdout.splitlines()
+    assert [line.split()[0] for line in table[1:]] == newest_first
+    asyncjobs("show", "--store", url, five[2].id)
+    assert do(url, all_of) == before
+
+
+def test_filters_select_by_owner_type_and_status(
+    asyncjobs: Shell, url: str, five: list[Job]
+) -> None:
+    for option, value, places in (
+        ("--user", "ann", [1, 0]),
+        ("--type", "export", [4, 2, 0]),
+        *(("--status", status.value, [place]) for place, status in enumerate(JobStatus)),
+    ):
+        assert listed(asyncjobs, url, option, value) == [five[place].id for place in places]
+    assert listed(asyncjobs, url, "--user", "bob", "--status", "cancelled") == [five[4].id]
+
+
+def test_a_page_continues_after_the_one_before(asyncjobs: Shell, url: str, five: list[Job]) -> None:
+    first = asyncjobs("list", "--store", url, "--limit", "3")
+    assert len(first.stdout.splitlines()) == 4
+    cursor = first.stderr.split()[-1]
+    rest = listed(asyncjobs, url, "--after", cursor, "--limit", "3")
+    assert rest == [five[1].id, five[0].id]
+
+
+def test_a_malformed_cursor_is_refused(asyncjobs: Shell, url: str, fill: Fill) -> None:
+    fill(url, [])
+    result = asyncjobs("list", "--store", url, "--after", "soon")
+    assert (result.exit_code, "cursor" in result.stderr) == (1, True)
+
+
+def test_show_prints_the_result_and_the_payload_only_on_request(
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
+) -> None:
+    job = made(JobStatus.COMPLETED, payload_json=b'{"secret":1}', result=b'{"rows":7}')
+    fill(url, [job])
+    sheet = asyncjobs("show", "--store", url, job.id)
+    assert ("secret" in sheet.stdout, '{"rows":7}' in sheet.stdout) == (False, True)
+    document = json.loads(asyncjobs("show", "--json", "--store", url, job.id).stdout)
+    assert (document["result"], "payload" in document) == ({"rows": 7}, False)
+    whole = json.loads(asyncjobs("show", "--json", "--payload", "--store", url, job.id).stdout)
+    assert whole["payload"] == {"secret": 1}
+
+
+def test_an_unknown_job_exits_with_4(asyncjobs: Shell, url: str, fill: Fill) -> None:
+    fill(url, [])
+    result = asyncjobs("show", "--store", url, "job_x")
+    assert (result.exit_code, result.stderr) == (4, "Error: No job has the id 'job_x'.\n")
+
+
+def test_documents_have_the_names_of_the_wire(
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
+) -> None:
+    job = made(JobStatus.PROCESSING)
+    fill(url, [job])
+    document = json.loads(asyncjobs("show", "--json", "--store", url, job.id).stdout)
+    assert all(name.isalpha() and name[0].islower() for name in document)
+    assert document["detail"]["message"] == "packing"
+    assert (document["worker"], document["timeout"]) == ("host:1", 900)
+
+
+def test_a_job_past_its_deadline_is_shown_as_failed(
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
+) -> None:
+    late = made(ago=timedelta(days=2), deadline=made().created_at - timedelta(days=1))
+    fill(url, [late])
+    document = json.loads(asyncjobs("show", "--json", "--store", url, late.id).stdout)
+    assert (document["status"], document["errorCode"]) == ("failed", "deadline_exceeded")
+
+
+def test_escape_sequences_of_users_are_not_printed(
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
+) -> None:
+    job = made(user_id="ann\x1b[2J\nbob")
+    fill(url, [job])
+    for words in (("list",), ("show", job.id)):
+        out = asyncjobs(*words, "--store", url).stdout
+        assert "\x1b" not in out
+        assert "ann [2J bob" in out
+
+
+def test_commands_start_no_jobs(
+    asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
+) -> None:
+    job, other = made(), made()
+    fill(url, [job, other])
+    asyncjobs("cancel", "--store", url, other.id)
+    asyncjobs("list", "--store", url)
+    [found] = do(url, partial(get, job.id))
+    assert found == job
+
+
+async def get(job_id: str, store: Any) -> list[Job | None]:
+    return list(await store.get([job_id]))

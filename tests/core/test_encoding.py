@@ -1,0 +1,50 @@
+"""What is stored of a job is the job, and nothing twice."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncjobs.core.encoding import (
+    Columns,
+    decode,
+    encode_state,
+    encode_submission,
+    from_microseconds,
+    to_microseconds,
+)
+from asyncjobs.core.job import Job
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import full_job
+
+
+def written(job: Job) -> Job:
+    due_at = None if job.due_at is None else to_microseconds(job.due_at)
+    columns = Columns(job.payload_json, job.result_json, job.revision, job.lane, due_at)
+    return decode(job.id, encode_submission(job), encode_state(job), columns)
+
+
+@pytest.mark.parametrize("job", [full_job(), sample_job()], ids=["full", "plain"])
+def test_a_job_is_read_as_it_was_written(job: Job) -> None:
+    assert written(job) == job
+
+
+def test_the_texts_hold_nothing_wide_and_no_column() -> None:
+    job = full_job()
+    texts = encode_submission(job) + encode_state(job)
+    for absent in (b"payload", b"result", b"revision", b"lane", b"due_at"):
+        assert absent not in texts
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_moments_are_kept_to_the_microsecond(moment: datetime) -> None:
+    assert from_microseconds(to_microseconds(moment)) == moment
+
+
+@given(st.datetimes(), st.datetimes())
+def test_moments_keep_their_order(one: datetime, other: datetime) -> None:
+    first, second = one.replace(tzinfo=UTC), other.replace(tzinfo=UTC)
+    assert (first < second) == (to_microseconds(first) < to_microseconds(second))

@@ -1,0 +1,191 @@
+"""How the tests drive an engine: its dispatcher, its messages and its worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from asyncjobs.stores import store_from_url
+from asyncjobs.testing import WorkerPool
+from tests.conftest import PostgresServer
+
+ROOT = Path(__file__).parents[2]
+APPS = Path(__file__).parent / "apps"
+EXAMPLES = ROOT / "examples"
+
+STOP_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Urls:
+    """Where an engine keeps its messages, and where the jobs are."""
+
+    broker: str
+    store: str
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message that waits for a worker; `settings` are the engine's own."""
+
+    task: str
+    message: Mapping[str, object]
+    settings: Mapping[str, object]
+
+
+class Engine(ABC):
+    """What the shared rules need of an engine, with one kind of its workers."""
+
+    #: The kinds of workers that the rules run on.
+    kinds: ClassVar[Sequence[str]] = ("worker",)
+    default_queue = "default"
+    #: The text that a worker logs when it begins to stop.
+    stopping: str
+    #: The engine's class of options, and those that the workers know.
+    options: Callable[..., Any]
+    options_by_type: ClassVar[Mapping[str, Any]] = {}
+    #: What every message has of the engine's settings.
+    settings: ClassVar[Mapping[str, object]] = {}
+    #: See `WorkerPool`.
+    slots, many, some = 2, 200, 20
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    @abstractmethod
+    def command(self, *, gives_back: bool = False) -> tuple[str, ...]:
+        """Return the arguments of Python that start workers.
+
+        Workers finish their jobs before they stop, or with `gives_back` do not wait for them.
+        """
+
+    def environment(self, *, gives_back: bool = False) -> dict[str, str]:  # noqa: ARG002
+        return {}
+
+    @abstractmethod
+    def dispatcher(self, broker: str, *queues: str, **arguments: Any) -> Any:
+        """Make a dispatcher for a process that only submits."""
+
+    @abstractmethod
+    async def sent(self, broker: str, queue: str) -> list[Sent]:
+        """Read the messages that wait in a queue."""
+
+    @abstractmethod
+    async def results(self, broker: str) -> set[str]:
+        """Return the keys of what the engine keeps of tasks that have ended."""
+
+    @abstractmethod
+    async def run_own_task(self, broker: str) -> str:
+        """Run a task of the application's own; return the key under which its result is kept."""
+
+    def task_name(self, namespace: str) -> str:
+        return f"{namespace}.run"
+
+    def stop(self, processes: WorkerProcesses) -> None:
+        """Stop workers such that they give their jobs back."""
+        processes.stop()
+
+    def close(self) -> None:  # noqa: B027  # most have none
+        """Close the connections that dispatchers do not close."""
+
+
+class WorkerProcesses:
+    """Worker processes that one command starts, in a session of their own."""
+
+    def __init__(self, command: Sequence[str], log: Path, urls: Urls, **environment: str) -> None:
+        self._command = [sys.executable, *command]
+        self._log = log
+        path = os.pathsep.join([str(EXAMPLES), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        own = {"BROKER": urls.broker, "STORE": urls.store, "PYTHONPATH": path}
+        self._environment: Mapping[str, str] = {**os.environ, **own, **environment}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start them, unless they run already."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=APPS,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def has_logged(self, text: str) -> bool:
+        return text in self._log.read_text()
+
+    def stop(self) -> int:
+        """Send SIGTERM to the first process; return the exit code when it has ended."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(STOP_SECONDS)
+
+    def kill(self) -> None:
+        """End them all at once."""
+        if self._process is not None:
+            self.signal_all(signal.SIGKILL)
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to all of them, as systemd does, and wait for the end of the first."""
+        assert self._process is not None
+        # All at once: RQ's pool signals its workers, too, which kill what runs at a second signal.
+        for pid in list(_processes_of(self._process.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        self._process.wait(STOP_SECONDS)
+
+
+def _processes_of(session: int) -> Iterator[int]:
+    """List the processes of a session, its leader first, which starts others while it lives.
+
+    Not of a group: some engines give a process that runs a job a group of its own.
+    """
+    yield session
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and entry.name != str(session):
+            with suppress(ProcessLookupError):
+                if os.getsid(int(entry.name)) == session:
+                    yield int(entry.name)
+
+
+class EngineWorkers(WorkerPool):
+    """The worker processes of an engine, as the conformance suites use them."""
+
+    def __init__(self, engine: Engine, urls: Urls, processes: WorkerProcesses) -> None:
+        dispatcher = engine.dispatcher(urls.broker, options=engine.options_by_type)
+        super().__init__(store_from_url(urls.store), dispatcher)
+        self.slots, self.many, self.some = engine.slots, engine.many, engine.some
+        self.processes = processes
+        processes.start()
+
+    async def kill(self) -> None:
+        self.processes.kill()
+        self.processes.start()
+
+
+@contextmanager
+def postgres_database(server: PostgresServer, schema: str = "") -> Generator[str]:
+    """Make a database inside the block, with the statements of a schema; yield its URL."""
+    name = f"engine_{uuid.uuid4().hex[:12]}"
+    url = urlsplit(server.url)._replace(path=f"/{name}").geturl()
+    server.execute(f"CREATE DATABASE {name}")
+    try:
+        if schema:
+            PostgresServer(url).execute(schema)
+        yield url
+    finally:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")

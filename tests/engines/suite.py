@@ -1,0 +1,194 @@
+"""The rules that every engine keeps, on each kind of its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from anyio import to_thread
+
+from asyncjobs import AsyncJobs, JobStatus
+from asyncjobs.core.submission import EnqueueOptions
+from asyncjobs.errors import ConfigurationError
+from asyncjobs.testing import BRISK, DispatcherConformance, WorkerLossConformance, sample_job
+from asyncjobs.testing.dispatcher_handlers import began, register, release
+from tests.conftest import Serve, ValkeyServer
+from tests.engines.conftest import Launch
+from tests.engines.engine import (
+    ROOT,
+    Engine,
+    EngineWorkers,
+    Sent,
+    Urls,
+    WorkerProcesses,
+)
+from tests.waiting import until
+
+
+class OnWorkers:
+    """Gives the suites of `asyncjobs.testing` the engine's workers."""
+
+    @pytest.fixture
+    def workers(self, engine: Engine, urls: Urls, processes: WorkerProcesses) -> EngineWorkers:
+        return EngineWorkers(engine, urls, processes)
+
+
+@pytest.mark.anyio
+class EngineConformance(OnWorkers, DispatcherConformance, WorkerLossConformance):
+    """What holds for all engines."""
+
+    async def test_a_message_holds_a_namespace_and_a_job_id_only(
+        self, engine: Engine, own_urls: Urls
+    ) -> None:
+        job = sample_job(payload_json=b'"secret"', user_id="ada")
+        async with engine.dispatcher(own_urls.broker, namespace="shop") as dispatcher:
+            await dispatcher.dispatch([job])
+        message = {"namespace": "shop", "id": job.id}
+        assert await engine.sent(own_urls.broker, engine.default_queue) == [
+            Sent(engine.task_name("shop"), message, engine.settings)
+        ]
+
+    async def test_the_queue_is_that_of_the_options_or_else_of_the_policy(
+        self, engine: Engine, own_urls: Urls
+    ) -> None:
+        jobs = {
+            engine.default_queue: sample_job(),
+            "policy": sample_job(queue="policy"),
+            "options": sample_job(type="optional", queue="policy"),
+        }
+        options = {"optional": engine.options(queue="options")}
+        async with engine.dispatcher(own_urls.broker, *jobs, options=options) as dispatcher:
+            await dispatcher.dispatch([*jobs.values()])
+        for queue, job in jobs.items():
+            [sent] = await engine.sent(own_urls.broker, queue)
+            assert sent.message["id"] == job.id
+
+    async def test_jobs_are_accepted_during_an_outage_of_the_broker_and_sent_after_it(
+        self, engine: Engine, serve: Serve, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        server: ValkeyServer = await to_thread.run_sync(serve)
+        await to_thread.run_sync(server.kill)
+        jobs = AsyncJobs("memory://", dispatcher=engine.dispatcher(server.url), settings=BRISK)
+        register(jobs)
+        async with jobs:
+            accepted = {str((await jobs.enqueue("echo", number)).id) for number in range(5)}
+            assert caplog.text.count("could not be dispatched") == 1
+            await to_thread.run_sync(server.start)
+
+            async def all_are_sent() -> bool:
+                sent = await engine.sent(server.url, engine.default_queue)
+                return {message.message["id"] for message in sent} == accepted
+
+            await until(all_are_sent)
+            await until(lambda: "can be dispatched again" in caplog.text)
+        assert caplog.text.count("can be dispatched again") == 1
+
+    async def test_results_are_kept_of_the_application_s_own_tasks_only(
+        self, engine: Engine, urls: Urls, workers: EngineWorkers, tmp_path: Path
+    ) -> None:
+        before = await engine.results(urls.broker)
+        async with workers.opened() as jobs:
+            for name, payload in (
+                ("echo", 1),
+                ("refuse", tmp_path / "refused"),
+                ("second_time", tmp_path / "retried"),
+            ):
+                await (await jobs.enqueue(name, payload)).wait()
+            own = await engine.run_own_task(urls.broker)
+
+            async def only_its_own_is_kept() -> bool:
+                return await engine.results(urls.broker) - before == {own}
+
+            await until(only_its_own_is_kept)
+
+    async def test_a_stopped_worker_finishes_its_job(
+        self, engine: Engine, own_urls: Urls, launch: Launch, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "job"
+        with launch(engine.command(), own_urls, **engine.environment()) as processes:
+            workers = EngineWorkers(engine, own_urls, processes)
+            async with workers.opened() as jobs:
+                handle = await jobs.enqueue("hold", path)
+                await until(lambda: began(path) == 1)
+                stopping = asyncio.create_task(asyncio.to_thread(processes.stop))
+                await until(lambda: processes.has_logged(engine.stopping))
+                release(path)
+                assert await stopping == 0
+                done = await handle.wait()
+        assert (done.status, done.result, done.losses) == (JobStatus.COMPLETED, 1, 0)
+
+
+@pytest.mark.anyio
+class GiveBackConformance:
+    """What holds for engines whose workers can stop before their jobs have ended."""
+
+    async def test_a_stopped_worker_gives_its_job_back(
+        self, engine: Engine, own_urls: Urls, launch: Launch, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "job"
+        command = engine.command(gives_back=True)
+        environment = engine.environment(gives_back=True)
+        with launch(command, own_urls, **environment) as processes:
+            workers = EngineWorkers(engine, own_urls, processes)
+            async with workers.opened() as jobs:
+                handle = await jobs.enqueue("hold", path)
+                await until(lambda: began(path) == 1)
+                await to_thread.run_sync(engine.stop, processes)
+                given_back = await jobs.find(handle.id)
+                assert (given_back.status, given_back.losses) == (JobStatus.PENDING, 0)
+                processes.start()
+                await until(lambda: began(path) == 2)
+                release(path)
+                done = await handle.wait()
+        assert (done.status, done.result, done.losses) == (JobStatus.COMPLETED, 2, 0)
+
+
+@pytest.mark.anyio
+class TimeLimitConformance(OnWorkers):
+    """What holds for engines whose application may limit the time of all tasks; the tests' do."""
+
+    async def test_a_time_limit_of_the_application_does_not_end_a_job(
+        self, workers: EngineWorkers, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "job"
+        async with workers.opened() as jobs:
+            handle = await jobs.enqueue("hold", path)
+            await until(lambda: began(path) == 1)
+            beyond_the_limit = EnqueueOptions(run_at=timedelta(seconds=1.5))
+            await (await jobs.enqueue("echo", 1, options=beyond_the_limit)).wait()
+            release(path)
+            done = await handle.wait()
+        assert (done.status, done.attempt, began(path)) == (JobStatus.COMPLETED, 1, 1)
+
+
+@pytest.mark.anyio
+class AsyncClientConformance:
+    """What holds for engines with an asyncio client, which is opened when it is needed."""
+
+    @pytest.mark.parametrize("how", ["loops", "fork"])
+    async def test_a_dispatcher_works_in_another_event_loop_and_in_a_forked_child(
+        self, engine: Engine, own_urls: Urls, how: str
+    ) -> None:
+        """The child leaves its parent's connections alone."""
+        arguments = (engine.__module__, engine.kind, own_urls.broker, how)
+        script = f"from tests.engines.apps.reopen import main; main{arguments}"
+        command = [sys.executable, "-W", "error", "-c", script]
+        done = await to_thread.run_sync(
+            lambda: subprocess.run(
+                command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
+            )
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        sent = await engine.sent(own_urls.broker, engine.default_queue)
+        # A message may be sent twice if the first one took long.
+        assert len({message.message["id"] for message in sent}) == 150
+
+    @pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
+    async def test_a_dispatcher_needs_asyncio(self, engine: Engine) -> None:
+        with pytest.raises(ConfigurationError, match="needs asyncio"):
+            await engine.dispatcher("redis://localhost").__aenter__()

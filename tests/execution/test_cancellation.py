@@ -1,0 +1,356 @@
+"""Whatever a handler does, it happens to its own job only."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from asyncjobs import (
+    AsyncJobs,
+    EnqueueOptions,
+    Job,
+    JobContext,
+    JobFailed,
+    JobStatus,
+    Retry,
+    Settings,
+)
+from asyncjobs.core import lifecycle
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.execution.cancellation import belongs_to_the_loop
+from asyncjobs.testing import LoopClock, sample_job
+from asyncjobs.testing.samples import sample_submission
+from tests.queues import Make, running, settled, simulated
+from tests.waiting import until_sync
+
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
+
+user: ContextVar[str] = ContextVar("user", default="nobody")
+
+
+async def raise_generator_exit(_job: JobContext) -> None:
+    raise GeneratorExit
+
+
+async def report_half_a_row(job: JobContext) -> None:
+    await job.progress(10, current=1.5)  # type: ignore[arg-type]
+
+
+async def fail_with_an_error(_job: JobContext) -> None:
+    raise JobFailed(ValueError("boom"), 3)  # type: ignore[arg-type]
+
+
+async def fail_with_a_broken_name(_job: JobContext) -> None:
+    raise JobFailed("no such file: \udcff")
+
+
+async def report_a_broken_name(job: JobContext) -> None:
+    await job.progress(1, "reading \udcff")
+
+
+async def await_what_was_cancelled(_job: JobContext) -> None:
+    raise anyio.get_cancelled_exc_class() if is_asyncio() else OSError
+
+
+def is_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def cancel_its_own_task(_job: JobContext) -> None:
+    if is_asyncio() and (task := asyncio.current_task()) is not None:
+        task.cancel()
+    await anyio.sleep(0.01)
+
+
+MISTAKES = [
+    raise_generator_exit,
+    cancel_its_own_task,
+    report_half_a_row,
+    fail_with_an_error,
+    fail_with_a_broken_name,
+    report_a_broken_name,
+    await_what_was_cancelled,
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda one: str(one.__name__))
+async def test_a_handler_s_mistake_ends_its_job_and_nothing_else(
+    jobs: AsyncJobs, mistake: Callable[[JobContext], Any]
+) -> None:
+    @jobs.handler("mistaken")
+    async def mistaken(_none: None, job: JobContext) -> None:
+        await mistake(job)
+
+    @jobs.handler("good")
+    async def good(_none: None, _job: JobContext) -> str:
+        await anyio.sleep(0.05)
+        return "done"
+
+    async with jobs:
+        neighbour = (await jobs.enqueue(good, None)).job
+        assert (await settled(jobs, (await jobs.enqueue(mistaken, None)).id)).status.terminal
+        assert (await settled(jobs, neighbour.id)).result == "done"
+        assert (await settled(jobs, (await jobs.enqueue(good, None)).id)).result == "done"
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, KeyboardInterrupt])
+async def test_what_means_something_to_an_event_loop_does_not_leave_its_thread(
+    jobs: AsyncJobs, error: type[BaseException]
+) -> None:
+    @jobs.handler("thread")
+    def thread(_none: None, _job: JobContext) -> None:
+        raise error
+
+    async with jobs:
+        done = await settled(jobs, (await jobs.enqueue(thread, None)).id)
+    assert done.error is not None
+    assert done.error.code == "internal_error"
+
+
+async def test_a_cancel_that_reaches_a_thread_inside_a_task_group_is_a_cancel(
+    jobs: AsyncJobs,
+) -> None:
+    def loop(job: JobContext) -> None:
+        while True:
+            job.check()
+
+    @jobs.handler("mixed")
+    async def mixed(_none: None, job: JobContext) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, loop, job)
+
+    async with jobs:
+        job = await running(jobs, mixed)
+        await jobs.cancel(job.id)
+        assert (await settled(jobs, job.id)).status is JobStatus.CANCELLED
+
+
+async def test_a_decorated_coroutine_can_be_cancelled(jobs: AsyncJobs) -> None:
+    awaited = anyio.Event()
+
+    async def endless(_none: None, _job: JobContext) -> None:
+        awaited.set()
+        await anyio.sleep_forever()
+
+    @functools.wraps(endless)
+    def wrapper(none: None, job: JobContext) -> Any:
+        return endless(none, job)
+
+    handler: Any = jobs.handler("wrapped")(wrapper)
+    async with jobs:
+        job = await jobs.enqueue(handler, None)
+        await awaited.wait()
+        await job.cancel()
+        assert (await settled(jobs, job.id)).status is JobStatus.CANCELLED
+
+
+async def test_a_job_does_not_see_another_request_s_context(make: Make) -> None:
+    jobs = make(dispatcher=LocalDispatcher(concurrency=1))
+
+    @jobs.handler("whose")
+    async def whose(_none: None, _job: JobContext) -> str:
+        seen = user.get()
+        user.set("the job before")
+        await anyio.lowlevel.checkpoint()
+        return seen
+
+    async with jobs:
+        user.set("alice")
+        made = [(await jobs.enqueue(whose, None)).job for _ in range(3)]
+        assert [(await settled(jobs, job.id)).result for job in made] == ["nobody"] * 3
+        user.set("nobody")
+
+
+async def test_a_cancelled_runner_gives_its_job_back_at_once(make: Make, beside: Any) -> None:
+    jobs = make(settings=Settings(poll_interval=timedelta(1), sweep_interval=timedelta(1)))
+    begun = anyio.Event()
+
+    @jobs.handler("endless")
+    async def endless(_none: None, _job: JobContext) -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    async with jobs:
+        told = sample_submission(
+            type="endless", payload_json=b"null", created_at=jobs.clock.now(), delivery="push"
+        )
+        job = lifecycle.submit(told, hold=timedelta(hours=1))  # or it would be taken as well
+        await beside.insert([job])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(jobs.run, job.id)
+            with anyio.fail_after(60):
+                await begun.wait()
+            tasks.cancel_scope.cancel()
+    [left] = await beside.get([job.id])
+    assert (left.status, left.attempt, left.losses) == (JobStatus.PENDING, 1, 0)
+
+
+async def test_an_error_belongs_to_the_loop_only_where_the_loop_ends_the_task() -> None:
+    cancelled = anyio.get_cancelled_exc_class()
+    assert not belongs_to_the_loop(GeneratorExit(), stopping=False)
+    assert belongs_to_the_loop(KeyboardInterrupt(), stopping=False)
+    assert not belongs_to_the_loop(ValueError(), stopping=True)
+    if is_asyncio():
+        assert belongs_to_the_loop(cancelled(), stopping=True)
+        assert not belongs_to_the_loop(cancelled(), stopping=False)
+    told: list[bool] = []
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        with pytest.raises(cancelled) as caught:
+            await anyio.lowlevel.checkpoint()
+        told.append(belongs_to_the_loop(caught.value, stopping=False))
+        with anyio.CancelScope(shield=True):
+            await anyio.lowlevel.checkpoint()
+            told.append(belongs_to_the_loop(caught.value, stopping=False))
+    assert told == [True, False]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_a_retry_without_a_pause_begins_without_one(make: Make, asynchronous: bool) -> None:
+    jobs = make(settings=Settings())
+    at_once = Retry(max_attempts=3, initial_delay=timedelta(0))
+
+    async def moody(_none: None, job: JobContext) -> int:
+        return attempted(job)
+
+    def moody_thread(_none: None, job: JobContext) -> int:
+        return attempted(job)
+
+    def attempted(job: JobContext) -> int:
+        if job.attempt < 3:
+            raise OSError
+        return job.attempt
+
+    function: Any = moody if asynchronous else moody_thread
+    handler: Any = jobs.handler("moody", retry=at_once)(function)
+    async with jobs:
+        assert (await settled(jobs, (await jobs.enqueue(handler, None)).id)).result == 3
+
+
+async def test_a_job_that_comes_up_while_it_ends_here_is_run_again() -> None:
+    dispatcher = LocalDispatcher(concurrency=1)
+    runs: list[int] = []
+    job = sample_job()
+
+    async def run(given: Job) -> None:
+        runs.append(given.revision)
+        if len(runs) == 1:
+            assert dispatcher.offer(job.model_copy(update={"revision": 3}))
+            await anyio.lowlevel.checkpoint()
+
+    async with dispatcher.running(run):
+        assert dispatcher.offer(job)
+        with anyio.fail_after(60):
+            await dispatcher.wait_until_idle()
+    assert runs == [1, 3]
+
+
+async def test_a_retry_waits_for_the_thread_that_timed_out(jobs: AsyncJobs) -> None:
+    working = 0
+    overlaps: list[int] = []
+
+    @jobs.handler("slow", timeout=0.1, retry=Retry(max_attempts=9, initial_delay=0))
+    def slow(_none: None, job: JobContext) -> int:
+        nonlocal working
+        working += 1
+        overlaps.append(working)
+        if job.attempt == 1:
+            until_sync(lambda: job.cancelled)
+            time.sleep(0.2)  # a retry that did not wait would begin now
+        working -= 1
+        return job.attempt
+
+    async with jobs:
+        done = await settled(jobs, (await jobs.enqueue(slow, None)).id)
+    assert done.status is JobStatus.COMPLETED
+    assert set(overlaps) == {1}
+
+
+async def test_a_job_that_waits_long_in_the_dispatcher_waits_there_once(make: Make) -> None:
+    dispatcher = LocalDispatcher(concurrency=1)
+    jobs = make(dispatcher=dispatcher)
+    let_go = anyio.Event()
+
+    @jobs.handler("gate")
+    async def gate(_none: None, _job: JobContext) -> None:
+        await let_go.wait()
+
+    async with jobs:
+        made = [(await jobs.enqueue(gate, None)).job for _ in range(2)]
+        for _ in range(3):
+            assert dispatcher.offer(made[0])
+            assert dispatcher.offer(made[1])
+        assert dispatcher.room == 0
+        let_go.set()
+        for job in made:
+            assert (await settled(jobs, job.id)).attempt == 1
+
+
+async def test_no_delivery_begins_a_job_before_its_time(jobs: AsyncJobs) -> None:
+    runs: list[str] = []
+
+    @jobs.handler("later")
+    async def later(_none: None, job: JobContext) -> None:
+        runs.append(job.id)
+
+    async with jobs:
+        job = await jobs.enqueue(later, None, options=EnqueueOptions(run_at=timedelta(hours=1)))
+        await jobs.run(job.id)
+        assert await jobs.find(job.id) == job.job
+    assert runs == []
+
+
+async def test_a_place_that_was_kept_for_nothing_is_free_again(make: Make) -> None:
+    waiter = LocalDispatcher(concurrency=1)
+    jobs = make(dispatcher=waiter)
+
+    @jobs.handler("quick")
+    async def quick(_none: None, _job: JobContext) -> None: ...
+
+    async with jobs, anyio.create_task_group() as tasks:
+        with waiter.reservation(), waiter.reservation() as second:
+            assert second
+            assert waiter.room == 0
+            tasks.start_soon(waiter.wait_for_room)
+            await anyio.lowlevel.checkpoint()
+        with anyio.fail_after(60):
+            await waiter.wait_for_room()
+
+
+@pytest.mark.own_store
+def test_bad_progress_takes_no_lease_from_the_neighbours() -> None:
+    async def work() -> None:
+        jobs = AsyncJobs("memory://", clock=LoopClock())
+
+        @jobs.handler("long")
+        async def long(_none: None, _job: JobContext) -> str:
+            await anyio.sleep(3 * jobs.settings.lease.total_seconds())
+            return "done"
+
+        @jobs.handler("bad")
+        async def bad(_none: None, job: JobContext) -> None:
+            for _ in range(100):
+                await job.progress(1, message="\udcff")
+                await anyio.sleep(1)
+
+        async with jobs:
+            good = await jobs.enqueue(long, None)
+            await jobs.enqueue(bad, None)
+            done = await good.wait()
+        assert (done.result, done.attempt) == ("done", 1)
+
+    simulated(work)

@@ -1,0 +1,234 @@
+"""When jobs begin, and which ones never do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobContext, JobStatus, Settings
+from asyncjobs.core.job import JobId
+from asyncjobs.core.lifecycle import DEADLINE_EXCEEDED
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.errors import ConfigurationError
+from asyncjobs.protocols import ChangeNotices, Store
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import FaultyStore, sample_job
+from tests.queues import Make, finished, settled
+from tests.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
+
+NO_POLLING = Settings(
+    poll_interval=timedelta(hours=1),
+    sweep_interval=timedelta(hours=1),
+    progress_interval=timedelta(seconds=0.01),
+)
+
+
+async def test_delayed_jobs_begin_when_they_are_due_and_not_at_the_next_poll(make: Make) -> None:
+    jobs = make(settings=NO_POLLING)
+
+    @jobs.handler("when")
+    async def when(_none: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        waiting = [
+            await jobs.enqueue(when, None, options=EnqueueOptions(run_at=seconds))
+            for seconds in (0.15, 0.05, 0.1)
+        ]
+        for handle in waiting:
+            done = await settled(jobs, handle.id)  # long before the next poll
+            assert done.started_at is not None
+            assert done.started_at >= handle.job.run_at
+
+
+class Told(MemoryStore):
+    """Notifies of a change when a test sends one."""
+
+    powers = MemoryStore.powers | {ChangeNotices}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tell, self._told = anyio.create_memory_object_stream[None](1)
+
+    async def changes(self) -> AsyncGenerator[Sequence[JobId]]:
+        async with self._told:
+            async for _ in self._told:
+                yield ()
+
+
+async def test_a_job_from_a_clock_that_is_a_little_ahead_does_not_wait_for_the_next_poll() -> None:
+    store, begun = Told(), anyio.Event()
+    jobs = AsyncJobs(store, settings=NO_POLLING)
+
+    @jobs.handler("small")
+    async def small(_none: None, _job: JobContext) -> None:
+        begun.set()
+
+    async with store.tell, jobs:
+        await anyio.wait_all_tasks_blocked()
+        ahead = jobs.clock.now() + timedelta(seconds=0.03)
+        await store.insert([sample_job(type="small", payload_json=b"null", created_at=ahead)])
+        await store.tell.send(None)
+        with anyio.fail_after(60):
+            await begun.wait()
+
+
+async def test_a_job_that_misses_its_deadline_in_the_queue_has_failed_unread(
+    make: Make, beside: Any
+) -> None:
+    jobs = make()
+
+    @jobs.handler("late")
+    async def late(_none: None, _job: JobContext) -> None: ...
+
+    now = jobs.clock.now()
+    past = {"created_at": now - timedelta(hours=1), "deadline": now - timedelta(minutes=1)}
+    missed = [sample_job(type="late", **past), sample_job(type="of another release", **past)]
+    await beside.insert(missed)
+    ids = [job.id for job in missed]
+    async with jobs:
+        for job_id in ids:
+            assert (await settled(jobs, job_id)).error == DEADLINE_EXCEEDED
+    assert [job.error for job in await beside.get(ids)] == [DEADLINE_EXCEEDED] * 2
+
+
+async def test_a_job_that_misses_its_deadline_in_the_last_moment_has_failed(
+    make: Make, beside: Any
+) -> None:
+    dispatcher = LocalDispatcher()
+    jobs = make(dispatcher=dispatcher, settings=NO_POLLING)
+
+    @jobs.handler("late")
+    async def late(_none: None, _job: JobContext) -> None: ...
+
+    now = jobs.clock.now()
+    job = sample_job(type="late", created_at=now - timedelta(hours=1), deadline=now)
+    async with jobs:
+        await beside.insert([job])
+        assert dispatcher.offer(job)
+        await until(lambda: is_terminal(beside, job))
+    [left] = await beside.get([job.id])
+    assert left.error == DEADLINE_EXCEEDED
+
+
+async def is_terminal(store: Store, job: Job) -> bool:
+    [found] = await store.get([job.id])
+    return found is not None and found.status.terminal
+
+
+async def test_no_more_jobs_run_at_once_than_there_are_slots(make: Make) -> None:
+    jobs = make(dispatcher=LocalDispatcher(concurrency=3))
+    running = most = 0
+    full = anyio.Event()
+
+    @jobs.handler("count")
+    async def count(_none: None, _job: JobContext) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if running == 3:
+            full.set()
+        await full.wait()
+        await anyio.wait_all_tasks_blocked()
+        running -= 1
+
+    async with jobs:
+        made = [(await jobs.enqueue(count, None)).job for _ in range(30)]
+        for job in made:
+            assert (await jobs.wait(job.id, timeout=60)).status is JobStatus.COMPLETED
+    assert most == 3
+
+
+async def test_many_submissions_at_once_all_begin(make: Make) -> None:
+    jobs = make(settings=Settings(), dispatcher=LocalDispatcher(concurrency=2))
+
+    @jobs.handler("quick")
+    async def quick(_none: None, _job: JobContext) -> None: ...
+
+    ended: list[JobStatus] = []
+
+    async def submit() -> None:
+        ended.append((await finished(jobs, quick)).status)
+
+    async with jobs, anyio.create_task_group() as tasks:
+        for _ in range(50):
+            tasks.start_soon(submit)
+    assert ended == [JobStatus.COMPLETED] * 50
+
+
+def test_a_dispatcher_without_slots_is_a_mistake() -> None:
+    with pytest.raises(ConfigurationError, match="At least one"):
+        LocalDispatcher(concurrency=0)
+
+
+async def test_a_dispatcher_that_is_not_running_has_no_room() -> None:
+    dispatcher = LocalDispatcher()
+    assert dispatcher.room == 0
+    assert not dispatcher.offer(sample_job())
+    with dispatcher.reservation() as reserved:
+        assert not reserved
+
+
+async def test_what_there_is_no_room_for_is_given_back(make: Make, beside: Any) -> None:
+    dispatcher = Full(concurrency=1)
+    jobs = make(dispatcher=dispatcher, settings=NO_POLLING)
+
+    @jobs.handler("export")
+    async def export(_payload: object, _job: JobContext) -> None: ...
+
+    job = sample_job(created_at=jobs.clock.now())
+    await beside.insert([job])
+    async with jobs:
+        done = await jobs.wait(job.id, timeout=60)
+    # Put back once, unseen by clients: one write more than a job takes.
+    assert (done.status, done.attempt, done.revision) == (JobStatus.COMPLETED, 1, 4)
+
+
+class Full(LocalDispatcher):
+    """Loses its last place between the look and the offer."""
+
+    def __init__(self, concurrency: int) -> None:
+        super().__init__(concurrency)
+        self.refused = False
+
+    def offer(self, job: Job) -> bool:
+        if self.refused:
+            return super().offer(job)
+        self.refused = True
+        return False
+
+
+async def test_a_queue_without_handlers_takes_nothing(make: Make, store: Any, beside: Any) -> None:
+    counted = FaultyStore(store)
+    jobs = make(store=counted)
+    job = sample_job(created_at=jobs.clock.now())
+    await beside.insert([job])
+    async with jobs:
+        await until(lambda: [call.method for call in counted.calls].count("take") > 2)
+    assert await beside.get([job.id]) == [job]
+    assert all(call.method != "replace" for call in counted.calls)
+
+
+async def test_a_job_that_breaks_its_runner_leaves_the_dispatcher_working(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    dispatcher = LocalDispatcher(concurrency=1)
+    seen: list[str] = []
+
+    async def run(job: Job) -> None:
+        seen.append(job.id)
+        if len(seen) == 1:
+            raise ZeroDivisionError
+
+    jobs = [sample_job(), sample_job()]
+    async with dispatcher.running(run):
+        await dispatcher.dispatch(jobs)
+        with anyio.fail_after(60):
+            await dispatcher.wait_until_idle()
+    assert seen == [job.id for job in jobs]
+    assert "broke off" in caplog.text

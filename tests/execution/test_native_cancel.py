@@ -1,0 +1,102 @@
+"""asyncio's own cancellation ignores anyio's shields; it must hurt nobody but its target."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, cast
+
+import anyio
+import pytest
+from anyio.abc import TaskGroup
+
+from asyncjobs import AsyncJobs, Selection
+from asyncjobs.errors import NotOpen, StoreUnavailable
+from asyncjobs.records.group_commit import GroupCommit
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend(asyncio_alone: str) -> str:
+    return asyncio_alone
+
+
+async def slowly(numbers: Sequence[int]) -> Sequence[int]:
+    await asyncio.sleep(0.05)
+    return [2 * number for number in numbers]
+
+
+async def test_a_caller_that_times_out_leaves_the_line_free() -> None:
+    async with anyio.create_task_group() as tasks:
+        merged = GroupCommit(slowly, tasks)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(merged([1]), 0.01)
+            async with asyncio.timeout(60):
+                assert await merged([2]) == [4]
+
+
+async def test_calls_after_the_end_are_refused_rather_than_left_waiting() -> None:
+    tasks = anyio.create_task_group()
+    merged = GroupCommit(slowly, tasks)
+    async with tasks:
+        assert await merged([1]) == [2]
+    with pytest.raises(NotOpen):
+        async with asyncio.timeout(60):
+            await merged([1])
+
+
+class Loose:
+    """Starts tasks that nobody waits for, as the end of an event loop finds them."""
+
+    task: asyncio.Task[None]
+
+    def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.task = asyncio.create_task(function())
+
+
+async def test_the_end_of_the_event_loop_ends_every_call() -> None:
+    told: list[type[Exception]] = []
+    loose = Loose()
+    merged = GroupCommit(slowly, cast("TaskGroup", loose))
+
+    async def ask() -> None:
+        try:
+            await merged([1])
+        except StoreUnavailable:
+            told.append(StoreUnavailable)
+
+    async with asyncio.timeout(60):
+        first = asyncio.create_task(ask())
+        await asyncio.sleep(0.01)
+        second = asyncio.create_task(ask())
+        await asyncio.sleep(0.01)
+        loose.task.cancel()
+        await asyncio.gather(first, second)
+    assert told == [StoreUnavailable] * 2
+
+
+@pytest.mark.every_store
+async def test_whoever_is_cancelled_at_whatever_moment_leaves_the_queue_to_others(
+    jobs: AsyncJobs,
+) -> None:
+    kind = jobs.external("outside", payload=int, result=int)
+    calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+        lambda: jobs.enqueue(kind, 1),
+        lambda: jobs.list(Selection(), limit=9),
+    ]
+    async with jobs:
+        for turns in range(60):
+            for call in calls:
+                impatient = asyncio.create_task(call())
+                patient = asyncio.create_task(call())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                impatient.cancel()
+                async with asyncio.timeout(60):
+                    await asyncio.wait([impatient])
+                    await patient
+        page = await jobs.list(Selection(), limit=200)
+        found = [await jobs.find(job.id) for job in page.jobs]
+    assert 60 <= len(found) <= 120

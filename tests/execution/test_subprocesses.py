@@ -1,0 +1,319 @@
+"""Handlers in processes of their own: what passes between, and that they can be killed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncjobs import (
+    AsyncJobs,
+    AsyncJobsError,
+    JobContext,
+    JobError,
+    JobFailed,
+    JobLogFilter,
+    JobStatus,
+    JobType,
+    Retry,
+    Settings,
+)
+from asyncjobs.errors import (
+    ConfigurationError,
+    FieldIssue,
+    InvalidPayload,
+    InvalidResult,
+    NotOpen,
+    StoreUnavailable,
+)
+from asyncjobs.execution.subprocesses import ChildProcesses
+from tests.queues import finished
+from tests.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
+
+LONG = 60
+HERE = Path(__file__).parent
+QUICK = Settings(
+    poll_interval=timedelta(seconds=0.05),
+    progress_interval=timedelta(seconds=0.01),
+    grace=timedelta(seconds=0.1),
+)
+
+
+@pytest.fixture
+def anyio_backend(asyncio_alone: str) -> str:
+    return asyncio_alone  # a second one would start as many processes again
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch, make: Callable[..., AsyncJobs]) -> AsyncJobs:
+    monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
+    kinds = import_module("handlers_in_processes").kinds
+    made = make(settings=QUICK)
+    for kind in kinds.registry:
+        made.registry.add(kind)
+    return made
+
+
+async def text_of(path: Path) -> str:
+    """Wait for what a handler writes."""
+    await until(lambda: path.exists() and path.read_text())
+    return path.read_text()
+
+
+def lives(pid: str) -> bool:
+    """Tell whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def is_gone(pid: str) -> None:
+    await until(lambda: not lives(pid))
+
+
+async def test_a_handler_runs_in_another_process_which_is_used_again(
+    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "app")
+    caplog.handler.addFilter(JobLogFilter())
+    async with jobs:
+        first = await finished(jobs, "square", 12)
+        second = await finished(jobs, "square", 5)
+    assert isinstance(first.result, list)
+    assert isinstance(second.result, list)
+    assert (first.result[0], second.result[0]) == (144, 25)
+    assert first.result[1] == second.result[1] != os.getpid()
+    told = [(one.getMessage(), vars(one)["job_id"]) for one in caplog.records]
+    assert [one for one in told if "squaring" in one[0]] == [
+        ("squaring 12", first.id),
+        ("squaring 5", second.id),
+    ]
+    assert not lives(str(first.result[1]))
+
+
+async def test_progress_comes_from_another_process(jobs: AsyncJobs, tmp_path: Path) -> None:
+    async with jobs:
+        job = await jobs.enqueue("steps", {"folder": str(tmp_path)})
+        with anyio.fail_after(LONG):
+            async for seen in jobs.subscribe(job.id):
+                if seen.detail is not None and (seen.detail.current or 0) > 1:
+                    break
+        await jobs.cancel(job.id)
+        await jobs.wait(job.id, timeout=LONG)
+
+
+@pytest.mark.parametrize("name", ["steps", "asleep", "stubborn"])
+async def test_a_cancelled_job_has_stopped_when_it_is_called_cancelled(
+    jobs: AsyncJobs, tmp_path: Path, name: str
+) -> None:
+    async with jobs:
+        job = await jobs.enqueue(name, {"folder": str(tmp_path)})
+        pid = await text_of(tmp_path / "began")
+        await jobs.cancel(job.id)
+        done = await jobs.wait(job.id, timeout=LONG)
+        assert done.status is JobStatus.CANCELLED
+        if name == "stubborn":
+            assert not lives(pid)
+            await is_gone((tmp_path / "other").read_text())
+        assert (tmp_path / "ended").exists() == (name == "asleep")
+
+
+async def test_a_handler_that_takes_too_long_is_killed_with_what_it_has_started(
+    jobs: AsyncJobs, tmp_path: Path
+) -> None:
+    async with jobs:
+        done = await finished(jobs, "stubborn for a while", {"folder": str(tmp_path)})
+        assert done.error is not None
+        assert done.error.code == "timeout"
+        if (tmp_path / "began").exists():  # it had the time to begin
+            assert not lives((tmp_path / "began").read_text())
+            await is_gone((tmp_path / "other").read_text())
+
+
+async def test_what_a_handler_tells_the_client_comes_through(jobs: AsyncJobs) -> None:
+    async with jobs:
+        purpose, text = [await finished(jobs, "fails", how) for how in ("on purpose", "text")]
+    assert purpose.error == JobError(code="no_order", message="No such order.")
+    assert text.error is not None
+    assert text.error.code == "invalid_result"
+    assert (purpose.attempt, text.attempt) == (1, 1)
+
+
+async def test_an_error_is_logged_with_its_traceback_and_the_client_is_told_nothing(
+    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind: JobType[Any, Any] = jobs.registry.find("fails")
+    kind.policy = kind.policy.model_copy(update={"retry": Retry()})
+    expected = {
+        "by chance": 'raise LookupError("secret")',
+        "unsendable": "Unsendable: 1 and 2",
+        "exit": "SystemExit",
+    }
+    async with jobs:
+        for how, logged in expected.items():
+            done = await finished(jobs, "fails", how)
+            assert done.error is not None
+            assert done.error.code == "internal_error"
+            assert "secret" not in done.error.message
+            assert logged in caplog.text
+
+
+async def test_a_process_that_dies_is_a_lost_worker_at_once(
+    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with jobs:
+        done = await finished(jobs, "fails", "by the kernel")
+    assert done.error is not None
+    assert (done.error.code, done.attempt, done.losses) == ("worker_lost", 3, 3)
+    assert "exit code -9" in caplog.text
+
+
+async def test_a_process_that_died_while_it_waited_costs_nothing(jobs: AsyncJobs) -> None:
+    async with jobs:
+        first = await finished(jobs, "square", 12)
+        assert isinstance(first.result, list)
+        pid = int(str(first.result[1]))
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222  # at once
+        second = await finished(jobs, "square", 5)
+    assert second.status is JobStatus.COMPLETED
+    assert second.attempt == 1
+
+
+async def test_a_shutdown_kills_the_process_and_gives_the_job_back(
+    jobs: AsyncJobs, make: Callable[..., AsyncJobs], tmp_path: Path
+) -> None:
+    async with make(dispatcher="worker") as reader:
+        async with jobs:
+            job = await jobs.enqueue("stubborn", {"folder": str(tmp_path)})
+            pid = await text_of(tmp_path / "began")
+        assert not lives(pid)
+        back = await reader.find(job.id)
+    assert (back.status, back.losses) == (JobStatus.PENDING, 0)
+
+
+async def test_a_process_ends_with_its_parent_whatever_kills_that(
+    tmp_path: Path, new_url: Callable[[], str]
+) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import anyio, sys
+            from asyncjobs import AsyncJobs
+            sys.path.insert(0, {str(HERE)!r})
+            from handlers_in_processes import kinds
+
+            async def main():
+                jobs = AsyncJobs({new_url()!r})
+                jobs.registry.add(kinds.registry.find("asleep"))
+                async with jobs:
+                    await jobs.enqueue("asleep", {{"folder": {str(tmp_path)!r}}})
+                    await anyio.sleep_forever()
+
+            if __name__ == "__main__":
+                anyio.run(main)
+            """
+        )
+    )
+    parent = subprocess.Popen([sys.executable, str(script)])  # noqa: ASYNC220  # it lasts
+    try:
+        pid = await text_of(tmp_path / "began")
+        assert lives(pid)
+    finally:
+        parent.kill()
+        parent.wait()
+    await is_gone(pid)
+
+
+def test_a_handler_of_the_main_script_is_found(tmp_path: Path) -> None:
+    script = tmp_path / "whole.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import anyio, os
+            from asyncjobs import AsyncJobs, JobContext
+
+            jobs = AsyncJobs("memory://")
+
+            @jobs.handler("double", run_in="process")
+            def double(number: int, job: JobContext) -> tuple[int, bool]:
+                return 2 * number, os.getppid() == int(os.environ["PARENT"])
+
+            async def main():
+                os.environ["PARENT"] = str(os.getpid())
+                async with jobs:
+                    job = await jobs.enqueue(double, 21)
+                    print((await jobs.wait(job.id, timeout=60)).result)
+
+            if __name__ == "__main__":
+                anyio.run(main)
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[42, True]\n", "")
+
+
+def test_a_handler_that_no_other_process_could_find_is_refused(jobs: AsyncJobs) -> None:
+    with pytest.raises(ConfigurationError, match="<locals>"):
+
+        @jobs.handler("local", run_in="process")
+        def local(_number: int, _job: JobContext) -> None: ...
+
+    assert jobs.registry.handler("local") is None
+
+
+def test_no_process_is_started_for_a_handler_that_wants_none_or_after_the_end(
+    jobs: AsyncJobs,
+) -> None:
+    @jobs.handler("here")
+    def here(_number: int, _job: JobContext) -> None: ...
+
+    processes = ChildProcesses()
+    no_job: Any = None
+    with pytest.raises(ConfigurationError, match="no process of its own"):
+        processes.run(here, no_job, no_job)
+    square = jobs.registry.handler("square")
+    assert square is not None
+    processes.close()
+    with pytest.raises(NotOpen):
+        processes.run(square, no_job, no_job)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        JobFailed("No.", "no"),
+        InvalidPayload([FieldIssue("a.b", "wrong")]),
+        InvalidResult("kind", "too large"),
+        StoreUnavailable("here", "away"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_pass_between_processes_whole(error: AsyncJobsError) -> None:
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+async def test_many_at_once_each_have_their_own(jobs: AsyncJobs) -> None:
+    async with jobs:
+        sent = [await jobs.enqueue("square", number) for number in range(4)]
+        done = [await jobs.wait(job.id, timeout=LONG) for job in sent]
+    results: Any = [job.result for job in done]
+    assert [result[0] for result in results] == [0, 1, 4, 9]

@@ -1,0 +1,137 @@
+"""Followers of jobs: event streams, sockets, and simulated time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from trio.testing import MockClock
+
+from asyncjobs import AsyncJobs, Job, Settings
+from asyncjobs.core.job import new_job_id
+from asyncjobs.errors import UnknownJob
+from asyncjobs.http import sse
+from asyncjobs.http.documents import DocumentCache
+from asyncjobs.http.messages import Response, StreamingResponse
+from asyncjobs.http.mounts import MountOptions
+from asyncjobs.http.streams import Close, Streams
+from asyncjobs.protocols import Clock
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import FaultyStore, LoopClock
+from tests.waiting import PATIENCE_SECONDS, until
+
+NOTHING: dict[str, Any] = {}
+
+# No test comes to the end of a request that is held for so long.
+LONG = 10 * PATIENCE_SECONDS
+
+
+@dataclass
+class Place:
+    """A queue whose work is done by the test, and its streams."""
+
+    store: FaultyStore
+    jobs: AsyncJobs
+    streams: Streams
+
+    async def begun(self) -> Job:
+        return await self.jobs.update_progress((await self.waiting()).id, 10)
+
+    async def waiting(self) -> Job:
+        return (await self.jobs.enqueue("order", NOTHING)).job
+
+    async def done(self) -> Job:
+        return await self.jobs.complete((await self.waiting()).id, {"rows": 2})
+
+    async def events(self, job: Job, after: int = 0) -> Events:
+        return Events(await self.streams.events(job.id, anyone, after))
+
+    def socket(self, job: Job, after: int = 0) -> AsyncGenerator[bytes | Close | None]:
+        return self.streams.socket(job.id, anyone, after)
+
+
+class Events:
+    """What a client gets of an event stream."""
+
+    def __init__(self, response: Response) -> None:
+        assert isinstance(response, StreamingResponse), response
+        assert response.status == 200
+        assert response.headers == sse.HEADERS
+        assert response.body == b""
+        self.chunks = response.chunks
+
+    async def next(self) -> str:
+        with anyio.fail_after(PATIENCE_SECONDS):
+            return (await anext(self.chunks)).decode()
+
+    async def rest(self) -> list[str]:
+        with anyio.fail_after(PATIENCE_SECONDS):
+            return [chunk.decode() async for chunk in self.chunks]
+
+
+def anyone(job: Job) -> Job:
+    return job
+
+
+def stranger(job: Job) -> Job:
+    raise UnknownJob(job.id)
+
+
+def place_of(
+    store: Any, clock: Clock | None = None, settings: Settings | None = None, **options: Any
+) -> Place:
+    faulty = FaultyStore(store)
+    jobs = AsyncJobs(faulty, clock=clock, settings=settings)
+    jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
+    return Place(faulty, jobs, Streams(jobs, MountOptions(**options), DocumentCache()))
+
+
+def simulated_place(**options: Any) -> Place:
+    """Make a place whose jobs know no time but the event loop's, as no server would."""
+    return place_of(MemoryStore(), LoopClock(), **options)
+
+
+def of(event: str) -> dict[str, Any]:
+    """Read the document of an event."""
+    data = next(line for line in event.splitlines() if line.startswith("data: "))
+    document: dict[str, Any] = json.loads(data.removeprefix("data: "))
+    return document
+
+
+def progress_of(said: bytes | Close | None) -> Any:
+    assert isinstance(said, bytes)
+    return json.loads(said)["progress"]
+
+
+async def all_of(sayings: AsyncGenerator[bytes | Close | None]) -> list[bytes | Close | None]:
+    with anyio.fail_after(PATIENCE_SECONDS):
+        return [saying async for saying in sayings]
+
+
+def in_simulated_time(work: Callable[[], Awaitable[None]]) -> float:
+    """Run work whose clock jumps to whatever happens next; return how long it took by it."""
+    took: list[float] = []
+
+    async def measured() -> None:
+        began = anyio.current_time()
+        await work()
+        took.append(anyio.current_time() - began)
+
+    clock = MockClock(autojump_threshold=0)
+    anyio.run(measured, backend="trio", backend_options={"clock": clock})
+    return took[0]
+
+
+async def followed(jobs: AsyncJobs, by: int = 1) -> None:
+    """Return when so many follow a job, and have read it."""
+    await until(lambda: jobs.watchers >= by)
+    await jobs.get(new_job_id())  # reads are answered in the order in which they are asked for
+
+
+async def read_again(store: FaultyStore, *, times: int) -> None:
+    """Return when jobs were read so often from now on, whatever came of it."""
+    before = len(store.calls)
+    await until(lambda: [call.method for call in store.calls[before:]].count("get") >= times)

@@ -1,0 +1,222 @@
+"""What is read from a request: the payload and the query of a list."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from asyncjobs import JobStatus, JobType, Policy
+from asyncjobs.errors import (
+    InvalidPayload,
+    InvalidQuery,
+    MalformedBody,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+)
+from asyncjobs.http.messages import Request
+from asyncjobs.http.requests import (
+    PageQuery,
+    page_query_of,
+    parameters_of,
+    payload_of,
+    rejection_of,
+)
+
+
+class Wish(BaseModel):
+    format: str
+    rows: int = 1
+
+
+WISH: JobType[Wish, Any] = JobType("wish", payload=Wish, policy=Policy(max_payload_bytes=60))
+
+
+def request(body: bytes, content_type: str | None = "application/json") -> Request:
+    headers = {} if content_type is None else {"content-type": content_type}
+    return Request("POST", headers=headers, body=body)
+
+
+def errors_of(text: bytes) -> list[Any]:
+    """Refuse a body as FastAPI does: by pydantic, below the location `body`."""
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(Wish).validate_json(text)
+    return [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
+
+
+def test_a_valid_body_becomes_the_payload() -> None:
+    assert payload_of(request(b'{"format":"csv"}'), WISH) == Wish(format="csv")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "application/json; charset=utf-8",
+        "Application/JSON",
+        "application/vnd.api+json",
+        " application/json ;x=y",
+    ],
+)
+def test_every_json_media_type_is_read(content_type: str) -> None:
+    assert payload_of(request(b'{"format":"csv"}', content_type), WISH).rows == 1
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "text/plain",
+        "text/json",
+        "application/x-www-form-urlencoded",
+        "application/jsonp",
+        "json",
+        "application/xml+jsonx",
+    ],
+)
+def test_any_other_media_type_is_unsupported(content_type: str | None) -> None:
+    with pytest.raises(UnsupportedMediaType) as caught:
+        payload_of(request(b'{"format":"csv"}', content_type), WISH)
+    assert caught.value.content_type == (content_type or "")
+
+
+@pytest.mark.parametrize("body", [b"", b"  \n", b"{", b"{'format': 'csv'}", b"\xff", b"[" * 59])
+def test_a_body_that_is_not_json_is_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedBody):
+        payload_of(request(body), WISH)
+
+
+def test_a_body_larger_than_the_limit_is_refused() -> None:
+    assert payload_of(request(b'{"format":"csv"}'.ljust(60)), WISH).format == "csv"
+    with pytest.raises(PayloadTooLarge) as caught:
+        payload_of(request(b'{"format":"csv"}'.ljust(61)), WISH)
+    assert caught.value.size is None
+
+
+def test_json_of_the_wrong_shape_names_the_fields() -> None:
+    with pytest.raises(InvalidPayload) as caught:
+        payload_of(request(b'{"rows":"many"}'), WISH)
+    assert [issue.field for issue in caught.value.issues] == ["format", "rows"]
+
+
+def test_errors_outside_the_body_are_left_to_the_framework() -> None:
+    errors = [{"type": "missing", "loc": ("query", "page"), "msg": "Field required"}]
+    assert rejection_of(request(b""), errors) is None
+    assert rejection_of(request(b""), [*errors_of(b"{}"), *errors]) is None
+    assert rejection_of(request(b""), []) is None
+
+
+def test_a_body_of_the_wrong_shape_read_by_a_framework_names_the_fields() -> None:
+    rejection = rejection_of(request(b""), errors_of(b'{"rows":"many"}'))
+    assert isinstance(rejection, InvalidPayload)
+    assert [issue.field for issue in rejection.issues] == ["format", "rows"]
+
+
+def test_a_body_that_a_framework_cannot_parse_is_malformed() -> None:
+    assert isinstance(rejection_of(request(b""), errors_of(b"{")), MalformedBody)
+
+
+def test_a_missing_body_read_by_a_framework_is_malformed() -> None:
+    missing = {"type": "missing", "loc": ("body",), "msg": "Field required"}
+    assert isinstance(rejection_of(request(b""), [missing]), MalformedBody)
+
+
+def test_a_body_that_a_framework_did_not_parse_has_an_unsupported_media_type() -> None:
+    rejection = rejection_of(request(b"", "text/plain"), errors_of(b"{}"))
+    assert isinstance(rejection, UnsupportedMediaType)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+queries = st.builds(
+    PageQuery,
+    type=st.none() | texts,
+    status=st.none() | st.sampled_from(JobStatus),
+    limit=st.integers(1, 100),
+    cursor=st.none() | texts,
+)
+
+
+def test_an_empty_query_is_the_first_page_of_all_jobs() -> None:
+    assert page_query_of("") == PageQuery(type=None, status=None, limit=20, cursor=None)
+
+
+def test_each_parameter_narrows_the_list() -> None:
+    query = "type=export&status=failed&limit=5&cursor=17&unknown=x"
+    assert page_query_of(query) == PageQuery("export", JobStatus.FAILED, 5, "17")
+
+
+@pytest.mark.parametrize("status", JobStatus)
+def test_jobs_of_every_status_can_be_asked_for(status: JobStatus) -> None:
+    assert page_query_of(f"status={status}").status is status
+
+
+@pytest.mark.parametrize("status", ["", "Pending", "done", "pending ", "NotStarted", "PENDING"])
+def test_an_unknown_status_is_refused_with_the_known_ones(status: str) -> None:
+    with pytest.raises(InvalidQuery, match=r"'status'.*pending, processing, completed") as caught:
+        page_query_of(f"status={quote_plus(status)}")
+    assert caught.value.parameter == "status"
+
+
+@pytest.mark.parametrize("limit", ["1", "100", "020"])
+def test_a_page_has_one_to_a_hundred_jobs(limit: str) -> None:
+    assert page_query_of(f"limit={limit}").limit == int(limit)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    ["", "0", "101", "-1", "+1", "1.5", "1e1", " 1", "x", "9" * 400, "٣", "²", "1\n", "000"],
+)
+def test_an_invalid_limit_is_refused(limit: str) -> None:
+    with pytest.raises(InvalidQuery, match=r"'limit'.*from 1 to 100"):
+        page_query_of(f"limit={quote_plus(limit)}")
+
+
+def test_the_first_of_a_repeated_parameter_counts() -> None:
+    assert parameters_of("after=1&x=&after=2") == {"after": "1", "x": ""}
+
+
+@pytest.mark.parametrize("query", ["&".join(["a=1"] * 51), "after=1&" + "&" * 10_000 + "a=2" * 9])
+def test_a_query_of_too_many_parameters_is_ignored(query: str) -> None:
+    assert parameters_of(query) == {}
+
+
+def test_malformed_percent_encoding_is_kept() -> None:
+    assert parameters_of("a=%&b=%zz&c=%ff&=d&e") == {
+        "a": "%",
+        "b": "%zz",
+        "c": "�",
+        "": "d",
+        "e": "",
+    }
+
+
+@given(queries, texts)
+def test_the_next_query_asks_for_the_same_from_the_cursor_on(query: PageQuery, cursor: str) -> None:
+    assert page_query_of(query.following(cursor)) == replace(query, cursor=cursor)
+
+
+@given(queries, texts)
+def test_the_next_query_can_stand_in_a_link(query: PageQuery, cursor: str) -> None:
+    written = query.following(cursor)
+    assert written.isascii()
+    assert written.isprintable()
+    assert not set(written) & set(' <>"')
+
+
+def test_default_values_are_not_written() -> None:
+    assert PageQuery(limit=20).following("17") == "cursor=17"
+
+
+@given(st.text())
+def test_any_query_is_read_or_refused(query: str) -> None:
+    found = None
+    with contextlib.suppress(InvalidQuery):
+        found = page_query_of(query)
+    assert found is None or 1 <= found.limit <= 100

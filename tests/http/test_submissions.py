@@ -1,0 +1,135 @@
+"""Submissions: what `accept` reads from a request, and how it answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from asyncjobs import EnqueueOptions
+from asyncjobs.core.job import JobId
+from asyncjobs.errors import ConfigurationError
+from asyncjobs.http.endpoints import Body, Submit, find_mount
+from asyncjobs.http.messages import Request
+from asyncjobs.http.mounts import Mount, MountOptions
+from tests.http.mounted import (
+    Made,
+    accept,
+    document,
+    submission,
+    type_of,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
+
+
+async def test_a_submission_is_answered_by_202_and_the_urls_of_its_job(made: Made) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        response = await accept(endpoints, submission())
+        job_id = document(response)["jobId"]
+        status = await endpoints.handle(Request("GET", job_id))
+    assert response.status == 202
+    assert response.header("Location") == f"/api/jobs/{job_id}/result"
+    assert response.header("Link") == f'</api/jobs/{job_id}>; rel="monitor"'
+    assert response.header("Operation-Location") == f"/api/jobs/{job_id}/operation"
+    assert response.header("Retry-After") == "3"
+    assert response.header("Cache-Control") == "no-store"
+    assert status.status == 200
+
+
+async def test_the_trace_of_a_request_continues_in_its_job(made: Made) -> None:
+    endpoints = made()
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    async with endpoints.jobs:
+        accepted = await accept(
+            endpoints, submission(traceparent=f"00-{trace}-b7ad6b7169203331-01")
+        )
+        response = await endpoints.handle(Request("GET", document(accepted)["jobId"]))
+    assert document(response)["traceId"] == trace
+
+
+async def test_options_of_the_application_take_precedence_over_the_request(
+    made: Made,
+) -> None:
+    endpoints = made()
+    ours, theirs = "0af7651916cd43dd8448eb211c80319c", "f" * 32
+    options = EnqueueOptions(traceparent=f"00-{ours}-b7ad6b7169203331-01")
+    request = submission(b"not read", traceparent=f"00-{theirs}-b7ad6b7169203331-01")
+    kind = type_of(endpoints, "double")
+    async with endpoints.jobs:
+        response = await endpoints.accept(request, kind, 21, Submit("the-owner", options))
+        job = await endpoints.jobs.find(document(response)["jobId"])
+    assert (job.payload, job.user_id, job.trace_id) == (21, "the-owner", ours)
+
+
+async def test_a_job_belongs_to_the_caller_unless_the_application_names_an_owner(
+    made: Made,
+) -> None:
+    endpoints = made(Mount(identified=True))
+    kind = type_of(endpoints, "order")
+    async with endpoints.jobs:
+        asked = replace(submission(b"{}"), owner="ann")
+        own = await endpoints.accept(asked, kind, Body.UNREAD, Submit())
+        given = await endpoints.accept(asked, kind, Body.UNREAD, Submit(user_id="bob"))
+        owners = [
+            (await endpoints.jobs.find(document(one)["jobId"])).user_id for one in (own, given)
+        ]
+    assert owners == ["ann", "bob"]
+
+
+async def test_a_submission_is_held_for_max_wait_at_most(made: Made) -> None:
+    endpoints = made(Mount(options=MountOptions(max_wait=1)))
+    async with endpoints.jobs:
+        response = await accept(endpoints, submission(b"{}", prefer="wait=60"), "order")
+        done = await accept(endpoints, submission(prefer="wait=60"))
+    assert (response.status, response.header("Preference-Applied")) == (202, "wait=1")
+    assert (done.status, document(done)["result"]) == (200, 42)
+
+
+async def test_a_repeated_idempotency_key_is_answered_by_the_same_job(made: Made) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        first, second = [
+            await accept(endpoints, submission(b"{}", **{"idempotency-key": "k"}), "order")
+            for _ in range(2)
+        ]
+    assert document(first)["jobId"] == document(second)["jobId"]
+    replayed = [one.header("Idempotency-Replayed") for one in (first, second)]
+    assert (first.status, second.status, replayed) == (202, 202, [None, "true"])
+
+
+async def test_a_replayed_202_of_an_ended_job_has_a_retry_after(made: Made) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        request = submission(b"{}", **{"idempotency-key": "k"})
+        first = await accept(endpoints, request, "order")
+        await endpoints.jobs.complete(JobId(document(first)["jobId"]), {})
+        again = await accept(endpoints, request, "order")
+    assert (again.status, document(again)) == (202, document(first))
+    assert again.header("Retry-After") == first.header("Retry-After") == "2"
+
+
+async def test_a_page_of_another_site_submits_only_if_it_is_trusted(made: Made) -> None:
+    options = MountOptions(origins=("https://app.example.com",))
+    endpoints = made(Mount(base_url="https://api.example.com", options=options))
+    async with endpoints.jobs:
+        statuses = [
+            (await accept(endpoints, submission(origin=origin, host="10.0.0.1"))).status
+            for origin in (
+                "https://evil.example",
+                "https://app.example.com",
+                "https://api.example.com",
+            )
+        ]
+    assert statuses == [403, 202, 202]
+
+
+async def test_find_mount_returns_the_mount_whose_queue_has_the_type(made: Made) -> None:
+    one, other = made(), made()
+    assert find_mount([one, other], other.jobs.registry.find("double")) is other
+
+
+async def test_find_mount_names_a_type_of_no_mounted_queue(made: Made) -> None:
+    with pytest.raises(ConfigurationError, match=r"'double'.*mounted"):
+        find_mount([], made().jobs.registry.find("double"))

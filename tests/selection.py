@@ -1,0 +1,133 @@
+"""Which tests a run has: `pytest`, `pytest -m quick`, `pytest -m thorough`; and the quarantine.
+
+`quick` is a part of the default run: the rules, proved in memory and on asyncio, without servers
+and without other processes. `thorough` is what takes long. Both are lists of paths below this
+folder.
+
+A test in `quarantine.txt` is known to fail now and then, and its mending needs more than a moment.
+No run has it, except `pytest -m quarantined`, and each run reports how many there are.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+QUARANTINE = HERE / "quarantine.txt"
+
+THOROUGH = (
+    "adapters/test_fuzz.py",
+    "browser/",
+    "chaos/",
+    "clients/test_node.py",
+    "clients/test_python_client.py",
+    "engines/",
+    "examples/test_celery_app.py",
+    "examples/test_openapi.py",
+    "javascript/",
+    "servers/test_crash.py",
+    "servers/test_wsgi_servers.py",
+    "simulation/test_simulation.py",
+    "stores/postgres/test_plans.py",
+)
+
+QUICK = (
+    "clients/test_client_rules.py",
+    "core/",
+    "dispatchers/",
+    "execution/",
+    "http/",
+    "records/",
+    "runtime/",
+    "test_queue",
+)
+
+#: Tests below the paths of `QUICK` that start a process, or take more than half a second.
+NOT_QUICK = (
+    "core/test_lifecycle_machine.py",
+    "dispatchers/test_found.py",
+    "execution/test_subprocesses.py",
+    "records/test_change_feed.py::test_the_collector_may_come_at_any_moment",
+)
+
+#: A test that asks for one of these has a server.
+SERVERS = {"postgres", "redis_url", "serve", "serve_module"}
+
+_ENTRY = re.compile(r"(?P<test>\S+::\S.*?)\s+#\s*(?P<reason>\S.*)")
+
+
+def quarantined() -> dict[str, str]:
+    """Return the reason by test id; a line without a reason is an error."""
+    entries = {}
+    for line in QUARANTINE.read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            entry = _ENTRY.fullmatch(line.strip())
+            if entry is None:
+                raise pytest.UsageError(f"{QUARANTINE.name}: not `<test id>  # <reason>`: {line!r}")
+            entries[entry["test"]] = entry["reason"]
+    return entries
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` deselects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests, and take out those in quarantine."""
+    reasons = quarantined()
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        _, separator, test = item.nodeid.partition("::")
+        name = _below_here(item.path) + separator + test
+        if name.startswith(THOROUGH):
+            item.add_marker("thorough")
+        elif is_quick(item, name):
+            item.add_marker("quick")
+        whole, _, _ = name.partition("[")
+        if name in reasons or whole in reasons:
+            item.add_marker("quarantined")
+            left.append(item)
+        else:
+            kept.append(item)
+    if left and "quarantined" not in config.option.markexpr:
+        items[:] = kept
+        config.hook.pytest_deselected(items=left)
+
+
+def is_quick(item: pytest.Item, name: str) -> bool:
+    """Return whether a test is of the quick paths, in memory, on asyncio, without a server."""
+    if not name.startswith(QUICK) or name.startswith(NOT_QUICK):
+        return False
+    if not SERVERS.isdisjoint(getattr(item, "fixturenames", ())):
+        return False
+    call = getattr(item, "callspec", None)
+    values: dict[str, Any] = {} if call is None else call.params
+    return values.get("anyio_backend") in {None, "asyncio"} and values.get("store_kind") in {
+        None,
+        "memory",
+    }
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import only the quick paths for `-m quick`: the other folders load frameworks and engines."""
+    if config.option.markexpr != "quick" or not collection_path.is_relative_to(HERE):
+        return None
+    path = _below_here(collection_path)
+    if collection_path.is_dir():
+        path += "/"
+    inside = path == "./" or path.startswith(QUICK) or any(one.startswith(path) for one in QUICK)
+    return None if inside or path.endswith("conftest.py") else True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Report the quarantine, so that it is not forgotten."""
+    reasons = quarantined()
+    terminalreporter.write_line(f"quarantined: {len(reasons)}")
+    for test, reason in reasons.items():
+        terminalreporter.write_line(f"  {test}: {reason}")
+
+
+def _below_here(path: Path) -> str:
+    return path.relative_to(HERE).as_posix() if path.is_relative_to(HERE) else path.as_posix()

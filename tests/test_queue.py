@@ -1,0 +1,737 @@
+"""The verbs of the queue, as an application uses them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import anyio
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic.alias_generators import to_camel
+from typing_extensions import TypedDict
+
+from asyncjobs import (
+    AsyncJobs,
+    EnqueueOptions,
+    JobContext,
+    JobQueue,
+    JobStatus,
+    Policy,
+    Settings,
+)
+from asyncjobs.core.job import Job, JobId, new_job_id
+from asyncjobs.core.submission import same_payload
+from asyncjobs.errors import (
+    ConfigurationError,
+    FieldIssue,
+    IdempotencyConflict,
+    IllegalMove,
+    InvalidPayload,
+    InvalidResult,
+    JobUnsuccessful,
+    LostLease,
+    NotOpen,
+    PayloadTooLarge,
+    StoreUnavailable,
+    UnknownJob,
+    UnknownType,
+)
+from asyncjobs.protocols import Selection, Transactions
+from asyncjobs.testing import Faults, FaultyStore, ManualClock, sample_job
+from tests.queues import IDLE, Make, finished, running, settled
+
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Order(BaseModel):
+    amount: int = Field(gt=0)
+
+
+async def test_a_job_runs_and_its_result_is_kept(jobs: AsyncJobs) -> None:
+    @jobs.handler("double")
+    async def double(order: Order, _job: JobContext) -> Order:
+        return Order(amount=2 * order.amount)
+
+    async with jobs:
+        job = (await jobs.enqueue(double, Order(amount=21))).job
+        done = await jobs.wait(job.id)
+        assert (done.status, done.result) == (JobStatus.COMPLETED, {"amount": 42})
+        assert double.result_of(done) == Order(amount=42)
+        assert await jobs.get(job.id) == done
+
+
+async def test_the_supplied_queue_has_the_verbs_of_the_protocol(jobs: AsyncJobs) -> None:
+    queue: JobQueue = jobs
+    async with jobs:
+        assert await queue.get(new_job_id()) is None
+
+
+async def test_a_payload_that_does_not_fit_never_becomes_a_job(
+    jobs: AsyncJobs, beside: Any
+) -> None:
+    @jobs.handler("order")
+    async def order(_order: Order, _job: JobContext) -> None: ...
+
+    async with jobs:
+        with pytest.raises(InvalidPayload) as refused:
+            await jobs.enqueue("order", {"amount": -1})
+        assert refused.value.issues[0].field == "amount"
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue("order", {"amount": "many"})
+    assert not (await beside.list(Selection(), limit=9)).jobs
+
+
+async def test_a_payload_over_the_limit_never_becomes_a_job(jobs: AsyncJobs, beside: Any) -> None:
+    @jobs.handler("echo", policy=Policy(max_payload_bytes=10))
+    async def echo(_text: str, _job: JobContext) -> None: ...
+
+    async with jobs:
+        await jobs.enqueue(echo, "x" * 8)
+        with pytest.raises(PayloadTooLarge) as refused:
+            await jobs.enqueue(echo, "x" * 9)
+    assert (refused.value.size, refused.value.limit) == (11, 10)
+    assert len((await beside.list(Selection(), limit=9)).jobs) == 1
+
+
+async def test_an_unknown_type_is_named_with_those_there_are(jobs: AsyncJobs) -> None:
+    @jobs.handler("known")
+    async def known(_none: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        with pytest.raises(UnknownType, match=r"'unknown'.*known"):
+            await jobs.enqueue("unknown", None)
+
+
+async def test_a_handler_of_another_queue_is_refused(jobs: AsyncJobs, make: Make) -> None:
+    other = make()
+
+    @other.handler("same")
+    async def same(_none: None, _job: JobContext) -> None: ...
+
+    @jobs.handler("same")
+    async def mine(_none: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        with pytest.raises(ConfigurationError, match="'same' belongs to another AsyncJobs"):
+            await jobs.enqueue(same, None)
+
+
+async def test_a_type_is_registered_once(jobs: AsyncJobs) -> None:
+    jobs.external("import", payload=str, result=int)
+    with pytest.raises(ConfigurationError, match="twice"):
+        jobs.external("import", payload=str, result=int)
+
+
+async def test_a_closed_queue_says_so(jobs: AsyncJobs) -> None:
+    with pytest.raises(NotOpen, match="async with"):
+        await jobs.get(new_job_id())
+
+
+async def test_a_queue_is_open_once_and_can_be_opened_again(jobs: AsyncJobs) -> None:
+    async with jobs:
+        assert jobs.is_open
+        with pytest.raises(ConfigurationError, match="open already"):
+            await jobs.__aenter__()
+    with pytest.raises(NotOpen):
+        await jobs.get(new_job_id())
+    async with jobs:
+        assert await jobs.get(new_job_id()) is None
+
+
+class SlowToClose(FaultyStore):
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self.closing, self.go_on = anyio.Event(), anyio.Event()
+
+    async def __aexit__(self, *error: object) -> bool | None:
+        self.closing.set()
+        await self.go_on.wait()
+        return await super().__aexit__(*error)
+
+
+async def test_a_wait_raises_not_open_while_the_queue_closes(make: Make, store: Any) -> None:
+    slow = SlowToClose(store)
+    jobs = make(store=slow)
+    kind = jobs.external("import", payload=str, result=int)
+
+    async def wait_in_vain() -> None:
+        await slow.closing.wait()
+        for wait in (jobs.wait, jobs.next_change):
+            with pytest.raises(NotOpen):
+                await wait(job.id)
+        slow.go_on.set()
+
+    async with anyio.create_task_group() as tasks, jobs:
+        job = await jobs.enqueue(kind, "a.csv")
+        tasks.start_soon(wait_in_vain)
+
+
+async def test_closing_what_is_not_open_is_an_error(jobs: AsyncJobs) -> None:
+    with pytest.raises(NotOpen):
+        await jobs.__aexit__(None, None, None)
+
+
+@pytest.mark.own_store
+async def test_a_copy_made_by_a_fork_is_not_open_and_can_be_opened(
+    jobs: AsyncJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with jobs:
+        copied = copy.copy(jobs)
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: -1)
+            with pytest.raises(NotOpen):
+                await copied.get(new_job_id())
+            async with copied:
+                assert await copied.get(new_job_id()) is None
+        assert jobs.is_open
+
+
+async def test_what_the_block_raises_comes_out_as_it_is(jobs: AsyncJobs) -> None:
+    with pytest.raises(KeyError):
+        async with jobs:
+            raise KeyError
+
+
+# types of payload and result
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+class Size(TypedDict):
+    width: int
+
+
+async def test_dataclasses_typed_dicts_and_plain_json_are_payloads(jobs: AsyncJobs) -> None:
+    @jobs.handler("point")
+    async def point(at: Point, _job: JobContext) -> Point:
+        assert isinstance(at, Point)
+        return Point(at.y, at.x)
+
+    @jobs.handler("size")
+    async def size(given: Size, _job: JobContext) -> list[int]:
+        return [given["width"]]
+
+    @jobs.handler("plain")
+    async def plain(given, _job):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return given  # pyright: ignore[reportUnknownVariableType]
+
+    async with jobs:
+        assert (await finished(jobs, point, Point(1, 2))).result == {"x": 2, "y": 1}
+        assert (await finished(jobs, size, Size(width=3))).result == [3]
+        assert (await finished(jobs, "plain", {"a": [1, None, "b"]})).result == {
+            "a": [1, None, "b"]
+        }
+
+
+class Camel(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True)
+
+    user_id: int
+    made_at: float = Field(default_factory=time.monotonic)
+
+
+async def test_payload_and_result_keep_the_names_clients_use(jobs: AsyncJobs) -> None:
+    @jobs.handler("camel")
+    async def camel(given: Camel, _job: JobContext) -> Camel:
+        return given
+
+    async with jobs:
+        job = (await jobs.enqueue(camel, Camel(user_id=1))).job
+        done = await jobs.wait(job.id)
+    assert isinstance(done.result, dict)
+    assert done.result["userId"] == 1
+    assert camel.result_of(done).user_id == 1
+
+
+class OneWay(BaseModel):
+    number: int = Field(validation_alias="a", serialization_alias="b")
+    rows: int = Field(1, validation_alias="numRows")
+
+
+async def test_a_payload_is_what_was_sent_whatever_its_aliases(jobs: AsyncJobs) -> None:
+    @jobs.handler("one way")
+    async def one_way(given: OneWay, _job: JobContext) -> list[int]:
+        return [given.number, given.rows]
+
+    async with jobs:
+        payload = one_way.read_payload(b'{"a": 7, "numRows": 1000}')
+        done = await jobs.wait((await jobs.enqueue(one_way, payload)).id)
+    assert done.result == [7, 1000]
+
+
+@pytest.mark.parametrize("body", [b'{"x": 1e999}', b'{"x": NaN}'])
+async def test_numbers_that_json_has_not_make_no_job(
+    jobs: AsyncJobs, beside: Any, body: bytes
+) -> None:
+    typed = jobs.external("typed", payload=Measure, result=int)
+    plain = jobs.external("plain", payload=dict[str, object], result=int)
+    async with jobs:
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue(typed, typed.read_payload(body))
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue(plain, plain.read_payload(body))
+    assert not (await beside.list(Selection(), limit=9)).jobs
+
+
+class Measure(BaseModel):
+    x: float
+
+
+class Login(BaseModel):
+    password: SecretStr
+
+
+async def test_a_payload_that_storing_would_change_is_refused(jobs: AsyncJobs) -> None:
+    kind = jobs.external("login", payload=Login, result=int)
+    async with jobs:
+        with pytest.raises(InvalidPayload, match="changed by being stored"):
+            await jobs.enqueue(kind, Login(password=SecretStr("swordfish")))
+
+
+async def test_what_is_no_json_is_no_plain_payload(jobs: AsyncJobs) -> None:
+    jobs.external("plain", payload=dict[str, object], result=int)
+    async with jobs:
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue("plain", {"a": object()})
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue("plain", {"a": "\ud800"})
+
+
+def test_a_handler_must_take_a_payload_and_a_job(jobs: AsyncJobs) -> None:
+    async def alone(_payload: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"exactly \(payload, job\)"):
+        jobs.handler("alone")(cast("Any", alone))
+
+
+def test_an_annotation_that_is_no_json_is_refused_at_once(jobs: AsyncJobs) -> None:
+    async def strange(_payload: FaultyStore, _job: JobContext) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="cannot be written as JSON"):
+        jobs.handler("strange")(strange)
+
+
+def test_an_annotation_that_cannot_be_found_is_refused_at_once(jobs: AsyncJobs) -> None:
+    async def lost(_payload: int, _job: JobContext) -> None: ...
+
+    lost.__annotations__["_payload"] = "Nowhere"
+    with pytest.raises(ConfigurationError, match="Nowhere"):
+        jobs.handler("lost")(lost)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, timedelta.max])
+def test_limits_that_make_no_sense_are_refused_at_once(
+    jobs: AsyncJobs, timeout: float | timedelta
+) -> None:
+    with pytest.raises(ConfigurationError, match="timeout"):
+        jobs.handler("never", timeout=timeout)
+
+
+class Adder:
+    async def __call__(self, number: int, _job: JobContext) -> int:
+        return number + 1
+
+
+async def test_partials_methods_and_callable_objects_are_handlers(jobs: AsyncJobs) -> None:
+    async def add(extra: int, number: int, _job: JobContext) -> int:
+        return number + extra
+
+    handlers: list[Any] = [
+        jobs.handler("partial")(functools.partial(add, 2)),
+        jobs.handler("object")(Adder()),
+        jobs.handler("method")(Adder().__call__),
+    ]
+    async with jobs:
+        results: list[object] = []
+        for handler in handlers:
+            with pytest.raises(InvalidPayload):
+                await jobs.enqueue(handler, "many")
+            results.append((await finished(jobs, handler, 1)).result)
+    assert results == [3, 2, 2]
+
+
+async def test_a_registered_handler_can_be_called_as_the_function_it_is(jobs: AsyncJobs) -> None:
+    @jobs.handler("double")
+    async def double(number: int, _job: JobContext) -> int:
+        """Double it."""
+        return 2 * number
+
+    assert await double(4, JobContext(sample_job())) == 8
+    assert double.__doc__ == "Double it."
+    assert repr(double) == "<Handler 'double'>"
+
+
+# options
+
+
+async def test_a_job_belongs_to_a_trace_given_taken_or_made(jobs: AsyncJobs) -> None:
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        made = (await jobs.enqueue(kind, 1)).job
+        taken = (await jobs.enqueue(kind, 1, options=EnqueueOptions(traceparent=TRACEPARENT))).job
+        given = (await jobs.enqueue(kind, 1, options=EnqueueOptions(trace_id="abc"))).job
+        broken = (
+            await jobs.enqueue(kind, 1, options=EnqueueOptions(traceparent="00-zz-11-01"))
+        ).job
+    assert len(made.trace_id) == len(broken.trace_id) == 32
+    assert taken.trace_id == TRACEPARENT[3:35]
+    assert given.trace_id == "abc"
+
+
+async def test_a_delayed_job_waits_and_its_deadline_counts_from_then(make: Make) -> None:
+    clock = ManualClock()
+    jobs = make(clock=clock)
+
+    @jobs.handler("later")
+    async def later(_none: None, job: JobContext) -> int:
+        return job.attempt
+
+    async with jobs:
+        options = EnqueueOptions(run_at=timedelta(hours=1), deadline=60)
+        job = (await jobs.enqueue(later, None, options=options)).job
+        assert job.run_at == job.due_at == job.created_at + timedelta(hours=1)
+        assert job.deadline == job.run_at + timedelta(seconds=60)
+        clock.advance(timedelta(hours=1))
+        done = await settled(jobs, job.id)
+    assert done.started_at == job.run_at
+
+
+async def test_a_moment_may_be_given_instead_of_a_pause(jobs: AsyncJobs) -> None:
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        moment = jobs.clock.now() + timedelta(hours=1)
+        job = (await jobs.enqueue(kind, 1, options=EnqueueOptions(run_at=moment))).job
+    assert job.run_at == moment
+
+
+# idempotency
+
+
+async def test_the_same_key_and_payload_is_the_same_job(jobs: AsyncJobs) -> None:
+    runs: list[int] = []
+
+    @jobs.handler("order")
+    async def order(given: Order, _job: JobContext) -> None:
+        runs.append(given.amount)
+
+    async with jobs:
+        first = (await jobs.enqueue(order, Order(amount=1), idempotency_key="k")).job
+        await jobs.wait(first.id)
+        again = (await jobs.enqueue(order, Order(amount=1), idempotency_key="k")).job
+        assert (again.id, again.status) == (first.id, JobStatus.COMPLETED)
+        with pytest.raises(IdempotencyConflict) as conflict:
+            await jobs.enqueue(order, Order(amount=2), idempotency_key="k")
+        assert (conflict.value.key, conflict.value.job_id) == ("k", first.id)
+    assert runs == [1]
+
+
+async def test_what_a_type_fills_in_makes_no_other_payload(jobs: AsyncJobs) -> None:
+    kind = jobs.external("camel", payload=Camel, result=int)
+    tags = jobs.external("tags", payload=set[str], result=int)
+    async with jobs:
+        one = (await jobs.enqueue(kind, Camel(user_id=1), idempotency_key="k")).job
+        two = (await jobs.enqueue(kind, Camel(user_id=1), idempotency_key="k")).job
+        assert (one.id, one.payload) == (two.id, two.payload)
+        first = (await jobs.enqueue(tags, set("abcdefgh"), idempotency_key="k")).job
+        second = (await jobs.enqueue(tags, set("hgfedcba"), idempotency_key="k")).job
+        assert first.id == second.id
+
+
+async def test_a_set_is_the_same_in_any_order(jobs: AsyncJobs) -> None:
+    tags = jobs.external("tags", payload=set[str], result=int)
+    async with jobs:
+        one = (await jobs.enqueue(tags, {"a", "b"}, idempotency_key="k")).job
+        other = one.model_copy(update={"payload_json": b'["b","a"]', "fingerprint": "of old"})
+        assert same_payload(tags, one, other)
+        assert not same_payload(
+            tags, one, other.model_copy(update={"payload_json": b'"of an older release"'})
+        )
+
+
+@pytest.mark.parametrize("field", ["user_id", "idempotency_key"])
+async def test_text_that_cannot_be_written_is_refused(jobs: AsyncJobs, field: str) -> None:
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        with pytest.raises(InvalidPayload) as refused:
+            await jobs.enqueue(kind, 1, **{field: "\udcff"})  # type: ignore[call-overload]
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue(kind, 1, options=EnqueueOptions(trace_id="\udcff"))
+    assert refused.value.issues[0].field == field
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"deadline": 0},
+        {"deadline": -1},
+        {"deadline": timedelta.max},
+        {"run_at": timedelta.max},
+        {"run_at": datetime(2030, 1, 1)},  # noqa: DTZ001  # what is tested
+    ],
+)
+def test_options_that_make_no_sense_are_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"deadline|run_at"):
+        EnqueueOptions(**options)
+
+
+async def test_a_key_is_free_again_when_its_job_is_forgotten(make: Make) -> None:
+    clock = ManualClock()
+    jobs = make(clock=clock, settings=IDLE)
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        old = (await jobs.enqueue(kind, 1, idempotency_key="k")).job
+        await jobs.complete(old.id, 1)
+        clock.advance(timedelta(hours=24))
+        new = (await jobs.enqueue(kind, 2, idempotency_key="k")).job
+        assert (new.id != old.id, new.payload) == (True, 2)
+        assert await jobs.get(new.id) == new
+
+
+class Rivalled(FaultyStore):
+    """Another process is quicker to use a key that has become free."""
+
+    @property
+    def powers(self) -> frozenset[type]:
+        return super().powers | {Transactions}
+
+    rival: Job | None = None
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        await super().delete(ids)
+        if self.rival is not None:
+            await self.insert([self.rival])
+
+    async def insert_within(self, _connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
+        return await self.insert(jobs)
+
+
+@pytest.mark.parametrize("connection", [None, object()], ids=["alone", "within"])
+async def test_a_key_that_is_free_again_makes_one_job_of_two_submissions(
+    make: Make, store: Any, connection: object | None
+) -> None:
+    clock, rivalled = ManualClock(), Rivalled(store)
+    jobs = make(store=rivalled, clock=clock, settings=IDLE)
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        old = (await jobs.enqueue(kind, 1, idempotency_key="k")).job
+        await jobs.complete(old.id, 1)
+        clock.advance(timedelta(hours=24))
+        rivalled.rival = old.model_copy(
+            update={"id": new_job_id(), "deadline": clock.now() + timedelta(hours=1)}
+        )
+        found = (await jobs.enqueue(kind, 1, idempotency_key="k", connection=connection)).job
+        assert found.id == rivalled.rival.id
+
+
+async def test_what_is_submitted_again_after_a_lost_answer_begins_at_once(
+    make: Make, store: Any
+) -> None:
+    """The first submission kept a place for its job here, and never came to use it."""
+    faulty = FaultyStore(store)
+    jobs = make(store=faulty, settings=Settings(redelivery=timedelta(hours=1)))
+
+    @jobs.handler("order")
+    async def order(_number: int, _job: JobContext) -> str:
+        return "done"
+
+    async with jobs:
+        faulty.faults = Faults(after=1, only=["insert"], most=1)
+        with pytest.raises(StoreUnavailable):
+            await jobs.enqueue(order, 7, idempotency_key="k")
+        job = (await jobs.enqueue(order, 7, idempotency_key="k")).job
+        assert (await jobs.wait(job.id, timeout=30)).result == "done"
+
+
+async def test_a_replayed_job_is_told_as_it_must_stand(make: Make) -> None:
+    clock = ManualClock()
+    jobs = make(clock=clock, settings=IDLE)
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        await jobs.enqueue(kind, 1, idempotency_key="k")
+        clock.advance(timedelta(hours=24))
+        assert (await jobs.enqueue(kind, 1, idempotency_key="k")).job.status is JobStatus.FAILED
+
+
+# work done outside
+
+
+async def test_outside_work_is_started_by_its_first_report(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=Order, result=Order)
+    async with jobs:
+        job = (await jobs.enqueue(kind, Order(amount=3))).job
+        reported = await jobs.update_progress(job.id, 30, "rendering")
+        assert (reported.status, reported.progress) == (JobStatus.PROCESSING, 30)
+        assert reported.detail is not None
+        assert reported.detail.message == "rendering"
+        again = await jobs.update_progress(job.id, 60)
+        assert (again.progress, again.attempt) == (60, 1)
+        done = await jobs.complete(job.id, Order(amount=9))
+        assert kind.result_of(done) == Order(amount=9)
+
+
+async def test_outside_work_may_end_without_a_report(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        one, two = (await jobs.enqueue(kind, 1)).job, (await jobs.enqueue(kind, 2)).job
+        assert (await jobs.complete(one.id, 1)).status is JobStatus.COMPLETED
+        failed = await jobs.fail(two.id, "No more paper.", code="paper")
+        assert failed.error is not None
+        assert (failed.error.code, failed.error.message) == ("paper", "No more paper.")
+        with pytest.raises(JobUnsuccessful, match=r"failed: No more paper") as raised:
+            kind.result_of(failed)
+        assert raised.value.job == failed
+
+
+async def test_an_ended_job_cannot_end_again(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = (await jobs.enqueue(kind, 1)).job
+        done = await jobs.complete(job.id, 1)
+        for again in (jobs.complete(job.id, 2), jobs.fail(job.id, "no"), jobs.stop(job.id)):
+            with pytest.raises(IllegalMove):
+                await again
+        assert await jobs.get(job.id) == done
+
+
+async def test_a_result_that_does_not_fit_changes_nothing(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = (await jobs.enqueue(kind, 1)).job
+        with pytest.raises(InvalidResult):
+            await jobs.complete(job.id, "many")
+        assert await jobs.get(job.id) == job
+
+
+async def test_outside_work_that_was_asked_to_stop_says_when_it_has(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = (await jobs.enqueue(kind, 1)).job
+        await jobs.update_progress(job.id, 10)
+        asked = await jobs.cancel(job.id)
+        assert (asked.status, asked.cancel_requested_at is None) == (JobStatus.PROCESSING, False)
+        assert (await jobs.stop(job.id)).status is JobStatus.CANCELLED
+
+
+async def test_reporters_that_race_to_start_a_job_both_report(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = (await jobs.enqueue(kind, 1)).job
+        async with anyio.create_task_group() as tasks:
+            for percent in range(10):
+                tasks.start_soon(jobs.update_progress, job.id, percent)
+        found = await jobs.find(job.id)
+    assert (found.attempt, found.version) == (1, 12)
+
+
+async def test_what_our_workers_hold_is_not_reported_from_outside(jobs: AsyncJobs) -> None:
+    @jobs.handler("slow")
+    async def slow(_none: None, _job: JobContext) -> None:
+        await anyio.sleep_forever()
+
+    async with jobs:
+        job = await running(jobs, slow)
+        with pytest.raises(LostLease):
+            await jobs.complete(job.id, None)
+        await jobs.cancel(job.id)
+
+
+async def test_every_verb_knows_what_is_unknown(
+    jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    nobody = new_job_id()
+    async with jobs:
+        assert await jobs.get(nobody) is None
+        for verb in (
+            jobs.find(nobody),
+            jobs.update_progress(nobody, 1),
+            jobs.complete(nobody),
+            jobs.fail(nobody, "no"),
+            jobs.cancel(nobody),
+            jobs.stop(nobody),
+            jobs.wait(nobody),
+            anext(jobs.subscribe(nobody)),
+        ):
+            with pytest.raises(UnknownJob):
+                await verb
+        await jobs.run(nobody)
+    [told] = [vars(one) for one in caplog.records if "unknown job" in one.getMessage()]
+    assert told["job_id"] == nobody
+
+
+# wait and subscribe
+
+
+async def test_waiting_ends_at_the_timeout_with_the_job_as_it_stands(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = (await jobs.enqueue(kind, 1)).job
+        assert await jobs.wait(job.id, timeout=0.01) == job
+
+
+async def test_a_subscriber_sees_growing_versions_up_to_the_end(jobs: AsyncJobs) -> None:
+    kind = jobs.external("render", payload=int, result=int)
+    async with jobs:
+        job = (await jobs.enqueue(kind, 1)).job
+        seen: list[Job] = []
+
+        async def follow() -> None:
+            async for update in jobs.subscribe(job.id):
+                seen.append(update)  # noqa: PERF401  # what was seen before a failure counts
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            for percent in (10, 50, 90):
+                await jobs.update_progress(job.id, percent)
+            await jobs.complete(job.id, 1)
+    versions = [update.version for update in seen]
+    assert versions == sorted(set(versions))
+    assert seen[-1].status is JobStatus.COMPLETED
+
+
+async def test_a_result_is_asked_of_the_right_type_and_a_finished_job(jobs: AsyncJobs) -> None:
+    one = jobs.external("one", payload=int, result=int)
+    two = jobs.external("two", payload=int, result=int)
+    async with jobs:
+        job = (await jobs.enqueue(one, 1)).job
+        with pytest.raises(ValueError, match="is pending: it has no result yet"):
+            one.result_of(job)
+        with pytest.raises(ValueError, match="is of type 'one', not 'two'"):
+            two.result_of(await jobs.complete(job.id, 1))
+
+
+def test_an_issue_names_its_field_where_there_is_one() -> None:
+    assert str(FieldIssue("a.b", "is odd")) == "a.b: is odd"
+    assert str(FieldIssue("", "is odd")) == "is odd"
+
+
+async def test_the_next_change_is_the_next_visible_one(jobs: AsyncJobs) -> None:
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        job = (await jobs.enqueue(kind, 1)).job
+        assert await jobs.next_change(job.id, timeout=0.01) == job
+        assert await jobs.next_change(job.id, after=0, timeout=60) == job
+        changes: list[Job] = []
+
+        async def wait() -> None:
+            changes.append(await jobs.next_change(job.id, timeout=60))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            await jobs.update_progress(job.id, 40)
+        assert changes[0].version == 2
+        done = await jobs.complete(job.id, 1)
+        assert await jobs.next_change(job.id, after=done.version) == done
