@@ -86,14 +86,11 @@ class Watchdog:
             return bool(inner) and any(one.f_code.co_name == "run_forever" for one, _ in inner)
         job: Job = frame.f_locals["job"]
         lines = "".join(traceback.StackSummary.extract(iter(reversed(inner))).format())
-        log.warning(
+        message = (
             "The handler of %r has blocked the event loop for more than %s s. Make it a `def`, "
-            "which runs in a thread, or do this part in one:\n%s",
-            job.type,
-            self._limit,
-            lines,
-            extra=log_fields(job),
+            f"which runs in a thread, or do this part in one:\n{lines.replace('%', '%%')}"
         )
+        log.warning(message, job.type, self._limit, extra=log_fields(job))
         return True
 
 

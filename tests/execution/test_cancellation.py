@@ -243,20 +243,22 @@ async def test_a_retry_without_a_pause_begins_without_one(make: Make, asynchrono
 
 async def test_a_job_that_comes_up_while_it_ends_here_is_run_again() -> None:
     dispatcher = LocalDispatcher(concurrency=1)
-    runs: list[int] = []
+    begun: list[int] = []
+    slots: list[Callable[[], None]] = []
     job = sample_job()
 
-    async def run(given: Job) -> None:
-        runs.append(given.revision)
-        if len(runs) == 1:
-            assert dispatcher.offer(job.model_copy(update={"revision": 3}))
-            await anyio.lowlevel.checkpoint()
+    def begin(given: Job, freed: Callable[[], None]) -> None:
+        begun.append(given.revision)
+        slots.append(freed)
 
-    async with dispatcher.running(run):
-        assert dispatcher.offer(job)
-        with anyio.fail_after(60):
-            await dispatcher.wait_until_idle()
-    assert runs == [1, 3]
+    dispatcher.open(begin)
+    assert dispatcher.offer(job)
+    assert dispatcher.offer(job.model_copy(update={"revision": 3}))
+    slots.pop()()
+    assert begun == [1, 3]
+    slots.pop()()
+    with anyio.fail_after(60):
+        await dispatcher.wait_until_idle()
 
 
 async def test_a_retry_waits_for_the_thread_that_timed_out(jobs: AsyncJobs) -> None:

@@ -212,23 +212,3 @@ async def test_a_queue_without_handlers_takes_nothing(make: Make, store: Any, be
         await until(lambda: [call.method for call in counted.calls].count("take") > 2)
     assert await beside.get([job.id]) == [job]
     assert all(call.method != "replace" for call in counted.calls)
-
-
-async def test_a_job_that_breaks_its_runner_leaves_the_dispatcher_working(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    dispatcher = LocalDispatcher(concurrency=1)
-    seen: list[str] = []
-
-    async def run(job: Job) -> None:
-        seen.append(job.id)
-        if len(seen) == 1:
-            raise ZeroDivisionError
-
-    jobs = [sample_job(), sample_job()]
-    async with dispatcher.running(run):
-        await dispatcher.dispatch(jobs)
-        with anyio.fail_after(60):
-            await dispatcher.wait_until_idle()
-    assert seen == [job.id for job in jobs]
-    assert "broke off" in caplog.text

@@ -66,7 +66,7 @@ async def test_a_batch_has_its_limit() -> None:
     recorder = Recorder()
     recorder.gate.set()
     async with anyio.create_task_group() as tasks:
-        merged = GroupCommit(recorder.double, tasks, most=3)
+        merged = GroupCommit(recorder.double, tasks, max_batch_size=3)
         for number in range(8):
             tasks.start_soon(merged, [number])
     assert max(map(len, recorder.batches)) == 3
