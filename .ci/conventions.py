@@ -103,7 +103,7 @@ def oversized() -> Iterator[str]:
             first = node.lineno if is_class else node.body[0].lineno
             lines = (node.end_lineno or first) - first + 1
             if lines > ceiling:
-                yield f"{place(path, node.lineno)}: {node.name} has {lines} lines, at most {ceiling}"
+                yield f"{place(path, node.lineno)}: {node.name} has {lines} lines, not {ceiling}"
 
 
 def place(path: Path, line: int) -> str:
