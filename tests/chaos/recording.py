@@ -16,7 +16,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from asyncjobs.core.job import Job, JobId
-from asyncjobs.protocols import Change, ChangeNotices, Listing, StoreClock, power_of
+from asyncjobs.protocols import Change, ChangeNotices, InlineReads, StoreClock, power_of
+
+#: The powers that a recorded store may have.
+_POWERS = frozenset({ChangeNotices, InlineReads, StoreClock})
 
 #: One line of a history.
 Event = dict[str, Any]
@@ -80,7 +83,7 @@ class Recorded:
     def __init__(self, store: Any, notes: Notes) -> None:
         self.store = store
         self.notes = notes
-        self.powers: frozenset[type] = store.powers - {Listing}
+        self.powers: frozenset[type] = store.powers & _POWERS
 
     async def __aenter__(self) -> Self:
         await self.store.__aenter__()
