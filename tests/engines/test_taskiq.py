@@ -35,9 +35,14 @@ BROKERS: Mapping[str, Callable[[str], AsyncBroker]] = {
 
 
 class Taskiq(Engine):
-    kinds = tuple(BROKERS)
-    default_queue = "taskiq"
+    worker = (
+        *("taskiq", "worker", "taskiq_worker:broker"),
+        *("--workers", "1", "--max-async-tasks", "2"),
+    )
+    kinds: ClassVar = {"list": (), "stream": ()}
+    give_back = ("--wait-tasks-timeout", "0.1")
     stopping = "running tasks to complete"
+    default_queue = "taskiq"
     options = TaskiqOptions
     settings: ClassVar[Mapping[str, object]] = {
         "args": [],
@@ -46,17 +51,7 @@ class Taskiq(Engine):
         "ack_type": "when_received",
     }
 
-    def command(self, *, gives_back: bool = False) -> tuple[str, ...]:
-        size = ("--workers", "1", "--max-async-tasks", "2")
-        short = ("--wait-tasks-timeout", "0.1") if gives_back else ()
-        return ("-m", "taskiq", "worker", "taskiq_worker:broker", *size, *short)
-
-    def environment(self, *, gives_back: bool = False) -> dict[str, str]:
-        del gives_back
-        return {"KIND": self.kind}
-
-    def dispatcher(self, broker: str, *queues: str, **arguments: Any) -> TaskiqDispatcher:
-        del queues
+    def dispatcher(self, broker: str, **arguments: Any) -> TaskiqDispatcher:
         return TaskiqDispatcher(BROKERS[self.kind](broker), **arguments)
 
     async def sent(self, broker: str, queue: str) -> list[Sent]:
