@@ -1,4 +1,4 @@
-"""Write the parts of the documentation that the code and its tests decide.
+"""Write the parts of the documentation that repeat the code and its tests.
 
 python docs/generate.py            # reference/lifecycle.md, howto/choose-an-engine.md
 """
@@ -20,7 +20,7 @@ ENGINES = ROOT / "docs" / "howto" / "choose-an-engine.md"
 BEGIN = re.compile(r"<!-- generated from .* by docs/generate.py -->")
 END = "<!-- end of the generated part -->"
 
-# What an engine can, by the test that it passes on each kind of its workers.
+# What an engine can do, by the test that proves it.
 POWERS = {
     "delayed jobs": "a_delayed_job_is_delivered",
     "urgent jobs first": "more_urgent",
@@ -61,7 +61,7 @@ def table() -> str:
 
 
 def matrix() -> str:
-    """List what each engine's dispatcher was shown to do, and on which kinds of workers."""
+    """List the rules that each engine's tests prove, and the kinds of workers they run on."""
     pytest = ("-m", "pytest", "-q", "-n0", "-m", "thorough", "--collect-only", "tests/engines")
     collected = subprocess.run(
         [sys.executable, *pytest], cwd=ROOT, capture_output=True, text=True, check=True
@@ -76,7 +76,7 @@ def matrix() -> str:
     lines = ["| engine | kinds of workers | " + " | ".join(POWERS) + " |"]
     lines.append("|---" * (len(POWERS) + 2) + "|")
     for engine, powers in shown.items():
-        kinds = sorted({kind for found in powers.values() for kind in found} - {""})
+        kinds = sorted(powers["delayed jobs"] - {""})
         cells = ["yes" if power in powers else "-" for power in POWERS]
         name = NAMES.get(engine, engine)
         lines.append(f"| {name} | {', '.join(kinds) or 'its own'} | " + " | ".join(cells) + " |")
