@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import UnknownJob
 from asyncjobs.protocols import Change
 from asyncjobs.stores.memory import MemoryStore
@@ -231,20 +231,6 @@ class Forgetful(MemoryStore):
         return jobs if self.inserts == 6 else await super().insert(jobs)
 
 
-class Restless(MemoryStore):
-    """Stores a job that ends as a waiting one, once."""
-
-    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
-        return await super().replace([self._reopened(change) for change in changes])
-
-    def _reopened(self, change: Change) -> Change:
-        job = change.job
-        if not job.status.terminal or job.attempt > 1:
-            return change
-        waits = {"status": JobStatus.PENDING, "lane": job.queue, "due_at": job.run_at}
-        return Change(job.model_copy(update=waits), change.expected_revision)
-
-
 class Stale(MemoryStore):
     """Returns the end of a job once, and then the job as it was inserted."""
 
@@ -262,15 +248,6 @@ class Stale(MemoryStore):
         answer = [self.first[job.id] if job and job.id in self.read else job for job in found]
         self.read.update(job.id for job in found if job and job.status.terminal)
         return answer
-
-
-class Careless(MemoryStore):
-    """Answers that it has written the end of a job, and has not."""
-
-    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
-        kept = await super().replace([it for it in changes if not it.job.status.terminal])
-        done = iter(kept)
-        return [change.job.status.terminal or next(done) for change in changes]
 
 
 @pytest.fixture
@@ -315,9 +292,7 @@ async def test_a_correct_store_leaves_a_sound_history(notes: Notes, tmp_path: Pa
         (Blind, "times"),
         (Generous, "taken twice"),
         (Forgetful, "never ended"),
-        (Restless, "it had ended"),
         (Stale, "was read after"),
-        (Careless, "never ended"),
     ],
     ids=lambda one: getattr(one, "__name__", None),
 )
