@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 
@@ -16,19 +17,22 @@ Launch = Callable[..., WorkerProcesses]
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test on all kinds of the engine's workers, or on those that its class names."""
-    if "kind" in metafunc.fixturenames and len(metafunc.module.ENGINE.kinds) > 1:
-        kinds = getattr(metafunc.cls, "kinds", metafunc.module.ENGINE.kinds)
+    module = cast("Any", metafunc.module)
+    if "kind" in metafunc.fixturenames and len(module.ENGINE.kinds) > 1:
+        kinds = getattr(cast("Any", metafunc.cls), "kinds", module.ENGINE.kinds)
         metafunc.parametrize("kind", [*kinds], scope="module")
 
 
 @pytest.fixture(scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
-    return str(next(iter(request.module.ENGINE.kinds)))
+    module = cast("Any", request.module)
+    return str(next(iter(module.ENGINE.kinds)))
 
 
 @pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest, kind: str) -> Iterator[Engine]:
-    engine: Engine = request.module.ENGINE(kind)
+    module = cast("Any", request.module)
+    engine: Engine = module.ENGINE(kind)
     yield engine
     engine.close()
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from asyncjobs.stores import store_from_url
 from asyncjobs.testing import WorkerPool
 from tests.conftest import PostgresServer
+from tests.waiting import until_sync
 
 ROOT = Path(__file__).parents[2]
 APPS = Path(__file__).parent / "apps"
@@ -155,31 +156,34 @@ class WorkerProcesses:
         return self._process.wait(STOP_SECONDS)
 
     def kill(self) -> None:
-        """End them all at once."""
+        """End them all at once; return when none can take a message any more."""
         if self._process is not None:
             self.signal_all(signal.SIGKILL)
+            until_sync(lambda: not list(self._pids()))
 
     def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to all of them, as systemd does, and wait for the end of the first."""
         assert self._process is not None
         # All at once: RQ's pool signals its workers, too, which kill what runs at a second signal.
-        for pid in list(_processes_of(self._process.pid)):
+        for pid in list(self._pids()):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         self._process.wait(STOP_SECONDS)
 
+    def _pids(self) -> Iterator[int]:
+        """List the processes of the session that have not ended, its leader first.
 
-def _processes_of(session: int) -> Iterator[int]:
-    """List the processes of a session, its leader first, which starts others while it lives.
-
-    Not of a group: some engines give a process that runs a job a group of its own.
-    """
-    yield session
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and entry.name != str(session):
-            with suppress(ProcessLookupError):
-                if os.getsid(int(entry.name)) == session:
-                    yield int(entry.name)
+        Not of a group: some engines give a process that runs a job a group of its own.
+        """
+        assert self._process is not None
+        numbers = sorted(
+            int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()
+        )
+        for pid in numbers:
+            with suppress(ProcessLookupError, FileNotFoundError):
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                if os.getsid(pid) == self._process.pid and state != "Z":
+                    yield pid
 
 
 class EngineWorkers(WorkerPool):

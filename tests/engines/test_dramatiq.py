@@ -77,9 +77,7 @@ class DramatiqEngine(Engine):
         return {key for key in keys if re.fullmatch("[0-9a-f]{32}", key) or key.endswith(".XQ")}
 
     async def run_own_task(self, broker: str) -> str:
-        message: Any = Message(
-            queue_name="default", actor_name="plain", args=(), kwargs={}, options={}
-        )
+        message = cast("Any", Message)("default", "plain", (), {}, {})
         cast("Any", RedisBroker)(url=broker).enqueue(message)
         return str(cast("Any", RedisBackend)(url=broker).build_message_key(message))
 
