@@ -3,6 +3,7 @@
 - No private attribute of any object in the Python blocks of the documentation. For Python files
   ruff has the same rule, SLF001.
 - Tests wait by `tests/waiting.py`: no helper of their own that polls.
+- No module, class or function of the package exceeds its ceiling.
 - The paths by which `tests/selection.py` selects tests exist, and so do those in quarantine.
 """
 
@@ -17,6 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
+
+MODULE_LINES, CLASS_LINES, BODY_LINES = 600, 500, 60
 
 BLOCK = re.compile(
     r"^(?P<indent>[ \t]*)```python[^\n]*\n(?P<fenced>.*?)^[ \t]*```"
@@ -86,11 +89,28 @@ def lost_selections() -> Iterator[str]:
             yield f"tests/selection.py, tests/quarantine.txt: there is no {name}"
 
 
+def oversized() -> Iterator[str]:
+    for path in sorted((ROOT / "asyncjobs").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        lines = text.count("\n")
+        if lines > MODULE_LINES:
+            yield f"{place(path, 1)}: {lines} lines, more than {MODULE_LINES}"
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            is_class = isinstance(node, ast.ClassDef)
+            ceiling = CLASS_LINES if is_class else BODY_LINES
+            first = node.lineno if is_class else node.body[0].lineno
+            lines = (node.end_lineno or first) - first + 1
+            if lines > ceiling:
+                yield f"{place(path, node.lineno)}: {node.name} has {lines} lines, not {ceiling}"
+
+
 def place(path: Path, line: int) -> str:
     return f"{path.relative_to(ROOT)}:{line}"
 
 
 if __name__ == "__main__":
-    offences = [*private_names_in_docs(), *polling_in_tests(), *lost_selections()]
+    offences = [*private_names_in_docs(), *polling_in_tests(), *oversized(), *lost_selections()]
     print("\n".join(offences) or "conventions: all kept")
     sys.exit(1 if offences else 0)

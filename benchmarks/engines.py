@@ -43,9 +43,8 @@ async def ours(jobs: Any, count: int) -> None:
 
     async def submit_and_wait(number: int) -> None:
         async with callers:
-            job = await jobs.enqueue("noop", number)
-        done = await jobs.wait(job.id, timeout=120)
-        assert done.result == number, done
+            handle = await jobs.enqueue("noop", number)
+        assert await handle.result(timeout=120) == number
 
     async with anyio.create_task_group() as tasks:
         for number in range(count):

@@ -1,6 +1,6 @@
-"""Write the parts of the documentation that the code and its tests decide.
+"""Write the parts of the documentation that repeat the code and its tests.
 
-python docs/generate.py            # reference/lifecycle.md, howto/choose-an-engine.md
+python docs/generate.py            # all pages of PARTS
 """
 
 from __future__ import annotations
@@ -9,18 +9,25 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import fields
+from datetime import timedelta
+from inspect import getdoc, signature
 from pathlib import Path
 
-from asyncjobs import JobStatus
+from pydantic import BaseModel
+
+from asyncjobs import JobStatus, Policy, Retry, Settings, errors
 from asyncjobs.core.lifecycle import INVISIBLE, TRANSITIONS
 
 ROOT = Path(__file__).parents[1]
 LIFECYCLE = ROOT / "docs" / "reference" / "lifecycle.md"
 ENGINES = ROOT / "docs" / "howto" / "choose-an-engine.md"
+PYTHON = ROOT / "docs" / "reference" / "python.md"
 BEGIN = re.compile(r"<!-- generated from .* by docs/generate.py -->")
 END = "<!-- end of the generated part -->"
 
-# What an engine can, by the test that it passes on each kind of its workers.
+# What an engine can do, by the test that proves it.
 POWERS = {
     "delayed jobs": "a_delayed_job_is_delivered",
     "urgent jobs first": "more_urgent",
@@ -61,7 +68,7 @@ def table() -> str:
 
 
 def matrix() -> str:
-    """List what each engine's dispatcher was shown to do, and on which kinds of workers."""
+    """List the rules that each engine's tests prove, and the kinds of workers they run on."""
     pytest = ("-m", "pytest", "-q", "-n0", "-m", "thorough", "--collect-only", "tests/engines")
     collected = subprocess.run(
         [sys.executable, *pytest], cwd=ROOT, capture_output=True, text=True, check=True
@@ -76,7 +83,7 @@ def matrix() -> str:
     lines = ["| engine | kinds of workers | " + " | ".join(POWERS) + " |"]
     lines.append("|---" * (len(POWERS) + 2) + "|")
     for engine, powers in shown.items():
-        kinds = sorted({kind for found in powers.values() for kind in found} - {""})
+        kinds = sorted(powers["delayed jobs"] - {""})
         cells = ["yes" if power in powers else "-" for power in POWERS]
         name = NAMES.get(engine, engine)
         lines.append(f"| {name} | {', '.join(kinds) or 'its own'} | " + " | ".join(cells) + " |")
@@ -88,17 +95,102 @@ def moves() -> str:
     return f"{diagram()}\n\n{table()}"
 
 
-PARTS = {LIFECYCLE: moves, ENGINES: matrix}
+def shown(default: object) -> str:
+    """Write a default value for people."""
+    match default:
+        case timedelta():
+            seconds = default.total_seconds()
+            for unit, length in (("hour", 3600), ("minute", 60)):
+                if seconds >= length:
+                    return f"{seconds / length:g} {unit}{'s' if seconds > length else ''}"
+            return f"{seconds:g} s"
+        case int() if default and default % 2**20 == 0:
+            return f"{default // 2**20} MiB"
+        case BaseModel():
+            return f"`{type(default).__name__}()`"
+        case str():
+            return f'`"{default}"`'
+        case _:
+            return str(default)
+
+
+def settings() -> str:
+    """List the settings with their defaults; their descriptions are those of the docstring."""
+    described = re.findall(
+        r"^- `(\w+)`: (.*?)(?=^- |\n\n|\Z)", getdoc(Settings) or "", re.MULTILINE | re.DOTALL
+    )
+    defaults = {field.name: field.default for field in fields(Settings)}
+    lines = ["| field | default | what it is |", "|---|---|---|"]
+    for name, text in described:
+        lines.append(f"| `{name}` | {shown(defaults.pop(name))} | {' '.join(text.split())} |")
+    if defaults:
+        raise ValueError(f"The docstring of Settings does not describe {[*defaults]}.")
+    return "\n".join(lines)
+
+
+def limits(kind: type[BaseModel], described: dict[str, str]) -> Callable[[], str]:
+    """List the fields of a model with their defaults and the descriptions given here."""
+
+    def table() -> str:
+        lines = ["| field | default | what it is |", "|---|---|---|"]
+        for name, field in kind.model_fields.items():
+            lines.append(f"| `{name}` | {shown(field.default)} | {described[name]} |")
+        return "\n".join(lines)
+
+    return table
+
+
+POLICY = {
+    "queue": "the queue in which jobs wait",
+    "timeout": "the limit of one attempt; `None`: up to the deadline",
+    "deadline": "the limit of the whole job, from when it may begin",
+    "retention": "how long a terminal job is kept; `None`: until it is deleted by hand",
+    "retry": "how often an attempt that raised or timed out is tried again",
+    "max_deliveries": "attempts whose worker may vanish",
+    "max_payload_bytes": "the size of the payload as JSON",
+    "max_result_bytes": "the size of the result as JSON",
+    "inline_wait": "how long a submission over HTTP waits for the job's end before it answers 202",
+}
+
+RETRY = {
+    "max_attempts": "how many attempts may fail, the first included",
+    "initial_delay": "the longest pause before the second attempt",
+    "factor": "by how much the pause grows with each failure",
+    "max_delay": "the longest pause before any attempt",
+}
+
+
+def error_tree() -> str:
+    """List the exceptions as drawn at the top of their module, and the data of each."""
+    lines = ["| error | when | data |", "|---|---|---|"]
+    drawn = re.findall(r"^([│├└─ ]+)(\w+) *(.*)$", errors.__doc__ or "", re.MULTILINE)
+    for branch, name, when in drawn:
+        kind = getattr(errors, name)
+        data = [] if kind.__init__ is Exception.__init__ else [*signature(kind).parameters]
+        indent = "- " if len(branch) > len("├── ") else ""
+        said = when or (getdoc(kind) or "").splitlines()[0]
+        lines.append(f"| {indent}`{name}` | {said} | {', '.join(f'`{one}`' for one in data)} |")
+    return "\n".join(lines)
+
+
+#: The parts of each page, in the order of its markers.
+PARTS: dict[Path, list[Callable[[], str]]] = {
+    LIFECYCLE: [moves],
+    ENGINES: [matrix],
+    PYTHON: [limits(Policy, POLICY), limits(Retry, RETRY), settings, error_tree],
+}
 
 
 def regenerated(path: Path) -> str:
-    """Return the page with its generated part as the code would have it."""
+    """Return the page with its generated parts as the code would have them."""
     page = path.read_text(encoding="utf-8")
-    begin = BEGIN.search(page)
-    if begin is None or END not in page:
+    before, *pieces = BEGIN.split(page)
+    markers = BEGIN.findall(page)
+    if len(pieces) != len(PARTS[path]) or page.count(END) != len(pieces):
         raise ValueError(f"{path} has lost its markers.")
-    after = page[page.index(END) :]
-    return "\n\n".join([page[: begin.end()], PARTS[path](), after])
+    for marker, part, piece in zip(markers, PARTS[path], pieces, strict=True):
+        before += f"{marker}\n\n{part()}\n\n{piece[piece.index(END) :]}"
+    return before
 
 
 if __name__ == "__main__":

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, cast
+from datetime import timedelta
+from typing import Any
 
 import anyio
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
-from pydantic.alias_generators import to_camel
-from typing_extensions import TypedDict
+from pydantic import BaseModel, Field
 
 from asyncjobs import (
     AsyncJobs,
     EnqueueOptions,
     JobContext,
-    JobQueue,
     JobStatus,
-    Policy,
     Settings,
 )
 from asyncjobs.core.job import Job, JobId, new_job_id
-from asyncjobs.core.submission import same_payload
 from asyncjobs.errors import (
     ConfigurationError,
-    FieldIssue,
     IdempotencyConflict,
     IllegalMove,
     InvalidPayload,
@@ -38,14 +29,12 @@ from asyncjobs.errors import (
     JobUnsuccessful,
     LostLease,
     NotOpen,
-    PayloadTooLarge,
     StoreUnavailable,
     UnknownJob,
-    UnknownType,
 )
 from asyncjobs.protocols import Selection, Transactions
-from asyncjobs.testing import Faults, FaultyStore, ManualClock, sample_job
-from tests.queues import IDLE, Make, finished, running, settled
+from asyncjobs.testing import Faults, FaultyStore, ManualClock
+from tests.queues import IDLE, Make, running, settled
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
@@ -69,12 +58,6 @@ async def test_a_job_runs_and_its_result_is_kept(jobs: AsyncJobs) -> None:
         assert await jobs.get(job.id) == done
 
 
-async def test_the_supplied_queue_has_the_verbs_of_the_protocol(jobs: AsyncJobs) -> None:
-    queue: JobQueue = jobs
-    async with jobs:
-        assert await queue.get(new_job_id()) is None
-
-
 async def test_a_payload_that_does_not_fit_never_becomes_a_job(
     jobs: AsyncJobs, beside: Any
 ) -> None:
@@ -88,47 +71,6 @@ async def test_a_payload_that_does_not_fit_never_becomes_a_job(
         with pytest.raises(InvalidPayload):
             await jobs.enqueue("order", {"amount": "many"})
     assert not (await beside.list(Selection(), limit=9)).jobs
-
-
-async def test_a_payload_over_the_limit_never_becomes_a_job(jobs: AsyncJobs, beside: Any) -> None:
-    @jobs.handler("echo", policy=Policy(max_payload_bytes=10))
-    async def echo(_text: str, _job: JobContext) -> None: ...
-
-    async with jobs:
-        await jobs.enqueue(echo, "x" * 8)
-        with pytest.raises(PayloadTooLarge) as refused:
-            await jobs.enqueue(echo, "x" * 9)
-    assert (refused.value.size, refused.value.limit) == (11, 10)
-    assert len((await beside.list(Selection(), limit=9)).jobs) == 1
-
-
-async def test_an_unknown_type_is_named_with_those_there_are(jobs: AsyncJobs) -> None:
-    @jobs.handler("known")
-    async def known(_none: None, _job: JobContext) -> None: ...
-
-    async with jobs:
-        with pytest.raises(UnknownType, match=r"'unknown'.*known"):
-            await jobs.enqueue("unknown", None)
-
-
-async def test_a_handler_of_another_queue_is_refused(jobs: AsyncJobs, make: Make) -> None:
-    other = make()
-
-    @other.handler("same")
-    async def same(_none: None, _job: JobContext) -> None: ...
-
-    @jobs.handler("same")
-    async def mine(_none: None, _job: JobContext) -> None: ...
-
-    async with jobs:
-        with pytest.raises(ConfigurationError, match="'same' belongs to another AsyncJobs"):
-            await jobs.enqueue(same, None)
-
-
-async def test_a_type_is_registered_once(jobs: AsyncJobs) -> None:
-    jobs.external("import", payload=str, result=int)
-    with pytest.raises(ConfigurationError, match="twice"):
-        jobs.external("import", payload=str, result=int)
 
 
 async def test_a_closed_queue_says_so(jobs: AsyncJobs) -> None:
@@ -201,194 +143,7 @@ async def test_what_the_block_raises_comes_out_as_it_is(jobs: AsyncJobs) -> None
             raise KeyError
 
 
-# types of payload and result
-
-
-@dataclass
-class Point:
-    x: int
-    y: int
-
-
-class Size(TypedDict):
-    width: int
-
-
-async def test_dataclasses_typed_dicts_and_plain_json_are_payloads(jobs: AsyncJobs) -> None:
-    @jobs.handler("point")
-    async def point(at: Point, _job: JobContext) -> Point:
-        assert isinstance(at, Point)
-        return Point(at.y, at.x)
-
-    @jobs.handler("size")
-    async def size(given: Size, _job: JobContext) -> list[int]:
-        return [given["width"]]
-
-    @jobs.handler("plain")
-    async def plain(given, _job):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return given  # pyright: ignore[reportUnknownVariableType]
-
-    async with jobs:
-        assert (await finished(jobs, point, Point(1, 2))).result == {"x": 2, "y": 1}
-        assert (await finished(jobs, size, Size(width=3))).result == [3]
-        assert (await finished(jobs, "plain", {"a": [1, None, "b"]})).result == {
-            "a": [1, None, "b"]
-        }
-
-
-class Camel(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True)
-
-    user_id: int
-    made_at: float = Field(default_factory=time.monotonic)
-
-
-async def test_payload_and_result_keep_the_names_clients_use(jobs: AsyncJobs) -> None:
-    @jobs.handler("camel")
-    async def camel(given: Camel, _job: JobContext) -> Camel:
-        return given
-
-    async with jobs:
-        job = (await jobs.enqueue(camel, Camel(user_id=1))).job
-        done = await jobs.wait(job.id)
-    assert isinstance(done.result, dict)
-    assert done.result["userId"] == 1
-    assert camel.result_of(done).user_id == 1
-
-
-class OneWay(BaseModel):
-    number: int = Field(validation_alias="a", serialization_alias="b")
-    rows: int = Field(1, validation_alias="numRows")
-
-
-async def test_a_payload_is_what_was_sent_whatever_its_aliases(jobs: AsyncJobs) -> None:
-    @jobs.handler("one way")
-    async def one_way(given: OneWay, _job: JobContext) -> list[int]:
-        return [given.number, given.rows]
-
-    async with jobs:
-        payload = one_way.read_payload(b'{"a": 7, "numRows": 1000}')
-        done = await jobs.wait((await jobs.enqueue(one_way, payload)).id)
-    assert done.result == [7, 1000]
-
-
-@pytest.mark.parametrize("body", [b'{"x": 1e999}', b'{"x": NaN}'])
-async def test_numbers_that_json_has_not_make_no_job(
-    jobs: AsyncJobs, beside: Any, body: bytes
-) -> None:
-    typed = jobs.external("typed", payload=Measure, result=int)
-    plain = jobs.external("plain", payload=dict[str, object], result=int)
-    async with jobs:
-        with pytest.raises(InvalidPayload):
-            await jobs.enqueue(typed, typed.read_payload(body))
-        with pytest.raises(InvalidPayload):
-            await jobs.enqueue(plain, plain.read_payload(body))
-    assert not (await beside.list(Selection(), limit=9)).jobs
-
-
-class Measure(BaseModel):
-    x: float
-
-
-class Login(BaseModel):
-    password: SecretStr
-
-
-async def test_a_payload_that_storing_would_change_is_refused(jobs: AsyncJobs) -> None:
-    kind = jobs.external("login", payload=Login, result=int)
-    async with jobs:
-        with pytest.raises(InvalidPayload, match="changed by being stored"):
-            await jobs.enqueue(kind, Login(password=SecretStr("swordfish")))
-
-
-async def test_what_is_no_json_is_no_plain_payload(jobs: AsyncJobs) -> None:
-    jobs.external("plain", payload=dict[str, object], result=int)
-    async with jobs:
-        with pytest.raises(InvalidPayload):
-            await jobs.enqueue("plain", {"a": object()})
-        with pytest.raises(InvalidPayload):
-            await jobs.enqueue("plain", {"a": "\ud800"})
-
-
-def test_a_handler_must_take_a_payload_and_a_job(jobs: AsyncJobs) -> None:
-    async def alone(_payload: int) -> None: ...
-
-    with pytest.raises(ConfigurationError, match=r"exactly \(payload, job\)"):
-        jobs.handler("alone")(cast("Any", alone))
-
-
-def test_an_annotation_that_is_no_json_is_refused_at_once(jobs: AsyncJobs) -> None:
-    async def strange(_payload: FaultyStore, _job: JobContext) -> None: ...
-
-    with pytest.raises(ConfigurationError, match="cannot be written as JSON"):
-        jobs.handler("strange")(strange)
-
-
-def test_an_annotation_that_cannot_be_found_is_refused_at_once(jobs: AsyncJobs) -> None:
-    async def lost(_payload: int, _job: JobContext) -> None: ...
-
-    lost.__annotations__["_payload"] = "Nowhere"
-    with pytest.raises(ConfigurationError, match="Nowhere"):
-        jobs.handler("lost")(lost)
-
-
-@pytest.mark.parametrize("timeout", [0, -1, timedelta.max])
-def test_limits_that_make_no_sense_are_refused_at_once(
-    jobs: AsyncJobs, timeout: float | timedelta
-) -> None:
-    with pytest.raises(ConfigurationError, match="timeout"):
-        jobs.handler("never", timeout=timeout)
-
-
-class Adder:
-    async def __call__(self, number: int, _job: JobContext) -> int:
-        return number + 1
-
-
-async def test_partials_methods_and_callable_objects_are_handlers(jobs: AsyncJobs) -> None:
-    async def add(extra: int, number: int, _job: JobContext) -> int:
-        return number + extra
-
-    handlers: list[Any] = [
-        jobs.handler("partial")(functools.partial(add, 2)),
-        jobs.handler("object")(Adder()),
-        jobs.handler("method")(Adder().__call__),
-    ]
-    async with jobs:
-        results: list[object] = []
-        for handler in handlers:
-            with pytest.raises(InvalidPayload):
-                await jobs.enqueue(handler, "many")
-            results.append((await finished(jobs, handler, 1)).result)
-    assert results == [3, 2, 2]
-
-
-async def test_a_registered_handler_can_be_called_as_the_function_it_is(jobs: AsyncJobs) -> None:
-    @jobs.handler("double")
-    async def double(number: int, _job: JobContext) -> int:
-        """Double it."""
-        return 2 * number
-
-    assert await double(4, JobContext(sample_job())) == 8
-    assert double.__doc__ == "Double it."
-    assert repr(double) == "<Handler 'double'>"
-
-
 # options
-
-
-async def test_a_job_belongs_to_a_trace_given_taken_or_made(jobs: AsyncJobs) -> None:
-    kind = jobs.external("t", payload=int, result=int)
-    async with jobs:
-        made = (await jobs.enqueue(kind, 1)).job
-        taken = (await jobs.enqueue(kind, 1, options=EnqueueOptions(traceparent=TRACEPARENT))).job
-        given = (await jobs.enqueue(kind, 1, options=EnqueueOptions(trace_id="abc"))).job
-        broken = (
-            await jobs.enqueue(kind, 1, options=EnqueueOptions(traceparent="00-zz-11-01"))
-        ).job
-    assert len(made.trace_id) == len(broken.trace_id) == 32
-    assert taken.trace_id == TRACEPARENT[3:35]
-    assert given.trace_id == "abc"
 
 
 async def test_a_delayed_job_waits_and_its_deadline_counts_from_then(make: Make) -> None:
@@ -407,14 +162,6 @@ async def test_a_delayed_job_waits_and_its_deadline_counts_from_then(make: Make)
         clock.advance(timedelta(hours=1))
         done = await settled(jobs, job.id)
     assert done.started_at == job.run_at
-
-
-async def test_a_moment_may_be_given_instead_of_a_pause(jobs: AsyncJobs) -> None:
-    kind = jobs.external("t", payload=int, result=int)
-    async with jobs:
-        moment = jobs.clock.now() + timedelta(hours=1)
-        job = (await jobs.enqueue(kind, 1, options=EnqueueOptions(run_at=moment))).job
-    assert job.run_at == moment
 
 
 # idempotency
@@ -436,55 +183,6 @@ async def test_the_same_key_and_payload_is_the_same_job(jobs: AsyncJobs) -> None
             await jobs.enqueue(order, Order(amount=2), idempotency_key="k")
         assert (conflict.value.key, conflict.value.job_id) == ("k", first.id)
     assert runs == [1]
-
-
-async def test_what_a_type_fills_in_makes_no_other_payload(jobs: AsyncJobs) -> None:
-    kind = jobs.external("camel", payload=Camel, result=int)
-    tags = jobs.external("tags", payload=set[str], result=int)
-    async with jobs:
-        one = (await jobs.enqueue(kind, Camel(user_id=1), idempotency_key="k")).job
-        two = (await jobs.enqueue(kind, Camel(user_id=1), idempotency_key="k")).job
-        assert (one.id, one.payload) == (two.id, two.payload)
-        first = (await jobs.enqueue(tags, set("abcdefgh"), idempotency_key="k")).job
-        second = (await jobs.enqueue(tags, set("hgfedcba"), idempotency_key="k")).job
-        assert first.id == second.id
-
-
-async def test_a_set_is_the_same_in_any_order(jobs: AsyncJobs) -> None:
-    tags = jobs.external("tags", payload=set[str], result=int)
-    async with jobs:
-        one = (await jobs.enqueue(tags, {"a", "b"}, idempotency_key="k")).job
-        other = one.model_copy(update={"payload_json": b'["b","a"]', "fingerprint": "of old"})
-        assert same_payload(tags, one, other)
-        assert not same_payload(
-            tags, one, other.model_copy(update={"payload_json": b'"of an older release"'})
-        )
-
-
-@pytest.mark.parametrize("field", ["user_id", "idempotency_key"])
-async def test_text_that_cannot_be_written_is_refused(jobs: AsyncJobs, field: str) -> None:
-    kind = jobs.external("t", payload=int, result=int)
-    async with jobs:
-        with pytest.raises(InvalidPayload) as refused:
-            await jobs.enqueue(kind, 1, **{field: "\udcff"})  # type: ignore[call-overload]
-        with pytest.raises(InvalidPayload):
-            await jobs.enqueue(kind, 1, options=EnqueueOptions(trace_id="\udcff"))
-    assert refused.value.issues[0].field == field
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"deadline": 0},
-        {"deadline": -1},
-        {"deadline": timedelta.max},
-        {"run_at": timedelta.max},
-        {"run_at": datetime(2030, 1, 1)},  # noqa: DTZ001  # what is tested
-    ],
-)
-def test_options_that_make_no_sense_are_refused_at_once(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"deadline|run_at"):
-        EnqueueOptions(**options)
 
 
 async def test_a_key_is_free_again_when_its_job_is_forgotten(make: Make) -> None:
@@ -674,13 +372,6 @@ async def test_every_verb_knows_what_is_unknown(
 # wait and subscribe
 
 
-async def test_waiting_ends_at_the_timeout_with_the_job_as_it_stands(jobs: AsyncJobs) -> None:
-    kind = jobs.external("render", payload=int, result=int)
-    async with jobs:
-        job = (await jobs.enqueue(kind, 1)).job
-        assert await jobs.wait(job.id, timeout=0.01) == job
-
-
 async def test_a_subscriber_sees_growing_versions_up_to_the_end(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
@@ -699,22 +390,6 @@ async def test_a_subscriber_sees_growing_versions_up_to_the_end(jobs: AsyncJobs)
     versions = [update.version for update in seen]
     assert versions == sorted(set(versions))
     assert seen[-1].status is JobStatus.COMPLETED
-
-
-async def test_a_result_is_asked_of_the_right_type_and_a_finished_job(jobs: AsyncJobs) -> None:
-    one = jobs.external("one", payload=int, result=int)
-    two = jobs.external("two", payload=int, result=int)
-    async with jobs:
-        job = (await jobs.enqueue(one, 1)).job
-        with pytest.raises(ValueError, match="is pending: it has no result yet"):
-            one.result_of(job)
-        with pytest.raises(ValueError, match="is of type 'one', not 'two'"):
-            two.result_of(await jobs.complete(job.id, 1))
-
-
-def test_an_issue_names_its_field_where_there_is_one() -> None:
-    assert str(FieldIssue("a.b", "is odd")) == "a.b: is odd"
-    assert str(FieldIssue("", "is odd")) == "is odd"
 
 
 async def test_the_next_change_is_the_next_visible_one(jobs: AsyncJobs) -> None:

@@ -1,31 +1,41 @@
-"""`enqueue` and `accept` are checked against the handler by both type checkers' rules."""
+"""Type checkers derive the types of handlers, handles and results, and find each wrong use."""
 
 from __future__ import annotations
 
-import re
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 GOOD = """
 from dataclasses import dataclass
-from typing import assert_type
+from datetime import timedelta
+from typing import Any, assert_type
 
-from asyncjobs import AsyncJobs, Handler, Job, JobContext
+from asyncjobs import (
+    AsyncJobs, EnqueueOptions, Handler, Job, JobContext, JobHandle, JobQueue, Policy, Retry,
+    Settings,
+)
 
 @dataclass
 class Order:
     amount: int
 
-jobs = AsyncJobs("memory://")
+minute = timedelta(minutes=1)
+retry = Retry(initial_delay=1, max_delay=minute)
+policy = Policy(timeout=60, deadline=minute, retention=None, retry=retry)
+jobs = AsyncJobs("memory://", policy=policy, settings=Settings(grace=3, lease=minute))
 
-@jobs.handler("order", timeout=300, estimate=30)
+@jobs.handler("order", timeout=300, estimate=minute, inline_wait=0.2, retry=retry)
 async def order(given: Order, job: JobContext) -> list[str]:
     async for _ in job.track([1, 2]):
         await job.progress(90, "packing")
     return []
 
-@jobs.handler("count")
+@jobs.handler("count", timeout=None)
 def count(given: str, job: JobContext) -> int:
     for letter in job.track(given):
         assert_type(letter, str)
@@ -33,15 +43,23 @@ def count(given: str, job: JobContext) -> int:
 
 kind = jobs.external("render", payload=Order, result=int)
 
-async def use(job: Job) -> None:
+async def use(job: Job, queue: JobQueue) -> None:
     assert_type(order, Handler[Order, list[str]])
-    assert_type(await jobs.enqueue(order, Order(1)), Job)
+    handle = await jobs.enqueue(order, Order(1), options=EnqueueOptions(run_at=60, deadline=minute))
+    assert_type(handle, JobHandle[list[str]])
+    assert_type(await handle.result(), list[str])
+    assert_type(await handle.wait(timeout=minute), Job)
+    assert_type(await handle.cancel(), Job)
+    async for state in handle:
+        assert_type(state, Job)
     assert_type(order.result_of(job), list[str])
     assert_type(count.result_of(job), int)
     assert_type(kind.result_of(job), int)
-    await jobs.enqueue("order", {"amount": 1})
-    await jobs.enqueue(count, "text")
-    await jobs.enqueue(kind, Order(1))
+    assert_type(await (await jobs.enqueue(count, "text")).result(timeout=3), int)
+    assert_type(await (await jobs.enqueue(kind, Order(1))).result(), int)
+    assert_type(await jobs.enqueue("order", {"amount": 1}), JobHandle[Any])
+    assert_type(await queue.enqueue(order, Order(1)), JobHandle[Any])
+    assert_type(await jobs.retry(job.id), JobHandle[Any])
 """
 
 BAD = """
@@ -49,21 +67,49 @@ BAD = """
     await jobs.enqueue(count, 3)
     await jobs.enqueue(kind, 3)
     await jobs.enqueue(order)
+    jobs.handler(use)
+    Settings(grace="3")
+    Policy(timeouts=3)
+    (await handle.result()).bit_length()
 """
 
 
-def mypy(folder: Path, text: str) -> str:
-    file = folder / "use.py"
-    file.write_text(text)
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(file)]
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout
+def mypy(file: Path) -> set[int]:
+    """Return the lines that have an error."""
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--output=json", file]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode in {0, 1}, run.stderr
+    found = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    return {one["line"] for one in found if one["severity"] == "error"}
 
 
-def test_a_right_use_passes_and_its_types_are_exact(tmp_path: Path) -> None:
-    assert "Success" in mypy(tmp_path, GOOD)
+def pyright(file: Path) -> set[int]:
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
+    run = subprocess.run([*command, file], check=False, capture_output=True, text=True)
+    assert run.returncode in {0, 1}, run.stderr
+    found = json.loads(run.stdout)["generalDiagnostics"]
+    return {one["range"]["start"]["line"] + 1 for one in found if one["severity"] == "error"}
 
 
-def test_each_wrong_use_is_an_error(tmp_path: Path) -> None:
-    lines = re.findall(r"use.py:(\d+): error", mypy(tmp_path, GOOD + BAD.removeprefix("\n")))
+Check = Callable[[Path], set[int]]
+
+
+@pytest.fixture(params=[mypy, pyright], ids=lambda check: str(check.__name__))
+def check(request: pytest.FixtureRequest) -> Check:
+    if request.param is pyright:
+        pytest.importorskip("pyright", reason="comes with the tools, not with the tests")
+    chosen: Check = request.param
+    return chosen
+
+
+def test_a_right_use_has_no_error_and_its_types_are_exact(check: Check, tmp_path: Path) -> None:
+    file = tmp_path / "use.py"
+    file.write_text(GOOD)
+    assert check(file) == set()
+
+
+def test_each_wrong_use_is_an_error(check: Check, tmp_path: Path) -> None:
+    file = tmp_path / "use.py"
+    file.write_text(GOOD + BAD.removeprefix("\n"))
     first = GOOD.count("\n") + 1
-    assert set(map(int, lines)) == set(range(first, first + 4))
+    assert check(file) == set(range(first, first + BAD.strip().count("\n") + 1))

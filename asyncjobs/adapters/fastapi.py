@@ -37,7 +37,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 from starlette.routing import NoMatchFound, Router
-from starlette.routing import Route as PlainRoute
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
@@ -45,7 +44,6 @@ from asyncjobs.adapters import starlette
 from asyncjobs.adapters.asgi import (
     StatusMonitor,
     request_of,
-    respond,
     routed_request_of,
     submission_of,
 )
@@ -89,6 +87,7 @@ Identify = Callable[..., Any]
 _AnyHandler = Callable[[Request, Any], Any]
 
 _FOUND = "asyncjobs.owner"
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 _POLICY_VIOLATION = 1008
 
 
@@ -269,6 +268,8 @@ def mount(
     router = APIRouter()
     _add_routes(router, monitor, _dependency(identify))
     app.include_router(router, prefix=prefix)
+    # For methods that FastAPI does not know.
+    starlette.serve(app, monitor, prefix)
     if app.router.route_class is APIRoute:
         app.router.route_class = _submission_route(
             _Described(prefix, monitor.endpoints.mount.options.callbacks)
@@ -386,35 +387,34 @@ class _Socket:
         await self._monitor.talk(asked, receive, send)
 
 
-class _Rest:
-    """Answers what the documented routes leave: scripts, other methods, and unknown paths.
+def _add_routes(
+    router: APIRouter, monitor: StatusMonitor, identify: Any, anchor: str | None = None
+) -> None:
+    # Routes of FastAPI only: its older versions drop the prefix of an enclosing router from others.
+    for name in SCRIPTS:
+        # Public, and so before the routes that identify the caller.
+        endpoint = _rest_endpoint(monitor, name)
+        router.add_api_route(f"/{name}", endpoint, methods=_METHODS, include_in_schema=False)
+    for route in [LIST, *ROUTES] if monitor.endpoints.mount.identified else ROUTES:
+        _add_route(router, monitor, route, identify)
+    rest = _rest_endpoint(monitor)
+    router.add_api_route("/{job_id}", rest, name=anchor, methods=_METHODS, include_in_schema=False)
+    router.add_api_route("/{job_id}/{rest:path}", rest, methods=_METHODS, include_in_schema=False)
+
+
+def _rest_endpoint(monitor: StatusMonitor, name: str | None = None) -> Any:
+    """Answer what the documented routes leave: scripts, other methods, and unknown paths.
 
     No answer is about a job, so that the owner of the request does not matter.
     """
 
-    def __init__(self, monitor: StatusMonitor, script_name: str | None = None) -> None:
-        self._monitor = monitor
-        self._script_name = script_name
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = scope["path_params"]
+    async def answer(request: Request) -> Response:
+        given = request.path_params
         rest = f"/{given['rest']}" if "rest" in given else ""
-        path = self._script_name or given["job_id"] + rest
-        asked = routed_request_of(scope, path, None)
-        answer = script(asked) or await self._monitor.endpoints.handle(asked)
-        await respond(answer, receive, send)
+        asked = routed_request_of(request.scope, name or given["job_id"] + rest, None)
+        return WholeResponse(script(asked) or await monitor.endpoints.handle(asked))
 
-
-def _add_routes(
-    router: APIRouter, monitor: StatusMonitor, identify: Any, anchor: str | None = None
-) -> None:
-    for name in SCRIPTS:
-        # Public, before the routes that identify the caller.
-        router.routes.append(PlainRoute(f"/{name}", _Rest(monitor, name)))
-    for route in [LIST, *ROUTES] if monitor.endpoints.mount.identified else ROUTES:
-        _add_route(router, monitor, route, identify)
-    router.routes.append(PlainRoute("/{job_id}", _Rest(monitor), name=anchor))
-    router.routes.append(PlainRoute("/{job_id}/{rest:path}", _Rest(monitor)))
+    return answer
 
 
 def _add_route(router: APIRouter, monitor: StatusMonitor, route: Route, identify: Any) -> None:

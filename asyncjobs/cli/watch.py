@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, assert_never
 
 import anyio
 import click
@@ -178,7 +178,7 @@ class Bars:
     def _update(self, job: Job) -> None:
         if job.id not in self._bars:
             self._bars[job.id] = self._progress.add_task(job.type, total=100, id=job.id, message="")
-        message = _message(job) or ("waits" if job.status is JobStatus.PENDING else "")
+        message = _message(job) or _activity(job.status)
         self._progress.update(self._bars[job.id], completed=job.progress, message=message)
 
     def _end(self, job: Job) -> None:
@@ -189,6 +189,17 @@ class Bars:
             self._ended.add(job.id)
             text = f"{job.id} {job.type} {job.status} {_message(job)}".rstrip()
             self._console.print(text, style=colour_of(job.status))
+
+
+def _activity(status: JobStatus) -> str:
+    """Return the text beside the bar of a job without a message."""
+    match status:
+        case JobStatus.PENDING:
+            return "waits"
+        case JobStatus.PROCESSING | JobStatus.COMPLETED | JobStatus.FAILED | JobStatus.CANCELLED:
+            return ""
+        case _:
+            assert_never(status)
 
 
 def _message(job: Job) -> str:

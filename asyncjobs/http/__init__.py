@@ -1,1 +1,1 @@
-"""The rules of HTTP, free of input and output: from request values to response values."""
+"""The rules of HTTP as functions from requests to responses, and the endpoints that use them."""

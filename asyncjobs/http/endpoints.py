@@ -53,10 +53,10 @@ P = TypeVar("P")
 
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
 _NO_STORE = ("Cache-Control", "no-store")
-# A status may be kept, but must be asked about each time; it belongs to one user.
+# A status may be cached by one user, and must be revalidated each time.
 _REVALIDATE = ("Cache-Control", "private, no-cache")
 _JSON: Headers = (("Content-Type", "application/json"), _NOSNIFF)
-# What a result holds is the application's, and often in the end a stranger's: never a page here.
+# A result may contain text of strangers: browsers must never render it as a page of this site.
 _INERT: Headers = (
     ("Content-Disposition", "attachment"),
     ("Content-Security-Policy", "default-src 'none'; sandbox"),
@@ -71,7 +71,7 @@ class Body(Enum):
 
 @dataclass(frozen=True)
 class Submit:
-    """What an application's route says of a submission beside its payload."""
+    """The options that an application's route gives for a submission."""
 
     user_id: str | None = None
     options: EnqueueOptions | None = None
@@ -79,7 +79,7 @@ class Submit:
 
 @dataclass(frozen=True)
 class _Patience:
-    """How long a request is held, and what the answer says of it."""
+    """How long a request is held, and the headers of the answer about it."""
 
     seconds: float
     applied: Headers = ()
@@ -98,17 +98,17 @@ class Endpoints:
         self._limiter = None if limit is None else Limiter(limit)
 
     async def handle(self, request: Request) -> Response:
-        """Answer a request for something below the prefix; never raises what a client caused."""
+        """Answer a request below the prefix. Errors that a client caused are problems."""
         return await _answered(lambda: self._route(request))
 
     async def accept(
         self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
     ) -> Response:
-        """Store and dispatch a job, then answer 202; never raises what a client caused."""
+        """Store and dispatch a job, then answer 202. Errors that a client caused are problems."""
         return await _answered(lambda: self._accept(request, kind, payload, submit))
 
     def refuse_socket(self, request: Request) -> Response | None:
-        """Return why a WebSocket is not even accepted, if it is not."""
+        """Return the refusal of a WebSocket; None if it may be accepted."""
         try:
             refuse_foreign_socket(request, self._trusted)
         except AsyncJobsError as error:
@@ -167,19 +167,19 @@ class Endpoints:
         accepted = await self.jobs.accept(kind, value, Caller(owner, key), options)
         wait = self._patience(request, kind.policy.inline_wait)
         links = self.mount.links(request, accepted.job.id)
-        told = where_to_follow(links, replayed=accepted.replayed)
-        said = (*_JSON, *told, *wait.applied, _NO_STORE)
+        follow = where_to_follow(links, replayed=accepted.replayed)
+        headers: Headers = (*_JSON, *follow, *wait.applied, _NO_STORE)
         ended = await self._ended(accepted.job, wait.seconds)
         if ended is not None:
-            return Response(HTTPStatus.OK, said, await self._document(ended, None))
-        # That of a job that has ended, too: it is the answer that the client got before.
+            return Response(HTTPStatus.OK, headers, await self._document(ended, None))
+        # A replayed 202 of a job that has ended has a delay, too, as the first one had.
         pause = self._retry_after(accepted.job) or self.mount.options.pacing.seconds()
-        headers = (*said, ("Location", links.result), *_told(pause))
+        headers = (*headers, ("Location", links.result), *_retry_after_header(pause))
         return Response(HTTPStatus.ACCEPTED, headers, AcceptedDocument.encode(accepted.job, links))
 
     async def _ended(self, job: Job, seconds: float) -> Job | None:
-        """Return a job that ends in time."""
-        # One that begins later than that cannot have ended by then.
+        """Return the job if it ends within that time."""
+        # A job that begins later cannot have ended by then.
         if not seconds or job.run_at > self.jobs.clock.now() + timedelta(seconds=seconds):
             return None
         newest = await self.streams.ended(job.id, seconds)
@@ -192,7 +192,7 @@ class Endpoints:
     async def _list(self, request: Request) -> Response:
         asked = page_query_of(request.query)
         page = Page([])
-        if request.owner is not None:  # who is nobody has no jobs
+        if request.owner is not None:  # anonymous callers own no jobs
             which = Selection(request.owner, asked.type, asked.status)
             page = await self.jobs.list(which, limit=asked.limit, after=asked.cursor)
         following = None
@@ -218,7 +218,7 @@ class Endpoints:
             return status_page(job, links, retry_after=self._retry_after(job), now=now)
         known = request.headers.get("if-none-match")
         wait = self._patience(request)
-        # A client that has not this version yet has something to read now.
+        # A client that lacks this version is answered at once.
         news = known is not None and not matches(known, etag_of(job.version))
         if wait.seconds and not news and not job.status.terminal:
             job = await self.streams.next_change(job, wait.seconds)
@@ -227,7 +227,7 @@ class Endpoints:
             ("ETag", etag_of(job.version)),
             _REVALIDATE,
             ("Vary", "Accept, Prefer"),
-            *_told(seconds),
+            *_retry_after_header(seconds),
             *wait.applied,
         )
         if known is not None and matches(known, etag_of(job.version)):
@@ -252,7 +252,7 @@ class Endpoints:
         return Response(HTTPStatus.OK, (*_JSON, *_INERT, *fresh), job.result_json or b"null")
 
     def _operation(self, request: Request, job: Job) -> Response:
-        headers = (*_JSON, *_told(self._retry_after(job)), _NO_STORE)
+        headers = (*_JSON, *_retry_after_header(self._retry_after(job)), _NO_STORE)
         links = self.mount.links(request, job.id)
         return Response(HTTPStatus.OK, headers, OperationDocument.encode(job, links))
 
@@ -266,16 +266,16 @@ class Endpoints:
         return await self._unlasting(status, job)
 
     async def _unlasting(self, status: HTTPStatus, job: Job) -> Response:
-        """Answer by a job's document where it is not what the URL stands for."""
+        """Answer with the status document at a URL that stands for something else."""
         seconds = self._retry_after(job)
-        headers = (*_JSON, _NO_STORE, *_told(seconds))
+        headers = (*_JSON, _NO_STORE, *_retry_after_header(seconds))
         return Response(status, headers, await self._document(job, seconds))
 
     async def _find(self, request: Request, job_id: JobId) -> Job:
         return self._checked(request)(await self.jobs.find(job_id))
 
     def _checked(self, request: Request) -> Check:
-        """Return the one check of ownership; a stranger's answer is that of no job."""
+        """Return the only check of ownership; other callers get the answer of no job."""
 
         def check(job: Job) -> Job:
             if self.mount.identified and job.user_id != request.owner:
@@ -285,7 +285,7 @@ class Endpoints:
         return check
 
     def _patience(self, request: Request, usual: timedelta = timedelta(0)) -> _Patience:
-        """Decide how long to hold a request: as preferred (RFC 7240, 4.3), but not for long."""
+        """Return how long to hold a request: as preferred (RFC 7240, 4.3), up to `max_wait`."""
         wished = wait_of(request.headers.get("prefer"))
         if wished is None:
             return _Patience(usual.total_seconds())
@@ -306,7 +306,7 @@ def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoint
 
     Raises `ConfigurationError` if there is none.
     """
-    if not isinstance(kind, JobType):
+    if not isinstance(kind, JobType):  # pyright: ignore[reportUnnecessaryIsInstance]  # any caller
         raise ConfigurationError(
             f"accept() needs a function registered by @jobs.handler(...), got {kind!r}."
         )
@@ -324,7 +324,7 @@ def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoint
     )
 
 
-def _told(seconds: int | None) -> Headers:
+def _retry_after_header(seconds: int | None) -> Headers:
     return () if seconds is None else (("Retry-After", str(seconds)),)
 
 

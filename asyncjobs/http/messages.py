@@ -1,4 +1,4 @@
-"""Requests and responses as values: all that the rules of HTTP need to know of a framework."""
+"""Requests and responses as values, independent of any framework."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class StreamingResponse(Response):
-    """An answer whose body comes bit by bit; whoever sends it closes `chunks` in any case."""
+    """An answer whose body is sent in chunks; the adapter that sends it always closes `chunks`."""
 
     chunks: AsyncGenerator[bytes] = field(kw_only=True)

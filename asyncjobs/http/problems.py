@@ -30,7 +30,7 @@ from asyncjobs.errors import (
 )
 from asyncjobs.http.messages import Headers, Response
 
-#: Which error becomes which status and code. What is not here is a fault of the server: 500.
+#: The status and code of each error. Any other error is a fault of the server: 500.
 STATUSES: Mapping[type[AsyncJobsError], tuple[HTTPStatus, str]] = {
     MalformedBody: (HTTPStatus.BAD_REQUEST, "malformed_body"),
     UnknownJob: (HTTPStatus.NOT_FOUND, "job_not_found"),
@@ -48,7 +48,7 @@ STATUSES: Mapping[type[AsyncJobsError], tuple[HTTPStatus, str]] = {
     StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "store_unavailable"),
 }
 
-#: What is said in place of an error's own words, where those are for operators or name an id.
+#: Sentences that replace an error's own message if that is for operators, or names an id.
 _SENTENCES: Mapping[type[AsyncJobsError], str] = {
     UnknownJob: "Job not found",
     StoreUnavailable: "Jobs cannot be read or written at the moment.",
@@ -73,7 +73,7 @@ class ProblemDocument(BaseModel):
 def problem(
     status: HTTPStatus, code: str, error: str, *, headers: Headers = (), **members: Any
 ) -> Response:
-    """Write a problem document."""
+    """Return a problem document."""
     document = {
         "type": "about:blank",
         "title": status.phrase,
@@ -91,7 +91,7 @@ def problem(
 
 
 def problem_of(error: AsyncJobsError) -> Response | None:
-    """Answer an error by the table; None for one that is the server's own fault."""
+    """Return the answer to an error; None if it is not in the table."""
     found = next((kind for kind in STATUSES if isinstance(error, kind)), None)
     if found is None:
         return None
@@ -107,7 +107,7 @@ def problem_of(error: AsyncJobsError) -> Response | None:
 
 
 def not_allowed(method: str, allowed: Iterable[str]) -> Response:
-    """Answer a method that a URL does not have; where it has GET, it has HEAD (RFC 9110, 9.1)."""
+    """Answer a method that a URL lacks; a URL that has GET has HEAD (RFC 9110, section 9.1)."""
     methods = [one for name in allowed for one in (("GET", "HEAD") if name == "GET" else (name,))]
     listed = ", ".join(methods)
     return problem(
@@ -119,11 +119,9 @@ def not_allowed(method: str, allowed: Iterable[str]) -> Response:
 
 
 def no_result(job: Job) -> Response:
-    """Answer for the result of a job that ended without one.
+    """Answer a request for the result of a failed or cancelled job: 424 or 410.
 
-    Never 408 or 429: clients that follow `Location` would take these as an invitation to retry.
-    424 says that the request fails because the work it depends on has failed; 410, that the result
-    will never be there.
+    Never 408 or 429: clients that follow `Location` would retry.
     """
     if job.status is JobStatus.CANCELLED or job.error is None:
         return problem(HTTPStatus.GONE, "job_cancelled", "The job was cancelled.")

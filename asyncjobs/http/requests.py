@@ -28,9 +28,9 @@ P = TypeVar("P")
 
 
 def payload_of(request: Request, kind: JobType[P, Any]) -> P:
-    """Read the payload, or raise the `RequestRejected` that says why there is none.
+    """Return the payload; raise a `RequestRejected` if the body is not a valid one.
 
-    The adapter reads one byte more than the limit at most, so a body over it has no known size.
+    Adapters read at most one byte more than the limit, so the size of a larger body is unknown.
     """
     content_type = request.headers.get("content-type", "")
     if not is_json(content_type):
@@ -44,9 +44,9 @@ def payload_of(request: Request, kind: JobType[P, Any]) -> P:
 
 
 def rejection_of(request: Request, errors: Sequence[Mapping[str, Any]]) -> RequestRejected | None:
-    """Say why a framework that reads bodies by itself (by pydantic) refused one.
+    """Return the error for a body that a framework has read by pydantic and refused.
 
-    None where it was not the body that was refused.
+    None if it refused something else.
     """
     if not errors or any(error["loc"][:1] != ("body",) for error in errors):
         return None
@@ -71,13 +71,13 @@ _MAX_PAGE_SIZE = 100
 
 _DEFAULT_PAGE_SIZE = 20
 
-# More than any honest client sends.
+# Clients send two or three.
 _MAX_PARAMETERS = 50
 
 
 @dataclass(frozen=True)
 class PageQuery:
-    """Which part of a list is asked for."""
+    """The filters and the page of a list."""
 
     type: str | None = None
     status: JobStatus | None = None
@@ -85,7 +85,7 @@ class PageQuery:
     cursor: str | None = None
 
     def following(self, cursor: str) -> str:
-        """Write the query string of the page that follows."""
+        """Return the query string of the next page."""
         given = {
             "type": self.type,
             "status": self.status,
@@ -96,7 +96,7 @@ class PageQuery:
 
 
 def parameters_of(query: str) -> dict[str, str]:
-    """Read a query string; of a repeated parameter the first counts."""
+    """Return the parameters of a query string; the first of a repeated one counts."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
     except ValueError:
@@ -105,7 +105,7 @@ def parameters_of(query: str) -> dict[str, str]:
 
 
 def page_query_of(query: str) -> PageQuery:
-    """Read what a list is asked for; raise `InvalidQuery`. Unknown parameters are ignored."""
+    """Return the query of a list, or raise `InvalidQuery`. Unknown parameters are ignored."""
     given = parameters_of(query)
     status, limit = given.get("status"), given.get("limit", str(_DEFAULT_PAGE_SIZE))
     if status is not None and status not in set(JobStatus):
@@ -123,7 +123,10 @@ def page_query_of(query: str) -> PageQuery:
 def options_of(
     request: Request, given: EnqueueOptions | None, *, callbacks: bool
 ) -> EnqueueOptions:
-    """Read what the application has not decided; raise `InvalidCallback` where clients may not."""
+    """Return the options of a submission; those that the application gave take precedence.
+
+    Raises `InvalidCallback` if the request names a callback URL and may not.
+    """
     options = given or EnqueueOptions()
     if options.traceparent is None:
         options = replace(options, traceparent=request.headers.get("traceparent"))
@@ -133,7 +136,7 @@ def options_of(
 
 
 def where_to_follow(links: JobLinks, *, replayed: bool) -> Headers:
-    """Write the headers that lead to a job, whether it has ended by now or not."""
+    """Return the headers with the URLs of a job."""
     return (
         ("Operation-Location", links.operation),
         ("Link", f'<{links.status}>; rel="monitor"'),
@@ -142,7 +145,10 @@ def where_to_follow(links: JobLinks, *, replayed: bool) -> Headers:
 
 
 def _callback_url(request: Request, *, allowed: bool) -> str | None:
-    """Read where a client wants to be told; who asks in vain must know that it has to poll."""
+    """Return the URL to call when the job has ended.
+
+    It is never ignored: a client that waits for a call must learn that it has to poll.
+    """
     url = request.headers.get("callback-url")
     if url is not None and not allowed:
         raise InvalidCallback("clients may not name one here")

@@ -13,7 +13,7 @@ from asyncjobs.http.documents import JobDocument, ListDocument, OperationDocumen
 
 
 class Operation(Enum):
-    """What can be asked for."""
+    """What a route does."""
 
     LIST = "list"
     STATUS = "status"
@@ -27,7 +27,7 @@ class Operation(Enum):
 class Route:
     """One method on one path; `suffix` follows the job's id.
 
-    `model` is the document of a 200; None where it may be any JSON value, or is no JSON.
+    `model` is the document of a 200; None if it may be any JSON value, or is not JSON.
     """
 
     method: str
@@ -41,7 +41,7 @@ class Route:
 
 _UNKNOWN = {HTTPStatus.NOT_FOUND: "The caller has no job of this id."}
 _AWAY = {HTTPStatus.SERVICE_UNAVAILABLE: "Jobs cannot be read or written at the moment."}
-_FASTER_THAN_TOLD = {HTTPStatus.TOO_MANY_REQUESTS: "The job is asked about far too often."}
+_TOO_MANY = {HTTPStatus.TOO_MANY_REQUESTS: "The job is polled far too often."}
 
 _CANCEL_ANSWERS = {
     HTTPStatus.OK: "The job is finished, or was cancelled at once.",
@@ -74,7 +74,7 @@ ROUTES = (
             HTTPStatus.OK: "The job as it stands.",
             HTTPStatus.NOT_MODIFIED: "The job is still at the version in If-None-Match.",
             **_UNKNOWN,
-            **_FASTER_THAN_TOLD,
+            **_TOO_MANY,
             **_AWAY,
         },
     ),
@@ -90,7 +90,7 @@ ROUTES = (
             HTTPStatus.GONE: "The job was cancelled.",
             HTTPStatus.FAILED_DEPENDENCY: "The job has failed.",
             **_UNKNOWN,
-            **_FASTER_THAN_TOLD,
+            **_TOO_MANY,
             **_AWAY,
         },
         model=None,
@@ -117,7 +117,7 @@ ROUTES = (
         {
             HTTPStatus.OK: "The job as it stands.",
             **_UNKNOWN,
-            **_FASTER_THAN_TOLD,
+            **_TOO_MANY,
             **_AWAY,
         },
         model=OperationDocument,

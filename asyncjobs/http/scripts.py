@@ -1,4 +1,4 @@
-"""The scripts for browsers, as they lie in `asyncjobs/browser`: what they are holds no secret."""
+"""The scripts for browsers, as they are in `asyncjobs/browser`; they are public."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class _Script:
 
 
 def script(request: Request) -> Response | None:
-    """Answer a request for one of the scripts, whoever asks; None if it is for something else.
+    """Answer a request for a script; None if it is for something else.
 
-    A page loads modules without an `Authorization` header, so nobody is asked who they are.
+    Pages load modules without an `Authorization` header, so callers are not identified.
     """
     found = SCRIPTS.get(request.path)
     if found is None:
@@ -41,7 +41,7 @@ def _read(name: str) -> _Script:
         (
             ("Content-Type", "text/javascript; charset=utf-8"),  # RFC 9239, section 4.2
             ("ETag", f'"{sha256(body).hexdigest()[:32]}"'),
-            # Asked about each time: the modules import each other, and must be of one version.
+            # Revalidated each time: the modules import each other, and must be of one version.
             ("Cache-Control", "public, no-cache"),
             ("X-Content-Type-Options", "nosniff"),
         ),

@@ -21,20 +21,20 @@ _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 def retry(seconds: float) -> bytes:
-    """Tell the client how long to wait before it connects again."""
+    """Return the field that sets how long a client waits before it connects again."""
     return b"retry: %d\n\n" % round(seconds * 1000)
 
 
 def event(version: int, document: bytes) -> bytes:
-    """Write one event; its id is what a client will resume after."""
+    """Return one event; a client that reconnects sends its id."""
     lines = _LINE_END.split(document)
     return b"id: %d\n%s\n\n" % (version, b"\n".join(b"data: " + line for line in lines))
 
 
 def resumes_after(last_event_id: str | None, after: str | None) -> int:
-    """Read the version that a client has already; 0 for none, or for what is none of ours.
+    """Return the version that a client has already; 0 if it has none or sends a malformed one.
 
-    A browser that reconnects sends the header and the URL's old parameter: the header is newer.
+    A browser that reconnects sends the header, and the old parameter of the URL; the header counts.
     """
     for text in (last_event_id, after):
         if text is not None and _VERSION.fullmatch(text):

@@ -1,4 +1,4 @@
-"""What is sent as it happens: events, sockets, and requests held until there is news."""
+"""Answers that take a while: event streams, WebSockets, and requests held until a job changes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from asyncjobs.http.mounts import MountOptions
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.change_feed import Watch
 
-#: Decides whether the one who asks may see a job; raises `UnknownJob` where not.
+#: Returns the job if the caller may see it; raises `UnknownJob` if not.
 Check = Callable[[Job], Job]
 
-# Clients that come when there are too many others come again after this.
+# The retry delay of clients beyond `max_streams`.
 _SHED_SECONDS = 30.0
 
 
@@ -42,29 +42,29 @@ _SHED = Close(1013, "Too many are watching; try again later.")
 
 
 class Streams:
-    """Everything of one mount that is under way for longer than a moment."""
+    """The streams and held requests of one mount."""
 
     def __init__(self, jobs: AsyncJobs, options: MountOptions, documents: DocumentCache) -> None:
         self._jobs = jobs
         self._options = options
         self._documents = documents
-        # Weak: one that nobody iterates any more is gone, and counts no more.
+        # Weak: a stream that is not iterated any more must not count.
         self._streams: WeakSet[Watch] = WeakSet()
         self._held: WeakSet[Watch] = WeakSet()
         self._ended = False
 
     def begin(self) -> None:
-        """Let streams go on for as long as they may."""
+        """Let new streams last for `max_stream_duration`."""
         self._ended = False
 
     def end(self) -> None:
-        """End all of them, since the server is told to stop; later ones end at once."""
+        """End all of them, because the server stops; later ones end at once."""
         self._ended = True
         for watch in [*self._streams, *self._held]:
             watch.finish()
 
     async def next_change(self, job: Job, seconds: float) -> Job:
-        """Return a job once it differs from this state of it, or as it stands in the end."""
+        """Return the job when its version changes; after that time, the newest state."""
         watch = self._watch(job.id, self._held)
         newest = await watch.first()
         if newest.version == job.version:
@@ -73,7 +73,7 @@ class Streams:
         return newest
 
     async def ended(self, job_id: JobId, seconds: float) -> Job:
-        """Return a job when it is terminal, or as it stands in the end."""
+        """Return the job when it is terminal; after that time, the newest state."""
         watch = self._watch(job_id, self._held)
         job = await watch.first()
         with anyio.move_on_after(seconds):
@@ -82,7 +82,7 @@ class Streams:
         return job
 
     async def events(self, job_id: JobId, check: Check, after: int) -> Response:
-        """Answer by the events of one job, from the version after the one the client has."""
+        """Answer with the events of one job that follow version `after`."""
         crowded = len(self._streams) >= self._options.max_streams
         watch = self._watch(job_id, self._streams)
         job = check(await watch.first())
@@ -101,7 +101,7 @@ class Streams:
     async def socket(
         self, job_id: JobId, check: Check, after: int
     ) -> AsyncGenerator[bytes | Close | None]:
-        """Yield a job's documents for a WebSocket, None in quiet times, and at last its end."""
+        """Yield a job's documents for a WebSocket, None when it is quiet, and at last a `Close`."""
         if parse_job_id(job_id) is None:
             yield _UNKNOWN
             return
@@ -142,9 +142,9 @@ class Streams:
 
 
 class _Changes:
-    """Yields changes to the end of the job or of the stream's life, and None in quiet times.
+    """Yields changes until the job or the stream ends, and None when it is quiet.
 
-    An iterator and no generator, since there may be thousands.
+    An iterator, not a generator, because there may be thousands.
     """
 
     __slots__ = ("_ends_at", "_pause", "_watch")

@@ -19,7 +19,7 @@ from datetime import datetime
 from hashlib import sha256
 
 from asyncjobs.core.encoding import encode_state, encode_submission, to_microseconds
-from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import ConfigurationError, TransferRefused
 from asyncjobs.protocols import Change, Listing, Selection, Store, StoreClock, power_of
 from asyncjobs.records.clock import SystemClock
@@ -85,7 +85,7 @@ async def plan_transfer(source: Store, target: Store) -> TransferPlan:
     with _unreadable_jobs() as unreadable:
         async for jobs in _pages(source):
             ids += [job.id for job in jobs]
-            running += sum(_runs(job, now) for job in jobs)
+            running += sum(_has_live_lease(job, now) for job in jobs)
     # A page that was read while jobs were deleted may contain a job twice.
     ids = list(dict.fromkeys(reversed(ids)))
     known, present = set(ids), 0
@@ -200,8 +200,8 @@ async def _pages(store: Store) -> AsyncGenerator[Sequence[Job]]:
             return
 
 
-def _runs(job: Job, now: datetime) -> bool:
-    return job.status is JobStatus.PROCESSING and job.lease is not None and job.lease.until > now
+def _has_live_lease(job: Job, now: datetime) -> bool:
+    return job.lease is not None and job.lease.until > now
 
 
 def _fingerprint(job: Job) -> bytes:

@@ -12,7 +12,9 @@ import pytest
 
 # Before the import, so that the suites' assertions explain themselves in a third party's run, too.
 pytest.register_assert_rewrite(
-    "asyncjobs.testing.store_conformance", "asyncjobs.testing.dispatcher_conformance"
+    "asyncjobs.testing.dispatcher_conformance",
+    "asyncjobs.testing.power_conformance",
+    "asyncjobs.testing.store_conformance",
 )
 
 from asyncjobs.testing.clocks import LoopClock, ManualClock  # noqa: E402
@@ -25,11 +27,14 @@ from asyncjobs.testing.dispatcher_conformance import (  # noqa: E402
     WorkerPool,
 )
 from asyncjobs.testing.faults import Fate, Faults, FaultyStore, StoreCall  # noqa: E402
+from asyncjobs.testing.power_conformance import (  # noqa: E402
+    ListingConformance,
+    StoreClockConformance,
+)
 from asyncjobs.testing.proxies import TcpProxy  # noqa: E402
 from asyncjobs.testing.samples import sample_job  # noqa: E402
 from asyncjobs.testing.store_conformance import (  # noqa: E402
-    ListingConformance,
-    StoreClockConformance,
+    SharingConformance,
     StoreConformance,
 )
 
@@ -44,6 +49,7 @@ __all__ = [
     "LoopClock",
     "ManualClock",
     "PriorityConformance",
+    "SharingConformance",
     "StoreCall",
     "StoreClockConformance",
     "StoreConformance",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -10,8 +11,7 @@ import pytest
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobStatus, new_job_id
-from asyncjobs.errors import InvalidQuery
-from asyncjobs.protocols import Change, Selection, Store
+from asyncjobs.protocols import Change, ChangeNotices, Store, check_powers
 from asyncjobs.testing.samples import (
     LANE,
     LATER,
@@ -21,12 +21,14 @@ from asyncjobs.testing.samples import (
     full_job,
     ids,
     sample_job,
-    sample_submission,
 )
 
 
 class StoringRules:
-    """The rules of insert, get, replace and delete, and of opening again."""
+    """The rules of insert, get, replace and delete, of powers, and of opening again."""
+
+    async def test_the_store_has_the_methods_of_the_powers_it_declares(self, store: Store) -> None:
+        check_powers(store)
 
     # insert
 
@@ -365,172 +367,96 @@ class StoreConformance(StoringRules, TakingRules):
         raise NotImplementedError("Override the fixture `store`.")
 
 
-MANY = 100
-
-
 @pytest.mark.anyio
-class ListingConformance:
-    """The contract of `asyncjobs.protocols.Listing`; override the fixture `store`."""
+class SharingConformance:
+    """The contract of a store whose jobs several processes share.
+
+    Override the fixtures `store` and `other`: two unopened stores of the same, empty data.
+    `patience` is how many seconds a rule waits for a notice.
+    """
+
+    patience = 60.0
 
     @pytest.fixture
-    def store(self) -> Any:
+    def store(self) -> Store:
         raise NotImplementedError("Override the fixture `store`.")
 
-    async def test_a_list_shows_the_latest_first_without_payloads_and_results(
-        self, store: Any
-    ) -> None:
-        jobs = [sample_job(), full_job(), sample_job(created_at=NOW - timedelta(days=1))]
-        async with store:
-            await store.insert(jobs)
-            page = await store.list(Selection(), limit=MANY)
-        assert list(page.jobs) == [narrow(job) for job in reversed(jobs)]
-        assert page.next is None
+    @pytest.fixture
+    def other(self) -> Store:
+        raise NotImplementedError("Override the fixture `other`.")
 
-    async def test_a_list_shows_jobs_as_they_stand(self, store: Any) -> None:
+    async def test_what_one_process_writes_the_other_reads(
+        self, store: Store, other: Store
+    ) -> None:
+        job = sample_job(idempotency_key="k")
+        async with store, other:
+            await store.insert([job])
+            assert list(await other.get([job.id])) == [job]
+            assert list(await other.insert([sample_job(idempotency_key="k")])) == [job]
+            assert list(await other.replace([Change(begun(job), job.revision)])) == [True]
+            assert list(await store.get([job.id])) == [begun(job)]
+            assert list(await store.replace([Change(begun(job), job.revision)])) == [False]
+            await other.delete([job.id])
+            assert list(await store.get([job.id])) == [None]
+
+    async def test_writers_in_two_processes_lose_no_update(
+        self, store: Store, other: Store
+    ) -> None:
         job = sample_job()
-        async with store:
+
+        async def count(where: Store) -> None:
+            for _ in range(25):
+                done = False
+                while not done:
+                    [found] = await where.get([job.id])
+                    assert found is not None
+                    newer = found.model_copy(update={"revision": found.revision + 1})
+                    [done] = await where.replace([Change(newer, found.revision)])
+
+        async with store, other:
             await store.insert([job])
-            done = await ended(store, job, b"1")
-            page = await store.list(Selection(status=JobStatus.COMPLETED), limit=MANY)
-            none = await store.list(Selection(status=JobStatus.PENDING), limit=MANY)
-        assert list(page.jobs) == [narrow(done)]
-        assert list(none.jobs) == []
+            async with anyio.create_task_group() as tasks:
+                for where in (store, other, store, other):
+                    tasks.start_soon(count, where)
+            [found] = await store.get([job.id])
+        assert found is not None
+        assert found.revision == job.revision + 100
 
-    async def test_a_selection_keeps_to_owner_type_and_status(self, store: Any) -> None:
-        owners, types = [None, "", "ann", "bob"], ["export", "import"]
-        jobs = [
-            sample_job(user_id=owner, type=kind) for owner in owners for kind in types for _ in "12"
-        ]
-        async with store:
-            await store.insert(jobs)
-            jobs[5] = begun(jobs[5])
-            await store.replace([Change(jobs[5], 1)])
-            for owner in owners:
-                for kind in (None, *types):
-                    for status in (None, JobStatus.PENDING, JobStatus.PROCESSING):
-                        which = Selection(owner, kind, status)
-                        page = await store.list(which, limit=MANY)
-                        expected = [job for job in reversed(jobs) if fits(job, which)]
-                        assert ids(page.jobs) == ids(expected), which
-
-    async def test_pages_follow_one_another_without_gap_or_repetition(self, store: Any) -> None:
-        jobs = [sample_job(user_id="ann") for _ in range(7)]
-        which = Selection(user_id="ann")
-        async with store:
-            await store.insert(jobs)
-            seen: list[str] = []
-            sizes: list[int] = []
-            after = None
-            while True:
-                page = await store.list(which, limit=3, after=after)
-                seen += ids(page.jobs)
-                sizes.append(len(page.jobs))
-                # Neither shifts the pages that follow; one of each would hide that they do.
-                await store.insert([sample_job(user_id="ann") for _ in "12"])
-                await store.delete([page.jobs[0].id])
-                if page.next is None:
-                    break
-                after = page.next
-        assert seen == ids(list(reversed(jobs)))
-        assert sizes == [3, 3, 1]
-
-    async def test_a_page_that_ends_the_list_names_no_next(self, store: Any) -> None:
-        async with store:
-            await store.insert([sample_job(), sample_job()])
-            assert (await store.list(Selection(), limit=2)).next is None
-            assert (await store.list(Selection(), limit=1)).next is not None
-
-    @pytest.mark.parametrize("cursor", ["", "x", "-1", "1 OR 1", "é", "9" * 400, "\x00"])
-    async def test_what_is_no_cursor_is_refused(self, store: Any, cursor: str) -> None:
-        async with store:
-            with pytest.raises(InvalidQuery):
-                await store.list(Selection(), limit=1, after=cursor)
-
-    async def test_a_deleted_job_is_in_no_list(self, store: Any) -> None:
-        job = sample_job(user_id="ann")
-        async with store:
-            await store.insert([job])
-            await store.delete([job.id])
-            assert list((await store.list(Selection(user_id="ann"), limit=1)).jobs) == []
-
-    async def test_jobs_that_came_before_in_the_same_lane_are_counted(self, store: Any) -> None:
-        jobs = [sample_job() for _ in range(3)]
-        other = sample_job(queue="other")
-        async with store:
-            await store.insert([jobs[0], other, *jobs[1:]])
-            counts = [await store.count_before(job, until=NOW, most=MANY) for job in jobs]
-            alone = await store.count_before(other, until=NOW, most=MANY)
-        assert counts == [0, 1, 2]
-        assert alone == 0
-
-    async def test_what_runs_or_is_delayed_or_deleted_does_not_wait_before(
-        self, store: Any
+    async def test_takers_in_two_processes_never_get_the_same_job(
+        self, store: Store, other: Store
     ) -> None:
-        running, gone, last = (sample_job() for _ in range(3))
-        delayed = lifecycle.submit(sample_submission(), run_at=LATER)
-        async with store:
-            await store.insert([running, delayed, gone, last])
-            await store.replace([Change(begun(running), running.revision)])
-            await store.delete([gone.id])
-            assert await store.count_before(last, until=NOW, most=MANY) == 0
-            assert await store.count_before(last, until=LATER, most=MANY) == 1
+        jobs = [sample_job() for _ in range(60)]
+        taken: list[Job] = []
 
-    async def test_counting_stops_in_time(self, store: Any) -> None:
-        jobs = [sample_job() for _ in range(9)]
-        async with store:
+        async def take(where: Store) -> None:
+            while some := await where.take([LANE], now=NOW, until=LATER, limit=4):
+                taken.extend(some)
+
+        async with store, other:
             await store.insert(jobs)
-            assert await store.count_before(jobs[-1], until=NOW, most=5) == 5
+            async with anyio.create_task_group() as tasks:
+                for where in (store, other, store, other):
+                    tasks.start_soon(take, where)
+            taken.extend(await other.take([LANE], now=NOW, until=LATER, limit=99))
+        assert sorted(ids(taken)) == sorted(ids(jobs))
 
-    async def test_the_earliest_moment_of_each_lane_is_told(self, store: Any) -> None:
-        first, second = (sample_job(created_at=NOW - timedelta(hours=hours)) for hours in (2, 1))
-        other = sample_job(queue="other")
-        lanes = ["other", "empty", "default"]
-        async with store:
-            await store.insert([second, first, other])
-            assert list(await store.first_due(lanes)) == [other.due_at, None, first.due_at]
-            assert list(await store.first_due([])) == []
-
-    async def test_the_moment_follows_the_jobs(self, store: Any) -> None:
-        first, second = (sample_job(created_at=NOW - timedelta(hours=hours)) for hours in (2, 1))
-        lanes = [first.lane]
-        async with store:
-            await store.insert([first, second])
-            await store.take(lanes, now=NOW, until=LATER, limit=1)
-            assert list(await store.first_due(lanes)) == [second.due_at]
-            await store.replace([Change(begun(second), second.revision)])
-            assert list(await store.first_due(lanes)) == [LATER]
-            await store.delete([first.id])
-            assert list(await store.first_due(lanes)) == [None]
-
-
-def narrow(job: Job) -> Job:
-    """Leave out what a list leaves out."""
-    return job.model_copy(update={"payload_json": b"", "result_json": None})
-
-
-def fits(job: Job, which: Selection) -> bool:
-    """Tell whether a job is meant by a selection."""
-    return (
-        which.user_id in (None, job.user_id)
-        and which.type in (None, job.type)
-        and which.status in (None, job.status)
-    )
-
-
-@pytest.mark.anyio
-class StoreClockConformance:
-    """The contract of `asyncjobs.protocols.Clocked`; override the fixture `store`."""
-
-    @pytest.fixture
-    def store(self) -> Any:
-        raise NotImplementedError("Override the fixture `store`.")
-
-    async def test_the_store_s_time_is_aware_and_in_utc(self, store: Any) -> None:
-        async with store:
-            assert (await store.now()).utcoffset() == timedelta(0)
-
-    async def test_the_store_s_time_goes_on(self, store: Any) -> None:
-        async with store:
-            times = [await store.now() for _ in range(50)]
-        assert times == sorted(times)
-        assert times[0] < times[-1]
+    async def test_changes_of_another_process_are_noticed(self, store: Any, other: Store) -> None:
+        if ChangeNotices not in store.powers:
+            pytest.skip("The store does not declare ChangeNotices.")
+        job = sample_job()
+        writes: list[Callable[[], Awaitable[object]]] = [
+            lambda: other.insert([job]),
+            lambda: other.replace([Change(begun(job), job.revision)]),
+            lambda: other.delete([job.id]),
+        ]
+        async with store, other:
+            changes = store.changes()
+            with anyio.fail_after(self.patience):
+                await anext(changes)  # for what was written before
+                for write in writes:
+                    await write()
+                    while True:
+                        noticed = await anext(changes)
+                        if not noticed or job.id in noticed:
+                            break
+            await changes.aclose()

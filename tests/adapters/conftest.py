@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 import anyio
+import fastapi
 import flask
 import httpx2
 import pytest
@@ -116,6 +117,8 @@ class Stack(ABC):
     What is submitted with `?later` waits, and with `?owner=` belongs to that one.
     """
 
+    reads_undeclared_json = False
+
     def build(
         self,
         mounts: Sequence[Mount],
@@ -217,6 +220,8 @@ class StarletteStack(Stack):
 
 
 class FastAPIStack(StarletteStack):
+    reads_undeclared_json = tuple(map(int, fastapi.__version__.split(".")[:2])) < (0, 132)
+
     def new(self) -> Any:
         return FastAPI()
 

@@ -79,7 +79,6 @@ def test_a_good_body_is_counted(counted: Counted) -> None:
         ({"count": "my secret", "note": 3}, ["count", "note"]),
         ([], [""]),
         ("my secret", [""]),
-        (None, [""]),
     ],
 )
 def test_a_payload_of_the_wrong_shape_names_the_fields(
@@ -109,7 +108,11 @@ def test_a_body_that_is_not_json_is_malformed(post: Post, body: bytes) -> None:
     "content_type",
     [None, "text/plain", "application/x-www-form-urlencoded", "text/json", "nonsense"],
 )
-def test_a_body_that_is_not_called_json_is_refused(post: Post, content_type: str | None) -> None:
+def test_a_body_that_is_not_declared_as_json_is_refused(
+    post: Post, stack: Any, content_type: str | None
+) -> None:
+    if content_type is None and stack.reads_undeclared_json:
+        pytest.skip("FastAPI before 0.132 reads a body without a Content-Type as JSON")
     headers = {} if content_type is None else {"Content-Type": content_type}
     post(415, "unsupported_media_type", content=GOOD, headers=headers)
 

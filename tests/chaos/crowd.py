@@ -1,4 +1,4 @@
-"""Worker processes that are killed, stopped and continued, and a submitter that goes on."""
+"""Worker processes that are killed and suspended, and a web process that submits jobs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from asyncjobs.errors import StoreUnavailable
 from tests.chaos import application
 from tests.chaos.application import LEASE, Errand
 from tests.chaos.recording import Notes, Recorded, state_of
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ("-m", "asyncjobs", "worker", "--concurrency", "6", "tests.chaos.application:jobs")
@@ -35,7 +36,7 @@ SOON = timedelta(seconds=0.5)
 
 
 class Workers:
-    """So many `asyncjobs worker` processes, whatever happens to them."""
+    """A number of `asyncjobs worker` processes; ended ones are replaced."""
 
     def __init__(self, folder: Path, url: str, size: int) -> None:
         self.size = size
@@ -50,7 +51,7 @@ class Workers:
         self._stopped: set[int] = set()
 
     def fill_up(self) -> None:
-        """Start one in the place of each that has ended."""
+        """Start a worker for each that has ended."""
         self._running = [one for one in self._running if one.poll() is None]
         while len(self._running) < self.size:
             with self.log.open("ab") as log:
@@ -79,19 +80,19 @@ class Workers:
         chance.choice(self._running).kill()
 
     async def stop_for(self, seconds: float, chance: random.Random) -> None:
-        """Stop one without a word; let it go on later, as if nothing had been."""
+        """Suspend one worker and continue it later."""
         able = [one for one in self._running if one.pid not in self._stopped and not one.poll()]
         if len(able) < 2:
             return
         one = chance.choice(able)
         self._stopped.add(one.pid)
         one.send_signal(signal.SIGSTOP)
-        await anyio.sleep(seconds)  # what is tried here: a stop of that length
+        await anyio.sleep(seconds)  # the test needs a suspension of this length
         one.send_signal(signal.SIGCONT)
         self._stopped.discard(one.pid)
 
     def end(self) -> None:
-        """Tell all to end, and return when they have; whatever they still write is written."""
+        """Terminate all, and return when they have ended."""
         for one in self._running:
             one.send_signal(signal.SIGCONT)
             one.terminate()
@@ -105,7 +106,7 @@ class Workers:
 
 
 class Customers:
-    """A web process: submits jobs, follows some and asks for all, until every one has ended."""
+    """A web process: submits jobs, follows some and reads all, until every job has ended."""
 
     def __init__(self, jobs: AsyncJobs, notes: Notes, chance: random.Random) -> None:
         self.jobs = jobs
@@ -116,13 +117,13 @@ class Customers:
         self._keys = count(1)
 
     async def submit(self, many: int, tasks: TaskGroup) -> None:
-        """Submit so many jobs at once; return when all are accepted."""
+        """Submit jobs concurrently; return when all are accepted."""
         async with anyio.create_task_group() as together:
             for _ in range(many):
                 together.start_soon(self._submit, f"key {next(self._keys)}", tasks)
 
     async def ask(self) -> None:
-        """Read all that have not ended, and note which have."""
+        """Read the jobs that have not ended, and remember which have now."""
         ids = [*self.open][:500]
         try:
             found = await self.jobs.store.get(ids)
@@ -131,14 +132,16 @@ class Customers:
         self.open.difference_update(job.id for job in found if job and job.status.terminal)
 
     async def wait_until_open(self, most: int) -> None:
-        """Return when no more than so many have not ended."""
-        with anyio.fail_after(PATIENCE):
-            while len(self.open) > most:
-                await self.ask()
-                await anyio.sleep(0.05)
+        """Return when at most this many jobs have not ended."""
+
+        async def few_are_open() -> bool:
+            await self.ask()
+            return len(self.open) <= most
+
+        await until(few_are_open, seconds=PATIENCE)
 
     async def note_ends(self) -> None:
-        """Note how each job stands in the end."""
+        """Note the final state of each job."""
         for job in await self.jobs.store.get(self.accepted):
             if job is not None:
                 self.notes.write("final", **state_of(job))
@@ -178,7 +181,7 @@ class Customers:
 async def besiege(
     workers: Workers, customers: Customers, many: int, restart: Callable[[], None] | None
 ) -> None:
-    """Let `many` jobs be done while workers die and the store restarts; return at the end."""
+    """Run `many` jobs while workers die and the store restarts; return when all have ended."""
     chance = customers.chance
     async with customers.jobs, anyio.create_task_group() as tasks:
         tasks.start_soon(_keep_full, workers)
@@ -208,6 +211,6 @@ async def _keep_full(workers: Workers) -> None:
 
 
 def web_process(url_store: Recorded, seed: int) -> Customers:
-    """Make a process that leaves its jobs to workers."""
+    """Return a web process that runs no jobs."""
     jobs = application.queue_on(url_store)
     return Customers(jobs, url_store.notes, random.Random(seed))  # noqa: S311  # no secret

@@ -1,6 +1,6 @@
-"""Notes what a store is asked and what it answers, as it happens: one line of JSON each.
+"""Notes the calls of a store and their answers as they happen: one line of JSON each.
 
-Every process writes a file of its own. All go by one clock, that of the machine since its start.
+Every process writes a file of its own. All use one clock, the time since the machine's start.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import anyio
-
 from asyncjobs.core.job import Job, JobId
-from asyncjobs.protocols import Change, ChangeNotices, Page, Selection, StoreClock, power_of
+from asyncjobs.protocols import Change, ChangeNotices, InlineReads, StoreClock, power_of
+
+#: The powers that a recorded store may have.
+_POWERS = frozenset({ChangeNotices, InlineReads, StoreClock})
 
 #: One line of a history.
 Event = dict[str, Any]
 
 
 class Notes:
-    """The notes of this process, in a file that is on its way to disk when a note returns."""
+    """The notes of this process; a note that returned survives the death of the process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -33,12 +34,12 @@ class Notes:
         self._numbers = count()
 
     def write(self, what: str, **facts: Any) -> None:
-        """Write one line, whole or not at all, even where the process is killed."""
+        """Write one line, completely or not at all, even if the process is killed."""
         line = json.dumps({"what": what, "pid": os.getpid(), "at": time.monotonic(), **facts})
         os.write(self._descriptor(), f"{line}\n".encode())
 
     def number(self) -> str:
-        """Name a call that is about to be made."""
+        """Return a new id for a call."""
         return f"{os.getpid()}-{id(self)}-{next(self._numbers)}"
 
     def _descriptor(self) -> int:
@@ -50,14 +51,14 @@ class Notes:
 
 
 def read_notes(folder: Path) -> list[Event]:
-    """Read what all processes have noted, in the order in which it happened."""
+    """Read the notes of all processes, in the order of their times."""
     lines = (line for path in folder.glob("notes-*") for line in path.read_text().splitlines())
     events: list[Event] = [json.loads(line) for line in lines]
     return sorted(events, key=lambda event: float(event["at"]))
 
 
 def state_of(job: Job) -> Event:
-    """Choose what a history tells of a job at one revision."""
+    """Return the state of a job as it stands in a history."""
     return {
         "job": job.id,
         "revision": job.revision,
@@ -77,12 +78,12 @@ def state_of(job: Job) -> Event:
 
 
 class Recorded:
-    """A store with all its powers, noting every call that reads or writes jobs."""
+    """A store that notes every call that reads or writes jobs; it cannot list them."""
 
     def __init__(self, store: Any, notes: Notes) -> None:
         self.store = store
         self.notes = notes
-        self.powers: frozenset[type] = store.powers
+        self.powers: frozenset[type] = store.powers & _POWERS
 
     async def __aenter__(self) -> Self:
         await self.store.__aenter__()
@@ -130,29 +131,23 @@ class Recorded:
     async def delete(self, ids: Sequence[JobId], /) -> None:
         await self.store.delete(ids)
 
-    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
-        page: Page = await self.store.list(which, limit=limit, after=after)
-        return page
-
     async def changes(self) -> AsyncIterator[Sequence[JobId]]:
         notices = power_of(self.store, ChangeNotices)
-        if notices is None:
-            await anyio.sleep_forever()
-            return
-        async for ids in notices.changes():
-            yield ids
+        if notices is not None:
+            async for ids in notices.changes():
+                yield ids
 
     async def now(self) -> datetime:
         clock = power_of(self.store, StoreClock)
         return datetime.now(UTC) if clock is None else await clock.now()
 
     def _asked(self, states: Sequence[Event]) -> str:
-        """Note what is to be written before it is: whoever is killed then may have written it."""
+        """Note a write before it is made: a process that is killed then may have made it."""
         call = self.notes.number()
         self.notes.write("asked", call=call, states=states)
         return call
 
 
 def states_in(event: Event) -> Iterator[tuple[str, Event | None]]:
-    """Pair the ids that were read with what was found."""
+    """Pair the ids of a read with the states that it returned."""
     yield from zip(event["jobs"], event["states"], strict=True)

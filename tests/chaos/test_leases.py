@@ -1,9 +1,9 @@
-"""Who has lost a lease writes no outcome, however it was lost: the successor's stands."""
+"""A worker that has lost its lease writes no outcome, however it lost it."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from tests.chaos.application import LEASE, Errand
 from tests.chaos.checker import violations
 from tests.chaos.crowd import PATIENCE, Workers
 from tests.chaos.recording import Event, Notes, Recorded, read_notes, state_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +48,7 @@ def server_url(request: pytest.FixtureRequest) -> str:
 
 
 def of_server(request: pytest.FixtureRequest, kind: str) -> str:
-    """Name a store of this test's own on a server."""
+    """Return the URL of a new store on a server."""
     if kind == "redis":
         namespace = request.getfixturevalue("namespace")
         return f"{request.getfixturevalue('redis_url')}?namespace={namespace}"
@@ -56,7 +57,7 @@ def of_server(request: pytest.FixtureRequest, kind: str) -> str:
 
 
 class Scene:
-    """A job that a worker process has begun, and those who watch what becomes of it."""
+    """A job that a worker process has started, and the queue that submitted it."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
@@ -66,17 +67,12 @@ class Scene:
         self.second = Workers(folder, url, 1)
 
     async def begun(self, kind: str, errand: Errand) -> Job:
-        """Submit a job to the first worker; return when its handler has begun."""
+        """Submit a job to the first worker; return when its handler has started."""
         job = (await self.jobs.enqueue(kind, errand)).job
         self.notes.write("accepted", job=job.id, key=job.id)
         self.first.fill_up()
-        await self.until(lambda: self.traces("begin", job.id))
+        await until(lambda: self.traces("begin", job.id))
         return job
-
-    async def until(self, holds: Callable[[], object]) -> None:
-        with anyio.fail_after(PATIENCE):
-            while not holds():  # noqa: ASYNC110
-                await anyio.sleep(0.02)
 
     def traces(self, what: str, job: JobId) -> list[Event]:
         noted = read_notes(self.folder)
@@ -87,7 +83,7 @@ class Scene:
             return await self.jobs.wait(job.id)
 
     async def check(self, job: Job) -> None:
-        """Let the first worker write whatever it will, and find the successor's outcome."""
+        """Let the first worker end, and find the outcome of the second."""
         done = await self.ended(job)
         assert (done.status, done.attempt, done.losses) == (JobStatus.COMPLETED, 2, 1)
         await anyio.to_thread.run_sync(self.first.end)
@@ -111,7 +107,7 @@ def scene_on(folder: Path, url: str) -> Generator[Scene]:
         made.second.close()
 
 
-async def test_a_worker_that_was_stopped_past_its_lease_writes_no_outcome(
+async def test_a_worker_that_was_suspended_past_its_lease_writes_no_outcome(
     url: str, tmp_path: Path
 ) -> None:
     with scene_on(tmp_path, url) as scene:
@@ -119,11 +115,11 @@ async def test_a_worker_that_was_stopped_past_its_lease_writes_no_outcome(
             job = await scene.begun("errand", LONG)
             scene.first.signal(signal.SIGSTOP)
             scene.second.fill_up()
-            await scene.until(lambda: len(scene.traces("begin", job.id)) == 2)
+            await until(lambda: len(scene.traces("begin", job.id)) == 2)
             scene.first.signal(signal.SIGCONT)
-            # Whichever it finds out first: that its lease is gone, or that it may not write.
-            told = ("lease was lost", "outcome was refused")
-            await scene.until(lambda: any(one in scene.first.log.read_text() for one in told))
+            # It notices first either that its lease is lost, or that its write is refused.
+            texts = ("lease was lost", "outcome was refused")
+            await until(lambda: any(text in scene.first.log.read_text() for text in texts))
             await scene.check(job)
 
 
@@ -134,8 +130,8 @@ async def test_a_worker_whose_handler_blocks_past_its_lease_writes_no_outcome(
         async with scene.jobs:
             job = await scene.begun("deaf", Errand(seconds=3 * LEASE.total_seconds()))
             scene.second.fill_up()
-            # The first handler comes to its end, and would complete the job.
-            await scene.until(lambda: len(scene.traces("end", job.id)) == 2)
+            # The first handler returns, and would complete the job.
+            await until(lambda: len(scene.traces("end", job.id)) == 2)
             await scene.check(job)
     log = scene.first.log.read_text()
     assert "The handler of 'deaf' has blocked the event loop" in log
@@ -154,16 +150,16 @@ async def test_a_worker_that_is_cut_off_from_its_store_writes_no_outcome(
             job = await scene.begun("errand", LONG)
             proxy.stall()
             scene.second.fill_up()
-            await scene.until(lambda: len(scene.traces("begin", job.id)) == 2)
+            await until(lambda: len(scene.traces("begin", job.id)) == 2)
             done = await scene.ended(job)
-            # What it has sent meanwhile arrives now.
+            # The writes that it has sent meanwhile arrive now.
             proxy.flow()
             assert done == await scene.jobs.find(job.id)
             await scene.check(job)
 
 
-class Wrong:
-    """A machine's clock that is off."""
+class ShiftedClock:
+    """A machine's clock that is wrong by a constant."""
 
     def __init__(self, by: timedelta) -> None:
         self._by = by
@@ -183,7 +179,9 @@ async def test_a_machine_whose_clock_is_an_hour_off_neither_steals_nor_starves(
         redelivery=LEASE,
     )
     right = AsyncJobs(server_url, settings=quick)
-    wrong = AsyncJobs(server_url, settings=quick, clock=SharedClock(Wrong(timedelta(hours=hours))))
+    wrong = AsyncJobs(
+        server_url, settings=quick, clock=SharedClock(ShiftedClock(timedelta(hours=hours)))
+    )
     began = anyio.Event()
 
     @right.handler("here")

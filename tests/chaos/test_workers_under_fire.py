@@ -1,4 +1,4 @@
-"""Worker processes are killed, stopped past their leases, and lose their store: nothing is lost."""
+"""Worker processes are killed, suspended and lose their store: no job is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-#: How many jobs each test has; 2,000 at least tell of more, and take a minute or two.
+#: How many jobs each test has. 2,000 find more errors, and take a minute or two.
 JOBS = int(os.environ.get("ASYNCJOBS_CHAOS_JOBS", "400"))
 
 
@@ -37,7 +37,7 @@ class Site:
 
 @pytest.fixture(params=["sqlite", "postgresql", "redis"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
-    """Name a store, and say how it is restarted; there is no server of SQLite."""
+    """Return a store's URL and how to restart it; SQLite has no server."""
     if request.param == "sqlite":
         return Site(f"sqlite:///{tmp_path / 'jobs.db'}", None)
     fixture = {"postgresql": "postgresql_site", "redis": "redis_site"}[request.param]
@@ -73,7 +73,7 @@ def workers(request: pytest.FixtureRequest, site: Site, tmp_path: Path) -> Itera
 
 
 @pytest.mark.parametrize("workers", [2, 8], indirect=True)
-async def test_every_accepted_job_ends_once_by_the_attempt_that_is_recorded(
+async def test_every_accepted_job_ends_once_by_its_recorded_attempt(
     site: Site, workers: Workers, tmp_path: Path
 ) -> None:
     customers = web_process(Recorded(store_from_url(site.url), Notes(tmp_path)), workers.size)

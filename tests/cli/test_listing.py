@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -133,18 +132,3 @@ def test_escape_sequences_of_users_are_not_printed(
         out = asyncjobs(*words, "--store", url).stdout
         assert "\x1b" not in out
         assert "ann [2J bob" in out
-
-
-def test_commands_start_no_jobs(
-    asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
-) -> None:
-    job, other = made(), made()
-    fill(url, [job, other])
-    asyncjobs("cancel", "--store", url, other.id)
-    asyncjobs("list", "--store", url)
-    [found] = do(url, partial(get, job.id))
-    assert found == job
-
-
-async def get(job_id: str, store: Any) -> list[Job | None]:
-    return list(await store.get([job_id]))

@@ -20,6 +20,7 @@ from asyncjobs import (
     Job,
     JobContext,
     JobError,
+    JobHandle,
     Page,
     Policy,
     Progress,
@@ -52,9 +53,12 @@ CAPTURED = re.compile(r"```(?:json\n|http\n.*?\n\n)(?P<body>\{.*\})\n```", re.DO
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["reference/lifecycle.md", "howto/choose-an-engine.md"])
-def test_the_generated_parts_are_what_code_and_tests_say(page: str) -> None:
-    """Repair it by `python docs/generate.py`."""
+GENERATED = ["reference/lifecycle.md", "reference/python.md", "howto/choose-an-engine.md"]
+
+
+@pytest.mark.parametrize("page", GENERATED)
+def test_generated_parts_are_up_to_date(page: str) -> None:
+    """Run `python docs/generate.py` if this fails."""
     generate = runpy.run_path(str(DOCS / "generate.py"))["regenerated"]
     assert generate(DOCS / page) == (DOCS / page).read_text(encoding="utf-8")
 
@@ -172,7 +176,9 @@ def documented_names() -> list[str]:
     fields += [field.name for kind in options for field in fields_of(kind)]
     fields += [kind.__name__ for kind in options]
     fields += [name for name in vars(JobContext) if not name.startswith("_")]
-    methods = [name for name in vars(AsyncJobs) if not name.startswith("_")]
+    methods = [
+        name for kind in (AsyncJobs, JobHandle) for name in vars(kind) if not name.startswith("_")
+    ]
     exported = (*asyncjobs.__all__, *asyncjobs.testing.__all__)
     return sorted({*exported, *fields, *methods} - {"is_open"})
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 
@@ -12,25 +12,27 @@ from tests.engines.engine import Engine, Urls, WorkerProcesses
 
 pytest.register_assert_rewrite("tests.engines.suite")
 
-Launch = Callable[..., AbstractContextManager[WorkerProcesses]]
+Launch = Callable[..., WorkerProcesses]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test on all kinds of the engine's workers, or on those that its class names."""
-    if "kind" in metafunc.fixturenames and len(metafunc.module.ENGINE.kinds) > 1:
-        kinds = getattr(metafunc.cls, "kinds", metafunc.module.ENGINE.kinds)
-        metafunc.parametrize("kind", kinds, scope="module")
+    module = cast("Any", metafunc.module)
+    if "kind" in metafunc.fixturenames and len(module.ENGINE.kinds) > 1:
+        kinds = getattr(cast("Any", metafunc.cls), "kinds", module.ENGINE.kinds)
+        metafunc.parametrize("kind", [*kinds], scope="module")
 
 
 @pytest.fixture(scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
-    kinds: tuple[str] = request.module.ENGINE.kinds
-    return kinds[0]
+    module = cast("Any", request.module)
+    return str(next(iter(module.ENGINE.kinds)))
 
 
 @pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest, kind: str) -> Iterator[Engine]:
-    engine: Engine = request.module.ENGINE(kind)
+    module = cast("Any", request.module)
+    engine: Engine = module.ENGINE(kind)
     yield engine
     engine.close()
 
@@ -54,27 +56,20 @@ def emptied(urls: Urls) -> Urls:
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """Make worker processes by their command, which end with the block."""
+def launch(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """Make worker processes for a broker and a store, which end with the `with` block."""
 
-    @contextmanager
-    def launched(
-        command: tuple[str, ...], urls: Urls, **environment: str
-    ) -> Generator[WorkerProcesses]:
+    def launched(urls: Urls, *arguments: str, give_back: bool = False) -> WorkerProcesses:
         log = tmp_path_factory.mktemp("workers") / "log"
-        processes = WorkerProcesses(command, log, urls, **environment)
-        try:
-            yield processes
-        finally:
-            processes.kill()
+        return engine.processes(urls, log, *arguments, give_back=give_back)
 
     return launched
 
 
 @pytest.fixture(scope="module")
-def processes(engine: Engine, urls: Urls, launch: Launch) -> Iterator[WorkerProcesses]:
-    """Start the workers that a module's tests share."""
-    with launch(engine.command(), urls, **engine.environment()) as processes:
+def processes(urls: Urls, launch: Launch) -> Iterator[WorkerProcesses]:
+    """Make the workers that a module's tests share."""
+    with launch(urls) as processes:
         yield processes
 
 

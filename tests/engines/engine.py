@@ -12,12 +12,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 from asyncjobs.stores import store_from_url
 from asyncjobs.testing import WorkerPool
 from tests.conftest import PostgresServer
+from tests.waiting import until_sync
 
 ROOT = Path(__file__).parents[2]
 APPS = Path(__file__).parent / "apps"
@@ -46,11 +47,16 @@ class Sent:
 class Engine(ABC):
     """What the shared rules need of an engine, with one kind of its workers."""
 
-    #: The kinds of workers that the rules run on.
-    kinds: ClassVar[Sequence[str]] = ("worker",)
-    default_queue = "default"
+    #: The module and the arguments that start workers, and those of each kind of workers.
+    worker: tuple[str, ...]
+    kinds: ClassVar[Mapping[str, tuple[str, ...]]] = {"worker": ()}
+    #: More kinds, for tests of what only they have.
+    more_kinds: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    #: The arguments with which workers do not wait for their jobs when they stop.
+    give_back: tuple[str, ...] = ()
     #: The text that a worker logs when it begins to stop.
     stopping: str
+    default_queue = "default"
     #: The engine's class of options, and those that the workers know.
     options: Callable[..., Any]
     options_by_type: ClassVar[Mapping[str, Any]] = {}
@@ -62,18 +68,12 @@ class Engine(ABC):
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
-    @abstractmethod
-    def command(self, *, gives_back: bool = False) -> tuple[str, ...]:
-        """Return the arguments of Python that start workers.
-
-        Workers finish their jobs before they stop, or with `gives_back` do not wait for them.
-        """
-
-    def environment(self, *, gives_back: bool = False) -> dict[str, str]:  # noqa: ARG002
+    @property
+    def environment(self) -> Mapping[str, str]:
         return {}
 
     @abstractmethod
-    def dispatcher(self, broker: str, *queues: str, **arguments: Any) -> Any:
+    def dispatcher(self, broker: str, **arguments: Any) -> Any:
         """Make a dispatcher for a process that only submits."""
 
     @abstractmethod
@@ -91,6 +91,22 @@ class Engine(ABC):
     def task_name(self, namespace: str) -> str:
         return f"{namespace}.run"
 
+    def processes(
+        self, urls: Urls, log: Path, *arguments: str, give_back: bool = False
+    ) -> WorkerProcesses:
+        """Make worker processes, which have to be started, and end with the `with` block."""
+        kinds = {**self.kinds, **self.more_kinds}
+        command = [*self.worker, *kinds[self.kind], *arguments]
+        return WorkerProcesses(
+            [*command, *self.give_back] if give_back else command,
+            log,
+            BROKER=urls.broker,
+            STORE=urls.store,
+            KIND=self.kind,
+            GIVE_BACK="yes" if give_back else "",
+            **self.environment,
+        )
+
     def stop(self, processes: WorkerProcesses) -> None:
         """Stop workers such that they give their jobs back."""
         processes.stop()
@@ -102,13 +118,18 @@ class Engine(ABC):
 class WorkerProcesses:
     """Worker processes that one command starts, in a session of their own."""
 
-    def __init__(self, command: Sequence[str], log: Path, urls: Urls, **environment: str) -> None:
-        self._command = [sys.executable, *command]
+    def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
+        path = os.pathsep.join([str(ROOT), str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
+        self._command = [sys.executable, "-m", *command]
         self._log = log
-        path = os.pathsep.join([str(EXAMPLES), str(ROOT), os.environ.get("PYTHONPATH", "")])
-        own = {"BROKER": urls.broker, "STORE": urls.store, "PYTHONPATH": path}
-        self._environment: Mapping[str, str] = {**os.environ, **own, **environment}
+        self._environment = {**os.environ, "PYTHONPATH": path, **environment}
         self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.kill()
 
     def start(self) -> None:
         """Start them, unless they run already."""
@@ -135,31 +156,34 @@ class WorkerProcesses:
         return self._process.wait(STOP_SECONDS)
 
     def kill(self) -> None:
-        """End them all at once."""
+        """End them all at once; return when none can take a message any more."""
         if self._process is not None:
             self.signal_all(signal.SIGKILL)
+            until_sync(lambda: not list(self._pids()))
 
     def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to all of them, as systemd does, and wait for the end of the first."""
         assert self._process is not None
         # All at once: RQ's pool signals its workers, too, which kill what runs at a second signal.
-        for pid in list(_processes_of(self._process.pid)):
+        for pid in list(self._pids()):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         self._process.wait(STOP_SECONDS)
 
+    def _pids(self) -> Iterator[int]:
+        """List the processes of the session that have not ended, its leader first.
 
-def _processes_of(session: int) -> Iterator[int]:
-    """List the processes of a session, its leader first, which starts others while it lives.
-
-    Not of a group: some engines give a process that runs a job a group of its own.
-    """
-    yield session
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and entry.name != str(session):
-            with suppress(ProcessLookupError):
-                if os.getsid(int(entry.name)) == session:
-                    yield int(entry.name)
+        Not of a group: some engines give a process that runs a job a group of its own.
+        """
+        assert self._process is not None
+        numbers = sorted(
+            int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()
+        )
+        for pid in numbers:
+            with suppress(ProcessLookupError, FileNotFoundError):
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                if os.getsid(pid) == self._process.pid and state != "Z":
+                    yield pid
 
 
 class EngineWorkers(WorkerPool):

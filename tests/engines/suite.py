@@ -61,7 +61,7 @@ class EngineConformance(OnWorkers, DispatcherConformance, WorkerLossConformance)
             "options": sample_job(type="optional", queue="policy"),
         }
         options = {"optional": engine.options(queue="options")}
-        async with engine.dispatcher(own_urls.broker, *jobs, options=options) as dispatcher:
+        async with engine.dispatcher(own_urls.broker, options=options) as dispatcher:
             await dispatcher.dispatch([*jobs.values()])
         for queue, job in jobs.items():
             [sent] = await engine.sent(own_urls.broker, queue)
@@ -110,7 +110,7 @@ class EngineConformance(OnWorkers, DispatcherConformance, WorkerLossConformance)
         self, engine: Engine, own_urls: Urls, launch: Launch, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
-        with launch(engine.command(), own_urls, **engine.environment()) as processes:
+        with launch(own_urls) as processes:
             workers = EngineWorkers(engine, own_urls, processes)
             async with workers.opened() as jobs:
                 handle = await jobs.enqueue("hold", path)
@@ -131,9 +131,7 @@ class GiveBackConformance:
         self, engine: Engine, own_urls: Urls, launch: Launch, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
-        command = engine.command(gives_back=True)
-        environment = engine.environment(gives_back=True)
-        with launch(command, own_urls, **environment) as processes:
+        with launch(own_urls, give_back=True) as processes:
             workers = EngineWorkers(engine, own_urls, processes)
             async with workers.opened() as jobs:
                 handle = await jobs.enqueue("hold", path)

@@ -18,13 +18,15 @@ from tests.engines.conftest import Launch
 from tests.engines.engine import Engine, EngineWorkers, Sent, Urls
 from tests.engines.suite import EngineConformance, TimeLimitConformance
 
-LONELY = ("--without-mingle", "--without-gossip", "--without-heartbeat")
-
 
 class CeleryEngine(Engine):
-    kinds = ("prefork", "threads")
-    default_queue = "celery"
+    worker = (
+        *("celery", "-A", "celery_worker:app", "worker", "--loglevel", "INFO"),
+        *("--concurrency", "2", "--without-mingle", "--without-gossip", "--without-heartbeat"),
+    )
+    kinds: ClassVar = {"prefork": ("--pool", "prefork"), "threads": ("--pool", "threads")}
     stopping = "Warm shutdown"
+    default_queue = "celery"
     options = CeleryOptions
     # With Redis as the broker a lower number is more urgent, and a message without one has 0.
     options_by_type: ClassVar[Mapping[str, object]] = {
@@ -49,13 +51,7 @@ class CeleryEngine(Engine):
         for app in self._apps:
             app.close()
 
-    def command(self, *, gives_back: bool = False) -> tuple[str, ...]:
-        del gives_back
-        pool = ("--pool", self.kind, "--concurrency", "2", *LONELY)
-        return ("-m", "celery", "-A", "celery_worker:app", "worker", "--loglevel", "INFO", *pool)
-
-    def dispatcher(self, broker: str, *queues: str, **arguments: Any) -> CeleryDispatcher:
-        del queues
+    def dispatcher(self, broker: str, **arguments: Any) -> CeleryDispatcher:
         return CeleryDispatcher(self.app(broker), **arguments)
 
     async def sent(self, broker: str, queue: str) -> list[Sent]:
@@ -87,7 +83,7 @@ class TestPrioritiesInRedis(PriorityConformance):
     @pytest.fixture
     def workers(self, engine: Engine, own_urls: Urls, launch: Launch) -> Iterator[EngineWorkers]:
         # The shared workers fetch more messages than they run.
-        with launch((*engine.command(), "--disable-prefetch"), own_urls) as processes:
+        with launch(own_urls, "--disable-prefetch") as processes:
             yield EngineWorkers(engine, own_urls, processes)
 
 

@@ -25,37 +25,37 @@ from asyncjobs.testing.dispatcher_handlers import began, release
 from tests.conftest import connected
 from tests.engines.apps.dramatiq_options import OPTIONS
 from tests.engines.apps.handlers import register_more
-from tests.engines.conftest import Launch
 from tests.engines.engine import Engine, EngineWorkers, Sent, Urls
-from tests.engines.suite import EngineConformance, GiveBackConformance, TimeLimitConformance
+from tests.engines.suite import (
+    EngineConformance,
+    GiveBackConformance,
+    OnWorkers,
+    TimeLimitConformance,
+)
 from tests.waiting import until
 
-PROCESSES = {"processes": ("2", "1"), "threads": ("1", "2")}
+
+def with_size(processes: int, threads: int) -> tuple[str, ...]:
+    return ("--processes", str(processes), "--threads", str(threads))
 
 
 class DramatiqEngine(Engine):
-    kinds = tuple(PROCESSES)
+    worker = ("dramatiq", "dramatiq_worker")
+    kinds: ClassVar = {"processes": with_size(2, 1), "threads": with_size(1, 2)}
+    more_kinds: ClassVar = {"one thread": with_size(1, 1)}
+    give_back = ("--worker-shutdown-timeout", "100")
     stopping = "Shutting down"
     options = DramatiqOptions
     options_by_type: ClassVar[Mapping[str, object]] = OPTIONS
     settings: ClassVar[Mapping[str, object]] = {"args": [], "options": ["redis_message_id"]}
 
-    def command(self, *, gives_back: bool = False) -> tuple[str, ...]:
-        processes, threads = PROCESSES[self.kind]
-        short = ("--worker-shutdown-timeout", "100") if gives_back else ()
-        size = ("--processes", processes, "--threads", threads)
-        return ("-m", "dramatiq", "dramatiq_worker", *size, *short)
-
-    def environment(self, *, gives_back: bool = False) -> dict[str, str]:
-        del gives_back
+    @property
+    def environment(self) -> Mapping[str, str]:
         # By itself a process fetches more than it can run, and an idle one looks each second only.
-        return {
-            "dramatiq_worker_timeout": "20",
-            "dramatiq_queue_prefetch": PROCESSES[self.kind][1],
-        }
+        fetched = {"processes": "1", "threads": "2", "one thread": "9"}
+        return {"dramatiq_worker_timeout": "20", "dramatiq_queue_prefetch": fetched[self.kind]}
 
-    def dispatcher(self, broker: str, *queues: str, **arguments: Any) -> DramatiqDispatcher:
-        del queues
+    def dispatcher(self, broker: str, **arguments: Any) -> DramatiqDispatcher:
         return DramatiqDispatcher(cast("Any", RedisBroker)(url=broker), **arguments)
 
     async def sent(self, broker: str, queue: str) -> list[Sent]:
@@ -77,9 +77,7 @@ class DramatiqEngine(Engine):
         return {key for key in keys if re.fullmatch("[0-9a-f]{32}", key) or key.endswith(".XQ")}
 
     async def run_own_task(self, broker: str) -> str:
-        message: Any = Message(
-            queue_name="default", actor_name="plain", args=(), kwargs={}, options={}
-        )
+        message = cast("Any", Message)("default", "plain", (), {}, {})
         cast("Any", RedisBroker)(url=broker).enqueue(message)
         return str(cast("Any", RedisBackend)(url=broker).build_message_key(message))
 
@@ -95,15 +93,14 @@ class TestDramatiq(EngineConformance, GiveBackConformance, TimeLimitConformance)
             assert await handle.result(timeout=workers.patience)
 
 
-@pytest.mark.anyio
-async def test_of_the_fetched_messages_the_lowest_priority_goes_first(
-    engine: Engine, own_urls: Urls, launch: Launch, tmp_path: Path
-) -> None:
-    path = tmp_path / "job"
-    alone = ("-m", "dramatiq", "dramatiq_worker", "--processes", "1", "--threads", "1")
-    environment = {**engine.environment(), "dramatiq_queue_prefetch": "9"}
-    with launch(alone, own_urls, **environment) as processes:
-        workers = EngineWorkers(engine, own_urls, processes)
+class TestPriorities(OnWorkers):
+    kinds = ("one thread",)
+
+    @pytest.mark.anyio
+    async def test_of_the_fetched_messages_the_more_urgent_goes_first(
+        self, workers: EngineWorkers, urls: Urls, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "job"
         async with workers.opened() as jobs:
             held = await jobs.enqueue("hold", path)
             await until(lambda: began(path) == 1)
@@ -111,10 +108,10 @@ async def test_of_the_fetched_messages_the_lowest_priority_goes_first(
             # A message that is fetched after others finds them where the next one is chosen.
             for name in ("echo", "steps", "echo"):
                 waiting.append(await jobs.enqueue(name, 1))
-                await until(partial(is_fetched, own_urls.broker, waiting[-1].id))
+                await until(partial(is_fetched, urls.broker, waiting[-1].id))
             release(path)
             late, early, *_ = [await handle.wait() for handle in (*waiting, held)]
-    assert str(early.started_at) < str(late.started_at)
+        assert str(early.started_at) < str(late.started_at)
 
 
 def is_fetched(url: str, job_id: JobId) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from procrastinate.schema import SchemaManager
 from starlette.testclient import TestClient
 
 from tests.conftest import PostgresServer
-from tests.engines.conftest import Launch
-from tests.engines.engine import EXAMPLES, Urls, postgres_database
+from tests.engines.engine import EXAMPLES, Urls, WorkerProcesses, postgres_database
 
 FOLDER = str(EXAMPLES)
 WORKERS = {
@@ -29,10 +29,10 @@ WORKERS = {
 @pytest.mark.parametrize("name", WORKERS)
 def test_an_example_runs_its_report_in_a_worker(
     name: str,
-    launch: Launch,
     own_urls: Urls,
     postgres: PostgresServer,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.delitem(sys.modules, name, raising=False)
     with postgres_database(postgres, SchemaManager.get_schema()) as database:
@@ -43,7 +43,7 @@ def test_an_example_runs_its_report_in_a_worker(
         }
         for variable, value in environment.items():
             monkeypatch.setenv(variable, value)
-        with launch(("-m", *WORKERS[name]), own_urls, **environment) as processes:
+        with WorkerProcesses(WORKERS[name], tmp_path / "log") as processes:
             processes.start()
             example = import_module(name)
             with TestClient(example.app) as client:

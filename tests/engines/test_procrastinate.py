@@ -45,6 +45,8 @@ def rows(url: str) -> list[dict[str, Any]]:
 
 
 class Procrastinate(Engine):
+    worker = ("procrastinate", "--app=procrastinate_worker.app", "worker", "--concurrency=2")
+    give_back = ("--shutdown-graceful-timeout", "0.2")
     stopping = "Stop requested"
     options = ProcrastinateOptions
     options_by_type: ClassVar[Mapping[str, object]] = {
@@ -58,13 +60,7 @@ class Procrastinate(Engine):
         "scheduled_at": None,
     }
 
-    def command(self, *, gives_back: bool = False) -> tuple[str, ...]:
-        short = ("--shutdown-graceful-timeout", "0.2") if gives_back else ()
-        worker = ("--app", "procrastinate_worker.app", "worker", "--concurrency", "2")
-        return ("-m", "procrastinate", *worker, *short)
-
-    def dispatcher(self, broker: str, *queues: str, **arguments: Any) -> ProcrastinateDispatcher:
-        del queues
+    def dispatcher(self, broker: str, **arguments: Any) -> ProcrastinateDispatcher:
         return ProcrastinateDispatcher(make_app(broker), **arguments)
 
     async def sent(self, broker: str, queue: str) -> list[Sent]:

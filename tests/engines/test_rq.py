@@ -29,12 +29,8 @@ from tests.waiting import until
 pytestmark = pytest.mark.anyio
 
 TASK = "rq_worker.run_job"
-WORKERS = {
-    "simple": ("worker", "--worker-class", "rq.worker.SimpleWorker"),
-    "pool": ("worker-pool", "--num-workers", "2"),
-    "forking": ("worker",),
-    "spawning": ("worker", "--worker-class", "rq.worker.SpawnWorker"),
-}
+# With `--config` the worker imports the app once, not each process that it forks.
+APP = ("--config", "rq_worker", "urgent", "default")
 
 
 def connect(url: str) -> Any:
@@ -53,7 +49,15 @@ def failed_as_duplicate(broker: str, key: str) -> bool:
 
 
 class RQEngine(Engine):
-    kinds = ("simple", "pool")
+    worker = ("rq.cli",)
+    kinds: ClassVar = {
+        "simple": ("worker", *APP, "--worker-class", "rq.worker.SimpleWorker"),
+        "pool": ("worker-pool", *APP, "--num-workers", "2"),
+    }
+    more_kinds: ClassVar = {
+        "forking": ("worker", *APP),
+        "spawning": ("worker", *APP, "--worker-class", "rq.worker.SpawnWorker"),
+    }
     stopping = "warm shut down requested"
     options = RQOptions
     options_by_type: ClassVar[Mapping[str, object]] = {"urgent": RQOptions(queue="urgent")}
@@ -72,13 +76,7 @@ class RQEngine(Engine):
         else:
             self.slots = 1
 
-    def command(self, *, gives_back: bool = False) -> tuple[str, ...]:
-        del gives_back
-        # With `--config` the worker imports the app once, not each process that it forks.
-        return ("-m", "rq.cli", *WORKERS[self.kind], "--config", "rq_worker", "urgent", "default")
-
-    def dispatcher(self, broker: str, *queues: str, **arguments: Any) -> RQDispatcher:
-        del queues
+    def dispatcher(self, broker: str, **arguments: Any) -> RQDispatcher:
         return RQDispatcher(connect(broker), TASK, **arguments)
 
     def task_name(self, namespace: str) -> str:

@@ -41,7 +41,8 @@ async def connected(url: str, name: str = "default") -> AsyncGenerator[Queue]:
 
 
 class SAQ(Engine):
-    kinds = ("redis", "postgres")
+    worker = ("saq", "saq_worker.settings", "--verbose")
+    kinds: ClassVar = {"redis": (), "postgres": ()}
     stopping = "shutting down"
     options = SAQOptions
     options_by_type: ClassVar[Mapping[str, object]] = {
@@ -56,17 +57,9 @@ class SAQ(Engine):
         "timeout": 25 * 3600,
     }
 
-    def command(self, *, gives_back: bool = False) -> tuple[str, ...]:
-        del gives_back
-        return ("-m", "saq", "saq_worker.settings", "--verbose")
-
-    def environment(self, *, gives_back: bool = False) -> dict[str, str]:
-        # SAQ waits for all of it, whether a job runs or not.
-        return {} if gives_back else {"GRACE": "2"}
-
-    def dispatcher(self, broker: str, *queues: str, **arguments: Any) -> SAQDispatcher:
-        made = [Queue.from_url(broker, name=name) for name in queues or ("default",)]
-        return SAQDispatcher(*made, **arguments)
+    def dispatcher(self, broker: str, **arguments: Any) -> SAQDispatcher:
+        queues = [Queue.from_url(broker, name=name) for name in ("default", "policy", "options")]
+        return SAQDispatcher(*queues, **arguments)
 
     async def sent(self, broker: str, queue: str) -> list[Sent]:
         async with connected(broker, queue) as connection:

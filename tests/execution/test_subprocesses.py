@@ -270,15 +270,6 @@ def test_a_handler_of_the_main_script_is_found(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("[42, True]\n", "")
 
 
-def test_a_handler_that_no_other_process_could_find_is_refused(jobs: AsyncJobs) -> None:
-    with pytest.raises(ConfigurationError, match="<locals>"):
-
-        @jobs.handler("local", run_in="process")
-        def local(_number: int, _job: JobContext) -> None: ...
-
-    assert jobs.registry.handler("local") is None
-
-
 def test_no_process_is_started_for_a_handler_that_wants_none_or_after_the_end(
     jobs: AsyncJobs,
 ) -> None:

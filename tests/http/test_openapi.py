@@ -59,7 +59,7 @@ def served(prefix: str = "/api/jobs", options: MountOptions | None = None) -> di
     async def double(number: int, _: JobContext) -> int:
         return number * 2
 
-    mount(app, jobs, prefix=prefix, identify=lambda _: "ann", options=options)
+    mount(app, jobs, prefix=prefix, identify=lambda: "ann", options=options)
 
     @app.post("/doubles", status_code=202)
     async def create(number: int, accept: Accept) -> Any:

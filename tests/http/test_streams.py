@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncGenerator, Callable
 
 import anyio
-import anyio.lowlevel
 import pytest
 
 from asyncjobs import Job, Settings

@@ -234,7 +234,10 @@ async def test_a_handler_is_not_in_the_span_of_the_submission(
     assert current[0].trace_id not in outside
 
 
-async def test_a_cancelled_handler_is_no_error(jobs: AsyncJobs, recorded: Any) -> None:
+@pytest.mark.parametrize("reason", ["cancel", "shutdown"])
+async def test_a_handler_that_the_runtime_stopped_is_no_error(
+    jobs: AsyncJobs, recorded: Any, reason: str
+) -> None:
     started = anyio.Event()
 
     @jobs.handler("long")
@@ -243,13 +246,14 @@ async def test_a_cancelled_handler_is_no_error(jobs: AsyncJobs, recorded: Any) -
         await anyio.sleep_forever()
 
     async with jobs:
-        job = (await jobs.enqueue(long, None)).job
+        job = await jobs.enqueue(long, None)
         await started.wait()
-        await jobs.cancel(job.id)
-        await jobs.wait(job.id)
+        if reason == "cancel":
+            await jobs.cancel(job.id)
+            await jobs.wait(job.id)
     [attempt] = recorded.spans("process")
     assert attempt.status.status_code is StatusCode.UNSET
-    assert attempt.attributes["error.type"] == "cancel"
+    assert attempt.attributes["error.type"] == reason
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -274,34 +278,19 @@ async def test_a_timeout_is_an_error(jobs: AsyncJobs, recorded: Any, *, asynchro
     assert attempt.attributes["error.type"] == "timeout"
 
 
-async def test_an_interruption_by_shutdown_is_no_error(jobs: AsyncJobs, recorded: Any) -> None:
-    started = anyio.Event()
-
-    @jobs.handler("long")
-    async def long(_payload: None, _job: JobContext) -> None:
-        started.set()
-        await anyio.sleep_forever()
-
-    async with jobs:
-        await jobs.enqueue(long, None)
-        await started.wait()
-    [attempt] = recorded.spans("process")
-    assert attempt.status.status_code is StatusCode.UNSET
-    assert attempt.attributes["error.type"] == "shutdown"
-
-
-async def test_a_handler_that_raises_system_exit_is_an_error(
-    jobs: AsyncJobs, recorded: Any
+@pytest.mark.parametrize("error", [SystemExit(), JobFailed("No such customer.")])
+async def test_whatever_a_handler_raises_itself_is_an_error(
+    jobs: AsyncJobs, recorded: Any, error: BaseException
 ) -> None:
-    @jobs.handler("leaves")
-    async def leaves(_payload: None, _job: JobContext) -> None:
-        raise SystemExit
+    @jobs.handler("fails")
+    async def fails(_payload: None, _job: JobContext) -> None:
+        raise error
 
     async with jobs:
-        await done(jobs, leaves, None)
+        await done(jobs, fails, None)
     [attempt] = recorded.spans("process")
     assert attempt.status.status_code is StatusCode.ERROR
-    assert attempt.attributes["error.type"] == "SystemExit"
+    assert attempt.attributes["error.type"] == type(error).__name__
 
 
 async def test_a_payload_or_result_that_does_not_fit_is_an_error_without_its_value(
@@ -329,17 +318,6 @@ async def test_a_payload_or_result_that_does_not_fit_is_an_error_without_its_val
     for attempt in attempts:
         assert [event.name for event in attempt.events] == ["exception"]
         assert "secret" not in attempt.to_json()
-
-
-async def test_a_deliberate_failure_is_an_error(jobs: AsyncJobs, recorded: Any) -> None:
-    @jobs.handler("fails")
-    async def fails(_payload: None, _job: JobContext) -> None:
-        raise JobFailed("No such customer.", code="no_customer")
-
-    async with jobs:
-        await done(jobs, fails, None)
-    [attempt] = recorded.spans("process")
-    assert attempt.attributes["error.type"] == "JobFailed"
 
 
 async def test_a_handler_in_a_process_gets_the_traceparent_of_its_span(

@@ -1,4 +1,4 @@
-"""Real servers in processes of their own, and clients that wait for what must come to pass."""
+"""Real servers in processes of their own, and clients that wait for conditions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,19 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.waiting import PATIENCE_SECONDS, until_sync
+
 HERE = Path(__file__).parent
+UVICORN = ("uvicorn", "served:asgi_app", "--factory", "--port", "{port}", "--log-level", "warning")
 TERMINAL = {"completed", "failed", "cancelled"}
 
 
 class Server:
     """One server on one port and one store; it may be started again and again."""
 
-    def __init__(self, folder: Path, command: Sequence[str], store: str) -> None:
+    def __init__(
+        self, folder: Path, command: Sequence[str], store: str, environment: Mapping[str, str]
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._log = folder / "server.log"
@@ -33,6 +37,7 @@ class Server:
             "JOBS": store,
             "PYTHONPATH": str(HERE),
             "PYTHONWARNINGS": "default",
+            **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
         self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
@@ -60,10 +65,10 @@ class Server:
         self.eventually(self._answers)
 
     def stop(self, how: signal.Signals) -> int:
-        """Send a signal and return the exit code, or fail where the server does not obey soon."""
+        """Send a signal and return the exit code."""
         assert self._process is not None
         self._process.send_signal(how)
-        return self._process.wait(timeout=10)
+        return self._process.wait(timeout=PATIENCE_SECONDS)
 
     def close(self) -> None:
         self.client.close()
@@ -88,11 +93,11 @@ class Server:
         self.eventually(lambda: self.job(url)["status"] in TERMINAL)
         return self.job(url)
 
-    def eventually(self, holds: Callable[[], object], seconds: float = 20) -> None:
-        patience = time.monotonic() + seconds
-        while not holds():
-            assert time.monotonic() < patience, self.log
-            time.sleep(0.01)
+    def eventually(self, holds: Callable[[], object]) -> None:
+        try:
+            until_sync(holds)
+        except AssertionError as error:
+            raise AssertionError(self.log) from error
 
     def _answers(self) -> bool:
         assert self._process is not None
@@ -107,8 +112,8 @@ class Server:
 def serve(tmp_path: Path, new_url: Callable[[], str]) -> Iterator[Callable[..., Server]]:
     made: list[Server] = []
 
-    def serving(*command: str) -> Server:
-        server = Server(tmp_path, command, new_url())
+    def serving(*command: str, **environment: str) -> Server:
+        server = Server(tmp_path, command, new_url(), environment)
         made.append(server)
         server.start()
         return server
@@ -120,6 +125,10 @@ def serve(tmp_path: Path, new_url: Callable[[], str]) -> Iterator[Callable[..., 
 
 @pytest.fixture
 def uvicorn(serve: Callable[..., Server]) -> Server:
-    return serve(
-        "uvicorn", "served:asgi_app", "--factory", "--port", "{port}", "--log-level", "warning"
-    )
+    return serve(*UVICORN)
+
+
+@pytest.fixture
+def patient_uvicorn(serve: Callable[..., Server]) -> Server:
+    """Serve with leases that do not lapse during a test."""
+    return serve(*UVICORN, LEASE_SECONDS="600")

@@ -16,14 +16,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncjobs import AsyncJobs, JobContext, Settings
+from asyncjobs import AsyncJobs, JobContext, MountOptions, Settings
 from asyncjobs.adapters import flask as on_flask
 from asyncjobs.adapters import starlette as on_starlette
 
 jobs = AsyncJobs(
     os.environ["JOBS"],
     settings=Settings(
-        lease=timedelta(seconds=2),
+        lease=float(os.environ.get("LEASE_SECONDS", "2")),
         redelivery=timedelta(seconds=1),
         sweep_interval=timedelta(seconds=0.2),
         poll_interval=timedelta(seconds=0.2),
@@ -127,5 +127,6 @@ def asgi_app() -> Starlette:
     app.add_route("/nap", begin_nap, methods=["POST"])
     app.add_route("/doze", begin_doze, methods=["POST"])
     app.add_route("/", pid)
-    on_starlette.mount(app, jobs)
+    # A held request outlasts the patience of a test unless the shutdown ends it.
+    on_starlette.mount(app, jobs, options=MountOptions(max_wait=600))
     return app

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -58,35 +57,33 @@ def read_and_close(opened: socket.socket) -> bytes:
         return rest(opened)
 
 
-def stopped(server: Any) -> float:
-    """Tell the server to end; return how long that takes."""
+def stop(server: Any) -> None:
+    """Let the server end, which waits for its connections: far less than for a stream's life."""
     server.client.close()  # a connection that is kept alive would be waited for
-    begun = time.monotonic()
     assert server.stop(signal.SIGTERM) in {0, -signal.SIGTERM}, server.log
-    return time.monotonic() - begun
 
 
 def followed_by(server: Any, count: int) -> None:
     server.eventually(lambda: int(server.client.get("/followers").text) == count)
 
 
-def test_five_hundred_streams_end_cleanly_and_at_once(uvicorn: Any) -> None:
+def test_five_hundred_streams_end_cleanly_when_the_server_stops(uvicorn: Any) -> None:
     url = uvicorn.submit("outside")
     with asking(uvicorn, f"GET {url}/events HTTP/1.1", 500) as streams:
         for one in streams:
             until_word(one, b"id: 1\n")
         followed_by(uvicorn, 500)
-        assert stopped(uvicorn) < 2
+        stop(uvicorn)
         assert {rest(one)[-5:] for one in streams} == {b"0\r\n\r\n"}
     assert "Traceback" not in uvicorn.log
 
 
 @pytest.mark.parametrize("count", [50])
-def test_held_requests_are_answered_at_once(uvicorn: Any, count: int) -> None:
+def test_held_requests_are_answered_when_the_server_stops(uvicorn: Any, count: int) -> None:
     url = uvicorn.submit("outside")
-    with asking(uvicorn, f"GET {url} HTTP/1.1\r\nPrefer: wait=20", count) as held:
+    with asking(uvicorn, f"GET {url} HTTP/1.1\r\nPrefer: wait=600", count) as held:
         followed_by(uvicorn, count)
-        assert stopped(uvicorn) < 2
+        stop(uvicorn)
         answers = [rest(one) for one in held]
     assert {answer.partition(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 200 OK"}
     bodies = {answer.partition(b"\r\n\r\n")[2] for answer in answers}
@@ -94,13 +91,13 @@ def test_held_requests_are_answered_at_once(uvicorn: Any, count: int) -> None:
     assert "Traceback" not in uvicorn.log
 
 
-def test_a_held_submission_is_accepted_at_once(uvicorn: Any) -> None:
+def test_a_held_submission_is_accepted_when_the_server_stops(uvicorn: Any) -> None:
     body = "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
     with socket.create_connection(("127.0.0.1", uvicorn.port), timeout=10) as held:
-        head = "POST /outside HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=20"
+        head = "POST /outside HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=600"
         held.sendall(f"{head}\r\n{body}".encode())
         followed_by(uvicorn, 1)
-        assert stopped(uvicorn) < 2
+        stop(uvicorn)
         answer = rest(held)
     assert answer.startswith(b"HTTP/1.1 202 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["status"] == "accepted"
@@ -112,19 +109,19 @@ def close_code(opened: ClientConnection) -> int | None:
     return opened.close_code
 
 
-def test_sockets_are_closed_at_once(uvicorn: Any) -> None:
+def test_sockets_are_closed_when_the_server_stops(uvicorn: Any) -> None:
     job_id = uvicorn.submit("outside").rpartition("/")[2]
     url = f"ws://127.0.0.1:{uvicorn.port}/ws/jobs/{job_id}"
     with ExitStack() as stack:
         opened = [stack.enter_context(connect(url)) for _ in range(20)]
         for one in opened:
             assert one.recv(timeout=5)
-        assert stopped(uvicorn) < 2
+        stop(uvicorn)
         assert {close_code(one) for one in opened} <= LEAVING
     assert "Traceback" not in uvicorn.log
 
 
-def test_streams_of_flask_end_at_once_where_the_main_thread_has_opened_the_queue(
+def test_streams_of_flask_end_cleanly_if_the_main_thread_has_opened_the_queue(
     serve: Serve,
 ) -> None:
     server = serve(*GTHREAD, "-c", "python:served")
@@ -137,13 +134,12 @@ def test_streams_of_flask_end_at_once_where_the_main_thread_has_opened_the_queue
             until_word(one, b"id: 1\n")
         # Gunicorn waits a while for each client to close its side, too.
         ends = readers.map(read_and_close, streams)
-        # Far from the 30 s that gunicorn would wait.
-        assert stopped(server) < 8
+        stop(server)
         assert {end[-5:] for end in ends} == {b"0\r\n\r\n"}
     assert "Traceback" not in server.log
 
 
-def test_sockets_of_flask_end_at_once_where_the_main_thread_has_opened_the_queue(
+def test_sockets_of_flask_are_closed_if_the_main_thread_has_opened_the_queue(
     serve: Serve,
 ) -> None:
     server = serve(*GTHREAD, "-c", "python:served")
@@ -151,8 +147,7 @@ def test_sockets_of_flask_end_at_once_where_the_main_thread_has_opened_the_queue
     url = f"ws://127.0.0.1:{server.port}/ws/jobs/{job_id}"
     with connect(url) as one, connect(url) as other:
         assert one.recv(timeout=5) == other.recv(timeout=5)
-        # Far from the 30 s that gunicorn would wait.
-        assert stopped(server) < 8
+        stop(server)
         assert {close_code(one), close_code(other)} == {1001}
 
 
@@ -164,6 +159,6 @@ def test_streams_of_flask_end_with_the_graceful_time_where_a_request_has_opened_
     with asking(server, f"GET {url}/events HTTP/1.1", 2) as streams:
         for one in streams:
             until_word(one, b"id: 1\n")
-        assert stopped(server) < 5
+        stop(server)
         for one in streams:
             rest(one)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import count, cycle
 from types import TracebackType
 
@@ -15,10 +16,11 @@ import pytest
 
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.protocols import Change, Page, Selection, Store
+from asyncjobs.protocols import Change, ChangeNotices, Page, Selection, Store, StoreClock
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import (
     ListingConformance,
+    SharingConformance,
     StoreClockConformance,
     StoreConformance,
 )
@@ -344,6 +346,12 @@ class CountsToTheEnd(MemoryStore):
         return await super().count_before(job, until=until, most=max(most, 10**9))
 
 
+class DeclaresWhatItLacks(MemoryStore):
+    """Declares a power without its method."""
+
+    powers = MemoryStore.powers | {StoreClock}
+
+
 def _due(job: Job, now: datetime) -> bool:
     return job.due_at is not None and job.due_at <= now
 
@@ -360,6 +368,7 @@ BROKEN: list[tuple[type[MemoryStore], str]] = [
     (MixesUpOwners, "test_keys_are_apart_by_owner_and_type"),
     (CountsTakes, "test_take_moves_the_due_moment_and_nothing_else"),
     (KeepsKeysOfTheDead, "test_deleting_frees_the_idempotency_key"),
+    (DeclaresWhatItLacks, "test_the_store_has_the_methods_of_the_powers_it_declares"),
 ]
 
 
@@ -392,19 +401,12 @@ BROKEN_AT_LISTING: list[tuple[type[MemoryStore], str]] = [
     (TakesAnyCursor, "test_what_is_no_cursor_is_refused"),
     (LetsOutWhatParsingRaises, "test_what_is_no_cursor_is_refused"),
     (ListsTheDead, "test_a_deleted_job_is_in_no_list"),
-]
-
-BROKEN_AT_COUNTING: list[tuple[type[MemoryStore], str]] = [
     (CountsAllLanes, "test_jobs_that_came_before_in_the_same_lane_are_counted"),
     (CountsTheJobItself, "test_jobs_that_came_before_in_the_same_lane_are_counted"),
     (CountsTheDelayed, "test_what_runs_or_is_delayed_or_deleted_does_not_wait_before"),
     (NeverCountsTheDelayed, "test_what_runs_or_is_delayed_or_deleted_does_not_wait_before"),
     (CountsWhatOnceWaited, "test_what_runs_or_is_delayed_or_deleted_does_not_wait_before"),
     (CountsToTheEnd, "test_counting_stops_in_time"),
-]
-
-
-BROKEN_AT_AGING: list[tuple[type[MemoryStore], str]] = [
     (LooksAtOneLane, "test_the_earliest_moment_of_each_lane_is_told"),
     (TellsTheLatest, "test_the_earliest_moment_of_each_lane_is_told"),
     (RemembersWhatWaited, "test_the_moment_follows_the_jobs"),
@@ -427,29 +429,62 @@ def test_a_store_that_lists_wrongly_fails_the_rule_it_breaks(
     assert rule in broken_rules(store, ListingConformance)
 
 
-@pytest.mark.parametrize(("store", "rule"), BROKEN_AT_COUNTING, ids=named)
-def test_a_store_that_counts_wrongly_fails_the_rule_it_breaks(
-    store: type[MemoryStore], rule: str
-) -> None:
-    assert rule in broken_rules(store, ListingConformance)
-
-
-@pytest.mark.parametrize(("store", "rule"), BROKEN_AT_AGING, ids=named)
-def test_a_store_that_tells_a_wrong_moment_fails_the_rule_it_breaks(
-    store: type[MemoryStore], rule: str
-) -> None:
-    assert rule in broken_rules(store, ListingConformance)
-
-
-@pytest.mark.parametrize("suite", [ListingConformance])
-def test_every_rule_of_what_is_looked_up_is_broken_by_some_store(suite: type) -> None:
-    broken = [*BROKEN_AT_LISTING, *BROKEN_AT_COUNTING, *BROKEN_AT_AGING]
-    assert set(RULES[suite]) <= {rule for _, rule in broken}
+def test_every_rule_of_listing_is_broken_by_some_store() -> None:
+    assert set(RULES[ListingConformance]) == {rule for _, rule in BROKEN_AT_LISTING}
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_whole_store_fails_no_rule(suite: type) -> None:
     assert broken_rules(MemoryStore, suite) == []
+
+
+class Notifies(MemoryStore):
+    """Yields that any job may have changed, again and again."""
+
+    powers = MemoryStore.powers | {ChangeNotices}
+
+    async def changes(self) -> AsyncIterator[Sequence[JobId]]:
+        while True:
+            await anyio.lowlevel.checkpoint()
+            yield ()
+
+
+class NotifiesOnce(Notifies):
+    """Yields nothing after the first batch."""
+
+    async def changes(self) -> AsyncIterator[Sequence[JobId]]:
+        yield ()
+        await anyio.sleep_forever()
+
+
+SHARED: list[tuple[Callable[[], Store], str]] = [
+    (ComparesThenWrites, "test_writers_in_two_processes_lose_no_update"),
+    (TakesTwice, "test_takers_in_two_processes_never_get_the_same_job"),
+    (NotifiesOnce, "test_changes_of_another_process_are_noticed"),
+]
+
+
+class Sharing(SharingConformance):
+    patience = 0.1
+
+
+@pytest.mark.parametrize(("make", "rule"), SHARED, ids=named)
+def test_a_store_that_shares_wrongly_fails_the_rule_it_breaks(
+    make: Callable[[], Store], rule: str
+) -> None:
+    store = make()
+    assert not keeps(partial(getattr(Sharing(), rule), other=store), store)
+
+
+def test_two_stores_that_share_nothing_fail_the_rule_they_break() -> None:
+    rule = Sharing().test_what_one_process_writes_the_other_reads
+    assert not keeps(partial(rule, other=MemoryStore()), MemoryStore())
+
+
+@pytest.mark.parametrize("rule", rules_of(Sharing))
+def test_stores_that_share_their_jobs_fail_no_rule(rule: str) -> None:
+    store = Notifies()
+    assert keeps(partial(getattr(Sharing(), rule), other=store), store)
 
 
 class ManyClocks(MemoryStore):

@@ -31,6 +31,6 @@ dispatcher = SAQDispatcher(queue)
 jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
 own: dict[str, Any] = {"functions": [plain], "concurrency": 2}
-if "GRACE" in os.environ:
-    own["shutdown_grace_period_s"] = int(os.environ["GRACE"])
+if not os.environ["GIVE_BACK"]:
+    own["shutdown_grace_period_s"] = 2  # SAQ waits for all of it, whether a job runs or not
 settings = dispatcher.register_task(jobs, own)

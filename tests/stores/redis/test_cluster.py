@@ -17,15 +17,12 @@ from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
+from tests.stores.redis.keys import key_of
+from tests.waiting import until_sync
 
 pytestmark = pytest.mark.anyio
 
 Serve = Callable[..., Any]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 class Cluster:
@@ -42,7 +39,7 @@ class Cluster:
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for node in (second, third):
             first.ask("CLUSTER", "MEET", "127.0.0.1", node.port)
-        until(lambda: all(is_well(node) for node in self.nodes))
+        until_sync(lambda: all(is_well(node) for node in self.nodes))
 
     def begin(self) -> None:
         """Let the slot be on its way from the first node to the second."""
@@ -114,7 +111,7 @@ async def test_what_a_moving_slot_cannot_answer_is_told_and_not_done(cluster: Cl
         cluster.begin()
         assert list(await store.get([job.id])) == [job]
         await refused(node, store.insert([new]))
-        cluster.carry(store._keys.job(job.id))
+        cluster.carry(key_of(store, f"job:{job.id}"))
         await refused(node, store.get([job.id]))
         await refused(node, store.replace([Change(begun(job), job.revision)]))
         await refused(node, store.take([LANE], now=NOW, until=LATER, limit=1))
@@ -157,17 +154,14 @@ async def test_a_slot_that_moves_as_a_whole_is_followed(cluster: Cluster) -> Non
         await store.insert([job])
         where = ("SLOTSRANGE", cluster.slot, cluster.slot, "NODE", second.ask("CLUSTER", "MYID"))
         first.ask("CLUSTER", "MIGRATESLOTS", *where)
-        until(lambda: "success" in str(first.ask("CLUSTER", "GETSLOTMIGRATIONS")))
+        until_sync(lambda: "success" in str(first.ask("CLUSTER", "GETSLOTMIGRATIONS")))
         assert list(await store.replace([Change(begun(job), job.revision)])) == [True]
         assert list(await store.insert([other])) == [other]
-        assert second.ask("EXISTS", store._keys.job(job.id), store._keys.job(other.id)) == 2
+        assert (
+            second.ask("EXISTS", key_of(store, f"job:{job.id}"), key_of(store, f"job:{other.id}"))
+            == 2
+        )
 
 
 def is_well(node: Any) -> bool:
     return "cluster_state:ok" in str(node.ask("CLUSTER", "INFO"))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Ask until it is so; pytest's own limit is the patience of who runs it."""
-    while not condition():
-        pass

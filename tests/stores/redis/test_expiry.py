@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, Settings
@@ -14,11 +13,11 @@ from asyncjobs.core import lifecycle
 from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobError, JobStatus
 from asyncjobs.errors import UnknownJob
 from asyncjobs.protocols import Change, Selection
-from asyncjobs.runtime import transfer as moving
-from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
+from tests.stores.redis.keys import key_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -31,22 +30,12 @@ Expire = Callable[..., None]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def store(redis_url: str, namespace: str) -> RedisStore:
-    return RedisStore(redis_url, namespace=namespace)
-
-
-@pytest.fixture
 def expire(store: RedisStore, tell: Any) -> Expire:
     """Let the server's own expiry of some jobs come."""
 
     def now(*jobs: Job) -> None:
         for job in jobs:
-            assert tell("PEXPIREAT", store._keys.job(job.id), 1) == 1
+            assert tell("PEXPIREAT", key_of(store, f"job:{job.id}"), 1) == 1
 
     return now
 
@@ -141,21 +130,6 @@ async def test_what_should_have_expired_long_ago_stays_for_a_day_where_it_is_wri
     assert timedelta(minutes=-5) < expiry - now - DAY < timedelta(minutes=5)
 
 
-async def test_old_jobs_are_moved_here_whole(store: RedisStore) -> None:
-    source = MemoryStore()
-    jobs = [lifecycle.cancel(sample_job(created_at=LONG_AGO), LONG_AGO), sample_job()]
-    async with source, store:
-        await source.insert(jobs)
-        planned = await moving.plan(source, store)
-        moved = await moving.copy(source, store, planned, told)
-        assert moved.digest.jobs == 2
-        assert list(await store.get([job.id for job in jobs])) == jobs
-
-
-def told(_what: str, _done: int, _all: int) -> None:
-    """Hear how far a move has come."""
-
-
 # what is left of a job that has expired
 
 
@@ -197,7 +171,7 @@ async def test_who_meets_what_is_left_of_a_job_takes_all_of_it_away(
             list(await store.take([MAINTENANCE_LANE], now=AFTER, until=AFTER + DAY, limit=9)) == []
         )
     keys = tell("KEYS", f"{{{store.namespace}}}*")
-    assert sorted(keys) == sorted([store._keys.schema, store._keys.sequence])
+    assert sorted(keys) == sorted([key_of(store, "schema"), key_of(store, "sequence")])
 
 
 async def test_jobs_behind_many_that_have_expired_are_reached(
@@ -209,11 +183,13 @@ async def test_jobs_behind_many_that_have_expired_are_reached(
         await store.insert([*jobs, last])
         expire(*jobs)
         assert ids((await store.list(Selection("ann"), limit=9)).jobs) == []
-        assert tell("EXISTS", store._keys.owned("ann")) == 0
+        assert tell("EXISTS", key_of(store, "owner:ann")) == 0
         taken = await store.take([MAINTENANCE_LANE], now=AFTER, until=AFTER + DAY, limit=1)
         assert ids(taken) == [last.id]
         assert (
-            tell("ZCARD", store._keys.all) == tell("ZCARD", store._keys.due(MAINTENANCE_LANE)) == 1
+            tell("ZCARD", key_of(store, "all"))
+            == tell("ZCARD", key_of(store, f"due:{MAINTENANCE_LANE}"))
+            == 1
         )
 
 
@@ -238,11 +214,11 @@ async def test_a_job_that_comes_back_after_it_expired_keeps_what_is_its_own(
         await store.insert([job])
         expire(job)
         await store.insert([job])
-        assert tell("ZCARD", store._keys.due(MAINTENANCE_LANE)) == 2
+        assert tell("ZCARD", key_of(store, f"due:{MAINTENANCE_LANE}")) == 2
         assert ids(await store.take([MAINTENANCE_LANE], now=AFTER, until=AFTER + DAY, limit=9)) == [
             job.id
         ]
-        assert tell("ZCARD", store._keys.due(MAINTENANCE_LANE)) == 1
+        assert tell("ZCARD", key_of(store, f"due:{MAINTENANCE_LANE}")) == 1
         for which in (Selection("ann"), Selection(None, job.type, job.status), Selection()):
             assert ids((await store.list(which, limit=9)).jobs) == [job.id]
         assert ids(await store.insert([sample_job(user_id="ann", idempotency_key="k")])) == [job.id]
@@ -254,11 +230,11 @@ async def test_an_entry_in_a_lane_that_its_job_has_left_is_removed(
     job = sample_job()
     async with store:
         await store.insert([job])
-        [entry] = tell("ZRANGE", store._keys.due(LANE), 0, -1)
+        [entry] = tell("ZRANGE", key_of(store, f"due:{LANE}"), 0, -1)
         await store.replace([Change(begun(job), job.revision)])
-        tell("ZADD", store._keys.due(LANE), 1, entry)
+        tell("ZADD", key_of(store, f"due:{LANE}"), 1, entry)
         assert list(await store.take([LANE], now=LATER, until=AFTER, limit=9)) == []
-        assert tell("EXISTS", store._keys.due(LANE)) == 0
+        assert tell("EXISTS", key_of(store, f"due:{LANE}")) == 0
         assert ids(await store.take([MAINTENANCE_LANE], now=LATER, until=AFTER, limit=9)) == [
             job.id
         ]
@@ -271,19 +247,17 @@ async def test_housekeeping_clears_up_after_jobs_that_expired_while_nobody_ran(
     async with store:
         await store.insert([lifecycle.cancel(job, LONG_AGO) for job in old])
     expire(old[0])
-    left = [store._keys.all, store._keys.held, store._keys.owned("ann")]
+    left = [key_of(store, "all"), key_of(store, "held"), key_of(store, "owner:ann")]
     assert tell("EXISTS", *left) == 3
     async with AsyncJobs(f"{redis_url}?namespace={store.namespace}", settings=QUICK) as jobs:
         with pytest.raises(UnknownJob):
             await jobs.find(old[0].id)
-        with anyio.fail_after(60):
-            while tell("EXISTS", *left):
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: not tell("EXISTS", *left))
 
 
 def expiry_of(tell: Any, store: RedisStore, job: Job) -> datetime | None:
     """Read when the server forgets a job; to the millisecond, as the job's own moments are here."""
-    found = tell("PEXPIRETIME", store._keys.job(job.id))
+    found = tell("PEXPIRETIME", key_of(store, f"job:{job.id}"))
     assert found != -2
     if found == -1:
         return None

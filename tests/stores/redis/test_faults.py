@@ -24,6 +24,8 @@ from asyncjobs.testing import (
     sample_job,
 )
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
+from tests.stores.opening import open_and_close
+from tests.waiting import until_sync
 
 pytestmark = pytest.mark.anyio
 
@@ -31,27 +33,12 @@ Serve = Callable[..., Any]
 DAY = timedelta(days=1)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def store(redis_url: str, namespace: str) -> RedisStore:
-    return RedisStore(redis_url, namespace=namespace)
-
-
-async def opened(store: RedisStore) -> None:
-    async with store:
-        pass
-
-
 # away, mute, or breaking off
 
 
 async def test_a_server_that_is_not_there_is_named_without_the_password() -> None:
     with pytest.raises(StoreUnavailable, match=r"redis://127.0.0.1:1 ") as caught:
-        await opened(RedisStore("valkey://:secret@127.0.0.1:1"))
+        await open_and_close(RedisStore("valkey://:secret@127.0.0.1:1"))
     assert caught.value.__cause__ is not None
     assert "secret" not in str(caught.value)
 
@@ -65,7 +52,7 @@ async def test_a_mute_server_does_not_hold_anyone_for_ever() -> None:
     async with answering(say_nothing) as url:
         with anyio.fail_after(60):
             with pytest.raises(StoreUnavailable, match="Timeout"):
-                await opened(RedisStore(url, timeout=0.05))
+                await open_and_close(RedisStore(url, timeout=0.05))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +72,7 @@ async def test_a_server_of_an_old_version_is_refused(about: str, named: str) -> 
 
     async with answering(tell) as url:
         with pytest.raises(SchemaError, match=named):
-            await opened(RedisStore(url))
+            await open_and_close(RedisStore(url))
 
 
 async def test_scripts_that_were_flushed_are_sent_again(store: RedisStore, tell: Any) -> None:
@@ -132,7 +119,7 @@ async def test_notices_that_break_off_say_so_and_begin_anew(serve: Serve) -> Non
 async def test_a_subscription_that_went_dead_is_noticed(
     store: RedisStore, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncjobs.stores.redis_changes._SILENCE_SECONDS", 0.01)
+    monkeypatch.setattr("asyncjobs.stores.redis.notices.SILENCE_SECONDS", 0.01)
     async with far_from(redis_url, store.namespace, timeout=0.3) as (proxy, far):
         changes = far.changes()
         await anext(changes)
@@ -202,9 +189,9 @@ async def test_a_full_server_writes_nothing_by_halves_and_can_be_emptied(serve: 
         taken = await store.take([LANE], now=NOW, until=LATER, limit=len(stored))
         assert len(taken) == len(stored) - 1
         assert len((await store.list(Selection(), limit=999)).jobs) == len(stored)
-        await opened(RedisStore(server.url))
+        await open_and_close(RedisStore(server.url))
         await store.delete([job.id for job in stored])
-        until(lambda: used(server) < most)  # large values are freed in the background
+        until_sync(lambda: used(server) < most)  # large values are freed in the background
         assert list(await store.insert(refused)) == refused
 
 
@@ -245,9 +232,9 @@ async def test_a_replica_can_be_read_and_not_written(serve: Serve) -> None:
             await store.take([LANE], now=NOW, until=LATER, limit=1)
         assert list(await store.get([job.id])) == [job]
         assert ids((await store.list(Selection(), limit=9)).jobs) == [job.id]
-        await opened(RedisStore(second.url))
+        await open_and_close(RedisStore(second.url))
         with pytest.raises(StoreUnavailable):
-            await opened(RedisStore(second.url, namespace="new"))
+            await open_and_close(RedisStore(second.url, namespace="new"))
         second.ask("REPLICAOF", "NO", "ONE")
         assert list(await store.insert([other])) == [other]
 
@@ -299,7 +286,7 @@ async def test_a_user_with_no_more_rights_than_needed_is_enough(
         await store.delete([job.id, other.id])
     assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
     with pytest.raises(StoreUnavailable, match="password"):
-        await opened(RedisStore(url.replace("pw", "px")))
+        await open_and_close(RedisStore(url.replace("pw", "px")))
 
 
 async def test_who_may_not_publish_may_still_write(serve: Serve) -> None:
@@ -321,7 +308,7 @@ async def test_who_may_not_publish_may_still_write(serve: Serve) -> None:
 def cluster(serve_module: Serve) -> Any:
     server = serve_module("--cluster-enabled", "yes")
     server.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-    until(lambda: is_well(server))
+    until_sync(lambda: is_well(server))
     return server
 
 
@@ -343,7 +330,7 @@ async def test_the_node_in_charge_is_found_and_found_again(serve: Serve) -> None
     near.ask("CLUSTER", "ADDSLOTSRANGE", 0, slot - 1)
     near.ask("CLUSTER", "MEET", "127.0.0.1", far.port)
     job, other = sample_job(), sample_job()
-    until(lambda: is_well(near) and is_well(far))
+    until_sync(lambda: is_well(near) and is_well(far))
     async with RedisStore(near.url) as store:
         await store.insert([job])
         assert list(await store.get([job.id])) == [job]
@@ -351,7 +338,7 @@ async def test_the_node_in_charge_is_found_and_found_again(serve: Serve) -> None
         with pytest.raises(StoreUnavailable):
             await store.replace([Change(begun(job), job.revision)])
         far.start()
-        until(lambda: is_well(far))
+        until_sync(lambda: is_well(far))
         assert list(await store.replace([Change(begun(job), job.revision)])) == [True]
         assert list(await store.insert([other])) == [other]
         far.kill()
@@ -362,12 +349,6 @@ async def test_the_node_in_charge_is_found_and_found_again(serve: Serve) -> None
 
 def is_well(node: Any) -> bool:
     return "cluster_state:ok" in str(node.ask("CLUSTER", "INFO"))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Ask until it is so; pytest's own limit is the patience of who runs it."""
-    while not condition():
-        pass
 
 
 # servers that are none

@@ -13,6 +13,7 @@ from asyncjobs import AsyncJobs, JobContext, JobStatus, Settings
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.stores.redis import RedisStore
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -24,11 +25,6 @@ QUICK = Settings(
     sweep_interval=timedelta(seconds=0.05),
     grace=timedelta(seconds=1),
 )
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 async def test_a_job_is_begun_and_its_end_noticed_in_other_processes_at_once(
@@ -87,12 +83,10 @@ async def test_a_killed_server_loses_no_accepted_job_and_nobody_starts_anew(
                     tasks.start_soon(customer)
                 for _ in range(2):
                     known = len(accepted)
-                    while len(accepted) < known + 100:
-                        await anyio.lowlevel.checkpoint()
+                    await until(lambda: len(accepted) >= known + 100)  # noqa: B023
                     await anyio.to_thread.run_sync(server.kill)
                     known = len(refused)
-                    while len(refused) < known + 16:
-                        await anyio.lowlevel.checkpoint()
+                    await until(lambda: len(refused) >= known + 16)  # noqa: B023
                     await anyio.to_thread.run_sync(server.start)
                 up.set()
             done = [await jobs.wait(job_id) for job_id in accepted]

@@ -5,54 +5,53 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 import pytest
 
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import Job, JobStatus
+from asyncjobs.core.job import JobId, JobStatus
 from asyncjobs.errors import (
     ConfigurationError,
     InvalidQuery,
     NotOpen,
     SchemaError,
+    StoreUnavailable,
     UnreadableJob,
 )
-from asyncjobs.protocols import Change, ChangeNotices, Selection, StoreClock
+from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import (
     ListingConformance,
+    SharingConformance,
+    StoreClockConformance,
     StoreConformance,
     sample_job,
 )
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, full_job, ids
+from tests.stores.opening import open_and_close
+from tests.stores.redis.keys import key_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+Serve = Callable[..., Any]
 
 
-@pytest.fixture
-def store(redis_url: str, namespace: str) -> RedisStore:
-    return RedisStore(redis_url, namespace=namespace)
-
-
-@pytest.fixture
-def other(redis_url: str, namespace: str) -> RedisStore:
-    """The same jobs, as another process has them."""
-    return RedisStore(redis_url, namespace=namespace)
-
-
-class TestRedisStore(StoreConformance, ListingConformance):
+class TestRedisStore(
+    StoreConformance, ListingConformance, SharingConformance, StoreClockConformance
+):
     @pytest.fixture
     def store(self, redis_url: str, namespace: str) -> RedisStore:
+        return RedisStore(redis_url, namespace=namespace)
+
+    @pytest.fixture
+    def other(self, redis_url: str, namespace: str) -> RedisStore:
         return RedisStore(redis_url, namespace=namespace)
 
 
@@ -60,12 +59,13 @@ class TestRedisStore(StoreConformance, ListingConformance):
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys"])
-def test_a_url_names_a_server_and_a_namespace(scheme: str) -> None:
-    made = store_from_url(f"{scheme}://u:p@host:7000/3?db=4&namespace=shop")
+async def test_a_url_names_a_server_and_a_namespace(scheme: str) -> None:
+    made = store_from_url(f"{scheme}://u:p@127.0.0.1:1/3?namespace=shop")
     assert isinstance(made, RedisStore)
     assert made.namespace == "shop"
-    assert "namespace" not in made._url
-    assert made._url.startswith("rediss:" if scheme.endswith("s") and scheme != "redis" else "red")
+    secure = "rediss" if scheme.endswith("s") and scheme != "redis" else "redis"
+    with pytest.raises(StoreUnavailable, match=f"{secure}://127.0.0.1:1/3 "):
+        await open_and_close(made)
 
 
 def test_a_url_of_something_else_is_refused() -> None:
@@ -100,7 +100,7 @@ async def test_options_that_the_driver_does_not_know_are_named(
     redis_url: str, options: str
 ) -> None:
     with pytest.raises(ConfigurationError, match="cannot be used"):
-        await opened(RedisStore(f"{redis_url}?{options}"))
+        await open_and_close(RedisStore(f"{redis_url}?{options}"))
 
 
 async def test_a_closed_store_says_so_without_its_password() -> None:
@@ -111,20 +111,20 @@ async def test_a_closed_store_says_so_without_its_password() -> None:
 
 def test_another_event_loop_than_asyncio_s_is_refused(store: RedisStore) -> None:
     with pytest.raises(ConfigurationError, match="asyncio"):
-        anyio.run(opened, store, backend="trio")
+        anyio.run(open_and_close, store, backend="trio")
 
 
 @pytest.mark.parametrize(
     ("found", "reason"),
-    [("1", "schema version 1"), ("3", "schema version 3"), ("diary", "another program")],
+    [("2", "schema version 2"), ("diary", "another program")],
 )
 async def test_keys_of_another_version_or_program_are_left_alone(
     store: RedisStore, tell: Any, found: str, reason: str
 ) -> None:
-    tell("SET", store._keys.schema, found)
+    tell("SET", key_of(store, "schema"), found)
     with pytest.raises(SchemaError, match=reason):
-        await opened(store)
-    assert tell("GET", store._keys.schema) == found
+        await open_and_close(store)
+    assert tell("GET", key_of(store, "schema")) == found
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ async def test_keys_of_another_version_or_program_are_left_alone(
 async def test_keys_of_another_kind_are_those_of_another_program(
     store: RedisStore, tell: Any, name: str, put: tuple[str, ...]
 ) -> None:
-    key = getattr(store._keys, name)
+    key = key_of(store, name)
     tell(put[0], key, *put[1:])
     with pytest.raises(SchemaError, match="another program"):
-        await opened(store)
+        await open_and_close(store)
     assert tell("KEYS", f"{{{store.namespace}}}*") == [key]
 
 
@@ -225,11 +225,10 @@ async def test_changes_of_one_job_keep_their_order_in_different_portions(
         assert all(await store.replace([first, *between, last]))
 
 
-async def test_large_jobs_are_taken_few_at_a_time(
+async def test_large_jobs_are_written_and_taken_few_at_a_time(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncjobs.stores.redis._MOST_BYTES", 2500)
-    monkeypatch.setattr("asyncjobs.stores.redis_rows._MOST_BYTES", 2500)
+    monkeypatch.setattr("asyncjobs.stores.redis.scripts.MAX_SCRIPT_BYTES", 2500)
     jobs = [sample_job(payload_json=b'"' + b"x" * 1000 + b'"') for _ in range(10)]
     async with store:
         await store.insert(jobs)
@@ -255,7 +254,7 @@ async def test_completed_jobs_of_a_type_have_an_index(store: RedisStore, tell: A
         await ended(store, two, b"1")
         page = await store.list(Selection(None, "export", JobStatus.COMPLETED), limit=9)
         assert ids(page.jobs) == [done.id]
-        assert tell("ZCARD", store._keys.completed("export")) == 1
+        assert tell("ZCARD", key_of(store, "completed:export")) == 1
 
 
 async def test_the_index_of_completed_jobs_follows_the_status(store: RedisStore, tell: Any) -> None:
@@ -267,7 +266,7 @@ async def test_the_index_of_completed_jobs_follows_the_status(store: RedisStore,
         reopened = job.model_copy(update={"status": JobStatus.PENDING, "revision": 9})
         await store.replace([Change(reopened, job.revision)])
         assert list((await store.list(which, limit=9)).jobs) == []
-        assert tell("ZCARD", store._keys.completed(job.type)) == 0
+        assert tell("ZCARD", key_of(store, f"completed:{job.type}")) == 0
 
 
 async def test_deleting_every_job_leaves_a_counter_and_the_schema(
@@ -282,7 +281,7 @@ async def test_deleting_every_job_leaves_a_counter_and_the_schema(
         await ended(store, jobs[-1], b"1")
         await store.delete(ids(jobs))  # type: ignore[arg-type]
     keys = tell("KEYS", f"{{{store.namespace}}}*")
-    assert sorted(keys) == sorted([store._keys.schema, store._keys.sequence])
+    assert sorted(keys) == sorted([key_of(store, "schema"), key_of(store, "sequence")])
 
 
 # what vanished, and what is damaged
@@ -294,18 +293,18 @@ async def test_a_job_that_vanished_hides_no_other(store: RedisStore, tell: Any) 
     which = Selection(user_id="ann")
     async with store:
         await store.insert([gone, kept])
-        tell("UNLINK", store._keys.job(gone.id))
+        tell("UNLINK", key_of(store, f"job:{gone.id}"))
         assert list(await store.get([gone.id])) == [None]
         assert list(await store.replace([Change(begun(gone), gone.revision)])) == [False]
         assert ids((await store.list(which, limit=9)).jobs) == [kept.id]
         assert ids(await store.take([LANE], now=NOW, until=LATER, limit=9)) == [kept.id]
         assert await store.count_before(gone, until=LATER, most=9) == 0
         assert list(await store.insert([new])) == [new]
-        assert tell("ZCARD", store._keys.due(LANE)) == 2
-        assert tell("ZCARD", store._keys.owned("ann")) == 2
+        assert tell("ZCARD", key_of(store, f"due:{LANE}")) == 2
+        assert tell("ZCARD", key_of(store, "owner:ann")) == 2
         await store.delete([gone.id])
         assert list((await store.list(Selection(), limit=9)).jobs) != []
-        assert tell("ZSCORE", store._keys.all, gone.id) is None
+        assert tell("ZSCORE", key_of(store, "all"), gone.id) is None
 
 
 @pytest.mark.parametrize(
@@ -317,7 +316,7 @@ async def test_a_job_that_cannot_be_read_stops_no_other(
     bad, good = sample_job(), sample_job()
     async with store:
         await store.insert([bad, good])
-        tell(damage[0], store._keys.job(bad.id), *damage[1:])
+        tell(damage[0], key_of(store, f"job:{bad.id}"), *damage[1:])
         taken = await store.take([LANE], now=NOW, until=LATER, limit=9)
         assert ids(taken) == [good.id]
         with pytest.raises(UnreadableJob, match=bad.id):
@@ -344,18 +343,9 @@ async def test_a_cursor_is_not_taken_for_a_number_of_another_kind(store: RedisSt
 # others
 
 
-async def test_the_server_s_clock_is_the_store_s(store: RedisStore) -> None:
-    async with store:
-        now = await store.now()
-    assert isinstance(store, StoreClock)
-    assert now.tzinfo is UTC
-    assert abs(now - datetime.now(UTC)) < timedelta(seconds=5)
-
-
 async def test_other_processes_changes_are_told_by_id_and_one_s_own_are_not(
     store: RedisStore, other: RedisStore
 ) -> None:
-    assert isinstance(store, ChangeNotices)
     mine, job = sample_job(), sample_job()
     with anyio.fail_after(60):
         async with store, other, aclosing(store.changes()) as changes:
@@ -381,28 +371,32 @@ async def test_many_changes_at_once_are_told_once(
                 await other.insert([job])
             await other.replace([Change(begun(jobs[0]), 1)])
             assert set(await told(changes, 3)) == set(ids(jobs))
-            monkeypatch.setattr("asyncjobs.stores.redis_changes._MOST", 1)
+            monkeypatch.setattr("asyncjobs.stores.redis.notices.MAX_IDS_PER_BATCH", 1)
             await other.delete([job.id for job in jobs])
             assert list(await anext(changes)) == []
 
 
-async def test_a_silent_subscription_goes_on(
-    store: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("asyncjobs.stores.redis_changes._SILENCE_SECONDS", 0.001)
-    store._timeout = 0.3
-    job = sample_job()
+async def test_a_silent_subscription_goes_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncjobs.stores.redis.notices.SILENCE_SECONDS", 0.001)
+    server, job = serve(), sample_job()
+    noticed: list[Sequence[JobId]] = []
 
-    async def insert_later() -> None:
-        await anyio.sleep(0.6)  # silence is what is tried here
-        await other.insert([job])
+    async def listen(changes: AsyncIterator[Sequence[JobId]]) -> None:
+        noticed.append(await anext(changes))
 
-    with anyio.fail_after(60):
-        async with store, other, aclosing(store.changes()) as changes:
-            await anext(changes)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(insert_later)
-                assert list(await anext(changes)) == [job.id]
+    def pings() -> int:
+        return int(server.ask("INFO", "commandstats")["cmdstat_ping"]["calls"])
+
+    async with RedisStore(server.url) as store, aclosing(store.changes()) as changes:
+        await anext(changes)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen, changes)
+            before = pings()
+            await until(lambda: pings() > before + 20)
+            assert noticed == []
+            async with RedisStore(server.url) as other:
+                await other.insert([job])
+    assert [list(ids) for ids in noticed] == [[job.id]]
 
 
 async def told(changes: Any, number: int) -> list[str]:
@@ -410,36 +404,3 @@ async def told(changes: Any, number: int) -> list[str]:
     while len(found) < number:
         found += await anext(changes)
     return found
-
-
-async def opened(store: RedisStore) -> None:
-    """Open and close a store."""
-    async with store:
-        pass
-
-
-def next_revision(job: Job) -> Job:
-    return job.model_copy(update={"revision": job.revision + 1})
-
-
-async def test_many_writers_in_two_processes_lose_no_update(
-    store: RedisStore, other: RedisStore
-) -> None:
-    job = sample_job()
-
-    async def count(one: RedisStore) -> None:
-        for _ in range(25):
-            done = False
-            while not done:
-                [found] = await one.get([job.id])
-                assert found is not None
-                [done] = await one.replace([Change(next_revision(found), found.revision)])
-
-    async with store, other:
-        await store.insert([job])
-        async with anyio.create_task_group() as tasks:
-            for one in (store, other, store, other):
-                tasks.start_soon(count, one)
-        [found] = await store.get([job.id])
-    assert found is not None
-    assert found.revision == 101

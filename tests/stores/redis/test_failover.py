@@ -23,6 +23,8 @@ from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import TcpProxy, sample_job
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
 from tests.conftest import ask, binary
+from tests.stores.opening import open_and_close
+from tests.waiting import until_sync
 
 pytestmark = pytest.mark.anyio
 
@@ -40,11 +42,6 @@ QUICK = Settings(
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Pair:
     """A primary, its replica, and the address of whichever is in charge."""
 
@@ -53,12 +50,12 @@ class Pair:
         self.primary = primary
         self.replica = serve(*AT_ONCE, "--replicaof", f"127.0.0.1 {primary.port}")
         self.url = address.through(primary.url)
-        until(lambda: self.replica.ask("INFO", "replication")["master_link_status"] == "up")
+        until_sync(lambda: self.replica.ask("INFO", "replication")["master_link_status"] == "up")
 
     def wait(self) -> None:
         """Wait until the replica has all that was written."""
         told = self.primary.ask("INFO", "replication")["master_repl_offset"]
-        until(lambda: self.replica.ask("INFO", "replication")["master_repl_offset"] >= told)
+        until_sync(lambda: self.replica.ask("INFO", "replication")["master_repl_offset"] >= told)
 
     def promote(self) -> None:
         """Let the replica take over, and the address lead to it; old connections stay."""
@@ -68,7 +65,7 @@ class Pair:
     def demote(self) -> None:
         """Let the former primary know."""
         self.primary.ask("REPLICAOF", "127.0.0.1", self.replica.port)
-        until(lambda: self.primary.ask("INFO", "replication")["master_link_status"] == "up")
+        until_sync(lambda: self.primary.ask("INFO", "replication")["master_link_status"] == "up")
 
 
 @pytest.fixture
@@ -129,7 +126,7 @@ async def test_a_replica_that_nobody_promotes_is_told_after_some_attempts(pair: 
 async def test_who_is_told_of_changes_by_a_former_primary_asks_the_new_one(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncjobs.stores.redis_changes._SILENCE_SECONDS", 0.01)
+    monkeypatch.setattr("asyncjobs.stores.redis.notices.SILENCE_SECONDS", 0.01)
     job = sample_job()
     async with RedisStore(pair.url) as store, aclosing(store.changes()) as changes:
         await anext(changes)
@@ -177,7 +174,7 @@ def sentinel(pair: Pair, tmp_path: Path) -> Generator[str]:
     )
     with subprocess.Popen([binary(), settings, "--sentinel"]) as process:
         try:
-            until(lambda: watches(f"redis://:known@127.0.0.1:{port}"))
+            until_sync(lambda: watches(f"redis://:known@127.0.0.1:{port}"))
             yield f"127.0.0.1:{port}"
         finally:
             process.kill()
@@ -211,7 +208,7 @@ async def test_the_primary_that_sentinels_name_is_found_and_found_again(
         pair.wait()
         pair.primary.kill()
         ask(watcher, "SENTINEL", "FAILOVER", "jobs")
-        until(lambda: primary_by(watcher) == str(pair.replica.port))
+        until_sync(lambda: primary_by(watcher) == str(pair.replica.port))
         assert list(await store.insert([other])) == [other]
         await ended(store, job, b"1")
     assert pair.replica.ask("GET", "{shop}:sequence") == "2"
@@ -222,27 +219,16 @@ async def test_a_primary_that_no_sentinel_tells_is_told_without_passwords(
     sentinel: str, options: str
 ) -> None:
     with pytest.raises(StoreUnavailable, match="no Sentinel that answers knows") as caught:
-        await opened(RedisStore(f"redis://:secret@{sentinel}?{options}"))
+        await open_and_close(RedisStore(f"redis://:secret@{sentinel}?{options}"))
     assert not any(word in str(caught.value) for word in ("secret", "=known"))
 
 
 @pytest.mark.parametrize("options", ["sentinel_nonsense=1", "nonsense=1", "ssl_nonsense=1"])
 async def test_options_for_sentinels_that_the_driver_does_not_know_are_named(options: str) -> None:
     with pytest.raises(ConfigurationError, match="nonsense"):
-        await opened(RedisStore(f"rediss://127.0.0.1:1?sentinel=jobs&{options}"))
+        await open_and_close(RedisStore(f"rediss://127.0.0.1:1?sentinel=jobs&{options}"))
 
 
 async def test_a_sentinel_s_port_is_a_number() -> None:
     with pytest.raises(ConfigurationError, match="cannot be used"):
-        await opened(RedisStore("redis://:secret@127.0.0.1:x?sentinel=jobs"))
-
-
-async def opened(store: RedisStore) -> None:
-    async with store:
-        pass
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Ask until it is so; pytest's own limit is the patience of who runs it."""
-    while not condition():
-        pass
+        await open_and_close(RedisStore("redis://:secret@127.0.0.1:x?sentinel=jobs"))

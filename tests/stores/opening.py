@@ -1,0 +1,10 @@
+"""Open a store for a moment."""
+
+from __future__ import annotations
+
+from asyncjobs.protocols import Store
+
+
+async def open_and_close(store: Store) -> None:
+    async with store:
+        pass

@@ -1,0 +1,24 @@
+"""What the tests of the Redis store share."""
+
+from __future__ import annotations
+
+import pytest
+
+from asyncjobs.stores.redis import RedisStore
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run on the one event loop that the driver knows."""
+    return "asyncio"
+
+
+@pytest.fixture
+def store(redis_url: str, namespace: str) -> RedisStore:
+    return RedisStore(redis_url, namespace=namespace)
+
+
+@pytest.fixture
+def other(redis_url: str, namespace: str) -> RedisStore:
+    """Make a second store of the same jobs, as another process would."""
+    return RedisStore(redis_url, namespace=namespace)

@@ -1,0 +1,59 @@
+"""The timing of a queue is given in seconds or as timedeltas, and checked at once."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from asyncjobs import Policy, Retry, Settings
+
+NAMES = [field.name for field in fields(Settings)]
+THREE = timedelta(seconds=3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("three", [3, 3.0, THREE])
+def test_each_setting_is_seconds_or_a_timedelta(name: str, three: float | timedelta) -> None:
+    assert getattr(Settings(**{name: three}), name) == THREE
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("wrong", [-1, -THREE, float("nan"), "3"])
+def test_a_setting_that_is_no_duration_is_refused_at_once(name: str, wrong: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Settings(**{name: wrong})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_interval_is_zero_but_a_shutdown_need_not_wait(name: str) -> None:
+    if name == "grace":
+        assert Settings(grace=0).grace == timedelta(0)
+    else:
+        with pytest.raises(ValueError, match=f"Settings.{name} must be a positive duration"):
+            Settings(**{name: 0})
+
+
+@pytest.mark.parametrize("three", [3, 3.0, THREE])
+def test_limits_and_pauses_are_seconds_or_a_timedelta(three: float | timedelta) -> None:
+    policy = Policy(timeout=three, deadline=three, retention=three, inline_wait=three)
+    assert (policy.timeout, policy.deadline, policy.retention) == (THREE, THREE, THREE)
+    assert policy.inline_wait == THREE
+    retry = Retry(initial_delay=three, max_delay=three)
+    assert (retry.initial_delay, retry.max_delay) == (THREE, THREE)
+
+
+@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf"), timedelta.max, "soon"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((Policy, name) for name in ("timeout", "deadline", "retention", "inline_wait")),
+        *((Retry, name) for name in ("initial_delay", "max_delay")),
+    ],
+)
+def test_a_limit_that_is_no_duration_is_refused_at_once(kind: Any, name: str, wrong: Any) -> None:
+    with pytest.raises(ValidationError, match=name):
+        kind(**{name: wrong})
