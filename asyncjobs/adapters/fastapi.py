@@ -259,7 +259,7 @@ def mount(
     the app after the mount, or on a router with `route_class=SubmissionRoute`. Raises
     `ConfigurationError` for an app that is not one, and for a second mount at the same prefix.
     """
-    check_target("FastAPI", app, jobs, is_app=isinstance(app, FastAPI))
+    check_target(FastAPI, app, jobs)
     owner = None if identify is None else _Resolver(identify)
     monitor = StatusMonitor(jobs, prefix=prefix, base_url=base_url, identify=owner, options=options)
     guards = app.router.dependencies

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 try:
@@ -30,12 +31,6 @@ from asyncjobs.http.scripts import script
 from asyncjobs.http.streams import Close
 from asyncjobs.portal import Portal, portal_for
 from asyncjobs.queue import AsyncJobs
-
-try:
-    from flask_sock import Sock  # type: ignore[import-untyped]
-    from wsproto.utilities import RemoteProtocolError
-except ImportError:  # the extra flask-websocket
-    Sock = None
 
 __all__ = ["accept", "mount", "portal_of"]
 
@@ -92,7 +87,7 @@ def mount(
     problem documents. WebSockets are served if flask-sock is installed. Raises `ConfigurationError`
     for an app that is not one, and for a second mount at the same prefix.
     """
-    check_target("Flask", app, jobs, is_app=isinstance(app, Flask))
+    check_target(Flask, app, jobs)
     where = Mount(prefix, base_url, identify is not None, options or MountOptions())
     check_mounts([one.endpoints.mount for one in _mounts_of(app)], where)
     endpoints, portal = Endpoints(jobs, where), portal_for(jobs)
@@ -108,7 +103,7 @@ def mount(
         app.add_url_rule(
             prefix, f"asyncjobs list:{prefix}", partial(mounted.answer, ""), methods=["GET"]
         )
-    if Sock is not None:
+    if find_spec("flask_sock") is not None:
         _add_sockets(app, mounted)
     app.before_request(lambda: _open(mounted.portal))
     app.register_error_handler(AsyncJobsError, _answer_error)
@@ -235,6 +230,10 @@ async def _next(chunks: AsyncGenerator[T]) -> T | None:
 
 def _add_sockets(app: Flask, mounted: _Mount) -> None:
     """Serve WebSockets; each keeps a thread of the server for as long as it is open."""
+    # Of the extra flask-websocket.
+    from flask_sock import Sock  # type: ignore[import-untyped]  # noqa: PLC0415
+    from wsproto.utilities import RemoteProtocolError  # noqa: PLC0415
+
     endpoints, portal = mounted.endpoints, mounted.portal
     prefix = endpoints.mount.websocket_prefix
     # A blueprint of its own, so that a handshake can be refused before it is accepted.

@@ -57,7 +57,7 @@ def mount(
     Errors of this library that a route of the app raises become problem documents. Raises
     `ConfigurationError` for an app that is not one, and for a second mount at the same prefix.
     """
-    check_target("Starlette", app, jobs, is_app=isinstance(app, Starlette))
+    check_target(Starlette, app, jobs)
     monitor = StatusMonitor(
         jobs, prefix=prefix, base_url=base_url, identify=by_scope(identify), options=options
     )

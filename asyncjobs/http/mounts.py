@@ -66,7 +66,8 @@ class MountOptions:
 
     def __post_init__(self) -> None:
         for name in ("max_wait", "max_stream_duration", "keep_alive_interval"):
-            value: timedelta = duration(getattr(self, name))
+            given: Seconds = getattr(self, name)
+            value = duration(given)
             if value < timedelta(0) or (value == timedelta(0) and name != "max_wait"):
                 raise ValueError(f"MountOptions.{name} must be a positive duration, got {value}.")
             object.__setattr__(self, name, value)
@@ -153,22 +154,24 @@ class Mount:
         )
 
 
-def check_target(framework: str, app: object, jobs: object, *, is_app: bool) -> None:
+def check_target(framework: type, app: object, jobs: object) -> None:
     """Raise `ConfigurationError` unless `mount` got an application and a queue."""
     if isinstance(app, type):
         raise ConfigurationError(
             f"mount() needs an application, got the class {app.__name__}: "
             f"create one, app = {app.__name__}(...), and mount on that."
         )
-    if not is_app:
+    if not isinstance(app, framework):
         advice = {
             "APIRouter": "include a router in it, with jobs_router(jobs)",
             "Starlette": "use asyncjobs.adapters.starlette",
             "FastAPI": "use asyncjobs.adapters.fastapi",
             "Flask": "use asyncjobs.adapters.flask",
-        }.get(type(app).__name__, f"pass the {framework} application itself")
+        }.get(type(app).__name__, f"pass the {framework.__name__} application itself")
         got = "None" if app is None else f"an object of type {type(app).__name__}"
-        raise ConfigurationError(f"mount() needs a {framework} application, got {got}: {advice}.")
+        raise ConfigurationError(
+            f"mount() needs a {framework.__name__} application, got {got}: {advice}."
+        )
     check_queue(jobs)
 
 

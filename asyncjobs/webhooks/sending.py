@@ -61,7 +61,7 @@ async def resolve_destination(
     except (OSError, UnicodeError) as error:
         raise DeliveryFailed("its host cannot be resolved") from error
     allowed = loopback and bool(found) and all(map(is_loopback, found))
-    # Plain http only to this machine, where nobody else can read it.
+    # Plain http only to this machine, where no other machine can read it.
     if not allowed and destination.scheme != "https":
         raise DeliveryFailed("it is not https")
     if not allowed and not (found and all(map(is_public, found))):

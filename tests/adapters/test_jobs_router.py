@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, get_args
 
@@ -89,6 +89,10 @@ def under_a_prefix_with_a_parameter(jobs: AsyncJobs, router: JobsRouter) -> Fast
     return app
 
 
+async def ann() -> str:
+    return "ann"
+
+
 PLACES = [
     (under_a_prefix, "/doubles", "/api/jobs"),
     (in_another_router, "/api/doubles", "/api/v2/jobs"),
@@ -104,7 +108,7 @@ PLACES = [
 def test_urls_follow_the_place_of_the_router(
     jobs: AsyncJobs, build: Callable[[AsyncJobs, JobsRouter], FastAPI], path: str, prefix: str
 ) -> None:
-    app = build(jobs, jobs_router(jobs, identify=lambda _: "ann"))
+    app = build(jobs, jobs_router(jobs, identify=ann))
     with TestClient(app) as client:
         answer = client.post(path, headers={"Prefer": "wait=20"})
         assert (answer.status_code, answer.json()["result"]) == (200, 42)
@@ -152,7 +156,7 @@ def test_a_queue_that_the_app_has_opened_is_left_to_it(jobs: AsyncJobs) -> None:
     seen: list[bool] = []
 
     @asynccontextmanager
-    async def lifespan(_: Any) -> Any:
+    async def lifespan(_: Any) -> AsyncGenerator[None]:
         async with jobs:
             yield
             seen.append(jobs.is_open)
@@ -216,9 +220,20 @@ def by_header(authorization: Annotated[str, Header()] = "") -> str | None:
     return TOKENS.get(authorization.removeprefix("Bearer "))
 
 
-plain = lambda request: user(  # noqa: E731  # as an annotation would be missing
-    request, request.headers.get("authorization", "").removeprefix("Bearer ")
-)
+def unannotated(request: Any) -> str | None:
+    authorization: str = request.headers.get("authorization", "")
+    return user(request, authorization.removeprefix("Bearer "))
+
+
+del unannotated.__annotations__["request"]
+
+IDENTIFY: dict[str, Any] = {
+    "request": user,
+    "connection": connected_user,
+    "header": by_header,
+    "unannotated": unannotated,
+    "depends": Depends(user),
+}
 
 
 def as_router(jobs: AsyncJobs, identify: Any) -> FastAPI:
@@ -260,11 +275,7 @@ def statuses_of_sockets(client: TestClient, answer: Any, token: str) -> set[str]
 
 
 @each_way
-@pytest.mark.parametrize(
-    "identify",
-    [user, connected_user, by_header, plain, Depends(user)],
-    ids=["request", "connection", "header", "unannotated", "depends"],
-)
+@pytest.mark.parametrize("identify", IDENTIFY.values(), ids=IDENTIFY)
 def test_identify_is_a_dependency_of_every_route_and_websocket(
     jobs: AsyncJobs, build: Callable[[AsyncJobs, Any], FastAPI], identify: Any
 ) -> None:

@@ -92,6 +92,12 @@ def test_two_mounts_at_one_prefix_are_refused(framework: str) -> None:
     mount(app, jobs, prefix="/jobs", options=MountOptions(websocket_prefix="/live"))
 
 
+WRONG_HANDLERS: list[tuple[Any, str]] = [
+    (make_jobs().registry.find("double"), "is registered on another AsyncJobs"),
+    (len, "needs a function registered by @jobs.handler"),
+]
+each_wrong_handler = pytest.mark.parametrize(("handler", "said"), WRONG_HANDLERS)
+
 Accepting = Callable[..., Awaitable[Response]]
 
 
@@ -168,13 +174,7 @@ def test_a_def_route_that_calls_accept_gets_an_error_that_says_what_to_use(frame
 
 
 @each_asgi
-@pytest.mark.parametrize(
-    ("handler", "said"),
-    [
-        (make_jobs().registry.find("double"), "is registered on another AsyncJobs"),
-        (len, "needs a function registered by @jobs.handler"),
-    ],
-)
+@each_wrong_handler
 def test_accept_of_a_handler_of_another_queue_names_the_mistake(
     framework: str, handler: Any, said: str
 ) -> None:
@@ -184,13 +184,7 @@ def test_accept_of_a_handler_of_another_queue_names_the_mistake(
     assert said in error_of(app_with(framework, make_jobs(), route))
 
 
-@pytest.mark.parametrize(
-    ("handler", "said"),
-    [
-        (make_jobs().registry.find("double"), "is registered on another AsyncJobs"),
-        (len, "needs a function registered by @jobs.handler"),
-    ],
-)
+@each_wrong_handler
 def test_accept_in_flask_of_a_handler_of_another_queue_names_the_mistake(
     handler: Any, said: str
 ) -> None:

@@ -17,21 +17,21 @@ Launch = Callable[..., WorkerProcesses]
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test on all kinds of the engine's workers, or on those that its class names."""
-    module = cast("Any", metafunc.module)
+    module = cast("Any", metafunc).module
     if "kind" in metafunc.fixturenames and len(module.ENGINE.kinds) > 1:
-        kinds = getattr(cast("Any", metafunc.cls), "kinds", module.ENGINE.kinds)
+        kinds = getattr(cast("Any", metafunc).cls, "kinds", module.ENGINE.kinds)
         metafunc.parametrize("kind", [*kinds], scope="module")
 
 
 @pytest.fixture(scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
-    module = cast("Any", request.module)
+    module = cast("Any", request).module
     return str(next(iter(module.ENGINE.kinds)))
 
 
 @pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest, kind: str) -> Iterator[Engine]:
-    module = cast("Any", request.module)
+    module = cast("Any", request).module
     engine: Engine = module.ENGINE(kind)
     yield engine
     engine.close()
