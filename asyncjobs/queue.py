@@ -415,6 +415,11 @@ class AsyncJobs:
         return await self._running.oldest(self.registry.queues)
 
     @property
+    def running(self) -> Sequence[Job]:
+        """The jobs whose handlers run in this process; any thread may ask."""
+        return self._anywhere.executor.running() if self.is_open else ()
+
+    @property
     def watchers(self) -> int:
         """How many follow a job in this process: events, held requests, `subscribe`, `wait`."""
         return self._anywhere.watchers if self.is_open else 0

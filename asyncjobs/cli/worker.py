@@ -103,7 +103,7 @@ def worker(  # noqa: PLR0913  # one parameter per option
                 health_file=file,
                 supervised=supervised,
             )
-            anyio.run(run_worker, queue, options, backend="asyncio")
+            run_worker(queue, options)
         return
     logging.basicConfig(level=log_level.upper(), format=_FORMAT)
     command = [sys.executable, "-m", "asyncjobs", "worker", jobs]

@@ -54,7 +54,7 @@ from asyncjobs.settings import Settings
 # to be called. Together with the store they have `_CLOSE_SECONDS`.
 _LAST_WORDS_SECONDS = 3.5
 _LAST_HOOKS_SECONDS = 0.5
-_CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 4.5
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from anyio.abc import TaskGroup
 
 from asyncjobs.errors import AsyncJobsError
 from asyncjobs.queue import AsyncJobs
+from asyncjobs.records.logging import log
 from asyncjobs.workers.health import write_heartbeats
 from asyncjobs.workers.shutdown import StopLevel, StopRequest
 
-log = logging.getLogger("asyncjobs")
+# After the grace period.
+_EXIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +31,26 @@ class WorkerOptions:
     supervised: bool = False
 
 
-async def run_worker(jobs: AsyncJobs, options: WorkerOptions) -> None:
+def run_worker(jobs: AsyncJobs, options: WorkerOptions) -> None:
     """Run jobs until the process is stopped; return when all have ended or were given back.
 
     Raises what opening the queue raises. Until the queue is open, a signal ends the process at
-    once: there is nothing to give back yet.
+    once: there is nothing to give back yet. A process that does not stop within the grace period
+    and five seconds is ended by `os._exit`, whatever its handlers do.
     """
+    stops: list[StopRequest] = []
+    try:
+        anyio.run(_run, jobs, options, stops, backend="asyncio")
+    finally:
+        for stop in stops:
+            stop.ended()
+
+
+async def _run(jobs: AsyncJobs, options: WorkerOptions, stops: list[StopRequest]) -> None:
     failure: AsyncJobsError | None = None
     async with anyio.create_task_group() as tasks:
         try:
-            await _run_jobs(jobs, options, tasks)
+            await _run_jobs(jobs, options, stops, tasks)
         except AsyncJobsError as error:  # the task group would wrap it
             failure = error
         tasks.cancel_scope.cancel()
@@ -46,10 +58,30 @@ async def run_worker(jobs: AsyncJobs, options: WorkerOptions) -> None:
         raise failure
 
 
-async def _run_jobs(jobs: AsyncJobs, options: WorkerOptions, tasks: TaskGroup) -> None:
-    stop = StopRequest()
+async def _run_jobs(
+    jobs: AsyncJobs, options: WorkerOptions, stops: list[StopRequest], tasks: TaskGroup
+) -> None:
+    def running() -> str:
+        return ", ".join(f"{job.id} ({job.type})" for job in jobs.running)
+
+    limit = jobs.settings.grace.total_seconds() + _EXIT_SECONDS
+    stop = StopRequest(limit, running)
+    stops.append(stop)
+    with ExitStack() as signals:
+        await _serve(jobs, options, stop, signals, tasks)
+    log.info("Worker %s has ended", os.getpid())
+
+
+async def _serve(
+    jobs: AsyncJobs,
+    options: WorkerOptions,
+    stop: StopRequest,
+    signals: ExitStack,
+    tasks: TaskGroup,
+) -> None:
     async with jobs.as_worker(concurrency=options.concurrency, queues=options.queues):
-        await tasks.start(stop.follow_signals)
+        # Left after the queue is closed: signals count while it drains.
+        signals.enter_context(stop.following_signals())
         if options.supervised:
             stop.follow_supervisor()
         if options.health_file is not None:
@@ -59,7 +91,6 @@ async def _run_jobs(jobs: AsyncJobs, options: WorkerOptions, tasks: TaskGroup) -
         await stop.wait_for(StopLevel.DRAIN)
         log.info("Worker %s starts no more jobs", os.getpid())
         tasks.start_soon(_hurry, stop, jobs)
-    log.info("Worker %s has ended", os.getpid())
 
 
 async def _hurry(stop: StopRequest, jobs: AsyncJobs) -> None:

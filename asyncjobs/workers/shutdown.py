@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
+import logging as standard_logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from enum import IntEnum
-from functools import partial
-from threading import Thread
+from threading import Lock, Thread, Timer
+from types import FrameType
 
 import anyio
-from anyio.abc import TaskStatus
-from anyio.from_thread import run_sync
-from anyio.lowlevel import current_token
 
-log = logging.getLogger("asyncjobs")
+from asyncjobs.records.logging import log
+
+# After the second signal a process that does not end by itself is ended in so many seconds.
+_HURRY_SECONDS = 3.0
+
+_EXIT_CODE_FORCED = 70  # EX_SOFTWARE of sysexits.h
 
 
 class StopLevel(IntEnum):
@@ -24,51 +29,98 @@ class StopLevel(IntEnum):
     NONE = 0
     DRAIN = 1  # start no more jobs; running jobs have the grace period
     HURRY = 2  # interrupt running jobs and give them back
+    EXIT = 3  # end the process now
 
 
 class StopRequest:
-    """The most urgent stop that was requested so far; it is never taken back."""
+    """The most urgent stop that was requested so far; it is never taken back.
 
-    def __init__(self) -> None:
+    Each request limits the time that the process has left: `limit` seconds after the first one, a
+    few seconds after the second. Then a thread ends the process, whatever handlers do to the event
+    loop. Without a `limit` only the third request does. `running` names the jobs that run at that
+    moment, for the log.
+    """
+
+    def __init__(self, limit: float | None = None, running: Callable[[], str] = lambda: "") -> None:
         self.level = StopLevel.NONE
+        self._limit = limit
+        self._running = running
+        self._loop = asyncio.get_running_loop()
         self._reached = {level: anyio.Event() for level in StopLevel}
+        self._lock = Lock()
+        self._timer: Timer | None = None
 
     def request(self, level: StopLevel) -> None:
-        """Raise the level; a lower one than the present level changes nothing."""
-        self.level = max(self.level, level)
-        for each, event in self._reached.items():
-            if each <= self.level:
-                event.set()
+        """Raise the level, from any thread; a lower one than the present level changes nothing."""
+        with self._lock:
+            if level <= self.level:
+                return
+            self.level = level
+            if self._timer is not None:
+                self._timer.cancel()
+            self._start_timer(level)
+        if level is StopLevel.EXIT:
+            self._exit()
+        try:
+            self._loop.call_soon_threadsafe(self._reach, level)
+        except RuntimeError:
+            return  # the event loop has ended
 
     async def wait_for(self, level: StopLevel) -> None:
         """Return when this or a higher level is requested."""
         await self._reached[level].wait()
 
-    async def follow_signals(self, *, task_status: TaskStatus[None]) -> None:
-        """Drain at the first SIGTERM or SIGINT, hurry at the second; a third ends the process."""
-        if os.name == "nt":  # event loops receive no signals there; Ctrl-C interrupts the loop
-            task_status.started()
-            return
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            task_status.started()
-            level = StopLevel.NONE
-            async for number in signals:
-                level = StopLevel(level + 1)
-                log.info("%s: %s", signal.Signals(number).name, level.name.lower())
-                self.request(level)
-                if level is StopLevel.HURRY:
-                    break
+    def ended(self) -> None:
+        """Take note that the process ends by itself."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    @contextmanager
+    def following_signals(self) -> Generator[None]:
+        """Drain at the first SIGTERM or SIGINT, hurry at the second, exit at the third.
+
+        By Python's own handlers: the event loop's are not called while a handler blocks the loop.
+        """
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
+            signal.signal(number, self._follow)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def follow_supervisor(self) -> None:
         """Read levels, one name a line, from standard input. Drain at its end."""
-        token = current_token()
 
         def read() -> None:
-            try:
-                for line in sys.stdin:
-                    run_sync(partial(self.request, StopLevel[line.strip()]), token=token)
-                run_sync(partial(self.request, StopLevel.DRAIN), token=token)
-            except RuntimeError:
-                return  # the event loop has ended before
+            for line in sys.stdin:
+                self.request(StopLevel[line.strip()])
+            self.request(StopLevel.DRAIN)
 
         Thread(target=read, name="asyncjobs supervisor", daemon=True).start()
+
+    def _start_timer(self, level: StopLevel) -> None:
+        if self._limit is not None:
+            seconds = self._limit if level is StopLevel.DRAIN else _HURRY_SECONDS
+            self._timer = Timer(seconds, self._exit)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _follow(self, number: int, _frame: FrameType | None) -> None:
+        # In a thread: the main one may be inside of `request`, which keeps its lock.
+        level = StopLevel(min(self.level + 1, StopLevel.EXIT))
+        log.info("%s: %s", signal.Signals(number).name, level.name.lower())
+        Thread(target=self.request, args=(level,), name="asyncjobs stop", daemon=True).start()
+
+    def _reach(self, level: StopLevel) -> None:
+        for each, event in self._reached.items():
+            if each <= level:
+                event.set()
+
+    def _exit(self) -> None:
+        jobs = self._running() or "none"
+        log.critical("Process %s is ended before it has stopped; its jobs: %s", os.getpid(), jobs)
+        standard_logging.shutdown()
+        os._exit(_EXIT_CODE_FORCED)

@@ -7,7 +7,6 @@ The end of the input means that the supervisor has ended.
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import Process
 
+from asyncjobs.records.logging import log
 from asyncjobs.workers.health import (
     HEARTBEAT_SECONDS,
     read_health,
@@ -25,8 +25,6 @@ from asyncjobs.workers.health import (
     write_heartbeat,
 )
 from asyncjobs.workers.shutdown import StopLevel, StopRequest
-
-log = logging.getLogger("asyncjobs")
 
 #: A worker that exits with this code is misconfigured: a restart would not help.
 CONFIGURATION_ERROR = 2
@@ -59,8 +57,11 @@ class _Supervisor:
         self._exit_code = 0
 
     async def run(self) -> int:
+        with self._stop.following_signals():
+            return await self._run()
+
+    async def _run(self) -> int:
         async with anyio.create_task_group() as background:
-            await background.start(self._stop.follow_signals)
             background.start_soon(self._pass_on, StopLevel.DRAIN)
             background.start_soon(self._pass_on, StopLevel.HURRY)
             if self._group.health_file is not None:

@@ -1,0 +1,210 @@
+"""Why an attempt ended is decided in one function; this is its truth table."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from asyncjobs.core.job import JobError
+from asyncjobs.errors import InvalidPayload, InvalidResult, JobCancelled, JobFailed
+from asyncjobs.execution.attempt import Cause
+from asyncjobs.execution.outcomes import (
+    MAX_ERROR_MESSAGE_CHARS,
+    Completed,
+    Facts,
+    Failed,
+    Interrupted,
+    Outcome,
+    Unrecorded,
+    decide,
+    failure_of,
+)
+from asyncjobs.execution.subprocesses import ProcessDied
+
+VALUE = b"1"
+ERROR = ValueError("boom")
+STOPPED = JobCancelled("job_1")
+DIED = ProcessDied(-9)
+OVER = 1e9
+
+UNEXPECTED = Failed(
+    JobError(code="internal_error", message="The job failed unexpectedly"), final=False
+)
+
+#: The facts, and what is decided; None is "wait".
+TABLE: list[tuple[str, Facts, Outcome | None]] = [
+    ("runs", Facts(), None),
+    ("returned", Facts(result=VALUE), Completed(VALUE)),
+    ("raised", Facts(error=ERROR), UNEXPECTED),
+    ("raised JobCancelled unasked", Facts(error=STOPPED), UNEXPECTED),
+    ("raised KeyboardInterrupt", Facts(error=KeyboardInterrupt()), UNEXPECTED),
+    (
+        "failed on purpose",
+        Facts(error=JobFailed("no", "why")),
+        Failed(JobError(code="why", message="no"), final=True),
+    ),
+    ("its process died", Facts(error=DIED), Interrupted(Cause.DIED)),
+    # told to stop, and stopped
+    ("cancelled", Facts(cause=Cause.CANCEL, error=STOPPED), Interrupted(Cause.CANCEL)),
+    (
+        "cancelled, cleanup raised",
+        Facts(cause=Cause.CANCEL, error=ERROR),
+        Interrupted(Cause.CANCEL),
+    ),
+    ("cancelled, process died", Facts(cause=Cause.CANCEL, error=DIED), Interrupted(Cause.DIED)),
+    ("timed out", Facts(cause=Cause.TIMEOUT, error=STOPPED), Interrupted(Cause.TIMEOUT)),
+    ("timed out, raised", Facts(cause=Cause.TIMEOUT, error=ERROR), Interrupted(Cause.TIMEOUT)),
+    ("timed out, killed", Facts(cause=Cause.TIMEOUT, error=DIED), Interrupted(Cause.TIMEOUT)),
+    ("shut down", Facts(cause=Cause.SHUTDOWN, error=STOPPED), Interrupted(Cause.SHUTDOWN)),
+    ("lost", Facts(cause=Cause.LOST, error=STOPPED), Unrecorded("its lease was lost")),
+    ("lost, still runs", Facts(cause=Cause.LOST), Unrecorded("its lease was lost")),
+    # told to stop, and returned a value all the same
+    *[
+        (f"{one.value}, returned", Facts(cause=one, result=VALUE), Completed(VALUE))
+        for one in Cause
+    ],
+    # told to stop, and goes on
+    ("cancelled, goes on", Facts(cause=Cause.CANCEL, waited=OVER), None),
+    ("cancelled, thread", Facts(cause=Cause.CANCEL, error=STOPPED, in_thread=True), None),
+    ("timed out a moment ago", Facts(cause=Cause.TIMEOUT), None),
+    (
+        "timed out, goes on",
+        Facts(cause=Cause.TIMEOUT, waited=2),
+        Interrupted(Cause.TIMEOUT, working=True),
+    ),
+    (
+        "timed out, thread goes on",
+        Facts(cause=Cause.TIMEOUT, error=STOPPED, in_thread=True),
+        Interrupted(Cause.TIMEOUT, working=True),
+    ),
+    (
+        "timed out, thread goes on, another attempt would begin",
+        Facts(cause=Cause.TIMEOUT, error=STOPPED, in_thread=True, attempts_left=True, waited=29),
+        None,
+    ),
+    (
+        "timed out, goes on, another attempt, for as long as a lease",
+        Facts(cause=Cause.TIMEOUT, attempts_left=True, waited=31),
+        Interrupted(Cause.TIMEOUT, working=True),
+    ),
+    (
+        "timed out, process is about to be killed",
+        Facts(cause=Cause.TIMEOUT, error=STOPPED, in_thread=True, in_process=True, waited=4),
+        None,
+    ),
+    ("shut down a moment ago", Facts(cause=Cause.SHUTDOWN), None),
+    (
+        "shut down, goes on",
+        Facts(cause=Cause.SHUTDOWN, waited=2),
+        Interrupted(Cause.SHUTDOWN, working=True),
+    ),
+    (
+        "shut down, thread goes on",
+        Facts(cause=Cause.SHUTDOWN, error=STOPPED, in_thread=True),
+        Interrupted(Cause.SHUTDOWN, working=True),
+    ),
+    (
+        "shut down, asked to stop, goes on",
+        Facts(cause=Cause.SHUTDOWN, error=STOPPED, in_thread=True, cancel_requested=True),
+        Unrecorded("it was asked to stop and goes on"),
+    ),
+    (
+        "shut down, asked to stop, stopped",
+        Facts(cause=Cause.SHUTDOWN, error=STOPPED, cancel_requested=True),
+        Interrupted(Cause.SHUTDOWN),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("facts", "outcome"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+)
+def test_the_facts_decide_the_outcome(facts: Facts, outcome: Outcome | None) -> None:
+    assert decide(facts) == outcome
+
+
+def every_facts() -> list[Facts]:
+    ends: list[dict[str, object]] = [{}, {"result": VALUE}, {"error": ERROR}, {"error": STOPPED}]
+    flags = [False, True]
+    return [
+        Facts(
+            cause=cause,
+            in_thread=thread,
+            in_process=process,
+            cancel_requested=asked,
+            attempts_left=left,
+            waited=waited,
+            **end,  # type: ignore[arg-type]
+        )
+        for cause, end, thread, process, asked, left, waited in product(
+            [None, *Cause], ends, flags, flags, flags, flags, [0.0, OVER]
+        )
+    ]
+
+
+def test_a_job_is_called_cancelled_only_if_nothing_of_it_works_any_more() -> None:
+    for facts in every_facts():
+        if decide(facts) == Interrupted(Cause.CANCEL):
+            assert not facts.working, facts
+
+
+def test_every_attempt_but_a_cancelled_one_ends_when_the_patience_is_over() -> None:
+    for facts in every_facts():
+        if facts.waited == OVER and facts.cause not in (None, Cause.CANCEL, Cause.DIED):
+            assert decide(facts) is not None, facts
+
+
+def test_a_handler_that_was_not_told_to_stop_ends_its_attempt_by_itself() -> None:
+    for facts in every_facts():
+        if facts.cause is None:
+            assert (decide(facts) is None) == (not facts.task_ended), facts
+
+
+class NoInit(JobFailed):
+    def __init__(self) -> None:
+        self.order = 5
+
+
+class BrokenProperty(JobFailed):
+    def __init__(self) -> None:
+        self.order = 5
+
+    @property
+    def message(self) -> str:  # type: ignore[override]
+        raise LookupError("no order here")
+
+
+class BrokenText:
+    def __str__(self) -> str:
+        raise LookupError("no language is active")
+
+
+@pytest.mark.parametrize("error", [NoInit(), BrokenProperty()], ids=["no init", "property"])
+def test_an_error_whose_class_raises_fails_the_job_for_good(error: JobFailed) -> None:
+    assert failure_of(error) == Failed(UNEXPECTED.error, final=True)
+
+
+def test_an_error_on_purpose_keeps_its_words_out_of_a_group_of_one() -> None:
+    error = BaseExceptionGroup("one", [JobFailed("no", "why")])
+    assert failure_of(error) == Failed(JobError(code="why", message="no"), final=True)
+
+
+def test_several_errors_at_once_are_unexpected() -> None:
+    assert failure_of(ExceptionGroup("two", [JobFailed("no"), JobFailed("no")])) == UNEXPECTED
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(InvalidPayload([]), "invalid_payload"), (InvalidResult("export", "why"), "invalid_result")],
+)
+def test_what_does_not_fit_is_final(error: Exception, code: str) -> None:
+    failed = failure_of(error)
+    assert (failed.error.code, failed.final) == (code, True)
+
+
+def test_long_messages_are_cut_with_a_mark() -> None:
+    failed = failure_of(JobFailed("m" * 20_000_000, "c" * 1000))
+    assert len(failed.error.message) == MAX_ERROR_MESSAGE_CHARS
+    assert failed.error.message.endswith("[cut]")
+    assert len(failed.error.code) == 100
