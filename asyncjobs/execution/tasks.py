@@ -178,15 +178,6 @@ async def apart(
     raise RuntimeError(f"The call raised {type(error).__name__}.") from error
 
 
-def call_apart(function: Callable[[], None]) -> None:
-    """Call a function that is not ours soon, in no task: it must catch whatever it raises."""
-    loop = running_asyncio_loop()
-    if loop is None:
-        function()
-    else:
-        loop.call_soon(function)
-
-
 def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
     """Return asyncio's event loop if this is it, None in another one or in none."""
     try:

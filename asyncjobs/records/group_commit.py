@@ -8,7 +8,8 @@ pays no delay and a busy one does few large transactions.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -55,7 +56,8 @@ class GroupCommit(Generic[T, R]):
     """One batch function, shared by many callers.
 
     The function runs in a task of its own, so that no caller's end disturbs the others. A caller
-    that is cancelled, or has waited for `limit`, goes; what is under way is done all the same.
+    that is cancelled while its items are under way gets its cancellation once their fate is known,
+    or after `limit`; what is under way is done all the same.
     """
 
     def __init__(
@@ -67,7 +69,8 @@ class GroupCommit(Generic[T, R]):
     ) -> None:
         self._function = function
         self._tasks = tasks
-        self._limit = limit.total_seconds()
+        #: The longest that a call waits, in seconds; calls that wait already keep theirs.
+        self.limit = limit.total_seconds()
         self._max_batch_size = max_batch_size
         self._waiting: deque[_Call[T, R]] = deque()
         self._busy = False
@@ -78,14 +81,14 @@ class GroupCommit(Generic[T, R]):
         if not self._busy:
             self._begin()
         try:
-            with anyio.move_on_after(self._limit):
+            with anyio.move_on_after(self.limit, shield=True):
                 await call.done.wait()
                 return call.answer()
         finally:
             # What has not begun by now is not begun for a caller that is gone.
             if not call.done.is_set() and call in self._waiting:
                 self._waiting.remove(call)
-        raise StoreUnavailable("of this queue", f"no answer within {self._limit:g} s")
+        raise StoreUnavailable("of this queue", f"no answer within {self.limit:g} s")
 
     def _begin(self) -> None:
         try:
@@ -142,22 +145,32 @@ class GroupCommit(Generic[T, R]):
 
 
 class GroupCommitStore:
-    """An open store in front of an open store: the same contract, concurrent calls merged."""
+    """An open store in front of an open store: the same contract, concurrent calls merged.
+
+    Each call is bounded: after `limit` it raises `StoreUnavailable`.
+    """
 
     def __init__(
         self, store: OpenStore, tasks: TaskGroup, limit: timedelta = timedelta(seconds=10)
     ) -> None:
         self._store = store
+        self._limit = limit.total_seconds()
         self._insert = GroupCommit(store.insert, tasks, limit)
-        inline = power_of(store, InlineReads) is not None
-        self._get = store.get if inline else GroupCommit(store.get, tasks, limit)
+        self._read = GroupCommit(store.get, tasks, limit)
         self._replace = GroupCommit(store.replace, tasks, limit)
+        self._inline = power_of(store, InlineReads) is not None
+
+    def set_limit(self, seconds: float) -> None:
+        """Bound the calls to come; while the queue closes there is less time."""
+        self._limit = seconds
+        for merged in (self._insert, self._read, self._replace):
+            merged.limit = seconds
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
         return await self._insert(jobs)
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
-        return await self._get(ids)
+        return await (self._store.get(ids) if self._inline else self._read(ids))
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
         return await self._replace(changes)
@@ -165,7 +178,18 @@ class GroupCommitStore:
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
     ) -> Sequence[Job]:
-        return await self._store.take(lanes, now=now, until=until, limit=limit)
+        with bounded(self._limit):
+            return await self._store.take(lanes, now=now, until=until, limit=limit)
 
     async def delete(self, ids: Sequence[JobId], /) -> None:
-        await self._store.delete(ids)
+        with bounded(self._limit):
+            await self._store.delete(ids)
+
+
+@contextmanager
+def bounded(seconds: float) -> Generator[None]:
+    """Cancel what takes longer inside the block, and raise `StoreUnavailable` for it."""
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise StoreUnavailable("of this queue", f"no answer within {seconds:g} s")

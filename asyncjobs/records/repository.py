@@ -27,6 +27,7 @@ from asyncjobs.protocols import (
     power_of,
 )
 from asyncjobs.records.change_feed import ChangeFeed, Watch
+from asyncjobs.records.group_commit import bounded
 from asyncjobs.records.logging import log_transition
 
 # Jobs that their process has kept a place for are due a little later than they wait.
@@ -53,14 +54,16 @@ class Repository:
         clock: Clock,
         *,
         base: Store | None = None,
+        limit: timedelta = timedelta(seconds=10),
         tell: Callable[[Transition], None] = log_transition,
     ) -> None:
         """Keep the store to use, which may merge calls, and the `base` below it.
 
-        The powers of the base are used, and leases are renewed there. `tell` is called with each
-        transition that this process has written.
+        The powers of the base are used, and leases are renewed there; each call of these has the
+        `limit`. `tell` is called with each transition that this process has written.
         """
         self._direct: OpenStore = base or store
+        self._limit = limit.total_seconds()
         self._store = store
         self._feed = feed
         self._tell = tell
@@ -121,7 +124,8 @@ class Repository:
         """List jobs as they must stand now; raise `ConfigurationError` where the store cannot."""
         if self._listing is None:
             raise ConfigurationError("The store cannot list jobs.")
-        page = await self._listing.list(which, limit=limit, after=after)
+        with bounded(self._limit):
+            page = await self._listing.list(which, limit=limit, after=after)
         now = self._clock.now()
         jobs = [await self._listed(job, now) for job in page.jobs]
         fits = [job for job in jobs if job and which.status in (None, job.status)]
@@ -133,7 +137,8 @@ class Repository:
         waits = job.status is JobStatus.PENDING and job.lane == job.queue and job.run_at <= now
         if self._listing is None or not waits:
             return None
-        before = await self._listing.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
+        with bounded(self._limit):
+            before = await self._listing.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
         return before + 1 if before < _MOST_BEFORE else None
 
     async def oldest(self, queues: Sequence[str]) -> Mapping[str, timedelta]:
@@ -142,7 +147,8 @@ class Repository:
             return {}
         now = self._clock.now()
         lanes = [*queues, *map(suspects_lane, queues)]
-        moments = await self._listing.first_due(lanes)
+        with bounded(self._limit):
+            moments = await self._listing.first_due(lanes)
         waited = [timedelta(0) if at is None else max(timedelta(0), now - at) for at in moments]
         pairs = zip(waited[: len(queues)], waited[len(queues) :], strict=True)
         return {queue: max(pair) for queue, pair in zip(queues, pairs, strict=True)}
@@ -161,7 +167,8 @@ class Repository:
     async def renew(self, steps: Sequence[JobWrite]) -> Sequence[bool]:
         """Write as `replace` does, but never behind what waits there: leases must not lapse."""
         changes = [Change(step.job, step.before.revision) for step in steps]
-        written = await self._direct.replace(changes)
+        with bounded(self._limit):
+            written = await self._direct.replace(changes)
         for step, done in zip(steps, written, strict=True):
             if done:
                 self._written(step.before, step.job)

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
-from functools import partial
 from typing import Any
 
 import anyio
@@ -21,7 +20,7 @@ from anyio.abc import TaskGroup
 from asyncjobs.core.events import Event, Transition
 from asyncjobs.core.job import Job
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.execution.tasks import apart, call_apart
+from asyncjobs.execution.tasks import apart
 from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.protocols import Spans
 from asyncjobs.records.change_feed import Signal
@@ -89,7 +88,7 @@ class HookRunner:
         """Log an event, call the observers, queue it for its hooks. Never raises, never waits."""
         log_transition(transition)
         for observer in self._hooks.observers:
-            call_apart(partial(_observe, observer, transition))
+            _observe(observer, transition)
         for hook in self._hooks.of(transition.event):
             queue = self._queues.get(hook)
             if queue is None:

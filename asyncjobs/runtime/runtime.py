@@ -50,10 +50,11 @@ from asyncjobs.runtime.hooks import HookRunner, Hooks
 from asyncjobs.runtime.maintenance import Maintenance
 from asyncjobs.settings import Settings
 
-# After the grace period: how long handlers may take to stop and outcomes to be written, and hooks
-# to be called. Together with the store they have `_CLOSE_SECONDS`.
+# From the end of the grace period on: how long a write may take; until when handlers must have
+# stopped and outcomes be written; until when hooks are called; until when the store has closed.
+_LAST_WRITE_SECONDS = 2.5
 _LAST_WORDS_SECONDS = 3.5
-_LAST_HOOKS_SECONDS = 0.5
+_CLOSE_HOOKS_SECONDS = 4.0
 _CLOSE_SECONDS = 4.5
 
 
@@ -81,11 +82,13 @@ class Runtime:
         self.dispatcher = parts.dispatcher
         self.feed = ChangeFeed(poll=settings.poll_interval.total_seconds())
         self.hook_runner = HookRunner(parts.hooks)
+        self._store = GroupCommitStore(parts.store, tasks, settings.store_timeout)
         self.repository = Repository(
-            GroupCommitStore(parts.store, tasks, settings.store_timeout),
+            self._store,
             self.feed,
             parts.clock,
             base=parts.store,
+            limit=settings.store_timeout,
             tell=self.hook_runner.notify,
         )
         self.estimates = Estimates(
@@ -159,6 +162,9 @@ class Runtime:
         """
         began = anyio.current_time()
         grace = self.settings.grace.total_seconds()
+        self._store.set_limit(
+            min(grace + _LAST_WRITE_SECONDS, self.settings.store_timeout.total_seconds())
+        )
         with anyio.CancelScope(deadline=began + grace + _LAST_WORDS_SECONDS) as limit:
             async with anyio.create_task_group() as tasks:
                 if isinstance(self.dispatcher, Embedded) and self.fetcher is not None:
@@ -166,12 +172,15 @@ class Runtime:
                     with self._grace as scope:
                         scope.deadline = began + grace
                         await self.dispatcher.wait_until_idle()
+                self._store.set_limit(_LAST_WRITE_SECONDS)
                 limit.deadline = anyio.current_time() + _LAST_WORDS_SECONDS
                 self.executor.interrupt_all()
                 await self.executor.wait_until_none()
                 await self.callbacks.close()
         self.executor.abandon_all()
         self.executor.processes.close()
+        left = began + grace + _CLOSE_HOOKS_SECONDS - anyio.current_time()
+        await self.hook_runner.finish(max(left, 0.0))
 
     def _reservation(self, submission: Submission) -> AbstractContextManager[bool]:
         """Ask for a place here, unless this process leaves jobs of that queue to others."""
@@ -305,7 +314,6 @@ async def _open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
             finally:
                 with anyio.CancelScope(shield=True):
                     await runtime.drain()
-                    await runtime.hook_runner.finish(_LAST_HOOKS_SECONDS)
                 runtime.feed.close()
                 tasks.cancel_scope.cancel()
 
