@@ -324,7 +324,7 @@ async def test_a_handler_in_a_process_gets_the_traceparent_of_its_span(
     jobs: AsyncJobs, recorded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parent), *sys.path])
-    for kind in import_module("handlers_in_processes").kinds.registry:
+    for kind in import_module("traced_handlers").kinds.registry:
         jobs.registry.add(kind)
     async with jobs:
         job = await done(jobs, "traceparent", None)
