@@ -76,8 +76,8 @@ BAD = """
 
 def mypy(file: Path) -> set[int]:
     """Return the lines that have an error."""
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--output=json", file]
-    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--output=json"]
+    run = subprocess.run([*command, str(file)], check=False, capture_output=True, text=True)
     assert run.returncode in {0, 1}, run.stderr
     found = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     return {one["line"] for one in found if one["severity"] == "error"}
@@ -85,7 +85,7 @@ def mypy(file: Path) -> set[int]:
 
 def pyright(file: Path) -> set[int]:
     command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
-    run = subprocess.run([*command, file], check=False, capture_output=True, text=True)
+    run = subprocess.run([*command, str(file)], check=False, capture_output=True, text=True)
     assert run.returncode in {0, 1}, run.stderr
     found = json.loads(run.stdout)["generalDiagnostics"]
     return {one["range"]["start"]["line"] + 1 for one in found if one["severity"] == "error"}

@@ -81,8 +81,10 @@ async def test_a_time_limit_of_the_engine_does_not_end_the_job(tmp_path: Path) -
     path = tmp_path / "job"
     async with opened() as (jobs, runner):
         job = (await jobs.enqueue("hold", path)).job
-        with anyio.move_on_after(0.2):
-            await runner.run(message_of(job))
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as limit:
+                tasks.start_soon(cancel_when_started, limit, path)
+                await runner.run(message_of(job))
         given_back = await jobs.find(job.id)
     assert (given_back.status, given_back.losses, began(path)) == (JobStatus.PENDING, 0, 1)
 
@@ -109,3 +111,8 @@ async def test_a_store_that_is_away_raises_no_error_in_the_worker(
     await runner.run({"namespace": "asyncjobs", "id": "job_x"})
     assert len(caplog.records) == 2
     await runner.close()
+
+
+async def cancel_when_started(limit: anyio.CancelScope, path: Path) -> None:
+    await until(lambda: began(path) == 1)
+    limit.cancel()

@@ -139,11 +139,13 @@ class GiveBackConformance:
                 await to_thread.run_sync(engine.stop, processes)
                 given_back = await jobs.find(handle.id)
                 assert (given_back.status, given_back.losses) == (JobStatus.PENDING, 0)
+                # More than once if another of the stopping processes has started it again.
+                starts = began(path)
                 processes.start()
-                await until(lambda: began(path) == 2)
+                await until(lambda: began(path) > starts)
                 release(path)
                 done = await handle.wait()
-        assert (done.status, done.result, done.losses) == (JobStatus.COMPLETED, 2, 0)
+        assert (done.status, done.result, done.losses) == (JobStatus.COMPLETED, began(path), 0)
 
 
 @pytest.mark.anyio

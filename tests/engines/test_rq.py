@@ -43,9 +43,9 @@ def queue_of(url: str, name: str) -> Any:
 
 def failed_as_duplicate(broker: str, key: str) -> bool:
     """Return whether RQ failed a message that was sent twice, and ended in two workers at once."""
-    job = cast("Any", RQJob).fetch(key.removeprefix("rq:job:"), connect(broker))
-    result = job.latest_result()
-    return result is not None and "InvalidJobOperation" in (result.exc_string or "")
+    [job] = cast("Any", RQJob).fetch_many([key.removeprefix("rq:job:")], connect(broker))
+    result = job and job.latest_result()
+    return bool(result) and "InvalidJobOperation" in (result.exc_string or "")
 
 
 class RQEngine(Engine):

@@ -261,23 +261,25 @@ async def test_a_job_that_comes_up_while_it_ends_here_is_run_again() -> None:
         await dispatcher.wait_until_idle()
 
 
-async def test_a_retry_waits_for_the_thread_that_timed_out(jobs: AsyncJobs) -> None:
+async def test_a_retry_in_any_process_waits_for_the_thread_that_timed_out(make: Make) -> None:
     working = 0
     overlaps: list[int] = []
+    one, other = make(), make()
 
-    @jobs.handler("slow", timeout=0.1, retry=Retry(max_attempts=9, initial_delay=0))
     def slow(_none: None, job: JobContext) -> int:
         nonlocal working
         working += 1
         overlaps.append(working)
         if job.attempt == 1:
             until_sync(lambda: job.cancelled)
-            time.sleep(0.2)  # a retry that did not wait would begin now
+            time.sleep(0.5)  # the other process would begin a retry that did not wait
         working -= 1
         return job.attempt
 
-    async with jobs:
-        done = await settled(jobs, (await jobs.enqueue(slow, None)).id)
+    for jobs in (one, other):
+        jobs.handler("slow", timeout=0.1, retry=Retry(max_attempts=9, initial_delay=0))(slow)
+    async with one, other:
+        done = await settled(one, (await one.enqueue("slow", None)).id)
     assert done.status is JobStatus.COMPLETED
     assert set(overlaps) == {1}
 

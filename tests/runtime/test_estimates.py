@@ -245,7 +245,7 @@ def test_jobs_that_are_gone_are_unlearned() -> None:
 class Mute(MemoryStore):
     """A store that declares no power."""
 
-    powers: frozenset[type] = frozenset()
+    powers = frozenset()
 
 
 def test_a_queue_expects_what_was_estimated_until_it_has_seen_how_long_jobs_take() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
+import anyio
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from asyncjobs.core.job import JobId
 from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.testing import TcpProxy
+from tests.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
@@ -65,3 +70,28 @@ def far(postgres: PostgresServer, wire: TcpProxy, schema: str) -> PostgresStore:
     """Make a store that reaches its server by the wire, and does not wait for long."""
     near = make_conninfo(postgres.url, host="127.0.0.1", port=wire.port, sslmode="disable")
     return PostgresStore(near, schema=schema, timeout=0.5)
+
+
+@pytest.fixture
+async def conn(postgres: PostgresServer) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """Connect to the server as the application does, by its driver."""
+    async with await psycopg.AsyncConnection.connect(postgres.url) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def notified(
+    postgres: PostgresServer, schema: str
+) -> AsyncIterator[Callable[[JobId], Awaitable[None]]]:
+    """Return when a store of the schema has sent a notice of a job, as another program sees it."""
+    async with await psycopg.AsyncConnection.connect(postgres.url, autocommit=True) as listening:
+        await listening.execute(f'LISTEN "{schema}"'.encode())
+        async with aclosing(listening.notifies()) as notices:
+
+            async def wait_for(job_id: JobId) -> None:
+                with anyio.fail_after(PATIENCE_SECONDS):
+                    async for notice in notices:
+                        if job_id in notice.payload:
+                            return
+
+            yield wait_for

@@ -35,6 +35,8 @@ class TransactionPooler:
     def __init__(self, host: str, port: int) -> None:
         self.server = (host, port)
         self.port = 0
+        #: What clients have sent, message by message.
+        self.messages: list[bytes] = []
         self._clients: set[asyncio.Task[None]] = set()
         self._stack = ExitStack()
 
@@ -75,7 +77,7 @@ class TransactionPooler:
                 greetings.append(await _answer(lines[-1]))
             near[1].write(_KEY.sub(_NO_KEY, greetings[0]))
             for session in cycle(lines[1:]):
-                await _transaction(near, session)
+                await self._transaction(near, session)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # one of the two has left
         finally:
@@ -83,6 +85,21 @@ class TransactionPooler:
                 writer.close()
                 with suppress(ConnectionError):
                     await writer.wait_closed()
+
+    async def _transaction(self, near: _Line, session: _Line) -> None:
+        """Pass on what the client asks and the server answers, until no transaction is open."""
+        idle = False
+        while not idle:
+            message = b""
+            while message[:1] not in _TURNS:
+                message = await _message(near)
+                if message[:1] == _LEAVE:
+                    raise ConnectionError
+                self.messages.append(message)
+                session[1].write(message)
+            answer = await _answer(session)
+            near[1].write(answer)
+            idle = answer[-1:] == _IDLE
 
 
 async def _first_wish(near: _Line) -> bytes:
@@ -93,21 +110,6 @@ async def _first_wish(near: _Line) -> bytes:
         if int.from_bytes(rest[:4]) not in _ENCRYPTION:
             return size + rest
         near[1].write(b"N")
-
-
-async def _transaction(near: _Line, session: _Line) -> None:
-    """Pass on what the client asks and the server answers, until no transaction is open."""
-    idle = False
-    while not idle:
-        message = b""
-        while message[:1] not in _TURNS:
-            message = await _message(near)
-            if message[:1] == _LEAVE:
-                raise ConnectionError
-            session[1].write(message)
-        answer = await _answer(session)
-        near[1].write(answer)
-        idle = answer[-1:] == _IDLE
 
 
 async def _answer(session: _Line) -> bytes:

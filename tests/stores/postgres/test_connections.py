@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.lowlevel
 import psycopg
 import pytest
 
 from asyncjobs.core.job import Job, JobId, new_job_id
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import Change
-from asyncjobs.stores.postgres import PostgresStore
-from asyncjobs.stores.postgres.schema import migration_sql
+from asyncjobs.stores.postgres import PostgresStore, migration_sql
 from asyncjobs.testing import TcpProxy, sample_job
 from asyncjobs.testing.samples import LATER, NOW, begun, ids
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
 
 pytestmark = pytest.mark.anyio
+
+Connection = psycopg.AsyncConnection[Any]
 
 UNKNOWN = new_job_id()
 
@@ -34,6 +36,7 @@ BLOCKED = (
     "SELECT count(*) FROM pg_stat_activity"
     " WHERE wait_event_type = 'Lock' AND application_name = 'asyncjobs'"
 )
+CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'"
 
 
 # broken connections
@@ -67,31 +70,29 @@ async def test_what_may_be_repeated_survives_a_lost_answer(
 
 
 async def test_a_change_whose_answer_is_lost_is_not_made_twice_but_told(
-    far: PostgresStore, wire: TcpProxy
+    far: PostgresStore, store: PostgresStore, wire: TcpProxy
 ) -> None:
     job = sample_job()
     started = begun(job)
-    async with far as store:
+    async with store, far:
         await store.insert([job])
-        await store._opened.notices.close()
         wire.lose(1)
         with pytest.raises(StoreUnavailable) as caught:
-            await store.replace([Change(started, job.revision)])
+            await far.replace([Change(started, job.revision)])
         assert isinstance(caught.value.__cause__, psycopg.OperationalError)
-        assert await store.get([job.id]) == [started]
+        assert await far.get([job.id]) == [started]
 
 
 async def test_a_take_whose_answer_is_lost_is_told_and_takes_no_more(
-    far: PostgresStore, wire: TcpProxy
+    far: PostgresStore, store: PostgresStore, wire: TcpProxy
 ) -> None:
     jobs = [sample_job(), sample_job()]
-    async with far as store:
+    async with store, far:
         await store.insert(jobs)
-        await store._opened.notices.close()
         wire.lose(1)
         with pytest.raises(StoreUnavailable):
-            await store.take(["default"], now=NOW, until=LATER, limit=1)
-        assert ids(await store.take(["default"], now=NOW, until=LATER, limit=9)) == [jobs[1].id]
+            await far.take(["default"], now=NOW, until=LATER, limit=1)
+        assert ids(await far.take(["default"], now=NOW, until=LATER, limit=9)) == [jobs[1].id]
 
 
 async def test_repeating_ends_where_every_attempt_fails(far: PostgresStore, wire: TcpProxy) -> None:
@@ -111,28 +112,23 @@ async def test_repeating_ends_where_every_attempt_fails(far: PostgresStore, wire
 async def test_a_server_that_falls_silent_is_given_up_in_time_and_asked_once(
     far: PostgresStore, wire: TcpProxy
 ) -> None:
-    job = sample_job()
     async with far as store:
-        await store.insert([job])
-        await store._opened.notices.close()
         connections = wire.connections
         wire.stall()
         with anyio.fail_after(60), pytest.raises(StoreUnavailable, match=r"within 0\.5 s"):
-            await store.get([job.id])
+            await store.get([UNKNOWN])
         assert wire.connections == connections
         wire.flow()
-        assert await store.get([job.id]) == [job]
+        assert await store.get([UNKNOWN]) == [None]
 
 
 async def test_the_server_ends_what_waits_for_a_lock_too_long(
-    postgres: PostgresServer, schema: str, store: PostgresStore
+    postgres: PostgresServer, schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     job = sample_job()
     async with store, PostgresStore(postgres.url, schema=schema, timeout=0.2) as hasty:
         await store.insert([job])
-        async with store._opened.links.lent() as held:
-            await held.rows("BEGIN")
-            await held.rows("LOCK TABLE {s}.jobs")
+        async with locked(conn, schema):
             with anyio.fail_after(60), pytest.raises(StoreUnavailable, match="timeout"):
                 await hasty.replace([Change(begun(job), job.revision)])
             assert postgres.execute(BLOCKED) == [(0,)]
@@ -143,21 +139,18 @@ async def test_the_server_ends_what_waits_for_a_lock_too_long(
 
 
 async def test_what_was_begun_is_done_even_where_the_caller_is_cancelled(
-    postgres: PostgresServer, store: PostgresStore
+    postgres: PostgresServer, schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     job = sample_job()
     started = begun(job)
     async with store:
         await store.insert([job])
-        async with store._opened.links.lent() as held:
-            await held.rows("BEGIN")
-            await held.rows("LOCK TABLE {s}.jobs")
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(store.replace, [Change(started, job.revision)])
-                await until(lambda: postgres.execute(BLOCKED) != [(0,)])
-                tasks.cancel_scope.cancel()
-                with anyio.CancelScope(shield=True):
-                    await held.rows("COMMIT")
+        async with locked(conn, schema), anyio.create_task_group() as tasks:
+            tasks.start_soon(store.replace, [Change(started, job.revision)])
+            await until(lambda: postgres.execute(BLOCKED) != [(0,)])
+            tasks.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await conn.commit()
         assert await store.get([job.id]) == [started]
 
 
@@ -171,14 +164,12 @@ async def test_a_cancelled_caller_begins_nothing(store: PostgresStore) -> None:
 
 
 async def test_a_task_that_is_ended_by_force_leaves_no_connection_in_the_middle(
-    postgres: PostgresServer, store: PostgresStore
+    postgres: PostgresServer, schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     job = sample_job()
     async with store:
         await store.insert([job])
-        async with store._opened.links.lent() as held:
-            await held.rows("BEGIN")
-            await held.rows("LOCK TABLE {s}.jobs")
+        async with locked(conn, schema):
             task = asyncio.ensure_future(store.replace([Change(begun(job), job.revision)]))
             await until(lambda: postgres.execute(BLOCKED) != [(0,)])
             task.cancel()
@@ -208,13 +199,13 @@ async def test_too_many_connections_are_told(
     postgres: PostgresServer, schema: str, humble: PostgresStore, grants: list[str]
 ) -> None:
     postgres.execute(migration_sql(schema), *grants)
-    postgres.execute(f"ALTER ROLE {schema}_app CONNECTION LIMIT 1")
+    role = f"{schema}_app"
     async with humble as store:
-        links = store._opened.links
-        held = await links._obtain()
-        with pytest.raises(StoreUnavailable, match="too many connections"):
-            await store.get([UNKNOWN])
-        await links._put_back(held)
+        postgres.execute(f"ALTER ROLE {role} CONNECTION LIMIT 1", TERMINATE)
+        async with await psycopg.AsyncConnection.connect(humble.server.conninfo):
+            with pytest.raises(StoreUnavailable, match="too many connections"):
+                await store.get([UNKNOWN])
+        await until(lambda: postgres.execute(CONNECTED.format(role=role)) == [(0,)])
         assert await store.get([UNKNOWN]) == [None]
 
 
@@ -265,7 +256,9 @@ async def test_a_server_that_dies_under_load_breaks_no_promise_and_is_found_agai
     assert all(isinstance(error.__cause__, psycopg.Error) for error in errors)
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Let other tasks run until something is true."""
-    while not true():
-        await anyio.lowlevel.checkpoint()
+@asynccontextmanager
+async def locked(conn: Connection, schema: str) -> AsyncGenerator[None]:
+    """Lock the jobs inside the block, as a migration of another program does."""
+    await conn.execute(f"LOCK TABLE {schema}.jobs".encode())
+    yield
+    await conn.rollback()

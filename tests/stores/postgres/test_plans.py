@@ -12,8 +12,8 @@ import pytest
 
 from asyncjobs.core.encoding import encode_state, encode_submission, to_microseconds
 from asyncjobs.stores.postgres import PostgresStore
-from asyncjobs.stores.postgres import statements as sql
-from asyncjobs.stores.postgres.session import Session
+from asyncjobs.stores.postgres import queries as sql
+from asyncjobs.stores.postgres.connections import Session, connect
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LATER, NOW
 
@@ -55,7 +55,8 @@ async def full(store: PostgresStore) -> AsyncIterator[Session]:
 @asynccontextmanager
 async def filled(store: PostgresStore, many: int) -> AsyncGenerator[Session]:
     job = sample_job()
-    async with store, store._opened.links.lent() as session:
+    async with store:
+        session = await connect(store.server)
         await session.rows("SET statement_timeout = 0")
         await session.rows("SET synchronous_commit = off")
         moment = to_microseconds(NOW)
@@ -64,6 +65,7 @@ async def filled(store: PostgresStore, many: int) -> AsyncGenerator[Session]:
         await session.rows(FILL_RESULTS, within=600)
         await session.rows("ANALYZE {s}.jobs, {s}.submissions, {s}.results", within=600)
         yield session
+        await session.close()
 
 
 async def test_no_statement_reads_a_million_jobs_to_find_a_few(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.lowlevel
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
@@ -17,15 +17,19 @@ from asyncjobs.core.job import Job, JobId, new_job_id
 from asyncjobs.errors import UnreadableJob
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.postgres import PostgresStore
-from asyncjobs.stores.postgres import rows as postgres_rows
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LATER, NOW, begun, ids
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
 
 pytestmark = pytest.mark.anyio
 
+Connection = psycopg.AsyncConnection[Any]
+
+LIMIT = "asyncjobs.stores.postgres.queries.MAX_STATEMENT_BYTES"
+CONNECTIONS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'asyncjobs'"
 WAITING = (
     "SELECT count(*) FROM pg_stat_activity"
     " WHERE wait_event_type = 'Lock' AND application_name = 'asyncjobs'"
@@ -108,13 +112,14 @@ async def test_a_job_that_cannot_be_read_stops_no_other(
     bad, good = sample_job(), sample_job()
     async with store:
         await store.insert([bad, good])
+        connected = postgres.execute(CONNECTIONS)
         postgres.execute(f"UPDATE {schema}.jobs SET state = '{{}}' WHERE id = '{bad.id}'")
         with caplog.at_level(logging.ERROR, "asyncjobs"):
             assert ids(await store.take(["default"], now=NOW, until=LATER, limit=9)) == [good.id]
             assert ids((await store.list(Selection(), limit=9)).jobs) == [good.id]
         with pytest.raises(UnreadableJob, match=bad.id):
             await store.get([bad.id])
-        assert len(store._opened.links._idle) == 1
+        assert set(connected) <= set(postgres.execute(CONNECTIONS))
     assert caplog.text.count(bad.id) == 2
 
 
@@ -146,7 +151,7 @@ async def test_jobs_with_keys_and_without_are_due_in_the_order_of_the_call(
 async def test_what_is_too_large_for_one_statement_goes_in_several(
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_rows, "_MOST_BYTES", 10)
+    monkeypatch.setattr(LIMIT, 10)
     texts = [b'"%s"' % (b"x" * size) for size in (1, 2, 9, 20, 1, 1, 3)]
     jobs = [begun(sample_job(payload_json=text)) for text in texts]
     async with store:
@@ -164,9 +169,13 @@ async def test_what_is_too_large_for_one_statement_goes_in_several(
 
 
 async def test_a_call_of_several_statements_that_a_deadlock_ends_is_made_again_as_a_whole(
-    postgres: PostgresServer, schema: str, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+    postgres: PostgresServer,
+    schema: str,
+    store: PostgresStore,
+    conn: Connection,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(postgres_rows, "_MOST_BYTES", 10)
+    monkeypatch.setattr(LIMIT, 10)
     jobs = sorted((begun(sample_job()) for _ in range(3)), key=lambda job: job.id)
     # The first in a statement of its own, the others in a second one.
     changes = [
@@ -178,19 +187,17 @@ async def test_a_call_of_several_statements_that_a_deadlock_ends_is_made_again_a
     async def replace(where: PostgresStore) -> None:
         written.extend(await where.replace(changes))
 
-    lock = "SELECT 1 FROM {s}.jobs WHERE id = %b::text FOR UPDATE"
     # It, and not the other side, finds the deadlock, and is ended for that.
     victim = f"{postgres.url}?options=-c%20deadlock_timeout%3D1s"
     async with store, PostgresStore(victim, schema=schema) as other:
         await store.insert(jobs)
-        async with anyio.create_task_group() as tasks, store._opened.links.lent() as held:
-            await held.rows("SET deadlock_timeout = '1min'")
-            async with held.transaction():
-                await held.rows(lock, jobs[2].id)
-                tasks.start_soon(replace, other)
-                while postgres.execute(WAITING) == [(0,)]:
-                    await anyio.lowlevel.checkpoint()
-                await held.rows(lock, jobs[1].id)
+        async with anyio.create_task_group() as tasks:
+            await conn.execute("SET deadlock_timeout = '1min'")
+            await lock(conn, schema, jobs[2])
+            tasks.start_soon(replace, other)
+            await until(lambda: postgres.execute(WAITING) == [(1,)])
+            await lock(conn, schema, jobs[1])
+            await conn.commit()
         assert await store.get([job.id for job in jobs]) == [change.job for change in changes]
     assert written == [True, True, True]
 
@@ -210,7 +217,7 @@ async def test_a_result_may_be_replaced(store: PostgresStore) -> None:
 
 
 async def test_two_processes_that_insert_the_same_keys_in_any_order_do_not_lock_each_other_out(
-    postgres: PostgresServer, schema: str, store: PostgresStore
+    postgres: PostgresServer, schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     answers: list[dict[str | None, Job]] = []
 
@@ -219,21 +226,19 @@ async def test_two_processes_that_insert_the_same_keys_in_any_order_do_not_lock_
         answers.append({job.idempotency_key: job for job in found})
 
     one, two = (undetected(postgres, schema) for _ in "12")
-    with anyio.fail_after(20):
-        async with store, one, two, store._opened.links.lent() as held:
-            await held.rows("BEGIN")
-            await postgres_rows.insert(held, [sample_job(idempotency_key="b")])
+    with anyio.fail_after(60):
+        async with store, one, two:
+            await store.insert_within(conn, [sample_job(idempotency_key="b")])
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(submit, one, "abc")
                 tasks.start_soon(submit, two, "cba")
-                while postgres.execute(WAITING) != [(2,)]:
-                    await anyio.lowlevel.checkpoint()
-                await held.rows("ROLLBACK")
+                await until(lambda: postgres.execute(WAITING) == [(2,)])
+                await conn.rollback()
     assert answers[0] == answers[1]
 
 
 async def test_changes_of_two_processes_in_any_order_do_not_lock_each_other_out(
-    postgres: PostgresServer, schema: str, store: PostgresStore
+    postgres: PostgresServer, schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     jobs = sorted((sample_job() for _ in range(3)), key=lambda job: job.id)
     won: list[dict[JobId, bool]] = []
@@ -243,18 +248,15 @@ async def test_changes_of_two_processes_in_any_order_do_not_lock_each_other_out(
         won.append(dict(zip((job.id for job in order), written, strict=True)))
 
     one, two = (undetected(postgres, schema) for _ in "12")
-    with anyio.fail_after(20):
-        async with store, one, two, store._opened.links.lent() as held:
+    with anyio.fail_after(60):
+        async with store, one, two:
             await store.insert(jobs)
-            await held.rows("BEGIN")
-            lock = "SELECT 1 FROM {s}.jobs WHERE id = %b::text FOR UPDATE"
-            await held.rows(lock, jobs[1].id)
+            await lock(conn, schema, jobs[1])
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(change, one, jobs)
                 tasks.start_soon(change, two, jobs[::-1])
-                while postgres.execute(WAITING) != [(2,)]:
-                    await anyio.lowlevel.checkpoint()
-                await held.rows("ROLLBACK")
+                await until(lambda: postgres.execute(WAITING) == [(2,)])
+                await conn.rollback()
     assert [won[0][job.id] + won[1][job.id] for job in jobs] == [1, 1, 1]
 
 
@@ -274,59 +276,35 @@ def undetected(postgres: PostgresServer, schema: str) -> PostgresStore:
 
 
 async def test_an_insert_waits_for_one_of_the_same_key_that_is_under_way(
-    postgres: PostgresServer, store: PostgresStore, other: PostgresStore
+    postgres: PostgresServer, store: PostgresStore, conn: Connection
 ) -> None:
     first, second = (sample_job(idempotency_key="k") for _ in range(2))
     stored: list[Job] = []
 
     async def insert_second() -> None:
-        stored.extend(await other.insert([second]))
+        stored.extend(await store.insert([second]))
 
-    async with store, other, anyio.create_task_group() as tasks:
-        async with store._opened.links.lent() as held, held.transaction():
-            await postgres_rows.insert(held, [first])
-            tasks.start_soon(insert_second)
-            while postgres.execute(WAITING) == [(0,)]:
-                await anyio.lowlevel.checkpoint()
-        with anyio.fail_after(10):
-            while not stored:
-                await anyio.lowlevel.checkpoint()
+    async with store, anyio.create_task_group() as tasks:
+        await store.insert_within(conn, [first])
+        tasks.start_soon(insert_second)
+        await until(lambda: postgres.execute(WAITING) == [(1,)])
+        await conn.commit()
+        await until(lambda: stored)
     assert stored == [first]
 
 
-async def test_many_writers_in_two_processes_lose_no_update(
-    store: PostgresStore, other: PostgresStore
-) -> None:
-    job = sample_job()
-
-    async def count(where: PostgresStore) -> None:
-        for _ in range(25):
-            done = False
-            while not done:
-                [found] = await where.get([job.id])
-                assert found is not None
-                newer = found.model_copy(update={"revision": found.revision + 1})
-                [done] = await where.replace([Change(newer, found.revision)])
-
-    async with store, other:
-        await store.insert([job])
-        async with anyio.create_task_group() as tasks:
-            for where in (store, other, store, other):
-                tasks.start_soon(count, where)
-        [found] = await store.get([job.id])
-    assert found is not None
-    assert found.revision == 101
-
-
 async def test_what_another_process_takes_at_this_moment_is_passed_by(
-    store: PostgresStore, other: PostgresStore
+    schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     jobs = [sample_job() for _ in range(4)]
-    async with store, other, store._opened.links.lent() as held:
+    async with store:
         await store.insert(jobs)
-        await held.rows("BEGIN")
-        await held.rows(
-            "SELECT 1 FROM {s}.jobs WHERE id = ANY (%b::text[]) FOR UPDATE", ids(jobs[:2])
-        )
-        taken = await other.take(["default"], now=NOW, until=LATER, limit=3)
+        await lock(conn, schema, *jobs[:2])
+        taken = await store.take(["default"], now=NOW, until=LATER, limit=3)
     assert ids(taken) == ids(jobs[2:])
+
+
+async def lock(conn: Connection, schema: str, *jobs: Job) -> None:
+    """Lock jobs as a transaction that is about to change them does."""
+    query = f"SELECT 1 FROM {schema}.jobs WHERE id = ANY (%s) FOR UPDATE"
+    await conn.execute(query.encode(), [ids(jobs)])
