@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from types import MappingProxyType
-from typing import Literal
+from typing import Literal, assert_never
 
 from asyncjobs.core.job import Job, JobStatus
 
@@ -43,14 +41,6 @@ EventName = Literal[
     "cancelled",
 ]
 
-_ENDS: Mapping[JobStatus, Event] = MappingProxyType(
-    {
-        JobStatus.COMPLETED: Event.COMPLETED,
-        JobStatus.FAILED: Event.FAILED,
-        JobStatus.CANCELLED: Event.CANCELLED,
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Transition:
@@ -68,17 +58,27 @@ class Transition:
 
 
 def event_of(before: Job | None, job: Job) -> Event | None:
-    """Tell what a write means, None where nothing has happened that anybody waits for."""
+    """Return what a write means; None for one that is no event, such as a renewed lease."""
     if before is None:
         return Event.ENQUEUED
-    if job.status.terminal:
-        return None if before.status.terminal else _ENDS[job.status]
-    if job.status is JobStatus.PENDING:
-        return _why_it_waits_again(before, job)
-    if before.status is JobStatus.PENDING:
-        return Event.STARTED
-    asked_now = job.cancel_requested_at is not None and before.cancel_requested_at is None
-    return Event.CANCEL_REQUESTED if asked_now else None
+    if before.status.terminal:
+        return None
+    match job.status:
+        case JobStatus.PENDING:
+            return _why_it_waits_again(before, job)
+        case JobStatus.PROCESSING:
+            if before.status is JobStatus.PENDING:
+                return Event.STARTED
+            asked_now = job.cancel_requested_at is not None and before.cancel_requested_at is None
+            return Event.CANCEL_REQUESTED if asked_now else None
+        case JobStatus.COMPLETED:
+            return Event.COMPLETED
+        case JobStatus.FAILED:
+            return Event.FAILED
+        case JobStatus.CANCELLED:
+            return Event.CANCELLED
+        case _:
+            assert_never(job.status)
 
 
 def _why_it_waits_again(before: Job, job: Job) -> Event | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, assert_never
 
 from asyncjobs.core.job import (
     CALLBACKS_LANE,
@@ -184,9 +184,15 @@ def cancel(job: Job, now: datetime) -> Job:
     """Cancel a waiting job at once; ask a running one to stop. Asking twice is illegal."""
     if job.cancel_requested_at is not None:
         raise IllegalMove(job.id, Move.CANCEL, job.status, "it was asked to stop before")
-    if job.status is PENDING:
-        return _end(job, Move.CANCEL, CANCELLED, now, cancel_requested_at=now)
-    return _move(job, Move.CANCEL, PROCESSING, cancel_requested_at=now)
+    match job.status:
+        case JobStatus.PENDING:
+            return _end(job, Move.CANCEL, CANCELLED, now, cancel_requested_at=now)
+        case JobStatus.PROCESSING:
+            return _move(job, Move.CANCEL, PROCESSING, cancel_requested_at=now)
+        case JobStatus.COMPLETED | JobStatus.FAILED | JobStatus.CANCELLED:
+            raise IllegalMove(job.id, Move.CANCEL, job.status)
+        case _:
+            assert_never(job.status)
 
 
 def stop(job: Job, now: datetime, *, token: str | None) -> Job:
@@ -368,18 +374,22 @@ def _move(job: Job, move: Move, to: JobStatus, **changes: Any) -> Job:
 
 
 def _schedule(job: Job, waits_until: datetime | None = None) -> dict[str, Any]:
-    """Derive lane and due_at: who must look at the job next, and when."""
-    if job.status is PENDING:
-        if job.delivery is Delivery.EXTERNAL:
-            return {"lane": MAINTENANCE_LANE, "due_at": job.deadline}
-        lane = pull_lane(job) if job.delivery is Delivery.PULL else MAINTENANCE_LANE
-        return {"lane": lane, "due_at": min(waits_until or job.run_at, job.deadline)}
-    if job.status is PROCESSING:
-        lapse = job.lease.until if job.lease else attempt_end(job)
-        return {"lane": MAINTENANCE_LANE, "due_at": min(lapse, job.deadline)}
-    if job.callback is not None and job.callback.next_at is not None:
-        return {"lane": CALLBACKS_LANE, "due_at": job.callback.next_at}
-    return {"lane": MAINTENANCE_LANE, "due_at": job.expires_at}
+    """Derive lane and due_at: which loop must look at the job next, and when."""
+    match job.status:
+        case JobStatus.PENDING:
+            if job.delivery is Delivery.EXTERNAL:
+                return {"lane": MAINTENANCE_LANE, "due_at": job.deadline}
+            lane = pull_lane(job) if job.delivery is Delivery.PULL else MAINTENANCE_LANE
+            return {"lane": lane, "due_at": min(waits_until or job.run_at, job.deadline)}
+        case JobStatus.PROCESSING:
+            lapse = job.lease.until if job.lease else attempt_end(job)
+            return {"lane": MAINTENANCE_LANE, "due_at": min(lapse, job.deadline)}
+        case JobStatus.COMPLETED | JobStatus.FAILED | JobStatus.CANCELLED:
+            if job.callback is not None and job.callback.next_at is not None:
+                return {"lane": CALLBACKS_LANE, "due_at": job.callback.next_at}
+            return {"lane": MAINTENANCE_LANE, "due_at": job.expires_at}
+        case _:
+            assert_never(job.status)
 
 
 def pull_lane(job: Job) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import assert_never
 
 
 class JobStatus(StrEnum):
@@ -17,7 +18,10 @@ class JobStatus(StrEnum):
     @property
     def terminal(self) -> bool:
         """Whether nothing will change any more."""
-        return self in _TERMINAL
-
-
-_TERMINAL = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
+        match self:
+            case JobStatus.PENDING | JobStatus.PROCESSING:
+                return False
+            case JobStatus.COMPLETED | JobStatus.FAILED | JobStatus.CANCELLED:
+                return True
+            case _:
+                assert_never(self)
