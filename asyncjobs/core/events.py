@@ -63,22 +63,28 @@ def event_of(before: Job | None, job: Job) -> Event | None:
         return Event.ENQUEUED
     if before.status.terminal:
         return None
+    event: Event | None
     match job.status:
         case JobStatus.PENDING:
-            return _why_it_waits_again(before, job)
+            event = _why_it_waits_again(before, job)
         case JobStatus.PROCESSING:
-            if before.status is JobStatus.PENDING:
-                return Event.STARTED
-            asked_now = job.cancel_requested_at is not None and before.cancel_requested_at is None
-            return Event.CANCEL_REQUESTED if asked_now else None
+            event = _what_is_new(before, job)
         case JobStatus.COMPLETED:
-            return Event.COMPLETED
+            event = Event.COMPLETED
         case JobStatus.FAILED:
-            return Event.FAILED
+            event = Event.FAILED
         case JobStatus.CANCELLED:
-            return Event.CANCELLED
+            event = Event.CANCELLED
         case _:
             assert_never(job.status)
+    return event
+
+
+def _what_is_new(before: Job, job: Job) -> Event | None:
+    if before.status is JobStatus.PENDING:
+        return Event.STARTED
+    asked_now = job.cancel_requested_at is not None and before.cancel_requested_at is None
+    return Event.CANCEL_REQUESTED if asked_now else None
 
 
 def _why_it_waits_again(before: Job, job: Job) -> Event | None:
