@@ -75,7 +75,7 @@ def safe_text(value: object) -> str | None:
         return None
     try:
         return str.__str__(str(value)).encode("utf-8", "replace").decode()
-    except Exception:  # noqa: BLE001  # whatever its class does there
+    except BaseException:  # noqa: BLE001  # whatever its class does there
         return f"<{type(value).__name__} that cannot be shown>"
 
 

@@ -12,6 +12,7 @@ import random
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +34,7 @@ from asyncjobs.execution.outcomes import (
     Facts,
     Move,
     Unrecorded,
+    classified,
     decide,
     log_end,
     move_of,
@@ -283,7 +285,7 @@ class Executor:
         try:
             result = await self._perform(attempt)
         except BaseException as error:  # noqa: BLE001  # KeyboardInterrupt and SystemExit as well
-            attempt.end(error=error)
+            attempt.end(error=classified(error))
         else:
             attempt.end(result=result)
 
@@ -374,7 +376,8 @@ class Executor:
         if outcome is None:
             return
         attempt.settled = True
-        log_end(attempt.job, facts, outcome)
+        with suppress(BaseException):  # it shows what the application's code has raised
+            log_end(attempt.job, facts, outcome)
         if isinstance(outcome, Unrecorded):
             self._leave(attempt)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import assert_never, cast
@@ -143,8 +144,16 @@ def failure_of(error: BaseException) -> Failed:
                 return _final("invalid_result", str(invalid))
             case _:
                 return Failed(UNEXPECTED, final=False)
-    except Exception:  # noqa: BLE001  # whatever its class does there
+    except BaseException:  # noqa: BLE001  # whatever its class does there
         return Failed(UNEXPECTED, final=isinstance(error, JobFailed))
+
+
+def classified(error: BaseException) -> BaseException:
+    """Return the error, or a plain one for it if its class does not let itself be asked for."""
+    with suppress(BaseException):  # `__class__` may be a property
+        if isinstance(alone(error).__class__, type):
+            return error
+    return RuntimeError(f"The handler raised {type(error).__name__}.")
 
 
 #: Its message gets the job's trace id when it is recorded.

@@ -34,7 +34,7 @@ from anyio.lowlevel import current_token
 from asyncjobs.core.handlers import Handler, ImportPath
 from asyncjobs.core.job import Job, Policy
 from asyncjobs.errors import ConfigurationError, JobCancelled, NotOpen
-from asyncjobs.execution.context import Gauge, JobContext, Report
+from asyncjobs.execution.context import Gauge, JobContext, Report, safe_text
 from asyncjobs.records.logging import working_on
 
 STOP = "stop"
@@ -215,8 +215,8 @@ def _told(error: BaseException) -> BaseException:
         return RuntimeError(f"The handler raised {type(error).__name__}.")
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
-    except Exception:  # noqa: BLE001  # whatever its class does there
-        return RuntimeError(f"The handler raised {type(error).__name__}: {error}")
+    except BaseException:  # noqa: BLE001  # whatever its class does there
+        return RuntimeError(f"The handler raised {type(error).__name__}: {safe_text(error)}")
     return error
 
 
