@@ -1,0 +1,65 @@
+"""A handler that misbehaves in the application's process ends its own job, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Generator
+from contextlib import AsyncExitStack
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from asyncjobs import AsyncJobs
+from tests.queues import Make
+
+from .matrix import (
+    PATIENT,
+    Combination,
+    EngineHere,
+    ending,
+    misbehave_beside_others,
+    nothing_left,
+    parametrized,
+)
+
+pytestmark = pytest.mark.anyio
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def kinds(monkeypatch: pytest.MonkeyPatch) -> Generator[object]:
+    """Import the handlers as child processes can."""
+    monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
+    module = import_module("misbehaviour")
+    yield module
+    module.mend_the_log()
+
+
+WHOLE = (("local", "memory"), ("local", "sqlite"), ("engine", "memory"))
+
+
+@parametrized(WHOLE, ways=("local", "engine"))
+async def test_a_misbehaving_handler_ends_its_own_job_only(
+    combination: Combination, make: Make, kinds: object, tmp_path: Path
+) -> None:
+    engine = EngineHere()
+    given = {"dispatcher": engine} if combination.way == "engine" else {}
+    jobs: AsyncJobs = kinds.register(make(settings=PATIENT, **given))
+    # It logs what is left of a handler, for which the runner of the tests fails.
+    asyncio.get_running_loop().set_exception_handler(None)
+    async with nothing_left(), AsyncExitStack() as stack:
+        await stack.enter_async_context(jobs)
+        if given:
+            await stack.enter_async_context(engine.working(jobs.run))
+        done = await misbehave_beside_others(jobs, combination.kind, combination.form, tmp_path)
+    assert ending(done) == combination.kind.ends
+    if ending(done) != "worker_lost":
+        assert done.attempt == 1
