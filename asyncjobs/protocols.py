@@ -82,7 +82,9 @@ class OpenStore(Protocol):
 
         Comparing and writing are one step: of any number of racing changes that expect the same
         revision, one wins. A refused change leaves the job untouched and does not touch the
-        others. Only the state half is written. Changes of one call to one job apply in order.
+        others. Only the state half is written, and of its wide data (`result_json` and
+        `errors_json`) what is not None: None leaves what is stored. Changes of one call to one job
+        apply in order.
         """
         ...
 
@@ -97,7 +99,7 @@ class OpenStore(Protocol):
         ...
 
     async def delete(self, ids: Sequence[JobId], /) -> None:
-        """Forget these jobs with their payloads, results and keys; unknown ids are no error."""
+        """Forget these jobs with all their data and keys; unknown ids are no error."""
         ...
 
 

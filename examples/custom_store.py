@@ -91,7 +91,7 @@ class FolderStore:
         stored, order = self._read(change.job.id)
         if stored is None or stored.revision != change.expected_revision:
             return False
-        self._write(change.job, order, before=stored)
+        self._write(stored.updated(change.job), order, before=stored)
         return True
 
     def _take(self, lanes: Sequence[str], now: datetime, until: datetime, limit: int) -> list[Job]:
@@ -118,10 +118,10 @@ class FolderStore:
     def _read(self, job_id: JobId) -> tuple[Job | None, int]:
         if not (path := self._file(job_id, "state")).exists():
             return None, 0
-        head, state, result = path.read_bytes().split(b"\n", 2)
+        head, state, errors, result = path.read_bytes().split(b"\n", 3)
         submission, payload = self._file(job_id, "submission").read_bytes().split(b"\n", 1)
-        order, ended, *columns = json.loads(head)
-        found = Columns(payload, result if ended else None, *columns)
+        order, *columns = json.loads(head)
+        found = Columns(payload, result or None, errors or None, *columns)  # JSON is never empty
         return decode(job_id, submission, state, found), order
 
     def _write(self, job: Job, order: int, *, before: Job | None) -> None:
@@ -129,9 +129,10 @@ class FolderStore:
         if entry := self._entry(job, order):
             entry.touch()
         due_at = None if job.due_at is None else to_microseconds(job.due_at)
-        head = json.dumps([order, job.result_json is not None, job.revision, job.lane, due_at])
+        head = json.dumps([order, job.revision, job.lane, due_at]).encode()
+        wide = [job.errors_json or b"", job.result_json or b""]
         new = self._folder / "new"
-        new.write_bytes(b"\n".join([head.encode(), encode_state(job), job.result_json or b""]))
+        new.write_bytes(b"\n".join([head, encode_state(job), *wide]))
         new.replace(self._file(job.id, "state"))
         if before and (past := self._entry(before, order)) and past != entry:
             past.unlink(missing_ok=True)

@@ -5,21 +5,14 @@ Shared by every store that keeps text, so that a field added to the model needs 
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
 
 from pydantic import ValidationError
 
 from asyncjobs.core.job import Job, State, Submission
 from asyncjobs.errors import InvalidQuery, UnreadableJob
-
-log = logging.getLogger("asyncjobs")
-
-R = TypeVar("R")
 
 _NUMBER = re.compile(r"[0-9]+")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -32,6 +25,7 @@ class Columns:
 
     payload: bytes
     result: bytes | None
+    errors: bytes | None
     revision: int
     lane: str
     due_at: int | None
@@ -43,7 +37,7 @@ def encode_submission(job: Job) -> bytes:
 
 
 def encode_state(job: Job) -> bytes:
-    """Write the half that moves, without result, revision, lane and due_at."""
+    """Write the half that moves, without result, errors, revision, lane and due_at."""
     return State.__pydantic_serializer__.to_json(job)
 
 
@@ -57,21 +51,11 @@ def decode(job_id: str, submission: bytes, state: bytes, columns: Columns) -> Jo
     return job.changed(
         payload_json=columns.payload,
         result_json=columns.result,
+        errors_json=columns.errors,
         revision=columns.revision,
         lane=columns.lane,
         due_at=due_at,
     )
-
-
-def readable(rows: Iterable[R], read: Callable[[R], Job]) -> list[Job]:
-    """Read the jobs of some rows; the others must not suffer from one that cannot be read."""
-    jobs: list[Job] = []
-    for row in rows:
-        try:
-            jobs.append(read(row))
-        except UnreadableJob as error:
-            log.error("%s", error, extra={"job_id": error.job_id})  # noqa: TRY400  # no traceback
-    return jobs
 
 
 def sequence_of(cursor: str | None, digits: int) -> int | None:

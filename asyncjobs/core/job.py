@@ -14,9 +14,18 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NewType, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+)
 
 from asyncjobs.core.status import JobStatus as JobStatus  # noqa: PLC0414  # part of what a job is
+from asyncjobs.errors import UnreadableJob
 from asyncjobs.settings import Seconds
 
 JobId = NewType("JobId", str)
@@ -100,6 +109,19 @@ class JobError(_Value):
 
     code: str
     message: str
+
+
+class AttemptError(_Value):
+    """What an attempt raised, for operators: it is never shown to clients.
+
+    `message` and `traceback` are cut if they are long; `traceback` is empty for a process that died.
+    """
+
+    attempt: int
+    at: datetime
+    type: str
+    message: str
+    traceback: str = ""
 
 
 class Detail(_Value):
@@ -205,6 +227,9 @@ class Callback(_Value):
     error: str | None = None
 
 
+ATTEMPT_ERRORS = TypeAdapter(list[AttemptError])
+
+
 class Submission(_Value):
     """The half of a job that is written once. `retry_of` is the job that it is run again for."""
 
@@ -231,7 +256,7 @@ class Submission(_Value):
 
 
 class State(_Value):
-    """The half of a job that moves.
+    """The half of a job that moves. `errors_json` is what its attempts raised, the newest last.
 
     `attempt` counts starts and is the fence a handler may hand to others; `failures`, `losses` and
     `releases` count the attempts that raised, lost their worker, and were given back at a shutdown.
@@ -243,6 +268,7 @@ class State(_Value):
     progress: int = 0
     detail: Detail | None = None
     result_json: bytes | None = Field(default=None, exclude=True)
+    errors_json: bytes | None = Field(default=None, exclude=True)
     error: JobError | None = None
     attempt: int = 0
     failures: int = 0
@@ -277,3 +303,34 @@ class Job(Submission, State):
             return None
         parsed: JsonValue = json.loads(self.result_json)
         return parsed
+
+    @property
+    def attempt_errors(self) -> list[AttemptError]:
+        """Parse what the attempts raised, the newest last; only the last ones are kept."""
+        if self.errors_json is None:
+            return []
+        try:
+            return ATTEMPT_ERRORS.validate_json(self.errors_json)
+        except ValidationError as error:
+            raise UnreadableJob(self.id) from error
+
+    @property
+    def wide_bytes(self) -> int:
+        """How many bytes payload, result and errors of its attempts have."""
+        return len(self.payload_json) + len(self.result_json or b"") + len(self.errors_json or b"")
+
+    def updated(self, newer: Self) -> Self:
+        """Return what is stored when a change to this job is written whose job is `newer`.
+
+        That is the submission of this job, the state of the newer one, and of its wide data what is
+        not None there.
+        """
+        state = {name: newer.__dict__[name] for name in State.model_fields}
+        for name in ("result_json", "errors_json"):
+            if state[name] is None:
+                del state[name]
+        return self.changed(**state)
+
+    def narrow(self) -> Self:
+        """Return the job as lists show it: without payload, result and errors of its attempts."""
+        return self.changed(payload_json=b"", result_json=None, errors_json=None)

@@ -14,8 +14,10 @@ from types import MappingProxyType
 from typing import Any, assert_never
 
 from asyncjobs.core.job import (
+    ATTEMPT_ERRORS,
     CALLBACKS_LANE,
     MAINTENANCE_LANE,
+    AttemptError,
     Callback,
     Delivery,
     Job,
@@ -27,7 +29,7 @@ from asyncjobs.core.job import (
     Submission,
     suspects_lane,
 )
-from asyncjobs.errors import IllegalMove, LostLease
+from asyncjobs.errors import IllegalMove, LostLease, UnreadableJob
 
 PENDING, PROCESSING = JobStatus.PENDING, JobStatus.PROCESSING
 COMPLETED, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
@@ -75,6 +77,9 @@ INVISIBLE = frozenset({Move.EXTEND, Move.REQUEUE, Move.CALL_BACK})
 
 #: For so long after its end a job may owe a callback; then it is given up, whoever may call.
 CALLBACK_PATIENCE = timedelta(days=7)
+
+#: Of so many attempts, the newest, a job keeps what they raised.
+MAX_ATTEMPT_ERRORS = 10
 
 DEADLINE_EXCEEDED = JobError(
     code="deadline_exceeded", message="The job did not finish before its deadline."
@@ -318,6 +323,17 @@ def settle_loss(job: Job, now: datetime, *, token: str) -> Job:
 def catch_up(job: Job, last: Progress) -> Job:
     """Fold a report that was not written yet into the move that follows it. Not a move itself."""
     return job.changed(progress=last.percent, detail=last.detail)
+
+
+def note_error(job: Job, error: AttemptError) -> Job:
+    """Keep what an attempt raised with the move that follows it. Not a move itself."""
+    try:
+        earlier = job.attempt_errors
+    except UnreadableJob:
+        earlier = []  # what cannot be read must not keep the attempt from ending
+    kept = [one for one in earlier if one.attempt != error.attempt]
+    newest = [*kept, error][-MAX_ATTEMPT_ERRORS:]
+    return job.changed(errors_json=ATTEMPT_ERRORS.dump_json(newest))
 
 
 def has_attempts_left(job: Job) -> bool:

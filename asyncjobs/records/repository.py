@@ -43,6 +43,15 @@ class JobWrite:
     before: Job
     job: Job
 
+    def change(self) -> Change:
+        """Return what the store is to write: no wide data that it has already."""
+        before, job = self.before, self.job
+        if before.errors_json is not None and before.errors_json is job.errors_json:
+            job = job.changed(errors_json=None)
+        if before.result_json is not None and before.result_json is job.result_json:
+            job = job.changed(result_json=None)
+        return Change(job, before.revision)
+
 
 class Repository:
     """Reads and writes jobs by the rules of `lifecycle`."""
@@ -157,8 +166,7 @@ class Repository:
         """Write moves that were already made; say for each whether it was the next one."""
         if not steps:
             return ()
-        changes = [Change(step.job, step.before.revision) for step in steps]
-        written = await self._store.replace(changes)
+        written = await self._store.replace([step.change() for step in steps])
         for step, done in zip(steps, written, strict=True):
             if done:
                 self._written(step.before, step.job)
@@ -166,9 +174,8 @@ class Repository:
 
     async def renew(self, steps: Sequence[JobWrite]) -> Sequence[bool]:
         """Write as `replace` does, but never behind what waits there: leases must not lapse."""
-        changes = [Change(step.job, step.before.revision) for step in steps]
         with bounded(self._limit):
-            written = await self._direct.replace(changes)
+            written = await self._direct.replace([step.change() for step in steps])
         for step, done in zip(steps, written, strict=True):
             if done:
                 self._written(step.before, step.job)
@@ -217,7 +224,7 @@ class Repository:
         if lifecycle.overdue(job, now) is None:
             return None if lifecycle.forgettable(job, now) else job
         [whole] = await self.get([job.id])
-        return whole and whole.changed(payload_json=b"", result_json=None)
+        return whole and whole.narrow()
 
     async def _replayed(self, job: Job, found: Job) -> Job:
         """Return the job that has the key now: not one that nobody can read any more."""

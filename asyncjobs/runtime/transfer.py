@@ -175,13 +175,13 @@ async def _overwrite(target: Store, pairs: Sequence[tuple[Job, Job]]) -> None:
 
 
 async def _complete_jobs(store: Store, ids: Sequence[JobId]) -> AsyncGenerator[list[Job]]:
-    """Yield jobs with payload and result, in batches; deleted jobs are left out."""
+    """Yield jobs with their wide data, in batches; deleted jobs are left out."""
     start, batch = 0, 16
     while start < len(ids):
         found = await store.get(ids[start : start + batch])
         jobs = [job for job in found if job is not None]
         start += batch
-        size = sum(len(job.payload_json) + len(job.result_json or b"") for job in jobs)
+        size = sum(job.wide_bytes for job in jobs)
         batch = max(1, min(_MAX_BATCH_JOBS, 2 * batch, batch * _MAX_BATCH_BYTES // max(size, 1)))
         if jobs:
             yield jobs
@@ -208,9 +208,9 @@ def _fingerprint(job: Job) -> bytes:
     """Hash everything that a store keeps of a job, each part after its length."""
     due_at = "" if job.due_at is None else to_microseconds(job.due_at)
     columns = f"{job.revision} {due_at} {job.lane}".encode()
-    result = b"-" if job.result_json is None else b"+" + job.result_json
+    wide = [b"-" if text is None else b"+" + text for text in (job.result_json, job.errors_json)]
     hashed = sha256()
-    for part in (encode_submission(job), job.payload_json, encode_state(job), result, columns):
+    for part in (encode_submission(job), job.payload_json, encode_state(job), *wide, columns):
         hashed.update(b"%d " % len(part))
         hashed.update(part)
     return hashed.digest()

@@ -12,7 +12,7 @@ from typing import Self
 import anyio.lowlevel
 
 from asyncjobs.core.encoding import sequence_of
-from asyncjobs.core.job import Job, JobId, Submission
+from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import Change, InlineReads, Listing, Page, Selection
 
@@ -21,9 +21,6 @@ _Heap = list[tuple[datetime, int, JobId]]
 
 # Of a cursor, which is a job's place in the order of insertion.
 _DIGITS = 19
-
-# What a list leaves out of a job.
-_NARROW = {"payload_json": b"", "result_json": None}
 
 
 class MemoryStore:
@@ -71,10 +68,11 @@ class MemoryStore:
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
     ) -> Sequence[Job]:
         await anyio.lowlevel.checkpoint()
-        due: list[Job] = []
+        # By id: a job that was written twice with the same moment has two entries that count.
+        due: dict[JobId, Job] = {}
         while len(due) < limit and (job := self._next_due(lanes, now)) is not None:
-            due.append(job)
-        taken = [job.changed(due_at=until) for job in due]
+            due[job.id] = job
+        taken = [job.changed(due_at=until) for job in due.values()]
         for job in taken:
             self._put(job)
         return taken
@@ -97,7 +95,7 @@ class MemoryStore:
             if (before is None or order < before) and _fits(job := self._jobs[job_id], which)
         )
         found = [*islice(newest, limit + 1)]
-        jobs = [job.changed(**_NARROW) for _, job in found[:limit]]
+        jobs = [job.narrow() for _, job in found[:limit]]
         return Page(jobs, str(found[limit - 1][0]) if len(found) > limit else None)
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
@@ -132,8 +130,7 @@ class MemoryStore:
         stored = self._jobs.get(change.job.id)
         if stored is None or stored.revision != change.expected_revision:
             return False
-        submission = {name: stored.__dict__[name] for name in Submission.model_fields}
-        self._put(change.job.changed(**submission))
+        self._put(stored.updated(change.job))
         return True
 
     def _put(self, job: Job) -> None:

@@ -10,18 +10,18 @@ from asyncjobs.core.encoding import (
     Columns,
     decode,
     from_microseconds,
-    readable,
     sequence_of,
     to_microseconds,
 )
 from asyncjobs.core.job import Job, JobStatus
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import Page
+from asyncjobs.stores.reading import readable
 
 Row = Sequence[Any]
 
 #: What `job_from` reads; `seq`, the order of insertion, comes last.
-JOB_COLUMNS = "id, submission, state, payload, result, revision, lane, due_at, seq"
+JOB_COLUMNS = "id, submission, state, payload, result, errors, revision, lane, due_at, seq"
 
 # A cursor is the `seq` of a page's last job.
 _MAX_CURSOR_DIGITS = 18
@@ -29,8 +29,8 @@ _MAX_CURSOR_DIGITS = 18
 
 def job_from(row: Row) -> Job:
     """Read a job from its `JOB_COLUMNS`."""
-    job_id, submission, state, payload, result, revision, lane, due_at, _ = row
-    return decode(job_id, submission, state, Columns(payload, result, revision, lane, due_at))
+    job_id, submission, state, *columns, _ = row
+    return decode(job_id, submission, state, Columns(*columns))
 
 
 def due_column(job: Job) -> int | None:

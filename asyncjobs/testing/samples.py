@@ -8,6 +8,7 @@ from typing import Any
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import (
+    AttemptError,
     Delivery,
     Detail,
     Job,
@@ -65,7 +66,7 @@ def full_job() -> Job:
         estimated_duration=timedelta(seconds=12.5),
         callback_url="https://hooks.example.com/ended",
     )
-    started = begun(job)
+    started = lifecycle.note_error(begun(job), sample_error(1))
     again = lifecycle.retry(started, NOW, token="t", jitter=0)
     lost = begun(again, token="u")
     lapsed = lifecycle.lose(lost, NOW + timedelta(seconds=30))
@@ -80,6 +81,17 @@ def full_job() -> Job:
     called = lifecycle.call_back(failed, LATER, error="away", again_at=LATER + timedelta(hours=1))
     lease = Lease(worker="host:1", token="w", until=LATER)
     return called.model_copy(update={"lease": lease, "result_json": b'{"rows": 1e2}'})
+
+
+def sample_error(attempt: int) -> AttemptError:
+    """Make what an attempt raised."""
+    return AttemptError(
+        attempt=attempt,
+        at=NOW,
+        type="ValueError",
+        message="No such file: Grüße.csv",
+        traceback='Traceback (most recent call last):\n  File "app.py", line 7\nValueError: …\n',
+    )
 
 
 def begun(job: Job, token: str = "t") -> Job:

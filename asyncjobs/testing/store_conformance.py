@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobStatus, new_job_id
+from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobStatus, Retry, new_job_id
 from asyncjobs.protocols import Change, ChangeNotices, Store, check_powers
 from asyncjobs.testing.samples import (
     LANE,
@@ -20,8 +20,19 @@ from asyncjobs.testing.samples import (
     ended,
     full_job,
     ids,
+    sample_error,
     sample_job,
 )
+
+
+def failed_attempts(job: Job) -> tuple[Job, Job]:
+    """Return a job after its first attempt has failed, and after its second has."""
+    after: list[Job] = []
+    for number, token in enumerate("tu", 1):
+        noted = lifecycle.note_error(begun(job, token), sample_error(number))
+        job = lifecycle.retry(noted, NOW, token=token, jitter=0)
+        after.append(job)
+    return after[0], after[1]
 
 
 class StoringRules:
@@ -121,6 +132,18 @@ class StoringRules:
             done = await ended(store, job, result)
             assert await store.get([job.id]) == [done]
 
+    async def test_errors_of_attempts_come_back_as_they_were_written(self, store: Store) -> None:
+        job = sample_job(retry=Retry(max_attempts=3))
+        first, second = failed_attempts(job)
+        async with store:
+            await store.insert([job])
+            for before, failed in ((job, first), (first, second)):
+                assert list(await store.replace([Change(failed, before.revision)])) == [True]
+                assert list(await store.get([job.id])) == [failed]
+            assert [error.attempt for error in second.attempt_errors] == [1, 2]
+            [taken] = await store.take([LANE], now=LATER, until=LATER, limit=1)
+            assert taken.errors_json == second.errors_json
+
     async def test_what_was_handed_out_does_not_change(self, store: Store) -> None:
         job = sample_job()
         async with store:
@@ -153,6 +176,26 @@ class StoringRules:
             await store.insert([job])
             assert list(await store.replace([Change(narrow, job.revision)])) == [True]
             assert list(await store.get([job.id])) == [started]
+
+    async def test_a_change_without_errors_or_result_keeps_those_that_are_stored(
+        self, store: Store
+    ) -> None:
+        job = sample_job(retry=Retry(max_attempts=3))
+        failed, _ = failed_attempts(job)
+        started = begun(failed, token="u")
+        done = lifecycle.complete(started, LATER, token="u", result=b"7")
+        called = done.changed(revision=done.revision + 1)
+        async with store:
+            await store.insert([job])
+            for before, after, keeps in (
+                (job, failed, ()),
+                (failed, started, ("errors_json",)),
+                (started, done, ("errors_json",)),
+                (done, called, ("errors_json", "result_json")),
+            ):
+                unsaid = after.model_copy(update=dict.fromkeys(keeps))
+                assert list(await store.replace([Change(unsaid, before.revision)])) == [True]
+                assert list(await store.get([job.id])) == [after]
 
     async def test_a_stale_change_is_refused_and_changes_nothing(self, store: Store) -> None:
         job = sample_job()
@@ -227,13 +270,27 @@ class StoringRules:
             assert await store.get([first.id, second.id]) == [None, second]
 
     async def test_a_new_job_has_nothing_of_a_deleted_one(self, store: Store) -> None:
-        old, new = sample_job(), sample_job()
+        old, new = sample_job(retry=Retry(max_attempts=3)), sample_job()
         async with store:
             await store.insert([old])
-            await ended(store, old, b'"old"')
+            failed, _ = failed_attempts(old)
+            await store.replace([Change(failed, old.revision)])
+            await ended(store, failed, b'"old"')
             await store.delete([old.id])
             await store.insert([new])
             assert await store.get([new.id]) == [new]
+
+    async def test_a_job_inserted_again_has_no_errors_of_its_deleted_self(
+        self, store: Store
+    ) -> None:
+        job = sample_job(retry=Retry(max_attempts=3))
+        failed, _ = failed_attempts(job)
+        async with store:
+            await store.insert([job])
+            await store.replace([Change(failed, job.revision)])
+            await store.delete([job.id])
+            await store.insert([job])
+            assert await store.get([job.id]) == [job]
 
     # open and close
 

@@ -23,7 +23,8 @@ from asyncjobs.testing.samples import full_job
 
 def written(job: Job) -> Job:
     due_at = None if job.due_at is None else to_microseconds(job.due_at)
-    columns = Columns(job.payload_json, job.result_json, job.revision, job.lane, due_at)
+    wide = (job.payload_json, job.result_json, job.errors_json)
+    columns = Columns(*wide, job.revision, job.lane, due_at)
     return decode(job.id, encode_submission(job), encode_state(job), columns)
 
 
@@ -35,7 +36,7 @@ def test_a_job_is_read_as_it_was_written(job: Job) -> None:
 def test_the_texts_hold_nothing_wide_and_no_column() -> None:
     job = full_job()
     texts = encode_submission(job) + encode_state(job)
-    for absent in (b"payload", b"result", b"revision", b"lane", b"due_at"):
+    for absent in (b"payload", b"result", b"errors", b"revision", b"lane", b"due_at"):
         assert absent not in texts
 
 

@@ -183,6 +183,38 @@ class KeepsKeysOfTheDead(MemoryStore):
         return super()._insert(job)
 
 
+class LosesErrors(MemoryStore):
+    """Keeps no errors of attempts."""
+
+    def _put(self, job: Job) -> None:
+        super()._put(job.changed(errors_json=None))
+
+
+class WritesStatesWhole(MemoryStore):
+    """Takes wide data that a change leaves out for wide data that is gone."""
+
+    def _replace(self, change: Change) -> bool:
+        done = super()._replace(change)
+        if done:
+            wide = {name: getattr(change.job, name) for name in ("result_json", "errors_json")}
+            self._put(self._jobs[change.job.id].changed(**wide))
+        return done
+
+
+class KeepsErrorsOfTheDead(MemoryStore):
+    """Forgets a job, and not what its attempts raised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._errors: dict[JobId, bytes | None] = {}
+
+    def _put(self, job: Job) -> None:
+        errors = self._errors.setdefault(job.id, job.errors_json)
+        if job.errors_json is not None:
+            errors = self._errors[job.id] = job.errors_json
+        super()._put(job.changed(errors_json=errors))
+
+
 class ListsOldestFirst(MemoryStore):
     """Shows what was inserted first on the first page."""
 
@@ -368,6 +400,9 @@ BROKEN: list[tuple[type[MemoryStore], str]] = [
     (MixesUpOwners, "test_keys_are_apart_by_owner_and_type"),
     (CountsTakes, "test_take_moves_the_due_moment_and_nothing_else"),
     (KeepsKeysOfTheDead, "test_deleting_frees_the_idempotency_key"),
+    (LosesErrors, "test_errors_of_attempts_come_back_as_they_were_written"),
+    (WritesStatesWhole, "test_a_change_without_errors_or_result_keeps_those_that_are_stored"),
+    (KeepsErrorsOfTheDead, "test_a_job_inserted_again_has_no_errors_of_its_deleted_self"),
     (DeclaresWhatItLacks, "test_the_store_has_the_methods_of_the_powers_it_declares"),
 ]
 

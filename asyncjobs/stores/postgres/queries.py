@@ -13,11 +13,12 @@ from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 
-from asyncjobs.core.encoding import encode_state, encode_submission, readable
+from asyncjobs.core.encoding import encode_state, encode_submission
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import Change, Page, Selection
 from asyncjobs.stores.postgres.connections import Session, StatementRunner
+from asyncjobs.stores.reading import readable
 from asyncjobs.stores.sql import (
     JOB_COLUMNS,
     condition,
@@ -47,7 +48,7 @@ SELECT {JOB_COLUMNS} FROM {_JOBS} LEFT JOIN {{s}}.results USING (seq) WHERE id =
 """  # noqa: S608  # constants
 
 LIST = f"""
-SELECT id, submission, state, ''::bytea, NULL, revision, lane, due_at, seq
+SELECT id, submission, state, ''::bytea, NULL, NULL, revision, lane, due_at, seq
 FROM {_JOBS} WHERE {{where}} ORDER BY seq DESC LIMIT %b::bigint
 """  # noqa: S608  # constants
 
@@ -58,8 +59,11 @@ INSERT = """
 WITH given AS MATERIALIZED (
     SELECT nextval('{s}.jobs_seq') AS seq, * FROM unnest(
         %b::text[], %b::text[], %b::bigint[], %b::bigint[], %b::text[],
-        %b::text[], %b::text[], %b::text[], %b::bytea[], %b::bytea[], %b::bytea[], %b::bytea[]
-    ) AS _(id, lane, due_at, revision, status, type, owner, key, state, submission, payload, result)
+        %b::text[], %b::text[], %b::text[],
+        %b::bytea[], %b::bytea[], %b::bytea[], %b::bytea[], %b::bytea[]
+    ) AS _(id, lane, due_at, revision, status,
+        type, owner, key,
+        state, submission, payload, result, errors)
 ), added AS (
     INSERT INTO {s}.jobs (seq, id, lane, due_at, revision, status, type, owner, key, state)
     SELECT seq, id, lane, due_at, revision, status, type, owner, key, state
@@ -69,8 +73,9 @@ WITH given AS MATERIALIZED (
     INSERT INTO {s}.submissions (seq, submission, payload)
     SELECT seq, submission, payload FROM added JOIN given USING (seq)
 ), results AS (
-    INSERT INTO {s}.results (seq, result)
-    SELECT seq, result FROM added JOIN given USING (seq) WHERE result IS NOT NULL
+    INSERT INTO {s}.results (seq, result, errors)
+    SELECT seq, result, errors FROM added JOIN given USING (seq)
+    WHERE result IS NOT NULL OR errors IS NOT NULL
 )
 SELECT id FROM added JOIN given USING (seq)
 """
@@ -93,17 +98,18 @@ UPDATE = """
 WITH given AS (
     SELECT * FROM unnest(
         %b::text[], %b::bigint[], %b::bigint[], %b::text[], %b::bigint[], %b::text[],
-        %b::bytea[], %b::bytea[]
-    ) AS _(id, expected, revision, lane, due_at, status, state, result)
+        %b::bytea[], %b::bytea[], %b::bytea[]
+    ) AS _(id, expected, revision, lane, due_at, status, state, result, errors)
 ), done AS (
     UPDATE {s}.jobs SET (state, revision, lane, due_at, status)
         = ROW (given.state, given.revision, given.lane, given.due_at, given.status)
     FROM given WHERE jobs.id = given.id AND jobs.revision = given.expected
-    RETURNING jobs.id, jobs.seq, given.result
+    RETURNING jobs.id, jobs.seq, given.result, given.errors
 ), kept AS (
-    INSERT INTO {s}.results (seq, result)
-    SELECT seq, result FROM done WHERE result IS NOT NULL
-    ON CONFLICT (seq) DO UPDATE SET result = excluded.result
+    INSERT INTO {s}.results AS stored (seq, result, errors)
+    SELECT seq, result, errors FROM done WHERE result IS NOT NULL OR errors IS NOT NULL
+    ON CONFLICT (seq) DO UPDATE SET result = coalesce(excluded.result, stored.result),
+        errors = coalesce(excluded.errors, stored.errors)
 )
 SELECT id FROM done
 """
@@ -161,7 +167,7 @@ async def insert(db: StatementRunner, jobs: Sequence[Job]) -> list[Job]:
     """Add jobs; return what is stored for each."""
     stored: dict[int, Job] = {}
     for round_ in _rounds([_unique_of(job) for job in jobs]):
-        for places in _portions(round_, [len(job.payload_json) for job in jobs]):
+        for places in _portions(round_, [job.wide_bytes for job in jobs]):
             for _ in range(_MAX_INSERT_ATTEMPTS):
                 if rest := [place for place in places if place not in stored]:
                     stored |= await _insert(db, {place: jobs[place] for place in rest})
@@ -186,7 +192,7 @@ async def _insert(db: StatementRunner, jobs: dict[int, Job]) -> dict[int, Job]:
 
 async def replace(db: Session, changes: Sequence[Change]) -> list[bool]:
     """Write the changes whose stored revision is the expected one; return which were written."""
-    sizes = [len(change.job.result_json or b"") for change in changes]
+    sizes = [len(one.job.result_json or b"") + len(one.job.errors_json or b"") for one in changes]
     # All processes lock rows in one order, lest two of them wait for each other.
     statements = [
         portion
@@ -280,6 +286,7 @@ def _columns(jobs: list[Job]) -> list[list[Any]]:
         [encode_submission(job) for job in jobs],
         [job.payload_json for job in jobs],
         [job.result_json for job in jobs],
+        [job.errors_json for job in jobs],
     ]
 
 
@@ -295,6 +302,7 @@ def _changed(changes: list[Change]) -> list[list[Any]]:
         statuses,
         [encode_state(job) for job in jobs],
         [job.result_json for job in jobs],
+        [job.errors_json for job in jobs],
     ]
 
 

@@ -16,9 +16,9 @@ MIN_SERVER_VERSION = 120_000
 _SCHEMA_VERSION = 1
 
 # The hot row stays narrow: a change of state makes a new version of it and of some index entries,
-# while submission, payload and result lie elsewhere. Rows of all tables share `seq`, which grows,
-# so that the jobs of one moment are due in the order they came. Moments are microseconds since
-# 1970.
+# while submission, payload, result and errors lie elsewhere. Rows of all tables share `seq`, which
+# grows, so that the jobs of one moment are due in the order they came. Moments are microseconds
+# since 1970.
 #
 # An idempotency key is part of the hot row, so that one unique index on one table decides between
 # racing submissions. No owner is one owner, and none that has a name.
@@ -50,7 +50,7 @@ CREATE INDEX jobs_completed ON {s}.jobs (type, seq) WHERE status = 'completed';
 CREATE TABLE {s}.submissions (
     seq bigint PRIMARY KEY, submission bytea NOT NULL, payload bytea NOT NULL
 );
-CREATE TABLE {s}.results (seq bigint PRIMARY KEY, result bytea NOT NULL);
+CREATE TABLE {s}.results (seq bigint PRIMARY KEY, result bytea, errors bytea);
 """
 
 # Not CREATE SCHEMA IF NOT EXISTS: that asks for the right to make one even where there is one.

@@ -47,7 +47,7 @@ Row = Sequence[bytes | None]
 # What one script is given to do at most, so that no other client of the server waits for long.
 _MAX_SCRIPT_JOBS = 128
 
-#: Of payloads and results that one script writes or reads, unless a single job has more.
+#: Of payloads, results and errors that one script writes or reads, unless a single job has more.
 MAX_SCRIPT_BYTES = 4 * 1024 * 1024
 
 #: How long, after the end of a job's retention, the server waits before it forgets the job by
@@ -104,7 +104,7 @@ class Keys:
 
 
 #: What is read of a job, and what of a job in a list.
-FIELDS = ("submission", "state", "payload", "result", "revision", "lane", "due_at")
+FIELDS = ("submission", "state", "payload", "result", "errors", "revision", "lane", "due_at")
 NARROW = ("submission", "state", "revision", "lane", "due_at")
 
 _READ_NARROW = "".join(f", '{name}'" for name in NARROW)
@@ -281,8 +281,8 @@ end
 #: For changes that bring results; refused where memory is full.
 REPLACE = Script("#!lua" + _REPLACE)
 
-#: For all others. They hardly grow, and are what ends jobs and keeps leases, so that a full server
-#: does not stay full.
+#: For all others. They hardly grow (errors of attempts are few and cut), and are what ends jobs and
+#: keeps leases, so that a full server does not stay full.
 REPLACE_STATE = Script("#!lua flags=allow-oom" + _REPLACE)
 
 # KEYS: held, all, then what is due in each lane. ARGV: prefix, now, until, most jobs, most bytes.
@@ -335,7 +335,7 @@ for _, item in ipairs(due) do
   if row[1] == entry and prefix .. 'due:' .. (row[2] or '') == key then
     redis.call('ZADD', key, moved, entry)
     redis.call('HSET', job, 'due_at', moved)
-    bytes = bytes - #(row[5] or '') - #(row[6] or '')
+    bytes = bytes - #(row[5] or '') - #(row[6] or '') - #(row[7] or '')
     taken[#taken + 1] = {id, unpack(row, 3)}
   else
     if not row[1] then
@@ -397,14 +397,9 @@ def in_portions(items: Sequence[T], size: Callable[[T], int]) -> Generator[Seque
         yield items[start:]
 
 
-def size_of(job: Job) -> int:
-    """Count the bytes of a job's payload and result."""
-    return len(job.payload_json) + len(job.result_json or b"")
-
-
 def insertion(job: Job, keys: Keys) -> list[Argument]:
     """Make the arguments by which the script adds a job."""
-    more = _result(job)
+    more = _wide(job)
     owned = ""
     if job.user_id is not None:
         owned = keys.owned(job.user_id)
@@ -420,7 +415,7 @@ def insertion(job: Job, keys: Keys) -> list[Argument]:
 def replacement(change: Change) -> list[Argument]:
     """Make the arguments by which the script compares and writes."""
     job = change.job
-    more = _result(job)
+    more = _wide(job)
     indexed = (job.id, change.expected_revision, job.lane, _due_at(job), job.status, job.revision)
     return [*indexed, encode_state(job), _retention_end(job), len(more), *more]
 
@@ -435,26 +430,28 @@ def _retention_end(job: Job) -> Argument:
     return "" if end is None else to_microseconds(end) // 1000
 
 
-def _result(job: Job) -> list[Argument]:
-    return [] if job.result_json is None else ["result", job.result_json]
+def _wide(job: Job) -> list[Argument]:
+    result: list[Argument] = [] if job.result_json is None else ["result", job.result_json]
+    return result if job.errors_json is None else [*result, "errors", job.errors_json]
 
 
 def read(job_id: JobId | str, row: Row) -> Job:
     """Read a job's `FIELDS` back."""
-    submission, state, payload, result, revision, lane, due = row[: len(FIELDS)]
+    submission, state, payload, result, errors, revision, lane, due = row[: len(FIELDS)]
     if submission is None or state is None or payload is None or revision is None or lane is None:
         raise UnreadableJob(job_id)
     try:
-        columns = Columns(payload, result, int(revision), lane.decode(), int(due) if due else None)
+        due_at = int(due) if due else None
+        columns = Columns(payload, result, errors, int(revision), lane.decode(), due_at)
     except ValueError as error:
         raise UnreadableJob(job_id) from error
     return decode(job_id, submission, state, columns)
 
 
 def read_narrow(job_id: JobId | str, row: Row) -> Job:
-    """Read a job's `NARROW` fields back, without payload and result."""
+    """Read a job's `NARROW` fields back, without its wide data."""
     submission, state, *others = row[: len(NARROW)]
-    return read(job_id, (submission, state, b"", None, *others))
+    return read(job_id, (submission, state, b"", None, None, *others))
 
 
 def with_id(read_one: Callable[[str, Row], Job]) -> Callable[[Row], Job]:

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import anyio
 
-from asyncjobs.core.encoding import from_microseconds, readable, sequence_of, to_microseconds
+from asyncjobs.core.encoding import from_microseconds, sequence_of, to_microseconds
 from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.protocols import (
@@ -31,6 +31,7 @@ from asyncjobs.protocols import (
     StoreClock,
 )
 from asyncjobs.stores.opening import OpenState, require_asyncio
+from asyncjobs.stores.reading import readable
 from asyncjobs.stores.redis import scripts
 from asyncjobs.stores.redis.checks import check, inspect
 from asyncjobs.stores.redis.notices import ChangeSubscription
@@ -94,7 +95,7 @@ class RedisStore:
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
         opened, keys = self._state.get(), self._keys
         holders: list[bytes] = []
-        for some in scripts.in_portions(jobs, scripts.size_of):
+        for some in scripts.in_portions(jobs, lambda job: job.wide_bytes):
             names = [keys.sequence, keys.held, keys.all, *(keys.job(job.id) for job in some)]
             args = [arg for job in some for arg in scripts.insertion(job, keys)]
             # May be repeated: a job that is there is not added again.
@@ -115,7 +116,7 @@ class RedisStore:
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
         opened, keys = self._state.get(), self._keys
         answers: list[bool] = []
-        for some in scripts.in_portions(changes, lambda change: scripts.size_of(change.job)):
+        for some in scripts.in_portions(changes, lambda change: change.job.wide_bytes):
             args = [arg for change in some for arg in scripts.replacement(change)]
             grows = any(change.job.result_json is not None for change in some)
             answer = await opened.server.run(

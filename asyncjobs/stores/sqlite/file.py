@@ -27,8 +27,8 @@ _BUSY_PAUSE_SECONDS = 0.01
 _SYNCHRONOUS_LEVELS = ("OFF", "NORMAL", "FULL", "EXTRA")
 
 # The hot row stays narrow: a change of state rewrites it and two index entries, while submission,
-# payload and result lie elsewhere. Rows of all tables share `seq`, which grows, so that wide rows
-# are appended and the jobs of one moment are due in the order they came.
+# payload, result and errors lie elsewhere. Rows of all tables share `seq`, which grows, so that wide
+# rows are appended and the jobs of one moment are due in the order they came.
 #
 # The last two indexes are for lists of an owner's jobs, and of a type's completed ones. Other jobs
 # have no entry there, and so cost nothing.
@@ -40,7 +40,7 @@ _SCHEMA = (
     "CREATE INDEX jobs_due ON jobs (lane, due_at) WHERE due_at IS NOT NULL",
     """CREATE TABLE submissions (
         seq INTEGER PRIMARY KEY, submission BLOB NOT NULL, payload BLOB NOT NULL)""",
-    "CREATE TABLE results (seq INTEGER PRIMARY KEY, result BLOB NOT NULL)",
+    "CREATE TABLE results (seq INTEGER PRIMARY KEY, result BLOB, errors BLOB)",
     """CREATE TABLE idempotency_keys (
         owner TEXT NOT NULL, type TEXT NOT NULL, key TEXT NOT NULL,
         seq INTEGER NOT NULL UNIQUE, PRIMARY KEY (owner, type, key)) WITHOUT ROWID""",

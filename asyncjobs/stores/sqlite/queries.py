@@ -7,9 +7,10 @@ import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 
-from asyncjobs.core.encoding import encode_state, encode_submission, readable
+from asyncjobs.core.encoding import encode_state, encode_submission
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.protocols import Change, Page, Selection
+from asyncjobs.stores.reading import readable
 from asyncjobs.stores.sql import (
     JOB_COLUMNS,
     condition,
@@ -25,7 +26,7 @@ _JOB = (
     " FROM jobs JOIN submissions USING (seq) LEFT JOIN results USING (seq)"
 )
 _NARROW_JOB = (
-    "SELECT id, submission, state, x'', NULL, revision, lane, due_at, seq"
+    "SELECT id, submission, state, x'', NULL, NULL, revision, lane, due_at, seq"
     " FROM jobs JOIN submissions USING (seq)"
 )
 _BY_ID = f"{_JOB} WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608  # constants
@@ -37,6 +38,11 @@ _BY_KEY = "SELECT seq FROM idempotency_keys WHERE owner = ? AND type = ? AND key
 _UPDATE = (
     "UPDATE jobs SET state = ?, revision = ?, lane = ?, due_at = ?, status = ?"
     " WHERE id = ? AND revision = ?"
+)
+_KEEP = (
+    "INSERT INTO results SELECT seq, ?, ? FROM jobs WHERE id = ?"
+    " ON CONFLICT (seq) DO UPDATE SET result = coalesce(excluded.result, result),"
+    " errors = coalesce(excluded.errors, errors)"
 )
 _BEFORE = (
     "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE lane = ? AND due_at <= ?"
@@ -107,8 +113,7 @@ def _add(db: sqlite3.Connection, seq: int, job: Job) -> None:
     db.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
     wide = (seq, encode_submission(job), job.payload_json)
     db.execute("INSERT INTO submissions VALUES (?, ?, ?)", wide)
-    if job.result_json is not None:
-        db.execute("INSERT INTO results VALUES (?, ?)", (seq, job.result_json))
+    _keep(db, job)
     if job.idempotency_key is not None:
         db.execute("INSERT INTO idempotency_keys VALUES (?, ?, ?, ?)", (*_key(job), seq))
 
@@ -126,10 +131,13 @@ def replace(db: sqlite3.Connection, change: Change) -> bool:
     values = (encode_state(job), job.revision, job.lane, due_column(job), job.status)
     if not db.execute(_UPDATE, (*values, job.id, change.expected_revision)).rowcount:
         return False
-    if job.result_json is not None:
-        keep = "INSERT OR REPLACE INTO results SELECT seq, ? FROM jobs WHERE id = ?"
-        db.execute(keep, (job.result_json, job.id))
+    _keep(db, job)
     return True
+
+
+def _keep(db: sqlite3.Connection, job: Job) -> None:
+    if job.result_json is not None or job.errors_json is not None:
+        db.execute(_KEEP, (job.result_json, job.errors_json, job.id))
 
 
 def take(
