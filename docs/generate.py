@@ -147,6 +147,7 @@ POLICY = {
     "retention": "how long a terminal job is kept; `None`: until it is deleted by hand",
     "retry": "how often an attempt that raised or timed out is tried again",
     "max_deliveries": "attempts whose worker may vanish",
+    "max_releases": "times that a shutdown may give the job back before it fails",
     "max_payload_bytes": "the size of the payload as JSON",
     "max_result_bytes": "the size of the result as JSON",
     "inline_wait": "how long a submission over HTTP waits for the job's end before it answers 202",
