@@ -114,7 +114,7 @@ class JobError(_Value):
 class AttemptError(_Value):
     """What an attempt raised, for operators: it is never shown to clients.
 
-    `message` and `traceback` are cut if they are long; `traceback` is empty for a process that died.
+    `message` and `traceback` are cut if they are long. A process that died leaves no traceback.
     """
 
     attempt: int

@@ -27,8 +27,8 @@ _BUSY_PAUSE_SECONDS = 0.01
 _SYNCHRONOUS_LEVELS = ("OFF", "NORMAL", "FULL", "EXTRA")
 
 # The hot row stays narrow: a change of state rewrites it and two index entries, while submission,
-# payload, result and errors lie elsewhere. Rows of all tables share `seq`, which grows, so that wide
-# rows are appended and the jobs of one moment are due in the order they came.
+# payload, result and errors lie elsewhere. Rows of all tables share `seq`, which grows, so that
+# wide rows are appended and the jobs of one moment are due in the order they came.
 #
 # The last two indexes are for lists of an owner's jobs, and of a type's completed ones. Other jobs
 # have no entry there, and so cost nothing.
