@@ -34,6 +34,7 @@ from asyncjobs.errors import (
     UnreadableJob,
     UnsupportedMediaType,
     UnusableConnection,
+    WrongEventLoop,
 )
 from asyncjobs.http.messages import Response
 from asyncjobs.http.problems import STATUSES, ProblemDocument, no_result, problem, problem_of
@@ -47,6 +48,7 @@ ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
         (ConfigurationError("?"), None),
         (UnknownType("export"), None),
         (NotOpen("AsyncJobs"), None),
+        (WrongEventLoop("AsyncJobs"), None),
         (UnusableConnection("it is closed"), None),
         (RequestRejected("?"), None),
         (MalformedBody("it is empty"), 400),
