@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,10 +30,9 @@ from asyncjobs.http.scripts import script
 from asyncjobs.http.streams import Close
 from asyncjobs.portal import Portal, portal_for
 from asyncjobs.queue import AsyncJobs
+from asyncjobs.records.logging import log
 
 __all__ = ["accept", "mount", "portal_of"]
-
-log = logging.getLogger("asyncjobs")
 
 P = TypeVar("P")
 T = TypeVar("T")

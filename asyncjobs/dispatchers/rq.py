@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from asyncjobs.dispatchers.engines.messages import run_message_from_thread
 from asyncjobs.dispatchers.engines.push import BlockingClientDispatcher, collect_errors
 from asyncjobs.errors import AsyncJobsError, ConfigurationError
 from asyncjobs.portal import Portal, portal_for
+from asyncjobs.records.logging import log
 
 with needs_extra("rq"):
     from rq import Queue
@@ -30,8 +30,6 @@ with needs_extra("rq"):
 
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
-
-log = logging.getLogger("asyncjobs")
 
 _NO_TIME_LIMIT = -1
 

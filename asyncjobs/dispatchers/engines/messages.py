@@ -8,7 +8,6 @@ has the outcome of one that was.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -18,11 +17,10 @@ import anyio
 from asyncjobs.core.job import parse_job_id
 from asyncjobs.errors import AsyncJobsError
 from asyncjobs.portal import portal_for
+from asyncjobs.records.logging import log
 
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
-
-log = logging.getLogger("asyncjobs")
 
 
 async def run_message(jobs: AsyncJobs, namespace: str, message: Mapping[str, object]) -> None:
@@ -33,7 +31,7 @@ async def run_message(jobs: AsyncJobs, namespace: str, message: Mapping[str, obj
     """
     job_id = parse_job_id(str(message.get("id")))
     if message.get("namespace") != namespace or job_id is None:
-        log.warning("Dropped a message that is not of namespace %s: %r", namespace, dict(message))
+        log.warning("Dropped a message that is not of namespace %s: %s", namespace, dict(message))
         return
     try:
         await jobs.run(job_id)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
@@ -17,9 +16,8 @@ import anyio
 
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import StoreError
+from asyncjobs.records.logging import log
 from asyncjobs.stores.postgres.connections import ConnectionPool
-
-log = logging.getLogger("asyncjobs")
 
 _GATHERING_SECONDS = 0.01
 

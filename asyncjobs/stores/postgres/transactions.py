@@ -7,7 +7,6 @@ time. So the server is asked, and only while there is something to ask about.
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -20,10 +19,9 @@ from psycopg.rows import tuple_row
 
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import AsyncJobsError, StoreError, StoreUnavailable, UnusableConnection
+from asyncjobs.records.logging import log
 from asyncjobs.stores.postgres.connections import ConnectionPool, PostgresAddress, in_schema
 from asyncjobs.stores.postgres.notices import Notices
-
-log = logging.getLogger("asyncjobs")
 
 # Most transactions end at once; about one that stays open the server is asked less and less often.
 _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.01, 0.2

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from asyncjobs.errors import SchemaError, StoreUnavailable
 from asyncjobs.protocols import Finding
+from asyncjobs.records.logging import log
 from asyncjobs.stores.opening import require_version
 from asyncjobs.stores.redis.scripts import Keys
 from asyncjobs.stores.redis.server import RedisServer
-
-log = logging.getLogger("asyncjobs")
 
 # The version of the layout that `scripts` keeps; keys of another version are not touched.
 _SCHEMA_VERSION = 1
