@@ -128,9 +128,11 @@ def log_transition(transition: Transition) -> None:
     level, said = _SAID[transition.event]
     if log.enabled(level):
         job = transition.job
-        why = f": {job.error.message}" if job.error else ""
+        words = f"{said}, attempt {job.attempt}" if job.attempt else said
+        if job.error is not None:
+            words = f"{words}: {job.error.message}"
         fields = {**log_fields(job), "job_event": transition.event.value}
-        log.log(level, "Job %s %s%s", job.id, said, why, extra=fields)
+        log.log(level, "Job %s (%s) %s", job.id, job.type, words, extra=fields)
 
 
 def set_current_job(job: Job) -> None:
