@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from time import monotonic
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 import anyio.lowlevel
 from pydantic import JsonValue
@@ -82,6 +83,22 @@ def safe_text(value: object) -> str | None:
 def cut_text(text: str, limit: int) -> str:
     """Return a text of at most so many characters; a mark stands for what was cut."""
     return text if len(text) <= limit else f"{text[: limit - len(_CUT_MARK)]}{_CUT_MARK}"
+
+
+def alone(error: BaseException) -> BaseException:
+    """Take an error out of the group that a task group inside the handler made of it."""
+    inner: tuple[BaseException, ...] = (error,)
+    while len(inner) == 1 and isinstance(inner[0], BaseExceptionGroup):
+        inner = cast("tuple[BaseException, ...]", inner[0].exceptions)
+    return inner[0] if len(inner) == 1 else error
+
+
+def classified(error: BaseException) -> BaseException:
+    """Return the error, or a plain one for it if its class does not let itself be asked for."""
+    with suppress(BaseException):  # `__class__` may be a property
+        if isinstance(alone(error).__class__, type):
+            return error
+    return RuntimeError(f"The handler raised {type(error).__name__}.")
 
 
 class Checkpoint:

@@ -28,14 +28,14 @@ from asyncjobs.core.job import Job, JobId, Lease
 from asyncjobs.errors import IllegalMove, JobCancelled, LostLease, StoreError, UnknownJob
 from asyncjobs.execution.attempt import Attempt, Cause
 from asyncjobs.execution.cancellation import loop_runs
-from asyncjobs.execution.context import JobContext, progress_of
+from asyncjobs.execution.context import JobContext, classified, progress_of
 from asyncjobs.execution.leases import Heartbeat
 from asyncjobs.execution.outcomes import (
     Facts,
     Move,
     Unrecorded,
-    classified,
     decide,
+    error_to_keep,
     log_end,
     move_of,
 )
@@ -384,7 +384,8 @@ class Executor:
         latest = attempt.gauge.latest
         last = None if latest is None else progress_of(latest)
         jitter = random.random()  # noqa: S311  # no secret
-        move = move_of(outcome, token=attempt.token, last=last, jitter=jitter)
+        raised = error_to_keep(attempt.job, facts, outcome, self._repository.now())
+        move = move_of(outcome, token=attempt.token, jitter=jitter, last=last, raised=raised)
         self._outbox.append((attempt, move))
         self._new_outcome.set()
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import assert_never, cast
+from typing import assert_never
 
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import Job, JobError, JobStatus, Progress
+from asyncjobs.core.job import AttemptError, Job, JobError, JobStatus, Progress
 from asyncjobs.errors import InvalidPayload, InvalidResult, JobCancelled, JobFailed
 from asyncjobs.execution.attempt import Cause
-from asyncjobs.execution.context import cut_text, safe_text
+from asyncjobs.execution.context import alone, cut_text, safe_text
+from asyncjobs.execution.failures import attempt_error, type_name
 from asyncjobs.execution.subprocesses import ProcessDied
 from asyncjobs.records.logging import log, log_fields
 
@@ -148,14 +148,6 @@ def failure_of(error: BaseException) -> Failed:
         return Failed(UNEXPECTED, final=isinstance(error, JobFailed))
 
 
-def classified(error: BaseException) -> BaseException:
-    """Return the error, or a plain one for it if its class does not let itself be asked for."""
-    with suppress(BaseException):  # `__class__` may be a property
-        if isinstance(alone(error).__class__, type):
-            return error
-    return RuntimeError(f"The handler raised {type(error).__name__}.")
-
-
 #: Its message gets the job's trace id when it is recorded.
 UNEXPECTED = JobError(code="internal_error", message="The job failed unexpectedly")
 
@@ -174,7 +166,7 @@ def log_end(job: Job, facts: Facts, outcome: Outcome) -> None:
             words = f"{outcome.error.code}: {outcome.error.message}"
             log.info("Job %s (%s) failed in attempt %d: %s", *named, words, extra=fields)
         case Failed() if error is not None:
-            words = f"{type(error).__name__}: {safe_text(error)}"
+            words = f"{type_name(alone(error))}: {safe_text(alone(error))}"
             log.warning(
                 "Job %s (%s) failed in attempt %d: %s", *named, words, exc_info=error, extra=fields
             )
@@ -194,20 +186,29 @@ def log_end(job: Job, facts: Facts, outcome: Outcome) -> None:
             assert_never(outcome)
 
 
+def error_to_keep(job: Job, facts: Facts, outcome: Outcome, now: datetime) -> AttemptError | None:
+    """Return what is stored of the error that the attempt ended with; None if there is none."""
+    error = facts.error
+    match outcome:
+        case Interrupted() if error is None or _is_cancellation(error):
+            return None
+        case Failed() | Interrupted() if error is not None:
+            return attempt_error(job, error, now, traced=not isinstance(error, ProcessDied))
+        case Completed() | Failed() | Interrupted() | Unrecorded():
+            return None
+        case _:
+            assert_never(outcome)
+
+
 def _is_cancellation(error: BaseException) -> bool:
     """Return whether an error is what a handler raises because it was told to stop."""
     inner = alone(error)
     if isinstance(inner, (JobCancelled, asyncio.CancelledError)):
         return True
-    return type(inner).__module__.partition(".")[0] == "trio"
-
-
-def alone(error: BaseException) -> BaseException:
-    """Take an error out of the group that a task group inside the handler made of it."""
-    inner: tuple[BaseException, ...] = (error,)
-    while len(inner) == 1 and isinstance(inner[0], BaseExceptionGroup):
-        inner = cast("tuple[BaseException, ...]", inner[0].exceptions)
-    return inner[0] if len(inner) == 1 else error
+    try:
+        return type(inner).__module__.partition(".")[0] == "trio"
+    except BaseException:  # noqa: BLE001  # whatever its metaclass does there
+        return False
 
 
 def _final(code: object, message: object) -> Failed:
@@ -217,16 +218,24 @@ def _final(code: object, message: object) -> Failed:
 
 
 def move_of(
-    outcome: Completed | Failed | Interrupted, *, token: str, last: Progress | None, jitter: float
+    outcome: Completed | Failed | Interrupted,
+    *,
+    token: str,
+    jitter: float,
+    last: Progress | None = None,
+    raised: AttemptError | None = None,
 ) -> Move:
     """Choose the move that records an outcome, on whatever the job is when it is written.
 
-    `last` is the newest progress that was not written yet; it goes into the same write.
+    `last` is the newest progress that was not written yet, `raised` what the attempt has raised;
+    both go into the same write.
     """
 
     def move(job: Job, now: datetime) -> Job:
         if last is not None and job.status is JobStatus.PROCESSING:
             job = lifecycle.catch_up(job, last)
+        if raised is not None:
+            job = lifecycle.note_error(job, raised)
         match outcome:
             case Completed(result):
                 return lifecycle.complete(job, now, token=token, result=result)

@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +33,8 @@ from anyio.lowlevel import current_token
 from asyncjobs.core.handlers import Handler, ImportPath
 from asyncjobs.core.job import Job, Policy
 from asyncjobs.errors import ConfigurationError, JobCancelled, NotOpen
-from asyncjobs.execution.context import Gauge, JobContext, Report, safe_text
+from asyncjobs.execution.context import Gauge, JobContext, Report, classified, safe_text
+from asyncjobs.execution.failures import Remote, traceback_of
 from asyncjobs.records.logging import working_on
 
 STOP = "stop"
@@ -50,13 +50,6 @@ class Work:
     name: str
     policy: Policy
     job: Job
-
-
-class Remote(Exception):
-    """Holds the traceback of an error in another process, as text, for those who read logs."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
 
 
 @dataclass(frozen=True)
@@ -180,9 +173,9 @@ def _attempt(parent: _Parent, work: Work) -> None:
         with working_on(work.job):
             result = _call(parent, work, gauge)
         ended = Ended(gauge.latest, result)
-    except BaseException as error:  # noqa: BLE001  # the parent decides what it means
-        trace = "".join(traceback.format_exception(error))
-        ended = Ended(gauge.latest, error=_told(error), trace=trace)
+    except BaseException as raised:  # noqa: BLE001  # the parent decides what it means
+        error = classified(raised)
+        ended = Ended(gauge.latest, error=_told(error), trace=traceback_of(error))
     try:
         parent.ended(ended)
     except OSError:
@@ -193,20 +186,36 @@ def _call(parent: _Parent, work: Work, gauge: Gauge) -> bytes:
     handler = Handler[Any, Any](work.name, work.import_path.find(), policy=work.policy)
     payload = handler.load_payload(work.job.payload_json)
     context = JobContext(work.job, gauge)
-    if handler.asynchronous:
-        value = anyio.run(_awaited, parent, partial(handler.function, payload, context))
-    else:
-        value = handler.function(payload, context)
+    function = partial(handler.function, payload, context)
+    value = _awaited(parent, function) if handler.asynchronous else function()
     return handler.dump_result(value)
 
 
-async def _awaited(parent: _Parent, function: Callable[[], Any]) -> Any:
+def _awaited(parent: _Parent, function: Callable[[], Any]) -> Any:
+    """Run an `async def` in an event loop; return what it returns, whatever it leaves behind.
+
+    A scope that it has left open, or a cancellation of its own task, comes out of the event loop.
+    """
+    results: list[Any] = []
+    try:
+        anyio.run(_await, parent, function, results)
+    except BaseException:
+        if not results:
+            raise
+    if not results:
+        raise JobCancelled("")
+    return results[0]
+
+
+async def _await(parent: _Parent, function: Callable[[], Any], results: list[Any]) -> None:
     token = current_token()
     with anyio.CancelScope() as scope:
         parent.stop = lambda: run_sync(scope.cancel, token=token)
         if not parent.gauge.stopping:
-            return await function()
-    raise JobCancelled("")
+            try:
+                results.append(await function())
+            except BaseException as error:
+                raise classified(error)  # noqa: B904  # the same, or one that asyncio can take
 
 
 def _told(error: BaseException) -> BaseException:
