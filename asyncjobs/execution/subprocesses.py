@@ -214,7 +214,7 @@ async def _await(parent: _Parent, function: Callable[[], Any], results: list[Any
         if not parent.gauge.stopping:
             try:
                 results.append(await function())
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  # raised again
                 raise classified(error)  # noqa: B904  # the same, or one that asyncio can take
 
 
@@ -264,8 +264,7 @@ class ChildProcesses:
         try:
             ended = one.finish(job, gauge)
         except BaseException:
-            one.kill()
-            self._forget(one)
+            self._end(one)
             raise
         self._take_back(one)
         return ended.value()
@@ -274,18 +273,19 @@ class ChildProcesses:
         """Kill them all, and every one that would be started later."""
         with self._lock:
             self._closed = True
-            self._idle.clear()
-            left = tuple(self._all)
-        for one in left:
-            one.kill()
+            idle, self._idle = self._idle, []
+            busy = self._all.difference(idle)
+        for one in idle:
+            self._end(one)
+        for one in busy:
+            one.kill()  # the thread that uses it notices, and ends it
 
     def _begin(self, work: Work) -> _Child:
         while (one := self._waiting()) is not None:
             try:
                 one.begin(work)
             except OSError:  # it died while nobody used it
-                one.kill()
-                self._forget(one)
+                self._end(one)
             else:
                 return one
         one = _Child()
@@ -297,8 +297,7 @@ class ChildProcesses:
             one.start()
             one.begin(work)
         except BaseException:
-            one.kill()
-            self._forget(one)
+            self._end(one)
             raise
         return one
 
@@ -310,8 +309,12 @@ class ChildProcesses:
         with self._lock:
             if not self._closed:
                 self._idle.append(one)
+                return
+        self._end(one)
 
-    def _forget(self, one: _Child) -> None:
+    def _end(self, one: _Child) -> None:
+        one.kill()
+        one.release()
         with self._lock:
             self._all.discard(one)
 
@@ -323,6 +326,8 @@ class _Child:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._theirs: Connection = theirs
+        self._ending = Lock()
+        self._released = False
         # A daemon, so that an interpreter that ends without closing the queue does not wait for it.
         self._process = context.Process(
             target=main, args=(theirs, _log_levels()), name="asyncjobs job", daemon=True
@@ -355,16 +360,25 @@ class _Child:
             raise ProcessDied(self._process.exitcode) from error
 
     def kill(self) -> None:
-        """End the process and those that it has started; return when it is gone."""
-        pid = self._process.pid
-        if pid is None:
-            return
-        if hasattr(os, "killpg"):
-            # Its group is its own from its first moments on; before those it has no children.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.join()
+        """End the process and those that it has started; return when it is gone. Any thread may."""
+        with self._ending:
+            pid = None if self._released else self._process.pid
+            if pid is None:
+                return
+            if hasattr(os, "killpg"):
+                # Its group is its own from its first moments on; before those it has no children.
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+            self._process.kill()
+            self._process.join()
+
+    def release(self) -> None:
+        """Close its pipe, after `kill`, once no other thread uses it."""
+        with self._ending:
+            self._released = True
+            self._pipe.close()
+            self._theirs.close()
+            self._process.close()
 
 
 def _log_levels() -> dict[str | None, int]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Generator
 from contextlib import AsyncExitStack
-from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,29 +24,12 @@ from .matrix import (
 
 pytestmark = pytest.mark.anyio
 
-HERE = Path(__file__).parent
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def kinds(monkeypatch: pytest.MonkeyPatch) -> Generator[object]:
-    """Import the handlers as child processes can."""
-    monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
-    module = import_module("misbehaviour")
-    yield module
-    module.mend_the_log()
-
-
 WHOLE = (("local", "memory"), ("local", "sqlite"), ("engine", "memory"))
 
 
 @parametrized(WHOLE, ways=("local", "engine"))
 async def test_a_misbehaving_handler_ends_its_own_job_only(
-    combination: Combination, make: Make, kinds: object, tmp_path: Path
+    combination: Combination, make: Make, kinds: ModuleType, tmp_path: Path
 ) -> None:
     engine = EngineHere()
     given = {"dispatcher": engine} if combination.way == "engine" else {}

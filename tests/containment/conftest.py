@@ -1,0 +1,27 @@
+"""The handlers that misbehave, as child processes can import them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def kinds(monkeypatch: pytest.MonkeyPatch) -> Generator[ModuleType]:
+    """Import the module of the handlers by the name under which child processes find it."""
+    monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
+    module = import_module("misbehaviour")
+    yield module
+    module.mend_the_log()
