@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -46,6 +47,27 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Run asynchronous tests on both event loops."""
     backend: str = request.param
     return backend
+
+
+class _BrokenFilter(logging.Filter):
+    """A filter of the application's that raises, for every record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.asked += 1
+        raise LookupError(record.msg)
+
+
+@pytest.fixture
+def broken_filter() -> Generator[_BrokenFilter]:
+    """Let a filter raise for every record of the library; it counts them."""
+    logger, broken = logging.getLogger("asyncjobs"), _BrokenFilter()
+    logger.addFilter(broken)
+    yield broken
+    logger.removeFilter(broken)
 
 
 class PostgresServer:

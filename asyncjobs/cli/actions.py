@@ -19,6 +19,7 @@ from asyncjobs.cli.target import (
     Target,
     listing_of,
     open_queue,
+    open_repository,
     open_store,
     run_async,
     with_target,
@@ -55,10 +56,30 @@ def cancel(target: Target, *, job_ids: tuple[str, ...], as_json: bool) -> None:
 
 @click.command()
 @with_target
-@click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
+@click.argument("job_ids", metavar="[JOB_ID]...", nargs=-1)
+@click.option("--failed", is_flag=True, help="All failed jobs that were not retried yet.")
+@click.option("--user", metavar="ID", help="With --failed: only jobs of this owner.")
+@click.option("--type", metavar="NAME", help="With --failed: only jobs of this type.")
+@click.option("--yes", is_flag=True, help="With --failed: do not ask for confirmation.")
 @as_json
-def retry(target: Target, *, job_ids: tuple[str, ...], as_json: bool) -> None:
-    """Run ended jobs again, each as a new job that names the old one."""
+def retry(
+    target: Target,
+    *,
+    job_ids: tuple[str, ...],
+    failed: bool,
+    user: str | None,
+    type: str | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Run ended jobs again, each as a new job that names the old one.
+
+    Name the jobs, or choose all failed ones by --failed.
+    """
+    if bool(job_ids) is failed:
+        raise click.UsageError("Name jobs to retry, or choose them by --failed.")
+    if not failed and (user is not None or type is not None):
+        raise click.UsageError("--user and --type choose among failed jobs: give --failed.")
 
     async def retry_job(jobs: AsyncJobs, job_id: JobId) -> Job:
         return (await jobs.retry(job_id)).job
@@ -66,7 +87,34 @@ def retry(target: Target, *, job_ids: tuple[str, ...], as_json: bool) -> None:
     def describe(job: Job) -> str:
         return f"{job.id} retries {job.retry_of}"
 
-    _for_each(target, job_ids, retry_job, None if as_json else describe)
+    if failed:
+        job_ids = _failed_jobs(target, Selection(user_id=user, type=type))
+        if job_ids:
+            _confirm(f"Retry {_jobs(len(job_ids))}?", yes=yes)
+        elif not as_json:
+            click.echo("No failed jobs to retry.", err=True)
+    done = _for_each(target, job_ids, retry_job, None if as_json else describe, skip_gone=failed)
+    if failed and done and not as_json:
+        click.echo(f"{_jobs(done)} retried.", err=True)
+
+
+def _failed_jobs(target: Target, which: Selection) -> tuple[str, ...]:
+    """Find the failed jobs, the newest first, but for those that another job retries already."""
+    found: list[JobId] = []
+    retried: set[JobId] = set()
+
+    async def work() -> None:
+        async with open_repository(target) as repository:
+            after: str | None = None
+            while True:
+                page = await repository.list(which, limit=_PAGE_SIZE, after=after)
+                found.extend(job.id for job in page.jobs if job.status is JobStatus.FAILED)
+                retried.update(job.retry_of for job in page.jobs if job.retry_of is not None)
+                if (after := page.next) is None:
+                    break
+
+    run_async(work)
+    return tuple(job_id for job_id in found if job_id not in retried)
 
 
 def _for_each(
@@ -74,8 +122,13 @@ def _for_each(
     job_ids: Sequence[str],
     act: Callable[[AsyncJobs, JobId], Awaitable[Job]],
     describe: Callable[[Job], str] | None,
-) -> None:
-    """Act on each job and print a line for each, or JSON; exit by the first refusal."""
+    *,
+    skip_gone: bool = False,
+) -> int:
+    """Act on each job and print a line for each, or JSON; exit by the first refusal.
+
+    Returns how many were done. With `skip_gone`, a job that was deleted meanwhile is no refusal.
+    """
     exit_codes: list[int] = []
     done: list[Job] = []
 
@@ -85,6 +138,8 @@ def _for_each(
                 try:
                     job = await act(jobs, JobId(job_id))
                 except (UnknownJob, IllegalMove) as error:
+                    if skip_gone and isinstance(error, UnknownJob):
+                        continue
                     click.echo(f"Error: {error}", err=True)
                     exit_codes.append(exit_code_of(error))
                 else:
@@ -97,6 +152,7 @@ def _for_each(
         print_json({"jobs": [{**listed_document(job), "retryOf": job.retry_of} for job in done]})
     if exit_codes:
         sys.exit(exit_codes[0])
+    return len(done)
 
 
 @click.command()
@@ -174,7 +230,7 @@ def _confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError(
-            "Standard input is not a terminal: use --yes, or --dry-run to count first."
+            f"Standard input is not a terminal, to answer: {question} Use --yes."
         )
     click.confirm(question, abort=True, err=True)
 

@@ -11,8 +11,10 @@ from typing import Any
 import click
 
 from asyncjobs.cli.output import (
+    attempt_error_document,
     job_document,
     listed_document,
+    print_attempt_errors,
     print_json,
     print_sheet,
     print_table,
@@ -40,11 +42,19 @@ def with_selection(*statuses: JobStatus) -> Callable[[Callable[..., None]], Call
         @click.option("--user", metavar="ID", help="Only jobs of this owner.")
         @click.option("--type", metavar="NAME", help="Only jobs of this type.")
         @click.option("--status", type=click.Choice([status.value for status in statuses]))
+        @click.option("--failed", is_flag=True, help="The same as --status failed.")
         @wraps(command)
         def called(
-            *args: Any, user: str | None, type: str | None, status: str | None, **others: Any
+            *args: Any,
+            user: str | None,
+            type: str | None,
+            status: str | None,
+            failed: bool,
+            **others: Any,
         ) -> None:
-            chosen = None if status is None else JobStatus(status)
+            if failed and status not in (None, JobStatus.FAILED):
+                raise click.UsageError(f"Give --failed or --status {status}, not both.")
+            chosen = JobStatus.FAILED if failed else None if status is None else JobStatus(status)
             which = Selection(user_id=user, type=type, status=chosen)
             command(*args, which=which, **others)
 
@@ -87,7 +97,7 @@ def list_(
 @click.option("--payload", "with_payload", is_flag=True, help="Include the payload.")
 @as_json
 def show(target: Target, *, job_id: str, with_payload: bool, as_json: bool) -> None:
-    """Show everything about one job, without its payload."""
+    """Show everything about one job and what its attempts raised, without its payload."""
 
     async def work() -> None:
         async with open_repository(target) as repository:
@@ -95,9 +105,12 @@ def show(target: Target, *, job_id: str, with_payload: bool, as_json: bool) -> N
         document: dict[str, Any] = {**job_document(job), "result": job.result}
         if with_payload:
             document["payload"] = job.payload
+        errors = job.attempt_errors
         if as_json:
-            print_json(document)
+            shown = [attempt_error_document(error) for error in errors]
+            print_json({**document, "attemptErrors": shown})
         else:
             print_sheet(document)
+            print_attempt_errors(errors)
 
     run_async(work)

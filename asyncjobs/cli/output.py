@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asyncjobs.core.job import Delivery, Job, JobId, JobStatus
+from asyncjobs.core.job import AttemptError, Delivery, Job, JobId, JobStatus
 from asyncjobs.http.documents import From, JobDocument
 
 # Without a terminal, rows are not wrapped: other programs read them line by line.
@@ -70,6 +70,17 @@ def _seconds(duration: timedelta | None) -> float | None:
 def job_document(job: Job) -> dict[str, Any]:
     """Return the members of an `OperatorDocument`."""
     return OperatorDocument.members(job)
+
+
+def attempt_error_document(error: AttemptError) -> dict[str, Any]:
+    """Return what an attempt raised."""
+    return {
+        "attempt": error.attempt,
+        "at": error.at,
+        "type": error.type,
+        "message": error.message,
+        "traceback": error.traceback,
+    }
 
 
 def listed_document(job: Job) -> dict[str, Any]:
@@ -132,6 +143,15 @@ def print_sheet(document: dict[str, Any]) -> None:
             text = value if isinstance(value, str) else to_json(value).decode()
             table.add_row(name, plain(text))
     _print(table)
+
+
+def print_attempt_errors(errors: Iterable[AttemptError]) -> None:
+    """Print what the attempts raised, the newest last, with their tracebacks indented."""
+    for error in errors:
+        message = plain(f"{error.type}: {error.message}" if error.message else error.type)
+        click.echo(f"\nattempt {error.attempt}, {error.at:%Y-%m-%d %H:%M:%S} UTC: {message}")
+        for line in error.traceback.splitlines():
+            click.echo(f"    {plain(line)}".rstrip())
 
 
 def print_rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -94,6 +94,13 @@ def test_a_body_that_was_read_before_is_read_again(opened: tuple[Flask, AsyncJob
     assert client.post("/read-first", data=b"x" * 1_100_000, headers=JSON).status_code == 413
 
 
+def test_a_log_filter_that_raises_costs_no_request(tmp_path: Path, broken_filter: Any) -> None:
+    app, jobs = make_app(f"sqlite:///{tmp_path}/missing/jobs.db")
+    assert app.test_client().get("/ordinary").text == "as ever"
+    assert broken_filter.asked == 1
+    portal_of(jobs, app).close()
+
+
 class Endless:
     """A body that goes on for ever, in small pieces, as some servers hand them over."""
 

@@ -135,4 +135,7 @@ def test_secrets_leave_by_no_route(site: Any, kind: str) -> None:
     assert str(job_id) in sent
     secrets = [note, key, "alice", "Traceback", "RuntimeError", "conftest"]
     secrets += [lease.token, lease.worker] if lease else []
+    raised = site.call(site.jobs.find, job_id).attempt_errors
+    assert [error.message for error in raised] == ([f"it holds {note}"] if kind == "broken" else [])
+    secrets += [part for error in raised for part in (error.type, error.message, "it holds")]
     assert [secret for secret in secrets if secret in sent] == []

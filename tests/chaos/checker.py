@@ -108,7 +108,7 @@ def lives_of(history: Sequence[Event]) -> Lives:
 
 def _sort_writes(lives: Lives, asked: Event, answer: Event | None) -> None:
     for index, state in enumerate(asked["states"]):
-        life, write = lives[state["job"]], {**state, "pid": asked["pid"]}
+        life, write = lives[state["job"]], {**state, "pid": asked["pid"], "at": asked["at"]}
         if answer is None:
             life.perhaps.append(write)
         elif answer["done"][index]:
@@ -215,7 +215,9 @@ def _limits(life: Life) -> Iterator[str]:
         yield f"it was delivered {final['losses']} times"
     if final["failures"] >= final["max_attempts"]:
         yield f"it was tried again after {final['failures']} failures"
-    if final["error"] == "worker_lost" and final["losses"] != final["max_deliveries"]:
+    given_back = final.get("releases", 0) > final.get("max_releases", 0)
+    lost = final["error"] == "worker_lost" and not given_back
+    if lost and final["losses"] != final["max_deliveries"]:
         yield f"it was given up after {final['losses']} losses"
 
 

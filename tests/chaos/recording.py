@@ -35,8 +35,12 @@ class Notes:
 
     def write(self, what: str, **facts: Any) -> None:
         """Write one line, completely or not at all, even if the process is killed."""
-        line = json.dumps({"what": what, "pid": os.getpid(), "at": time.monotonic(), **facts})
+        line = json.dumps({"what": what, "pid": os.getpid(), "at": self.now(), **facts})
         os.write(self._descriptor(), f"{line}\n".encode())
+
+    def now(self) -> float:
+        """Return the time of the clock that all notes have in common."""
+        return time.monotonic()
 
     def number(self) -> str:
         """Return a new id for a call."""
@@ -69,10 +73,14 @@ def state_of(job: Job) -> Event:
         "failures": job.failures,
         "worker": job.lease.worker if job.lease else None,
         "token": job.lease.token if job.lease else None,
+        "until": job.lease.until.timestamp() if job.lease else None,
         "result": job.result,
         "error": job.error.code if job.error else None,
         "asked_to_stop": job.cancel_requested_at is not None,
+        "releases": job.releases,
+        "deadline": job.deadline.timestamp(),
         "max_deliveries": job.max_deliveries,
+        "max_releases": job.max_releases,
         "max_attempts": job.retry.max_attempts,
     }
 
@@ -113,7 +121,7 @@ class Recorded:
         return done
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
-        asked = time.monotonic()
+        asked = self.notes.now()
         found: Sequence[Job | None] = await self.store.get(ids)
         states = [state_of(job) if job else None for job in found]
         self.notes.write("read", asked=asked, jobs=list(ids), states=states)

@@ -530,12 +530,11 @@ async def stops_the_event_loop(_job: JobContext) -> int:
     return 1
 
 
-@kind("worker_lost", ("async", "thread"), into=DEADLY)
-def terminates_the_worker(job: JobContext) -> int:
+@kind("", ("async",), into=DEADLY)
+async def terminates_the_worker(_job: JobContext) -> int:
     os.kill(os.getpid(), signal.SIGTERM)
-    while True:
-        job.check()
-        time.sleep(0.01)
+    await asyncio.sleep(600)
+    return 1
 
 
 @kind("", ("async",), into=DEADLY)

@@ -24,9 +24,9 @@ from asyncjobs.core.job import (
     Retry,
 )
 from asyncjobs.core.lifecycle import INVISIBLE, TRANSITIONS, Move
-from asyncjobs.errors import IllegalMove, LostLease
+from asyncjobs.errors import IllegalMove, LostLease, UnreadableJob
 from asyncjobs.testing import sample_job
-from asyncjobs.testing.samples import NOW, sample_submission
+from asyncjobs.testing.samples import NOW, sample_error, sample_submission
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
@@ -445,3 +445,33 @@ def test_a_job_that_owes_a_callback_outlives_its_retention_but_not_for_ever() ->
 def test_a_queue_cannot_have_the_name_of_the_callbacks_lane() -> None:
     with pytest.raises(ValidationError):
         Policy(queue=CALLBACKS_LANE)
+
+
+# what attempts raised
+
+
+def raised(job: Job) -> list[int]:
+    return [error.attempt for error in job.attempt_errors]
+
+
+def test_what_an_attempt_raised_goes_with_the_move_that_follows() -> None:
+    job = processing()
+    noted = lifecycle.note_error(job, sample_error(1))
+    assert noted.attempt_errors == [sample_error(1)]
+    assert noted == job.changed(errors_json=noted.errors_json)
+    failed = lifecycle.fail(noted, NOW, token="t", error=ERROR)
+    assert (failed.errors_json, failed.revision) == (noted.errors_json, job.revision + 1)
+
+
+def test_only_the_newest_errors_are_kept_and_of_each_attempt_one() -> None:
+    job = processing()
+    for attempt in [*range(1, 30), 29]:
+        job = lifecycle.note_error(job, sample_error(attempt))
+    assert raised(job) == list(range(20, 30))
+
+
+def test_errors_that_cannot_be_read_do_not_keep_an_attempt_from_ending() -> None:
+    job = processing().changed(errors_json=b"[{")
+    with pytest.raises(UnreadableJob):
+        raised(job)
+    assert raised(lifecycle.note_error(job, sample_error(2))) == [2]

@@ -171,6 +171,18 @@ def test_a_queue_that_cannot_be_opened_in_a_thread_is_tried_again(
     portal_for(jobs).close()
 
 
+def test_a_log_filter_that_raises_costs_an_engine_one_line(
+    queue: Queue, broken_filter: Any
+) -> None:
+    jobs = queue()
+    [job] = anyio.run(enqueued, queue(), 1)
+    run_message_from_thread(jobs, OURS, {"namespace": "another", "id": job.id})
+    assert broken_filter.asked == 1
+    run_message_from_thread(jobs, OURS, message(job))
+    assert portal_for(jobs).call(jobs.find, job.id).result == 0
+    portal_for(jobs).close()
+
+
 # engines with an event loop
 
 

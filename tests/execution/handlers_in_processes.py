@@ -26,6 +26,17 @@ class Span(BaseModel):
     folder: Path = Path()
 
 
+class Unreadable(Exception):
+    """An error of which nothing can be read."""
+
+    def __str__(self) -> str:
+        raise SystemExit(1)
+
+    @property
+    def __notes__(self) -> list[str]:
+        raise SystemExit(1)
+
+
 class Unsendable(Exception):
     """An error that another process cannot make again."""
 
@@ -77,6 +88,8 @@ def fails(how: str, _job: JobContext) -> int:
             raise JobFailed("No such order.", "no_order")
         case "by chance":
             raise LookupError("secret")
+        case "unreadable":
+            raise Unreadable(lambda: None)
         case "unsendable":
             raise Unsendable(1, 2)
         case "exit":

@@ -20,8 +20,9 @@ from asyncjobs.core.job import Delivery, JobId, Lease
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import InvalidQuery
 from asyncjobs.protocols import Change, Selection, Store
+from asyncjobs.records.repository import JobWrite
 from asyncjobs.testing import ManualClock, sample_job
-from asyncjobs.testing.samples import sample_submission
+from asyncjobs.testing.samples import NOW, sample_error, sample_submission
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
@@ -124,7 +125,7 @@ async def test_a_list_shows_neither_payload_nor_result(jobs: AsyncJobs) -> None:
         job = await jobs.enqueue("order", {"secret": "payload"})
         await jobs.complete(job.id, {"secret": "result"})
         [listed] = (await jobs.list(Selection())).jobs
-        assert (listed.payload_json, listed.result_json) == (b"", None)
+        assert (listed.payload_json, listed.result_json, listed.errors_json) == (b"", None, None)
         assert (await jobs.find(job.id)).result == {"secret": "result"}
 
 
@@ -287,3 +288,23 @@ async def test_behind_a_thousand_jobs_the_position_is_not_counted(
         await store.insert(queued)
         assert await jobs.position(queued[999]) == 1000
         assert await jobs.position(queued[1000]) is None
+
+
+def test_a_write_has_wide_data_only_if_that_has_changed() -> None:
+    lease = Lease(worker="host:1", token="t", until=NOW + MINUTE)
+    started = lifecycle.start(sample_job(), NOW, lease)
+    noted = lifecycle.note_error(started, sample_error(1))
+    extended = lifecycle.extend(noted, NOW, token="t", until=NOW + MINUTE)
+    again = lifecycle.note_error(noted, sample_error(2))
+    done = lifecycle.complete(noted, NOW, token="t", result=b"7")
+    for before, after, errors, result in (
+        (started, noted, noted.errors_json, None),
+        (noted, extended, None, None),
+        (noted, again, again.errors_json, None),
+        (noted, done, None, b"7"),
+        (done, done.changed(revision=9), None, None),
+    ):
+        change = JobWrite(before, after).change()
+        assert (change.job.errors_json, change.job.result_json) == (errors, result)
+        assert change.expected_revision == before.revision
+        assert before.updated(change.job) == after

@@ -1,0 +1,140 @@
+"""A worker stops whatever its handlers do; what ends worker processes ends alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from asyncjobs import AsyncJobs, Job, JobId, JobStatus
+from tests.queues import finished, running
+from tests.waiting import PATIENCE_SECONDS, until
+
+from .hosts import Host
+from .matrix import ending
+from .misbehaviour import DEADLY
+
+pytestmark = pytest.mark.anyio
+
+sqlite = pytest.mark.parametrize("store_kind", ["sqlite"], indirect=True, scope="session")
+
+#: The exit code of a process that did not stop by itself in time.
+FORCED = 70
+
+MakeHost = Callable[..., Host]
+
+HEALTHY = 9
+
+
+@pytest.fixture
+def make_host(tmp_path: Path, new_url: Callable[[], str]) -> Generator[MakeHost]:
+    made: list[Host] = []
+
+    def make(**environment: str) -> Host:
+        made.append(Host(tmp_path, new_url(), **environment))
+        return made[-1]
+
+    yield make
+    for host in made:
+        host.kill()
+
+
+async def work_until(jobs: AsyncJobs, host: Host, ids: list[JobId]) -> list[Job]:
+    """Start the worker again whenever it has ended; return the jobs when all have ended."""
+
+    async def all_have_ended() -> bool:
+        if not host.alive:
+            host.start()
+        return all([(await jobs.find(one)).status.terminal for one in ids])
+
+    await until(all_have_ended, seconds=3 * PATIENCE_SECONDS)
+    return [await jobs.find(one) for one in ids]
+
+
+@sqlite
+@pytest.mark.parametrize("name", ["swallows_cancellations", "swallows_everything", "never_yields"])
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_worker_stops_although_a_handler_goes_on(
+    make_host: MakeHost, kinds: ModuleType, name: str, signals: int
+) -> None:
+    host = make_host(GRACE="1" if signals == 1 else "3600", LEASE="3")
+    async with host.client(kinds) as jobs:
+        host.start()
+        job = await running(jobs, "async", name)
+        for number in range(1, signals + 1):
+            host.process.terminate()
+            await until(lambda: host.log.read_text().count("SIGTERM") == number)  # noqa: B023
+        assert await host.ended() == (FORCED if name == "never_yields" else 0)
+        assert job.id in host.log.read_text()
+        if name != "never_yields":
+            back = await jobs.find(job.id)
+            assert (back.status, back.losses, back.releases) == (JobStatus.PENDING, 0, 1)
+        await jobs.cancel(job.id)
+        host.start()
+        assert (await finished(jobs, "healthy")).status is JobStatus.COMPLETED
+        assert (await jobs.wait(job.id, timeout=PATIENCE_SECONDS)).status is JobStatus.CANCELLED
+
+
+@sqlite
+@pytest.mark.parametrize("name", ["never_yields", "stops_the_event_loop"])
+async def test_the_log_names_the_job_that_stops_the_event_loop(
+    make_host: MakeHost, kinds: ModuleType, name: str
+) -> None:
+    host = make_host()
+    async with host.client(kinds) as jobs:
+        host.start()
+        job = await running(jobs, "async", name)
+        said = "has blocked the event loop" if name == "never_yields" else "event loop has stopped"
+        await until(lambda: said in host.log.read_text())
+        if name == "stops_the_event_loop":
+            assert job.id in host.log.read_text()
+
+
+@pytest.mark.every_store(without="memory")
+async def test_a_job_that_terminates_its_worker_fails_after_so_many_releases(
+    make_host: MakeHost, kinds: ModuleType
+) -> None:
+    host = make_host(GRACE="0.1")
+    async with host.client(kinds) as jobs:
+        host.start()
+        bad = await jobs.enqueue("few releases", "terminates_the_worker")
+        healthy = [await jobs.enqueue("healthy", None) for _ in range(3)]
+        [done, *others] = await work_until(jobs, host, [bad.id, *(one.id for one in healthy)])
+    assert (ending(done), done.releases, done.losses) == ("worker_lost", 3, 0)
+    assert [one.status for one in others] == [JobStatus.COMPLETED] * 3
+
+
+LOSSES = [(kind.name, form) for kind in DEADLY.values() for form in kind.forms if kind.ends]
+LOSSES.remove(("crashes_with_the_worker", "async"))  # on every store, below
+
+
+async def nine_beside_one(host: Host, kinds: ModuleType, name: str, form: str, file: Path) -> None:
+    """Let nine healthy jobs run beside one that ends their process; assert that they complete."""
+    async with host.client(kinds) as jobs:
+        host.start()
+        beside = [await running(jobs, "neighbour", file) for _ in range(HEALTHY)]
+        bad = await jobs.enqueue(form, name)
+        await host.ended()
+        file.touch()
+        [done, *others] = await work_until(jobs, host, [bad.id, *(one.id for one in beside)])
+        assert (await finished(jobs, "healthy")).status is JobStatus.COMPLETED
+    assert (ending(done), done.losses) == ("worker_lost", 3)
+    assert [one.result for one in others] == ["done"] * HEALTHY
+
+
+@sqlite
+@pytest.mark.parametrize(("name", "form"), LOSSES)
+async def test_a_job_that_ends_its_worker_fails_alone(
+    make_host: MakeHost, kinds: ModuleType, name: str, form: str, tmp_path: Path
+) -> None:
+    await nine_beside_one(make_host(LEASE="4"), kinds, name, form, tmp_path / "go on")
+
+
+@pytest.mark.every_store(without="memory")
+async def test_a_job_that_crashes_its_worker_fails_alone_on_every_store(
+    make_host: MakeHost, kinds: ModuleType, tmp_path: Path
+) -> None:
+    host = make_host(LEASE="4")
+    await nine_beside_one(host, kinds, "crashes_with_the_worker", "async", tmp_path / "go on")

@@ -1,0 +1,185 @@
+"""An asyncio event loop without a world: time jumps, a seed decides who is late, machines stop.
+
+Time goes to the next timer when nothing is ready, and a little further at each turn, so that the
+answers of simulated I/O arrive in the middle of chains of callbacks, as they do in reality. Each
+timer fires a little late. That is all that the seed permutes: callbacks of `call_soon` keep their
+order, which asyncio guarantees.
+
+A *machine* is what the context variable `MACHINE` names: all tasks and callbacks that began in its
+context. One that is frozen does nothing, as a process that got SIGSTOP; one that is frozen for ever
+was killed. Nothing that belongs to it runs, not even a `finally`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import os
+import random
+import selectors
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+T = TypeVar("T")
+
+MACHINE: contextvars.ContextVar[int | None] = contextvars.ContextVar("MACHINE", default=None)
+
+# A turn of the loop takes up to so many seconds. When a task spins (a handler that swallows its
+# cancellation is cancelled at each turn) time goes faster.
+_TURN_SECONDS = 50e-6
+_LONG_TURN_SECONDS = 0.01
+_MANY_TURNS = 300
+
+_LATE_SECONDS = 100e-6
+
+
+class NothingHappens(AssertionError):  # noqa: N818  # what has happened
+    """Raised when every task waits for something that no timer and no callback will bring."""
+
+
+class SimulatedLoop(asyncio.SelectorEventLoop):
+    """The event loop; `time()` begins at 0."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(seed)  # noqa: S311  # to be had again, no secrets
+        self._time = 0.0
+        self._spinning = 0
+        self._numbers = count()
+        self._tasks: dict[int | None, dict[asyncio.Task[Any], None]] = defaultdict(dict)
+        self._frozen: dict[int, list[_Call]] = {}
+        super().__init__(_NoSelector(self._pass_time))
+
+    def time(self) -> float:
+        return self._time
+
+    def tasks_of(self, machine: int) -> list[asyncio.Task[Any]]:
+        """Return the tasks of a machine that have not ended."""
+        return [task for task in self._tasks[machine] if not task.done()]
+
+    def freeze(self, machine: int) -> None:
+        """Let nothing of a machine run any more."""
+        self._frozen.setdefault(machine, [])
+
+    def thaw(self, machine: int) -> None:
+        """Let a machine go on; what came up meanwhile comes first."""
+        for call in self._frozen.pop(machine, ()):
+            super().call_soon(call, context=call.context)
+
+    def is_frozen(self, machine: int | None) -> bool:
+        return machine in self._frozen
+
+    def park(self, call: _Call) -> None:
+        self._frozen[call.context[MACHINE] or 0].append(call)
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+        call = _Call(self, callback, args, context)
+        call.handle = super().call_soon(call, context=call.context)
+        return call.handle
+
+    def call_at(
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        call = _Call(self, callback, args, context)
+        late = when + self._chance.uniform(0, _LATE_SECONDS)
+        call.handle = handle = super().call_at(late, call, context=call.context)
+        return handle
+
+    def create_task(
+        self, coro: Any, *, name: str | None = None, context: Any = None, **_options: Any
+    ) -> asyncio.Task[Any]:
+        context = contextvars.copy_context() if context is None else context
+        number = next(self._numbers)
+        task = _Task(number, coro, loop=self, name=name or f"task {number}", context=context)
+        tasks = self._tasks[context.get(MACHINE)]
+        tasks[task] = None
+        task.add_done_callback(lambda ended: tasks.pop(ended, None))
+        return task
+
+    def _pass_time(self, timeout: float | None) -> None:
+        if timeout is None:
+            raise NothingHappens
+        if timeout > 0:
+            self._spinning = 0
+            self._time += timeout
+        else:
+            self._spinning += 1
+            turn = _TURN_SECONDS if self._spinning < _MANY_TURNS else _LONG_TURN_SECONDS
+            self._time += self._chance.uniform(0, turn)
+
+
+class _Call:
+    """A callback that waits while its machine is frozen."""
+
+    __slots__ = ("_args", "_callback", "_loop", "context", "handle")
+
+    def __init__(self, loop: SimulatedLoop, callback: Any, args: Any, context: Any) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self.context: contextvars.Context = context or contextvars.copy_context()
+        self.handle: asyncio.Handle | None = None
+
+    def __call__(self) -> None:
+        if self.handle is not None and self.handle.cancelled():
+            return
+        if self._loop.is_frozen(self.context.get(MACHINE)):
+            self._loop.park(self)
+        else:
+            self._callback(*self._args)
+
+
+class _Task(asyncio.Task[Any]):
+    """A task whose place in a set is the same in every run."""
+
+    def __init__(self, number: int, coro: Any, **options: Any) -> None:
+        self._number = number
+        super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class _NoSelector(selectors.DefaultSelector):
+    """Waits for nothing and lets time pass instead."""
+
+    def __init__(self, wait: Callable[[float | None], None]) -> None:
+        super().__init__()
+        self._wait = wait
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._wait(timeout)
+        return []
+
+
+def run_simulated(work: Callable[[SimulatedLoop], Coroutine[Any, Any, T]], seed: int) -> T:
+    """Run a coroutine in an event loop of its own; the same seed gives the same run."""
+    loop = SimulatedLoop(seed)
+    with seeded(seed), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(work(loop))
+
+
+@contextmanager
+def seeded(seed: int) -> Generator[None]:
+    """Let job ids, tokens and jitter come from a seed."""
+    chance = random.Random(seed)  # noqa: S311  # to be had again, no secrets
+    before = random.getstate()
+    random.seed(seed)
+    gc.disable()  # it comes at moments of its own, and ends async generators
+    try:
+        with patch.object(os, "urandom", chance.randbytes):
+            yield
+    finally:
+        gc.enable()
+        random.setstate(before)
+
+
+__all__ = ["MACHINE", "NothingHappens", "SimulatedLoop", "run_simulated", "seeded"]
+_ = Awaitable, Mapping

@@ -1,0 +1,617 @@
+"""A small world in simulated time: machines that run real queues, users, a network, accidents.
+
+Several machines share one store. Calls travel in tasks of the network, so that what was sent is
+carried out although the machine that sent it stops in between. All that happens is noted as the
+chaos tests note it, and judged by the same rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import random
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import count
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+from pydantic import BaseModel
+
+from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobContext, Policy, Retry, Settings
+from asyncjobs.core.job import JobId
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.errors import AsyncJobsError, JobFailed
+from asyncjobs.protocols import Change, ChangeNotices, Store
+from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import Faults, FaultyStore, LoopClock
+from tests.chaos.recording import Event, Notes, Recorded, state_of
+from tests.simulation.loop import MACHINE, SimulatedLoop, run_simulated
+
+T = TypeVar("T")
+
+MACHINES = 3
+JOBS = 16
+#: During which time jobs are submitted and accidents happen.
+STORMY_SECONDS = 300.0
+#: After which nothing can be left to do: every deadline has passed long ago.
+PATIENCE_SECONDS = 3600.0
+
+SETTINGS = Settings(
+    poll_interval=timedelta(seconds=5),
+    sweep_interval=timedelta(seconds=11),
+    progress_interval=timedelta(seconds=2),
+    block_warning_after=timedelta(days=1),  # a thread in real time has no place here
+)
+
+POLICY = Policy(retention=None, deadline=timedelta(minutes=10))
+
+#: A queue closes within its grace period and five seconds; timers are late, too.
+CLOSE_SECONDS = SETTINGS.grace.total_seconds() + 5.1
+
+#: Most calls take no time to speak of, some are slow, a few very slow. A lease outlasts any two.
+LATENCIES = ((0.6, 0.0003), (0.97, 0.02), (0.998, 2.0), (1.0, 10.0))
+
+FAULTS = (Faults(before=0.1, after=0.1), Faults(before=0.4, after=0.4), Faults(before=1, after=1))
+
+
+class Errand(BaseModel):
+    """What a handler does, and in how many attempts it does it."""
+
+    does: str = "work"
+    seconds: float = 1
+    times: int = 1
+
+
+class Trace(BaseModel):
+    """A result that no two attempts have in common; `worker` is the machine's number."""
+
+    worker: int
+    attempt: int
+    nonce: str
+
+
+class Ledger(Notes):
+    """Notes in memory, in simulated time."""
+
+    def __init__(self, history: list[Event], pid: int) -> None:
+        self._history = history
+        self._calls = count()
+        self.pid = pid
+        self.closed = False
+
+    def write(self, what: str, **facts: Any) -> None:
+        if not self.closed:
+            self._history.append({"what": what, "pid": self.pid, "at": self.now(), **facts})
+
+    def now(self) -> float:
+        return LoopClock().now().timestamp()
+
+    def number(self) -> str:
+        return f"{self.pid}-{next(self._calls)}"
+
+
+class Line:
+    """A machine's connection to the store."""
+
+    powers: frozenset[type] = frozenset({ChangeNotices})
+
+    def __init__(self, world: World, notes: Ledger) -> None:
+        self._world = world
+        self._store = Recorded(world.store, notes)
+        self._notices: asyncio.Queue[Sequence[JobId]] = asyncio.Queue()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        return await self._write([job.id for job in jobs], lambda: self._store.insert(jobs))
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        ids = [change.job.id for change in changes]
+        return await self._write(ids, lambda: self._store.replace(changes))
+
+    async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        return await self._carry(lambda: self._store.get(ids))
+
+    async def take(
+        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
+    ) -> Sequence[Job]:
+        return await self._carry(
+            lambda: self._store.take(lanes, now=now, until=until, limit=limit)
+        )
+
+    async def delete(self, ids: Sequence[JobId], /) -> None:
+        await self._carry(lambda: self._store.delete(ids))
+
+    async def changes(self) -> AsyncIterator[Sequence[JobId]]:
+        while True:
+            yield await self._notices.get()
+
+    def notice(self, ids: Sequence[JobId]) -> None:
+        """Let the machine know, if its process is still there to read it."""
+        if self._notices.qsize() < 100:
+            self._notices.put_nowait(ids)
+
+    async def _write(self, ids: Sequence[JobId], call: Callable[[], Awaitable[T]]) -> T:
+        async def write() -> T:
+            done = await call()
+            self._world.announce(ids, self)
+            return done
+
+        return await self._carry(write)
+
+    async def _carry(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Let the network carry a call to the store, and the answer back."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def travel() -> None:
+            await asyncio.sleep(self._world.latency())
+            value = await call()
+            await asyncio.sleep(self._world.latency() / 2)
+            if not answer.done():
+                answer.set_result(value)
+
+        self._world.do(travel)
+        return await answer
+
+
+class Machine:
+    """One process: a real queue with handlers, which may be frozen, killed, stopped and opened."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.notes = Ledger(world.history, number)
+        self.line = Line(world, self.notes)
+        self.store = FaultyStore(self.line, seed=world.chance.getrandbits(32))
+        self.jobs = AsyncJobs(
+            self.store,
+            clock=LoopClock(),
+            settings=SETTINGS,
+            dispatcher=LocalDispatcher(concurrency=3),
+            policy=POLICY,
+        )
+        self.dead = False
+        self._pauses = 0
+        self._context = contextvars.copy_context()
+        self._context.run(MACHINE.set, number)
+        Handlers(self).register()
+
+    def do(self, call: Callable[[], Awaitable[T]]) -> asyncio.Task[T | AsyncJobsError | None]:
+        """Start something in this process; returns what it returns, or an error of the library."""
+
+        async def body() -> T | AsyncJobsError | None:
+            try:
+                return await call()
+            except AsyncJobsError as error:
+                return error
+
+        context = self._context.copy()
+        return self.world.loop.create_task(body(), context=context)
+
+    async def answer(self, call: Callable[[], Awaitable[T]], seconds: float = 30) -> Any:
+        """Ask the process for something; None if there is no answer in time."""
+        task = self.do(call)
+        await asyncio.wait({task}, timeout=seconds)
+        return task.result() if task.done() else None
+
+    @property
+    def open(self) -> bool:
+        return self.jobs.is_open and not self.dead
+
+    def kill(self) -> None:
+        self.dead = True
+        self.notes.write("trouble", kind="killed")
+        self.world.loop.freeze(self.number)
+
+    async def pause(self, seconds: float) -> None:
+        self._pauses += 1
+        self.notes.write("trouble", kind="paused")
+        self.world.loop.freeze(self.number)
+        await asyncio.sleep(seconds)
+        if not self.dead:
+            self.world.loop.thaw(self.number)
+            self.notes.write("calm")
+
+    async def suffer(self, faults: Faults, seconds: float) -> None:
+        self.notes.write("trouble", kind="cut off")
+        self.store.faults = faults
+        await asyncio.sleep(seconds)
+        self.store.faults = Faults()
+        self.notes.write("calm")
+
+    async def stop(self) -> None:
+        """Close the queue; nothing may be left behind."""
+        self.notes.write("trouble", kind="stopping")
+        pauses = self._pauses - self.world.loop.is_frozen(self.number)
+        task = self.do(self.jobs.close)
+        await asyncio.wait({task}, timeout=CLOSE_SECONDS)
+        if not task.done() and not self.dead and self._pauses > pauses:
+            await asyncio.wait({task}, timeout=10 * CLOSE_SECONDS)
+        if self.dead:
+            return
+        if not task.done():
+            self._wrong("did not close in time")
+            return
+        if isinstance(task.result(), Exception):
+            self._wrong(f"raised {task.result()!r} when it closed")
+        # What a handler has started by itself ends by itself; what it swallows, in some seconds.
+        await asyncio.sleep(CLOSE_SECONDS)
+        left = [task.get_name() for task in self.world.loop.tasks_of(self.number)]
+        if left and not self.dead and self._pauses == pauses:
+            self._wrong(f"left {sorted(left)}")
+        self.notes.write("calm")
+
+    def _wrong(self, words: str) -> None:
+        self.notes.write("wrong", words=f"machine {self.number} {words}")
+
+
+class Handlers:
+    """What the application's handlers do: work, mostly, and everything that they should not."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._world = machine.world
+
+    def register(self) -> None:
+        handler = self._machine.jobs.handler
+        retry = Retry(max_attempts=3, initial_delay=1)
+        handler("brief", timeout=20, retry=retry, policy=Policy(max_releases=2))(self.run)
+        handler("long", timeout=None, retry=retry)(self.run)
+
+    async def run(self, what: Errand, job: JobContext) -> Any:
+        with self._traced(what, job) as trace:
+            await self._do(what, job)
+        return trace if what.does != "return nonsense" else object()
+
+    @contextmanager
+    def _traced(self, what: Errand, job: JobContext) -> Generator[Trace]:
+        notes, nonce = self._machine.notes, uuid.uuid4().hex
+        trace = Trace(worker=self._machine.number, attempt=job.attempt, nonce=nonce)
+        notes.write("begin", job=job.id, does=what.does, **trace.model_dump())
+        try:
+            yield trace
+            notes.write("end", job=job.id, **trace.model_dump())
+        finally:
+            notes.write("stop", job=job.id, nonce=nonce)
+
+    async def _do(self, what: Errand, job: JobContext) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        async for _ in job.track(_paused(what.seconds / 4), total=4):
+            pass
+        if job.attempt > what.times:
+            return
+        match what.does:
+            case "raise":
+                raise OSError("it happens")
+            case "fail":
+                raise JobFailed("no", code="refused")
+            case "exit":
+                raise self._world.chance.choice([SystemExit, KeyboardInterrupt, GeneratorExit])
+            case "take too long":
+                await anyio.sleep(400)
+            case "swallow":
+                await self._swallow(12)
+            case "swallow all":
+                await self._swallow(100_000)
+            case "cancel itself":
+                task.cancel()
+                await anyio.sleep(5)
+            case "cancel itself late":
+                asyncio.get_running_loop().call_later(what.seconds / 3, task.cancel)
+                await anyio.sleep(what.seconds)
+            case "leave a scope":
+                anyio.move_on_after(self._world.chance.choice([0.01, 5])).__enter__()
+                await anyio.sleep(what.seconds)
+            case "leave a group":
+                group = await anyio.create_task_group().__aenter__()
+                group.start_soon(anyio.sleep, 1)
+            case "cancel the job":
+                await self._machine.jobs.cancel(job.id)
+                await anyio.sleep(self._world.chance.choice([0, 60]))
+            case "kill":
+                self._machine.kill()
+                await anyio.sleep(1)
+            case "block":
+                self._world.do(lambda: self._machine.pause(self._world.chance.choice([5, 50])))
+                await anyio.sleep(1)
+            case "report":
+                for number in range(20):
+                    await job.progress(number, "so far \ud800 it goes")
+                    await anyio.sleep(0.5)
+            case _:
+                pass
+
+    async def _swallow(self, seconds: float) -> None:
+        until = anyio.current_time() + seconds
+        while anyio.current_time() < until and not self._machine.notes.closed:
+            try:
+                await asyncio.sleep(until - anyio.current_time())
+            except asyncio.CancelledError:
+                pass
+
+
+async def _paused(seconds: float) -> AsyncIterator[None]:
+    for _ in range(4):
+        await anyio.sleep(seconds)
+        yield
+
+
+#: What handlers may do, and how often of all times.
+DEEDS = {
+    "work": 12,
+    "raise": 3,
+    "fail": 1,
+    "exit": 1,
+    "take too long": 2,
+    "swallow": 2,
+    "swallow all": 1,
+    "cancel itself": 1,
+    "cancel itself late": 1,
+    "leave a scope": 1,
+    "leave a group": 1,
+    "cancel the job": 1,
+    "kill": 2,
+    "block": 1,
+    "report": 1,
+    "return nonsense": 1,
+}
+
+
+class World:
+    """All of it, for one seed."""
+
+    def __init__(self, loop: SimulatedLoop, store: Store, seed: int) -> None:
+        self.loop = loop
+        self.store = store
+        self.chance = random.Random(seed)  # noqa: S311  # to be had again, no secrets
+        self.history: list[Event] = []
+        self.notes = Ledger(self.history, 0)
+        self.machines: list[Machine] = []
+        self.accepted: list[JobId] = []
+        self._everyone: list[Machine] = []
+        self._numbers = count(1)
+        self._context = contextvars.copy_context()
+        self._stormy = True
+        self._settled = False
+
+    def latency(self) -> float:
+        chance = self.chance.random()
+        [longest, *_] = [longest for share, longest in LATENCIES if chance <= share]
+        return self.chance.uniform(0, longest)
+
+    def do(self, call: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        """Start something that belongs to no machine."""
+
+        async def body() -> None:
+            await call()
+
+        return self.loop.create_task(body(), context=self._context.copy())
+
+    def announce(self, ids: Sequence[JobId], writer: Line) -> None:
+        """Let the store send its change notices."""
+        for machine in self.machines:
+            if machine.line is not writer and not machine.dead and self.chance.random() < 0.9:
+                self.loop.call_later(self.latency(), machine.line.notice, ids)
+
+    async def live(self) -> None:
+        """Let a storm pass, wait until every job has ended, and stop all machines."""
+        operators = [self.do(self._operate) for _ in range(MACHINES)]
+        users = [self.do(lambda key=f"key {n}": self._use(key)) for n in range(JOBS)]
+        await asyncio.sleep(STORMY_SECONDS)
+        self._stormy = False
+        await self._first(asyncio.wait(users), "the users are still not answered")
+        await self._first(self._wait_for_ends(), "some jobs have not ended")
+        self._settled = True
+        await self._first(asyncio.wait(operators), "the machines could not be stopped")
+        for operator in operators + users:
+            if operator.done():
+                operator.result()
+        for job in await self.store.get(self.accepted):
+            if job is not None:
+                self.notes.write("final", **state_of(job))
+        for machine in self._everyone:
+            machine.notes.closed = True
+        self.notes.closed = True
+        await self._bury()
+
+    async def _first(self, what: Any, otherwise: str) -> None:
+        try:
+            await asyncio.wait_for(what, PATIENCE_SECONDS)
+        except TimeoutError:
+            self.notes.write("wrong", words=otherwise)
+
+    async def _wait_for_ends(self) -> None:
+        while True:
+            jobs = await self.store.get(self.accepted)
+            if all(job is not None and job.status.terminal for job in jobs):
+                return
+            await asyncio.sleep(5)
+
+    # machines
+
+    async def _operate(self) -> None:
+        """Keep one machine running, through accidents of all kinds, and stop it in the end."""
+        machine = await self._boot()
+        while not self._settled:
+            await asyncio.sleep(self.chance.uniform(1, 60 if self._stormy else 10))
+            if machine.dead:
+                machine = await self._boot(instead_of=machine)
+            elif self._stormy:
+                machine = await self._accident(machine)
+        if not machine.dead:
+            await machine.stop()
+
+    async def _accident(self, machine: Machine) -> Machine:
+        seconds = self.chance.choice([0.01, 1, 10, 45])
+        match self.chance.choice(["none", "kill", "pause", "cut", "cut", "stop", "restart"]):
+            case "kill":
+                machine.kill()
+            case "pause":
+                await machine.pause(seconds)
+            case "cut":
+                await machine.suffer(self.chance.choice(FAULTS), seconds)
+            case "stop":
+                await machine.stop()
+                return machine if machine.dead else await self._boot(instead_of=machine)
+            case "restart":
+                await machine.stop()
+                if not machine.dead:
+                    await self._open(machine)
+            case _:
+                pass
+        return machine
+
+    async def _boot(self, instead_of: Machine | None = None) -> Machine:
+        if instead_of is not None:
+            self.machines.remove(instead_of)
+            await asyncio.sleep(self.chance.choice([0.1, 5, 30]))
+        machine = Machine(self, next(self._numbers))
+        self._everyone.append(machine)
+        self.machines.append(machine)
+        await self._open(machine)
+        return machine
+
+    async def _open(self, machine: Machine) -> None:
+        error = await machine.answer(machine.jobs.open)
+        if error is not None or not (machine.open or machine.dead):
+            machine.notes.write("wrong", words=f"machine {machine.number} did not open: {error!r}")
+
+    async def _bury(self) -> None:
+        """End the tasks of machines that were killed, which nothing may see any more."""
+        self.loop.set_exception_handler(lambda *_: None)
+        for machine in self._everyone:
+            machine.store.faults = Faults(before=1)
+            self.loop.thaw(machine.number)
+            if machine.open or machine.dead:
+                machine.do(machine.jobs.close)
+            await asyncio.sleep(20)
+            while tasks := self.loop.tasks_of(machine.number):
+                for task in tasks:
+                    task.cancel()
+                await asyncio.sleep(1)
+
+    # users
+
+    async def _use(self, key: str) -> None:
+        """Submit a job as a client does: again under its key, until there is an answer."""
+        await asyncio.sleep(self.chance.uniform(0, STORMY_SECONDS * 0.8))
+        kind, what = self._errand()
+        options = EnqueueOptions(
+            run_at=self.chance.choice([None, None, None, 30]),
+            deadline=self.chance.choice([None, None, None, None, 50]),
+        )
+        while True:
+            machine = self._machine()
+            if machine is not None:
+                jobs = machine.jobs
+                call = lambda: jobs.enqueue(kind, what, idempotency_key=key, options=options)  # noqa: E731
+                handle = await machine.answer(call)
+                if handle is not None and not isinstance(handle, AsyncJobsError):
+                    break
+            await asyncio.sleep(self.chance.uniform(0.1, 5))
+        self.notes.write("accepted", job=handle.id, key=key)
+        self.accepted.append(handle.id)
+        match self.chance.choice(["leave", "leave", "follow", "follow", "cancel"]):
+            case "follow":
+                await self._follow(handle.id)
+            case "cancel":
+                await asyncio.sleep(self.chance.choice([0, 1, 20]))
+                if machine := self._machine():
+                    await machine.answer(lambda: machine.jobs.cancel(handle.id))
+            case _:
+                pass
+
+    def _machine(self) -> Machine | None:
+        open_ones = [machine for machine in self.machines if machine.open]
+        return self.chance.choice(open_ones) if open_ones else None
+
+    def _errand(self) -> tuple[str, Errand]:
+        [does] = self.chance.choices([*DEEDS], [*DEEDS.values()])
+        seconds = self.chance.choice([0, 0.01, 1, 1, 5, 60])
+        errand = Errand(does=does, seconds=seconds, times=self.chance.choice([1, 1, 2, 9]))
+        # Without a timeout it would spin up to its deadline.
+        brief = seconds < 20 or does == "swallow all"
+        return ("brief" if brief else "long"), errand
+
+    async def _follow(self, job_id: JobId) -> None:
+        """Follow a job to its end; a follower whose machine stops is no witness."""
+        machine = self._machine()
+        if machine is None:
+            return
+        watcher = next(self._numbers)
+        seen: list[dict[str, Any]] = []
+
+        async def follow() -> None:
+            async for job in machine.jobs.subscribe(job_id):
+                seen.append({"watcher": watcher, **state_of(job)})
+
+        task = machine.do(follow)
+        while not task.done() and machine.open:
+            await asyncio.wait({task}, timeout=10)
+        if seen and seen[-1]["status"] in {"completed", "failed", "cancelled"}:
+            for state in seen:
+                self.notes.write("seen", **state)
+
+
+@dataclass(frozen=True)
+class Story:
+    """What happened under one seed."""
+
+    seed: int
+    history: list[Event]
+
+
+class _Errors(logging.Handler):
+    """Notes what is logged as an error: whatever handlers do, none is to be expected."""
+
+    def __init__(self, notes: Ledger) -> None:
+        super().__init__(logging.ERROR)
+        self._notes = notes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "did not close within" in record.getMessage():
+            return  # judged by how long it took
+        words = f"{record.getMessage()} {record.exc_info[1]!r}" if record.exc_info else record.getMessage()
+        self._notes.write("wrong", words=f"logged: {words}")
+
+
+def simulate(seed: int, store: Callable[[], Store] = MemoryStore) -> Story:
+    """Let a world live through the storm of a seed."""
+    histories: list[list[Event]] = []
+
+    async def live(loop: SimulatedLoop) -> None:
+        world = World(loop, store(), seed)
+        histories.append(world.history)
+        errors = _Errors(world.notes)
+        log = logging.getLogger("asyncjobs")
+        level = log.level
+        log.setLevel(logging.ERROR)
+        log.addHandler(errors)
+        loop.set_exception_handler(
+            lambda _, about: world.notes.write("wrong", words=f"asyncio: {about}")
+        )
+        try:
+            await world.live()
+        finally:
+            log.removeHandler(errors)
+            log.setLevel(level)
+
+    run_simulated(live, seed)
+    return Story(seed, histories[0])
+

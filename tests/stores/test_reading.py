@@ -1,0 +1,32 @@
+"""A row that cannot be read harms no other, whatever the application's logging does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asyncjobs.core.job import Job
+from asyncjobs.errors import UnreadableJob
+from asyncjobs.stores.reading import readable
+from asyncjobs.testing import sample_job
+
+
+def read(row: Job | str) -> Job:
+    if isinstance(row, str):
+        raise UnreadableJob(row)
+    return row
+
+
+def test_rows_that_cannot_be_read_are_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    one, two = sample_job(), sample_job()
+    assert readable([one, "job_x", two], read) == [one, two]
+    assert [(vars(record)["job_id"], record.levelname) for record in caplog.records] == [
+        ("job_x", "ERROR")
+    ]
+
+
+def test_a_log_filter_that_raises_costs_no_job(broken_filter: Any) -> None:
+    job = sample_job()
+    assert readable(["job_x", job], read) == [job]
+    assert broken_filter.asked == 1
