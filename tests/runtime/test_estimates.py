@@ -20,8 +20,7 @@ from asyncjobs.runtime.estimates import Estimates, most_take
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import LoopClock, sample_job
 from asyncjobs.testing.samples import NOW
-from tests.queues import Make, simulated
-from tests.waiting import until
+from tests.queues import simulated
 
 SECOND = timedelta(seconds=1)
 
@@ -270,29 +269,6 @@ def test_a_queue_expects_what_was_estimated_until_it_has_seen_how_long_jobs_take
             assert second.estimated_duration == known[0]
 
     simulated(run)
-
-
-@pytest.mark.anyio
-@pytest.mark.every_store
-async def test_a_process_learns_from_what_others_have_completed(
-    make: Make,
-) -> None:
-    one, other = make(), make()
-    for jobs in (one, other):
-
-        @jobs.handler("nap", estimate=60)
-        async def nap(seconds: float, _: JobContext) -> None:
-            await anyio.sleep(seconds)
-
-    async with one:
-        done = await one.wait((await one.enqueue("nap", 0.05)).id, timeout=60)
-    async with other:
-        assert other.expected_duration(done) == 60 * SECOND
-        await until(lambda: other.expected_duration(done) != 60 * SECOND)
-        known = other.expected_duration(done)
-    assert done.completed_at is not None
-    assert done.started_at is not None
-    assert known == done.completed_at - done.started_at
 
 
 def test_with_a_store_that_cannot_list_the_estimate_stands() -> None:
