@@ -278,3 +278,7 @@ def test_bad_progress_takes_no_lease_from_the_neighbours() -> None:
         assert (done.result, done.attempt) == ("done", 1)
 
     simulated(work)
+
+
+def test_a_task_that_is_closed_after_its_loop_has_ended_is_closed_by_the_loop() -> None:
+    assert belongs_to_the_loop(GeneratorExit(), stopping=False)

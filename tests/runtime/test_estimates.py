@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asyncjobs import AsyncJobs, Job, JobContext, JobStatus
 from asyncjobs.core.job import JobId
-from asyncjobs.errors import ConfigurationError, StoreUnavailable
+from asyncjobs.errors import ConfigurationError, StoreUnavailable, UnusableConnection
 from asyncjobs.protocols import ChangeNotices, Page, Selection
 from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.runtime.estimates import Estimates, most_take
@@ -288,7 +288,10 @@ def test_with_a_store_that_cannot_list_the_estimate_stands() -> None:
                 await anyio.sleep(40)
             assert done.status is JobStatus.COMPLETED
             assert await jobs.position(job) is None
+            assert await jobs.oldest_waiting() == {}
             with pytest.raises(ConfigurationError, match="cannot list"):
                 await jobs.list(Selection())
+            with pytest.raises(UnusableConnection):
+                await jobs.enqueue(nap, 8, connection=object())
 
     simulated(run)
