@@ -69,7 +69,7 @@ class FolderStore:
             (self._folder / "due").mkdir(parents=True, exist_ok=True)
             (self._folder / "keys").mkdir(exist_ok=True)
             with (self._folder / "lock").open("ab") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # let go with the file, and so with the process
+                fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, and so with the process
                 return work(lock.fileno())
         except OSError as error:
             raise StoreUnavailable(str(self._folder), str(error)) from error

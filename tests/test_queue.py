@@ -185,19 +185,6 @@ async def test_the_same_key_and_payload_is_the_same_job(jobs: AsyncJobs) -> None
     assert runs == [1]
 
 
-async def test_a_key_is_free_again_when_its_job_is_forgotten(make: Make) -> None:
-    clock = ManualClock()
-    jobs = make(clock=clock, settings=IDLE)
-    kind = jobs.external("t", payload=int, result=int)
-    async with jobs:
-        old = (await jobs.enqueue(kind, 1, idempotency_key="k")).job
-        await jobs.complete(old.id, 1)
-        clock.advance(timedelta(hours=24))
-        new = (await jobs.enqueue(kind, 2, idempotency_key="k")).job
-        assert (new.id != old.id, new.payload) == (True, 2)
-        assert await jobs.get(new.id) == new
-
-
 class Rivalled(FaultyStore):
     """Another process is quicker to use a key that has become free."""
 
@@ -214,6 +201,22 @@ class Rivalled(FaultyStore):
 
     async def insert_within(self, _connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
         return await self.insert(jobs)
+
+
+@pytest.mark.parametrize("connection", [None, object()], ids=["alone", "within"])
+async def test_a_key_is_free_again_when_its_job_is_forgotten(
+    make: Make, store: Any, connection: object | None
+) -> None:
+    clock = ManualClock()
+    jobs = make(store=Rivalled(store), clock=clock, settings=IDLE)
+    kind = jobs.external("t", payload=int, result=int)
+    async with jobs:
+        old = (await jobs.enqueue(kind, 1, idempotency_key="k")).job
+        await jobs.complete(old.id, 1)
+        clock.advance(timedelta(hours=24))
+        new = (await jobs.enqueue(kind, 2, idempotency_key="k", connection=connection)).job
+        assert (new.id != old.id, new.payload) == (True, 2)
+        assert await jobs.get(new.id) == new
 
 
 @pytest.mark.parametrize("connection", [None, object()], ids=["alone", "within"])

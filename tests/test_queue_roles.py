@@ -143,8 +143,3 @@ async def test_the_jobs_of_another_engine_are_not_for_our_workers(make: Make) ->
     with_queues(jobs)
     with pytest.raises(ConfigurationError, match="Another engine"):
         await jobs.as_worker().__aenter__()
-
-
-def test_a_dispatcher_of_no_known_name_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"'celry' \(known: local, worker\)"):
-        AsyncJobs("memory://", dispatcher="celry")

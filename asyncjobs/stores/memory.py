@@ -30,7 +30,7 @@ class MemoryStore:
     change. Every method lets other tasks run first, as a store that is far away would.
     """
 
-    powers = frozenset({InlineReads, Listing})
+    powers: frozenset[type] = frozenset({InlineReads, Listing})
 
     def __init__(self) -> None:
         self._jobs: dict[JobId, Job] = {}

@@ -14,9 +14,11 @@ from asyncjobs.core.encoding import (
     encode_state,
     encode_submission,
     from_microseconds,
+    sequence_of,
     to_microseconds,
 )
 from asyncjobs.core.job import Job
+from asyncjobs.errors import InvalidQuery
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import full_job
 
@@ -49,3 +51,11 @@ def test_moments_are_kept_to_the_microsecond(moment: datetime) -> None:
 def test_moments_keep_their_order(one: datetime, other: datetime) -> None:
     first, second = one.replace(tzinfo=UTC), other.replace(tzinfo=UTC)
     assert (first < second) == (to_microseconds(first) < to_microseconds(second))
+
+
+def test_a_cursor_is_a_number_of_a_page() -> None:
+    assert sequence_of(None, 3) is None
+    assert sequence_of("042", 3) == 42
+    for cursor in ("", "nonsense", "-1", "1234", "٤"):
+        with pytest.raises(InvalidQuery):
+            sequence_of(cursor, 3)

@@ -271,15 +271,12 @@ def a_local_function() -> Callable[[int, JobContext], int]:
     return local
 
 
+A_LAMBDA: Callable[[int, JobContext], int] = lambda number, _job: number  # noqa: E731
+
+
 @pytest.mark.parametrize(
     "function",
-    [
-        a_local_function(),
-        lambda number, _job: number,
-        Doubler().method,
-        Doubler(),
-        functools.partial(with_factor, 2),
-    ],
+    [a_local_function(), A_LAMBDA, Doubler().method, Doubler(), functools.partial(with_factor, 2)],
     ids=["local", "lambda", "method", "object", "partial"],
 )
 def test_a_handler_that_no_other_process_could_find_is_refused(

@@ -23,6 +23,7 @@ BLOCKS = visible_blocks_of(HOWTO / "write-a-store.md")
 
 TestTheStoreOfThePage = BLOCKS["TestDictStore"]
 TestTheListingStoreOfThePage = BLOCKS["TestListingDictStore"]
+TestTheSharedStoreOfThePage = BLOCKS["TestSharedDictStore"]
 
 
 class TestTheDispatcherOfThePage(

@@ -18,7 +18,6 @@ import pytest
 from asyncjobs import (
     AsyncJobs,
     EnqueueOptions,
-    Job,
     JobContext,
     JobFailed,
     JobStatus,
@@ -28,7 +27,7 @@ from asyncjobs import (
 from asyncjobs.core import lifecycle
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.execution.cancellation import belongs_to_the_loop
-from asyncjobs.testing import LoopClock, sample_job
+from asyncjobs.testing import LoopClock
 from asyncjobs.testing.samples import sample_submission
 from tests.queues import Make, running, settled, simulated
 from tests.waiting import until_sync
@@ -219,48 +218,6 @@ async def test_an_error_belongs_to_the_loop_only_where_the_loop_ends_the_task() 
     assert told == [True, False]
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-async def test_a_retry_without_a_pause_begins_without_one(make: Make, asynchronous: bool) -> None:
-    jobs = make(settings=Settings())
-    at_once = Retry(max_attempts=3, initial_delay=timedelta(0))
-
-    async def moody(_none: None, job: JobContext) -> int:
-        return attempted(job)
-
-    def moody_thread(_none: None, job: JobContext) -> int:
-        return attempted(job)
-
-    def attempted(job: JobContext) -> int:
-        if job.attempt < 3:
-            raise OSError
-        return job.attempt
-
-    function: Any = moody if asynchronous else moody_thread
-    handler: Any = jobs.handler("moody", retry=at_once)(function)
-    async with jobs:
-        assert (await settled(jobs, (await jobs.enqueue(handler, None)).id)).result == 3
-
-
-async def test_a_job_that_comes_up_while_it_ends_here_is_run_again() -> None:
-    dispatcher = LocalDispatcher(concurrency=1)
-    begun: list[int] = []
-    slots: list[Callable[[], None]] = []
-    job = sample_job()
-
-    def begin(given: Job, freed: Callable[[], None]) -> None:
-        begun.append(given.revision)
-        slots.append(freed)
-
-    dispatcher.open(begin)
-    assert dispatcher.offer(job)
-    assert dispatcher.offer(job.model_copy(update={"revision": 3}))
-    slots.pop()()
-    assert begun == [1, 3]
-    slots.pop()()
-    with anyio.fail_after(60):
-        await dispatcher.wait_until_idle()
-
-
 async def test_a_retry_in_any_process_waits_for_the_thread_that_timed_out(make: Make) -> None:
     working = 0
     overlaps: list[int] = []
@@ -284,26 +241,6 @@ async def test_a_retry_in_any_process_waits_for_the_thread_that_timed_out(make: 
     assert set(overlaps) == {1}
 
 
-async def test_a_job_that_waits_long_in_the_dispatcher_waits_there_once(make: Make) -> None:
-    dispatcher = LocalDispatcher(concurrency=1)
-    jobs = make(dispatcher=dispatcher)
-    let_go = anyio.Event()
-
-    @jobs.handler("gate")
-    async def gate(_none: None, _job: JobContext) -> None:
-        await let_go.wait()
-
-    async with jobs:
-        made = [(await jobs.enqueue(gate, None)).job for _ in range(2)]
-        for _ in range(3):
-            assert dispatcher.offer(made[0])
-            assert dispatcher.offer(made[1])
-        assert dispatcher.room == 0
-        let_go.set()
-        for job in made:
-            assert (await settled(jobs, job.id)).attempt == 1
-
-
 async def test_no_delivery_begins_a_job_before_its_time(jobs: AsyncJobs) -> None:
     runs: list[str] = []
 
@@ -316,23 +253,6 @@ async def test_no_delivery_begins_a_job_before_its_time(jobs: AsyncJobs) -> None
         await jobs.run(job.id)
         assert await jobs.find(job.id) == job.job
     assert runs == []
-
-
-async def test_a_place_that_was_kept_for_nothing_is_free_again(make: Make) -> None:
-    waiter = LocalDispatcher(concurrency=1)
-    jobs = make(dispatcher=waiter)
-
-    @jobs.handler("quick")
-    async def quick(_none: None, _job: JobContext) -> None: ...
-
-    async with jobs, anyio.create_task_group() as tasks:
-        with waiter.reservation(), waiter.reservation() as second:
-            assert second
-            assert waiter.room == 0
-            tasks.start_soon(waiter.wait_for_room)
-            await anyio.lowlevel.checkpoint()
-        with anyio.fail_after(60):
-            await waiter.wait_for_room()
 
 
 @pytest.mark.own_store
@@ -358,3 +278,7 @@ def test_bad_progress_takes_no_lease_from_the_neighbours() -> None:
         assert (done.result, done.attempt) == ("done", 1)
 
     simulated(work)
+
+
+def test_a_task_that_is_closed_after_its_loop_has_ended_is_closed_by_the_loop() -> None:
+    assert belongs_to_the_loop(GeneratorExit(), stopping=False)

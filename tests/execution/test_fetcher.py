@@ -13,7 +13,6 @@ from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobContext, JobStatus, Set
 from asyncjobs.core.job import JobId
 from asyncjobs.core.lifecycle import DEADLINE_EXCEEDED
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import ChangeNotices, Store
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import FaultyStore, sample_job
@@ -121,29 +120,6 @@ async def is_terminal(store: Store, job: Job) -> bool:
     return found is not None and found.status.terminal
 
 
-async def test_no_more_jobs_run_at_once_than_there_are_slots(make: Make) -> None:
-    jobs = make(dispatcher=LocalDispatcher(concurrency=3))
-    running = most = 0
-    full = anyio.Event()
-
-    @jobs.handler("count")
-    async def count(_none: None, _job: JobContext) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        if running == 3:
-            full.set()
-        await full.wait()
-        await anyio.wait_all_tasks_blocked()
-        running -= 1
-
-    async with jobs:
-        made = [(await jobs.enqueue(count, None)).job for _ in range(30)]
-        for job in made:
-            assert (await jobs.wait(job.id, timeout=60)).status is JobStatus.COMPLETED
-    assert most == 3
-
-
 async def test_many_submissions_at_once_all_begin(make: Make) -> None:
     jobs = make(settings=Settings(), dispatcher=LocalDispatcher(concurrency=2))
 
@@ -159,19 +135,6 @@ async def test_many_submissions_at_once_all_begin(make: Make) -> None:
         for _ in range(50):
             tasks.start_soon(submit)
     assert ended == [JobStatus.COMPLETED] * 50
-
-
-def test_a_dispatcher_without_slots_is_a_mistake() -> None:
-    with pytest.raises(ConfigurationError, match="At least one"):
-        LocalDispatcher(concurrency=0)
-
-
-async def test_a_dispatcher_that_is_not_running_has_no_room() -> None:
-    dispatcher = LocalDispatcher()
-    assert dispatcher.room == 0
-    assert not dispatcher.offer(sample_job())
-    with dispatcher.reservation() as reserved:
-        assert not reserved
 
 
 async def test_what_there_is_no_room_for_is_given_back(make: Make, beside: Any) -> None:

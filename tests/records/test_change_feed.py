@@ -376,11 +376,6 @@ async def test_a_wait_is_over_when_the_job_has_ended() -> None:
         await watch.within(60)
 
 
-async def test_a_wait_says_where_there_is_no_job() -> None:
-    with pytest.raises(UnknownJob):
-        await ChangeFeed(poll=NEVER).watch(new_job_id(), Shelf().read).within(60)
-
-
 async def test_a_watch_that_is_finished_ends_for_those_who_wait() -> None:
     job = sample_job()
     feed = ChangeFeed(poll=NEVER)

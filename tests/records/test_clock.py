@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext
@@ -13,6 +14,7 @@ from asyncjobs.protocols import StoreClock
 from asyncjobs.records.clock import SharedClock, SystemClock
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import ManualClock
+from tests.queues import simulated
 
 pytestmark = pytest.mark.anyio
 
@@ -111,3 +113,19 @@ async def test_a_store_that_is_away_cannot_be_asked_for_the_time() -> None:
     with pytest.raises(StoreUnavailable):
         async with AsyncJobs(store):
             pass
+
+
+def test_clocks_are_compared_again_and_again_even_after_an_error() -> None:
+    async def work() -> None:
+        own, store = ManualClock(datetime.now(UTC) - 5 * HOUR), StoreAhead()
+        clock = SharedClock(own)
+        store.away = True
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(clock.run, store)
+            await anyio.sleep(HOUR.total_seconds())
+            store.away = False
+            await anyio.sleep(HOUR.total_seconds())
+            tasks.cancel_scope.cancel()
+        assert close(clock.now(), datetime.now(UTC) + HOUR)
+
+    simulated(work)

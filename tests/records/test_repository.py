@@ -1,4 +1,4 @@
-"""Jobs are listed, and counted that wait before one, as every reader must find them."""
+"""Reads show jobs as they must stand now: overdue ones are repaired, in lists as well."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from asyncjobs import (
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Delivery, JobId, Lease
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.errors import InvalidQuery
 from asyncjobs.protocols import Change, Selection, Store
 from asyncjobs.records.repository import JobWrite
 from asyncjobs.testing import ManualClock, sample_job
@@ -71,26 +70,6 @@ def ids(found: Any) -> list[JobId]:
     return [job.id for job in found.jobs]
 
 
-async def test_the_newest_job_comes_first(jobs: AsyncJobs) -> None:
-    async with jobs:
-        made = [await jobs.enqueue("order", NOTHING) for _ in range(3)]
-        assert ids(await jobs.list(Selection())) == [job.id for job in reversed(made)]
-
-
-async def test_pages_follow_one_another(jobs: AsyncJobs) -> None:
-    async with jobs:
-        made = [(await jobs.enqueue("order", NOTHING, user_id="ann")).id for _ in range(5)]
-        await jobs.enqueue("order", NOTHING, user_id="bob")
-        seen: list[JobId] = []
-        after: str | None = None
-        for _ in range(3):
-            page = await jobs.list(Selection("ann"), limit=2, after=after)
-            seen += ids(page)
-            after = page.next
-        assert after is None
-    assert seen == made[::-1]
-
-
 async def test_fifty_jobs_are_a_page_unless_said_otherwise(jobs: AsyncJobs) -> None:
     async with jobs:
         for _ in range(51):
@@ -98,41 +77,6 @@ async def test_fifty_jobs_are_a_page_unless_said_otherwise(jobs: AsyncJobs) -> N
         page = await jobs.list(Selection())
     assert len(page.jobs) == 50
     assert page.next is not None
-
-
-async def test_a_list_is_of_one_owner_type_and_status(jobs: AsyncJobs) -> None:
-    async with jobs:
-        for owner in ("ann", "bob", None):
-            for kind in ("order", "import"):
-                for end in (jobs.complete, None):
-                    job = await jobs.enqueue(kind, NOTHING, user_id=owner)
-                    if end is not None:
-                        await end(job.id, {})
-        for which, count in (
-            (Selection(), 12),
-            (Selection("ann"), 4),
-            (Selection("ann", "order"), 2),
-            (Selection("ann", "order", JobStatus.COMPLETED), 1),
-            (Selection(status=JobStatus.PENDING), 6),
-            (Selection(type="import"), 6),
-            (Selection("eve"), 0),
-        ):
-            assert len((await jobs.list(which)).jobs) == count, which
-
-
-async def test_a_list_shows_neither_payload_nor_result(jobs: AsyncJobs) -> None:
-    async with jobs:
-        job = await jobs.enqueue("order", {"secret": "payload"})
-        await jobs.complete(job.id, {"secret": "result"})
-        [listed] = (await jobs.list(Selection())).jobs
-        assert (listed.payload_json, listed.result_json, listed.errors_json) == (b"", None, None)
-        assert (await jobs.find(job.id)).result == {"secret": "result"}
-
-
-async def test_where_no_page_ended_no_list_begins(jobs: AsyncJobs) -> None:
-    async with jobs:
-        with pytest.raises(InvalidQuery):
-            await jobs.list(Selection(), after="nonsense")
 
 
 async def test_a_job_whose_deadline_has_passed_is_listed_as_failed(

@@ -212,38 +212,6 @@ async def test_a_process_that_cannot_call_leaves_it_to_one_that_can(
     assert [told.id for told, _ in receiver.told] == [job.id]
 
 
-async def test_a_restart_keeps_what_is_owed(make: Make) -> None:
-    receiver = Receiver(CallbackResult("away", timedelta(0)))
-    async with double_on(make(callbacks=receiver, dispatcher="worker")) as web:
-        job = await web.enqueue("double", 4, options=TOLD_OF)
-    async with double_on(make()) as silent:
-        await silent.wait(job.id)
-    async with make(callbacks=receiver) as later:
-        await until(lambda: len(receiver.told) == 2)
-    async with make() as later:
-        callback = (await later.find(job.id)).callback
-    assert callback is not None
-    assert (callback.calls, callback.error) == (2, None)
-    assert [told.result for told, _ in receiver.told] == [8, 8]
-
-
-async def test_a_call_is_made_again_when_the_pause_it_asked_for_is_over(
-    make: Make, store: Any, beside: Any
-) -> None:
-    clock, receiver = ManualClock(), Receiver(CallbackResult("away", timedelta(hours=5)))
-    counted = FaultyStore(store)
-    async with double_on(make(store=counted, callbacks=receiver, clock=clock)) as jobs:
-        job = await jobs.enqueue("double", 4, options=TOLD_OF)
-        await until(lambda: is_called(jobs, job.id))
-        for _ in range(5):
-            clock.advance(timedelta(hours=1))
-            await looked_at(counted)
-        await until(lambda: len(receiver.told) == 2)
-        await settled(beside)
-    [(_, then), (_, later)] = receiver.told
-    assert later - then == timedelta(hours=5)
-
-
 async def test_a_call_whose_record_was_lost_is_made_again_by_whoever_finds_it(
     make: Make, store: Any, beside: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -257,17 +225,6 @@ async def test_a_call_whose_record_was_lost_is_made_again_by_whoever_finds_it(
     [(first, then), (second, later)] = receiver.told
     assert (first.id, first.version) == (second.id, second.version)
     assert later - then > receiver.timeout
-
-
-async def is_called(jobs: AsyncJobs, job_id: JobId) -> bool:
-    callback = (await jobs.find(job_id)).callback
-    return callback is not None and callback.calls > 0
-
-
-async def looked_at(store: FaultyStore) -> None:
-    """Wait until all loops of a process have asked what is due."""
-    before = len(store.calls)
-    await until(lambda: [call.method for call in store.calls[before:]].count("take") > 9)
 
 
 class Unrecorded(FaultyStore):

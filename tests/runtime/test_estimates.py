@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from asyncjobs import AsyncJobs, Job, JobContext, JobStatus
 from asyncjobs.core.job import JobId
-from asyncjobs.errors import ConfigurationError, StoreUnavailable
+from asyncjobs.errors import ConfigurationError, StoreUnavailable, UnusableConnection
 from asyncjobs.protocols import ChangeNotices, Page, Selection
 from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.runtime.estimates import Estimates, most_take
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import LoopClock, sample_job
 from asyncjobs.testing.samples import NOW
-from tests.queues import Make, simulated
-from tests.waiting import until
+from tests.queues import simulated
 
 SECOND = timedelta(seconds=1)
 
@@ -272,29 +271,6 @@ def test_a_queue_expects_what_was_estimated_until_it_has_seen_how_long_jobs_take
     simulated(run)
 
 
-@pytest.mark.anyio
-@pytest.mark.every_store
-async def test_a_process_learns_from_what_others_have_completed(
-    make: Make,
-) -> None:
-    one, other = make(), make()
-    for jobs in (one, other):
-
-        @jobs.handler("nap", estimate=60)
-        async def nap(seconds: float, _: JobContext) -> None:
-            await anyio.sleep(seconds)
-
-    async with one:
-        done = await one.wait((await one.enqueue("nap", 0.05)).id, timeout=60)
-    async with other:
-        assert other.expected_duration(done) == 60 * SECOND
-        await until(lambda: other.expected_duration(done) != 60 * SECOND)
-        known = other.expected_duration(done)
-    assert done.completed_at is not None
-    assert done.started_at is not None
-    assert known == done.completed_at - done.started_at
-
-
 def test_with_a_store_that_cannot_list_the_estimate_stands() -> None:
     async def run() -> None:
         jobs = AsyncJobs(Mute(), clock=LoopClock())
@@ -312,7 +288,10 @@ def test_with_a_store_that_cannot_list_the_estimate_stands() -> None:
                 await anyio.sleep(40)
             assert done.status is JobStatus.COMPLETED
             assert await jobs.position(job) is None
+            assert await jobs.oldest_waiting() == {}
             with pytest.raises(ConfigurationError, match="cannot list"):
                 await jobs.list(Selection())
+            with pytest.raises(UnusableConnection):
+                await jobs.enqueue(nap, 8, connection=object())
 
     simulated(run)

@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import pytest
 
 from asyncjobs import (

@@ -38,7 +38,7 @@ _MANY_TURNS = 300
 _LATE_SECONDS = 100e-6
 
 
-class NothingHappens(AssertionError):  # noqa: N818  # what has happened
+class NothingHappens(AssertionError):  # what has happened
     """Raised when every task waits for something that no timer and no callback will bring."""
 
 

@@ -138,22 +138,3 @@ def test_what_is_repeated_under_its_key_ends_once_and_makes_no_twin(
         assert ends[str(job.payload)] == job
     fates = [call.fate for call in shop.store.calls]
     assert {Fate.NOT_DONE, Fate.ANSWER_LOST} <= set(fates)
-
-
-def test_an_enqueue_whose_answer_is_lost_is_found_again_by_its_key(
-    store: Store, pace: Pace
-) -> None:
-    shop = Shop(store, pace, 0)
-
-    async def run() -> None:
-        async with shop.jobs:
-            shop.store.faults = Faults(after=1, only=["insert"])
-            with pytest.raises(StoreUnavailable):
-                await shop.jobs.enqueue("order", "7", idempotency_key="7")
-            shop.store.faults = Faults()
-            again = (await shop.jobs.enqueue("order", "7", idempotency_key="7")).job
-            await shop.jobs.wait(again.id)
-            assert len((await shop.jobs.list(Selection())).jobs) == 1
-
-    pace.run(run)
-    assert shop.runs == {"7": 1}

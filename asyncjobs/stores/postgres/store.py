@@ -53,7 +53,7 @@ class PostgresStore:
     the one that listens. A statement that takes longer than `timeout` seconds is given up.
     """
 
-    powers = frozenset(
+    powers: frozenset[type] = frozenset(
         {ChangeNotices, Inspection, Listing, MigrationScript, StoreClock, Transactions}
     )
 

@@ -52,7 +52,7 @@ class RedisStore:
     `connections` open, and one to hear of changes, at most every `notice` seconds.
     """
 
-    powers = frozenset({ChangeNotices, Inspection, Listing, StoreClock})
+    powers: frozenset[type] = frozenset({ChangeNotices, Inspection, Listing, StoreClock})
 
     def __init__(
         self,

@@ -53,7 +53,9 @@ MAX_COMMIT_SECONDS_IN_LOOP = 0.001
 class SqliteStore:
     """A store in the file at `path`, which is made if it does not exist."""
 
-    powers = frozenset({ChangeNotices, InlineReads, Inspection, Listing, MigrationScript})
+    powers: frozenset[type] = frozenset(
+        {ChangeNotices, InlineReads, Inspection, Listing, MigrationScript}
+    )
 
     def __init__(self, path: str | Path, *, notice: float = 0.03) -> None:
         self.path = Path(path)

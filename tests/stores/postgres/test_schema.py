@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import anyio
@@ -77,34 +75,6 @@ async def test_the_printed_script_makes_what_opening_makes(
     await open_and_close(PostgresStore(postgres.url, schema=schema))
     assert postgres.execute(f"SELECT version FROM {schema}.asyncjobs_versions") == [(1,)]
     assert migration_sql(since=1) == ""
-
-
-OPENING = """
-import asyncio, sys
-from asyncjobs.stores.postgres import PostgresStore
-
-async def main() -> None:
-    sys.stdin.readline()
-    async with PostgresStore(sys.argv[1], schema=sys.argv[2]):
-        print("opened")
-
-asyncio.run(main())
-"""
-
-
-def test_eight_processes_may_open_a_new_schema_at_once(
-    postgres: PostgresServer, schema: str
-) -> None:
-    command = [sys.executable, "-W", "error", "-c", OPENING, postgres.url, schema]
-    started = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(8)
-    ]
-    for one in started:
-        assert one.stdin is not None
-        one.stdin.write("\n")
-        one.stdin.flush()
-    assert [one.communicate(timeout=60)[0].strip() for one in started] == ["opened"] * 8
 
 
 async def test_those_who_open_a_new_schema_at_once_wait_for_each_other(

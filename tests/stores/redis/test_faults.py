@@ -179,7 +179,7 @@ async def test_a_full_server_writes_nothing_by_halves_and_can_be_emptied(serve: 
         stored, refused = await filled(store)
         assert await store.get([job.id for job in refused]) == [None] * len(refused)
         assert list(await store.get([job.id for job in stored])) == stored
-        most = used(server) - 500_000
+        most = used(server) - 1_000_000  # half of what the jobs take
         server.ask("CONFIG", "SET", "maxmemory", most)
         one, two, *_ = stored
         with pytest.raises(StoreUnavailable):

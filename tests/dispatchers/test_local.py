@@ -1,0 +1,102 @@
+"""The dispatcher of a process that runs its own jobs: slots, and places to wait for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+import pytest
+
+from asyncjobs import Job, JobContext, JobStatus, LocalDispatcher
+from asyncjobs.testing import sample_job
+from tests.queues import Make, settled
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_job_that_comes_up_while_it_ends_here_is_run_again() -> None:
+    dispatcher = LocalDispatcher(concurrency=1)
+    begun: list[int] = []
+    slots: list[Callable[[], None]] = []
+    job = sample_job()
+
+    def begin(given: Job, freed: Callable[[], None]) -> None:
+        begun.append(given.revision)
+        slots.append(freed)
+
+    dispatcher.open(begin)
+    assert dispatcher.offer(job)
+    assert dispatcher.offer(job.model_copy(update={"revision": 3}))
+    slots.pop()()
+    assert begun == [1, 3]
+    slots.pop()()
+    with anyio.fail_after(60):
+        await dispatcher.wait_until_idle()
+
+
+async def test_a_job_that_waits_long_in_the_dispatcher_waits_there_once(make: Make) -> None:
+    dispatcher = LocalDispatcher(concurrency=1)
+    jobs = make(dispatcher=dispatcher)
+    let_go = anyio.Event()
+
+    @jobs.handler("gate")
+    async def gate(_none: None, _job: JobContext) -> None:
+        await let_go.wait()
+
+    async with jobs:
+        made = [(await jobs.enqueue(gate, None)).job for _ in range(2)]
+        for _ in range(3):
+            assert dispatcher.offer(made[0])
+            assert dispatcher.offer(made[1])
+        assert dispatcher.room == 0
+        let_go.set()
+        for job in made:
+            assert (await settled(jobs, job.id)).attempt == 1
+
+
+async def test_a_place_that_was_kept_for_nothing_is_free_again(make: Make) -> None:
+    waiter = LocalDispatcher(concurrency=1)
+    jobs = make(dispatcher=waiter)
+
+    @jobs.handler("quick")
+    async def quick(_none: None, _job: JobContext) -> None: ...
+
+    async with jobs, anyio.create_task_group() as tasks:
+        with waiter.reservation(), waiter.reservation() as second:
+            assert second
+            assert waiter.room == 0
+            tasks.start_soon(waiter.wait_for_room)
+            await anyio.lowlevel.checkpoint()
+        with anyio.fail_after(60):
+            await waiter.wait_for_room()
+
+
+async def test_no_more_jobs_run_at_once_than_there_are_slots(make: Make) -> None:
+    jobs = make(dispatcher=LocalDispatcher(concurrency=3))
+    running = most = 0
+    full = anyio.Event()
+
+    @jobs.handler("count")
+    async def count(_none: None, _job: JobContext) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if running == 3:
+            full.set()
+        await full.wait()
+        await anyio.wait_all_tasks_blocked()
+        running -= 1
+
+    async with jobs:
+        made = [(await jobs.enqueue(count, None)).job for _ in range(30)]
+        for job in made:
+            assert (await jobs.wait(job.id, timeout=60)).status is JobStatus.COMPLETED
+    assert most == 3
+
+
+async def test_a_dispatcher_that_is_not_running_has_no_room() -> None:
+    dispatcher = LocalDispatcher()
+    assert dispatcher.room == 0
+    assert not dispatcher.offer(sample_job())
+    with dispatcher.reservation() as reserved:
+        assert not reserved
