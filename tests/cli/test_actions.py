@@ -89,6 +89,64 @@ def test_retry_refuses_a_job_that_has_not_ended(
     assert do(url, statuses) == ["processing"]
 
 
+def retried(asyncjobs: Shell, url: str, *words: str) -> list[str]:
+    result = asyncjobs("retry", "--failed", "--yes", "--json", "--store", url, *words)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return [job["retryOf"] for job in json.loads(result.stdout)["jobs"]]
+
+
+def test_retry_failed_retries_the_failed_ones_the_newest_first(
+    asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
+) -> None:
+    others = [made(status) for status in JobStatus if status is not JobStatus.FAILED]
+    exports = [made(JobStatus.FAILED, user_id=user) for user in ("ann", "bob", "ann")]
+    mail = made(JobStatus.FAILED, type="mail", user_id="ann")
+    fill(url, [*others[:2], *exports, *others[2:], mail])
+    assert retried(asyncjobs, url, "--type", "export", "--user", "bob") == [exports[1].id]
+    assert retried(asyncjobs, url, "--type", "export") == [exports[2].id, exports[0].id]
+    result = asyncjobs("retry", "--failed", "--yes", "--store", url)
+    assert (result.exit_code, result.stderr) == (0, "1 job retried.\n")
+    assert result.stdout.endswith(f" retries {mail.id}\n")
+    assert do(url, statuses).count("failed") == 4
+
+
+def test_a_failed_job_that_was_retried_is_not_retried_again_but_its_retry_is(
+    asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
+) -> None:
+    old = made(JobStatus.FAILED)
+    again = made(JobStatus.FAILED, retry_of=old.id)
+    fill(url, [old, again])
+    assert retried(asyncjobs, url) == [again.id]
+    assert retried(asyncjobs, url) == []
+    result = asyncjobs("retry", "--failed", "--store", url)
+    assert (result.exit_code, result.stderr) == (0, "No failed jobs to retry.\n")
+    assert len(do(url, statuses)) == 3
+
+
+def test_retry_failed_reads_all_pages(asyncjobs: Shell, url: str, fill: Fill, made: Made) -> None:
+    failed = [made(JobStatus.FAILED) for _ in range(502)]
+    fill(url, failed)
+    assert retried(asyncjobs, url) == [job.id for job in reversed(failed)]
+
+
+def test_retry_failed_without_terminal_or_yes_retries_nothing(
+    asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
+) -> None:
+    fill(url, [made(JobStatus.FAILED), made(JobStatus.FAILED)])
+    result = asyncjobs("retry", "--failed", "--store", url, input="y\n")
+    assert (result.exit_code, "Retry 2 jobs?" in result.stderr) == (2, True)
+    assert "--yes" in result.stderr
+    assert do(url, statuses) == ["failed"] * 2
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["job_x", "--failed"], ["job_x", "--type", "mail"], ["job_x", "--user", "ann"]]
+)
+def test_retry_takes_either_ids_or_a_choice(asyncjobs: Shell, url: str, words: list[str]) -> None:
+    result = asyncjobs("retry", "--store", url, *words)
+    assert (result.exit_code, "--failed" in result.stderr) == (2, True)
+
+
 def test_purge_never_deletes_jobs_that_have_not_ended(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asyncjobs import JobStatus
+from asyncjobs.core import lifecycle
 from asyncjobs.protocols import Selection
+from asyncjobs.testing.samples import sample_error
 
 if TYPE_CHECKING:
     from asyncjobs import Job
@@ -68,6 +70,15 @@ def test_filters_select_by_owner_type_and_status(
     ):
         assert listed(asyncjobs, url, option, value) == [five[place].id for place in places]
     assert listed(asyncjobs, url, "--user", "bob", "--status", "cancelled") == [five[4].id]
+    failed = list(JobStatus).index(JobStatus.FAILED)
+    assert listed(asyncjobs, url, "--failed") == [five[failed].id]
+    assert listed(asyncjobs, url, "--failed", "--status", "failed") == [five[failed].id]
+    assert listed(asyncjobs, url, "--failed", "--type", "export") == []
+
+
+def test_two_statuses_at_once_are_refused(asyncjobs: Shell, url: str) -> None:
+    result = asyncjobs("list", "--store", url, "--failed", "--status", "completed")
+    assert (result.exit_code, "--failed or --status" in result.stderr) == (2, True)
 
 
 def test_a_page_continues_after_the_one_before(asyncjobs: Shell, url: str, five: list[Job]) -> None:
@@ -95,6 +106,37 @@ def test_show_prints_the_result_and_the_payload_only_on_request(
     assert (document["result"], "payload" in document) == ({"rows": 7}, False)
     whole = json.loads(asyncjobs("show", "--json", "--payload", "--store", url, job.id).stdout)
     assert whole["payload"] == {"secret": 1}
+
+
+def test_show_prints_what_each_attempt_raised_the_newest_last(
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
+) -> None:
+    job = made(JobStatus.FAILED)
+    hostile = sample_error(2).changed(message="row\x1b[2J 7", traceback="one\n  two\x1b[2J\nend\n")
+    for error in (sample_error(1), hostile):
+        job = lifecycle.note_error(job, error)
+    fill(url, [job])
+    sheet = asyncjobs("show", "--store", url, job.id).stdout
+    assert "\x1b" not in sheet
+    first = "attempt 1, 2030-01-01 12:00:00 UTC: ValueError: No such file: Grüße.csv"
+    second = "attempt 2, 2030-01-01 12:00:00 UTC: ValueError: row [2J 7"
+    lines = sheet.splitlines()
+    assert lines[lines.index(first) + 1] == "    Traceback (most recent call last):"
+    assert lines[lines.index(second) :] == [second, "    one", "      two [2J", "    end"]
+    document = json.loads(asyncjobs("show", "--json", "--store", url, job.id).stdout)
+    assert [error["attempt"] for error in document["attemptErrors"]] == [1, 2]
+    assert document["attemptErrors"][1]["traceback"] == hostile.traceback
+    assert set(document["attemptErrors"][0]) == {"attempt", "at", "type", "message", "traceback"}
+
+
+def test_show_prints_no_errors_of_a_job_without_any(
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
+) -> None:
+    job = made(JobStatus.FAILED)
+    fill(url, [job])
+    assert "attempt 1" not in asyncjobs("show", "--store", url, job.id).stdout
+    document = json.loads(asyncjobs("show", "--json", "--store", url, job.id).stdout)
+    assert document["attemptErrors"] == []
 
 
 def test_an_unknown_job_exits_with_4(asyncjobs: Shell, url: str, fill: Fill) -> None:
