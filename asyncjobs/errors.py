@@ -9,21 +9,21 @@ AsyncJobsError
 ├── RequestRejected           what came in is not done
 │   ├── MalformedBody         not JSON at all
 │   ├── UnsupportedMediaType  JSON was expected
-│   ├── PayloadTooLarge
+│   ├── PayloadTooLarge       more bytes than the policy allows
 │   ├── InvalidPayload        JSON of the wrong shape: names the fields
-│   ├── InvalidIdempotencyKey
+│   ├── InvalidIdempotencyKey the header is malformed
 │   ├── IdempotencyConflict   the key was used for another payload
 │   ├── InvalidCallback       a URL that is not called back
 │   ├── InvalidQuery          a parameter of a list that makes no sense
 │   ├── CrossSite             sent by a page of another site
-│   └── TooManyPolls
+│   └── TooManyPolls          polled far too often
 ├── InvalidResult             a handler's value that cannot be stored
 ├── UnknownJob                no job has that id
 ├── JobUnsuccessful           the awaited job has failed or was cancelled
 ├── IllegalMove               the job's status does not allow that
-├── TransferRefused               jobs cannot go from one store to another as they are
+├── TransferRefused           jobs cannot go from one store to another as they are
 ├── LostLease                 the attempt that writes is no longer the job's
-├── StoreError
+├── StoreError                of the store itself
 │   ├── StoreUnavailable      away, full, read-only, corrupt: nothing was half-written
 │   ├── SchemaError           a database of a newer version, or of something else
 │   └── UnreadableJob         one job's data is damaged, or of a newer release
@@ -59,11 +59,11 @@ def _again(
 
 
 class ConfigurationError(AsyncJobsError):
-    """Say that the set-up is wrong; no job was touched."""
+    """Raised when the set-up is wrong; no job was touched."""
 
 
 class UnknownType(ConfigurationError):
-    """Say that no handler or external type of that name is registered."""
+    """Raised for a job type that is not registered here."""
 
     def __init__(self, type: str, known: Iterable[str] = ()) -> None:
         self.type = type
@@ -73,7 +73,7 @@ class UnknownType(ConfigurationError):
 
 
 class NotOpen(ConfigurationError):
-    """Say that the object is used outside its `async with`."""
+    """Raised when an object is used outside its `async with`."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -99,7 +99,7 @@ class WrongEventLoop(ConfigurationError):
 
 
 class UnusableConnection(ConfigurationError):
-    """Say why no job can be enqueued by the transaction of a connection; it was left as it was."""
+    """Raised when no job can be enqueued by the transaction of a connection; it was left as it was."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -123,11 +123,11 @@ class FieldIssue:
 
 
 class RequestRejected(AsyncJobsError):
-    """Say that what a client asks for is not done; nothing was stored."""
+    """Raised when a request is rejected; nothing was stored."""
 
 
 class MalformedBody(RequestRejected):
-    """Say that the request's body is not JSON."""
+    """Raised when the request's body is not JSON."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -135,7 +135,7 @@ class MalformedBody(RequestRejected):
 
 
 class UnsupportedMediaType(RequestRejected):
-    """Say that the request's body is of another media type than JSON."""
+    """Raised when the request's body has another media type than JSON."""
 
     def __init__(self, content_type: str) -> None:
         self.content_type = content_type
@@ -144,7 +144,7 @@ class UnsupportedMediaType(RequestRejected):
 
 
 class PayloadTooLarge(RequestRejected):
-    """Say that a payload is over the limit; `size` is None where counting stopped at the limit."""
+    """Raised for a payload over the limit; `size` is None if counting stopped at the limit."""
 
     def __init__(self, size: int | None, limit: int) -> None:
         self.size = size
@@ -154,7 +154,7 @@ class PayloadTooLarge(RequestRejected):
 
 
 class InvalidPayload(RequestRejected):
-    """Say which fields of a payload do not fit the handler's annotation."""
+    """Raised for a payload whose fields do not fit the handler's annotation."""
 
     def __init__(self, issues: Iterable[FieldIssue]) -> None:
         self.issues = tuple(issues)
@@ -162,7 +162,7 @@ class InvalidPayload(RequestRejected):
 
 
 class InvalidIdempotencyKey(RequestRejected):
-    """Say that a request's idempotency key is none."""
+    """Raised when the Idempotency-Key header is malformed."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -170,7 +170,7 @@ class InvalidIdempotencyKey(RequestRejected):
 
 
 class IdempotencyConflict(RequestRejected):
-    """Say that an idempotency key was used before, for another payload."""
+    """Raised when an idempotency key was used before, for another payload."""
 
     def __init__(self, key: str, job_id: str) -> None:
         self.key = key
@@ -179,7 +179,7 @@ class IdempotencyConflict(RequestRejected):
 
 
 class InvalidCallback(RequestRejected):
-    """Say why a job's end will not be told to that URL."""
+    """Raised for a callback URL that will not be called."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -187,7 +187,7 @@ class InvalidCallback(RequestRejected):
 
 
 class InvalidQuery(RequestRejected):
-    """Say which parameter of a list makes no sense."""
+    """Raised for a query parameter that cannot be used."""
 
     def __init__(self, parameter: str, reason: str) -> None:
         self.parameter = parameter
@@ -196,7 +196,7 @@ class InvalidQuery(RequestRejected):
 
 
 class CrossSite(RequestRejected):
-    """Say that a page of another site sent what only our own pages may send."""
+    """Raised when a page of another site sends an unsafe request."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
@@ -207,7 +207,7 @@ class CrossSite(RequestRejected):
 
 
 class TooManyPolls(RequestRejected):
-    """Say that a client asks far too often; it may ask again after `seconds`."""
+    """Raised when a client polls far too often; it may poll again after `seconds`."""
 
     def __init__(self, seconds: int) -> None:
         self.seconds = seconds
@@ -215,7 +215,7 @@ class TooManyPolls(RequestRejected):
 
 
 class InvalidResult(AsyncJobsError):
-    """Say that a result cannot be stored: wrong shape, not JSON, or too large."""
+    """Raised for a result that cannot be stored: wrong shape, not JSON, or too large."""
 
     def __init__(self, type: str, reason: str) -> None:
         self.type = type
@@ -224,7 +224,7 @@ class InvalidResult(AsyncJobsError):
 
 
 class UnknownJob(AsyncJobsError):
-    """Say that no job has that id (it never existed, or its retention has ended)."""
+    """Raised when no job has that id: it never existed, or its retention has ended."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
@@ -245,7 +245,7 @@ class JobUnsuccessful(AsyncJobsError):
 
 
 class IllegalMove(AsyncJobsError):
-    """Say that the job's status does not allow the move; nothing was changed."""
+    """Raised when the job's status does not allow the move; nothing was changed."""
 
     def __init__(self, job_id: str, move: str, status: str, reason: str = "") -> None:
         self.job_id = job_id
@@ -265,7 +265,7 @@ class TransferRefused(AsyncJobsError):
 
 
 class LostLease(AsyncJobsError):
-    """Say that another attempt owns the job now; what was to be written is refused."""
+    """Raised when another attempt owns the job now; the write was refused."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
@@ -277,7 +277,7 @@ class StoreError(AsyncJobsError):
 
 
 class StoreUnavailable(StoreError):
-    """Say that the store cannot do its work now; the driver's error is the `__cause__`."""
+    """Raised when the store cannot do its work now; the driver's error is the `__cause__`."""
 
     def __init__(self, store: str, reason: str) -> None:
         self.store = store
@@ -286,7 +286,7 @@ class StoreUnavailable(StoreError):
 
 
 class SchemaError(StoreError):
-    """Say that the data in a store is of a version, or a program, this one cannot read."""
+    """Raised for stored data of another version, or of another program."""
 
     def __init__(self, store: str, reason: str) -> None:
         self.store = store
@@ -295,7 +295,7 @@ class SchemaError(StoreError):
 
 
 class UnreadableJob(StoreError):
-    """Say that what is stored of one job cannot be read; the others are not affected."""
+    """Raised for one job whose stored data cannot be read; others are not affected."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id

@@ -13,7 +13,16 @@ import anyio
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Event, EventName
-from asyncjobs.core.handlers import Handler, JobType, Registry, RunIn, check_name, merged_policy
+from asyncjobs.core.handlers import (
+    Handler,
+    JobType,
+    Registry,
+    RunIn,
+    check_name,
+    check_run_in,
+    checked_estimate,
+    merged_policy,
+)
 from asyncjobs.core.job import (
     Delivery,
     Detail,
@@ -60,7 +69,7 @@ from asyncjobs.records.clock import SharedClock, SystemClock
 from asyncjobs.records.logging import log
 from asyncjobs.runtime.hooks import Hook, Hooks
 from asyncjobs.runtime.runtime import Runtime, RuntimeHost, RuntimeParts
-from asyncjobs.settings import Seconds, Settings, duration, seconds
+from asyncjobs.settings import Seconds, Settings, seconds
 from asyncjobs.stores import store_from_url
 
 P = TypeVar("P")
@@ -238,10 +247,12 @@ class AsyncJobs:
         """
         check_name(name)
         chosen = self._limits(policy, timeout=timeout, inline_wait=inline_wait, retry=retry)
+        expected = checked_estimate(name, estimate)
+        check_run_in(name, run_in)
 
         def register(function: Callable[..., Any]) -> Handler[Any, Any]:
             made = Handler[Any, Any](
-                name, function, policy=chosen, estimate=duration(estimate), run_in=run_in
+                name, function, policy=chosen, estimate=expected, run_in=run_in
             )
             self.registry.add(made)
             return made
@@ -266,7 +277,11 @@ class AsyncJobs:
         """
         chosen = self._limits(policy, timeout=timeout, inline_wait=inline_wait)
         made = JobType[P, R](
-            name, payload=payload, result=result, policy=chosen, estimate=duration(estimate)
+            name,
+            payload=payload,
+            result=result,
+            policy=chosen,
+            estimate=checked_estimate(name, estimate),
         )
         self.registry.add(made)
         return made

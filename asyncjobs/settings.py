@@ -15,10 +15,18 @@ def duration(value: Seconds) -> timedelta: ...
 @overload
 def duration(value: None) -> None: ...
 def duration(value: Seconds | None) -> timedelta | None:
-    """Return a duration as a timedelta; a number counts seconds."""
+    """Return a duration as a timedelta; a number counts seconds.
+
+    Raises `TypeError` for anything else, `ValueError` for a number that is not finite or too large.
+    """
     if value is None or isinstance(value, timedelta):
         return value
-    return timedelta(seconds=value)
+    if type(value) not in (int, float):
+        raise TypeError(f"A duration is a number of seconds or a timedelta, got {value!r}.")
+    try:
+        return timedelta(seconds=value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"A duration is a finite number of seconds, got {value!r}.") from None
 
 
 def seconds(value: Seconds) -> float:
@@ -44,7 +52,7 @@ class Settings:
       `StoreUnavailable` is raised; what was to be written may have been.
     - `block_warning_after`: how long a handler may block the event loop before a warning names it.
 
-    Raises `ValueError` for a duration that is negative, and for an interval of zero.
+    Raises `ValueError` for a duration that is negative or not finite, and for an interval of zero.
     """
 
     lease: timedelta = timedelta(seconds=30)
@@ -75,7 +83,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value: timedelta = duration(getattr(self, field.name))
+            given = getattr(self, field.name)
+            if given is None:
+                raise TypeError(f"Settings.{field.name} must be a duration, got None.")
+            value: timedelta = duration(given)
+            least = "not negative" if field.name == "grace" else "positive"
             if value < timedelta(0) or (value == timedelta(0) and field.name != "grace"):
-                raise ValueError(f"Settings.{field.name} must be a positive duration, got {value}.")
+                raise ValueError(f"Settings.{field.name} must be {least}, got {value}.")
             object.__setattr__(self, field.name, value)

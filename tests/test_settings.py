@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any
@@ -57,3 +58,15 @@ def test_limits_and_pauses_are_seconds_or_a_timedelta(three: float | timedelta) 
 def test_a_limit_that_is_no_duration_is_refused_at_once(kind: Any, name: str, wrong: Any) -> None:
     with pytest.raises(ValidationError, match=name):
         kind(**{name: wrong})
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, -math.inf])
+def test_a_duration_is_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Settings(lease=value)
+
+
+@pytest.mark.parametrize("value", [None, True, "3"])
+def test_a_duration_is_a_number_or_a_timedelta(value: Any) -> None:
+    with pytest.raises(TypeError, match="duration"):
+        Settings(lease=value)

@@ -28,6 +28,7 @@ from asyncjobs.errors import (
     PayloadTooLarge,
     UnknownType,
 )
+from asyncjobs.settings import Seconds, duration
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -302,6 +303,26 @@ def check_name(name: object) -> None:
         raise ConfigurationError(
             f'@jobs.handler needs the name of the job type: write @jobs.handler("{called}").'
         )
+
+
+def check_run_in(name: str, run_in: object) -> None:
+    """Raise `ConfigurationError` for a place in which no handler runs."""
+    if run_in not in (None, "process"):
+        raise ConfigurationError(
+            f'Handler {name!r}: run_in is "process" or is left out, got {run_in!r}. '
+            "A `def` runs in a thread without it."
+        )
+
+
+def checked_estimate(name: str, estimate: Seconds | None) -> timedelta | None:
+    """Return an estimate as a timedelta; raise `ConfigurationError` for one that is no duration."""
+    try:
+        expected = duration(estimate)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"The estimate of job type {name!r}: {error}") from error
+    if expected is not None and expected < timedelta(0):
+        raise ConfigurationError(f"The estimate of job type {name!r} is negative: {expected}.")
+    return expected
 
 
 def _check_handler(kind: object) -> None:
