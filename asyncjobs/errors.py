@@ -99,7 +99,7 @@ class WrongEventLoop(ConfigurationError):
 
 
 class UnusableConnection(ConfigurationError):
-    """Raised when no job can be enqueued by the transaction of a connection, which is left alone."""
+    """Raised when a connection's transaction cannot enqueue a job; it is left alone."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
