@@ -45,8 +45,10 @@ def watch(
             with ExitStack() as stack:
                 view = stack.enter_context(_view(as_json=as_json))
                 while True:
+                    # Asked before the jobs are read: how the last one ended is still shown.
+                    idle = until_idle and await _is_idle(repository)
                     view.show(await watched.read(), repository.now())
-                    if watched.over or (until_idle and await _is_idle(repository)):
+                    if watched.over or idle:
                         return
                     await anyio.sleep(every)
 
