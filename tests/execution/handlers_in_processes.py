@@ -33,7 +33,7 @@ class Unreadable(Exception):
         raise SystemExit(1)
 
     @property
-    def __notes__(self) -> list[str]:
+    def __notes__(self) -> list[str]:  # type: ignore[override]
         raise SystemExit(1)
 
 

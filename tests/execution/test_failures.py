@@ -95,7 +95,7 @@ class NoText(Exception):
 
 class NoNotes(Exception):
     @property
-    def __notes__(self) -> list[str]:
+    def __notes__(self) -> list[str]:  # type: ignore[override]
         raise KeyboardInterrupt
 
 

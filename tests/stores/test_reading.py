@@ -20,7 +20,8 @@ def read(row: Job | str) -> Job:
 
 def test_rows_that_cannot_be_read_are_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
     one, two = sample_job(), sample_job()
-    assert readable([one, "job_x", two], read) == [one, two]
+    rows: list[Job | str] = [one, "job_x", two]
+    assert readable(rows, read) == [one, two]
     assert [(vars(record)["job_id"], record.levelname) for record in caplog.records] == [
         ("job_x", "ERROR")
     ]
@@ -28,5 +29,6 @@ def test_rows_that_cannot_be_read_are_named_and_left_out(caplog: pytest.LogCaptu
 
 def test_a_log_filter_that_raises_costs_no_job(broken_filter: Any) -> None:
     job = sample_job()
-    assert readable(["job_x", job], read) == [job]
+    rows: list[Job | str] = ["job_x", job]
+    assert readable(rows, read) == [job]
     assert broken_filter.asked == 1

@@ -75,7 +75,7 @@ async def test_no_statement_reads_a_million_jobs_to_find_a_few(
     now, until = to_microseconds(NOW), to_microseconds(LATER)
     bytes_ = [b"x"] * len(some)
     numbers, texts = [1] * len(some), ["default"] * len(some)
-    changes = (some, numbers, numbers, texts, numbers, texts, bytes_, bytes_)
+    changes = (some, numbers, numbers, texts, numbers, texts, bytes_, bytes_, bytes_)
     asked: dict[str, tuple[tuple[Any, ...], str]] = {
         sql.BY_ID: ((some,), "jobs_id"),
         sql.TAKE: ((["default", "maintenance"], now, 50, 50, until), "jobs_due"),
