@@ -11,6 +11,7 @@ import anyio
 
 from asyncjobs.core.handlers import Handler
 from asyncjobs.core.job import Job
+from asyncjobs.errors import JobCancelled
 from asyncjobs.execution.context import Gauge
 from asyncjobs.execution.tasks import Task
 from asyncjobs.execution.threads import Call
@@ -82,9 +83,14 @@ class Attempt:
 
     def end(self, *, result: bytes | None = None, error: BaseException | None = None) -> None:
         """Note how the task has ended; the first note counts."""
-        if not self.task_ended:
-            self.result, self.error = result, error
-            self.changed()
+        if self.task_ended:
+            return
+        if self.settled:
+            # What a task that was broken off raises is of no use, and its traceback would keep the
+            # handler's coroutine until the collector came, maybe after the end of the event loop.
+            result, error = None, JobCancelled(self.job.id)
+        self.result, self.error = result, error
+        self.changed()
 
     def changed(self) -> None:
         """Let the runtime know that there is news, such as the end of a thread."""

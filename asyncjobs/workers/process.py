@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -43,6 +44,9 @@ def run_worker(jobs: AsyncJobs, options: WorkerOptions) -> None:
         anyio.run(_run, jobs, options, stops, backend="asyncio")
     finally:
         for stop in stops:
+            # The interpreter waits at its end for threads that handlers have started, and runs what
+            # is left of their coroutines. No thread of ours could end that; this one does.
+            faulthandler.dump_traceback_later(_EXIT_SECONDS, exit=True)
             stop.ended()
 
 
@@ -88,7 +92,15 @@ async def _serve(
             tasks.start_soon(write_heartbeats, options.health_file, jobs)
         queues = ", ".join(options.queues or jobs.registry.queues)
         log.info("Worker %s serves %s, %s jobs at a time", os.getpid(), queues, options.concurrency)
-        await stop.wait_for(StopLevel.DRAIN)
+        try:
+            await stop.wait_for(StopLevel.DRAIN)
+        except BaseException:  # a handler may stop the event loop, which then cancels its tasks
+            log.critical(
+                "The event loop has stopped; worker %s ends. Running: %s",
+                os.getpid(),
+                stop.running() or "none",
+            )
+            raise
         log.info("Worker %s starts no more jobs", os.getpid())
         tasks.start_soon(_hurry, stop, jobs)
 

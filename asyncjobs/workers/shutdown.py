@@ -37,14 +37,15 @@ class StopRequest:
 
     Each request limits the time that the process has left: `limit` seconds after the first one, a
     few seconds after the second. Then a thread ends the process, whatever handlers do to the event
-    loop. Without a `limit` only the third request does. `running` names the jobs that run at that
-    moment, for the log.
+    loop. Without a `limit` only the third request does. `running` names the jobs that run at the
+    moment of the call, for the log.
     """
 
     def __init__(self, limit: float | None = None, running: Callable[[], str] = lambda: "") -> None:
         self.level = StopLevel.NONE
+        self._signalled = StopLevel.NONE
         self._limit = limit
-        self._running = running
+        self.running = running
         self._loop = asyncio.get_running_loop()
         self._reached = {level: anyio.Event() for level in StopLevel}
         self._lock = Lock()
@@ -109,8 +110,11 @@ class StopRequest:
             self._timer.start()
 
     def _follow(self, number: int, _frame: FrameType | None) -> None:
-        # In a thread: the main one may be inside of `request`, which keeps its lock.
-        level = StopLevel(min(self.level + 1, StopLevel.EXIT))
+        # In a thread: the main one may be inside of `request`, which keeps its lock. Each signal
+        # counts, also one that comes before that thread has raised the level for the last one.
+        self._signalled = level = StopLevel(
+            min(max(self.level, self._signalled) + 1, StopLevel.EXIT)
+        )
         log.info("%s: %s", signal.Signals(number).name, level.name.lower())
         Thread(target=self.request, args=(level,), name="asyncjobs stop", daemon=True).start()
 
@@ -120,7 +124,7 @@ class StopRequest:
                 event.set()
 
     def _exit(self) -> None:
-        jobs = self._running() or "none"
+        jobs = self.running() or "none"
         log.critical("Process %s is ended before it has stopped; its jobs: %s", os.getpid(), jobs)
         standard_logging.shutdown()
         os._exit(_EXIT_CODE_FORCED)

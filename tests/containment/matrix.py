@@ -63,9 +63,7 @@ def combinations(whole: Sequence[tuple[str, str]], ways: Sequence[str]) -> list[
     return made
 
 
-def parametrized(
-    whole: Sequence[tuple[str, str]], ways: Sequence[str]
-) -> pytest.MarkDecorator:
+def parametrized(whole: Sequence[tuple[str, str]], ways: Sequence[str]) -> pytest.MarkDecorator:
     """Run a test for each combination, on its store."""
     values = [
         pytest.param(one, one.store, id=str(one), marks=[pytest.mark.thorough] * one.thorough)
@@ -107,11 +105,13 @@ async def nothing_left() -> AsyncGenerator[None]:
     tasks, threads, files = set(asyncio.all_tasks()), set(threading.enumerate()), set(open_files())
     yield
     await until(
-        lambda: not [
-            *(asyncio.all_tasks() - tasks),
-            *(set(threading.enumerate()) - threads),
-            *(set(open_files()) - files),
-        ]
+        lambda: (
+            not [
+                *(asyncio.all_tasks() - tasks),
+                *(set(threading.enumerate()) - threads),
+                *(set(open_files()) - files),
+            ]
+        )
     )
 
 

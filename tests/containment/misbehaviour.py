@@ -538,6 +538,13 @@ async def terminates_the_worker(_job: JobContext) -> int:
 
 
 @kind("", ("async",), into=DEADLY)
+async def leaves_a_thread(_job: JobContext) -> int:
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    await asyncio.sleep(600)
+    return 1
+
+
+@kind("", ("async",), into=DEADLY)
 def never_yields(_job: JobContext) -> NoReturn:
     while True:
         pass
@@ -595,9 +602,9 @@ def whats_there() -> list[str]:
 
 def open_files() -> list[str]:
     found: list[str] = []
-    for number in os.listdir("/proc/self/fd"):
+    for file in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # of the listing itself
-            found.append(f"file {number} {os.readlink(f'/proc/self/fd/{number}')}")
+            found.append(f"file {file.name} {file.readlink()}")
     return found
 
 
@@ -638,4 +645,3 @@ jobs = AsyncJobs(
 )
 used: AsyncJobs = jobs
 register(jobs)
-

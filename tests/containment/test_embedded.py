@@ -22,7 +22,11 @@ from .matrix import (
     parametrized,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    # The interpreter reports a coroutine that was closed and goes on all the same.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 WHOLE = (("local", "memory"), ("local", "sqlite"), ("engine", "memory"))
 

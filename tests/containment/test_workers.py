@@ -65,9 +65,7 @@ async def test_a_misbehaving_handler_leaves_its_worker_whole(
         assert (await finished(jobs, "healthy")).result == process
 
         async def nothing_is_left() -> bool:
-            left = await census(jobs) - before
-            print(left)
-            return not left
+            return not await census(jobs) - before
 
         await until(nothing_is_left)
     assert host.alive
