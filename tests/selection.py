@@ -31,6 +31,7 @@ THOROUGH = (
     "javascript/",
     "servers/test_crash.py",
     "servers/test_wsgi_servers.py",
+    "simulation/test_seeds.py",
     "simulation/test_simulation.py",
     "stores/postgres/test_plans.py",
 )

@@ -19,13 +19,14 @@ import os
 import random
 import selectors
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 from unittest.mock import patch
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MACHINE: contextvars.ContextVar[int | None] = contextvars.ContextVar("MACHINE", default=None)
 
@@ -76,13 +77,22 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def park(self, call: _Call) -> None:
         self._frozen[call.context[MACHINE] or 0].append(call)
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon(
+        self,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
         call = _Call(self, callback, args, context)
         call.handle = super().call_soon(call, context=call.context)
         return call.handle
 
     def call_at(
-        self, when: float, callback: Any, *args: Any, context: Any = None
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         call = _Call(self, callback, args, context)
         late = when + self._chance.uniform(0, _LATE_SECONDS)
@@ -90,8 +100,13 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return handle
 
     def create_task(
-        self, coro: Any, *, name: str | None = None, context: Any = None, **_options: Any
-    ) -> asyncio.Task[Any]:
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: object = None,
+        context: contextvars.Context | None = None,
+        **_options: Any,
+    ) -> asyncio.Task[T]:
         context = contextvars.copy_context() if context is None else context
         number = next(self._numbers)
         task = _Task(number, coro, loop=self, name=name or f"task {number}", context=context)
@@ -179,7 +194,3 @@ def seeded(seed: int) -> Generator[None]:
     finally:
         gc.enable()
         random.setstate(before)
-
-
-__all__ = ["MACHINE", "NothingHappens", "SimulatedLoop", "run_simulated", "seeded"]
-_ = Awaitable, Mapping

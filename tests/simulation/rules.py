@@ -57,7 +57,7 @@ class _Troubles:
                     times[1] = min(times[1], event["at"])
 
     def explain(self, pid: int, begin: float, end: float) -> bool:
-        """Tell whether a machine was in trouble at some time between two moments, or shortly before."""
+        """Return whether a machine was in trouble between two moments, or shortly before."""
         return any(
             since <= end and begin <= until + AFTERMATH_SECONDS for since, until in self._times[pid]
         )
@@ -148,10 +148,12 @@ def _side_by_side(
         and after["status"] != "processing"
         and after["at"] >= min(before["until"], before["deadline"])
     }
-    for (one, stopped), (other, _) in pairwise(sorted(runs, key=lambda run: int(run[0]["attempt"]))):
-        if other["at"] < stopped and one["does"] not in STUBBORN:
-            if one["attempt"] not in given_up:
-                yield f"attempt {other['attempt']} began while {one['attempt']} ran"
+    for (one, stopped), (other, _) in pairwise(
+        sorted(runs, key=lambda run: int(run[0]["attempt"]))
+    ):
+        explained = one["does"] in STUBBORN or one["attempt"] in given_up
+        if other["at"] < stopped and not explained:
+            yield f"attempt {other['attempt']} began while {one['attempt']} ran"
 
 
 def _suspects_side_by_side(history: Sequence[Event], lives: Lives) -> Iterator[str]:

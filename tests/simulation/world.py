@@ -11,26 +11,23 @@ import asyncio
 import contextvars
 import logging
 import random
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import anyio
-from pydantic import BaseModel
-
-from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobContext, Policy, Retry, Settings
+from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobHandle, Policy, Settings
 from asyncjobs.core.job import JobId
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.errors import AsyncJobsError, JobFailed
+from asyncjobs.errors import AsyncJobsError
 from asyncjobs.protocols import Change, ChangeNotices, Store
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import Faults, FaultyStore, LoopClock
 from tests.chaos.recording import Event, Notes, Recorded, state_of
+from tests.simulation.handlers import DEEDS, Errand, Handlers
 from tests.simulation.loop import MACHINE, SimulatedLoop, run_simulated
 
 T = TypeVar("T")
@@ -58,22 +55,6 @@ CLOSE_SECONDS = SETTINGS.grace.total_seconds() + 5.1
 LATENCIES = ((0.6, 0.0003), (0.97, 0.02), (0.998, 2.0), (1.0, 10.0))
 
 FAULTS = (Faults(before=0.1, after=0.1), Faults(before=0.4, after=0.4), Faults(before=1, after=1))
-
-
-class Errand(BaseModel):
-    """What a handler does, and in how many attempts it does it."""
-
-    does: str = "work"
-    seconds: float = 1
-    times: int = 1
-
-
-class Trace(BaseModel):
-    """A result that no two attempts have in common; `worker` is the machine's number."""
-
-    worker: int
-    attempt: int
-    nonce: str
 
 
 class Ledger(Notes):
@@ -130,9 +111,7 @@ class Line:
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
     ) -> Sequence[Job]:
-        return await self._carry(
-            lambda: self._store.take(lanes, now=now, until=until, limit=limit)
-        )
+        return await self._carry(lambda: self._store.take(lanes, now=now, until=until, limit=limit))
 
     async def delete(self, ids: Sequence[JobId], /) -> None:
         await self._carry(lambda: self._store.delete(ids))
@@ -189,7 +168,7 @@ class Machine:
         self._pauses = 0
         self._context = contextvars.copy_context()
         self._context.run(MACHINE.set, number)
-        Handlers(self).register()
+        Handlers(self.jobs, self.notes, self).register()
 
     def do(self, call: Callable[[], Awaitable[T]]) -> asyncio.Task[T | AsyncJobsError | None]:
         """Start something in this process; returns what it returns, or an error of the library."""
@@ -210,15 +189,27 @@ class Machine:
         return task.result() if task.done() else None
 
     @property
+    def chance(self) -> random.Random:
+        return self.world.chance
+
+    @property
+    def over(self) -> bool:
+        return self.notes.closed
+
+    @property
     def open(self) -> bool:
         return self.jobs.is_open and not self.dead
 
     def kill(self) -> None:
+        if self.over:
+            return
         self.dead = True
         self.notes.write("trouble", kind="killed")
         self.world.loop.freeze(self.number)
 
     async def pause(self, seconds: float) -> None:
+        if self.over:
+            return
         self._pauses += 1
         self.notes.write("trouble", kind="paused")
         self.world.loop.freeze(self.number)
@@ -226,6 +217,9 @@ class Machine:
         if not self.dead:
             self.world.loop.thaw(self.number)
             self.notes.write("calm")
+
+    def block(self, seconds: float) -> None:
+        self.world.do(lambda: self.pause(seconds))
 
     async def suffer(self, faults: Faults, seconds: float) -> None:
         self.notes.write("trouble", kind="cut off")
@@ -258,119 +252,6 @@ class Machine:
 
     def _wrong(self, words: str) -> None:
         self.notes.write("wrong", words=f"machine {self.number} {words}")
-
-
-class Handlers:
-    """What the application's handlers do: work, mostly, and everything that they should not."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._world = machine.world
-
-    def register(self) -> None:
-        handler = self._machine.jobs.handler
-        retry = Retry(max_attempts=3, initial_delay=1)
-        handler("brief", timeout=20, retry=retry, policy=Policy(max_releases=2))(self.run)
-        handler("long", timeout=None, retry=retry)(self.run)
-
-    async def run(self, what: Errand, job: JobContext) -> Any:
-        with self._traced(what, job) as trace:
-            await self._do(what, job)
-        return trace if what.does != "return nonsense" else object()
-
-    @contextmanager
-    def _traced(self, what: Errand, job: JobContext) -> Generator[Trace]:
-        notes, nonce = self._machine.notes, uuid.uuid4().hex
-        trace = Trace(worker=self._machine.number, attempt=job.attempt, nonce=nonce)
-        notes.write("begin", job=job.id, does=what.does, **trace.model_dump())
-        try:
-            yield trace
-            notes.write("end", job=job.id, **trace.model_dump())
-        finally:
-            notes.write("stop", job=job.id, nonce=nonce)
-
-    async def _do(self, what: Errand, job: JobContext) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        async for _ in job.track(_paused(what.seconds / 4), total=4):
-            pass
-        if job.attempt > what.times:
-            return
-        match what.does:
-            case "raise":
-                raise OSError("it happens")
-            case "fail":
-                raise JobFailed("no", code="refused")
-            case "exit":
-                raise self._world.chance.choice([SystemExit, KeyboardInterrupt, GeneratorExit])
-            case "take too long":
-                await anyio.sleep(400)
-            case "swallow":
-                await self._swallow(12)
-            case "swallow all":
-                await self._swallow(100_000)
-            case "cancel itself":
-                task.cancel()
-                await anyio.sleep(5)
-            case "cancel itself late":
-                asyncio.get_running_loop().call_later(what.seconds / 3, task.cancel)
-                await anyio.sleep(what.seconds)
-            case "leave a scope":
-                anyio.move_on_after(self._world.chance.choice([0.01, 5])).__enter__()
-                await anyio.sleep(what.seconds)
-            case "leave a group":
-                group = await anyio.create_task_group().__aenter__()
-                group.start_soon(anyio.sleep, 1)
-            case "cancel the job":
-                await self._machine.jobs.cancel(job.id)
-                await anyio.sleep(self._world.chance.choice([0, 60]))
-            case "kill":
-                self._machine.kill()
-                await anyio.sleep(1)
-            case "block":
-                self._world.do(lambda: self._machine.pause(self._world.chance.choice([5, 50])))
-                await anyio.sleep(1)
-            case "report":
-                for number in range(20):
-                    await job.progress(number, "so far \ud800 it goes")
-                    await anyio.sleep(0.5)
-            case _:
-                pass
-
-    async def _swallow(self, seconds: float) -> None:
-        until = anyio.current_time() + seconds
-        while anyio.current_time() < until and not self._machine.notes.closed:
-            try:
-                await asyncio.sleep(until - anyio.current_time())
-            except asyncio.CancelledError:
-                pass
-
-
-async def _paused(seconds: float) -> AsyncIterator[None]:
-    for _ in range(4):
-        await anyio.sleep(seconds)
-        yield
-
-
-#: What handlers may do, and how often of all times.
-DEEDS = {
-    "work": 12,
-    "raise": 3,
-    "fail": 1,
-    "exit": 1,
-    "take too long": 2,
-    "swallow": 2,
-    "swallow all": 1,
-    "cancel itself": 1,
-    "cancel itself late": 1,
-    "leave a scope": 1,
-    "leave a group": 1,
-    "cancel the job": 1,
-    "kill": 2,
-    "block": 1,
-    "report": 1,
-    "return nonsense": 1,
-}
 
 
 class World:
@@ -412,7 +293,7 @@ class World:
     async def live(self) -> None:
         """Let a storm pass, wait until every job has ended, and stop all machines."""
         operators = [self.do(self._operate) for _ in range(MACHINES)]
-        users = [self.do(lambda key=f"key {n}": self._use(key)) for n in range(JOBS)]
+        users = [self.do(partial(self._use, f"key {n}")) for n in range(JOBS)]
         await asyncio.sleep(STORMY_SECONDS)
         self._stormy = False
         await self._first(asyncio.wait(users), "the users are still not answered")
@@ -516,15 +397,17 @@ class World:
             run_at=self.chance.choice([None, None, None, 30]),
             deadline=self.chance.choice([None, None, None, None, 50]),
         )
-        while True:
+        handle: JobHandle[Any] | None = None
+        while handle is None:
             machine = self._machine()
             if machine is not None:
-                jobs = machine.jobs
-                call = lambda: jobs.enqueue(kind, what, idempotency_key=key, options=options)  # noqa: E731
-                handle = await machine.answer(call)
-                if handle is not None and not isinstance(handle, AsyncJobsError):
-                    break
-            await asyncio.sleep(self.chance.uniform(0.1, 5))
+                enqueue = partial(machine.jobs.enqueue, kind, what)
+                answer = await machine.answer(
+                    partial(enqueue, idempotency_key=key, options=options)
+                )
+                handle = answer if isinstance(answer, JobHandle) else None
+            if handle is None:
+                await asyncio.sleep(self.chance.uniform(0.1, 5))
         self.notes.write("accepted", job=handle.id, key=key)
         self.accepted.append(handle.id)
         match self.chance.choice(["leave", "leave", "follow", "follow", "cancel"]):
@@ -542,7 +425,7 @@ class World:
         return self.chance.choice(open_ones) if open_ones else None
 
     def _errand(self) -> tuple[str, Errand]:
-        [does] = self.chance.choices([*DEEDS], [*DEEDS.values()])
+        [does] = self.chance.choices([*DEEDS], [often for often, _ in DEEDS.values()])
         seconds = self.chance.choice([0, 0.01, 1, 1, 5, 60])
         errand = Errand(does=does, seconds=seconds, times=self.chance.choice([1, 1, 2, 9]))
         # Without a timeout it would spin up to its deadline.
@@ -557,9 +440,12 @@ class World:
         watcher = next(self._numbers)
         seen: list[dict[str, Any]] = []
 
+        def note(job: Job) -> None:
+            seen.append({"watcher": watcher, **state_of(job)})
+
         async def follow() -> None:
             async for job in machine.jobs.subscribe(job_id):
-                seen.append({"watcher": watcher, **state_of(job)})
+                note(job)
 
         task = machine.do(follow)
         while not task.done() and machine.open:
@@ -587,7 +473,11 @@ class _Errors(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if "did not close within" in record.getMessage():
             return  # judged by how long it took
-        words = f"{record.getMessage()} {record.exc_info[1]!r}" if record.exc_info else record.getMessage()
+        words = (
+            f"{record.getMessage()} {record.exc_info[1]!r}"
+            if record.exc_info
+            else record.getMessage()
+        )
         self._notes.write("wrong", words=f"logged: {words}")
 
 
@@ -614,4 +504,3 @@ def simulate(seed: int, store: Callable[[], Store] = MemoryStore) -> Story:
 
     run_simulated(live, seed)
     return Story(seed, histories[0])
-

@@ -1,0 +1,21 @@
+"""Storms, each by a seed: whatever happens on several machines, no rule is broken.
+
+`ASYNCJOBS_SIMULATION_SEEDS` is how many seeds there are; a release gets some thousands. A seed that
+breaks a rule breaks it again: `pytest -n 0 -m '' tests/simulation/test_seeds.py -k '[1012]'`.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.simulation.rules import violations
+from tests.simulation.world import simulate
+
+SEEDS = int(os.environ.get("ASYNCJOBS_SIMULATION_SEEDS", "200"))
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_no_rule_is_broken_whatever_happens(seed: int) -> None:
+    assert violations(simulate(seed).history) == []
