@@ -1,0 +1,112 @@
+"""A hook or an observer that misbehaves harms no job, and no other hook."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from asyncjobs import JobContext, JobStatus, Transition
+from tests.queues import Make, finished
+from tests.waiting import until
+
+from .matrix import PATIENT, nothing_left
+from .misbehaviour import KINDS
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.every_store,
+    # The interpreter reports a coroutine that was closed and goes on all the same.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+#: The kinds that ask nothing of a job.
+RAISING = [name for name in KINDS if name.startswith(("raises_", "fails_", "breaks_"))]
+AWAITING = [
+    *(name for name in KINDS if name.startswith(("leaves_", "cancels_", "is_cancelled", "awaits_"))),
+    "closes_the_event_loop",
+    "swallows_one_cancellation",
+    "swallows_cancellations",
+    "swallows_everything",
+]
+
+RAISING.remove("raises_job_cancelled")
+OTHER_LOOP = "enqueues_in_another_event_loop"
+
+
+def misbehaving(kinds: ModuleType, name: str, how: str) -> Callable[[Transition], Any]:
+    """Make a hook of a kind of handler; none of these looks at its job."""
+    function = kinds.KINDS[name].function
+    no_job: Any = None
+
+    async def hook(_transition: Transition) -> None:
+        value = function(no_job)
+        if value is not None:
+            await value
+
+    def plain(_transition: Transition) -> None:
+        function(no_job)
+
+    return hook if how == "async" else plain
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        *(("async", name) for name in [*RAISING, *AWAITING, OTHER_LOOP]),
+        *(("def", name) for name in [*RAISING, OTHER_LOOP]),
+        *(("observer", name) for name in [*RAISING, OTHER_LOOP]),
+    ],
+)
+async def test_a_misbehaving_hook_harms_no_job_and_no_other_hook(
+    make: Make, kinds: ModuleType, how: str, name: str
+) -> None:
+    asyncio.get_running_loop().set_exception_handler(None)
+    jobs = kinds.register(make(settings=PATIENT))
+    bad = misbehaving(kinds, name, how)
+    seen: list[str] = []
+
+    async def good(transition: Transition) -> None:
+        seen.append(transition.event.value)
+
+    if how == "observer":
+        jobs.hooks.observers.append(bad)
+    for event in ("enqueued", "started", "completed"):
+        if how != "observer":
+            jobs.on(event, bad)
+        jobs.on(event, good)
+    async with nothing_left(), jobs:
+        for _ in range(2):
+            done = await finished(jobs, "healthy")
+            assert (done.status, done.attempt) == (JobStatus.COMPLETED, 1)
+        await until(lambda: seen == ["enqueued", "started", "completed"] * 2)
+        kinds.mend_the_log()
+
+
+async def test_a_hook_that_never_ends_keeps_no_queue_open(make: Make) -> None:
+    jobs = make(settings=PATIENT)
+    let_go = threading.Event()
+
+    @jobs.handler("work")
+    async def work(_none: None, _job: JobContext) -> None: ...
+
+    def endless(_transition: Transition) -> None:
+        let_go.wait(60)
+
+    async def endless_task(_transition: Transition) -> None:
+        while not let_go.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+
+    jobs.on("completed", endless)
+    jobs.on("completed", endless_task)
+    async with nothing_left():
+        async with jobs:
+            assert (await finished(jobs, work)).status is JobStatus.COMPLETED
+        assert not jobs.is_open
+        let_go.set()
