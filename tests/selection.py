@@ -62,7 +62,7 @@ _ENTRY = re.compile(r"(?P<test>\S+::\S.*?)\s+#\s*(?P<reason>\S.*)")
 
 def quarantined() -> dict[str, str]:
     """Return the reason by test id; a line without a reason is an error."""
-    entries = {}
+    entries: dict[str, str] = {}
     for line in QUARANTINE.read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
             entry = _ENTRY.fullmatch(line.strip())
