@@ -50,9 +50,13 @@ QUICK = (
 #: Tests below the paths of `QUICK` that start a process, or take more than half a second.
 NOT_QUICK = (
     "core/test_lifecycle_machine.py",
+    "dispatchers/test_engine_push.py::test_a_missing_engine_is_named_with_its_extra",
     "dispatchers/test_found.py",
+    "execution/test_executor.py::test_a_job_whose_store_stays_away_is_given_up_with_the_lease",
+    "execution/test_executor.py::test_a_process_can_exit_while_a_thread_never_ends",
     "execution/test_subprocesses.py",
     "records/test_change_feed.py::test_the_collector_may_come_at_any_moment",
+    "runtime/test_dispatch.py::test_a_job_that_waits_long_is_handed_on_ever_more_rarely",
 )
 
 #: A test that asks for one of these has a server.
@@ -63,7 +67,7 @@ _ENTRY = re.compile(r"(?P<test>\S+::\S.*?)\s+#\s*(?P<reason>\S.*)")
 
 def quarantined() -> dict[str, str]:
     """Return the reason by test id; a line without a reason is an error."""
-    entries = {}
+    entries: dict[str, str] = {}
     for line in QUARANTINE.read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
             entry = _ENTRY.fullmatch(line.strip())

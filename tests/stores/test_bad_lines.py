@@ -78,9 +78,9 @@ async def test_an_enqueue_whose_answer_was_cut_off_makes_no_twin(
         first = await jobs.enqueue("double", 1)
         with anyio.fail_after(PATIENCE):
             proxy.lose(1)
-            job = await until_it_answers(lambda: jobs.enqueue("double", 21, idempotency_key="k"))
-            done = await until_it_answers(lambda: jobs.wait(job.id))
-            page = await until_it_answers(lambda: jobs.list(Selection()))
+            job = await answered(lambda: jobs.enqueue("double", 21, idempotency_key="k"))
+            done = await answered(lambda: jobs.wait(job.id))
+            page = await answered(lambda: jobs.list(Selection()))
     assert proxy.to_lose == 0
     assert (done.result, done.attempt) == (42, 1)
     assert [one.id for one in page.jobs] == [job.id, first.id]
@@ -99,8 +99,8 @@ async def test_a_line_that_stalls_is_told_in_time_and_used_again(
         assert anyio.current_time() - began >= TIMEOUT / 2
         proxy.flow()
         with anyio.fail_after(PATIENCE):
-            again = await until_it_answers(lambda: jobs.enqueue("double", 4))
-            assert (await until_it_answers(lambda: jobs.wait(again.id))).result == 8
+            again = await answered(lambda: jobs.enqueue("double", 4))
+            assert (await answered(lambda: jobs.wait(again.id))).result == 8
 
 
 async def test_a_server_that_was_away_is_found_again(opened: Any, proxy: TcpProxy) -> None:
@@ -113,12 +113,12 @@ async def test_a_server_that_was_away_is_found_again(opened: Any, proxy: TcpProx
             await jobs.enqueue("double", 4)
         proxy.accept()
         with anyio.fail_after(PATIENCE):
-            again = await until_it_answers(lambda: jobs.enqueue("double", 4))
-            done = await until_it_answers(lambda: jobs.wait(again.id))
+            again = await answered(lambda: jobs.enqueue("double", 4))
+            done = await answered(lambda: jobs.wait(again.id))
     assert (done.status, done.result) == (JobStatus.COMPLETED, 8)
 
 
-async def until_it_answers(call: Callable[[], Any]) -> Any:
+async def answered(call: Callable[[], Any]) -> Any:
     """Repeat what was answered by 503, as clients do."""
     while True:
         try:
