@@ -194,7 +194,7 @@ class AsyncJobs:
         """
         if self._dispatcher.delivery is not Delivery.PULL:
             raise ConfigurationError("Another engine runs the jobs of this queue: start its own.")
-        self._check_queues(queues)
+        self.registry.check_queues(queues)
         await self._open(LocalDispatcher(concurrency), queues)
         try:
             yield self
@@ -592,12 +592,3 @@ class AsyncJobs:
         except BaseException:
             self._host = None
             raise
-
-    def _check_queues(self, queues: Sequence[str] | None) -> None:
-        known = self.registry.queues
-        if not known:
-            raise ConfigurationError("This queue has no handlers: are their modules imported?")
-        for queue in queues or ():
-            if queue not in known:
-                listed = ", ".join(known)
-                raise ConfigurationError(f"No handler is in the queue {queue!r} (known: {listed}).")

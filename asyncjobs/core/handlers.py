@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -289,6 +289,16 @@ class Registry:
         """Return the handler of that name; None where this process has none."""
         kind = self._types.get(name)
         return kind if isinstance(kind, Handler) else None
+
+    def check_queues(self, queues: Iterable[str] | None) -> None:
+        """Raise `ConfigurationError` for a queue that no handler has, or if there are no handlers."""
+        known = self.queues
+        if not known:
+            raise ConfigurationError("This queue has no handlers: are their modules imported?")
+        for queue in queues or ():
+            if queue not in known:
+                listed = ", ".join(known)
+                raise ConfigurationError(f"No handler is in the queue {queue!r} (known: {listed}).")
 
     @property
     def queues(self) -> tuple[str, ...]:

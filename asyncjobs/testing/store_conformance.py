@@ -357,6 +357,16 @@ class TakingRules:
             await store.insert(jobs)
             assert ids(await store.take([LANE, LANE], now=NOW, until=NOW, limit=9)) == ids(jobs)
 
+    async def test_a_job_that_was_written_twice_with_one_moment_is_taken_once(
+        self, store: Store
+    ) -> None:
+        job = sample_job()
+        again = job.changed(revision=job.revision + 1)
+        async with store:
+            await store.insert([job])
+            assert list(await store.replace([Change(again, job.revision)])) == [True]
+            assert ids(await store.take([LANE], now=NOW, until=LATER, limit=9)) == [job.id]
+
     async def test_a_taken_job_can_be_replaced_by_what_was_read_before(self, store: Store) -> None:
         job = sample_job()
         async with store:
