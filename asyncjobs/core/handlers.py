@@ -291,7 +291,7 @@ class Registry:
         return kind if isinstance(kind, Handler) else None
 
     def check_queues(self, queues: Iterable[str] | None) -> None:
-        """Raise `ConfigurationError` for a queue that no handler has, or if there are no handlers."""
+        """Raise `ConfigurationError` for a queue that no handler has, or if none is registered."""
         known = self.queues
         if not known:
             raise ConfigurationError("This queue has no handlers: are their modules imported?")

@@ -28,7 +28,11 @@ pytestmark = [
 #: The kinds that ask nothing of a job.
 RAISING = [name for name in KINDS if name.startswith(("raises_", "fails_", "breaks_"))]
 AWAITING = [
-    *(name for name in KINDS if name.startswith(("leaves_", "cancels_", "is_cancelled", "awaits_"))),
+    *(
+        name
+        for name in KINDS
+        if name.startswith(("leaves_", "cancels_", "is_cancelled", "awaits_"))
+    ),
     "closes_the_event_loop",
     "swallows_one_cancellation",
     "swallows_cancellations",
