@@ -97,11 +97,14 @@ class Facts:
 
         Another attempt should not begin beside this one, as far as this process can help it. A
         child process is killed soon. A thread that was left behind is not awaited otherwise.
+
+        The lease is not renewed beyond its length after the timeout. The end must be written before
+        it lapses, or the attempt counts as lost.
         """
         if self.in_process:
             return _PROCESS_PATIENCE_SECONDS
         if self.cause is Cause.TIMEOUT and self.attempts_left:
-            return self.lease
+            return self.lease / 2
         return 0.0 if self.task_ended else _TASK_PATIENCE_SECONDS
 
 

@@ -80,12 +80,12 @@ TABLE: list[tuple[str, Facts, Outcome | None]] = [
     ),
     (
         "timed out, thread goes on, another attempt would begin",
-        Facts(cause=Cause.TIMEOUT, error=STOPPED, in_thread=True, attempts_left=True, waited=29),
+        Facts(cause=Cause.TIMEOUT, error=STOPPED, in_thread=True, attempts_left=True, waited=14),
         None,
     ),
     (
-        "timed out, goes on, another attempt, for as long as a lease",
-        Facts(cause=Cause.TIMEOUT, attempts_left=True, waited=31),
+        "timed out, goes on, another attempt, for as long as half a lease",
+        Facts(cause=Cause.TIMEOUT, attempts_left=True, waited=16),
         Interrupted(Cause.TIMEOUT, working=True),
     ),
     (

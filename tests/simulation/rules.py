@@ -48,13 +48,19 @@ class _Troubles:
     """When each machine was in trouble."""
 
     def __init__(self, history: Sequence[Event]) -> None:
-        self._times: dict[int, list[list[float]]] = defaultdict(list)
+        self._times: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        begun: dict[tuple[int, str], float] = {}
         for event in history:
-            if event["what"] == "trouble":
-                self._times[event["pid"]].append([event["at"], math.inf])
-            elif event["what"] == "calm":
-                for times in self._times[event["pid"]]:
-                    times[1] = min(times[1], event["at"])
+            match event["what"]:
+                case "trouble" if event["kind"] != "stopping":  # which must do no harm
+                    begun.setdefault((event["pid"], event["kind"]), event["at"])
+                case "calm":
+                    since = begun.pop((event["pid"], event["kind"]), event["at"])
+                    self._times[event["pid"]].append((since, event["at"]))
+                case _:
+                    pass
+        for (pid, _), since in begun.items():
+            self._times[pid].append((since, math.inf))
 
     def explain(self, pid: int, begin: float, end: float) -> bool:
         """Return whether a machine was in trouble between two moments, or shortly before."""

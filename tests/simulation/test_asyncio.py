@@ -35,7 +35,7 @@ def test_a_few_seeds_break_no_rule_and_have_trouble_of_every_kind() -> None:
     assert [violations(story.history) for story in stories] == [[]] * len(stories)
     events = [event for story in stories for event in story.history]
     troubles = {event["kind"] for event in events if event["what"] == "trouble"}
-    assert troubles == {"killed", "paused", "cut off", "stopping"}
+    assert troubles == {"killed", "paused", "cut off", "slow", "stopping"}
     assert {event["does"] for event in events if event["what"] == "begin"} == {*DEEDS}
     statuses = {event["status"] for event in events if event["what"] == "final"}
     assert statuses == {"completed", "failed", "cancelled"}

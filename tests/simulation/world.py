@@ -51,6 +51,9 @@ POLICY = Policy(retention=None, deadline=timedelta(minutes=10))
 #: A queue closes within its grace period and five seconds; timers are late, too.
 CLOSE_SECONDS = SETTINGS.grace.total_seconds() + 5.1
 
+#: From then on the time that a call takes may be the reason for something.
+SLOW_SECONDS = 0.5
+
 #: Most calls take no time to speak of, some are slow, a few very slow. A lease outlasts any two.
 LATENCIES = ((0.6, 0.0003), (0.97, 0.02), (0.998, 2.0), (1.0, 10.0))
 
@@ -84,6 +87,7 @@ class Line:
 
     def __init__(self, world: World, notes: Ledger) -> None:
         self._world = world
+        self._notes = notes
         self._store = Recorded(world.store, notes)
         self._notices: asyncio.Queue[Sequence[JobId]] = asyncio.Queue()
 
@@ -136,11 +140,17 @@ class Line:
     async def _carry(self, call: Callable[[], Awaitable[T]]) -> T:
         """Let the network carry a call to the store, and the answer back."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        there, back = self._world.latency(), self._world.latency() / 2
+        slow = there + back > SLOW_SECONDS
+        if slow:
+            self._notes.write("trouble", kind="slow")
 
         async def travel() -> None:
-            await asyncio.sleep(self._world.latency())
+            await asyncio.sleep(there)
             value = await call()
-            await asyncio.sleep(self._world.latency() / 2)
+            await asyncio.sleep(back)
+            if slow:
+                self._notes.write("calm", kind="slow")
             if not answer.done():
                 answer.set_result(value)
 
@@ -216,7 +226,7 @@ class Machine:
         await asyncio.sleep(seconds)
         if not self.dead:
             self.world.loop.thaw(self.number)
-            self.notes.write("calm")
+            self.notes.write("calm", kind="paused")
 
     def block(self, seconds: float) -> None:
         self.world.do(lambda: self.pause(seconds))
@@ -226,7 +236,7 @@ class Machine:
         self.store.faults = faults
         await asyncio.sleep(seconds)
         self.store.faults = Faults()
-        self.notes.write("calm")
+        self.notes.write("calm", kind="cut off")
 
     async def stop(self) -> None:
         """Close the queue; nothing may be left behind."""
@@ -248,7 +258,7 @@ class Machine:
         left = [task.get_name() for task in self.world.loop.tasks_of(self.number)]
         if left and not self.dead and self._pauses == pauses:
             self._wrong(f"left {sorted(left)}")
-        self.notes.write("calm")
+        self.notes.write("calm", kind="stopping")
 
     def _wrong(self, words: str) -> None:
         self.notes.write("wrong", words=f"machine {self.number} {words}")
