@@ -52,7 +52,7 @@ POLICY = Policy(retention=None, deadline=timedelta(minutes=10))
 CLOSE_SECONDS = SETTINGS.grace.total_seconds() + 5.1
 
 #: From then on the time that a call takes may be the reason for something.
-SLOW_SECONDS = 0.5
+SLOW_SECONDS = 3.0
 
 #: Most calls take no time to speak of, some are slow, a few very slow. A lease outlasts any two.
 LATENCIES = ((0.6, 0.0003), (0.97, 0.02), (0.998, 2.0), (1.0, 10.0))
