@@ -24,6 +24,7 @@ THOROUGH = (
     "browser/",
     "chaos/",
     "clients/test_node.py",
+    "containment/test_worker",
     "clients/test_python_client.py",
     "engines/",
     "examples/test_celery_app.py",

@@ -22,6 +22,9 @@ T = TypeVar("T")
 #: Runs in a task; catches whatever it raises.
 Body = Callable[[], Coroutine[Any, Any, None]]
 
+# How long a call of code that is not ours may take to end once it is cancelled.
+_PATIENCE_SECONDS = 0.3
+
 # asyncio keeps only weak references to tasks.
 _running: set[asyncio.Task[None]] = set()
 
@@ -150,7 +153,8 @@ async def apart(
     """Await code that is not ours in a task of its own; return or raise what it does.
 
     What is not an `Exception` (a cancellation without a request, KeyboardInterrupt) comes out as a
-    `RuntimeError`. If the caller is cancelled, so is the other task, and its end is awaited.
+    `RuntimeError`. If the caller is cancelled, so is the other task, and its end is awaited; one
+    that goes on is ended by force.
     """
     ended = anyio.Event()
     results: list[T] = []
@@ -168,7 +172,11 @@ async def apart(
     except BaseException:
         task.cancel()
         with anyio.CancelScope(shield=True):
-            await ended.wait()
+            with anyio.move_on_after(_PATIENCE_SECONDS):
+                await ended.wait()
+            if not ended.is_set():
+                task.abandon()
+                await ended.wait()
         raise
     if results:
         return results[0]

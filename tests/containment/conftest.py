@@ -14,8 +14,8 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend(asyncio_alone: str) -> str:
+    return asyncio_alone  # what shares a task group with the runtime, as on trio, may harm it
 
 
 @pytest.fixture

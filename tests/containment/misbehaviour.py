@@ -89,7 +89,7 @@ class WithoutInit(JobFailed):
 
 class BrokenMessage(JobFailed):
     @property
-    def message(self) -> str:  # type: ignore[override]
+    def message(self) -> str:
         raise LookupError("no message")
 
     @message.setter
@@ -99,7 +99,7 @@ class BrokenMessage(JobFailed):
 
 class InterruptingMessage(BrokenMessage):
     @property
-    def message(self) -> str:  # type: ignore[override]
+    def message(self) -> str:
         raise KeyboardInterrupt
 
     @message.setter
@@ -122,8 +122,8 @@ class InterruptingText(Exception):
 
 
 class Nameless(Exception):
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         raise LookupError("no class")
 
 
@@ -281,7 +281,7 @@ class BrokenNumber:
     def __float__(self) -> float:
         raise LookupError("no number")
 
-    __int__ = __index__ = __float__  # type: ignore[assignment]
+    __int__ = __index__ = __float__
 
 
 @kind("invalid_result")
@@ -555,7 +555,8 @@ def never_yields(_job: JobContext) -> NoReturn:
 
 async def on_the_loop(name: str, job: JobContext) -> int | float:
     value: Any = {**KINDS, **DEADLY}[name].function(job)
-    return await value if inspect.isawaitable(value) else value
+    result: int | float = await value if inspect.isawaitable(value) else value
+    return result
 
 
 def off_the_loop(name: str, job: JobContext) -> int | float:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any, cast
 
-from misbehaviour import jobs as plain
-from misbehaviour import register
 from redis.asyncio import Redis
 from saq.queue.redis import RedisQueue
 
@@ -16,5 +15,8 @@ from asyncjobs.dispatchers.saq import SAQDispatcher
 # Without a timeout of the socket, with which Python 3.11 may miss a cancellation.
 queue = RedisQueue(cast("Any", Redis).from_url(os.environ["BROKER"], socket_timeout=None))
 dispatcher = SAQDispatcher(queue)
-jobs = register(AsyncJobs(os.environ["JOBS"], dispatcher=dispatcher, settings=plain.settings))
+kinds = import_module("misbehaviour")
+jobs = kinds.register(
+    AsyncJobs(os.environ["JOBS"], dispatcher=dispatcher, settings=kinds.jobs.settings)
+)
 settings = dispatcher.register_task(jobs, {"concurrency": 10, "shutdown_grace_period_s": 1})

@@ -20,7 +20,6 @@ from .misbehaviour import KINDS
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.every_store,
     # The interpreter reports a coroutine that was closed and goes on all the same.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
