@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import pytest
 
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import Detail, Job, JobStatus
+from asyncjobs.core.job import Detail, Job, JobId, JobStatus
 from asyncjobs.core.submission import EnqueueOptions
+from asyncjobs.execution.tasks import running_asyncio_loop
 from asyncjobs.protocols import Dispatcher, Store
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.settings import Settings
@@ -67,6 +69,13 @@ class WorkerPool:
         handlers of `asyncjobs.testing.dispatcher_handlers`.
         """
         yield
+
+    async def run(self, jobs: AsyncJobs, job_id: JobId) -> None:
+        """Run a job as a worker does that has been given its id, in an open queue.
+
+        Override it if the worker awaits more than `AsyncJobs.run`.
+        """
+        await jobs.run(job_id)
 
 
 class KillableWorkerPool(Protocol):
@@ -257,6 +266,33 @@ class DispatcherConformance:
             done = await ended(jobs, (await jobs.enqueue("second_time", path)).job, workers)
         assert (done.status, done.result, began(path)) == (JobStatus.COMPLETED, 2, 2)
 
+    async def test_a_job_whose_run_is_cancelled_is_given_back(
+        self, workers: WorkerPool, tmp_path: Path
+    ) -> None:
+        """Engines cancel what they run when they stop; on asyncio by the task itself."""
+        path = tmp_path / "job"
+        async with workers.opened() as jobs:
+            submission = sample_submission(
+                type="hold",
+                payload_json=json.dumps(str(path)).encode(),
+                delivery=workers.dispatcher.delivery,
+                created_at=jobs.clock.now(),
+            )
+            # Held, or it would be delivered as well.
+            waiting = lifecycle.submit(submission, hold=timedelta(hours=1))
+            [job] = await workers.store.insert([waiting])
+
+            async def it_began() -> None:
+                await until(lambda: began(path) == 1, workers.patience)
+
+            with anyio.fail_after(workers.patience):
+                await _cancel_when(it_began, lambda: workers.run(jobs, job.id))
+            back = await jobs.find(job.id)
+            assert (back.releases, back.failures, back.losses) == (1, 0, 0)
+            release(path)
+            done = await ended(jobs, job, workers)
+        assert (done.status, done.result, began(path)) == (JobStatus.COMPLETED, 2, 2)
+
     # cancelled
 
     async def test_a_job_that_is_cancelled_while_it_waits_never_runs(
@@ -331,6 +367,22 @@ async def others_pass(jobs: AsyncJobs, workers: WorkerPool) -> None:
     others = [(await jobs.enqueue("echo", number)).job for number in range(workers.some)]
     for number, job in enumerate(others):
         assert (await ended(jobs, job, workers)).result == number
+
+
+async def _cancel_when(
+    ready: Callable[[], Awaitable[None]], call: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    """Cancel a call at a moment, by its own task on asyncio; return when it has ended."""
+    if running_asyncio_loop() is not None:
+        task = asyncio.ensure_future(call())
+        await ready()
+        task.cancel()
+        await asyncio.wait([task])
+        return
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await ready()
+        tasks.cancel_scope.cancel()
 
 
 async def until(true: Callable[[], bool], patience: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import runpy
 import subprocess
@@ -139,6 +140,9 @@ class Tasks(WorkerPool):
             finally:
                 tasks.cancel_scope.cancel()
 
+    async def run(self, jobs: AsyncJobs, job_id: JobId) -> None:
+        await self.engine.run(await jobs.find(job_id), self, jobs)
+
 
 class TestEngine(DispatcherConformance):
     @pytest.fixture
@@ -235,6 +239,13 @@ class TriesAgain(Engine):
             await super().run(job, workers, jobs)
 
 
+class RunsOnWhenCancelled(Engine):
+    """Leaves a job that it is told to stop to a task that goes on."""
+
+    async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
+        await asyncio.shield(asyncio.ensure_future(super().run(job, workers, jobs)))
+
+
 class ChokesOnTheUnknown(Engine):
     """Loses a worker to each job that is not there."""
 
@@ -305,6 +316,7 @@ BROKEN: list[tuple[type[Engine], str]] = [
     (BeginsAnew, "test_what_is_delivered_after_its_end_stays_as_it_is"),
     (BeginsAnew, "test_a_job_that_is_cancelled_while_it_waits_never_runs"),
     (TriesAgain, "test_a_failed_job_is_not_run_again_by_the_engine"),
+    (RunsOnWhenCancelled, "test_a_job_whose_run_is_cancelled_is_given_back"),
     (ChokesOnTheUnknown, "test_what_is_delivered_after_it_was_forgotten_harms_nobody"),
     (KeepsPlaces, "test_a_place_that_was_kept_and_not_used_is_given_back"),
     (RunsACopy, "test_progress_shows_while_a_job_runs"),
