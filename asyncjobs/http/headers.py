@@ -183,9 +183,7 @@ def retry_after(job: Job, now: datetime, pacing: Pacing, expected: timedelta | N
 
 def _duration(job: Job, now: datetime, expected: timedelta) -> tuple[timedelta, timedelta]:
     """Return how long a running job takes as a whole, and from now on."""
-    if job.started_at is None:
-        return expected, expected
-    elapsed = max(now - job.started_at, timedelta(0))
+    elapsed = max(now - (job.started_at or now), timedelta(0))
     whole = elapsed * 100 / job.progress if job.progress else max(expected, elapsed)
     # A job that takes longer than expected may take longer still.
     return whole, whole - elapsed or whole
