@@ -83,10 +83,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            given = getattr(self, field.name)
+            given: Seconds | None = getattr(self, field.name)
             if given is None:
                 raise TypeError(f"Settings.{field.name} must be a duration, got None.")
-            value: timedelta = duration(given)
+            value = duration(given)
             least = "not negative" if field.name == "grace" else "positive"
             if value < timedelta(0) or (value == timedelta(0) and field.name != "grace"):
                 raise ValueError(f"Settings.{field.name} must be {least}, got {value}.")

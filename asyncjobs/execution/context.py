@@ -96,7 +96,8 @@ def alone(error: BaseException) -> BaseException:
 def classified(error: BaseException) -> BaseException:
     """Return the error, or a plain one for it if its class does not let itself be asked for."""
     with suppress(BaseException):  # `__class__` may be a property
-        if isinstance(alone(error).__class__, type):
+        found: object = alone(error).__class__
+        if isinstance(found, type):
             return error
     return RuntimeError(f"The handler raised {type(error).__name__}.")
 

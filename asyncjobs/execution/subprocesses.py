@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock, Thread
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -142,9 +143,12 @@ def _leave_signals_to_parent() -> None:
     could not be terminated. A handler does not survive exec; for a fork it is taken back.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, _do_nothing)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_take_default_signals)
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None: ...
 
 
 def _take_default_signals() -> None:

@@ -82,7 +82,7 @@ def escaped(value: object) -> object:
 
 def _stack_level() -> int:
     """Return which frame called this module, as `logging` counts them."""
-    frame, level = sys._getframe(1), 1  # noqa: SLF001  # documented
+    frame, level = sys._getframe(1), 1  # noqa: SLF001  # documented  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None and frame.f_code.co_filename == __file__:
         frame, level = frame.f_back, level + 1
     return level

@@ -24,6 +24,7 @@ from asyncjobs.core import lifecycle
 from asyncjobs.core.handlers import Registry
 from asyncjobs.core.job import Delivery, Job, JobStatus, Submission
 from asyncjobs.errors import NotOpen, StoreError
+from asyncjobs.execution.context import alone
 from asyncjobs.execution.executor import Executor
 from asyncjobs.execution.fetcher import Fetcher, Lanes
 from asyncjobs.execution.tasks import current_loop, start_background
@@ -263,19 +264,12 @@ class RuntimeHost:
                     self._ready.set()
                     await self._leave.wait()
         except BaseException as error:  # raised to the task that opens or closes it
-            self._error = _alone(error)
+            self._error = alone(error)
             if self._ready.is_set() and not self._leave.is_set():
                 log.critical("The queue has ended by an error of its own", exc_info=error)
         finally:
             self._ended.set()
             self._ready.set()
-
-
-def _alone(error: BaseException) -> BaseException:
-    """Take an error out of the group that a task group made of it."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 async def _give_back(fetcher: Fetcher, jobs: Sequence[Job]) -> None:

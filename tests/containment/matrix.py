@@ -120,7 +120,7 @@ class EngineHere:
     """An engine in this process: awaits `jobs.run` in a task for each delivery."""
 
     delivery: Delivery = Delivery.PUSH
-    ids: list[JobId] = field(default_factory=list)
+    ids: list[JobId] = field(default_factory=list[JobId])
 
     def __post_init__(self) -> None:
         self._more = anyio.Event()

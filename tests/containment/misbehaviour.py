@@ -123,7 +123,7 @@ class InterruptingText(Exception):
 
 class Nameless(Exception):
     @property  # type: ignore[misc]
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise LookupError("no class")
 
 
@@ -293,12 +293,12 @@ def returns_a_broken_number(_job: JobContext) -> object:
 
 
 class BrokenFilter(logging.Filter):
-    def filter(self, _record: logging.LogRecord) -> bool:
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
         raise LookupError("filter")
 
 
 class BrokenHandler(logging.Handler):
-    def emit(self, _record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002
         raise KeyboardInterrupt
 
 

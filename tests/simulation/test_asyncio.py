@@ -77,16 +77,20 @@ def test_an_outcome_that_is_not_fenced_by_its_token_is_found(
     assert "the result is that of attempt" in found()
 
 
+def no(_: object) -> bool:
+    return False
+
+
 def test_a_lease_that_is_not_renewed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Attempt, "wants_renewal", lambda _: False)
+    monkeypatch.setattr(Attempt, "wants_renewal", no)
     assert "was lost without a reason" in found()
 
 
 def test_suspects_that_do_not_run_alone_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "is_suspect", lambda _: False)
+    monkeypatch.setattr(lifecycle, "is_suspect", no)
     assert "and all are suspects" in found()
 
 
 def test_handlers_that_are_left_behind_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Executor, "abandon_all", lambda _: 0)
+    monkeypatch.setattr(Executor, "abandon_all", no)
     assert "left ['asyncjobs " in found()

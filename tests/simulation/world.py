@@ -60,6 +60,9 @@ LATENCIES = ((0.6, 0.0003), (0.97, 0.02), (0.998, 2.0), (1.0, 10.0))
 FAULTS = (Faults(before=0.1, after=0.1), Faults(before=0.4, after=0.4), Faults(before=1, after=1))
 
 
+def _ignored(_loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None: ...
+
+
 class Ledger(Notes):
     """Notes in memory, in simulated time."""
 
@@ -385,7 +388,7 @@ class World:
 
     async def _bury(self) -> None:
         """End the tasks of machines that were killed, which nothing may see any more."""
-        self.loop.set_exception_handler(lambda *_: None)
+        self.loop.set_exception_handler(_ignored)
         for machine in self._everyone:
             machine.store.faults = Faults(before=1)
             self.loop.thaw(machine.number)
@@ -415,7 +418,7 @@ class World:
                 answer = await machine.answer(
                     partial(enqueue, idempotency_key=key, options=options)
                 )
-                handle = answer if isinstance(answer, JobHandle) else None
+                handle = answer if isinstance(answer, JobHandle) else None  # pyright: ignore[reportUnknownVariableType]
             if handle is None:
                 await asyncio.sleep(self.chance.uniform(0.1, 5))
         self.notes.write("accepted", job=handle.id, key=key)
