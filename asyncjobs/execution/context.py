@@ -97,7 +97,7 @@ def classified(error: BaseException) -> BaseException:
     """Return the error, or a plain one for it if its class does not let itself be asked for."""
     with suppress(BaseException):  # `__class__` may be a property
         found: object = alone(error).__class__
-        if isinstance(found, type):
+        if isinstance(found, type):  # pyright: ignore[reportUnnecessaryIsInstance]
             return error
     return RuntimeError(f"The handler raised {type(error).__name__}.")
 
