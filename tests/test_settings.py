@@ -34,7 +34,7 @@ def test_no_interval_is_zero_but_a_shutdown_need_not_wait(name: str) -> None:
     if name == "grace":
         assert Settings(grace=0).grace == timedelta(0)
     else:
-        with pytest.raises(ValueError, match=f"Settings.{name} must be a positive duration"):
+        with pytest.raises(ValueError, match=f"Settings.{name} must be positive"):
             Settings(**{name: 0})
 
 

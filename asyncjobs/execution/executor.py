@@ -72,6 +72,7 @@ class _Start:
     give_up_at: float
     freed: Callable[[], None]
     unwanted: bool = False
+    attempt: Attempt | None = None
 
 
 class Executor:
@@ -117,6 +118,9 @@ class Executor:
         Does nothing for a job that has begun elsewhere. The slot is kept until the handler has
         really ended, a thread included, and its end is recorded or given up.
         """
+        self._begin(job, freed)
+
+    def _begin(self, job: Job, freed: Callable[[], None]) -> _Start | None:
         handler = self._registry.handler(job.type)
         if handler is None:
             log.warning(
@@ -124,13 +128,15 @@ class Executor:
             )
         if handler is None or self._stopping:  # it was delivered too late; it comes up elsewhere
             freed()
-            return
+            return None
         if lifecycle.is_suspect(job):
             freed = partial(self._free_suspect, job.id, freed)
         give_up_at = anyio.current_time() + self._settings.redelivery.total_seconds() / 2
-        self._starts.append(_Start(job, handler, uuid.uuid4().hex, give_up_at, freed))
+        start = _Start(job, handler, uuid.uuid4().hex, give_up_at, freed)
+        self._starts.append(start)
         self._no_starts = anyio.Event() if self._no_starts.is_set() else self._no_starts
         self._new_start.set()
+        return start
 
     def _free_suspect(self, job_id: JobId, freed: Callable[[], None]) -> None:
         freed()
@@ -142,12 +148,12 @@ class Executor:
         If the caller is cancelled, the attempt is interrupted and the job given back first.
         """
         freed = anyio.Event()
-        self.begin(job, freed.set)
+        start = self._begin(job, freed.set)
         try:
             await freed.wait()
         except BaseException:
             with anyio.CancelScope(shield=True):
-                while self._interrupt_job(job):  # noqa: ASYNC110  # it has to be said again
+                while start is not None and self._interrupt(start):  # noqa: ASYNC110  # it has to be said again
                     await anyio.sleep(_LOOK_SECONDS)
             raise
 
@@ -262,6 +268,7 @@ class Executor:
         attempt = Attempt(job, one.handler, one.token, self._settings.lease, self._on_change)
         left = (lifecycle.attempt_end(job) - self._repository.now()).total_seconds()
         attempt.look_at = anyio.current_time() + left
+        one.attempt = attempt
         self._attempts[attempt] = one.freed
         self._feed.listen(job.id, attempt.adopt)
         self.heartbeat.attend(attempt)
@@ -305,18 +312,20 @@ class Executor:
     #: In whatever runs below this, a handler is at work on what is `job` there.
     CALLER: ClassVar = _perform.__code__
 
-    def _interrupt_job(self, job: Job) -> bool:
-        """Interrupt the attempt at a job; return whether its end is still to be recorded."""
-        for one in [one for one in self._starts if one.job.id == job.id]:
-            self._starts.remove(one)
-            one.freed()
-        in_flight = [one for one in self._in_flight if one.job.id == job.id]
-        for one in in_flight:
-            one.unwanted = True
-        attempts = [attempt for attempt in self.heartbeat if attempt.job.id == job.id]
-        for attempt in attempts:
-            attempt.interrupt(Cause.SHUTDOWN)
-        return bool(attempts or in_flight)
+    def _interrupt(self, start: _Start) -> bool:
+        """Interrupt the attempt of a start; return whether its end is still to be recorded.
+
+        Not another attempt of the job: once given back it may have begun here again.
+        """
+        if start in self._starts:
+            self._starts.remove(start)
+            start.freed()
+            return False
+        start.unwanted = True
+        if start.attempt is None:
+            return start in self._in_flight
+        start.attempt.interrupt(Cause.SHUTDOWN)
+        return not start.attempt.left
 
     # how attempts end
 
