@@ -110,11 +110,9 @@ class StopRequest:
             self._timer.start()
 
     def _follow(self, number: int, _frame: FrameType | None) -> None:
-        # In a thread: the main one may be inside of `request`, which keeps its lock. Each signal
-        # counts, also one that comes before that thread has raised the level for the last one.
-        self._signalled = level = StopLevel(
-            min(max(self.level, self._signalled) + 1, StopLevel.EXIT)
-        )
+        # Signals are counted apart from what the supervisor requests: systemd and terminals signal
+        # both, and that is one request. In a thread, as the main one may hold the lock already.
+        self._signalled = level = StopLevel(min(self._signalled + 1, StopLevel.EXIT))
         log.info("%s: %s", signal.Signals(number).name, level.name.lower())
         Thread(target=self.request, args=(level,), name="asyncjobs stop", daemon=True).start()
 

@@ -141,6 +141,7 @@ def test_a_sub_application_opens_the_queue_at_first_use(make: Make, jobs: AsyncJ
 
 
 @each_framework
+@pytest.mark.own_store  # the drivers of servers know asyncio only
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_without_any_lifespan_each_event_loop_opens_the_queue(
     make: Make, new_store: Callable[[], Any], backend: Any

@@ -12,6 +12,7 @@ import pytest
 
 from asyncjobs import AsyncJobs
 from tests.conftest import ask
+from tests.everywhere import SERVERS
 from tests.queues import finished
 from tests.waiting import until
 
@@ -67,7 +68,9 @@ async def test_a_misbehaving_handler_leaves_its_worker_whole(
         async def nothing_is_left() -> bool:
             return not await census(jobs) - before
 
-        await until(nothing_is_left)
+        # The drivers of servers open connections when they like: SQLite shows what handlers leave.
+        if combination.store not in SERVERS:
+            await until(nothing_is_left)
     assert host.alive
     assert ending(done) == combination.kind.ends
     if ending(done) != "worker_lost":
