@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 
 import anyio
@@ -21,16 +20,6 @@ def belongs_to_the_loop(error: BaseException, *, stopping: bool) -> bool:
     if not isinstance(error, anyio.get_cancelled_exc_class()):
         return False
     return stopping or anyio.current_effective_deadline() == -math.inf
-
-
-def forget_native_cancel() -> None:
-    """Undo that a handler or a hook cancelled its very task; only asyncio knows such a thing."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return
-    while task is not None and task.cancelling() > 0:
-        task.uncancel()
 
 
 def loop_runs() -> bool:
