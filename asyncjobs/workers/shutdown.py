@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging as standard_logging
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -19,6 +21,9 @@ from asyncjobs.records.logging import log
 
 # After the second signal a process that does not end by itself is ended in so many seconds.
 _HURRY_SECONDS = 3.0
+# How long the interpreter may take to end, once the queue is closed.
+_MIN_EXIT_SECONDS = 0.3
+_MAX_EXIT_SECONDS = 5.0
 
 _EXIT_CODE_FORCED = 70  # EX_SOFTWARE of sysexits.h
 
@@ -50,6 +55,7 @@ class StopRequest:
         self._reached = {level: anyio.Event() for level in StopLevel}
         self._lock = Lock()
         self._timer: Timer | None = None
+        self._exit_at = math.inf
 
     def request(self, level: StopLevel) -> None:
         """Raise the level, from any thread; a lower one than the present level changes nothing."""
@@ -71,11 +77,13 @@ class StopRequest:
         """Return when this or a higher level is requested."""
         await self._reached[level].wait()
 
-    def ended(self) -> None:
-        """Take note that the process ends by itself."""
+    def ended(self) -> float:
+        """Stop limiting the process, which ends by itself; return its seconds left."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
+            left = self._exit_at - time.monotonic()
+            return min(max(left, _MIN_EXIT_SECONDS), _MAX_EXIT_SECONDS)
 
     @contextmanager
     def following_signals(self) -> Generator[None]:
@@ -105,7 +113,9 @@ class StopRequest:
     def _start_timer(self, level: StopLevel) -> None:
         if self._limit is not None:
             seconds = self._limit if level is StopLevel.DRAIN else _HURRY_SECONDS
-            self._timer = Timer(seconds, self._exit)
+            now = time.monotonic()
+            self._exit_at = min(self._exit_at, now + seconds)
+            self._timer = Timer(self._exit_at - now, self._exit)
             self._timer.daemon = True
             self._timer.start()
 

@@ -57,9 +57,9 @@ class Host:
         """Whether the process runs."""
         return self.process.poll() is None
 
-    async def ended(self) -> int:
+    async def ended(self, *, within: float = PATIENCE_SECONDS) -> int:
         """Wait for the end of the process; return its exit code."""
-        return await to_thread.run_sync(partial(self.process.wait, PATIENCE_SECONDS))
+        return await to_thread.run_sync(partial(self.process.wait, within))
 
     def stop(self) -> int:
         """Stop the process as a service manager does; return its exit code."""

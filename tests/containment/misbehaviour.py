@@ -544,6 +544,11 @@ async def leaves_a_thread(_job: JobContext) -> int:
     return 1
 
 
+@kind("", ("thread",), into=DEADLY)
+def holds_its_thread(_job: JobContext) -> None:
+    time.sleep(600)
+
+
 @kind("", ("async",), into=DEADLY)
 def never_yields(_job: JobContext) -> NoReturn:
     while True:
