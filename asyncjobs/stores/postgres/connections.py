@@ -15,7 +15,6 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import anyio
-import anyio.lowlevel
 import psycopg
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -226,11 +225,11 @@ class ConnectionPool:
         """Do some work on a connection; raise `StoreUnavailable` if that fails.
 
         Work that the server may have done is tried again only if it is `repeatable`. A cancelled
-        caller, too, waits for work that has begun: it is bounded in time.
+        caller, too, waits for work that has begun: it is bounded in time. One that waits for a
+        connection begins nothing.
         """
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        with anyio.CancelScope(shield=True):
-            async with self._places:
+        async with self._places:
+            with anyio.CancelScope(shield=True):
                 return await self._persist(work, repeatable=repeatable)
         raise AssertionError("a shielded scope ends by its return")
 
