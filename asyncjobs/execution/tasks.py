@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import Context, copy_context
+from types import CoroutineType
 from typing import Any, TypeVar
 
 import anyio
@@ -27,6 +28,9 @@ _PATIENCE_SECONDS = 0.3
 
 # asyncio keeps only weak references to tasks.
 _running: set[asyncio.Task[None]] = set()
+
+# Coroutines that refuse to be closed.
+_kept: list[object] = []
 
 
 class Task:
@@ -103,10 +107,41 @@ class _Leavable:
                 value = yield awaited
             except BaseException as raised:
                 if self.left:
-                    with suppress(BaseException):
-                        inner.close()
+                    self._close(inner)
                     raise
                 error = raised
+
+    def _close(self, inner: Any) -> None:
+        awaited = _awaited_by(self._coroutine)
+        with suppress(BaseException):
+            inner.close()
+        for one in awaited:
+            if one.cr_frame is not None:
+                _never_free(one)
+
+
+def _awaited_by(coroutine: object) -> list[CoroutineType[Any, Any, Any]]:
+    """Return a coroutine, the one that it awaits, and so on to the innermost."""
+    found: list[CoroutineType[Any, Any, Any]] = []
+    while isinstance(coroutine, CoroutineType):
+        found.append(coroutine)
+        coroutine = coroutine.cr_await
+    return found
+
+
+def _never_free(coroutine: object) -> None:
+    """Keep a coroutine that refuses to be closed for as long as the process lives.
+
+    The collector would close it once more, in whichever thread it happens to run. Without an event
+    loop there, `while True: with suppress(BaseException): await sleep(1)` spins in that thread for
+    ever, and may do so in the middle of a log call, with its locks. A reference in a module would
+    be dropped at the end of the interpreter, and there is no other way to keep it.
+    """
+    _kept.append(coroutine)
+    with suppress(ImportError, AttributeError):  # an interpreter that has no such thing
+        import ctypes  # noqa: PLC0415  # slow to import, and seldom needed
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))
 
 
 def start_task(

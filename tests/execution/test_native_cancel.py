@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import anyio
 import pytest
+from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from asyncjobs import AsyncJobs, Selection
+from asyncjobs import AsyncJobs, JobContext, Selection
 from asyncjobs.errors import NotOpen, StoreUnavailable
 from asyncjobs.records.group_commit import GroupCommit
+from tests.queues import Make, finished
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -100,3 +106,31 @@ async def test_whoever_is_cancelled_at_whatever_moment_leaves_the_queue_to_other
         page = await jobs.list(Selection(), limit=200)
         found = [await jobs.find(job.id) for job in page.jobs]
     assert 60 <= len(found) <= 120
+
+
+async def test_the_collector_can_meet_a_handler_that_was_broken_off_in_any_thread(
+    make: Make,
+) -> None:
+    """It would close it there, without an event loop, and never come back."""
+    handlers: list[Coroutine[Any, Any, None]] = []
+    jobs = make()
+
+    async def swallow() -> None:
+        while True:
+            with suppress(BaseException):
+                await asyncio.sleep(600)
+
+    @jobs.handler("swallow", timeout=0.05)
+    def swallows(_none: None, _job: JobContext) -> Any:
+        handlers.append(swallow())
+        return handlers[0]
+
+    async with jobs:
+        job = await finished(jobs, swallows)
+        assert job.error is not None
+        assert job.error.code == "timeout"
+    handlers.clear()
+    collecting = threading.Thread(target=gc.collect, daemon=True)
+    collecting.start()
+    await to_thread.run_sync(collecting.join, PATIENCE_SECONDS)
+    assert not collecting.is_alive()
