@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
 
 import pytest
 
 from asyncjobs import AsyncJobs, Job, JobId, JobStatus
-from tests.queues import finished, running
+from asyncjobs.testing import TcpProxy
+from tests.everywhere import SERVERS
+from tests.queues import finished, running, settled
 from tests.waiting import PATIENCE_SECONDS, until
 
 from .hosts import Host
@@ -93,6 +97,33 @@ async def test_a_worker_stops_in_time_although_a_handler_goes_on(
         host.start()
         assert (await finished(jobs, "healthy")).status is JobStatus.COMPLETED
         assert (await jobs.wait(job.id, timeout=PATIENCE_SECONDS)).status is JobStatus.CANCELLED
+
+
+@pytest.mark.parametrize("store_kind", SERVERS, indirect=True, scope="session")
+@pytest.mark.parametrize("signals", BOUNDS)
+async def test_a_worker_stops_in_time_although_its_store_is_silent(
+    new_url: Callable[[], str], kinds: ModuleType, tmp_path: Path, signals: int
+) -> None:
+    grace, bound = BOUNDS[signals]
+    url, go_on = new_url(), tmp_path / "go on"
+    server = urlsplit(url)
+    after = Host(tmp_path, url, LEASE="3")
+    with TcpProxy(server.hostname or "127.0.0.1", server.port or 5432) as wire, ExitStack() as ends:
+        host = Host(tmp_path, wire.through(url), GRACE=str(grace), LEASE="3")
+        ends.callback(host.kill)
+        ends.callback(after.kill)
+        async with after.client(kinds) as jobs:
+            host.start()
+            job = await running(jobs, "neighbour", go_on)
+            wire.stall()
+            host.process.terminate()
+            if signals == 2:
+                await until(lambda: "SIGTERM: drain" in host.log.read_text())
+                host.process.terminate()
+            await host.ended(within=bound)
+            go_on.touch()
+            after.start()
+            assert (await settled(jobs, job.id)).result == "done"
 
 
 @sqlite
