@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -89,6 +90,83 @@ async def test_a_misbehaving_hook_harms_no_job_and_no_other_hook(
             assert (done.status, done.attempt) == (JobStatus.COMPLETED, 1)
         await until(lambda: seen == ["enqueued", "started", "completed"] * 2)
         kinds.mend_the_log()
+
+
+class BrokenHandler(logging.Handler):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self._error = error
+
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+        raise self._error
+
+
+#: Made anew for each test: a traceback grows with each raise.
+ENDS = {
+    "Exception": LookupError,
+    "SystemExit": SystemExit,
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "CancelledError": asyncio.CancelledError,
+    "GeneratorExit": GeneratorExit,
+}
+
+
+def raising(how: str, error: BaseException) -> Any:
+    """Make a hook or an observer that raises, by that way."""
+
+    async def in_task(_transition: Transition) -> None:
+        raise error
+
+    def plain(_transition: Transition) -> object:
+        raise error
+
+    def awaitable(transition: Transition) -> Any:
+        return in_task(transition)
+
+    ways: dict[str, Any] = {
+        "async": in_task,
+        "def": plain,
+        "awaitable": awaitable,
+        "observer": plain,
+        "log handler": plain,
+    }
+    return ways[how]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("how", ["async", "def", "awaitable", "observer", "log handler"])
+async def test_whatever_a_hook_raises_ends_its_own_call_only(
+    make: Make, how: str, end: str
+) -> None:
+    jobs = make(settings=PATIENT)
+    bad = raising(how, ENDS[end]())
+    seen: list[str] = []
+
+    @jobs.handler("work")
+    async def work(_none: None, _job: JobContext) -> str:
+        return "done"
+
+    async def good(transition: Transition) -> None:
+        seen.append(transition.event.value)
+
+    logger, handler = logging.getLogger("asyncjobs"), BrokenHandler(ENDS[end]())
+    if how == "log handler":
+        logger.addHandler(handler)
+    try:
+        async with jobs:
+            if how == "observer":
+                jobs.hooks.observers.append(bad)
+            for event in ("enqueued", "started", "completed"):
+                if how != "observer":
+                    jobs.on(event, bad)
+                jobs.on(event, good)
+            for _ in range(2):
+                done = await finished(jobs, work)
+                assert (done.result, done.attempt) == ("done", 1)
+            await until(lambda: seen == ["enqueued", "started", "completed"] * 2)
+    finally:
+        logger.removeHandler(handler)
 
 
 async def test_a_hook_that_never_ends_keeps_no_queue_open(make: Make) -> None:
