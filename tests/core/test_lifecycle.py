@@ -22,6 +22,7 @@ from asyncjobs.core.job import (
     Policy,
     Progress,
     Retry,
+    suspects_lane,
 )
 from asyncjobs.core.lifecycle import INVISIBLE, TRANSITIONS, Move
 from asyncjobs.errors import IllegalMove, LostLease, UnreadableJob
@@ -176,8 +177,20 @@ def test_an_attempt_begins_with_a_lease_and_no_progress() -> None:
 
 
 def test_no_attempt_begins_after_the_deadline() -> None:
-    with pytest.raises(IllegalMove, match="deadline"):
-        lifecycle.start(sample_job(), AFTER_ALL, LEASE)
+    job = sample_job(deadline=NOW + MINUTE)
+    for late in (job.deadline, job.deadline + SECOND):
+        with pytest.raises(IllegalMove, match="deadline"):
+            lifecycle.start(job, late, LEASE)
+    last_moment = job.deadline - timedelta(microseconds=1)
+    assert lifecycle.start(job, last_moment, LEASE).status is JobStatus.PROCESSING
+
+
+def test_no_attempt_begins_before_its_moment_but_for_a_second_by_which_clocks_differ() -> None:
+    job = lifecycle.submit(sample_submission(), run_at=NOW + MINUTE)
+    early = NOW + MINUTE - SECOND
+    with pytest.raises(IllegalMove, match="not yet"):
+        lifecycle.start(job, early - timedelta(microseconds=1), LEASE)
+    assert lifecycle.start(job, early, LEASE).started_at == early
 
 
 def test_extending_renews_the_lease_unseen() -> None:
@@ -326,6 +339,18 @@ def test_a_live_lease_is_not_lost() -> None:
         lifecycle.lose(lifecycle.start(sample_job(), NOW, None), AFTER_ALL)
 
 
+@pytest.mark.parametrize(
+    ("losses", "max_deliveries", "suspect"),
+    [(0, 1, False), (0, 2, False), (1, 2, True), (1, 3, False), (2, 3, True), (2, 4, False)],
+)
+def test_a_job_with_one_delivery_left_after_a_loss_waits_in_the_lane_of_the_suspects(
+    losses: int, max_deliveries: int, *, suspect: bool
+) -> None:
+    job = sample_job(queue="high", max_deliveries=max_deliveries).changed(losses=losses)
+    assert lifecycle.is_suspect(job) is suspect
+    assert lifecycle.requeue(job).lane == (suspects_lane("high") if suspect else "high")
+
+
 # what becomes of a job
 
 
@@ -440,6 +465,14 @@ def test_a_job_that_owes_a_callback_outlives_its_retention_but_not_for_ever() ->
     assert not lifecycle.forgettable(job, day)
     assert not lifecycle.forgettable(job, lifecycle.callback_end(job) - SECOND)
     assert lifecycle.forgettable(job, lifecycle.callback_end(job))
+
+
+def test_a_job_without_retention_is_kept_though_it_owes_a_callback() -> None:
+    job = ended(retention=None)
+    assert lifecycle.owes_callback(job)
+    for kept in (job, lifecycle.call_back(job, NOW)):
+        assert lifecycle.forgettable_from(kept) is None
+        assert not lifecycle.forgettable(kept, lifecycle.callback_end(job) + SECOND)
 
 
 def test_a_queue_cannot_have_the_name_of_the_callbacks_lane() -> None:

@@ -61,6 +61,23 @@ def test_what_is_no_count_is_refused(job: JobContext, count: Any) -> None:
         job.progress(1, total=count)
 
 
+@pytest.mark.parametrize("percent", [0, 100])
+def test_the_ends_of_the_percentage_are_progress(
+    job: JobContext, gauge: Gauge, percent: int
+) -> None:
+    job.progress(percent)
+    assert reported(gauge) == (percent, None)
+
+
+def test_texts_are_kept_up_to_their_limits_and_cut_beyond(job: JobContext, gauge: Gauge) -> None:
+    for extra in (0, 1):
+        job.progress(1, "m" * (1000 + extra), current=1, unit="u" * (100 + extra))
+        _, detail = reported(gauge)
+        assert detail is not None
+        assert detail.message == ("m" * 994 + " [cut]" if extra else "m" * 1000)
+        assert detail.unit == ("u" * 94 + " [cut]" if extra else "u" * 100)
+
+
 def test_a_stopping_handler_is_told_at_every_step(job: JobContext, gauge: Gauge) -> None:
     gauge.stopping = True
     assert job.cancelled

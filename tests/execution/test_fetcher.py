@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
 import pytest
 
-from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobContext, JobStatus, Settings
-from asyncjobs.core.job import JobId
+from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobContext, JobStatus, Policy, Settings
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import JobId, Lease, suspects_lane
 from asyncjobs.core.lifecycle import DEADLINE_EXCEEDED
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.protocols import ChangeNotices, Store
+from asyncjobs.protocols import Change, ChangeNotices, Store
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import FaultyStore, sample_job
 from tests.queues import Make, finished, settled
@@ -164,6 +165,105 @@ class Full(LocalDispatcher):
             return super().offer(job)
         self.refused = True
         return False
+
+
+class Asked(FaultyStore):
+    """Notes from which lanes how many jobs were taken at once, at most."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.asked: list[tuple[tuple[str, ...], int]] = []
+
+    async def take(
+        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
+    ) -> Sequence[Job]:
+        self.asked.append((tuple(lanes), limit))
+        return await super().take(lanes, now=now, until=until, limit=limit)
+
+
+@pytest.mark.parametrize(("first", "asked"), [(0, [4, 4]), (1, [4, 3]), (3, [4, 1]), (4, [4])])
+async def test_a_later_lane_has_the_room_that_an_earlier_one_leaves(
+    make: Make, store: Any, beside: Any, first: int, asked: list[int]
+) -> None:
+    noting = Asked(store)
+    jobs = make(store=noting, settings=NO_POLLING)
+
+    @jobs.handler("early", policy=Policy(queue="early"))
+    async def early(_payload: object, _job: JobContext) -> None: ...
+
+    @jobs.handler("later", policy=Policy(queue="later"))
+    async def later(_payload: object, _job: JobContext) -> None: ...
+
+    now = jobs.clock.now()
+    waiting = [
+        sample_job(type=name, queue=name, created_at=now)
+        for name, count in (("early", first), ("later", 6))
+        for _ in range(count)
+    ]
+    await beside.insert(waiting)
+    async with jobs.as_worker(concurrency=2, queues=["early", "later"]):
+        for job in waiting:
+            await settled(jobs, job.id)
+    looks = [limit for lanes, limit in noting.asked if lanes in {("early",), ("later",)}]
+    assert looks[: len(asked)] == asked
+    served = [lanes for lanes, _ in noting.asked if lanes in {("early",), ("later",)}]
+    assert served[: len(asked)] == [("early",), ("later",)][: len(asked)]
+
+
+async def test_a_process_runs_one_suspect_at_a_time_and_other_jobs_beside_it(
+    make: Make, beside: Any
+) -> None:
+    jobs = make(settings=NO_POLLING)
+    running: set[str] = set()
+    seen: list[int] = []
+    go_on = anyio.Event()
+
+    @jobs.handler("suspect")
+    async def suspect(_payload: object, job: JobContext) -> None:
+        running.add(job.id)
+        seen.append(len(running))
+        await go_on.wait()
+        running.remove(job.id)
+
+    @jobs.handler("harmless")
+    async def harmless(_none: None, _job: JobContext) -> None: ...
+
+    now, lane = jobs.clock.now(), suspects_lane("default")
+    suspects = [
+        sample_job(type="suspect", created_at=now, max_deliveries=2).changed(losses=1, lane=lane)
+        for _ in range(3)
+    ]
+    await beside.insert(suspects)
+    async with jobs:
+        await until(lambda: running)
+        for _ in range(3):
+            assert (await finished(jobs, harmless)).status is JobStatus.COMPLETED
+        assert seen == [1]
+        go_on.set()
+        for job in suspects:
+            await settled(jobs, job.id)
+    assert seen == [1, 1, 1]
+
+
+async def test_a_suspect_made_in_this_process_does_not_wait_for_the_next_poll(
+    make: Make, beside: Any
+) -> None:
+    jobs = make(settings=NO_POLLING)
+
+    @jobs.handler("losing")
+    async def losing(_payload: object, job: JobContext) -> int:
+        return job.attempt
+
+    async with jobs:
+        assert (await finished(jobs, losing)).result == 1  # it has looked for suspects
+        now = jobs.clock.now()
+        job = sample_job(type="losing", created_at=now - timedelta(minutes=1), max_deliveries=2)
+        lapsed = Lease(worker="dead:1", token="t", until=now)
+        begun = lifecycle.start(job, now - timedelta(minutes=1), lapsed)
+        await beside.insert([job])
+        await beside.replace([Change(begun, job.revision)])
+        assert lifecycle.is_suspect(await jobs.find(job.id))
+        assert (await settled(jobs, job.id)).result == 2
 
 
 async def test_a_queue_without_handlers_takes_nothing(make: Make, store: Any, beside: Any) -> None:
