@@ -6,6 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
@@ -27,9 +28,11 @@ from asyncjobs import (
 from asyncjobs.core import lifecycle
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.execution.cancellation import belongs_to_the_loop
+from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import LoopClock
 from asyncjobs.testing.samples import sample_submission
 from tests.queues import Make, running, settled, simulated
+from tests.simulation.loop import SimulatedLoop, run_simulated
 from tests.waiting import until_sync
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
@@ -278,6 +281,32 @@ def test_bad_progress_takes_no_lease_from_the_neighbours() -> None:
         assert (done.result, done.attempt) == ("done", 1)
 
     simulated(work)
+
+
+@pytest.mark.own_store
+def test_a_job_whose_handler_goes_on_after_the_grace_is_given_back_without_it() -> None:
+    store = MemoryStore()
+
+    async def work(loop: SimulatedLoop) -> None:
+        jobs = AsyncJobs(store, clock=LoopClock(), settings=Settings(grace=0))
+        begun = asyncio.Event()
+
+        @jobs.handler("deaf")
+        async def deaf(_none: None, _job: JobContext) -> None:
+            begun.set()
+            until = loop.time() + 30
+            while loop.time() < until:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(1)
+
+        async with jobs:
+            job = await jobs.enqueue(deaf, None)
+            await begun.wait()
+        [left] = await store.get([job.id])
+        assert left is not None
+        assert (left.status, left.releases) == (JobStatus.PENDING, 1)
+
+    run_simulated(work, seed=0)
 
 
 def test_a_task_that_is_closed_after_its_loop_has_ended_is_closed_by_the_loop() -> None:

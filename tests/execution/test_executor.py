@@ -289,7 +289,9 @@ async def test_the_deadline_ends_an_attempt_that_has_time_left(jobs: AsyncJobs) 
     assert (done.status, done.error) == (JobStatus.FAILED, DEADLINE_EXCEEDED)
 
 
-async def test_a_thread_past_its_timeout_fails_the_job_and_keeps_its_slot(make: Make) -> None:
+async def test_a_thread_past_its_timeout_fails_the_job_and_keeps_its_slot(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     jobs = make(dispatcher=LocalDispatcher(concurrency=1))
     let_go, seen = threading.Event(), threading.Event()
 
@@ -309,6 +311,7 @@ async def test_a_thread_past_its_timeout_fails_the_job_and_keeps_its_slot(make: 
         after = await jobs.enqueue(following, None)
         let_go.set()
         assert await after.result(timeout=60) is True  # it has begun after the thread's end
+    assert "refused" not in caplog.text  # the end of the thread is no second outcome
 
 
 async def test_a_handler_that_overruns_unnoticed_has_still_done_its_work(jobs: AsyncJobs) -> None:

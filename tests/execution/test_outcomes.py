@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from itertools import product
 
 import pytest
 
-from asyncjobs.core.job import JobError
+from asyncjobs.core import lifecycle
+from asyncjobs.core.job import Job, JobError, JobStatus, Lease, Retry
 from asyncjobs.errors import InvalidPayload, InvalidResult, JobCancelled, JobFailed
 from asyncjobs.execution.attempt import Cause
 from asyncjobs.execution.outcomes import (
@@ -19,8 +21,11 @@ from asyncjobs.execution.outcomes import (
     Unrecorded,
     decide,
     failure_of,
+    move_of,
 )
 from asyncjobs.execution.subprocesses import ProcessDied
+from asyncjobs.testing import sample_job
+from asyncjobs.testing.samples import LATER, NOW
 
 VALUE = b"1"
 ERROR = ValueError("boom")
@@ -201,6 +206,36 @@ def test_several_errors_at_once_are_unexpected() -> None:
 def test_what_does_not_fit_is_final(error: Exception, code: str) -> None:
     failed = failure_of(error)
     assert (failed.error.code, failed.final) == (code, True)
+
+
+def interrupted(job: Job, now: datetime, cause: Cause, *, working: bool = False) -> Job:
+    return move_of(Interrupted(cause, working), token="t", jitter=0)(job, now)
+
+
+def begun(**submission: object) -> Job:
+    lease = Lease(worker="host:1", token="t", until=NOW + timedelta(seconds=30))
+    return lifecycle.start(sample_job(**submission), NOW, lease)
+
+
+def test_a_timeout_is_told_from_the_deadline_to_the_moment() -> None:
+    job = begun(deadline=LATER)
+    assert interrupted(job, LATER, Cause.TIMEOUT).error == lifecycle.DEADLINE_EXCEEDED
+    just_before = LATER - timedelta(microseconds=1)
+    assert interrupted(job, just_before, Cause.TIMEOUT).error == lifecycle.TIMED_OUT
+
+
+def test_a_cancelled_job_that_overruns_is_cancelled_only_if_its_work_has_stopped() -> None:
+    job = lifecycle.cancel(begun(), NOW)
+    assert interrupted(job, NOW, Cause.TIMEOUT).status is JobStatus.CANCELLED
+    working = interrupted(job, NOW, Cause.TIMEOUT, working=True)
+    assert (working.status, working.error) == (JobStatus.FAILED, lifecycle.TIMED_OUT)
+
+
+def test_a_timeout_costs_an_attempt_though_the_work_goes_on() -> None:
+    job = begun(retry=Retry(max_attempts=2))
+    for working in (False, True):
+        again = interrupted(job, NOW, Cause.TIMEOUT, working=working)
+        assert (again.status, again.failures) == (JobStatus.PENDING, 1)
 
 
 def test_long_messages_are_cut_with_a_mark() -> None:
