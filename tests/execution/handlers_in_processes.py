@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 from pydantic import BaseModel
 
 from asyncjobs import AsyncJobs, JobContext, JobFailed, Retry
@@ -49,6 +50,12 @@ def square(number: int, job: JobContext) -> tuple[int, int]:
     logging.getLogger("app").info("squaring %s", number)
     job.progress(50, "half", current=1, total=2)
     return number**2, os.getpid()
+
+
+@kinds.handler("square later", run_in="process")
+async def square_later(number: int, _job: JobContext) -> int:
+    await anyio.lowlevel.checkpoint()
+    return number**2
 
 
 @kinds.handler("asleep", run_in="process")

@@ -238,6 +238,10 @@ def test_a_timeout_costs_an_attempt_though_the_work_goes_on() -> None:
         assert (again.status, again.failures) == (JobStatus.PENDING, 1)
 
 
+def test_the_death_of_a_process_names_its_exit_code() -> None:
+    assert "exit code -9" in str(DIED)
+
+
 def test_long_messages_are_cut_with_a_mark() -> None:
     failed = failure_of(JobFailed("m" * 20_000_000, "c" * 1000))
     assert len(failed.error.message) == MAX_ERROR_MESSAGE_CHARS

@@ -106,6 +106,13 @@ async def test_a_handler_runs_in_another_process_which_is_used_again(
     assert not lives(str(first.result[1]))
 
 
+async def test_an_asynchronous_handler_returns_its_value_from_another_process(
+    jobs: AsyncJobs,
+) -> None:
+    async with jobs:
+        assert (await finished(jobs, "square later", 12)).result == 144
+
+
 async def test_progress_comes_from_another_process(jobs: AsyncJobs, tmp_path: Path) -> None:
     async with jobs:
         job = await jobs.enqueue("steps", {"folder": str(tmp_path)})
