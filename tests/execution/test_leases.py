@@ -31,7 +31,9 @@ class Hanging(FaultyStore):
         return await super().replace(changes)
 
 
-def test_an_attempt_is_told_to_stop_when_its_lease_lapses_while_the_store_hangs() -> None:
+def test_an_attempt_is_told_to_stop_when_its_lease_lapses_while_the_store_hangs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def work() -> None:
         store = Hanging()
         # The heartbeat's call would return after an hour only.
@@ -59,3 +61,4 @@ def test_an_attempt_is_told_to_stop_when_its_lease_lapses_while_the_store_hangs(
         assert held[0] == pytest.approx(LEASE.total_seconds(), abs=poll)
 
     simulated(work)
+    assert caplog.text.count("is not recorded: its lease was lost") == 1

@@ -309,3 +309,17 @@ async def test_the_headers_of_a_submission_are_described(store: Any) -> None:
             response = await endpoints.accept(request, kind, Body.UNREAD, Submit())
             described = openapi.submission_responses("/api/jobs")[response.status]["headers"]
             assert {name for name, _ in response.headers} - always <= set(described)
+
+
+def test_only_a_stream_is_described_as_events_and_a_result_is_any_json() -> None:
+    def content(suffix: str) -> Any:
+        [described] = [
+            item["get"]["responses"]["200"]["content"]
+            for path, item in served()["paths"].items()
+            if path.endswith(suffix)
+        ]
+        return described
+
+    events = content("/events")["text/event-stream"]["schema"]
+    assert set(events["properties"]) == {"id", "data"}
+    assert content("/result")["application/json"]["schema"] == {}

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from asyncjobs import JobStatus, JobType, Policy
+from asyncjobs import EnqueueOptions, JobStatus, JobType, Policy
 from asyncjobs.errors import (
+    InvalidCallback,
     InvalidPayload,
     InvalidQuery,
     MalformedBody,
@@ -23,6 +24,7 @@ from asyncjobs.errors import (
 from asyncjobs.http.messages import Request
 from asyncjobs.http.requests import (
     PageQuery,
+    options_of,
     page_query_of,
     parameters_of,
     payload_of,
@@ -220,3 +222,23 @@ def test_any_query_is_read_or_refused(query: str) -> None:
     with contextlib.suppress(InvalidQuery):
         found = page_query_of(query)
     assert found is None or 1 <= found.limit <= 100
+
+
+# options
+
+
+def test_a_callback_url_is_taken_where_it_is_allowed_and_refused_elsewhere() -> None:
+    url = "https://example.com/done"
+    named = Request("POST", headers={"callback-url": url})
+    assert options_of(named, None, callbacks=True).callback_url == url
+    with pytest.raises(InvalidCallback):
+        options_of(named, None, callbacks=False)
+    assert options_of(Request("POST"), None, callbacks=False).callback_url is None
+
+
+def test_options_of_the_application_go_before_those_of_the_request() -> None:
+    ours = EnqueueOptions(callback_url="https://example.com/ours", traceparent="00-ours")
+    theirs = Request(
+        "POST", headers={"callback-url": "https://example.org", "traceparent": "00-theirs"}
+    )
+    assert options_of(theirs, ours, callbacks=False) == ours
