@@ -11,16 +11,17 @@ import pytest
 from asyncjobs import (
     AsyncJobs,
     Job,
+    JobContext,
     JobStatus,
     Policy,
     Settings,
 )
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import Delivery, JobId, Lease
+from asyncjobs.core.job import Delivery, JobId, Lease, suspects_lane
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.protocols import Change, Selection, Store
 from asyncjobs.records.repository import JobWrite
-from asyncjobs.testing import ManualClock, sample_job
+from asyncjobs.testing import FaultyStore, ManualClock, sample_job
 from asyncjobs.testing.samples import NOW, sample_error, sample_submission
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
@@ -77,6 +78,42 @@ async def test_fifty_jobs_are_a_page_unless_said_otherwise(jobs: AsyncJobs) -> N
         page = await jobs.list(Selection())
     assert len(page.jobs) == 50
     assert page.next is not None
+
+
+async def test_a_list_reads_alone_only_the_jobs_that_it_repairs(
+    store: Store, clock: ManualClock
+) -> None:
+    counted = FaultyStore(store)
+    jobs = AsyncJobs(counted, clock=clock, settings=ASLEEP, dispatcher="worker")
+    async with jobs:
+        late, in_time = waiting(clock, deadline=clock.now() + MINUTE), waiting(clock)
+        await store.insert([late, in_time])
+        clock.advance(MINUTE)
+        found = await jobs.list(Selection())
+    assert set(ids(found)) == {late.id, in_time.id}
+    read = {job_id for call in counted.calls if call.method == "get" for job_id in call.ids}
+    assert read == {late.id}
+
+
+async def test_the_age_of_a_queue_is_that_of_its_first_job_that_could_have_begun(
+    store: Store, clock: ManualClock
+) -> None:
+    jobs = AsyncJobs(store, clock=clock, settings=ASLEEP, dispatcher="worker")
+
+    @jobs.handler("export", policy=Policy(queue="elsewhere"))
+    async def export(_payload: object, _job: JobContext) -> None: ...
+
+    async with jobs:
+        assert await jobs.oldest_waiting() == {"elsewhere": timedelta(0)}
+        await store.insert([waiting(clock).changed(due_at=clock.now() + MINUTE)])
+        assert await jobs.oldest_waiting() == {"elsewhere": timedelta(0)}
+        await store.insert([waiting(clock)])
+        clock.advance(MINUTE / 2)
+        assert await jobs.oldest_waiting() == {"elsewhere": MINUTE / 2}
+        clock.advance(MINUTE)
+        suspect = suspects_lane("elsewhere")
+        await store.insert([waiting(clock).changed(lane=suspect, due_at=clock.now() - DAY)])
+        assert await jobs.oldest_waiting() == {"elsewhere": DAY}
 
 
 async def test_a_job_whose_deadline_has_passed_is_listed_as_failed(
