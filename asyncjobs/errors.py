@@ -92,10 +92,28 @@ class WrongEventLoop(ConfigurationError):
     def __init__(self, what: str) -> None:
         self.what = what
         super().__init__(
-            f"{what} is open in another event loop of this process, and can only be used there. "
-            "In a thread, submit the call to that loop, for example by "
-            "`asyncio.run_coroutine_threadsafe(jobs.enqueue(...), loop)`."
+            f"{what} is open in another event loop of this process, and can only be awaited there. "
+            "In a thread, a `def` function or a script, use `jobs.sync`: `jobs.sync.enqueue(...)`."
         )
+
+
+class BlockingCall(ConfigurationError):
+    """Raised by `jobs.sync` in the event loop of the queue, which would wait for itself."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        super().__init__(
+            f"jobs.sync.{verb} would block the event loop in which the queue is open. "
+            f"In `async def`, write `await jobs.{verb}(...)`."
+        )
+
+
+class ResourcesUnavailable(AsyncJobsError):
+    """What the handlers share, the `lifespan` of the queue, could not be opened here."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The lifespan of the handlers could not be opened: {reason}")
 
 
 class UnusableConnection(ConfigurationError):

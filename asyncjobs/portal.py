@@ -10,13 +10,14 @@ import atexit
 import concurrent.futures.thread  # pyright: ignore[reportUnusedImport]  # see _at_exit
 import os
 import threading
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from threading import Lock, Thread
+from threading import Condition, Lock, Thread
 from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
 import anyio
+from anyio import to_thread
 from anyio.from_thread import BlockingPortal
 
 from asyncjobs.runtime.signals import told_to_stop
@@ -34,6 +35,10 @@ Ts = TypeVarTuple("Ts")
 _at_exit: Callable[[Callable[[], None]], object] = getattr(
     threading, "_register_atexit", atexit.register
 )
+
+
+# How long calls of `sync` and an opening of the queue wait for each other at most.
+_GATE_SECONDS = 30.0
 
 
 def portal_for(jobs: AsyncJobs) -> Portal:
@@ -54,6 +59,7 @@ class Portal:
         self._lasting: list[Lasting] = []
         # By process id: a fork copies the parent's entry, which must stay as it is, locks included.
         self._processes: dict[int, _Process] = {}
+        self._gates: dict[int, Gate] = {}
 
     def keep(self, lasting: Lasting) -> None:
         """Begin something with the queue, and end it before the queue is drained."""
@@ -63,21 +69,97 @@ class Portal:
         """Call a coroutine function in the background loop and wait for what it returns."""
         return self.start().call(function, *arguments)
 
-    def start(self) -> BlockingPortal:
+    def start(self, *, run_handlers: bool = True) -> BlockingPortal:
         """Open the queue in this process, where it is not open yet, so that waiting jobs run.
 
+        Without `run_handlers` only to submit, read and wait; a later call may add the handlers.
         Raises what opening the queue raises; the next call tries again.
         """
         process = self._processes.get(os.getpid())
         if process is None:
             process = self._processes.setdefault(os.getpid(), _Process())
-        return process.running(self._jobs, self._lasting)
+        return process.running(self._jobs, self._lasting, run_handlers=run_handlers)
+
+    @property
+    def gate(self) -> Gate:
+        """What lets calls of `sync` pass in this process, and keeps them from an opening queue."""
+        gate = self._gates.get(os.getpid())
+        return gate or self._gates.setdefault(os.getpid(), Gate())
+
+    @asynccontextmanager
+    async def taken_over(self) -> AsyncGenerator[None]:
+        """Keep the queue closed here while it is opened elsewhere in this process, in the block.
+
+        Waits for calls that are under way; those that come meanwhile wait for the end of the block.
+        """
+        process = self._processes.get(os.getpid())
+        if process is not None and process.is_own_thread:
+            yield
+            return
+        gate = self.gate
+        if not gate.try_to_shut():
+            await to_thread.run_sync(gate.shut)
+        try:
+            if self.only_submits:
+                await to_thread.run_sync(self.close)
+            yield
+        finally:
+            gate.open()
+
+    @property
+    def only_submits(self) -> bool:
+        """Whether it is open here without handlers, and can be closed for another opening."""
+        process = self._processes.get(os.getpid())
+        return process is not None and process.only_submits
 
     def close(self) -> None:
         """Drain and close the queue of this process; a later call opens it again."""
         process = self._processes.pop(os.getpid(), None)
         if process is not None:
             process.close()
+
+
+class Gate:
+    """Passed by calls from threads; shut while the queue changes hands."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._inside = 0
+        self._shut = False
+
+    @contextmanager
+    def passing(self) -> Generator[None]:
+        """Wait until it is not shut; keep it from being shut during the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._shut, _GATE_SECONDS)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    def try_to_shut(self) -> bool:
+        """Shut it if nothing is inside; return whether it is shut."""
+        with self._changed:
+            if self._inside or self._shut:
+                return False
+            self._shut = True
+            return True
+
+    def shut(self) -> None:
+        """Shut it when nothing is inside, or after a while."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._shut, _GATE_SECONDS)
+            self._shut = True
+            self._changed.wait_for(lambda: not self._inside, _GATE_SECONDS)
+
+    def open(self) -> None:
+        """Let those pass that wait."""
+        with self._changed:
+            self._shut = False
+            self._changed.notify_all()
 
 
 class Lasting(Protocol):
@@ -101,18 +183,38 @@ class _Process:
         self._loop: _Loop | None = None
         self._portal: BlockingPortal | None = None
         self._signals = ExitStack()
+        self._runs_handlers = False
 
-    def running(self, jobs: AsyncJobs, lasting: Sequence[Lasting]) -> BlockingPortal:
-        if self._portal is not None:
-            return self._portal
+    @property
+    def only_submits(self) -> bool:
+        return self._portal is not None and not self._runs_handlers
+
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether the caller is in the event loop that this has started."""
+        return self._loop is not None and self._loop.is_own_thread
+
+    def running(
+        self, jobs: AsyncJobs, lasting: Sequence[Lasting], *, run_handlers: bool
+    ) -> BlockingPortal:
+        portal = self._portal
+        if portal is not None and self._runs_handlers >= run_handlers:
+            return portal
         with self._lock:
             if self._portal is None:
-                loop = _Loop(jobs, lasting)
-                portal = loop.start()
-                self._portal, self._loop = portal, loop
+                self._loop = loop = _Loop(jobs, lasting)
+                try:
+                    portal = loop.start()
+                except BaseException:
+                    self._loop = None
+                    raise
+                self._portal = portal
                 # Heard only where the first call is made by the main thread.
                 self._signals.enter_context(told_to_stop(partial(portal.call, loop.end_lasting)))
                 _at_exit(self.close)
+            if run_handlers and not self._runs_handlers:
+                self._portal.call(jobs.start_handlers)
+                self._runs_handlers = True
             return self._portal
 
     def close(self) -> None:
@@ -120,6 +222,7 @@ class _Process:
             return  # the parent's, copied by a fork: not ours to stop
         with self._lock:
             loop, self._loop, self._portal = self._loop, None, None
+            self._runs_handlers = False
             self._signals.close()
             if loop is not None:
                 loop.stop()
@@ -147,6 +250,10 @@ class _Loop:
             self._thread.join()
             raise
 
+    @property
+    def is_own_thread(self) -> bool:
+        return threading.current_thread() is self._thread
+
     def stop(self) -> None:
         portal = self._opened.result()
         portal.call(self.end_lasting)
@@ -168,7 +275,7 @@ class _Loop:
     async def _serve(self) -> None:
         async with BlockingPortal() as portal:
             try:
-                async with self._jobs:
+                async with self._jobs.open(run_handlers=False):
                     for one in self._lasting:
                         one.begin()
                     self._opened.set_result(portal)

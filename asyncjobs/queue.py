@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, overload
+from typing import Any, Literal, Protocol, Self, TypeVar, overload
 
 import anyio
+from anyio.lowlevel import EventLoopToken
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Event, EventName
@@ -44,7 +46,6 @@ from asyncjobs.core.submission import (
 )
 from asyncjobs.dispatchers import dispatcher_from_name
 from asyncjobs.dispatchers.local import LocalDispatcher
-from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.errors import (
     ConfigurationError,
     IdempotencyConflict,
@@ -53,10 +54,13 @@ from asyncjobs.errors import (
     WrongEventLoop,
 )
 from asyncjobs.execution.context import JobContext
+from asyncjobs.execution.resources import Lifespan, lifespan_path
+from asyncjobs.portal import portal_for
 from asyncjobs.protocols import (
     CallbackSender,
     Clock,
     Dispatcher,
+    Embedded,
     JobHandle,
     Listing,
     Page,
@@ -68,9 +72,11 @@ from asyncjobs.records.change_feed import Watch
 from asyncjobs.records.clock import SharedClock, SystemClock
 from asyncjobs.records.logging import log
 from asyncjobs.runtime.hooks import Hook, Hooks
-from asyncjobs.runtime.runtime import Runtime, RuntimeHost, RuntimeParts
+from asyncjobs.runtime.host import RuntimeHost
+from asyncjobs.runtime.runtime import Runtime, RuntimeParts
 from asyncjobs.settings import Seconds, Settings, seconds
 from asyncjobs.stores import store_from_url
+from asyncjobs.sync import SyncJobs
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -108,14 +114,34 @@ class Accepted:
     replayed: bool
 
 
+class Opening:
+    """The opening of a queue: await it, or enter it, which closes the queue at the end."""
+
+    def __init__(self, jobs: AsyncJobs, opens: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._jobs = jobs
+        self._opens = opens
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._opens().__await__()
+
+    async def __aenter__(self) -> AsyncJobs:
+        await self
+        return self._jobs
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._jobs.close()
+
+
 class AsyncJobs:
     """A job queue: register handlers on it, enter it with `async with`, enqueue.
 
     `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is one, or the name
     of one: "local" runs jobs in this process, "worker" leaves them to `asyncjobs worker` processes.
     `policy` holds the limits of handlers that set none of their own. `callbacks` calls the URLs
-    that jobs name, when they have ended (`asyncjobs.webhooks.Webhooks` does). One object is open
-    once per process; it can be opened again after it was closed, and in a forked child.
+    that jobs name, when they have ended (`asyncjobs.webhooks.Webhooks` does). `lifespan` returns an
+    async context manager that yields what handlers share, their `job.resources`: it is entered in
+    each process before its first handler begins, and left after its last has ended. One object is
+    open once per process; it can be opened again after it was closed, and in a forked child.
     """
 
     def __init__(
@@ -127,6 +153,7 @@ class AsyncJobs:
         settings: Settings | None = None,
         clock: Clock | None = None,
         callbacks: CallbackSender | None = None,
+        lifespan: Lifespan | None = None,
     ) -> None:
         self.registry = Registry()
         self.hooks = Hooks()
@@ -139,6 +166,7 @@ class AsyncJobs:
             dispatcher_from_name(dispatcher) if isinstance(dispatcher, str) else dispatcher
         )
         self._callbacks = callbacks
+        self._lifespan = lifespan
         self._host: RuntimeHost | None = None
 
     async def __aenter__(self) -> Self:
@@ -153,16 +181,39 @@ class AsyncJobs:
     ) -> None:
         await self.close()
 
-    async def open(self, *, run_handlers: bool = True) -> None:
-        """Open the queue in this event loop; `async with` does the same.
+    def open(self, *, run_handlers: bool | Literal["later"] = True) -> Opening:
+        """Open the queue in this event loop: await it, or use it in `async with`.
 
         For frameworks with start and stop hooks: another task may call `close`. With
         `run_handlers=False` the queue submits, reads, waits and cancels, and runs no handler in
-        this process. Raises `ConfigurationError` if it is open already, `StoreUnavailable` or
-        `SchemaError` for the store.
+        this process; with "later" it runs them from `start_handlers` on. Raises
+        `ConfigurationError` if it is open already, `StoreUnavailable` or `SchemaError` for the
+        store, and `ResourcesUnavailable` for what handlers share.
         """
-        runs = run_handlers or self._dispatcher.delivery is not Delivery.PULL
-        await self._open(self._dispatcher if runs else WorkerDispatcher(), None)
+        return Opening(self, partial(self._open, self._dispatcher, None, run_handlers=run_handlers))
+
+    async def start_handlers(self) -> None:
+        """Let handlers run in this process, if the queue was opened without; else do nothing.
+
+        Raises `ResourcesUnavailable` if what they share cannot be opened.
+        """
+        await self._here.begin()
+
+    async def drain(self) -> None:
+        """Begin no more jobs in this process, let running ones end within the grace period.
+
+        Then the `lifespan` of the handlers is left. The queue stays open for everything else.
+        """
+        await self._here.drain()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether handlers have run in this process and will run no more until it opens again."""
+        return self._running.drained.is_set()
+
+    async def until_drained(self) -> None:
+        """Return when this process runs no more handlers, by `drain` or as their lifespan ended."""
+        await self._running.drained.wait()
 
     async def close(self) -> None:
         """Begin no more jobs, let running ones end within the grace period, close the store.
@@ -195,11 +246,22 @@ class AsyncJobs:
         if self._dispatcher.delivery is not Delivery.PULL:
             raise ConfigurationError("Another engine runs the jobs of this queue: start its own.")
         self.registry.check_queues(queues)
-        await self._open(LocalDispatcher(concurrency), queues)
+        await self._open(LocalDispatcher(concurrency), queues, run_handlers=True)
         try:
             yield self
         finally:
             await self.close()
+
+    @property
+    def sync(self) -> SyncJobs:
+        """The same verbs for code without an event loop, such as `def` functions and scripts."""
+        return SyncJobs(self)
+
+    @property
+    def event_loop(self) -> EventLoopToken | None:
+        """The event loop of this process in which the queue is open, if it is open."""
+        host = self._host
+        return host.token if host is not None and host.is_open else None
 
     @property
     def store(self) -> Store:
@@ -215,8 +277,9 @@ class AsyncJobs:
 
     @property
     def is_open(self) -> bool:
-        """Whether this process has it open."""
-        return self._host is not None and self._host.is_open
+        """Whether this process has it open; what `sync` opens for itself does not count."""
+        opened = self._host is not None and self._host.is_open
+        return opened and not portal_for(self).only_submits
 
     def handler(
         self,
@@ -510,9 +573,18 @@ class AsyncJobs:
         return self._running.repository.watch(job_id)
 
     async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job:
-        """Return the job when it is terminal, or as it stands after `timeout`."""
+        """Return the job when it is terminal, or as it stands after `timeout`.
+
+        Raises `ConfigurationError` without a timeout while the application starts or stops, as
+        handlers begin when it has started, and have ended when it stops.
+        """
         updates = self.subscribe(job_id)
         job = await updates.first()
+        if timeout is None and not job.status.terminal and self._here.pauses:
+            raise ConfigurationError(
+                f"Job {job.id} does not run while the application starts or stops: handlers begin "
+                "after its startup and end before its shutdown. Wait elsewhere, or with a timeout."
+            )
         with anyio.move_on_after(None if timeout is None else seconds(timeout)):
             async for newest in updates:
                 job = newest
@@ -561,21 +633,42 @@ class AsyncJobs:
         return merged_policy(self.policy, policy, **given)
 
     @property
-    def _running(self) -> Runtime:
-        runtime = self._anywhere
-        if self._host is not None and not self._host.is_here:
+    def _here(self) -> RuntimeHost:
+        host = self._host
+        if host is None or not host.is_open:
+            raise NotOpen("AsyncJobs")
+        if not host.is_here:
             raise WrongEventLoop("AsyncJobs")
-        return runtime
+        return host
+
+    @property
+    def _running(self) -> Runtime:
+        return self._here.open_runtime
 
     @property
     def _anywhere(self) -> Runtime:
         """The runtime, for what any thread may ask."""
-        host = self._host
-        if host is None or host.runtime is None or not host.is_open:
+        if self._host is None:
             raise NotOpen("AsyncJobs")
-        return host.runtime
+        return self._host.open_runtime
 
-    async def _open(self, dispatcher: Dispatcher, queues: Sequence[str] | None) -> None:
+    async def _open(
+        self,
+        dispatcher: Dispatcher,
+        queues: Sequence[str] | None,
+        *,
+        run_handlers: bool | Literal["later"],
+    ) -> None:
+        async with portal_for(self).taken_over():
+            await self._open_here(dispatcher, queues, run_handlers=run_handlers)
+
+    async def _open_here(
+        self,
+        dispatcher: Dispatcher,
+        queues: Sequence[str] | None,
+        *,
+        run_handlers: bool | Literal["later"],
+    ) -> None:
         if self._host is not None and self._host.in_use:
             raise ConfigurationError("This AsyncJobs is open already.")
         if self._host is not None and not self._host.is_ours:
@@ -583,12 +676,24 @@ class AsyncJobs:
         served = None if queues is None else tuple(queues)
         registered = (self.registry, self.settings, self.clock, self.hooks)
         parts = RuntimeParts(
-            self._store, dispatcher, *registered, queues=served, callback_sender=self._callbacks
+            self._store,
+            dispatcher,
+            *registered,
+            queues=served,
+            lifespan=self._lifespan,
+            lifespan_path=lifespan_path(self._lifespan, self.registry),
+            callback_sender=self._callbacks,
         )
         host = RuntimeHost(parts)
+        host.pauses = run_handlers == "later" and isinstance(dispatcher, Embedded)
         self._host = host
         try:
             await host.open()
+            if run_handlers is True:
+                await host.begin()
         except BaseException:
-            self._host = None
+            try:
+                await host.close()
+            finally:
+                self._host = None
             raise

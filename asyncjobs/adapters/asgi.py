@@ -21,7 +21,7 @@ from contextlib import (
 )
 from functools import partial
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 from anyio import from_thread, to_thread
@@ -107,22 +107,25 @@ class StatusMonitor:
             tasks.cancel_scope.cancel()
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[None]:
+    async def running(
+        self, *, run_handlers: bool | Literal["later"] = True
+    ) -> AsyncGenerator[bool]:
         """Keep the queue open, opening it if needed; end all streams when the server has to stop.
 
-        For the lifespan of an application.
+        For the lifespan of an application. Yields whether the queue was opened here.
         """
         jobs, streams = self.endpoints.jobs, self.endpoints.streams
         async with AsyncExitStack() as stack:
-            if not jobs.is_open:
-                await stack.enter_async_context(jobs)
+            opened = not jobs.is_open
+            if opened:
+                await stack.enter_async_context(jobs.open(run_handlers=run_handlers))
             streams.begin()
             stack.callback(streams.end)
             tell = partial(from_thread.run_sync, streams.end, token=current_token())
             stack.enter_context(told_to_stop(tell))
             self._times_running += 1
             stack.callback(self._stopped)
-            yield
+            yield opened
 
     async def ready(self) -> None:
         """Open the queue for the rest of the event loop's life, unless a lifespan has opened it.
@@ -202,17 +205,28 @@ async def respond(response: Response, receive: Receive, send: Send) -> None:
 def joined_lifespan(
     lifespan: Callable[[App], AbstractAsyncContextManager[Any]], monitor: StatusMonitor
 ) -> Callable[[App], AbstractAsyncContextManager[Any]]:
-    """Keep the monitor running around an application's own lifespan."""
+    """Keep the queue open around an application's own lifespan, and let handlers run inside it.
+
+    So they find what the application opens, and the application may submit as it starts and stops.
+    """
+    jobs = monitor.endpoints.jobs
 
     @asynccontextmanager
     async def joined(app: App) -> AsyncGenerator[Any]:
-        async with monitor.running(), lifespan(app) as state:
-            yield state
+        async with monitor.running(run_handlers="later") as opened, lifespan(app) as state:
+            if not opened:  # whoever has opened the queue decides when its handlers run
+                yield state
+                return
+            await jobs.start_handlers()
+            try:
+                yield state
+            finally:
+                await jobs.drain()
 
     return joined
 
 
-async def _enter_in_background(make: Callable[[], AbstractAsyncContextManager[None]]) -> object:
+async def _enter_in_background(make: Callable[[], AbstractAsyncContextManager[Any]]) -> object:
     """Enter a context in a task of its own, which lives as long as the event loop.
 
     Not in the task of the request: it ends, and with it the cancel scopes that it has entered.

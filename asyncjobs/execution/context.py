@@ -7,16 +7,18 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, I
 from contextlib import suppress
 from datetime import datetime
 from time import monotonic
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, cast
 
 import anyio.lowlevel
 from pydantic import JsonValue
+from typing_extensions import TypeVar
 
 from asyncjobs.core.job import Detail, Job, JobId, Progress
 from asyncjobs.errors import JobCancelled
 from asyncjobs.records.logging import log_fields
 
 T = TypeVar("T")
+S = TypeVar("S", default=Any)
 
 # How long an `async for` over plain items may keep the event loop before it lets others run.
 _TURN_SECONDS = 0.005
@@ -112,16 +114,17 @@ class Checkpoint:
 _CHECKPOINT = Checkpoint()
 
 
-class JobContext:
-    """The running job, as its handler sees it.
+class JobContext(Generic[S]):
+    """The running job, as its handler sees it; `S` is the type of `resources`.
 
     One class serves `async def` and `def` handlers. In `async def`, await what `progress` returns,
     so that the event loop has its turn; in `def` there is nothing to await.
     """
 
-    def __init__(self, job: Job, gauge: Gauge | None = None) -> None:
+    def __init__(self, job: Job, gauge: Gauge | None = None, resources: Any = None) -> None:
         self._job = job
         self._gauge = gauge or Gauge()
+        self._resources: S = resources
 
     @property
     def id(self) -> JobId:
@@ -137,6 +140,14 @@ class JobContext:
     def payload(self) -> JsonValue:
         """The payload as plain JSON values; the handler's own argument is the typed one."""
         return self._job.payload
+
+    @property
+    def resources(self) -> S:
+        """What the queue's `lifespan` yields, shared by the handlers of this process.
+
+        None for a queue without a lifespan.
+        """
+        return self._resources
 
     @property
     def user_id(self) -> str | None:
@@ -253,7 +264,7 @@ class Tracked(Generic[T]):
 
     def __init__(
         self,
-        job: JobContext,
+        job: JobContext[Any],
         items: Iterable[T] | AsyncIterable[T],
         labels: tuple[str | None, int | None, str | None],
     ) -> None:

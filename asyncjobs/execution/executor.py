@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import random
+import socket
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -39,6 +41,7 @@ from asyncjobs.execution.outcomes import (
     log_end,
     move_of,
 )
+from asyncjobs.execution.resources import Resources
 from asyncjobs.execution.subprocesses import ChildProcesses
 from asyncjobs.execution.tasks import start_task
 from asyncjobs.execution.threads import in_new_thread
@@ -85,19 +88,20 @@ class Executor:
         repository: Repository,
         feed: ChangeFeed,
         settings: Settings,
-        worker: str,
         tasks: TaskGroup,
+        resources: Resources,
     ) -> None:
         self._registry = registry
         self._hooks = hooks
         self._repository = repository
         self._feed = feed
         self._settings = settings
-        self._worker = worker
+        self._worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._tasks = tasks
+        self._resources = resources
         self._context = copy_context()
         self.heartbeat = Heartbeat(repository, settings)
-        self.processes = ChildProcesses()
+        self.processes = ChildProcesses(resources.import_path)
         self._starts: deque[_Start] = deque()
         self._in_flight: Sequence[_Start] = ()
         self._new_start = Signal()
@@ -145,8 +149,10 @@ class Executor:
     async def run(self, job: Job) -> None:
         """Run the job's next attempt as `begin` does; return when its slot is free again.
 
-        If the caller is cancelled, the attempt is interrupted and the job given back first.
+        If the caller is cancelled, the attempt is interrupted and the job given back first. Raises
+        `ResourcesUnavailable` if what handlers share does not open; the job then waits.
         """
+        await self._resources.open()
         freed = anyio.Event()
         start = self._begin(job, freed.set)
         try:
@@ -306,7 +312,7 @@ class Executor:
                 work = partial(self.processes.run, handler, job, attempt.gauge)
                 return await _in_thread(attempt, work)
             payload = handler.load_payload(job.payload_json)
-            context = JobContext(job, attempt.gauge)
+            context: JobContext[Any] = JobContext(job, attempt.gauge, self._resources.value)
             return handler.dump_result(await _call(handler, payload, context, attempt))
 
     #: In whatever runs below this, a handler is at work on what is `job` there.

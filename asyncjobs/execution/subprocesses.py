@@ -9,14 +9,15 @@ the parent is gone.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from logging.handlers import QueueHandler
@@ -33,12 +34,13 @@ from anyio.lowlevel import current_token
 
 from asyncjobs.core.handlers import Handler, ImportPath
 from asyncjobs.core.job import Job, Policy
-from asyncjobs.errors import ConfigurationError, JobCancelled, NotOpen
+from asyncjobs.errors import ConfigurationError, JobCancelled, NotOpen, ResourcesUnavailable
 from asyncjobs.execution.context import Gauge, JobContext, Report, classified, safe_text
 from asyncjobs.execution.failures import Remote, traceback_of
-from asyncjobs.records.logging import working_on
+from asyncjobs.records.logging import log, working_on
 
 STOP = "stop"
+CLOSE = "close"
 
 _REPORT_SECONDS = 0.1
 
@@ -51,6 +53,7 @@ class Work:
     name: str
     policy: Policy
     job: Job
+    lifespan: ImportPath | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class _Parent:
         self._lock = Lock()
         self._gauge = Gauge()
         self._busy = False
-        self.work: SimpleQueue[Work] = SimpleQueue()
+        self.work: SimpleQueue[Work | None] = SimpleQueue()
         self.stop: Callable[[], object] = lambda: None
 
     @property
@@ -108,6 +111,8 @@ class _Parent:
             self._gauge, self._busy = Gauge(), True
             self.stop = lambda: None
             self.work.put(message)
+        elif message == CLOSE:
+            self.work.put(None)
         else:
             self._gauge.stopping = True
             with suppress(RuntimeError):  # its event loop has just ended
@@ -157,7 +162,7 @@ def _take_default_signals() -> None:
 
 
 def main(pipe: Connection, log_levels: Mapping[str | None, int]) -> None:
-    """Make one attempt after the other until the parent is gone."""
+    """Make one attempt after the other until the parent ends this process, or is gone."""
     if hasattr(os, "setsid"):
         os.setsid()  # a handler's own processes are killed with it; Ctrl-C is the parent's business
     _leave_signals_to_parent()
@@ -167,15 +172,17 @@ def main(pipe: Connection, log_levels: Mapping[str | None, int]) -> None:
     for name, level in log_levels.items():
         logging.getLogger(name).setLevel(level)
     Thread(target=parent.listen, name="asyncjobs parent", daemon=True).start()
-    while True:
-        _attempt(parent, parent.work.get())
+    shared = _Shared(parent)
+    while (work := parent.work.get()) is not None:
+        _attempt(parent, work, shared)
+    shared.close()
 
 
-def _attempt(parent: _Parent, work: Work) -> None:
+def _attempt(parent: _Parent, work: Work, shared: _Shared) -> None:
     gauge = parent.gauge
     try:
         with working_on(work.job):
-            result = _call(parent, work, gauge)
+            result = _call(parent, work, gauge, shared)
         ended = Ended(gauge.latest, result)
     except BaseException as raised:  # noqa: BLE001  # the parent decides what it means
         error = classified(raised)
@@ -186,23 +193,25 @@ def _attempt(parent: _Parent, work: Work) -> None:
         os._exit(1)  # nobody waits for it
 
 
-def _call(parent: _Parent, work: Work, gauge: Gauge) -> bytes:
+def _call(parent: _Parent, work: Work, gauge: Gauge, shared: _Shared) -> bytes:
     handler = Handler[Any, Any](work.name, work.import_path.find(), policy=work.policy)
     payload = handler.load_payload(work.job.payload_json)
-    context = JobContext(work.job, gauge)
+    if work.lifespan is not None:
+        shared.open(work.lifespan)
+    context: JobContext[Any] = JobContext(work.job, gauge, shared.value)
     function = partial(handler.function, payload, context)
-    value = _awaited(parent, function) if handler.asynchronous else function()
+    value = _awaited(parent, function, shared.run) if handler.asynchronous else function()
     return handler.dump_result(value)
 
 
-def _awaited(parent: _Parent, function: Callable[[], Any]) -> Any:
+def _awaited(parent: _Parent, function: Callable[[], Any], run: Callable[..., object]) -> Any:
     """Run an `async def` in an event loop; return what it returns, whatever it leaves behind.
 
     A scope that it has left open, or a cancellation of its own task, comes out of the event loop.
     """
     results: list[Any] = []
     try:
-        anyio.run(_await, parent, function, results)
+        run(_await, parent, function, results)
     except BaseException:
         if not results:
             raise
@@ -220,6 +229,80 @@ async def _await(parent: _Parent, function: Callable[[], Any], results: list[Any
                 results.append(await function())
             except BaseException as error:  # noqa: BLE001  # raised again
                 raise classified(error)  # noqa: B904  # the same, or one that asyncio can take
+
+
+class _Shared:
+    """The event loop of this process, and what the application's lifespan yields in it.
+
+    With a lifespan one event loop serves all attempts, since what it has opened may belong to it.
+    It runs while an `async def` handler does; a `def` blocks it, as it would block the process.
+    """
+
+    def __init__(self, parent: _Parent) -> None:
+        self._parent = parent
+        self._runner: asyncio.Runner | None = None
+        self._lasting: set[asyncio.Task[Any]] = set()
+        self._left: asyncio.Event | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.value: Any = None
+
+    def open(self, lifespan: ImportPath) -> None:
+        """Open the lifespan, once; raise `ResourcesUnavailable`."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+            self._runner.run(self._open(lifespan.find()))
+        if self._task is None or self._task.done():
+            self._runner, self._task = None, None
+            raise ResourcesUnavailable("see the log of this process")
+
+    def run(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """Run a coroutine function to its end, and cancel the tasks that it has left."""
+        if self._runner is None:
+            anyio.run(function, *arguments)
+            return
+        try:
+            self._runner.run(function(*arguments))
+        finally:
+            self._runner.run(self._cancel_left())
+
+    def close(self) -> None:
+        """Leave the lifespan, if it is open."""
+        if self._runner is not None and self._left is not None and self._task is not None:
+            self._left.set()
+            self._runner.run(self._end_of(self._task))
+            self._runner.close()
+
+    async def _open(self, lifespan: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
+        opened = asyncio.Event()
+        self._left = asyncio.Event()
+        self._task = asyncio.create_task(self._live(lifespan, opened, self._left))
+        waiting = asyncio.create_task(opened.wait())
+        await asyncio.wait([self._task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        self._lasting = asyncio.all_tasks() - {asyncio.current_task(), waiting}
+
+    async def _live(
+        self,
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]],
+        opened: asyncio.Event,
+        left: asyncio.Event,
+    ) -> None:
+        try:
+            async with lifespan() as self.value:
+                opened.set()
+                await left.wait()
+        except BaseException:
+            log.critical("The lifespan of the handlers has failed", exc_info=True)
+
+    async def _end_of(self, task: asyncio.Task[None]) -> None:
+        await asyncio.wait([task], timeout=LAST_WORDS)
+
+    async def _cancel_left(self) -> None:
+        left = asyncio.all_tasks() - self._lasting - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=LAST_WORDS)
 
 
 def _told(error: BaseException) -> BaseException:
@@ -250,7 +333,8 @@ class ProcessDied(Exception):
 class ChildProcesses:
     """The child processes of one engine; called from the threads that wait for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, lifespan: ImportPath | None = None) -> None:
+        self._lifespan = lifespan
         self._lock = Lock()
         self._idle: list[_Child] = []
         self._all: set[_Child] = set()
@@ -264,7 +348,8 @@ class ChildProcesses:
         """
         if handler.import_path is None:
             raise ConfigurationError(f"Handler {handler.name!r} runs in no process of its own.")
-        one = self._begin(Work(handler.import_path, handler.name, handler.policy, job))
+        work = Work(handler.import_path, handler.name, handler.policy, job, self._lifespan)
+        one = self._begin(work)
         try:
             ended = one.finish(job, gauge)
         except BaseException:
@@ -274,11 +359,20 @@ class ChildProcesses:
         return ended.value()
 
     def close(self) -> None:
-        """Kill them all, and every one that would be started later."""
+        """Kill them all, and every one that would be started later.
+
+        Those that wait for work may leave the lifespan first, for a second at most.
+        """
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
             busy = self._all.difference(idle)
+        if self._lifespan is not None:
+            for one in idle:
+                one.ask_to_close()
+            until = monotonic() + LAST_WORDS
+            for one in idle:
+                one.wait_for_end(until - monotonic())
         for one in idle:
             self._end(one)
         for one in busy:
@@ -362,6 +456,14 @@ class _Child:
         except (EOFError, OSError) as error:
             self._process.join(LAST_WORDS)
             raise ProcessDied(self._process.exitcode) from error
+
+    def ask_to_close(self) -> None:
+        """Tell a process that waits for work to leave the lifespan and to end."""
+        with suppress(OSError):  # it has ended already
+            self._pipe.send(CLOSE)
+
+    def wait_for_end(self, seconds: float) -> None:
+        self._process.join(max(0.0, seconds))
 
     def kill(self) -> None:
         """End the process and those that it has started; return when it is gone. Any thread may."""

@@ -7,7 +7,7 @@ what has become of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import anyio
@@ -39,8 +39,7 @@ class Maintenance:
         repository: Repository,
         retrier: DispatchRetrier,
         settings: Settings,
-        *,
-        fetcher: Fetcher | None,
+        fetcher: Callable[[], Fetcher | None],
     ) -> None:
         self._registry = registry
         self._repository = repository
@@ -108,9 +107,10 @@ class Maintenance:
         self._looked_at_neglected = anyio.current_time()
         queues = self._registry.queues
         lanes = [*queues, *map(suspects_lane, queues)]
-        if self._fetcher is None or not self._fetcher.took_within(_NEGLECTED):
+        fetcher = self._fetcher()
+        if fetcher is None or not fetcher.took_within(_NEGLECTED):
             return lanes
-        return [lane for lane in lanes if not self._fetcher.serves(lane)]
+        return [lane for lane in lanes if not fetcher.serves(lane)]
 
     async def _move_overdue(self, jobs: Sequence[Job]) -> None:
         now = self._repository.now()

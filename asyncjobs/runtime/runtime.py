@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import socket
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import (
     AbstractContextManager,
@@ -21,13 +18,13 @@ import anyio
 from anyio.abc import TaskGroup
 
 from asyncjobs.core import lifecycle
-from asyncjobs.core.handlers import Registry
+from asyncjobs.core.handlers import ImportPath, Registry
 from asyncjobs.core.job import Delivery, Job, JobStatus, Submission
-from asyncjobs.errors import NotOpen, StoreError
-from asyncjobs.execution.context import alone
+from asyncjobs.errors import StoreError
 from asyncjobs.execution.executor import Executor
 from asyncjobs.execution.fetcher import Fetcher, Lanes
-from asyncjobs.execution.tasks import current_loop, start_background
+from asyncjobs.execution.resources import Lifespan, Resources
+from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.execution.watchdog import Watchdog
 from asyncjobs.protocols import (
     CallbackSender,
@@ -56,7 +53,8 @@ from asyncjobs.settings import Settings
 _LAST_WRITE_SECONDS = 2.5
 _LAST_WORDS_SECONDS = 3.5
 _CLOSE_HOOKS_SECONDS = 4.0
-_CLOSE_SECONDS = 4.5
+# What the application's lifespan and the last hooks get at least, if all of that is used up.
+_LAST_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,8 @@ class RuntimeParts:
     clock: Clock
     hooks: Hooks
     queues: tuple[str, ...] | None = None
+    lifespan: Lifespan | None = None
+    lifespan_path: ImportPath | None = None
     callback_sender: CallbackSender | None = None
 
 
@@ -78,6 +78,8 @@ class Runtime:
 
     def __init__(self, parts: RuntimeParts, tasks: TaskGroup) -> None:
         settings = parts.settings
+        self._parts = parts
+        self._tasks = tasks
         self.pid = os.getpid()
         self.settings = settings
         self.dispatcher = parts.dispatcher
@@ -95,23 +97,30 @@ class Runtime:
         self.estimates = Estimates(
             lambda which, limit: self.repository.list(which, limit=limit), self.feed
         )
-        name = f"{socket.gethostname()}:{self.pid}:{uuid.uuid4().hex[:8]}"
+        self.resources = Resources(parts.lifespan, tasks, parts.lifespan_path)
+        self.resources.on_loss = self._stop_handlers
         self.executor = Executor(
-            parts.registry, parts.hooks, self.repository, self.feed, settings, name, tasks
+            parts.registry,
+            parts.hooks,
+            self.repository,
+            self.feed,
+            settings,
+            tasks,
+            self.resources,
         )
         self.watchdog = Watchdog(
             settings.block_warning_after, Executor.CALLER, self.executor.running
         )
         self._grace = anyio.CancelScope()
+        self._changing = anyio.Lock()
+        #: Takes jobs for the handlers of this process; None until they begin, or if none do here.
         self.fetcher: Fetcher | None = None
-        if isinstance(parts.dispatcher, Embedded):
-            lanes = Lanes(parts.registry, parts.queues)
-            self.fetcher = Fetcher(lanes, self.repository, parts.dispatcher, settings)
-            self.feed.on_any(self.fetcher.hint)
-            self.executor.on_suspect_end = self.fetcher.suspect_ended
+        #: Set when handlers have ended here, for good.
+        self.drained = anyio.Event()
+        self._hooks_until = 0.0
         self.retrier = DispatchRetrier(parts.dispatcher, settings, tasks)
         self.maintenance = Maintenance(
-            parts.registry, self.repository, self.retrier, settings, fetcher=self.fetcher
+            parts.registry, self.repository, self.retrier, settings, lambda: self.fetcher
         )
         self.callbacks = Callbacks(self.repository, parts.callback_sender, settings)
         self.feed.on_any(self.callbacks.hint)
@@ -120,6 +129,23 @@ class Runtime:
     def watchers(self) -> int:
         """How many follow a job here; an attempt, which listens for its own job, is none."""
         return max(0, self.feed.listeners - len(self.executor.heartbeat))
+
+    async def begin(self) -> None:
+        """Let handlers run here, as far as the dispatcher runs any; once.
+
+        Raises `ResourcesUnavailable`, and then no job begins.
+        """
+        dispatcher = self.dispatcher
+        async with self._changing:
+            if self.fetcher is not None or not isinstance(dispatcher, Embedded):
+                return
+            await self.resources.open()
+            lanes = Lanes(self._parts.registry, self._parts.queues)
+            self.fetcher = Fetcher(lanes, self.repository, dispatcher, self.settings)
+            self.feed.on_any(self.fetcher.hint)
+            self.executor.on_suspect_end = self.fetcher.suspect_ended
+            dispatcher.open(self.executor.begin)
+            self._tasks.start_soon(_keep_up, self.fetcher.run)
 
     async def accept(
         self, submission: Submission, run_at: datetime, connection: object = None
@@ -157,119 +183,64 @@ class Runtime:
         self._grace.cancel()
 
     async def drain(self) -> None:
-        """Begin nothing more, let run what ends in time, give back the rest.
+        """Begin nothing more, let run what ends in time, give back the rest; once.
 
-        Ends with the grace period and a few seconds, whatever handlers and the store do.
+        Ends with the grace period and a few seconds, whatever handlers and the store do. The queue
+        accepts jobs all the same.
         """
-        began = anyio.current_time()
-        grace = self.settings.grace.total_seconds()
-        self._store.set_limit(
-            min(grace + _LAST_WRITE_SECONDS, self.settings.store_timeout.total_seconds())
-        )
-        with anyio.CancelScope(deadline=began + grace + _LAST_WORDS_SECONDS) as limit:
-            async with anyio.create_task_group() as tasks:
-                if isinstance(self.dispatcher, Embedded) and self.fetcher is not None:
-                    tasks.start_soon(_give_back, self.fetcher, self.dispatcher.close())
-                    with self._grace as scope:
-                        scope.deadline = began + grace
-                        await self.dispatcher.wait_until_idle()
-                self._store.set_limit(_LAST_WRITE_SECONDS)
-                limit.deadline = anyio.current_time() + _LAST_WORDS_SECONDS
-                self.executor.interrupt_all()
-                await self.executor.wait_until_none()
-                await self.callbacks.close()
-        self.executor.abandon_all()
-        self.executor.processes.close()
-        left = began + grace + _CLOSE_HOOKS_SECONDS - anyio.current_time()
-        await self.hook_runner.finish(max(left, 0.0))
+        async with self._changing:
+            if self.drained.is_set():
+                return
+            began = anyio.current_time()
+            grace = self.settings.grace.total_seconds()
+            usual = self.settings.store_timeout.total_seconds()
+            self._store.set_limit(min(grace + _LAST_WRITE_SECONDS, usual))
+            with anyio.CancelScope(deadline=began + grace + _LAST_WORDS_SECONDS) as limit:
+                async with anyio.create_task_group() as tasks:
+                    if isinstance(self.dispatcher, Embedded) and self.fetcher is not None:
+                        tasks.start_soon(_give_back, self.fetcher, self.dispatcher.close())
+                        with self._grace as scope:
+                            scope.deadline = began + grace
+                            await self.dispatcher.wait_until_idle()
+                    self._store.set_limit(_LAST_WRITE_SECONDS)
+                    limit.deadline = anyio.current_time() + _LAST_WORDS_SECONDS
+                    self.executor.interrupt_all()
+                    await self.executor.wait_until_none()
+            self.executor.abandon_all()
+            await self._close_processes()
+            left = began + grace + _LAST_WORDS_SECONDS - anyio.current_time()
+            await self.resources.close(max(left, _LAST_SECONDS))
+            self._hooks_until = began + grace + _CLOSE_HOOKS_SECONDS
+            self._store.set_limit(usual)
+            self.drained.set()
+
+    async def finish(self) -> None:
+        """End what follows the handlers: callbacks and hooks. Ends within seconds."""
+        self._store.set_limit(_LAST_WRITE_SECONDS)
+        until = max(self._hooks_until, anyio.current_time() + _LAST_SECONDS)
+        with anyio.CancelScope(deadline=until):
+            await self.callbacks.close()
+        await self.hook_runner.finish(max(until - anyio.current_time(), 0.0))
+
+    async def _close_processes(self) -> None:
+        close = self.executor.processes.close
+        if self.resources.import_path is None:
+            close()
+        else:  # it waits for them
+            await in_new_thread(close, "asyncjobs processes").result()
+
+    def _stop_handlers(self) -> None:
+        """Begin no more jobs here, as what the handlers share is gone."""
+        log.critical("No more jobs begin in this process: the lifespan of the handlers has ended")
+        self._tasks.start_soon(self.drain)
 
     def _reservation(self, submission: Submission) -> AbstractContextManager[bool]:
         """Ask for a place here, unless this process leaves jobs of that queue to others."""
-        if self.fetcher is not None and not self.fetcher.serves(submission.queue):
+        if isinstance(self.dispatcher, Embedded) and (
+            self.fetcher is None or not self.fetcher.serves(submission.queue)
+        ):
             return nullcontext(enter_result=False)
         return self.dispatcher.reservation()
-
-
-class RuntimeHost:
-    """Keeps a runtime open in a task of its own, so that any task may open and close it.
-
-    What happens to the tasks that call it, such as a cancellation, does not reach the runtime.
-    """
-
-    def __init__(self, parts: RuntimeParts) -> None:
-        self._parts = parts
-        self._loop = current_loop()
-        self._pid = os.getpid()
-        self._scope = anyio.CancelScope()
-        self._ready = anyio.Event()
-        self._leave = anyio.Event()
-        self._ended = anyio.Event()
-        self._left_behind = False
-        self._error: BaseException | None = None
-        self.runtime: Runtime | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the runtime is open, in this process and in an event loop that is not closed."""
-        return self.runtime is not None and self.in_use
-
-    @property
-    def in_use(self) -> bool:
-        """Whether it is open, or is being opened or closed, in this process."""
-        return self.is_ours and not self._left_behind and not self._ended.is_set()
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it is of this process, and not of the one that forked it or a closed loop."""
-        closed = isinstance(self._loop, asyncio.AbstractEventLoop) and self._loop.is_closed()
-        return self._pid == os.getpid() and not closed
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the running event loop is the one that it was opened in."""
-        return current_loop() is self._loop
-
-    async def open(self) -> Runtime:
-        """Return the runtime when it is open; raises what opening it raises."""
-        start_background(self._live, name="asyncjobs")
-        try:
-            await self._ready.wait()
-        except BaseException:
-            self._scope.cancel()
-            raise
-        if self._error is not None:
-            raise self._error
-        if self.runtime is None:
-            raise NotOpen("AsyncJobs")
-        return self.runtime
-
-    async def close(self) -> None:
-        """Drain and close; return after the grace period and five seconds at the latest."""
-        self._leave.set()
-        limit = self._parts.settings.grace.total_seconds() + _CLOSE_SECONDS
-        with anyio.move_on_after(limit, shield=True):
-            await self._ended.wait()
-        if not self._ended.is_set():
-            self._left_behind = True
-            log.error("The queue did not close within %s s; its tasks are left behind", limit)
-            self._scope.cancel()
-        elif self._error is not None:
-            raise self._error
-
-    async def _live(self) -> None:
-        try:
-            with self._scope:
-                async with _open_runtime(self._parts) as runtime:
-                    self.runtime = runtime
-                    self._ready.set()
-                    await self._leave.wait()
-        except BaseException as error:  # raised to the task that opens or closes it
-            self._error = alone(error)
-            if self._ready.is_set() and not self._leave.is_set():
-                log.critical("The queue has ended by an error of its own", exc_info=error)
-        finally:
-            self._ended.set()
-            self._ready.set()
 
 
 async def _give_back(fetcher: Fetcher, jobs: Sequence[Job]) -> None:
@@ -280,13 +251,14 @@ async def _give_back(fetcher: Fetcher, jobs: Sequence[Job]) -> None:
 
 
 @asynccontextmanager
-async def _open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
-    """Open the store, start the loops; on leaving drain, stop the loops and close the store."""
+async def open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
+    """Open the store, start the loops; on leaving drain, stop the loops and close the store.
+
+    No handler runs before `Runtime.begin`.
+    """
     async with _open_parts(parts), anyio.create_task_group() as tasks:
         runtime = Runtime(parts, tasks)
         async with AsyncExitStack() as stack:
-            if isinstance(parts.dispatcher, Embedded):
-                parts.dispatcher.open(runtime.executor.begin)
             stack.enter_context(runtime.watchdog.watching())
             store_clock = power_of(parts.store, StoreClock)
             if isinstance(parts.clock, SharedClock) and store_clock is not None:
@@ -301,13 +273,12 @@ async def _open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
             tasks.start_soon(
                 _keep_up, lambda: runtime.feed.run(runtime.repository.get, parts.store)
             )
-            if runtime.fetcher is not None:
-                tasks.start_soon(_keep_up, runtime.fetcher.run)
             try:
                 yield runtime
             finally:
                 with anyio.CancelScope(shield=True):
                     await runtime.drain()
+                    await runtime.finish()
                 runtime.feed.close()
                 tasks.cancel_scope.cancel()
 

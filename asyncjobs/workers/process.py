@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import TaskGroup
 
-from asyncjobs.errors import AsyncJobsError
+from asyncjobs.errors import AsyncJobsError, ResourcesUnavailable
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.logging import log
 from asyncjobs.workers.health import write_heartbeats
@@ -92,6 +92,7 @@ async def _serve(
             tasks.start_soon(write_heartbeats, options.health_file, jobs)
         queues = ", ".join(options.queues or jobs.registry.queues)
         log.info("Worker %s serves %s, %s jobs at a time", os.getpid(), queues, options.concurrency)
+        tasks.start_soon(_stop_without_handlers, stop, jobs)
         try:
             await stop.wait_for(StopLevel.DRAIN)
         except BaseException:  # a handler may stop the event loop, which then cancels its tasks
@@ -103,6 +104,15 @@ async def _serve(
             raise
         log.info("Worker %s starts no more jobs", os.getpid())
         tasks.start_soon(_hurry, stop, jobs)
+        drained = jobs.is_drained
+    if drained:
+        raise ResourcesUnavailable("it has ended while the worker was running")
+
+
+async def _stop_without_handlers(stop: StopRequest, jobs: AsyncJobs) -> None:
+    """Stop a process whose handlers have ended, as what they share has: another may do better."""
+    await jobs.until_drained()
+    stop.request(StopLevel.DRAIN)
 
 
 async def _hurry(stop: StopRequest, jobs: AsyncJobs) -> None:

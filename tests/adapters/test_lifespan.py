@@ -7,6 +7,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
+import anyio
+import anyio.lowlevel
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
@@ -15,11 +17,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from asyncjobs import AsyncJobs, JobContext
+from asyncjobs import AsyncJobs, JobContext, JobStatus
 from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import starlette as on_starlette
 from asyncjobs.adapters.asgi import StatusMonitor
 from asyncjobs.core.job import new_job_id
+from asyncjobs.errors import ConfigurationError, ResourcesUnavailable
+from tests.waiting import until_sync
 
 Lifespan = Callable[[Any], Any]
 Make = Callable[[AsyncJobs, Lifespan | None], Starlette]
@@ -71,10 +75,10 @@ def test_the_apps_own_lifespan_runs_while_the_queue_is_open(make: Make, jobs: As
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncGenerator[State]:
-        job = await jobs.enqueue("double", 21)
         seen.append(("begin", jobs.is_open))
         yield {"motto": "early"}
-        seen.append(("end", (await jobs.wait(job.id)).status.terminal))
+        await jobs.enqueue("double", 21)
+        seen.append(("end", jobs.is_open))
 
     async def motto(request: Request) -> Response:
         return JSONResponse(request.state.motto)
@@ -84,6 +88,56 @@ def test_the_apps_own_lifespan_runs_while_the_queue_is_open(make: Make, jobs: As
     with TestClient(app) as client:
         assert client.get("/motto").json() == "early"
     assert seen == [("begin", True), ("end", True)]
+    assert not jobs.is_open
+
+
+@each_framework
+def test_handlers_run_only_between_the_apps_startup_and_its_shutdown(
+    make: Make, new_url: Callable[[], str]
+) -> None:
+    jobs, seen = AsyncJobs(new_url()), list[str]()
+
+    @jobs.handler("note")
+    async def note(text: str, _: JobContext) -> None:
+        seen.append(text)
+        if text == "slow":
+            await anyio.sleep(0.2)
+            seen.append("slow has ended")
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncGenerator[None]:
+        backlog = await jobs.enqueue(note, "backlog")
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        with pytest.raises(ConfigurationError, match="starts or stops"):
+            await jobs.wait(backlog.id)
+        seen.append("started")
+        yield
+        seen.append("stopping")
+        late = await jobs.enqueue(note, "late")
+        with pytest.raises(ConfigurationError, match="starts or stops"):
+            await jobs.wait(late.id)
+        assert (await jobs.wait(late.id, timeout=0.01)).status is JobStatus.PENDING
+
+    app = make(jobs, lifespan)
+
+    async def begin(request: Request) -> Response:
+        return await on_starlette.accept(request, note, "slow")
+
+    app.add_route("/begin", begin, methods=["POST"])
+    with TestClient(app) as client:
+        assert client.post("/begin").status_code == 202
+        until_sync(lambda: "slow" in seen)
+    assert seen.index("started") < seen.index("backlog")
+    assert seen[-2:] == ["slow has ended", "stopping"]
+
+
+@each_framework
+def test_an_app_whose_handlers_cannot_begin_does_not_start(make: Make, jobs: AsyncJobs) -> None:
+    jobs = AsyncJobs(jobs.store, lifespan=NoNetwork)
+    app = make(jobs, None)
+    with pytest.raises(ResourcesUnavailable, match="no network"), TestClient(app):
+        pass
     assert not jobs.is_open
 
 

@@ -290,14 +290,18 @@ def test_a_job_whose_handler_goes_on_after_the_grace_is_given_back_without_it() 
     async def work(loop: SimulatedLoop) -> None:
         jobs = AsyncJobs(store, clock=LoopClock(), settings=Settings(grace=0))
         begun = asyncio.Event()
+        ended: list[bool] = []
 
         @jobs.handler("deaf")
         async def deaf(_none: None, _job: JobContext) -> None:
             begun.set()
             until = loop.time() + 30
-            while loop.time() < until:
-                with suppress(asyncio.CancelledError):
-                    await asyncio.sleep(1)
+            try:
+                while loop.time() < until:
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.sleep(1)
+            finally:
+                ended.append(loop.time() < until)
 
         async with jobs:
             job = await jobs.enqueue(deaf, None)
@@ -305,6 +309,7 @@ def test_a_job_whose_handler_goes_on_after_the_grace_is_given_back_without_it() 
         [left] = await store.get([job.id])
         assert left is not None
         assert (left.status, left.releases) == (JobStatus.PENDING, 1)
+        assert ended == [True]  # by force
 
     run_simulated(work, seed=0)
 

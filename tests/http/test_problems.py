@@ -8,6 +8,7 @@ import pytest
 
 from asyncjobs import AsyncJobsError, Job, JobError, JobFailed, JobStatus
 from asyncjobs.errors import (
+    BlockingCall,
     ConfigurationError,
     CrossSite,
     FieldIssue,
@@ -24,6 +25,7 @@ from asyncjobs.errors import (
     NotOpen,
     PayloadTooLarge,
     RequestRejected,
+    ResourcesUnavailable,
     SchemaError,
     StoreError,
     StoreUnavailable,
@@ -49,6 +51,8 @@ ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
         (UnknownType("export"), None),
         (NotOpen("AsyncJobs"), None),
         (WrongEventLoop("AsyncJobs"), None),
+        (BlockingCall("enqueue"), None),
+        (ResourcesUnavailable("it has ended"), None),
         (UnusableConnection("it is closed"), None),
         (RequestRejected("?"), None),
         (MalformedBody("it is empty"), 400),

@@ -1,0 +1,127 @@
+"""What the handlers of one process share: opened before the first, closed after the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from asyncjobs.core.handlers import Handler, ImportPath, Registry, import_path_of
+from asyncjobs.errors import ConfigurationError, ResourcesUnavailable
+from asyncjobs.execution.context import classified
+from asyncjobs.execution.tasks import Task, start_task
+from asyncjobs.records.logging import log
+
+# How long it may take to end once it is cancelled.
+_LAST_SECONDS = 0.3
+
+#: Makes the context manager of an application, which yields what its handlers share.
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+def lifespan_path(lifespan: Lifespan | None, registry: Registry) -> ImportPath | None:
+    """Say where child processes find the lifespan; None if there is none, or no such handler.
+
+    Raises `ConfigurationError` for one that they could not import.
+    """
+    in_processes = [
+        kind.name for kind in registry if isinstance(kind, Handler) and kind.import_path is not None
+    ]
+    if lifespan is None or not in_processes:
+        return None
+    try:
+        return import_path_of("lifespan", lifespan)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"The lifespan must be a function of a module: {in_processes[0]!r} runs in a process "
+            "of its own, which imports the lifespan by its name."
+        ) from error
+
+
+class Resources:
+    """Keeps the application's context manager open in a task of its own.
+
+    It is code of the application: an error in it ends this, and nothing of the runtime.
+    """
+
+    def __init__(
+        self, lifespan: Lifespan | None, tasks: TaskGroup, import_path: ImportPath | None = None
+    ) -> None:
+        #: Where the child processes of handlers find the same.
+        self.import_path = import_path
+        self._lifespan = lifespan
+        self._tasks = tasks
+        self._task: Task | None = None
+        self._ready = anyio.Event()
+        self._leave = anyio.Event()
+        self._ended = anyio.Event()
+        self._error: BaseException | None = None
+        self._closing = False
+        #: What handlers get as `job.resources`.
+        self.value: Any = None
+        #: Called if it ends by itself, while handlers may still use it.
+        self.on_loss: Callable[[], None] = lambda: None
+
+    async def open(self) -> None:
+        """Return when it is open; a later call, or one at the same time, opens nothing more.
+
+        Raises `ResourcesUnavailable` if it does not open. A later call tries again.
+        """
+        if self._lifespan is None:
+            return
+        if self._task is None:
+            self._ready, self._leave, self._ended = anyio.Event(), anyio.Event(), anyio.Event()
+            self._error = None
+            self._task = start_task(
+                self._live, self._tasks, self._note_end, name="asyncjobs lifespan"
+            )
+        ready = self._ready
+        await ready.wait()
+        if self._ended.is_set():
+            self._task = None
+            reason = "it has ended" if self._error is None else f"{self._error!r}"
+            raise ResourcesUnavailable(reason) from self._error
+
+    async def close(self, patience: float) -> None:
+        """Leave the context manager; break it off if it takes more than so many seconds."""
+        self._closing = True
+        task, self._task = self._task, None
+        if task is None:
+            return
+        self._leave.set()
+        with anyio.move_on_after(patience, shield=True):
+            await self._ended.wait()
+        if self._ended.is_set():
+            return
+        log.error("The lifespan of the handlers did not end within %.1f s", patience)
+        task.cancel()
+        with anyio.move_on_after(_LAST_SECONDS, shield=True):
+            await self._ended.wait()
+        if not self._ended.is_set():
+            task.abandon()
+
+    async def _live(self) -> None:
+        lifespan = self._lifespan
+        if lifespan is None:
+            return
+        try:
+            async with lifespan() as value:
+                self.value = value
+                self._ready.set()
+                await self._leave.wait()
+        except BaseException as error:  # noqa: BLE001  # it ends its own task, and nothing else
+            self._error = classified(error)
+
+    def _note_end(self) -> None:
+        self._ended.set()
+        opened = self._ready.is_set()
+        self._ready.set()
+        self.value = None
+        if self._error is not None:
+            what = "has failed" if opened else "could not be opened: no job begins here"
+            log.critical("The lifespan of the handlers %s", what, exc_info=self._error)
+        if opened and not self._closing:
+            self.on_loss()

@@ -1,0 +1,127 @@
+"""Keeps the runtime of one queue open in a task of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import anyio
+from anyio.lowlevel import current_token
+
+from asyncjobs.errors import NotOpen
+from asyncjobs.execution.context import alone
+from asyncjobs.execution.tasks import current_loop, start_background
+from asyncjobs.records.logging import log
+from asyncjobs.runtime.runtime import Runtime, RuntimeParts, open_runtime
+
+# How long after the grace period it may take to close.
+_CLOSE_SECONDS = 4.5
+
+
+class RuntimeHost:
+    """Keeps a runtime open in a task of its own, so that any task may open and close it.
+
+    What happens to the tasks that call it, such as a cancellation, does not reach the runtime.
+    """
+
+    def __init__(self, parts: RuntimeParts) -> None:
+        self._parts = parts
+        #: Whether handlers, which do run in this process, have not begun yet or have ended.
+        self.pauses = False
+        self._loop = current_loop()
+        #: The event loop in which it is open.
+        self.token = current_token()
+        self._pid = os.getpid()
+        self._scope = anyio.CancelScope()
+        self._ready = anyio.Event()
+        self._drain = anyio.Event()
+        self._leave = anyio.Event()
+        self._ended = anyio.Event()
+        self._left_behind = False
+        self._error: BaseException | None = None
+        self.runtime: Runtime | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the runtime is open, in this process and in an event loop that is not closed."""
+        return self.runtime is not None and self.in_use
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it is open, or is being opened or closed, in this process."""
+        return self.is_ours and not self._left_behind and not self._ended.is_set()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is of this process, and not of the one that forked it or a closed loop."""
+        closed = isinstance(self._loop, asyncio.AbstractEventLoop) and self._loop.is_closed()
+        return self._pid == os.getpid() and not closed
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the running event loop is the one that it was opened in."""
+        return current_loop() is self._loop
+
+    @property
+    def open_runtime(self) -> Runtime:
+        """The runtime; raises `NotOpen`."""
+        if self.runtime is None or not self.in_use:
+            raise NotOpen("AsyncJobs")
+        return self.runtime
+
+    async def open(self) -> None:
+        """Return when the runtime is open; raises what opening it raises."""
+        start_background(self._live, name="asyncjobs")
+        try:
+            await self._ready.wait()
+        except BaseException:
+            self._scope.cancel()
+            raise
+        if self._error is not None:
+            raise self._error
+
+    async def begin(self) -> None:
+        """Let handlers run; raises what `Runtime.begin` raises."""
+        await self.open_runtime.begin()
+        self.pauses = False
+
+    async def drain(self) -> None:
+        """Let handlers end; return when they have, or after the grace period and five seconds."""
+        self._drain.set()
+        if self.runtime is not None:
+            limit = self._parts.settings.grace.total_seconds() + _CLOSE_SECONDS
+            with anyio.move_on_after(limit, shield=True):
+                await self.runtime.drained.wait()
+            self.pauses = self.runtime.fetcher is not None
+
+    async def close(self) -> None:
+        """Drain and close; return after the grace period and five seconds at the latest."""
+        self._drain.set()
+        self._leave.set()
+        limit = self._parts.settings.grace.total_seconds() + _CLOSE_SECONDS
+        with anyio.move_on_after(limit, shield=True):
+            await self._ended.wait()
+        if not self._ended.is_set():
+            self._left_behind = True
+            log.error("The queue did not close within %s s; its tasks are left behind", limit)
+            self._scope.cancel()
+        elif self._error is not None:
+            raise self._error
+
+    async def _live(self) -> None:
+        try:
+            with self._scope:
+                async with open_runtime(self._parts) as runtime:
+                    self.runtime = runtime
+                    self._ready.set()
+                    await self._drain.wait()
+                    with anyio.CancelScope(shield=True):
+                        await runtime.drain()
+                    await self._leave.wait()
+        except BaseException as error:  # raised to the task that opens or closes it
+            self._error = alone(error)
+            if self._ready.is_set() and not self._leave.is_set():
+                log.critical("The queue has ended by an error of its own", exc_info=error)
+        finally:
+            self._ended.set()
+            self._ready.set()

@@ -1,0 +1,286 @@
+"""The synchronous door: the verbs of a queue for code that cannot await."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+import anyio
+from anyio import from_thread
+from anyio.lowlevel import EventLoopToken, current_token
+
+from asyncjobs.core.handlers import JobType
+from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.submission import EnqueueOptions
+from asyncjobs.errors import BlockingCall, ConfigurationError, NotOpen, UnknownJob
+from asyncjobs.portal import portal_for
+from asyncjobs.protocols import JobHandle, Page, Selection
+from asyncjobs.settings import Seconds, seconds
+
+if TYPE_CHECKING:
+    from asyncjobs.queue import AsyncJobs
+
+P = TypeVar("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+# How long another thread may take to open the queue.
+_OPENING_SECONDS = 30.0
+_LOOK_SECONDS = 0.005
+
+
+class SyncJobs:
+    """The verbs of a queue, each of which blocks until it is done: `jobs.sync.enqueue(...)`.
+
+    For `def` routes and handlers, threads, scripts, a shell or a notebook. It uses the queue where
+    this process has it open, in whichever event loop. Else it opens the queue in the background,
+    to submit, read, wait and cancel, and runs no handler; that ends with the process, or where the
+    queue is opened otherwise, or with a block `with jobs.sync:`. Each verb raises what the verb of
+    `AsyncJobs` raises, and `BlockingCall` in the thread of the queue's own event loop, where it
+    would wait for itself.
+    """
+
+    def __init__(self, jobs: AsyncJobs) -> None:
+        self._jobs = jobs
+
+    def __enter__(self) -> Self:
+        self._event_loop("open")
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the queue if it was opened here, and not for the application's other uses."""
+        portal = portal_for(self._jobs)
+        if portal.only_submits:
+            portal.close()
+
+    @overload
+    def enqueue(
+        self,
+        handler: JobType[None, R],
+        payload: None = None,
+        /,
+        *,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        options: EnqueueOptions | None = None,
+        connection: object = None,
+    ) -> SyncJobHandle[R]: ...
+
+    @overload
+    def enqueue(
+        self,
+        handler: JobType[P, R],
+        payload: P,
+        /,
+        *,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        options: EnqueueOptions | None = None,
+        connection: object = None,
+    ) -> SyncJobHandle[R]: ...
+
+    @overload
+    def enqueue(
+        self,
+        handler: str,
+        payload: Any = None,
+        /,
+        *,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        options: EnqueueOptions | None = None,
+        connection: object = None,
+    ) -> SyncJobHandle[Any]: ...
+
+    def enqueue(
+        self, handler: JobType[Any, Any] | str, payload: Any = None, /, **options: Any
+    ) -> SyncJobHandle[Any]:
+        """Store a job durably, then dispatch it; see `AsyncJobs.enqueue`."""
+        call = partial(self._jobs.enqueue, handler, payload, **options)
+        return SyncJobHandle(self, self._call("enqueue", call))
+
+    def get(self, job_id: JobId, /) -> Job | None:
+        """Return the job as it stands; None for an id that never was, or is forgotten."""
+        return self._call("get", partial(self._jobs.get, job_id))
+
+    def find(self, job_id: JobId, /) -> Job:
+        """Return the job as it stands; raise `UnknownJob` where `get` returns None."""
+        return self._call("find", partial(self._jobs.find, job_id))
+
+    def list(self, which: Selection, /, *, limit: int = 50, after: str | None = None) -> Page:
+        """Return jobs, the newest first; see `AsyncJobs.list`."""
+        return self._call("list", partial(self._jobs.list, which, limit=limit, after=after))
+
+    def position(self, job: Job, /) -> int | None:
+        """Tell how far in front of its queue a job waits; see `AsyncJobs.position`."""
+        return self._call("position", partial(self._jobs.position, job))
+
+    def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job:
+        """Return the job when it is terminal, or as it stands after `timeout`."""
+        return self._follow("wait", partial(self._jobs.wait, job_id), timeout, None)
+
+    def next_change(
+        self, job_id: JobId, /, *, after: int | None = None, timeout: Seconds | None = None
+    ) -> Job:
+        """Return the job when it has changed, or as it stands after `timeout`."""
+        known = self.find(job_id).version if after is None else after
+        change = partial(self._jobs.next_change, job_id, after=known)
+        return self._follow("next_change", change, timeout, known)
+
+    def subscribe(self, job_id: JobId, /) -> Iterator[Job]:
+        """Yield the job now and at each visible change, to its end; see `JobQueue.subscribe`."""
+        job = self.find(job_id)
+        yield job
+        with suppress(UnknownJob):  # deleted meanwhile
+            while not job.status.terminal:
+                job = self.next_change(job_id, after=job.version)
+                yield job
+
+    def cancel(self, job_id: JobId, /) -> Job:
+        """Cancel a waiting job, ask a running one to stop; see `JobQueue.cancel`."""
+        return self._call("cancel", partial(self._jobs.cancel, job_id))
+
+    def retry(self, job_id: JobId, /) -> SyncJobHandle[Any]:
+        """Run a job that has ended again, as a new job; see `AsyncJobs.retry`."""
+        return SyncJobHandle(self, self._call("retry", partial(self._jobs.retry, job_id)))
+
+    def update_progress(self, job_id: JobId, percent: int, /, message: str | None = None) -> Job:
+        """Report for work done outside our runner; see `JobQueue.update_progress`."""
+        call = partial(self._jobs.update_progress, job_id, percent, message)
+        return self._call("update_progress", call)
+
+    def complete(self, job_id: JobId, result: Any = None, /) -> Job:
+        """Record the result of work done outside our runner; see `JobQueue.complete`."""
+        return self._call("complete", partial(self._jobs.complete, job_id, result))
+
+    def fail(self, job_id: JobId, message: str, /, *, code: str = "job_failed") -> Job:
+        """Record the failure of work done outside our runner; see `JobQueue.fail`."""
+        return self._call("fail", partial(self._jobs.fail, job_id, message, code=code))
+
+    def stop(self, job_id: JobId, /) -> Job:
+        """Record that work done outside our runner has stopped; see `AsyncJobs.stop`."""
+        return self._call("stop", partial(self._jobs.stop, job_id))
+
+    def call(self, verb: str, function: Callable[[], Awaitable[T]]) -> T:
+        """Await a function's result in the event loop of the queue; `verb` is named in errors."""
+        return self._call(verb, function)
+
+    def _call(self, verb: str, function: Callable[[], Awaitable[T]]) -> T:
+        with portal_for(self._jobs).gate.passing():
+            return _run(function, self._event_loop(verb))
+
+    def _follow(
+        self,
+        verb: str,
+        function: Callable[..., Awaitable[Job]],
+        timeout: Seconds | None,
+        known: int | None,
+    ) -> Job:
+        """Wait for a change, begin anew where the queue is closed here and opened elsewhere."""
+        give_up_at = math.inf if timeout is None else time.monotonic() + seconds(timeout)
+        while True:
+            with portal_for(self._jobs).gate.passing():
+                token = self._event_loop(verb)
+            left = None if timeout is None else max(0.0, give_up_at - time.monotonic())
+            try:
+                job = _run(partial(function, timeout=left), token)
+            except (NotOpen, RuntimeError, CancelledError):
+                if self._jobs.event_loop is token:
+                    raise
+                continue
+            changed = job.status.terminal or known not in (None, job.version)
+            if changed or time.monotonic() >= give_up_at or self._jobs.event_loop is token:
+                return job
+
+    def _event_loop(self, verb: str) -> EventLoopToken:
+        """Return the event loop in which the queue is open; open it in one if it is not."""
+        give_up_at = time.monotonic() + _OPENING_SECONDS
+        while True:
+            found = self._jobs.event_loop
+            if found is not None:
+                _check_other_loop(found, verb)
+                return found
+            try:
+                portal_for(self._jobs).start(run_handlers=False)
+            except ConfigurationError:  # it is just being opened, or closed, elsewhere
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(_LOOK_SECONDS)
+
+
+class SyncJobHandle(Generic[R]):
+    """One job of a queue, for code that cannot await. Iterate over it for the job's states.
+
+    `job` is the job as it stood when it was accepted. The methods read the store each time.
+    """
+
+    __slots__ = ("_door", "_handle", "job")
+
+    def __init__(self, door: SyncJobs, handle: JobHandle[R]) -> None:
+        self.job = handle.job
+        self._door = door
+        self._handle = handle
+
+    def __repr__(self) -> str:
+        return f"<SyncJobHandle {self.job.id} ({self.job.type})>"
+
+    @property
+    def id(self) -> JobId:
+        """The job's id."""
+        return self.job.id
+
+    def wait(self, *, timeout: Seconds | None = None) -> Job:
+        """Return the job when it has ended, or as it stands after `timeout`."""
+        return self._door.wait(self.id, timeout=timeout)
+
+    def result(self, *, timeout: Seconds | None = None) -> R:
+        """Wait for the end of the job and return its result; raises as `JobHandle.result`."""
+        self.wait(timeout=timeout)
+        return self._door.call("result", partial(self._handle.result, timeout=0))
+
+    def cancel(self) -> Job:
+        """Cancel the job if it waits, ask it to stop if it runs; see `JobQueue.cancel`."""
+        return self._door.cancel(self.id)
+
+    def __iter__(self) -> Iterator[Job]:
+        """Yield the job as it stands, then at each visible change; see `JobQueue.subscribe`."""
+        return self._door.subscribe(self.id)
+
+
+def _run(function: Callable[[], Awaitable[T]], token: EventLoopToken) -> T:
+    scopes: list[anyio.CancelScope] = []
+
+    async def call() -> T:
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            return await function()
+        raise AssertionError("cancelled only if nothing waits for it")
+
+    try:
+        return from_thread.run(call, token=token)
+    except BaseException:  # Ctrl-C, for one: what nothing waits for must not go on
+        with suppress(RuntimeError):  # the event loop has ended
+            from_thread.run_sync(_cancel_all, scopes, token=token)
+        raise
+
+
+def _cancel_all(scopes: Sequence[anyio.CancelScope]) -> None:
+    for scope in scopes:
+        scope.cancel()
+
+
+def _check_other_loop(queue: EventLoopToken, verb: str) -> None:
+    try:
+        here = current_token()
+    except RuntimeError:  # no event loop runs in this thread
+        return
+    if here.native_token is queue.native_token:
+        raise BlockingCall(verb)

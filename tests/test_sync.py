@@ -1,0 +1,265 @@
+"""`jobs.sync`: the verbs for code that cannot await, wherever it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import flask
+import pytest
+from anyio import to_thread
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from asyncjobs import AsyncJobs, JobContext, JobStatus, Selection
+from asyncjobs.adapters import fastapi as on_fastapi
+from asyncjobs.adapters import flask as on_flask
+from asyncjobs.errors import BlockingCall, InvalidPayload, UnknownJob, UnknownType
+from asyncjobs.portal import portal_for
+from asyncjobs.sync import SyncJobs
+from tests.queues import QUICK
+from tests.waiting import until, until_sync
+
+pytestmark = pytest.mark.every_store
+
+
+def with_handlers(jobs: AsyncJobs) -> AsyncJobs:
+    @jobs.handler("double")
+    async def double(number: int, _job: JobContext) -> int:
+        return 2 * number
+
+    @jobs.handler("follow")
+    def follow(number: int, _job: JobContext) -> int:
+        """Enqueue another job, and wait for it."""
+        return jobs.sync.enqueue(double, number).result(timeout=60)
+
+    @jobs.handler("wait for a file")
+    async def wait_for_a_file(path: Path, job: JobContext) -> None:
+        await job.progress(50)
+        await until(path.exists)
+
+    return jobs
+
+
+@pytest.fixture
+def jobs(new_store: Callable[[], Any]) -> Generator[AsyncJobs]:
+    made = with_handlers(AsyncJobs(new_store(), settings=QUICK))
+    yield made
+    portal_for(made).close()
+
+
+def test_it_has_every_verb_of_the_queue() -> None:
+    def verbs(kind: type) -> set[str]:
+        return {name for name, one in vars(kind).items() if callable(one) and name[0] != "_"}
+
+    awaited = {
+        name for name in verbs(AsyncJobs) if inspect.iscoroutinefunction(vars(AsyncJobs)[name])
+    }
+    of_a_process = {"accept", "run", "start_handlers", "drain", "until_drained", "oldest_waiting"}
+    assert awaited - of_a_process - verbs(SyncJobs) == set()
+
+
+def test_it_opens_the_queue_to_submit_and_runs_no_handler(jobs: AsyncJobs) -> None:
+    with jobs.sync as sync:
+        job = sync.enqueue("double", 21, user_id="ann")
+        assert not jobs.is_open
+        assert job.wait(timeout=0.05).status is JobStatus.PENDING
+        assert sync.find(job.id).user_id == "ann"
+        assert sync.position(sync.find(job.id)) == 1
+        assert [one.id for one in sync.list(Selection(user_id="ann")).jobs] == [job.id]
+        assert job.cancel().status is JobStatus.CANCELLED
+        assert [one.status for one in job] == [JobStatus.CANCELLED]
+        again = sync.retry(job.id)
+        assert again.job.retry_of == job.id
+        assert sync.next_change(again.id, timeout=0.01).version == again.job.version
+        assert sync.get("job_" + "0" * 32) is None  # type: ignore[arg-type]
+    assert jobs.event_loop is None
+
+
+def test_work_done_elsewhere_is_reported_by_it(jobs: AsyncJobs) -> None:
+    jobs.external("render", payload=int, result=str)
+    with jobs.sync as sync:
+        one, two, three = (sync.enqueue("render", number) for number in range(3))
+        assert sync.update_progress(one.id, 10, "begun").progress == 10
+        assert sync.complete(one.id, "done").result == "done"
+        assert sync.fail(two.id, "no paper").status is JobStatus.FAILED
+        sync.update_progress(three.id, 1)
+        sync.cancel(three.id)
+        assert sync.stop(three.id).status is JobStatus.CANCELLED
+
+
+def test_errors_are_those_of_the_verbs(jobs: AsyncJobs) -> None:
+    with jobs.sync as sync:
+        with pytest.raises(UnknownType):
+            sync.enqueue("missing")
+        with pytest.raises(InvalidPayload):
+            sync.enqueue("double", "many")
+        with pytest.raises(UnknownJob):
+            sync.find("job_" + "0" * 32)  # type: ignore[arg-type]
+
+
+def test_many_threads_open_it_once(jobs: AsyncJobs) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda number: jobs.sync.enqueue("double", number), range(64)))
+    assert len({job.id for job in made}) == 64
+    assert [thread.name for thread in threading.enumerate()].count("asyncjobs") == 1
+
+
+@pytest.mark.anyio
+async def test_in_the_event_loop_of_the_queue_it_names_the_verb_to_await(jobs: AsyncJobs) -> None:
+    async with jobs:
+        with pytest.raises(BlockingCall, match=r"write `await jobs\.enqueue\(\.\.\.\)`"):
+            jobs.sync.enqueue("double", 21)
+        assert (await (await jobs.enqueue("double", 21)).result()) == 42
+
+
+@pytest.mark.anyio
+async def test_a_thread_uses_the_queue_that_is_open(jobs: AsyncJobs) -> None:
+    async with jobs:
+        handle = await to_thread.run_sync(lambda: jobs.sync.enqueue("double", 21))
+        assert await to_thread.run_sync(lambda: handle.result(timeout=60)) == 42
+        states = await to_thread.run_sync(lambda: [job.status for job in handle])
+        assert states == [JobStatus.COMPLETED]
+
+
+@pytest.mark.anyio
+async def test_a_def_handler_submits_a_job_and_waits_for_it(jobs: AsyncJobs) -> None:
+    async with jobs:
+        assert await (await jobs.enqueue("follow", 21)).result(timeout=60) == 42
+
+
+def test_another_event_loop_may_be_running_as_in_a_notebook(jobs: AsyncJobs) -> None:
+    async def cell() -> str:
+        return jobs.sync.enqueue("double", 21).id
+
+    first, second = asyncio.run(cell()), asyncio.run(cell())
+    assert first != second
+
+
+def result_at(client: TestClient, url: str) -> object:
+    """Return the result of a job when it has one."""
+    until_sync(lambda: client.get(url).json()["status"] == "completed")
+    result: object = client.get(url).json()["result"]
+    return result
+
+
+def test_def_routes_submit_by_it(jobs: AsyncJobs) -> None:
+    app = FastAPI()
+    on_fastapi.mount(app, jobs)
+
+    @app.post("/double")
+    def double(number: int) -> dict[str, str]:
+        return {"jobId": jobs.sync.enqueue("double", number).id}
+
+    with TestClient(app) as client:
+        job_id = client.post("/double", params={"number": 21}).json()["jobId"]
+        assert result_at(client, f"/api/jobs/{job_id}") == 42
+
+
+def test_an_application_takes_over_what_a_def_route_has_opened(jobs: AsyncJobs) -> None:
+    sub = FastAPI()
+    on_fastapi.mount(sub, jobs)
+
+    @sub.post("/double")
+    def double(number: int) -> dict[str, str]:
+        return {"jobId": jobs.sync.enqueue("double", number).id}
+
+    # A sub-application has no lifespan: the first route that needs the queue opens it.
+    with TestClient(Starlette(routes=[Mount("/v1", sub)])) as client:
+        ids = [
+            client.post("/v1/double", params={"number": number}).json()["jobId"]
+            for number in range(2)
+        ]
+        assert not jobs.is_open
+        for number, job_id in enumerate(ids):
+            assert result_at(client, f"/v1/api/jobs/{job_id}") == 2 * number
+        last = client.post("/v1/double", params={"number": 21}).json()["jobId"]
+        assert result_at(client, f"/v1/api/jobs/{last}") == 42
+
+
+@pytest.mark.anyio
+async def test_calls_that_are_under_way_end_before_it_is_taken_over(jobs: AsyncJobs) -> None:
+    submitted: list[str] = []
+    stop = threading.Event()
+
+    def submit() -> None:
+        while not stop.is_set():
+            submitted.append(jobs.sync.enqueue("double", 1).id)
+
+    threads = [threading.Thread(target=submit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    await until(lambda: len(submitted) > 5)
+    async with jobs:
+        taken_over = len(submitted)
+        await until(lambda: len(submitted) > taken_over + 5)
+        stop.set()
+        for thread in threads:
+            await to_thread.run_sync(thread.join)
+        ended = [await jobs.wait(job_id, timeout=60) for job_id in submitted]  # type: ignore[arg-type]
+    assert {job.status for job in ended} == {JobStatus.COMPLETED}
+
+
+def test_flask_lets_handlers_run_in_what_a_script_has_opened(jobs: AsyncJobs) -> None:
+    app = flask.Flask(__name__)
+    on_flask.mount(app, jobs)
+    job = jobs.sync.enqueue("double", 21)
+    assert job.wait(timeout=0.05).status is JobStatus.PENDING
+    assert app.test_client().get(f"/api/jobs/{job.id}").status_code == 200
+    assert job.result(timeout=60) == 42
+    assert jobs.is_open
+    assert jobs.sync.enqueue("follow", 4).result(timeout=60) == 8
+
+
+def test_an_interrupted_wait_leaves_nothing_behind(jobs: AsyncJobs, tmp_path: Path) -> None:
+    with jobs.sync as sync:
+        job = sync.enqueue("wait for a file", tmp_path / "go on")
+        threading.Timer(
+            0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]
+        ).start()
+        with pytest.raises(KeyboardInterrupt):
+            job.wait()
+        until_sync(lambda: jobs.event_loop is not None and _watchers(jobs) == 0)
+
+
+def _watchers(jobs: AsyncJobs) -> int:
+    async def count() -> int:
+        return jobs.watchers
+
+    return jobs.sync.call("watchers", count)
+
+
+SCRIPT = """
+import sys
+from asyncjobs import AsyncJobs, JobContext
+
+jobs = AsyncJobs(sys.argv[1])
+
+@jobs.handler("slow")
+async def slow(number: int, job: JobContext) -> int:
+    raise SystemExit("a script runs no handler")
+
+print(jobs.sync.enqueue(slow, 3).id)
+"""
+
+
+@pytest.mark.own_store
+def test_a_script_submits_and_ends_without_running_the_job(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, url], check=True, capture_output=True, text=True, timeout=60
+    )
+    jobs = with_handlers(AsyncJobs(url))
+    with jobs.sync as sync:
+        found = sync.find(run.stdout.strip())  # type: ignore[arg-type]
+        assert (found.type, found.status, found.attempt) == ("slow", JobStatus.PENDING, 0)
