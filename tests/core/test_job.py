@@ -75,3 +75,8 @@ def test_a_changed_copy_is_what_pydantic_makes_of_it(job: Job) -> None:
     assert copy.changed() == copy != job
     with pytest.raises(ValidationError):
         copy.lane = "it is frozen, too"
+
+
+def test_a_job_may_be_delivered_three_times_and_given_back_a_hundred_times() -> None:
+    job = sample_job()
+    assert (job.max_deliveries, job.max_releases) == (3, 100)
