@@ -11,6 +11,8 @@ from http import HTTPStatus
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
+import anyio
+
 try:
     import flask
 except ImportError as error:
@@ -22,6 +24,7 @@ from flask import Blueprint, Flask
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.submission import EnqueueOptions
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, MalformedBody, StoreError
+from asyncjobs.execution.tasks import apart
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
 from asyncjobs.http.messages import Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount, MountOptions, check_mounts, check_target, owner_of
@@ -186,7 +189,17 @@ def _read_at_most(limit: int) -> bytes:
 
 
 async def _awaited(value: Awaitable[T]) -> T:
-    return await value
+    """Await an application's code apart: what it raises or leaves open would end the portal."""
+    results: list[T] = []
+    errors: list[Exception] = []
+    async with anyio.create_task_group() as tasks:
+        try:
+            results.append(await apart(lambda: value, tasks, name="asyncjobs identify"))
+        except Exception as error:  # noqa: BLE001  # the task group would wrap it
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def _answer_error(error: AsyncJobsError) -> flask.Response:

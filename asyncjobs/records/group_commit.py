@@ -8,13 +8,13 @@ pays no delay and a busy one does few large transactions.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Generic, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from asyncjobs.core.job import Job, JobId
@@ -154,7 +154,7 @@ class GroupCommitStore:
         self, store: OpenStore, tasks: TaskGroup, limit: timedelta = timedelta(seconds=10)
     ) -> None:
         self._store = store
-        self._limit = limit.total_seconds()
+        self._bound = Bound(limit.total_seconds(), tasks)
         self._insert = GroupCommit(store.insert, tasks, limit)
         self._read = GroupCommit(store.get, tasks, limit)
         self._replace = GroupCommit(store.replace, tasks, limit)
@@ -162,7 +162,7 @@ class GroupCommitStore:
 
     def set_limit(self, seconds: float) -> None:
         """Bound the calls to come; while the queue closes there is less time."""
-        self._limit = seconds
+        self._bound.seconds = seconds
         for merged in (self._insert, self._read, self._replace):
             merged.limit = seconds
 
@@ -178,18 +178,54 @@ class GroupCommitStore:
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
     ) -> Sequence[Job]:
-        with bounded(self._limit):
-            return await self._store.take(lanes, now=now, until=until, limit=limit)
+        return await self._bound.wait_for(
+            lambda: self._store.take(lanes, now=now, until=until, limit=limit)
+        )
 
     async def delete(self, ids: Sequence[JobId], /) -> None:
-        with bounded(self._limit):
-            await self._store.delete(ids)
+        await self._bound.wait_for(lambda: self._store.delete(ids))
 
 
-@contextmanager
-def bounded(seconds: float) -> Generator[None]:
-    """Cancel what takes longer inside the block, and raise `StoreUnavailable` for it."""
-    with anyio.move_on_after(seconds) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise StoreUnavailable("of this queue", f"no answer within {seconds:g} s")
+class Bound:
+    """Waits for calls of a store, `seconds` for each at the most; then raises `StoreUnavailable`.
+
+    Each call runs in a task of its own, if there is a task group for it: stores shield what they
+    have begun, and a server that falls silent ends that only by a time-out of the driver. What has
+    begun goes on without its caller; what waits for its turn in the store is cancelled.
+    """
+
+    def __init__(self, seconds: float, tasks: TaskGroup | None = None) -> None:
+        #: For the calls to come; those that wait already keep theirs.
+        self.seconds = seconds
+        self._tasks = tasks
+
+    async def wait_for(self, function: Callable[[], Awaitable[R]]) -> R:
+        """Return what the function returns, or raise what it raises."""
+        if self._tasks is None:
+            with anyio.move_on_after(self.seconds):
+                return await function()
+        else:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            call = _Call[None, R](())
+            scope = anyio.CancelScope()
+            try:
+                self._tasks.start_soon(_make, function, call, scope)
+            except RuntimeError as error:
+                raise NotOpen("The store") from error
+            with anyio.move_on_after(self.seconds, shield=True):
+                await call.done.wait()
+                return call.answer()[0]
+            scope.cancel()
+        raise StoreUnavailable("of this queue", f"no answer within {self.seconds:g} s")
+
+
+async def _make(
+    function: Callable[[], Awaitable[R]], call: _Call[None, R], scope: anyio.CancelScope
+) -> None:
+    try:
+        with scope:
+            call.succeed([await function()])
+    except Exception as error:  # noqa: BLE001  # it goes to the caller
+        call.fail(error)
+    finally:
+        call.fail(StoreUnavailable("of this process", "the event loop has ended"))

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from anyio.abc import TaskGroup
+
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Transition, event_of
 from asyncjobs.core.job import Job, JobId, JobStatus, suspects_lane
@@ -27,7 +29,7 @@ from asyncjobs.protocols import (
     power_of,
 )
 from asyncjobs.records.change_feed import ChangeFeed, Watch
-from asyncjobs.records.group_commit import bounded
+from asyncjobs.records.group_commit import Bound
 from asyncjobs.records.logging import log_transition
 
 # Jobs that their process has kept a place for are due a little later than they wait.
@@ -64,15 +66,17 @@ class Repository:
         *,
         base: Store | None = None,
         limit: timedelta = timedelta(seconds=10),
+        tasks: TaskGroup | None = None,
         tell: Callable[[Transition], None] = log_transition,
     ) -> None:
         """Keep the store to use, which may merge calls, and the `base` below it.
 
         The powers of the base are used, and leases are renewed there; each call of these has the
-        `limit`. `tell` is called with each transition that this process has written.
+        `limit`, and runs in a task of `tasks`, see `Bound`. `tell` is called with each transition
+        that this process has written.
         """
         self._direct: OpenStore = base or store
-        self._limit = limit.total_seconds()
+        self._bound = Bound(limit.total_seconds(), tasks)
         self._store = store
         self._feed = feed
         self._tell = tell
@@ -133,8 +137,8 @@ class Repository:
         """List jobs as they must stand now; raise `ConfigurationError` where the store cannot."""
         if self._listing is None:
             raise ConfigurationError("The store cannot list jobs.")
-        with bounded(self._limit):
-            page = await self._listing.list(which, limit=limit, after=after)
+        listing = self._listing
+        page = await self._bound.wait_for(lambda: listing.list(which, limit=limit, after=after))
         now = self._clock.now()
         jobs = [await self._listed(job, now) for job in page.jobs]
         fits = [job for job in jobs if job and which.status in (None, job.status)]
@@ -144,20 +148,22 @@ class Repository:
         """Tell how far in front of its queue a job waits: 1 is next, None is not known."""
         now = self._clock.now()
         waits = job.status is JobStatus.PENDING and job.lane == job.queue and job.run_at <= now
-        if self._listing is None or not waits:
+        listing = self._listing
+        if listing is None or not waits:
             return None
-        with bounded(self._limit):
-            before = await self._listing.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
+        before = await self._bound.wait_for(
+            lambda: listing.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
+        )
         return before + 1 if before < _MOST_BEFORE else None
 
     async def oldest(self, queues: Sequence[str]) -> Mapping[str, timedelta]:
         """Tell for how long the first job of each queue has been due; {} if the store cannot."""
-        if self._listing is None or not queues:
+        listing = self._listing
+        if listing is None or not queues:
             return {}
         now = self._clock.now()
         lanes = [*queues, *map(suspects_lane, queues)]
-        with bounded(self._limit):
-            moments = await self._listing.first_due(lanes)
+        moments = await self._bound.wait_for(lambda: listing.first_due(lanes))
         waited = [timedelta(0) if at is None else max(timedelta(0), now - at) for at in moments]
         pairs = zip(waited[: len(queues)], waited[len(queues) :], strict=True)
         return {queue: max(pair) for queue, pair in zip(queues, pairs, strict=True)}
@@ -174,8 +180,8 @@ class Repository:
 
     async def renew(self, steps: Sequence[JobWrite]) -> Sequence[bool]:
         """Write as `replace` does, but never behind what waits there: leases must not lapse."""
-        with bounded(self._limit):
-            written = await self._direct.replace([step.change() for step in steps])
+        changes = [step.change() for step in steps]
+        written = await self._bound.wait_for(lambda: self._direct.replace(changes))
         for step, done in zip(steps, written, strict=True):
             if done:
                 self._written(step.before, step.job)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import copy_context
 from typing import Any
 
@@ -124,6 +124,12 @@ def _observe(observer: Callable[[Transition], None], transition: Transition) -> 
         log.exception("An observer raised", extra=log_fields(transition.job))
 
 
+def _name_of(hook: Hook) -> str:
+    with suppress(BaseException):  # an application's object may raise for being shown
+        return str(getattr(hook, "__qualname__", None) or repr(hook))
+    return type(hook).__qualname__
+
+
 class _HookQueue:
     """One hook, and the events it has not been called for: one after the other, in order."""
 
@@ -145,7 +151,7 @@ class _HookQueue:
     @property
     def name(self) -> str:
         """The name in log messages."""
-        return f"The hook {getattr(self._hook, '__qualname__', repr(self._hook))}"
+        return f"The hook {_name_of(self._hook)}"
 
     def put(self, transition: Transition) -> None:
         if self.behind < _MAX_WAITING and not self._missed:
@@ -187,13 +193,15 @@ class _HookQueue:
         """Call the hook for each event; return an event early if its hook returned an awaitable."""
         while self._waiting:
             transition = self._waiting[0]
-            value: object = None
+            value: Any = None
+            awaits = False
             with working_on(transition.job):
                 try:
                     value = self._hook(transition)
+                    awaits = inspect.isawaitable(value)  # may call the value's own code
                 except BaseException as error:  # noqa: BLE001  # raised by the application; logged
                     self._log_error(transition, error)
-            if inspect.isawaitable(value):
+            if awaits:
                 return transition, lambda: value  # noqa: B023  # the loop ends here
             self._waiting.popleft()
         return None

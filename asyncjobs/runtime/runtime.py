@@ -92,6 +92,7 @@ class Runtime:
             parts.clock,
             base=parts.store,
             limit=settings.store_timeout,
+            tasks=tasks,
             tell=self.hook_runner.notify,
         )
         self.estimates = Estimates(

@@ -92,6 +92,25 @@ async def test_a_misbehaving_hook_harms_no_job_and_no_other_hook(
         kinds.mend_the_log()
 
 
+class Hidden:
+    """What raises if it is looked at, and if it is called."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __call__(self, _transition: Transition) -> object:
+        raise self._error
+
+    def __repr__(self) -> str:
+        raise self._error
+
+
+class Nameless:
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise LookupError("no class")
+
+
 class BrokenHandler(logging.Handler):
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -123,11 +142,17 @@ def raising(how: str, error: BaseException) -> Any:
     def awaitable(transition: Transition) -> Any:
         return in_task(transition)
 
+    def nameless(_transition: Transition) -> object:
+        return Nameless()
+
     ways: dict[str, Any] = {
         "async": in_task,
         "def": plain,
         "awaitable": awaitable,
+        "hidden": Hidden(error),
+        "nameless": nameless,
         "observer": plain,
+        "hidden observer": Hidden(error),
         "log handler": plain,
     }
     return ways[how]
@@ -135,7 +160,13 @@ def raising(how: str, error: BaseException) -> Any:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("how", ["async", "def", "awaitable", "observer", "log handler"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("async", "def", "awaitable", "hidden", "nameless"),
+        *("observer", "hidden observer", "log handler"),
+    ],
+)
 async def test_whatever_a_hook_raises_ends_its_own_call_only(
     make: Make, how: str, end: str
 ) -> None:
@@ -155,10 +186,10 @@ async def test_whatever_a_hook_raises_ends_its_own_call_only(
         logger.addHandler(handler)
     try:
         async with jobs:
-            if how == "observer":
+            if how.endswith("observer"):
                 jobs.hooks.observers.append(bad)
             for event in ("enqueued", "started", "completed"):
-                if how != "observer":
+                if not how.endswith("observer"):
                     jobs.on(event, bad)
                 jobs.on(event, good)
             for _ in range(2):

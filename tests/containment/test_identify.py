@@ -120,14 +120,7 @@ def flask_app(make: Make, request: pytest.FixtureRequest) -> Generator[flask.Fla
     flask_adapter.portal_of(jobs, app).close()
 
 
-@pytest.mark.parametrize(
-    ("flask_app", "how"),
-    [
-        *(("def", how) for how in RAISED),
-        *(("async", how) for how in ("Exception", "CancelledError", CANCELS)),
-    ],
-    indirect=["flask_app"],
-)
+@pytest.mark.parametrize(("flask_app", "how"), WAYS, indirect=["flask_app"])
 def test_a_misbehaving_identify_ends_its_own_request_in_flask(
     flask_app: flask.Flask, how: str
 ) -> None:

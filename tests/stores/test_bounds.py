@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 
-from asyncjobs import AsyncJobs, Job, JobContext, JobStatus, Settings
+from asyncjobs import AsyncJobs, Job, JobContext, JobStatus, Selection, Settings
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Request, Response
@@ -88,6 +88,7 @@ def calls_of(jobs: AsyncJobs, job: Job) -> Calls:
         "enqueue": lambda: jobs.enqueue("double", 1),
         "get": lambda: jobs.get(job.id),
         "find": lambda: jobs.find(job.id),
+        "list": lambda: jobs.list(Selection()),
         "cancel": lambda: jobs.cancel(job.id),
     }
 
