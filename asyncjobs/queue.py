@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import anyio
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Event, EventName
-from asyncjobs.core.handlers import (
-    Handler,
-    JobType,
-    Registry,
-    RunIn,
-    check_name,
-    check_run_in,
-    checked_estimate,
-    merged_policy,
-)
+from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import (
     Delivery,
     Detail,
@@ -32,9 +23,9 @@ from asyncjobs.core.job import (
     JobStatus,
     Policy,
     Progress,
-    Retry,
 )
 from asyncjobs.core.submission import (
+    Accepted,
     Caller,
     EnqueueOptions,
     Terms,
@@ -42,6 +33,7 @@ from asyncjobs.core.submission import (
     same_payload,
     submit_again,
 )
+from asyncjobs.declarations import Registrar
 from asyncjobs.dispatchers import dispatcher_from_name
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.dispatchers.worker import WorkerDispatcher
@@ -52,7 +44,6 @@ from asyncjobs.errors import (
     NotOpen,
     WrongEventLoop,
 )
-from asyncjobs.execution.context import JobContext
 from asyncjobs.protocols import (
     CallbackSender,
     Clock,
@@ -81,34 +72,7 @@ H = TypeVar("H", bound=Hook)
 _inherited: list[object] = []
 
 
-class _NotGiven:
-    """Marks a limit that the handler leaves to the policies; None is a value of its own."""
-
-
-_NOT_GIVEN = _NotGiven()
-
-
-class Decorator(Protocol):
-    """Turns a function into a registered handler."""
-
-    @overload
-    def __call__(
-        self, function: Callable[[P, JobContext], Coroutine[Any, Any, R]], /
-    ) -> Handler[P, R]: ...
-
-    @overload
-    def __call__(self, function: Callable[[P, JobContext], R], /) -> Handler[P, R]: ...
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A job that was asked for; `replayed` if an earlier call with its idempotency key made it."""
-
-    job: Job
-    replayed: bool
-
-
-class AsyncJobs:
+class AsyncJobs(Registrar):
     """A job queue: register handlers on it, enter it with `async with`, enqueue.
 
     `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is one, or the name
@@ -128,9 +92,8 @@ class AsyncJobs:
         clock: Clock | None = None,
         callbacks: CallbackSender | None = None,
     ) -> None:
-        self.registry = Registry()
+        super().__init__(policy or Policy())
         self.hooks = Hooks()
-        self.policy = policy or Policy()
         self.settings = settings or Settings()
         self._store = store_from_url(store) if isinstance(store, str) else store
         ours = SystemClock()
@@ -218,74 +181,6 @@ class AsyncJobs:
         """Whether this process has it open."""
         return self._host is not None and self._host.is_open
 
-    def handler(
-        self,
-        name: str,
-        *,
-        estimate: Seconds | None = None,
-        run_in: RunIn | None = None,
-        timeout: Seconds | _NotGiven | None = _NOT_GIVEN,
-        inline_wait: Seconds | _NotGiven = _NOT_GIVEN,
-        retry: Retry | _NotGiven = _NOT_GIVEN,
-        policy: Policy | None = None,
-    ) -> Decorator:
-        """Register the decorated function `(payload, job) -> result` as the handler of a job type.
-
-        `estimate` is the duration that clients are told to expect. `timeout` bounds one attempt
-        (None: only the deadline does). A submission over HTTP waits for `inline_wait` and answers
-        200 if the job has ended by then: 0.2, say, for work that usually ends at once. `policy` has
-        more limits; what neither names comes from the queue's own policy. Payload and result have
-        the types of the annotations.
-
-        An `async def` runs on the event loop, a `def` in a thread, and either with
-        `run_in="process"` in a child process, which is killed if the handler has to stop. Its
-        module must be importable there, and the function be found in it by its name.
-
-        Raises `ConfigurationError` for limits that make no sense, a name given twice, annotations
-        that are not JSON, a decorator without a name, and a function that a child process could not
-        find.
-        """
-        check_name(name)
-        chosen = self._limits(policy, timeout=timeout, inline_wait=inline_wait, retry=retry)
-        expected = checked_estimate(name, estimate)
-        check_run_in(name, run_in)
-
-        def register(function: Callable[..., Any]) -> Handler[Any, Any]:
-            made = Handler[Any, Any](
-                name, function, policy=chosen, estimate=expected, run_in=run_in
-            )
-            self.registry.add(made)
-            return made
-
-        return register
-
-    def external(
-        self,
-        name: str,
-        *,
-        payload: type[P],
-        result: type[R],
-        estimate: Seconds | None = None,
-        timeout: Seconds | _NotGiven | None = _NOT_GIVEN,
-        inline_wait: Seconds | _NotGiven = _NOT_GIVEN,
-        policy: Policy | None = None,
-    ) -> JobType[P, R]:
-        """Register a job type whose work is done elsewhere and reported by job id.
-
-        The reports are `update_progress`, `complete`, `fail` and `stop`; the first one starts the
-        job. Timeout and deadline are kept for it as for any other. Raises as `handler`.
-        """
-        chosen = self._limits(policy, timeout=timeout, inline_wait=inline_wait)
-        made = JobType[P, R](
-            name,
-            payload=payload,
-            result=result,
-            policy=chosen,
-            estimate=checked_estimate(name, estimate),
-        )
-        self.registry.add(made)
-        return made
-
     @overload
     def on(self, event: Event | EventName, hook: Hook, /) -> None: ...
 
@@ -312,6 +207,19 @@ class AsyncJobs:
     @overload
     async def enqueue(
         self,
+        handler: JobType[None, R],
+        payload: None = None,
+        /,
+        *,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        options: EnqueueOptions | None = None,
+        connection: object = None,
+    ) -> JobHandle[R]: ...
+
+    @overload
+    async def enqueue(
+        self,
         handler: JobType[P, R],
         payload: P,
         /,
@@ -326,7 +234,7 @@ class AsyncJobs:
     async def enqueue(
         self,
         handler: str,
-        payload: Any,
+        payload: Any = None,
         /,
         *,
         user_id: str | None = None,
@@ -338,7 +246,7 @@ class AsyncJobs:
     async def enqueue(
         self,
         handler: JobType[Any, Any] | str,
-        payload: Any,
+        payload: Any = None,
         /,
         *,
         user_id: str | None = None,
@@ -348,6 +256,7 @@ class AsyncJobs:
     ) -> JobHandle[Any]:
         """Store a job durably, then dispatch it; see `JobQueue.enqueue`.
 
+        A handler that takes no payload needs none here.
         `user_id` is the job's owner. With an `idempotency_key`, the same owner's next call for that
         type returns the job that exists, as it stands; with another payload it raises
         `IdempotencyConflict`.
@@ -555,10 +464,6 @@ class AsyncJobs:
             except IllegalMove:  # another reporter has started it
                 job = await repository.find(job_id)
         return await repository.advance(job, move)
-
-    def _limits(self, policy: Policy | None, **limits: object) -> Policy:
-        given = {name: value for name, value in limits.items() if value is not _NOT_GIVEN}
-        return merged_policy(self.policy, policy, **given)
 
     @property
     def _running(self) -> Runtime:

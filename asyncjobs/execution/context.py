@@ -13,6 +13,7 @@ import anyio.lowlevel
 from pydantic import JsonValue
 
 from asyncjobs.core.job import Detail, Job, JobId, Progress
+from asyncjobs.core.signatures import JobParameter
 from asyncjobs.errors import JobCancelled
 from asyncjobs.records.logging import log_fields
 
@@ -112,7 +113,7 @@ class Checkpoint:
 _CHECKPOINT = Checkpoint()
 
 
-class JobContext:
+class JobContext(JobParameter):
     """The running job, as its handler sees it.
 
     One class serves `async def` and `def` handlers. In `async def`, await what `progress` returns,
