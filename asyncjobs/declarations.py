@@ -39,7 +39,8 @@ NOT_GIVEN = NotGiven()
 class Decorator(Protocol):
     """Turns a function into a handler; `...` stands for its dependencies.
 
-    A shape comes before the more general ones that include it: overlaps are meant.
+    A shape comes before the more general ones that include it: overlaps are meant. What comes after
+    a job counts as a dependency, since type checkers do not see how a parameter is annotated.
     """
 
     @overload
@@ -49,14 +50,6 @@ class Decorator(Protocol):
 
     @overload
     def __call__(self, function: Callable[[P, JobContext], R], /) -> Handler[P, R]: ...  # type: ignore[overload-overlap]
-
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, function: Callable[[JobContext, P], Coroutine[Any, Any, R]], /
-    ) -> Handler[P, R]: ...
-
-    @overload
-    def __call__(self, function: Callable[[JobContext, P], R], /) -> Handler[P, R]: ...
 
     @overload
     def __call__(

@@ -1,9 +1,8 @@
 """Calls handlers, with their dependencies: resolved before the call, cleaned up after it.
 
 The library fast-depends reads dependencies: what `Depends` marks, how they nest, what overrides
-them. It does not resolve them here, since it hands the values of all parameters down by name, so
-that a dependency may get the value of a namesake, and leaves generators of threads open when the
-handler is cancelled.
+them. It does not resolve them here: it hands the values of all parameters down by name, so that a
+dependency may get that of a namesake, and a cancellation of the handler ends its clean-up.
 """
 
 from __future__ import annotations

@@ -61,36 +61,38 @@ class Service:
     def __call__(self, job: JobContext, session: Session) -> None: ...
 
 
-@pytest.mark.parametrize(
-    ("function", "args", "kwargs"),
-    [
-        (nothing, [], {}),
-        (payload_alone, ["payload"], {}),
-        (job_alone, ["job"], {}),
-        (job_of_another_name, ["job"], {}),
-        (both, ["payload", "job"], {}),
-        (job_first, ["job", "payload"], {}),
-        (job_of_a_class, ["payload", "job"], {}),
-        (perhaps_a_job, ["payload", "job"], {}),
-        (annotated_job, ["payload", "job"], {}),
-        (job_by_name, ["payload"], {"job": "job"}),
-        (job_alone_by_name, [], {"job": "job"}),
-        (payload_without_job, ["payload"], {"session": "a session"}),
-        (all_of_them, ["payload", "job", "a session"], {}),
-        (dependency_alone, ["a session"], {}),
-        (dependency_first, ["a session", "payload", "job"], {}),
-        (dependency_by_default, ["payload", "a session"], {}),
-        (unannotated, ["payload", "job"], {}),
-        (unannotated_job, ["job"], {}),
-        (unannotated_payload, ["payload"], {}),
-        (any_job, ["payload", "job"], {}),
-        (unannotated_job_first, ["job", "payload"], {}),
-        (functools.partial(with_factor, 2, unit="kg"), ["payload", "job"], {}),
-        (functools.partial(with_a_limit, limit=3), ["payload"], {"job": "job"}),
-        (Service().method, ["payload", "job"], {}),
-        (Service(), ["job", "a session"], {}),
-    ],
-)
+AnyFunction = Callable[..., Any]
+
+TAKEN: list[tuple[AnyFunction, list[object], dict[str, object]]] = [
+    (nothing, [], {}),
+    (payload_alone, ["payload"], {}),
+    (job_alone, ["job"], {}),
+    (job_of_another_name, ["job"], {}),
+    (both, ["payload", "job"], {}),
+    (job_first, ["job", "payload"], {}),
+    (job_of_a_class, ["payload", "job"], {}),
+    (perhaps_a_job, ["payload", "job"], {}),
+    (annotated_job, ["payload", "job"], {}),
+    (job_by_name, ["payload"], {"job": "job"}),
+    (job_alone_by_name, [], {"job": "job"}),
+    (payload_without_job, ["payload"], {"session": "a session"}),
+    (all_of_them, ["payload", "job", "a session"], {}),
+    (dependency_alone, ["a session"], {}),
+    (dependency_first, ["a session", "payload", "job"], {}),
+    (dependency_by_default, ["payload", "a session"], {}),
+    (unannotated, ["payload", "job"], {}),
+    (unannotated_job, ["job"], {}),
+    (unannotated_payload, ["payload"], {}),
+    (any_job, ["payload", "job"], {}),
+    (unannotated_job_first, ["job", "payload"], {}),
+    (functools.partial(with_factor, 2, unit="kg"), ["payload", "job"], {}),
+    (functools.partial(with_a_limit, limit=3), ["payload"], {"job": "job"}),
+    (Service().method, ["payload", "job"], {}),
+    (Service(), ["job", "a session"], {}),
+]
+
+
+@pytest.mark.parametrize(("function", "args", "kwargs"), TAKEN)
 def test_a_function_is_called_with_what_it_takes(
     function: Callable[..., Any], args: list[object], kwargs: dict[str, object]
 ) -> None:
@@ -98,17 +100,17 @@ def test_a_function_is_called_with_what_it_takes(
     assert given == (args, kwargs)
 
 
-@pytest.mark.parametrize(
-    ("function", "payload"),
-    [
-        (nothing, None),
-        (job_alone, None),
-        (dependency_alone, None),
-        (payload_alone, int),
-        (job_first, int),
-        (unannotated, JsonValue),
-    ],
-)
+PAYLOADS: list[tuple[AnyFunction, object]] = [
+    (nothing, None),
+    (job_alone, None),
+    (dependency_alone, None),
+    (payload_alone, int),
+    (job_first, int),
+    (unannotated, JsonValue),
+]
+
+
+@pytest.mark.parametrize(("function", "payload"), PAYLOADS)
 def test_the_type_of_the_payload_is_its_annotation_and_none_without_payload(
     function: Callable[..., Any], payload: object
 ) -> None:
