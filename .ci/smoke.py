@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import anyio
 
@@ -72,6 +73,28 @@ def postgres() -> None:
     import asyncjobs.stores.postgres  # noqa: F401
 
     AsyncJobs("postgresql://localhost/app")
+
+
+def depends() -> None:
+    from fast_depends import Depends
+
+    jobs = AsyncJobs(MEMORY)
+
+    def factor() -> int:
+        return 2
+
+    def double(number: int, factor: int) -> int:
+        return factor * number
+
+    double.__annotations__["factor"] = Annotated[int, Depends(factor)]
+    jobs.handler("double")(double)
+
+    async def run() -> None:
+        async with jobs:
+            handle = await jobs.enqueue("double", 21)
+            assert await handle.result() == 42
+
+    anyio.run(run)
 
 
 def cli() -> None:
@@ -155,6 +178,7 @@ EXTRAS: dict[str, Callable[[], None]] = {
         flask,
         redis,
         postgres,
+        depends,
         cli,
         client,
         webhooks,

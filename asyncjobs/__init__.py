@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from asyncjobs.core.handlers import Handler, JobType
     from asyncjobs.core.job import Detail, Job, JobError, JobId, JobStatus, Policy, Progress, Retry
     from asyncjobs.core.submission import EnqueueOptions
+    from asyncjobs.declarations import handler
     from asyncjobs.dispatchers.local import LocalDispatcher
     from asyncjobs.dispatchers.worker import WorkerDispatcher
     from asyncjobs.errors import AsyncJobsError, JobCancelled, JobFailed
@@ -56,6 +57,7 @@ __all__ = [
     "Store",
     "Transition",
     "WorkerDispatcher",
+    "handler",
     "job_log_fields",
 ]
 
@@ -91,6 +93,7 @@ _MODULES = {
     "Store": "protocols",
     "Transition": "core.events",
     "WorkerDispatcher": "dispatchers.worker",
+    "handler": "declarations",
     "job_log_fields": "records.logging",
 }
 

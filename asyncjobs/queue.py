@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import anyio
 from anyio.lowlevel import EventLoopToken
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Event, EventName
-from asyncjobs.core.handlers import (
-    Handler,
-    JobType,
-    Registry,
-    RunIn,
-    check_name,
-    check_run_in,
-    checked_estimate,
-    merged_policy,
-)
+from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import (
     Delivery,
     Detail,
@@ -34,9 +25,9 @@ from asyncjobs.core.job import (
     JobStatus,
     Policy,
     Progress,
-    Retry,
 )
 from asyncjobs.core.submission import (
+    Accepted,
     Caller,
     EnqueueOptions,
     Terms,
@@ -44,6 +35,7 @@ from asyncjobs.core.submission import (
     same_payload,
     submit_again,
 )
+from asyncjobs.declarations import Registrar
 from asyncjobs.dispatchers import dispatcher_from_name
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import (
@@ -53,14 +45,12 @@ from asyncjobs.errors import (
     NotOpen,
     WrongEventLoop,
 )
-from asyncjobs.execution.context import JobContext
 from asyncjobs.execution.resources import Lifespan, lifespan_path
 from asyncjobs.portal import portal_for
 from asyncjobs.protocols import (
     CallbackSender,
     Clock,
     Dispatcher,
-    Embedded,
     JobHandle,
     Listing,
     Page,
@@ -72,7 +62,7 @@ from asyncjobs.records.change_feed import Watch
 from asyncjobs.records.clock import SharedClock, SystemClock
 from asyncjobs.records.logging import log
 from asyncjobs.runtime.hooks import Hook, Hooks
-from asyncjobs.runtime.host import RuntimeHost
+from asyncjobs.runtime.host import Opening, RunHandlers, RuntimeHost
 from asyncjobs.runtime.runtime import Runtime, RuntimeParts
 from asyncjobs.settings import Seconds, Settings, seconds
 from asyncjobs.stores import store_from_url
@@ -87,52 +77,7 @@ H = TypeVar("H", bound=Hook)
 _inherited: list[object] = []
 
 
-class _NotGiven:
-    """Marks a limit that the handler leaves to the policies; None is a value of its own."""
-
-
-_NOT_GIVEN = _NotGiven()
-
-
-class Decorator(Protocol):
-    """Turns a function into a registered handler."""
-
-    @overload
-    def __call__(
-        self, function: Callable[[P, JobContext], Coroutine[Any, Any, R]], /
-    ) -> Handler[P, R]: ...
-
-    @overload
-    def __call__(self, function: Callable[[P, JobContext], R], /) -> Handler[P, R]: ...
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A job that was asked for; `replayed` if an earlier call with its idempotency key made it."""
-
-    job: Job
-    replayed: bool
-
-
-class Opening:
-    """The opening of a queue: await it, or enter it, which closes the queue at the end."""
-
-    def __init__(self, jobs: AsyncJobs, opens: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._jobs = jobs
-        self._opens = opens
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self._opens().__await__()
-
-    async def __aenter__(self) -> AsyncJobs:
-        await self
-        return self._jobs
-
-    async def __aexit__(self, *_error: object) -> None:
-        await self._jobs.close()
-
-
-class AsyncJobs:
+class AsyncJobs(Registrar):
     """A job queue: register handlers on it, enter it with `async with`, enqueue.
 
     `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is one, or the name
@@ -155,9 +100,8 @@ class AsyncJobs:
         callbacks: CallbackSender | None = None,
         lifespan: Lifespan | None = None,
     ) -> None:
-        self.registry = Registry()
+        super().__init__(policy or Policy())
         self.hooks = Hooks()
-        self.policy = policy or Policy()
         self.settings = settings or Settings()
         self._store = store_from_url(store) if isinstance(store, str) else store
         ours = SystemClock()
@@ -181,7 +125,7 @@ class AsyncJobs:
     ) -> None:
         await self.close()
 
-    def open(self, *, run_handlers: bool | Literal["later"] = True) -> Opening:
+    def open(self, *, run_handlers: RunHandlers = True) -> Opening[Self]:
         """Open the queue in this event loop: await it, or use it in `async with`.
 
         For frameworks with start and stop hooks: another task may call `close`. With
@@ -281,74 +225,6 @@ class AsyncJobs:
         opened = self._host is not None and self._host.is_open
         return opened and not portal_for(self).only_submits
 
-    def handler(
-        self,
-        name: str,
-        *,
-        estimate: Seconds | None = None,
-        run_in: RunIn | None = None,
-        timeout: Seconds | _NotGiven | None = _NOT_GIVEN,
-        inline_wait: Seconds | _NotGiven = _NOT_GIVEN,
-        retry: Retry | _NotGiven = _NOT_GIVEN,
-        policy: Policy | None = None,
-    ) -> Decorator:
-        """Register the decorated function `(payload, job) -> result` as the handler of a job type.
-
-        `estimate` is the duration that clients are told to expect. `timeout` bounds one attempt
-        (None: only the deadline does). A submission over HTTP waits for `inline_wait` and answers
-        200 if the job has ended by then: 0.2, say, for work that usually ends at once. `policy` has
-        more limits; what neither names comes from the queue's own policy. Payload and result have
-        the types of the annotations.
-
-        An `async def` runs on the event loop, a `def` in a thread, and either with
-        `run_in="process"` in a child process, which is killed if the handler has to stop. Its
-        module must be importable there, and the function be found in it by its name.
-
-        Raises `ConfigurationError` for limits that make no sense, a name given twice, annotations
-        that are not JSON, a decorator without a name, and a function that a child process could not
-        find.
-        """
-        check_name(name)
-        chosen = self._limits(policy, timeout=timeout, inline_wait=inline_wait, retry=retry)
-        expected = checked_estimate(name, estimate)
-        check_run_in(name, run_in)
-
-        def register(function: Callable[..., Any]) -> Handler[Any, Any]:
-            made = Handler[Any, Any](
-                name, function, policy=chosen, estimate=expected, run_in=run_in
-            )
-            self.registry.add(made)
-            return made
-
-        return register
-
-    def external(
-        self,
-        name: str,
-        *,
-        payload: type[P],
-        result: type[R],
-        estimate: Seconds | None = None,
-        timeout: Seconds | _NotGiven | None = _NOT_GIVEN,
-        inline_wait: Seconds | _NotGiven = _NOT_GIVEN,
-        policy: Policy | None = None,
-    ) -> JobType[P, R]:
-        """Register a job type whose work is done elsewhere and reported by job id.
-
-        The reports are `update_progress`, `complete`, `fail` and `stop`; the first one starts the
-        job. Timeout and deadline are kept for it as for any other. Raises as `handler`.
-        """
-        chosen = self._limits(policy, timeout=timeout, inline_wait=inline_wait)
-        made = JobType[P, R](
-            name,
-            payload=payload,
-            result=result,
-            policy=chosen,
-            estimate=checked_estimate(name, estimate),
-        )
-        self.registry.add(made)
-        return made
-
     @overload
     def on(self, event: Event | EventName, hook: Hook, /) -> None: ...
 
@@ -375,6 +251,19 @@ class AsyncJobs:
     @overload
     async def enqueue(
         self,
+        handler: JobType[None, R],
+        payload: None = None,
+        /,
+        *,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        options: EnqueueOptions | None = None,
+        connection: object = None,
+    ) -> JobHandle[R]: ...
+
+    @overload
+    async def enqueue(
+        self,
         handler: JobType[P, R],
         payload: P,
         /,
@@ -389,7 +278,7 @@ class AsyncJobs:
     async def enqueue(
         self,
         handler: str,
-        payload: Any,
+        payload: Any = None,
         /,
         *,
         user_id: str | None = None,
@@ -401,7 +290,7 @@ class AsyncJobs:
     async def enqueue(
         self,
         handler: JobType[Any, Any] | str,
-        payload: Any,
+        payload: Any = None,
         /,
         *,
         user_id: str | None = None,
@@ -411,6 +300,7 @@ class AsyncJobs:
     ) -> JobHandle[Any]:
         """Store a job durably, then dispatch it; see `JobQueue.enqueue`.
 
+        A handler that takes no payload needs none here.
         `user_id` is the job's owner. With an `idempotency_key`, the same owner's next call for that
         type returns the job that exists, as it stands; with another payload it raises
         `IdempotencyConflict`.
@@ -628,10 +518,6 @@ class AsyncJobs:
                 job = await repository.find(job_id)
         return await repository.advance(job, move)
 
-    def _limits(self, policy: Policy | None, **limits: object) -> Policy:
-        given = {name: value for name, value in limits.items() if value is not _NOT_GIVEN}
-        return merged_policy(self.policy, policy, **given)
-
     @property
     def _here(self) -> RuntimeHost:
         host = self._host
@@ -657,7 +543,7 @@ class AsyncJobs:
         dispatcher: Dispatcher,
         queues: Sequence[str] | None,
         *,
-        run_handlers: bool | Literal["later"],
+        run_handlers: RunHandlers,
     ) -> None:
         async with portal_for(self).taken_over():
             await self._open_here(dispatcher, queues, run_handlers=run_handlers)
@@ -667,7 +553,7 @@ class AsyncJobs:
         dispatcher: Dispatcher,
         queues: Sequence[str] | None,
         *,
-        run_handlers: bool | Literal["later"],
+        run_handlers: RunHandlers,
     ) -> None:
         if self._host is not None and self._host.in_use:
             raise ConfigurationError("This AsyncJobs is open already.")
@@ -684,16 +570,9 @@ class AsyncJobs:
             lifespan_path=lifespan_path(self._lifespan, self.registry),
             callback_sender=self._callbacks,
         )
-        host = RuntimeHost(parts)
-        host.pauses = run_handlers == "later" and isinstance(dispatcher, Embedded)
-        self._host = host
+        self._host = host = RuntimeHost(parts)
         try:
-            await host.open()
-            if run_handlers is True:
-                await host.begin()
+            await host.open(run_handlers)
         except BaseException:
-            try:
-                await host.close()
-            finally:
-                self._host = None
+            self._host = None
             raise

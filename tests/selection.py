@@ -45,6 +45,7 @@ QUICK = (
     "http/",
     "records/",
     "runtime/",
+    "test_declarations",
     "test_queue",
 )
 

@@ -17,6 +17,7 @@ HEAVY = (
     "sqlalchemy",
     "starlette",
     "fastapi",
+    "fast_depends",
     "flask",
     "httpx2",
     "uvicorn",

@@ -13,11 +13,14 @@ import pytest
 GOOD = """
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, assert_type
+from functools import partial
+from typing import Annotated, Any, assert_type
+
+from fast_depends import Depends
 
 from asyncjobs import (
     AsyncJobs, EnqueueOptions, Handler, Job, JobContext, JobHandle, JobQueue, Policy, Retry,
-    Settings,
+    Settings, handler,
 )
 
 @dataclass
@@ -43,6 +46,69 @@ def count(given: str, job: JobContext) -> int:
 
 kind = jobs.external("render", payload=Order, result=int)
 
+def get_name() -> str:
+    return "a name"
+
+Name = Annotated[str, Depends(get_name)]
+
+@jobs.handler("nothing")
+async def nothing() -> int:
+    return 1
+
+@handler("payload", policy=policy, aliases=("old",))
+def payload(given: Order) -> int:
+    return 1
+
+@handler("job")
+def job_alone(job: JobContext) -> int:
+    return 1
+
+@handler("job by name")
+async def job_by_name(*, job: JobContext, name: Name) -> int:
+    return 1
+
+@handler("both by name")
+async def both_by_name(given: Order, *, job: JobContext) -> int:
+    return 1
+
+@jobs.handler("all")
+async def all_three(given: Order, job: JobContext, name: Name) -> int:
+    return 1
+
+@jobs.handler("payload and name")
+def payload_and_name(given: Order, name: Name) -> int:
+    return 1
+
+@jobs.handler("job and name")
+def job_and_name(job: JobContext, name: Name) -> int:
+    return 1
+
+class Service:
+    async def method(self, given: Order, job: JobContext) -> int:
+        return 1
+
+    def __call__(self, job: JobContext) -> int:
+        return 1
+
+def scaled(factor: int, given: Order) -> int:
+    return 1
+
+method = jobs.handler("method")(Service().method)
+called = jobs.handler("called")(Service())
+part = jobs.handler("part")(partial(scaled, 3))
+jobs.include(payload, [job_alone, job_by_name])
+
+async def submit() -> None:
+    for without in (nothing, job_alone, job_by_name, job_and_name, called):
+        assert_type(without, Handler[None, int])
+    for one in (payload, both_by_name, all_three, payload_and_name, method):
+        assert_type(one, Handler[Order, int])
+    assert_type(await jobs.enqueue(nothing), JobHandle[int])
+    assert_type(await jobs.enqueue(nothing, None, user_id="ann"), JobHandle[int])
+    assert_type(await jobs.enqueue(all_three, Order(1)), JobHandle[int])
+    assert_type(await jobs.enqueue(part, Order(1)), JobHandle[int])
+    assert_type(await jobs.enqueue("nothing"), JobHandle[Any])
+
 async def use(job: Job, queue: JobQueue) -> None:
     assert_type(order, Handler[Order, list[str]])
     handle = await jobs.enqueue(order, Order(1), options=EnqueueOptions(run_at=60, deadline=minute))
@@ -67,6 +133,10 @@ BAD = """
     await jobs.enqueue(count, 3)
     await jobs.enqueue(kind, 3)
     await jobs.enqueue(order)
+    await jobs.enqueue(nothing, 3)
+    await jobs.enqueue(payload)
+    await jobs.enqueue(both_by_name, "text")
+    jobs.include(get_name)
     jobs.handler(use)
     Settings(grace="3")
     Policy(timeouts=3)

@@ -184,7 +184,7 @@ class JobsRouter(APIRouter):
         root, prefix = self._place(request.scope)
 
         async def submitting() -> Response:
-            body = await starlette.body_for(request, handler, payload)
+            body = await starlette.body_for(request, monitor, handler, payload)
             asked = submission_of(request.scope, root, prefix, body, owner)
             return await starlette.submitted(monitor, asked, handler, payload, submit)
 

@@ -128,7 +128,8 @@ def accept(
     endpoints = find_mount([*mounts], handler)
     body = b""
     if isinstance(payload, Body):
-        body = _read_at_most(handler.policy.max_payload_bytes)
+        kind = endpoints.jobs.registry.find(handler)
+        body = _read_at_most(kind.policy.max_payload_bytes)
     asked = mounts[endpoints].asked("", body)
     portal, submit = mounts[endpoints].portal, Submit(user_id, options)
     return _sent_by(portal, portal.call(endpoints.accept, asked, handler, payload, submit))

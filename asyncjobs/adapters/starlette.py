@@ -114,7 +114,7 @@ def accept(
     monitor, root = _find_monitor(request.scope, handler)
 
     async def submit() -> Response:
-        body = await body_for(request, handler, payload)
+        body = await body_for(request, monitor, handler, payload)
         owner = await monitor.owner(request.scope)
         asked = submission_of(request.scope, root, "", body, owner)
         return await submitted(monitor, asked, handler, payload, Submit(user_id, options))
@@ -174,15 +174,18 @@ class PendingResponse(Response):
             )
 
 
-async def body_for(request: Request, handler: JobType[Any, Any], payload: object) -> bytes:
+async def body_for(
+    request: Request, monitor: StatusMonitor, handler: JobType[Any, Any], payload: object
+) -> bytes:
     """Read the body if it is the payload, but not far beyond the handler's limit."""
     if not isinstance(payload, Body):
         return b""
+    limit = monitor.endpoints.jobs.registry.find(handler).policy.max_payload_bytes
     body = bytearray()
     async with aclosing(request.stream()) as chunks:
         async for chunk in chunks:
             body += chunk
-            if len(body) > handler.policy.max_payload_bytes:
+            if len(body) > limit:
                 break
     return bytes(body)
 

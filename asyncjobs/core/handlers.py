@@ -6,18 +6,19 @@ import hashlib
 import inspect
 import json
 import re
-import typing
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from importlib import import_module
+from types import NoneType
 from typing import Any, Generic, Literal, TypeVar, assert_never, cast
 
 from pydantic import JsonValue, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from asyncjobs.core.job import Job, JobStatus, Policy
+from asyncjobs.core.signatures import read_signature
 from asyncjobs.errors import (
     ConfigurationError,
     FieldIssue,
@@ -36,9 +37,6 @@ R = TypeVar("R")
 # What Python's own limit is by default (`sys.int_info.default_max_str_digits`).
 _MAX_INTEGER_DIGITS = 4300
 _LONG_INTEGER = re.compile(rb"[0-9]{%d}" % (_MAX_INTEGER_DIGITS + 1))
-
-#: Takes the payload and the `JobContext`; the type of the latter is known above this layer.
-Function = Callable[[P, Any], Awaitable[R] | R]
 
 #: Where a handler runs, if not where its kind of function does.
 RunIn = Literal["process"]
@@ -93,8 +91,27 @@ def merged_policy(base: Policy, given: Policy | None, **limits: Any) -> Policy:
         raise ConfigurationError(f"The limits of a job type make no sense: {error}") from error
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The limits that a handler was declared with, to be merged with those of a queue."""
+
+    policy: Policy | None = None
+    named: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    def merged(self, base: Policy) -> Policy:
+        """Return all limits of the handler in a queue with this policy; see `merged_policy`."""
+        return merged_policy(base, self.policy, **self.named)
+
+
+#: By a dependency's function, the one to call instead of it.
+Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
+
+
 class JobType(Generic[P, R]):
     """A kind of job whose work is reported from outside our runner, by job id."""
+
+    #: Names under which jobs of this type were stored by earlier releases.
+    aliases: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -108,6 +125,8 @@ class JobType(Generic[P, R]):
         self.name = name
         self.policy = policy
         self.estimate = estimate
+        #: Whether a payload has to be given: None is the only one that needs no saying.
+        self.takes_payload = payload is not None and payload is not NoneType
         self._payload: TypeAdapter[P] = _adapter(name, payload)
         self._result: TypeAdapter[R] = _adapter(name, result)
 
@@ -209,7 +228,7 @@ class JobType(Generic[P, R]):
         that has not ended or is of another type, and `InvalidResult` for a stored result that no
         longer fits the type.
         """
-        if job.type != self.name:
+        if job.type != self.name and job.type not in self.aliases:
             raise ValueError(f"Job {job.id} is of type {job.type!r}, not {self.name!r}.")
         match job.status:
             case JobStatus.COMPLETED:
@@ -223,27 +242,57 @@ class JobType(Generic[P, R]):
 
 
 class Handler(JobType[P, R]):
-    """A kind of job that our runner works on. Calling it calls the function itself."""
+    """A kind of job that our runner works on. Calling it calls the function itself.
+
+    Without a queue it is a declaration; `bound` makes the handler of one queue of it.
+    """
 
     def __init__(
         self,
         name: str,
-        function: Function[P, R],
+        function: Callable[..., Any],
         *,
         policy: Policy,
         estimate: timedelta | None = None,
         run_in: RunIn | None = None,
+        aliases: Sequence[str] = (),
+        limits: Limits | None = None,
     ) -> None:
-        payload, result = _annotations(function)
-        super().__init__(name, payload=payload, result=result, policy=policy, estimate=estimate)
+        signature = read_signature(function)
+        super().__init__(
+            name,
+            payload=signature.payload,
+            result=signature.result,
+            policy=policy,
+            estimate=estimate,
+        )
         self.function = function
-        self.asynchronous = inspect.iscoroutinefunction(_annotated(function))
+        self.signature = signature
+        self.asynchronous = signature.asynchronous
         self.import_path = None if run_in is None else import_path_of(name, function)
+        self.aliases = checked_aliases(name, aliases)
+        #: The handler without a queue that this one was made of; None if it is one itself.
+        self.declaration: Handler[P, R] | None = None
+        self.overrides: Overrides = {}
+        self._limits = limits or Limits()
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
 
-    def __call__(self, payload: P, job: Any) -> Any:
-        return self.function(payload, job)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def call(self, payload: P, job: Any, dependencies: Mapping[str, Any] | None = None) -> Any:
+        """Call the function with those of the arguments that it takes."""
+        args, kwargs = self.signature.arguments(payload, job, dependencies or {})
+        return self.function(*args, **kwargs)
+
+    def bound(self, base: Policy, overrides: Overrides) -> Handler[P, R]:
+        """Return the handler of a queue with this policy and these overrides of dependencies."""
+        made = copy(self)
+        made.policy = self._limits.merged(base)
+        made.overrides = overrides
+        made.declaration = self
+        return made
 
 
 class Registry:
@@ -251,34 +300,51 @@ class Registry:
 
     def __init__(self) -> None:
         self._types: dict[str, JobType[Any, Any]] = {}
+        self._aliases: dict[str, JobType[Any, Any]] = {}
 
     def __iter__(self) -> Iterator[JobType[Any, Any]]:
         return iter(self._types.values())
 
     def __contains__(self, kind: JobType[Any, Any]) -> bool:
-        return self._types.get(kind.name) is kind
+        return _is_made_of(self._types.get(kind.name), kind)
 
     def add(self, kind: JobType[Any, Any]) -> None:
-        """Register a type; a name can be given once."""
+        """Register a type under its name and its aliases, each of which can be given once."""
         if kind.name in self._types:
             raise ConfigurationError(
                 f"Job type {kind.name!r} is registered twice; or its module is loaded twice, "
                 "once as __main__ and once under its name."
             )
+        for name in (kind.name, *kind.aliases):
+            known = self._types.get(name) or self._aliases.get(name)
+            if known is not None:
+                raise ConfigurationError(
+                    f"Job type {kind.name!r} cannot have the name {name!r}, "
+                    f"which {known.name!r} has already."
+                )
         self._types[kind.name] = kind
+        self._aliases.update(dict.fromkeys(kind.aliases, kind))
 
     def find(self, kind: JobType[P, R] | str) -> JobType[P, R]:
-        """Return the type itself, or the one of that name.
+        """Return the type itself, the one made of this declaration, or the one of that name.
 
         Raises `UnknownType` for a name that is not registered, and `ConfigurationError` for a
-        function that is not a handler, or is the handler of another queue.
+        function that is not a handler, is the handler of another queue, or is not included here.
         """
         _check_handler(kind)
         name = kind if isinstance(kind, str) else kind.name
-        found = self._types.get(name)
-        if found is None:
-            raise UnknownType(name, self._types)
-        if found is not kind and not isinstance(kind, str):
+        found = self._types.get(name) or self._aliases.get(name)
+        if isinstance(kind, str):
+            if found is None:
+                raise UnknownType(name, self._types)
+        elif not _is_made_of(found, kind):
+            if isinstance(kind, Handler) and kind.declaration is None:
+                raise ConfigurationError(
+                    f"Handler {name!r} is not included in this AsyncJobs: call jobs.include(...) "
+                    "with it, or with its module."
+                )
+            if found is None:
+                raise UnknownType(name, self._types)
             raise ConfigurationError(
                 f"This handler {name!r} belongs to another AsyncJobs, or its module was loaded "
                 f"twice; the one registered here is another {name!r}."
@@ -286,8 +352,8 @@ class Registry:
         return cast("JobType[P, R]", found)
 
     def handler(self, name: str) -> Handler[Any, Any] | None:
-        """Return the handler of that name; None where this process has none."""
-        kind = self._types.get(name)
+        """Return the handler with that name or alias; None if this process has none."""
+        kind = self._types.get(name) or self._aliases.get(name)
         return kind if isinstance(kind, Handler) else None
 
     def check_queues(self, queues: Iterable[str] | None) -> None:
@@ -306,13 +372,29 @@ class Registry:
         return tuple(dict.fromkeys(kind.policy.queue for kind in self if isinstance(kind, Handler)))
 
 
-def check_name(name: object) -> None:
-    """Raise `ConfigurationError` for `@jobs.handler` without parentheses."""
+def check_name(name: object, decorator: str) -> None:
+    """Raise `ConfigurationError` for a decorator (`@jobs.handler`) without parentheses."""
     if not isinstance(name, str):
         called = getattr(name, "__name__", "export")
         raise ConfigurationError(
-            f'@jobs.handler needs the name of the job type: write @jobs.handler("{called}").'
+            f'{decorator} needs the name of the job type: write {decorator}("{called}").'
         )
+
+
+def checked_aliases(name: str, aliases: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that a handler had before; raise `ConfigurationError` for what is none."""
+    given: object = aliases  # by any caller
+    if isinstance(given, str) or not all(isinstance(one, str) for one in list[object](aliases)):
+        raise ConfigurationError(
+            f'The aliases of handler {name!r} are names, as in aliases=("old_name",): '
+            f"got {aliases!r}."
+        )
+    if name in aliases or len(set(aliases)) < len(aliases):
+        raise ConfigurationError(
+            f"The aliases of handler {name!r} differ from its name and from each other: "
+            f"got {aliases!r}."
+        )
+    return tuple(aliases)
 
 
 def check_run_in(name: str, run_in: object) -> None:
@@ -335,6 +417,13 @@ def checked_estimate(name: str, estimate: Seconds | None) -> timedelta | None:
     return expected
 
 
+def _is_made_of(found: JobType[Any, Any] | None, kind: JobType[Any, Any]) -> bool:
+    """Return whether a registered type is this one, or was made of this declaration."""
+    if found is None or found is kind:
+        return found is kind
+    return isinstance(found, Handler) and found.declaration is kind
+
+
 def _check_handler(kind: object) -> None:
     if not isinstance(kind, str | JobType):
         described = getattr(kind, "__qualname__", repr(kind))
@@ -350,31 +439,6 @@ def _adapter(name: str, annotation: Any) -> TypeAdapter[Any]:
         raise ConfigurationError(
             f"Job type {name!r}: {annotation!r} cannot be written as JSON: {error.message}"
         ) from error
-
-
-def _annotations(function: Callable[..., Any]) -> tuple[Any, Any]:
-    """Find the types of payload and result; what is not annotated may be any JSON value."""
-    name = getattr(function, "__qualname__", repr(function))
-    try:
-        hints = typing.get_type_hints(_annotated(function), include_extras=True)
-    except NameError as error:
-        raise ConfigurationError(
-            f"Handler {name}: {error}. Its annotations must be importable names of its module."
-        ) from error
-    parameters = list(inspect.signature(function).parameters.values())
-    if len(parameters) != 2 or any(
-        one.kind not in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters
-    ):
-        raise ConfigurationError(f"Handler {name} must take exactly (payload, job).")
-    result = hints.get("return", JsonValue)
-    return hints.get(parameters[0].name, JsonValue), result
-
-
-def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Find the function that has the annotations of a partial or of a callable object."""
-    while isinstance(function, partial):
-        function = function.func
-    return function if inspect.isroutine(function) else type(function).__call__
 
 
 def _issues(error: ValidationError) -> list[FieldIssue]:

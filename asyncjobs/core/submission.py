@@ -62,6 +62,14 @@ class Caller:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """A job that was asked for; `replayed` if an earlier call with its idempotency key made it."""
+
+    job: Job
+    replayed: bool
+
+
+@dataclass(frozen=True)
 class Terms:
     """What the queue says of a submission: when, how it is delivered, how long it will take."""
 

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from typing_extensions import TypeVar
 
 from asyncjobs.core.job import Detail, Job, JobId, Progress
+from asyncjobs.core.signatures import JobParameter
 from asyncjobs.errors import JobCancelled
 from asyncjobs.records.logging import log_fields
 
@@ -114,7 +115,7 @@ class Checkpoint:
 _CHECKPOINT = Checkpoint()
 
 
-class JobContext(Generic[S]):
+class JobContext(JobParameter, Generic[S]):
     """The running job, as its handler sees it; `S` is the type of `resources`.
 
     One class serves `async def` and `def` handlers. In `async def`, await what `progress` returns,

@@ -31,6 +31,7 @@ from asyncjobs.errors import IllegalMove, JobCancelled, LostLease, StoreError, U
 from asyncjobs.execution.attempt import Attempt, Cause
 from asyncjobs.execution.cancellation import loop_runs
 from asyncjobs.execution.context import JobContext, classified, progress_of
+from asyncjobs.execution.dependencies import call
 from asyncjobs.execution.leases import Heartbeat
 from asyncjobs.execution.outcomes import (
     Facts,
@@ -527,7 +528,7 @@ async def _call(
     handler: Handler[Any, Any], payload: Any, context: JobContext, attempt: Attempt
 ) -> Any:
     if handler.asynchronous:
-        return await handler.function(payload, context)
+        return await call(handler, payload, context)
     value = await _in_thread(attempt, partial(_contained, handler, payload, context))
     if inspect.isawaitable(value):  # as a decorator makes of an `async def`
         attempt.back_on_the_loop()
@@ -544,7 +545,7 @@ async def _in_thread(attempt: Attempt, function: Callable[[], T]) -> T:
 def _contained(handler: Handler[Any, Any], payload: Any, context: JobContext) -> Any:
     """Call a function in its thread; what means something to an event loop must not get out."""
     try:
-        return handler.function(payload, context)
+        return call(handler, payload, context)
     except (Exception, JobCancelled):
         raise
     except BaseException as error:

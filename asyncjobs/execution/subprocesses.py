@@ -36,6 +36,7 @@ from asyncjobs.core.handlers import Handler, ImportPath
 from asyncjobs.core.job import Job, Policy
 from asyncjobs.errors import ConfigurationError, JobCancelled, NotOpen, ResourcesUnavailable
 from asyncjobs.execution.context import Gauge, JobContext, Report, classified, safe_text
+from asyncjobs.execution.dependencies import call
 from asyncjobs.execution.failures import Remote, traceback_of
 from asyncjobs.records.logging import log, working_on
 
@@ -53,6 +54,7 @@ class Work:
     name: str
     policy: Policy
     job: Job
+    overrides: bytes
     lifespan: ImportPath | None = None
 
 
@@ -194,12 +196,13 @@ def _attempt(parent: _Parent, work: Work, shared: _Shared) -> None:
 
 
 def _call(parent: _Parent, work: Work, gauge: Gauge, shared: _Shared) -> bytes:
-    handler = Handler[Any, Any](work.name, work.import_path.find(), policy=work.policy)
+    declared = Handler[Any, Any](work.name, work.import_path.find(), policy=work.policy)
+    handler = declared.bound(work.policy, pickle.loads(work.overrides))  # noqa: S301  # our own
     payload = handler.load_payload(work.job.payload_json)
     if work.lifespan is not None:
         shared.open(work.lifespan)
     context: JobContext[Any] = JobContext(work.job, gauge, shared.value)
-    function = partial(handler.function, payload, context)
+    function = partial(call, handler, payload, context)
     value = _awaited(parent, function, shared.run) if handler.asynchronous else function()
     return handler.dump_result(value)
 
@@ -348,7 +351,14 @@ class ChildProcesses:
         """
         if handler.import_path is None:
             raise ConfigurationError(f"Handler {handler.name!r} runs in no process of its own.")
-        work = Work(handler.import_path, handler.name, handler.policy, job, self._lifespan)
+        work = Work(
+            handler.import_path,
+            handler.name,
+            handler.policy,
+            job,
+            _pickled(handler),
+            self._lifespan,
+        )
         one = self._begin(work)
         try:
             ended = one.finish(job, gauge)
@@ -485,6 +495,18 @@ class _Child:
             self._pipe.close()
             self._theirs.close()
             self._process.close()
+
+
+def _pickled(handler: Handler[Any, Any]) -> bytes:
+    """Write down by which functions dependencies are overridden, for a handler that has any."""
+    overrides = dict(handler.overrides) if handler.signature.dependencies else {}
+    try:
+        return pickle.dumps(overrides)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigurationError(
+            f"Handler {handler.name!r} runs in a process: what overrides its dependencies must be "
+            f"a function of a module, which can be imported by its name: {error}"
+        ) from error
 
 
 def _log_levels() -> dict[str | None, int]:

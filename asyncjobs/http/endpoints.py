@@ -12,7 +12,7 @@ from typing import Any, TypeVar, assert_never
 
 import anyio
 
-from asyncjobs.core.handlers import JobType
+from asyncjobs.core.handlers import Handler, JobType
 from asyncjobs.core.job import Job, JobId, JobStatus, parse_job_id
 from asyncjobs.core.submission import Caller, EnqueueOptions
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, UnknownJob
@@ -160,6 +160,7 @@ class Endpoints:
         self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
     ) -> Response:
         refuse_cross_site(request, self._trusted)
+        kind = self.jobs.registry.find(kind)
         value = payload_of(request, kind) if isinstance(payload, Body) else payload
         options = options_of(request, submit.options, callbacks=self.mount.options.callbacks)
         key = idempotency_key_of(request.headers.get("idempotency-key"))
@@ -317,6 +318,11 @@ def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoint
         raise ConfigurationError(
             f"accept() found no AsyncJobs for {kind!r}: none is mounted on the app of this route, "
             "or on the outermost app. Call mount(app, jobs) on that app, or include a jobs_router."
+        )
+    if isinstance(kind, Handler) and kind.declaration is None:
+        raise ConfigurationError(
+            f"{kind!r} is not included in an AsyncJobs that is mounted on this app: "
+            "call jobs.include(...) with it, or with its module."
         )
     raise ConfigurationError(
         f"{kind!r} is registered on another AsyncJobs than those mounted on this app: "

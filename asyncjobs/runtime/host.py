@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import anyio
 from anyio.lowlevel import current_token
@@ -11,11 +13,41 @@ from anyio.lowlevel import current_token
 from asyncjobs.errors import NotOpen
 from asyncjobs.execution.context import alone
 from asyncjobs.execution.tasks import current_loop, start_background
+from asyncjobs.protocols import Embedded
 from asyncjobs.records.logging import log
 from asyncjobs.runtime.runtime import Runtime, RuntimeParts, open_runtime
 
 # How long after the grace period it may take to close.
 _CLOSE_SECONDS = 4.5
+
+
+#: Whether handlers run in this process: at once, never, or from `start_handlers` on.
+RunHandlers = bool | Literal["later"]
+
+
+class _Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+Q = TypeVar("Q", bound=_Closable)
+
+
+class Opening(Generic[Q]):
+    """The opening of a queue: await it, or enter it, which closes the queue at the end."""
+
+    def __init__(self, queue: Q, opens: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._queue = queue
+        self._opens = opens
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._opens().__await__()
+
+    async def __aenter__(self) -> Q:
+        await self
+        return self._queue
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._queue.close()
 
 
 class RuntimeHost:
@@ -69,8 +101,18 @@ class RuntimeHost:
             raise NotOpen("AsyncJobs")
         return self.runtime
 
-    async def open(self) -> None:
+    async def open(self, run_handlers: RunHandlers) -> None:
         """Return when the runtime is open; raises what opening it raises."""
+        self.pauses = run_handlers == "later" and isinstance(self._parts.dispatcher, Embedded)
+        await self._open()
+        if run_handlers is True:
+            try:
+                await self.begin()
+            except BaseException:
+                await self.close()
+                raise
+
+    async def _open(self) -> None:
         start_background(self._live, name="asyncjobs")
         try:
             await self._ready.wait()

@@ -99,6 +99,10 @@ def make_jobs(
     async def broken(order: Order, _: JobContext) -> None:
         raise RuntimeError(f"it holds {order.note}")
 
+    @jobs.handler("nightly")
+    async def nightly(job: JobContext) -> str:
+        return job.type
+
     @jobs.handler("gate")
     async def gate(order: Order, job: JobContext) -> None:
         await job.progress(40, "waiting", current=2, total=5, unit="gates")
@@ -238,7 +242,11 @@ class FastAPIStack(StarletteStack):
             options = None if later is None else LATER
             return await accept(kind, cmd, user_id=owner, options=options)
 
-        app.post(f"/submit/{kind.name}", response_model=on_fastapi.AcceptedDocument)(submit)
+        async def submit_nothing(accept: on_fastapi.Accept) -> Response:
+            return await accept(kind)
+
+        route = app.post(f"/submit/{kind.name}", response_model=on_fastapi.AcceptedDocument)
+        route(submit if kind.takes_payload else submit_nothing)
 
 
 class FlaskStack(Stack):

@@ -11,11 +11,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from asyncjobs import AsyncJobs, Policy, handler
 from asyncjobs.core.job import new_job_id
 from asyncjobs.http.documents import AcceptedDocument, JobDocument
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.problems import ProblemDocument
 from asyncjobs.http.security import PollLimit
+from tests.adapters.conftest import Order
 
 pytestmark = pytest.mark.every_store
 
@@ -95,6 +97,59 @@ def test_a_submission_is_answered_at_once_by_where_to_follow_it(open_site: OpenS
     assert answer.headers["link"] == f'<{url}>; rel="monitor"'
     assert 2 <= int(answer.headers["retry-after"]) <= 5
     assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "request_body",
+    [
+        {},
+        {"headers": {"Content-Type": "application/json"}},
+        {"content": b" ", "headers": {"Content-Type": "text/plain"}},
+        {"content": b"null"},
+        {"json": None},
+        {"json": {}},
+    ],
+    ids=["nothing", "empty JSON", "blank", "undeclared null", "null", "empty object"],
+)
+def test_a_handler_without_payload_needs_no_body(
+    client: httpx2.Client, request_body: dict[str, Any]
+) -> None:
+    answer = client.post("/submit/nightly", **request_body)
+    assert answer.status_code == 202, answer.text
+    url = answer.json()["statusUrl"]
+    assert first(client, url, *TERMINAL)["result"] == "nightly"
+
+
+@pytest.mark.parametrize(
+    ("request_body", "status", "code"),
+    [
+        ({"json": 3}, 422, "invalid_payload"),
+        ({"json": {"count": 1}}, 422, "invalid_payload"),
+        ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "malformed_body"),
+        ({"content": b"hello"}, 415, "unsupported_media_type"),
+    ],
+)
+def test_a_handler_without_payload_refuses_one(
+    client: httpx2.Client, request_body: dict[str, Any], status: int, code: str
+) -> None:
+    problem_of(client.post("/submit/nightly", **request_body), status, code)
+
+
+def test_a_declared_handler_is_submitted_once_it_is_included(
+    serve: Callable[..., AbstractContextManager[httpx2.Client]], new_url: Callable[[], str]
+) -> None:
+    @handler("declared")
+    async def declared(order: Order) -> int:
+        return order.count
+
+    jobs = AsyncJobs(new_url(), policy=Policy(max_payload_bytes=50))
+    with serve((jobs, {}), others=(declared,)) as client:
+        jobs.include(declared)
+        answer = client.post("/submit/declared", json={"count": 3})
+        assert answer.status_code == 202, answer.text
+        assert first(client, answer.json()["statusUrl"], *TERMINAL)["result"] == 3
+        large = {"count": 3, "note": "x" * 50}
+        assert client.post("/submit/declared", json=large).status_code == 413
 
 
 def test_the_first_poll_finds_the_job(client: httpx2.Client) -> None:

@@ -98,6 +98,20 @@ def test_the_body_may_be_left_to_the_handlers_annotation(client: TestClient) -> 
     assert client.post("/unread", content=b"x" * 1_100_000, headers=JSON).status_code == 413
 
 
+def test_openapi_has_no_body_for_a_handler_without_payload() -> None:
+    app, jobs = FastAPI(), AsyncJobs("memory://")
+    mount(app, jobs)
+
+    @jobs.handler("nightly")
+    async def nightly() -> None: ...
+
+    @app.post("/nightly", status_code=202)
+    async def submit(accept: Accept) -> Any:
+        return await accept(nightly)
+
+    assert "requestBody" not in app.openapi()["paths"]["/nightly"]["post"]
+
+
 def test_a_body_that_fastapi_has_read_is_read_again(client: TestClient) -> None:
     assert client.post("/read-twice", json={"count": 1}).status_code == 202
 

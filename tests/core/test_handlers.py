@@ -205,11 +205,42 @@ async def test_a_handler_can_be_called_as_the_function_it_is(jobs: AsyncJobs) ->
     assert repr(handler) == "<Handler 'double'>"
 
 
-def test_a_handler_must_take_a_payload_and_a_job(jobs: AsyncJobs) -> None:
-    async def alone(_payload: int) -> None: ...
+@pytest.mark.anyio
+async def test_a_handler_without_payload_is_enqueued_without_one(jobs: AsyncJobs) -> None:
+    @jobs.handler("nightly")
+    async def nightly(job: JobContext) -> str:
+        return job.type
 
-    with pytest.raises(ConfigurationError, match=r"exactly \(payload, job\)"):
-        jobs.handler("alone")(cast("Any", alone))
+    @jobs.handler("nothing")
+    def nothing() -> int:
+        return 7
+
+    async with jobs:
+        assert await (await jobs.enqueue(nightly)).result(timeout=60) == "nightly"
+        assert await (await jobs.enqueue(nothing, None)).result(timeout=60) == 7
+        assert await (await jobs.enqueue("nothing")).result(timeout=60) == 7
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue("nothing", 3)
+
+
+@pytest.mark.anyio
+async def test_a_handler_without_job_gets_its_payload(jobs: AsyncJobs) -> None:
+    @jobs.handler("double")
+    async def double(number: int) -> int:
+        return 2 * number
+
+    async with jobs:
+        assert (await finished(jobs, double, 21)).result == 42
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue("double")
+
+
+def test_a_handler_that_takes_anything_else_is_refused(jobs: AsyncJobs) -> None:
+    async def greedy(_payload: int, _job: JobContext, _limit: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="its parameter '_limit' is neither"):
+        jobs.handler("greedy")(greedy)
+    assert list(jobs.registry) == []
 
 
 def test_an_annotation_that_is_no_json_is_refused_at_once(jobs: AsyncJobs) -> None:
@@ -285,6 +316,45 @@ def test_a_handler_that_no_other_process_could_find_is_refused(
     with pytest.raises(ConfigurationError, match="must be a function of a module"):
         jobs.handler("lost", run_in="process")(function)
     assert jobs.registry.handler("lost") is None
+
+
+# aliases
+
+
+def test_a_former_name_leads_to_the_handler(jobs: AsyncJobs) -> None:
+    export = jobs.handler("export", aliases=["old_export", "older"])(double)
+    assert export.aliases == ("old_export", "older")
+    for name in ("export", "old_export", "older"):
+        assert jobs.registry.handler(name) is export
+        assert jobs.registry.find(name) is export
+    assert list(jobs.registry) == [export]
+
+
+def test_the_result_of_a_job_that_was_stored_under_a_former_name_is_read(jobs: AsyncJobs) -> None:
+    export = jobs.handler("export", aliases=("old_export",))(double)
+    done = sample_job(type="old_export").changed(status=JobStatus.COMPLETED, result_json=b"7")
+    assert export.result_of(done) == 7
+
+
+@pytest.mark.parametrize("taken", ["double", "former"])
+@pytest.mark.parametrize("options", [{"aliases": ("double",)}, {"aliases": ("former",)}])
+def test_a_former_name_that_another_type_has_is_refused(
+    jobs: AsyncJobs, taken: str, options: dict[str, Any]
+) -> None:
+    jobs.handler("double", aliases=("former",))(double)
+    with pytest.raises(ConfigurationError, match="which 'double' has already"):
+        jobs.handler("treble", **options)(double)
+    with pytest.raises(ConfigurationError, match=r"registered twice|which 'double' has already"):
+        jobs.external(taken, payload=int, result=int)
+    assert len(list(jobs.registry)) == 1
+
+
+@pytest.mark.parametrize(
+    "aliases", ["old_export", ("export",), ("old", "old"), (3,)], ids=["str", "own", "twice", "int"]
+)
+def test_aliases_that_make_no_sense_are_refused_at_once(jobs: AsyncJobs, aliases: Any) -> None:
+    with pytest.raises(ConfigurationError, match="aliases of handler 'export'"):
+        jobs.handler("export", aliases=aliases)
 
 
 # limits

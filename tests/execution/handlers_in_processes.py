@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Annotated
 
 import anyio
 import anyio.lowlevel
+from fast_depends import Depends
 from pydantic import BaseModel
 
-from asyncjobs import AsyncJobs, JobContext, JobFailed, Retry
+from asyncjobs import AsyncJobs, JobContext, JobFailed, Retry, handler
 
 #: Where the tests' queue takes these from, under a name and limits of its own.
 kinds = AsyncJobs("memory://")
@@ -106,3 +109,27 @@ def fails(how: str, _job: JobContext) -> int:
         case _:
             os.kill(os.getpid(), signal.SIGKILL)
             return 0
+
+
+def place(folder: str) -> Path:
+    return Path(folder) / "real"
+
+
+def other_place(folder: str) -> Path:
+    return Path(folder) / "fake"
+
+
+async def trace(place: Annotated[Path, Depends(place)], job: JobContext) -> AsyncGenerator[Path]:
+    place.write_text("open")
+    yield place
+    place.write_text(f"{job.type} closed")
+
+
+@handler("declared", run_in="process")
+async def declared(folder: str, trace: Annotated[Path, Depends(trace)]) -> str:
+    return f"{trace.relative_to(folder)} {trace.read_text()}"
+
+
+@kinds.handler("nothing", run_in="process")
+def nothing() -> int:
+    return os.getpid()

@@ -315,3 +315,26 @@ async def test_many_at_once_each_have_their_own(jobs: AsyncJobs) -> None:
         done = [await jobs.wait(job.id, timeout=LONG) for job in sent]
     results: Any = [job.result for job in done]
     assert [result[0] for result in results] == [0, 1, 4, 9]
+
+
+async def test_a_handler_without_payload_and_job_runs_in_another_process(jobs: AsyncJobs) -> None:
+    async with jobs:
+        assert (await finished(jobs, "nothing")).result != os.getpid()
+
+
+async def test_dependencies_are_made_and_overridden_in_the_other_process(
+    jobs: AsyncJobs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = import_module("handlers_in_processes")
+    jobs.include(module)
+    async with jobs:
+        assert (await finished(jobs, module.declared, str(tmp_path))).result == "real open"
+        assert (tmp_path / "real").read_text() == "declared closed"
+        jobs.dependency_overrides[module.place] = module.other_place
+        assert (await finished(jobs, module.declared, str(tmp_path))).result == "fake open"
+        assert (tmp_path / "fake").read_text() == "declared closed"
+        jobs.dependency_overrides[module.place] = lambda: tmp_path / "lost"
+        assert (await finished(jobs, module.declared, str(tmp_path))).error is not None
+        assert "must be a function of a module" in caplog.text
+        del jobs.dependency_overrides[module.place]
+        assert (await finished(jobs, module.declared, str(tmp_path))).result == "real open"

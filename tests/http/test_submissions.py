@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from asyncjobs import EnqueueOptions
+from asyncjobs import EnqueueOptions, handler
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.http.endpoints import Body, Submit, find_mount
@@ -133,3 +133,14 @@ async def test_find_mount_returns_the_mount_whose_queue_has_the_type(made: Made)
 async def test_find_mount_names_a_type_of_no_mounted_queue(made: Made) -> None:
     with pytest.raises(ConfigurationError, match=r"'double'.*mounted"):
         find_mount([], made().jobs.registry.find("double"))
+
+
+async def test_a_handler_that_is_not_included_is_refused_with_what_to_do(made: Made) -> None:
+    @handler("declared")
+    async def declared() -> None: ...
+
+    endpoints = made()
+    with pytest.raises(ConfigurationError, match=r"not included.*jobs\.include"):
+        find_mount([endpoints], declared)
+    endpoints.jobs.include(declared)
+    assert find_mount([endpoints], declared) is endpoints

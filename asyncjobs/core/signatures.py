@@ -1,0 +1,225 @@
+"""Reads what a handler takes: a payload, a job, dependencies, each told by its annotation."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Annotated, Any, Union, assert_never
+
+from pydantic import JsonValue
+
+from asyncjobs.errors import ConfigurationError
+
+_ALLOWED = (
+    "A handler takes a payload, a job (annotated with JobContext), both or neither, and "
+    "dependencies (Annotated[..., Depends(...)])."
+)
+
+# What says nothing of a parameter.
+_ANYTHING = (inspect.Parameter.empty, Any, object)
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+class JobParameter:
+    """Base of the class whose instances handlers take as their job: `JobContext`."""
+
+
+class Role(Enum):
+    """What a parameter of a handler gets."""
+
+    PAYLOAD = "payload"
+    JOB = "job"
+    DEPENDENCY = "dependency"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One parameter of a handler; `marker` is what `Depends` has returned, for a dependency."""
+
+    name: str
+    role: Role
+    annotation: Any
+    by_name: bool
+    marker: Any = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a handler takes and returns; `payload` is the type None if it takes none."""
+
+    payload: Any
+    result: Any
+    asynchronous: bool
+    taken: tuple[Taken, ...]
+
+    @property
+    def dependencies(self) -> tuple[Taken, ...]:
+        """The parameters that are dependencies."""
+        return tuple(one for one in self.taken if one.role is Role.DEPENDENCY)
+
+    @property
+    def payload_name(self) -> str | None:
+        """The name of the payload's parameter; None if there is none."""
+        return next((one.name for one in self.taken if one.role is Role.PAYLOAD), None)
+
+    def arguments(
+        self, payload: Any, job: Any, dependencies: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments with which to call the function, by position and by name."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for one in self.taken:
+            value: Any
+            match one.role:
+                case Role.PAYLOAD:
+                    value = payload
+                case Role.JOB:
+                    value = job
+                case Role.DEPENDENCY:
+                    value = dependencies[one.name]
+                case _:
+                    assert_never(one.role)
+            if one.by_name:
+                kwargs[one.name] = value
+            else:
+                args.append(value)
+        return args, kwargs
+
+
+def read_signature(function: Callable[..., Any]) -> Signature:
+    """Return what a function takes as a handler; raise `ConfigurationError` if it cannot be one.
+
+    A payload or a result that is not annotated may be any JSON value.
+    """
+    name = name_of(function)
+    hints = _hints_of(function, name)
+    fixed = _fixed_by_partial(function)
+    parameters = [
+        one.replace(annotation=hints.get(one.name, one.empty))
+        for one in inspect.signature(function).parameters.values()
+        if one.name not in fixed
+    ]
+    for one in parameters:
+        if one.kind in _VARIADIC:
+            raise _refused(name, repr(str(one).partition(":")[0]), "takes any number of arguments")
+    taken = _roles(name, parameters)
+    payload = next((one.annotation for one in taken if one.role is Role.PAYLOAD), None)
+    return Signature(
+        payload=JsonValue if payload is inspect.Parameter.empty else payload,
+        result=hints.get("return", JsonValue),
+        asynchronous=inspect.iscoroutinefunction(annotated(function)),
+        taken=taken,
+    )
+
+
+def annotated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Find the function that has the annotations of a partial or of a callable object."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name by which errors speak of a function."""
+    return getattr(function, "__qualname__", repr(function))
+
+
+def is_job(annotation: Any) -> bool:
+    """Return whether an annotation means the job: `JobContext`, `JobContext[X]`, perhaps None."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated or origin in {Union, types.UnionType}:
+        return any(is_job(one) for one in typing.get_args(annotation))
+    found = origin or annotation
+    return isinstance(found, type) and issubclass(found, JobParameter)
+
+
+def dependency_marker(annotation: Any, default: Any) -> Any:
+    """Return what the `Depends` of fast-depends made of a parameter; None if it has none.
+
+    Recognised by name: neither library need be installed. Raises `ValueError` for FastAPI's.
+    """
+    metadata = getattr(annotation, "__metadata__", ())
+    for one in (*metadata, default):
+        for kind in type(one).__mro__:
+            if (kind.__module__, kind.__name__) == ("fastapi.params", "Depends"):
+                raise ValueError(
+                    "has FastAPI's Depends, which needs a request: declare it by "
+                    "`from fast_depends import Depends` (pip install 'asyncjobs-http[depends]')"
+                )
+            if (kind.__module__, kind.__name__) == ("fast_depends.dependencies.model", "Dependant"):
+                return one
+    return None
+
+
+def _roles(name: str, parameters: list[inspect.Parameter]) -> tuple[Taken, ...]:
+    markers: dict[str, Any] = {}
+    for one in parameters:
+        try:
+            markers[one.name] = dependency_marker(one.annotation, one.default)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"Handler {name}: its parameter {one.name!r} {error}."
+            ) from None
+    plain = [one for one in parameters if markers[one.name] is None]
+    job = _job_among(name, plain)
+    payloads = [one for one in plain if one is not job]
+    for one in payloads[1:]:
+        kept = payloads[0].name
+        raise _refused(name, repr(one.name), f"is neither: {kept!r} is the payload already")
+    for one in payloads:
+        if one.kind is one.KEYWORD_ONLY:
+            raise _refused(name, repr(one.name), "is the payload, which is given by position")
+    roles = {one.name: Role.PAYLOAD for one in payloads}
+    if job is not None:
+        roles[job.name] = Role.JOB
+    return tuple(
+        Taken(
+            name=one.name,
+            role=roles.get(one.name, Role.DEPENDENCY),
+            annotation=one.annotation,
+            by_name=one.kind is one.KEYWORD_ONLY,
+            marker=markers[one.name],
+        )
+        for one in parameters
+    )
+
+
+def _job_among(name: str, plain: list[inspect.Parameter]) -> inspect.Parameter | None:
+    """Return the parameter that gets the job: by its annotation, else by its name or place."""
+    jobs = [one for one in plain if is_job(one.annotation)]
+    if len(jobs) > 1:
+        raise _refused(name, repr(jobs[1].name), f"is a second job beside {jobs[0].name!r}")
+    if jobs:
+        return jobs[0]
+    unsaid = [one for one in plain if one.annotation in _ANYTHING]
+    named = [one for one in unsaid if one.name == "job"]
+    if named:
+        return named[0]
+    return plain[1] if len(plain) == 2 and plain[1] in unsaid else None
+
+
+def _hints_of(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(annotated(function), include_extras=True)
+    except NameError as error:
+        raise ConfigurationError(
+            f"Handler {name}: {error}. Its annotations must be importable names of its module."
+        ) from error
+
+
+def _fixed_by_partial(function: Callable[..., Any]) -> set[str]:
+    fixed: set[str] = set()
+    while isinstance(function, partial):
+        fixed.update(function.keywords)
+        function = function.func
+    return fixed
+
+
+def _refused(name: str, parameter: str, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"Handler {name}: its parameter {parameter} {reason}. {_ALLOWED}")

@@ -1,0 +1,150 @@
+"""What a handler takes is told by its annotations, and what it cannot take is refused."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, Generic, TypeVar
+
+import pytest
+from fast_depends import Depends
+from fastapi import Depends as FastAPIDepends
+from pydantic import JsonValue
+
+from asyncjobs import JobContext
+from asyncjobs.core.signatures import read_signature
+from asyncjobs.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+class Resourceful(JobContext, Generic[T]):
+    """A job whose class has a parameter."""
+
+
+def get_session() -> str:
+    return "session"
+
+
+Session = Annotated[str, Depends(get_session)]
+
+
+def nothing() -> None: ...
+def payload_alone(order: int) -> None: ...
+def job_alone(job: JobContext) -> None: ...
+def job_of_another_name(context: JobContext) -> None: ...
+def both(order: int, job: JobContext) -> None: ...
+def job_first(job: JobContext, order: int) -> None: ...
+def job_of_a_class(order: int, job: Resourceful[str]) -> None: ...
+def perhaps_a_job(order: int, job: JobContext | None) -> None: ...
+def annotated_job(order: int, job: Annotated[JobContext, "the job"]) -> None: ...
+def job_by_name(order: int, *, job: JobContext) -> None: ...
+def job_alone_by_name(*, job: JobContext) -> None: ...
+def payload_without_job(order: int, *, session: Session) -> None: ...
+def all_of_them(order: int, job: JobContext, session: Session) -> None: ...
+def dependency_alone(session: Session) -> None: ...
+def dependency_first(session: Session, order: int, job: JobContext) -> None: ...
+def dependency_by_default(order: int, session: str = Depends(get_session)) -> None: ...
+def unannotated(order, job): ...  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def unannotated_job(job): ...  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def unannotated_payload(order): ...  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def any_job(order: int, context: Any) -> None: ...
+def unannotated_job_first(job: Any, order: int) -> None: ...
+def with_factor(factor: int, order: int, job: JobContext, *, unit: str) -> None: ...
+
+
+def with_a_limit(order: int, limit: int, job: JobContext) -> None: ...
+
+
+class Service:
+    def method(self, order: int, job: JobContext) -> None: ...
+    def __call__(self, job: JobContext, session: Session) -> None: ...
+
+
+AnyFunction = Callable[..., Any]
+
+TAKEN: list[tuple[AnyFunction, list[object], dict[str, object]]] = [
+    (nothing, [], {}),
+    (payload_alone, ["payload"], {}),
+    (job_alone, ["job"], {}),
+    (job_of_another_name, ["job"], {}),
+    (both, ["payload", "job"], {}),
+    (job_first, ["job", "payload"], {}),
+    (job_of_a_class, ["payload", "job"], {}),
+    (perhaps_a_job, ["payload", "job"], {}),
+    (annotated_job, ["payload", "job"], {}),
+    (job_by_name, ["payload"], {"job": "job"}),
+    (job_alone_by_name, [], {"job": "job"}),
+    (payload_without_job, ["payload"], {"session": "a session"}),
+    (all_of_them, ["payload", "job", "a session"], {}),
+    (dependency_alone, ["a session"], {}),
+    (dependency_first, ["a session", "payload", "job"], {}),
+    (dependency_by_default, ["payload", "a session"], {}),
+    (unannotated, ["payload", "job"], {}),
+    (unannotated_job, ["job"], {}),
+    (unannotated_payload, ["payload"], {}),
+    (any_job, ["payload", "job"], {}),
+    (unannotated_job_first, ["job", "payload"], {}),
+    (functools.partial(with_factor, 2, unit="kg"), ["payload", "job"], {}),
+    (functools.partial(with_a_limit, limit=3), ["payload"], {"job": "job"}),
+    (Service().method, ["payload", "job"], {}),
+    (Service(), ["job", "a session"], {}),
+]
+
+
+@pytest.mark.parametrize(("function", "args", "kwargs"), TAKEN)
+def test_a_function_is_called_with_what_it_takes(
+    function: Callable[..., Any], args: list[object], kwargs: dict[str, object]
+) -> None:
+    given = read_signature(function).arguments("payload", "job", {"session": "a session"})
+    assert given == (args, kwargs)
+
+
+PAYLOADS: list[tuple[AnyFunction, object]] = [
+    (nothing, None),
+    (job_alone, None),
+    (dependency_alone, None),
+    (payload_alone, int),
+    (job_first, int),
+    (unannotated, JsonValue),
+]
+
+
+@pytest.mark.parametrize(("function", "payload"), PAYLOADS)
+def test_the_type_of_the_payload_is_its_annotation_and_none_without_payload(
+    function: Callable[..., Any], payload: object
+) -> None:
+    assert read_signature(function).payload == payload
+
+
+def two_payloads(order: int, other: str) -> None: ...
+def a_third_parameter(order: int, job: JobContext, limit: int) -> None: ...
+def a_third_with_default(order: int, job: JobContext, limit: int = 3) -> None: ...
+def two_jobs(job: JobContext, other: JobContext) -> None: ...
+def many(*orders: int) -> None: ...
+def named(**orders: int) -> None: ...
+def payload_by_name(*, order: int) -> None: ...
+def of_a_route(order: int, session: Annotated[str, FastAPIDepends(get_session)]) -> None: ...
+def of_a_route_by_default(order: int, session: str = FastAPIDepends(get_session)) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (two_payloads, "'other' is neither: 'order' is the payload already"),
+        (a_third_parameter, "'limit' is neither: 'order' is the payload already"),
+        (a_third_with_default, "'limit' is neither: 'order' is the payload already"),
+        (two_jobs, "'other' is a second job beside 'job'"),
+        (many, r"'\*orders' takes any number of arguments"),
+        (named, r"'\*\*orders' takes any number of arguments"),
+        (payload_by_name, "'order' is the payload, which is given by position"),
+        (of_a_route, "'session' has FastAPI's Depends.*from fast_depends import Depends"),
+        (of_a_route_by_default, "'session' has FastAPI's Depends.*from fast_depends import"),
+    ],
+)
+def test_a_parameter_that_no_handler_has_is_refused_by_name(
+    function: Callable[..., Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=sentence) as refused:
+        read_signature(function)
+    assert function.__name__ in str(refused.value)
