@@ -25,6 +25,7 @@ from asyncjobs.settings import Seconds
 
 P = TypeVar("P")
 R = TypeVar("R")
+S = TypeVar("S")
 
 AnyHandler = Handler[Any, Any]
 
@@ -45,20 +46,20 @@ class Decorator(Protocol):
 
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self, function: Callable[[P, JobContext], Coroutine[Any, Any, R]], /
+        self, function: Callable[[P, JobContext[S]], Coroutine[Any, Any, R]], /
     ) -> Handler[P, R]: ...
 
     @overload
-    def __call__(self, function: Callable[[P, JobContext], R], /) -> Handler[P, R]: ...  # type: ignore[overload-overlap]
+    def __call__(self, function: Callable[[P, JobContext[S]], R], /) -> Handler[P, R]: ...  # type: ignore[overload-overlap]
 
     @overload
     def __call__(
-        self, function: Callable[Concatenate[JobContext, ...], Coroutine[Any, Any, R]], /
+        self, function: Callable[Concatenate[JobContext[S], ...], Coroutine[Any, Any, R]], /
     ) -> Handler[None, R]: ...
 
     @overload
     def __call__(
-        self, function: Callable[Concatenate[JobContext, ...], R], /
+        self, function: Callable[Concatenate[JobContext[S], ...], R], /
     ) -> Handler[None, R]: ...
 
     @overload

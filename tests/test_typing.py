@@ -38,6 +38,11 @@ async def order(given: Order, job: JobContext) -> list[str]:
         await job.progress(90, "packing")
     return []
 
+@jobs.handler("shared")
+async def shared(given: Order, job: JobContext[Order]) -> int:
+    assert_type(job.resources, Order)
+    return job.resources.amount
+
 @jobs.handler("count", timeout=None)
 def count(given: str, job: JobContext) -> int:
     for letter in job.track(given):
@@ -111,6 +116,11 @@ async def submit() -> None:
 
 async def use(job: Job, queue: JobQueue) -> None:
     assert_type(order, Handler[Order, list[str]])
+    assert_type(shared, Handler[Order, int])
+    assert_type(jobs.sync.enqueue(shared, Order(1)).result(), int)
+    assert_type(jobs.sync.wait(job.id), Job)
+    async with jobs.open(run_handlers=False) as opened:
+        assert_type(opened, AsyncJobs)
     handle = await jobs.enqueue(order, Order(1), options=EnqueueOptions(run_at=60, deadline=minute))
     assert_type(handle, JobHandle[list[str]])
     assert_type(await handle.result(), list[str])

@@ -19,7 +19,7 @@ from asyncjobs.errors import JobCancelled
 from asyncjobs.records.logging import log_fields
 
 T = TypeVar("T")
-S = TypeVar("S", default=Any)
+S = TypeVar("S", default=None)
 
 # How long an `async for` over plain items may keep the event loop before it lets others run.
 _TURN_SECONDS = 0.005
@@ -146,7 +146,8 @@ class JobContext(JobParameter, Generic[S]):
     def resources(self) -> S:
         """What the queue's `lifespan` yields, shared by the handlers of this process.
 
-        None for a queue without a lifespan.
+        None for a queue without a lifespan. Type checkers know its type if the handler's parameter
+        is annotated `JobContext[Pool]`.
         """
         return self._resources
 
