@@ -26,7 +26,7 @@ from anyio.abc import TaskGroup
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.handlers import Handler, Registry
-from asyncjobs.core.job import Job, JobId, Lease
+from asyncjobs.core.job import Delivery, Job, JobId, Lease
 from asyncjobs.errors import IllegalMove, JobCancelled, LostLease, StoreError, UnknownJob
 from asyncjobs.execution.attempt import Attempt, Cause
 from asyncjobs.execution.cancellation import loop_runs
@@ -75,6 +75,7 @@ class _Start:
     token: str
     give_up_at: float
     freed: Callable[[], None]
+    is_suspect: bool = False
     unwanted: bool = False
     attempt: Attempt | None = None
 
@@ -134,10 +135,11 @@ class Executor:
         if handler is None or self._stopping:  # it was delivered too late; it comes up elsewhere
             freed()
             return None
-        if lifecycle.is_suspect(job):
+        suspect = lifecycle.is_suspect(job)
+        if suspect:
             freed = partial(self._free_suspect, job.id, freed)
         give_up_at = anyio.current_time() + self._settings.redelivery.total_seconds() / 2
-        start = _Start(job, handler, uuid.uuid4().hex, give_up_at, freed)
+        start = _Start(job, handler, uuid.uuid4().hex, give_up_at, freed, is_suspect=suspect)
         self._starts.append(start)
         self._no_starts = anyio.Event() if self._no_starts.is_set() else self._no_starts
         self._new_start.set()
@@ -265,6 +267,10 @@ class Executor:
         self._spawn(one, started)
 
     def _started(self, one: _Start, job: Job, now: datetime) -> Job:
+        alone = job.delivery is Delivery.PULL and lifecycle.is_suspect(job)
+        if alone and not one.is_suspect:
+            # It was lost elsewhere while it waited here. Another suspect may run in this process.
+            raise IllegalMove(job.id, "start", job.status, "it waits to run alone")
         lease = Lease(worker=self._worker, token=one.token, until=now + self._settings.lease)
         return lifecycle.start(job, now, lease)
 

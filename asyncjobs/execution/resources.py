@@ -72,6 +72,8 @@ class Resources:
         """
         if self._lifespan is None:
             return
+        if self._closing:
+            raise ResourcesUnavailable("the handlers of this process have ended")
         if self._task is None:
             self._ready, self._leave, self._ended = anyio.Event(), anyio.Event(), anyio.Event()
             self._error = None

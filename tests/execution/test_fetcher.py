@@ -266,6 +266,38 @@ async def test_a_suspect_made_in_this_process_does_not_wait_for_the_next_poll(
         assert (await settled(jobs, job.id)).result == 2
 
 
+async def test_a_job_that_is_lost_elsewhere_while_it_waits_here_begins_alone(
+    make: Make, beside: Any
+) -> None:
+    dispatcher = LocalDispatcher(2)
+    jobs = make(settings=NO_POLLING, dispatcher=dispatcher)
+    running: set[str] = set()
+    go_on = anyio.Event()
+
+    @jobs.handler("suspect")
+    async def suspect(_payload: object, job: JobContext) -> int:
+        running.add(job.id)
+        await go_on.wait()
+        return len(running)
+
+    now = jobs.clock.now()
+    first, waiting = (
+        sample_job(type="suspect", created_at=now - timedelta(minutes=1), max_deliveries=2)
+        for _ in range(2)
+    )
+    await beside.insert([first.changed(losses=1, lane=suspects_lane("default"))])
+    async with jobs:
+        await until(lambda: running)
+        lapsed = Lease(worker="dead:1", token="t", until=now)
+        begun = lifecycle.start(waiting, now - timedelta(minutes=1), lapsed)
+        await beside.insert([begun])
+        assert dispatcher.offer(waiting)  # as it was when this process took it
+        await until(lambda: dispatcher.room == 3)
+        assert running == {first.id}
+        go_on.set()
+        assert (await settled(jobs, waiting.id)).attempt == 2
+
+
 async def test_a_queue_without_handlers_takes_nothing(make: Make, store: Any, beside: Any) -> None:
     counted = FaultyStore(store)
     jobs = make(store=counted)
