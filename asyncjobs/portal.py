@@ -209,12 +209,14 @@ class _Process:
                     self._loop = None
                     raise
                 self._portal = portal
-                # Heard only where the first call is made by the main thread.
-                self._signals.enter_context(told_to_stop(partial(portal.call, loop.end_lasting)))
                 _at_exit(self.close)
             if run_handlers and not self._runs_handlers:
                 self._portal.call(jobs.start_handlers)
                 self._runs_handlers = True
+                if self._loop is not None:
+                    # Heard only where this call is made by the main thread.
+                    tell = partial(self._portal.call, self._loop.end_lasting)
+                    self._signals.enter_context(told_to_stop(tell))
             return self._portal
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread, current_thread, main_thread
 from types import FrameType
 
@@ -38,7 +38,8 @@ def told_to_stop(tell: Callable[[], None]) -> Generator[None]:
     finally:
         for number, handler in ours.items():
             if signal.getsignal(number) is handler:
-                signal.signal(number, before[number])
+                with suppress(ValueError):  # left in another thread, which cannot take it back
+                    signal.signal(number, before[number])
 
 
 def _followed_by(tell: Callable[[], None], handler: Handler) -> Handler:

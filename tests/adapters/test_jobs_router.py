@@ -24,6 +24,7 @@ from asyncjobs.adapters.fastapi import (
     jobs_router,
     mount,
 )
+from tests.waiting import until_sync
 
 NewUrl = Callable[[], str]
 
@@ -150,6 +151,29 @@ def test_the_lifespan_of_the_app_opens_and_closes_the_queue(
     with TestClient(build(jobs, jobs_router(jobs))):
         assert jobs.is_open
     assert not jobs.is_open
+
+
+def test_handlers_run_only_between_the_startup_and_the_shutdown_of_the_app(
+    jobs: AsyncJobs,
+) -> None:
+    seen: list[object] = []
+
+    @jobs.handler("note")
+    async def note(text: str, _: JobContext) -> None:
+        seen.append(text)
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncGenerator[None]:
+        seen.append(("startup", jobs.is_open))
+        yield
+        seen.append(("shutdown", jobs.is_open))
+
+    app = FastAPI(lifespan=lifespan)
+    app.include_router(jobs_router(jobs), prefix="/api/jobs")
+    jobs.sync.enqueue(note, "backlog")
+    with TestClient(app):
+        until_sync(lambda: "backlog" in seen)
+    assert seen == [("startup", False), "backlog", ("shutdown", False)]
 
 
 def test_a_queue_that_the_app_has_opened_is_left_to_it(jobs: AsyncJobs) -> None:
