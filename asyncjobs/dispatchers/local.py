@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +29,8 @@ class LocalDispatcher:
         if concurrency < 1:
             raise ConfigurationError(f"At least one job must run at a time, got {concurrency}.")
         self.concurrency = concurrency
-        self._waiting: deque[Job] = deque()
+        # In the order in which they came.
+        self._waiting: dict[JobId, Job] = {}
         self._running: set[JobId] = set()
         self._again: dict[JobId, Job] = {}
         self._reserved = 0
@@ -80,14 +80,14 @@ class LocalDispatcher:
         if job.id in self._running:
             self._again[job.id] = job  # a retry, while the last attempt is about to leave its slot
             return True
-        if any(job.id == other.id for other in self._waiting):
+        if job.id in self._waiting:
             return True  # it has waited here for so long that it came up again
         if self._begin is None or not self.room:
             return False
         if len(self._running) < self.concurrency:
             self._start(job, self._begin)
         else:
-            self._waiting.append(job)
+            self._waiting[job.id] = job
         return True
 
     async def wait_for_room(self) -> None:
@@ -96,7 +96,7 @@ class LocalDispatcher:
 
     def close(self) -> Sequence[Job]:
         self._begin = None
-        left = tuple(self._waiting)
+        left = tuple(self._waiting.values())
         self._waiting.clear()
         return left
 
@@ -113,10 +113,10 @@ class LocalDispatcher:
         """Note that a slot is free, and give it to the job that waits for it."""
         again = self._again.pop(job_id, None)
         if again is not None and self._begin is not None:
-            self._waiting.append(again)
+            self._waiting[job_id] = again
         self._running.discard(job_id)
         if self._waiting and self._begin is not None:
-            self._start(self._waiting.popleft(), self._begin)
+            self._start(self._waiting.pop(next(iter(self._waiting))), self._begin)
         if not self._running:
             self._idle.set()
         self._freed.set()
