@@ -98,8 +98,12 @@ class OpenStore(Protocol):
         """
         ...
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
-        """Forget these jobs with all their data and keys; unknown ids are no error."""
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
+        """Forget these jobs with all their data and keys; say for each if it was there.
+
+        The ids are all different, and unknown ones are no error. Of racing calls with one id, at
+        most one answers True.
+        """
         ...
 
 

@@ -57,8 +57,8 @@ class FolderStore:
     ) -> Sequence[Job]:
         return await self._step(lambda _: self._take(lanes, now, until, limit))
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
-        await self._step(lambda _: list(map(self._delete, ids)))
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
+        return await self._step(lambda _: [self._delete(job_id) for job_id in ids])
 
     async def _step(self, work: Callable[[int], T]) -> T:
         """Do something while no other task, thread or process does anything here."""
@@ -108,12 +108,13 @@ class FolderStore:
                 self._write(taken[-1], order, before=job)
         return taken
 
-    def _delete(self, job_id: JobId) -> None:
+    def _delete(self, job_id: JobId) -> bool:
         job, order = self._read(job_id)
         halves = self._file(job_id, "state"), self._file(job_id, "submission")
         for path in (*halves, self._entry(job, order), self._key(job)) if job else ():
             if path:
                 path.unlink(missing_ok=True)
+        return job is not None
 
     def _read(self, job_id: JobId) -> tuple[Job | None, int]:
         if not (path := self._file(job_id, "state")).exists():

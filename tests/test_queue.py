@@ -194,10 +194,11 @@ class Rivalled(FaultyStore):
 
     rival: Job | None = None
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
-        await super().delete(ids)
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
+        deleted = await super().delete(ids)
         if self.rival is not None:
             await self.insert([self.rival])
+        return deleted
 
     async def insert_within(self, _connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
         return await self.insert(jobs)

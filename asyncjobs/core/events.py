@@ -26,6 +26,7 @@ class Event(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    FORGOTTEN = "forgotten"
 
 
 #: The same, for those who write them out.
@@ -39,12 +40,16 @@ EventName = Literal[
     "completed",
     "failed",
     "cancelled",
+    "forgotten",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One event: the job after it and before it (None for one that is new), and when it was."""
+    """One event: the job after it and before it (None for one that is new), and when it was.
+
+    Of a forgotten job, both are what was deleted.
+    """
 
     event: Event
     job: Job

@@ -83,6 +83,8 @@ class JobMetrics:
                 self._ended.add(1, {**labels, **failed})
             case Event.RETRIED | Event.RELEASED | Event.LOST | Event.CANCEL_REQUESTED:
                 pass
+            case Event.FORGOTTEN:  # counted when it ended
+                pass
             case _:
                 assert_never(transition.event)
 

@@ -182,8 +182,8 @@ class GroupCommitStore:
             lambda: self._store.take(lanes, now=now, until=until, limit=limit)
         )
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
-        await self._bound.wait_for(lambda: self._store.delete(ids))
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
+        return await self._bound.wait_for(lambda: self._store.delete(ids))
 
 
 class Bound:

@@ -103,6 +103,7 @@ _SAID: Mapping[Event, tuple[int, str]] = MappingProxyType(
         Event.COMPLETED: (logging.INFO, "is completed"),
         Event.FAILED: (logging.WARNING, "is failed"),
         Event.CANCELLED: (logging.INFO, "is cancelled"),
+        Event.FORGOTTEN: (logging.INFO, "is forgotten"),
     }
 )
 
@@ -129,7 +130,7 @@ def log_transition(transition: Transition) -> None:
     if log.enabled(level):
         job = transition.job
         words = f"{said}, attempt {job.attempt}" if job.attempt else said
-        if job.error is not None:
+        if job.error is not None and transition.event is not Event.FORGOTTEN:
             words = f"{words}: {job.error.message}"
         fields = {**log_fields(job), "job_event": transition.event.value}
         log.log(level, "Job %s (%s) %s", job.id, job.type, words, extra=fields)

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from anyio.abc import TaskGroup
 
 from asyncjobs.core import lifecycle
-from asyncjobs.core.events import Transition, event_of
+from asyncjobs.core.events import Event, Transition, event_of
 from asyncjobs.core.job import Job, JobId, JobStatus, suspects_lane
 from asyncjobs.errors import ConfigurationError, UnknownJob, UnusableConnection
 from asyncjobs.protocols import (
@@ -110,7 +110,7 @@ class Repository:
         repaired = await self._repaired(found, self._clock.now())
         if repaired is not None:
             return repaired
-        await self.forget([found.id])
+        await self.forget([found])
         [stored] = await self._transactions.insert_within(connection, [job])
         if stored.id == job.id:
             self._tell_of(None, stored)
@@ -215,11 +215,13 @@ class Repository:
         now = self._clock.now() - overdue_by
         return await self._store.take(lanes, now=now, until=until, limit=limit)
 
-    async def forget(self, ids: Sequence[JobId]) -> None:
-        """Delete jobs and tell those who watch them."""
-        await self._store.delete(ids)
-        for job_id in ids:
-            self._feed.forget(job_id)
+    async def forget(self, jobs: Sequence[Job]) -> None:
+        """Delete jobs, end their watches, and pass on an event for each that was still there."""
+        deleted = await self._store.delete([job.id for job in jobs])
+        for job, was_there in zip(jobs, deleted, strict=True):
+            self._feed.forget(job.id)
+            if was_there:
+                self._tell(Transition(Event.FORGOTTEN, job, job, self._clock.now()))
 
     def watch(self, job_id: JobId) -> Watch:
         """Follow one job."""
@@ -237,7 +239,7 @@ class Repository:
         repaired = await self._repaired(found, self._clock.now())
         if repaired is not None:
             return repaired
-        await self.forget([found.id])
+        await self.forget([found])
         [stored] = await self._store.insert([job])
         if stored.id == job.id:
             self._written(None, stored)

@@ -96,6 +96,15 @@ class HookRunner:
                 self._new.set()
             queue.put(transition)
 
+    def room(self, event: Event) -> int:
+        """Return how many events of a kind may come at once without a hook missing any.
+
+        Half of what a hook may be behind is left to other events, which cannot be held back.
+        """
+        queues = [self._queues.get(hook) for hook in self._hooks.of(event)]
+        behind = max((queue.behind for queue in queues if queue is not None), default=0)
+        return max(0, _MAX_WAITING // 2 - behind)
+
     async def run(self) -> None:
         """Call hooks until cancelled."""
         started: set[_HookQueue] = set()

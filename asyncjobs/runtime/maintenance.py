@@ -40,12 +40,15 @@ class Maintenance:
         retrier: DispatchRetrier,
         settings: Settings,
         fetcher: Callable[[], Fetcher | None],
+        room: Callable[[], int],
     ) -> None:
+        """Keep what it works with; `room` is how many jobs may be forgotten now."""
         self._registry = registry
         self._repository = repository
         self._retrier = retrier
         self._settings = settings
         self._fetcher = fetcher
+        self._room = room
         self._looked_at_neglected = -math.inf
 
     async def run(self) -> None:
@@ -65,7 +68,8 @@ class Maintenance:
         until = self._repository.now() + self._settings.redelivery
         jobs = await self._repository.take([MAINTENANCE_LANE], until=until, limit=_MOST)
         now = self._repository.now()
-        forgettable = [job.id for job in jobs if lifecycle.forgettable(job, now)]
+        # What hooks have no room for comes up again after `redelivery`.
+        forgettable = [job for job in jobs if lifecycle.forgettable(job, now)][: self._room()]
         if forgettable:
             await self._repository.forget(forgettable)
         await self._move_overdue(jobs)

@@ -18,6 +18,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from asyncjobs.core import lifecycle
+from asyncjobs.core.events import Event
 from asyncjobs.core.handlers import ImportPath, Registry
 from asyncjobs.core.job import Delivery, Job, JobStatus, Submission
 from asyncjobs.errors import StoreError
@@ -121,7 +122,12 @@ class Runtime:
         self._hooks_until = 0.0
         self.retrier = DispatchRetrier(parts.dispatcher, settings, tasks)
         self.maintenance = Maintenance(
-            parts.registry, self.repository, self.retrier, settings, lambda: self.fetcher
+            parts.registry,
+            self.repository,
+            self.retrier,
+            settings,
+            lambda: self.fetcher,
+            partial(self.hook_runner.room, Event.FORGOTTEN),
         )
         self.callbacks = Callbacks(self.repository, parts.callback_sender, settings)
         self.feed.on_any(self.callbacks.hint)

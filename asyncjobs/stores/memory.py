@@ -77,13 +77,9 @@ class MemoryStore:
             self._put(job)
         return taken
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
         await anyio.lowlevel.checkpoint()
-        for job_id in ids:
-            job = self._jobs.pop(job_id, None)
-            self._order.pop(job_id, None)
-            if job is not None and (key := _key(job)) is not None:
-                del self._keys[key]
+        return [self._delete(job_id) for job_id in ids]
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         await anyio.lowlevel.checkpoint()
@@ -149,6 +145,13 @@ class MemoryStore:
             return None
         heappop(self._due[lane])
         return self._jobs[job_id]
+
+    def _delete(self, job_id: JobId) -> bool:
+        job = self._jobs.pop(job_id, None)
+        self._order.pop(job_id, None)
+        if job is not None and (key := _key(job)) is not None:
+            del self._keys[key]
+        return job is not None
 
     def _live(self, lane: str) -> _Heap:
         heap = self._due.get(lane, [])

@@ -126,8 +126,8 @@ class FaultyStore:
             "take", (), lambda: self.store.take(lanes, now=now, until=until, limit=limit)
         )
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
-        await self._call("delete", ids, lambda: self.store.delete(ids))
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
+        return await self._call("delete", ids, lambda: self.store.delete(ids))
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         store: Any = self.store

@@ -255,11 +255,25 @@ class StoringRules:
         async with store:
             await store.insert([gone, kept])
             await ended(store, gone, b'"wide"')
-            await store.delete([gone.id, new_job_id()])
+            assert list(await store.delete([new_job_id(), gone.id])) == [False, True]
+            assert list(await store.delete([gone.id])) == [False]
             assert list(await store.get([gone.id, kept.id])) == [None, kept]
             assert ids(await store.take([LANE, MAINTENANCE_LANE], now=NOW, until=NOW, limit=9)) == [
                 kept.id
             ]
+
+    async def test_of_racing_deletions_one_finds_the_job(self, store: Store) -> None:
+        job, found = sample_job(), list[bool]()
+
+        async def delete() -> None:
+            found.extend(await store.delete([job.id]))
+
+        async with store:
+            await store.insert([job])
+            async with anyio.create_task_group() as tasks:
+                for _ in range(10):
+                    tasks.start_soon(delete)
+        assert sorted(found) == [False] * 9 + [True]
 
     async def test_deleting_frees_the_idempotency_key(self, store: Store) -> None:
         first, second = sample_job(idempotency_key="k"), sample_job(idempotency_key="k")

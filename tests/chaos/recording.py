@@ -136,8 +136,9 @@ class Recorded:
             self.notes.write("taken", **hold, jobs=[[job.id, job.revision] for job in taken])
         return taken
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
-        await self.store.delete(ids)
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
+        answers: Sequence[bool] = await self.store.delete(ids)
+        return answers
 
     async def changes(self) -> AsyncIterator[Sequence[JobId]]:
         notices = power_of(self.store, ChangeNotices)

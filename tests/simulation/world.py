@@ -120,8 +120,8 @@ class Line:
     ) -> Sequence[Job]:
         return await self._carry(lambda: self._store.take(lanes, now=now, until=until, limit=limit))
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
-        await self._carry(lambda: self._store.delete(ids))
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
+        return await self._carry(lambda: self._store.delete(ids))
 
     async def changes(self) -> AsyncIterator[Sequence[JobId]]:
         while True:

@@ -171,16 +171,34 @@ class CountsTakes(MemoryStore):
 class KeepsKeysOfTheDead(MemoryStore):
     """Forgets a job and keeps its idempotency key."""
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
         keys = dict(self._keys)
-        await super().delete(ids)
+        deleted = await super().delete(ids)
         self._keys = keys
+        return deleted
 
     def _insert(self, job: Job) -> Job:
         dead = job.idempotency_key and self._keys.get((None, job.type, job.idempotency_key))
         if dead and dead not in self._jobs:
             raise StoreUnavailable("broken", "the key names no job")
         return super()._insert(job)
+
+
+class FindsEveryJobItDeletes(MemoryStore):
+    """Says of each job that it was there."""
+
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
+        await super().delete(ids)
+        return [True for _ in ids]
+
+
+class DeletesInTwoSteps(MemoryStore):
+    """Looks for the jobs in one step and deletes them in another."""
+
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
+        found = await self.get(ids)
+        await super().delete(ids)
+        return [job is not None for job in found]
 
 
 class LosesErrors(MemoryStore):
@@ -324,10 +342,11 @@ class LetsOutWhatParsingRaises(MemoryStore):
 class ListsTheDead(MemoryStore):
     """Forgets a job and goes on listing it."""
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
         jobs, order = dict(self._jobs), dict(self._order)
-        await super().delete(ids)
+        deleted = await super().delete(ids)
         self._jobs, self._order = jobs, order
+        return deleted
 
 
 class CountsAllLanes(MemoryStore):
@@ -400,6 +419,8 @@ BROKEN: list[tuple[type[MemoryStore], str]] = [
     (MixesUpOwners, "test_keys_are_apart_by_owner_and_type"),
     (CountsTakes, "test_take_moves_the_due_moment_and_nothing_else"),
     (KeepsKeysOfTheDead, "test_deleting_frees_the_idempotency_key"),
+    (FindsEveryJobItDeletes, "test_a_deleted_job_is_forgotten"),
+    (DeletesInTwoSteps, "test_of_racing_deletions_one_finds_the_job"),
     (LosesErrors, "test_errors_of_attempts_come_back_as_they_were_written"),
     (WritesStatesWhole, "test_a_change_without_errors_or_result_keeps_those_that_are_stored"),
     (KeepsErrorsOfTheDead, "test_a_job_inserted_again_has_no_errors_of_its_deleted_self"),

@@ -134,11 +134,13 @@ ORDER BY was_due, seq
 
 DELETE = """
 WITH gone AS (
-    DELETE FROM {s}.jobs WHERE id = ANY (%b::text[]) RETURNING seq
+    DELETE FROM {s}.jobs WHERE id = ANY (%b::text[]) RETURNING seq, id
 ), submissions AS (
     DELETE FROM {s}.submissions USING gone WHERE submissions.seq = gone.seq
+), results AS (
+    DELETE FROM {s}.results USING gone WHERE results.seq = gone.seq
 )
-DELETE FROM {s}.results USING gone WHERE results.seq = gone.seq
+SELECT id FROM gone
 """
 
 BEFORE = """
@@ -215,9 +217,10 @@ async def take(db: Session, lanes: Sequence[str], now: int, until: int, limit: i
     return readable(await db.rows(TAKE, names, now, limit, limit, until), _job)
 
 
-async def delete(db: Session, ids: Sequence[JobId]) -> None:
-    """Delete jobs with all that belongs to them."""
-    await db.rows(DELETE, [_text(job_id) for job_id in sorted(ids)])
+async def delete(db: Session, ids: Sequence[JobId]) -> list[bool]:
+    """Delete jobs with all that belongs to them; say for each if it was there."""
+    gone = {job_id for (job_id,) in await db.rows(DELETE, [_text(it) for it in sorted(ids)])}
+    return [_text(job_id) in gone for job_id in ids]
 
 
 async def select(db: Session, which: Selection, limit: int, after: str | None) -> Page:

@@ -125,10 +125,11 @@ class PostgresStore:
         due = to_microseconds(now), to_microseconds(until)
         return await self._state.get().pool.use(lambda db: queries.take(db, lanes, *due, limit))
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
         opened = self._state.get()
-        await opened.pool.use(partial(queries.delete, ids=ids), repeatable=True)
+        deleted = await opened.pool.use(partial(queries.delete, ids=ids), repeatable=True)
         opened.notices.send(ids)
+        return deleted
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         pool = self._state.get().pool

@@ -376,7 +376,7 @@ for place = 3, #KEYS do
 end
 """
     + _PUBLISH
-    + "return #changed"
+    + "return changed"
 )
 
 

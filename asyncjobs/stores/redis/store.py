@@ -151,12 +151,15 @@ class RedisStore:
             more = more and until > now
         return [job.changed(due_at=until) for job in taken]
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
         opened, keys = self._state.get(), self._keys
+        deleted: set[str] = set()
         for some in scripts.in_portions(ids, len):
             names = [keys.held, keys.all, *map(keys.job, some)]
             args = [keys.prefix, opened.writer, *some]
-            await opened.server.run(scripts.DELETE, names, args, repeat=True)
+            gone = await opened.server.run(scripts.DELETE, names, args, repeat=True)
+            deleted.update(job_id.decode() for job_id in gone)
+        return [job_id in deleted for job_id in ids]
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         server, index = self._state.get().server, self._index(which)

@@ -154,12 +154,13 @@ def take(
     return readable(sorted(rows, key=lambda row: order[row[-1]]), job_from)
 
 
-def delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> None:
-    """Delete jobs with all that belongs to them."""
-    find = "SELECT seq FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
-    found = db.execute(find, (json.dumps(ids),)).fetchall()
+def delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[bool]:
+    """Delete jobs with all that belongs to them; say for each if it was there."""
+    find = "SELECT id, seq FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
+    found = dict(db.execute(find, (json.dumps(ids),)).fetchall())
     for statement in _FORGET:
-        db.executemany(statement, found)
+        db.executemany(statement, [(seq,) for seq in found.values()])
+    return [job_id in found for job_id in ids]
 
 
 def _key(job: Job) -> tuple[str, str, str | None]:

@@ -103,8 +103,8 @@ class SqliteStore:
         due_next = to_microseconds(until)
         return await self._write(lambda db: queries.take(db, lanes, moment, due_next, limit))
 
-    async def delete(self, ids: Sequence[JobId], /) -> None:
-        await self._write(lambda db: queries.delete(db, ids))
+    async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
+        return await self._write(lambda db: queries.delete(db, ids))
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         return await self._read(lambda db: queries.select(db, which, limit, after))
