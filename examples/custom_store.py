@@ -110,10 +110,9 @@ class FolderStore:
 
     def _delete(self, job_id: JobId) -> bool:
         job, order = self._read(job_id)
-        halves = self._file(job_id, "state"), self._file(job_id, "submission")
-        for path in (*halves, self._entry(job, order), self._key(job)) if job else ():
-            if path:
-                path.unlink(missing_ok=True)
+        both = self._file(job_id, "state"), self._file(job_id, "submission")
+        for path in filter(None, (*both, self._entry(job, order), self._key(job)) if job else ()):
+            path.unlink(missing_ok=True)
         return job is not None
 
     def _read(self, job_id: JobId) -> tuple[Job | None, int]:
