@@ -84,6 +84,8 @@ class Runtime:
         self.pid = os.getpid()
         self.settings = settings
         self.dispatcher = parts.dispatcher
+        # Found out once: a protocol looks at each attribute.
+        self._embedded = parts.dispatcher if isinstance(parts.dispatcher, Embedded) else None
         self.feed = ChangeFeed(poll=settings.poll_interval.total_seconds())
         self.hook_runner = HookRunner(parts.hooks)
         self._store = GroupCommitStore(parts.store, tasks, settings.store_timeout)
@@ -142,9 +144,9 @@ class Runtime:
 
         Raises `ResourcesUnavailable`, and then no job begins.
         """
-        dispatcher = self.dispatcher
+        dispatcher = self._embedded
         async with self._changing:
-            if self.fetcher is not None or not isinstance(dispatcher, Embedded):
+            if self.fetcher is not None or dispatcher is None:
                 return
             await self.resources.open()
             lanes = Lanes(self._parts.registry, self._parts.queues)
@@ -204,11 +206,11 @@ class Runtime:
             self._store.set_limit(min(grace + _LAST_WRITE_SECONDS, usual))
             with anyio.CancelScope(deadline=began + grace + _LAST_WORDS_SECONDS) as limit:
                 async with anyio.create_task_group() as tasks:
-                    if isinstance(self.dispatcher, Embedded) and self.fetcher is not None:
-                        tasks.start_soon(_give_back, self.fetcher, self.dispatcher.close())
+                    if self._embedded is not None and self.fetcher is not None:
+                        tasks.start_soon(_give_back, self.fetcher, self._embedded.close())
                         with self._grace as scope:
                             scope.deadline = began + grace
-                            await self.dispatcher.wait_until_idle()
+                            await self._embedded.wait_until_idle()
                     self._store.set_limit(_LAST_WRITE_SECONDS)
                     limit.deadline = anyio.current_time() + _LAST_WORDS_SECONDS
                     self.executor.interrupt_all()
@@ -243,9 +245,8 @@ class Runtime:
 
     def _reservation(self, submission: Submission) -> AbstractContextManager[bool]:
         """Ask for a place here, unless this process leaves jobs of that queue to others."""
-        if isinstance(self.dispatcher, Embedded) and (
-            self.fetcher is None or not self.fetcher.serves(submission.queue)
-        ):
+        fetcher = self.fetcher
+        if self._embedded is not None and (fetcher is None or not fetcher.serves(submission.queue)):
             return nullcontext(enter_result=False)
         return self.dispatcher.reservation()
 
