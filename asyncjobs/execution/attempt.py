@@ -51,6 +51,8 @@ class Attempt:
         self.thread: Call[Any] | None = None
         self.result: bytes | None = None
         self.error: BaseException | None = None
+        #: The error that counts for its outcome.
+        self.raised: BaseException | None = None
         #: When the event loop's clock next needs to look at it: its timeout, later its patience.
         self.look_at = float("inf")
         #: When the event loop's clock showed the present `cause`.

@@ -149,10 +149,11 @@ class Executor:
         freed()
         self.on_suspect_end(job_id)
 
-    async def run(self, job: Job) -> None:
+    async def run(self, job: Job) -> BaseException | None:
         """Run the job's next attempt as `begin` does; return when its slot is free again.
 
-        If the caller is cancelled, the attempt is interrupted and the job given back first. Raises
+        Returns what the handler raised, unless that was for being told to stop. If the caller is
+        cancelled, the attempt is interrupted and the job given back first. Raises
         `ResourcesUnavailable` if what handlers share does not open; the job then waits.
         """
         await self._resources.open()
@@ -165,6 +166,7 @@ class Executor:
                 while start is not None and self._interrupt(start):  # noqa: ASYNC110  # it has to be said again
                     await anyio.sleep(_LOOK_SECONDS)
             raise
+        return None if start is None or start.attempt is None else start.attempt.raised
 
     def running(self) -> Sequence[Job]:
         """Return the jobs that run here; any thread may call it."""
@@ -407,6 +409,7 @@ class Executor:
         last = None if latest is None else progress_of(latest)
         jitter = random.random()  # noqa: S311  # no secret
         raised = error_to_keep(attempt.job, facts, outcome, self._repository.now())
+        attempt.raised = None if raised is None else facts.error
         move = move_of(outcome, token=attempt.token, jitter=jitter, last=last, raised=raised)
         self._outbox.append((attempt, move))
         self._new_outcome.set()
