@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -18,13 +18,10 @@ from asyncjobs.core.events import Event, EventName
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import (
     Delivery,
-    Detail,
     Job,
-    JobError,
     JobId,
     JobStatus,
     Policy,
-    Progress,
 )
 from asyncjobs.core.submission import (
     Accepted,
@@ -51,6 +48,7 @@ from asyncjobs.protocols import (
     CallbackSender,
     Clock,
     Dispatcher,
+    Embedded,
     JobHandle,
     Listing,
     Page,
@@ -61,6 +59,8 @@ from asyncjobs.protocols import (
 from asyncjobs.records.change_feed import Watch
 from asyncjobs.records.clock import SharedClock, SystemClock
 from asyncjobs.records.logging import log
+from asyncjobs.records.repository import Repository
+from asyncjobs.reports import Reports
 from asyncjobs.runtime.hooks import Hook, Hooks
 from asyncjobs.runtime.host import Opening, RunHandlers, RuntimeHost
 from asyncjobs.runtime.runtime import Runtime, RuntimeParts
@@ -77,7 +77,7 @@ H = TypeVar("H", bound=Hook)
 _inherited: list[object] = []
 
 
-class AsyncJobs(Registrar):
+class AsyncJobs(Registrar, Reports):
     """A job queue: register handlers on it, enter it with `async with`, enqueue.
 
     `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is one, or the name
@@ -103,10 +103,11 @@ class AsyncJobs(Registrar):
         super().__init__(policy or Policy())
         self.hooks = Hooks()
         self.settings = settings or Settings()
-        self._store = store_from_url(store) if isinstance(store, str) else store
-        ours = SystemClock()
-        self.clock = clock or (SharedClock(ours) if StoreClock in self._store.powers else ours)
-        self._dispatcher = (
+        self._store: Store = _store_of(store)
+        self._given_clock = clock
+        self.clock: Clock = clock or _clock_of(self._store)
+        self._by_hand: bool = False
+        self._dispatcher: Dispatcher = (
             dispatcher_from_name(dispatcher) if isinstance(dispatcher, str) else dispatcher
         )
         self._callbacks = callbacks
@@ -195,6 +196,37 @@ class AsyncJobs(Registrar):
             yield self
         finally:
             await self.close()
+
+    @contextmanager
+    def using(
+        self,
+        store: str | Store = "memory://",
+        *,
+        clock: Clock | None = None,
+        run_handlers: bool = False,
+    ) -> Generator[Self]:
+        """Replace the store and the clock in the block, for a test; restore both at the end.
+
+        However the queue is opened in the block, no handler runs by itself: `run_jobs` of
+        `asyncjobs.testing` runs the jobs, and waiting for one without a timeout raises. With
+        `run_handlers=True` they run in this process. No engine gets a job. At the end, what `sync`
+        or Flask has opened is closed. Raises `ConfigurationError` if the queue is open before the
+        block or after it.
+        """
+        self.sync.close()
+        self._check_closed()
+        before = self._store, self.clock, self._dispatcher, self._by_hand
+        self._store = _store_of(store)
+        self.clock = clock or self._given_clock or _clock_of(self._store)
+        if not isinstance(self._dispatcher, Embedded):
+            self._dispatcher = LocalDispatcher()
+        self._by_hand = not run_handlers
+        try:
+            yield self
+        finally:
+            self._store, self.clock, self._dispatcher, self._by_hand = before
+            portal_for(self).close()
+        self._check_closed("is still open at the end of `using`: close it inside the block")
 
     @property
     def sync(self) -> SyncJobs:
@@ -345,12 +377,12 @@ class AsyncJobs(Registrar):
 
     async def get(self, job_id: JobId, /) -> Job | None:
         """Return the job as it stands; None for an id that never was, or is forgotten."""
-        [job] = await self._running.repository.get([job_id])
+        [job] = await self._repository.get([job_id])
         return job
 
     async def find(self, job_id: JobId, /) -> Job:
         """Return the job as it stands; raise `UnknownJob` where `get` returns None."""
-        return await self._running.repository.find(job_id)
+        return await self._repository.find(job_id)
 
     @property
     def can_list(self) -> bool:
@@ -363,7 +395,7 @@ class AsyncJobs(Registrar):
         `after` is the `next` of the page before. Raises `ConfigurationError` where the store cannot
         list jobs, and `InvalidQuery` for an `after` that was no page's `next`.
         """
-        return await self._running.repository.list(which, limit=limit, after=after)
+        return await self._repository.list(which, limit=limit, after=after)
 
     async def position(self, job: Job, /) -> int | None:
         """Tell how far in front of its queue a job waits; 1 is next.
@@ -371,7 +403,7 @@ class AsyncJobs(Registrar):
         None where it does not wait for one of our workers, where a thousand jobs are before it, and
         where the store cannot tell.
         """
-        return await self._running.repository.position(job)
+        return await self._repository.position(job)
 
     async def oldest_waiting(self) -> Mapping[str, timedelta]:
         """Tell for how long the first job of each handler's queue waits that could have begun.
@@ -388,6 +420,20 @@ class AsyncJobs(Registrar):
         return self._anywhere.executor.running() if self.is_open else ()
 
     @property
+    def runs_handlers(self) -> bool:
+        """Whether handlers take jobs by themselves in this process, or have until `drain`."""
+        return self._running.fetcher is not None
+
+    async def sweep(self) -> None:
+        """Record missed deadlines and forget old jobs; an open queue does so now and then."""
+        await self._running.maintenance.sweep()
+
+    async def until_hooks_called(self) -> None:
+        """Return when the hooks were called for what has happened, or after the grace period."""
+        runtime = self._running
+        await runtime.hook_runner.finish(runtime.settings.grace.total_seconds())
+
+    @property
     def watchers(self) -> int:
         """How many follow a job in this process: events, held requests, `subscribe`, `wait`."""
         return self._anywhere.watchers if self.is_open else 0
@@ -400,42 +446,9 @@ class AsyncJobs(Registrar):
             return learned
         return what.estimated_duration if isinstance(what, Job) else what.estimate
 
-    async def update_progress(
-        self, job_id: JobId, percent: int, /, message: str | None = None
-    ) -> Job:
-        """Report for work done outside our runner; see `JobQueue.update_progress`."""
-        detail = None if message is None else Detail(message=message)
-        progress = Progress(percent=percent, detail=detail)
-        return await self._report(
-            job_id, lambda job, _: lifecycle.report(job, progress, token=None)
-        )
-
-    async def complete(self, job_id: JobId, result: Any = None, /) -> Job:
-        """Record the result of work done outside our runner; see `JobQueue.complete`."""
-        job = await self._running.repository.find(job_id)
-        kind: JobType[Any, Any] = self.registry.find(job.type)
-        text = kind.dump_result(result)
-        return await self._report(
-            job_id, lambda job, now: lifecycle.complete(job, now, token=None, result=text)
-        )
-
-    async def fail(self, job_id: JobId, message: str, /, *, code: str = "job_failed") -> Job:
-        """Record the failure of work done outside our runner; see `JobQueue.fail`."""
-        error = JobError(code=code, message=message)
-        return await self._report(
-            job_id, lambda job, now: lifecycle.fail(job, now, token=None, error=error)
-        )
-
-    async def stop(self, job_id: JobId, /) -> Job:
-        """Record that work done outside our runner has stopped after a cancel request.
-
-        Raises as `update_progress`, and `IllegalMove` where nobody asked for it.
-        """
-        return await self._report(job_id, lambda job, now: lifecycle.stop(job, now, token=None))
-
     async def cancel(self, job_id: JobId, /) -> Job:
         """Cancel a waiting job, ask a running one to stop; see `JobQueue.cancel`."""
-        repository = self._running.repository
+        repository = self._repository
         job = await repository.find(job_id)
         if job.status.terminal or job.cancel_requested_at is not None:
             return job
@@ -460,21 +473,18 @@ class AsyncJobs(Registrar):
 
     def subscribe(self, job_id: JobId, /) -> Watch:
         """Yield the job now and at each visible change, to its end; see `JobQueue.subscribe`."""
-        return self._running.repository.watch(job_id)
+        return self._repository.watch(job_id)
 
     async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job:
         """Return the job when it is terminal, or as it stands after `timeout`.
 
-        Raises `ConfigurationError` without a timeout while the application starts or stops, as
-        handlers begin when it has started, and have ended when it stops.
+        Raises `ConfigurationError` without a timeout if no handler runs by itself: while the
+        application starts or stops, and in a block of `using`.
         """
         updates = self.subscribe(job_id)
         job = await updates.first()
-        if timeout is None and not job.status.terminal and self._here.pauses:
-            raise ConfigurationError(
-                f"Job {job.id} does not run while the application starts or stops: handlers begin "
-                "after its startup and end before its shutdown. Wait elsewhere, or with a timeout."
-            )
+        if timeout is None and not job.status.terminal:
+            self._here.check_wait(job)
         with anyio.move_on_after(None if timeout is None else seconds(timeout)):
             async for newest in updates:
                 job = newest
@@ -495,28 +505,18 @@ class AsyncJobs(Registrar):
                 job = await anext(updates, job)
         return job
 
-    async def run(self, job_id: JobId, /) -> None:
+    async def run(self, job_id: JobId, /) -> BaseException | None:
         """Run one attempt of a job in this process, for an engine that delivered its id.
 
-        Does nothing for a job that is unknown, already begun or ended: deliveries may be doubled.
+        Returns what the handler raised, when its outcome is recorded. Does nothing for a job that
+        is unknown, already begun or ended: deliveries may be doubled.
         """
         job = await self.get(job_id)
         if job is None:
             log.warning("An unknown job was delivered: %s", job_id, extra={"job_id": job_id})
         elif job.status is JobStatus.PENDING:
-            await self._running.executor.run(job)
-
-    async def _report(self, job_id: JobId, move: Callable[[Job, datetime], Job]) -> Job:
-        repository = self._running.repository
-        job = await repository.find(job_id)
-        if job.status is JobStatus.PENDING and job.delivery is Delivery.EXTERNAL:
-            try:
-                job = await repository.advance(
-                    job, lambda job, now: lifecycle.start(job, now, None)
-                )
-            except IllegalMove:  # another reporter has started it
-                job = await repository.find(job_id)
-        return await repository.advance(job, move)
+            return await self._running.executor.run(job)
+        return None
 
     @property
     def _here(self) -> RuntimeHost:
@@ -530,6 +530,10 @@ class AsyncJobs(Registrar):
     @property
     def _running(self) -> Runtime:
         return self._here.open_runtime
+
+    @property
+    def _repository(self) -> Repository:
+        return self._running.repository
 
     @property
     def _anywhere(self) -> Runtime:
@@ -546,22 +550,20 @@ class AsyncJobs(Registrar):
         run_handlers: RunHandlers,
     ) -> None:
         async with portal_for(self).taken_over():
-            await self._open_here(dispatcher, queues, run_handlers=run_handlers)
+            self._check_closed()
+            if self._host is not None and not self._host.is_ours:
+                _inherited.append(self._host)
+            self._host = host = RuntimeHost(self._parts(dispatcher, queues))
+            try:
+                await host.open(run_handlers)
+            except BaseException:
+                self._host = None
+                raise
 
-    async def _open_here(
-        self,
-        dispatcher: Dispatcher,
-        queues: Sequence[str] | None,
-        *,
-        run_handlers: RunHandlers,
-    ) -> None:
-        if self._host is not None and self._host.in_use:
-            raise ConfigurationError("This AsyncJobs is open already.")
-        if self._host is not None and not self._host.is_ours:
-            _inherited.append(self._host)
+    def _parts(self, dispatcher: Dispatcher, queues: Sequence[str] | None) -> RuntimeParts:
         served = None if queues is None else tuple(queues)
         registered = (self.registry, self.settings, self.clock, self.hooks)
-        parts = RuntimeParts(
+        return RuntimeParts(
             self._store,
             dispatcher,
             *registered,
@@ -569,10 +571,18 @@ class AsyncJobs(Registrar):
             lifespan=self._lifespan,
             lifespan_path=lifespan_path(self._lifespan, self.registry),
             callback_sender=self._callbacks,
+            by_hand=self._by_hand,
         )
-        self._host = host = RuntimeHost(parts)
-        try:
-            await host.open(run_handlers)
-        except BaseException:
-            self._host = None
-            raise
+
+    def _check_closed(self, found: str = "is open already") -> None:
+        if self._host is not None and self._host.in_use:
+            raise ConfigurationError(f"This AsyncJobs {found}.")
+
+
+def _store_of(store: str | Store) -> Store:
+    return store_from_url(store) if isinstance(store, str) else store
+
+
+def _clock_of(store: Store) -> Clock:
+    ours = SystemClock()
+    return SharedClock(ours) if StoreClock in store.powers else ours

@@ -66,6 +66,7 @@ def test_it_has_every_verb_of_the_queue() -> None:
         name for name in verbs(AsyncJobs) if inspect.iscoroutinefunction(vars(AsyncJobs)[name])
     }
     of_a_process = {"accept", "run", "start_handlers", "drain", "until_drained", "oldest_waiting"}
+    of_a_process |= {"sweep", "until_hooks_called"}
     assert awaited - of_a_process - verbs(SyncJobs) == set()
 
 

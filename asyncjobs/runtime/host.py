@@ -10,7 +10,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import anyio
 from anyio.lowlevel import current_token
 
-from asyncjobs.errors import NotOpen
+from asyncjobs.core.job import Job
+from asyncjobs.errors import ConfigurationError, NotOpen
 from asyncjobs.execution.context import alone
 from asyncjobs.execution.tasks import current_loop, start_background
 from asyncjobs.protocols import Embedded
@@ -58,8 +59,8 @@ class RuntimeHost:
 
     def __init__(self, parts: RuntimeParts) -> None:
         self._parts = parts
-        #: Whether handlers, which do run in this process, have not begun yet or have ended.
-        self.pauses = False
+        # Whether handlers, which do run in this process, have not begun yet or have ended.
+        self._pauses = False
         self._loop = current_loop()
         #: The event loop in which it is open.
         self.token = current_token()
@@ -103,7 +104,7 @@ class RuntimeHost:
 
     async def open(self, run_handlers: RunHandlers) -> None:
         """Return when the runtime is open; raises what opening it raises."""
-        self.pauses = run_handlers == "later" and isinstance(self._parts.dispatcher, Embedded)
+        self._pauses = run_handlers == "later" and isinstance(self._parts.dispatcher, Embedded)
         await self._open()
         if run_handlers is True:
             try:
@@ -124,8 +125,22 @@ class RuntimeHost:
 
     async def begin(self) -> None:
         """Let handlers run; raises what `Runtime.begin` raises."""
-        await self.open_runtime.begin()
-        self.pauses = False
+        if not self._parts.by_hand:
+            await self.open_runtime.begin()
+            self._pauses = False
+
+    def check_wait(self, job: Job) -> None:
+        """Raise `ConfigurationError` if waiting for the end of a job would last for ever."""
+        if self._parts.by_hand:
+            raise ConfigurationError(
+                f"Job {job.id} does not run by itself inside jobs.using(...): call run_jobs of "
+                "asyncjobs.testing before you wait for it, or wait with a timeout."
+            )
+        if self._pauses:
+            raise ConfigurationError(
+                f"Job {job.id} does not run while the application starts or stops: handlers begin "
+                "after its startup and end before its shutdown. Wait elsewhere, or with a timeout."
+            )
 
     async def drain(self) -> None:
         """Let handlers end; return when they have, or after the grace period and five seconds."""
@@ -134,7 +149,7 @@ class RuntimeHost:
             limit = self._parts.settings.grace.total_seconds() + _CLOSE_SECONDS
             with anyio.move_on_after(limit, shield=True):
                 await self.runtime.drained.wait()
-            self.pauses = self.runtime.fetcher is not None
+            self._pauses = self.runtime.fetcher is not None
 
     async def close(self) -> None:
         """Drain and close; return after the grace period and five seconds at the latest."""

@@ -72,6 +72,8 @@ class RuntimeParts:
     lifespan: Lifespan | None = None
     lifespan_path: ImportPath | None = None
     callback_sender: CallbackSender | None = None
+    #: Whether nothing runs by itself, neither handlers nor maintenance: in tests of applications.
+    by_hand: bool = False
 
 
 class Runtime:
@@ -273,7 +275,8 @@ async def open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
                 tasks.start_soon(_keep_up, partial(parts.clock.run, store_clock))
             tasks.start_soon(_keep_up, runtime.executor.heartbeat.run)
             tasks.start_soon(_keep_up, runtime.executor.run_loops)
-            tasks.start_soon(_keep_up, runtime.maintenance.run)
+            if not parts.by_hand:
+                tasks.start_soon(_keep_up, runtime.maintenance.run)
             tasks.start_soon(_keep_up, runtime.callbacks.run)
             tasks.start_soon(_keep_up, runtime.estimates.run)
             for loop in (runtime.hook_runner.run, *parts.hooks.loops):
