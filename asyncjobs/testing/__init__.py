@@ -1,42 +1,40 @@
-"""What people who write stores and dispatchers test with. Needs pytest.
+"""What applications are tested with, and the suites for those who write stores and dispatchers.
 
-from asyncjobs.testing import StoreConformance
+    from asyncjobs.testing import run_jobs
 
-class TestMyStore(StoreConformance):
-    @pytest.fixture
-    def store(self, tmp_path):
-        return MyStore(tmp_path / "jobs")
+    def test_export():
+        with jobs.using("memory://"):
+            jobs.sync.enqueue(export, "orders")
+            [job] = run_jobs(jobs)
+
+The suites need pytest. Each name is loaded when it is used.
 """
 
-import pytest
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-# Before the import, so that the suites' assertions explain themselves in a third party's run, too.
-pytest.register_assert_rewrite(
-    "asyncjobs.testing.dispatcher_conformance",
-    "asyncjobs.testing.power_conformance",
-    "asyncjobs.testing.store_conformance",
-)
-
-from asyncjobs.testing.clocks import LoopClock, ManualClock  # noqa: E402
-from asyncjobs.testing.dispatcher_conformance import (  # noqa: E402
-    BRISK,
-    DispatcherConformance,
-    KillableWorkerPool,
-    PriorityConformance,
-    WorkerLossConformance,
-    WorkerPool,
-)
-from asyncjobs.testing.faults import Fate, Faults, FaultyStore, StoreCall  # noqa: E402
-from asyncjobs.testing.power_conformance import (  # noqa: E402
-    ListingConformance,
-    StoreClockConformance,
-)
-from asyncjobs.testing.proxies import TcpProxy  # noqa: E402
-from asyncjobs.testing.samples import sample_job  # noqa: E402
-from asyncjobs.testing.store_conformance import (  # noqa: E402
-    SharingConformance,
-    StoreConformance,
-)
+if TYPE_CHECKING:
+    from asyncjobs.testing.applications import (
+        run_jobs,
+        run_jobs_async,
+        submitted_jobs,
+        submitted_jobs_async,
+    )
+    from asyncjobs.testing.clocks import LoopClock, ManualClock
+    from asyncjobs.testing.dispatcher_conformance import (
+        BRISK,
+        DispatcherConformance,
+        KillableWorkerPool,
+        PriorityConformance,
+        WorkerLossConformance,
+        WorkerPool,
+    )
+    from asyncjobs.testing.faults import Fate, Faults, FaultyStore, StoreCall
+    from asyncjobs.testing.power_conformance import ListingConformance, StoreClockConformance
+    from asyncjobs.testing.proxies import TcpProxy
+    from asyncjobs.testing.samples import sample_job
+    from asyncjobs.testing.store_conformance import SharingConformance, StoreConformance
 
 __all__ = [
     "BRISK",
@@ -56,5 +54,49 @@ __all__ = [
     "TcpProxy",
     "WorkerLossConformance",
     "WorkerPool",
+    "run_jobs",
+    "run_jobs_async",
     "sample_job",
+    "submitted_jobs",
+    "submitted_jobs_async",
 ]
+
+_MODULES = {
+    "BRISK": "dispatcher_conformance",
+    "DispatcherConformance": "dispatcher_conformance",
+    "Fate": "faults",
+    "Faults": "faults",
+    "FaultyStore": "faults",
+    "KillableWorkerPool": "dispatcher_conformance",
+    "ListingConformance": "power_conformance",
+    "LoopClock": "clocks",
+    "ManualClock": "clocks",
+    "PriorityConformance": "dispatcher_conformance",
+    "SharingConformance": "store_conformance",
+    "StoreCall": "faults",
+    "StoreClockConformance": "power_conformance",
+    "StoreConformance": "store_conformance",
+    "TcpProxy": "proxies",
+    "WorkerLossConformance": "dispatcher_conformance",
+    "WorkerPool": "dispatcher_conformance",
+    "run_jobs": "applications",
+    "run_jobs_async": "applications",
+    "sample_job": "samples",
+    "submitted_jobs": "applications",
+    "submitted_jobs_async": "applications",
+}
+
+# Before they are imported, so that the suites' assertions explain themselves in any test run.
+if sys.modules.get("pytest"):
+    sys.modules["pytest"].register_assert_rewrite(
+        *(f"{__name__}.{name}_conformance" for name in ("dispatcher", "power", "store"))
+    )
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = found
+        return found
