@@ -26,7 +26,7 @@ COMMANDS = {
     "retry": ("actions", "retry"),
     "purge": ("actions", "purge"),
     "migrate": ("schema", "migrate"),
-    "check": ("schema", "check"),
+    "check": ("check", "check"),
     "transfer": ("transfer", "transfer"),
     "follow": ("follow", "follow"),
 }

@@ -19,6 +19,7 @@ from click.core import ParameterSource
 
 from asyncjobs import AsyncJobs
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
+from asyncjobs.http.mounts import MountOptions
 from asyncjobs.protocols import Clock, Listing, Store, StoreClock, power_of
 from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.clock import SharedClock, SystemClock
@@ -100,18 +101,51 @@ def find_jobs(spec: str) -> AsyncJobs:
     The working directory is searched first, as servers do. Raises `ConfigurationError` with the
     module's own error if the import fails.
     """
+    made = _load("--jobs", spec, lambda found: isinstance(found, AsyncJobs))
+    if not isinstance(made, AsyncJobs):
+        raise ConfigurationError(f"{spec} must be an AsyncJobs, got {type(made).__name__}.")
+    return made
+
+
+def find_mounts(spec: str) -> list[MountOptions]:
+    """Import `module:attribute`, an application, and return the options of its mounts.
+
+    Those of a router that is included are not found. Raises `ConfigurationError` if the import
+    fails or nothing is mounted.
+    """
+    app = _load("--app", spec, lambda found: _mounts_of(found) is not None)
+    mounts = _mounts_of(app)
+    if not mounts:
+        raise ConfigurationError(
+            f"No jobs are mounted on {spec}: leave out --app to check the default MountOptions."
+        )
+    return [one.endpoints.mount.options for one in mounts]
+
+
+def _mounts_of(app: Any) -> list[Any] | None:
+    """Return what the adapters have mounted on an application, without loading a framework."""
+    extensions: Any = getattr(app, "extensions", None)
+    router: Any = getattr(app, "router", None)
+    if extensions is not None:
+        return list(extensions.get("asyncjobs", ()))
+    if router is not None:
+        return list(getattr(router, "asyncjobs_mounts", ()))
+    return None
+
+
+def _load(option: str, spec: str, is_it: Callable[[Any], bool]) -> object:
+    """Import `module:attribute`; call what is found there if it makes what is looked for."""
     module, colon, path = spec.partition(":")
     if not (module and colon and path):
-        raise ConfigurationError(f"--jobs is module:attribute, such as app:jobs; got {spec!r}.")
+        name = option.removeprefix("--")
+        raise ConfigurationError(f"{option} is module:attribute, such as app:{name}; got {spec!r}.")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
         found: Any = reduce(getattr, path.split("."), import_module(module))
-        made: object = found if isinstance(found, AsyncJobs) or not callable(found) else found()
+        made: object = found if is_it(found) or not callable(found) else found()
     except Exception as error:
         raise ConfigurationError(f"{spec} cannot be loaded: {_describe(error)}.") from error
-    if not isinstance(made, AsyncJobs):
-        raise ConfigurationError(f"{spec} must be an AsyncJobs, got {type(made).__name__}.")
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,7 +17,7 @@ from asyncjobs import Job, JobError, JobStatus, Progress
 from asyncjobs.cli.app import commands
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Detail, Lease, new_job_id
-from asyncjobs.protocols import Store
+from asyncjobs.protocols import Finding, Store
 from asyncjobs.stores import store_from_url
 from asyncjobs.testing import sample_job
 
@@ -52,6 +53,13 @@ def asyncjobs(monkeypatch: pytest.MonkeyPatch) -> Shell:
         return result
 
     return run
+
+
+def checked(asyncjobs: Shell, url: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Check a store; return the exit code and what was found, with advice, by subject."""
+    result = asyncjobs("check", "--json", "--store", url)
+    findings = [Finding(**found) for found in json.loads(result.stdout)["findings"]]
+    return result.exit_code, {it.subject: (it.found, it.advice) for it in findings}
 
 
 @pytest.fixture

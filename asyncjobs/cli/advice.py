@@ -1,0 +1,158 @@
+"""What would go wrong in production: functions of values to sentences of advice."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from asyncjobs.core.handlers import Handler, Registry
+from asyncjobs.errors import ConfigurationError
+from asyncjobs.http.mounts import MountOptions
+from asyncjobs.settings import Settings
+
+# A poll may come this much before or after its time.
+_POLL_JITTER_SECONDS = 1.0
+
+# What a stop may take beyond the grace period.
+_LAST_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """How a web server is set up; None is unknown, or does not apply. Times are in seconds.
+
+    `request_timeout` is how long one request may keep a worker process.
+    """
+
+    keep_alive: float | None = None
+    threads: int | None = None
+    request_timeout: float | None = None
+    stop_timeout: float | None = None
+
+
+def gunicorn_server(path: Path, threads: int | None = None) -> Server:
+    """Run a gunicorn configuration file, as gunicorn does, and return what it sets.
+
+    `threads` is what the command line sets instead. Raises `ConfigurationError` for a file that
+    cannot be run, and for values that are not numbers.
+    """
+    try:
+        found = runpy.run_path(str(path))
+        kind = found.get("worker_class", "sync")
+        threads = threads or int(found.get("threads", 1))
+        keep_alive, timeout, graceful = (
+            float(found.get(name, default))
+            for name, default in (("keepalive", 2), ("timeout", 30), ("graceful_timeout", 30))
+        )
+    except Exception as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+    sync = name == "sync" or name.endswith("SyncWorker")
+    if sync and threads == 1:  # it closes each connection
+        return Server(threads=1, request_timeout=timeout or None, stop_timeout=graceful)
+    # gunicorn makes gthread of sync if there are several threads.
+    in_threads = sync or name == "gthread" or name.endswith("ThreadWorker")
+    return Server(
+        keep_alive=keep_alive, threads=threads if in_threads else None, stop_timeout=graceful
+    )
+
+
+def handler_warnings(registry: Registry, served: Sequence[str]) -> Generator[str]:
+    """Warn of handlers; `served` are the queues that workers serve, none if that is unknown."""
+    handlers = [kind for kind in registry if isinstance(kind, Handler)]
+    for kind in handlers:
+        policy = kind.policy
+        if policy.timeout is not None and policy.timeout > policy.deadline:
+            yield (
+                f"Handler {kind.name!r} has a timeout of {_text(policy.timeout)}, and its jobs "
+                f"fail at their deadline after {_text(policy.deadline)}: lower the timeout, or "
+                "raise the deadline."
+            )
+        if served and policy.queue not in served:
+            yield (
+                f"No worker serves the queue {policy.queue!r} of handler {kind.name!r}: add it "
+                "to the --queues of a worker."
+            )
+        if kind.import_path is not None:
+            yield from _import_warnings(kind)
+    kept = [repr(kind.name) for kind in registry if kind.policy.retention is None]
+    if kept:
+        yield (
+            f"Jobs of {', '.join(kept)} are never deleted (retention=None), so the store grows: "
+            "set a retention, or run `asyncjobs purge` regularly."
+        )
+
+
+def _import_warnings(kind: Handler[Any, Any]) -> Generator[str]:
+    path = kind.import_path
+    if path is None:
+        return
+    try:
+        path.find()
+    except ConfigurationError:
+        yield (
+            f"Handler {kind.name!r} runs in a process of its own, which finds no {path.name} in "
+            f"the module {path.module}: keep it there under that name."
+        )
+
+
+def stop_warnings(settings: Settings, server: Server, stop_timeout: float) -> Generator[str]:
+    """Warn of processes that are killed while they stop, `stop_timeout` seconds after SIGTERM."""
+    needed = settings.grace.total_seconds() + _LAST_SECONDS
+    stop = f"A stop takes up to {needed:g} s (Settings.grace and {_LAST_SECONDS:g} s)"
+    if needed > stop_timeout:
+        yield (
+            f"{stop}, but the process is killed after {stop_timeout:g} s: raise the stop timeout "
+            "of the container or service and give it as --stop-timeout, or lower Settings.grace."
+        )
+    if server.stop_timeout is not None and needed > server.stop_timeout:
+        yield (
+            f"{stop}, but gunicorn kills its workers after {server.stop_timeout:g} s: raise "
+            "graceful_timeout, or lower Settings.grace."
+        )
+
+
+def server_warnings(server: Server, mounts: Iterable[MountOptions]) -> Generator[str]:
+    """Warn of a web server that does not fit what clients do."""
+    options = list(mounts)
+    yield from _keep_alive_warnings(server, options)
+    streams = max((one.max_streams for one in options), default=0)
+    held = max((one.max_wait for one in options), default=timedelta(0))
+    lasts = max(
+        held, *(one.max_stream_duration for one in options if one.max_streams), timedelta(0)
+    )
+    limit = server.request_timeout
+    if limit is not None and lasts.total_seconds() > limit:
+        yield (
+            f"A sync worker of gunicorn serves one request at a time and is killed after {limit:g} "
+            f"s, but events and held requests last up to {_text(lasts)}: set "
+            'worker_class = "gthread" and more threads, or MountOptions(max_streams=0, max_wait=5).'
+        )
+    elif server.threads is not None and streams >= server.threads:
+        yield (
+            f"Each client that follows a job by events keeps one of {server.threads} threads, and "
+            f"MountOptions.max_streams allows {streams}, so no thread may be left for other "
+            "requests: lower max_streams, or raise the number of threads."
+        )
+
+
+def _keep_alive_warnings(server: Server, options: Sequence[MountOptions]) -> Generator[str]:
+    if not server.keep_alive or not options:
+        return
+    shortest = min(one.pacing.min_delay for one in options).total_seconds()
+    longest = max(one.pacing.max_delay for one in options).total_seconds()
+    enough = longest + _POLL_JITTER_SECONDS
+    if shortest - _POLL_JITTER_SECONDS < server.keep_alive < enough:
+        yield (
+            f"The server closes idle connections after {server.keep_alive:g} s, and clients poll "
+            f"every {shortest:g} to {longest:g} s (Retry-After), so polls that come while it "
+            f"closes fail: set the keep-alive to {2 * longest:g} s or more."
+        )
+
+
+def _text(duration: timedelta) -> str:
+    return f"{duration.total_seconds():g} s"
