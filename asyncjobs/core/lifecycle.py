@@ -180,9 +180,13 @@ def release(job: Job, now: datetime, *, token: str) -> Job:
     return _wait_again(job, Move.RELEASE, now, releases=releases)
 
 
-def requeue(job: Job) -> Job:
-    """Put a job that was taken but not started back where it stood in its queue."""
-    return _move(job, Move.REQUEUE, PENDING)
+def requeue(job: Job, waits_until: datetime | None = None) -> Job:
+    """Put a job that was taken but not started back where it stood in its queue.
+
+    With `waits_until` it is due again at that time, and not before.
+    """
+    moved = _move(job, Move.REQUEUE, PENDING)
+    return moved if waits_until is None else moved.changed(**_schedule(moved, waits_until))
 
 
 def cancel(job: Job, now: datetime) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
@@ -21,6 +22,9 @@ from asyncjobs.settings import Settings
 
 # More jobs than these are found by polling.
 _MAX_HINTS = 10_000
+
+# For how many polls a job that has no handler here is left alone.
+_PAUSES = (1, 4)
 
 # What another process has just made due may be due here by so much later.
 _CLOCKS_DIFFER = timedelta(seconds=0.05)
@@ -49,6 +53,10 @@ class Lanes:
         """The lanes of the suspects of these queues."""
         return [suspects_lane(queue) for rank in self.ranks for queue in rank]
 
+    def has_handler(self, job: Job) -> bool:
+        """Tell whether this process can run a job of these lanes."""
+        return self._registry.handler(job.type) is not None
+
     def __contains__(self, lane: str) -> bool:
         return any(lane in rank for rank in self.ranks) or lane in self.suspects
 
@@ -68,6 +76,7 @@ class Fetcher:
         self._took_at = -math.inf
         # When jobs are due that this process knows of: a heap.
         self._coming: list[datetime] = []
+        self._unknown_types: set[str] = set()
         # The one suspect that runs here, or is about to; when the next one is looked for.
         self._suspect: JobId | None = None
         self._look_for_suspects_at = -math.inf
@@ -141,9 +150,33 @@ class Fetcher:
         late = [job.id for job in taken if job.deadline <= now]
         if late:
             await self._repository.get(late)  # readers record missed deadlines
-        refused = [job for job in taken if job.deadline > now and not self._offer(job)]
+        taken = [job for job in taken if job.deadline > now]
+        await self._leave_to_others([job for job in taken if not self._lanes.has_handler(job)])
+        refused = [job for job in taken if self._lanes.has_handler(job) and not self._offer(job)]
         await self.give_back(refused)
         return more
+
+    async def _leave_to_others(self, jobs: Sequence[Job]) -> None:
+        """Put jobs back that have no handler here, as during a rolling deploy.
+
+        They are due again after a pause of random length: with a fixed one, this process could be
+        the first to look each time, and no other would ever get them.
+        """
+        for job in jobs:
+            if job.type not in self._unknown_types:
+                self._unknown_types.add(job.type)
+                log.warning(
+                    "No handler for type %r here: its jobs are left to other workers", job.type
+                )
+        poll = self._settings.poll_interval
+        pauses = [poll * random.uniform(*_PAUSES) for _ in jobs]  # noqa: S311  # no secret
+        now = self._repository.now()
+        await self._repository.replace(
+            [
+                JobWrite(job, lifecycle.requeue(job, now + pause))
+                for job, pause in zip(jobs, pauses, strict=True)
+            ]
+        )
 
     async def _take_suspect(self, now: datetime) -> Sequence[Job]:
         """Take a suspect if none runs here; not more often than polls, unless one is hinted at."""

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import Context, copy_context
 from types import CoroutineType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -124,7 +124,7 @@ def _awaited_by(coroutine: object) -> list[CoroutineType[Any, Any, Any]]:
     """Return a coroutine, the one that it awaits, and so on to the innermost."""
     found: list[CoroutineType[Any, Any, Any]] = []
     while isinstance(coroutine, CoroutineType):
-        found.append(cast("CoroutineType[Any, Any, Any]", coroutine))
+        found.append(coroutine)  # pyright: ignore[reportUnknownArgumentType]
         coroutine = found[-1].cr_await
     return found
 

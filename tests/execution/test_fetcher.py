@@ -29,6 +29,10 @@ NO_POLLING = Settings(
 )
 
 
+#: What was taken in vain would not come up again by itself.
+NO_REDELIVERY = Settings(poll_interval=0.05, redelivery=3600, lease=3600)
+
+
 async def test_delayed_jobs_begin_when_they_are_due_and_not_at_the_next_poll(make: Make) -> None:
     jobs = make(settings=NO_POLLING)
 
@@ -307,3 +311,26 @@ async def test_a_queue_without_handlers_takes_nothing(make: Make, store: Any, be
         await until(lambda: [call.method for call in counted.calls].count("take") > 2)
     assert await beside.get([job.id]) == [job]
     assert all(call.method != "replace" for call in counted.calls)
+
+
+async def test_a_job_without_a_handler_here_reaches_the_worker_that_has_one(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a rolling deploy, where the worker of the old release is the first to look."""
+    old, new = make(settings=NO_REDELIVERY), make(settings=NO_REDELIVERY)
+    for jobs in (old, new):
+
+        @jobs.handler("known")
+        async def known(_none: None, _job: JobContext) -> None: ...
+
+    @new.handler("new")
+    async def added(_none: None, _job: JobContext) -> str:
+        return "done"
+
+    async with new.open(run_handlers=False), old:
+        job = await new.enqueue(added, None)
+        await until(lambda: "No handler for type 'new' here" in caplog.text)
+        await new.start_handlers()
+        assert (await new.wait(job.id)).result == "done"
+        assert (await finished(old, "known")).status is JobStatus.COMPLETED
+    assert caplog.text.count("No handler for type 'new' here") == 1
