@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncjobs import AsyncJobs, JobContext, JobFailed, Policy, Retry
+from asyncjobs import AsyncJobs, JobContext, JobFailed, Policy, Retry, Settings
 from asyncjobs.otel import names
 from asyncjobs.protocols import Listing
 from asyncjobs.stores.memory import MemoryStore
@@ -74,6 +74,21 @@ async def test_a_missed_deadline_is_counted_by_the_process_that_records_it(
         clock.advance(timedelta(days=2))
         await jobs.find(job.id)
     assert recorded.total(names.ENDED, error_type="deadline_exceeded") == 1
+
+
+async def test_a_job_that_is_forgotten_is_not_counted_again(make: Make, recorded: Any) -> None:
+    clock, forgotten = ManualClock(), list[object]()
+    limits = Policy(retention=timedelta(hours=1))
+    jobs = make(clock=clock, policy=limits, settings=Settings(sweep_interval=0.01))
+    jobs.on("forgotten", forgotten.append)
+    kind = jobs.external("late", payload=int, result=int)
+    async with jobs:
+        await jobs.fail((await jobs.enqueue(kind, 1)).id, "No.")
+        clock.advance(timedelta(hours=1))
+        await until(lambda: bool(forgotten))
+    assert recorded.total(names.SENT) == 1
+    assert recorded.total(names.ENDED) == 1
+    assert recorded.total(names.LOST) == 0
 
 
 @pytest.mark.parametrize(("deliveries", "ended"), [(1, 1), (3, 0)])
