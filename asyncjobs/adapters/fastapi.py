@@ -105,14 +105,15 @@ class Acceptor:
         *,
         user_id: str | None = None,
         options: EnqueueOptions | None = None,
+        idempotency_key: str | None = None,
     ) -> Awaitable[Response]:
         """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
 
-        The job belongs to `user_id`, or to the owner that `identify` returns. Raises
-        `ConfigurationError` for a handler of another queue, and outside an event loop, as in a
-        `def` route.
+        The job belongs to `user_id`, or to the owner that `identify` returns. An `idempotency_key`
+        goes before that of the request's header. Raises `ConfigurationError` for a handler of
+        another queue, and outside an event loop, as in a `def` route.
         """
-        return self._submit(handler, payload, Submit(user_id, options))
+        return self._submit(handler, payload, Submit(user_id, options, idempotency_key))
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,14 @@ _acceptors: WeakKeyDictionary[Callable[..., Any], _Described | None] = WeakKeyDi
 
 async def _mounted_acceptor(request: Request) -> Acceptor:
     def submit(handler: Any, payload: Any, submit: Submit) -> Awaitable[Response]:
-        user_id, options = submit.user_id, submit.options
-        return starlette.accept(request, handler, payload, user_id=user_id, options=options)
+        return starlette.accept(
+            request,
+            handler,
+            payload,
+            user_id=submit.user_id,
+            options=submit.options,
+            idempotency_key=submit.idempotency_key,
+        )
 
     return Acceptor(submit)
 

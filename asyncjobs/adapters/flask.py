@@ -117,12 +117,14 @@ def accept(
     *,
     user_id: str | None = None,
     options: EnqueueOptions | None = None,
+    idempotency_key: str | None = None,
 ) -> flask.Response:
     """Submit the payload, or the JSON body of the request, as a job, and answer 202.
 
-    The job belongs to `user_id`, or to the owner that the mount's `identify` returns. A request
-    that cannot be accepted is answered by a problem document. Raises `ConfigurationError` if no
-    queue with this handler is mounted on the app.
+    The job belongs to `user_id`, or to the owner that the mount's `identify` returns. An
+    `idempotency_key` goes before that of the request's header. A request that cannot be accepted is
+    answered by a problem document. Raises `ConfigurationError` if no queue with this handler is
+    mounted on the app.
     """
     mounts = {one.endpoints: one for one in _mounts_of(flask.current_app)}
     endpoints = find_mount([*mounts], handler)
@@ -131,7 +133,7 @@ def accept(
         kind = endpoints.jobs.registry.find(handler)
         body = _read_at_most(kind.policy.max_payload_bytes)
     asked = mounts[endpoints].asked("", body)
-    portal, submit = mounts[endpoints].portal, Submit(user_id, options)
+    portal, submit = mounts[endpoints].portal, Submit(user_id, options, idempotency_key)
     return _sent_by(portal, portal.call(endpoints.accept, asked, handler, payload, submit))
 
 

@@ -103,13 +103,15 @@ def accept(
     *,
     user_id: str | None = None,
     options: EnqueueOptions | None = None,
+    idempotency_key: str | None = None,
 ) -> Awaitable[Response]:
     """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
 
-    The job belongs to `user_id`, or to the owner that the mount's `identify` returns. A request
-    that cannot be accepted is answered by a problem document. Raises `ConfigurationError` if no
-    queue with this handler is mounted on the app of the route, or on the outermost app; and outside
-    an event loop, as in a `def` route.
+    The job belongs to `user_id`, or to the owner that the mount's `identify` returns. An
+    `idempotency_key` goes before that of the request's header. A request that cannot be accepted is
+    answered by a problem document. Raises `ConfigurationError` if no queue with this handler is
+    mounted on the app of the route, or on the outermost app; and outside an event loop, as in a
+    `def` route.
     """
     monitor, root = _find_monitor(request.scope, handler)
 
@@ -117,7 +119,9 @@ def accept(
         body = await body_for(request, monitor, handler, payload)
         owner = await monitor.owner(request.scope)
         asked = submission_of(request.scope, root, "", body, owner)
-        return await submitted(monitor, asked, handler, payload, Submit(user_id, options))
+        return await submitted(
+            monitor, asked, handler, payload, Submit(user_id, options, idempotency_key)
+        )
 
     return PendingResponse(submit)
 

@@ -75,6 +75,7 @@ class Submit:
 
     user_id: str | None = None
     options: EnqueueOptions | None = None
+    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,9 @@ class Endpoints:
         kind = self.jobs.registry.find(kind)
         value = payload_of(request, kind) if isinstance(payload, Body) else payload
         options = options_of(request, submit.options, callbacks=self.mount.options.callbacks)
-        key = idempotency_key_of(request.headers.get("idempotency-key"))
+        key = submit.idempotency_key
+        if key is None:
+            key = idempotency_key_of(request.headers.get("idempotency-key"))
         owner = request.owner if submit.user_id is None else submit.user_id
         accepted = await self.jobs.accept(kind, value, Caller(owner, key), options)
         wait = self._patience(request, kind.policy.inline_wait)

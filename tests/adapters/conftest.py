@@ -118,7 +118,8 @@ def make_jobs(
 class Stack(ABC):
     """A framework: `POST /submit/{type}` for each type, `POST /repeat/{id}` of the app's own.
 
-    What is submitted with `?later` waits, and with `?owner=` belongs to that one.
+    What is submitted with `?later` waits, with `?owner=` belongs to that one, and with `?key=` has
+    that idempotency key.
     """
 
     reads_undeclared_json = False
@@ -177,8 +178,10 @@ class StarletteStack(Stack):
     def add_submission(self, app: Any, kind: JobType[Any, Any]) -> None:
         async def submit(request: Request) -> Response:
             options = LATER if "later" in request.query_params else None
-            owner = request.query_params.get("owner")
-            return await on_starlette.accept(request, kind, user_id=owner, options=options)
+            owner, key = request.query_params.get("owner"), request.query_params.get("key")
+            return await on_starlette.accept(
+                request, kind, user_id=owner, options=options, idempotency_key=key
+            )
 
         app.add_route(f"/submit/{kind.name}", submit, methods=["POST"])
 
@@ -238,9 +241,10 @@ class FastAPIStack(StarletteStack):
             accept: on_fastapi.Accept,
             later: str | None = None,
             owner: str | None = None,
+            key: str | None = None,
         ) -> Response:
             options = None if later is None else LATER
-            return await accept(kind, cmd, user_id=owner, options=options)
+            return await accept(kind, cmd, user_id=owner, options=options, idempotency_key=key)
 
         async def submit_nothing(accept: on_fastapi.Accept) -> Response:
             return await accept(kind)
@@ -262,7 +266,8 @@ class FlaskStack(Stack):
             text = flask.request.query_string.decode("latin-1")
             given = dict(parse_qsl(text, keep_blank_values=True))
             options = LATER if "later" in given else None
-            return on_flask.accept(kind, user_id=given.get("owner"), options=options)
+            owner, key = given.get("owner"), given.get("key")
+            return on_flask.accept(kind, user_id=owner, options=options, idempotency_key=key)
 
         app.add_url_rule(f"/submit/{kind.name}", kind.name, submit, methods=["POST"])
 

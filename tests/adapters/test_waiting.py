@@ -90,6 +90,21 @@ def test_concurrent_submissions_with_one_idempotency_key_are_one_job(
     assert replayed.count("true") == 15
 
 
+def test_a_key_of_the_route_goes_before_that_of_the_client(client: httpx2.Client) -> None:
+    ours = uuid.uuid4().hex
+    answers = [
+        client.post(
+            f"/submit/double?key={ours}",
+            json={"count": 1},
+            headers={"Idempotency-Key": f'"{uuid.uuid4()}"'},
+        )
+        for _ in range(2)
+    ]
+    first, second = (answer.json()["jobId"] for answer in answers)
+    assert first == second
+    assert [answer.headers.get("idempotency-replayed") for answer in answers] == [None, "true"]
+
+
 @pytest.mark.parametrize(
     ("note", "key", "status", "code"),
     [("that", "", 422, "idempotency_conflict"), ("this", '"half', 400, "invalid_idempotency_key")],
