@@ -5,6 +5,7 @@ AsyncJobsError
 │   ├── UnknownType           no handler of that name is registered
 │   ├── NotOpen               used outside `async with jobs`
 │   ├── WrongEventLoop        used in another event loop than the one that opened it
+│   ├── BlockingCall          `jobs.sync` used in the event loop of the queue
 │   └── UnusableConnection    no job can be enqueued by its transaction
 ├── RequestRejected           what came in is not done
 │   ├── MalformedBody         not JSON at all
@@ -17,6 +18,7 @@ AsyncJobsError
 │   ├── InvalidQuery          a parameter of a list that makes no sense
 │   ├── CrossSite             sent by a page of another site
 │   └── TooManyPolls          polled far too often
+├── ResourcesUnavailable      what handlers share could not be opened
 ├── InvalidResult             a handler's value that cannot be stored
 ├── UnknownJob                no job has that id
 ├── JobUnsuccessful           the awaited job has failed or was cancelled

@@ -501,6 +501,8 @@ class AsyncJobs(Registrar, Reports):
         updates = self.subscribe(job_id)
         job = await updates.first()
         if job.version == (job.version if after is None else after):
+            if timeout is None and not job.status.terminal:
+                self._here.check_wait(job)
             with anyio.move_on_after(None if timeout is None else seconds(timeout)):
                 job = await anext(updates, job)
         return job

@@ -23,7 +23,13 @@ from flask import Blueprint, Flask
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.submission import EnqueueOptions
-from asyncjobs.errors import AsyncJobsError, ConfigurationError, MalformedBody, StoreError
+from asyncjobs.errors import (
+    AsyncJobsError,
+    ConfigurationError,
+    MalformedBody,
+    ResourcesUnavailable,
+    StoreError,
+)
 from asyncjobs.execution.tasks import apart
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
 from asyncjobs.http.messages import Request, Response, StreamingResponse
@@ -161,7 +167,7 @@ def _open(portal: Portal) -> None:
     """Open the queue at the first request of any kind: jobs may be waiting for it."""
     try:
         portal.start()
-    except StoreError as error:
+    except (StoreError, ResourcesUnavailable) as error:
         # No reason to refuse a request that may have nothing to do with jobs.
         log.warning("The job queue could not be opened: %s", error)
 

@@ -74,6 +74,7 @@ class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
 
         @self._app.task(
             name=self.task_name,
+            shared=False,  # another Celery app of the process may have a queue of its own
             ignore_result=True,
             store_errors_even_if_ignored=False,
             track_started=False,

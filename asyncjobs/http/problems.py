@@ -23,6 +23,7 @@ from asyncjobs.errors import (
     LostLease,
     MalformedBody,
     PayloadTooLarge,
+    ResourcesUnavailable,
     StoreUnavailable,
     TooManyPolls,
     UnknownJob,
@@ -46,12 +47,14 @@ STATUSES: Mapping[type[AsyncJobsError], tuple[HTTPStatus, str]] = {
     CrossSite: (HTTPStatus.FORBIDDEN, "cross_site"),
     TooManyPolls: (HTTPStatus.TOO_MANY_REQUESTS, "too_many_polls"),
     StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "store_unavailable"),
+    ResourcesUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "handlers_unavailable"),
 }
 
 #: Sentences that replace an error's own message if that is for operators, or names an id.
 _SENTENCES: Mapping[type[AsyncJobsError], str] = {
     UnknownJob: "Job not found",
     StoreUnavailable: "Jobs cannot be read or written at the moment.",
+    ResourcesUnavailable: "Jobs cannot be run at the moment.",
 }
 
 _RETRY_AFTER_SECONDS = "5"
@@ -101,7 +104,7 @@ def problem_of(error: AsyncJobsError) -> Response | None:
         return problem(status, code, sentence, errors=error.issues)
     if isinstance(error, TooManyPolls):
         return problem(status, code, sentence, headers=(("Retry-After", str(error.seconds)),))
-    if isinstance(error, StoreUnavailable):
+    if isinstance(error, (StoreUnavailable, ResourcesUnavailable)):
         return problem(status, code, sentence, headers=(("Retry-After", _RETRY_AFTER_SECONDS),))
     return problem(status, code, sentence)
 

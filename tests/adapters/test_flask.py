@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from flask import Flask
 
 from asyncjobs import AsyncJobs, EnqueueOptions, JobContext
 from asyncjobs.adapters.flask import accept, mount, portal_of
+from asyncjobs.core.job import new_job_id
 from asyncjobs.errors import ConfigurationError, UnknownType
 from asyncjobs.portal import Portal
 from tests.waiting import until_sync
@@ -202,3 +203,29 @@ def test_a_queue_may_be_mounted_more_than_once(opened: tuple[Flask, AsyncJobs]) 
         (second.test_client(), "/api/jobs"),
     ):
         assert client.get(f"{prefix}/{job_id}").status_code == 200
+
+
+def test_an_app_whose_handlers_cannot_begin_answers_everything_else(
+    new_url: Callable[[], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    @asynccontextmanager
+    async def pool() -> AsyncGenerator[None]:
+        if "up" not in notes:
+            raise OSError("no network")
+        yield
+
+    notes: list[str] = []
+    jobs = AsyncJobs(new_url(), lifespan=pool)
+    app = Flask(__name__)
+    mount(app, jobs)
+    app.add_url_rule("/ordinary", view_func=lambda: "as ever")
+    client = app.test_client()
+    assert client.get("/ordinary").text == "as ever"
+    refused = client.get(f"/api/jobs/{new_job_id()}")
+    assert refused.status_code == 503
+    assert refused.json is not None
+    assert refused.json["code"] == "handlers_unavailable"
+    assert "no network" in caplog.text
+    notes.append("up")
+    assert client.get(f"/api/jobs/{new_job_id()}").status_code == 404
+    portal_of(jobs, app).close()

@@ -52,7 +52,7 @@ ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
         (NotOpen("AsyncJobs"), None),
         (WrongEventLoop("AsyncJobs"), None),
         (BlockingCall("enqueue"), None),
-        (ResourcesUnavailable("it has ended"), None),
+        (ResourcesUnavailable("secret: it has ended"), 503),
         (UnusableConnection("it is closed"), None),
         (RequestRejected("?"), None),
         (MalformedBody("it is empty"), 400),
