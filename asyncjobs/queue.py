@@ -483,8 +483,7 @@ class AsyncJobs(Registrar, Reports):
         """
         updates = self.subscribe(job_id)
         job = await updates.first()
-        if timeout is None and not job.status.terminal:
-            self._here.check_wait(job)
+        self._here.check_wait(job, timeout)
         with anyio.move_on_after(None if timeout is None else seconds(timeout)):
             async for newest in updates:
                 job = newest
@@ -501,8 +500,7 @@ class AsyncJobs(Registrar, Reports):
         updates = self.subscribe(job_id)
         job = await updates.first()
         if job.version == (job.version if after is None else after):
-            if timeout is None and not job.status.terminal:
-                self._here.check_wait(job)
+            self._here.check_wait(job, timeout)
             with anyio.move_on_after(None if timeout is None else seconds(timeout)):
                 job = await anext(updates, job)
         return job

@@ -17,6 +17,7 @@ from asyncjobs.execution.tasks import current_loop, start_background
 from asyncjobs.protocols import Embedded
 from asyncjobs.records.logging import log
 from asyncjobs.runtime.runtime import Runtime, RuntimeParts, open_runtime
+from asyncjobs.settings import Seconds
 
 # How long after the grace period it may take to close.
 _CLOSE_SECONDS = 4.5
@@ -129,8 +130,10 @@ class RuntimeHost:
             await self.open_runtime.begin()
             self._pauses = False
 
-    def check_wait(self, job: Job) -> None:
-        """Raise `ConfigurationError` if waiting for the end of a job would last for ever."""
+    def check_wait(self, job: Job, timeout: Seconds | None) -> None:
+        """Raise `ConfigurationError` if waiting for a job would last for ever."""
+        if timeout is not None or job.status.terminal:
+            return
         if self._parts.by_hand:
             raise ConfigurationError(
                 f"Job {job.id} does not run by itself inside jobs.using(...): call run_jobs of "
