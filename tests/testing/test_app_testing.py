@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -569,8 +568,6 @@ def test_it_works_in_the_tests_of_asyncio_alone(tmp_path: Path, plugin: str) -> 
     (tmp_path / "test_app.py").write_text(PLAIN)
     command = ["-c", BY_HAND]
     if plugin == "pytest-asyncio":
-        if find_spec("pytest_asyncio") is None:
-            pytest.skip("pytest-asyncio is not installed")
         command = ["-m", "pytest", "-q", "-o", "asyncio_mode=auto", "test_app.py"]
         command[3:3] = ["-o", "asyncio_default_fixture_loop_scope=function"]
     subprocess.run([sys.executable, *command], cwd=tmp_path, check=True, timeout=120)
