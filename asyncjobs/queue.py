@@ -42,7 +42,7 @@ from asyncjobs.errors import (
     NotOpen,
     WrongEventLoop,
 )
-from asyncjobs.execution.resources import Lifespan, lifespan_path
+from asyncjobs.execution.resources import Lifespan, checked_lifespan
 from asyncjobs.portal import portal_for
 from asyncjobs.protocols import (
     CallbackSender,
@@ -111,7 +111,7 @@ class AsyncJobs(Registrar, Reports):
             dispatcher_from_name(dispatcher) if isinstance(dispatcher, str) else dispatcher
         )
         self._callbacks = callbacks
-        self._lifespan = lifespan
+        self.lifespan = checked_lifespan(lifespan)
         self._host: RuntimeHost | None = None
 
     async def __aenter__(self) -> Self:
@@ -568,8 +568,8 @@ class AsyncJobs(Registrar, Reports):
             dispatcher,
             *registered,
             queues=served,
-            lifespan=self._lifespan,
-            lifespan_path=lifespan_path(self._lifespan, self.registry),
+            lifespan=self.lifespan,
+            queue=self,
             callback_sender=self._callbacks,
             by_hand=self._by_hand,
         )

@@ -26,7 +26,7 @@ from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import flask as on_flask
 from asyncjobs.errors import BlockingCall, InvalidPayload, UnknownJob, UnknownType
 from asyncjobs.portal import portal_for
-from asyncjobs.sync import SyncJobs
+from asyncjobs.sync import SyncJobHandle, SyncJobs
 from tests.queues import QUICK
 from tests.waiting import until, until_sync
 
@@ -110,8 +110,11 @@ def test_errors_are_those_of_the_verbs(jobs: AsyncJobs) -> None:
 
 
 def test_many_threads_open_it_once(jobs: AsyncJobs) -> None:
+    def submit(number: int) -> SyncJobHandle[Any]:
+        return jobs.sync.enqueue("double", number)
+
     with ThreadPoolExecutor(16) as pool:
-        made = list(pool.map(lambda number: jobs.sync.enqueue("double", number), range(64)))
+        made = list(pool.map(submit, range(64)))
     assert len({job.id for job in made}) == 64
     assert [thread.name for thread in threading.enumerate()].count("asyncjobs") == 1
 

@@ -23,7 +23,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 from sqlalchemy.orm import Session, scoped_session
 
 from asyncjobs.errors import UnusableConnection
-from asyncjobs.stores.postgres.transactions import Refused, Transaction
+
+try:
+    from asyncjobs.stores.postgres.transactions import Refused, Transaction
+except ImportError as error:
+    raise ImportError(
+        "asyncjobs.adapters.sqlalchemy is for jobs in PostgreSQL, and needs its driver: "
+        "pip install 'asyncjobs-http[postgres]'"
+    ) from error
 
 Asynchronous = AsyncSession | AsyncConnection | async_scoped_session[Any]
 Synchronous = Session | Connection | scoped_session[Any]

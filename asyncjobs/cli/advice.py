@@ -11,6 +11,7 @@ from typing import Any
 
 from asyncjobs.core.handlers import Handler, Registry
 from asyncjobs.errors import ConfigurationError
+from asyncjobs.execution.resources import Lifespan, lifespan_path
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.settings import Settings
 
@@ -61,8 +62,14 @@ def gunicorn_server(path: Path, threads: int | None = None) -> Server:
     )
 
 
-def handler_warnings(registry: Registry, served: Sequence[str]) -> Generator[str]:
+def handler_warnings(
+    registry: Registry, served: Sequence[str], lifespan: Lifespan | None = None
+) -> Generator[str]:
     """Warn of handlers; `served` are the queues that workers serve, none if that is unknown."""
+    try:
+        lifespan_path(lifespan, registry)
+    except ConfigurationError as error:
+        yield f"The queue does not open. {error}"
     handlers = [kind for kind in registry if isinstance(kind, Handler)]
     for kind in handlers:
         policy = kind.policy

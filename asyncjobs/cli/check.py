@@ -137,7 +137,7 @@ def _warnings(jobs: AsyncJobs | None, store: Store, setup: Setup) -> list[str]:
             "store that is kept, such as sqlite:///jobs.db."
         )
     if jobs is not None:
-        warnings += handler_warnings(jobs.registry, setup.queues)
+        warnings += handler_warnings(jobs.registry, setup.queues, jobs.lifespan)
         warnings += stop_warnings(jobs.settings, setup.server, setup.stop_timeout)
     return [*warnings, *server_warnings(setup.server, setup.mounts)]
 

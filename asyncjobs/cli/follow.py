@@ -14,6 +14,19 @@ from asyncjobs.client import JobNotFound, JobsClient, RemoteJob, ServerUnreachab
 from asyncjobs.errors import ConfigurationError
 
 
+class Header(click.types.StringParamType):
+    """A header line. Several in the environment variable are on a line each."""
+
+    name = "header"
+    envvar_list_splitter = "\n"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Refuse what has no colon."""
+        if ":" not in str(value):
+            self.fail(f"{value!r} is no header; write 'Name: value'.", param, ctx)
+        return str(value)
+
+
 @click.command()
 @click.argument("url")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up then.")
@@ -21,6 +34,7 @@ from asyncjobs.errors import ConfigurationError
     "--header",
     "headers",
     metavar="'NAME: VALUE'",
+    type=Header(),
     multiple=True,
     envvar="ASYNCJOBS_HEADER",
     show_envvar=True,
@@ -55,7 +69,5 @@ def _follow(job: RemoteJob[Any], timeout: float | None, *, as_json: bool) -> Non
 
 
 def _pair(header: str) -> tuple[str, str]:
-    name, colon, value = header.partition(":")
-    if not colon:
-        raise click.BadParameter(f"{header!r} is no header; write 'Name: value'.")
+    name, _, value = header.partition(":")
     return name.strip(), value.strip()

@@ -50,6 +50,7 @@ class OperatorDocument(JobDocument):
     delivery: Delivery
     failures: int
     losses: int
+    releases: int
     worker: Annotated[str | None, From(lambda job: job.lease and job.lease.worker)]
     lease_until: Annotated[datetime | None, From(lambda job: job.lease and job.lease.until)]
     run_at: datetime

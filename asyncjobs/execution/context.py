@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, I
 from contextlib import suppress
 from datetime import datetime
 from time import monotonic
-from typing import Any, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, cast
 
 import anyio.lowlevel
 from pydantic import JsonValue
@@ -15,8 +15,11 @@ from typing_extensions import TypeVar
 
 from asyncjobs.core.job import Detail, Job, JobId, Progress
 from asyncjobs.core.signatures import JobParameter
-from asyncjobs.errors import JobCancelled
+from asyncjobs.errors import ConfigurationError, JobCancelled
 from asyncjobs.records.logging import log_fields
+
+if TYPE_CHECKING:
+    from asyncjobs.queue import AsyncJobs
 
 T = TypeVar("T")
 S = TypeVar("S", default=None)
@@ -122,10 +125,17 @@ class JobContext(JobParameter, Generic[S]):
     so that the event loop has its turn; in `def` there is nothing to await.
     """
 
-    def __init__(self, job: Job, gauge: Gauge | None = None, resources: Any = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        gauge: Gauge | None = None,
+        resources: Any = None,
+        queue: AsyncJobs | None = None,
+    ) -> None:
         self._job = job
         self._gauge = gauge or Gauge()
         self._resources: S = resources
+        self._queue = queue
 
     @property
     def id(self) -> JobId:
@@ -150,6 +160,20 @@ class JobContext(JobParameter, Generic[S]):
         is annotated `JobContext[Pool]`.
         """
         return self._resources
+
+    @property
+    def queue(self) -> AsyncJobs:
+        """The queue that runs this job, for further jobs: `await job.queue.enqueue(...)`.
+
+        In a `def` handler, `job.queue.sync.enqueue(...)`. Raises `ConfigurationError` in a process
+        of the job's own (`run_in="process"`), where the queue is not.
+        """
+        if self._queue is None:
+            raise ConfigurationError(
+                "job.queue is not there in the process of a job, nor in a JobContext made by hand: "
+                "import the AsyncJobs of your application and use its `sync`."
+            )
+        return self._queue
 
     @property
     def user_id(self) -> str | None:

@@ -321,7 +321,8 @@ class Executor:
                 work = partial(self.processes.run, handler, job, attempt.gauge)
                 return await _in_thread(attempt, work)
             payload = handler.load_payload(job.payload_json)
-            context: JobContext[Any] = JobContext(job, attempt.gauge, self._resources.value)
+            shared = self._resources
+            context: JobContext[Any] = JobContext(job, attempt.gauge, shared.value, shared.queue)
             return handler.dump_result(await _call(handler, payload, context, attempt))
 
     #: In whatever runs below this, a handler is at work on what is `job` there.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -15,11 +16,39 @@ from asyncjobs.execution.context import classified
 from asyncjobs.execution.tasks import Task, start_task
 from asyncjobs.records.logging import log
 
+if TYPE_CHECKING:
+    from asyncjobs.queue import AsyncJobs
+
 # How long it may take to end once it is cancelled.
 _LAST_SECONDS = 0.3
 
 #: Makes the context manager of an application, which yields what its handlers share.
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+def checked_lifespan(lifespan: Lifespan | None) -> Lifespan | None:
+    """Return it; raise `ConfigurationError` for what, called without arguments, makes no context.
+
+    Without this, such mistakes raise a TypeError of the interpreter when the queue opens.
+    """
+    if lifespan is None:
+        return None
+    if inspect.isasyncgenfunction(lifespan) or inspect.isgeneratorfunction(lifespan):
+        raise ConfigurationError(
+            "The lifespan is a generator function: decorate it with @asynccontextmanager."
+        )
+    parameters = inspect.signature(lifespan).parameters.values()
+    needed = [
+        one.name
+        for one in parameters
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ConfigurationError(
+            f"The lifespan is called without arguments, and it needs {needed[0]!r}: give it a "
+            "default, or use functools.partial."
+        )
+    return lifespan
 
 
 def lifespan_path(lifespan: Lifespan | None, registry: Registry) -> ImportPath | None:
@@ -48,8 +77,14 @@ class Resources:
     """
 
     def __init__(
-        self, lifespan: Lifespan | None, tasks: TaskGroup, import_path: ImportPath | None = None
+        self,
+        lifespan: Lifespan | None,
+        tasks: TaskGroup,
+        import_path: ImportPath | None = None,
+        queue: AsyncJobs | None = None,
     ) -> None:
+        #: The queue whose handlers these are.
+        self.queue = queue
         #: Where the child processes of handlers find the same.
         self.import_path = import_path
         self._lifespan = lifespan

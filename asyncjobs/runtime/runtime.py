@@ -13,18 +13,19 @@ from contextlib import (
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Event
-from asyncjobs.core.handlers import ImportPath, Registry
+from asyncjobs.core.handlers import Registry
 from asyncjobs.core.job import Delivery, Job, JobStatus, Submission
 from asyncjobs.errors import StoreError
 from asyncjobs.execution.executor import Executor
 from asyncjobs.execution.fetcher import Fetcher, Lanes
-from asyncjobs.execution.resources import Lifespan, Resources
+from asyncjobs.execution.resources import Lifespan, Resources, lifespan_path
 from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.execution.watchdog import Watchdog
 from asyncjobs.protocols import (
@@ -49,6 +50,9 @@ from asyncjobs.runtime.hooks import HookRunner, Hooks
 from asyncjobs.runtime.maintenance import Maintenance
 from asyncjobs.settings import Settings
 
+if TYPE_CHECKING:
+    from asyncjobs.queue import AsyncJobs
+
 # From the end of the grace period on: how long a write may take; until when handlers must have
 # stopped and outcomes be written; until when hooks are called; until when the store has closed.
 _LAST_WRITE_SECONDS = 2.5
@@ -70,7 +74,7 @@ class RuntimeParts:
     hooks: Hooks
     queues: tuple[str, ...] | None = None
     lifespan: Lifespan | None = None
-    lifespan_path: ImportPath | None = None
+    queue: AsyncJobs | None = None
     callback_sender: CallbackSender | None = None
     #: Whether nothing runs by itself, neither handlers nor maintenance: in tests of applications.
     by_hand: bool = False
@@ -103,7 +107,8 @@ class Runtime:
         self.estimates = Estimates(
             lambda which, limit: self.repository.list(which, limit=limit), self.feed
         )
-        self.resources = Resources(parts.lifespan, tasks, parts.lifespan_path)
+        path = lifespan_path(parts.lifespan, parts.registry)
+        self.resources = Resources(parts.lifespan, tasks, path, parts.queue)
         self.resources.on_loss = self._stop_handlers
         self.executor = Executor(
             parts.registry,

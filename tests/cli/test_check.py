@@ -80,6 +80,16 @@ WARNINGS = {
         'declared = jobs.handler("render", run_in="process")(export.function)\n'
         "del export\ndel declared"
     ),
+    "The queue does not open": (
+        "from contextlib import asynccontextmanager\n"
+        "def make():\n"
+        "    @asynccontextmanager\n"
+        "    async def inside():\n"
+        "        yield\n"
+        "    return AsyncJobs(jobs.store, lifespan=inside)\n"
+        "jobs = make()\n"
+        'jobs.handler("render", run_in="process")(export.function)\n'
+    ),
 }
 
 

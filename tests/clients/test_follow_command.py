@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 from click.testing import CliRunner, Result
@@ -60,6 +62,26 @@ def test_a_timeout_is_reported(gate: ServedJob) -> None:
 
 def test_an_unknown_job_exits_with_4(served: Served) -> None:
     assert follow(f"{served.url}/api/jobs/job_x").exit_code == 4
+
+
+def test_headers_come_from_the_environment_a_line_each() -> None:
+    heard: list[tuple[str | None, str | None]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append((self.headers["Authorization"], self.headers["X-Tenant"]))
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    with server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/api/jobs/job_1"
+        given = "Authorization: Bearer a b\nX-Tenant: north"
+        assert follow(url, env={"ASYNCJOBS_HEADER": given}).exit_code == 4
+        server.shutdown()
+    assert heard[0] == ("Bearer a b", "north")
 
 
 def test_a_malformed_header_is_rejected(served: Served) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext, JobStatus
-from asyncjobs.core.job import Delivery
+from asyncjobs.core.job import Delivery, JobId
 from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.errors import ConfigurationError, ResourcesUnavailable
+from asyncjobs.testing import sample_job
 from tests.queues import Make, finished, running
 
 from . import shared_resources
@@ -71,6 +73,47 @@ def with_handlers(jobs: AsyncJobs) -> AsyncJobs:
         job.resources.append("slow")
 
     return jobs
+
+
+def test_a_lifespan_that_makes_no_context_manager_is_refused() -> None:
+    async def generator() -> AsyncGenerator[None]:
+        yield
+
+    @asynccontextmanager
+    async def of_an_app(app: object) -> AsyncGenerator[object]:
+        yield app
+
+    bare: Any = generator
+    needy: Any = of_an_app
+    with pytest.raises(ConfigurationError, match="decorate it with @asynccontextmanager"):
+        AsyncJobs("memory://", lifespan=bare)
+    with pytest.raises(ConfigurationError, match="it needs 'app'"):
+        AsyncJobs("memory://", lifespan=needy)
+    AsyncJobs("memory://", lifespan=partial(needy, 1))
+
+
+async def test_a_handler_submits_further_jobs_by_the_queue_that_runs_it(make: Make) -> None:
+    jobs = make()
+
+    @jobs.handler("last")
+    async def last(text: str) -> str:
+        return text
+
+    @jobs.handler("async")
+    async def in_loop(text: str, job: JobContext) -> str:
+        return (await job.queue.enqueue(last, text)).id
+
+    @jobs.handler("thread")
+    def in_thread(text: str, job: JobContext) -> str:
+        return job.queue.sync.enqueue(last, text).id
+
+    async with jobs:
+        for name in ("async", "thread"):
+            first = await finished(jobs, name, name)
+            second = JobId(str(first.result))
+            assert (await jobs.wait(second, timeout=60)).result == name
+    with pytest.raises(ConfigurationError, match="use its `sync`"):
+        _ = JobContext(sample_job()).queue
 
 
 @pytest.mark.every_store
