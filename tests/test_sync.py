@@ -231,8 +231,11 @@ def test_an_interrupted_wait_leaves_nothing_behind(jobs: AsyncJobs, tmp_path: Pa
         threading.Timer(
             0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]
         ).start()
-        with pytest.raises(KeyboardInterrupt):
-            job.wait()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                job.wait()
+        finally:
+            signal.signal(signal.SIGINT, before)
         until_sync(lambda: jobs.event_loop is not None and _watchers(jobs) == 0)
 
 
