@@ -417,7 +417,7 @@ class AsyncJobs(Registrar, Reports):
     @property
     def running(self) -> Sequence[Job]:
         """The jobs whose handlers run in this process; any thread may ask."""
-        return self._anywhere.executor.running() if self.is_open else ()
+        return self._anywhere.executor.running() if self.event_loop else ()
 
     @property
     def runs_handlers(self) -> bool:
@@ -436,7 +436,7 @@ class AsyncJobs(Registrar, Reports):
     @property
     def watchers(self) -> int:
         """How many follow a job in this process: events, held requests, `subscribe`, `wait`."""
-        return self._anywhere.watchers if self.is_open else 0
+        return self._anywhere.watchers if self.event_loop else 0
 
     def expected_duration(self, what: JobType[Any, Any] | Job, /) -> timedelta | None:
         """Say how long a job takes: as most of its type did lately, else as was estimated."""

@@ -226,17 +226,24 @@ def test_flask_lets_handlers_run_in_what_a_script_has_opened(jobs: AsyncJobs) ->
 
 
 def test_an_interrupted_wait_leaves_nothing_behind(jobs: AsyncJobs, tmp_path: Path) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def interrupt() -> None:
+        until_sync(lambda: _watchers(jobs) == 1)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    # A process that was started in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with jobs.sync as sync:
         job = sync.enqueue("wait for a file", tmp_path / "go on")
-        threading.Timer(
-            0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]
-        ).start()
+        threading.Thread(target=interrupt, daemon=True).start()
         try:
             with pytest.raises(KeyboardInterrupt):
                 job.wait()
         finally:
             signal.signal(signal.SIGINT, before)
-        until_sync(lambda: jobs.event_loop is not None and _watchers(jobs) == 0)
+        until_sync(lambda: _watchers(jobs) == 0)
 
 
 def _watchers(jobs: AsyncJobs) -> int:
