@@ -14,12 +14,12 @@ from anyio import to_thread
 
 try:
     from sqlalchemy import Connection, Row, TextClause, text
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 except ImportError as error:
     raise ImportError(
         "asyncjobs.adapters.sqlalchemy needs SQLAlchemy: pip install 'sqlalchemy[asyncio]'"
     ) from error
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from asyncjobs.errors import UnusableConnection

@@ -165,7 +165,10 @@ def require_file(store: Store) -> Store:
     """Raise `StoreUnavailable` if the store's file does not exist: reading must not create it."""
     path = getattr(store, "path", None)
     if isinstance(path, Path) and not path.exists():
-        raise StoreUnavailable(str(path), "there is no such file")
+        reason = (
+            "there is no such file; `asyncjobs migrate` makes it, or the first start of the app"
+        )
+        raise StoreUnavailable(str(path), reason)
     return store
 
 

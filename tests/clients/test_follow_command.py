@@ -72,7 +72,7 @@ def test_headers_come_from_the_environment_a_line_each() -> None:
             heard.append((self.headers["Authorization"], self.headers["X-Tenant"]))
             self.send_error(404)
 
-        def log_message(self, *_: object) -> None: ...
+        def log_message(self, format: str, *args: object) -> None: ...
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     with server:
