@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -23,6 +24,10 @@ import redis
 from hypothesis import settings
 
 pytest_plugins = ["tests.everywhere", "tests.queues", "tests.selection"]
+
+# Shells ignore SIGINT for commands in the background, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is slow now and then, which says nothing about the code.
 settings.register_profile("asyncjobs", deadline=None)

@@ -23,7 +23,7 @@ from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Lock, Thread, current_thread, local, main_thread
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -44,6 +44,11 @@ STOP = "stop"
 CLOSE = "close"
 
 _REPORT_SECONDS = 0.1
+
+_LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)
+
+# What each thread that forks had blocked before.
+_held = local()
 
 
 @dataclass(frozen=True)
@@ -147,20 +152,35 @@ def _leave_signals_to_parent() -> None:
     """Do nothing at SIGINT and SIGTERM: the parent drains, and needs this process for it.
 
     By handlers, since what this process starts would inherit `SIG_IGN` across fork and exec and
-    could not be terminated. A handler does not survive exec; for a fork it is taken back.
+    could not be terminated. A handler does not survive exec; for a fork it is taken back. Until
+    then signals wait: one that is sent right after the fork would be lost to the handler.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _LEFT_TO_PARENT:
         signal.signal(number, _do_nothing)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_take_default_signals)
+        os.register_at_fork(
+            before=_hold_signals,
+            after_in_parent=_let_signals_through,
+            after_in_child=_take_default_signals,
+        )
 
 
 def _do_nothing(_number: int, _frame: FrameType | None) -> None: ...
 
 
+def _hold_signals() -> None:
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+
+
+def _let_signals_through() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
+
+
 def _take_default_signals() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _let_signals_through()
 
 
 def main(pipe: Connection, log_levels: Mapping[str | None, int]) -> None:

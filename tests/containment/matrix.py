@@ -104,15 +104,18 @@ async def nothing_left() -> AsyncGenerator[None]:
     multiprocessing.resource_tracker.ensure_running()  # it is one, for the whole interpreter
     tasks, threads, files = set(asyncio.all_tasks()), set(threading.enumerate()), set(open_files())
     yield
-    await until(
-        lambda: (
-            not [
-                *(asyncio.all_tasks() - tasks),
-                *(set(threading.enumerate()) - threads),
-                *(set(open_files()) - files),
-            ]
-        )
-    )
+
+    def left() -> list[object]:
+        return [
+            *(asyncio.all_tasks() - tasks),
+            *(set(threading.enumerate()) - threads),
+            *(set(open_files()) - files),
+        ]
+
+    try:
+        await until(lambda: not left())
+    except AssertionError as error:
+        raise AssertionError(f"left: {left()}") from error
 
 
 @dataclass
