@@ -30,6 +30,7 @@ THOROUGH = (
     "examples/test_celery_app.py",
     "examples/test_openapi.py",
     "javascript/",
+    "records/test_change_feed.py::test_the_collector_may_come_at_any_moment",
     "servers/test_crash.py",
     "servers/test_wsgi_servers.py",
     "simulation/test_seeds.py",
