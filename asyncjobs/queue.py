@@ -254,8 +254,7 @@ class AsyncJobs(Registrar, Reports):
     @property
     def is_open(self) -> bool:
         """Whether this process has it open; what `sync` opens for itself does not count."""
-        opened = self._host is not None and self._host.is_open
-        return opened and not portal_for(self).only_submits
+        return self.event_loop is not None and not portal_for(self).only_submits
 
     @overload
     def on(self, event: Event | EventName, hook: Hook, /) -> None: ...

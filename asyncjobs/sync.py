@@ -105,23 +105,23 @@ class SyncJobs:
     ) -> SyncJobHandle[Any]:
         """Store a job durably, then dispatch it; see `AsyncJobs.enqueue`."""
         call = partial(self._jobs.enqueue, handler, payload, **options)
-        return SyncJobHandle(self, self._call("enqueue", call))
+        return SyncJobHandle(self, self.call("enqueue", call))
 
     def get(self, job_id: JobId, /) -> Job | None:
         """Return the job as it stands; None for an id that never was, or is forgotten."""
-        return self._call("get", partial(self._jobs.get, job_id))
+        return self.call("get", partial(self._jobs.get, job_id))
 
     def find(self, job_id: JobId, /) -> Job:
         """Return the job as it stands; raise `UnknownJob` where `get` returns None."""
-        return self._call("find", partial(self._jobs.find, job_id))
+        return self.call("find", partial(self._jobs.find, job_id))
 
     def list(self, which: Selection, /, *, limit: int = 50, after: str | None = None) -> Page:
         """Return jobs, the newest first; see `AsyncJobs.list`."""
-        return self._call("list", partial(self._jobs.list, which, limit=limit, after=after))
+        return self.call("list", partial(self._jobs.list, which, limit=limit, after=after))
 
     def position(self, job: Job, /) -> int | None:
         """Tell how far in front of its queue a job waits; see `AsyncJobs.position`."""
-        return self._call("position", partial(self._jobs.position, job))
+        return self.call("position", partial(self._jobs.position, job))
 
     def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job:
         """Return the job when it is terminal, or as it stands after `timeout`."""
@@ -146,34 +146,31 @@ class SyncJobs:
 
     def cancel(self, job_id: JobId, /) -> Job:
         """Cancel a waiting job, ask a running one to stop; see `JobQueue.cancel`."""
-        return self._call("cancel", partial(self._jobs.cancel, job_id))
+        return self.call("cancel", partial(self._jobs.cancel, job_id))
 
     def retry(self, job_id: JobId, /) -> SyncJobHandle[Any]:
         """Run a job that has ended again, as a new job; see `AsyncJobs.retry`."""
-        return SyncJobHandle(self, self._call("retry", partial(self._jobs.retry, job_id)))
+        return SyncJobHandle(self, self.call("retry", partial(self._jobs.retry, job_id)))
 
     def update_progress(self, job_id: JobId, percent: int, /, message: str | None = None) -> Job:
         """Report for work done outside our runner; see `JobQueue.update_progress`."""
         call = partial(self._jobs.update_progress, job_id, percent, message)
-        return self._call("update_progress", call)
+        return self.call("update_progress", call)
 
     def complete(self, job_id: JobId, result: Any = None, /) -> Job:
         """Record the result of work done outside our runner; see `JobQueue.complete`."""
-        return self._call("complete", partial(self._jobs.complete, job_id, result))
+        return self.call("complete", partial(self._jobs.complete, job_id, result))
 
     def fail(self, job_id: JobId, message: str, /, *, code: str = "job_failed") -> Job:
         """Record the failure of work done outside our runner; see `JobQueue.fail`."""
-        return self._call("fail", partial(self._jobs.fail, job_id, message, code=code))
+        return self.call("fail", partial(self._jobs.fail, job_id, message, code=code))
 
     def stop(self, job_id: JobId, /) -> Job:
         """Record that work done outside our runner has stopped; see `AsyncJobs.stop`."""
-        return self._call("stop", partial(self._jobs.stop, job_id))
+        return self.call("stop", partial(self._jobs.stop, job_id))
 
     def call(self, verb: str, function: Callable[[], Awaitable[T]]) -> T:
         """Await a function's result in the event loop of the queue; `verb` is named in errors."""
-        return self._call(verb, function)
-
-    def _call(self, verb: str, function: Callable[[], Awaitable[T]]) -> T:
         with portal_for(self._jobs).gate.passing():
             return _run(function, self._event_loop(verb))
 

@@ -21,7 +21,7 @@ from contextlib import (
 )
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 from anyio import from_thread, to_thread
@@ -33,6 +33,7 @@ from asyncjobs.http.mounts import Mount, MountOptions, owner_of
 from asyncjobs.http.scripts import script
 from asyncjobs.http.streams import Close
 from asyncjobs.queue import AsyncJobs
+from asyncjobs.runtime.host import RunHandlers
 from asyncjobs.runtime.signals import told_to_stop
 
 Scope = MutableMapping[str, Any]
@@ -107,9 +108,7 @@ class StatusMonitor:
             tasks.cancel_scope.cancel()
 
     @asynccontextmanager
-    async def running(
-        self, *, run_handlers: bool | Literal["later"] = True
-    ) -> AsyncGenerator[bool]:
+    async def running(self, *, run_handlers: RunHandlers = True) -> AsyncGenerator[bool]:
         """Keep the queue open, opening it if needed; end all streams when the server has to stop.
 
         For the lifespan of an application. Yields whether the queue was opened here.

@@ -150,10 +150,16 @@ class Fetcher:
         late = [job.id for job in taken if job.deadline <= now]
         if late:
             await self._repository.get(late)  # readers record missed deadlines
-        taken = [job for job in taken if job.deadline > now]
-        await self._leave_to_others([job for job in taken if not self._lanes.has_handler(job)])
-        refused = [job for job in taken if self._lanes.has_handler(job) and not self._offer(job)]
+        refused: list[Job] = []
+        unknown: list[Job] = []
+        for job in taken:
+            if job.deadline > now:
+                if not self._lanes.has_handler(job):
+                    unknown.append(job)
+                elif not self._offer(job):
+                    refused.append(job)
         await self.give_back(refused)
+        await self._leave_to_others(unknown)
         return more
 
     async def _leave_to_others(self, jobs: Sequence[Job]) -> None:
@@ -168,15 +174,12 @@ class Fetcher:
                 log.warning(
                     "No handler for type %r here: its jobs are left to other workers", job.type
                 )
-        poll = self._settings.poll_interval
-        pauses = [poll * random.uniform(*_PAUSES) for _ in jobs]  # noqa: S311  # no secret
-        now = self._repository.now()
-        await self._repository.replace(
-            [
-                JobWrite(job, lifecycle.requeue(job, now + pause))
-                for job, pause in zip(jobs, pauses, strict=True)
-            ]
-        )
+        now, poll = self._repository.now(), self._settings.poll_interval
+        writes: list[JobWrite] = []
+        for job in jobs:
+            pause = poll * random.uniform(*_PAUSES)  # noqa: S311  # no secret
+            writes.append(JobWrite(job, lifecycle.requeue(job, now + pause)))
+        await self._repository.replace(writes)
 
     async def _take_suspect(self, now: datetime) -> Sequence[Job]:
         """Take a suspect if none runs here; not more often than polls, unless one is hinted at."""

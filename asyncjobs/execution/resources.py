@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -113,7 +114,10 @@ class Resources:
             self._ready, self._leave, self._ended = anyio.Event(), anyio.Event(), anyio.Event()
             self._error = None
             self._task = start_task(
-                self._live, self._tasks, self._note_end, name="asyncjobs lifespan"
+                partial(self._live, self._lifespan),
+                self._tasks,
+                self._note_end,
+                name="asyncjobs lifespan",
             )
         ready = self._ready
         await ready.wait()
@@ -140,10 +144,7 @@ class Resources:
         if not self._ended.is_set():
             task.abandon()
 
-    async def _live(self) -> None:
-        lifespan = self._lifespan
-        if lifespan is None:
-            return
+    async def _live(self, lifespan: Lifespan) -> None:
         try:
             async with lifespan() as value:
                 self.value = value

@@ -194,7 +194,7 @@ def main(pipe: Connection, log_levels: Mapping[str | None, int]) -> None:
     for name, level in log_levels.items():
         logging.getLogger(name).setLevel(level)
     Thread(target=parent.listen, name="asyncjobs parent", daemon=True).start()
-    shared = _Shared(parent)
+    shared = _Shared()
     while (work := parent.work.get()) is not None:
         _attempt(parent, work, shared)
     shared.close()
@@ -261,8 +261,7 @@ class _Shared:
     It runs while an `async def` handler does; a `def` blocks it, as it would block the process.
     """
 
-    def __init__(self, parent: _Parent) -> None:
-        self._parent = parent
+    def __init__(self) -> None:
         self._runner: asyncio.Runner | None = None
         self._lasting: set[asyncio.Task[Any]] = set()
         self._left: asyncio.Event | None = None
