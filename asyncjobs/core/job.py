@@ -81,19 +81,28 @@ class Delivery(StrEnum):
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    def changed(self, **changes: Any) -> Self:
-        """Return a copy with other values, which are not checked.
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Make a value of all its fields, which are not checked; it keeps the dict.
 
-        What `model_copy` does, at half the cost: every move of every job makes such a copy. These
-        four attributes are all that a model is made of.
+        What the constructor does takes five times as long, and every job is made anew some ten
+        times in its life. These four attributes are all that a model is made of.
         """
-        copy = object.__new__(type(self))
+        made = object.__new__(cls)
         set_attribute = object.__setattr__
-        set_attribute(copy, "__dict__", {**self.__dict__, **changes})
-        set_attribute(copy, "__pydantic_fields_set__", self.__pydantic_fields_set__)
-        set_attribute(copy, "__pydantic_extra__", None)
-        set_attribute(copy, "__pydantic_private__", None)
-        return copy
+        set_attribute(made, "__dict__", values)
+        set_attribute(made, "__pydantic_fields_set__", _NO_NAMES)
+        set_attribute(made, "__pydantic_extra__", None)
+        set_attribute(made, "__pydantic_private__", None)
+        return made
+
+    def changed(self, **changes: Any) -> Self:
+        """Return a copy with other values, which are not checked."""
+        return self.of({**self.__dict__, **changes})
+
+
+# Of no use here: nothing asks which fields were given.
+_NO_NAMES: set[str] = set()
 
 
 class Lease(_Value):
@@ -325,11 +334,11 @@ class Job(Submission, State):
         That is the submission of this job, the state of the newer one, and of its wide data what is
         not None there.
         """
-        state = {name: newer.__dict__[name] for name in State.model_fields}
+        values = newer.__dict__ | {name: self.__dict__[name] for name in Submission.model_fields}
         for name in ("result_json", "errors_json"):
-            if state[name] is None:
-                del state[name]
-        return self.changed(**state)
+            if values[name] is None:
+                values[name] = self.__dict__[name]
+        return self.of(values)
 
     def narrow(self) -> Self:
         """Return the job as lists show it: without payload, result and errors of its attempts."""

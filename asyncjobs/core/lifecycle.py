@@ -26,6 +26,7 @@ from asyncjobs.core.job import (
     Lease,
     Progress,
     Retry,
+    State,
     Submission,
     suspects_lane,
 )
@@ -90,6 +91,11 @@ WORKER_LOST = JobError(
 )
 
 
+# The state of a job that nothing has happened to, without the moment at which it is to begin.
+_NEW_STATE = {
+    name: field.default for name, field in State.model_fields.items() if not field.is_required()
+}
+
 # A job is delivered by one machine's clock and started by another's.
 _CLOCKS_DIFFER = timedelta(seconds=1)
 
@@ -104,8 +110,8 @@ def submit(
     """
     at_once = run_at is None or run_at <= submission.created_at
     start_at = submission.created_at if at_once or run_at is None else run_at
-    job = Job(**submission.__dict__, run_at=start_at)
-    return job.changed(**_schedule(job, start_at + hold if at_once else None))
+    job = Job.of({**_NEW_STATE, **submission.__dict__, "run_at": start_at})
+    return _scheduled(job, start_at + hold if at_once else None)
 
 
 def start(job: Job, now: datetime, lease: Lease | None) -> Job:
@@ -186,7 +192,7 @@ def requeue(job: Job, waits_until: datetime | None = None) -> Job:
     With `waits_until` it is due again at that time, and not before.
     """
     moved = _move(job, Move.REQUEUE, PENDING)
-    return moved if waits_until is None else moved.changed(**_schedule(moved, waits_until))
+    return moved if waits_until is None else _scheduled(moved, waits_until)
 
 
 def cancel(job: Job, now: datetime) -> Job:
@@ -389,25 +395,30 @@ def _move(job: Job, move: Move, to: JobStatus, **changes: Any) -> Job:
     changes["revision"] = job.revision + 1
     if move not in INVISIBLE:
         changes["version"] = job.version + 1
-    moved = job.changed(**changes)
-    return moved.changed(**_schedule(moved))
+    return _scheduled(job.changed(**changes))
 
 
-def _schedule(job: Job, waits_until: datetime | None = None) -> dict[str, Any]:
+def _scheduled(job: Job, waits_until: datetime | None = None) -> Job:
+    """Set lane and due_at of a job that was just made: in place, as nobody else has it yet."""
+    job.__dict__["lane"], job.__dict__["due_at"] = _schedule(job, waits_until)
+    return job
+
+
+def _schedule(job: Job, waits_until: datetime | None) -> tuple[str, datetime | None]:
     """Derive lane and due_at: which loop must look at the job next, and when."""
     match job.status:
         case JobStatus.PENDING:
             if job.delivery is Delivery.EXTERNAL:
-                return {"lane": MAINTENANCE_LANE, "due_at": job.deadline}
+                return MAINTENANCE_LANE, job.deadline
             lane = pull_lane(job) if job.delivery is Delivery.PULL else MAINTENANCE_LANE
-            return {"lane": lane, "due_at": min(waits_until or job.run_at, job.deadline)}
+            return lane, min(waits_until or job.run_at, job.deadline)
         case JobStatus.PROCESSING:
             lapse = job.lease.until if job.lease else attempt_end(job)
-            return {"lane": MAINTENANCE_LANE, "due_at": min(lapse, job.deadline)}
+            return MAINTENANCE_LANE, min(lapse, job.deadline)
         case JobStatus.COMPLETED | JobStatus.FAILED | JobStatus.CANCELLED:
             if job.callback is not None and job.callback.next_at is not None:
-                return {"lane": CALLBACKS_LANE, "due_at": job.callback.next_at}
-            return {"lane": MAINTENANCE_LANE, "due_at": job.expires_at}
+                return CALLBACKS_LANE, job.callback.next_at
+            return MAINTENANCE_LANE, job.expires_at
         case _:
             assert_never(job.status)
 

@@ -91,26 +91,29 @@ def make_submission(
     trace_id = options.trace_id or trace_id_of(options.traceparent)
     _check_text(user_id=caller.user_id, idempotency_key=caller.idempotency_key, trace_id=trace_id)
     deadline = policy.deadline if options.deadline is None else duration(options.deadline)
-    return Submission(
-        id=new_job_id(),
-        type=kind.name,
-        payload_json=kind.dump_payload(payload),
-        user_id=caller.user_id,
-        idempotency_key=caller.idempotency_key,
-        fingerprint=kind.fingerprint(payload) if keyed else None,
-        trace_id=trace_id or new_trace_id(),
-        traceparent=options.traceparent if trace_id_of(options.traceparent) else None,
-        queue=policy.queue,
-        delivery=terms.delivery if isinstance(kind, Handler) else Delivery.EXTERNAL,
-        retry=policy.retry,
-        max_deliveries=policy.max_deliveries,
-        max_releases=policy.max_releases,
-        timeout=policy.timeout,
-        deadline=options.begins(terms.now) + deadline,
-        retention=policy.retention,
-        estimated_duration=terms.estimate,
-        callback_url=options.callback_url,
-        created_at=terms.now,
+    return Submission.of(
+        {
+            "id": new_job_id(),
+            "type": kind.name,
+            "payload_json": kind.dump_payload(payload),
+            "retry_of": None,
+            "user_id": caller.user_id,
+            "idempotency_key": caller.idempotency_key,
+            "fingerprint": kind.fingerprint(payload) if keyed else None,
+            "trace_id": trace_id or new_trace_id(),
+            "traceparent": options.traceparent if trace_id_of(options.traceparent) else None,
+            "queue": policy.queue,
+            "delivery": terms.delivery if isinstance(kind, Handler) else Delivery.EXTERNAL,
+            "retry": policy.retry,
+            "max_deliveries": policy.max_deliveries,
+            "max_releases": policy.max_releases,
+            "timeout": policy.timeout,
+            "deadline": options.begins(terms.now) + deadline,
+            "retention": policy.retention,
+            "estimated_duration": terms.estimate,
+            "callback_url": options.callback_url,
+            "created_at": terms.now,
+        }
     )
 
 
@@ -135,7 +138,7 @@ def submit_again(job: Job, terms: Terms, traceparent: str | None = None) -> Subm
         "estimated_duration": terms.estimate,
         "created_at": terms.now,
     }
-    return Submission(**{**kept, **fresh})
+    return Submission.of({**kept, **fresh})
 
 
 def same_payload(kind: JobType[Any, Any], one: Submission, other: Submission) -> bool:
@@ -153,7 +156,11 @@ def same_payload(kind: JobType[Any, Any], one: Submission, other: Submission) ->
 
 def _check_text(**fields: str | None) -> None:
     for name, value in fields.items():
+        if value is None:
+            continue
+        if not isinstance(value, str):  # the type checker is not everybody's
+            raise TypeError(f"{name} is a text, got {type(value).__name__}.")
         try:
-            (value or "").encode()
+            value.encode()
         except UnicodeEncodeError as error:
             raise InvalidPayload([FieldIssue(name, str(error))]) from error

@@ -162,7 +162,7 @@ class ListingConformance:
 
 def narrow(job: Job) -> Job:
     """Leave out what a list leaves out."""
-    return job.model_copy(update={"payload_json": b"", "result_json": None, "errors_json": None})
+    return job.changed(payload_json=b"", result_json=None, errors_json=None)
 
 
 def fits(job: Job, which: Selection) -> bool:

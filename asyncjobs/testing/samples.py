@@ -80,7 +80,7 @@ def full_job() -> Job:
     )
     called = lifecycle.call_back(failed, LATER, error="away", again_at=LATER + timedelta(hours=1))
     lease = Lease(worker="host:1", token="w", until=LATER)
-    return called.model_copy(update={"lease": lease, "result_json": b'{"rows": 1e2}'})
+    return called.changed(lease=lease, result_json=b'{"rows": 1e2}')
 
 
 def sample_error(attempt: int) -> AttemptError:

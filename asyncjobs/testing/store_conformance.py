@@ -51,7 +51,7 @@ class StoringRules:
 
     async def test_insert_keeps_the_stored_job_of_the_same_id(self, store: Store) -> None:
         job = sample_job()
-        twin = job.model_copy(update={"payload_json": b'"other"'})
+        twin = job.changed(payload_json=b'"other"')
         async with store:
             await store.insert([job])
             assert await store.insert([twin]) == [job]
@@ -171,7 +171,7 @@ class StoringRules:
     ) -> None:
         job = sample_job()
         started = begun(job)
-        narrow = started.model_copy(update={"payload_json": b"", "type": "other"})
+        narrow = started.changed(payload_json=b"", type="other")
         async with store:
             await store.insert([job])
             assert list(await store.replace([Change(narrow, job.revision)])) == [True]
@@ -193,7 +193,7 @@ class StoringRules:
                 (started, done, ("errors_json",)),
                 (done, called, ("errors_json", "result_json")),
             ):
-                unsaid = after.model_copy(update=dict.fromkeys(keeps))
+                unsaid = after.changed(**dict.fromkeys(keeps))
                 assert list(await store.replace([Change(unsaid, before.revision)])) == [True]
                 assert list(await store.get([job.id])) == [after]
 
@@ -352,7 +352,7 @@ class TakingRules:
         job = sample_job()
         async with store:
             await store.insert([job])
-            expected = job.model_copy(update={"due_at": LATER})
+            expected = job.changed(due_at=LATER)
             assert list(await store.take([LANE], now=NOW, until=LATER, limit=1)) == [expected]
             assert list(await store.get([job.id])) == [expected]
 
@@ -491,7 +491,7 @@ class SharingConformance:
                 while not done:
                     [found] = await where.get([job.id])
                     assert found is not None
-                    newer = found.model_copy(update={"revision": found.revision + 1})
+                    newer = found.changed(revision=found.revision + 1)
                     [done] = await where.replace([Change(newer, found.revision)])
 
         async with store, other:

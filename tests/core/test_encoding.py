@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ from asyncjobs.core.encoding import (
     sequence_of,
     to_microseconds,
 )
-from asyncjobs.core.job import Job
+from asyncjobs.core.job import Delivery, Job, JobStatus, Retry
 from asyncjobs.errors import InvalidQuery
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import full_job
@@ -59,3 +59,33 @@ def test_a_cursor_is_a_number_of_a_page() -> None:
     for cursor in ("", "nonsense", "-1", "1234", "٤"):
         with pytest.raises(InvalidQuery):
             sequence_of(cursor, 3)
+
+
+def test_what_the_texts_leave_out_never_changes_its_meaning() -> None:
+    required = {"id", "type", "trace_id", "deadline", "created_at", "run_at"}
+    defaults = {
+        name: field.default
+        for name, field in Job.model_fields.items()
+        if not field.exclude and field.default is not None
+    }
+    assert {name for name, field in Job.model_fields.items() if field.is_required()} == required
+    # Changing one of these would change jobs that are stored already.
+    assert {name: value for name, value in defaults.items() if name not in required} == {
+        "queue": "default",
+        "delivery": Delivery.PULL,
+        "retry": Retry(
+            max_attempts=1,
+            initial_delay=timedelta(seconds=1),
+            factor=2,
+            max_delay=timedelta(minutes=5),
+        ),
+        "max_deliveries": 3,
+        "max_releases": 100,
+        "status": JobStatus.PENDING,
+        "progress": 0,
+        "attempt": 0,
+        "failures": 0,
+        "losses": 0,
+        "releases": 0,
+        "version": 1,
+    }
