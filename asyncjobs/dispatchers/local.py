@@ -12,7 +12,7 @@ import anyio
 from asyncjobs.core.job import Delivery, Job, JobId
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import Begin
-from asyncjobs.records.change_feed import Signal
+from asyncjobs.records.waiting import Signal
 
 
 class LocalDispatcher:

@@ -6,6 +6,8 @@ import math
 
 import anyio
 
+from asyncjobs.records.waiting import running_asyncio_loop
+
 
 def belongs_to_the_loop(error: BaseException, *, stopping: bool) -> bool:
     """Tell whether an error is the event loop's way to end this task, not the application's own.
@@ -24,6 +26,8 @@ def belongs_to_the_loop(error: BaseException, *, stopping: bool) -> bool:
 
 def loop_runs() -> bool:
     """Tell whether there is an event loop to wait in."""
+    if running_asyncio_loop() is not None:
+        return True
     try:
         anyio.current_time()
     except RuntimeError:

@@ -47,9 +47,10 @@ from asyncjobs.execution.subprocesses import ChildProcesses
 from asyncjobs.execution.tasks import start_task
 from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.protocols import Traced
-from asyncjobs.records.change_feed import ChangeFeed, Signal
+from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.logging import log, log_fields, set_current_job
 from asyncjobs.records.repository import JobWrite, Repository
+from asyncjobs.records.waiting import Signal
 from asyncjobs.settings import Settings
 
 T = TypeVar("T")

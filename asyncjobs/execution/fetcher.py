@@ -15,9 +15,9 @@ from asyncjobs.core.handlers import Registry
 from asyncjobs.core.job import Job, JobId, JobStatus, suspects_lane
 from asyncjobs.errors import StoreError
 from asyncjobs.protocols import Embedded
-from asyncjobs.records.change_feed import Signal
 from asyncjobs.records.logging import log
 from asyncjobs.records.repository import JobWrite, Repository
+from asyncjobs.records.waiting import Signal
 from asyncjobs.settings import Settings
 
 # More jobs than these are found by polling.

@@ -10,9 +10,9 @@ from asyncjobs.core import lifecycle
 from asyncjobs.errors import IllegalMove, LostLease, StoreError
 from asyncjobs.execution.attempt import Attempt, Cause
 from asyncjobs.execution.context import progress_of
-from asyncjobs.records.change_feed import Signal
 from asyncjobs.records.logging import log
 from asyncjobs.records.repository import JobWrite, Repository
+from asyncjobs.records.waiting import Signal
 from asyncjobs.settings import Settings
 
 

@@ -18,6 +18,8 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import current_token
 
+from asyncjobs.records.waiting import running_asyncio_loop
+
 T = TypeVar("T")
 
 #: Runs in a task; catches whatever it raises.
@@ -219,14 +221,6 @@ async def apart(
     if isinstance(error, Exception):
         raise error
     raise RuntimeError(f"The call raised {type(error).__name__}.") from error
-
-
-def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    """Return asyncio's event loop if this is it, None in another one or in none."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def current_loop() -> object | None:

@@ -18,33 +18,13 @@ from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import NotOpen, StoreError, UnknownJob, UnreadableJob
 from asyncjobs.protocols import ChangeNotices, power_of
 from asyncjobs.records.logging import log
+from asyncjobs.records.waiting import Signal
 
 _MOST = 500
 
 #: Called with states of a job, not always newer ones; None says that no more will come.
 Listener = Callable[[Job | None], None]
 Read = Callable[[Sequence[JobId]], Awaitable[Sequence[Job | None]]]
-
-
-class Signal:
-    """Wakes the one task that waits for it; a signal given while nobody waits is kept."""
-
-    __slots__ = ("_event",)
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-
-    def set(self) -> None:
-        self._event.set()
-
-    async def wait(self, timeout: float | None = None) -> None:
-        """Return at the signal, or after `timeout` seconds."""
-        if timeout is None:
-            await self._event.wait()
-        else:
-            with anyio.move_on_after(timeout):
-                await self._event.wait()
-        self._event = anyio.Event()
 
 
 class ChangeFeed:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import Generic, TypeVar
 
 import anyio
@@ -20,6 +19,7 @@ from anyio.abc import TaskGroup
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import NotOpen, StoreUnavailable
 from asyncjobs.protocols import Change, InlineReads, OpenStore, power_of
+from asyncjobs.records.waiting import Answer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,27 +29,11 @@ _MAX_BATCH_SIZE = 512
 
 
 class _Call(Generic[T, R]):
+    __slots__ = ("answer", "items")
+
     def __init__(self, items: Sequence[T]) -> None:
         self.items = items
-        self.results: Sequence[R] = ()
-        self.done = anyio.Event()
-        self._error: Exception | None = None
-        self._traceback: TracebackType | None = None
-
-    def succeed(self, results: Sequence[R]) -> None:
-        self.results = results
-        self.done.set()
-
-    def fail(self, error: Exception) -> None:
-        if not self.done.is_set():
-            self._error, self._traceback = error, error.__traceback__
-            self.done.set()
-
-    def answer(self) -> Sequence[R]:
-        if self._error is not None:
-            # One error for many callers: each would add its own frames to the traceback.
-            raise self._error.with_traceback(self._traceback)
-        return self.results
+        self.answer = Answer[Sequence[R]]()
 
 
 class GroupCommit(Generic[T, R]):
@@ -81,12 +65,11 @@ class GroupCommit(Generic[T, R]):
         if not self._busy:
             self._begin()
         try:
-            with anyio.move_on_after(self.limit, shield=True):
-                await call.done.wait()
-                return call.answer()
+            if await call.answer.wait(self.limit):
+                return call.answer.get()
         finally:
             # What has not begun by now is not begun for a caller that is gone.
-            if not call.done.is_set() and call in self._waiting:
+            if not call.answer.given and call in self._waiting:
                 self._waiting.remove(call)
         raise StoreUnavailable("of this queue", f"no answer within {self.limit:g} s")
 
@@ -113,7 +96,7 @@ class GroupCommit(Generic[T, R]):
 
     def _fail_all(self, error: Exception) -> None:
         while self._waiting:
-            self._waiting.popleft().fail(error)
+            self._waiting.popleft().answer.fail(error)
 
     def _next(self) -> list[_Call[T, R]]:
         calls = [self._waiting.popleft()]
@@ -131,14 +114,14 @@ class GroupCommit(Generic[T, R]):
         else:
             start = 0
             for call in calls:
-                call.succeed(results[start : start + len(call.items)])
+                call.answer.succeed(results[start : start + len(call.items)])
                 start += len(call.items)
 
     async def _settle(self, calls: list[_Call[T, R]], error: Exception) -> None:
         """Let an error hit the call that caused it, where it is not the store that is away."""
         if len(calls) == 1 or isinstance(error, StoreUnavailable):
             for call in calls:
-                call.fail(error)
+                call.answer.fail(error)
         else:
             for call in calls:
                 await self._flush([call])
@@ -206,26 +189,24 @@ class Bound:
                 return await function()
         else:
             await anyio.lowlevel.checkpoint_if_cancelled()
-            call = _Call[None, R](())
-            scope = anyio.CancelScope()
+            answer, scope = Answer[R](), anyio.CancelScope()
             try:
-                self._tasks.start_soon(_make, function, call, scope)
+                self._tasks.start_soon(_make, function, answer, scope)
             except RuntimeError as error:
                 raise NotOpen("The store") from error
-            with anyio.move_on_after(self.seconds, shield=True):
-                await call.done.wait()
-                return call.answer()[0]
+            if await answer.wait(self.seconds):
+                return answer.get()
             scope.cancel()
         raise StoreUnavailable("of this queue", f"no answer within {self.seconds:g} s")
 
 
 async def _make(
-    function: Callable[[], Awaitable[R]], call: _Call[None, R], scope: anyio.CancelScope
+    function: Callable[[], Awaitable[R]], answer: Answer[R], scope: anyio.CancelScope
 ) -> None:
     try:
         with scope:
-            call.succeed([await function()])
+            answer.succeed(await function())
     except Exception as error:  # noqa: BLE001  # it goes to the caller
-        call.fail(error)
+        answer.fail(error)
     finally:
-        call.fail(StoreUnavailable("of this process", "the event loop has ended"))
+        answer.fail(StoreUnavailable("of this process", "the event loop has ended"))

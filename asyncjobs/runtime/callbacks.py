@@ -19,9 +19,9 @@ from asyncjobs.core.job import CALLBACKS_LANE, Job
 from asyncjobs.errors import ConfigurationError, StoreError
 from asyncjobs.execution.tasks import apart
 from asyncjobs.protocols import CallbackResult, CallbackSender
-from asyncjobs.records.change_feed import Signal
 from asyncjobs.records.logging import log, log_fields
 from asyncjobs.records.repository import JobWrite, Repository
+from asyncjobs.records.waiting import Signal
 from asyncjobs.settings import Settings
 
 # Beyond a call's own limit: for the record of its outcome, and for what delays either.

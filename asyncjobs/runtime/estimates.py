@@ -11,8 +11,9 @@ import anyio
 from asyncjobs.core.job import Job, JobStatus
 from asyncjobs.errors import AsyncJobsError
 from asyncjobs.protocols import Page, Selection
-from asyncjobs.records.change_feed import ChangeFeed, Signal
+from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.logging import log
+from asyncjobs.records.waiting import Signal
 
 #: Reads that many of the jobs that fit, the latest first.
 Latest = Callable[[Selection, int], Awaitable[Page]]

@@ -23,7 +23,6 @@ from asyncjobs.errors import ConfigurationError
 from asyncjobs.execution.tasks import apart
 from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.protocols import Spans
-from asyncjobs.records.change_feed import Signal
 from asyncjobs.records.logging import (
     log,
     log_fields,
@@ -31,6 +30,7 @@ from asyncjobs.records.logging import (
     set_current_job,
     working_on,
 )
+from asyncjobs.records.waiting import Signal
 
 #: What `AsyncJobs.on` takes: an `async def`, which is awaited, or a `def`, which runs in a thread.
 Hook = Callable[[Transition], object]

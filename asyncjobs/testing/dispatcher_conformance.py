@@ -16,9 +16,9 @@ import pytest
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Detail, Job, JobId, JobStatus
 from asyncjobs.core.submission import EnqueueOptions
-from asyncjobs.execution.tasks import running_asyncio_loop
 from asyncjobs.protocols import Dispatcher, Store
 from asyncjobs.queue import AsyncJobs
+from asyncjobs.records.waiting import running_asyncio_loop
 from asyncjobs.settings import Settings
 from asyncjobs.testing.dispatcher_handlers import STEPS, began, register, release
 from asyncjobs.testing.samples import sample_job, sample_submission

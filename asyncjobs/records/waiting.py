@@ -1,0 +1,145 @@
+"""How one task waits for another: for a signal, or for an answer within a time.
+
+Each job passes several of these waits. On asyncio they are plain futures, which cost a tenth of an
+event inside a cancel scope; trio keeps the portable way. Nothing else needs to know the difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+T = TypeVar("T")
+
+
+class Signal:
+    """Wakes the one task that waits for it; a signal given while nobody waits is kept."""
+
+    __slots__ = ("_given", "_wake")
+
+    def __init__(self) -> None:
+        self._given = False
+        self._wake: Callable[[], None] | None = None
+
+    def set(self) -> None:
+        self._given = True
+        if self._wake is not None:
+            self._wake()
+
+    async def wait(self, timeout: float | None = None) -> None:
+        """Return at the signal, or after `timeout` seconds."""
+        if self._given:
+            await anyio.lowlevel.checkpoint()
+        elif (loop := running_asyncio_loop()) is not None:
+            await self._wait_for_future(loop, timeout)
+        else:
+            event = anyio.Event()
+            self._wake = event.set
+            with anyio.move_on_after(timeout):
+                await event.wait()
+        self._wake = None
+        self._given = False
+
+    async def _wait_for_future(
+        self, loop: asyncio.AbstractEventLoop, timeout: float | None
+    ) -> None:
+        future: asyncio.Future[None] = loop.create_future()
+        self._wake = lambda: _finish(future)
+        if timeout is None:
+            await future
+            return
+        timer = loop.call_later(timeout, _finish, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+
+
+class Answer(Generic[T]):
+    """What one task waits for and another one gives, once; the first counts."""
+
+    __slots__ = ("_error", "_traceback", "_value", "_wake", "given")
+
+    def __init__(self) -> None:
+        #: Whether it was given.
+        self.given = False
+        self._value: T | None = None
+        self._error: Exception | None = None
+        self._traceback: TracebackType | None = None
+        self._wake: Callable[[], None] | None = None
+
+    def succeed(self, value: T) -> None:
+        """Give a value."""
+        if not self.given:
+            self._value = value
+            self._give()
+
+    def fail(self, error: Exception) -> None:
+        """Give an error."""
+        if not self.given:
+            self._error, self._traceback = error, error.__traceback__
+            self._give()
+
+    def get(self) -> T:
+        """Return the value that was given, or raise the error."""
+        if self._error is not None:
+            # One error for many callers: each would add its own frames to the traceback.
+            raise self._error.with_traceback(self._traceback)
+        return self._value  # type: ignore[return-value]  # it was given
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for it, so long at most; return whether it was given.
+
+        A caller that is cancelled meanwhile waits as long. Then its cancellation comes; one by a
+        scope of anyio only where it waits next, so that it learns of what was given.
+        """
+        if self.given:
+            return True
+        loop = running_asyncio_loop()
+        if loop is None:
+            await self._wait_shielded(seconds)
+            return self.given
+        future: asyncio.Future[None] = loop.create_future()
+        self._wake = lambda: _finish(future)
+        timer = loop.call_later(seconds, _finish, future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            # Only now a scope is worth its price. Without one, anyio would cancel again and again.
+            await self._wait_shielded(timer.when() - loop.time())
+            if not self.given or anyio.current_effective_deadline() != -math.inf:
+                raise
+        finally:
+            timer.cancel()
+        return self.given
+
+    async def _wait_shielded(self, seconds: float) -> None:
+        event = anyio.Event()
+        self._wake = event.set
+        if not self.given:
+            with anyio.move_on_after(seconds, shield=True):
+                await event.wait()
+
+    def _give(self) -> None:
+        self.given = True
+        if self._wake is not None:
+            self._wake()
+
+
+def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """Return asyncio's event loop if this is it, None in another one or in none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

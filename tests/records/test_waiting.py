@@ -1,0 +1,111 @@
+"""Signals and answers: kept if nobody waits, bounded in time, and safe from cancellations."""
+
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+import pytest
+
+from asyncjobs.records.waiting import Answer, Signal
+
+
+async def test_a_signal_that_nobody_waited_for_is_kept_once() -> None:
+    signal = Signal()
+    signal.set()
+    signal.set()
+    await signal.wait()
+    with anyio.move_on_after(0.01) as scope:
+        await signal.wait()
+    assert scope.cancelled_caught
+
+
+async def test_a_signal_wakes_the_task_that_waits() -> None:
+    signal, woken = Signal(), anyio.Event()
+
+    async def wait() -> None:
+        await signal.wait(60)
+        woken.set()
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            signal.set()
+            await woken.wait()
+
+
+async def test_waiting_for_a_signal_ends_in_time() -> None:
+    signal = Signal()
+    with anyio.fail_after(30):
+        await signal.wait(0.01)
+        await signal.wait(0)
+
+
+async def test_a_cancelled_wait_does_not_use_up_the_signal() -> None:
+    signal = Signal()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await signal.wait()
+    signal.set()
+    with anyio.fail_after(30):
+        await signal.wait()
+
+
+async def test_the_first_answer_counts() -> None:
+    answer: Answer[int] = Answer()
+    answer.succeed(1)
+    answer.fail(ValueError())
+    assert await answer.wait(0)
+    assert answer.get() == 1
+    refusal: Answer[int] = Answer()
+    refusal.fail(ValueError("no"))
+    refusal.succeed(1)
+    with pytest.raises(ValueError, match="no"):
+        refusal.get()
+
+
+async def test_an_answer_that_does_not_come_is_not_waited_for() -> None:
+    assert not await Answer[int]().wait(0.01)
+
+
+async def test_a_caller_that_its_scope_cancels_learns_the_answer_first() -> None:
+    answer: Answer[int] = Answer()
+    learned: list[int] = []
+
+    async def ask() -> None:
+        assert await answer.wait(60)
+        learned.append(answer.get())
+        await anyio.lowlevel.checkpoint()
+        learned.append(0)
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_all_tasks_blocked()
+            answer.succeed(1)
+    assert learned == [1]
+
+
+async def test_a_cancelled_caller_waits_no_longer_than_any_other() -> None:
+    with anyio.fail_after(30), anyio.CancelScope() as scope:
+        scope.cancel()
+        await Answer[int]().wait(0.05)
+        await anyio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancellation_by_asyncio_itself_comes_after_the_answer(anyio_backend: str) -> None:
+    answer: Answer[int] = Answer()
+    task = asyncio.create_task(answer.wait(60))
+    await anyio.wait_all_tasks_blocked()
+    task.cancel()
+    await anyio.wait_all_tasks_blocked()
+    assert not task.done()
+    answer.succeed(1)
+    with anyio.fail_after(30), pytest.raises(asyncio.CancelledError):
+        await task
