@@ -113,7 +113,8 @@ class Answer(Generic[T]):
         except asyncio.CancelledError:
             # Only now a scope is worth its price. Without one, anyio would cancel again and again.
             await self._wait_shielded(timer.when() - loop.time())
-            if not self.given or anyio.current_effective_deadline() != -math.inf:
+            given: bool = self.given  # by now, perhaps
+            if not given or anyio.current_effective_deadline() != -math.inf:
                 raise
         finally:
             timer.cancel()

@@ -14,7 +14,8 @@ from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Job, JobId, JobStatus, new_job_id
 from asyncjobs.errors import StoreUnavailable, UnknownJob, UnreadableJob
 from asyncjobs.protocols import Change, ChangeNotices
-from asyncjobs.records.change_feed import ChangeFeed, Signal, Watch
+from asyncjobs.records.change_feed import ChangeFeed, Watch
+from asyncjobs.records.waiting import Signal
 from asyncjobs.testing import FaultyStore, sample_job
 from asyncjobs.testing.samples import NOW
 from tests.queues import simulated

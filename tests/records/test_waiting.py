@@ -9,6 +9,8 @@ import pytest
 
 from asyncjobs.records.waiting import Answer, Signal
 
+pytestmark = pytest.mark.anyio
+
 
 async def test_a_signal_that_nobody_waited_for_is_kept_once() -> None:
     signal = Signal()
@@ -98,8 +100,8 @@ async def test_a_cancelled_caller_waits_no_longer_than_any_other() -> None:
     assert scope.cancelled_caught
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_cancellation_by_asyncio_itself_comes_after_the_answer(anyio_backend: str) -> None:
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_cancellation_by_asyncio_itself_comes_after_the_answer() -> None:
     answer: Answer[int] = Answer()
     task = asyncio.create_task(answer.wait(60))
     await anyio.wait_all_tasks_blocked()
