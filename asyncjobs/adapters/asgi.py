@@ -19,7 +19,7 @@ from contextlib import (
     asynccontextmanager,
     suppress,
 )
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -48,6 +48,8 @@ App = TypeVar("App")
 
 _POLICY_VIOLATION = 1008  # RFC 6455, section 7.4.1
 
+_WITHOUT_BODY = frozenset({HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT})
+
 
 class StatusMonitor:
     """The routes of one queue, as an ASGI application.
@@ -75,13 +77,13 @@ class StatusMonitor:
         if scope["type"] == "websocket":
             await self.talk(await self.asked(scope), receive, send)
         elif scope["type"] == "http":
-            await respond(await self._answer(scope), receive, send)
+            await respond(await self.answer(scope), receive, send)
         else:
             raise RuntimeError(f"The status monitor answers no {scope['type']}.")
 
-    async def asked(self, scope: Scope, body: bytes = b"", *, prefix: str = "") -> Request:
+    async def asked(self, scope: Scope) -> Request:
         """Translate a request and identify its owner; raise what `identify` raises."""
-        return request_of(scope, prefix, body=body, owner=await self.owner(scope))
+        return request_of(scope, owner=await self.owner(scope))
 
     async def owner(self, scope: Scope) -> str | None:
         """Call `identify`; raise what it raises."""
@@ -144,19 +146,20 @@ class StatusMonitor:
     def _stopped(self) -> None:
         self._times_running -= 1
 
-    async def _answer(self, scope: Scope) -> Response:
-        prefix = self.endpoints.mount.prefix or ""
-        found = script(request_of(scope, prefix))
+    async def answer(self, scope: Scope) -> Response:
+        """Answer a request; raise what `identify` raises, and what opening the queue raises."""
+        asked = request_of(scope, self.endpoints.mount.prefix or "")
+        found = script(asked)
         if found is not None:
             return found
-        asked = await self.asked(scope, prefix=prefix)
-        await self.ready()
+        if self._identify is not None:
+            asked = asked._replace(owner=await self.owner(scope))
+        if not self._is_running:
+            await self.ready()
         return await self.endpoints.handle(asked)
 
 
-def request_of(
-    scope: Scope, prefix: str = "", *, body: bytes = b"", owner: str | None = None
-) -> Request:
+def request_of(scope: Scope, prefix: str = "", *, owner: str | None = None) -> Request:
     """Translate a request for a path below a prefix."""
     root, below = _split(scope)
     if f"{below}/".startswith(f"{prefix}/"):
@@ -165,7 +168,7 @@ def request_of(
         # A mount of the framework has moved the prefix to the root path.
         root = root.removesuffix(prefix)
     path = below.rpartition("/")[2] if scope["type"] == "websocket" else below.removeprefix("/")
-    return _request(scope, path, root, body=body, owner=owner)
+    return _request(scope, path, root, owner=owner)
 
 
 def routed_request_of(scope: Scope, path: str, owner: str | None) -> Request:
@@ -180,9 +183,29 @@ def submission_of(scope: Scope, root: str, prefix: str, body: bytes, owner: str 
     return _request(scope, "", root, prefix=prefix, body=body, owner=owner)
 
 
+@cache  # the names are few, and all of them are ours
+def _wire_name(name: str) -> bytes:
+    return name.lower().encode()
+
+
 async def respond(response: Response, receive: Receive, send: Send) -> None:
     """Send a response; a stream until the client disconnects."""
-    headers = [(name.lower().encode(), value.encode()) for name, value in response.headers]
+    await send_as(response, wire_headers(response), receive, send)
+
+
+def wire_headers(response: Response) -> list[tuple[bytes, bytes]]:
+    """Return the headers as they are sent, with the length of a body that is whole."""
+    headers = [(_wire_name(name), value.encode()) for name, value in response.headers]
+    # RFC 9110 section 8.6: not if it were the length of a body that is not sent.
+    if response.status not in _WITHOUT_BODY and not isinstance(response, StreamingResponse):
+        headers.append((b"content-length", b"%d" % len(response.body)))
+    return headers
+
+
+async def send_as(
+    response: Response, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send
+) -> None:
+    """Send a response with headers of that form."""
     start = {"type": "http.response.start", "status": int(response.status), "headers": headers}
     if isinstance(response, StreamingResponse):
         async with aclosing(response.chunks), anyio.create_task_group() as tasks:
@@ -194,9 +217,6 @@ async def respond(response: Response, receive: Receive, send: Send) -> None:
                 await send({"type": "http.response.body", "body": b""})
             tasks.cancel_scope.cancel()
         return
-    # RFC 9110 section 8.6: not if it were the length of a body that is not sent.
-    if response.status not in {HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT}:
-        headers.append((b"content-length", str(len(response.body)).encode()))
     await send(start)
     await send({"type": "http.response.body", "body": response.body})
 
@@ -283,7 +303,9 @@ async def _cancel_at(kind: str, receive: Receive, scope: anyio.CancelScope) -> N
 def _split(scope: Scope) -> tuple[str, str]:
     """Return the root path, and the path below it, whether the server has cut it off or not."""
     root, path = scope.get("root_path", "").rstrip("/"), scope["path"]
-    return root, path.removeprefix(root) if f"{path}/".startswith(f"{root}/") else path
+    if root and f"{path}/".startswith(f"{root}/"):
+        path = path.removeprefix(root)
+    return root, path
 
 
 def _request(
@@ -296,15 +318,15 @@ def _request(
     owner: str | None = None,
 ) -> Request:
     return Request(
-        method=scope.get("method", "GET"),
-        path=path,
-        root=root,
-        prefix=prefix,
-        headers=_headers(scope),
-        body=body,
-        owner=owner,
-        query=scope.get("query_string", b"").decode("latin-1"),
-        scheme=scope.get("scheme", "http"),
+        scope.get("method", "GET"),
+        path,
+        root,
+        prefix,
+        _headers(scope),
+        body,
+        scope.get("query_string", b"").decode("latin-1"),
+        scope.get("scheme", "http"),
+        owner,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from importlib.util import find_spec
@@ -61,19 +61,22 @@ class _Mount:
 
     def asked(self, path: str, body: bytes = b"") -> Request:
         """Translate the current request and identify its owner."""
-        asked = _request(path, body)
+        return self._identified(_request(path, body))
+
+    def answer(self, path: str) -> flask.Response:
+        """Answer a request for a path below the prefix."""
+        asked = _request(path)
+        found = script(asked)
+        found = found or self.portal.call(self.endpoints.handle, self._identified(asked))
+        return _sent_by(self.portal, found)
+
+    def _identified(self, asked: Request) -> Request:
         if self.identify is None:
             return asked
         found = self.identify(flask.request)
         if inspect.isawaitable(found):
             found = self.portal.call(_awaited, found)
-        return replace(asked, owner=owner_of(found))
-
-    def answer(self, path: str) -> flask.Response:
-        """Answer a request for a path below the prefix."""
-        found = script(_request(path))
-        found = found or self.portal.call(self.endpoints.handle, self.asked(path))
-        return _sent_by(self.portal, found)
+        return asked._replace(owner=owner_of(found))
 
 
 def mount(

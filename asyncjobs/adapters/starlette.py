@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from anyio.lowlevel import current_token
-
 try:
     from starlette.applications import Starlette
 except ImportError as error:
@@ -23,12 +21,19 @@ from starlette.routing import Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asyncjobs.adapters import asgi
-from asyncjobs.adapters.asgi import StatusMonitor, joined_lifespan, respond, submission_of
+from asyncjobs.adapters.asgi import (
+    StatusMonitor,
+    joined_lifespan,
+    send_as,
+    submission_of,
+    wire_headers,
+)
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.submission import EnqueueOptions
 from asyncjobs.errors import AsyncJobsError, ConfigurationError
+from asyncjobs.execution.tasks import current_loop
 from asyncjobs.http import messages
-from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
+from asyncjobs.http.endpoints import Body, Submit, find_mount
 from asyncjobs.http.mounts import MountOptions, check_mounts, check_target
 from asyncjobs.http.problems import STATUSES, problem_of
 from asyncjobs.queue import AsyncJobs
@@ -145,17 +150,16 @@ class PendingResponse(Response):
     """
 
     def __init__(self, submit: Callable[[], Awaitable[Response]]) -> None:
-        super().__init__()
+        # Not by `super().__init__()`, which makes headers: this one is hardly ever sent.
+        self.status_code, self.body, self.raw_headers, self.background = 200, b"", [], None
         self._submit = submit
-        self._used = False
-        try:
-            current_token()
-        except RuntimeError as error:
-            self._used = True
+        self._used = True
+        if current_loop() is None:
             raise ConfigurationError(
                 "accept() was called outside the event loop, as in a `def` route: "
                 "declare the route with `async def`, and `return await accept(...)`."
-            ) from error
+            )
+        self._used = False
 
     def __await__(self) -> Generator[Any, Any, Response]:
         self._used = True
@@ -240,14 +244,29 @@ def as_http(scope: Scope) -> dict[str, Any]:
 
 
 class WholeResponse(Response):
-    """A response value, sent as it is."""
+    """A response value as one of Starlette, with its headers as they are."""
 
     def __init__(self, response: messages.Response) -> None:
-        super().__init__(response.body, int(response.status), dict(response.headers))
+        # Not by `super().__init__()`, which would make headers of its own.
+        self.status_code, self.body = int(response.status), response.body
+        self.raw_headers, self.background = wire_headers(response), None
+
+
+class _Stream(WholeResponse):
+    """A stream as a response of Starlette."""
+
+    def __init__(self, response: messages.Response) -> None:
+        super().__init__(response)
         self._response = response
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        await respond(self._response, receive, send)
+        await send_as(self._response, self.raw_headers, receive, send)
+
+
+def response_of(response: messages.Response) -> Response:
+    """Return a response value as one of Starlette."""
+    kind = _Stream if isinstance(response, messages.StreamingResponse) else WholeResponse
+    return kind(response)
 
 
 def routers_of(scope: Scope) -> list[tuple[Router, str]]:
@@ -261,11 +280,11 @@ def routers_of(scope: Scope) -> list[tuple[Router, str]]:
 
 
 def _find_monitor(scope: Scope, handler: JobType[Any, Any]) -> tuple[StatusMonitor, str]:
-    monitors: dict[Endpoints, tuple[StatusMonitor, str]] = {}
-    for router, root in routers_of(scope):
-        for monitor in _mounts_of(router):
-            monitors.setdefault(monitor.endpoints, (monitor, root))
-    return monitors[find_mount([*monitors], handler)]
+    mounted = [
+        (monitor, root) for router, root in routers_of(scope) for monitor in _mounts_of(router)
+    ]
+    found = find_mount([monitor.endpoints for monitor, _ in mounted], handler)
+    return next(one for one in mounted if one[0].endpoints is found)
 
 
 def _mounts_of(router: Router) -> list[StatusMonitor]:

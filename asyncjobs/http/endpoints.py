@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
@@ -14,7 +14,7 @@ import anyio
 
 from asyncjobs.core.handlers import Handler, JobType
 from asyncjobs.core.job import Job, JobId, JobStatus, parse_job_id
-from asyncjobs.core.submission import Caller, EnqueueOptions
+from asyncjobs.core.submission import Accepted, Caller, EnqueueOptions
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, UnknownJob
 from asyncjobs.http import sse
 from asyncjobs.http.documents import (
@@ -45,7 +45,7 @@ from asyncjobs.http.requests import (
 )
 from asyncjobs.http.routes import Operation, operations_at
 from asyncjobs.http.security import Limiter, refuse_cross_site, refuse_foreign_socket
-from asyncjobs.http.streams import Check, Close, Streams
+from asyncjobs.http.streams import Close, Streams
 from asyncjobs.protocols import Page, Selection
 from asyncjobs.queue import AsyncJobs
 
@@ -55,6 +55,7 @@ _NOSNIFF = ("X-Content-Type-Options", "nosniff")
 _NO_STORE = ("Cache-Control", "no-store")
 # A status may be cached by one user, and must be revalidated each time.
 _REVALIDATE = ("Cache-Control", "private, no-cache")
+_VARY = ("Vary", "Accept, Prefer")
 _JSON: Headers = (("Content-Type", "application/json"), _NOSNIFF)
 # A result may contain text of strangers: browsers must never render it as a page of this site.
 _INERT: Headers = (
@@ -86,6 +87,9 @@ class _Patience:
     applied: Headers = ()
 
 
+_NO_PATIENCE = _Patience(0.0)
+
+
 class Endpoints:
     """The routes of one mount, free of any framework."""
 
@@ -100,13 +104,19 @@ class Endpoints:
 
     async def handle(self, request: Request) -> Response:
         """Answer a request below the prefix. Errors that a client caused are problems."""
-        return await _answered(lambda: self._route(request))
+        try:
+            return await self._answer(request)
+        except AsyncJobsError as error:
+            return _problem_or_raise(error)
 
     async def accept(
         self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
     ) -> Response:
         """Store and dispatch a job, then answer 202. Errors that a client caused are problems."""
-        return await _answered(lambda: self._accept(request, kind, payload, submit))
+        try:
+            return await self._accept(request, kind, payload, submit)
+        except AsyncJobsError as error:
+            return _problem_or_raise(error)
 
     def refuse_socket(self, request: Request) -> Response | None:
         """Return the refusal of a WebSocket; None if it may be accepted."""
@@ -119,40 +129,45 @@ class Endpoints:
     def follow(self, request: Request) -> AsyncGenerator[bytes | Close | None]:
         """Yield the documents to send over an accepted WebSocket, and at last its end."""
         after = sse.resumes_after(None, parameters_of(request.query).get("after"))
-        return self.streams.socket(JobId(request.path), self._checked(request), after)
+        check = partial(self._checked, request.owner)
+        return self.streams.socket(JobId(request.path), check, after)
 
-    async def _route(self, request: Request) -> Response:
-        job_id, operations = operations_at(request.path)
-        if not operations or (job_id and parse_job_id(job_id) is None):
-            raise UnknownJob(job_id)
-        if operations.get("GET") is Operation.LIST and not self._lists:
-            raise UnknownJob(job_id)
+    async def _answer(self, request: Request) -> Response:  # noqa: PLR0911  # one per operation
+        job_id, operations = self._operations_at(request.path)
         operation = operations.get("GET" if request.method == "HEAD" else request.method)
         if operation is None:
             return not_allowed(request.method, operations)
         refuse_cross_site(request, self._trusted)
-        return await self._answer(request, JobId(job_id), operation)
-
-    async def _answer(self, request: Request, job_id: JobId, operation: Operation) -> Response:
         match operation:
-            case Operation.LIST:
-                return await self._list(request)
             case Operation.STATUS:
                 return await self._status(request, await self._poll(request, job_id))
             case Operation.RESULT:
                 return await self._result(request, await self._poll(request, job_id))
-            case Operation.EVENTS:
-                return await self._events(request, job_id)
             case Operation.OPERATION:
                 return self._operation(request, await self._poll(request, job_id))
+            case Operation.EVENTS:
+                return await self._events(request, job_id)
             case Operation.CANCEL:
                 return await self._cancel(request, await self._find(request, job_id))
+            case Operation.LIST:
+                return await self._list(request)
             case _:
                 assert_never(operation)
 
+    def _operations_at(self, path: str) -> tuple[JobId, Mapping[str, Operation]]:
+        """Return the job of a path and what its methods do; raise `UnknownJob` if it has none."""
+        job_id, operations = operations_at(path)
+        known = parse_job_id(job_id) is not None if job_id else self._lists
+        if not operations or not known:
+            raise UnknownJob(job_id)
+        return JobId(job_id), operations
+
+    async def _find(self, request: Request, job_id: JobId) -> Job:
+        return self._checked(request.owner, await self.jobs.find(job_id))
+
     async def _poll(self, request: Request, job_id: JobId) -> Job:
         """Find a job, and count this as a poll of it."""
-        job = await self._find(request, job_id)
+        job = self._checked(request.owner, await self.jobs.find(job_id))
         if self._limiter is not None:
             self._limiter.count(job_id, anyio.current_time())
         return job
@@ -173,18 +188,19 @@ class Endpoints:
         links = self.mount.links(request, accepted.job.id)
         follow = where_to_follow(links, replayed=accepted.replayed)
         headers: Headers = (*_JSON, *follow, *wait.applied, _NO_STORE)
-        ended = await self._ended(accepted.job, wait.seconds)
-        if ended is not None:
-            return Response(HTTPStatus.OK, headers, await self._document(ended, None))
+        if wait.seconds:
+            ended = await self._ended(accepted.job, wait.seconds)
+            if ended is not None:
+                return Response(HTTPStatus.OK, headers, await self._document(ended, None))
         # A replayed 202 of a job that has ended has a delay, too, as the first one had.
-        pause = self._retry_after(accepted.job) or self.mount.options.pacing.seconds()
+        pause = self._first_pause(accepted) or self.mount.options.pacing.seconds()
         headers = (*headers, ("Location", links.result), *_retry_after_header(pause))
         return Response(HTTPStatus.ACCEPTED, headers, AcceptedDocument.encode(accepted.job, links))
 
     async def _ended(self, job: Job, seconds: float) -> Job | None:
         """Return the job if it ends within that time."""
         # A job that begins later cannot have ended by then.
-        if not seconds or job.run_at > self.jobs.clock.now() + timedelta(seconds=seconds):
+        if job.run_at > self.jobs.clock.now() + timedelta(seconds=seconds):
             return None
         newest = await self.streams.ended(job.id, seconds)
         return newest if newest.status.terminal else None
@@ -213,7 +229,7 @@ class Endpoints:
             return Response(HTTPStatus.OK, sse.HEADERS)
         given = parameters_of(request.query).get("after")
         after = sse.resumes_after(request.headers.get("last-event-id"), given)
-        return await self.streams.events(job_id, self._checked(request), after)
+        return await self.streams.events(job_id, partial(self._checked, request.owner), after)
 
     async def _status(self, request: Request, job: Job) -> Response:
         if prefers_html(request.headers.get("accept")):
@@ -221,20 +237,23 @@ class Endpoints:
             now = self.jobs.clock.now()
             return status_page(job, links, retry_after=self._retry_after(job), now=now)
         known = request.headers.get("if-none-match")
+        etag = etag_of(job.version)
+        is_known = known is not None and matches(known, etag)
         wait = self._patience(request)
         # A client that lacks this version is answered at once.
-        news = known is not None and not matches(known, etag_of(job.version))
-        if wait.seconds and not news and not job.status.terminal:
+        if wait.seconds and (known is None or is_known) and not job.status.terminal:
             job = await self.streams.next_change(job, wait.seconds)
+            etag = etag_of(job.version)
+            is_known = known is not None and matches(known, etag)
         seconds = self._retry_after(job)
         headers = (
-            ("ETag", etag_of(job.version)),
+            ("ETag", etag),
             _REVALIDATE,
-            ("Vary", "Accept, Prefer"),
+            _VARY,
             *_retry_after_header(seconds),
             *wait.applied,
         )
-        if known is not None and matches(known, etag_of(job.version)):
+        if is_known:
             return Response(HTTPStatus.NOT_MODIFIED, headers)
         return Response(HTTPStatus.OK, (*_JSON, *headers), await self._document(job, seconds))
 
@@ -275,24 +294,17 @@ class Endpoints:
         headers = (*_JSON, _NO_STORE, *_retry_after_header(seconds))
         return Response(status, headers, await self._document(job, seconds))
 
-    async def _find(self, request: Request, job_id: JobId) -> Job:
-        return self._checked(request)(await self.jobs.find(job_id))
-
-    def _checked(self, request: Request) -> Check:
-        """Return the only check of ownership; other callers get the answer of no job."""
-
-        def check(job: Job) -> Job:
-            if self.mount.identified and job.user_id != request.owner:
-                raise UnknownJob(job.id)
-            return job
-
-        return check
+    def _checked(self, owner: str | None, job: Job) -> Job:
+        """Check the owner of a job, here only; other callers get the answer of no job."""
+        if self.mount.identified and job.user_id != owner:
+            raise UnknownJob(job.id)
+        return job
 
     def _patience(self, request: Request, usual: timedelta = timedelta(0)) -> _Patience:
         """Return how long to hold a request: as preferred (RFC 7240, 4.3), up to `max_wait`."""
         wished = wait_of(request.headers.get("prefer"))
         if wished is None:
-            return _Patience(usual.total_seconds())
+            return _Patience(usual.total_seconds()) if usual else _NO_PATIENCE
         seconds = min(wished, int(self.mount.options.max_wait.total_seconds()))
         return _Patience(seconds, (("Preference-Applied", f"wait={seconds}"),))
 
@@ -301,7 +313,20 @@ class Endpoints:
         return with_pace(self._documents.document(job), seconds, position)
 
     def _retry_after(self, job: Job) -> int | None:
-        expected = self.jobs.expected_duration(job)
+        if job.status.terminal:
+            return None
+        return self._pause(job, self.jobs.expected_duration(job))
+
+    def _first_pause(self, accepted: Accepted) -> int | None:
+        """Return the `Retry-After` of a submission; a new job has a fresh estimate."""
+        job = accepted.job
+        return (
+            self._retry_after(job)
+            if accepted.replayed
+            else self._pause(job, job.estimated_duration)
+        )
+
+    def _pause(self, job: Job, expected: timedelta | None) -> int | None:
         return retry_after(job, self.jobs.clock.now(), self.mount.options.pacing, expected)
 
 
@@ -337,11 +362,8 @@ def _retry_after_header(seconds: int | None) -> Headers:
     return () if seconds is None else (("Retry-After", str(seconds)),)
 
 
-async def _answered(work: Callable[[], Awaitable[Response]]) -> Response:
-    try:
-        return await work()
-    except AsyncJobsError as error:
-        answer = problem_of(error)
-        if answer is None:
-            raise
-        return answer
+def _problem_or_raise(error: AsyncJobsError) -> Response:
+    answer = problem_of(error)
+    if answer is None:
+        raise error
+    return answer

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 Headers = tuple[tuple[str, str], ...]
 
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
-@dataclass(frozen=True, slots=True)
-class Request:
+
+# A tuple, since each request makes one: a frozen dataclass takes twice the time.
+class Request(NamedTuple):
     """What is known of a request.
 
     `path` is what follows the mount's prefix, without a leading slash. `root` is the path under
@@ -24,7 +28,7 @@ class Request:
     path: str = ""
     root: str = ""
     prefix: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str] = _NO_HEADERS
     body: bytes = b""
     query: str = ""
     scheme: str = "http"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from asyncjobs.core.job import JobId
@@ -82,8 +82,8 @@ class MountOptions:
             _check_prefix(self.websocket_prefix)
 
 
-@dataclass(frozen=True)
-class JobLinks:
+# A tuple, since each submission makes one.
+class JobLinks(NamedTuple):
     """The URLs of one job."""
 
     status: str
@@ -135,6 +135,8 @@ class Mount:
         if self.base_url is not None:
             return self.base_url + prefix
         # The root may stem from the request's own path: an app mounted below `/{tenant}`.
+        if not request.root:
+            return prefix
         root = quote(request.root.strip("/"))
         return f"/{root}{prefix}" if root else prefix
 

@@ -28,6 +28,8 @@ P = TypeVar("P")
 
 _NO_PAYLOAD = (b"", b"null", b"{}")
 
+_NO_OPTIONS = EnqueueOptions()
+
 
 def payload_of(request: Request, kind: JobType[P, Any]) -> P:
     """Return the payload; raise a `RequestRejected` if the body is not a valid one.
@@ -132,11 +134,17 @@ def options_of(
 
     Raises `InvalidCallback` if the request names a callback URL and may not.
     """
-    options = given or EnqueueOptions()
-    if options.traceparent is None:
-        options = replace(options, traceparent=request.headers.get("traceparent"))
-    if options.callback_url is None:
-        options = replace(options, callback_url=_callback_url(request, allowed=callbacks))
+    options = given or _NO_OPTIONS
+    # A copy checks all options again: most requests need none.
+    traceparent = request.headers.get("traceparent")
+    if traceparent is not None and options.traceparent is None:
+        options = replace(options, traceparent=traceparent)
+    url = request.headers.get("callback-url")
+    if url is not None and options.callback_url is None:
+        if not callbacks:
+            # Never ignored: a client that waits for a call must learn that it has to poll.
+            raise InvalidCallback("clients may not name one here")
+        options = replace(options, callback_url=url)
     return options
 
 
@@ -147,14 +155,3 @@ def where_to_follow(links: JobLinks, *, replayed: bool) -> Headers:
         ("Link", f'<{links.status}>; rel="monitor"'),
         *((("Idempotency-Replayed", "true"),) if replayed else ()),
     )
-
-
-def _callback_url(request: Request, *, allowed: bool) -> str | None:
-    """Return the URL to call when the job has ended.
-
-    It is never ignored: a client that waits for a call must learn that it has to poll.
-    """
-    url = request.headers.get("callback-url")
-    if url is not None and not allowed:
-        raise InvalidCallback("clients may not name one here")
-    return url

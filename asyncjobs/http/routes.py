@@ -136,13 +136,21 @@ ROUTES = (
 )
 
 
+# By suffix, then by method: made once, since each request looks into it.
+_OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
+    suffix: {route.method: route.operation for route in ROUTES if route.suffix == suffix}
+    for suffix in dict.fromkeys(route.suffix for route in ROUTES)
+}
+_LIST_OPERATIONS: Mapping[str, Operation] = {LIST.method: LIST.operation}
+_NO_OPERATIONS: Mapping[str, Operation] = {}
+
+
 def operations_at(path: str) -> tuple[str, Mapping[str, Operation]]:
     """Split a path below the prefix into a job id and the operations its rest allows, by method.
 
     The empty path is the prefix itself, and has no job id.
     """
     if not path:
-        return "", {LIST.method: LIST.operation}
+        return "", _LIST_OPERATIONS
     job_id, slash, rest = path.partition("/")
-    suffix = slash + rest
-    return job_id, {route.method: route.operation for route in ROUTES if route.suffix == suffix}
+    return job_id, _OPERATIONS.get(slash + rest, _NO_OPERATIONS)

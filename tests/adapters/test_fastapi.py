@@ -7,7 +7,17 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Body,
+    Depends,
+    FastAPI,
+    HTTPException,
+    Query,
+    Request,
+    Response,
+)
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
@@ -96,6 +106,32 @@ def test_the_body_may_be_left_to_the_handlers_annotation(client: TestClient) -> 
     refused = client.post("/unread", json={"count": "many"})
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "count")
     assert client.post("/unread", content=b"x" * 1_100_000, headers=JSON).status_code == 413
+
+
+def test_background_tasks_of_the_route_run_after_the_answer() -> None:
+    app, jobs = FastAPI(), AsyncJobs("memory://")
+    ran: list[str] = []
+    mount(app, jobs)
+
+    @jobs.handler("nightly")
+    async def nightly() -> None: ...
+
+    @app.post("/nightly", status_code=202)
+    async def submit(accept: Accept, tasks: BackgroundTasks) -> Any:
+        tasks.add_task(ran.append, "task")
+        return await accept(nightly)
+
+    with client_of(app) as client:
+        assert client.post("/nightly").status_code == 202
+    assert ran == ["task"]
+
+
+def test_the_described_routes_have_names_whose_urls_are_served() -> None:
+    app = FastAPI()
+    mount(app, AsyncJobs("memory://"))
+    with client_of(app) as client:
+        found = client.get(app.url_path_for("asyncjobs_get_status", job_id=new_job_id()))
+    assert (found.status_code, found.json()["code"]) == (404, "job_not_found")
 
 
 def test_openapi_has_no_body_for_a_handler_without_payload() -> None:

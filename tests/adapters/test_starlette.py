@@ -41,8 +41,15 @@ def app(jobs: AsyncJobs) -> Starlette:
     async def whole(request: Request) -> Response:
         return await accept(request, echo, "given", user_id=request.path_params.get("tenant"))
 
+    async def with_cookie(request: Request) -> Response:
+        answer = await accept(request, echo, "given")
+        answer.set_cookie("seen", "yes")
+        answer.headers["X-Request-Id"] = "r-1"
+        return answer
+
     app = Starlette(
         routes=[
+            Route("/with-cookie", with_cookie, methods=["POST"]),
             Route("/submit", submit, methods=["POST"]),
             Route("/read-first", read_first, methods=["POST"]),
             Route("/given", whole, methods=["POST"]),
@@ -65,6 +72,13 @@ def test_a_body_that_was_read_before_is_read_again(client: TestClient) -> None:
 
 def test_a_payload_of_the_apps_own_needs_no_body(client: TestClient) -> None:
     assert client.post("/given").status_code == 202
+
+
+def test_headers_that_a_route_adds_to_the_answer_are_sent(client: TestClient) -> None:
+    answer = client.post("/with-cookie")
+    assert (answer.status_code, answer.headers["X-Request-Id"]) == (202, "r-1")
+    assert answer.cookies["seen"] == "yes"
+    assert int(answer.headers["Content-Length"]) == len(answer.content)
 
 
 def test_the_body_stands_for_itself() -> None:

@@ -41,9 +41,7 @@ def test_with_a_base_url_links_are_absolute_whatever_the_request_has() -> None:
     mount = Mount("/jobs", "https://example.com/v1")
     request = Request("POST", root="/v2", headers={"host": "evil.example"})
     links = mount.links(request, JOB)
-    assert {link.partition("/jobs/")[0] for link in vars(links).values()} == {
-        "https://example.com/v1"
-    }
+    assert {link.partition("/jobs/")[0] for link in links} == {"https://example.com/v1"}
 
 
 @pytest.mark.parametrize(

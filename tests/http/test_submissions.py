@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from asyncjobs import EnqueueOptions, handler
@@ -69,7 +67,7 @@ async def test_a_job_belongs_to_the_caller_unless_the_application_names_an_owner
     endpoints = made(Mount(identified=True))
     kind = type_of(endpoints, "order")
     async with endpoints.jobs:
-        asked = replace(submission(b"{}"), owner="ann")
+        asked = submission(b"{}")._replace(owner="ann")
         own = await endpoints.accept(asked, kind, Body.UNREAD, Submit())
         given = await endpoints.accept(asked, kind, Body.UNREAD, Submit(user_id="bob"))
         owners = [
