@@ -161,6 +161,10 @@ class InlineReads(Protocol):
     """
 
 
+#: How far `until` of `Listing.count_before` lies after the present moment.
+HOLD = timedelta(minutes=1)
+
+
 @runtime_checkable
 class Listing(Protocol):
     """A store that can find jobs by what they are, and by how they wait."""
@@ -175,9 +179,14 @@ class Listing(Protocol):
         ...
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
-        """Count the jobs in the job's lane that were inserted before it; stop at `most`.
+        """Count the jobs in the job's lane that are to begin before it; stop at `most`.
 
-        Those that are due after `until` do not count: they are delayed.
+        The order is that of `take`: by `due_at`, then by insertion. But what is due in the last
+        `HOLD` before `until`, so after the present moment, is held by the process that will begin
+        it: it comes before all that is due by now. Those due after `until` do not count: they are
+        delayed. A job that is not in that lane any more has none before it.
+
+        It is called for each status of a waiting job, whatever waits: an index must answer it.
         """
         ...
 

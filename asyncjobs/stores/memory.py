@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from heapq import heappop, heappush
-from itertools import count, islice
+from heapq import merge
+from itertools import chain, count, islice, takewhile
+from math import inf
+from operator import itemgetter
 from types import TracebackType
 from typing import Self
 
@@ -14,10 +17,19 @@ import anyio.lowlevel
 from asyncjobs.core.encoding import sequence_of
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.protocols import Change, InlineReads, Listing, Page, Selection
+from asyncjobs.protocols import HOLD, Change, InlineReads, Listing, Page, Selection
 
 _Key = tuple[str | None, str, str]
-_Heap = list[tuple[datetime, int, JobId]]
+
+# When a job is due, its place in the order of insertion, and its id.
+_Entry = tuple[datetime, int, JobId]
+
+# A part of these: it lies before all entries that begin with it.
+_Bound = tuple[datetime, float]
+
+_PIECE = 512
+
+_last_of = itemgetter(-1)
 
 # Of a cursor, which is a job's place in the order of insertion.
 _DIGITS = 19
@@ -35,9 +47,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._jobs: dict[JobId, Job] = {}
         self._keys: dict[_Key, JobId] = {}
-        # Per lane a heap of (due_at, order of insertion, id). An entry counts only while the job
-        # still has that lane and moment; what was overtaken is dropped when it surfaces.
-        self._due: dict[str, _Heap] = {}
+        self._due: dict[str, _Lane] = {}
         self._order: dict[JobId, int] = {}
         self._counter = count()
 
@@ -68,11 +78,9 @@ class MemoryStore:
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
     ) -> Sequence[Job]:
         await anyio.lowlevel.checkpoint()
-        # By id: a job that was written twice with the same moment has two entries that count.
-        due: dict[JobId, Job] = {}
-        while len(due) < limit and (job := self._next_due(lanes, now)) is not None:
-            due[job.id] = job
-        taken = [job.changed(due_at=until) for job in due.values()]
+        entries = merge(*(self._due[lane] for lane in {*lanes} if lane in self._due))
+        due = islice(takewhile(lambda entry: entry[0] <= now, entries), max(limit, 0))
+        taken = [self._jobs[job_id].changed(due_at=until) for _, _, job_id in due]
         for job in taken:
             self._put(job)
         return taken
@@ -96,19 +104,19 @@ class MemoryStore:
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         await anyio.lowlevel.checkpoint()
-        mine = self._order.get(job.id, 0)
-        waiting = (
-            None
-            for due_at, order, job_id in self._due.get(job.lane, ())
-            if order < mine
-            and due_at <= until
-            and _stands(self._jobs.get(job_id), job.lane, due_at)
-        )
-        return sum(1 for _ in islice(waiting, most))
+        stored = self._jobs.get(job.id)
+        if stored is None or stored.lane != job.lane or stored.due_at is None:
+            return 0
+        lane, mine = self._due[job.lane], (stored.due_at, self._order[job.id])
+        now, end = (until - HOLD, inf), (until, inf)
+        if mine > now:
+            return min(lane.count(now, min(mine, end), most), most)
+        return min(lane.count(None, mine, most) + lane.count(now, end, most), most)
 
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
         await anyio.lowlevel.checkpoint()
-        return [heap[0][0] if (heap := self._live(lane)) else None for lane in lanes]
+        first = (next(iter(self._due.get(lane, ())), None) for lane in lanes)
+        return [None if entry is None else entry[0] for entry in first]
 
     def _insert(self, job: Job) -> Job:
         key = _key(job)
@@ -130,42 +138,75 @@ class MemoryStore:
         return True
 
     def _put(self, job: Job) -> None:
+        if (stored := self._jobs.get(job.id)) is not None:
+            self._leave(stored)
         self._jobs[job.id] = job
         if job.due_at is not None:
-            entry = (job.due_at, self._order[job.id], job.id)
-            heappush(self._due.setdefault(job.lane, []), entry)
+            lane = self._due.get(job.lane)
+            if lane is None:
+                lane = self._due[job.lane] = _Lane()
+            lane.add((job.due_at, self._order[job.id], job.id))
 
-    def _next_due(self, lanes: Sequence[str], now: datetime) -> Job | None:
-        """Remove and return the job that has been due for longest, over all lanes."""
-        heads = [(heap[0], lane) for lane in lanes if (heap := self._live(lane))]
-        if not heads:
-            return None
-        (due_at, _, job_id), lane = min(heads)
-        if due_at > now:
-            return None
-        heappop(self._due[lane])
-        return self._jobs[job_id]
+    def _leave(self, job: Job) -> None:
+        if job.due_at is not None:
+            self._due[job.lane].remove((job.due_at, self._order[job.id], job.id))
 
     def _delete(self, job_id: JobId) -> bool:
         job = self._jobs.pop(job_id, None)
-        self._order.pop(job_id, None)
-        if job is not None and (key := _key(job)) is not None:
+        if job is None:
+            return False
+        self._leave(job)
+        del self._order[job_id]
+        if (key := _key(job)) is not None:
             del self._keys[key]
-        return job is not None
-
-    def _live(self, lane: str) -> _Heap:
-        heap = self._due.get(lane, [])
-        while heap:
-            due_at, _, job_id = heap[0]
-            if _stands(self._jobs.get(job_id), lane, due_at):
-                break
-            heappop(heap)
-        return heap
+        return True
 
 
-def _stands(job: Job | None, lane: str, due_at: datetime) -> bool:
-    """Tell whether an entry of a lane's heap still says what is true of its job."""
-    return job is not None and job.lane == lane and job.due_at == due_at
+class _Lane:
+    """What is due in a lane, in order.
+
+    It lies in short pieces, so that an entry that comes or goes moves few others, and a count adds
+    up pieces instead of entries.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[list[_Entry]] = []
+
+    def __iter__(self) -> Iterator[_Entry]:
+        return chain.from_iterable(self._pieces)
+
+    def add(self, entry: _Entry) -> None:
+        pieces = self._pieces
+        if not pieces:
+            pieces.append([entry])
+            return
+        place = min(bisect_left(pieces, entry, key=_last_of), len(pieces) - 1)
+        piece = pieces[place]
+        insort(piece, entry)
+        if len(piece) > 2 * _PIECE:
+            pieces.insert(place + 1, piece[_PIECE:])
+            del piece[_PIECE:]
+
+    def remove(self, entry: _Entry) -> None:
+        place, at = self._find(entry)
+        piece = self._pieces[place]
+        del piece[at]
+        if not piece:
+            del self._pieces[place]
+
+    def count(self, start: _Bound | None, end: _Bound, most: int) -> int:
+        """Count the entries between two bounds; look no further than needed to find `most`."""
+        first, begin = (0, 0) if start is None else self._find(start)
+        place, number = self._find(end)
+        while place > first and number < most:
+            place -= 1
+            number += len(self._pieces[place])
+        return number - begin if place == first else number
+
+    def _find(self, bound: _Bound | _Entry) -> tuple[int, int]:
+        """Return the piece, and the place in it, of the first entry that is not before a bound."""
+        place = bisect_left(self._pieces, bound, key=_last_of)
+        return place, bisect_left(self._pieces[place], bound) if place < len(self._pieces) else 0
 
 
 def _fits(job: Job, which: Selection) -> bool:

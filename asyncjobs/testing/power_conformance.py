@@ -10,8 +10,9 @@ import pytest
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Job, JobStatus
 from asyncjobs.errors import InvalidQuery
-from asyncjobs.protocols import Change, Selection
+from asyncjobs.protocols import HOLD, Change, Selection
 from asyncjobs.testing.samples import (
+    LANE,
     LATER,
     NOW,
     begun,
@@ -110,33 +111,50 @@ class ListingConformance:
             await store.delete([job.id])
             assert list((await store.list(Selection(user_id="ann"), limit=1)).jobs) == []
 
-    async def test_jobs_that_came_before_in_the_same_lane_are_counted(self, store: Any) -> None:
+    async def test_jobs_in_front_in_the_same_lane_are_counted(self, store: Any) -> None:
         jobs = [sample_job() for _ in range(3)]
         other = sample_job(queue="other")
         async with store:
             await store.insert([jobs[0], other, *jobs[1:]])
-            counts = [await store.count_before(job, until=NOW, most=MANY) for job in jobs]
-            alone = await store.count_before(other, until=NOW, most=MANY)
+            counts = [await before(store, job) for job in jobs]
+            alone = await before(store, other)
         assert counts == [0, 1, 2]
         assert alone == 0
+
+    async def test_jobs_are_counted_in_the_order_in_which_they_are_taken(self, store: Any) -> None:
+        ages = [0, 2, 1, 2, 0]
+        jobs = [sample_job(created_at=NOW - timedelta(hours=hours)) for hours in ages]
+        async with store:
+            await store.insert(jobs)
+            assert [await before(store, job) for job in jobs] == [3, 0, 2, 1, 4]
 
     async def test_what_runs_or_is_delayed_or_deleted_does_not_wait_before(
         self, store: Any
     ) -> None:
         running, gone, last = (sample_job() for _ in range(3))
-        delayed = lifecycle.submit(sample_submission(), run_at=LATER)
+        delayed = lifecycle.submit(sample_submission(), run_at=NOW + HOLD + timedelta(seconds=1))
         async with store:
             await store.insert([running, delayed, gone, last])
             await store.replace([Change(begun(running), running.revision)])
             await store.delete([gone.id])
-            assert await store.count_before(last, until=NOW, most=MANY) == 0
-            assert await store.count_before(last, until=LATER, most=MANY) == 1
+            assert await before(store, last) == 0
+            assert [await before(store, job) for job in (running, gone)] == [0, 0]
+
+    async def test_jobs_that_are_held_come_before_the_rest(self, store: Any) -> None:
+        jobs = [sample_job() for _ in range(5)]
+        async with store:
+            await store.insert(jobs)
+            await store.take([LANE], now=NOW, until=NOW + HOLD, limit=1)
+            await store.take([LANE], now=NOW, until=NOW + HOLD / 2, limit=2)
+            assert [await before(store, job) for job in jobs] == [2, 0, 1, 3, 4]
 
     async def test_counting_stops_in_time(self, store: Any) -> None:
         jobs = [sample_job() for _ in range(9)]
         async with store:
             await store.insert(jobs)
-            assert await store.count_before(jobs[-1], until=NOW, most=5) == 5
+            await store.take([LANE], now=NOW, until=LATER, limit=4)
+            for job in (jobs[3], jobs[8]):
+                assert await before(store, job, most=3) == 3
 
     async def test_the_earliest_moment_of_each_lane_is_told(self, store: Any) -> None:
         first, second = (sample_job(created_at=NOW - timedelta(hours=hours)) for hours in (2, 1))
@@ -158,6 +176,12 @@ class ListingConformance:
             assert list(await store.first_due(lanes)) == [LATER]
             await store.delete([first.id])
             assert list(await store.first_due(lanes)) == [None]
+
+
+async def before(store: Any, job: Job, most: int = MANY) -> int:
+    """Count what begins before a job, as seen at `NOW`."""
+    count: int = await store.count_before(job, until=NOW + HOLD, most=most)
+    return count
 
 
 def narrow(job: Job) -> Job:

@@ -354,8 +354,9 @@ class CountsAllLanes(MemoryStore):
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         count_in_lane = super().count_before
-        elsewhere = [job.model_copy(update={"lane": lane}) for lane in self._due]
-        return sum([await count_in_lane(one, until=until, most=most) for one in elsewhere])
+        elsewhere = [one for one in self._jobs.values() if one.lane != job.lane]
+        inside = await count_in_lane(job, until=until, most=most)
+        return inside + len(elsewhere)
 
 
 class CountsTheJobItself(MemoryStore):
@@ -365,29 +366,46 @@ class CountsTheJobItself(MemoryStore):
         return await super().count_before(job, until=until, most=most) + 1
 
 
+class CountsAsTheyCame(MemoryStore):
+    """Counts what was inserted before, though it is taken later."""
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        mine = self._order[job.id]
+        others = (one for one in self._jobs.values() if one.lane == job.lane)
+        return min(most, sum(_due(one, until) and self._order[one.id] < mine for one in others))
+
+
 class CountsTheDelayed(MemoryStore):
     """Counts jobs that nobody will take before long."""
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
-        later = until + timedelta(days=1)
-        return await super().count_before(job, until=later, most=most)
+        lane = (one for one in self._jobs.values() if one.lane == job.lane)
+        later = [one for one in lane if not _due(one, until)]
+        return await super().count_before(job, until=until, most=most) + len(later)
 
 
-class NeverCountsTheDelayed(MemoryStore):
-    """Leaves out what is due within the time that is asked about."""
+class NeverCountsTheHeld(MemoryStore):
+    """Leaves out what was taken, and waits for its taker to begin it."""
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
-        soon = min(until, job.run_at)
-        return await super().count_before(job, until=soon, most=most)
+        return await super().count_before(job, until=until + timedelta(days=1), most=most)
+
+
+class CountsInOneOrder(MemoryStore):
+    """Counts what was taken as if it were taken last."""
+
+    async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
+        others = (one for one in self._jobs.values() if one.lane == job.lane and _due(one, until))
+        due = sorted((one.due_at or until, self._order[one.id], one.id) for one in others)
+        places = [job_id for *_, job_id in due]
+        return min(most, places.index(job.id)) if job.id in places else 0
 
 
 class CountsWhatOnceWaited(MemoryStore):
     """Counts jobs that have begun since, or were deleted."""
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
-        mine = self._order[job.id]
-        due = [order for due_at, order, _ in self._due[job.lane] if due_at <= until]
-        return min(most, sum(order < mine for order in due))
+        return min(most, self._order.get(job.id, 0)) if job.run_at < until else 0
 
 
 class CountsToTheEnd(MemoryStore):
@@ -435,12 +453,13 @@ class LooksAtOneLane(MemoryStore):
 
 class TellsTheLatest(MemoryStore):
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
-        return [max((due for due, _, _ in self._due.get(lane, ())), default=None) for lane in lanes]
+        due = [(job.lane, job.due_at) for job in self._jobs.values() if job.due_at]
+        return [max((at for lane, at in due if lane == one), default=None) for one in lanes]
 
 
 class RemembersWhatWaited(MemoryStore):
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
-        return [min((due for due, _, _ in self._due.get(lane, ())), default=None) for lane in lanes]
+        return [min((job.created_at for job in self._jobs.values()), default=None) for _ in lanes]
 
 
 BROKEN_AT_LISTING: list[tuple[type[MemoryStore], str]] = [
@@ -457,10 +476,12 @@ BROKEN_AT_LISTING: list[tuple[type[MemoryStore], str]] = [
     (TakesAnyCursor, "test_what_is_no_cursor_is_refused"),
     (LetsOutWhatParsingRaises, "test_what_is_no_cursor_is_refused"),
     (ListsTheDead, "test_a_deleted_job_is_in_no_list"),
-    (CountsAllLanes, "test_jobs_that_came_before_in_the_same_lane_are_counted"),
-    (CountsTheJobItself, "test_jobs_that_came_before_in_the_same_lane_are_counted"),
+    (CountsAllLanes, "test_jobs_in_front_in_the_same_lane_are_counted"),
+    (CountsTheJobItself, "test_jobs_in_front_in_the_same_lane_are_counted"),
+    (CountsAsTheyCame, "test_jobs_are_counted_in_the_order_in_which_they_are_taken"),
     (CountsTheDelayed, "test_what_runs_or_is_delayed_or_deleted_does_not_wait_before"),
-    (NeverCountsTheDelayed, "test_what_runs_or_is_delayed_or_deleted_does_not_wait_before"),
+    (NeverCountsTheHeld, "test_jobs_that_are_held_come_before_the_rest"),
+    (CountsInOneOrder, "test_jobs_that_are_held_come_before_the_rest"),
     (CountsWhatOnceWaited, "test_what_runs_or_is_delayed_or_deleted_does_not_wait_before"),
     (CountsToTheEnd, "test_counting_stops_in_time"),
     (LooksAtOneLane, "test_the_earliest_moment_of_each_lane_is_told"),

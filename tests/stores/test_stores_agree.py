@@ -7,6 +7,7 @@ import tempfile
 import uuid
 from contextlib import ExitStack
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,7 +19,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobId, Lease
-from asyncjobs.protocols import Change, Store
+from asyncjobs.protocols import HOLD, Change, Listing, Store, power_of
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.stores.redis import RedisStore
@@ -116,6 +117,29 @@ class Agreement(RuleBasedStateMachine):
         self, lanes: list[str], now: datetime, until: datetime, limit: int
     ) -> list[Job]:
         return list(await self.store.take(lanes, now=now, until=until, limit=limit))
+
+    @rule(job_id=jobs, most=st.integers(0, 4))
+    def count_before(self, job_id: JobId, most: int) -> None:
+        listing, job = power_of(self.store, Listing), self.model.get(job_id)
+        if listing is not None and job is not None:
+            until = self.clock.now() + HOLD
+            count = self.portal.call(partial(listing.count_before, job, until=until, most=most))
+            assert count == min(len(self.in_front_of(job)), most)
+
+    def in_front_of(self, job: Job) -> list[JobId]:
+        now = self.clock.now()
+        lane = [
+            one for one in self.model.values() if one.lane == job.lane and is_due(one, now + HOLD)
+        ]
+        waiting = [one for one in lane if is_due(one, now)]
+        held = [one for one in lane if not is_due(one, now)]
+        # Held jobs first; each sort leaves those of one moment in the order of insertion.
+        order = sorted(held, key=lambda one: one.due_at or now)
+        order += sorted(waiting, key=lambda one: one.due_at or now)
+        places = [one.id for one in order]
+        if job.due_at is None:
+            return []
+        return places[: places.index(job.id)] if job.id in places else [one.id for one in held]
 
     @rule(job_id=jobs)
     def delete(self, job_id: JobId) -> None:

@@ -44,9 +44,12 @@ _DEFAULTS: dict[str, str | int] = {
 # The server ends a slow statement cleanly. Its answer may take that much longer.
 _ANSWER_GRACE_SECONDS = 1.0
 
+# A table that has grown since the planner last looked seems to it to hold few jobs that wait: it
+# would gather and sort them all, where the index has the first ones in order.
 _LIMITS = (
     "SELECT set_config('statement_timeout', %b, false),"
-    " set_config('idle_in_transaction_session_timeout', %b, false)"
+    " set_config('idle_in_transaction_session_timeout', %b, false),"
+    " set_config('enable_bitmapscan', 'off', false)"
 )
 
 # After these errors the server itself guarantees that nothing was done.

@@ -143,11 +143,26 @@ WITH gone AS (
 SELECT id FROM gone
 """
 
+# What is held is due after now, and one stretch of the index; what waits is another. They are read
+# from their ends, as what is taken leaves dead entries at the beginning of the latter.
 BEFORE = """
-SELECT count(*) FROM (
-    SELECT 1 FROM {s}.jobs WHERE lane = %b::text AND due_at <= %b::bigint
-    AND seq < (SELECT seq FROM {s}.jobs WHERE id = %b::text) LIMIT %b::bigint
-) AS before
+WITH asked AS (
+    SELECT lane, due_at, seq, %b::bigint AS now, %b::bigint AS until
+    FROM {s}.jobs WHERE id = %b::text AND lane = %b::text AND due_at IS NOT NULL
+), stretches (lane, after, due_at, seq) AS (
+    SELECT lane, -9223372036854775808, due_at, seq FROM asked WHERE due_at <= now
+    UNION ALL
+    SELECT lane, now, until + 1, 0 FROM asked WHERE due_at <= now OR due_at > until
+    UNION ALL
+    SELECT lane, now, due_at, seq FROM asked WHERE due_at > now AND due_at <= until
+)
+SELECT coalesce(sum(number), 0)::bigint FROM stretches CROSS JOIN LATERAL (
+    SELECT count(*) AS number FROM (
+        SELECT FROM {s}.jobs WHERE jobs.lane = stretches.lane AND jobs.due_at > stretches.after
+            AND (jobs.due_at, jobs.seq) < (stretches.due_at, stretches.seq)
+        ORDER BY jobs.due_at DESC, jobs.seq DESC LIMIT %b::bigint
+    ) AS before
+) AS counted
 """
 
 FIRST_DUE = """
@@ -234,10 +249,10 @@ async def select(db: Session, which: Selection, limit: int, after: str | None) -
     return page_of(await db.rows(LIST.replace("{where}", where), *values, limit + 1), limit, _job)
 
 
-async def count_before(db: Session, job: Job, until: int, most: int) -> int:
-    """Count the jobs of the lane that came before a job, up to `most`."""
-    [(number,)] = await db.rows(BEFORE, _text(job.lane), until, _text(job.id), most)
-    return int(number)
+async def count_before(db: Session, job: Job, now: int, until: int, most: int) -> int:
+    """Count the jobs of the lane that begin before a job, up to `most`."""
+    [(number,)] = await db.rows(BEFORE, now, until, _text(job.id), _text(job.lane), most)
+    return min(int(number), most)
 
 
 async def first_due(db: Session, lanes: Sequence[str]) -> list[datetime | None]:

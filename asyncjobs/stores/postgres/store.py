@@ -17,6 +17,7 @@ from asyncjobs.core.encoding import from_microseconds, to_microseconds
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import (
+    HOLD,
     Change,
     ChangeNotices,
     Finding,
@@ -136,8 +137,10 @@ class PostgresStore:
         return await pool.use(lambda db: queries.select(db, which, limit, after), repeatable=True)
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
-        pool, due = self._state.get().pool, to_microseconds(until)
-        return await pool.use(lambda db: queries.count_before(db, job, due, most), repeatable=True)
+        now, end = to_microseconds(until - HOLD), to_microseconds(until)
+        return await self._state.get().pool.use(
+            lambda db: queries.count_before(db, job, now, end, most), repeatable=True
+        )
 
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
         return await self._state.get().pool.use(

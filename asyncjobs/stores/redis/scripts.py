@@ -143,22 +143,23 @@ end
 return {go_on, found, gone}"""
 )
 
-# KEYS: what is due in the lane, the job. ARGV: until, how many to pass over, how many to look at.
-# Answers with how many it looked at, and how many of them came before the job.
+# KEYS: what is due in the lane, the job. ARGV: now, until.
+# Answers with how many come before the job: it is held if it is due after now, else those come
+# first that are.
 COUNT = Script(
     """#!lua flags=no-writes
-local mine = redis.call('HGET', KEYS[2], 'entry')
+local entry = redis.call('HGET', KEYS[2], 'entry')
+local mine = entry and redis.call('ZSCORE', KEYS[1], entry)
 if not mine then
-  return {0, 0}
+  return 0
 end
-local range = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', ARGV[2], ARGV[3])
-local before = 0
-for _, member in ipairs(range) do
-  if member < mine then
-    before = before + 1
-  end
+local now, until_, rank = ARGV[1], ARGV[2], redis.call('ZRANK', KEYS[1], entry)
+if tonumber(mine) <= tonumber(now) then
+  return rank + redis.call('ZCOUNT', KEYS[1], '(' .. now, until_)
+elseif tonumber(mine) <= tonumber(until_) then
+  return rank - redis.call('ZCOUNT', KEYS[1], '-inf', now)
 end
-return {#range, before}"""
+return redis.call('ZCOUNT', KEYS[1], '(' .. now, until_)"""
 )
 
 _READ = "".join(f", '{name}'" for name in FIELDS)

@@ -21,6 +21,7 @@ from asyncjobs.core.encoding import from_microseconds, sequence_of, to_microseco
 from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.protocols import (
+    HOLD,
     Change,
     ChangeNotices,
     Finding,
@@ -183,16 +184,9 @@ class RedisStore:
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         names = [self._keys.due(job.lane), self._keys.job(job.id)]
-        counted = seen = 0
-        looked = _MAX_ENTRIES
-        while looked == _MAX_ENTRIES and counted < most:
-            args = [to_microseconds(until), seen, _MAX_ENTRIES]
-            looked, before = await self._state.get().server.run(
-                scripts.COUNT, names, args, repeat=True
-            )
-            seen += looked
-            counted += before
-        return min(counted, most)
+        moments = [to_microseconds(until - HOLD), to_microseconds(until)]
+        before: int = await self._state.get().server.run(scripts.COUNT, names, moments, repeat=True)
+        return min(before, most)
 
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
         names = [self._keys.due(lane) for lane in lanes]

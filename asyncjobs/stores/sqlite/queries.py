@@ -44,10 +44,13 @@ _KEEP = (
     " ON CONFLICT (seq) DO UPDATE SET result = coalesce(excluded.result, result),"
     " errors = coalesce(excluded.errors, errors)"
 )
-_BEFORE = (
-    "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE lane = ? AND due_at <= ?"
-    " AND seq < (SELECT seq FROM jobs WHERE id = ?) LIMIT ?)"
+_PLACE = "SELECT due_at, seq FROM jobs WHERE id = ? AND lane = ? AND due_at IS NOT NULL"
+# In two parts: SQLite uses no more than the first column of a comparison of rows.
+_BETWEEN = (
+    "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE lane = ?1 AND due_at = ?3 AND seq < ?4"
+    " UNION ALL SELECT 1 FROM jobs WHERE lane = ?1 AND due_at > ?2 AND due_at < ?3 LIMIT ?5)"
 )
+_LONG_AGO = -(2**62)
 _FORGET = (
     "DELETE FROM idempotency_keys WHERE seq = ?",
     "DELETE FROM results WHERE seq = ?",
@@ -80,10 +83,18 @@ def select(db: sqlite3.Connection, which: Selection, limit: int, after: str | No
     return page_of(db.execute(query, (*values, limit + 1)).fetchall(), limit)
 
 
-def count_before(db: sqlite3.Connection, job: Job, until: int, most: int) -> int:
-    """Count the jobs of the lane that came before a job, up to `most`."""
-    [number] = db.execute(_BEFORE, (job.lane, until, job.id, most)).fetchone()
-    return int(number)
+def count_before(db: sqlite3.Connection, job: Job, now: int, until: int, most: int) -> int:
+    """Count the jobs of the lane that begin before a job, up to `most`."""
+    mine = db.execute(_PLACE, (job.id, job.lane)).fetchone()
+    if mine is None:
+        return 0
+    end = (until + 1, 0)
+    held = (job.lane, now, *(min(tuple(mine), end) if mine[0] > now else end), most)
+    [number] = db.execute(_BETWEEN, held).fetchone()
+    if mine[0] <= now:
+        [waiting] = db.execute(_BETWEEN, (job.lane, _LONG_AGO, *mine, most)).fetchone()
+        number += waiting
+    return min(int(number), most)
 
 
 def first_due(db: sqlite3.Connection, lanes: Sequence[str]) -> list[datetime | None]:

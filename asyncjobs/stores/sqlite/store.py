@@ -23,6 +23,7 @@ from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.execution.threads import ThreadQueue
 from asyncjobs.protocols import (
+    HOLD,
     Change,
     ChangeNotices,
     Finding,
@@ -110,8 +111,8 @@ class SqliteStore:
         return await self._read(lambda db: queries.select(db, which, limit, after))
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
-        moment = to_microseconds(until)
-        return await self._read(lambda db: queries.count_before(db, job, moment, most))
+        now, end = to_microseconds(until - HOLD), to_microseconds(until)
+        return await self._read(lambda db: queries.count_before(db, job, now, end, most))
 
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
         return await self._read(lambda db: queries.first_due(db, lanes))

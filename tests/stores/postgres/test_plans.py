@@ -82,7 +82,7 @@ async def test_no_statement_reads_a_million_jobs_to_find_a_few(
         sql.UPDATE: (changes, "jobs_id"),
         sql.DELETE: ((some,), "jobs_id"),
         sql.IN_THE_WAY: ((some, texts, texts, some), "jobs_key"),
-        sql.BEFORE: (("default", now, "job_999", 100), "jobs_due"),
+        sql.BEFORE: ((now, until, "job_990", "default", 100), "jobs_due"),
         sql.LIST.replace("{where}", "owner = %b::text"): (("owner7", 50), "jobs_owned"),
         sql.LIST.replace("{where}", "type = %b::text AND status = 'completed'"): (
             ("type7", 50),
@@ -103,6 +103,20 @@ async def test_no_statement_reads_a_million_jobs_to_find_a_few(
             await check_costs(few, full)
     finally:
         postgres.execute(f"DROP SCHEMA IF EXISTS {schema}_few CASCADE")
+
+
+async def test_what_waits_is_not_sorted_where_the_planner_knows_no_figures(
+    store: PostgresStore,
+) -> None:
+    jobs = [sample_job() for _ in range(3_000)]
+    now, until = to_microseconds(NOW), to_microseconds(LATER)
+    async with store:
+        await store.insert(jobs)
+        session = await connect(store.server)
+        plan = await plan_of(session, sql.BEFORE, (now, until, jobs[-1].id, jobs[-1].lane, 100))
+        await session.close()
+    assert ("Index Only Scan", "jobs_due") in plan
+    assert not {"Sort", "Bitmap Heap Scan"} & {kind for kind, _ in plan}
 
 
 async def check_costs(few: Session, full: Session) -> None:
