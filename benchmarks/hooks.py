@@ -1,17 +1,12 @@
-"""What hooks and telemetry cost: jobs per second of processor time, by a handler that does nothing.
+"""Part `hooks`: what hooks and telemetry cost a job whose handler does nothing.
 
-    python benchmarks/watching.py            # about a minute; needs the `test` extra
-
-The rounds take turns in one run, and what other processes take does not count: read the ratios.
+Processor time only: what other processes take does not count.
 """
 
 from __future__ import annotations
 
-import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import anyio
 from opentelemetry.sdk.metrics import MeterProvider
@@ -23,8 +18,8 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from asyncjobs import AsyncJobs, Event, JobContext, Transition
 from asyncjobs.otel import instrument
+from benchmarks.running import Run
 
-ROUNDS = 5
 CALLERS = 64
 JOBS = 1280
 
@@ -69,7 +64,8 @@ KINDS: dict[str, Callable[[AsyncJobs], None]] = {
 }
 
 
-async def rate(url: str, prepare: Callable[[AsyncJobs], None]) -> float:
+async def cpu(url: str, prepare: Callable[[AsyncJobs], None], count: int) -> float:
+    """Return the microseconds of processor time that a job takes, from `enqueue` to `wait`."""
     jobs = AsyncJobs(url)
     prepare(jobs)
 
@@ -77,7 +73,7 @@ async def rate(url: str, prepare: Callable[[AsyncJobs], None]) -> float:
     async def work(_payload: None, _job: JobContext) -> None: ...
 
     async def caller() -> None:
-        for _ in range(JOBS // CALLERS):
+        for _ in range(count // CALLERS):
             await jobs.wait((await jobs.enqueue(work, None)).id)
 
     async with jobs:
@@ -85,24 +81,14 @@ async def rate(url: str, prepare: Callable[[AsyncJobs], None]) -> float:
         async with anyio.create_task_group() as tasks:
             for _ in range(CALLERS):
                 tasks.start_soon(caller)
-        return JOBS // CALLERS * CALLERS / (time.process_time() - began)
+        return 1e6 * (time.process_time() - began) / count
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        for store in ("memory://", "sqlite"):
-            rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
-            for number in range(ROUNDS):
-                for kind, prepare in KINDS.items():
-                    file = Path(name) / f"{kind.replace(' ', '')}{number}.db"
-                    url = store if store != "sqlite" else f"sqlite:///{file}"
-                    rates[kind].append(anyio.run(rate, url, prepare))
-            print(f"{store}, medians of {ROUNDS} rounds of {JOBS} jobs")
-            base = statistics.median(rates["nothing"])
-            for kind, measured in rates.items():
-                median = statistics.median(measured)
-                print(f"  {kind:32}{median:10,.0f} jobs/s   ratio {base / median:5.2f}")
-
-
-if __name__ == "__main__":
-    main()
+def measure(run: Run) -> None:
+    count = CALLERS if run.quick else JOBS
+    for _ in range(run.rounds):
+        for store in ("memory",) if run.quick else ("memory", "sqlite"):
+            for kind, prepare in KINDS.items():
+                with run.servers.place(store) as place:
+                    taken = anyio.run(cpu, place.store(store), prepare, count)
+                run.figures.add("hooks", store, kind, {"CPU of a job [us]": taken})

@@ -1,0 +1,87 @@
+"""Measure asyncjobs beside hand-written floors and other libraries, in one run.
+
+python -m benchmarks                       # all parts; three quarters of an hour
+python -m benchmarks stores http --quick   # to see that it works
+python -m benchmarks stores --only asyncjobs/redis floor/redis SAQ
+
+It needs Linux and the extra `test`. Libraries that are not installed are left out. PostgreSQL and
+Valkey are started from the wheels of the extra, unless URLs are given. Run nothing else meanwhile,
+and compare only figures of one run: read the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks import figures, page
+from benchmarks.places import Servers
+from benchmarks.running import Run
+
+#: Each is a module with a function `measure`.
+PARTS = ("stores", "http", "watchers", "growth", "engines", "hooks", "clients")
+
+
+def arguments() -> argparse.Namespace:
+    head, _, about = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"{head}\n{about}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
+    add("--quick", action="store_true", help="one short round, whose figures mean little")
+    add("--rounds", type=int, help="rounds of each measurement; default: 3")
+    add("--only", nargs="+", default=[], metavar="SIDE", help="only these sides (stores, engines)")
+    add("--postgres", metavar="URL", help="a server on which databases may be made and dropped")
+    add("--redis", metavar="URL", help="an empty Redis or Valkey, which is flushed")
+    add("--out", type=Path, metavar="FILE", help="write the figures to this file, as JSON")
+    add("--recorded", type=Path, metavar="FILE", help="measure nothing, use such a file")
+    add("--plots", type=Path, metavar="FOLDER", help="write plots into this folder, as SVG")
+    add("--page", type=Path, metavar="FILE", help="rewrite the tables of this page")
+    given = parser.parse_args()
+    unknown = set(given.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    return given
+
+
+def main() -> None:
+    given = arguments()
+    failed: list[str] = []
+    if given.recorded:
+        found, about = figures.read(given.recorded)
+    else:
+        rounds = given.rounds or (1 if given.quick else 3)
+        about = figures.described_run(rounds=rounds, quick=given.quick)
+        found, failed = measured(given, rounds)
+    if given.out:
+        figures.write(given.out, found, about)
+    if given.plots:
+        page.draw(given.plots, found)
+    if given.page:
+        text = given.page.read_text(encoding="utf-8")
+        given.page.write_text(page.rewritten(text, found, about), encoding="utf-8")
+    if failed:
+        sys.exit(f"Not measured: {', '.join(failed)}")
+
+
+def measured(given: argparse.Namespace, rounds: int) -> tuple[figures.Figures, list[str]]:
+    """Run the parts; return what they found, and what could not be measured."""
+    logging.getLogger("asyncjobs").setLevel(logging.ERROR)  # Valkey keeps no log here
+    with Servers(given.postgres, given.redis) as servers:
+        run = Run(servers, rounds, given.quick, tuple(given.only))
+        for part in given.parts or PARTS:
+            measure: Callable[[Run], None] = import_module(f"benchmarks.{part}").measure
+            with run.attempt(part):
+                measure(run)
+    return run.figures, run.failed
+
+
+if __name__ == "__main__":
+    main()
