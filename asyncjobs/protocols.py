@@ -281,12 +281,16 @@ class Dispatcher(_Opened, Protocol):
         """PULL where our workers take jobs from their lanes, PUSH where an engine is told."""
         ...
 
-    def reservation(self) -> AbstractContextManager[bool]:
-        """Keep a place for one job that is about to be stored, inside the block.
+    def reserve(self, most: int, /) -> int:
+        """Keep places for up to so many jobs that are about to be stored; return for how many.
 
-        Yields whether there is one. Then the job will be dispatched here at once, and others leave
-        it alone for a while; else anyone may take it, and nothing is dispatched.
+        These jobs are dispatched here at once, and others leave them alone for a while. The rest
+        may be taken by anyone, and is not dispatched.
         """
+        ...
+
+    def release(self, places: int, /) -> None:
+        """Give places back: the jobs are dispatched next, or were not stored."""
         ...
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
@@ -305,6 +309,13 @@ class Embedded(Protocol):
 
     def open(self, begin: Begin) -> None:
         """Run jobs by `begin` from now on, until `close`."""
+        ...
+
+    def claim(self, job_id: JobId, /) -> Callable[[], None] | None:
+        """Take a slot for a job that begins now, without `begin`; return what frees it.
+
+        None if every slot is in use.
+        """
         ...
 
     def offer(self, job: Job) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import anyio
+import anyio.lowlevel
 from anyio.lowlevel import EventLoopToken
 
 from asyncjobs.core import lifecycle
@@ -25,11 +25,11 @@ from asyncjobs.core.job import (
 )
 from asyncjobs.core.submission import (
     Accepted,
+    BatchTerms,
     Caller,
     EnqueueOptions,
+    EnqueueTerms,
     Terms,
-    make_submission,
-    same_payload,
     submit_again,
 )
 from asyncjobs.declarations import Registrar
@@ -37,7 +37,6 @@ from asyncjobs.dispatchers import dispatcher_from_name
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import (
     ConfigurationError,
-    IdempotencyConflict,
     IllegalMove,
     NotOpen,
     WrongEventLoop,
@@ -61,6 +60,7 @@ from asyncjobs.records.clock import SharedClock, SystemClock
 from asyncjobs.records.logging import log
 from asyncjobs.records.repository import Repository
 from asyncjobs.reports import Reports
+from asyncjobs.runtime.acceptance import NO_OPTIONS, accept_jobs, expected_duration
 from asyncjobs.runtime.hooks import Hook, Hooks
 from asyncjobs.runtime.host import Opening, RunHandlers, RuntimeHost
 from asyncjobs.runtime.runtime import Runtime, RuntimeParts
@@ -281,41 +281,17 @@ class AsyncJobs(Registrar, Reports):
 
     @overload
     async def enqueue(
-        self,
-        handler: JobType[None, R],
-        payload: None = None,
-        /,
-        *,
-        user_id: str | None = None,
-        idempotency_key: str | None = None,
-        options: EnqueueOptions | None = None,
-        connection: object = None,
+        self, handler: JobType[None, R], payload: None = None, /, **terms: Unpack[EnqueueTerms]
     ) -> JobHandle[R]: ...
 
     @overload
     async def enqueue(
-        self,
-        handler: JobType[P, R],
-        payload: P,
-        /,
-        *,
-        user_id: str | None = None,
-        idempotency_key: str | None = None,
-        options: EnqueueOptions | None = None,
-        connection: object = None,
+        self, handler: JobType[P, R], payload: P, /, **terms: Unpack[EnqueueTerms]
     ) -> JobHandle[R]: ...
 
     @overload
     async def enqueue(
-        self,
-        handler: str,
-        payload: Any = None,
-        /,
-        *,
-        user_id: str | None = None,
-        idempotency_key: str | None = None,
-        options: EnqueueOptions | None = None,
-        connection: object = None,
+        self, handler: str, payload: Any = None, /, **terms: Unpack[EnqueueTerms]
     ) -> JobHandle[Any]: ...
 
     async def enqueue(
@@ -342,9 +318,41 @@ class AsyncJobs(Registrar, Reports):
         `InvalidCallback` for a callback URL that will not be called.
         """
         kind = self.registry.find(handler)
-        caller, terms = Caller(user_id, idempotency_key), options or EnqueueOptions()
-        accepted = await self.accept(kind, payload, caller, terms, connection)
+        caller = Caller(user_id, idempotency_key)
+        accept = partial(accept_jobs, self._running, kind, [payload], caller)
+        [accepted] = await accept(options or NO_OPTIONS, connection)
         return JobHandle(self, accepted.job, kind)
+
+    @overload
+    async def enqueue_many(
+        self, handler: JobType[P, R], payloads: Iterable[P], /, **terms: Unpack[BatchTerms]
+    ) -> Sequence[JobHandle[R]]: ...
+
+    @overload
+    async def enqueue_many(
+        self, handler: str, payloads: Iterable[Any], /, **terms: Unpack[BatchTerms]
+    ) -> Sequence[JobHandle[Any]]: ...
+
+    async def enqueue_many(
+        self,
+        handler: JobType[Any, Any] | str,
+        payloads: Iterable[Any],
+        /,
+        *,
+        user_id: str | None = None,
+        options: EnqueueOptions | None = None,
+        connection: object = None,
+    ) -> Sequence[JobHandle[Any]]:
+        """Store a job for each payload, in one call of the store; return handles in their order.
+
+        All payloads are checked first: an invalid one raises `InvalidPayload` or `PayloadTooLarge`,
+        and no job is made. The rest is as in `enqueue`, but there is no idempotency key. After
+        `StoreUnavailable` some of the jobs may exist.
+        """
+        kind = self.registry.find(handler)
+        accept = partial(accept_jobs, self._running, kind, [*payloads], Caller(user_id))
+        accepted = await accept(options or NO_OPTIONS, connection)
+        return [JobHandle(self, one.job, kind) for one in accepted]
 
     async def accept(
         self,
@@ -356,23 +364,10 @@ class AsyncJobs(Registrar, Reports):
         /,
     ) -> Accepted:
         """Enqueue, and tell whether the job was there already."""
-        runtime = self._running
         kind = self.registry.find(handler)
-        if options.callback_url is not None:
-            runtime.callbacks.check(options.callback_url)
-        now = runtime.repository.now()
-        terms = Terms(now, runtime.dispatcher.delivery, self.expected_duration(kind))
-        spans, queue = self.hooks.spans, kind.policy.queue
-        with spans.submitting(kind.name, queue, options.traceparent) as traceparent:
-            if traceparent != options.traceparent:
-                options = replace(options, traceparent=traceparent)
-            submission = make_submission(kind, payload, caller, options, terms)
-            job = await runtime.accept(submission, options.begins(now), connection)
-        if job.id == submission.id:
-            return Accepted(job, replayed=False)
-        if not same_payload(kind, job, submission):
-            raise IdempotencyConflict(caller.idempotency_key or "", job.id)
-        return Accepted(job, replayed=True)
+        runtime = self._running
+        [accepted] = await accept_jobs(runtime, kind, [payload], caller, options, connection)
+        return accepted
 
     async def get(self, job_id: JobId, /) -> Job | None:
         """Return the job as it stands; None for an id that never was, or is forgotten."""
@@ -439,11 +434,7 @@ class AsyncJobs(Registrar, Reports):
 
     def expected_duration(self, what: JobType[Any, Any] | Job, /) -> timedelta | None:
         """Say how long a job takes: as most of its type did lately, else as was estimated."""
-        kind = what.type if isinstance(what, Job) else what.name
-        learned = self._running.estimates.of(kind)
-        if learned is not None:
-            return learned
-        return what.estimated_duration if isinstance(what, Job) else what.estimate
+        return expected_duration(self._running, what)
 
     async def cancel(self, job_id: JobId, /) -> Job:
         """Cancel a waiting job, ask a running one to stop; see `JobQueue.cancel`."""
@@ -464,10 +455,10 @@ class AsyncJobs(Registrar, Reports):
         """
         runtime = self._running
         old = await runtime.repository.find(job_id)
-        terms = Terms(runtime.repository.now(), old.delivery, self.expected_duration(old))
+        terms = Terms(runtime.repository.now(), old.delivery, expected_duration(runtime, old))
         with self.hooks.spans.submitting(old.type, old.queue, None) as traceparent:
             submission = submit_again(old, terms, traceparent)
-            job = await runtime.accept(submission, submission.created_at)
+            [job] = await runtime.accept([submission], submission.created_at)
         return JobHandle(self, job)
 
     def subscribe(self, job_id: JobId, /) -> Watch:
@@ -520,15 +511,16 @@ class AsyncJobs(Registrar, Reports):
     @property
     def _here(self) -> RuntimeHost:
         host = self._host
-        if host is None or not host.is_open:
+        if host is None:
             raise NotOpen("AsyncJobs")
-        if not host.is_here:
-            raise WrongEventLoop("AsyncJobs")
+        host.runtime_here()
         return host
 
     @property
     def _running(self) -> Runtime:
-        return self._here.open_runtime
+        if self._host is None:
+            raise NotOpen("AsyncJobs")
+        return self._host.runtime_here()
 
     @property
     def _repository(self) -> Repository:

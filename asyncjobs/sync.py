@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 import anyio
 from anyio import from_thread
@@ -16,7 +16,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import Job, JobId
-from asyncjobs.core.submission import EnqueueOptions
+from asyncjobs.core.submission import BatchTerms, EnqueueTerms
 from asyncjobs.errors import BlockingCall, ConfigurationError, NotOpen, UnknownJob
 from asyncjobs.portal import portal_for
 from asyncjobs.protocols import JobHandle, Page, Selection
@@ -63,49 +63,42 @@ class SyncJobs:
 
     @overload
     def enqueue(
-        self,
-        handler: JobType[None, R],
-        payload: None = None,
-        /,
-        *,
-        user_id: str | None = None,
-        idempotency_key: str | None = None,
-        options: EnqueueOptions | None = None,
-        connection: object = None,
+        self, handler: JobType[None, R], payload: None = None, /, **terms: Unpack[EnqueueTerms]
     ) -> SyncJobHandle[R]: ...
 
     @overload
     def enqueue(
-        self,
-        handler: JobType[P, R],
-        payload: P,
-        /,
-        *,
-        user_id: str | None = None,
-        idempotency_key: str | None = None,
-        options: EnqueueOptions | None = None,
-        connection: object = None,
+        self, handler: JobType[P, R], payload: P, /, **terms: Unpack[EnqueueTerms]
     ) -> SyncJobHandle[R]: ...
 
     @overload
     def enqueue(
-        self,
-        handler: str,
-        payload: Any = None,
-        /,
-        *,
-        user_id: str | None = None,
-        idempotency_key: str | None = None,
-        options: EnqueueOptions | None = None,
-        connection: object = None,
+        self, handler: str, payload: Any = None, /, **terms: Unpack[EnqueueTerms]
     ) -> SyncJobHandle[Any]: ...
 
     def enqueue(
-        self, handler: JobType[Any, Any] | str, payload: Any = None, /, **options: Any
+        self, handler: JobType[Any, Any] | str, payload: Any = None, /, **terms: Any
     ) -> SyncJobHandle[Any]:
         """Store a job durably, then dispatch it; see `AsyncJobs.enqueue`."""
-        call = partial(self._jobs.enqueue, handler, payload, **options)
+        call = partial(self._jobs.enqueue, handler, payload, **terms)
         return SyncJobHandle(self, self.call("enqueue", call))
+
+    @overload
+    def enqueue_many(
+        self, handler: JobType[P, R], payloads: Iterable[P], /, **terms: Unpack[BatchTerms]
+    ) -> Sequence[SyncJobHandle[R]]: ...
+
+    @overload
+    def enqueue_many(
+        self, handler: str, payloads: Iterable[Any], /, **terms: Unpack[BatchTerms]
+    ) -> Sequence[SyncJobHandle[Any]]: ...
+
+    def enqueue_many(
+        self, handler: JobType[Any, Any] | str, payloads: Iterable[Any], /, **terms: Any
+    ) -> Sequence[SyncJobHandle[Any]]:
+        """Store a job for each payload, in one call; see `AsyncJobs.enqueue_many`."""
+        call = partial(self._jobs.enqueue_many, handler, payloads, **terms)
+        return [SyncJobHandle(self, one) for one in self.call("enqueue_many", call)]
 
     def get(self, job_id: JobId, /) -> Job | None:
         """Return the job as it stands; None for an id that never was, or is forgotten."""

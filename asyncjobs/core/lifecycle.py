@@ -423,6 +423,15 @@ def _schedule(job: Job, waits_until: datetime | None) -> tuple[str, datetime | N
             assert_never(job.status)
 
 
+def may_be_stored_started(job: Job) -> bool:
+    """Return whether a new job may be stored as started already, by the process that accepts it.
+
+    If that process dies before the handler has begun, the job loses one delivery all the same: so
+    not one that has a single delivery.
+    """
+    return job.delivery is Delivery.PULL and job.max_deliveries > 1
+
+
 def pull_lane(job: Job) -> str:
     """Return the lane in which a job waits for one of our workers: its queue, or the suspects'."""
     return suspects_lane(job.queue) if is_suspect(job) else job.queue

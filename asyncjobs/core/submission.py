@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from asyncjobs.core.handlers import Handler, JobType
 from asyncjobs.core.job import LONGEST, Delivery, Job, Submission, new_job_id
@@ -51,6 +51,20 @@ class EnqueueOptions:
         if moment is None:
             return now
         return max(now, moment if isinstance(moment, datetime) else now + duration(moment))
+
+
+class BatchTerms(TypedDict, total=False):
+    """What `AsyncJobs.enqueue_many` takes beside a handler and payloads, for type checkers."""
+
+    user_id: str | None
+    options: EnqueueOptions | None
+    connection: object
+
+
+class EnqueueTerms(BatchTerms, total=False):
+    """What `AsyncJobs.enqueue` takes beside a handler and a payload, for type checkers."""
+
+    idempotency_key: str | None
 
 
 @dataclass(frozen=True)

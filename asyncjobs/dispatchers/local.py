@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Self
 
@@ -50,17 +49,22 @@ class LocalDispatcher:
             return 0
         return 2 * self.concurrency - len(self._running) - len(self._waiting) - self._reserved
 
-    @contextmanager
-    def reservation(self) -> Generator[bool]:
-        granted = self.room > 0
+    def reserve(self, most: int, /) -> int:
+        granted = max(0, min(most, self.room))
         self._reserved += granted
-        try:
-            yield granted
-        finally:
-            # The dispatch follows at once, and finds the place that is given up here. Where none
-            # follows, somebody may be waiting for it.
-            self._reserved -= granted
-            self._freed.set()
+        return granted
+
+    def release(self, places: int, /) -> None:
+        # The dispatch follows at once, and finds the places that are given up here. Where none
+        # follows, somebody may be waiting for them.
+        self._reserved -= places
+        self._freed.set()
+
+    def claim(self, job_id: JobId, /) -> Callable[[], None] | None:
+        if self.room < 1 or len(self._running) >= self.concurrency:
+            return None
+        self._occupy(job_id)
+        return partial(self._free, job_id)
 
     def open(self, begin: Begin) -> None:
         # Nothing is kept of an earlier life, which may have been that of a process that forked.
@@ -104,10 +108,13 @@ class LocalDispatcher:
         await self._idle.wait()
 
     def _start(self, job: Job, begin: Begin) -> None:
+        self._occupy(job.id)
+        begin(job, partial(self._free, job.id))
+
+    def _occupy(self, job_id: JobId) -> None:
         if not self._running:
             self._idle = anyio.Event()
-        self._running.add(job.id)
-        begin(job, partial(self._free, job.id))
+        self._running.add(job_id)
 
     def _free(self, job_id: JobId) -> None:
         """Note that a slot is free, and give it to the job that waits for it."""

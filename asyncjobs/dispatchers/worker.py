@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Self
 
 from asyncjobs.core.job import Delivery, Job
@@ -20,9 +19,11 @@ class WorkerDispatcher:
     async def __aexit__(self, *_error: object) -> None:
         return None
 
-    @contextmanager
-    def reservation(self) -> Generator[bool]:
-        yield False
+    def reserve(self, _most: int, /) -> int:
+        return 0
+
+    def release(self, _places: int, /) -> None:
+        return None
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         """Do nothing: the jobs are due in their lanes, and workers hear of it from the store."""

@@ -39,7 +39,6 @@ class Attempt:
         job: Job,
         handler: Handler[Any, Any],
         token: str,
-        held_for: timedelta,
         on_change: Callable[[Attempt], None],
     ) -> None:
         self.job = job
@@ -63,10 +62,8 @@ class Attempt:
         #: The outcome as it was last sent to the store, whose answer may have been lost.
         self.sent: Job | None = None
         self._on_change = on_change
-        self._longest = held_for
         self._held_until = 0.0
         self._renew_at = 0.0
-        self.renewed(anyio.current_time(), held_for)
 
     @property
     def task_ended(self) -> bool:
@@ -93,6 +90,11 @@ class Attempt:
             result, error = None, JobCancelled(self.job.id)
         self.result, self.error = result, error
         self.changed()
+
+    def end_unbegun(self) -> None:
+        """Note that the task has ended, if nothing else says how: before its first step."""
+        if not self.task_ended:
+            self.end(error=JobCancelled(self.job.id))
 
     def changed(self) -> None:
         """Let the runtime know that there is news, such as the end of a thread."""
@@ -146,11 +148,7 @@ class Attempt:
             self.cancel_task()
 
     def renewed(self, asked_at: float, held_for: timedelta) -> None:
-        """Note until when the lease holds, counted from before the store was asked.
-
-        If the clock was set back in between, the difference of two moments is no measure.
-        """
-        held_for = min(held_for, self._longest)
+        """Note until when the lease holds, counted from before the store was asked."""
         self._held_until = asked_at + held_for.total_seconds()
         self._renew_at = asked_at + held_for.total_seconds() / 3
 

@@ -19,7 +19,9 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -27,15 +29,15 @@ from anyio.abc import TaskGroup
 from asyncjobs.core import lifecycle
 from asyncjobs.core.handlers import Handler, Registry
 from asyncjobs.core.job import Delivery, Job, JobId, Lease
-from asyncjobs.errors import IllegalMove, JobCancelled, LostLease, StoreError, UnknownJob
+from asyncjobs.errors import IllegalMove, JobCancelled, StoreError, UnknownJob
 from asyncjobs.execution.attempt import Attempt, Cause
 from asyncjobs.execution.cancellation import loop_runs
 from asyncjobs.execution.context import JobContext, classified, progress_of
 from asyncjobs.execution.dependencies import call
 from asyncjobs.execution.leases import Heartbeat
+from asyncjobs.execution.outbox import Outbox
 from asyncjobs.execution.outcomes import (
     Facts,
-    Move,
     Unrecorded,
     decide,
     error_to_keep,
@@ -50,34 +52,37 @@ from asyncjobs.protocols import Traced
 from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.logging import log, log_fields, set_current_job
 from asyncjobs.records.repository import JobWrite, Repository
-from asyncjobs.records.waiting import Signal
+from asyncjobs.records.waiting import Signal, event_loop_clock
 from asyncjobs.settings import Settings
 
 T = TypeVar("T")
-
-# One write of outcomes has at most so many jobs, and about so many bytes of results.
-_MAX_BATCH_SIZE = 200
-_MAX_BATCH_BYTES = 4 * 1024 * 1024
 
 # A handler that is told to stop has so many seconds to end before its end is recorded without it,
 # and is cancelled again after each: libraries lose cancellations now and then.
 _LOOK_AGAIN_SECONDS = 1.0
 
+# So many alarms may be left of attempts that have ended.
+_MOST_STALE_ALARMS = 1000
+
 # How often a cancelled caller of `run` looks whether its job is given back.
 _LOOK_SECONDS = 0.02
 
 
-@dataclass(eq=False)
-class _Start:
+@dataclass(eq=False, slots=True)
+class Start:
     """A job that is about to be started, for which a slot is kept until `freed` is called."""
 
     job: Job
     handler: Handler[Any, Any]
     token: str
+    #: When the job and its lease went to the store, by the event loop's clock.
+    asked_at: float
     give_up_at: float
     freed: Callable[[], None]
     is_suspect: bool = False
     unwanted: bool = False
+    #: Whether the job was stored as started already, as far as this process knows.
+    is_stored: bool = False
     attempt: Attempt | None = None
 
 
@@ -103,13 +108,17 @@ class Executor:
         self._tasks = tasks
         self._resources = resources
         self._context = copy_context()
+        self._clock = event_loop_clock()
         self.heartbeat = Heartbeat(repository, settings)
         self.processes = ChildProcesses(resources.import_path)
-        self._starts: deque[_Start] = deque()
-        self._in_flight: Sequence[_Start] = ()
+        self._starts: deque[Start] = deque()
+        self._in_flight: Sequence[Start] = ()
         self._new_start = Signal()
-        self._outbox: deque[tuple[Attempt, Move]] = deque()
-        self._new_outcome = Signal()
+        self._outbox = Outbox(repository, settings, self._leave)
+        # When to look at which attempt next: a heap. An entry counts if its attempt still says so.
+        self._alarms: list[tuple[float, int, Attempt]] = []
+        self._alarm_count = count()
+        self._wakes_at = math.inf
         self._new_alarm = Signal()
         # Attempts that still have their slot, and what frees it.
         self._attempts: dict[Attempt, Callable[[], None]] = {}
@@ -127,7 +136,7 @@ class Executor:
         """
         self._begin(job, freed)
 
-    def _begin(self, job: Job, freed: Callable[[], None]) -> _Start | None:
+    def _begin(self, job: Job, freed: Callable[[], None]) -> Start | None:
         handler = self._registry.handler(job.type)
         if handler is None:
             log.warning(
@@ -139,12 +148,57 @@ class Executor:
         suspect = lifecycle.is_suspect(job)
         if suspect:
             freed = partial(self._free_suspect, job.id, freed)
-        give_up_at = anyio.current_time() + self._settings.redelivery.total_seconds() / 2
-        start = _Start(job, handler, uuid.uuid4().hex, give_up_at, freed, is_suspect=suspect)
-        self._starts.append(start)
-        self._no_starts = anyio.Event() if self._no_starts.is_set() else self._no_starts
-        self._new_start.set()
+        start = self._new_start_of(job, handler, freed)
+        start.is_suspect = suspect
+        self._add(start)
         return start
+
+    def _new_start_of(
+        self, job: Job, handler: Handler[Any, Any], freed: Callable[[], None]
+    ) -> Start:
+        now = self._clock()
+        give_up_at = now + self._settings.redelivery.total_seconds() / 2
+        return Start(job, handler, os.urandom(16).hex(), now, give_up_at, freed)
+
+    def _add(self, start: Start) -> None:
+        self._starts.append(start)
+        if self._no_starts.is_set():
+            self._no_starts = anyio.Event()
+        self._new_start.set()
+
+    def prepare(self, job: Job, freed: Callable[[], None]) -> tuple[Start, Job] | None:
+        """Start a job that is not stored yet; return it as it is to be stored, started.
+
+        The slot that `freed` frees is kept. Either `launch` or `doubt` must follow. None, and the
+        slot is free again, if the job cannot be started here.
+        """
+        handler = self._registry.handler(job.type)
+        if handler is None or self._stopping:
+            freed()
+            return None
+        start = self._new_start_of(job, handler, freed)
+        try:
+            return start, self._started(start, job, self._repository.now())
+        except IllegalMove:
+            freed()
+            return None
+
+    def launch(self, start: Start, stored: Job) -> None:
+        """Run what `prepare` has started, if that is what is stored; else free its slot."""
+        if _holds(stored, start.token):
+            self._spawn(start, stored)
+        else:
+            start.freed()
+
+    def doubt(self, start: Start) -> None:
+        """Find out later if a job was stored that `prepare` has started, and run it then.
+
+        The store did not answer, or the caller was cancelled before it did. Until the lease has
+        lapsed the job is this process's.
+        """
+        start.is_stored = True
+        start.give_up_at = start.asked_at + self._settings.lease.total_seconds()
+        self._add(start)
 
     def _free_suspect(self, job_id: JobId, freed: Callable[[], None]) -> None:
         freed()
@@ -202,7 +256,7 @@ class Executor:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_starting)
             tasks.start_soon(self._keep_time)
-            tasks.start_soon(self._keep_recording)
+            tasks.start_soon(self._outbox.run)
 
     # starting
 
@@ -219,14 +273,18 @@ class Executor:
             self._no_starts.set()
             await self._new_start.wait()
 
-    async def _start_batch(self, batch: Sequence[_Start]) -> list[_Start]:
+    async def _start_batch(self, batch: Sequence[Start]) -> list[Start]:
         """Start jobs by one write; return those to be tried again, as the store was away."""
-        now = self._repository.now()
-        writes: list[tuple[_Start, JobWrite]] = []
-        others: list[_Start] = []
+        now, asked_at = self._repository.now(), self._clock()
+        writes: list[tuple[Start, JobWrite]] = []
+        others: list[Start] = []
         for one in batch:
             try:
-                writes.append((one, JobWrite(one.job, self._started(one, one.job, now))))
+                if one.is_stored:
+                    others.append(one)
+                else:
+                    one.asked_at = asked_at
+                    writes.append((one, JobWrite(one.job, self._started(one, one.job, now))))
             except IllegalMove:
                 others.append(one)
         try:
@@ -238,38 +296,52 @@ class Executor:
                 self._spawn(one, write.job)
             else:
                 others.append(one)
-        again: list[_Start] = []
+        again: list[Start] = []
         for one in others:
             try:
-                await self._start_alone(one)
+                if not await (self._find_started(one) if one.is_stored else self._start_alone(one)):
+                    again.append(one)
             except StoreError as error:
                 again += self._start_later([one], error)
         return again
 
-    def _start_later(self, starts: Sequence[_Start], error: StoreError) -> list[_Start]:
+    def _start_later(self, starts: Sequence[Start], error: StoreError) -> list[Start]:
         log.warning("Jobs could not be started: %s", error, extra=log_fields(starts[0].job))
-        now = anyio.current_time()
+        now = self._clock()
         kept = [one for one in starts if now < one.give_up_at and not self._stopping]
         for one in starts:
             if one not in kept:
                 one.freed()
         return kept
 
-    async def _start_alone(self, one: _Start) -> None:
+    async def _start_alone(self, one: Start) -> bool:
         """Start a job that is not as it was when it was delivered; leave it if it has begun."""
+        one.asked_at = self._clock()
         try:
             started = await self._repository.advance(one.job, partial(self._started, one))
         except (IllegalMove, UnknownJob):
             # A duplicate delivery, or a job that ended before it began. Or its deadline has passed
             # while it waited: the read below records that.
             [found] = await self._repository.get([one.job.id])
-            if found is None or found.lease is None or found.lease.token != one.token:
+            if not _holds(found, one.token):
                 one.freed()
-                return
+                return True
             started = found  # here, by a write whose answer was lost
         self._spawn(one, started)
+        return True
 
-    def _started(self, one: _Start, job: Job, now: datetime) -> Job:
+    async def _find_started(self, one: Start) -> bool:
+        """Run a job that may have been stored as started; return False if it may still come."""
+        [found] = await self._repository.get([one.job.id])
+        if _holds(found, one.token):
+            self._spawn(one, found)
+        elif found is None and not self._stopping and self._clock() < one.give_up_at:
+            return False  # the store may be about to write it
+        else:
+            one.freed()
+        return True
+
+    def _started(self, one: Start, job: Job, now: datetime) -> Job:
         alone = job.delivery is Delivery.PULL and lifecycle.is_suspect(job)
         if alone and not one.is_suspect:
             # It was lost elsewhere while it waited here. Another suspect may run in this process.
@@ -279,16 +351,16 @@ class Executor:
 
     # running
 
-    def _spawn(self, one: _Start, job: Job) -> None:
+    def _spawn(self, one: Start, job: Job) -> None:
         """Start the task of an attempt: the only thing of it that runs user code."""
-        attempt = Attempt(job, one.handler, one.token, self._settings.lease, self._on_change)
+        attempt = Attempt(job, one.handler, one.token, self._on_change)
+        attempt.renewed(one.asked_at, self._settings.lease)
         left = (lifecycle.attempt_end(job) - self._repository.now()).total_seconds()
-        attempt.look_at = anyio.current_time() + left
+        self._look_later(attempt, self._clock() + left)
         one.attempt = attempt
         self._attempts[attempt] = one.freed
         self._feed.listen(job.id, attempt.adopt)
         self.heartbeat.attend(attempt)
-        self._new_alarm.set()
         if self._stopping or one.unwanted:
             attempt.interrupt(Cause.SHUTDOWN)
             attempt.end(error=JobCancelled(job.id))
@@ -298,7 +370,7 @@ class Executor:
         attempt.task = start_task(
             partial(self._handle, attempt),
             self._tasks,
-            partial(attempt.end, error=JobCancelled(job.id)),  # cancelled before its first step
+            attempt.end_unbegun,
             name=f"asyncjobs {job.type} {job.id}",
             context=context,
         )
@@ -329,7 +401,7 @@ class Executor:
     #: In whatever runs below this, a handler is at work on what is `job` there.
     CALLER: ClassVar = _perform.__code__
 
-    def _interrupt(self, start: _Start) -> bool:
+    def _interrupt(self, start: Start) -> bool:
         """Interrupt the attempt of a start; return whether its end is still to be recorded.
 
         Not another attempt of the job: once given back it may have begun here again.
@@ -349,17 +421,31 @@ class Executor:
     async def _keep_time(self) -> None:
         """Look at each attempt when it is time: at its timeout, and while it does not stop."""
         while True:
-            now = anyio.current_time()
-            for attempt in tuple(self._attempts):
-                if attempt.look_at <= now:
+            now = self._clock()
+            while self._alarms and self._alarms[0][0] <= now:
+                look_at, _, attempt = heappop(self._alarms)
+                # Else the attempt has ended, or will be looked at another time.
+                if attempt in self._attempts and attempt.look_at == look_at:
                     self._look_at(attempt, now)
-            soonest = min((attempt.look_at for attempt in self._attempts), default=math.inf)
-            pause = None if soonest == math.inf else max(0.0, soonest - anyio.current_time())
+            self._wakes_at = self._alarms[0][0] if self._alarms else math.inf
+            pause = None if self._wakes_at == math.inf else max(0.0, self._wakes_at - now)
             await self._new_alarm.wait(pause)
+
+    def _look_later(self, attempt: Attempt, look_at: float) -> None:
+        """Set when to look at an attempt next."""
+        attempt.look_at = look_at
+        if len(self._alarms) > 2 * len(self._attempts) + _MOST_STALE_ALARMS:
+            # Mostly of attempts that have ended, long before their timeouts.
+            self._alarms = [alarm for alarm in self._alarms if alarm[2] in self._attempts]
+            heapify(self._alarms)
+        if look_at != math.inf:
+            heappush(self._alarms, (look_at, next(self._alarm_count), attempt))
+        if look_at < self._wakes_at:
+            self._new_alarm.set()
 
     def _look_at(self, attempt: Attempt, now: float) -> None:
         """Interrupt an attempt at its timeout; cancel again one that does not stop."""
-        attempt.look_at = now + _LOOK_AGAIN_SECONDS
+        self._look_later(attempt, now + _LOOK_AGAIN_SECONDS)
         over = self._repository.now() >= lifecycle.attempt_end(attempt.job)
         if attempt.settled:
             attempt.abandon_task()
@@ -381,10 +467,9 @@ class Executor:
         self._free(attempt)
 
     def _look_soon(self, attempt: Attempt) -> None:
-        soon = anyio.current_time() + _LOOK_AGAIN_SECONDS
+        soon = self._clock() + _LOOK_AGAIN_SECONDS
         if attempt.look_at > soon:
-            attempt.look_at = soon
-            self._new_alarm.set()
+            self._look_later(attempt, soon)
 
     def _settle(self, attempt: Attempt) -> None:
         facts = Facts(
@@ -395,7 +480,7 @@ class Executor:
             in_process=attempt.handler.import_path is not None,
             cancel_requested=attempt.job.cancel_requested_at is not None,
             attempts_left=lifecycle.has_attempts_left(attempt.job),
-            waited=anyio.current_time() - attempt.interrupted_at,
+            waited=self._clock() - attempt.interrupted_at,
             lease=self._settings.lease.total_seconds(),
         )
         outcome = decide(facts)
@@ -413,8 +498,7 @@ class Executor:
         raised = error_to_keep(attempt.job, facts, outcome, self._repository.now())
         attempt.raised = None if raised is None else facts.error
         move = move_of(outcome, token=attempt.token, jitter=jitter, last=last, raised=raised)
-        self._outbox.append((attempt, move))
-        self._new_outcome.set()
+        self._outbox.put(attempt, move)
 
     def _leave(self, attempt: Attempt) -> None:
         """Let go of an attempt whose end is recorded, or will never be."""
@@ -429,110 +513,10 @@ class Executor:
             if freed is not None:
                 freed()
 
-    # recording
 
-    async def _keep_recording(self) -> None:
-        """Write outcomes, as many at once as there are. A slot is kept until its outcome is in."""
-        while True:
-            while self._outbox:
-                left = await self._record(self._next_batch())
-                self._outbox.extendleft(reversed(left))
-                if left:
-                    await anyio.sleep(self._settings.poll_interval.total_seconds())
-            await self._new_outcome.wait()
-
-    def _next_batch(self) -> list[tuple[Attempt, Move]]:
-        batch = [self._outbox.popleft()]
-        size = len(batch[0][0].result or b"")
-        while self._outbox and len(batch) < _MAX_BATCH_SIZE and size < _MAX_BATCH_BYTES:
-            batch.append(self._outbox.popleft())
-            size += len(batch[-1][0].result or b"")
-        return batch
-
-    async def _record(self, batch: Sequence[tuple[Attempt, Move]]) -> list[tuple[Attempt, Move]]:
-        """Write some outcomes; return those to be tried again, as the store is away."""
-        now = self._repository.now()
-        writes: list[tuple[Attempt, Move, JobWrite]] = []
-        alone: list[tuple[Attempt, Move]] = []
-        for attempt, move in batch:
-            # An earlier try may have been written, though its answer was lost: look first.
-            moved = None if attempt.sent is not None else _moved(attempt, move, now)
-            if moved is None:
-                alone.append((attempt, move))
-            else:
-                attempt.sent = moved
-                writes.append((attempt, move, JobWrite(attempt.job, moved)))
-        try:
-            written = await self._repository.replace([write for _, _, write in writes])
-        except StoreError as error:
-            return self._record_later(batch, error)
-        for (attempt, move, _), done in zip(writes, written, strict=True):
-            if done:
-                self._leave(attempt)
-            else:
-                attempt.sent = None
-                alone.append((attempt, move))
-        left: list[tuple[Attempt, Move]] = []
-        for attempt, move in alone:
-            try:
-                await self._record_alone(attempt, move)
-            except StoreError as error:
-                left += self._record_later([(attempt, move)], error)
-        return left
-
-    async def _record_alone(self, attempt: Attempt, move: Move) -> None:
-        """Write one outcome on the job as it stands now, whatever was written in between."""
-        try:
-            job = await self._repository.find(attempt.job.id)
-            if attempt.sent is not None and _same_write(job, attempt.sent):
-                self._repository.acknowledge(JobWrite(attempt.job, job))
-            else:
-                attempt.sent = None
-                await self._advance(attempt, job, move)
-        except (IllegalMove, LostLease, UnknownJob) as refused:
-            log.warning("The outcome was refused: %s", refused, extra=log_fields(attempt.job))
-        self._leave(attempt)
-
-    async def _advance(self, attempt: Attempt, job: Job, move: Move) -> None:
-        while True:
-            moved = move(job, self._repository.now())
-            attempt.job, attempt.sent = job, moved
-            [done] = await self._repository.replace([JobWrite(job, moved)])
-            if done:
-                return
-            attempt.sent = None
-            job = await self._repository.find(job.id)
-
-    def _record_later(
-        self, batch: Sequence[tuple[Attempt, Move]], error: StoreError
-    ) -> list[tuple[Attempt, Move]]:
-        fields = log_fields(batch[0][0].job)
-        log.warning("%d outcomes could not be written: %s", len(batch), error, extra=fields)
-        kept: list[tuple[Attempt, Move]] = []
-        for attempt, move in batch:
-            if attempt.lapsed():
-                self._leave(attempt)
-            else:
-                kept.append((attempt, move))
-        return kept
-
-
-def _moved(attempt: Attempt, move: Move, now: datetime) -> Job | None:
-    """Make the move on the job as this process knows it; None if it is not legal there."""
-    try:
-        return move(attempt.job, now)
-    except (IllegalMove, LostLease):
-        return None
-
-
-def _same_write(found: Job, sent: Job) -> bool:
-    """Return whether a stored job is what this process has sent before."""
-    return (found.revision, found.status, found.completed_at, found.run_at) == (
-        sent.revision,
-        sent.status,
-        sent.completed_at,
-        sent.run_at,
-    )
+def _holds(found: Job | None, token: str) -> TypeGuard[Job]:
+    """Return whether a job runs by the lease of that token."""
+    return found is not None and found.lease is not None and found.lease.token == token
 
 
 async def _call(

@@ -96,7 +96,9 @@ class Heartbeat:
                 await self._catch_up(attempt)
             elif lease is not None:
                 attempt.adopt(step.job)
-                attempt.renewed(asked_at, lease.until - self._repository.now())
+                # If the clock was set back meanwhile, the difference of two moments is no measure.
+                left = min(lease.until - self._repository.now(), self._settings.lease)
+                attempt.renewed(asked_at, left)
 
     def _next_write(self, attempt: Attempt) -> tuple[Attempt, JobWrite] | None:
         """Make the move that is due: a report if there is news, and the lease's renewal."""

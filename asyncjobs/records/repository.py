@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from anyio.abc import TaskGroup
 
@@ -36,6 +37,8 @@ from asyncjobs.records.logging import log_transition
 _SOON = timedelta(minutes=1)
 
 _MOST_BEFORE = 1000
+
+_NONE_STARTED: Mapping[JobId, Job] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,32 +91,42 @@ class Repository:
         """Tell the time that moves are made by."""
         return self._clock.now()
 
-    async def insert(self, jobs: Sequence[Job]) -> Sequence[Job]:
-        """Add jobs; where the id or the idempotency key is taken, get the stored job back."""
-        stored = list(await self._store.insert(jobs))
+    async def insert(
+        self, jobs: Sequence[Job], started: Mapping[JobId, Job] = _NONE_STARTED
+    ) -> Sequence[Job]:
+        """Add jobs; where the id or the idempotency key is taken, get the stored job back.
+
+        Those in `started` are stored as they are there: they begin in this process, and one write
+        says both. That is two events all the same.
+        """
+        new = [started.get(job.id, job) for job in jobs] if started else jobs
+        stored = list(await self._store.insert(new))
         for index, (job, found) in enumerate(zip(jobs, stored, strict=True)):
-            if found.id == job.id:
-                self._written(None, found)
-            else:
+            if found.id != job.id:
                 stored[index] = await self._replayed(job, found)
+            elif job.id in started:
+                self._tell_of(None, job)
+                self._written(job, found)
+            else:
+                self._written(None, found)
         return stored
 
-    async def insert_within(self, connection: object, job: Job) -> Job:
-        """Add a job as `Transactions.insert_within` does; raise `UnusableConnection`."""
+    async def insert_within(self, connection: object, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Add jobs as `Transactions.insert_within` does; raise `UnusableConnection`."""
         if self._transactions is None:
             raise UnusableConnection("the queue's store takes part in no transaction but its own")
-        # Not announced: to everybody else it does not exist yet, and may never do.
-        [found] = await self._transactions.insert_within(connection, [job])
-        if found.id == job.id:
-            self._tell_of(None, job)
-            return job
-        repaired = await self._repaired(found, self._clock.now())
-        if repaired is not None:
-            return repaired
-        await self.forget([found])
-        [stored] = await self._transactions.insert_within(connection, [job])
-        if stored.id == job.id:
-            self._tell_of(None, stored)
+        stored = list(await self._transactions.insert_within(connection, jobs))
+        for index, (job, found) in enumerate(zip(jobs, stored, strict=True)):
+            if found.id != job.id:
+                repaired = await self._repaired(found, self._clock.now())
+                if repaired is not None:
+                    stored[index] = repaired
+                    continue
+                await self.forget([found])
+                [stored[index]] = await self._transactions.insert_within(connection, [job])
+            if stored[index].id == job.id:
+                # Not announced: to everybody else it does not exist yet, and may never do.
+                self._tell_of(None, stored[index])
         return stored
 
     async def get(self, ids: Sequence[JobId]) -> Sequence[Job | None]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -19,46 +21,52 @@ T = TypeVar("T")
 
 
 class Signal:
-    """Wakes the one task that waits for it; a signal given while nobody waits is kept."""
+    """Wakes the tasks that wait for it; a signal given while none waits is kept for the next."""
 
-    __slots__ = ("_given", "_wake")
+    __slots__ = ("_given", "_wakes")
 
     def __init__(self) -> None:
         self._given = False
-        self._wake: Callable[[], None] | None = None
+        # What wakes those that wait: mostly one, and there may be thousands of signals.
+        self._wakes: tuple[Callable[[], None], ...] = ()
 
     def set(self) -> None:
         self._given = True
-        if self._wake is not None:
-            self._wake()
+        for wake in self._wakes:
+            wake()
 
     async def wait(self, timeout: float | None = None) -> None:
         """Return at the signal, or after `timeout` seconds."""
         if self._given:
             await anyio.lowlevel.checkpoint()
         elif (loop := running_asyncio_loop()) is not None:
-            await self._wait_for_future(loop, timeout)
+            await self._wait_for_future(loop.create_future(), loop, timeout)
         else:
             event = anyio.Event()
-            self._wake = event.set
-            with anyio.move_on_after(timeout):
+            with self._waking(event.set), anyio.move_on_after(timeout):
                 await event.wait()
-        self._wake = None
         self._given = False
 
     async def _wait_for_future(
-        self, loop: asyncio.AbstractEventLoop, timeout: float | None
+        self, future: asyncio.Future[None], loop: asyncio.AbstractEventLoop, timeout: float | None
     ) -> None:
-        future: asyncio.Future[None] = loop.create_future()
-        self._wake = lambda: _finish(future)
-        if timeout is None:
-            await future
-            return
-        timer = loop.call_later(timeout, _finish, future)
+        with self._waking(partial(_finish, future)):
+            if timeout is None:
+                await future
+                return
+            timer = loop.call_later(timeout, _finish, future)
+            try:
+                await future
+            finally:
+                timer.cancel()
+
+    @contextmanager
+    def _waking(self, wake: Callable[[], None]) -> Generator[None]:
+        self._wakes = (*self._wakes, wake)
         try:
-            await future
+            yield
         finally:
-            timer.cancel()
+            self._wakes = tuple(one for one in self._wakes if one is not wake)
 
 
 class Answer(Generic[T]):
@@ -106,7 +114,7 @@ class Answer(Generic[T]):
             await self._wait_shielded(seconds)
             return self.given
         future: asyncio.Future[None] = loop.create_future()
-        self._wake = lambda: _finish(future)
+        self._wake = partial(_finish, future)
         timer = loop.call_later(seconds, _finish, future)
         try:
             await future
@@ -139,6 +147,15 @@ def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def event_loop_clock() -> Callable[[], float]:
+    """Return what tells the time of the running event loop, in seconds.
+
+    `anyio.current_time` tells the same, and looks for the event loop at each call.
+    """
+    loop = running_asyncio_loop()
+    return anyio.current_time if loop is None else loop.time
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -11,11 +10,12 @@ import anyio
 from anyio.lowlevel import current_token
 
 from asyncjobs.core.job import Job
-from asyncjobs.errors import ConfigurationError, NotOpen
+from asyncjobs.errors import ConfigurationError, NotOpen, WrongEventLoop
 from asyncjobs.execution.context import alone
 from asyncjobs.execution.tasks import current_loop, start_background
 from asyncjobs.protocols import Embedded
 from asyncjobs.records.logging import log
+from asyncjobs.records.waiting import running_asyncio_loop
 from asyncjobs.runtime.runtime import Runtime, RuntimeParts, open_runtime
 from asyncjobs.settings import Seconds
 
@@ -63,6 +63,8 @@ class RuntimeHost:
         # Whether handlers, which do run in this process, have not begun yet or have ended.
         self._pauses = False
         self._loop = current_loop()
+        asyncio_loop = running_asyncio_loop()
+        self._is_closed = bool if asyncio_loop is None else asyncio_loop.is_closed
         #: The event loop in which it is open.
         self.token = current_token()
         self._pid = os.getpid()
@@ -88,13 +90,20 @@ class RuntimeHost:
     @property
     def is_ours(self) -> bool:
         """Whether it is of this process, and not of the one that forked it or a closed loop."""
-        closed = isinstance(self._loop, asyncio.AbstractEventLoop) and self._loop.is_closed()
-        return self._pid == os.getpid() and not closed
+        return self._pid == os.getpid() and not self._is_closed()
 
     @property
     def is_here(self) -> bool:
         """Whether the running event loop is the one that it was opened in."""
         return current_loop() is self._loop
+
+    def runtime_here(self) -> Runtime:
+        """Return the runtime; raise `NotOpen`, or `WrongEventLoop` in another loop than its own."""
+        if self.runtime is None or not self.in_use:
+            raise NotOpen("AsyncJobs")
+        if current_loop() is not self._loop:
+            raise WrongEventLoop("AsyncJobs")
+        return self.runtime
 
     @property
     def open_runtime(self) -> Runtime:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import (
-    AbstractContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    nullcontext,
-)
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,7 +18,7 @@ from asyncjobs.core.events import Event
 from asyncjobs.core.handlers import Registry
 from asyncjobs.core.job import Delivery, Job, JobStatus, Submission
 from asyncjobs.errors import StoreError
-from asyncjobs.execution.executor import Executor
+from asyncjobs.execution.executor import Executor, Start
 from asyncjobs.execution.fetcher import Fetcher, Lanes
 from asyncjobs.execution.resources import Lifespan, Resources, lifespan_path
 from asyncjobs.execution.threads import in_new_thread
@@ -94,6 +89,7 @@ class Runtime:
         self._embedded = parts.dispatcher if isinstance(parts.dispatcher, Embedded) else None
         self.feed = ChangeFeed(poll=settings.poll_interval.total_seconds())
         self.hook_runner = HookRunner(parts.hooks)
+        self.hooks = parts.hooks
         self._store = GroupCommitStore(parts.store, tasks, settings.store_timeout)
         self.repository = Repository(
             self._store,
@@ -164,27 +160,77 @@ class Runtime:
             self._tasks.start_soon(_keep_up, self.fetcher.run)
 
     async def accept(
-        self, submission: Submission, run_at: datetime, connection: object = None
-    ) -> Job:
-        """Store the job of a submission, then dispatch it; or return the one its key names.
+        self, submissions: Sequence[Submission], run_at: datetime, connection: object = None
+    ) -> Sequence[Job]:
+        """Store the jobs of submissions to one type, then dispatch them; in one store call.
 
-        What the transaction of a connection stores is not dispatched: it comes up when it commits.
+        Returns each as it was accepted, or the job that its idempotency key names. What the
+        transaction of a connection stores is not dispatched: it comes up when it commits.
         """
-        if connection is not None:
-            job = lifecycle.submit(submission, run_at=run_at)
-            return await self.repository.insert_within(connection, job)
-        if run_at > submission.created_at or submission.delivery is Delivery.EXTERNAL:
-            [stored] = await self.repository.insert([lifecycle.submit(submission, run_at=run_at)])
-            return stored
-        with self._reservation(submission) as reserved:
-            hold = self.settings.redelivery if reserved else timedelta(0)
-            [stored] = await self.repository.insert([lifecycle.submit(submission, hold=hold)])
+        if not submissions:
+            return ()
+        first = submissions[0]
+        later = run_at > first.created_at or first.delivery is Delivery.EXTERNAL
+        if connection is not None or later:
+            jobs = [lifecycle.submit(one, run_at=run_at) for one in submissions]
+            if connection is not None:
+                return await self.repository.insert_within(connection, jobs)
+            return await self.repository.insert(jobs)
+        return await self._accept_now(submissions)
+
+    async def _accept_now(self, submissions: Sequence[Submission]) -> Sequence[Job]:
+        """Store jobs that are due: the first started, the next with a place here, as there is room.
+
+        The rest is due for anyone.
+        """
+        queue = submissions[0].queue
+        jobs = [lifecycle.submit(one) for one in submissions]
+        here = self._embedded is None or (self.fetcher is not None and self.fetcher.serves(queue))
+        starts = self._prepare(jobs) if here else []
+        places = self.dispatcher.reserve(len(jobs) - len(starts)) if here else 0
+        kept = range(len(starts), len(starts) + places)
+        for place in kept:
+            jobs[place] = lifecycle.submit(submissions[place], hold=self.settings.redelivery)
+        try:
+            started = {job.id: job for _, job in starts}
+            stored = list(await self.repository.insert(jobs, started))
+        except BaseException as error:
+            unknown = isinstance(error, StoreError) or not isinstance(error, Exception)
+            for start, _ in starts:
+                if unknown:
+                    self.executor.doubt(start)
+                else:
+                    start.freed()
+            raise
+        finally:
+            self.dispatcher.release(places)
         # Also what was there before and waits: its first submission may have failed to dispatch it.
-        waits = stored.status is JobStatus.PENDING and stored.run_at <= self.repository.now()
-        alone = stored.delivery is Delivery.PULL and lifecycle.is_suspect(stored)
-        if reserved and waits and not alone:
-            await self.retrier.dispatch([stored])
+        waiting = [stored[place] for place in kept]
+        for place, (start, job) in enumerate(starts):
+            found = stored[place]
+            self.executor.launch(start, found)
+            if found.id == job.id:
+                stored[place] = jobs[place]
+            else:
+                waiting.append(found)
+        now = self.repository.now()
+        waiting = [job for job in waiting if _may_be_dispatched(job, now)]
+        if waiting:
+            await self.retrier.dispatch(waiting)
         return stored
+
+    def _prepare(self, jobs: Sequence[Job]) -> list[tuple[Start, Job]]:
+        """Start the first of some new jobs, as many as there are slots here."""
+        starts: list[tuple[Start, Job]] = []
+        if self._embedded is None or not lifecycle.may_be_stored_started(jobs[0]):
+            return starts
+        for job in jobs:
+            freed = self._embedded.claim(job.id)
+            start = None if freed is None else self.executor.prepare(job, freed)
+            if start is None:
+                break
+            starts.append(start)
+        return starts
 
     async def oldest(self, queues: Sequence[str]) -> Mapping[str, timedelta]:
         """Tell for how long the first job of each queue waits; nothing where that is not known."""
@@ -250,12 +296,11 @@ class Runtime:
         log.critical("No more jobs begin in this process: the lifespan of the handlers has ended")
         self._tasks.start_soon(self.drain)
 
-    def _reservation(self, submission: Submission) -> AbstractContextManager[bool]:
-        """Ask for a place here, unless this process leaves jobs of that queue to others."""
-        fetcher = self.fetcher
-        if self._embedded is not None and (fetcher is None or not fetcher.serves(submission.queue)):
-            return nullcontext(enter_result=False)
-        return self.dispatcher.reservation()
+
+def _may_be_dispatched(job: Job, now: datetime) -> bool:
+    """Return whether a job waits to begin now, and need not begin alone."""
+    alone = job.delivery is Delivery.PULL and lifecycle.is_suspect(job)
+    return job.status is JobStatus.PENDING and job.run_at <= now and not alone
 
 
 async def _give_back(fetcher: Fetcher, jobs: Sequence[Job]) -> None:

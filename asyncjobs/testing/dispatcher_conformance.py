@@ -239,11 +239,11 @@ class DispatcherConformance:
     async def test_a_place_that_was_kept_and_not_used_is_given_back(
         self, workers: WorkerPool
     ) -> None:
-        granted: list[bool] = []
+        granted: list[int] = []
         async with workers.opened() as jobs:
             for _ in range(workers.many):
-                with workers.dispatcher.reservation() as place:
-                    granted.append(place)
+                granted.append(workers.dispatcher.reserve(1))
+                workers.dispatcher.release(granted[-1])
             await others_pass(jobs, workers)
         assert granted == granted[:1] * workers.many
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import multiprocessing.resource_tracker
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -139,9 +139,11 @@ class EngineHere:
     ) -> None:
         return None
 
-    @contextmanager
-    def reservation(self) -> Generator[bool]:
-        yield True
+    def reserve(self, most: int, /) -> int:
+        return most
+
+    def release(self, _places: int, /) -> None:
+        return None
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         self.ids += [job.id for job in jobs]

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from asyncjobs import Job, JobContext, JobStatus, LocalDispatcher
+from asyncjobs.core.job import new_job_id
 from asyncjobs.testing import sample_job
 from tests.queues import Make, settled
 
@@ -62,11 +63,11 @@ async def test_a_place_that_was_kept_for_nothing_is_free_again(make: Make) -> No
     async def quick(_none: None, _job: JobContext) -> None: ...
 
     async with jobs, anyio.create_task_group() as tasks:
-        with waiter.reservation(), waiter.reservation() as second:
-            assert second
-            assert waiter.room == 0
-            tasks.start_soon(waiter.wait_for_room)
-            await anyio.lowlevel.checkpoint()
+        assert waiter.reserve(3) == 2
+        assert waiter.room == 0
+        tasks.start_soon(waiter.wait_for_room)
+        await anyio.lowlevel.checkpoint()
+        waiter.release(2)
         with anyio.fail_after(60):
             await waiter.wait_for_room()
 
@@ -98,5 +99,5 @@ async def test_a_dispatcher_that_is_not_running_has_no_room() -> None:
     dispatcher = LocalDispatcher()
     assert dispatcher.room == 0
     assert not dispatcher.offer(sample_job())
-    with dispatcher.reservation() as reserved:
-        assert not reserved
+    assert dispatcher.reserve(1) == 0
+    assert dispatcher.claim(new_job_id()) is None

@@ -616,7 +616,7 @@ async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
 async def test_a_job_that_cannot_be_started_comes_up_again(
     make: Make, flaky: FaultyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    jobs = make(store=flaky)
+    jobs = make(store=flaky, policy=Policy(max_deliveries=1))  # not stored as started
 
     @jobs.handler("patient")
     async def patient(_none: None, _job: JobContext) -> str:

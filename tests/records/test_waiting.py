@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from asyncjobs.records.waiting import Answer, Signal
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -35,6 +36,23 @@ async def test_a_signal_wakes_the_task_that_waits() -> None:
             await anyio.wait_all_tasks_blocked()
             signal.set()
             await woken.wait()
+
+
+async def test_a_signal_wakes_all_that_wait() -> None:
+    signal = Signal()
+    woken: list[float] = []
+
+    async def wait(timeout: float) -> None:
+        await signal.wait(timeout)
+        woken.append(timeout)
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            for timeout in (60, 0.01, 70):
+                tasks.start_soon(wait, timeout)
+            await until(lambda: woken == [0.01])
+            signal.set()
+    assert sorted(woken) == [0.01, 60, 70]
 
 
 async def test_waiting_for_a_signal_ends_in_time() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -135,9 +134,11 @@ class Mute(Engine):
         self.batches: list[int] = []
         self.answers = anyio.Event()
 
-    @contextmanager
-    def reservation(self) -> Generator[bool]:
-        yield True
+    def reserve(self, most: int, /) -> int:
+        return most
+
+    def release(self, _places: int, /) -> None:
+        return None
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         self.batches.append(len(jobs))

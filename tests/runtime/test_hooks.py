@@ -113,7 +113,10 @@ class Strict(FaultyStore):
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
         stored = await super().insert(jobs)
-        self.written += [(job.id, job.status) for job in stored]
+        for job in stored:
+            self.written.append((job.id, JobStatus.PENDING))
+            if job.status is JobStatus.PROCESSING:  # accepted and begun by one write
+                self.written.append((job.id, job.status))
         return stored
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:

@@ -33,7 +33,7 @@ def violations(history: Sequence[Event]) -> list[str]:
     found += _suspects_side_by_side(history, lives)
     troubles = _Troubles(history)
     for life in lives.values():
-        writes = sorted(life.written, key=lambda write: int(write["revision"]))
+        writes = _with_acceptance(sorted(life.written, key=lambda write: int(write["revision"])))
         pairs = [*pairwise(writes)]
         runs = _runs(history, life)
         for rule in (_fences, _leases, _releases):
@@ -42,6 +42,15 @@ def violations(history: Sequence[Event]) -> list[str]:
         found += [f"{life.job}: {wrong}" for wrong in _deadline(life)]
         found += [f"{life.job}: {wrong}" for wrong in _side_by_side(runs, pairs)]
     return found
+
+
+def _with_acceptance(writes: list[Event]) -> list[Event]:
+    """Put what it was before in front of a job that was stored as started."""
+    if not writes or writes[0]["expected"] != 0 or writes[0]["status"] != "processing":
+        return writes
+    [started, *_] = writes
+    before = {"revision": started["revision"] - 1, "attempt": started["attempt"] - 1}
+    return [{**started, **before, "status": "pending", "token": None, "until": None}, *writes]
 
 
 class _Troubles:

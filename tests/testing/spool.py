@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -41,9 +40,11 @@ class SpoolDispatcher:
     ) -> None:
         return None
 
-    @contextmanager
-    def reservation(self) -> Generator[bool]:
-        yield True
+    def reserve(self, most: int, /) -> int:
+        return most
+
+    def release(self, _places: int, /) -> None:
+        return None
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         for job in jobs:

@@ -7,8 +7,8 @@ import inspect
 import runpy
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -98,9 +98,11 @@ class Engine:
     ) -> None:
         return None
 
-    @contextmanager
-    def reservation(self) -> Generator[bool]:
-        yield True
+    def reserve(self, most: int, /) -> int:
+        return most
+
+    def release(self, _places: int, /) -> None:
+        return None
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         async with self.more:
@@ -191,9 +193,7 @@ class DeliversWhatIsNew(Engine):
         super().__init__()
         self.kept = 0
 
-    @contextmanager
-    def reservation(self) -> Generator[bool]:
-        yield True
+    def release(self, _places: int, /) -> None:
         self.kept += 1
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
@@ -262,10 +262,9 @@ class KeepsPlaces(Engine):
         super().__init__()
         self.places = 100
 
-    @contextmanager
-    def reservation(self) -> Generator[bool]:
-        self.places -= 1
-        yield self.places > 0
+    def reserve(self, most: int, /) -> int:
+        self.places -= most
+        return most if self.places > 0 else 0
 
 
 class RunsACopy(Engine):

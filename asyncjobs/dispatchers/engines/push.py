@@ -69,9 +69,11 @@ class PushDispatcher(ABC, Generic[O]):
         """The name of the task that runs jobs, in engines that name tasks."""
         return f"{self.namespace}.run"
 
-    @contextmanager
-    def reservation(self) -> Generator[bool]:
-        yield True
+    def reserve(self, most: int, /) -> int:
+        return most
+
+    def release(self, _places: int, /) -> None:
+        return None
 
     @abstractmethod
     async def dispatch(self, jobs: Sequence[Job], /) -> None: ...

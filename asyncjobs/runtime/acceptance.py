@@ -1,0 +1,75 @@
+"""Accepts jobs: from payloads to jobs that are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import anyio.lowlevel
+
+from asyncjobs.core.handlers import JobType
+from asyncjobs.core.job import Job, Submission
+from asyncjobs.core.submission import (
+    Accepted,
+    Caller,
+    EnqueueOptions,
+    Terms,
+    make_submission,
+    same_payload,
+)
+from asyncjobs.errors import IdempotencyConflict
+from asyncjobs.runtime.runtime import Runtime
+
+P = TypeVar("P")
+
+NO_OPTIONS = EnqueueOptions()
+
+# After so many payloads other tasks run.
+_AT_ONCE = 200
+
+
+async def accept_jobs(  # what is said of a job beside its payload
+    runtime: Runtime,
+    kind: JobType[P, Any],
+    payloads: Sequence[P],
+    caller: Caller,
+    options: EnqueueOptions,
+    connection: object = None,
+    /,
+) -> Sequence[Accepted]:
+    """Store jobs of one type, all by one call of the store; see `AsyncJobs.enqueue`."""
+    if options.callback_url is not None:
+        runtime.callbacks.check(options.callback_url)
+    now = runtime.repository.now()
+    terms = Terms(now, runtime.dispatcher.delivery, expected_duration(runtime, kind))
+    spans, queue = runtime.hooks.spans, kind.policy.queue
+    with spans.submitting(kind.name, queue, options.traceparent) as traceparent:
+        if traceparent != options.traceparent:
+            options = replace(options, traceparent=traceparent)
+        submissions: list[Submission] = []
+        for payload in payloads:
+            submissions.append(make_submission(kind, payload, caller, options, terms))
+            if not len(submissions) % _AT_ONCE:
+                await anyio.lowlevel.checkpoint()
+        jobs = await runtime.accept(submissions, options.begins(now), connection)
+    return [
+        _accepted(kind, submission, job) for submission, job in zip(submissions, jobs, strict=True)
+    ]
+
+
+def _accepted(kind: JobType[Any, Any], submission: Submission, job: Job) -> Accepted:
+    if job.id == submission.id:
+        return Accepted(job, replayed=False)
+    if not same_payload(kind, job, submission):
+        raise IdempotencyConflict(submission.idempotency_key or "", job.id)
+    return Accepted(job, replayed=True)
+
+
+def expected_duration(runtime: Runtime, what: JobType[Any, Any] | Job) -> timedelta | None:
+    """Say how long a job takes: as most of its type did lately, else as was estimated."""
+    learned = runtime.estimates.of(what.type if isinstance(what, Job) else what.name)
+    if learned is not None:
+        return learned
+    return what.estimated_duration if isinstance(what, Job) else what.estimate

@@ -1,0 +1,175 @@
+"""Many jobs by one call, and jobs that are stored as started."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, JobStatus, LocalDispatcher, Policy
+from asyncjobs.core.job import Job
+from asyncjobs.errors import InvalidPayload, StoreUnavailable
+from asyncjobs.protocols import Selection
+from asyncjobs.testing import Faults, FaultyStore
+from tests.queues import IDLE, QUICK, Make, settled
+from tests.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
+
+
+def calls_of(store: FaultyStore, name: str) -> int:
+    return sum(call.method == name for call in store.calls)
+
+
+@pytest.fixture
+def counted(new_store: Any) -> FaultyStore:
+    return FaultyStore(new_store())
+
+
+async def test_many_jobs_are_stored_by_one_call_in_their_order(
+    make: Make, counted: FaultyStore
+) -> None:
+    jobs = make(store=counted, dispatcher=LocalDispatcher(5))
+
+    @jobs.handler("double")
+    async def double(number: int, _job: JobContext) -> int:
+        return 2 * number
+
+    async with jobs:
+        handles = await jobs.enqueue_many(double, range(450), user_id="ann")
+        assert calls_of(counted, "insert") == 1
+        assert [await handle.result(timeout=60) for handle in handles[::50]] == [
+            100 * number for number in range(9)
+        ]
+        for handle in handles:
+            done = await settled(jobs, handle.id)
+            assert (done.status, done.attempt, done.user_id) == (JobStatus.COMPLETED, 1, "ann")
+        assert await jobs.enqueue_many(double, []) == []
+
+
+async def test_an_invalid_payload_among_many_makes_no_job(make: Make) -> None:
+    jobs = make(dispatcher="worker")
+
+    @jobs.handler("double")
+    async def double(number: int, _job: JobContext) -> int:
+        return 2 * number
+
+    async with jobs:
+        with pytest.raises(InvalidPayload):
+            await jobs.enqueue_many("double", [1, 2, "three"])
+        assert (await jobs.list(Selection(type="double"))).jobs == []
+
+
+async def test_many_delayed_jobs_wait_for_their_moment(make: Make) -> None:
+    jobs = make()
+
+    @jobs.handler("double")
+    async def double(number: int, _job: JobContext) -> int:
+        return 2 * number
+
+    async with jobs:
+        options = EnqueueOptions(run_at=timedelta(hours=1))
+        handles = await jobs.enqueue_many(double, [1, 2], options=options)
+        assert [handle.job.status for handle in handles] == [JobStatus.PENDING] * 2
+        assert all(handle.job.run_at > handle.job.created_at for handle in handles)
+
+
+# jobs that are stored as started
+
+
+async def test_a_job_that_begins_here_is_written_twice_in_all(
+    make: Make, counted: FaultyStore
+) -> None:
+    jobs = make(store=counted, settings=IDLE)
+    told: list[tuple[str, JobStatus]] = []
+    jobs.hooks.observers.append(lambda one: told.append((one.event.value, one.job.status)))
+
+    @jobs.handler("double")
+    async def double(number: int, _job: JobContext) -> int:
+        return 2 * number
+
+    async with jobs:
+        handle = await jobs.enqueue(double, 21)
+        assert handle.job.status is JobStatus.PENDING  # as it was accepted
+        done = await settled(jobs, handle.id)
+        assert (done.result, done.attempt, done.version) == (42, 1, 3)
+        assert (calls_of(counted, "insert"), calls_of(counted, "replace")) == (1, 1)
+    assert told == [
+        ("enqueued", JobStatus.PENDING),
+        ("started", JobStatus.PROCESSING),
+        ("completed", JobStatus.COMPLETED),
+    ]
+
+
+async def test_a_job_with_a_single_delivery_is_stored_as_pending(
+    make: Make, counted: FaultyStore
+) -> None:
+    jobs = make(store=counted, policy=Policy(max_deliveries=1))
+
+    @jobs.handler("once")
+    async def once(_none: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        assert (await settled(jobs, (await jobs.enqueue(once)).id)).attempt == 1
+    assert calls_of(counted, "replace") == 2  # its start, and its end
+
+
+@pytest.mark.parametrize("many", [1, 3])
+async def test_what_was_stored_without_an_answer_runs_here_all_the_same(
+    make: Make, counted: FaultyStore, many: int
+) -> None:
+    jobs = make(store=counted, settings=QUICK)
+    begun: list[int] = []
+
+    @jobs.handler("note")
+    async def note(_number: int, job: JobContext) -> None:
+        begun.append(job.attempt)
+
+    async with jobs:
+        counted.faults = Faults(after=1, only=["insert"], most=1)
+        with pytest.raises(StoreUnavailable):
+            await jobs.enqueue_many(note, range(many))
+        await until(lambda: len(begun) == many)
+        found = (await jobs.list(Selection(type="note"))).jobs
+        for job in found:
+            done = await settled(jobs, job.id)
+            assert (done.status, done.attempt, done.losses) == (JobStatus.COMPLETED, 1, 0)
+    assert begun == [1] * many
+
+
+async def test_a_slot_of_a_job_that_was_never_stored_is_free_again(
+    make: Make, counted: FaultyStore
+) -> None:
+    jobs = make(store=counted, dispatcher=LocalDispatcher(1))
+
+    @jobs.handler("note")
+    async def note(_none: None, _job: JobContext) -> None: ...
+
+    async with jobs:
+        counted.faults = Faults(before=1, only=["insert"], most=1)
+        with pytest.raises(StoreUnavailable):
+            await jobs.enqueue(note)
+        assert (await settled(jobs, (await jobs.enqueue(note)).id)).losses == 0
+
+
+async def test_a_replayed_submission_does_not_begin_the_job_again(jobs: AsyncJobs) -> None:
+    begun: list[str] = []
+
+    @jobs.handler("note")
+    async def note(_none: None, job: JobContext) -> None:
+        begun.append(job.id)
+
+    async def submit() -> None:
+        made.append((await jobs.enqueue(note, idempotency_key="once")).job)
+
+    made: list[Job] = []
+    async with jobs:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(submit)
+        [job_id] = {job.id for job in made}
+        await settled(jobs, job_id)
+        await settled(jobs, (await jobs.enqueue(note)).id)
+        assert begun.count(job_id) == 1
