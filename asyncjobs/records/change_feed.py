@@ -7,6 +7,7 @@ case. However many watch a job, a change costs one read.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import NotOpen, StoreError, UnknownJob, UnreadableJob
 from asyncjobs.protocols import ChangeNotices, power_of
 from asyncjobs.records.logging import log
-from asyncjobs.records.waiting import Signal
+from asyncjobs.records.waiting import Signal, running_asyncio_loop
 
 _MOST = 500
 
@@ -173,13 +174,8 @@ class Watch:
         return self
 
     async def __anext__(self) -> Job:
-        if not self._begun:
-            await self._begin()
-        job = None if self._ended else await self._inbox.next()
-        if job is None or job.status.terminal:
-            self._end()
-        if job is None:
-            raise StopAsyncIteration
+        while (job := await self.within(None)) is None:
+            pass  # never: it waits for as long as it takes
         return job
 
     async def first(self) -> Job:
@@ -188,11 +184,45 @@ class Watch:
             return job
         raise NotOpen("AsyncJobs")
 
-    async def within(self, seconds: float) -> Job | None:
-        """Return the next state as `anext` does, or None where there is none in time."""
-        with anyio.move_on_after(seconds):
-            return await anext(self)
-        return None
+    async def within(self, seconds: float | None) -> Job | None:
+        """Return the next state as `anext` does, or None if there is none in time.
+
+        The time does not bound the first read of the job.
+        """
+        if not self._begun:
+            await self._begin()
+        if self.is_quiet:
+            await self.wait(seconds)
+        return self.take()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the next state has still to come; to be asked when the first was read."""
+        return not self._ended and self._inbox.is_empty
+
+    def wait(self, seconds: float | None) -> Awaitable[None]:
+        """Return when it is not quiet any more, after that time, or at `wake`: await it at once."""
+        return self._inbox.wait(seconds)
+
+    def wake(self) -> None:
+        """End the `wait` that is under way."""
+        self._inbox.wake()
+
+    def take(self) -> Job | None:
+        """Return the next state if it is there, else None; raise `StopAsyncIteration` as `anext`.
+
+        With `wait` this is `within` for thousands of watchers: their tasks await a bare future.
+        """
+        inbox = self._inbox
+        job = None if self._ended else inbox.take()
+        if job is None:
+            if not self._ended and not inbox.ended:
+                return None
+            self._end()
+            raise StopAsyncIteration
+        if job.status.terminal:
+            self._end()
+        return job
 
     def finish(self) -> None:
         """End the iteration after the state that is there, whoever waits for more."""
@@ -221,32 +251,63 @@ class Watch:
 
     def _end(self) -> None:
         self._ended = True
+        self._inbox.wake()
         self._feed.unlisten(self._job_id, self._inbox.put)
 
 
 class _Inbox:
     """Holds the newest state only, so that a slow reader costs no memory."""
 
-    __slots__ = ("_ended", "_newest", "_seen", "_signal")
+    __slots__ = ("_new", "_timer", "_version", "_waiting", "ended")
 
     def __init__(self) -> None:
-        self._newest: Job | None = None
-        self._seen = 0
-        self._ended = False
-        self._signal = Signal()
+        self._new: Job | None = None
+        # The newest version that was put here, read or not.
+        self._version = 0
+        self._waiting: asyncio.Future[None] | Signal | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        #: Whether no more states will come.
+        self.ended = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is something to wait for."""
+        return self._new is None and not self.ended
 
     def put(self, job: Job | None) -> None:
         if job is None:
-            self._ended = True
-        elif self._newest is None or job.version > self._newest.version:
-            self._newest = job
-        self._signal.set()
+            self.ended = True
+        elif job.version > self._version:
+            self._new, self._version = job, job.version
+        else:
+            return
+        self.wake()
 
-    async def next(self) -> Job | None:
-        while True:
-            if self._newest is not None and self._newest.version > self._seen:
-                self._seen = self._newest.version
-                return self._newest
-            if self._ended:
-                return None
-            await self._signal.wait()
+    def take(self) -> Job | None:
+        """Return the newest state, once; None if it was taken already."""
+        job, self._new = self._new, None
+        return job
+
+    def wait(self, seconds: float | None) -> Awaitable[None]:
+        """Return when it is not empty any more, or after that time: await it at once."""
+        self.wake()  # of a wait that was cancelled, the timer is left
+        loop = running_asyncio_loop()
+        if loop is None:
+            self._waiting = signal = Signal()
+            return signal.wait(seconds)
+        # The future itself, since a coroutine around it takes half as much memory again.
+        self._waiting = future = loop.create_future()
+        if seconds is not None:
+            self._timer = loop.call_later(seconds, self.wake)
+        return future
+
+    def wake(self) -> None:
+        """End the wait."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        waiting, self._waiting = self._waiting, None
+        if isinstance(waiting, Signal):
+            waiting.set()
+        elif waiting is not None and not waiting.done():
+            waiting.set_result(None)

@@ -28,12 +28,14 @@ R = TypeVar("R")
 _MAX_BATCH_SIZE = 512
 
 
-class _Call(Generic[T, R]):
-    __slots__ = ("answer", "items")
+class _Call(Answer[Sequence[R]], Generic[T, R]):
+    """The answer that one caller waits for, and what it asked."""
+
+    __slots__ = ("items",)
 
     def __init__(self, items: Sequence[T]) -> None:
+        super().__init__()
         self.items = items
-        self.answer = Answer[Sequence[R]]()
 
 
 class GroupCommit(Generic[T, R]):
@@ -60,16 +62,16 @@ class GroupCommit(Generic[T, R]):
         self._busy = False
 
     async def __call__(self, items: Sequence[T]) -> Sequence[R]:
-        call = _Call[T, R](items)
+        call: _Call[T, R] = _Call(items)
         self._waiting.append(call)
         if not self._busy:
             self._begin()
         try:
-            if await call.answer.wait(self.limit):
-                return call.answer.get()
+            if await call.wait(self.limit):
+                return call.get()
         finally:
             # What has not begun by now is not begun for a caller that is gone.
-            if not call.answer.given and call in self._waiting:
+            if not call.given and call in self._waiting:
                 self._waiting.remove(call)
         raise StoreUnavailable("of this queue", f"no answer within {self.limit:g} s")
 
@@ -96,7 +98,7 @@ class GroupCommit(Generic[T, R]):
 
     def _fail_all(self, error: Exception) -> None:
         while self._waiting:
-            self._waiting.popleft().answer.fail(error)
+            self._waiting.popleft().fail(error)
 
     def _next(self) -> list[_Call[T, R]]:
         calls = [self._waiting.popleft()]
@@ -114,14 +116,14 @@ class GroupCommit(Generic[T, R]):
         else:
             start = 0
             for call in calls:
-                call.answer.succeed(results[start : start + len(call.items)])
+                call.succeed(results[start : start + len(call.items)])
                 start += len(call.items)
 
     async def _settle(self, calls: list[_Call[T, R]], error: Exception) -> None:
         """Let an error hit the call that caused it, where it is not the store that is away."""
         if len(calls) == 1 or isinstance(error, StoreUnavailable):
             for call in calls:
-                call.answer.fail(error)
+                call.fail(error)
         else:
             for call in calls:
                 await self._flush([call])
@@ -189,7 +191,8 @@ class Bound:
                 return await function()
         else:
             await anyio.lowlevel.checkpoint_if_cancelled()
-            answer, scope = Answer[R](), anyio.CancelScope()
+            answer: Answer[R] = Answer()
+            scope = anyio.CancelScope()
             try:
                 self._tasks.start_soon(_make, function, answer, scope)
             except RuntimeError as error:

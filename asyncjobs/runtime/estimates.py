@@ -13,7 +13,7 @@ from asyncjobs.errors import AsyncJobsError
 from asyncjobs.protocols import Page, Selection
 from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.logging import log
-from asyncjobs.records.waiting import Signal
+from asyncjobs.records.waiting import Signal, event_loop_clock
 
 #: Reads that many of the jobs that fit, the latest first.
 Latest = Callable[[Selection, int], Awaitable[Page]]
@@ -38,11 +38,12 @@ class Estimates:
         self._fresh_until: dict[str, float] = {}
         self._wanted: set[str] = set()
         self._signal = Signal()
+        self._clock = event_loop_clock()
         feed.on_any(self._hint)
 
     def of(self, kind: str) -> timedelta | None:
         """Return what most jobs of a type take, None where nothing is known; learn anew if old."""
-        if self._fresh_until.get(kind, -inf) < anyio.current_time():
+        if self._fresh_until.get(kind, -inf) < self._clock():
             self._wanted.add(kind)
             self._signal.set()
         return self._learned.get(kind)
@@ -56,7 +57,7 @@ class Estimates:
             await anyio.sleep(_PAUSE)
 
     async def _learn(self, kind: str) -> None:
-        self._fresh_until[kind] = anyio.current_time() + _STALE_AFTER
+        self._fresh_until[kind] = self._clock() + _STALE_AFTER
         try:
             page = await self._latest(Selection(type=kind, status=JobStatus.COMPLETED), _SAMPLE)
         except AsyncJobsError as error:  # the store is away, or cannot list
