@@ -1,6 +1,6 @@
 """Measure asyncjobs beside hand-written floors and other libraries, in one run.
 
-python -m benchmarks                       # all parts; three quarters of an hour
+python -m benchmarks                       # all parts; an hour
 python -m benchmarks stores http --quick   # to see that it works
 python -m benchmarks stores --only asyncjobs/redis floor/redis SAQ
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from benchmarks import figures, page
 from benchmarks.places import Servers
 from benchmarks.running import Run
+from benchmarks.sides.catalogue import ON_ENGINES, SIDES
 
 #: Each is a module with a function `measure`.
 PARTS = ("stores", "http", "watchers", "growth", "engines", "hooks", "clients")
@@ -39,7 +40,7 @@ def arguments() -> argparse.Namespace:
     add("--rounds", type=int, help="rounds of each measurement; default: 3")
     add("--only", nargs="+", default=[], metavar="SIDE", help="only these sides (stores, engines)")
     add("--postgres", metavar="URL", help="a server on which databases may be made and dropped")
-    add("--redis", metavar="URL", help="an empty Redis or Valkey, which is flushed")
+    add("--redis", metavar="URL", help="an empty Redis or Valkey without a password; it is flushed")
     add("--out", type=Path, metavar="FILE", help="write the figures to this file, as JSON")
     add("--recorded", type=Path, metavar="FILE", help="measure nothing, use such a file")
     add("--plots", type=Path, metavar="FOLDER", help="write plots into this folder, as SVG")
@@ -48,6 +49,9 @@ def arguments() -> argparse.Namespace:
     unknown = set(given.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    unknown = set(given.only) - {*SIDES, *ON_ENGINES}
+    if unknown:
+        parser.error(f"no such side: {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
     return given
 
 

@@ -1,6 +1,6 @@
 """Measure one side: submit, drain, follow, read. A process of its own does it for each round.
 
-python -m benchmarks.jobs NAME     # started by the parts `stores` and `engines`; prints JSON
+The parts `stores` and `engines` start it: `python -m benchmarks.jobs REQUEST`, which prints JSON.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def measured(servers: Servers, request: Request) -> Mapping[str, float]:
             capture_output=True,
             text=True,
             check=False,
+            timeout=900,
         )
     if done.returncode:
         raise RuntimeError(f"{request.name}: {done.stderr[-6000:]}")

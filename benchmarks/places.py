@@ -59,16 +59,17 @@ class Servers:
     def __init__(self, postgres: str | None, redis_url: str | None) -> None:
         self._postgres = postgres
         self._redis = redis_url
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmarks-")))
-        folder.chmod(0o755)
-        self._folder = folder
-        self.postgres = self._postgres or self._own_postgres(folder / "postgres")
-        self.redis = self._redis or self._own_redis(folder / "valkey")
-        if _client(self.redis).dbsize():
-            sys.exit(f"{self.redis} is not empty. It would be flushed: name one that is.")
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmarks-"))
+            self._folder = Path(folder)
+            self._folder.chmod(0o755)
+            self.postgres = self._postgres or self._own_postgres(stack)
+            self.redis = self._redis or self._own_redis(stack)
+            if _ask(self.redis, "DBSIZE"):
+                sys.exit(f"{self.redis} is not empty. It would be flushed: name one that is.")
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,7 +81,7 @@ class Servers:
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(dir=self._folder))
             database = stack.enter_context(self._database()) if store == "postgres" else ""
-            stack.callback(_client(self.redis).flushdb)
+            stack.callback(_ask, self.redis, "FLUSHDB")
             yield Place(folder, database, self.redis)
 
     @contextmanager
@@ -88,14 +89,16 @@ class Servers:
         name = f"asyncjobs_benchmark_{uuid.uuid4().hex[:12]}"
         self._execute(f"CREATE DATABASE {name}")
         server, mark, options = self.postgres.partition("?")
-        yield f"{server.rpartition('/')[0]}/{name}{mark}{options}"
-        self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+        try:
+            yield f"{server.rpartition('/')[0]}/{name}{mark}{options}"
+        finally:
+            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _execute(self, statement: str) -> None:
         with psycopg.connect(self.postgres, autocommit=True) as connection:
             connection.execute(statement.encode())
 
-    def _own_postgres(self, folder: Path) -> str:
+    def _own_postgres(self, stack: ExitStack) -> str:
         from tests.conftest import OwnServer, is_root  # noqa: PLC0415  # only without a URL
 
         class Durable(OwnServer):
@@ -106,20 +109,24 @@ class Servers:
                 more = "-c max_connections=200 -c shared_buffers=256MB"
                 self._control("start", "-o", f"-p {self.port} {options} {more}")
 
+        folder = self._folder / "postgres"
         folder.mkdir()
         if is_root():
             os.chown(folder, _NOBODY, _NOBODY)
         server = Durable(folder)
         server.start()
-        self._stack.callback(server.stop)
+        stack.callback(server.stop)
         return server.url
 
-    def _own_redis(self, folder: Path) -> str:
+    def _own_redis(self, stack: ExitStack) -> str:
         from tests.conftest import serving  # noqa: PLC0415  # only without a URL
 
+        folder = self._folder / "valkey"
         folder.mkdir()
-        return self._stack.enter_context(serving(folder)).url
+        return stack.enter_context(serving(folder)).url
 
 
-def _client(url: str) -> Any:
-    return cast("Any", redis.Redis).from_url(url)
+def _ask(url: str, command: str) -> Any:
+    # redis-py types this by dicts of anything.
+    with cast("Any", redis.Redis).from_url(url) as client:
+        return client.execute_command(command)

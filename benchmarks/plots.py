@@ -8,29 +8,31 @@ from html import escape
 
 from benchmarks.figures import shown
 
-WIDTH, MARGIN, LEFT, ROW, GAP = 760, 16, 190, 20, 14
-LINES_HEIGHT, LEGEND = 260, 170
-#: Ours is the first side of each plot, and has a colour that no other has.
-OURS, OTHERS = "#0a7d5a", ("#8a8f98", "#4c78a8", "#e0a030", "#b5639a", "#72b7b2", "#c44e52")
+WIDTH, MARGIN, LEFT, ROW, GAP = 800, 16, 270, 20, 14
+TOP, LINES_HEIGHT, LEGEND = 60, 260, 190
+OURS, FLOOR = "#0a7d5a", "#8a8f98"
+COLOURS = ("#4c78a8", "#e0a030", "#b5639a", "#72b7b2", "#c44e52")
+#: What others are measured against.
+GREY = ("floor", "own", "bare")
+DASHES = ("none", "6 3", "2 3")
 
 Points = Sequence[tuple[float, float]]
 
 
 def bars(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> str:
-    """Draw a bar for each side of each group, by one scale; ours is the side `asyncjobs`."""
+    """Draw a bar for each side of each group, by one scale."""
     most = max(value for sides in groups.values() for value in sides.values())
     room = WIDTH - LEFT - MARGIN - 90
-    parts, y = _title(title, unit), 52
+    parts, y = _title(title, unit), TOP
     for group, sides in groups.items():
         parts.append(_text(MARGIN, y + 14, group, weight="bold"))
         for place, (side, value) in enumerate(sides.items()):
             row = y + place * ROW
             length = max(1.0, room * value / most)
-            colour = OURS if side.startswith("asyncjobs") else OTHERS[0]
             where = f'x="{LEFT}" y="{row + 3}" width="{length:.1f}" height="14"'
             parts += [
                 _text(LEFT - 8, row + 14, side, anchor="end"),
-                f'<rect {where} fill="{colour}"/>',
+                f'<rect {where} fill="{_colour(side, 0)}"/>',
                 _text(LEFT + length + 6, row + 14, shown(value)),
             ]
         y += len(sides) * ROW + GAP
@@ -38,10 +40,13 @@ def bars(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> st
 
 
 def lines(title: str, unit: str, axis: str, series: Mapping[str, Points]) -> str:
-    """Draw a line for each series over a logarithmic axis; values begin at zero."""
+    """Draw a line for each series over a logarithmic axis; values begin at zero.
+
+    Series whose names have the same beginning before a comma have the same colour.
+    """
     sizes = sorted({size for points in series.values() for size, _ in points})
     top = _round_up(max(value for points in series.values() for _, value in points))
-    left, right, bottom = 70, WIDTH - LEGEND - MARGIN, 52 + LINES_HEIGHT
+    left, right, bottom = 70, WIDTH - LEGEND - MARGIN, TOP + LINES_HEIGHT
     span = math.log(sizes[-1] / sizes[0]) or 1.0
 
     def x(size: float) -> float:
@@ -60,20 +65,32 @@ def lines(title: str, unit: str, axis: str, series: Mapping[str, Points]) -> str
         ]
     parts += [_text(x(size), bottom + 18, f"{size:,.0f}", anchor="middle") for size in sizes]
     parts.append(_text((left + right) / 2, bottom + 36, axis, anchor="middle"))
+    kinds = list(dict.fromkeys(name.partition(", ")[0] for name in series))
+    seen: list[str] = []
     for place, (name, points) in enumerate(series.items()):
-        colour = (OURS, *OTHERS)[place % (1 + len(OTHERS))]
+        kind = name.partition(", ")[0]
+        colour = _colour(kind, kinds.index(kind))
+        dash = f'stroke-width="2" stroke-dasharray="{DASHES[seen.count(kind) % len(DASHES)]}"'
+        seen.append(kind)
         path = " ".join(f"{x(size):.1f},{y(value):.1f}" for size, value in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" {dash}/>')
         parts += [
             f'<circle cx="{x(size):.1f}" cy="{y(value):.1f}" r="3" fill="{colour}"/>'
             for size, value in points
         ]
-        row = 60 + place * ROW
+        row = TOP + 6 + place * ROW
+        ends = f'x1="{right + 14}" x2="{right + 44}" y1="{row}" y2="{row}"'
         parts += [
-            f'<rect x="{right + 14}" y="{row}" width="12" height="12" fill="{colour}"/>',
-            _text(right + 32, row + 11, name),
+            f'<line {ends} stroke="{colour}" {dash}/>',
+            _text(right + 50, row + 4, name),
         ]
     return _svg(bottom + 50, parts)
+
+
+def _colour(side: str, place: int) -> str:
+    if side.startswith("asyncjobs"):
+        return OURS
+    return FLOOR if side in GREY else COLOURS[place % len(COLOURS)]
 
 
 def _round_up(value: float) -> float:
