@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, Union, assert_never
 
 from pydantic import JsonValue
@@ -58,7 +58,7 @@ class Signature:
     asynchronous: bool
     taken: tuple[Taken, ...]
 
-    @property
+    @cached_property
     def dependencies(self) -> tuple[Taken, ...]:
         """The parameters that are dependencies."""
         return tuple(one for one in self.taken if one.role is Role.DEPENDENCY)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import AttemptError, Job, JobError, JobStatus, Progress
@@ -62,8 +62,7 @@ class Unrecorded:
 Outcome = Completed | Failed | Interrupted | Unrecorded
 
 
-@dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(NamedTuple):
     """All that decides how an attempt ended.
 
     `cause` is why the runtime told the handler to stop, `waited` the seconds since. `result` is
@@ -157,12 +156,12 @@ UNEXPECTED = JobError(code="internal_error", message="The job failed unexpectedl
 
 def log_end(job: Job, facts: Facts, outcome: Outcome) -> None:
     """Log what is worth it: errors with their tracebacks, and outcomes that are not recorded."""
+    if isinstance(outcome, Completed):
+        return
     fields = log_fields(job)
     named = (job.id, job.type, job.attempt)
     error = facts.error
     match outcome:
-        case Completed():
-            return
         case Unrecorded(reason):
             log.warning("Job %s (%s): attempt %d is not recorded: %s", *named, reason, extra=fields)
         case Failed(final=True) if error is not None:

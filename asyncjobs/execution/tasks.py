@@ -66,8 +66,12 @@ class Task:
         self._leavable = _Leavable(body())
         self._task = loop.create_task(self._run(self._leavable), name=name, context=context)
         _running.add(self._task)
-        self._task.add_done_callback(_running.discard)
-        self._task.add_done_callback(lambda _: end())
+
+        def ended(task: asyncio.Task[None]) -> None:
+            _running.discard(task)
+            end()
+
+        self._task.add_done_callback(ended)
 
     async def run_in_group(self, body: Body, end: Callable[[], None]) -> None:
         """Run in a task of a task group; a cancellation of the group passes through."""
@@ -80,9 +84,11 @@ class Task:
             end()
 
     async def _run(self, code: _Leavable) -> None:
-        # The scope complains if the code has left one of its own open; nothing else gets here.
-        with suppress(BaseException), self._scope:
-            await code
+        try:
+            with self._scope:
+                await code
+        except BaseException:  # noqa: BLE001  # of the scope, if the code has left its own open
+            return
 
 
 class _Leavable:
