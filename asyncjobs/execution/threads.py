@@ -13,8 +13,8 @@ from threading import Thread
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
-from anyio.from_thread import run_sync
-from anyio.lowlevel import current_token
+
+from asyncjobs.records.waiting import call_soon_from_threads
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class Call(Generic[T]):
         self._function = function
         self._on_end = on_end
         self._ended = anyio.Event()
-        self._token = current_token()
+        self._call_soon = call_soon_from_threads()
         self._value: T | None = None
         self._error: BaseException | None = None
 
@@ -55,7 +55,7 @@ class Call(Generic[T]):
         if then is not None:
             then()
         try:
-            run_sync(self._note_end, token=self._token)
+            self._call_soon(self._note_end)
         except RuntimeError:
             return  # the event loop is gone, and so is whoever waited
 

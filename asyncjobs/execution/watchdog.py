@@ -6,7 +6,6 @@ process, so that its jobs are taken for lost. Nothing on the loop could tell of 
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import traceback
 from collections.abc import Callable, Generator, Sequence
@@ -17,6 +16,7 @@ from types import CodeType, FrameType
 
 from asyncjobs.core.job import Job
 from asyncjobs.records.logging import log, log_fields
+from asyncjobs.records.waiting import call_soon_from_threads
 
 
 class Watchdog:
@@ -38,7 +38,7 @@ class Watchdog:
     def watching(self) -> Generator[None]:
         """Watch the event loop that this is called in, inside the block."""
         self._ended.clear()
-        arguments = (_call_soon(), get_ident())
+        arguments = (call_soon_from_threads(), get_ident())
         Thread(target=self._watch, args=arguments, name="asyncjobs watchdog", daemon=True).start()
         try:
             yield
@@ -92,13 +92,3 @@ class Watchdog:
         )
         log.warning(message, job.type, self._limit, extra=log_fields(job))
         return True
-
-
-def _call_soon() -> Callable[[Callable[[], None]], object]:
-    """Return what lets another thread call something in the present event loop."""
-    try:
-        return asyncio.get_running_loop().call_soon_threadsafe
-    except RuntimeError:
-        import trio  # noqa: PLC0415  # what else could run this
-
-        return trio.lowlevel.current_trio_token().run_sync_soon

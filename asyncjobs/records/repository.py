@@ -135,7 +135,7 @@ class Repository:
         now = self._clock.now()
         for index, job in enumerate(found):
             # Not only where it is due: whoever took it may have died before making the move.
-            if job is not None:
+            if job is not None and _is_broken(job, now):
                 found[index] = await self._repaired(job, now)
         return found
 
@@ -279,3 +279,8 @@ class Repository:
                 return None
             job = fresh
         return job
+
+
+def _is_broken(job: Job, now: datetime) -> bool:
+    """Return whether a job is not as it must stand now."""
+    return lifecycle.forgettable(job, now) or lifecycle.overdue(job, now) is not None

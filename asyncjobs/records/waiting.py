@@ -149,6 +149,19 @@ def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+def call_soon_from_threads() -> Callable[[Callable[[], None]], object]:
+    """Return what lets another thread call something in the present event loop.
+
+    It raises `RuntimeError` when that event loop is gone.
+    """
+    loop = running_asyncio_loop()
+    if loop is not None:
+        return loop.call_soon_threadsafe
+    import trio  # noqa: PLC0415  # the only other event loop
+
+    return trio.lowlevel.current_trio_token().run_sync_soon
+
+
 def event_loop_clock() -> Callable[[], float]:
     """Return what tells the time of the running event loop, in seconds.
 

@@ -29,6 +29,7 @@ _NARROW_JOB = (
     "SELECT id, submission, state, x'', NULL, NULL, revision, lane, due_at, seq"
     " FROM jobs JOIN submissions USING (seq)"
 )
+_BY_ONE_ID = f"{_JOB} WHERE id = ?"
 _BY_ID = f"{_JOB} WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608  # constants
 _BY_SEQ = f"{_JOB} WHERE seq IN (SELECT value FROM json_each(?))"  # noqa: S608  # constants
 _ANY_DUE = "SELECT 1 FROM jobs WHERE lane = ? AND due_at <= ? LIMIT 1"
@@ -51,6 +52,10 @@ _BETWEEN = (
     " UNION ALL SELECT 1 FROM jobs WHERE lane = ?1 AND due_at > ?2 AND due_at < ?3 LIMIT ?5)"
 )
 _LONG_AGO = -(2**62)
+_INSERT = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_WIDE = "INSERT INTO submissions VALUES (?, ?, ?)"
+_INSERT_RESULT = "INSERT INTO results VALUES (?, ?, ?)"
+_INSERT_KEY = "INSERT INTO idempotency_keys VALUES (?, ?, ?, ?)"
 _FORGET = (
     "DELETE FROM idempotency_keys WHERE seq = ?",
     "DELETE FROM results WHERE seq = ?",
@@ -61,6 +66,9 @@ _FORGET = (
 
 def get(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[Job | None]:
     """Read jobs in the order of the ids."""
+    if len(ids) == 1:  # as status routes ask; a list of ids takes SQLite several times as long
+        row = db.execute(_BY_ONE_ID, ids).fetchone()
+        return [None if row is None else job_from(row)]
     found = db.execute(_BY_ID, (json.dumps(ids),)).fetchall()
     jobs = {row[0]: job_from(row) for row in found}
     return [jobs.get(job_id) for job_id in ids]
@@ -104,29 +112,42 @@ def first_due(db: sqlite3.Connection, lanes: Sequence[str]) -> list[datetime | N
 
 def insert(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
     """Add jobs; return what is stored for each."""
-    ids = json.dumps([job.id for job in jobs])
-    stored = {row[0]: job_from(row) for row in db.execute(_BY_ID, (ids,))}
+    # Almost always all are new. Only the database knows, and looking first would cost as much.
+    db.execute("SAVEPOINT added")
+    try:
+        _add(db, jobs)
+    except sqlite3.IntegrityError:
+        db.execute("ROLLBACK TO added")
+        stored = _add_where_new(db, jobs)
+    else:
+        stored = list(jobs)
+    db.execute("RELEASE added")
+    return stored
+
+
+def _add(db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
+    """Add jobs that are not there; raise `IntegrityError` if one is."""
     [last] = db.execute("SELECT coalesce(max(seq), 0) FROM jobs").fetchone()
-    answer: list[Job] = []
+    numbered = [*enumerate(jobs, last + 1)]
+    db.executemany(_INSERT, [_columns(seq, job) for seq, job in numbered])
+    db.executemany(
+        _INSERT_WIDE, [(seq, encode_submission(job), job.payload_json) for seq, job in numbered]
+    )
+    results = [(seq, job.result_json, job.errors_json) for seq, job in numbered if _has_result(job)]
+    keys = [(*_key(job), seq) for seq, job in numbered if job.idempotency_key is not None]
+    db.executemany(_INSERT_RESULT, results)
+    db.executemany(_INSERT_KEY, keys)
+
+
+def _add_where_new(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
+    """Add jobs one after the other; return what is stored for each."""
+    stored: list[Job] = []
     for job in jobs:
-        found = stored.get(job.id) or _by_key(db, job)
+        found = get(db, [job.id])[0] or _by_key(db, job)
         if found is None:
-            last += 1
-            _add(db, last, job)
-            found = stored[job.id] = job
-        answer.append(found)
-    return answer
-
-
-def _add(db: sqlite3.Connection, seq: int, job: Job) -> None:
-    hot = (seq, job.id, job.lane, due_column(job), job.revision, encode_state(job))
-    row = (*hot, job.user_id, job.type, job.status)
-    db.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-    wide = (seq, encode_submission(job), job.payload_json)
-    db.execute("INSERT INTO submissions VALUES (?, ?, ?)", wide)
-    _keep(db, job)
-    if job.idempotency_key is not None:
-        db.execute("INSERT INTO idempotency_keys VALUES (?, ?, ?, ?)", (*_key(job), seq))
+            _add(db, [job])
+        stored.append(found or job)
+    return stored
 
 
 def _by_key(db: sqlite3.Connection, job: Job) -> Job | None:
@@ -136,19 +157,35 @@ def _by_key(db: sqlite3.Connection, job: Job) -> Job | None:
     return None if row is None else job_from(db.execute(_BY_SEQ, (json.dumps(row),)).fetchone())
 
 
-def replace(db: sqlite3.Connection, change: Change) -> bool:
-    """Write a change if the stored revision is the expected one; return whether it was."""
+def replace(db: sqlite3.Connection, changes: Sequence[Change]) -> list[bool]:
+    """Write changes whose stored revision is the expected one; return for each whether it was."""
+    rows = [_changed_columns(change) for change in changes]
+    # One call, which tells how many rows it has changed: almost always all.
+    db.execute("SAVEPOINT changed")
+    written = [True] * len(rows)
+    if db.executemany(_UPDATE, rows).rowcount != len(rows):
+        db.execute("ROLLBACK TO changed")
+        written = [db.execute(_UPDATE, row).rowcount == 1 for row in rows]
+    db.execute("RELEASE changed")
+    done = [change.job for change, won in zip(changes, written, strict=True) if won]
+    results = [(job.result_json, job.errors_json, job.id) for job in done if _has_result(job)]
+    db.executemany(_KEEP, results)
+    return written
+
+
+def _columns(seq: int, job: Job) -> tuple[object, ...]:
+    hot = (seq, job.id, job.lane, due_column(job), job.revision, encode_state(job))
+    return (*hot, job.user_id, job.type, job.status.value)
+
+
+def _changed_columns(change: Change) -> tuple[object, ...]:
     job = change.job
-    values = (encode_state(job), job.revision, job.lane, due_column(job), job.status)
-    if not db.execute(_UPDATE, (*values, job.id, change.expected_revision)).rowcount:
-        return False
-    _keep(db, job)
-    return True
+    values = (encode_state(job), job.revision, job.lane, due_column(job), job.status.value)
+    return (*values, job.id, change.expected_revision)
 
 
-def _keep(db: sqlite3.Connection, job: Job) -> None:
-    if job.result_json is not None or job.errors_json is not None:
-        db.execute(_KEEP, (job.result_json, job.errors_json, job.id))
+def _has_result(job: Job) -> bool:
+    return job.result_json is not None or job.errors_json is not None
 
 
 def take(

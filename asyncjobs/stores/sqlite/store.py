@@ -50,6 +50,13 @@ T = TypeVar("T")
 #: How long a commit may keep the event loop from other tasks, on average.
 MAX_COMMIT_SECONDS_IN_LOOP = 0.001
 
+# So long the loop may be kept by reads that find their answer at once. A turn of the loop costs as
+# much as a read.
+_TURN_SECONDS = 0.001
+
+# A write of more jobs keeps the event loop from other tasks for longer than its commit does.
+_MAX_JOBS_IN_LOOP = 200
+
 
 class SqliteStore:
     """A store in the file at `path`, which is made if it does not exist."""
@@ -84,15 +91,21 @@ class SqliteStore:
         self._file.closed()
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
-        return await self._write(lambda db: queries.insert(db, jobs))
+        return await self._write(lambda db: queries.insert(db, jobs), len(jobs))
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
-        # Other tasks get their turn even while this one reads in a loop.
-        await anyio.lowlevel.checkpoint()
-        return await self._read(lambda db: queries.get(db, ids))
+        opened = self._state.get()
+        if perf_counter() - opened.turn_at > _TURN_SECONDS:
+            # Other tasks get their turn even while one reads in a loop.
+            await anyio.lowlevel.checkpoint()
+            opened.turn_at = perf_counter()
+        try:
+            return queries.get(opened.reader, ids)
+        except sqlite3.Error:
+            return await self._read(lambda db: queries.get(db, ids))
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
-        return await self._write(lambda db: [queries.replace(db, change) for change in changes])
+        return await self._write(lambda db: queries.replace(db, changes), len(changes))
 
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
@@ -102,10 +115,10 @@ class SqliteStore:
         if limit < 1 or not await self._read(lambda db: queries.any_due(db, lanes, moment)):
             return []
         due_next = to_microseconds(until)
-        return await self._write(lambda db: queries.take(db, lanes, moment, due_next, limit))
+        return await self._write(lambda db: queries.take(db, lanes, moment, due_next, limit), limit)
 
     async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
-        return await self._write(lambda db: queries.delete(db, ids))
+        return await self._write(lambda db: queries.delete(db, ids), len(ids))
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         return await self._read(lambda db: queries.select(db, which, limit, after))
@@ -158,7 +171,7 @@ class SqliteStore:
                 return count()
         return await self._in_thread(count)
 
-    async def _write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+    async def _write(self, change: Callable[[sqlite3.Connection], T], jobs: int) -> T:
         opened = self._state.get()
 
         def write() -> T:
@@ -169,7 +182,7 @@ class SqliteStore:
             opened.note_commit(perf_counter() - begun)
             return answer
 
-        if opened.quick and not opened.thread.busy:
+        if opened.quick and jobs <= _MAX_JOBS_IN_LOOP and not opened.thread.busy:
             with self._file.errors():
                 try:
                     return write()
@@ -203,6 +216,8 @@ class _OpenFile:
         self.thread = thread
         self.writer = writer
         self.reader = reader
+        #: When other tasks have last had their turn before a read.
+        self.turn_at = 0.0
         self._seconds = MAX_COMMIT_SECONDS_IN_LOOP
 
     @property
