@@ -93,18 +93,21 @@ def stores(figures: Figures) -> str:
 
 
 def http(figures: Figures) -> str:
-    """Make the table of routes: requests per second, and the ratio to a bare route."""
-    rows: list[Row] = []
-    for subject in _subjects(figures, "http"):
-        cells = [
-            f"{_cell(figures, 'http', subject, OURS, route)}"
-            f" ({_factor(_ratio(figures, ('http', subject), route, (OURS, BARE)))})"
-            for route in ROUTES
-        ]
-        bare = (_cell(figures, "http", subject, BARE, route) for route in ROUTES[:2])
-        rows.append([_app(subject), *cells, " / ".join(bare)])
+    """Make the tables of routes: requests per second and CPU, and their ratios to a bare route."""
     heads = ("`POST`, 202", "`GET`, completed", "`GET`, 304", "`GET`, waiting")
-    return _table(["app, store", *heads, "bare `POST` / `GET`"], rows)
+    tables: list[str] = []
+    for what, suffix in (("requests per second", ""), ("CPU of a request (us)", ", CPU")):
+        rows: list[Row] = []
+        for subject in _subjects(figures, "http"):
+            cells = [
+                f"{_cell(figures, 'http', subject, OURS, route + suffix)}"
+                f" ({_factor(_ratio(figures, ('http', subject), route + suffix, (OURS, BARE)))})"
+                for route in ROUTES
+            ]
+            bare = (_cell(figures, "http", subject, BARE, one + suffix) for one in ROUTES[:2])
+            rows.append([_app(subject), *cells, " / ".join(bare)])
+        tables.append(_table([what, *heads, "bare `POST` / `GET`"], rows))
+    return "\n\n".join(tables)
 
 
 def watchers(figures: Figures) -> str:
