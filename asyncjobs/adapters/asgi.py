@@ -28,11 +28,12 @@ from anyio import from_thread, to_thread
 from anyio.lowlevel import current_token
 
 from asyncjobs.http.endpoints import Endpoints
-from asyncjobs.http.messages import Request, Response, StreamingResponse
+from asyncjobs.http.messages import Chunks, Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
 from asyncjobs.http.scripts import script
 from asyncjobs.http.streams import Close
 from asyncjobs.queue import AsyncJobs
+from asyncjobs.records.waiting import running_asyncio_loop
 from asyncjobs.runtime.host import RunHandlers
 from asyncjobs.runtime.signals import told_to_stop
 
@@ -188,9 +189,9 @@ def _wire_name(name: str) -> bytes:
     return name.lower().encode()
 
 
-async def respond(response: Response, receive: Receive, send: Send) -> None:
+def respond(response: Response, receive: Receive, send: Send) -> Awaitable[None]:
     """Send a response; a stream until the client disconnects."""
-    await send_as(response, wire_headers(response), receive, send)
+    return send_as(response, wire_headers(response), receive, send)
 
 
 def wire_headers(response: Response) -> list[tuple[bytes, bytes]]:
@@ -202,23 +203,99 @@ def wire_headers(response: Response) -> list[tuple[bytes, bytes]]:
     return headers
 
 
-async def send_as(
+def send_as(
     response: Response, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send
-) -> None:
+) -> Awaitable[None]:
     """Send a response with headers of that form."""
     start = {"type": "http.response.start", "status": int(response.status), "headers": headers}
-    if isinstance(response, StreamingResponse):
-        async with aclosing(response.chunks), anyio.create_task_group() as tasks:
-            tasks.start_soon(_cancel_at, "http.disconnect", receive, tasks.cancel_scope)
-            with suppress(OSError):  # raised by `send` after a disconnect (ASGI 2.4)
-                await send(start)
-                async for chunk in response.chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
-            tasks.cancel_scope.cancel()
-        return
+    if not isinstance(response, StreamingResponse):
+        return _send_whole(start, response.body, send)
+    if running_asyncio_loop() is None:
+        return _send_in_group(start, response.chunks, receive, send)
+    return _send_chunks(start, response.chunks, receive, send)
+
+
+async def _send_whole(start: Message, body: bytes, send: Send) -> None:
     await send(start)
-    await send({"type": "http.response.body", "body": response.body})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_in_group(start: Message, chunks: Chunks, receive: Receive, send: Send) -> None:
+    """Send a stream until the client disconnects, on any event loop."""
+    async with aclosing(chunks), anyio.create_task_group() as tasks:
+        tasks.start_soon(_cancel_at, "http.disconnect", receive, tasks.cancel_scope)
+        with suppress(OSError):  # raised by `send` after a disconnect (ASGI 2.4)
+            await send(start)
+            async for chunk in chunks:
+                await send(_part(chunk))
+            await send(_part(b"", more=False))
+        tasks.cancel_scope.cancel()
+
+
+async def _send_chunks(start: Message, chunks: Chunks, receive: Receive, send: Send) -> None:
+    """Do the same on asyncio, without the scopes and frames of a task group: for thousands."""
+    disconnect = _Disconnect(receive)
+    try:
+        await send(start)
+        del start
+        while True:
+            # Not `async for`: each step of it makes a coroutine.
+            chunk = chunks.take()
+            if chunk is None:
+                await chunks.wait()
+            else:
+                await send(_part(chunk))
+    except StopAsyncIteration:
+        with suppress(OSError):
+            await send(_part(b"", more=False))
+    except OSError:  # raised by `send` after a disconnect (ASGI 2.4)
+        pass
+    except asyncio.CancelledError:
+        if not disconnect.is_cause():
+            raise
+    finally:
+        try:
+            await disconnect.close()
+        finally:
+            await chunks.aclose()
+
+
+def _part(chunk: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": chunk, "more_body": more}
+
+
+class _Disconnect:
+    """Cancels the task that makes it when the client disconnects, as `asyncio.timeout` would."""
+
+    __slots__ = ("_before", "_cancelled", "_listening", "_task")
+
+    def __init__(self, receive: Receive) -> None:
+        self._task = asyncio.current_task()
+        self._before = 0 if self._task is None else self._task.cancelling()
+        self._cancelled = False
+        loop = asyncio.get_running_loop()
+        self._listening = loop.create_task(self._listen(receive), name="asyncjobs disconnect")
+
+    async def _listen(self, receive: Receive) -> None:
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            if self._task is not None:
+                self._cancelled = self._task.cancel()
+
+    def is_cause(self) -> bool:
+        """Return whether a cancellation of the task has no other cause; it is over then."""
+        task = self._task
+        return self._cancelled and task is not None and task.uncancel() <= self._before
+
+    async def close(self) -> None:
+        """Cancel nothing any more; raise what `receive` has raised."""
+        self._task = None
+        if self._listening.cancel():
+            await asyncio.wait([self._listening])
+        if not self._listening.cancelled():
+            self._listening.result()
 
 
 def joined_lifespan(

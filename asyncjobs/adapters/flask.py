@@ -32,7 +32,7 @@ from asyncjobs.errors import (
 )
 from asyncjobs.execution.tasks import apart
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
-from asyncjobs.http.messages import Request, Response, StreamingResponse
+from asyncjobs.http.messages import Chunks, Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount, MountOptions, check_mounts, check_target, owner_of
 from asyncjobs.http.problems import problem_of
 from asyncjobs.http.scripts import script
@@ -247,8 +247,8 @@ def _chunks(stream: StreamingResponse, portal: Portal) -> Generator[bytes]:
             loop.call(stream.chunks.aclose)
 
 
-async def _next(chunks: AsyncGenerator[T]) -> T | None:
-    return await anext(chunks, None)
+async def _next(chunks: Chunks) -> bytes | None:
+    return await anext(aiter(chunks), None)
 
 
 def _add_sockets(app: Flask, mounted: _Mount) -> None:

@@ -425,7 +425,7 @@ def _is_made_of(found: JobType[Any, Any] | None, kind: JobType[Any, Any]) -> boo
 
 
 def _check_handler(kind: object) -> None:
-    if not isinstance(kind, str | JobType):
+    if not isinstance(kind, (str, JobType)):
         described = getattr(kind, "__qualname__", repr(kind))
         raise ConfigurationError(
             f"{described} is not a handler: decorate it with @jobs.handler(name)."

@@ -472,17 +472,7 @@ class Executor:
             self._look_later(attempt, soon)
 
     def _settle(self, attempt: Attempt) -> None:
-        facts = Facts(
-            cause=attempt.cause,
-            result=attempt.result,
-            error=attempt.error,
-            in_thread=attempt.in_thread,
-            in_process=attempt.handler.import_path is not None,
-            cancel_requested=attempt.job.cancel_requested_at is not None,
-            attempts_left=lifecycle.has_attempts_left(attempt.job),
-            waited=self._clock() - attempt.interrupted_at,
-            lease=self._settings.lease.total_seconds(),
-        )
+        facts = self._facts_of(attempt) if attempt.result is None else Facts(result=attempt.result)
         outcome = decide(facts)
         if outcome is None:
             return
@@ -499,6 +489,18 @@ class Executor:
         attempt.raised = None if raised is None else facts.error
         move = move_of(outcome, token=attempt.token, jitter=jitter, last=last, raised=raised)
         self._outbox.put(attempt, move)
+
+    def _facts_of(self, attempt: Attempt) -> Facts:
+        return Facts(
+            cause=attempt.cause,
+            error=attempt.error,
+            in_thread=attempt.in_thread,
+            in_process=attempt.handler.import_path is not None,
+            cancel_requested=attempt.job.cancel_requested_at is not None,
+            attempts_left=lifecycle.has_attempts_left(attempt.job),
+            waited=self._clock() - attempt.interrupted_at,
+            lease=self._settings.lease.total_seconds(),
+        )
 
     def _leave(self, attempt: Attempt) -> None:
         """Let go of an attempt whose end is recorded, or will never be."""

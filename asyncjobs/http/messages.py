@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -49,8 +49,26 @@ class Response:
         return next((value for key, value in self.headers if key.lower() == wanted), None)
 
 
+class Chunks(Protocol):
+    """The body of a stream, to be closed in any case; iterate it, or `take` and `wait` in turn."""
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> bytes: ...
+
+    def take(self) -> bytes | None:
+        """Return the next chunk, None if it is not there yet; raise `StopAsyncIteration`."""
+        ...
+
+    def wait(self) -> Awaitable[None]:
+        """Return when the next chunk may be there. Call it after `take`, and await it at once."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class StreamingResponse(Response):
     """An answer whose body is sent in chunks; the adapter that sends it always closes `chunks`."""
 
-    chunks: AsyncGenerator[bytes] = field(kw_only=True)
+    chunks: Chunks = field(kw_only=True)

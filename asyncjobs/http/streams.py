@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Self
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import anyio
 
@@ -18,6 +19,7 @@ from asyncjobs.http.messages import Response, StreamingResponse
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.change_feed import Watch
+from asyncjobs.records.waiting import running_asyncio_loop
 
 #: Returns the job if the caller may see it; raises `UnknownJob` if not.
 Check = Callable[[Job], Job]
@@ -96,7 +98,8 @@ class Streams:
         first = sse.retry(self._options.pacing.seconds())
         if job.version != after:
             first += self._documents.event(job)
-        return StreamingResponse(HTTPStatus.OK, sse.HEADERS, chunks=self._frames(watch, first))
+        frames = _Frames(watch, self._options, self._documents, first)
+        return StreamingResponse(HTTPStatus.OK, sse.HEADERS, chunks=frames)
 
     async def socket(
         self, job_id: JobId, check: Check, after: int
@@ -125,11 +128,6 @@ class Streams:
             yield self._text(job) if newest else None
         yield _FINISHED if job.status.terminal else _GOING_AWAY
 
-    async def _frames(self, watch: Watch, first: bytes) -> AsyncGenerator[bytes]:
-        yield first
-        async for job in _Changes(watch, self._options):
-            yield sse.KEEP_ALIVE if job is None else self._documents.event(job)
-
     def _text(self, job: Job) -> bytes:
         return with_pace(self._documents.document(job), None)
 
@@ -142,12 +140,7 @@ class Streams:
 
 
 class _Changes:
-    """Yields changes until the job or the stream ends, and None when it is quiet.
-
-    An iterator, not a generator, because there may be thousands.
-    """
-
-    __slots__ = ("_ends_at", "_pause", "_watch")
+    """Yields changes until the job or the stream ends, and None when it is quiet."""
 
     def __init__(self, watch: Watch, options: MountOptions) -> None:
         self._watch = watch
@@ -162,3 +155,98 @@ class _Changes:
         if left <= 0:
             raise StopAsyncIteration
         return await self._watch.within(min(left, self._pause))
+
+
+class _Frames:
+    """The chunks of an event stream: changes until the job or the stream ends, and comments.
+
+    There may be thousands that one change wakes. So it leaves no objects behind but a future: what
+    outlives a change makes the garbage collector look through all streams. The bytes of an event
+    are those of the other streams of the job, and the timer is set anew only when it fires.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_documents",
+        "_due",
+        "_ends_at",
+        "_first",
+        "_loop",
+        "_pause",
+        "_timer",
+        "_watch",
+    )
+
+    def __init__(
+        self, watch: Watch, options: MountOptions, documents: DocumentCache, first: bytes
+    ) -> None:
+        self._watch = watch
+        self._documents = documents
+        self._first: bytes | None = first
+        self._loop = running_asyncio_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pause = options.keep_alive_interval.total_seconds()
+        self._ends_at = self._now() + options.max_stream_duration.total_seconds()
+        # When the next comment is sent if nothing happens; None just after a chunk.
+        self._due: float | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while (chunk := self.take()) is None:
+            await self.wait()
+        return chunk
+
+    def take(self) -> bytes | None:
+        first, self._first = self._first, None
+        if first is not None:
+            return first
+        job = self._watch.take()
+        if job is not None:
+            self._due = None
+            return self._documents.event(job)
+        now = self._now()
+        if self._due is not None and now >= self._due:
+            self._due = None
+            return sse.KEEP_ALIVE
+        if now >= self._ends_at:
+            raise StopAsyncIteration
+        if self._due is None:
+            self._due = min(now + self._pause, self._ends_at)
+        return None
+
+    def wait(self) -> Awaitable[None]:
+        seconds = max((self._due or 0.0) - self._now(), 0.0)
+        if self._loop is None:
+            return self._watch.wait(seconds)
+        if self._timer is None:
+            self._timer = self._loop.call_later(seconds, _look, ref(self))
+        return self._watch.wait(None)
+
+    async def aclose(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._watch.aclose()
+
+    def look(self) -> None:
+        """Wake the stream if it has been quiet for so long; else look again then."""
+        self._timer = None
+        if self._loop is None or self._due is None:
+            return  # it is sending, and sets the timer when it waits
+        left = self._due - self._now()
+        if left > 0:
+            self._timer = self._loop.call_later(left, _look, ref(self))
+        else:
+            self._watch.wake()
+
+    def _now(self) -> float:
+        # The former takes a tenth of the time.
+        return anyio.current_time() if self._loop is None else self._loop.time()
+
+
+def _look(frames: ref[_Frames]) -> None:
+    # Weak: a stream that is not iterated any more must not count.
+    found = frames()
+    if found is not None:
+        found.look()

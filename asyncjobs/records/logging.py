@@ -124,6 +124,11 @@ def owner_hash(user_id: str | None) -> str | None:
     return None if user_id is None else sha256(user_id.encode()).hexdigest()[:12]
 
 
+def is_logged(event: Event) -> bool:
+    """Return whether events of that kind are logged at present."""
+    return log.enabled(_SAID[event][0])
+
+
 def log_transition(transition: Transition) -> None:
     """Log what has happened to a job: once each, what went wrong as a warning."""
     level, said = _SAID[transition.event]

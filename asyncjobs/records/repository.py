@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
+from typing import Protocol
 
 from anyio.abc import TaskGroup
 
@@ -31,7 +32,7 @@ from asyncjobs.protocols import (
 )
 from asyncjobs.records.change_feed import ChangeFeed, Watch
 from asyncjobs.records.group_commit import Bound
-from asyncjobs.records.logging import log_transition
+from asyncjobs.records.logging import is_logged, log_transition
 
 # Jobs that their process has kept a place for are due a little later than they wait.
 _SOON = timedelta(minutes=1)
@@ -58,6 +59,31 @@ class JobWrite:
         return Change(job, before.revision)
 
 
+class Audience(Protocol):
+    """Whoever is told of transitions."""
+
+    def listens(self, event: Event) -> bool:
+        """Return whether `notify` would do anything for an event of that kind."""
+        ...
+
+    def notify(self, transition: Transition) -> None:
+        """Tell of a transition: at once, without an error."""
+        ...
+
+
+class _Log:
+    """The logs, where nobody else is told."""
+
+    def listens(self, event: Event) -> bool:
+        return is_logged(event)
+
+    def notify(self, transition: Transition) -> None:
+        log_transition(transition)
+
+
+LOG_ALONE = _Log()
+
+
 class Repository:
     """Reads and writes jobs by the rules of `lifecycle`."""
 
@@ -70,19 +96,19 @@ class Repository:
         base: Store | None = None,
         limit: timedelta = timedelta(seconds=10),
         tasks: TaskGroup | None = None,
-        tell: Callable[[Transition], None] = log_transition,
+        audience: Audience = LOG_ALONE,
     ) -> None:
         """Keep the store to use, which may merge calls, and the `base` below it.
 
         The powers of the base are used, and leases are renewed there; each call of these has the
-        `limit`, and runs in a task of `tasks`, see `Bound`. `tell` is called with each transition
-        that this process has written.
+        `limit`, and runs in a task of `tasks`, see `Bound`. The `audience` is told of each
+        transition that this process has written.
         """
         self._direct: OpenStore = base or store
         self._bound = Bound(limit.total_seconds(), tasks)
         self._store = store
         self._feed = feed
-        self._tell = tell
+        self._audience = audience
         self._clock = clock
         self._listing = power_of(base, Listing)
         self._transactions = power_of(base, Transactions)
@@ -234,7 +260,7 @@ class Repository:
         for job, was_there in zip(jobs, deleted, strict=True):
             self._feed.forget(job.id)
             if was_there:
-                self._tell(Transition(Event.FORGOTTEN, job, job, self._clock.now()))
+                self._audience.notify(Transition(Event.FORGOTTEN, job, job, self._clock.now()))
 
     def watch(self, job_id: JobId) -> Watch:
         """Follow one job."""
@@ -264,8 +290,9 @@ class Repository:
         self._tell_of(before, job)
 
     def _tell_of(self, before: Job | None, job: Job) -> None:
-        if (event := event_of(before, job)) is not None:
-            self._tell(Transition(event, job, before, self._clock.now()))
+        event = event_of(before, job)
+        if event is not None and self._audience.listens(event):
+            self._audience.notify(Transition(event, job, before, self._clock.now()))
 
     async def _repaired(self, job: Job, now: datetime) -> Job | None:
         if lifecycle.forgettable(job, now):

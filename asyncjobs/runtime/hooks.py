@@ -24,6 +24,7 @@ from asyncjobs.execution.tasks import apart
 from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.protocols import Spans
 from asyncjobs.records.logging import (
+    is_logged,
     log,
     log_fields,
     log_transition,
@@ -95,6 +96,11 @@ class HookRunner:
                 queue = self._queues[hook] = _HookQueue(hook)
                 self._new.set()
             queue.put(transition)
+
+    def listens(self, event: Event) -> bool:
+        """Return whether `notify` would do anything for an event of that kind."""
+        hooks = self._hooks
+        return bool(hooks.observers or hooks.of(event)) or is_logged(event)
 
     def room(self, event: Event) -> int:
         """Return how many events of a kind may come at once without a hook missing any.

@@ -98,7 +98,7 @@ class Runtime:
             base=parts.store,
             limit=settings.store_timeout,
             tasks=tasks,
-            tell=self.hook_runner.notify,
+            audience=self.hook_runner,
         )
         self.estimates = Estimates(
             lambda which, limit: self.repository.list(which, limit=limit), self.feed

@@ -195,7 +195,11 @@ async def test_a_refused_caller_does_not_count_as_a_stream(place: PlaceOf) -> No
         await events.chunks.aclose()
 
 
-def test_a_quiet_stream_is_kept_alive_up_to_its_max_duration() -> None:
+BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+@BACKENDS
+def test_a_quiet_stream_is_kept_alive_up_to_its_max_duration(backend: str) -> None:
     at = simulated_place(keep_alive_interval=15, max_stream_duration=50)
 
     async def follow() -> None:
@@ -207,10 +211,34 @@ def test_a_quiet_stream_is_kept_alive_up_to_its_max_duration() -> None:
         assert [moment for _, moment in moments] == pytest.approx([15, 30, 45, 50])
         assert {chunk for chunk, _ in moments} == {sse.KEEP_ALIVE}
 
-    assert in_simulated_time(follow) < 60
+    assert in_simulated_time(follow, backend=backend) < 60
 
 
-def test_a_busy_stream_ends_after_its_max_duration() -> None:
+@BACKENDS
+def test_a_comment_comes_when_nothing_was_sent_for_so_long(backend: str) -> None:
+    at = simulated_place(keep_alive_interval=15, max_stream_duration=50)
+
+    async def follow() -> None:
+        async with at.jobs:
+            job = await at.begun()
+            events = await at.events(job)
+            await events.next()
+            began = anyio.current_time()
+            async with anyio.create_task_group() as tasks:
+
+                async def work() -> None:
+                    await anyio.sleep(10)
+                    await at.jobs.update_progress(job.id, 11)
+
+                tasks.start_soon(work)
+                moments = [anyio.current_time() - began async for _ in events.chunks]
+        assert moments == pytest.approx([10, 25, 40, 50])
+
+    in_simulated_time(follow, backend=backend)
+
+
+@BACKENDS
+def test_a_busy_stream_ends_after_its_max_duration(backend: str) -> None:
     at = simulated_place(keep_alive_interval=15, max_stream_duration=50)
 
     async def follow() -> None:
@@ -229,7 +257,7 @@ def test_a_busy_stream_ends_after_its_max_duration() -> None:
                 assert seen == [*range(10, 18)]
                 tasks.cancel_scope.cancel()
 
-    assert in_simulated_time(follow) == pytest.approx(50, abs=1)
+    assert in_simulated_time(follow, backend=backend) == pytest.approx(50, abs=1)
 
 
 def test_a_quiet_websocket_is_kept_alive_and_closed_after_its_max_duration() -> None:
