@@ -22,6 +22,7 @@ from asyncjobs.errors import ConfigurationError, UnknownJob, UnusableConnection
 from asyncjobs.protocols import (
     Change,
     Clock,
+    InlineReads,
     Listing,
     OpenStore,
     Page,
@@ -106,6 +107,9 @@ class Repository:
         """
         self._direct: OpenStore = base or store
         self._bound = Bound(limit.total_seconds(), tasks)
+        # A store that reads at once needs no task for it.
+        inline = power_of(base, InlineReads) is not None
+        self._bound_reads = Bound(limit.total_seconds(), None if inline else tasks)
         self._store = store
         self._feed = feed
         self._audience = audience
@@ -190,7 +194,7 @@ class Repository:
         listing = self._listing
         if listing is None or not waits:
             return None
-        before = await self._bound.wait_for(
+        before = await self._bound_reads.wait_for(
             lambda: listing.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
         )
         return before + 1 if before < _MOST_BEFORE else None
