@@ -54,6 +54,10 @@ MAX_COMMIT_SECONDS_IN_LOOP = 0.001
 # much as a read.
 _TURN_SECONDS = 0.001
 
+# How often to look for others' writes for how long after the last one. To look takes 20 us.
+_BUSY_NOTICE_SECONDS = 0.002
+_BUSY_SECONDS = 1.0
+
 # A write of more jobs keeps the event loop from other tasks for longer than its commit does.
 _MAX_JOBS_IN_LOOP = 200
 
@@ -144,11 +148,15 @@ class SqliteStore:
         """
         seen = await self._written_by_others()
         yield ()
+        wrote_at = perf_counter()
         while True:
-            await anyio.sleep(self._notice)
+            # A process that has just written will most likely write again.
+            quiet = perf_counter() - wrote_at > _BUSY_SECONDS
+            await anyio.sleep(self._notice if quiet else min(self._notice, _BUSY_NOTICE_SECONDS))
             now = await self._written_by_others()
             if now != seen:
                 seen = now
+                wrote_at = perf_counter()
                 yield ()
 
     async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
