@@ -134,7 +134,7 @@ def _record_error(span: Span, raised: BaseException, stop_reason: str | None) ->
             span.set_attribute(names.ERROR_TYPE, stop_reason)
             return stop_reason
     error = type(raised).__qualname__
-    if isinstance(raised, InvalidPayload | InvalidResult):
+    if isinstance(raised, (InvalidPayload, InvalidResult)):
         # Without the traceback: its cause contains the value that did not fit.
         attributes = {names.EXCEPTION_TYPE: error, names.EXCEPTION_MESSAGE: str(raised)}
         span.add_event("exception", attributes)
