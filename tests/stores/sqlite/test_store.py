@@ -36,6 +36,7 @@ from asyncjobs.testing import (
 )
 from asyncjobs.testing.samples import NOW
 from tests.stores.opening import open_and_close
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
