@@ -72,7 +72,8 @@ class RuntimeHost:
         self._ready = anyio.Event()
         self._drain = anyio.Event()
         self._leave = anyio.Event()
-        self._ended = anyio.Event()
+        self._ended = False
+        self._end = anyio.Event()
         self._left_behind = False
         self._error: BaseException | None = None
         self.runtime: Runtime | None = None
@@ -85,7 +86,7 @@ class RuntimeHost:
     @property
     def in_use(self) -> bool:
         """Whether it is open, or is being opened or closed, in this process."""
-        return self.is_ours and not self._left_behind and not self._ended.is_set()
+        return not self._ended and not self._left_behind and self.is_ours
 
     @property
     def is_ours(self) -> bool:
@@ -99,11 +100,12 @@ class RuntimeHost:
 
     def runtime_here(self) -> Runtime:
         """Return the runtime; raise `NotOpen`, or `WrongEventLoop` in another loop than its own."""
-        if self.runtime is None or not self.in_use:
+        runtime = self.runtime
+        if runtime is None or not self.in_use:
             raise NotOpen("AsyncJobs")
         if current_loop() is not self._loop:
             raise WrongEventLoop("AsyncJobs")
-        return self.runtime
+        return runtime
 
     @property
     def open_runtime(self) -> Runtime:
@@ -169,8 +171,8 @@ class RuntimeHost:
         self._leave.set()
         limit = self._parts.settings.grace.total_seconds() + _CLOSE_SECONDS
         with anyio.move_on_after(limit, shield=True):
-            await self._ended.wait()
-        if not self._ended.is_set():
+            await self._end.wait()
+        if not self._ended:
             self._left_behind = True
             log.error("The queue did not close within %s s; its tasks are left behind", limit)
             self._scope.cancel()
@@ -192,5 +194,6 @@ class RuntimeHost:
             if self._ready.is_set() and not self._leave.is_set():
                 log.critical("The queue has ended by an error of its own", exc_info=error)
         finally:
-            self._ended.set()
+            self._ended = True
+            self._end.set()
             self._ready.set()

@@ -29,8 +29,7 @@ _MAX_CURSOR_DIGITS = 18
 
 def job_from(row: Row) -> Job:
     """Read a job from its `JOB_COLUMNS`."""
-    job_id, submission, state, *columns, _ = row
-    return decode(job_id, submission, state, Columns(*columns))
+    return decode(row[0], row[1], row[2], Columns._make(row[3:9]))
 
 
 def due_column(job: Job) -> int | None:
