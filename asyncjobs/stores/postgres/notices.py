@@ -1,7 +1,8 @@
 """How processes on one PostgreSQL database learn of each other's writes.
 
 A NOTIFY inside a writing transaction would let only one of them commit at a time. So the ids are
-sent by a statement of their own, a moment later, and those of that moment together.
+sent by a statement of their own right after it: at once where few are written, else those of a
+moment together.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import anyio
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import StoreError
 from asyncjobs.records.logging import log
+from asyncjobs.stores.pacing import Pace
 from asyncjobs.stores.postgres.connections import ConnectionPool
 
-_GATHERING_SECONDS = 0.01
+# Between two notices of a process that writes all the time.
+_PACE_SECONDS = 0.005
 
 # NOTIFY's limit. If the ids do not fit, the notice names none: any job may have changed.
 _MAX_PAYLOAD_BYTES = 7999
@@ -28,8 +31,12 @@ _MAX_PAYLOAD_BYTES = 7999
 _SILENCE_SECONDS = 20.0
 
 # In one statement, since both are for the same moment: the ids are for processes that listen, the
-# counter is for those that poll.
-_NOTIFY = "SELECT nextval('{s}.changes'), pg_notify(%b::text, %b::text)"
+# counter is for those that poll. Others wait for the lock that a commit with a notice holds; so it
+# does not wait for the disk. A crash ends all who listen, and they look anew.
+_NOTIFY = (
+    "SELECT nextval('{s}.changes'), pg_notify(%b::text, %b::text),"
+    " set_config('synchronous_commit', 'off', true)"
+)
 # The first value is the last one already before it is given out.
 _COUNT_NOTICES = "SELECT last_value + is_called::int FROM {s}.changes"
 
@@ -44,6 +51,7 @@ class Notices:
         self._ids: set[JobId] = set()
         self._here = False
         self._sent = 0
+        self._pace = Pace(_PACE_SECONDS)
         self._task: asyncio.Task[None] | None = None
 
     def send(self, ids: Iterable[JobId], *, here: bool = False) -> None:
@@ -90,7 +98,7 @@ class Notices:
     async def _send_soon(self) -> None:
         try:
             while self._ids:
-                await asyncio.sleep(_GATHERING_SECONDS)
+                await asyncio.sleep(self._pace.pause(anyio.current_time()))
                 mine = not self._here
                 payload = _payload(self._me if mine else "", self._ids)
                 self._ids, self._here = set(), False

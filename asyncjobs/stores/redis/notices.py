@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import StoreUnavailable
+from asyncjobs.stores.pacing import Pace
 from asyncjobs.stores.redis.server import RedisServer, disconnect
 
 #: A batch with more ids is empty instead: any job may have changed.
@@ -31,13 +32,14 @@ class ChangeSubscription:
         self._turns = 0
 
     async def follow(self, pause: float) -> AsyncGenerator[Sequence[JobId]]:
-        """Yield ids as they come, at most one batch per `pause` seconds.
+        """Yield ids as they come, on average at most one batch per `pause` seconds.
 
         The first batch is empty, for what was written before.
         """
         # A connection of its own: a subscription takes one up entirely.
         client = self._server.connect(1, idle=0)
         self._turns = self._server.turns
+        pace = Pace(pause)
         # The driver's annotations are not complete.
         subscription = cast("PubSub", cast("Any", client).pubsub())
         try:
@@ -49,7 +51,7 @@ class ChangeSubscription:
                 while True:
                     if ids := await self._next(subscription):
                         yield () if len(ids) > MAX_IDS_PER_BATCH else tuple(ids)
-                        await anyio.sleep(pause)
+                        await anyio.sleep(pace.pause(anyio.current_time()))
         finally:
             with anyio.CancelScope(shield=True), suppress(RedisError, OSError):
                 await cast("Any", subscription).aclose()

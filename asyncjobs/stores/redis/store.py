@@ -50,7 +50,7 @@ class RedisStore:
     """A store in the keys of one namespace of a server.
 
     `timeout` is how long, in seconds, it waits for a connection or an answer. It keeps at most
-    `connections` open, and one to hear of changes, at most every `notice` seconds.
+    `connections` open, and one to hear of changes, every `notice` seconds at most on average.
     """
 
     powers: frozenset[type] = frozenset({ChangeNotices, Inspection, Listing, StoreClock})
@@ -62,7 +62,7 @@ class RedisStore:
         namespace: str = "asyncjobs",
         timeout: float = 5.0,
         connections: int = 8,
-        notice: float = 0.01,
+        notice: float = 0.005,
     ) -> None:
         self._url, named = split_url(url)
         self.namespace = namespace if named is None else named
