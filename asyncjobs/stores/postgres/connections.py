@@ -21,11 +21,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
 from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
+from asyncjobs.stores.postgres.arrays import let_arrays_pass, packed
 from asyncjobs.stores.retries import with_retries
 
 T = TypeVar("T")
 
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+_PARAMETER = re.compile(r"%b(?:::(\w+)\[\])?")
 
 # One for all hosts, or one for each, which may be empty.
 _PORTS = re.compile(r"(\d{1,5})?(,(\d{1,5})?)*")
@@ -106,6 +109,13 @@ def in_schema(query: str, schema: str) -> bytes:
     return query.replace("{s}", f'"{schema}"').encode()
 
 
+@cache
+def _array_types(query: str) -> list[str]:
+    """Return for each parameter of a statement the type of its elements, '' if it is no array."""
+    found: list[str] = _PARAMETER.findall(query)
+    return found
+
+
 class StatementRunner(Protocol):
     """Where statements are executed, in which `{s}` stands for the schema."""
 
@@ -135,13 +145,15 @@ class Session:
         then asks the server to cancel and waits for its answer, which is what does not come.
         """
         statement = in_schema(query, self.server.schema)
+        both = zip(_array_types(query), values, strict=True)
+        given = [packed(kind, value) if kind else value for kind, value in both]
         seconds = within or self.server.timeout
         timer = asyncio.get_running_loop().call_later(
             seconds + _ANSWER_GRACE_SECONDS, self._give_up
         )
         try:
             # Without values it may be a script, which only the simple protocol takes.
-            cursor = await self.connection.execute(statement, values or None, binary=bool(values))
+            cursor = await self.connection.execute(statement, given or None, binary=bool(given))
             return [] if cursor.description is None else await cursor.fetchall()
         finally:
             timer.cancel()
@@ -202,6 +214,7 @@ async def connect(server: PostgresAddress) -> Session:
     connection = await psycopg.AsyncConnection.connect(
         server.conninfo, autocommit=True, prepare_threshold=threshold
     )
+    let_arrays_pass(connection)
     session = Session(connection, server)
     if not server.pgbouncer:
         # By the server's own hand, so that nothing stays locked.
@@ -219,7 +232,7 @@ class ConnectionPool:
 
     def __init__(self, server: PostgresAddress, most: int) -> None:
         self.server = server
-        self._places = anyio.Semaphore(most)
+        self._places = anyio.Semaphore(most, fast_acquire=True)
         self._idle: list[Session] = []
         self._lent: set[Session] = set()
         self._closed = False

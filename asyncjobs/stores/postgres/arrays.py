@@ -1,0 +1,76 @@
+"""Arrays in PostgreSQL's binary form.
+
+The driver finds out the type of each element, and packs one after the other; with arrays of a
+hundred jobs that took half of the time of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import Any
+
+from psycopg import AsyncConnection
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+_OIDS = {"bytea": 17, "bigint": 20, "text": 25}
+
+# Dimensions (none if it is empty), whether there are NULLs, type; then size and first index.
+_HEADER = Struct(">iiI")
+_DIMENSION = Struct(">ii")
+_pack_length = Struct(">i").pack
+_pack_bigint = Struct(">iq").pack
+
+_NULL = _pack_length(-1)
+
+
+class Array(bytes):
+    """What goes to the server as it is; the cast in the statement tells what it is."""
+
+
+class _ArrayDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Any) -> Buffer | None:
+        return bytes(obj)
+
+
+def let_arrays_pass(connection: AsyncConnection[Any]) -> None:
+    """Let a connection take what `packed` returns."""
+    connection.adapters.register_dumper(Array, _ArrayDumper)
+
+
+def packed(kind: str, values: Sequence[Any]) -> Array:
+    """Pack values of one type, and None for NULL."""
+    size = len(values)
+    if not size:
+        return Array(_HEADER.pack(0, 0, _OIDS[kind]))
+    nulls = values.count(None)
+    head = _HEADER.pack(1, nulls > 0, _OIDS[kind]) + _DIMENSION.pack(size, 1)
+    if nulls == size:
+        return Array(head + _NULL * size)
+    match kind:
+        case "text":
+            parts = _texts(values)
+        case "bytea":
+            parts = _bytes(values)
+        case _:
+            parts = _bigints(values)
+    return Array(head + b"".join(parts))
+
+
+def _texts(values: Sequence[str | None]) -> list[bytes]:
+    return _bytes([None if value is None else value.encode() for value in values])
+
+
+def _bytes(values: Sequence[bytes | None]) -> list[bytes]:
+    parts: list[bytes] = []
+    for value in values:
+        parts += (_NULL,) if value is None else (_pack_length(len(value)), value)
+    return parts
+
+
+def _bigints(values: Sequence[int | None]) -> list[bytes]:
+    return [_NULL if value is None else _pack_bigint(8, value) for value in values]
