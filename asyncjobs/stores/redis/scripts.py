@@ -164,6 +164,26 @@ return redis.call('ZCOUNT', KEYS[1], '(' .. now, until_)"""
 
 _READ = "".join(f", '{name}'" for name in FIELDS)
 
+# KEYS: each job. ARGV: most bytes.
+# Answers with the fields of the jobs, or of the first ones, if all are too large. One answer of
+# many rows is read much faster than many answers.
+READ = Script(
+    """#!lua flags=no-writes
+local bytes = tonumber(ARGV[1])
+local found = {}
+for place, job in ipairs(KEYS) do
+  local row = redis.call('HMGET', job"""
+    + _READ
+    + """)
+  found[place] = row
+  bytes = bytes - #(row[3] or '') - #(row[4] or '') - #(row[5] or '')
+  if bytes <= 0 then
+    break
+  end
+end
+return found"""
+)
+
 _PUBLISH = """
 if #changed > 0 then
   redis.pcall('PUBLISH', prefix .. 'changes', ARGV[2] .. ' ' .. table.concat(changed, ' '))

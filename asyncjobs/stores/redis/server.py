@@ -82,6 +82,29 @@ def name_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2] or 'localhost'}{parts.path}"
 
 
+class _Connection(Connection):
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """Pack the call of a script, which has hundreds of arguments; all else as the driver does.
+
+        The driver joins what it has to each further argument, and asks of each what it is.
+        """
+        if args[0] != "EVALSHA":
+            packed: list[bytes] = cast("Any", super()).pack_command(*args)
+            return packed
+        parts = [b"*%d\r\n" % len(args)]
+        for arg in args:
+            if type(arg) is bytes:
+                value = arg
+            else:
+                value = arg.encode() if isinstance(arg, str) else b"%d" % arg
+            parts.append(b"$%d\r\n%b\r\n" % (len(value), value))
+        return [b"".join(parts)]
+
+
+class _SSLConnection(_Connection, SSLConnection):
+    pass
+
+
 class Sentinels:
     """The servers that know the primary of a name; `timeout` is for asking all of them."""
 
@@ -124,7 +147,7 @@ class Sentinels:
         return [cast("Any", Redis).from_url(url, **options) for url in self._urls]
 
 
-class _LedConnection(Connection):
+class _LedConnection(_Connection):
     def __init__(self, *, sentinels: Sentinels, **options: Any) -> None:
         cast("Any", super()).__init__(**options)
         self._sentinels = sentinels
@@ -135,7 +158,7 @@ class _LedConnection(Connection):
         await cast("Any", super()).connect()
 
 
-class _LedSSLConnection(_LedConnection, SSLConnection):
+class _LedSSLConnection(_LedConnection, _SSLConnection):
     pass
 
 
@@ -203,6 +226,8 @@ class RedisServer:
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
             )
+            secure = issubclass(pool.connection_class, SSLConnection)
+            pool.connection_class = _SSLConnection if secure else _Connection
             if self._sentinels is not None:
                 self._sentinels.lead(pool)
             # Only now the driver looks at the options.

@@ -106,9 +106,11 @@ class RedisStore:
         return await self._stored(jobs, [holder.decode() for holder in holders])
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
-        found = await self._state.get().server.read(
-            [("HMGET", self._keys.job(job_id), *scripts.FIELDS) for job_id in ids]
-        )
+        server, names = self._state.get().server, [*map(self._keys.job, ids)]
+        found: list[scripts.Row] = []
+        while len(found) < len(names):
+            some = names[len(found) : len(found) + _MAX_JOBS_READ]
+            found += await server.run(scripts.READ, some, [scripts.MAX_SCRIPT_BYTES], repeat=True)
         return [
             scripts.read(job_id, row) if any(value is not None for value in row) else None
             for job_id, row in zip(ids, found, strict=True)

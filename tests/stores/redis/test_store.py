@@ -235,6 +235,21 @@ async def test_large_jobs_are_written_and_taken_few_at_a_time(
         assert ids(await store.take([LANE], now=NOW, until=LATER, limit=9)) == ids(jobs[:9])
 
 
+async def test_large_jobs_are_read_few_at_a_time(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch, tell: Any
+) -> None:
+    monkeypatch.setattr("asyncjobs.stores.redis.scripts.MAX_SCRIPT_BYTES", 2500)
+    jobs = [sample_job(payload_json=b'"' + b"x" * 1000 + b'"') for _ in range(10)]
+    unknown = sample_job()
+    async with store:
+        await store.insert(jobs)
+        tell("CONFIG", "RESETSTAT")
+        found = await store.get([unknown.id, *ids(jobs[:5]), unknown.id, *ids(jobs[5:])])  # type: ignore[list-item]
+        calls = tell("INFO", "commandstats")["cmdstat_evalsha"]["calls"]
+    assert list(found) == [None, *jobs[:5], None, *jobs[5:]]
+    assert calls >= 4
+
+
 async def test_a_rare_kind_is_found_among_many(store: RedisStore) -> None:
     rare = [sample_job(type="rare") for _ in range(3)]
     many = [sample_job() for _ in range(600)]
