@@ -10,11 +10,6 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import Any
 
-from psycopg import AsyncConnection
-from psycopg.abc import Buffer
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
-
 _OIDS = {"bytea": 17, "bigint": 20, "text": 25}
 
 # Dimensions (none if it is empty), whether there are NULLs, type; then size and first index.
@@ -28,18 +23,6 @@ _NULL = _pack_length(-1)
 
 class Array(bytes):
     """What goes to the server as it is; the cast in the statement tells what it is."""
-
-
-class _ArrayDumper(Dumper):
-    format = Format.BINARY
-
-    def dump(self, obj: Any) -> Buffer | None:
-        return bytes(obj)
-
-
-def let_arrays_pass(connection: AsyncConnection[Any]) -> None:
-    """Let a connection take what `packed` returns."""
-    connection.adapters.register_dumper(Array, _ArrayDumper)
 
 
 def packed(kind: str, values: Sequence[Any]) -> Array:

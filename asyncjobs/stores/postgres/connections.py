@@ -17,11 +17,13 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import psycopg
 from psycopg import errors
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Format, TransactionStatus
 
 from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
-from asyncjobs.stores.postgres.arrays import let_arrays_pass, packed
+from asyncjobs.stores.postgres.arrays import Array, packed
 from asyncjobs.stores.retries import with_retries
 
 T = TypeVar("T")
@@ -114,6 +116,13 @@ def _array_types(query: str) -> list[str]:
     """Return for each parameter of a statement the type of its elements, '' if it is no array."""
     found: list[str] = _PARAMETER.findall(query)
     return found
+
+
+class _ArrayDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Any) -> Buffer | None:
+        return bytes(obj)
 
 
 class StatementRunner(Protocol):
@@ -214,7 +223,7 @@ async def connect(server: PostgresAddress) -> Session:
     connection = await psycopg.AsyncConnection.connect(
         server.conninfo, autocommit=True, prepare_threshold=threshold
     )
-    let_arrays_pass(connection)
+    connection.adapters.register_dumper(Array, _ArrayDumper)
     session = Session(connection, server)
     if not server.pgbouncer:
         # By the server's own hand, so that nothing stays locked.
