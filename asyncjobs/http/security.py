@@ -20,6 +20,8 @@ from asyncjobs.settings import Seconds, duration
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://(?:[^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _HOST = re.compile(r"(?:[A-Za-z0-9._\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
+_HTTP_SCHEMES = {"ws": "http", "wss": "https"}
+
 _USUAL_PORTS = {"http": ":80", "https": ":443"}
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -40,7 +42,7 @@ def origin_of(url: str) -> str | None:
 def own_origin(request: Request) -> str | None:
     """Return the origin by which this client reached the server; None without a valid `Host`."""
     host = request.headers.get("host", "")
-    scheme = {"ws": "http", "wss": "https"}.get(request.scheme, request.scheme)
+    scheme = _HTTP_SCHEMES.get(request.scheme, request.scheme)
     return f"{scheme}://{host}" if _HOST.fullmatch(host) else None
 
 

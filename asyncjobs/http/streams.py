@@ -217,11 +217,10 @@ class _Frames:
         return None
 
     def wait(self) -> Awaitable[None]:
-        seconds = max((self._due or 0.0) - self._now(), 0.0)
         if self._loop is None:
-            return self._watch.wait(seconds)
+            return self._watch.wait(self._left())
         if self._timer is None:
-            self._timer = self._loop.call_later(seconds, _look, ref(self))
+            self._timer = self._loop.call_later(self._left(), _look, ref(self))
         return self._watch.wait(None)
 
     async def aclose(self) -> None:
@@ -234,11 +233,15 @@ class _Frames:
         self._timer = None
         if self._loop is None or self._due is None:
             return  # it is sending, and sets the timer when it waits
-        left = self._due - self._now()
+        left = self._left()
         if left > 0:
             self._timer = self._loop.call_later(left, _look, ref(self))
         else:
             self._watch.wake()
+
+    def _left(self) -> float:
+        """Return the time until the next comment is due."""
+        return 0.0 if self._due is None else max(self._due - self._now(), 0.0)
 
     def _now(self) -> float:
         # The former takes a tenth of the time.

@@ -290,7 +290,8 @@ class _Inbox:
 
     def wait(self, seconds: float | None) -> Awaitable[None]:
         """Return when it is not empty any more, or after that time: await it at once."""
-        self.wake()  # of a wait that was cancelled, the timer is left
+        if self._timer is not None:
+            self.wake()  # of a wait that was cancelled, the timer is left
         loop = running_asyncio_loop()
         if loop is None:
             self._waiting = signal = Signal()
