@@ -42,6 +42,7 @@ def arguments() -> argparse.Namespace:
     add("--postgres", metavar="URL", help="a server on which databases may be made and dropped")
     add("--redis", metavar="URL", help="an empty Redis or Valkey without a password; it is flushed")
     add("--out", type=Path, metavar="FILE", help="write the figures to this file, as JSON")
+    add("--note", help="a sentence about this run, kept with the figures")
     add("--recorded", type=Path, metavar="FILE", help="measure nothing, use such a file")
     add("--plots", type=Path, metavar="FOLDER", help="write plots into this folder, as SVG")
     add("--page", type=Path, metavar="FILE", help="rewrite the tables of this page")
@@ -63,6 +64,8 @@ def main() -> None:
     else:
         rounds = given.rounds or (1 if given.quick else 3)
         about = figures.described_run(rounds=rounds, quick=given.quick)
+        if given.note:
+            about["note"] = given.note
         found, failed = measured(given, rounds)
     if given.out:
         figures.write(given.out, found, about)

@@ -63,10 +63,10 @@ def machine(run: Mapping[str, Any]) -> str:
     short = ", a quick run whose figures mean little" if run["quick"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     cores = f"{where['cores']} cores of {where['processor']}, {where['memory_gib']} GiB"
-    return (
-        f"Recorded on {run['date']}, {rounds}{short}: {cores}, {where['system']}.\n\n"
-        f"Versions: {versions}."
-    )
+    parts = [f"Recorded on {run['date']}, {rounds}{short}: {cores}, {where['system']}."]
+    if run.get("note"):
+        parts.append(run["note"])
+    return "\n\n".join([*parts, f"Versions: {versions}."])
 
 
 def stores(figures: Figures) -> str:

@@ -8,7 +8,7 @@ from html import escape
 
 from benchmarks.figures import shown
 
-WIDTH, MARGIN, LEFT, ROW, GAP = 800, 16, 270, 20, 14
+WIDTH, MARGIN, LEFT, ROW, GAP = 800, 16, 290, 20, 14
 TOP, LINES_HEIGHT, LEGEND = 60, 260, 190
 OURS, FLOOR = "#0a7d5a", "#8a8f98"
 COLOURS = ("#4c78a8", "#e0a030", "#b5639a", "#72b7b2", "#c44e52")
