@@ -50,7 +50,7 @@ class Notices:
         self._me = uuid.uuid4().hex[:8]
         self._ids: set[JobId] = set()
         self._here = False
-        self._sent = 0
+        self._begun = 0
         self._pace = Pace(_PACE_SECONDS)
         self._task: asyncio.Task[None] | None = None
 
@@ -85,13 +85,13 @@ class Notices:
 
     async def poll(self, every: float) -> AsyncGenerator[Sequence[JobId]]:
         """Yield an empty batch whenever other processes have sent something."""
-        seen = await self._count() - self._sent
+        seen = await self._count() - self._begun
         yield ()
         while True:
             await anyio.sleep(every)
-            # A notice of this process may be counted on one side only: a needless batch.
-            others = await self._count() - self._sent
-            if others != seen:
+            # One of this process may be under way, and not be counted by the server yet.
+            others = await self._count() - self._begun
+            if others not in (seen - 1, seen):
                 seen = others
                 yield ()
 
@@ -102,10 +102,11 @@ class Notices:
                 mine = not self._here
                 payload = _payload(self._me if mine else "", self._ids)
                 self._ids, self._here = set(), False
+                self._begun += mine
                 try:
                     await self._pool.use(lambda db: db.rows(_NOTIFY, self._channel, payload))  # noqa: B023
-                    self._sent += mine
                 except StoreError as error:
+                    self._begun -= mine
                     log.debug("Other processes were not notified of changes: %s", error)
         finally:
             self._task = None

@@ -38,6 +38,7 @@ _MAX_INSERT_ATTEMPTS = 9
 # An index entry has no room for more of each part.
 _MAX_INDEXED_CHARACTERS = 200
 
+_LANE = JOB_COLUMNS.split(", ").index("lane")
 _ESCAPED = re.compile(r"\\([\\0])")
 
 
@@ -350,8 +351,8 @@ def _unique_of(job: Job) -> set[Hashable]:
 
 
 def _job(row: Sequence[Any]) -> Job:
-    *before, lane, due_at, seq = row
-    return job_from((*before, _unescaped(lane), due_at, seq))
+    lane = row[_LANE]
+    return job_from((*row[:_LANE], _unescaped(lane), *row[_LANE + 1 :]) if "\\" in lane else row)
 
 
 def _text(value: str) -> str:
