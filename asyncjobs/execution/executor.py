@@ -16,12 +16,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Any, ClassVar, TypeGuard, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -45,6 +44,7 @@ from asyncjobs.execution.outcomes import (
     move_of,
 )
 from asyncjobs.execution.resources import Resources
+from asyncjobs.execution.starts import Doubts, Start, holds
 from asyncjobs.execution.subprocesses import ChildProcesses
 from asyncjobs.execution.tasks import start_task
 from asyncjobs.execution.threads import in_new_thread
@@ -66,24 +66,6 @@ _MOST_STALE_ALARMS = 1000
 
 # How often a cancelled caller of `run` looks whether its job is given back.
 _LOOK_SECONDS = 0.02
-
-
-@dataclass(eq=False, slots=True)
-class Start:
-    """A job that is about to be started, for which a slot is kept until `freed` is called."""
-
-    job: Job
-    handler: Handler[Any, Any]
-    token: str
-    #: When the job and its lease went to the store, by the event loop's clock.
-    asked_at: float
-    give_up_at: float
-    freed: Callable[[], None]
-    is_suspect: bool = False
-    unwanted: bool = False
-    #: Whether the job was stored as started already, as far as this process knows.
-    is_stored: bool = False
-    attempt: Attempt | None = None
 
 
 class Executor:
@@ -125,8 +107,10 @@ class Executor:
         self._stopping = False
         #: Called when a suspect does not run here any more.
         self.on_suspect_end: Callable[[JobId], None] = lambda _: None
-        self._no_starts = anyio.Event()
-        self._no_starts.set()
+        # Jobs that are being stored as started.
+        self._prepared: set[Start] = set()
+        self._no_start = Signal()
+        self._doubts = Doubts(repository, settings, self._spawn)
 
     def begin(self, job: Job, freed: Callable[[], None]) -> None:
         """Run the job's next attempt; call `freed` when its slot is free again. Never raises.
@@ -162,15 +146,13 @@ class Executor:
 
     def _add(self, start: Start) -> None:
         self._starts.append(start)
-        if self._no_starts.is_set():
-            self._no_starts = anyio.Event()
         self._new_start.set()
 
     def prepare(self, job: Job, freed: Callable[[], None]) -> tuple[Start, Job] | None:
         """Start a job that is not stored yet; return it as it is to be stored, started.
 
-        The slot that `freed` frees is kept. Either `launch` or `doubt` must follow. None, and the
-        slot is free again, if the job cannot be started here.
+        The slot that `freed` frees is kept. One of `launch`, `doubt` and `drop` must follow. None,
+        and the slot is free again, if the job cannot be started here.
         """
         handler = self._registry.handler(job.type)
         if handler is None or self._stopping:
@@ -178,17 +160,27 @@ class Executor:
             return None
         start = self._new_start_of(job, handler, freed)
         try:
-            return start, self._started(start, job, self._repository.now())
+            started = self._started(start, job, self._repository.now())
         except IllegalMove:
             freed()
             return None
+        self._prepared.add(start)
+        return start, started
 
     def launch(self, start: Start, stored: Job) -> None:
         """Run what `prepare` has started, if that is what is stored; else free its slot."""
-        if _holds(stored, start.token):
+        if holds(stored, start.token):
             self._spawn(start, stored)
+            self._prepared.discard(start)
+            self._no_start.set()
         else:
-            start.freed()
+            self.drop(start)
+
+    def drop(self, start: Start) -> None:
+        """Free the slot of a job that `prepare` has started, and that was not stored."""
+        start.freed()
+        self._prepared.discard(start)
+        self._no_start.set()
 
     def doubt(self, start: Start) -> None:
         """Find out later if a job was stored that `prepare` has started, and run it then.
@@ -196,9 +188,8 @@ class Executor:
         The store did not answer, or the caller was cancelled before it did. Until the lease has
         lapsed the job is this process's.
         """
-        start.is_stored = True
-        start.give_up_at = start.asked_at + self._settings.lease.total_seconds()
-        self._add(start)
+        self._doubts.add(start)
+        self._prepared.discard(start)
 
     def _free_suspect(self, job_id: JobId, freed: Callable[[], None]) -> None:
         freed()
@@ -230,12 +221,15 @@ class Executor:
     def interrupt_all(self) -> None:
         """Interrupt every attempt, to give the jobs back; begin no other."""
         self._stopping = True
+        self._doubts.stop()
         for attempt in self.heartbeat:
             attempt.interrupt(Cause.SHUTDOWN)
 
     async def wait_until_none(self) -> None:
         """Return when no attempt is about to start, and the end of each is recorded."""
-        await self._no_starts.wait()
+        while self._starts or self._in_flight or self._prepared:
+            await self._no_start.wait()
+        await self._doubts.wait_until_none()
         await self.heartbeat.wait_until_none()
 
     def abandon_all(self) -> int:
@@ -255,6 +249,7 @@ class Executor:
         """Start, time and record attempts until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_starting)
+            tasks.start_soon(self._doubts.run)
             tasks.start_soon(self._keep_time)
             tasks.start_soon(self._outbox.run)
 
@@ -270,7 +265,7 @@ class Executor:
                 self._starts.extendleft(reversed(again))
                 if again:
                     await anyio.sleep(self._settings.poll_interval.total_seconds())
-            self._no_starts.set()
+            self._no_start.set()
             await self._new_start.wait()
 
     async def _start_batch(self, batch: Sequence[Start]) -> list[Start]:
@@ -280,11 +275,8 @@ class Executor:
         others: list[Start] = []
         for one in batch:
             try:
-                if one.is_stored:
-                    others.append(one)
-                else:
-                    one.asked_at = asked_at
-                    writes.append((one, JobWrite(one.job, self._started(one, one.job, now))))
+                one.asked_at = asked_at
+                writes.append((one, JobWrite(one.job, self._started(one, one.job, now))))
             except IllegalMove:
                 others.append(one)
         try:
@@ -299,8 +291,7 @@ class Executor:
         again: list[Start] = []
         for one in others:
             try:
-                if not await (self._find_started(one) if one.is_stored else self._start_alone(one)):
-                    again.append(one)
+                await self._start_alone(one)
             except StoreError as error:
                 again += self._start_later([one], error)
         return again
@@ -314,7 +305,7 @@ class Executor:
                 one.freed()
         return kept
 
-    async def _start_alone(self, one: Start) -> bool:
+    async def _start_alone(self, one: Start) -> None:
         """Start a job that is not as it was when it was delivered; leave it if it has begun."""
         one.asked_at = self._clock()
         try:
@@ -323,23 +314,11 @@ class Executor:
             # A duplicate delivery, or a job that ended before it began. Or its deadline has passed
             # while it waited: the read below records that.
             [found] = await self._repository.get([one.job.id])
-            if not _holds(found, one.token):
+            if not holds(found, one.token):
                 one.freed()
-                return True
+                return
             started = found  # here, by a write whose answer was lost
         self._spawn(one, started)
-        return True
-
-    async def _find_started(self, one: Start) -> bool:
-        """Run a job that may have been stored as started; return False if it may still come."""
-        [found] = await self._repository.get([one.job.id])
-        if _holds(found, one.token):
-            self._spawn(one, found)
-        elif found is None and not self._stopping and self._clock() < one.give_up_at:
-            return False  # the store may be about to write it
-        else:
-            one.freed()
-        return True
 
     def _started(self, one: Start, job: Job, now: datetime) -> Job:
         alone = job.delivery is Delivery.PULL and lifecycle.is_suspect(job)
@@ -514,11 +493,6 @@ class Executor:
             freed = self._attempts.pop(attempt, None)
             if freed is not None:
                 freed()
-
-
-def _holds(found: Job | None, token: str) -> TypeGuard[Job]:
-    """Return whether a job runs by the lease of that token."""
-    return found is not None and found.lease is not None and found.lease.token == token
 
 
 async def _call(

@@ -63,7 +63,7 @@ class Task:
     ) -> None:
         """Start a plain task of the running asyncio event loop."""
         loop = asyncio.get_running_loop()
-        self._leavable = _Leavable(body())
+        self._leavable = _Leavable(body)
         self._task = loop.create_task(self._run(self._leavable), name=name, context=context)
         _running.add(self._task)
 
@@ -92,17 +92,19 @@ class Task:
 
 
 class _Leavable:
-    """Awaits a coroutine in such a way that the task can leave it in the middle.
+    """Awaits what `body` returns in such a way that the task can leave it in the middle.
 
     From within the task, since anyio's scopes refuse to be left by another one.
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._coroutine = coroutine
+    def __init__(self, body: Body) -> None:
+        self._body = body
         self.left = False
 
     def __await__(self) -> Generator[Any, Any, None]:
-        inner: Any = self._coroutine.__await__()
+        # Not made before the task has begun: it may be cancelled before that.
+        coroutine = self._body()
+        inner: Any = coroutine.__await__()
         value: Any = None
         error: BaseException | None = None
         while True:
@@ -115,17 +117,18 @@ class _Leavable:
                 value = yield awaited
             except BaseException as raised:
                 if self.left:
-                    self._close(inner)
+                    _close(coroutine, inner)
                     raise
                 error = raised
 
-    def _close(self, inner: Any) -> None:
-        awaited = _awaited_by(self._coroutine)
-        with suppress(BaseException):
-            inner.close()
-        for one in awaited:
-            if one.cr_frame is not None:
-                _never_free(one)
+
+def _close(coroutine: object, inner: Any) -> None:
+    awaited = _awaited_by(coroutine)
+    with suppress(BaseException):
+        inner.close()
+    for one in awaited:
+        if one.cr_frame is not None:
+            _never_free(one)
 
 
 def _awaited_by(coroutine: object) -> list[CoroutineType[Any, Any, Any]]:

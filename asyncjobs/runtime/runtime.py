@@ -18,9 +18,10 @@ from asyncjobs.core.events import Event
 from asyncjobs.core.handlers import Registry
 from asyncjobs.core.job import Delivery, Job, JobStatus, Submission
 from asyncjobs.errors import StoreError
-from asyncjobs.execution.executor import Executor, Start
+from asyncjobs.execution.executor import Executor
 from asyncjobs.execution.fetcher import Fetcher, Lanes
 from asyncjobs.execution.resources import Lifespan, Resources, lifespan_path
+from asyncjobs.execution.starts import Start
 from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.execution.watchdog import Watchdog
 from asyncjobs.protocols import (
@@ -200,7 +201,7 @@ class Runtime:
                 if unknown:
                     self.executor.doubt(start)
                 else:
-                    start.freed()
+                    self.executor.drop(start)
             raise
         finally:
             self.dispatcher.release(places)

@@ -25,6 +25,8 @@ from itertools import count
 from typing import Any, TypeVar, TypeVarTuple
 from unittest.mock import patch
 
+import anyio
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -182,6 +184,22 @@ def run_simulated(work: Callable[[SimulatedLoop], Coroutine[Any, Any, T]], seed:
 
 
 @contextmanager
+def _numbered_scopes() -> Generator[None]:
+    """Let the place of a cancel scope in a set be the same in every run, as that of a task is.
+
+    Tasks of a group are cancelled in the order of such a set.
+    """
+    # With the scopes themselves, so that no id is used twice.
+    numbered: dict[int, tuple[anyio.CancelScope, int]] = {}
+
+    def number_of(scope: anyio.CancelScope) -> int:
+        return numbered.setdefault(id(scope), (scope, len(numbered)))[1]
+
+    with patch.object(anyio.CancelScope, "__hash__", number_of):
+        yield
+
+
+@contextmanager
 def seeded(seed: int) -> Generator[None]:
     """Let job ids, tokens and jitter come from a seed."""
     chance = random.Random(seed)  # noqa: S311  # to be had again, no secrets
@@ -189,7 +207,7 @@ def seeded(seed: int) -> Generator[None]:
     random.seed(seed)
     gc.disable()  # it comes at moments of its own, and ends async generators
     try:
-        with patch.object(os, "urandom", chance.randbytes):
+        with patch.object(os, "urandom", chance.randbytes), _numbered_scopes():
             yield
     finally:
         gc.enable()
