@@ -180,19 +180,25 @@ class _Lane:
         if not pieces:
             pieces.append([entry])
             return
-        place = min(bisect_left(pieces, entry, key=_last_of), len(pieces) - 1)
+        place = len(pieces) - 1
+        if len(pieces) > 1 and entry < pieces[place][0]:
+            place = bisect_left(pieces, entry, key=_last_of)
         piece = pieces[place]
-        insort(piece, entry)
+        if entry > piece[-1]:
+            piece.append(entry)
+        else:
+            insort(piece, entry)
         if len(piece) > 2 * _PIECE:
             pieces.insert(place + 1, piece[_PIECE:])
             del piece[_PIECE:]
 
     def remove(self, entry: _Entry) -> None:
-        place, at = self._find(entry)
-        piece = self._pieces[place]
-        del piece[at]
+        pieces = self._pieces
+        place = bisect_left(pieces, entry, key=_last_of) if len(pieces) > 1 else 0
+        piece = pieces[place]
+        del piece[bisect_left(piece, entry)]
         if not piece:
-            del self._pieces[place]
+            del pieces[place]
 
     def count(self, start: _Bound | None, end: _Bound, most: int) -> int:
         """Count the entries between two bounds; look no further than needed to find `most`."""
