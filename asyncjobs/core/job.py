@@ -8,7 +8,6 @@ as: nobody can change them in place, and a reader can pass them on without parsi
 from __future__ import annotations
 
 import json
-import os
 import re
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -24,6 +23,7 @@ from pydantic import (
     ValidationError,
 )
 
+from asyncjobs.core.randomness import random_hex
 from asyncjobs.core.status import JobStatus as JobStatus  # noqa: PLC0414  # part of what a job is
 from asyncjobs.errors import UnreadableJob
 from asyncjobs.settings import Seconds
@@ -59,7 +59,7 @@ def new_job_id() -> JobId:
 
     Spelt out, since `uuid.uuid4` takes several times as long.
     """
-    digits = os.urandom(16).hex()
+    digits = random_hex()
     variant = "89ab"[int(digits[16], 16) & 3]
     tail = f"4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
     return JobId(f"job_{digits[:8]}-{digits[8:12]}-{tail}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
+
+from asyncjobs.core.randomness import random_hex
 
 # Trace Context level 1, section 3.2.2; later versions may append fields (section 3.2.4).
 _TRACEPARENT = re.compile(
@@ -19,4 +20,4 @@ def trace_id_of(traceparent: str | None) -> str | None:
 
 def new_trace_id() -> str:
     """Make a trace id: 32 hexadecimal digits, as W3C Trace Context wants them."""
-    return os.urandom(16).hex()
+    return random_hex()

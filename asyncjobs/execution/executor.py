@@ -28,6 +28,7 @@ from anyio.abc import TaskGroup
 from asyncjobs.core import lifecycle
 from asyncjobs.core.handlers import Handler, Registry
 from asyncjobs.core.job import Delivery, Job, JobId, Lease
+from asyncjobs.core.randomness import random_hex
 from asyncjobs.errors import IllegalMove, JobCancelled, StoreError, UnknownJob
 from asyncjobs.execution.attempt import Attempt, Cause
 from asyncjobs.execution.cancellation import loop_runs
@@ -142,7 +143,7 @@ class Executor:
     ) -> Start:
         now = self._clock()
         give_up_at = now + self._settings.redelivery.total_seconds() / 2
-        return Start(job, handler, os.urandom(16).hex(), now, give_up_at, freed)
+        return Start(job, handler, random_hex(), now, give_up_at, freed)
 
     def _add(self, start: Start) -> None:
         self._starts.append(start)
@@ -492,6 +493,8 @@ class Executor:
         if attempt.left and not attempt.working:
             freed = self._attempts.pop(attempt, None)
             if freed is not None:
+                # Or it would be left to the garbage collector, which is slower than all of this.
+                attempt.task = None
                 freed()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -92,6 +93,9 @@ async def _serve(
             tasks.start_soon(write_heartbeats, options.health_file, jobs)
         queues = ", ".join(options.queues or jobs.registry.queues)
         log.info("Worker %s serves %s, %s jobs at a time", os.getpid(), queues, options.concurrency)
+        # What was made up to now lives as long as the process. The collector would look through
+        # it again and again, which took a fifth of the time of short jobs.
+        gc.freeze()
         tasks.start_soon(_stop_without_handlers, stop, jobs)
         try:
             await stop.wait_for(StopLevel.DRAIN)

@@ -27,6 +27,8 @@ from unittest.mock import patch
 
 import anyio
 
+from asyncjobs.core.randomness import forget_spare
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -205,10 +207,12 @@ def seeded(seed: int) -> Generator[None]:
     chance = random.Random(seed)  # noqa: S311  # to be had again, no secrets
     before = random.getstate()
     random.seed(seed)
+    forget_spare()
     gc.disable()  # it comes at moments of its own, and ends async generators
     try:
         with patch.object(os, "urandom", chance.randbytes), _numbered_scopes():
             yield
     finally:
         gc.enable()
+        forget_spare()
         random.setstate(before)

@@ -125,11 +125,16 @@ class DatabaseFile:
 @contextmanager
 def waiting_for_locks(connection: sqlite3.Connection) -> Generator[None]:
     """Let statements inside the block wait for another process's write, for a bounded time."""
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    set_patience(connection, patient=True)
     try:
         yield
     finally:
-        connection.execute("PRAGMA busy_timeout = 0")
+        set_patience(connection, patient=False)
+
+
+def set_patience(connection: sqlite3.Connection, *, patient: bool) -> None:
+    """Let statements wait for another process's write, for a bounded time, or refuse at once."""
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS if patient else 0}")
 
 
 @contextmanager

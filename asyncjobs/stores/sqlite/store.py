@@ -41,8 +41,8 @@ from asyncjobs.stores.sqlite.file import (
     inspect,
     is_busy,
     migration_sql,
+    set_patience,
     transaction,
-    waiting_for_locks,
 )
 
 T = TypeVar("T")
@@ -150,8 +150,9 @@ class SqliteStore:
         yield ()
         wrote_at = perf_counter()
         while True:
-            # A process that has just written will most likely write again.
-            quiet = perf_counter() - wrote_at > _BUSY_SECONDS
+            # A process that has just written will most likely write again. While we write, a look
+            # costs a change of threads.
+            quiet = perf_counter() - wrote_at > _BUSY_SECONDS or self._state.get().thread.busy
             await anyio.sleep(self._notice if quiet else min(self._notice, _BUSY_NOTICE_SECONDS))
             now = await self._written_by_others()
             if now != seen:
@@ -176,6 +177,7 @@ class SqliteStore:
 
         if not opened.thread.busy:
             with self._file.errors(), suppress(sqlite3.OperationalError):
+                opened.set_patience(patient=False)
                 return count()
         return await self._in_thread(count)
 
@@ -193,6 +195,7 @@ class SqliteStore:
         if opened.quick and jobs <= _MAX_JOBS_IN_LOOP and not opened.thread.busy:
             with self._file.errors():
                 try:
+                    opened.set_patience(patient=False)
                     return write()
                 except sqlite3.OperationalError as error:
                     if not is_busy(error):
@@ -203,8 +206,8 @@ class SqliteStore:
         opened = self._state.get()
 
         def patiently() -> T:
-            with waiting_for_locks(opened.writer):
-                return work()
+            opened.set_patience(patient=True)
+            return work()
 
         with self._file.errors():
             return await opened.thread.call(patiently)
@@ -227,6 +230,13 @@ class _OpenFile:
         #: When other tasks have last had their turn before a read.
         self.turn_at = 0.0
         self._seconds = MAX_COMMIT_SECONDS_IN_LOOP
+        self._patient = False
+
+    def set_patience(self, *, patient: bool) -> None:
+        """Let the writer wait for other processes' locks, or not: in the thread, or in the loop."""
+        if patient is not self._patient:
+            set_patience(self.writer, patient=patient)
+            self._patient = patient
 
     @property
     def quick(self) -> bool:
