@@ -8,9 +8,9 @@ pays no delay and a busy one does few large transactions.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from datetime import datetime, timedelta
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -183,24 +183,43 @@ class Bound:
         #: For the calls to come; those that wait already keep theirs.
         self.seconds = seconds
         self._tasks = tasks
+        # The calls under way that others may share.
+        self._shared: dict[Hashable, Answer[Any]] = {}
 
-    async def wait_for(self, function: Callable[[], Awaitable[R]]) -> R:
-        """Return what the function returns, or raise what it raises."""
+    async def wait_for(
+        self, function: Callable[[], Awaitable[R]], *, shared_as: Hashable | None = None
+    ) -> R:
+        """Return what the function returns, or raise what it raises.
+
+        Callers with an equal `shared_as` share one call, if it is under way.
+        """
         if self._tasks is None:
             with anyio.move_on_after(self.seconds):
                 return await function()
         else:
             await anyio.lowlevel.checkpoint_if_cancelled()
-            answer: Answer[R] = Answer()
+            shared = self._shared.get(shared_as)
             scope = anyio.CancelScope()
+            answer: Answer[R] = self._begin(function, scope) if shared is None else shared
+            if shared_as is not None:
+                self._shared[shared_as] = answer
             try:
-                self._tasks.start_soon(_make, function, answer, scope)
-            except RuntimeError as error:
-                raise NotOpen("The store") from error
-            if await answer.wait(self.seconds):
-                return answer.get()
+                if await answer.wait(self.seconds):
+                    return answer.get()
+            finally:
+                if shared is None and shared_as is not None:
+                    self._shared.pop(shared_as, None)
             scope.cancel()
         raise StoreUnavailable("of this queue", f"no answer within {self.seconds:g} s")
+
+    def _begin(self, function: Callable[[], Awaitable[R]], scope: anyio.CancelScope) -> Answer[R]:
+        answer: Answer[R] = Answer()
+        try:
+            if self._tasks is not None:
+                self._tasks.start_soon(_make, function, answer, scope)
+        except RuntimeError as error:
+            raise NotOpen("The store") from error
+        return answer
 
 
 async def _make(

@@ -20,6 +20,7 @@ from asyncjobs.core.events import Event, Transition, event_of
 from asyncjobs.core.job import Job, JobId, JobStatus, suspects_lane
 from asyncjobs.errors import ConfigurationError, UnknownJob, UnusableConnection
 from asyncjobs.protocols import (
+    HOLD,
     Change,
     Clock,
     InlineReads,
@@ -34,9 +35,6 @@ from asyncjobs.protocols import (
 from asyncjobs.records.change_feed import ChangeFeed, Watch
 from asyncjobs.records.group_commit import Bound
 from asyncjobs.records.logging import is_logged, log_transition
-
-# Jobs that their process has kept a place for are due a little later than they wait.
-_SOON = timedelta(minutes=1)
 
 _MOST_BEFORE = 1000
 
@@ -195,7 +193,8 @@ class Repository:
         if listing is None or not waits:
             return None
         before = await self._bound_reads.wait_for(
-            lambda: listing.count_before(job, until=now + _SOON, most=_MOST_BEFORE)
+            lambda: listing.count_before(job, until=now + HOLD, most=_MOST_BEFORE),
+            shared_as=job.id,  # many may ask for one job
         )
         return before + 1 if before < _MOST_BEFORE else None
 

@@ -70,9 +70,9 @@ class Signal:
 
 
 class Answer(Generic[T]):
-    """What one task waits for and another one gives, once; the first counts."""
+    """What tasks wait for and another one gives, once; the first counts."""
 
-    __slots__ = ("_error", "_traceback", "_value", "_wake", "given")
+    __slots__ = ("_error", "_traceback", "_value", "_wakes", "given")
 
     def __init__(self) -> None:
         #: Whether it was given.
@@ -80,7 +80,7 @@ class Answer(Generic[T]):
         self._value: T | None = None
         self._error: Exception | None = None
         self._traceback: TracebackType | None = None
-        self._wake: Callable[[], None] | None = None
+        self._wakes: tuple[Callable[[], None], ...] = ()
 
     def succeed(self, value: T) -> None:
         """Give a value."""
@@ -114,7 +114,7 @@ class Answer(Generic[T]):
             await self._wait_shielded(seconds)
             return self.given
         future: asyncio.Future[None] = loop.create_future()
-        self._wake = partial(_finish, future)
+        self._wakes += (partial(_finish, future),)
         timer = loop.call_later(seconds, _finish, future)
         try:
             await future
@@ -130,15 +130,15 @@ class Answer(Generic[T]):
 
     async def _wait_shielded(self, seconds: float) -> None:
         event = anyio.Event()
-        self._wake = event.set
+        self._wakes += (event.set,)
         if not self.given:
             with anyio.move_on_after(seconds, shield=True):
                 await event.wait()
 
     def _give(self) -> None:
         self.given = True
-        if self._wake is not None:
-            self._wake()
+        for wake in self._wakes:
+            wake()
 
 
 def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:

@@ -11,8 +11,9 @@ import pytest
 
 from asyncjobs import Job
 from asyncjobs.core.job import JobId, new_job_id
+from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import InlineReads
-from asyncjobs.records.group_commit import GroupCommit, GroupCommitStore
+from asyncjobs.records.group_commit import Bound, GroupCommit, GroupCommitStore
 from asyncjobs.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
@@ -162,3 +163,45 @@ async def test_reads_are_merged_unless_the_store_reads_at_once(
         for _ in range(3):
             tasks.start_soon(store.get, [new_job_id()])
     assert shelf.asked == asked
+
+
+async def test_callers_that_ask_the_same_share_a_call_under_way() -> None:
+    asked: list[str] = []
+    gate = anyio.Event()
+    answers: list[str] = []
+
+    async def ask(key: str) -> None:
+        async def call() -> str:
+            asked.append(key)
+            await gate.wait()
+            return key.upper()
+
+        answers.append(await bound.wait_for(call, shared_as=key))
+
+    async with anyio.create_task_group() as tasks:
+        bound = Bound(60, tasks)
+        async with anyio.create_task_group() as callers:
+            for key in "aaba":
+                callers.start_soon(ask, key)
+            await anyio.wait_all_tasks_blocked()
+            assert asked == ["a", "b"]
+            gate.set()
+        await ask("a")
+    assert asked == ["a", "b", "a"]
+    assert sorted(answers) == ["A", "A", "A", "A", "B"]
+
+
+async def test_a_shared_call_that_takes_too_long_fails_for_each_caller() -> None:
+    failed: list[str] = []
+
+    async def ask() -> None:
+        with pytest.raises(StoreUnavailable):
+            await bound.wait_for(anyio.sleep_forever, shared_as="job")
+        failed.append("job")
+
+    async with anyio.create_task_group() as tasks:
+        bound = Bound(0.05, tasks)
+        async with anyio.create_task_group() as callers:
+            callers.start_soon(ask)
+            callers.start_soon(ask)
+    assert failed == ["job", "job"]
