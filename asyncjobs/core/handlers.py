@@ -331,6 +331,8 @@ class Registry:
         Raises `UnknownType` for a name that is not registered, and `ConfigurationError` for a
         function that is not a handler, is the handler of another queue, or is not included here.
         """
+        if isinstance(kind, JobType) and self._types.get(kind.name) is kind:
+            return kind
         _check_handler(kind)
         name = kind if isinstance(kind, str) else kind.name
         found = self._types.get(name) or self._aliases.get(name)
