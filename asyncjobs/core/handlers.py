@@ -301,6 +301,8 @@ class Registry:
     def __init__(self) -> None:
         self._types: dict[str, JobType[Any, Any]] = {}
         self._aliases: dict[str, JobType[Any, Any]] = {}
+        #: The queues of all handlers, in the order in which they were named first.
+        self.queues: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[JobType[Any, Any]]:
         return iter(self._types.values())
@@ -324,6 +326,8 @@ class Registry:
                 )
         self._types[kind.name] = kind
         self._aliases.update(dict.fromkeys(kind.aliases, kind))
+        if isinstance(kind, Handler) and kind.policy.queue not in self.queues:
+            self.queues = (*self.queues, kind.policy.queue)
 
     def find(self, kind: JobType[P, R] | str) -> JobType[P, R]:
         """Return the type itself, the one made of this declaration, or the one of that name.
@@ -367,11 +371,6 @@ class Registry:
             if queue not in known:
                 listed = ", ".join(known)
                 raise ConfigurationError(f"No handler is in the queue {queue!r} (known: {listed}).")
-
-    @property
-    def queues(self) -> tuple[str, ...]:
-        """The queues of all handlers, in the order in which they were named first."""
-        return tuple(dict.fromkeys(kind.policy.queue for kind in self if isinstance(kind, Handler)))
 
 
 def check_name(name: object, decorator: str) -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
+from itertools import chain
 
 import anyio
 
@@ -40,6 +41,9 @@ class Lanes:
     def __init__(self, registry: Registry, named: Sequence[str] | None = None) -> None:
         self._registry = registry
         self._named = None if named is None else tuple((lane,) for lane in named)
+        # All lanes that are served, and the queues of the registry when that was so.
+        self._served: frozenset[str] = frozenset()
+        self._queues: tuple[str, ...] | None = None
 
     @property
     def ranks(self) -> Sequence[Sequence[str]]:
@@ -58,7 +62,10 @@ class Lanes:
         return self._registry.handler(job.type) is not None
 
     def __contains__(self, lane: str) -> bool:
-        return any(lane in rank for rank in self.ranks) or lane in self.suspects
+        if self._queues is not self._registry.queues:
+            self._queues = self._registry.queues
+            self._served = frozenset(chain(self.suspects, *self.ranks))
+        return lane in self._served
 
 
 class Fetcher:

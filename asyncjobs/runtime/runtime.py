@@ -216,7 +216,10 @@ class Runtime:
                 waiting.append(found)
         now = self.repository.now()
         waiting = [job for job in waiting if _may_be_dispatched(job, now)]
-        if waiting:
+        if self._embedded is not None:
+            for job in waiting:
+                self._embedded.offer(job)
+        elif waiting:
             await self.retrier.dispatch(waiting)
         return stored
 
