@@ -184,10 +184,10 @@ async def test_callers_that_ask_the_same_share_a_call_under_way() -> None:
             for key in "aaba":
                 callers.start_soon(ask, key)
             await anyio.wait_all_tasks_blocked()
-            assert asked == ["a", "b"]
             gate.set()
+        assert sorted(asked) == ["a", "b"]
         await ask("a")
-    assert asked == ["a", "b", "a"]
+    assert sorted(asked) == ["a", "a", "b"]
     assert sorted(answers) == ["A", "A", "A", "A", "B"]
 
 
