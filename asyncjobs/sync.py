@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 import anyio
 from anyio import from_thread
-from anyio.lowlevel import EventLoopToken, current_token
+from anyio.lowlevel import EventLoopToken
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.core.submission import BatchTerms, EnqueueTerms
 from asyncjobs.errors import BlockingCall, ConfigurationError, NotOpen, UnknownJob
-from asyncjobs.portal import portal_for
+from asyncjobs.execution.tasks import current_loop
+from asyncjobs.portal import Call, portal_for
 from asyncjobs.protocols import JobHandle, Page, Selection
 from asyncjobs.settings import Seconds, seconds
 
@@ -32,6 +34,9 @@ T = TypeVar("T")
 # How long another thread may take to open the queue.
 _OPENING_SECONDS = 30.0
 _LOOK_SECONDS = 0.005
+
+# Calls that go on; an event loop keeps only weak references to its tasks.
+_calls: set[asyncio.Task[object]] = set()
 
 
 class SyncJobs:
@@ -164,7 +169,7 @@ class SyncJobs:
 
     def call(self, verb: str, function: Callable[[], Awaitable[T]]) -> T:
         """Await a function's result in the event loop of the queue; `verb` is named in errors."""
-        with portal_for(self._jobs).gate.passing():
+        with portal_for(self._jobs).gate:
             return _run(function, self._event_loop(verb))
 
     def _follow(
@@ -177,7 +182,7 @@ class SyncJobs:
         """Wait for a change, begin anew where the queue is closed here and opened elsewhere."""
         give_up_at = math.inf if timeout is None else time.monotonic() + seconds(timeout)
         while True:
-            with portal_for(self._jobs).gate.passing():
+            with portal_for(self._jobs).gate:
                 token = self._event_loop(verb)
             left = None if timeout is None else max(0.0, give_up_at - time.monotonic())
             try:
@@ -246,6 +251,34 @@ class SyncJobHandle(Generic[R]):
 
 
 def _run(function: Callable[[], Awaitable[T]], token: EventLoopToken) -> T:
+    loop = token.native_token
+    if not isinstance(loop, asyncio.AbstractEventLoop) or _is_of_anyio():
+        return _run_by_anyio(function, token)
+    call = Call(function)
+    try:
+        loop.call_soon_threadsafe(call.begin, _calls)
+        call.wait()
+    except BaseException:  # Ctrl-C, for one: what nothing waits for must not go on
+        with suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(call.cancel)
+        raise
+    return call.result()
+
+
+def _is_of_anyio() -> bool:
+    """Whether this thread has a task of anyio, as which a call must not count, or runs for one."""
+    if current_loop() is not None:
+        return True
+    try:
+        from_thread.check_cancelled()  # the cancellation of the task must reach the call
+    except RuntimeError:
+        return False
+    except BaseException:  # noqa: BLE001  # it is cancelled already
+        return True
+    return True
+
+
+def _run_by_anyio(function: Callable[[], Awaitable[T]], token: EventLoopToken) -> T:
     scopes: list[anyio.CancelScope] = []
 
     async def call() -> T:
@@ -268,9 +301,5 @@ def _cancel_all(scopes: Sequence[anyio.CancelScope]) -> None:
 
 
 def _check_other_loop(queue: EventLoopToken, verb: str) -> None:
-    try:
-        here = current_token()
-    except RuntimeError:  # no event loop runs in this thread
-        return
-    if here.native_token is queue.native_token:
+    if current_loop() is queue.native_token:
         raise BlockingCall(verb)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext, JobId, JobStatus, Store
@@ -17,11 +21,14 @@ from asyncjobs.errors import StoreUnavailable
 from asyncjobs.portal import Portal
 from asyncjobs.testing import FaultyStore
 from tests.everywhere import SERVERS, variant
+from tests.waiting import until
 
 pytestmark = pytest.mark.every_store
 
 # SQLite's file must not be.
 OPEN_ACROSS_FORKS = [variant((kind,)) for kind in ("memory", *SERVERS)]
+
+VARIABLE = ContextVar("VARIABLE", default="")
 
 FORKING = """
 import os, sys
@@ -156,6 +163,77 @@ def test_what_a_call_raises_reaches_the_caller(portal: tuple[Portal, AsyncJobs])
 
     with pytest.raises(ZeroDivisionError):
         portal[0].call(raises)
+
+
+def test_a_call_has_the_context_of_its_thread(portal: tuple[Portal, AsyncJobs]) -> None:
+    async def read() -> str:
+        return VARIABLE.get()
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(VARIABLE.set, "of the thread").result()
+        assert threads.submit(portal[0].call, read).result() == "of the thread"
+    assert VARIABLE.get() == ""
+
+
+def test_a_call_that_is_cancelled_in_the_event_loop_raises_that(
+    portal: tuple[Portal, AsyncJobs],
+) -> None:
+    async def cancelled() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await anyio.sleep_forever()
+
+    with pytest.raises(CancelledError):
+        portal[0].call(cancelled)
+
+
+def test_in_its_own_event_loop_a_call_is_an_error(portal: tuple[Portal, AsyncJobs]) -> None:
+    async def wait_for_itself() -> None:
+        portal[0].call(anyio.sleep, 0)
+
+    with pytest.raises(RuntimeError, match="wait for itself"):
+        portal[0].call(wait_for_itself)
+
+
+def test_calls_under_way_end_before_it_is_closed_and_later_ones_are_refused(
+    portal: tuple[Portal, AsyncJobs],
+) -> None:
+    begun, loop = threading.Event(), portal[0].start()
+
+    async def last() -> str:
+        begun.set()
+        await until(lambda: not portal[1].is_open)
+        return "done"
+
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(loop.call, last)
+        assert begun.wait(60)
+        portal[0].close()
+        assert call.result() == "done"
+    with pytest.raises(RuntimeError, match="not open"):
+        loop.call(last)
+
+
+def test_a_signal_handler_makes_calls_in_the_midst_of_one(
+    portal: tuple[Portal, AsyncJobs],
+) -> None:
+    async def count() -> None:
+        counted.append(1)
+
+    counted: list[int] = []
+    main = threading.main_thread().ident
+    assert main is not None
+    before = signal.signal(signal.SIGUSR1, lambda *_: portal[0].call(count))
+    calls = 0
+    try:
+        while len(counted) < 20:
+            signal.pthread_kill(main, signal.SIGUSR1)
+            portal[0].call(anyio.sleep, 0)
+            calls += 1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert calls >= 20
 
 
 def test_a_closed_portal_is_opened_again_by_the_next_call(
