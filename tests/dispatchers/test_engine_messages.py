@@ -209,6 +209,35 @@ def test_a_loop_that_ends_closes_the_queue_by_itself(queue: Queue) -> None:
         assert not jobs.is_open
 
 
+@pytest.mark.parametrize("cancellations", [1, 2])
+def test_a_cancelled_message_gives_its_job_back_whose_handler_sees_no_failure(
+    queue: Queue, cancellations: int
+) -> None:
+    async def work() -> None:
+        async with queue() as jobs:
+            begun = asyncio.Event()
+
+            @jobs.handler("long")
+            async def long(_: None, _job: JobContext) -> None:
+                begun.set()
+                await asyncio.sleep(600)
+
+            job = (await jobs.enqueue("long")).job
+            running = asyncio.create_task(AsyncMessageRunner(jobs, OURS).run(message(job)))
+            await begun.wait()
+            for _ in range(cancellations):
+                running.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            async for state in jobs.subscribe(job.id):
+                if state.status is JobStatus.PENDING:
+                    break
+            assert (await jobs.find(job.id)).failures == job.failures
+
+    asyncio.run(work())
+
+
 def test_a_queue_that_the_application_has_opened_is_left_open(queue: Queue) -> None:
     async def work() -> None:
         async with queue() as jobs:

@@ -12,8 +12,6 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import anyio
-
 from asyncjobs.core.job import parse_job_id
 from asyncjobs.errors import AsyncJobsError
 from asyncjobs.portal import portal_for
@@ -62,28 +60,14 @@ class AsyncMessageRunner:
         self._jobs = jobs
         self._namespace = namespace
         self._opening: _OpenQueue | None = None
-        self._running: set[asyncio.Task[None]] = set()
 
     async def run(self, message: Mapping[str, object]) -> None:
         """Run a job as `run_message` does. If this call is cancelled, the job is given back.
 
-        The job runs in a task of its own: asyncio's cancellation, which engines use, would look
-        like an exception of the handler, and the job would fail.
+        The handler runs in a task of its own, which the cancellation does not reach.
         """
-        if not await self.try_open():
-            return
-        scope = anyio.CancelScope()
-        running = asyncio.create_task(self._run_in(scope, message))
-        self._running.add(running)
-        running.add_done_callback(self._running.discard)
-        try:
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            scope.cancel()
-            # A second cancellation ends this wait; the job is given back all the same.
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([running])
-            raise
+        if await self.try_open():
+            await run_message(self._jobs, self._namespace, message)
 
     async def try_open(self) -> bool:
         """Open the queue and return whether it is open; log the error if it cannot be opened.
@@ -116,10 +100,6 @@ class AsyncMessageRunner:
         if opening is not None and opening.is_of_this_loop:
             opening.close.set()
             await opening.task
-
-    async def _run_in(self, scope: anyio.CancelScope, message: Mapping[str, object]) -> None:
-        with scope:
-            await run_message(self._jobs, self._namespace, message)
 
 
 class _OpenQueue:
