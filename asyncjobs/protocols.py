@@ -94,8 +94,7 @@ class OpenStore(Protocol):
         """Pick up to `limit` jobs of these lanes with `due_at <= now`, the longest due first.
 
         Each is moved to `due_at = until` and returned so; nothing else of it changes, no counter
-        either. Of racing takers only one gets a job for the same due moment. A crash of the store
-        may undo it, as long as nothing else was written of the job.
+        either. Of racing takers only one gets a job for the same due moment.
         """
         ...
 

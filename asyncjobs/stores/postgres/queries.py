@@ -116,15 +116,10 @@ SELECT id FROM done
 """
 
 # One index scan per lane, in the order of the index; what others take at this moment is passed by.
-#
-# Its commit does not wait for the disk. A crash may undo it: then the jobs are due again, as they
-# were. What is written of a job afterwards comes later in the log, so that is never kept without it.
 TAKE = f"""
-WITH unhurried AS MATERIALIZED (
-    SELECT set_config('synchronous_commit', 'off', true)
-), due AS MATERIALIZED (
+WITH due AS MATERIALIZED (
     SELECT one.seq, one.due_at AS was_due
-    FROM unhurried CROSS JOIN unnest(%b::text[]) AS wanted(lane) CROSS JOIN LATERAL (
+    FROM unnest(%b::text[]) AS wanted(lane) CROSS JOIN LATERAL (
         SELECT seq, due_at FROM {{s}}.jobs
         WHERE jobs.lane = wanted.lane AND due_at <= %b::bigint
         ORDER BY due_at, seq LIMIT %b::bigint FOR UPDATE SKIP LOCKED

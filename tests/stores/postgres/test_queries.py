@@ -13,12 +13,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asyncjobs.core import lifecycle
-from asyncjobs.core.encoding import to_microseconds
 from asyncjobs.core.job import Job, JobId, new_job_id
 from asyncjobs.errors import UnreadableJob
 from asyncjobs.protocols import Change, Selection
-from asyncjobs.stores.postgres import PostgresStore, queries
-from asyncjobs.stores.postgres.connections import connect
+from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LATER, NOW, begun, ids
 from tests.waiting import until
@@ -310,17 +308,3 @@ async def lock(conn: Connection, schema: str, *jobs: Job) -> None:
     """Lock jobs as a transaction that is about to change them does."""
     query = f"SELECT 1 FROM {schema}.jobs WHERE id = ANY (%s) FOR UPDATE"
     await conn.execute(query.encode(), [ids(jobs)])
-
-
-async def test_only_the_commit_of_a_take_does_not_wait_for_the_disk(store: PostgresStore) -> None:
-    job = sample_job()
-    async with store:
-        await store.insert([job])
-        session = await connect(store.server)
-        try:
-            due = to_microseconds(LATER)
-            [taken] = await queries.take(session, [job.lane], due, due, 9)
-            assert taken.id == job.id
-            assert await session.rows("SHOW synchronous_commit") == [("on",)]
-        finally:
-            await session.close()
