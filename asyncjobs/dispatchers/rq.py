@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 _NO_TIME_LIMIT = -1
 
+# With 0, RQ deletes a message in seven round trips more. A message of the same id that is sent
+# within this time may go with the earlier one: its job had not started then, and maintenance sends
+# it once more.
+_RESULT_TTL_SECONDS = 1
+
 # RQ fails a message whose process died, and by itself keeps it for a year.
 _FAILURE_TTL_SECONDS = 24 * 3600
 
@@ -92,8 +97,9 @@ class RQDispatcher(BlockingClientDispatcher[RQOptions]):
     def register_task(self, jobs: AsyncJobs) -> Callable[..., None]:
         """Return the function that runs jobs of this queue, for the module that workers import.
 
-        RQ's retries, results and time limits are off for it. If RQ forks a process for each job,
-        the queue is opened and closed in that process.
+        RQ's retries and time limits are off for it, and its results, which are all None, are kept
+        for a second. If RQ forks a process for each job, the queue is opened and closed in that
+        process.
         """
 
         def run_job(**message: Any) -> None:
@@ -112,7 +118,7 @@ class RQDispatcher(BlockingClientDispatcher[RQOptions]):
             # A worker skips a message that was sent again meanwhile, and forks no process for it.
             job_id=f"{job.id}-{job.attempt}",
             timeout=_NO_TIME_LIMIT,
-            result_ttl=0,
+            result_ttl=_RESULT_TTL_SECONDS,
             failure_ttl=_FAILURE_TTL_SECONDS,
             at_front=chosen.at_front,
         )

@@ -64,7 +64,7 @@ class RQEngine(Engine):
     settings: ClassVar[Mapping[str, object]] = {
         "args": (),
         "timeout": -1,
-        "result_ttl": 0,
+        "result_ttl": 1,
         "ttl": None,
         "retries_left": None,
     }
