@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +16,7 @@ from asyncjobs.errors import InvalidPayload, StoreUnavailable
 from asyncjobs.protocols import Selection
 from asyncjobs.testing import Faults, FaultyStore
 from tests.queues import IDLE, QUICK, Make, settled
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
@@ -117,41 +119,66 @@ async def test_a_job_with_a_single_delivery_is_stored_as_pending(
 
 
 @pytest.mark.parametrize("many", [1, 3])
-async def test_what_was_stored_without_an_answer_runs_here_all_the_same(
+async def test_what_was_stored_without_an_answer_is_given_back_and_runs(
     make: Make, counted: FaultyStore, many: int
 ) -> None:
     jobs = make(store=counted, settings=QUICK)
-    begun: list[int] = []
+    told: list[str] = []
+    jobs.hooks.observers.append(lambda one: told.append(one.event.value))
 
     @jobs.handler("note")
-    async def note(_number: int, job: JobContext) -> None:
-        begun.append(job.attempt)
+    async def note(_number: int, _job: JobContext) -> None: ...
 
     async with jobs:
         counted.faults = Faults(after=1, only=["insert"], most=1)
         with pytest.raises(StoreUnavailable):
             await jobs.enqueue_many(note, range(many))
-        await until(lambda: len(begun) == many)
-        found = (await jobs.list(Selection(type="note"))).jobs
-        for job in found:
+        await until(lambda: told.count("completed") == many)
+        for job in (await jobs.list(Selection(type="note"))).jobs:
             done = await settled(jobs, job.id)
-            assert (done.status, done.attempt, done.losses) == (JobStatus.COMPLETED, 1, 0)
-    assert begun == [1] * many
+            assert (done.status, done.losses, done.releases) == (JobStatus.COMPLETED, 0, 1)
+    events = ["enqueued", "started", "released", "started", "completed"]
+    assert sorted(told) == sorted(events * many)
 
 
-async def test_a_slot_of_a_job_that_was_never_stored_is_free_again(
+async def test_what_may_not_have_been_stored_keeps_no_slot(
     make: Make, counted: FaultyStore
 ) -> None:
-    jobs = make(store=counted, dispatcher=LocalDispatcher(1))
+    slow = replace(QUICK, lease=timedelta(hours=1), grace=timedelta(hours=1))
+    jobs = make(store=counted, dispatcher=LocalDispatcher(2), settings=slow)
+
+    @jobs.handler("note")
+    async def note(_none: None, _job: JobContext) -> None: ...
+
+    with anyio.fail_after(PATIENCE_SECONDS):
+        async with jobs:
+            counted.faults = Faults(before=1, only=["insert"], most=9)
+            for _ in range(9):
+                with pytest.raises(StoreUnavailable):
+                    await jobs.enqueue(note)
+            for _ in range(3):
+                assert (await settled(jobs, (await jobs.enqueue(note)).id)).losses == 0
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_job_whose_submission_asyncio_cancels_is_told_of_and_runs(
+    make: Make, counted: FaultyStore
+) -> None:
+    jobs = make(store=counted)
+    told: list[str] = []
+    jobs.hooks.observers.append(lambda one: told.append(one.event.value))
 
     @jobs.handler("note")
     async def note(_none: None, _job: JobContext) -> None: ...
 
     async with jobs:
-        counted.faults = Faults(before=1, only=["insert"], most=1)
-        with pytest.raises(StoreUnavailable):
-            await jobs.enqueue(note)
-        assert (await settled(jobs, (await jobs.enqueue(note)).id)).losses == 0
+        task = asyncio.create_task(jobs.enqueue(note))
+        await anyio.lowlevel.checkpoint()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: "completed" in told)
+    assert told == ["enqueued", "started", "released", "started", "completed"]
 
 
 async def test_a_replayed_submission_does_not_begin_the_job_again(jobs: AsyncJobs) -> None:

@@ -238,16 +238,15 @@ async def _send_chunks(start: Message, chunks: Chunks, receive: Receive, send: S
     try:
         await send(start)
         del start
-        while True:
-            # Not `async for`: each step of it makes a coroutine.
-            chunk = chunks.take()
-            if chunk is None:
-                await chunks.wait()
-            else:
-                await send(_part(chunk))
-    except StopAsyncIteration:
-        with suppress(OSError):
-            await send(_part(b"", more=False))
+        # Not `async for`: each step of it makes a coroutine.
+        with suppress(StopAsyncIteration):
+            while True:
+                chunk = chunks.take()
+                if chunk is None:
+                    await chunks.wait()
+                else:
+                    await send(_part(chunk))
+        await send(_part(b"", more=False))
     except OSError:  # raised by `send` after a disconnect (ASGI 2.4)
         pass
     except asyncio.CancelledError:

@@ -33,6 +33,8 @@ class LocalDispatcher:
         self._running: set[JobId] = set()
         self._again: dict[JobId, Job] = {}
         self._reserved = 0
+        # How often it was opened.
+        self._life = 0
         self._begin: Begin | None = None
         self._freed = Signal()
         self._idle = anyio.Event()
@@ -57,18 +59,19 @@ class LocalDispatcher:
     def release(self, places: int, /) -> None:
         # The dispatch follows at once, and finds the places that are given up here. Where none
         # follows, somebody may be waiting for them.
-        self._reserved -= places
+        self._reserved = max(0, self._reserved - places)
         self._freed.set()
 
     def claim(self, job_id: JobId, /) -> Callable[[], None] | None:
         if self.room < 1 or len(self._running) >= self.concurrency:
             return None
         self._occupy(job_id)
-        return partial(self._free, job_id)
+        return partial(self._free, self._life, job_id)
 
     def open(self, begin: Begin) -> None:
         # Nothing is kept of an earlier life, which may have been that of a process that forked.
         self._begin = begin
+        self._life += 1
         self._waiting.clear()
         self._again.clear()
         self._running = set()
@@ -109,15 +112,17 @@ class LocalDispatcher:
 
     def _start(self, job: Job, begin: Begin) -> None:
         self._occupy(job.id)
-        begin(job, partial(self._free, job.id))
+        begin(job, partial(self._free, self._life, job.id))
 
     def _occupy(self, job_id: JobId) -> None:
         if not self._running:
             self._idle = anyio.Event()
         self._running.add(job_id)
 
-    def _free(self, job_id: JobId) -> None:
+    def _free(self, life: int, job_id: JobId) -> None:
         """Note that a slot is free, and give it to the job that waits for it."""
+        if life != self._life:
+            return  # a thread that has outlived its queue, which is open again
         again = self._again.pop(job_id, None)
         if again is not None and self._begin is not None:
             self._waiting[job_id] = again

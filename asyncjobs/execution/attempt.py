@@ -15,6 +15,7 @@ from asyncjobs.errors import JobCancelled
 from asyncjobs.execution.context import Gauge
 from asyncjobs.execution.tasks import Task
 from asyncjobs.execution.threads import Call
+from asyncjobs.records.repository import JobWrite
 
 
 class Cause(Enum):
@@ -60,7 +61,7 @@ class Attempt:
         self.settled = False
         self.left = False
         #: The outcome as it was last sent to the store, whose answer may have been lost.
-        self.sent: Job | None = None
+        self.sent: JobWrite | None = None
         self._on_change = on_change
         self._held_until = 0.0
         self._renew_at = 0.0

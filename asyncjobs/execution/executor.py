@@ -111,7 +111,7 @@ class Executor:
         # Jobs that are being stored as started.
         self._prepared: set[Start] = set()
         self._no_start = Signal()
-        self._doubts = Doubts(repository, settings, self._spawn)
+        self._doubts = Doubts(repository, settings)
 
     def begin(self, job: Job, freed: Callable[[], None]) -> None:
         """Run the job's next attempt; call `freed` when its slot is free again. Never raises.
@@ -184,13 +184,12 @@ class Executor:
         self._no_start.set()
 
     def doubt(self, start: Start) -> None:
-        """Find out later if a job was stored that `prepare` has started, and run it then.
+        """Free the slot; find out later if the job was stored, and give it back then.
 
-        The store did not answer, or the caller was cancelled before it did. Until the lease has
-        lapsed the job is this process's.
+        The store did not answer, or the caller was cancelled before it did.
         """
         self._doubts.add(start)
-        self._prepared.discard(start)
+        self.drop(start)
 
     def _free_suspect(self, job_id: JobId, freed: Callable[[], None]) -> None:
         freed()
@@ -282,7 +281,7 @@ class Executor:
                 others.append(one)
         try:
             written = await self._repository.replace([write for _, write in writes])
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001  # a fault must not cost the slots
             return self._start_later(batch, error)
         for (one, write), done in zip(writes, written, strict=True):
             if done:
@@ -293,12 +292,14 @@ class Executor:
         for one in others:
             try:
                 await self._start_alone(one)
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001
                 again += self._start_later([one], error)
         return again
 
-    def _start_later(self, starts: Sequence[Start], error: StoreError) -> list[Start]:
-        log.warning("Jobs could not be started: %s", error, extra=log_fields(starts[0].job))
+    def _start_later(self, starts: Sequence[Start], error: Exception) -> list[Start]:
+        fault = None if isinstance(error, StoreError) else error
+        fields = log_fields(starts[0].job)
+        log.warning("Jobs could not be started: %s", error, exc_info=fault, extra=fields)
         now = self._clock()
         kept = [one for one in starts if now < one.give_up_at and not self._stopping]
         for one in starts:
@@ -319,6 +320,7 @@ class Executor:
                 one.freed()
                 return
             started = found  # here, by a write whose answer was lost
+            self._repository.acknowledge(JobWrite(one.job, found))
         self._spawn(one, started)
 
     def _started(self, one: Start, job: Job, now: datetime) -> Job:

@@ -72,11 +72,11 @@ class Outbox:
             if moved is None:
                 alone.append((attempt, move))
             else:
-                attempt.sent = moved
-                writes.append((attempt, move, JobWrite(attempt.job, moved)))
+                attempt.sent = JobWrite(attempt.job, moved)
+                writes.append((attempt, move, attempt.sent))
         try:
             written = await self._repository.replace([write for _, _, write in writes])
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001  # a fault must not cost the slots
             return self._record_later(batch, error)
         for (attempt, move, _), done in zip(writes, written, strict=True):
             if done:
@@ -88,7 +88,7 @@ class Outbox:
         for attempt, move in alone:
             try:
                 await self._record_alone(attempt, move)
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001
                 left += self._record_later([(attempt, move)], error)
         return left
 
@@ -96,8 +96,8 @@ class Outbox:
         """Write one outcome on the job as it stands now, whatever was written in between."""
         try:
             job = await self._repository.find(attempt.job.id)
-            if attempt.sent is not None and _same_write(job, attempt.sent):
-                self._repository.acknowledge(JobWrite(attempt.job, job))
+            if attempt.sent is not None and _same_write(job, attempt.sent.job):
+                self._repository.acknowledge(JobWrite(attempt.sent.before, job))
             else:
                 attempt.sent = None
                 await self._advance(attempt, job, move)
@@ -108,18 +108,20 @@ class Outbox:
     async def _advance(self, attempt: Attempt, job: Job, move: Move) -> None:
         while True:
             moved = move(job, self._repository.now())
-            attempt.job, attempt.sent = job, moved
-            [done] = await self._repository.replace([JobWrite(job, moved)])
+            attempt.job, attempt.sent = job, JobWrite(job, moved)
+            [done] = await self._repository.replace([attempt.sent])
             if done:
                 return
             attempt.sent = None
             job = await self._repository.find(job.id)
 
     def _record_later(
-        self, batch: Sequence[tuple[Attempt, Move]], error: StoreError
+        self, batch: Sequence[tuple[Attempt, Move]], error: Exception
     ) -> list[tuple[Attempt, Move]]:
+        fault = None if isinstance(error, StoreError) else error
         fields = log_fields(batch[0][0].job)
-        log.warning("%d outcomes could not be written: %s", len(batch), error, extra=fields)
+        words = "%d outcomes could not be written: %s"
+        log.warning(words, len(batch), error, exc_info=fault, extra=fields)
         kept: list[tuple[Attempt, Move]] = []
         for attempt, move in batch:
             if attempt.lapsed():

@@ -6,14 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from asyncjobs.core import lifecycle
 from asyncjobs.core.handlers import Handler
 from asyncjobs.core.job import Job
 from asyncjobs.errors import StoreError
 from asyncjobs.execution.attempt import Attempt
-from asyncjobs.records.logging import log, log_fields
-from asyncjobs.records.repository import Repository
+from asyncjobs.records.logging import log
+from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.records.waiting import Signal, event_loop_clock
 from asyncjobs.settings import Settings
+
+# Of more jobs than these it is not found out whether they were stored.
+_MOST_DOUBTS = 1000
 
 
 @dataclass(eq=False, slots=True)
@@ -38,17 +42,15 @@ def holds(found: Job | None, token: str) -> TypeGuard[Job]:
 
 
 class Doubts:
-    """Starts whose jobs may have been stored as started: the store gave no answer.
+    """Jobs that may have been stored as started by this process: the store gave no answer.
 
-    They are looked for until their leases have lapsed; `spawn` runs what is found.
+    They are looked for until their leases have lapsed, and given back if they are there. They keep
+    no slot: a moment without the store would keep all of them.
     """
 
-    def __init__(
-        self, repository: Repository, settings: Settings, spawn: Callable[[Start, Job], None]
-    ) -> None:
+    def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository
         self._settings = settings
-        self._spawn = spawn
         self._clock = event_loop_clock()
         # In the order in which they came.
         self._starts: dict[Start, None] = {}
@@ -58,9 +60,10 @@ class Doubts:
 
     def add(self, start: Start) -> None:
         """Look for the job of a start from now on."""
-        start.give_up_at = start.asked_at + self._settings.lease.total_seconds()
-        self._starts[start] = None
-        self._news.set()
+        if len(self._starts) < _MOST_DOUBTS:
+            start.give_up_at = start.asked_at + self._settings.lease.total_seconds()
+            self._starts[start] = None
+            self._news.set()
 
     def stop(self) -> None:
         """Look once more, and for no job again."""
@@ -76,26 +79,29 @@ class Doubts:
         """Look for jobs until cancelled."""
         pause = self._settings.poll_interval.total_seconds()
         while True:
-            await self._look(tuple(self._starts))
+            try:
+                await self._look(tuple(self._starts), last=self._stopping)
+            except StoreError as error:
+                log.warning("Jobs that may be stored could not be looked for: %s", error)
             if not self._starts:
                 self._none.set()
             await self._news.wait(pause if self._starts else None)
 
-    async def _look(self, starts: Sequence[Start]) -> None:
+    async def _look(self, starts: Sequence[Start], *, last: bool) -> None:
         if not starts:
             return
-        jobs: Sequence[Job | None] = [None] * len(starts)
-        try:
-            jobs = await self._repository.get([one.job.id for one in starts])
-        except StoreError as error:
-            fields = log_fields(starts[0].job)
-            log.warning("Jobs that may be stored could not be read: %s", error, extra=fields)
-        now = self._clock()
+        time = self._clock()
+        for one in starts:
+            if last or time >= one.give_up_at:
+                del self._starts[one]  # it was never stored, or is lost when its lease lapses
+        jobs = await self._repository.get([one.job.id for one in starts])
+        ours: list[JobWrite] = []
+        now = self._repository.now()
         for one, found in zip(starts, jobs, strict=True):
+            if found is not None:
+                self._starts.pop(one, None)
             if holds(found, one.token):
-                del self._starts[one]
-                self._spawn(one, found)
-            elif found is not None or self._stopping or now >= one.give_up_at:
-                # It is another's by now. Or it was never stored, or is lost when its lease lapses.
-                del self._starts[one]
-                one.freed()
+                self._repository.acknowledge_insert(one.job, found)
+                given_back = lifecycle.settle_release(found, now, token=one.token)
+                ours.append(JobWrite(found, given_back))
+        await self._repository.replace(ours)

@@ -76,12 +76,13 @@ class GroupCommit(Generic[T, R]):
         raise StoreUnavailable("of this queue", f"no answer within {self.limit:g} s")
 
     def _begin(self) -> None:
+        self._busy = True  # before it begins, which may be at once
         try:
             self._tasks.start_soon(self._drain)
         except RuntimeError as error:
+            self._busy = False
             self._fail_all(NotOpen("The store"))
             raise NotOpen("The store") from error
-        self._busy = True
 
     async def _drain(self) -> None:
         calls: list[_Call[T, R]] = []
@@ -184,7 +185,7 @@ class Bound:
         self.seconds = seconds
         self._tasks = tasks
         # The calls under way that others may share.
-        self._shared: dict[Hashable, Answer[Any]] = {}
+        self._shared: dict[Hashable, _BoundCall[Any]] = {}
 
     async def wait_for(
         self, function: Callable[[], Awaitable[R]], *, shared_as: Hashable | None = None
@@ -198,37 +199,47 @@ class Bound:
                 return await function()
         else:
             await anyio.lowlevel.checkpoint_if_cancelled()
-            shared = self._shared.get(shared_as)
-            scope = anyio.CancelScope()
-            answer: Answer[R] = self._begin(function, scope) if shared is None else shared
+            shared: _BoundCall[R] | None = self._shared.get(shared_as)
+            call = self._begin(function, self._tasks) if shared is None else shared
             if shared_as is not None:
-                self._shared[shared_as] = answer
+                self._shared[shared_as] = call
+            call.callers += 1
             try:
-                if await answer.wait(self.seconds):
-                    return answer.get()
+                if await call.wait(self.seconds):
+                    return call.get()
             finally:
-                if shared is None and shared_as is not None:
-                    self._shared.pop(shared_as, None)
-            scope.cancel()
+                call.callers -= 1
+                if not call.callers and self._shared.get(shared_as) is call:
+                    del self._shared[shared_as]
+            if not call.callers:
+                call.scope.cancel()
         raise StoreUnavailable("of this queue", f"no answer within {self.seconds:g} s")
 
-    def _begin(self, function: Callable[[], Awaitable[R]], scope: anyio.CancelScope) -> Answer[R]:
-        answer: Answer[R] = Answer()
+    def _begin(self, function: Callable[[], Awaitable[R]], tasks: TaskGroup) -> _BoundCall[R]:
+        call: _BoundCall[R] = _BoundCall()
         try:
-            if self._tasks is not None:
-                self._tasks.start_soon(_make, function, answer, scope)
+            tasks.start_soon(_make, function, call)
         except RuntimeError as error:
             raise NotOpen("The store") from error
-        return answer
+        return call
 
 
-async def _make(
-    function: Callable[[], Awaitable[R]], answer: Answer[R], scope: anyio.CancelScope
-) -> None:
+class _BoundCall(Answer[R]):
+    """The answer of a call in a task of its own, and how many wait for it."""
+
+    __slots__ = ("callers", "scope")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers = 0
+        self.scope = anyio.CancelScope()
+
+
+async def _make(function: Callable[[], Awaitable[R]], call: _BoundCall[R]) -> None:
     try:
-        with scope:
-            answer.succeed(await function())
-    except Exception as error:  # noqa: BLE001  # it goes to the caller
-        answer.fail(error)
+        with call.scope:
+            call.succeed(await function())
+    except Exception as error:  # noqa: BLE001  # it goes to the callers
+        call.fail(error)
     finally:
-        answer.fail(StoreUnavailable("of this process", "the event loop has ended"))
+        call.fail(StoreUnavailable("of this process", "the event loop has ended"))

@@ -133,8 +133,7 @@ class Repository:
             if found.id != job.id:
                 stored[index] = await self._replayed(job, found)
             elif job.id in started:
-                self._tell_of(None, job)
-                self._written(job, found)
+                self.acknowledge_insert(job, found)
             else:
                 self._written(None, found)
         return stored
@@ -228,6 +227,11 @@ class Repository:
             if done:
                 self._written(step.before, step.job)
         return written
+
+    def acknowledge_insert(self, job: Job, started: Job) -> None:
+        """Let this process know that it has stored a job as started, though the answer was lost."""
+        self._tell_of(None, job)
+        self._written(job, started)
 
     def acknowledge(self, step: JobWrite) -> None:
         """Let this process know of a write of its own whose answer was lost."""

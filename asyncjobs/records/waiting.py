@@ -119,10 +119,11 @@ class Answer(Generic[T]):
         try:
             await future
         except asyncio.CancelledError:
+            by_scope = anyio.current_effective_deadline() == -math.inf
             # Only now a scope is worth its price. Without one, anyio would cancel again and again.
             await self._wait_shielded(timer.when() - loop.time())
             given: bool = self.given  # by now, perhaps
-            if not given or anyio.current_effective_deadline() != -math.inf:
+            if not (given and by_scope):
                 raise
         finally:
             timer.cancel()

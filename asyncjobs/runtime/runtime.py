@@ -217,8 +217,9 @@ class Runtime:
         now = self.repository.now()
         waiting = [job for job in waiting if _may_be_dispatched(job, now)]
         if self._embedded is not None:
-            for job in waiting:
-                self._embedded.offer(job)
+            refused = [job for job in waiting if not self._embedded.offer(job)]
+            if refused and self.fetcher is not None:  # it closes at this moment
+                await _give_back(self.fetcher, refused)
         elif waiting:
             await self.retrier.dispatch(waiting)
         return stored

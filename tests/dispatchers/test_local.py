@@ -101,3 +101,18 @@ async def test_a_dispatcher_that_is_not_running_has_no_room() -> None:
     assert not dispatcher.offer(sample_job())
     assert dispatcher.reserve(1) == 0
     assert dispatcher.claim(new_job_id()) is None
+
+
+async def test_what_is_freed_of_an_earlier_life_frees_nothing_now() -> None:
+    dispatcher = LocalDispatcher(concurrency=1)
+    slots: list[Callable[[], None]] = []
+    dispatcher.open(lambda _job, freed: slots.append(freed))
+    assert dispatcher.offer(sample_job())
+    dispatcher.close()
+    dispatcher.open(lambda _job, freed: slots.append(freed))
+    assert dispatcher.offer(sample_job())
+    assert dispatcher.offer(sample_job())
+    slots[0]()
+    assert len(slots) == 2
+    slots[1]()
+    assert len(slots) == 3

@@ -631,6 +631,36 @@ async def test_a_job_that_cannot_be_started_comes_up_again(
         assert (await settled(jobs, job.id)).result == "done"
 
 
+class Faulty(FaultyStore):
+    """Raises what a store may not raise at its next changes."""
+
+    faulty = 0
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        if self.faulty:
+            self.faulty -= 1
+            raise RuntimeError("a fault")
+        return await super().replace(changes)
+
+
+@pytest.mark.parametrize("deliveries", [1, 3])
+async def test_a_fault_of_the_store_costs_neither_a_job_nor_a_slot(
+    make: Make, new_store: Callable[[], Any], deliveries: int
+) -> None:
+    store = Faulty(new_store())
+    policy = Policy(max_deliveries=deliveries)  # with 1 it is not stored as started
+    jobs = make(store=store, policy=policy, dispatcher=LocalDispatcher(1))
+
+    @jobs.handler("task")
+    async def task(_none: None, job: JobContext) -> int:
+        return job.attempt
+
+    async with jobs:
+        for faults in (2, 0):
+            store.faulty = faults
+            assert (await finished(jobs, task)).result == 1
+
+
 @pytest.mark.parametrize("lost", ["before", "after"])
 async def test_a_start_is_repeated_and_not_mistaken_for_somebody_else_s(
     make: Make, flaky: FaultyStore, lost: str

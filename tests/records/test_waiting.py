@@ -119,6 +119,25 @@ async def test_a_cancelled_caller_waits_no_longer_than_any_other() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_cancellation_by_asyncio_is_not_taken_for_that_of_a_scope() -> None:
+    answer: Answer[int] = Answer()
+    scope = anyio.CancelScope()
+
+    async def ask() -> None:
+        with scope:
+            await answer.wait(60)
+
+    task = asyncio.create_task(ask())
+    await anyio.wait_all_tasks_blocked()
+    task.cancel()
+    await anyio.wait_all_tasks_blocked()
+    scope.cancel()
+    answer.succeed(1)
+    with anyio.fail_after(30), pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_cancellation_by_asyncio_itself_comes_after_the_answer() -> None:
     answer: Answer[int] = Answer()
     task = asyncio.create_task(answer.wait(60))

@@ -161,7 +161,8 @@ def test_the_check_can_fail() -> None:
     async def lose_one() -> None:
         jobs, _ = world.process()
         async with jobs:
-            job = await jobs.enqueue("work", 0.1)
+            later = EnqueueOptions(run_at=timedelta(seconds=1))  # so it is stored as pending
+            job = await jobs.enqueue("work", 0.1, options=later)
             await jobs.wait(job.id)
 
     simulated(lose_one)
