@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 import anyio
-import anyio.lowlevel
 from anyio.lowlevel import EventLoopToken
 
 from asyncjobs.core import lifecycle

@@ -291,11 +291,12 @@ def mount(
 class _DescribedRouter(APIRouter):
     """Routes for OpenAPI alone: those before them answer all requests."""
 
-    def matches(self, _scope: Scope) -> tuple[Match, Scope]:
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match nothing: FastAPI would look at each route for requests of the app's own.
 
         Versions that copy the routes into the app do not ask, and look at each.
         """
+        del scope
         return Match.NONE, {}
 
 

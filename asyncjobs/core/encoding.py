@@ -49,7 +49,7 @@ def decode(job_id: str, submission: bytes, state: bytes, columns: Columns) -> Jo
     except ValidationError as error:
         raise UnreadableJob(job_id) from error
     # In place: nobody else has the job yet.
-    job.__dict__.update(
+    vars(job).update(
         payload_json=columns.payload,
         result_json=columns.result,
         errors_json=columns.errors,

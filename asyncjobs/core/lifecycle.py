@@ -400,7 +400,7 @@ def _move(job: Job, move: Move, to: JobStatus, **changes: Any) -> Job:
 
 def _scheduled(job: Job, waits_until: datetime | None = None) -> Job:
     """Set lane and due_at of a job that was just made: in place, as nobody else has it yet."""
-    job.__dict__["lane"], job.__dict__["due_at"] = _schedule(job, waits_until)
+    vars(job)["lane"], vars(job)["due_at"] = _schedule(job, waits_until)
     return job
 
 

@@ -172,7 +172,7 @@ def _check_text(**fields: str | None) -> None:
     for name, value in fields.items():
         if value is None:
             continue
-        if not isinstance(value, str):  # the type checker is not everybody's
+        if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # any caller
             raise TypeError(f"{name} is a text, got {type(value).__name__}.")
         try:
             value.encode()

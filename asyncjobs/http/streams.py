@@ -220,7 +220,7 @@ class _Frames:
         if self._loop is None:
             return self._watch.wait(self._left())
         if self._timer is None:
-            self._timer = self._loop.call_later(self._left(), _look, ref(self))
+            self._look_after(self._left(), self._loop)
         return self._watch.wait(None)
 
     async def aclose(self) -> None:
@@ -235,9 +235,13 @@ class _Frames:
             return  # it is sending, and sets the timer when it waits
         left = self._left()
         if left > 0:
-            self._timer = self._loop.call_later(left, _look, ref(self))
+            self._look_after(left, self._loop)
         else:
             self._watch.wake()
+
+    def _look_after(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        weak: ref[_Frames] = ref(self)
+        self._timer = loop.call_later(seconds, _look, weak)
 
     def _left(self) -> float:
         """Return the time until the next comment is due."""

@@ -37,7 +37,11 @@ class Client:
             await anyio.sleep_forever()
 
     async def served(self, receive: Callable[[], Awaitable[Any]] | None = None) -> None:
-        scope = {"type": "http", "path": f"/api/jobs/{self.job_id}/events", "headers": []}
+        scope: dict[str, Any] = {
+            "type": "http",
+            "path": f"/api/jobs/{self.job_id}/events",
+            "headers": [],
+        }
         await StatusMonitor(self.jobs)(scope, receive or self.receive, self.send)
 
     async def first_event(self) -> None:

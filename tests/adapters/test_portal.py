@@ -224,7 +224,11 @@ def test_a_signal_handler_makes_calls_in_the_midst_of_one(
     counted: list[int] = []
     main = threading.main_thread().ident
     assert main is not None
-    before = signal.signal(signal.SIGUSR1, lambda *_: portal[0].call(count))
+
+    def on_signal(_number: int, _frame: object) -> None:
+        portal[0].call(count)
+
+    before = signal.signal(signal.SIGUSR1, on_signal)
     calls = 0
     try:
         while len(counted) < 20:

@@ -17,7 +17,8 @@ def test_each_text_is_128_bits_in_hexadecimal_digits() -> None:
 
 def test_threads_get_different_texts() -> None:
     with ThreadPoolExecutor(8) as pool:
-        texts = [*pool.map(lambda _: random_hex(), range(5000))]
+        calls = [pool.submit(random_hex) for _ in range(5000)]
+        texts = [call.result() for call in calls]
     assert len(set(texts)) == 5000
 
 

@@ -224,6 +224,7 @@ def test_a_comment_comes_when_nothing_was_sent_for_so_long(backend: str) -> None
             events = await at.events(job)
             await events.next()
             began = anyio.current_time()
+            moments: list[float] = []
             async with anyio.create_task_group() as tasks:
 
                 async def work() -> None:

@@ -269,7 +269,7 @@ async def now(db: Session) -> int:
 
 def _rounds(names: Sequence[set[Hashable]]) -> list[list[int]]:
     """Split places so that no two of a round share a name, and those that do keep their order."""
-    if len(set().union(*names)) == sum(map(len, names)):  # nearly always
+    if len(set[Hashable]().union(*names)) == sum(map(len, names)):  # nearly always
         return [[*range(len(names))]]
     last: dict[Hashable, int] = {}
     rounds: list[list[int]] = []
