@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -19,13 +20,15 @@ from anyio.abc import TaskGroup
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import NotOpen, StoreUnavailable
 from asyncjobs.protocols import Change, InlineReads, OpenStore, power_of
-from asyncjobs.records.waiting import Answer
+from asyncjobs.records.waiting import Answer, start_call
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 # A call of the store has at most so many items.
 _MAX_BATCH_SIZE = 512
+
+_LOOK_SECONDS = 0.005
 
 
 class _Call(Answer[Sequence[R]], Generic[T, R]):
@@ -78,7 +81,7 @@ class GroupCommit(Generic[T, R]):
     def _begin(self) -> None:
         self._busy = True  # before it begins, which may be at once
         try:
-            self._tasks.start_soon(self._drain)
+            start_call(self._drain, self._fail_if_ended, self._tasks)
         except RuntimeError as error:
             self._busy = False
             self._fail_all(NotOpen("The store"))
@@ -93,8 +96,17 @@ class GroupCommit(Generic[T, R]):
                     await self._flush(calls)
         finally:
             # Empty, unless the event loop itself is being torn down.
-            self._busy = False
             self._waiting.extendleft(calls)
+            self._fail_if_ended()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return self._busy
+
+    def _fail_if_ended(self) -> None:
+        if self._busy:
+            self._busy = False
             self._fail_all(StoreUnavailable("of this process", "the event loop has ended"))
 
     def _fail_all(self, error: Exception) -> None:
@@ -151,6 +163,13 @@ class GroupCommitStore:
         self._bound.seconds = seconds
         for merged in (self._insert, self._read, self._replace):
             merged.limit = seconds
+
+    async def finish(self) -> None:
+        """Return when no call is under way, after the limit at the latest."""
+        merged = (self._insert, self._read, self._replace)
+        with anyio.move_on_after(self._bound.seconds):
+            while any(one.busy for one in merged):  # noqa: ASYNC110  # once, at the end
+                await anyio.sleep(_LOOK_SECONDS)
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
         return await self._insert(jobs)
@@ -218,7 +237,7 @@ class Bound:
     def _begin(self, function: Callable[[], Awaitable[R]], tasks: TaskGroup) -> _BoundCall[R]:
         call: _BoundCall[R] = _BoundCall()
         try:
-            tasks.start_soon(_make, function, call)
+            start_call(partial(_make, function, call), call.end, tasks)
         except RuntimeError as error:
             raise NotOpen("The store") from error
         return call
@@ -234,6 +253,11 @@ class _BoundCall(Answer[R]):
         self.callers = 0
         self.scope = anyio.CancelScope()
 
+    def end(self) -> None:
+        """Give up, if there is no answer yet."""
+        if not self.given:
+            self.fail(StoreUnavailable("of this process", "the event loop has ended"))
+
 
 async def _make(function: Callable[[], Awaitable[R]], call: _BoundCall[R]) -> None:
     try:
@@ -242,4 +266,4 @@ async def _make(function: Callable[[], Awaitable[R]], call: _BoundCall[R]) -> No
     except Exception as error:  # noqa: BLE001  # it goes to the callers
         call.fail(error)
     finally:
-        call.fail(StoreUnavailable("of this process", "the event loop has ended"))
+        call.end()

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
+from anyio.abc import TaskGroup
 
 T = TypeVar("T")
 
@@ -140,6 +141,33 @@ class Answer(Generic[T]):
         self.given = True
         for wake in self._wakes:
             wake()
+
+
+# asyncio keeps only weak references to tasks.
+_running: set[asyncio.Task[None]] = set()
+
+
+def start_call(
+    body: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None], group: TaskGroup
+) -> None:
+    """Run `body`, which catches its errors, in a task; call `end` if the task is cancelled.
+
+    That may be before its first step, as the event loop is torn down: nobody may wait for an answer
+    then. On asyncio it is a plain task, since a group would not tell of that.
+    """
+    loop = running_asyncio_loop()
+    if loop is None:
+        group.start_soon(body)
+        return
+
+    def ended(task: asyncio.Task[None]) -> None:
+        _running.discard(task)
+        if task.cancelled():
+            end()
+
+    task = loop.create_task(body())
+    _running.add(task)
+    task.add_done_callback(ended)
 
 
 def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:

@@ -288,6 +288,7 @@ class Runtime:
         with anyio.CancelScope(deadline=until):
             await self.callbacks.close()
         await self.hook_runner.finish(max(until - anyio.current_time(), 0.0))
+        await self._store.finish()
 
     async def _close_processes(self) -> None:
         close = self.executor.processes.close

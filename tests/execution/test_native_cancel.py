@@ -7,15 +7,14 @@ import gc
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from datetime import timedelta
+from typing import Any
 
 import anyio
 import pytest
 from anyio import to_thread
-from anyio.abc import TaskGroup
 
 from asyncjobs import AsyncJobs, JobContext, Selection
-from asyncjobs.errors import NotOpen, StoreUnavailable
 from asyncjobs.records.group_commit import GroupCommit
 from tests.queues import Make, finished
 from tests.waiting import PATIENCE_SECONDS
@@ -43,44 +42,26 @@ async def test_a_caller_that_times_out_leaves_the_line_free() -> None:
                 assert await merged([2]) == [4]
 
 
-async def test_calls_after_the_end_are_refused_rather_than_left_waiting() -> None:
-    tasks = anyio.create_task_group()
-    merged = GroupCommit(slowly, tasks)
-    async with tasks:
-        assert await merged([1]) == [2]
-    with pytest.raises(NotOpen):
-        async with asyncio.timeout(60):
-            await merged([1])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 10])
+def test_the_end_of_the_event_loop_ends_every_call(turns: int) -> None:
+    ended: list[int] = []
 
-
-class Loose:
-    """Starts tasks that nobody waits for, as the end of an event loop finds them."""
-
-    task: asyncio.Task[None]
-
-    def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self.task = asyncio.create_task(function())
-
-
-async def test_the_end_of_the_event_loop_ends_every_call() -> None:
-    told: list[type[Exception]] = []
-    loose = Loose()
-    merged = GroupCommit(slowly, cast("TaskGroup", loose))
-
-    async def ask() -> None:
+    async def ask(merged: GroupCommit[int, int], number: int) -> None:
         try:
-            await merged([1])
-        except StoreUnavailable:
-            told.append(StoreUnavailable)
+            await merged([number])
+        finally:
+            ended.append(number)
 
-    async with asyncio.timeout(60):
-        first = asyncio.create_task(ask())
-        await asyncio.sleep(0.01)
-        second = asyncio.create_task(ask())
-        await asyncio.sleep(0.01)
-        loose.task.cancel()
-        await asyncio.gather(first, second)
-    assert told == [StoreUnavailable] * 2
+    async def leave() -> None:
+        group = anyio.create_task_group()
+        merged = GroupCommit(slowly, group, limit=timedelta(hours=1))
+        asking = [asyncio.create_task(ask(merged, number)) for number in range(3)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        del asking
+
+    asyncio.run(leave())
+    assert sorted(ended) == [0, 1, 2]
 
 
 @pytest.mark.every_store
