@@ -23,6 +23,7 @@ from asyncjobs.core.job import (
     Policy,
 )
 from asyncjobs.core.submission import (
+    NO_OPTIONS,
     Accepted,
     BatchTerms,
     Caller,
@@ -59,7 +60,7 @@ from asyncjobs.records.clock import SharedClock, SystemClock
 from asyncjobs.records.logging import log
 from asyncjobs.records.repository import Repository
 from asyncjobs.reports import Reports
-from asyncjobs.runtime.acceptance import NO_OPTIONS, accept_jobs, expected_duration
+from asyncjobs.runtime.acceptance import accept_jobs, expected_duration
 from asyncjobs.runtime.hooks import Hook, Hooks
 from asyncjobs.runtime.host import Opening, RunHandlers, RuntimeHost
 from asyncjobs.runtime.runtime import Runtime, RuntimeParts
@@ -318,8 +319,8 @@ class AsyncJobs(Registrar, Reports):
         """
         kind = self.registry.find(handler)
         caller = Caller(user_id, idempotency_key)
-        accept = partial(accept_jobs, self._running, kind, [payload], caller)
-        [accepted] = await accept(options or NO_OPTIONS, connection)
+        runtime, terms = self._running, options or NO_OPTIONS
+        [accepted] = await accept_jobs(runtime, kind, [payload], caller, terms, connection)
         return JobHandle(self, accepted.job, kind)
 
     @overload
@@ -349,8 +350,8 @@ class AsyncJobs(Registrar, Reports):
         `StoreUnavailable` some of the jobs may exist.
         """
         kind = self.registry.find(handler)
-        accept = partial(accept_jobs, self._running, kind, [*payloads], Caller(user_id))
-        accepted = await accept(options or NO_OPTIONS, connection)
+        runtime, caller, terms = self._running, Caller(user_id), options or NO_OPTIONS
+        accepted = await accept_jobs(runtime, kind, [*payloads], caller, terms, connection)
         return [JobHandle(self, one.job, kind) for one in accepted]
 
     async def accept(

@@ -53,6 +53,9 @@ class EnqueueOptions:
         return max(now, moment if isinstance(moment, datetime) else now + duration(moment))
 
 
+NO_OPTIONS = EnqueueOptions()
+
+
 class BatchTerms(TypedDict, total=False):
     """What `AsyncJobs.enqueue_many` takes beside a handler and payloads, for type checkers."""
 

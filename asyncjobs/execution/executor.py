@@ -135,7 +135,8 @@ class Executor:
             freed = partial(self._free_suspect, job.id, freed)
         start = self._new_start_of(job, handler, freed)
         start.is_suspect = suspect
-        self._add(start)
+        self._starts.append(start)
+        self._new_start.set()
         return start
 
     def _new_start_of(
@@ -144,10 +145,6 @@ class Executor:
         now = self._clock()
         give_up_at = now + self._settings.redelivery.total_seconds() / 2
         return Start(job, handler, random_hex(), now, give_up_at, freed)
-
-    def _add(self, start: Start) -> None:
-        self._starts.append(start)
-        self._new_start.set()
 
     def prepare(self, job: Job, freed: Callable[[], None]) -> tuple[Start, Job] | None:
         """Start a job that is not stored yet; return it as it is to be stored, started.
@@ -172,14 +169,16 @@ class Executor:
         """Run what `prepare` has started, if that is what is stored; else free its slot."""
         if holds(stored, start.token):
             self._spawn(start, stored)
-            self._prepared.discard(start)
-            self._no_start.set()
         else:
-            self.drop(start)
+            start.freed()
+        self._settle_start(start)
 
     def drop(self, start: Start) -> None:
         """Free the slot of a job that `prepare` has started, and that was not stored."""
         start.freed()
+        self._settle_start(start)
+
+    def _settle_start(self, start: Start) -> None:
         self._prepared.discard(start)
         self._no_start.set()
 

@@ -18,7 +18,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import current_token
 
-from asyncjobs.records.waiting import running_asyncio_loop
+from asyncjobs.records.waiting import keep_until_done, running_asyncio_loop
 
 T = TypeVar("T")
 
@@ -27,9 +27,6 @@ Body = Callable[[], Coroutine[Any, Any, None]]
 
 # How long a call of code that is not ours may take to end once it is cancelled.
 _PATIENCE_SECONDS = 0.3
-
-# asyncio keeps only weak references to tasks.
-_running: set[asyncio.Task[None]] = set()
 
 # Coroutines that refuse to be closed.
 _kept: list[object] = []
@@ -65,13 +62,8 @@ class Task:
         loop = asyncio.get_running_loop()
         self._leavable = _Leavable(body)
         self._task = loop.create_task(self._run(self._leavable), name=name, context=context)
-        _running.add(self._task)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            _running.discard(task)
-            end()
-
-        self._task.add_done_callback(ended)
+        keep_until_done(self._task)
+        self._task.add_done_callback(lambda _: end())
 
     async def run_in_group(self, body: Body, end: Callable[[], None]) -> None:
         """Run in a task of a task group; a cancellation of the group passes through."""
@@ -180,9 +172,7 @@ def start_background(body: Body, *, name: str) -> None:
     """Start a task that outlives the one that starts it; it must catch whatever it raises."""
     loop = running_asyncio_loop()
     if loop is not None:
-        task = loop.create_task(body(), name=name)
-        _running.add(task)
-        task.add_done_callback(_running.discard)
+        keep_until_done(loop.create_task(body(), name=name))
         return
     import trio  # noqa: PLC0415  # the only other event loop
 

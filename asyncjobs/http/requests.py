@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import JobStatus
-from asyncjobs.core.submission import EnqueueOptions
+from asyncjobs.core.submission import NO_OPTIONS, EnqueueOptions
 from asyncjobs.errors import (
     FieldIssue,
     InvalidCallback,
@@ -27,8 +27,6 @@ from asyncjobs.http.mounts import JobLinks
 P = TypeVar("P")
 
 _NO_PAYLOAD = (b"", b"null", b"{}")
-
-_NO_OPTIONS = EnqueueOptions()
 
 
 def payload_of(request: Request, kind: JobType[P, Any]) -> P:
@@ -134,7 +132,7 @@ def options_of(
 
     Raises `InvalidCallback` if the request names a callback URL and may not.
     """
-    options = given or _NO_OPTIONS
+    options = given or NO_OPTIONS
     # A copy checks all options again: most requests need none.
     traceparent = request.headers.get("traceparent")
     if traceparent is not None and options.traceparent is None:

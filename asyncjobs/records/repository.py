@@ -7,9 +7,10 @@ they read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
@@ -131,26 +132,24 @@ class Repository:
         stored = list(await self._store.insert(new))
         for index, (job, found) in enumerate(zip(jobs, stored, strict=True)):
             if found.id != job.id:
-                stored[index] = await self._replayed(job, found)
-            elif job.id in started:
+                stored[index] = await self._replayed(found, partial(self._store.insert, [job]))
+            if stored[index].id != job.id:
+                continue
+            if stored[index] is found and job.id in started:
                 self.acknowledge_insert(job, found)
             else:
-                self._written(None, found)
+                self._written(None, stored[index])
         return stored
 
     async def insert_within(self, connection: object, jobs: Sequence[Job]) -> Sequence[Job]:
         """Add jobs as `Transactions.insert_within` does; raise `UnusableConnection`."""
         if self._transactions is None:
             raise UnusableConnection("the queue's store takes part in no transaction but its own")
-        stored = list(await self._transactions.insert_within(connection, jobs))
+        insert = partial(self._transactions.insert_within, connection)
+        stored = list(await insert(jobs))
         for index, (job, found) in enumerate(zip(jobs, stored, strict=True)):
             if found.id != job.id:
-                repaired = await self._repaired(found, self._clock.now())
-                if repaired is not None:
-                    stored[index] = repaired
-                    continue
-                await self.forget([found])
-                [stored[index]] = await self._transactions.insert_within(connection, [job])
+                stored[index] = await self._replayed(found, partial(insert, [job]))
             if stored[index].id == job.id:
                 # Not announced: to everybody else it does not exist yet, and may never do.
                 self._tell_of(None, stored[index])
@@ -280,15 +279,15 @@ class Repository:
         [whole] = await self.get([job.id])
         return whole and whole.narrow()
 
-    async def _replayed(self, job: Job, found: Job) -> Job:
-        """Return the job that has the key now: not one that nobody can read any more."""
+    async def _replayed(
+        self, found: Job, insert_again: Callable[[], Awaitable[Sequence[Job]]]
+    ) -> Job:
+        """Return the job that has the key now: not one that can no longer be read."""
         repaired = await self._repaired(found, self._clock.now())
         if repaired is not None:
             return repaired
         await self.forget([found])
-        [stored] = await self._store.insert([job])
-        if stored.id == job.id:
-            self._written(None, stored)
+        [stored] = await insert_again()
         return stored
 
     def _written(self, before: Job | None, job: Job) -> None:

@@ -143,8 +143,13 @@ class Answer(Generic[T]):
             wake()
 
 
-# asyncio keeps only weak references to tasks.
 _running: set[asyncio.Task[None]] = set()
+
+
+def keep_until_done(task: asyncio.Task[None]) -> None:
+    """Keep a task for as long as it runs: asyncio keeps only a weak reference."""
+    _running.add(task)
+    task.add_done_callback(_running.discard)
 
 
 def start_call(
@@ -161,12 +166,11 @@ def start_call(
         return
 
     def ended(task: asyncio.Task[None]) -> None:
-        _running.discard(task)
         if task.cancelled():
             end()
 
     task = loop.create_task(body())
-    _running.add(task)
+    keep_until_done(task)
     task.add_done_callback(ended)
 
 

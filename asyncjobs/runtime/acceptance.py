@@ -24,13 +24,11 @@ from asyncjobs.runtime.runtime import Runtime
 
 P = TypeVar("P")
 
-NO_OPTIONS = EnqueueOptions()
-
 # After so many payloads other tasks run.
 _AT_ONCE = 200
 
 
-async def accept_jobs(  # what is said of a job beside its payload
+async def accept_jobs(
     runtime: Runtime,
     kind: JobType[P, Any],
     payloads: Sequence[P],

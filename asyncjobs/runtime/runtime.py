@@ -197,11 +197,9 @@ class Runtime:
             stored = list(await self.repository.insert(jobs, started))
         except BaseException as error:
             unknown = isinstance(error, StoreError) or not isinstance(error, Exception)
+            let_go = self.executor.doubt if unknown else self.executor.drop
             for start, _ in starts:
-                if unknown:
-                    self.executor.doubt(start)
-                else:
-                    self.executor.drop(start)
+                let_go(start)
             raise
         finally:
             self.dispatcher.release(places)
@@ -218,8 +216,11 @@ class Runtime:
         waiting = [job for job in waiting if _may_be_dispatched(job, now)]
         if self._embedded is not None:
             refused = [job for job in waiting if not self._embedded.offer(job)]
-            if refused and self.fetcher is not None:  # it closes at this moment
-                await _give_back(self.fetcher, refused)
+            # It closes at this moment. What was there before is held by another process.
+            held = {jobs[place].id for place in kept}
+            ours = [job for job in refused if job.id in held]
+            if ours and self.fetcher is not None:
+                await _give_back(self.fetcher, ours)
         elif waiting:
             await self.retrier.dispatch(waiting)
         return stored

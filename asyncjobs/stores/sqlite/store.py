@@ -103,10 +103,7 @@ class SqliteStore:
             # Other tasks get their turn even while one reads in a loop.
             await anyio.lowlevel.checkpoint()
             opened.turn_at = perf_counter()
-        try:
-            return queries.get(opened.reader, ids)
-        except sqlite3.Error:
-            return await self._read(lambda db: queries.get(db, ids))
+        return await self._read(lambda db: queries.get(db, ids))
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
         return await self._write(lambda db: queries.replace(db, changes), len(changes))
@@ -162,10 +159,11 @@ class SqliteStore:
 
     async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         opened = self._state.get()
-        # Only while the file is recovered after a crash can a reader be locked out.
-        with self._file.errors(), suppress(sqlite3.OperationalError):
+        try:
             return query(opened.reader)
-        return await self._in_thread(lambda: query(opened.writer))
+        except sqlite3.Error:
+            # Only while the file is recovered after a crash can a reader be locked out.
+            return await self._in_thread(lambda: query(opened.writer))
 
     async def _written_by_others(self) -> object:
         """Return what changes when another process writes; in no time, unless we write just now."""
