@@ -66,8 +66,7 @@ def _accepted(kind: JobType[Any, Any], submission: Submission, job: Job) -> Acce
 
 
 def expected_duration(runtime: Runtime, what: JobType[Any, Any] | Job) -> timedelta | None:
-    """Say how long a job takes: as most of its type did lately, else as was estimated."""
-    learned = runtime.estimates.of(what.type if isinstance(what, Job) else what.name)
-    if learned is not None:
-        return learned
-    return what.estimated_duration if isinstance(what, Job) else what.estimate
+    """Return how long a job takes, by the estimate of its handler and by the latest jobs."""
+    if isinstance(what, Job):
+        return runtime.estimates.of(what.type, what.estimated_duration)
+    return runtime.estimates.of(what.name, what.estimate)

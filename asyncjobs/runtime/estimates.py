@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
-from math import inf
+from math import ceil, floor, inf, log10
 
 import anyio
 
@@ -20,8 +21,14 @@ Latest = Callable[[Selection, int], Awaitable[Page]]
 
 _SAMPLE = 50
 
-# Four in five jobs are done by then: who asks after that time mostly gets the result.
+# Four in five jobs are done by then: a client that asks after that time mostly gets the result.
 _QUANTILE = 0.8
+
+# The estimate of the handler counts as that many jobs. With fewer, the first trivial job would
+# replace it; with many more, a wrong one would stay for long.
+_PRIOR_WEIGHT = 5
+
+_SIGNIFICANT_DIGITS = 2
 
 _STALE_AFTER = 30.0
 
@@ -34,19 +41,22 @@ class Estimates:
 
     def __init__(self, latest: Latest, feed: ChangeFeed) -> None:
         self._latest = latest
-        self._learned: dict[str, timedelta | None] = {}
+        self._learned: dict[str, Sequence[timedelta]] = {}
         self._fresh_until: dict[str, float] = {}
         self._wanted: set[str] = set()
         self._signal = Signal()
         self._clock = event_loop_clock()
         feed.on_any(self._hint)
 
-    def of(self, kind: str) -> timedelta | None:
-        """Return what most jobs of a type take, None where nothing is known; learn anew if old."""
+    def of(self, kind: str, prior: timedelta | None) -> timedelta | None:
+        """Return how long most jobs of a type take, or `prior`; see `most_take`.
+
+        What was learned long ago is learned again in the background.
+        """
         if self._fresh_until.get(kind, -inf) < self._clock():
             self._wanted.add(kind)
             self._signal.set()
-        return self._learned.get(kind)
+        return most_take(self._learned.get(kind, ()), prior)
 
     async def run(self) -> None:
         """Learn what was asked for, until cancelled."""
@@ -63,20 +73,42 @@ class Estimates:
         except AsyncJobsError as error:  # the store is away, or cannot list
             log.debug("Durations of %s could not be read: %s", kind, error)
         else:
-            self._learned[kind] = most_take(page.jobs)
+            self._learned[kind] = durations(page.jobs)
 
     def _hint(self, job: Job | None) -> None:
         if job is not None and job.status is JobStatus.COMPLETED:
             self._fresh_until.pop(job.type, None)
 
 
-def most_take(jobs: Sequence[Job]) -> timedelta | None:
-    """Return the time within which most of these jobs were completed, once begun."""
-    durations = sorted(
+def durations(jobs: Iterable[Job]) -> Sequence[timedelta]:
+    """Return how long each of these jobs took once it had begun, the shortest first."""
+    return sorted(
         max(job.completed_at - job.started_at, timedelta(0))
         for job in jobs
         if job.started_at is not None and job.completed_at is not None
     )
-    if not durations:
+
+
+def most_take(durations: Sequence[timedelta], prior: timedelta | None) -> timedelta | None:
+    """Return the time within which most jobs are done, given the sorted durations of some.
+
+    `prior` is the estimate of the handler. It counts as some jobs that took that long, until the
+    durations outweigh it. A duration is rounded up to two digits, and to whole seconds; the prior
+    is returned as it is. Returns None if nothing is known.
+    """
+    weight = 0 if prior is None else _PRIOR_WEIGHT
+    total = len(durations) + weight
+    if not total:
         return None
-    return durations[min(int(len(durations) * _QUANTILE), len(durations) - 1)]
+    place = min(int(total * _QUANTILE), total - 1)
+    # The place of the prior among the durations, without making a list of both: every poll asks.
+    first = len(durations) if prior is None else bisect_left(durations, prior)
+    if place < first:
+        return _rounded(durations[place])
+    return prior if place < first + weight else _rounded(durations[place - weight])
+
+
+def _rounded(taken: timedelta) -> timedelta:
+    seconds = max(ceil(taken.total_seconds()), 1)
+    unit: int = 10 ** max(floor(log10(seconds)) + 1 - _SIGNIFICANT_DIGITS, 0)
+    return timedelta(seconds=ceil(seconds / unit) * unit)
