@@ -16,6 +16,7 @@ AsyncJobsError
 │   ├── IdempotencyConflict   the key was used for another payload
 │   ├── InvalidCallback       a URL that is not called back
 │   ├── InvalidQuery          a parameter of a list that makes no sense
+│   ├── PreconditionFailed    the job is at another version than the caller requires
 │   ├── CrossSite             sent by a page of another site
 │   └── TooManyPolls          polled far too often
 ├── ResourcesUnavailable      what handlers share could not be opened
@@ -213,6 +214,15 @@ class InvalidQuery(RequestRejected):
         self.parameter = parameter
         self.reason = reason
         super().__init__(f"The query parameter {parameter!r} cannot be used: {reason}.")
+
+
+class PreconditionFailed(RequestRejected):
+    """Raised when a job is not at a version that the caller requires; it was not changed."""
+
+    def __init__(self, job_id: str, version: int) -> None:
+        self.job_id = job_id
+        self.version = version
+        super().__init__(f"The job is at version {version}, which the request does not allow.")
 
 
 class CrossSite(RequestRejected):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar, assert_never, cast, runtime_checkable
@@ -61,6 +61,11 @@ class OpenStore(Protocol):
     nothing with it that could change. Calls may come from many tasks of one event loop at once.
     A driver's error comes out as `StoreUnavailable`, with the driver's error as its cause; a call
     that raised it may or may not have happened, and can be repeated.
+
+    Owners, types, keys and lanes are any text, and are compared exactly. A stored job that cannot
+    be read, as a newer version may have written it, harms no other: `take` moves it and leaves it
+    out of what it returns (see `stores.reading.readable`), `get` and `insert` raise `UnreadableJob`
+    for it, and `delete` deletes it.
     """
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
@@ -128,10 +133,11 @@ class ChangeNotices(Protocol):
     """A store that can tell when something was changed by another process."""
 
     def changes(self) -> AsyncIterator[Sequence[JobId]]:
-        """Yield ids that may have changed; an empty batch means that any job may have.
+        """Yield ids of jobs that may have changed; an empty batch means that any job may have.
 
-        Best effort: some changes may never be told, some be told twice or without reason.
-        Consumers read again, and read now and then anyway.
+        The first batch comes at once and is empty: jobs may have changed before. Best effort: some
+        changes may never be yielded, others twice or without reason. Consumers read again, and read
+        now and then anyway.
         """
         ...
 
@@ -143,6 +149,15 @@ class Selection:
     user_id: str | None = None
     type: str | None = None
     status: JobStatus | None = None
+
+    def given(self) -> dict[str, object]:
+        """Return the properties that are not None, by name."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in values if value is not None}
+
+    def fits(self, job: Job) -> bool:
+        """Return whether a job has all of the properties that are given."""
+        return all(getattr(job, name) == value for name, value in self.given().items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +184,22 @@ HOLD = timedelta(minutes=1)
 class Listing(Protocol):
     """A store that can find jobs by what they are, and by how they wait."""
 
-    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
-        """Return jobs that fit, the latest inserted first, from where `after` says.
+    @property
+    def filters(self) -> frozenset[str]:
+        """The fields of `Selection` by which `list` selects, such as `{"user_id", "type"}`.
 
-        Neither payload nor result is read: they are empty and None. Jobs inserted or deleted
-        between two calls make no other job appear twice or be left out. Raises `InvalidQuery` for
-        an `after` that no page of this store had as its `next`.
+        A selection with any other field is refused and never reaches the store: a store that is
+        older than a field would ignore it, and so list too much.
+        """
+        ...
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        """Return up to `limit` jobs that fit, the latest inserted first, from where `after` says.
+
+        `limit` is at least 1. Values are compared exactly. Neither payload nor result is read: they
+        are empty and None. Jobs inserted or deleted between two calls make no other job appear
+        twice or be left out, and no new job appears behind `after`. A job that cannot be read is
+        left out. Raises `InvalidQuery` for an `after` that no page of this store had as its `next`.
         """
         ...
 
@@ -495,10 +520,11 @@ class JobQueue(Protocol):
         """Record the failure of work done outside our runner; raises as `update_progress`."""
         ...
 
-    async def cancel(self, job_id: JobId, /) -> Job:
+    async def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job:
         """Cancel a waiting job; ask a running one to stop; leave a finished one as it is.
 
-        May be repeated. Raises `UnknownJob`.
+        May be repeated. With a `version`, a job at another version is left alone: raises
+        `PreconditionFailed`. The comparison and the write are one atomic step. Raises `UnknownJob`.
         """
         ...
 

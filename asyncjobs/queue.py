@@ -39,6 +39,7 @@ from asyncjobs.errors import (
     ConfigurationError,
     IllegalMove,
     NotOpen,
+    PreconditionFailed,
     WrongEventLoop,
 )
 from asyncjobs.execution.resources import Lifespan, checked_lifespan
@@ -433,17 +434,19 @@ class AsyncJobs(Registrar, Reports):
         return self._anywhere.watchers if self.event_loop else 0
 
     def expected_duration(self, what: JobType[Any, Any] | Job, /) -> timedelta | None:
-        """Say how long a job takes: as most of its type did lately, else as was estimated."""
+        """Return how long a job takes, by the estimate of its handler and by the latest jobs."""
         return expected_duration(self._running, what)
 
-    async def cancel(self, job_id: JobId, /) -> Job:
+    async def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job:
         """Cancel a waiting job, ask a running one to stop; see `JobQueue.cancel`."""
         repository = self._repository
-        job = await repository.find(job_id)
+        job = _at_version(version, await repository.find(job_id))
         if job.status.terminal or job.cancel_requested_at is not None:
             return job
         try:
-            return await repository.advance(job, lifecycle.cancel)
+            return await repository.advance(
+                job, lambda job, now: lifecycle.cancel(_at_version(version, job), now)
+            )
         except IllegalMove:  # it ended, or was asked by somebody else, in between
             return await repository.find(job_id)
 
@@ -572,6 +575,12 @@ class AsyncJobs(Registrar, Reports):
 
 def _store_of(store: str | Store) -> Store:
     return store_from_url(store) if isinstance(store, str) else store
+
+
+def _at_version(version: int | None, job: Job) -> Job:
+    if version is not None and job.version != version:
+        raise PreconditionFailed(job.id, job.version)
+    return job
 
 
 def _clock_of(store: Store) -> Clock:

@@ -142,9 +142,9 @@ class SyncJobs:
                 job = self.next_change(job_id, after=job.version)
                 yield job
 
-    def cancel(self, job_id: JobId, /) -> Job:
+    def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job:
         """Cancel a waiting job, ask a running one to stop; see `JobQueue.cancel`."""
-        return self.call("cancel", partial(self._jobs.cancel, job_id))
+        return self.call("cancel", partial(self._jobs.cancel, job_id, version=version))
 
     def retry(self, job_id: JobId, /) -> SyncJobHandle[Any]:
         """Run a job that has ended again, as a new job; see `AsyncJobs.retry`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
 from functools import partial
@@ -15,7 +15,7 @@ import anyio
 from asyncjobs.core.handlers import Handler, JobType
 from asyncjobs.core.job import Job, JobId, JobStatus, parse_job_id
 from asyncjobs.core.submission import Accepted, Caller, EnqueueOptions
-from asyncjobs.errors import AsyncJobsError, ConfigurationError, UnknownJob
+from asyncjobs.errors import AsyncJobsError, ConfigurationError, PreconditionFailed, UnknownJob
 from asyncjobs.http import sse
 from asyncjobs.http.documents import (
     AcceptedDocument,
@@ -25,14 +25,16 @@ from asyncjobs.http.documents import (
     with_pace,
 )
 from asyncjobs.http.headers import (
+    allows_change,
     etag_of,
     idempotency_key_of,
     matches,
     prefers_html,
     retry_after,
+    still_at,
     wait_of,
 )
-from asyncjobs.http.messages import Headers, Request, Response
+from asyncjobs.http.messages import Headers, Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount
 from asyncjobs.http.pages import status_page
 from asyncjobs.http.problems import no_result, not_allowed, problem_of
@@ -103,20 +105,30 @@ class Endpoints:
         self._limiter = None if limit is None else Limiter(limit)
 
     async def handle(self, request: Request) -> Response:
-        """Answer a request below the prefix. Errors that a client caused are problems."""
+        """Answer a request below the prefix. Errors that a client caused are problems.
+
+        HEAD is answered as GET is (RFC 9110, section 9.3.2); the server leaves out the body.
+        """
+        is_head = request.method == "HEAD"
         try:
-            return await self._answer(request)
+            answer = await self._answer(request._replace(method="GET") if is_head else request)
         except AsyncJobsError as error:
             return _problem_or_raise(error)
+        if is_head and isinstance(answer, StreamingResponse):
+            return await answer.without_body()
+        return answer
 
     async def accept(
         self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
     ) -> Response:
         """Store and dispatch a job, then answer 202. Errors that a client caused are problems."""
         try:
-            return await self._accept(request, kind, payload, submit)
+            answer = await self._accept(request, kind, payload, submit)
         except AsyncJobsError as error:
-            return _problem_or_raise(error)
+            answer = _problem_or_raise(error)
+        if request.closes:
+            return replace(answer, headers=(*answer.headers, ("Connection", "close")))
+        return answer
 
     def refuse_socket(self, request: Request) -> Response | None:
         """Return the refusal of a WebSocket; None if it may be accepted."""
@@ -134,17 +146,21 @@ class Endpoints:
 
     async def _answer(self, request: Request) -> Response:  # noqa: PLR0911  # one per operation
         job_id, operations = self._operations_at(request.path)
-        operation = operations.get("GET" if request.method == "HEAD" else request.method)
+        operation = operations.get(request.method)
         if operation is None:
             return not_allowed(request.method, operations)
         refuse_cross_site(request, self._trusted)
         match operation:
             case Operation.STATUS:
-                return await self._status(request, await self._poll(request, job_id))
+                return await self._status(
+                    request, _unchanged(request, await self._poll(request, job_id))
+                )
             case Operation.RESULT:
                 return await self._result(request, await self._poll(request, job_id))
             case Operation.OPERATION:
-                return self._operation(request, await self._poll(request, job_id))
+                return self._operation(
+                    request, _unchanged(request, await self._poll(request, job_id))
+                )
             case Operation.EVENTS:
                 return await self._events(request, job_id)
             case Operation.CANCEL:
@@ -224,9 +240,6 @@ class Endpoints:
         return Response(HTTPStatus.OK, headers, encode_list(page, links_of, following))
 
     async def _events(self, request: Request, job_id: JobId) -> Response:
-        if request.method == "HEAD":
-            await self._find(request, job_id)
-            return Response(HTTPStatus.OK, sse.HEADERS)
         given = parameters_of(request.query).get("after")
         after = sse.resumes_after(request.headers.get("last-event-id"), given)
         return await self.streams.events(job_id, partial(self._checked, request.owner), after)
@@ -269,6 +282,7 @@ class Endpoints:
                 assert_never(job.status)
 
     def _completed(self, request: Request, job: Job) -> Response:
+        _unchanged(request, job)
         fresh = (("ETag", etag_of(job.version)), _REVALIDATE)
         if matches(request.headers.get("if-none-match"), etag_of(job.version)):
             return Response(HTTPStatus.NOT_MODIFIED, fresh)
@@ -280,13 +294,24 @@ class Endpoints:
         return Response(HTTPStatus.OK, headers, OperationDocument.encode(job, links))
 
     async def _cancel(self, request: Request, found: Job) -> Response:
-        job = await self.jobs.cancel(found.id)
+        job = await self._cancelled(request, found)
         if request.method == "POST" and prefers_html(request.headers.get("accept")):
             # A person pressed the page's button: back to the page.
             back = ("Location", self.mount.links(request, job.id).status)
             return Response(HTTPStatus.SEE_OTHER, (back, _NO_STORE))
         status = HTTPStatus.OK if job.status.terminal else HTTPStatus.ACCEPTED
         return await self._unlasting(status, job)
+
+    async def _cancelled(self, request: Request, job: Job) -> Job:
+        """Cancel a job in one atomic step with the check of the request's conditions."""
+        if request.headers.keys().isdisjoint(("if-match", "if-none-match")):
+            return await self.jobs.cancel(job.id)
+        while allows_change(request.headers, etag_of(job.version)):
+            try:
+                return await self.jobs.cancel(job.id, version=job.version)
+            except PreconditionFailed:  # it has changed in between, perhaps to another allowed one
+                job = await self.jobs.find(job.id)
+        raise PreconditionFailed(job.id, job.version)
 
     async def _unlasting(self, status: HTTPStatus, job: Job) -> Response:
         """Answer with the status document at a URL that stands for something else."""
@@ -356,6 +381,13 @@ def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoint
         f"{kind!r} is registered on another AsyncJobs than those mounted on this app: "
         "mount that one, too, or use a handler of a mounted one."
     )
+
+
+def _unchanged(request: Request, job: Job) -> Job:
+    """Return the job; raise `PreconditionFailed` unless it is at the version of `If-Match`."""
+    if not still_at(request.headers.get("if-match"), etag_of(job.version)):
+        raise PreconditionFailed(job.id, job.version)
+    return job
 
 
 def _retry_after_header(seconds: int | None) -> Headers:

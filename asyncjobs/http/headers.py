@@ -1,8 +1,9 @@
-"""Rules of single headers: If-None-Match, Accept, Prefer, Idempotency-Key and Retry-After."""
+"""Rules of single headers: conditions, Accept, Prefer, Idempotency-Key and Retry-After."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
@@ -14,11 +15,30 @@ from asyncjobs.settings import Seconds, duration
 
 # RFC 9110 section 8.8.3: an opaque tag holds anything but quotes, blanks and controls.
 _OPAQUE_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
+_TAG = re.compile(rf"(W/)?({_OPAQUE_TAG.pattern})")
 
 
 def etag_of(version: int) -> str:
     """Make the strong ETag of a version."""
     return f'"{version}"'
+
+
+def allows_change(headers: Mapping[str, str], etag: str) -> bool:
+    """Return whether a request's conditions let it change the job (RFC 9110, section 13.2.2)."""
+    if not still_at(headers.get("if-match"), etag):
+        return False
+    return not matches(headers.get("if-none-match"), etag)
+
+
+def still_at(if_match: str | None, etag: str) -> bool:
+    """Return whether If-Match names this representation, or is absent.
+
+    The comparison is strong, as RFC 9110 section 13.1.1 requires. A header without any tag names
+    nothing, so that a client with a malformed condition changes nothing.
+    """
+    if if_match is None or if_match.strip() == "*":
+        return True
+    return any(tag == etag and not weak for weak, tag in _TAG.findall(if_match))
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:

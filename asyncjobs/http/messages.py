@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, Self
 
@@ -21,7 +21,8 @@ class Request(NamedTuple):
     one under which a router was included, if the mount has none of its own. Header names
     are in lower case; repeated headers are joined by commas, as RFC 9110 section 5.3 allows.
     `scheme` is the one by which the server itself was reached. `owner` is who asks, where the
-    mount was told how to find that out.
+    mount was told how to find that out. `closes` is whether the connection must end with the answer,
+    since a part of the body stays unread (RFC 9112, section 9.6).
     """
 
     method: str
@@ -33,6 +34,7 @@ class Request(NamedTuple):
     query: str = ""
     scheme: str = "http"
     owner: str | None = None
+    closes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +74,28 @@ class StreamingResponse(Response):
     """An answer whose body is sent in chunks; the adapter that sends it always closes `chunks`."""
 
     chunks: Chunks = field(kw_only=True)
+
+    async def without_body(self) -> StreamingResponse:
+        """Close the chunks, and return the answer to the same request by HEAD.
+
+        Still a stream, since the answer to a GET has no Content-Length (RFC 9110, section 8.6).
+        """
+        await self.chunks.aclose()
+        return replace(self, chunks=_NoChunks())
+
+
+class _NoChunks:
+    """A body that has ended."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        raise StopAsyncIteration
+
+    def take(self) -> bytes | None:
+        raise StopAsyncIteration
+
+    async def wait(self) -> None: ...
+
+    async def aclose(self) -> None: ...

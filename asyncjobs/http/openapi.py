@@ -66,6 +66,7 @@ def _query(name: str, description: str, **schema: Any) -> Schema:
 
 _PREFER = _header("Prefer", "`wait=N`: hold the request for up to N seconds (RFC 7240)")
 _KNOWN = _header("If-None-Match", "the ETag the client has")
+_EXPECTED = _header("If-Match", "the ETag the job must have; if not, the answer is 412")
 
 _PARAMETERS: Mapping[Operation, list[Schema]] = {
     Operation.LIST: [
@@ -74,12 +75,14 @@ _PARAMETERS: Mapping[Operation, list[Schema]] = {
         _query("limit", "how many", type="integer", minimum=1, maximum=100, default=20),
         _query("cursor", "where the page before ended", type="string"),
     ],
-    Operation.STATUS: [_PREFER, _KNOWN],
-    Operation.RESULT: [_KNOWN],
+    Operation.STATUS: [_PREFER, _KNOWN, _EXPECTED],
+    Operation.RESULT: [_KNOWN, _EXPECTED],
     Operation.EVENTS: [
         _header("Last-Event-ID", "the version the client has; sent by browsers"),
         _query("after", "the same, for the first connection", type="string"),
     ],
+    Operation.OPERATION: [_EXPECTED],
+    Operation.CANCEL: [_EXPECTED],
 }
 
 _SUBMISSION = [
@@ -194,7 +197,10 @@ def _json(description: str, schema: Schema) -> Schema:
 
 def _problem(status: HTTPStatus, description: str) -> Schema:
     retried = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-    headers = {"headers": _headers("Retry-After")} if status in retried else {}
+    names = ["Retry-After"] if status in retried else []
+    if status is HTTPStatus.PRECONDITION_FAILED:
+        names = ["ETag"]
+    headers = {"headers": _headers(*names)} if names else {}
     content = {"application/problem+json": {"schema": schema_of(ProblemDocument)}}
     return {"description": description, "content": content, **headers}
 

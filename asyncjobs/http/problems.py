@@ -23,12 +23,14 @@ from asyncjobs.errors import (
     LostLease,
     MalformedBody,
     PayloadTooLarge,
+    PreconditionFailed,
     ResourcesUnavailable,
     StoreUnavailable,
     TooManyPolls,
     UnknownJob,
     UnsupportedMediaType,
 )
+from asyncjobs.http.headers import etag_of
 from asyncjobs.http.messages import Headers, Response
 
 #: The status and code of each error. Any other error is a fault of the server: 500.
@@ -37,6 +39,7 @@ STATUSES: Mapping[type[AsyncJobsError], tuple[HTTPStatus, str]] = {
     UnknownJob: (HTTPStatus.NOT_FOUND, "job_not_found"),
     IllegalMove: (HTTPStatus.CONFLICT, "illegal_move"),
     LostLease: (HTTPStatus.CONFLICT, "lost_lease"),
+    PreconditionFailed: (HTTPStatus.PRECONDITION_FAILED, "precondition_failed"),
     PayloadTooLarge: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large"),
     UnsupportedMediaType: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
     InvalidPayload: (HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_payload"),
@@ -102,6 +105,8 @@ def problem_of(error: AsyncJobsError) -> Response | None:
     sentence = _SENTENCES.get(found, str(error))
     if isinstance(error, InvalidPayload):
         return problem(status, code, sentence, errors=error.issues)
+    if isinstance(error, PreconditionFailed):
+        return problem(status, code, sentence, headers=(("ETag", etag_of(error.version)),))
     if isinstance(error, TooManyPolls):
         return problem(status, code, sentence, headers=(("Retry-After", str(error.seconds)),))
     if isinstance(error, (StoreUnavailable, ResourcesUnavailable)):

@@ -43,10 +43,13 @@ _UNKNOWN = {HTTPStatus.NOT_FOUND: "The caller has no job of this id."}
 _AWAY = {HTTPStatus.SERVICE_UNAVAILABLE: "Jobs cannot be read or written at the moment."}
 _TOO_MANY = {HTTPStatus.TOO_MANY_REQUESTS: "The job is polled far too often."}
 
+_CHANGED = {HTTPStatus.PRECONDITION_FAILED: "The job is not at the version in If-Match."}
+
 _CANCEL_ANSWERS = {
     HTTPStatus.OK: "The job is finished, or was cancelled at once.",
     HTTPStatus.ACCEPTED: "The job was asked to stop, and is still running.",
     HTTPStatus.FORBIDDEN: "A page of another site has sent it.",
+    HTTPStatus.PRECONDITION_FAILED: "The job is at a version that a condition excludes: untouched.",
     **_UNKNOWN,
     **_AWAY,
 }
@@ -74,6 +77,7 @@ ROUTES = (
             HTTPStatus.OK: "The job as it stands.",
             HTTPStatus.NOT_MODIFIED: "The job is still at the version in If-None-Match.",
             **_UNKNOWN,
+            **_CHANGED,
             **_TOO_MANY,
             **_AWAY,
         },
@@ -90,6 +94,7 @@ ROUTES = (
             HTTPStatus.GONE: "The job was cancelled.",
             HTTPStatus.FAILED_DEPENDENCY: "The job has failed.",
             **_UNKNOWN,
+            **_CHANGED,
             **_TOO_MANY,
             **_AWAY,
         },
@@ -117,6 +122,7 @@ ROUTES = (
         {
             HTTPStatus.OK: "The job as it stands.",
             **_UNKNOWN,
+            **_CHANGED,
             **_TOO_MANY,
             **_AWAY,
         },

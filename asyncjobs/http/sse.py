@@ -8,10 +8,12 @@ from asyncjobs.http.messages import Headers
 
 KEEP_ALIVE = b":\n\n"
 
-#: No proxy may keep, compress or hold back a stream; the last one is nginx's own.
+#: No proxy may keep, compress or hold back a stream. `Incremental` is the standard's word for it
+#: (RFC 10036), `X-Accel-Buffering` that of nginx.
 HEADERS: Headers = (
     ("Content-Type", "text/event-stream"),
     ("Cache-Control", "no-cache, no-transform"),
+    ("Incremental", "?1"),
     ("X-Accel-Buffering", "no"),
     ("X-Content-Type-Options", "nosniff"),
 )

@@ -128,6 +128,7 @@ def test_headers_forbid_proxies_to_cache_or_buffer_a_stream(site: Any, method: s
     assert answer.status_code == 200
     assert answer.headers["content-type"].partition(";")[0] == "text/event-stream"
     assert answer.headers["cache-control"] == "no-cache, no-transform"
+    assert answer.headers["incremental"] == "?1"
     assert answer.headers["x-accel-buffering"] == "no"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert bool(answer.content) == (method == "GET")
@@ -137,6 +138,14 @@ def test_head_of_a_running_job_ends_at_once(site: Any) -> None:
     url, _ = begin(site)
     answer = site.client.head(f"{url}/events")
     assert (answer.status_code, answer.content) == (200, b"")
+    assert "content-length" not in answer.headers
+
+
+def test_head_after_the_terminal_version_is_204_as_get_is(site: Any) -> None:
+    url, version = ended(site)
+    for method in ("GET", "HEAD"):
+        answer = site.client.request(method, f"{url}/events?after={version}")
+        assert (answer.status_code, answer.headers.get("content-length")) == (204, None), method
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

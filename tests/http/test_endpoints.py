@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, JobContext, JobStatus
+from asyncjobs.core import lifecycle
 from asyncjobs.core.job import JobId
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.errors import NotOpen
@@ -21,7 +22,7 @@ from asyncjobs.http.mounts import Mount, MountOptions
 from asyncjobs.http.routes import ROUTES, Route
 from asyncjobs.http.security import PollLimit
 from asyncjobs.http.streams import Close
-from asyncjobs.protocols import Selection
+from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import Faults, FaultyStore
 from tests.http.followers import followed, in_simulated_time
@@ -133,6 +134,94 @@ async def test_cancel_asks_a_running_job_to_stop_and_leaves_a_terminal_job_alone
     assert after.header("Retry-After") is None
 
 
+class Racing(FaultyStore):
+    """Lets another caller write just before the next change."""
+
+    winner: Change | None = None
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        winner, self.winner = self.winner, None
+        if winner is not None:
+            assert list(await super().replace([winner])) == [True]
+        return await super().replace(changes)
+
+
+CANCELS = pytest.mark.parametrize(("method", "suffix"), [("POST", "/cancel"), ("DELETE", "")])
+
+
+@CANCELS
+@pytest.mark.parametrize("status", JobStatus)
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {"if-match": '"0"'},
+        {"if-match": ""},
+        {"if-match": "*", "if-none-match": "*"},
+        {"if-none-match": "*"},
+    ],
+)
+async def test_cancel_with_a_false_condition_changes_nothing(
+    made: Made, method: str, suffix: str, status: JobStatus, conditions: dict[str, str]
+) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = (await of_each_status(endpoints))[status]
+        before = await endpoints.jobs.find(job_id)
+        response = await endpoints.handle(Request(method, f"{job_id}{suffix}", headers=conditions))
+        assert response.status == 412
+        assert document(response)["code"] == "precondition_failed"
+        assert response.header("ETag") == f'"{before.version}"'
+        assert await endpoints.jobs.find(job_id) == before
+
+
+@CANCELS
+async def test_cancel_with_a_true_condition_is_done(made: Made, method: str, suffix: str) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        for conditions in ({"if-match": '"0", "1"'}, {"if-match": "*"}, {"if-none-match": '"0"'}):
+            path = f"{await an_order(endpoints)}{suffix}"
+            response = await endpoints.handle(Request(method, path, headers=conditions))
+            assert (response.status, document(response)["status"]) == (200, "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("tags", "status"), [('"1"', 412), ('"1", "3"', 412), ('"1", "2"', 202), ("*", 202)]
+)
+async def test_a_change_between_the_check_and_the_cancel_is_checked_again(
+    new_store: Callable[[], Any], tags: str, status: int
+) -> None:
+    store = Racing(new_store())
+    endpoints = mounted(store)
+    async with endpoints.jobs as jobs:
+        job = await jobs.find(await an_order(endpoints))
+        started = lifecycle.start(job, jobs.clock.now(), None)
+        store.winner = Change(started, job.revision)
+        cancel = Request("DELETE", job.id, headers={"if-match": tags})
+        response = await endpoints.handle(cancel)
+        asked = (await jobs.find(job.id)).cancel_requested_at
+    assert (response.status, asked is not None) == (status, status == 202)
+
+
+@pytest.mark.parametrize("suffix", ["", "/result", "/operation"])
+async def test_a_read_with_a_false_if_match_gets_412(made: Made, suffix: str) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = (await of_each_status(endpoints))[JobStatus.COMPLETED]
+        version = (await endpoints.jobs.find(job_id)).version
+        for tag, status in ((f'"{version}"', 200), ('"0"', 412), (f'W/"{version}"', 412)):
+            asked = Request("GET", f"{job_id}{suffix}", headers={"if-match": tag})
+            assert (await endpoints.handle(asked)).status == status, tag
+
+
+async def test_a_condition_does_not_hide_why_there_is_no_result(made: Made) -> None:
+    # RFC 9110 section 13.2.1: conditions are ignored if the answer is an error without them, too.
+    endpoints = made()
+    async with endpoints.jobs:
+        job_id = (await of_each_status(endpoints))[JobStatus.FAILED]
+        asked = Request("GET", f"{job_id}/result", headers={"if-match": '"0"'})
+        assert (await endpoints.handle(asked)).status == 424
+
+
 async def test_an_error_of_the_server_is_raised(made: Made) -> None:
     with pytest.raises(NotOpen):
         await made().handle(Request("GET", UNKNOWN))
@@ -167,7 +256,8 @@ async def test_head_is_answered_with_the_status_and_headers_of_get(made: Made, s
             head = await endpoints.handle(Request("HEAD", f"{job_id}{suffix}"))
             if isinstance(got, StreamingResponse):
                 await got.chunks.aclose()
-            assert not isinstance(head, StreamingResponse)
+                assert isinstance(head, StreamingResponse)
+                assert [chunk async for chunk in head.chunks] == []
             assert (head.status, head.headers) == (got.status, got.headers), status
 
 

@@ -15,12 +15,14 @@ from asyncjobs.core import lifecycle
 from asyncjobs.errors import InvalidIdempotencyKey
 from asyncjobs.http.headers import (
     Pacing,
+    allows_change,
     etag_of,
     idempotency_key_of,
     matches,
     preferences,
     prefers_html,
     retry_after,
+    still_at,
     wait_of,
 )
 from asyncjobs.testing import sample_job
@@ -82,6 +84,54 @@ def test_the_quote_between_two_tags_begins_no_tag() -> None:
 @given(st.text())
 def test_any_if_none_match_header_can_be_read(header: str) -> None:
     assert matches(header, TAG) in {True, False}
+
+
+@pytest.mark.parametrize(
+    ("header", "same"),
+    [
+        (None, True),
+        ("*", True),
+        (" * ", True),
+        ('"7"', True),
+        ('"6" , "7"', True),
+        ('W/"6","7"', True),
+        ('W/"7"', False),
+        ('W/"7","7"', True),
+        ('"6"', False),
+        ("7", False),
+        ("", False),
+        ('"', False),
+        ('W/"6"7"', False),
+    ],
+)
+def test_if_match_names_the_tag_by_a_strong_comparison(header: str | None, same: bool) -> None:
+    assert still_at(header, TAG) == same
+    conditions = {} if header is None else {"if-match": header}
+    assert allows_change(conditions, TAG) == same
+
+
+def test_the_quote_between_two_tags_begins_no_tag_of_if_match() -> None:
+    assert not still_at('W/"6","8"', '","')
+
+
+@given(st.text())
+def test_any_if_match_header_can_be_read(header: str) -> None:
+    assert still_at(header, TAG) in {True, False}
+
+
+@pytest.mark.parametrize(
+    ("if_match", "if_none_match", "allowed"),
+    [
+        ('"7"', '"6"', True),
+        ('"7"', '"7"', False),
+        ('"6"', '"6"', False),
+        ("*", "*", False),
+        ("*", '"6"', True),
+    ],
+)
+def test_a_change_needs_both_conditions(if_match: str, if_none_match: str, allowed: bool) -> None:
+    headers = {"if-match": if_match, "if-none-match": if_none_match}
+    assert allows_change(headers, TAG) == allowed
 
 
 @given(st.lists(st.integers(min_value=0), max_size=9), st.integers(min_value=0))

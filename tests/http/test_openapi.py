@@ -44,6 +44,7 @@ WAYS_TO_ASK: list[dict[str, str]] = [
     {},
     {"accept": "text/html"},
     {"if-none-match": "*"},
+    {"if-match": '"0"'},
     {"last-event-id": "3"},
     {"sec-fetch-site": "cross-site"},
 ]
@@ -136,12 +137,12 @@ def test_every_parameter_has_a_place_and_a_schema_and_is_named_once(route: Route
 @pytest.mark.parametrize(
     ("operation", "names"),
     [
-        (Operation.STATUS, ["Prefer", "If-None-Match"]),
-        (Operation.RESULT, ["If-None-Match"]),
+        (Operation.STATUS, ["Prefer", "If-None-Match", "If-Match"]),
+        (Operation.RESULT, ["If-None-Match", "If-Match"]),
         (Operation.EVENTS, ["Last-Event-ID", "after"]),
         (Operation.LIST, ["type", "status", "limit", "cursor"]),
-        (Operation.OPERATION, []),
-        (Operation.CANCEL, []),
+        (Operation.OPERATION, ["If-Match"]),
+        (Operation.CANCEL, ["If-Match"]),
     ],
 )
 def test_each_operation_has_the_parameters_it_reads(operation: Operation, names: list[str]) -> None:

@@ -79,6 +79,7 @@ def test_the_retry_delay_is_in_whole_milliseconds(seconds: float, line: bytes) -
     [
         ("Content-Type", "text/event-stream"),
         ("Cache-Control", "no-cache, no-transform"),
+        ("Incremental", "?1"),
         ("X-Accel-Buffering", "no"),
         ("X-Content-Type-Options", "nosniff"),
     ],
