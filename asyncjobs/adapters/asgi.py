@@ -30,6 +30,7 @@ from anyio.lowlevel import current_token
 from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Chunks, Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
+from asyncjobs.http.requests import IncomingBody
 from asyncjobs.http.scripts import script
 from asyncjobs.http.streams import Close
 from asyncjobs.queue import AsyncJobs
@@ -179,9 +180,14 @@ def routed_request_of(scope: Scope, path: str, owner: str | None) -> Request:
     return _request(scope, path, root, prefix=prefix, owner=owner)
 
 
-def submission_of(scope: Scope, root: str, prefix: str, body: bytes, owner: str | None) -> Request:
+def submission_of(
+    scope: Scope, root: str, prefix: str, body: IncomingBody, owner: str | None
+) -> Request:
     """Translate a request that submits to the routes below another root and prefix."""
-    return _request(scope, "", root, prefix=prefix, body=body, owner=owner)
+    request = _request(scope, "", root, prefix=prefix, body=body.content, owner=owner)
+    # RFC 9113 section 8.2.2: HTTP/2 has no `Connection`, and needs none.
+    closes = body.is_unfinished and scope.get("http_version", "1.1").startswith("1")
+    return request._replace(closes=True) if closes else request
 
 
 @cache  # the names are few, and all of them are ours
@@ -216,8 +222,9 @@ def send_as(
 
 
 async def _send_whole(start: Message, body: bytes, send: Send) -> None:
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
+    with suppress(OSError):  # raised by `send` after a disconnect (ASGI 2.4)
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
 
 
 async def _send_in_group(start: Message, chunks: Chunks, receive: Receive, send: Send) -> None:

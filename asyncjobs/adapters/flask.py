@@ -20,6 +20,7 @@ except ImportError as error:
         "asyncjobs.adapters.flask needs Flask: pip install 'asyncjobs-http[flask]'"
     ) from error
 from flask import Blueprint, Flask
+from werkzeug.exceptions import ClientDisconnected, HTTPException
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.submission import EnqueueOptions
@@ -35,6 +36,7 @@ from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
 from asyncjobs.http.messages import Chunks, Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount, MountOptions, check_mounts, check_target, owner_of
 from asyncjobs.http.problems import problem_of
+from asyncjobs.http.requests import IncomingBody
 from asyncjobs.http.scripts import script
 from asyncjobs.http.streams import Close
 from asyncjobs.portal import Portal, portal_for
@@ -48,6 +50,8 @@ T = TypeVar("T")
 
 #: Returns the owner of a request; None for an anonymous caller.
 Identify = Callable[[flask.Request], str | Awaitable[str | None] | None]
+
+_CHUNK_BYTES = 64 * 1024
 
 # How long a WebSocket's client may take to answer the close frame.
 _CLOSE_TIMEOUT_SECONDS = 1.0
@@ -140,7 +144,7 @@ def accept(
     body = b""
     if isinstance(payload, Body):
         kind = endpoints.jobs.registry.find(handler)
-        body = _read_at_most(kind.policy.max_payload_bytes)
+        body = _read_body(kind.policy.max_payload_bytes)
     asked = mounts[endpoints].asked("", body)
     portal, submit = mounts[endpoints].portal, Submit(user_id, options, idempotency_key)
     return _sent_by(portal, portal.call(endpoints.accept, asked, handler, payload, submit))
@@ -203,16 +207,21 @@ def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
     return headers
 
 
-def _read_at_most(limit: int) -> bytes:
-    """Read a body, but not far beyond the limit: what comes after it is left unread."""
-    body = bytearray()
+def _read_body(limit: int) -> bytes:
+    """Read the body, and keep it up to one byte more than the limit; raise `MalformedBody`."""
+    body = IncomingBody(limit)
     try:
-        while len(body) <= limit and (chunk := flask.request.stream.read(limit + 1 - len(body))):
-            body += chunk
-    except OSError as error:  # raised by servers for invalid chunks
+        while (chunk := flask.request.stream.read(_CHUNK_BYTES)) and body.add(chunk):
+            pass
+        # What the app has read before is gone from the stream, but Flask remembers it.
+        return body.content or flask.request.get_data()
+    except ClientDisconnected as error:
         raise MalformedBody("it is broken off") from error
-    # What the app has read before is gone from the stream, but Flask remembers it.
-    return bytes(body) or flask.request.get_data()
+    except HTTPException:  # the app's own limits
+        raise
+    except Exception as error:
+        # Servers raise errors of their own for invalid chunks, not only `OSError`.
+        raise MalformedBody("it is broken off") from error
 
 
 async def _awaited(value: Awaitable[T]) -> T:

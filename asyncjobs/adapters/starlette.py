@@ -15,7 +15,7 @@ except ImportError as error:
         "asyncjobs.adapters.starlette needs Starlette: pip install 'asyncjobs-http[starlette]'"
     ) from error
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -30,12 +30,13 @@ from asyncjobs.adapters.asgi import (
 )
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.submission import EnqueueOptions
-from asyncjobs.errors import AsyncJobsError, ConfigurationError
+from asyncjobs.errors import AsyncJobsError, ConfigurationError, MalformedBody
 from asyncjobs.execution.tasks import current_loop
 from asyncjobs.http import messages
 from asyncjobs.http.endpoints import Body, Submit, find_mount
 from asyncjobs.http.mounts import MountOptions, check_mounts, check_target
 from asyncjobs.http.problems import STATUSES, problem_of
+from asyncjobs.http.requests import IncomingBody
 from asyncjobs.queue import AsyncJobs
 
 __all__ = ["accept", "mount", "problem_response"]
@@ -163,7 +164,16 @@ class PendingResponse(Response):
 
     def __await__(self) -> Generator[Any, Any, Response]:
         self._used = True
-        return self._submit().__await__()
+        return self._answer().__await__()
+
+    async def _answer(self) -> Response:
+        try:
+            return await self._submit()
+        except MalformedBody as error:  # the body is broken off
+            answer = problem_of(error)
+            if answer is None:
+                raise
+            return WholeResponse(answer)
 
     async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
         self._used = True
@@ -184,18 +194,19 @@ class PendingResponse(Response):
 
 async def body_for(
     request: Request, monitor: StatusMonitor, handler: JobType[Any, Any], payload: object
-) -> bytes:
-    """Read the body if it is the payload, but not far beyond the handler's limit."""
+) -> IncomingBody:
+    """Read the body if it is the payload, up to the handler's limit; raise `MalformedBody`."""
     if not isinstance(payload, Body):
-        return b""
-    limit = monitor.endpoints.jobs.registry.find(handler).policy.max_payload_bytes
-    body = bytearray()
-    async with aclosing(request.stream()) as chunks:
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > limit:
-                break
-    return bytes(body)
+        return IncomingBody()
+    body = IncomingBody(monitor.endpoints.jobs.registry.find(handler).policy.max_payload_bytes)
+    try:
+        async with aclosing(request.stream()) as chunks:
+            async for chunk in chunks:
+                if not body.add(chunk):
+                    break
+    except ClientDisconnect as error:
+        raise MalformedBody("it is broken off") from error
+    return body
 
 
 async def submitted(

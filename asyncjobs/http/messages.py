@@ -21,8 +21,8 @@ class Request(NamedTuple):
     one under which a router was included, if the mount has none of its own. Header names
     are in lower case; repeated headers are joined by commas, as RFC 9110 section 5.3 allows.
     `scheme` is the one by which the server itself was reached. `owner` is who asks, where the
-    mount was told how to find that out. `closes` is whether the connection must end with the answer,
-    since a part of the body stays unread (RFC 9112, section 9.6).
+    mount was told how to find that out. `closes` is whether the connection must end with the
+    answer, since a part of the body stays unread (RFC 9112, section 9.6).
     """
 
     method: str

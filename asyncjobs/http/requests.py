@@ -48,6 +48,36 @@ def payload_of(request: Request, kind: JobType[P, Any]) -> P:
     return kind.read_payload(request.body)
 
 
+# The rest of a body that is too large is read and dropped, up to this size: else the server would
+# close the connection, and the client could miss the answer and lose its next request.
+_MAX_DROPPED_BYTES = 64 * 1024 * 1024
+
+
+class IncomingBody:
+    """Collects a body that arrives in chunks, up to one byte more than the limit."""
+
+    def __init__(self, limit: int = 0) -> None:
+        self._limit = limit
+        self._kept = bytearray()
+        self._seen = 0
+
+    def add(self, chunk: bytes) -> bool:
+        """Take a chunk; return whether to read on."""
+        self._kept += chunk[: self._limit + 1 - len(self._kept)]
+        self._seen += len(chunk)
+        return not self.is_unfinished
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the rest stays unread, so that the connection cannot be used again."""
+        return self._seen > self._limit + _MAX_DROPPED_BYTES
+
+    @property
+    def content(self) -> bytes:
+        """The bytes that were kept: more than the limit if the body is too large."""
+        return bytes(self._kept)
+
+
 def rejection_of(request: Request, errors: Sequence[Mapping[str, Any]]) -> RequestRejected | None:
     """Return the error for a body that a framework has read by pydantic and refused.
 

@@ -23,6 +23,7 @@ from asyncjobs.errors import (
 )
 from asyncjobs.http.messages import Request
 from asyncjobs.http.requests import (
+    IncomingBody,
     PageQuery,
     options_of,
     page_query_of,
@@ -242,3 +243,21 @@ def test_options_of_the_application_go_before_those_of_the_request() -> None:
         "POST", headers={"callback-url": "https://example.org", "traceparent": "00-theirs"}
     )
     assert options_of(theirs, ours, callbacks=False) == ours
+
+
+def test_a_body_is_kept_up_to_a_byte_more_than_the_limit() -> None:
+    body = IncomingBody(10)
+    assert [body.add(b"abcd") for _ in range(4)] == [True] * 4
+    assert body.content == b"abcdabcdabc"
+    assert not body.is_unfinished
+
+
+def test_the_rest_of_a_body_is_dropped_up_to_a_size() -> None:
+    body = IncomingBody(10)
+    chunk = bytes(1024 * 1024)
+    read = 0
+    while body.add(chunk):
+        read += 1
+    assert body.is_unfinished
+    assert read == 64
+    assert len(body.content) == 11

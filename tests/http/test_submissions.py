@@ -142,3 +142,13 @@ async def test_a_handler_that_is_not_included_is_refused_with_what_to_do(made: M
         find_mount([endpoints], declared)
     endpoints.jobs.include(declared)
     assert find_mount([endpoints], declared) is endpoints
+
+
+async def test_an_answer_to_a_body_that_stays_unread_closes_the_connection(made: Made) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        for body, status in ((b"21", 202), (b"x" * 1_100_000, 413)):
+            request = submission(body)
+            answer = await accept(endpoints, request._replace(closes=True))
+            assert (answer.status, answer.header("Connection")) == (status, "close")
+            assert (await accept(endpoints, request)).header("Connection") is None
