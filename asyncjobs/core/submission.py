@@ -103,10 +103,11 @@ def make_submission(
     The type's limits are copied, so that a later release that changes them does not touch the jobs
     that wait. Raises `InvalidPayload` or `PayloadTooLarge`.
     """
-    policy = kind.policy
-    keyed = caller.idempotency_key is not None
-    trace_id = options.trace_id or trace_id_of(options.traceparent)
-    _check_text(user_id=caller.user_id, idempotency_key=caller.idempotency_key, trace_id=trace_id)
+    policy, key = kind.policy, caller.idempotency_key
+    traced = trace_id_of(options.traceparent)
+    _check_text("user_id", caller.user_id)
+    _check_text("idempotency_key", key)
+    _check_text("trace_id", options.trace_id)
     deadline = policy.deadline if options.deadline is None else duration(options.deadline)
     return Submission.of(
         {
@@ -115,10 +116,10 @@ def make_submission(
             "payload_json": kind.dump_payload(payload),
             "retry_of": None,
             "user_id": caller.user_id,
-            "idempotency_key": caller.idempotency_key,
-            "fingerprint": kind.fingerprint(payload) if keyed else None,
-            "trace_id": trace_id or new_trace_id(),
-            "traceparent": options.traceparent if trace_id_of(options.traceparent) else None,
+            "idempotency_key": key,
+            "fingerprint": None if key is None else kind.fingerprint(payload),
+            "trace_id": options.trace_id or traced or new_trace_id(),
+            "traceparent": options.traceparent if traced else None,
             "queue": policy.queue,
             "delivery": terms.delivery if isinstance(kind, Handler) else Delivery.EXTERNAL,
             "retry": policy.retry,
@@ -171,13 +172,12 @@ def same_payload(kind: JobType[Any, Any], one: Submission, other: Submission) ->
         return False
 
 
-def _check_text(**fields: str | None) -> None:
-    for name, value in fields.items():
-        if value is None:
-            continue
-        if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # any caller
-            raise TypeError(f"{name} is a text, got {type(value).__name__}.")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidPayload([FieldIssue(name, str(error))]) from error
+def _check_text(name: str, value: str | None) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # any caller
+        raise TypeError(f"{name} is a text, got {type(value).__name__}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidPayload([FieldIssue(name, str(error))]) from error

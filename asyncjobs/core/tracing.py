@@ -14,7 +14,9 @@ _TRACEPARENT = re.compile(
 
 def trace_id_of(traceparent: str | None) -> str | None:
     """Return the trace id in a `traceparent`; None for a malformed one, which is to be ignored."""
-    match = _TRACEPARENT.fullmatch(traceparent.strip()) if traceparent else None
+    if not traceparent:
+        return None
+    match = _TRACEPARENT.fullmatch(traceparent.strip())
     return match[1] if match else None
 
 

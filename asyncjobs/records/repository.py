@@ -129,16 +129,19 @@ class Repository:
         says both. That is two events all the same.
         """
         new = [started.get(job.id, job) for job in jobs] if started else jobs
-        stored = list(await self._store.insert(new))
-        for index, (job, found) in enumerate(zip(jobs, stored, strict=True)):
-            if found.id != job.id:
-                stored[index] = await self._replayed(found, partial(self._store.insert, [job]))
-            if stored[index].id != job.id:
+        stored: list[Job] = []
+        for job, found in zip(jobs, await self._store.insert(new), strict=True):
+            if found.id == job.id:
+                if job.id in started:
+                    self.acknowledge_insert(job, found)
+                else:
+                    self._written(None, found)
+                stored.append(found)
                 continue
-            if stored[index] is found and job.id in started:
-                self.acknowledge_insert(job, found)
-            else:
-                self._written(None, stored[index])
+            kept = await self._replayed(found, partial(self._store.insert, [job]))
+            if kept.id == job.id:
+                self._written(None, kept)
+            stored.append(kept)
         return stored
 
     async def insert_within(self, connection: object, jobs: Sequence[Job]) -> Sequence[Job]:
@@ -146,13 +149,15 @@ class Repository:
         if self._transactions is None:
             raise UnusableConnection("the queue's store takes part in no transaction but its own")
         insert = partial(self._transactions.insert_within, connection)
-        stored = list(await insert(jobs))
-        for index, (job, found) in enumerate(zip(jobs, stored, strict=True)):
+        stored: list[Job] = []
+        for job, found in zip(jobs, await insert(jobs), strict=True):
+            kept = found
             if found.id != job.id:
-                stored[index] = await self._replayed(found, partial(insert, [job]))
-            if stored[index].id == job.id:
-                # Not announced: to everybody else it does not exist yet, and may never do.
-                self._tell_of(None, stored[index])
+                kept = await self._replayed(found, partial(insert, [job]))
+            if kept.id == job.id:
+                # Not announced: until the commit no other process can see the job.
+                self._tell_of(None, kept)
+            stored.append(kept)
         return stored
 
     async def get(self, ids: Sequence[JobId]) -> Sequence[Job | None]:

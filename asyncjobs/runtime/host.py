@@ -101,10 +101,11 @@ class RuntimeHost:
     def runtime_here(self) -> Runtime:
         """Return the runtime; raise `NotOpen`, or `WrongEventLoop` in another loop than its own."""
         runtime = self.runtime
-        if runtime is None or not self.in_use:
+        if runtime is None or self._ended or self._left_behind or self._pid != os.getpid():
             raise NotOpen("AsyncJobs")
         if current_loop() is not self._loop:
-            raise WrongEventLoop("AsyncJobs")
+            # A loop that is closed cannot be the running one.
+            raise NotOpen("AsyncJobs") if self._is_closed() else WrongEventLoop("AsyncJobs")
         return runtime
 
     @property

@@ -177,18 +177,36 @@ class Runtime:
             if connection is not None:
                 return await self.repository.insert_within(connection, jobs)
             return await self.repository.insert(jobs)
-        return await self._accept_now(submissions)
+        if self._embedded is None:
+            return await self._accept_elsewhere(submissions)
+        if self.fetcher is None or not self.fetcher.serves(first.queue):
+            return await self.repository.insert([lifecycle.submit(one) for one in submissions])
+        return await self._accept_here(self._embedded, self.fetcher, submissions)
 
-    async def _accept_now(self, submissions: Sequence[Submission]) -> Sequence[Job]:
+    async def _accept_elsewhere(self, submissions: Sequence[Submission]) -> Sequence[Job]:
+        """Store jobs that are due; dispatch the first, as many as the dispatcher has places for."""
+        places = self.dispatcher.reserve(len(submissions))
+        hold = self.settings.redelivery
+        jobs = [lifecycle.submit(one, hold=hold) for one in submissions[:places]]
+        jobs += [lifecycle.submit(one) for one in submissions[places:]]
+        try:
+            stored = await self.repository.insert(jobs)
+        finally:
+            self.dispatcher.release(places)
+        if places:
+            await self._dispatch(stored[:places])
+        return stored
+
+    async def _accept_here(
+        self, dispatcher: Embedded, fetcher: Fetcher, submissions: Sequence[Submission]
+    ) -> Sequence[Job]:
         """Store jobs that are due: the first started, the next with a place here, as there is room.
 
-        The rest is due for anyone.
+        The rest is due for any process.
         """
-        queue = submissions[0].queue
         jobs = [lifecycle.submit(one) for one in submissions]
-        here = self._embedded is None or (self.fetcher is not None and self.fetcher.serves(queue))
-        starts = self._prepare(jobs) if here else []
-        places = self.dispatcher.reserve(len(jobs) - len(starts)) if here else 0
+        starts = self._prepare(dispatcher, jobs)
+        places = self.dispatcher.reserve(len(jobs) - len(starts))
         kept = range(len(starts), len(starts) + places)
         for place in kept:
             jobs[place] = lifecycle.submit(submissions[place], hold=self.settings.redelivery)
@@ -214,24 +232,27 @@ class Runtime:
                 waiting.append(found)
         now = self.repository.now()
         waiting = [job for job in waiting if _may_be_dispatched(job, now)]
-        if self._embedded is not None:
-            refused = [job for job in waiting if not self._embedded.offer(job)]
+        refused = [job for job in waiting if not dispatcher.offer(job)]
+        if refused:
             # It closes at this moment. What was there before is held by another process.
             held = {jobs[place].id for place in kept}
-            ours = [job for job in refused if job.id in held]
-            if ours and self.fetcher is not None:
-                await _give_back(self.fetcher, ours)
-        elif waiting:
-            await self.retrier.dispatch(waiting)
+            await _give_back(fetcher, [job for job in refused if job.id in held])
         return stored
 
-    def _prepare(self, jobs: Sequence[Job]) -> list[tuple[Start, Job]]:
+    async def _dispatch(self, jobs: Sequence[Job]) -> None:
+        """Dispatch those of some stored jobs that are due."""
+        now = self.repository.now()
+        due = [job for job in jobs if _may_be_dispatched(job, now)]
+        if due:
+            await self.retrier.dispatch(due)
+
+    def _prepare(self, dispatcher: Embedded, jobs: Sequence[Job]) -> list[tuple[Start, Job]]:
         """Start the first of some new jobs, as many as there are slots here."""
         starts: list[tuple[Start, Job]] = []
-        if self._embedded is None or not lifecycle.may_be_stored_started(jobs[0]):
+        if not lifecycle.may_be_stored_started(jobs[0]):
             return starts
         for job in jobs:
-            freed = self._embedded.claim(job.id)
+            freed = dispatcher.claim(job.id)
             start = None if freed is None else self.executor.prepare(job, freed)
             if start is None:
                 break
