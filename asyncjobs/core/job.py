@@ -123,6 +123,21 @@ class Lease(_Value):
     until: datetime
 
 
+#: The codes that the library itself gives to failed jobs; handlers choose others.
+JOB_ERROR_CODES = frozenset(
+    {
+        "deadline_exceeded",
+        "internal_error",
+        "invalid_payload",
+        "invalid_result",
+        "timeout",
+        "worker_lost",
+    }
+)
+#: The code of a handler that chooses none.
+DEFAULT_ERROR_CODE = "job_failed"
+
+
 class JobError(_Value):
     """Why a job failed, in words a client may read."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
-from asyncjobs.core.job import Job, JobStatus
+from asyncjobs.core.job import DEFAULT_ERROR_CODE, JOB_ERROR_CODES, Job, JobStatus
 from asyncjobs.errors import (
     AsyncJobsError,
     CrossSite,
@@ -62,16 +62,33 @@ _SENTENCES: Mapping[type[AsyncJobsError], str] = {
 
 _RETRY_AFTER_SECONDS = "5"
 
+_NOT_ALLOWED = "method_not_allowed"
+_CANCELLED = "job_cancelled"
+
+_JOB_CODES = JOB_ERROR_CODES | {DEFAULT_ERROR_CODE}
+
+#: Every code that has a problem type: a section of its own on the page that the type names.
+CODES = {code for _, code in STATUSES.values()} | {_NOT_ALLOWED, _CANCELLED} | _JOB_CODES
+
+#: What precedes the code in a problem's `type`: the page of the documentation about problems.
+TYPE_PREFIX = "https://asyncjobs-http.readthedocs.io/en/stable/reference/problems.html#"
+
+# RFC 9457 section 4.2.1: the status says it all.
+_NO_TYPE = "about:blank"
+
 
 class ProblemDocument(BaseModel):
     """A problem (RFC 9457) with members of ours: `error`, `code` and, for fields, `errors`."""
 
     model_config = ConfigDict(frozen=True)
 
-    type: str = "about:blank"
+    type: str = Field(
+        default=_NO_TYPE, description="the code's section in the documentation, if it has one"
+    )
     title: str
     status: int
-    error: str = Field(description="what went wrong, in a sentence")
+    detail: str = Field(description="what went wrong, in a sentence")
+    error: str = Field(description="the same as `detail`")
     code: str = Field(description="what went wrong, for programs")
     errors: list[FieldIssue] | None = Field(default=None, description="per field of the payload")
 
@@ -79,11 +96,12 @@ class ProblemDocument(BaseModel):
 def problem(
     status: HTTPStatus, code: str, error: str, *, headers: Headers = (), **members: Any
 ) -> Response:
-    """Return a problem document."""
+    """Return a problem document; its type is that of the code, if there is one."""
     document = {
-        "type": "about:blank",
+        "type": f"{TYPE_PREFIX}{code}" if code in CODES else _NO_TYPE,
         "title": status.phrase,
         "status": status.value,
+        "detail": error,
         "error": error,
         "code": code,
         **members,
@@ -114,13 +132,18 @@ def problem_of(error: AsyncJobsError) -> Response | None:
     return problem(status, code, sentence)
 
 
-def not_allowed(method: str, allowed: Iterable[str]) -> Response:
-    """Answer a method that a URL lacks; a URL that has GET has HEAD (RFC 9110, section 9.1)."""
-    methods = [one for name in allowed for one in (("GET", "HEAD") if name == "GET" else (name,))]
-    listed = ", ".join(methods)
+def methods_of(operations: Iterable[str]) -> str:
+    """List the methods of a URL as in `Allow`: with GET comes HEAD, and all URLs have OPTIONS."""
+    names = [one for name in operations for one in (("GET", "HEAD") if name == "GET" else (name,))]
+    return ", ".join([*names, "OPTIONS"])
+
+
+def not_allowed(method: str, operations: Iterable[str]) -> Response:
+    """Answer a method that a URL lacks."""
+    listed = methods_of(operations)
     return problem(
         HTTPStatus.METHOD_NOT_ALLOWED,
-        "method_not_allowed",
+        _NOT_ALLOWED,
         f"This URL allows {listed}, not {method}.",
         headers=(("Allow", listed),),
     )
@@ -132,5 +155,8 @@ def no_result(job: Job) -> Response:
     Never 408 or 429: clients that follow `Location` would retry.
     """
     if job.status is JobStatus.CANCELLED or job.error is None:
-        return problem(HTTPStatus.GONE, "job_cancelled", "The job was cancelled.")
-    return problem(HTTPStatus.FAILED_DEPENDENCY, job.error.code, job.error.message)
+        return problem(HTTPStatus.GONE, _CANCELLED, "The job was cancelled.")
+    code, message = job.error.code, job.error.message
+    # A code that a handler has chosen has no page, even if it is spelled as one of ours.
+    own: dict[str, Any] = {} if code in _JOB_CODES else {"type": _NO_TYPE}
+    return problem(HTTPStatus.FAILED_DEPENDENCY, code, message, **own)

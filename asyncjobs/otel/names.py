@@ -5,6 +5,8 @@ In their words a queue is a destination, a job a message, and an attempt the pro
 
 from __future__ import annotations
 
+from asyncjobs.core.job import DEFAULT_ERROR_CODE, JOB_ERROR_CODES
+
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 
 #: Replaces names that are not registered here, so that clients cannot create metric series.
@@ -40,14 +42,5 @@ TIMEOUT = "timeout"
 SHUTDOWN = "shutdown"
 
 #: Values of `error.type` for a failed job; codes of the application are `APPLICATION_CODE`.
-CODES = frozenset(
-    {
-        "deadline_exceeded",
-        "internal_error",
-        "invalid_payload",
-        "invalid_result",
-        "timeout",
-        "worker_lost",
-    }
-)
-APPLICATION_CODE = "job_failed"
+CODES = JOB_ERROR_CODES
+APPLICATION_CODE = DEFAULT_ERROR_CODE

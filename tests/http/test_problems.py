@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from collections.abc import Iterator
 from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -40,8 +44,19 @@ from asyncjobs.errors import (
     WrongEventLoop,
 )
 from asyncjobs.http.messages import Response
-from asyncjobs.http.problems import STATUSES, ProblemDocument, no_result, problem, problem_of
+from asyncjobs.http.problems import (
+    CODES,
+    STATUSES,
+    TYPE_PREFIX,
+    ProblemDocument,
+    no_result,
+    problem,
+    problem_of,
+)
 from asyncjobs.testing import sample_job
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 #: Every error of the library, and the status it is answered with; None is the server's own fault.
 ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
@@ -121,7 +136,9 @@ def test_each_answer_is_a_problem_document(kind: type[AsyncJobsError]) -> None:
     assert document.status == response.status
     assert document.title == HTTPStatus(response.status).phrase
     assert document.code == STATUSES[kind][1]
-    assert document.error
+    assert document.type == f"{TYPE_PREFIX}{document.code}"
+    assert document.detail
+    assert document.error == document.detail
 
 
 def test_a_subclass_of_an_error_is_answered_like_its_base() -> None:
@@ -164,6 +181,7 @@ def test_a_problem_may_have_headers_and_members_of_its_own() -> None:
         "type": "about:blank",
         "title": "Gone",
         "status": 410,
+        "detail": "It is gone.",
         "error": "It is gone.",
         "code": "gone",
         "jobId": "1",
@@ -180,10 +198,39 @@ def test_a_failed_job_is_never_answered_by_a_status_that_clients_retry(
     assert response.status == 424
     assert response.header("retry-after") is None
     assert written(response)["code"] == code
-    assert written(response)["error"] == "It went wrong."
+    assert written(response)["detail"] == "It went wrong."
 
 
 def test_the_result_of_a_cancelled_job_is_gone(job_of_each_status: dict[JobStatus, Job]) -> None:
     response = no_result(job_of_each_status[JobStatus.CANCELLED])
     assert response.status == 410
     assert written(response)["code"] == "job_cancelled"
+
+
+def sections_of(page: Path) -> list[str]:
+    return re.findall(r"^## (\S+)$", page.read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_the_type_of_each_code_is_a_section_of_the_documentation(code: str) -> None:
+    address = urlsplit(str(written(problem(HTTPStatus.GONE, code, "It is gone."))["type"]))
+    documentation = f"{address.scheme}://{address.netloc}/en/stable/"
+    assert PROJECT["urls"]["Documentation"] == documentation
+    page = address.path.removeprefix("/en/stable/").removesuffix(".html")
+    assert sections_of(ROOT / f"docs/{page}.md").count(address.fragment) == 1
+    assert address.fragment == code
+
+
+def test_the_documentation_has_no_section_of_another_code() -> None:
+    sections = sections_of(ROOT / "docs/reference/problems.md")
+    assert set(sections) == CODES
+
+
+@pytest.mark.parametrize("code", ["disk_full", "job_not_found", "job_cancelled"])
+def test_a_code_that_a_handler_has_chosen_has_no_type(
+    job_of_each_status: dict[JobStatus, Job], code: str
+) -> None:
+    error = JobError(code=code, message="It went wrong.")
+    job = job_of_each_status[JobStatus.FAILED].model_copy(update={"error": error})
+    document = written(no_result(job))
+    assert (document["type"], document["code"]) == ("about:blank", code)
