@@ -20,6 +20,7 @@ AsyncJobsError
 │   ├── CrossSite             sent by a page of another site
 │   └── TooManyPolls          polled far too often
 ├── ResourcesUnavailable      what handlers share could not be opened
+├── NotDispatched             an engine refused some of several jobs
 ├── InvalidResult             a handler's value that cannot be stored
 ├── UnknownJob                no job has that id
 ├── JobUnsuccessful           the awaited job has failed or was cancelled
@@ -73,6 +74,15 @@ class UnknownType(ConfigurationError):
         self.known = tuple(sorted(known))
         listed = ", ".join(self.known) or "none"
         super().__init__(f"No job type {type!r} is registered (registered: {listed}).")
+
+
+class NotDispatched(AsyncJobsError):
+    """Raised by a dispatcher whose engine refused some jobs, by id, and took all others."""
+
+    def __init__(self, refused: Iterable[str], reason: str) -> None:
+        self.refused = frozenset(refused)
+        self.reason = reason
+        super().__init__(reason)
 
 
 class NotOpen(ConfigurationError):

@@ -319,7 +319,34 @@ class Dispatcher(_Opened, Protocol):
         ...
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
-        """Hand on jobs that are stored and due. An error is logged; the jobs come up again."""
+        """Hand on jobs that are stored and due. An error is logged; the jobs are sent again later.
+
+        `NotDispatched` names the jobs that the engine refused. After any other error all of these
+        jobs count as refused.
+        """
+        ...
+
+
+@runtime_checkable
+class ServesQueues(Protocol):
+    """A dispatcher whose engine has queues by name, each of which some worker must serve."""
+
+    def queue_for(self, job_type: str, queue: str, /) -> str | None:
+        """Return the engine's queue for jobs of a type and its `Policy.queue`; None: its default.
+
+        A worker that is given no queues serves the default.
+        """
+        ...
+
+    def how_to_serve(self, job_type: str, queue: str, /) -> str:
+        """Return how to start workers that get such jobs, as a sentence for logs and `check`."""
+        ...
+
+    def served_queues(self) -> frozenset[str] | None:
+        """Return the queues that running workers serve; None if the engine has no answer.
+
+        Blocks for seconds at most. The name of the default queue is among them if it is served.
+        """
         ...
 
 

@@ -508,7 +508,7 @@ class AsyncJobs(Registrar, Reports):
         if job is None:
             log.warning("An unknown job was delivered: %s", job_id, extra={"job_id": job_id})
         elif job.status is JobStatus.PENDING:
-            return await self._running.executor.run(job)
+            return await self._running.run(job)
         return None
 
     @property

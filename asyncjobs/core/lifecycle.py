@@ -17,6 +17,7 @@ from asyncjobs.core.job import (
     ATTEMPT_ERRORS,
     CALLBACKS_LANE,
     MAINTENANCE_LANE,
+    RESERVED_PREFIX,
     AttemptError,
     Callback,
     Delivery,
@@ -75,6 +76,10 @@ TRANSITIONS: Mapping[Move, Mapping[JobStatus, frozenset[JobStatus]]] = MappingPr
 
 #: Moves no client can see: they keep the version.
 INVISIBLE = frozenset({Move.EXTEND, Move.REQUEUE, Move.CALL_BACK})
+
+#: The lane of jobs that an engine brought to a worker without their handler, as during a rolling
+#: deploy. They are dispatched again whenever they are due.
+UNHANDLED_LANE = f"{RESERVED_PREFIX}unhandled"
 
 #: For so long after its end a job may owe a callback; then it is given up, whoever may call.
 CALLBACK_PATIENCE = timedelta(days=7)
@@ -193,6 +198,13 @@ def requeue(job: Job, waits_until: datetime | None = None) -> Job:
     """
     moved = _move(job, Move.REQUEUE, PENDING)
     return moved if waits_until is None else _scheduled(moved, waits_until)
+
+
+def leave_unhandled(job: Job, until: datetime) -> Job:
+    """Make a waiting job due at `until` in `UNHANDLED_LANE`; `requeue` takes it out of there."""
+    moved = _move(job, Move.REQUEUE, PENDING)
+    vars(moved)["lane"], vars(moved)["due_at"] = UNHANDLED_LANE, min(until, job.deadline)
+    return moved
 
 
 def cancel(job: Job, now: datetime) -> Job:

@@ -14,7 +14,6 @@ from asyncjobs.dispatchers.engines.push import (
     TEN_YEARS_IN_SECONDS,
     BlockingClientDispatcher,
     collect_errors,
-    queue_name_of,
 )
 from asyncjobs.portal import portal_for
 
@@ -39,7 +38,8 @@ class CeleryOptions:
     """How Celery delivers the jobs of one type.
 
     `queue` defaults to the job type's `Policy.queue`; for "default", to the default queue of the
-    Celery app. Whether and how `priority` is used depends on the broker.
+    Celery app. `priority` defaults to the app's `task_default_priority`. Whether and how it is used
+    depends on the broker: with RabbitMQ the highest number goes first, with Redis the lowest, 0.
     """
 
     queue: str | None = None
@@ -48,6 +48,8 @@ class CeleryOptions:
 
 class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
     """Sends a Celery message for each job; workers that called `register_task` run the jobs."""
+
+    serve_by = "start a worker with -Q {}"
 
     def __init__(
         self,
@@ -62,8 +64,15 @@ class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
     def send_all(self, jobs: Sequence[Job]) -> None:
         with collect_errors() as attempt:
             for job in jobs:
-                with attempt():
+                with attempt(job):
                     self._send(job)
+
+    def served_queues(self) -> frozenset[str] | None:
+        """Ask the running workers, which have a second to answer."""
+        answers: Mapping[str, Any] | None = self._app.control.inspect(timeout=1).active_queues()
+        if not answers:
+            return None
+        return frozenset(queue["name"] for queues in answers.values() for queue in queues)
 
     def register_task(self, jobs: AsyncJobs) -> Callable[..., None]:
         """Register the task that runs jobs of this queue; call it wherever the app is imported.
@@ -91,11 +100,13 @@ class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
 
     def _send(self, job: Job) -> None:
         chosen = self.options.get(job.type, CeleryOptions())
+        default: int | None = self._app.conf.task_default_priority
         self._app.send_task(
             self.task_name,
             kwargs=dict(self.message_of(job)),
-            queue=chosen.queue or queue_name_of(job),
-            priority=chosen.priority,
+            queue=self.queue_for(job.type, job.queue),
+            # `send_task` does not apply the default. Without a priority, Redis has the most urgent.
+            priority=default if chosen.priority is None else chosen.priority,
             ignore_result=True,
             add_to_parent=False,
             retry=True,

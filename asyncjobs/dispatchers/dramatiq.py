@@ -45,6 +45,8 @@ class DramatiqOptions:
 class DramatiqDispatcher(BlockingClientDispatcher[DramatiqOptions]):
     """Sends a dramatiq message for each job; workers that called `register_task` run the jobs."""
 
+    serve_by = "add {} to the --queues of a worker, or start one without that option"
+
     def __init__(
         self,
         broker: Broker,
@@ -59,7 +61,7 @@ class DramatiqDispatcher(BlockingClientDispatcher[DramatiqOptions]):
         try:
             with collect_errors() as attempt:
                 for job in jobs:
-                    with attempt():
+                    with attempt(job):
                         self._send(job)
         finally:
             # The broker for RabbitMQ keeps a connection for each thread, and this thread ends.
@@ -98,7 +100,7 @@ class DramatiqDispatcher(BlockingClientDispatcher[DramatiqOptions]):
         chosen = self.options.get(job.type, DramatiqOptions())
         self._broker.enqueue(
             Message(
-                queue_name=chosen.queue or job.queue,
+                queue_name=self.queue_for(job.type, job.queue) or DEFAULT_QUEUE,
                 actor_name=self._actor_name(chosen.priority),
                 args=(),
                 kwargs=dict(self.message_of(job)),

@@ -19,7 +19,6 @@ from asyncjobs.dispatchers.engines.push import (
     PushDispatcher,
     collect_errors,
     keep_inherited,
-    queue_name_of,
     require_asyncio,
 )
 
@@ -54,6 +53,8 @@ class ProcrastinateDispatcher(PushDispatcher[ProcrastinateOptions]):
     event loop or by `open`. Otherwise the first job opens connections of the dispatcher's own.
     """
 
+    serve_by = "add {} to the --queues of a worker, or start one without that option"
+
     def __init__(
         self,
         app: App,
@@ -78,13 +79,13 @@ class ProcrastinateDispatcher(PushDispatcher[ProcrastinateOptions]):
             await own.close()
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
-        batches: dict[ProcrastinateOptions, list[Message]] = {}
+        batches: dict[ProcrastinateOptions, list[Job]] = {}
         for job in jobs:
-            batches.setdefault(self._options_of(job), []).append(self.message_of(job))
+            batches.setdefault(self._options_of(job), []).append(job)
         with collect_errors() as attempt:
-            for options, messages in batches.items():
-                with attempt():
-                    await self._defer(options, messages)
+            for options, batch in batches.items():
+                with attempt(*batch):
+                    await self._defer(options, [self.message_of(job) for job in batch])
 
     def register_task(self, jobs: AsyncJobs) -> Callable[..., Any]:
         """Register the task that runs jobs of this queue; call it wherever workers import the app.
@@ -102,7 +103,7 @@ class ProcrastinateDispatcher(PushDispatcher[ProcrastinateOptions]):
 
     def _options_of(self, job: Job) -> ProcrastinateOptions:
         chosen = self.options.get(job.type, ProcrastinateOptions())
-        return replace(chosen, queue=chosen.queue or queue_name_of(job))
+        return replace(chosen, queue=self.queue_for(job.type, job.queue))
 
     async def _defer(self, options: ProcrastinateOptions, messages: Sequence[Message]) -> None:
         """Insert rows with the same options by one statement."""

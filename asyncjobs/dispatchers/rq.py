@@ -15,7 +15,7 @@ from threading import Thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
-from asyncjobs.core.job import Job
+from asyncjobs.core.job import DEFAULT_QUEUE, Job
 from asyncjobs.dispatchers.engines.extras import needs_extra
 from asyncjobs.dispatchers.engines.messages import run_message_from_thread
 from asyncjobs.dispatchers.engines.push import BlockingClientDispatcher, collect_errors
@@ -24,7 +24,7 @@ from asyncjobs.portal import Portal, portal_for
 from asyncjobs.records.logging import log
 
 with needs_extra("rq"):
-    from rq import Queue
+    from rq import Queue, Worker
     from rq.job import get_current_job
     from rq.queue import EnqueueData
 
@@ -63,6 +63,8 @@ class RQDispatcher(BlockingClientDispatcher[RQOptions]):
     the serializer that the workers were started with, if any.
     """
 
+    serve_by = "start a worker by `rq worker {}`"
+
     def __init__(
         self,
         connection: Any,
@@ -84,15 +86,20 @@ class RQDispatcher(BlockingClientDispatcher[RQOptions]):
 
     def send_all(self, jobs: Sequence[Job]) -> None:
         # Keyed by id, since RQ rejects a batch that has an id twice.
-        batches: defaultdict[str, dict[str, EnqueueData]] = defaultdict(dict)
+        batches: defaultdict[str, dict[str, Job]] = defaultdict(dict)
         for job in jobs:
-            chosen = self.options.get(job.type, RQOptions())
-            batches[chosen.queue or job.queue][job.id] = self._message(job, chosen)
+            name = self.queue_for(job.type, job.queue) or DEFAULT_QUEUE
+            batches[name][job.id] = job
         with collect_errors() as attempt:
             for name, batch in batches.items():
-                with attempt():
+                with attempt(*batch.values()):
                     queue = Queue(name, self._connection, serializer=self._serializer)
-                    queue.enqueue_many(batch.values())
+                    queue.enqueue_many(list(map(self._message, batch.values())))
+
+    def served_queues(self) -> frozenset[str] | None:
+        workers = Worker.all(connection=self._connection)
+        names = frozenset(name for worker in workers for name in worker.queue_names())
+        return names or None
 
     def register_task(self, jobs: AsyncJobs) -> Callable[..., None]:
         """Return the function that runs jobs of this queue, for the module that workers import.
@@ -111,7 +118,8 @@ class RQDispatcher(BlockingClientDispatcher[RQOptions]):
         self._registered = run_job
         return run_job
 
-    def _message(self, job: Job, chosen: RQOptions) -> EnqueueData:
+    def _message(self, job: Job) -> EnqueueData:
+        chosen = self.options.get(job.type, RQOptions())
         return Queue.prepare_data(  # pyright: ignore[reportUnknownMemberType]  # dicts of anything
             self._task,
             kwargs=dict(self.message_of(job)),

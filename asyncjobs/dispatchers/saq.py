@@ -16,7 +16,6 @@ from asyncjobs.dispatchers.engines.push import (
     AsyncClientDispatcher,
     Message,
     leave_connections_to_parent,
-    queue_name_of,
 )
 from asyncjobs.errors import ConfigurationError
 
@@ -55,6 +54,8 @@ class SAQDispatcher(AsyncClientDispatcher[SAQOptions]):
     another.
     """
 
+    serve_by = "start a worker whose settings have the queue {}"
+
     def __init__(
         self,
         *queues: Queue,
@@ -86,7 +87,7 @@ class SAQDispatcher(AsyncClientDispatcher[SAQOptions]):
 
     async def send(self, message: Message, job: Job) -> None:
         chosen = self.options.get(job.type, SAQOptions())
-        queue = self._queue_named(chosen.queue or queue_name_of(job))
+        queue = self._queue_named(self.queue_for(job.type, job.queue))
         time_limit = job.deadline - job.created_at + _MARGIN_AFTER_DEADLINE
         await queue.enqueue(
             SaqJob(

@@ -15,7 +15,6 @@ from asyncjobs.dispatchers.engines.push import (
     AsyncClientDispatcher,
     Message,
     leave_connections_to_parent,
-    queue_name_of,
 )
 
 with needs_extra("taskiq"):
@@ -48,6 +47,8 @@ class TaskiqDispatcher(AsyncClientDispatcher[TaskiqOptions]):
     In other processes the broker is started by the first job, unless the application starts it, and
     then shut down with the queue.
     """
+
+    serve_by = "start a worker whose broker reads the queue {}"
 
     def __init__(
         self,
@@ -118,7 +119,10 @@ class TaskiqDispatcher(AsyncClientDispatcher[TaskiqOptions]):
 
     def _labels_of(self, job: Job) -> dict[str, Any]:
         chosen = self.options.get(job.type, TaskiqOptions())
-        labels = {"queue_name": chosen.queue or queue_name_of(job), "priority": chosen.priority}
+        labels = {
+            "queue_name": self.queue_for(job.type, job.queue),
+            "priority": chosen.priority,
+        }
         return {
             **{name: value for name, value in labels.items() if value is not None},
             "retry_on_error": False,

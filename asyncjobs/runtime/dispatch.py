@@ -12,88 +12,137 @@ import anyio
 from anyio.abc import TaskGroup
 
 from asyncjobs.core.job import Delivery, Job, JobId
-from asyncjobs.protocols import Dispatcher
+from asyncjobs.core.lifecycle import UNHANDLED_LANE
+from asyncjobs.errors import AsyncJobsError, NotDispatched
+from asyncjobs.protocols import Dispatcher, ServesQueues
 from asyncjobs.records.group_commit import GroupCommit
 from asyncjobs.records.logging import log, log_fields
 from asyncjobs.settings import Settings
 
-# More than these are handed on again at the usual pauses only.
-_MOST_REMEMBERED = 10_000
+# More jobs than these are dispatched again at the usual pauses only.
+_MAX_REMEMBERED = 10_000
 
-# For so many seconds an engine that could not be told of a job is not asked on anyone's behalf.
-_LEFT_ALONE = 1.0
+# The pause after an engine has refused a job or has not answered.
+_PAUSE_SECONDS = 1.0
+
+_MAX_BATCH_SIZE = 512
+
+# A warning names the queues whose jobs wait for longer in the engine.
+_LONG_WAIT = timedelta(minutes=1)
 
 
 class DispatchRetrier:
     """The way to a dispatcher whose engine may be away, slow, or forgetful.
 
-    What many callers hand on while an engine is being told goes out together when it was told. One
-    that has refused, or not answered, is left alone for a moment: nobody's answer waits for it.
+    Jobs that arrive during a call of the dispatcher are dispatched together after it. After an
+    error there is a pause, in which no caller waits: what arrives is dispatched at its end. What
+    was refused is dispatched again when it is due in the maintenance lane.
     """
 
     def __init__(self, dispatcher: Dispatcher, settings: Settings, tasks: TaskGroup) -> None:
         self._dispatcher = dispatcher
         self._settings = settings
+        self._tasks = tasks
         pushes = dispatcher.delivery is Delivery.PUSH
-        self._hand_on = GroupCommit(self._tell, tasks) if pushes else self._tell
+        self._hand_on = GroupCommit(self._try, tasks) if pushes else self._try
         self._remembered = settings.redelivery + 2 * settings.sweep_interval
         self._refused: set[JobId] = set()
-        # When was looked after jobs that waited, and since when the first of each queue did.
+        self._refused_types: set[str] = set()
+        # The times of looks at waiting jobs, each with the earliest `run_at` of each queue.
         self._seen: deque[tuple[datetime, Mapping[str, datetime]]] = deque()
-        self._away = False
-        self._try_again_at = -math.inf
+        self._long_waits: set[str] = set()
+        self._pause_ends = -math.inf
+        # What arrives until all of the last pause has been tried waits here.
+        self._held: deque[Job] = deque()
+        self._is_catching_up = False
 
     async def dispatch(self, jobs: Sequence[Job]) -> None:
-        """Hand jobs on; what cannot be handed on now is stored, and comes up again."""
-        if self._away and anyio.current_time() < self._try_again_at:
-            self._remember(jobs)
-        else:
+        """Dispatch jobs now or, after an error, when the pause is over. Raises no error."""
+        if not self._is_catching_up and anyio.current_time() >= self._pause_ends:
             await self._hand_on(jobs)
+        elif len(self._held) + len(jobs) <= _MAX_REMEMBERED:
+            self._held.extend(jobs)
+            if not self._is_catching_up:
+                self._is_catching_up = True
+                self._tasks.start_soon(self._catch_up)
+        else:
+            self._remember(jobs)
 
-    async def _tell(self, jobs: Sequence[Job]) -> Sequence[None]:
+    async def _catch_up(self) -> None:
+        """Dispatch what arrives in a pause when it is over; each pause may be followed by one."""
+        try:
+            while self._held:
+                await anyio.sleep(max(0.0, self._pause_ends - anyio.current_time()))
+                count = min(len(self._held), _MAX_BATCH_SIZE)
+                await self._hand_on([self._held.popleft() for _ in range(count)])
+        except AsyncJobsError as error:  # jobs that are left are due again after `redelivery`
+            log.warning("Jobs were not dispatched in time; they are dispatched later: %s", error)
+        finally:
+            self._held.clear()
+            self._is_catching_up = False
+
+    async def _try(self, jobs: Sequence[Job]) -> Sequence[None]:
         try:
             with anyio.fail_after(self._settings.dispatch_timeout.total_seconds()):
                 await self._dispatcher.dispatch(jobs)
-        except Exception as error:
-            # Said once: an engine that is away refuses every job.
-            log.log(
-                logging.DEBUG if self._away else logging.WARNING,
-                "Jobs could not be dispatched; they come up again: %s",
-                str(error) or type(error).__name__,
-                exc_info=error,
-                extra=log_fields(jobs[0]),
-            )
-            self._away = True
-            self._try_again_at = anyio.current_time() + _LEFT_ALONE
-            self._remember(jobs)
+        except NotDispatched as error:
+            self._note_refused([job for job in jobs if job.id in error.refused], error)
+            self._note_taken(jobs)
+        except Exception as error:  # noqa: BLE001  # logged
+            self._note_refused(jobs, error)
         else:
-            if self._away:
-                log.info("Jobs can be dispatched again")
-            self._away = False
+            self._note_taken(jobs)
         return [None] * len(jobs)
 
+    def _note_refused(self, jobs: Sequence[Job], error: Exception) -> None:
+        types = {job.type for job in jobs}
+        # Once for each type, since every job of it is refused.
+        log.log(
+            logging.DEBUG if types <= self._refused_types else logging.WARNING,
+            "Jobs of type %s could not be dispatched; they are dispatched again later: %s",
+            ", ".join(sorted(types)),
+            str(error) or type(error).__name__,
+            exc_info=error,
+            extra=log_fields(jobs[0]),
+        )
+        self._refused_types |= types
+        self._pause_ends = anyio.current_time() + _PAUSE_SECONDS
+        self._remember(jobs)
+
+    def _note_taken(self, jobs: Sequence[Job]) -> None:
+        if not self._refused_types:
+            return
+        again = {job.type for job in jobs if job.id not in self._refused} & self._refused_types
+        if again:
+            self._refused_types -= again
+            log.info("Jobs of type %s can be dispatched again", ", ".join(sorted(again)))
+
     def _remember(self, jobs: Sequence[Job]) -> None:
-        if len(self._refused) < _MOST_REMEMBERED:
+        if len(self._refused) < _MAX_REMEMBERED:
             self._refused.update(job.id for job in jobs)
 
     async def dispatch_again(self, jobs: Sequence[Job], now: datetime) -> None:
-        """Hand on those of some waiting jobs for which it is time."""
+        """Dispatch those of some waiting jobs for which it is time."""
         pause = self._settings.redelivery
         look = pause + self._settings.sweep_interval
         begins = [(job.queue, job.run_at) for job in sorted(jobs, key=lambda one: one.run_at)]
         self._seen.append((now, dict(reversed(begins))))
-        self._forget_seen(now)
+        self._warn_of_long_waits(jobs, now)
         due = [
-            job for job in jobs if job.id in self._refused or is_time(now - job.run_at, pause, look)
+            job
+            for job in jobs
+            if job.id in self._refused
+            or job.lane == UNHANDLED_LANE
+            or is_time(now - job.run_at, pause, look)
         ]
         self._refused.difference_update(job.id for job in jobs)
         if due:
             await self._hand_on(due)
 
     def oldest(self, now: datetime) -> Mapping[str, timedelta]:
-        """Tell for how long the first job of each queue waits, of those that were seen lately.
+        """Return how long the first job of each queue has waited, of those that were seen lately.
 
-        One that still waits is looked after again before it is forgotten here, in some process.
+        A job that waits on is seen again, in some process, before it is forgotten here.
         """
         self._forget_seen(now)
         found: dict[str, timedelta] = {}
@@ -102,16 +151,38 @@ class DispatchRetrier:
                 found[queue] = max(found.get(queue, timedelta(0)), now - run_at)
         return found
 
+    def _warn_of_long_waits(self, jobs: Sequence[Job], now: datetime) -> None:
+        """Log once for each queue that its jobs wait long: no worker may serve it."""
+        self._long_waits &= {q for q, waited in self.oldest(now).items() if waited >= _LONG_WAIT}
+        if self._dispatcher.delivery is not Delivery.PUSH:
+            return
+        for job in sorted(jobs, key=lambda one: one.run_at):
+            if now - job.run_at < _LONG_WAIT or job.queue in self._long_waits:
+                continue
+            self._long_waits.add(job.queue)
+            advice = ""
+            if isinstance(self._dispatcher, ServesQueues):
+                advice = self._dispatcher.how_to_serve(job.type, job.queue)
+            log.warning(
+                "Job %s (%s) has waited for %d s in the queue %s, and no worker has started it. %s",
+                job.id,
+                job.type,
+                (now - job.run_at).total_seconds(),
+                job.queue,
+                advice,
+                extra=log_fields(job),
+            )
+
     def _forget_seen(self, now: datetime) -> None:
         while self._seen and self._seen[0][0] < now - self._remembered:
             self._seen.popleft()
 
 
 def is_time(waited: timedelta, pause: timedelta, look: timedelta) -> bool:
-    """Tell whether a job that still waits should be handed on, having been looked at a `look` ago.
+    """Return whether to dispatch a job that still waits, whose last look was a `look` ago.
 
-    At once, and after 1, 2, 4, 8 ... pauses: what was lost is found soon, and where an engine is
-    merely behind, its queue does not fill with the same jobs over and over.
+    At once, and after 1, 2, 4, 8 ... pauses: what was lost is found soon, and the queue of an
+    engine that is merely behind does not fill with the same jobs over and over.
     """
     steps, before = waited / pause, (waited - look) / pause
     if steps < 1:

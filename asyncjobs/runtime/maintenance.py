@@ -6,6 +6,7 @@ what has become of it.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -17,7 +18,7 @@ from asyncjobs.core.handlers import Registry
 from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobStatus, suspects_lane
 from asyncjobs.errors import StoreError
 from asyncjobs.execution.fetcher import Fetcher
-from asyncjobs.records.logging import log
+from asyncjobs.records.logging import log, log_fields
 from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.runtime.dispatch import DispatchRetrier
 from asyncjobs.settings import Settings
@@ -25,6 +26,9 @@ from asyncjobs.settings import Settings
 _MOST = 200
 
 _MOST_PAGES = 20
+
+# The share of `redelivery` after which a job is sent again from a worker without its handler.
+_UNHANDLED_SHARE = 1 / 3
 
 # A lane whose jobs have been due for this long has too few workers, or none.
 _NEGLECTED = timedelta(minutes=1)
@@ -50,6 +54,7 @@ class Maintenance:
         self._fetcher = fetcher
         self._room = room
         self._looked_at_neglected = -math.inf
+        self._unhandled_types: set[str] = set()
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -66,7 +71,9 @@ class Maintenance:
     async def sweep(self) -> int:
         """Look at what is due; return how many jobs that were."""
         until = self._repository.now() + self._settings.redelivery
-        jobs = await self._repository.take([MAINTENANCE_LANE], until=until, limit=_MOST)
+        jobs = await self._repository.take(
+            [MAINTENANCE_LANE, lifecycle.UNHANDLED_LANE], until=until, limit=_MOST
+        )
         now = self._repository.now()
         # What hooks have no room for comes up again after `redelivery`.
         forgettable = [job for job in jobs if lifecycle.forgettable(job, now)][: self._room()]
@@ -74,9 +81,30 @@ class Maintenance:
             await self._repository.forget(forgettable)
         await self._move_overdue(jobs)
         waiting = [job for job in jobs if job.status is JobStatus.PENDING and job.deadline > now]
+        # Written first: a start would find another revision than that of the message's job.
+        unhandled = [job for job in waiting if job.lane == lifecycle.UNHANDLED_LANE]
+        if unhandled:
+            await self._repository.replace(
+                [JobWrite(job, lifecycle.requeue(job, until)) for job in unhandled]
+            )
         if waiting:
             await self._retrier.dispatch_again(waiting, now)
         return len(jobs)
+
+    async def leave_to_others(self, job: Job) -> None:
+        """Have a job dispatched again soon that an engine brought here, where no handler is.
+
+        Some worker answers, so the engine is not behind, and its queue does not fill by that.
+        """
+        log.log(
+            logging.DEBUG if job.type in self._unhandled_types else logging.WARNING,
+            "No handler for type %r in this worker; its jobs are sent to others",
+            job.type,
+            extra=log_fields(job),
+        )
+        self._unhandled_types.add(job.type)
+        until = self._repository.now() + self._settings.redelivery * _UNHANDLED_SHARE
+        await self._repository.replace([JobWrite(job, lifecycle.leave_unhandled(job, until))])
 
     async def sweep_neglected(self, lanes: Sequence[str]) -> None:
         """Enforce the deadlines of jobs that wait in lanes which nobody empties.

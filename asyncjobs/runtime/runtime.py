@@ -267,6 +267,14 @@ class Runtime:
         theirs, none = self.retrier.oldest(self.repository.now()), timedelta(0)
         return {queue: max(ours.get(queue, none), theirs.get(queue, none)) for queue in queues}
 
+    async def run(self, job: Job) -> BaseException | None:
+        """Run one attempt of a job that an engine brought; return what its handler raised."""
+        unhandled = self._parts.registry.handler(job.type) is None
+        if unhandled and job.delivery is Delivery.PUSH:
+            await self.maintenance.leave_to_others(job)
+            return None
+        return await self.executor.run(job)
+
     def hurry(self) -> None:
         """Let the grace period be over, now or when it comes."""
         self._grace.cancel()

@@ -319,6 +319,18 @@ def test_a_requeued_job_keeps_its_place_unseen() -> None:
     assert (put_back.due_at, put_back.version) == (NOW, taken.version)
 
 
+def test_a_job_left_unhandled_waits_in_a_lane_of_its_own_until_it_is_requeued() -> None:
+    waiting = sample_job(delivery=Delivery.PUSH)
+    left = lifecycle.leave_unhandled(waiting, NOW + MINUTE)
+    assert (left.lane, left.due_at) == (lifecycle.UNHANDLED_LANE, NOW + MINUTE)
+    assert (left.version, left.run_at) == (waiting.version, waiting.run_at)
+    again = lifecycle.requeue(left, NOW + 2 * MINUTE)
+    assert (again.lane, again.due_at) == (MAINTENANCE_LANE, NOW + 2 * MINUTE)
+    assert lifecycle.leave_unhandled(waiting, NOW + timedelta(days=9)).due_at == waiting.deadline
+    with pytest.raises(IllegalMove):
+        lifecycle.leave_unhandled(processing(), NOW)
+
+
 def test_each_lost_worker_costs_a_delivery_and_the_last_one_fails_the_job() -> None:
     job = processing(max_deliveries=2)
     again = lifecycle.lose(job, LEASE.until)

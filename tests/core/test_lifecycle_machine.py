@@ -122,6 +122,10 @@ class Life(RuleBasedStateMachine):
     def requeue(self) -> None:
         self.make(lambda job, _: lifecycle.requeue(job))
 
+    @rule()
+    def leave_unhandled(self) -> None:
+        self.make(lambda job, now: lifecycle.leave_unhandled(job, now + timedelta(seconds=10)))
+
     @rule(error=st.none() | st.just("away"), pause=st.none() | st.integers(0, 8 * 86400))
     def call_back(self, error: str | None, pause: int | None) -> None:
         after = None if pause is None else timedelta(seconds=pause)

@@ -18,7 +18,7 @@ from asyncjobs.dispatchers.engines.messages import (
     run_message,
     run_message_from_thread,
 )
-from asyncjobs.dispatchers.engines.push import BlockingClientDispatcher, queue_name_of
+from asyncjobs.dispatchers.engines.push import BlockingClientDispatcher
 from asyncjobs.dispatchers.worker import WorkerDispatcher
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.portal import portal_for
@@ -131,11 +131,6 @@ class Client(BlockingClientDispatcher[None]):
 def test_a_message_names_a_job_and_nothing_of_it() -> None:
     job = sample_job(payload_json=b'"secret"', user_id="ada")
     assert Client().message_of(job) == {"namespace": "asyncjobs", "id": job.id}
-
-
-def test_the_default_queue_is_that_of_the_engine() -> None:
-    assert queue_name_of(sample_job()) is None
-    assert queue_name_of(sample_job(queue="slow")) == "slow"
 
 
 # engines without an event loop

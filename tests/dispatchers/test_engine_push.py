@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import pytest
 
 from asyncjobs import Job
 from asyncjobs.dispatchers.engines.push import AsyncClientDispatcher, Message
-from asyncjobs.errors import NotOpen
+from asyncjobs.errors import NotDispatched, NotOpen
 from asyncjobs.testing import sample_job
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
@@ -24,11 +26,18 @@ except ImportError as error:
 """
 
 
-class SlowEngine(AsyncClientDispatcher[None]):
+@dataclass(frozen=True)
+class Named:
+    """The options of an engine."""
+
+    queue: str | None
+
+
+class SlowEngine(AsyncClientDispatcher[Named]):
     """Takes some time for each message, and refuses jobs of the type "refused"."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.ids: list[str] = []
         self.most_at_once = 0
         self._at_once = 0
@@ -58,9 +67,22 @@ async def test_a_few_jobs_are_sent_at_once_and_in_their_order() -> None:
 async def test_a_refused_job_does_not_affect_others() -> None:
     jobs = [sample_job(type="refused" if number % 3 == 0 else "taken") for number in range(30)]
     async with SlowEngine() as engine:
-        with pytest.raises(ConnectionRefusedError, match=jobs[0].id):
+        with pytest.raises(NotDispatched, match=jobs[0].id) as caught:
             await engine.dispatch(jobs)
+    assert caught.value.refused == {job.id for job in jobs if job.type == "refused"}
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
     assert engine.ids == [job.id for job in jobs if job.type == "taken"]
+
+
+async def test_the_queue_of_a_job_is_that_of_the_options_or_else_of_the_policy() -> None:
+    engine = SlowEngine(options={"optional": Named("options"), "plain": Named(None)})
+    assert engine.queue_for("other", "default") is None
+    assert engine.queue_for("other", "policy") == "policy"
+    assert engine.queue_for("optional", "policy") == "options"
+    assert engine.queue_for("plain", "policy") == "policy"
+    assert "serves the queue policy" in engine.how_to_serve("other", "policy")
+    assert "or more of them" in engine.how_to_serve("other", "default")
+    assert engine.served_queues() is None
 
 
 async def test_an_empty_batch_sends_nothing() -> None:

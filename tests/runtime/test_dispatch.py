@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -12,9 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncjobs import AsyncJobs, Job, JobContext, Policy, Settings
+from asyncjobs import (
+    AsyncJobs,
+    EnqueueOptions,
+    Job,
+    JobContext,
+    JobStatus,
+    Policy,
+    Settings,
+)
 from asyncjobs.core.job import Delivery, JobId
 from asyncjobs.dispatchers.worker import WorkerDispatcher
+from asyncjobs.errors import NotDispatched
 from asyncjobs.runtime.dispatch import is_time
 from asyncjobs.testing import FaultyStore, LoopClock
 from tests.queues import Make, simulated
@@ -27,18 +37,29 @@ SWEEP = timedelta(seconds=5)
 
 
 class Engine(WorkerDispatcher):
-    """An engine outside, which may be away."""
+    """An engine outside, which may be away, or refuse jobs of one type."""
 
     delivery = Delivery.PUSH
 
-    def __init__(self) -> None:
+    def __init__(self, refuses: str = "") -> None:
         self.told: list[str] = []
         self.away = False
+        self.refuses = refuses
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         if self.away:
             raise ConnectionError("nobody there")
-        self.told.extend(job.id for job in jobs)
+        taken = [job.id for job in jobs if job.type != self.refuses]
+        self.told.extend(taken)
+        if len(taken) < len(jobs):
+            raise NotDispatched({job.id for job in jobs} - set(taken), "no such queue")
+
+
+class Prompt(Engine):
+    """An engine that gets a message as soon as the job is stored, as most do."""
+
+    def reserve(self, most: int, /) -> int:
+        return most
 
 
 @given(looks=st.lists(st.floats(30, 35), min_size=300, max_size=300))
@@ -98,6 +119,143 @@ def test_a_job_that_an_engine_refused_is_dispatched_when_it_comes_up(
     assert [one.levelname for one in told] == ["WARNING", "INFO"]
 
 
+def test_jobs_of_other_types_are_dispatched_when_the_pause_after_a_refusal_is_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def work() -> None:
+        engine = Prompt(refuses="refused")
+        web = with_task(engine)
+
+        @web.handler("refused")
+        async def refused(_none: None, _job: JobContext) -> None: ...
+
+        async with web:
+            began = anyio.current_time()
+            taken: list[str] = []
+            for number in range(100):  # ten a second
+                await web.enqueue("refused", None)
+                taken.append((await web.enqueue("task", number)).id)
+                await anyio.sleep(0.1)
+            assert anyio.current_time() - began < 11  # no submission has waited
+            await anyio.sleep(1.5)
+            assert engine.told == taken
+            engine.refuses = ""
+            await anyio.sleep((PAUSE + SWEEP).total_seconds())
+            assert len(set(engine.told)) == 200
+
+    simulated(work)
+    told = [one for one in caplog.records if "dispatched" in one.message]
+    assert [(one.levelname, "type refused" in one.message) for one in told] == [
+        ("WARNING", True),
+        ("INFO", True),
+    ]
+
+
+def test_what_arrives_while_the_engine_is_away_is_tried_after_the_pause_only_once() -> None:
+    async def work() -> None:
+        engine = Prompt()
+        async with with_task(engine) as web:
+            engine.away = True
+            for number in range(20):
+                await web.enqueue("task", number)
+            engine.away = False
+            await anyio.sleep(1.5)
+            assert len(engine.told) == 19  # all but the one that was refused
+            await anyio.sleep((PAUSE + SWEEP).total_seconds())
+            assert len(set(engine.told)) == 20
+
+    simulated(work)
+
+
+def test_a_job_whose_workers_lack_the_handler_is_sent_again_soon(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work() -> None:
+        engine, old_engine = Prompt(), Prompt()
+        web = with_task(engine)
+        old = AsyncJobs(web.store, dispatcher=old_engine, clock=web.clock)
+        old.handler("other")(other)
+
+        async with web:
+            job = await web.enqueue("task", 4)
+            begins, sent = anyio.current_time(), list[float]()
+            async with old:
+                while len(sent) < 20:  # an old worker gets each message
+                    if engine.told or old_engine.told:
+                        (engine.told or old_engine.told).clear()
+                        sent.append(anyio.current_time() - begins)
+                        await old.run(job.id)
+                    await anyio.sleep(0.1)
+            pauses = [after - before for before, after in pairwise(sent)]
+            assert max(pauses) < 16
+            # No worker answers any more: the engine's queue does not fill.
+            engine.told.clear()
+            await anyio.sleep(1800)
+            assert len(engine.told) <= 8
+            await web.run(job.id)
+            assert await job.result() == 8
+
+    simulated(work)
+    warned = [one for one in caplog.records if "No handler for type 'task'" in one.message]
+    assert len(warned) == 1
+
+
+def test_a_job_without_handler_in_an_engine_s_worker_keeps_its_deadline() -> None:
+    async def work() -> None:
+        engine = Engine()
+        web = with_task(engine)
+        old = AsyncJobs(web.store, dispatcher=Engine(), clock=web.clock)
+        old.handler("other")(other)
+        async with web:
+            job = await web.enqueue("task", 4, options=EnqueueOptions(deadline=5))
+            async with old:
+                await old.run(job.id)
+            assert (await job.wait()).status is JobStatus.FAILED
+
+    simulated(work)
+
+
+async def other(_none: None, _job: JobContext) -> None: ...
+
+
+class Named(Prompt):
+    """An engine whose queues have names."""
+
+    def queue_for(self, _job_type: str, queue: str, /) -> str | None:
+        return queue
+
+    def how_to_serve(self, _job_type: str, queue: str, /) -> str:
+        return f"Start a worker with -Q {queue}."
+
+    def served_queues(self) -> None:
+        return None
+
+
+def test_a_warning_after_a_minute_names_the_queue_that_no_worker_may_serve(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work() -> None:
+        engine = Named()
+        web = with_task(engine)
+        web.handler("other", policy=Policy(queue="images"))(other)
+        async with web:
+            served = await web.enqueue("task", 1)
+            await web.run(served.id)
+            lost = await web.enqueue("other", None)
+            await web.enqueue("other", None)
+            await anyio.sleep(55)
+            assert "images" not in caplog.text
+            await anyio.sleep(300)
+            assert lost.id in caplog.text
+
+    simulated(work)
+    warned = [one.message for one in caplog.records if "Start a worker" in one.message]
+    assert len(warned) == 1
+    assert warned[0].endswith("Start a worker with -Q images.")
+
+
 def test_how_long_jobs_wait_in_an_engine_is_known_from_looking_after_them() -> None:
     async def work() -> None:
         web = with_task(Engine())
@@ -126,19 +284,13 @@ def test_how_long_jobs_wait_in_an_engine_is_known_from_looking_after_them() -> N
     simulated(work)
 
 
-class Mute(Engine):
+class Mute(Prompt):
     """An engine that takes messages and may not answer; it notes how many come at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.batches: list[int] = []
         self.answers = anyio.Event()
-
-    def reserve(self, most: int, /) -> int:
-        return most
-
-    def release(self, _places: int, /) -> None:
-        return None
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         self.batches.append(len(jobs))

@@ -13,15 +13,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from functools import partial
-from typing import Generic, Protocol, Self, TypedDict, TypeVar
+from typing import ClassVar, Generic, Protocol, Self, TypedDict, TypeVar
 
 import anyio
 
 from asyncjobs.core.job import DEFAULT_QUEUE, Delivery, Job
-from asyncjobs.errors import ConfigurationError, NotOpen
+from asyncjobs.errors import ConfigurationError, NotDispatched, NotOpen
 from asyncjobs.execution.threads import in_new_thread
-
-O = TypeVar("O")  # noqa: E741  # the options of an engine
 
 # For engines in which the absence of a time limit means the limit that the application has set for
 # all tasks. The limits of a job are kept by asyncjobs.
@@ -35,6 +33,16 @@ class RedisPool(Protocol):
     """The part of redis-py's connection pools that is used here."""
 
     def reset(self) -> None: ...
+
+
+class Options(Protocol):
+    """The part of an engine's options for a job type that all engines have."""
+
+    @property
+    def queue(self) -> str | None: ...
+
+
+O = TypeVar("O", bound=Options)  # noqa: E741  # the options of an engine
 
 
 class Message(TypedDict):
@@ -51,6 +59,9 @@ class PushDispatcher(ABC, Generic[O]):
     """
 
     delivery = Delivery.PUSH
+
+    #: How to start a worker for a queue, for logs and `asyncjobs check`; `{}` is the queue's name.
+    serve_by: ClassVar[str] = "start a worker of the engine that serves the queue {}"
 
     def __init__(
         self, *, namespace: str = "asyncjobs", options: Mapping[str, O] | None = None
@@ -78,6 +89,20 @@ class PushDispatcher(ABC, Generic[O]):
     @abstractmethod
     async def dispatch(self, jobs: Sequence[Job], /) -> None: ...
 
+    def queue_for(self, job_type: str, queue: str, /) -> str | None:
+        chosen = self.options.get(job_type)
+        named = None if chosen is None else chosen.queue
+        return named or (None if queue == DEFAULT_QUEUE else queue)
+
+    def how_to_serve(self, job_type: str, queue: str, /) -> str:
+        name = self.queue_for(job_type, queue)
+        if name is None:
+            return "Start workers of the engine, or more of them."
+        return f"If none serves it, {self.serve_by.format(name)}."
+
+    def served_queues(self) -> frozenset[str] | None:
+        return None
+
     async def disconnect(self) -> None:
         """Close what the dispatcher has opened; nothing, unless overridden."""
 
@@ -98,7 +123,10 @@ class BlockingClientDispatcher(PushDispatcher[O]):
 
     @abstractmethod
     def send_all(self, jobs: Sequence[Job]) -> None:
-        """Send a message for each job; raise the first error when all have been tried."""
+        """Send a message for each job; when all have been tried, raise `NotDispatched` or nothing.
+
+        `collect_errors` does that.
+        """
 
 
 class AsyncClientDispatcher(PushDispatcher[O]):
@@ -139,7 +167,7 @@ class AsyncClientDispatcher(PushDispatcher[O]):
 
             async def send_waiting() -> None:
                 for job in waiting:
-                    with attempt():
+                    with attempt(job):
                         await self.send(self.message_of(job), job)
 
             async with anyio.create_task_group() as tasks:
@@ -185,25 +213,24 @@ def leave_connections_to_parent(pool: RedisPool) -> None:
 
 
 @contextmanager
-def collect_errors() -> Generator[Callable[[], AbstractContextManager[None]]]:
-    """Run every `attempt()` block, whether others raised or not; then raise the first error.
+def collect_errors() -> Generator[Callable[..., AbstractContextManager[None]]]:
+    """Run every `attempt(*jobs)` block, whether others raised or not; then raise `NotDispatched`.
 
-    The next job may be for another queue of the engine, which takes it.
+    The next job may be for another queue of the engine, which takes it. The error names the jobs of
+    all blocks that raised, and is caused by the first.
     """
     errors: list[Exception] = []
+    refused: list[Job] = []
 
     @contextmanager
-    def attempt() -> Generator[None]:
+    def attempt(*jobs: Job) -> Generator[None]:
         try:
             yield
         except Exception as error:  # noqa: BLE001  # raised below
             errors.append(error)
+            refused.extend(jobs)
 
     yield attempt
     if errors:
-        raise errors[0]
-
-
-def queue_name_of(job: Job) -> str | None:
-    """Return the queue that the job's type names; None for the engine's default queue."""
-    return None if job.queue == DEFAULT_QUEUE else job.queue
+        reason = str(errors[0]) or type(errors[0]).__name__
+        raise NotDispatched((job.id for job in refused), reason) from errors[0]
