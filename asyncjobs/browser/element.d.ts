@@ -8,9 +8,20 @@ export type AsyncJobWord =
   | "completed"
   | "failed"
   | "cancelled"
+  | "gone"
+  | "refused"
+  | "lost"
   | "progress"
   | "cancel"
   | "result"
+  | "of"
+  | "about"
+  | "took"
+  | "overrun"
+  | "whenGone"
+  | "whenRefused"
+  | "whenLost"
+  | "unreachable"
   | "uncancelled";
 
 /** `<async-job status-url="…">`; importing the module defines it. */
@@ -23,7 +34,7 @@ export class AsyncJobElement extends HTMLElement {
   statusUrl: string | null;
   /** The newest document. */
   readonly job: JobDocument | null;
-  /** Ask the job to stop; where that fails, the element says so. */
+  /** Ask the job to stop; if that fails, the element shows it. */
   cancel(): Promise<void>;
 }
 

@@ -1,54 +1,13 @@
 // <async-job status-url="…">: shows a job to its end, with a button to cancel and a link to the result.
 import { followJob, isTerminal } from "./client.js";
-
-const STYLE = `
-  :host { --async-job-accent: light-dark(#0b5fce, #6cb0ff); --async-job-track: light-dark(#d8dde3, #323943);
-    --async-job-faint: light-dark(#57606a, #a3adb8); --async-job-bad: light-dark(#c4222f, #ff7b72);
-    --async-job-good: light-dark(#1a7f37, #4cc26b); display: block; }
-  :host([hidden]), [hidden] { display: none !important; }
-  div { display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; justify-content: space-between; }
-  [part="status"] { font-weight: 600; }
-  [part="message"], [part="percent"] { color: var(--async-job-faint); }
-  [part="percent"] { font-variant-numeric: tabular-nums; }
-  [part="error"] { color: var(--async-job-bad); margin: 0.25rem 0; overflow-wrap: anywhere; }
-  progress { display: block; height: 0.5rem; margin: 0.375rem 0; width: 100%; }
-  @media (forced-colors: none) {
-    progress { appearance: none; background: var(--async-job-track); border: 0; border-radius: 1rem;
-      color: var(--async-job-accent); overflow: hidden; }
-    progress::-webkit-progress-bar { background: var(--async-job-track); }
-    progress::-webkit-progress-value { background: var(--async-job-accent); }
-    progress::-moz-progress-bar { background: var(--async-job-accent); }
-  }
-  :host([state="completed"]) { --async-job-accent: var(--async-job-good); }
-  :host([state="failed"]) { --async-job-accent: var(--async-job-bad); }
-  [part="actions"] { align-items: center; justify-content: start; margin-top: 0.375rem; }
-  [part="announced"] { clip-path: inset(50%); height: 1px; overflow: hidden; position: absolute; width: 1px; }
-  button, a { font: inherit; color: var(--async-job-accent); }
-  button { background: none; border: 1px solid currentcolor; border-radius: 0.375rem; cursor: pointer;
-    padding: 0.25rem 0.75rem; }
-  [aria-disabled] { opacity: 0.6; }
-`;
-
-const WORDS = {
-  connecting: "Connecting",
-  pending: "Waiting",
-  processing: "In progress",
-  stopping: "Stopping",
-  completed: "Completed",
-  failed: "Failed",
-  cancelled: "Cancelled",
-  progress: "Progress",
-  cancel: "Cancel",
-  result: "Result",
-  uncancelled: "The job could not be cancelled. Please try again.",
-};
+import { leave, paint, spoken, STYLE, timed, whyNone, WORDS } from "./look.js";
 
 // On a server, where pages are made, there is no such class.
 const Base = globalThis.HTMLElement ?? class {};
 
 const made = (tag, part, attributes = {}) => {
   const node = document.createElement(tag);
-  if (part) node.part = part;
+  if (part) node.setAttribute("part", part);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   return node;
 };
@@ -60,9 +19,7 @@ const slotted = (node, name, text) => {
   return node;
 };
 
-const stateOf = (job) => (job.cancelRequestedAt && !isTerminal(job) ? "stopping" : job.status);
-
-/** What a member of a result says is data: only a link to the web becomes one. */
+/** A member of a result is data: only a link to the web becomes a link. */
 const linkIn = (result, name, base) => {
   const link = result?.[name];
   const found = typeof link === "string" && URL.canParse(link, base) ? new URL(link, base) : null;
@@ -73,7 +30,7 @@ export class AsyncJobElement extends Base {
   static observedAttributes = ["status-url"];
   static words = WORDS;
 
-  /** What is shown in place of statuses and on buttons; change it before a job is followed. */
+  /** What is shown for each state and on buttons; change it before a job is followed. */
   words = { ...this.constructor.words };
   /** Options of `followJob` that are no attributes, such as `headers`. */
   options = {};
@@ -81,7 +38,9 @@ export class AsyncJobElement extends Base {
   #parts = null;
   #leaving = null;
   #following = null;
+  #ticking = null;
   #announced = "";
+  #behind = 0;
 
   connectedCallback() {
     this.#parts ??= this.#build();
@@ -89,7 +48,7 @@ export class AsyncJobElement extends Base {
   }
 
   disconnectedCallback() {
-    this.#leaving?.abort();
+    this.#stop();
   }
 
   attributeChangedCallback(_, before, after) {
@@ -107,14 +66,13 @@ export class AsyncJobElement extends Base {
 
   /** Ask the job to stop; the job's document is shown at once. */
   async cancel() {
-    const { cancel, error } = this.#parts;
+    const { cancel, note } = this.#parts;
     if (cancel.ariaDisabled) return;
-    cancel.ariaDisabled = "true"; // one that is disabled in earnest loses the focus
+    cancel.ariaDisabled = "true"; // a disabled button would lose the focus
     try {
       await this.#following?.cancel();
     } catch {
-      error.textContent = this.words.uncancelled;
-      error.hidden = false;
+      note.textContent = this.words.uncancelled;
     }
     cancel.ariaDisabled = null;
   }
@@ -122,30 +80,39 @@ export class AsyncJobElement extends Base {
   #build() {
     const { words } = this;
     const parts = {
+      root: made("div", "job", { class: "job" }),
       status: made("span", "status", { tabindex: -1 }),
       percent: made("span", "percent"),
       bar: made("progress", "bar", { max: 100, "aria-label": words.progress }),
-      message: made("span", "message", { dir: "auto" }),
+      message: made("p", "message", { dir: "auto" }),
+      count: made("span", "count", { dir: "auto" }),
+      elapsed: made("span", "elapsed"),
       announced: made("p", "announced", { role: "status", "aria-live": "polite" }),
-      error: made("p", "error", { role: "alert", dir: "auto" }),
-      result: slotted(made("a", "result"), "result", words.result),
-      cancel: slotted(made("button", "cancel", { type: "button" }), "cancel", words.cancel),
+      error: made("p", "error", { dir: "auto" }),
+      note: made("p", "note", { role: "alert" }),
+      result: slotted(made("a", "result", { class: "button main" }), "result", words.result),
+      cancel: slotted(made("button", "cancel", { class: "button", type: "button" }), "cancel", words.cancel),
     };
     parts.cancel.addEventListener("click", () => this.cancel());
-    const [head, actions] = [made("div", "head"), made("div", "actions")];
+    const head = made("p", "head", { class: "row" });
+    const detail = made("p", "detail", { class: "row" });
+    const actions = made("div", "actions");
     head.append(parts.status, parts.percent);
+    detail.append(parts.elapsed, parts.count);
     actions.append(parts.result, parts.cancel);
-    const root = this.attachShadow({ mode: "open" });
+    const { root, bar, message, announced, error, note } = parts;
+    root.append(head, bar, message, detail, announced, error, note, actions);
+    const shadow = this.attachShadow({ mode: "open" });
     // A sheet of its own is no inline style, which a page's policy may forbid.
     const sheet = new CSSStyleSheet();
-    sheet.replaceSync(STYLE);
-    root.adoptedStyleSheets = [sheet];
-    root.append(head, parts.bar, parts.message, parts.announced, parts.error, actions);
+    sheet.replaceSync(`:host { display: block; } :host([hidden]) { display: none; } ${STYLE}`);
+    shadow.adoptedStyleSheets = [sheet];
+    shadow.append(root);
     return parts;
   }
 
   #follow() {
-    this.#leaving?.abort();
+    this.#stop();
     this.job = null;
     this.#reset();
     if (!this.statusUrl) return;
@@ -159,55 +126,44 @@ export class AsyncJobElement extends Base {
       onUpdate: (job) => this.#show(job),
     });
     this.#following = following;
+    this.#ticking = setInterval(() => this.#tick(), 1000);
     following.then(
       (job) => this.#say("job-end", job),
       (error) => signal.aborted || this.#fail(error),
     );
   }
 
-  #reset() {
-    const { bar, result, error, percent, message } = this.#parts;
-    bar.removeAttribute("value");
-    result.hidden = error.hidden = true;
-    this.#offerCancel(false);
-    error.textContent = percent.textContent = message.textContent = "";
-    this.#enter("connecting");
+  #stop() {
+    this.#leaving?.abort();
+    clearInterval(this.#ticking);
   }
 
-  #enter(state) {
-    this.setAttribute("state", state);
-    this.#parts.status.textContent = this.words[state];
+  #reset() {
+    const { bar, cancel, result, root, status } = this.#parts;
+    for (const name of ["percent", "message", "count", "elapsed", "error", "note"]) this.#parts[name].textContent = "";
+    bar.removeAttribute("value");
+    bar.hidden = false;
+    cancel.hidden = result.hidden = true;
+    status.textContent = this.words.connecting;
+    root.dataset.state = "connecting";
+    this.setAttribute("state", "connecting");
   }
 
   #show(job) {
     this.job = job;
-    const { bar, percent, message, error, result } = this.#parts;
-    const state = stateOf(job);
-    this.#enter(state);
-    bar.value = job.progress;
-    percent.textContent = `${job.progress}%`;
-    message.textContent = job.detail?.message ?? "";
-    error.textContent = job.error ?? "";
-    error.hidden = !job.error;
-    this.#offerCancel(!isTerminal(job) && state !== "stopping");
-    result.hidden = state !== "completed";
-    if (state === "completed") result.href = this.#resultOf(job);
-    this.#announce(job, state);
+    this.setAttribute("state", paint(this.#parts, job, this.words));
+    if (job.status === "completed") this.#parts.result.href = this.#resultOf(job);
+    // A clock that is behind the server's would count from less than nothing.
+    this.#behind = Math.max(this.#behind, Date.parse(job.startedAt ?? job.createdAt) - Date.now() || 0);
+    this.#tick();
+    const words = spoken(job, this.words);
+    if (words !== this.#announced) this.#parts.announced.textContent = this.#announced = words;
+    if (isTerminal(job)) clearInterval(this.#ticking);
     this.#say("job-update", job);
   }
 
-  // Whoever pressed it by the keyboard is not thrown back to the page's beginning.
-  #offerCancel(offered) {
-    const { cancel, status } = this.#parts;
-    if (!offered && this.shadowRoot.activeElement === cancel) status.focus();
-    cancel.hidden = !offered;
-  }
-
-  // Who listens hears of changes and of quarters, not of each percent.
-  #announce(job, state) {
-    const quarter = state === "processing" ? `, ${Math.floor(job.progress / 25) * 25}%` : "";
-    const words = `${this.words[state]}${quarter}`;
-    if (words !== this.#announced) this.#parts.announced.textContent = this.#announced = words;
+  #tick() {
+    if (this.job) this.#parts.elapsed.textContent = timed(this.job, Date.now() + this.#behind, this.words);
   }
 
   #resultOf(job) {
@@ -219,10 +175,10 @@ export class AsyncJobElement extends Base {
   }
 
   #fail(error) {
-    this.#enter("failed");
-    this.#offerCancel(false);
-    this.#parts.error.textContent = error.message;
-    this.#parts.error.hidden = false;
+    const state = whyNone(error.status) ?? "lost";
+    this.#stop();
+    leave(this.#parts, state, this.words);
+    this.setAttribute("state", state);
     this.#say("job-error", error);
   }
 

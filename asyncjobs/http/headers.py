@@ -52,6 +52,16 @@ def matches(if_none_match: str | None, etag: str) -> bool:
     return if_none_match.strip() == "*" or etag in _OPAQUE_TAG.findall(if_none_match)
 
 
+def attachment(name: str, suffix: str) -> tuple[str, str]:
+    """Return the header of an answer that browsers save as a file of about that name.
+
+    Only letters, digits and ``._-`` of ASCII stay: file systems and browsers agree on them
+    (RFC 6266, section 4.3).
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "file"
+    return ("Content-Disposition", f'attachment; filename="{safe}{suffix}"')
+
+
 _RANGE = re.compile(r"\s*([^\s;,/]+/[^\s;,/]+)\s*((?:;[^,]*)?)")
 _QUALITY = re.compile(r";\s*q\s*=\s*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$)", re.IGNORECASE)
 

@@ -1,109 +1,76 @@
 // Keeps the page up to date: follows the job by its events, else by polling.
-const page = document.querySelector("main").dataset;
-const parts = {};
-for (const node of document.querySelectorAll("[data-is]")) parts[node.dataset.is] = node;
+const root = document.querySelector("main");
+const { eventsUrl, now, retryAfter, statusUrl } = root.dataset;
+const parts = { root };
+for (const node of document.querySelectorAll("[part]")) parts[node.getAttribute("part")] = node;
 // How far this machine's clock is behind the server's.
-const behind = Date.parse(page.now) - Date.now() || 0;
+const behind = Date.parse(now) - Date.now() || 0;
 const headers = { Accept: "application/json" };
-let pause = Number(page.retryAfter) || 2;
-
-const ended = () => parts.completed.dateTime;
-const put = (name, text) => { parts[name].textContent = text ?? ""; };
-
-const spelt = (seconds) => {
-  const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
-  const first = units.findIndex(([size]) => seconds >= size);
-  if (first < 0) return "under 1 s";
-  return units.slice(first, first + 2).map(([size, unit]) => {
-    const count = Math.floor(seconds / size);
-    seconds %= size;
-    return count ? `${count} ${unit}` : "";
-  }).join(" ").trim();
-};
-
-const counted = ({ current, total, unit }) => {
-  if (current == null) return "";
-  const of = total == null ? "" : ` of ${total.toLocaleString("en")}`;
-  return `${current.toLocaleString("en")}${of} ${unit ?? ""}`.trim();
-};
+let job = JSON.parse(root.dataset.job);
+let pause = Number(retryAfter) || 2;
+let over = false;
+let announced = spoken(job);
 
 const setTime = (name, iso) => {
   if (!iso) return;
   parts[name].dateTime = iso;
-  put(name, new Date(iso).toLocaleString([], { dateStyle: "medium", timeStyle: "medium" }));
+  put(parts[name], new Date(iso).toLocaleString([], { dateStyle: "medium", timeStyle: "medium" }));
 };
 
-const tick = () => {
-  const from = parts.started.dateTime;
-  const to = ended() ? Date.parse(parts.completed.dateTime) : Date.now() + behind;
-  const begun = from && page.state !== "pending";
-  put("elapsed", begun ? spelt((to - Date.parse(from)) / 1000) : "");
-};
+const name = (state) => { document.title = `${state} · ${parts.type.textContent}`; };
+const tick = () => { if (!over || job.completedAt) put(parts.elapsed, timed(job, Date.now() + behind)); };
+const finish = () => { over = true; clearInterval(ticking); };
 
-// Who listens hears of changes and of quarters, not of each percent.
-const spoken = (error) => {
-  const words = page[page.state];
-  if (page.state !== "processing") return error ? `${words}. ${error}` : words;
-  return `${words}, ${Math.floor(parts.progress.value / 25) * 25}%`;
-};
-let announced = spoken();
-
-const offer = (state) => {
-  parts.result.hidden = state !== "completed";
-  if (!parts.cancel || state === "pending" || state === "processing") return;
-  if (parts.cancel.contains(document.activeElement)) parts.status.focus();
-  parts.cancel.hidden = true;
-};
-
-const show = (job) => {
-  if (ended()) return;
-  const state = job.cancelRequestedAt && !job.completedAt ? "stopping" : job.status;
-  page.state = state;
-  parts.progress.value = job.progress;
-  setTime("started", job.startedAt);
-  setTime("completed", job.completedAt);
-  const percent = `${job.progress}%`;
-  const texts = {
-    status: page[state],
-    percent,
-    message: job.detail?.message,
-    count: counted(job.detail ?? {}),
-    error: job.error,
-    code: job.errorCode,
-    attempt: job.attempt > 1 ? job.attempt : "",
-    note: "",
-  };
-  for (const name in texts) put(name, texts[name]);
-  const title = state === "processing" ? percent : page[state];
-  document.title = `${title} · ${parts.type.textContent}`;
-  if (announced !== (announced = spoken(job.error))) put("announced", announced);
-  offer(state);
+const show = (found) => {
+  if (over) return;
+  job = found;
+  const state = paint(parts, job);
+  name(state === "processing" && job.progress ? `${job.progress}%` : parts.status.textContent);
+  for (const moment of ["started", "completed"]) setTime(moment, job[`${moment}At`]);
+  put(parts.code, job.errorCode);
+  put(parts.attempt, job.attempt > 1 ? `${job.attempt}` : "");
+  if (announced !== (announced = spoken(job))) put(parts.announced, announced);
   tick();
+  if (job.completedAt) finish();
+};
+
+const abandon = (state) => {
+  leave(parts, state);
+  name(WORDS[state]);
+  finish();
+};
+
+const read = async (answer) => {
+  const why = whyNone(answer.status);
+  if (why) return abandon(why);
+  if (!answer.ok) return null;
+  // A login page, by a redirect.
+  if (!/json/.test(answer.headers.get("content-type"))) return abandon("refused");
+  const found = await answer.json();
+  show(found);
+  return found;
 };
 
 const poll = async () => {
   if (document.hidden) return addEventListener("visibilitychange", poll, { once: true });
-  let told;
+  let wait;
   try {
-    const answer = await fetch(page.statusUrl, { headers });
-    if (/^4(?!29)/.test(answer.status)) return put("note", page.gone);
-    const job = answer.ok ? await answer.json() : null;
-    told = job?.retryAfter || Number(answer.headers.get("retry-after"));
-    if (job) show(job);
+    const answer = await fetch(statusUrl, { headers });
+    wait = (await read(answer))?.retryAfter || Number(answer.headers.get("retry-after"));
   } catch {
-    put("note", page.lost);
+    put(parts.note, WORDS.unreachable);
   }
-  pause = told || Math.min(pause * 2, 30);
-  if (!ended()) setTimeout(poll, pause * 1000);
+  pause = wait || Math.min(pause * 2, 30);
+  if (!over) setTimeout(poll, pause * 1000);
 };
 
 const follow = () => {
-  const source = new EventSource(page.eventsUrl);
+  const source = new EventSource(eventsUrl);
   let failures = 2;
   const giveUp = () => {
     clearTimeout(patience);
     source.close();
-    if (!ended()) poll();
+    if (!over) poll();
   };
   // The first event comes at once, unless a proxy holds it back.
   const patience = setTimeout(giveUp, 5000);
@@ -111,7 +78,7 @@ const follow = () => {
   source.onmessage = ({ data }) => {
     clearTimeout(patience);
     show(JSON.parse(data));
-    if (ended()) source.close();
+    if (over) source.close();
   };
   source.onerror = () => {
     if (source.readyState === EventSource.CLOSED || ++failures > 2) giveUp();
@@ -120,20 +87,18 @@ const follow = () => {
 
 parts.cancel?.addEventListener("submit", async (event) => {
   event.preventDefault();
-  parts.cancel.ariaBusy = "true";
-  try {
-    const answer = await fetch(parts.cancel.action, { method: "POST", headers });
-    if (!answer.ok) throw answer;
-    show(await answer.json());
-  } catch {
-    put("note", page.uncancelled);
-  }
-  parts.cancel.ariaBusy = null;
+  const button = parts.cancel.querySelector("button");
+  if (button.ariaDisabled) return;
+  button.ariaDisabled = "true"; // a disabled button would lose the focus
+  const asked = fetch(parts.cancel.action, { method: "POST", headers });
+  // 403 is a refusal of this request, and not of the caller.
+  const done = await asked.then((answer) => answer.status !== 403 && read(answer)).catch(() => null);
+  if (!done && !over) put(parts.note, WORDS.uncancelled);
+  button.ariaDisabled = null;
 });
 
-for (const name of ["created", "started", "completed"]) setTime(name, parts[name].dateTime);
-if (!ended()) {
-  tick();
-  const ticking = setInterval(() => ended() ? clearInterval(ticking) : tick(), 1000);
-  if (window.EventSource) follow(); else poll();
-}
+for (const moment of ["created", "started", "completed"]) setTime(moment, parts[moment].dateTime);
+const ticking = setInterval(tick, 1000);
+if (job.completedAt) finish();
+else if (window.EventSource) follow();
+else poll();

@@ -1,13 +1,17 @@
-"""The status of a job as a page for people: live by events, and without JavaScript by refresh.
+"""Pages for people: the status of a job, and the problems on the way to it.
 
-The page is complete as the server renders it. Its script only fills in anew what is marked by
-`data-is`; all words it needs are in `data-` attributes, so that they are written here alone.
+The status page is complete as the server renders it; without JavaScript it is refreshed. Its script
+fills in the elements with a `part` again. The words and the style are those of `<async-job>`: both
+are in `browser/look.js`.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from base64 import b64encode
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from html import escape
@@ -21,61 +25,45 @@ from asyncjobs.http.messages import Headers, Response
 from asyncjobs.http.mounts import JobLinks
 
 
-def _word(status: JobStatus) -> str:
-    match status:
-        case JobStatus.PENDING:
-            return "Waiting"
-        case JobStatus.PROCESSING:
-            return "In progress"
-        case JobStatus.COMPLETED:
-            return "Completed"
-        case JobStatus.FAILED:
-            return "Failed"
-        case JobStatus.CANCELLED:
-            return "Cancelled"
-        case _:
-            assert_never(status)
+def _asset(folder: str, name: str) -> str:
+    # Browsers hash scripts with bare line feeds, which reading as text makes of any line ends.
+    return (files("asyncjobs") / folder / name).read_text(encoding="utf-8")
 
 
-#: What the page shows for each state: a status, or a running job that was asked to stop.
-WORDS: Mapping[str, str] = {
-    **{status: _word(status) for status in JobStatus},
-    "stopping": "Stopping",
-}
+@dataclass(frozen=True)
+class _Look:
+    """What the page shares with the element; see `browser/look.js`."""
 
-_NOTES: Mapping[str, str] = {
-    "lost": "The server cannot be reached. Trying again.",
-    "gone": "The job cannot be read any more.",
-    "uncancelled": "The job could not be cancelled. Please try again.",
-}
+    words: Mapping[str, str]
+    style: str
+    script: str
+
+
+def _look() -> _Look:
+    text = _asset("browser", "look.js")
+    _, _, after_words = text.partition("export const WORDS = ")
+    words, _, _ = after_words.partition(";\n")
+    before_style, _, after_style = text.partition("export const STYLE = `")
+    style, _, rest = after_style.partition("`;\n")
+    # The page's script is inline: a policy that names its hash allows no other script.
+    script = (before_style + rest).replace("\nexport ", "\n")
+    return _Look(json.loads(words), style, script)
+
+
+_LOOK = _look()
+
+#: What page and element show, by name; for each status, and for a job that was asked to stop.
+WORDS = _LOOK.words
+
+_STYLE = _LOOK.style + _asset("http", "page.css")
+_SCRIPT = _LOOK.script + _asset("http", "page.js")
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-
-
-def status_page(
-    job: Job, links: JobLinks, *, retry_after: int | None, now: datetime | None = None
-) -> Response:
-    """Show a job; `retry_after` is when a page without JavaScript asks again, in seconds.
-
-    From `now` on the page counts the time that has elapsed; without it, by the reader's own clock.
-    """
-    again = None if job.status.terminal else retry_after
-    pace = () if again is None else (("Retry-After", str(again)),)
-    page = _page(job, links, again, now)
-    # A lone surrogate in a job's text must not cost the whole page.
-    return Response(HTTPStatus.OK, (*_HEADERS, *pace), page.encode("utf-8", "replace"))
-
-
-def _asset(name: str) -> str:
-    """Read a file beside this module with the line ends that browsers hash: bare line feeds."""
-    return (files("asyncjobs.http") / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
-
-_STYLE, _SCRIPT = _asset("page.css"), _asset("page.js")
 
 _POLICY = (
     f"default-src 'none'; script-src {_hash(_SCRIPT)}; style-src {_hash(_STYLE)}; "
@@ -94,66 +82,139 @@ _HEADERS: Headers = (
 )
 
 
-def _page(job: Job, links: JobLinks, again: int | None, now: datetime | None) -> str:
-    refresh = "" if again is None else f'<meta http-equiv="refresh" content="{again}">'
-    return f"""<!doctype html>
+def status_page(
+    job: Job, links: JobLinks, *, retry_after: int | None, now: datetime | None = None
+) -> Response:
+    """Return the page of a job.
+
+    `retry_after` is when a page without JavaScript asks again, in seconds. From `now` on the page
+    counts the time that has elapsed; without it, by the reader's own clock.
+    """
+    again = None if job.status.terminal else retry_after
+    pace = () if again is None else (("Retry-After", str(again)),)
+    refresh = (
+        ""
+        if again is None
+        else f'<noscript><meta http-equiv="refresh" content="{again}"></noscript>'
+    )
+    body = f"""<main class="job" {_data(job, links, again, now)}>
+{_heading(job, now)}
+{_outcome(job, links)}
+{_facts(job)}
+</main>
+<script type="module">{_SCRIPT}</script>"""
+    return Response(HTTPStatus.OK, (*_HEADERS, *pace), _document(_title(job), refresh, body))
+
+
+def problem_page(answer: Response, links: JobLinks | None) -> Response:
+    """Return a problem as a page; other answers are returned as they are.
+
+    `links` are those of the job if the problem is that of a URL below the job's own.
+    """
+    if answer.header("Content-Type") != "application/problem+json":
+        return answer
+    problem = json.loads(answer.body)
+    title, sentence = _explained(HTTPStatus(answer.status), problem["error"])
+    body = f'<h1>{escape(title)}</h1>\n<p class="problem" dir="auto">{escape(sentence)}</p>'
+    head, seconds = "", answer.header("Retry-After")
+    if links is None and seconds is not None:
+        head = f'<meta http-equiv="refresh" content="{escape(seconds)}">'
+        body += '\n<p class="problem">This page tries again by itself.</p>'
+    elif links is not None and answer.status != HTTPStatus.NOT_FOUND:
+        back = f'<a class="button" href="{escape(links.status)}">Show the job</a>'
+        body += f'\n<div part="actions">{back}</div>'
+    kept = [pair for pair in answer.headers if pair[0] not in dict(_HEADERS)]
+    page = _document(title, head, f'<main class="job">\n{body}\n</main>')
+    return Response(answer.status, (*_HEADERS, *kept), page)
+
+
+def _explained(status: HTTPStatus, sentence: str) -> tuple[str, str]:
+    """Return a title and a sentence for people."""
+    match status:
+        case HTTPStatus.NOT_FOUND:
+            return "Job not found", (
+                "It may have been deleted some time after its end, the link may be incomplete, or "
+                "the job belongs to another account. If it is yours, sign in and open the link "
+                "again."
+            )
+        case HTTPStatus.UNAUTHORIZED:
+            return "Not signed in", "Sign in, then open the link again."
+        case HTTPStatus.GONE:
+            return "There is no result", sentence
+        case HTTPStatus.FAILED_DEPENDENCY:
+            return "The job has failed", sentence
+        case HTTPStatus.TOO_MANY_REQUESTS | HTTPStatus.SERVICE_UNAVAILABLE:
+            return "Not available at the moment", sentence
+        case _:
+            return status.phrase, sentence
+
+
+def _document(title: str, head: str, body: str) -> bytes:
+    text = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<title>{escape(_title(job))}</title>
+<title>{escape(title)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="robots" content="noindex">
-<noscript>{refresh}</noscript>
+{head}
 <style>{_STYLE}</style>
 </head>
 <body>
-<main {_data(job, links, again, now)}>
-{_heading(job)}
-{_outcome(job, links)}
-{_facts(job, now)}
-</main>
-<script type="module">{_SCRIPT}</script>
+{body}
 </body>
 </html>
 """
+    # A lone surrogate in a job's text must not cost the whole page.
+    return text.encode("utf-8", "replace")
 
 
 def _data(job: Job, links: JobLinks, again: int | None, now: datetime | None) -> str:
+    usual = job.estimated_duration
+    shown = {
+        "status": job.status,
+        "progress": job.progress,
+        "error": job.error and job.error.message,
+        "startedAt": _iso(job.started_at),
+        "completedAt": _iso(job.completed_at),
+        "cancelRequestedAt": _iso(job.cancel_requested_at),
+        "estimatedDuration": usual and usual.total_seconds(),
+    }
     values = {
         "state": _state(job),
         "status-url": links.status,
         "events-url": links.events,
         "retry-after": "" if again is None else str(again),
         "now": _iso(now),
-        **WORDS,
-        **_NOTES,
+        "job": json.dumps(shown),
     }
     return " ".join(f'data-{name}="{escape(value)}"' for name, value in values.items())
 
 
-def _heading(job: Job) -> str:
+def _heading(job: Job, now: datetime | None) -> str:
     detail = job.detail or Detail()
-    return f"""<header>
-<h1 dir="auto" data-is="type">{escape(job.type)}</h1>
-<p class="status" tabindex="-1" data-is="status">{WORDS[_state(job)]}</p>
-</header>
-<p class="pair"><label for="progress">Progress</label>
-<span data-is="percent">{job.progress}%</span></p>
-<progress id="progress" max="100" value="{job.progress}" data-is="progress"></progress>
-<p class="pair detail"><span dir="auto" data-is="message">{escape(detail.message or "")}</span>
-<span dir="auto" data-is="count">{escape(_count(detail))}</span></p>
-<p class="announced" role="status" aria-live="polite" data-is="announced"></p>"""
+    works = job.status is JobStatus.PROCESSING
+    # Some handlers report no progress: 0 % all the time would look like a job that is stuck.
+    silent = works and not job.progress
+    percent = "" if silent or job.status is JobStatus.PENDING else f"{job.progress}%"
+    value = "" if silent else f' value="{job.progress}"'
+    message = (detail.message or "") if works else ""
+    return f"""<h1 dir="auto" part="type">{escape(title_of(job.type))}</h1>
+<p class="row"><span part="status" tabindex="-1">{WORDS[_state(job)]}</span>
+<span part="percent">{percent}</span></p>
+<progress part="bar" aria-label="{WORDS["progress"]}" max="100"{value}></progress>
+<p part="message" dir="auto">{escape(message)}</p>
+<p class="row"><span part="elapsed">{_elapsed(job, now)}</span>
+<span part="count" dir="auto">{escape(_count(detail))}</span></p>"""
 
 
 def _outcome(job: Job, links: JobLinks) -> str:
-    error = ("", "") if job.error is None else (job.error.message, job.error.code)
-    return f"""<div class="error">
-<p dir="auto" data-is="error">{escape(error[0])}</p>
-<p><code data-is="code">{escape(error[1])}</code></p>
-</div>
-<p class="note" role="alert" data-is="note"></p>
-<div class="actions">
+    error = "" if job.error is None else job.error.message
+    return f"""<p part="announced" role="status" aria-live="polite"></p>
+<p part="error" dir="auto">{escape(error)}</p>
+<p part="note" role="alert"></p>
+<div part="actions">
 {_result(job, links)}{_cancel(job, links)}
 </div>"""
 
@@ -168,31 +229,42 @@ def _result(job: Job, links: JobLinks) -> str:
             return ""
         case _:
             assert_never(job.status)
-    return f'<a class="button" href="{escape(links.result)}" data-is="result"{hidden}>Result</a>'
+    address = escape(links.result)
+    return f'<a class="button main" href="{address}" part="result"{hidden}>{WORDS["result"]}</a>'
 
 
 def _cancel(job: Job, links: JobLinks) -> str:
     if job.status.terminal or job.cancel_requested_at is not None:
         return ""
     return (
-        f'<form method="post" action="{escape(links.cancel)}" data-is="cancel">'
-        '<button class="button">Cancel</button></form>'
+        f'<form method="post" action="{escape(links.cancel)}" part="cancel">'
+        f'<button class="button">{WORDS["cancel"]}</button></form>'
     )
 
 
-def _facts(job: Job, now: datetime | None) -> str:
-    rows = (
-        ("Elapsed", f'<dd data-is="elapsed">{_elapsed(job, now)}</dd>'),
-        ("Estimated", f"<dd>{_estimate(job)}</dd>"),
-        ("Attempt", f'<dd data-is="attempt">{job.attempt if job.attempt > 1 else ""}</dd>'),
-        ("Created", f"<dd>{_time('created', job.created_at)}</dd>"),
-        ("Started", f"<dd>{_time('started', job.started_at)}</dd>"),
-        ("Finished", f"<dd>{_time('completed', job.completed_at)}</dd>"),
-        ("Job", f"<dd><code>{escape(job.id)}</code></dd>"),
-        ("Trace", f"<dd><code>{escape(job.trace_id)}</code></dd>"),
+def _facts(job: Job) -> str:
+    code = "" if job.error is None else job.error.code
+    times = (
+        ("Created", _time("created", job.created_at)),
+        ("Started", _time("started", job.started_at)),
+        ("Finished", _time("completed", job.completed_at)),
+        ("Attempt", f'<span part="attempt">{job.attempt if job.attempt > 1 else ""}</span>'),
     )
-    # What is empty is not shown: that is the style sheet's part, since the script may fill it.
-    listed = "\n".join(f"<div><dt>{name}</dt>{row}</div>" for name, row in rows)
+    technical = (
+        ("Type", f"<code>{escape(job.type)}</code>"),
+        ("Job", f"<code>{escape(job.id)}</code>"),
+        ("Trace", f"<code>{escape(job.trace_id)}</code>"),
+        ("Error code", f'<code part="code">{escape(code)}</code>'),
+    )
+    return f"""{_list(times)}
+<details><summary>Technical details</summary>
+{_list(technical)}
+</details>"""
+
+
+def _list(rows: tuple[tuple[str, str], ...]) -> str:
+    # The style sheet hides empty rows: the script may fill them.
+    listed = "\n".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
     return f"<dl>\n{listed}\n</dl>"
 
 
@@ -202,28 +274,37 @@ def _state(job: Job) -> str:
     return job.status
 
 
+_BETWEEN_WORDS = re.compile(r"[\s._:/-]+|(?<=[a-z0-9])(?=[A-Z][a-z])")
+
+
+def title_of(type: str) -> str:
+    """Return the type of a job in words: "Export customers" for `export_customers`."""
+    words = [word for word in _BETWEEN_WORDS.split(type) if word]
+    if not words:
+        return type
+    first, *others = words
+    # Abbreviations stay as they are: "PDF", "iOS".
+    lower = [word.lower() if word.istitle() else word for word in others]
+    return " ".join((first[:1].upper() + first[1:], *lower))
+
+
 def _title(job: Job) -> str:
-    running = _state(job) == JobStatus.PROCESSING
-    return f"{f'{job.progress}%' if running else WORDS[_state(job)]} · {job.type}"
+    running = _state(job) == JobStatus.PROCESSING and job.progress
+    return f"{f'{job.progress}%' if running else WORDS[_state(job)]} · {title_of(job.type)}"
 
 
 def _count(detail: Detail) -> str:
     if detail.current is None:
         return ""
-    total = "" if detail.total is None else f" of {detail.total:,}"
+    whole = detail.total is None or detail.total == detail.current
+    total = "" if whole else f" {WORDS['of']} {detail.total:,}"
     return f"{detail.current:,}{total} {detail.unit or ''}".rstrip()
-
-
-def _estimate(job: Job) -> str:
-    if job.estimated_duration is None:
-        return ""
-    return f"about {_spelt(ceil(job.estimated_duration.total_seconds()))}"
 
 
 def _elapsed(job: Job, now: datetime | None) -> str:
     match job.status:
         case JobStatus.PENDING:
-            until = None  # it may have begun, but waits for its next attempt
+            return ""  # it may have begun, but waits for its next attempt
         case JobStatus.PROCESSING:
             until = now
         case JobStatus.COMPLETED | JobStatus.FAILED | JobStatus.CANCELLED:
@@ -232,7 +313,16 @@ def _elapsed(job: Job, now: datetime | None) -> str:
             assert_never(job.status)
     if job.started_at is None or until is None:
         return ""
-    return _spelt(int((until - job.started_at).total_seconds()))
+    seconds = (until - job.started_at).total_seconds()
+    spelt = _spelt(int(seconds))
+    if job.status.terminal:
+        return f"{WORDS['took']} {spelt}"
+    if job.estimated_duration is None:
+        return spelt
+    usual = job.estimated_duration.total_seconds()
+    if seconds > usual:
+        return f"{spelt}, {WORDS['overrun']}"
+    return f"{spelt} {WORDS['about']} {_spelt(ceil(usual))}"
 
 
 def _spelt(seconds: int) -> str:
@@ -249,9 +339,9 @@ def _spelt(seconds: int) -> str:
 
 def _time(name: str, moment: datetime | None) -> str:
     if moment is None:
-        return f'<time data-is="{name}"></time>'
+        return f'<time part="{name}"></time>'
     shown = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f'<time data-is="{name}" datetime="{_iso(moment)}">{shown}</time>'
+    return f'<time part="{name}" datetime="{_iso(moment)}">{shown}</time>'
 
 
 def _iso(moment: datetime | None) -> str:

@@ -20,10 +20,7 @@ class _Script:
 
 
 def script(request: Request) -> Response | None:
-    """Answer a request for a script; None if it is for something else.
-
-    Pages load modules without an `Authorization` header, so callers are not identified.
-    """
+    """Answer a request for a script; None if it is for something else."""
     found = SCRIPTS.get(request.path)
     if found is None:
         return None
@@ -50,5 +47,5 @@ def _read(name: str) -> _Script:
 
 #: Each script by its path below the prefix.
 SCRIPTS: Mapping[str, _Script] = {
-    name: _read(name) for name in ("client.js", "element.js", "react.js")
+    name: _read(name) for name in ("client.js", "element.js", "look.js", "react.js")
 }

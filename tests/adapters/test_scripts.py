@@ -15,7 +15,7 @@ OpenSite = Callable[..., AbstractContextManager[Any]]
 
 pytestmark = pytest.mark.every_store
 
-NAMES = ["client.js", "element.js", "react.js"]
+NAMES = ["client.js", "element.js", "look.js", "react.js"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,7 +35,7 @@ def test_scripts_are_served_beside_the_jobs(client: httpx2.Client, name: str) ->
 def test_scripts_cannot_be_changed(client: httpx2.Client) -> None:
     for method in ("POST", "PUT", "DELETE"):
         answer = client.request(method, "/api/jobs/client.js")
-        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
 def test_scripts_are_for_everybody(

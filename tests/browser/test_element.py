@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Route, expect
+
+from tests.waiting import until_sync
 
 OpenPage = Callable[..., Page]
 Show = Callable[..., Page]
@@ -19,6 +22,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A page</ti
 <meta name="color-scheme" content="light dark">
 <script type="module" src="/api/jobs/element.js"></script>
 <body><async-job status-url="{url}" {more}></async-job></body></html>"""
+
+LONG = "https://exports.example.com/" + "a-very-long-name-without-any-space" * 4
 
 NEVER = "/api/jobs/job_8e03978e-40d5-43dd-bc93-6894a57f9324"
 
@@ -51,7 +56,9 @@ def test_it_shows_a_job_to_its_result(show: Show, job: Any) -> None:
     expect(page.get_by_role("link")).to_be_hidden()
     job.tell(result={"rows": 7})
     state(page, "completed")
-    expect(page.get_by_role("link", name="Result")).to_have_attribute("href", f"{job.url}/result")
+    expect(page.get_by_role("link", name="Download result")).to_have_attribute(
+        "href", f"{job.url}/result"
+    )
     expect(page.get_by_role("button")).to_be_hidden()
 
 
@@ -77,8 +84,8 @@ def test_a_result_may_name_the_link_but_no_script(
 def test_it_says_why_a_job_failed(show: Show, job: Any) -> None:
     page = show(job.path)
     job.tell(error="The disk is full.", code="disk_full")
-    expect(page.get_by_role("alert")).to_have_text("The disk is full.")
-    expect(page.get_by_role("status")).to_have_text("Failed")
+    expect(page.locator("[part=error]")).to_have_text("The disk is full.")
+    expect(page.get_by_role("status")).to_have_text("Failed. The disk is full.")
 
 
 def test_it_cancels(show: Show, job: Any) -> None:
@@ -112,15 +119,95 @@ def test_it_says_so_where_it_cannot_cancel(show: Show, job: Any) -> None:
     expect(page.get_by_role("button", name="Cancel")).to_be_focused()
 
 
-def test_a_job_that_is_none_is_told(show: Show) -> None:
+def test_it_shows_that_there_is_no_such_job(show: Show) -> None:
     page = show(NEVER)
-    state(page, "failed")
-    expect(page.get_by_role("alert")).to_contain_text("Job not found")
+    state(page, "gone")
+    expect(page.locator("[part=status]")).to_have_text("Not found")
+    expect(page.get_by_role("alert")).to_contain_text("does not exist any more")
+    for part in ("bar", "cancel", "result"):
+        expect(page.locator(f"[part={part}]")).to_be_hidden()
+
+
+def signed_out(route: Route) -> None:
+    route.fulfill(status=401, json={"error": "No.", "code": "no"})
+
+
+def test_it_shows_that_the_reader_is_not_signed_in(page: Page, show: Show, job: Any) -> None:
+    page.route(f"**{job.path}*", signed_out)
+    page.route("**/events", signed_out)
+    show(job.path)
+    state(page, "refused")
+    expect(page.get_by_role("alert")).to_contain_text("Sign in")
+
+
+def test_it_shows_the_count_and_the_time(show: Show, job: Any) -> None:
+    page = show(job.path)
+    job.tell(percent=42, message="Writing", current=16842, total=40100, unit="rows")
+    expect(page.locator("[part=count]")).to_have_text("16,842 of 40,100 rows")
+    expect(page.locator("[part=elapsed]")).to_have_text(re.compile("[0-9] s of about 30 s"))
+    job.tell(result=7)
+    state(page, "completed")
+    expect(page.locator("[part=message]")).to_be_empty()
+    expect(page.locator("[part=elapsed]")).to_have_text(re.compile("^Took (under )?[0-9]+ s$"))
+
+
+def test_long_words_do_not_widen_a_narrow_page(open_page: OpenPage, show: Show, job: Any) -> None:
+    page = show(job.path, on=open_page(viewport={"width": 320, "height": 640}))
+    job.tell(percent=10, message=LONG, current=1, total=2, unit=LONG)
+    expect(page.locator("[part=message]")).to_have_text(LONG)
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    job.tell(error=LONG, code="x")
+    expect(page.locator("[part=error]")).to_have_text(LONG)
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+
+
+SHARED = """() => [
+    "status", "percent", "bar", "message", "count", "elapsed", "error", "cancel"
+].map(part => {
+    const root = document.querySelector("async-job")?.shadowRoot ?? document;
+    const found = root.querySelector(`[part=${part}]`);
+    const style = getComputedStyle(found.querySelector("button") ?? found);
+    return [part, style.color, style.fontSize, style.fontWeight, style.height, style.borderColor,
+        style.borderRadius, style.padding, found.textContent];
+})"""
+
+
+# Font and colour of texts are those of the surrounding page.
+SAME_TEXT = """() => {
+    const sheet = new CSSStyleSheet();
+    sheet.replaceSync(`body {
+        color: light-dark(#1b1f24, #e8eaed); font: 1rem/1.5 system-ui, sans-serif; }`);
+    document.adoptedStyleSheets = [sheet];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_looks_like_the_status_page(
+    open_page: OpenPage, show: Show, job: Any, scheme: str
+) -> None:
+    job.tell(percent=42, message="Writing", current=16842, total=40100, unit="rows")
+    until_sync(lambda: job.document()["progress"] == 42)
+    looks: list[list[list[str]]] = []
+    for own in (True, False):
+        page = open_page(color_scheme=scheme)
+        page.clock.install()
+        if own:
+            page.goto(job.url)
+        else:
+            show(job.path, on=page)
+            page.evaluate(SAME_TEXT)
+        expect(page.locator("[part=percent]")).to_have_text("42%")
+        looks.append(page.evaluate(SHARED))
+    assert without_time(looks[0]) == without_time(looks[1])
+
+
+def without_time(looks: list[list[str]]) -> list[list[str]]:
+    return [[*style, text if part != "elapsed" else ""] for part, *style, text in looks]
 
 
 def test_another_url_is_another_job(show: Show, job: Any) -> None:
     page = show(NEVER)
-    state(page, "failed")
+    state(page, "gone")
     page.evaluate("url => { document.querySelector('async-job').statusUrl = url; }", job.path)
     job.tell(percent=10)
     state(page, "processing")
@@ -184,9 +271,10 @@ def test_it_can_be_heard_and_looked_at(
     expect(page.get_by_role("status")).to_have_text("In progress, 25%")
     expect(page.get_by_role("status")).to_have_attribute("aria-live", "polite")
     expect(page.locator("async-job")).to_match_aria_snapshot("""
-        - text: In progress 42%
+        - paragraph: In progress 42%
         - progressbar "Progress"
-        - text: Writing the file
+        - paragraph: Writing the file
+        - paragraph: /of about 30 s/
         - status: In progress, 25%
         - button "Cancel"
     """)

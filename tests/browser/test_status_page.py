@@ -29,7 +29,7 @@ KEEPING_SOURCES = """
 
 
 def part(page: Page, name: str) -> Locator:
-    return page.locator(f'[data-is="{name}"]')
+    return page.locator(f'[part="{name}"]')
 
 
 def status(page: Page) -> Locator:
@@ -48,22 +48,23 @@ def test_progress_reaches_the_page_without_a_reload(page: Page, job: Any, seen: 
     expect(part(page, "percent")).to_have_text("42%")
     expect(part(page, "message")).to_have_text("writing")
     expect(part(page, "count")).to_have_text("16,842 of 40,100 rows")
-    expect(page).to_have_title("42% · export")
+    expect(page).to_have_title("42% · Export")
     assert [request.url for request in seen.requests] == [job.url, f"{job.url}/events"]
 
 
 def test_completion_shows_the_result_and_ends_the_stream(page: Page, job: Any, seen: Any) -> None:
     page.add_init_script(KEEPING_SOURCES)
     page.goto(job.url)
-    expect(page.get_by_role("link", name="Result")).to_be_hidden()
+    expect(page.get_by_role("link", name="Download result")).to_be_hidden()
     job.tell(result={"rows": 2})
     expect(status(page)).to_have_text("Completed")
     assert page.evaluate("sources.map(source => source.readyState)") == [2]
-    expect(page).to_have_title("Completed · export")
+    expect(page).to_have_title("Completed · Export")
     expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
     expect(page.get_by_text("Finished")).to_be_visible()
     with page.expect_download() as download:
-        page.get_by_role("link", name="Result").click()
+        page.get_by_role("link", name="Download result").click()
+    assert download.value.suggested_filename == "export.json"
     assert download.value.path().read_bytes() == b'{"rows":2}'
     assert seen.count("/events") == 1
     assert seen.count(job.path) == 1  # the page itself
@@ -75,9 +76,11 @@ def test_a_failure_is_shown(page: Page, job: Any) -> None:
     job.tell(error="The <b>disk</b> is full.", code="disk_full")
     expect(status(page)).to_have_text("Failed")
     expect(part(page, "error")).to_have_text("The <b>disk</b> is full.")
+    expect(part(page, "code")).to_be_hidden()
+    page.get_by_text("Technical details").click()
     expect(part(page, "code")).to_have_text("disk_full")
     expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
-    expect(page.get_by_role("link", name="Result")).to_be_hidden()
+    expect(page.get_by_role("link", name="Download result")).to_be_hidden()
 
 
 def test_a_running_job_can_be_cancelled_in_place(page: Page, job: Any, seen: Any) -> None:
@@ -103,13 +106,76 @@ def test_a_cancellation_that_fails_can_be_tried_again(page: Page, job: Any) -> N
     expect(part(page, "note")).to_have_css("display", "none")
 
 
+def answer_with(status: int) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(status=status, json={"error": "No.", "code": "no"})
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "note"),
+    [
+        (404, "Not found", "does not exist any more"),
+        (410, "Not found", "does not exist any more"),
+        (401, "Not signed in", "Sign in"),
+        (403, "Not signed in", "Sign in"),
+    ],
+)
+def test_an_open_page_shows_that_its_job_can_be_seen_no_more(
+    page: Page, job: Any, seen: Any, code: int, words: str, note: str
+) -> None:
+    page.route("**/events", broken)
+    page.goto(job.url)
+    job.tell(percent=42, message="Uploading", current=1, total=2)
+    expect(part(page, "percent")).to_have_text("42%")
+    page.route(job.url, answer_with(code))
+    expect(status(page)).to_have_text(words, timeout=20_000)
+    expect(page.get_by_role("alert")).to_contain_text(note)
+    expect(page).to_have_title(f"{words} · Export")
+    for gone in ("percent", "message", "count", "elapsed", "bar", "cancel"):
+        expect(part(page, gone)).to_be_hidden()
+    asked = seen.count(job.path)
+    page.clock.install()
+    page.clock.run_for(120_000)
+    assert seen.count(job.path) == asked
+
+
+def test_a_cancellation_of_a_deleted_job_shows_that_it_is_gone(page: Page, job: Any) -> None:
+    page.goto(job.url)
+    expect(status(page)).to_have_text("In progress")
+    page.route("**/cancel", answer_with(404))
+    page.get_by_role("button", name="Cancel").press("Enter")
+    expect(status(page)).to_have_text("Not found")
+    expect(status(page)).to_be_focused()
+
+
+def test_a_link_that_has_expired_is_a_page(page: Page, client: Any) -> None:
+    page.goto(f"{client.base_url}/api/jobs/job_8e03978e-40d5-43dd-bc93-6894a57f9324")
+    expect(page.get_by_role("heading", name="Job not found")).to_be_visible()
+
+
+def test_a_job_without_progress_has_a_bar_that_only_moves(page: Page, job: Any) -> None:
+    page.goto(job.url)
+    expect(status(page)).to_have_text("In progress")
+    expect(part(page, "bar")).not_to_have_attribute("value", "0")
+    expect(part(page, "percent")).to_be_empty()
+
+
+def test_the_message_of_the_work_goes_with_the_end(page: Page, job: Any) -> None:
+    page.goto(job.url)
+    job.tell(percent=90, message="Uploading", current=9, total=10)
+    expect(part(page, "message")).to_have_text("Uploading")
+    job.tell(result=7)
+    expect(status(page)).to_have_text("Completed")
+    expect(part(page, "message")).to_be_empty()
+    expect(part(page, "count")).to_have_text("9 of 10")
+
+
 def test_a_page_that_is_loaded_again_shows_the_same(page: Page, job: Any) -> None:
     page.goto(job.url)
     job.tell(percent=60)
     expect(part(page, "percent")).to_have_text("60%")
     page.reload()
     expect(part(page, "percent")).to_have_text("60%")
-    expect(page).to_have_title("60% · export")
+    expect(page).to_have_title("60% · Export")
 
 
 def test_without_javascript_the_page_is_refreshed(
@@ -121,7 +187,7 @@ def test_without_javascript_the_page_is_refreshed(
     job.tell(percent=50, message="halfway")
     expect(part(page, "percent")).to_have_text("50%")
     job.tell(result=None)
-    expect(page.get_by_role("link", name="Result")).to_be_visible()
+    expect(page.get_by_role("link", name="Download result")).to_be_visible()
     assert all(request.is_navigation_request() for request in seen.requests)
 
 
@@ -141,8 +207,9 @@ def test_time_elapses_by_the_clock_of_the_server(page: Page, job: Any) -> None:
     page.clock.install(time=WRONG_CLOCK)
     page.goto(job.url)
     expect(status(page)).to_have_text("In progress")
+    expect(part(page, "elapsed")).to_have_text(re.compile("^(under )?[01] s of about 30 s$"))
     page.clock.run_for(65_000)
-    expect(part(page, "elapsed")).to_have_text(re.compile("^1 min [4-6] s$"))
+    expect(part(page, "elapsed")).to_have_text(re.compile("^1 min [4-6] s, longer than usual$"))
 
 
 def test_times_are_shown_as_the_reader_is_used_to(open_page: Callable[..., Page], job: Any) -> None:
@@ -163,7 +230,7 @@ def test_announcements_are_few(page: Page, job: Any) -> None:
     job.tell(error="The disk is full.", code="disk_full")
     expect(status(page)).to_have_text("Failed")
     announced = page.evaluate("announced")
-    assert [text for text in announced if text != "In progress, 0%"] == [
+    assert [text for text in announced if text != "In progress"] == [
         "In progress, 25%",
         "In progress, 50%",
         "Failed. The disk is full.",

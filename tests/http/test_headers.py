@@ -16,6 +16,7 @@ from asyncjobs.errors import InvalidIdempotencyKey
 from asyncjobs.http.headers import (
     Pacing,
     allows_change,
+    attachment,
     etag_of,
     idempotency_key_of,
     matches,
@@ -476,3 +477,18 @@ def test_the_delay_is_always_within_the_bounds(
     length = None if estimate is None else timedelta(seconds=estimate)
     for job, now in ((delayed(moment), NOW), (running(progress), NOW + timedelta(seconds=moment))):
         assert retry_after(job, now, Pacing(), length) in range(2, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("export_customers", "export_customers.json"),
+        ("shop.tasks.export", "shop.tasks.export.json"),
+        ('a"b\\c/d\r\ne', "a-b-c-d-e.json"),
+        ("überweisen", "berweisen.json"),
+        ("../../x", "x.json"),
+        ("導出", "file.json"),
+    ],
+)
+def test_an_attachment_has_a_name_that_every_file_system_takes(name: str, file: str) -> None:
+    assert attachment(name, ".json") == ("Content-Disposition", f'attachment; filename="{file}"')

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from collections.abc import Callable
 from datetime import timedelta
 from hashlib import sha256
 from html.parser import HTMLParser
+from http import HTTPStatus
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,8 @@ from asyncjobs import Job, JobError, JobStatus
 from asyncjobs.core.job import Detail
 from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.mounts import JobLinks, Mount
-from asyncjobs.http.pages import WORDS, status_page
+from asyncjobs.http.pages import WORDS, problem_page, status_page, title_of
+from asyncjobs.http.problems import problem
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW
 
@@ -28,7 +29,7 @@ HOSTILE = "</title></style></script><script>alert(1)</script>\"'><img src=x oner
 
 
 class Page(HTMLParser):
-    """The elements of a response, and the text of each by its name: `data-is`, or its `<tag>`."""
+    """The elements of a response, and the text of each by its name: `part`, or its `<tag>`."""
 
     def __init__(self, response: Response) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class Page(HTMLParser):
         attributes = dict(attrs)
         self.elements.append((tag, attributes))
         if tag not in VOID:
-            self._open.append((tag, attributes.get("data-is") or f"<{tag}>"))
+            self._open.append((tag, attributes.get("part") or f"<{tag}>"))
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop()[0] == tag, "elements are properly nested"
@@ -59,7 +60,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
     def part(self, name: str) -> Attributes | None:
-        found = [each for _, each in self.elements if each.get("data-is") == name]
+        found = [each for _, each in self.elements if each.get("part") == name]
         return found[0] if found else None
 
 
@@ -91,25 +92,60 @@ def hash_of(text: str) -> str:
 def test_a_page_shows_the_status_type_and_progress(job: Job) -> None:
     page = page_of(job)
     assert page.text("status") == WORDS[job.status]
-    assert page.text("type") == "export"
-    assert page.text("percent") == f"{job.progress}%"
-    assert (page.part("progress") or {})["value"] == str(job.progress)
+    assert page.text("type") == "Export"
+    waits = job.status is JobStatus.PENDING
+    assert page.text("percent") == ("" if waits else f"{job.progress}%")
+    assert (page.part("bar") or {})["value"] == str(job.progress)
 
 
-def test_every_status_has_a_word_for_the_script(job: Job) -> None:
-    [main] = page_of(job).all("main")
-    for status in JobStatus:
-        assert main[f"data-{status}"] == WORDS[status]
+def test_a_running_job_without_progress_has_a_bar_without_a_value(
+    job_of_each_status: Jobs,
+) -> None:
+    running = job_of_each_status[JobStatus.PROCESSING]
+    page = page_of(running.model_copy(update={"progress": 0}))
+    assert "value" not in (page.part("bar") or {})
+    assert (page.text("percent"), page.text("<title>")) == ("", "In progress · Export")
+
+
+def test_every_status_has_a_word() -> None:
+    assert [WORDS[status] for status in JobStatus] == [
+        "Waiting",
+        "In progress",
+        "Completed",
+        "Failed",
+        "Cancelled",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("type", "shown"),
+    [
+        ("export", "Export"),
+        ("export_customers", "Export customers"),
+        ("export-customers", "Export customers"),
+        ("shop.tasks.Export_Customers", "Shop tasks export customers"),
+        ("exportCustomers", "Export customers"),
+        ("print_PDF", "Print PDF"),
+        ("iOS_build", "IOS build"),
+        ("Kunden exportieren", "Kunden exportieren"),
+        ("überweisen", "Überweisen"),
+        ("__", "__"),
+    ],
+)
+def test_the_heading_is_the_type_in_words(type: str, shown: str) -> None:
+    page = page_of(sample_job(type=type))
+    assert page.text("type") == shown
+    assert page.text("<title>") == f"Waiting · {shown}"
 
 
 def test_the_title_shows_the_state(job_of_each_status: Jobs) -> None:
     titles = {status: page_of(job).text("<title>") for status, job in job_of_each_status.items()}
     assert titles == {
-        JobStatus.PENDING: "Waiting · export",
-        JobStatus.PROCESSING: "50% · export",
-        JobStatus.COMPLETED: "Completed · export",
-        JobStatus.FAILED: "Failed · export",
-        JobStatus.CANCELLED: "Cancelled · export",
+        JobStatus.PENDING: "Waiting · Export",
+        JobStatus.PROCESSING: "50% · Export",
+        JobStatus.COMPLETED: "Completed · Export",
+        JobStatus.FAILED: "Failed · Export",
+        JobStatus.CANCELLED: "Cancelled · Export",
     }
 
 
@@ -132,7 +168,7 @@ def test_without_retry_after_the_page_is_not_refreshed(job_of_each_status: Jobs)
 
 def test_only_a_job_that_is_not_terminal_has_a_cancel_button(job: Job) -> None:
     forms = page_of(job).all("form")
-    wanted = {"method": "post", "action": links_of(job).cancel, "data-is": "cancel"}
+    wanted = {"method": "post", "action": links_of(job).cancel, "part": "cancel"}
     assert forms == ([wanted] if job.status in LIVE else [])
 
 
@@ -140,7 +176,7 @@ def test_a_job_that_was_asked_to_stop_has_no_cancel_button(job_of_each_status: J
     running = job_of_each_status[JobStatus.PROCESSING]
     page = page_of(running.model_copy(update={"cancel_requested_at": NOW}))
     assert page.text("status") == "Stopping"
-    assert page.text("<title>") == "Stopping · export"
+    assert page.text("<title>") == "Stopping · Export"
     assert page.all("form") == []
 
 
@@ -172,6 +208,13 @@ def test_progress_shows_its_message_and_count(job_of_each_status: Jobs) -> None:
     assert (page.text("message"), page.text("count")) == ("writing", "1 of 2 rows")
 
 
+def test_the_message_is_only_shown_while_the_job_runs(job: Job) -> None:
+    running = job.status is JobStatus.PROCESSING
+    detail = Detail(message="Uploading…", current=1, total=2)
+    page = page_of(job.model_copy(update={"detail": detail}))
+    assert (page.text("message"), page.text("count")) == ("Uploading…" if running else "", "1 of 2")
+
+
 @pytest.mark.parametrize(
     ("detail", "shown"),
     [
@@ -180,6 +223,7 @@ def test_progress_shows_its_message_and_count(job_of_each_status: Jobs) -> None:
         (Detail(current=0), "0"),
         (Detail(current=12345, unit="rows"), "12,345 rows"),
         (Detail(current=1000, total=2000), "1,000 of 2,000"),
+        (Detail(current=2000, total=2000, unit="rows"), "2,000 rows"),
     ],
 )
 def test_counts_are_shown_as_far_as_they_are_known(detail: Detail, shown: str) -> None:
@@ -205,16 +249,16 @@ def test_a_duration_is_shown_in_its_two_largest_units(
 ) -> None:
     times = {"started_at": NOW, "completed_at": NOW + timedelta(seconds=seconds)}
     job = job_of_each_status[JobStatus.COMPLETED].model_copy(update=times)
-    assert page_of(job).text("elapsed") == shown
+    assert page_of(job).text("elapsed") == f"Took {shown}"
 
 
 def test_time_elapses_while_a_job_runs(job_of_each_status: Jobs) -> None:
     elapsed = {status: page_of(job).text("elapsed") for status, job in job_of_each_status.items()}
     assert elapsed == {
         JobStatus.PENDING: "",
-        JobStatus.PROCESSING: "1 min 15 s",
-        JobStatus.COMPLETED: "3 s",
-        JobStatus.FAILED: "3 s",
+        JobStatus.PROCESSING: "1 min 15 s, longer than usual",
+        JobStatus.COMPLETED: "Took 3 s",
+        JobStatus.FAILED: "Took 3 s",
         JobStatus.CANCELLED: "",
     }
 
@@ -233,10 +277,23 @@ def test_without_the_time_of_the_server_none_has_elapsed(job_of_each_status: Job
     assert (page.text("elapsed"), main["data-now"]) == ("", "")
 
 
-def test_an_estimate_is_rounded_up_to_whole_seconds() -> None:
-    shown = answer(sample_job(estimated_duration=timedelta(seconds=89.2))).body.decode()
-    assert "<dt>Estimated</dt><dd>about 1 min 30 s</dd>" in shown
-    assert "<dt>Estimated</dt><dd></dd>" in answer(sample_job()).body.decode()
+@pytest.mark.parametrize(
+    ("estimate", "shown"),
+    [
+        (None, "1 min 15 s"),
+        (89.2, "1 min 15 s of about 1 min 30 s"),
+        (75, "1 min 15 s of about 1 min 15 s"),
+        (74.9, "1 min 15 s, longer than usual"),
+        (0.009, "1 min 15 s, longer than usual"),
+    ],
+)
+def test_an_estimate_is_shown_until_it_is_overrun(
+    job_of_each_status: Jobs, estimate: float | None, shown: str
+) -> None:
+    usual = None if estimate is None else timedelta(seconds=estimate)
+    running = job_of_each_status[JobStatus.PROCESSING]
+    page = page_of(running.model_copy(update={"estimated_duration": usual}))
+    assert page.text("elapsed") == shown
 
 
 def test_times_are_readable_by_people_and_programs(job_of_each_status: Jobs) -> None:
@@ -246,10 +303,11 @@ def test_times_are_readable_by_people_and_programs(job_of_each_status: Jobs) -> 
     assert "datetime" not in (page_of(sample_job()).part("completed") or {})
 
 
-def test_job_and_trace_can_be_quoted(job: Job) -> None:
-    assert {f"<code>{job.id}</code>", f"<code>{job.trace_id}</code>"} <= set(
-        re.findall("<code>.*?</code>", answer(job).body.decode())
-    )
+def test_what_support_asks_for_is_folded_away(job: Job) -> None:
+    shown, _, folded = answer(job).body.decode().partition("<details>")
+    for technical in (f"<code>{job.id}</code>", f"<code>{job.trace_id}</code>"):
+        assert technical in folded
+        assert technical not in shown
 
 
 def test_links_may_be_absolute(job_of_each_status: Jobs) -> None:
@@ -285,7 +343,7 @@ def test_only_the_hashed_script_and_style_are_allowed(job: Job) -> None:
 
 
 def test_the_script_is_small(job: Job) -> None:
-    assert 1000 < len(page_of(job).text("<script>")) < 5000
+    assert 1000 < len(page_of(job).text("<script>")) < 10_000
 
 
 def test_no_element_has_a_style_or_a_handler_or_an_asset_of_its_own(job: Job) -> None:
@@ -306,6 +364,12 @@ def _failed(job: Job, error: JobError) -> Job:
     return job.model_copy(update={"error": error})
 
 
+def shown(where: str, text: str, job: Job) -> str:
+    if where == "message" and job.status is not JobStatus.PROCESSING:
+        return ""
+    return title_of(text) if where == "type" else text
+
+
 def bones(page: Page) -> list[tuple[str, set[str]]]:
     return [(tag, set(attributes)) for tag, attributes in page.elements]
 
@@ -313,7 +377,7 @@ def bones(page: Page) -> list[tuple[str, set[str]]]:
 @pytest.mark.parametrize("where", TEXTS)
 def test_hostile_text_stays_text(job: Job, where: str) -> None:
     page = page_of(TEXTS[where](job, HOSTILE))
-    assert page.text(where) == HOSTILE
+    assert page.text(where) == shown(where, HOSTILE, job)
     assert bones(page) == bones(page_of(job))
 
 
@@ -333,19 +397,59 @@ def test_hostile_units_traces_and_links_stay_text(job: Job) -> None:
 )
 def test_any_text_is_shown_as_it_is_written(text: str, where: str) -> None:
     page = page_of(TEXTS[where](sample_job(), text))
-    assert page.text(where) == text
+    assert page.text(where) == shown(where, text, sample_job())
     assert bones(page) == bones(page_of(sample_job()))
 
 
 def test_a_lone_surrogate_is_replaced() -> None:
-    assert page_of(sample_job().model_copy(update={"type": "a\ud800b"})).text("type") == "a?b"
+    assert page_of(sample_job().model_copy(update={"type": "a\ud800b"})).text("type") == "A?b"
 
 
 def test_progress_has_a_name_and_changes_are_announced(job: Job) -> None:
     page = page_of(job)
-    [html], [label] = page.all("html"), page.all("label")
-    progress, announced = page.part("progress") or {}, page.part("announced") or {}
+    [html] = page.all("html")
+    progress, announced = page.part("bar") or {}, page.part("announced") or {}
     assert html["lang"] == "en"
-    assert label["for"] == progress["id"]
-    assert progress["max"] == "100"
+    assert (progress["aria-label"], progress["max"]) == ("Progress", "100")
     assert (announced["role"], announced["aria-live"]) == ("status", "polite")
+
+
+PROBLEMS = {
+    HTTPStatus.UNAUTHORIZED: "Not signed in",
+    HTTPStatus.FORBIDDEN: "Forbidden",
+    HTTPStatus.NOT_FOUND: "Job not found",
+    HTTPStatus.GONE: "There is no result",
+    HTTPStatus.FAILED_DEPENDENCY: "The job has failed",
+    HTTPStatus.TOO_MANY_REQUESTS: "Not available at the moment",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Not available at the moment",
+}
+
+
+@pytest.mark.parametrize("status", PROBLEMS)
+def test_a_problem_is_a_page_with_the_status_and_headers_of_the_problem(
+    status: HTTPStatus,
+) -> None:
+    given = problem(status, "code", HOSTILE, headers=(("Retry-After", "7"), ("Allow", "GET")))
+    response = problem_page(given, None)
+    page = Page(response)
+    assert (response.status, page.text("<title>")) == (status, PROBLEMS[status])
+    assert page.text("<h1>") == PROBLEMS[status]
+    assert refreshes(page) == ["7"]
+    assert (response.header("retry-after"), response.header("allow")) == ("7", "GET")
+    assert response.header("content-type") == "text/html; charset=utf-8"
+    assert policy_of(response)["default-src"] == "'none'"
+    assert (page.all("script"), page.all("a"), page.all("img")) == ([], [], [])
+    assert len({name for name, _ in response.headers}) == len(response.headers)
+
+
+@pytest.mark.parametrize("status", PROBLEMS)
+def test_the_page_of_a_problem_with_a_job_leads_to_the_job(status: HTTPStatus) -> None:
+    links = links_of(sample_job())
+    page = Page(problem_page(problem(status, "code", "No."), links))
+    known = status != HTTPStatus.NOT_FOUND
+    assert [link["href"] for link in page.all("a")] == ([links.status] if known else [])
+
+
+def test_only_problems_become_pages() -> None:
+    other = Response(404, (("Content-Type", "text/plain"),), b"No.")
+    assert problem_page(other, None) is other

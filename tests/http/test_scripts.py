@@ -7,7 +7,7 @@ import asyncjobs
 from asyncjobs.http.messages import Request
 from asyncjobs.http.scripts import SCRIPTS, script
 
-NAMES = ["client.js", "element.js", "react.js"]
+NAMES = ["client.js", "element.js", "look.js", "react.js"]
 
 
 def test_each_script_of_the_folder_is_served() -> None:
@@ -29,7 +29,7 @@ def test_a_script_is_a_module_that_is_revalidated_each_time(name: str, method: s
 def test_a_client_that_has_a_script_gets_304() -> None:
     found = {name: script(Request("GET", name)) for name in NAMES}
     tags = {name: answer.header("ETag") for name, answer in found.items() if answer}
-    assert len(set(tags.values())) == 3
+    assert len(set(tags.values())) == 4
     for name, tag in tags.items():
         again = script(Request("GET", name, headers={"if-none-match": f"W/{tag}"}))
         assert again is not None
@@ -43,7 +43,7 @@ def test_a_client_that_has_a_script_gets_304() -> None:
 def test_a_script_only_has_get_and_head() -> None:
     answer = script(Request("DELETE", "client.js"))
     assert answer is not None
-    assert (answer.status, answer.header("Allow")) == (405, "GET, HEAD")
+    assert (answer.status, answer.header("Allow")) == (405, "GET, HEAD, OPTIONS")
 
 
 @pytest.mark.parametrize("path", ["", "client", "client.js/", "client.js/result", "../client.js"])
