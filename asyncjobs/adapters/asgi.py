@@ -31,7 +31,6 @@ from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Chunks, Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount, MountOptions, owner_of
 from asyncjobs.http.requests import IncomingBody
-from asyncjobs.http.scripts import script
 from asyncjobs.http.streams import Close
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.waiting import running_asyncio_loop
@@ -151,7 +150,7 @@ class StatusMonitor:
     async def answer(self, scope: Scope) -> Response:
         """Answer a request; raise what `identify` raises, and what opening the queue raises."""
         asked = request_of(scope, self.endpoints.mount.prefix or "")
-        found = script(asked)
+        found = self.endpoints.answer_anyone(asked)
         if found is not None:
             return found
         if self._identify is not None:
@@ -169,13 +168,18 @@ def request_of(scope: Scope, prefix: str = "", *, owner: str | None = None) -> R
     else:
         # A mount of the framework has moved the prefix to the root path.
         root = root.removesuffix(prefix)
-    path = below.rpartition("/")[2] if scope["type"] == "websocket" else below.removeprefix("/")
+    if scope["type"] == "websocket":
+        path = below.removesuffix("/").rpartition("/")[2]
+    else:
+        path = below.removeprefix("/")
     return _request(scope, path, root, owner=owner)
 
 
 def routed_request_of(scope: Scope, path: str, owner: str | None) -> Request:
     """Translate a request that a router has matched; what precedes `path` is the prefix."""
     root, below = _split(scope)
+    if below.endswith("\n") and not path.endswith("\n"):
+        path += "\n"  # which the `$` of a router's pattern has overlooked
     prefix = below.removesuffix(path).removesuffix("/")
     return _request(scope, path, root, prefix=prefix, owner=owner)
 

@@ -21,6 +21,7 @@ except ImportError as error:
     ) from error
 from flask import Blueprint, Flask
 from werkzeug.exceptions import ClientDisconnected, HTTPException
+from werkzeug.routing import BaseConverter, PathConverter
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.submission import EnqueueOptions
@@ -37,7 +38,6 @@ from asyncjobs.http.messages import Chunks, Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount, MountOptions, check_mounts, check_target, owner_of
 from asyncjobs.http.problems import problem_of
 from asyncjobs.http.requests import IncomingBody
-from asyncjobs.http.scripts import script
 from asyncjobs.http.streams import Close
 from asyncjobs.portal import Portal, portal_for
 from asyncjobs.queue import AsyncJobs
@@ -57,6 +57,14 @@ _CHUNK_BYTES = 64 * 1024
 _CLOSE_TIMEOUT_SECONDS = 1.0
 
 
+class _PathConverter(BaseConverter):
+    """Any path: unlike Werkzeug's, one that begins with a slash or has line breaks."""
+
+    part_isolating = False
+    regex = r"[\s\S]+"
+    weight = PathConverter.weight
+
+
 @dataclass(frozen=True)
 class _Mount:
     endpoints: Endpoints
@@ -70,7 +78,7 @@ class _Mount:
     def answer(self, path: str) -> flask.Response:
         """Answer a request for a path below the prefix."""
         asked = _request(path)
-        found = script(asked)
+        found = self.endpoints.answer_anyone(asked)
         found = found or self.portal.call(self.endpoints.handle, self._identified(asked))
         return _sent_by(self.portal, found)
 
@@ -110,13 +118,15 @@ def mount(
     _mounts_of(app).append(mounted)
     endpoint = f"asyncjobs:{prefix}"
     app.endpoint(endpoint)(mounted.answer)
+    app.url_map.converters["asyncjobs_path"] = _PathConverter
     # A rule without methods has all of them; by `add_url_rule` it would have GET alone.
-    app.url_map.add(app.url_rule_class(f"{prefix}/<path:path>", endpoint=endpoint))
+    app.url_map.add(app.url_rule_class(f"{prefix}/<asyncjobs_path:path>", endpoint=endpoint))
     if identify is not None:
         # The prefix itself is only read: an application may submit jobs to it.
-        app.add_url_rule(
-            prefix, f"asyncjobs list:{prefix}", partial(mounted.answer, ""), methods=["GET"]
-        )
+        listing = f"asyncjobs list:{prefix}"
+        app.endpoint(listing)(partial(mounted.answer, ""))
+        for path in (prefix, f"{prefix}/"):
+            app.url_map.add(app.url_rule_class(path, endpoint=listing, methods=["GET", "OPTIONS"]))
     if find_spec("flask_sock") is not None:
         _add_sockets(app, mounted)
     app.before_request(lambda: _open(mounted.portal))
@@ -289,7 +299,9 @@ def _add_sockets(app: Flask, mounted: _Mount) -> None:
 
     @sockets.before_request
     def check() -> flask.Response | None:
-        flask.g.asyncjobs_request = mounted.asked(flask.request.path.rpartition("/")[2])
+        flask.g.asyncjobs_request = mounted.asked(
+            flask.request.path.removesuffix("/").rpartition("/")[2]
+        )
         refusal = endpoints.refuse_socket(flask.g.asyncjobs_request)
         if refusal is None:
             return None
@@ -304,7 +316,7 @@ def _add_sockets(app: Flask, mounted: _Mount) -> None:
         _send_documents(socket, endpoints.follow(flask.g.asyncjobs_request), portal)
 
     sock: Any = Sock()
-    sock.route(f"{prefix}/<job_id>", bp=sockets)(follow)
+    sock.route(f"{prefix}/<job_id>/", bp=sockets, strict_slashes=False)(follow)
     app.register_blueprint(sockets)
 
 

@@ -14,10 +14,11 @@ except ImportError as error:
     raise ImportError(
         "asyncjobs.adapters.starlette needs Starlette: pip install 'asyncjobs-http[starlette]'"
     ) from error
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route, Router, WebSocketRoute
+from starlette.routing import Match, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asyncjobs.adapters import asgi
@@ -45,6 +46,31 @@ P = TypeVar("P")
 
 #: Returns the owner of a request; None for an anonymous caller.
 Identify = Callable[[Request], str | Awaitable[str | None] | None]
+
+
+class _AnyPath(Convertor[str]):
+    """Any path: unlike Starlette's, one that has line breaks."""
+
+    regex = r"[\s\S]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+#: The type of a path parameter for all that is below a prefix.
+ANY_PATH = "asyncjobs_path"
+register_url_convertor(ANY_PATH, _AnyPath())
+
+
+class _ReadRoute(Route):
+    """A route that leaves other methods to other routes, or to the redirect to another path."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        found, child = super().matches(scope)
+        return (found, child) if found is Match.FULL else (Match.NONE, {})
 
 
 def mount(
@@ -76,11 +102,12 @@ def serve(app: Starlette, monitor: StatusMonitor, prefix: str) -> None:
 
     Not a Mount, which would redirect requests for the prefix itself.
     """
+    routes = app.router.routes
     if monitor.endpoints.mount.identified:
         # The prefix itself is only read: an application may submit jobs to it.
-        app.router.routes.append(Route(prefix, monitor, methods=["GET"]))
-    for path in ("{job_id}", "{job_id}/{rest:path}"):
-        app.router.routes.append(Route(f"{prefix}/{path}", monitor))
+        routes.append(Route(prefix, monitor, methods=["GET"]))
+        routes.append(_ReadRoute(f"{prefix}/", monitor, methods=["GET"]))
+    routes.append(Route(f"{prefix}/{{path:{ANY_PATH}}}", monitor))
 
 
 def join(app: Starlette, monitor: StatusMonitor, socket: ASGIApp) -> None:
@@ -98,7 +125,7 @@ def join(app: Starlette, monitor: StatusMonitor, socket: ASGIApp) -> None:
     for kind in STATUSES:
         app.add_exception_handler(kind, problem_response)
     path = f"{monitor.endpoints.mount.websocket_prefix}/{{job_id}}"
-    app.router.routes.append(WebSocketRoute(path, socket))
+    app.router.routes += [WebSocketRoute(path, socket), WebSocketRoute(f"{path}/", socket)]
 
 
 def accept(

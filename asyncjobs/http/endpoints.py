@@ -26,6 +26,7 @@ from asyncjobs.http.documents import (
 )
 from asyncjobs.http.headers import (
     allows_change,
+    attachment,
     etag_of,
     idempotency_key_of,
     matches,
@@ -36,8 +37,8 @@ from asyncjobs.http.headers import (
 )
 from asyncjobs.http.messages import Headers, Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount
-from asyncjobs.http.pages import status_page
-from asyncjobs.http.problems import no_result, not_allowed, problem_of
+from asyncjobs.http.pages import problem_page, status_page
+from asyncjobs.http.problems import methods_of, no_result, not_allowed, problem_of
 from asyncjobs.http.requests import (
     options_of,
     page_query_of,
@@ -46,6 +47,7 @@ from asyncjobs.http.requests import (
     where_to_follow,
 )
 from asyncjobs.http.routes import Operation, operations_at
+from asyncjobs.http.scripts import SCRIPTS, script
 from asyncjobs.http.security import Limiter, refuse_cross_site, refuse_foreign_socket
 from asyncjobs.http.streams import Close, Streams
 from asyncjobs.protocols import Page, Selection
@@ -60,10 +62,7 @@ _REVALIDATE = ("Cache-Control", "private, no-cache")
 _VARY = ("Vary", "Accept, Prefer")
 _JSON: Headers = (("Content-Type", "application/json"), _NOSNIFF)
 # A result may contain text of strangers: browsers must never render it as a page of this site.
-_INERT: Headers = (
-    ("Content-Disposition", "attachment"),
-    ("Content-Security-Policy", "default-src 'none'; sandbox"),
-)
+_INERT = ("Content-Security-Policy", "default-src 'none'; sandbox")
 
 
 class Body(Enum):
@@ -104,16 +103,40 @@ class Endpoints:
         limit = mount.options.poll_limit
         self._limiter = None if limit is None else Limiter(limit)
 
+    def answer_anyone(self, request: Request) -> Response | None:
+        """Answer a request for a script or by OPTIONS; None for any other.
+
+        Callers are not identified for these: pages load modules without an `Authorization` header,
+        and browsers ask without credentials whether CORS permits a request (a preflight).
+        """
+        if request.method == "OPTIONS":
+            return self._options(request)
+        return script(request)
+
+    def _options(self, request: Request) -> Response | None:
+        _, operations = operations_at(request.path)
+        methods = ["GET"] if request.path.removesuffix("/") in SCRIPTS else [*operations]
+        if not methods and "access-control-request-method" not in request.headers:
+            return None
+        # A preflight passes for any path. What it permits is decided by the application's CORS
+        # layer, which adds headers to a 2xx; the request that follows is answered as any other.
+        return Response(HTTPStatus.NO_CONTENT, (("Allow", methods_of(methods)), _NO_STORE))
+
     async def handle(self, request: Request) -> Response:
         """Answer a request below the prefix. Errors that a client caused are problems.
 
         HEAD is answered as GET is (RFC 9110, section 9.3.2); the server leaves out the body.
+        Browsers that open a URL as a page get problems as pages.
         """
         is_head = request.method == "HEAD"
         try:
             answer = await self._answer(request._replace(method="GET") if is_head else request)
         except AsyncJobsError as error:
-            return _problem_or_raise(error)
+            answer = _problem_or_raise(error)
+        if answer.status >= HTTPStatus.BAD_REQUEST and prefers_html(request.headers.get("accept")):
+            job_id, slash, _ = request.path.partition("/")
+            links = self.mount.links(request, JobId(job_id)) if job_id and slash else None
+            return problem_page(answer, links)
         if is_head and isinstance(answer, StreamingResponse):
             return await answer.without_body()
         return answer
@@ -286,7 +309,8 @@ class Endpoints:
         fresh = (("ETag", etag_of(job.version)), _REVALIDATE)
         if matches(request.headers.get("if-none-match"), etag_of(job.version)):
             return Response(HTTPStatus.NOT_MODIFIED, fresh)
-        return Response(HTTPStatus.OK, (*_JSON, *_INERT, *fresh), job.result_json or b"null")
+        headers = (*_JSON, attachment(job.type, ".json"), _INERT, *fresh)
+        return Response(HTTPStatus.OK, headers, job.result_json or b"null")
 
     def _operation(self, request: Request, job: Job) -> Response:
         headers = (*_JSON, *_retry_after_header(self._retry_after(job)), _NO_STORE)

@@ -154,9 +154,12 @@ _NO_OPERATIONS: Mapping[str, Operation] = {}
 def operations_at(path: str) -> tuple[str, Mapping[str, Operation]]:
     """Split a path below the prefix into a job id and the operations its rest allows, by method.
 
-    The empty path is the prefix itself, and has no job id.
+    The empty path is the prefix itself, and has no job id. One slash at the end is ignored, since
+    some frameworks add it.
     """
     if not path:
         return "", _LIST_OPERATIONS
     job_id, slash, rest = path.partition("/")
-    return job_id, _OPERATIONS.get(slash + rest, _NO_OPERATIONS)
+    if not job_id:
+        return "", _NO_OPERATIONS
+    return job_id, _OPERATIONS.get((slash + rest).removesuffix("/"), _NO_OPERATIONS)

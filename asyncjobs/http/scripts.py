@@ -20,8 +20,11 @@ class _Script:
 
 
 def script(request: Request) -> Response | None:
-    """Answer a request for a script; None if it is for something else."""
-    found = SCRIPTS.get(request.path)
+    """Answer a request for a script; None if it is for something else.
+
+    One slash at the end is ignored, since some frameworks add it.
+    """
+    found = SCRIPTS.get(request.path.removesuffix("/"))
     if found is None:
         return None
     if request.method not in {"GET", "HEAD"}:

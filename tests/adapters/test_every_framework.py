@@ -256,7 +256,7 @@ def test_an_id_that_never_was_is_no_job(
     assert problem_of(answer, 404, "job_not_found").error == "Job not found"
 
 
-@pytest.mark.parametrize("path", ["{id}/", "{id}/nothing", "{id}/result/", "{id}/cancel/now"])
+@pytest.mark.parametrize("path", ["{id}/nothing", "{id}/cancel/now"])
 def test_a_path_below_a_job_that_is_no_route_is_not_found(client: httpx2.Client, path: str) -> None:
     url = "/api/jobs/" + path.format(id=new_job_id())
     for method in ("GET", "POST", "DELETE"):
@@ -266,14 +266,13 @@ def test_a_path_below_a_job_that_is_no_route_is_not_found(client: httpx2.Client,
 @pytest.mark.parametrize(
     ("method", "suffix", "allowed"),
     [
-        ("PUT", "", "GET, HEAD, DELETE"),
-        ("PATCH", "", "GET, HEAD, DELETE"),
-        ("POST", "", "GET, HEAD, DELETE"),
-        ("OPTIONS", "", "GET, HEAD, DELETE"),
-        ("TRACE", "", "GET, HEAD, DELETE"),
-        ("PROPFIND", "/events", "GET, HEAD"),
-        ("DELETE", "/result", "GET, HEAD"),
-        ("GET", "/cancel", "POST"),
+        ("PUT", "", "GET, HEAD, DELETE, OPTIONS"),
+        ("PATCH", "", "GET, HEAD, DELETE, OPTIONS"),
+        ("POST", "", "GET, HEAD, DELETE, OPTIONS"),
+        ("TRACE", "", "GET, HEAD, DELETE, OPTIONS"),
+        ("PROPFIND", "/events", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/result", "GET, HEAD, OPTIONS"),
+        ("GET", "/cancel", "POST, OPTIONS"),
     ],
 )
 def test_another_method_gets_405_with_allow(
@@ -289,6 +288,12 @@ def test_a_person_s_cancel_leads_back_to_the_page_without_a_body(client: httpx2.
     answer = client.post(f"{url}/cancel", headers={"Accept": "text/html"}, follow_redirects=False)
     assert (answer.status_code, answer.headers["location"], answer.content) == (303, url, b"")
     assert "content-type" not in answer.headers
+
+
+def test_a_person_gets_a_page_if_a_link_has_expired(client: httpx2.Client) -> None:
+    answer = client.get(f"/api/jobs/{new_job_id()}", headers={"Accept": "text/html, */*;q=0.8"})
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "Job not found" in answer.text
 
 
 # The server's own, and the answer's moment.

@@ -122,8 +122,10 @@ def test_urls_follow_the_place_of_the_router(
         operation = client.get(f"{url}/operation")
         assert operation.status_code == 200
         assert client.get(f"{prefix}/client.js").headers["content-type"].startswith("text/java")
-        assert client.put(url).headers["allow"] == "GET, HEAD, DELETE"
-        assert client.get(f"{url}/").status_code == client.get(f"{url}/none").status_code == 404
+        assert client.put(url).headers["allow"] == "GET, HEAD, DELETE, OPTIONS"
+        assert client.get(f"{url}/").json()["jobId"] == job_id
+        assert client.get(f"{prefix}/").json() == client.get(prefix).json()
+        assert client.get(f"{url}/none").status_code == 404
 
 
 def test_urls_are_absolute_with_a_base_url(jobs: AsyncJobs) -> None:

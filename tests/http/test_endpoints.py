@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 GETS = [route.suffix for route in ROUTES if route.method == "GET"]
 
 
-@pytest.mark.parametrize("path", ["", "nonsense", "job_1/result", f"{UNKNOWN}/", f"{UNKNOWN}/x"])
+@pytest.mark.parametrize("path", ["", "nonsense", "job_1/result", f"{UNKNOWN}//", f"{UNKNOWN}/x"])
 async def test_a_path_of_no_job_is_not_found(made: Made, path: str) -> None:
     endpoints = made()
     async with endpoints.jobs:
@@ -308,6 +308,39 @@ async def test_a_status_varies_by_accept_and_prefer(made: Made) -> None:
             assert answer.header("Vary") == "Accept, Prefer"
 
 
+@pytest.mark.parametrize(
+    ("method", "suffix", "status"),
+    [
+        ("GET", "/result", {JobStatus.FAILED: 424, JobStatus.CANCELLED: 410}),
+        ("PUT", "/result", dict.fromkeys(JobStatus, 405)),
+        ("GET", "/none", dict.fromkeys(JobStatus, 404)),
+    ],
+)
+async def test_a_browser_gets_a_problem_as_a_page(
+    made: Made, method: str, suffix: str, status: dict[JobStatus, int]
+) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        for one, job_id in (await of_each_status(endpoints)).items():
+            asked = Request(method, f"{job_id}{suffix}", headers={"accept": HTML})
+            page = await endpoints.handle(asked)
+            if one in status:
+                assert page.status == status[one]
+                assert page.header("Content-Type") == "text/html; charset=utf-8"
+                other = await endpoints.handle(asked._replace(headers={}))
+                assert other.header("Content-Type") == "application/problem+json"
+                assert (job_id in page.body.decode()) == (status[one] != 404)
+
+
+async def test_a_browser_gets_a_page_if_a_link_has_expired(made: Made) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        for path in (UNKNOWN, f"{UNKNOWN}/result", "nothing", "order.json"):
+            page = await endpoints.handle(Request("GET", path, headers={"accept": HTML}))
+            assert (page.status, page.header("Content-Type")) == (404, "text/html; charset=utf-8")
+            assert "Job not found" in page.body.decode()
+
+
 @pytest.mark.parametrize("suffix", ["/result", "/operation", "/events"])
 async def test_only_the_status_has_a_page(made: Made, suffix: str) -> None:
     endpoints = made()
@@ -327,7 +360,7 @@ async def test_a_result_is_never_rendered_by_a_browser(made: Made) -> None:
         job_id = (await of_each_status(endpoints))[JobStatus.COMPLETED]
         answer = await endpoints.handle(Request("GET", f"{job_id}/result"))
     assert answer.header("Content-Type") == "application/json"
-    assert answer.header("Content-Disposition") == "attachment"
+    assert answer.header("Content-Disposition") == 'attachment; filename="order.json"'
     assert answer.header("Content-Security-Policy") == "default-src 'none'; sandbox"
     assert answer.header("X-Content-Type-Options") == "nosniff"
 
@@ -363,10 +396,10 @@ async def test_a_method_that_a_url_lacks_gets_405_with_allow(made: Made, route: 
     has |= {"HEAD"} if "GET" in has else set()
     async with endpoints.jobs:
         job_id = await an_order(endpoints)
-        for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"} - has:
+        for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "BREW"} - has:
             answer = await endpoints.handle(Request(method, f"{job_id}{route.suffix}"))
             assert answer.status == 405, method
-            assert set((answer.header("Allow") or "").split(", ")) == has
+            assert set((answer.header("Allow") or "").split(", ")) == {*has, "OPTIONS"}
             assert document(answer)["code"] == "method_not_allowed"
         assert (await endpoints.jobs.find(job_id)).version == 1
 
@@ -375,7 +408,7 @@ async def test_a_list_only_has_get_and_head(made: Made) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         answer = await endpoints.handle(Request("POST", "", owner="ann"))
-    assert (answer.status, answer.header("Allow")) == (405, "GET, HEAD")
+    assert (answer.status, answer.header("Allow")) == (405, "GET, HEAD, OPTIONS")
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")

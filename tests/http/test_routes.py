@@ -24,9 +24,21 @@ def test_a_path_allows_its_own_methods_only() -> None:
     assert operations_at("job_1/cancel")[1].keys() == {"POST"}
 
 
-@pytest.mark.parametrize("path", ["job_1/", "job_1/results", "job_1/result/", "job_1//result"])
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
+def test_one_slash_at_the_end_is_ignored(route: Route) -> None:
+    path = f"job_1{route.suffix}"
+    assert operations_at(f"{path}/") == operations_at(path)
+    assert operations_at(f"{path}//") == ("job_1", {})
+
+
+@pytest.mark.parametrize("path", ["job_1/results", "job_1/result/x", "job_1//result", "job_1//"])
 def test_any_other_path_allows_nothing(path: str) -> None:
     assert operations_at(path) == ("job_1", {})
+
+
+@pytest.mark.parametrize("path", ["/", "//", "/job_1", "/result"])
+def test_a_path_that_begins_with_a_slash_allows_nothing(path: str) -> None:
+    assert operations_at(path) == ("", {})
 
 
 def test_the_prefix_itself_is_the_list() -> None:

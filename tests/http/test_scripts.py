@@ -46,6 +46,6 @@ def test_a_script_only_has_get_and_head() -> None:
     assert (answer.status, answer.header("Allow")) == (405, "GET, HEAD, OPTIONS")
 
 
-@pytest.mark.parametrize("path", ["", "client", "client.js/", "client.js/result", "../client.js"])
+@pytest.mark.parametrize("path", ["", "client", "client.js//", "client.js/result", "../client.js"])
 def test_other_paths_are_not_scripts(path: str) -> None:
     assert script(Request("GET", path)) is None
