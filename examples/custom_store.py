@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import anyio
 
@@ -23,10 +23,29 @@ from asyncjobs.core.encoding import (
     encode_submission,
     to_microseconds,
 )
-from asyncjobs.errors import ConfigurationError, StoreUnavailable
+from asyncjobs.errors import ConfigurationError, StoreUnavailable, UnreadableJob
 from asyncjobs.protocols import Change
+from asyncjobs.stores.reading import readable
 
 T = TypeVar("T")
+
+
+class Record(NamedTuple):
+    """What the file of a state has: a line of JSON for the first four, then a line for each."""
+
+    order: int
+    revision: int
+    lane: str
+    due_at: int | None
+    state: bytes
+    errors: bytes
+    result: bytes
+
+    @classmethod
+    def of(cls, job: Job, order: int) -> Self:
+        due_at = None if job.due_at is None else to_microseconds(job.due_at)
+        wide = job.errors_json or b"", job.result_json or b""
+        return cls(order, job.revision, job.lane, due_at, encode_state(job), *wide)
 
 
 class FolderStore:
@@ -47,7 +66,7 @@ class FolderStore:
         return await self._step(lambda lock: [self._insert(job, lock) for job in jobs])
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
-        return await self._step(lambda _: [self._read(job_id)[0] for job_id in ids])
+        return await self._step(lambda _: [self._read(job_id) for job_id in ids])
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
         return await self._step(lambda _: [self._replace(change) for change in changes])
@@ -75,85 +94,102 @@ class FolderStore:
             raise StoreUnavailable(str(self._folder), str(error)) from error
 
     def _insert(self, job: Job, lock: int) -> Job:
-        key = self._key(job)
+        key = self._key(job.user_id, job.type, job.idempotency_key)
         same = JobId(key.read_text()) if key and key.exists() else job.id
-        if stored := self._read(job.id)[0] or self._read(same)[0]:
+        if stored := self._read(job.id) or self._read(same):
             return stored
         os.truncate(lock, order := os.fstat(lock).st_size + 1)  # the lock's length counts the jobs
         submission = encode_submission(job) + b"\n" + job.payload_json
         self._file(job.id, "submission").write_bytes(submission)
         if key:
             key.write_text(job.id)
-        self._write(job, order, before=None)
+        self._write(job.id, Record.of(job, order), before=None)
         return job
 
     def _replace(self, change: Change) -> bool:
-        stored, order = self._read(change.job.id)
+        stored, job = self._record(change.job.id), change.job
         if stored is None or stored.revision != change.expected_revision:
             return False
-        self._write(stored.updated(change.job), order, before=stored)
+        new = Record.of(job, stored.order)
+        new = new._replace(errors=new.errors or stored.errors, result=new.result or stored.result)
+        self._write(job.id, new, before=stored)
         return True
 
     def _take(self, lanes: Sequence[str], now: datetime, until: datetime, limit: int) -> list[Job]:
-        taken: list[Job] = []
+        taken: list[JobId] = []
         last = f"{to_microseconds(now):020}~"  # "~" comes after the names' " "
         for entry in sorted((self._folder / "due").iterdir()):
             if len(taken) == limit or entry.name > last:
                 break
-            job, order = self._read(JobId(entry.name.rpartition(" ")[2]))
-            if job is None or self._entry(job, order) != entry:
+            job_id = JobId(entry.name.rpartition(" ")[2])
+            record = self._record(job_id)
+            if record is None or self._entry(job_id, record) != entry:
                 entry.unlink()  # the job has moved on, or is gone
-            elif job.lane in lanes:
-                taken.append(job.model_copy(update={"due_at": until}))
-                self._write(taken[-1], order, before=job)
-        return taken
+            elif record.lane in lanes:
+                taken.append(job_id)
+                later = record._replace(due_at=to_microseconds(until))
+                self._write(job_id, later, before=record)
+        # Read after all are moved: a job that cannot be read is logged, and blocks no other.
+        return readable(taken, self._decode)
 
     def _delete(self, job_id: JobId) -> bool:
-        job, order = self._read(job_id)
-        both = self._file(job_id, "state"), self._file(job_id, "submission")
-        for path in filter(None, (*both, self._entry(job, order), self._key(job)) if job else ()):
-            path.unlink(missing_ok=True)
-        return job is not None
+        if (record := self._record(job_id)) is None:
+            return False
+        # Its fields are looked up in the text: a job that cannot be read can be deleted.
+        path = self._file(job_id, "submission")
+        said = json.loads(path.read_bytes().partition(b"\n")[0])
+        key = self._key(said.get("user_id"), said["type"], said.get("idempotency_key"))
+        entry = self._entry(job_id, record)
+        for one in filter(None, (self._file(job_id, "state"), path, entry, key)):
+            one.unlink(missing_ok=True)
+        return True
 
-    def _read(self, job_id: JobId) -> tuple[Job | None, int]:
+    def _read(self, job_id: JobId) -> Job | None:
+        return self._decode(job_id) if self._file(job_id, "state").exists() else None
+
+    def _decode(self, job_id: JobId) -> Job:
+        """Read a job that exists; raise `UnreadableJob` for what this version does not know."""
+        record = self._record(job_id)
+        if record is None:
+            raise UnreadableJob(job_id)
+        submission, _, payload = self._file(job_id, "submission").read_bytes().partition(b"\n")
+        wide = payload, record.result or None, record.errors or None  # JSON is never empty
+        found = Columns(*wide, record.revision, record.lane, record.due_at)
+        return decode(job_id, submission, record.state, found)
+
+    def _record(self, job_id: JobId) -> Record | None:
         if not (path := self._file(job_id, "state")).exists():
-            return None, 0
-        head, state, errors, result = path.read_bytes().split(b"\n", 3)
-        submission, payload = self._file(job_id, "submission").read_bytes().split(b"\n", 1)
-        order, *columns = json.loads(head)
-        found = Columns(payload, result or None, errors or None, *columns)  # JSON is never empty
-        return decode(job_id, submission, state, found), order
+            return None
+        head, *texts = path.read_bytes().split(b"\n", 3)
+        return Record(*json.loads(head), *texts)
 
-    def _write(self, job: Job, order: int, *, before: Job | None) -> None:
+    def _write(self, job_id: JobId, record: Record, *, before: Record | None) -> None:
         """Write the state: first where to find the job next, last forget where it was found."""
-        if entry := self._entry(job, order):
+        if entry := self._entry(job_id, record):
             entry.touch()
-        due_at = None if job.due_at is None else to_microseconds(job.due_at)
-        head = json.dumps([order, job.revision, job.lane, due_at]).encode()
-        wide = [job.errors_json or b"", job.result_json or b""]
         new = self._folder / "new"
-        new.write_bytes(b"\n".join([head, encode_state(job), *wide]))
-        new.replace(self._file(job.id, "state"))
-        if before and (past := self._entry(before, order)) and past != entry:
+        new.write_bytes(b"\n".join([json.dumps(record[:4]).encode(), *record[4:]]))
+        new.replace(self._file(job_id, "state"))
+        if before and (past := self._entry(job_id, before)) and past != entry:
             past.unlink(missing_ok=True)
 
     def _file(self, job_id: JobId, half: str) -> Path:
         return self._folder / f"{job_id}.{half}"
 
-    def _entry(self, job: Job, order: int) -> Path | None:
-        if job.due_at is None:
+    def _entry(self, job_id: JobId, record: Record) -> Path | None:
+        if record.due_at is None:
             return None
-        return self._folder / "due" / f"{to_microseconds(job.due_at):020} {order:012} {job.id}"
+        return self._folder / "due" / f"{record.due_at:020} {record.order:012} {job_id}"
 
-    def _key(self, job: Job) -> Path | None:
-        if job.idempotency_key is None:
+    def _key(self, owner: str | None, kind: str, key: str | None) -> Path | None:
+        if key is None:
             return None
-        scope = json.dumps([job.user_id, job.type, job.idempotency_key]).encode()
+        scope = json.dumps([owner, kind, key]).encode()
         return self._folder / "keys" / hashlib.sha256(scope).hexdigest()
 
 
 def from_url(url: str) -> FolderStore:
     """Make the store for `folder:///path`; an entry point leads here."""
-    if not url.startswith("folder:///"):
+    if not url.startswith("folder:///") or "?" in url:
         raise ConfigurationError(f"A folder store's URL is folder:///path, got {url!r}.")
     return FolderStore(Path(url.removeprefix("folder://")))

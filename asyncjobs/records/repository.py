@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Event, Transition, event_of
 from asyncjobs.core.job import Job, JobId, JobStatus, suspects_lane
-from asyncjobs.errors import ConfigurationError, UnknownJob, UnusableConnection
+from asyncjobs.errors import ConfigurationError, InvalidQuery, UnknownJob, UnusableConnection
 from asyncjobs.protocols import (
     HOLD,
     Change,
@@ -178,15 +178,22 @@ class Repository:
         return job
 
     async def list(self, which: Selection, *, limit: int, after: str | None = None) -> Page:
-        """List jobs as they must stand now; raise `ConfigurationError` where the store cannot."""
+        """List jobs as they must stand now; raise `ConfigurationError` if the store cannot.
+
+        What the store returns is filtered again, so that no store shows the jobs of others.
+        """
         if self._listing is None:
             raise ConfigurationError("The store cannot list jobs.")
         listing = self._listing
+        if unknown := which.given().keys() - listing.filters:
+            names = ", ".join(sorted(unknown))
+            raise ConfigurationError(f"The store cannot list jobs by these fields: {names}.")
+        if limit < 1:
+            raise InvalidQuery("limit", f"it is at least 1, got {limit}")
         page = await self._bound.wait_for(lambda: listing.list(which, limit=limit, after=after))
         now = self._clock.now()
         jobs = [await self._listed(job, now) for job in page.jobs]
-        fits = [job for job in jobs if job and which.status in (None, job.status)]
-        return Page(fits, page.next)
+        return Page([job for job in jobs if job and which.fits(job)], page.next)
 
     async def position(self, job: Job) -> int | None:
         """Tell how far in front of its queue a job waits: 1 is next, None is not known."""

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import Store
+from asyncjobs.stores.urls import check_characters
 
 Make = Callable[[str], Store]
 
@@ -16,7 +17,9 @@ _BUILT_IN = {
     "memory": "asyncjobs.stores.memory:from_url",
     "sqlite": "asyncjobs.stores.sqlite:from_url",
     **dict.fromkeys(("postgresql", "postgres"), "asyncjobs.stores.postgres:from_url"),
-    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), "asyncjobs.stores.redis:from_url"),
+    **dict.fromkeys(
+        ("redis", "rediss", "valkey", "valkeys", "unix"), "asyncjobs.stores.redis:from_url"
+    ),
 }
 
 
@@ -26,6 +29,7 @@ def store_from_url(url: str) -> Store:
     Others than the built-in ones register a function from URL to store under the entry point
     group `asyncjobs.stores`, by scheme.
     """
+    check_characters("The URL of the store", url)
     scheme = _scheme_of(url)
     if scheme in _BUILT_IN:
         return _load(*_BUILT_IN[scheme].split(":"))(url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from heapq import merge
 from itertools import chain, count, islice, takewhile
@@ -18,6 +18,7 @@ from asyncjobs.core.encoding import sequence_of
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import HOLD, Change, InlineReads, Listing, Page, Selection
+from asyncjobs.stores.urls import check_parameters
 
 _Key = tuple[str | None, str, str]
 
@@ -43,6 +44,7 @@ class MemoryStore:
     """
 
     powers: frozenset[type] = frozenset({InlineReads, Listing})
+    filters: frozenset[str] = frozenset({"user_id", "type", "status"})
 
     def __init__(self) -> None:
         self._jobs: dict[JobId, Job] = {}
@@ -91,12 +93,12 @@ class MemoryStore:
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         await anyio.lowlevel.checkpoint()
-        before = sequence_of(after, _DIGITS)
+        before, wanted = sequence_of(after, _DIGITS), which.given()
         # In the order of insertion, since a dict keeps it and no id is inserted twice.
         newest = (
             (order, job)
             for job_id, order in reversed(self._order.items())
-            if (before is None or order < before) and _fits(job := self._jobs[job_id], which)
+            if (before is None or order < before) and _fits(job := self._jobs[job_id], wanted)
         )
         found = [*islice(newest, limit + 1)]
         jobs = [job.narrow() for _, job in found[:limit]]
@@ -215,12 +217,8 @@ class _Lane:
         return place, bisect_left(self._pieces[place], bound) if place < len(self._pieces) else 0
 
 
-def _fits(job: Job, which: Selection) -> bool:
-    return (
-        which.user_id in (None, job.user_id)
-        and which.type in (None, job.type)
-        and which.status in (None, job.status)
-    )
+def _fits(job: Job, wanted: Mapping[str, object]) -> bool:
+    return all(getattr(job, name) == value for name, value in wanted.items())
 
 
 def _key(job: Job) -> _Key | None:
@@ -231,6 +229,7 @@ def _key(job: Job) -> _Key | None:
 
 def from_url(url: str) -> MemoryStore:
     """Make a store for `memory://`."""
+    check_parameters("memory", url, ())
     if url != "memory://":
         raise ConfigurationError(f"The memory store's URL is memory://, got {url!r}.")
     return MemoryStore()

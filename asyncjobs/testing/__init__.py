@@ -31,27 +31,43 @@ if TYPE_CHECKING:
         WorkerPool,
     )
     from asyncjobs.testing.faults import Fate, Faults, FaultyStore, StoreCall
-    from asyncjobs.testing.power_conformance import ListingConformance, StoreClockConformance
+    from asyncjobs.testing.power_conformance import (
+        ApplicationTransaction,
+        ChangeNoticesConformance,
+        InlineReadsConformance,
+        InspectionConformance,
+        ListingConformance,
+        MigrationScriptConformance,
+        StoreClockConformance,
+        TransactionsConformance,
+    )
     from asyncjobs.testing.proxies import TcpProxy
     from asyncjobs.testing.samples import sample_job
-    from asyncjobs.testing.store_conformance import SharingConformance, StoreConformance
+    from asyncjobs.testing.sharing_conformance import SharingConformance
+    from asyncjobs.testing.store_conformance import StoreConformance
 
 __all__ = [
     "BRISK",
+    "ApplicationTransaction",
+    "ChangeNoticesConformance",
     "DispatcherConformance",
     "Fate",
     "Faults",
     "FaultyStore",
+    "InlineReadsConformance",
+    "InspectionConformance",
     "KillableWorkerPool",
     "ListingConformance",
     "LoopClock",
     "ManualClock",
+    "MigrationScriptConformance",
     "PriorityConformance",
     "SharingConformance",
     "StoreCall",
     "StoreClockConformance",
     "StoreConformance",
     "TcpProxy",
+    "TransactionsConformance",
     "WorkerLossConformance",
     "WorkerPool",
     "run_jobs",
@@ -63,20 +79,26 @@ __all__ = [
 
 _MODULES = {
     "BRISK": "dispatcher_conformance",
+    "ApplicationTransaction": "power_conformance",
+    "ChangeNoticesConformance": "power_conformance",
     "DispatcherConformance": "dispatcher_conformance",
     "Fate": "faults",
     "Faults": "faults",
     "FaultyStore": "faults",
+    "InlineReadsConformance": "power_conformance",
+    "InspectionConformance": "power_conformance",
     "KillableWorkerPool": "dispatcher_conformance",
     "ListingConformance": "power_conformance",
     "LoopClock": "clocks",
     "ManualClock": "clocks",
+    "MigrationScriptConformance": "power_conformance",
     "PriorityConformance": "dispatcher_conformance",
-    "SharingConformance": "store_conformance",
+    "SharingConformance": "sharing_conformance",
     "StoreCall": "faults",
     "StoreClockConformance": "power_conformance",
     "StoreConformance": "store_conformance",
     "TcpProxy": "proxies",
+    "TransactionsConformance": "power_conformance",
     "WorkerLossConformance": "dispatcher_conformance",
     "WorkerPool": "dispatcher_conformance",
     "run_jobs": "applications",
@@ -89,7 +111,7 @@ _MODULES = {
 # Before they are imported, so that the suites' assertions explain themselves in any test run.
 if sys.modules.get("pytest"):
     sys.modules["pytest"].register_assert_rewrite(
-        *(f"{__name__}.{name}_conformance" for name in ("dispatcher", "power", "store"))
+        *(f"{__name__}.{name}_conformance" for name in ("dispatcher", "power", "sharing", "store"))
     )
 
 if not TYPE_CHECKING:

@@ -87,6 +87,11 @@ class FaultyStore:
         return _POWERS & self.store.powers
 
     @property
+    def filters(self) -> frozenset[str]:
+        """Those of the wrapped store, if it can list."""
+        return frozenset(getattr(self.store, "filters", ()))
+
+    @property
     def faults(self) -> Faults:
         """What goes wrong at present."""
         return self._faults

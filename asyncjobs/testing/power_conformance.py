@@ -1,19 +1,38 @@
-"""What stores with optional powers must do: listing, and a clock of their own."""
+"""What stores with optional powers must do: a suite for each power."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import fields
 from datetime import timedelta
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Job, JobStatus
-from asyncjobs.errors import InvalidQuery
-from asyncjobs.protocols import HOLD, Change, Selection
+from asyncjobs.errors import ConfigurationError, InvalidQuery, UnusableConnection
+from asyncjobs.protocols import (
+    HOLD,
+    Change,
+    ChangeNotices,
+    InlineReads,
+    Inspection,
+    Listing,
+    MigrationScript,
+    Selection,
+    Store,
+    StoreClock,
+    Transactions,
+)
 from asyncjobs.testing.samples import (
     LANE,
     LATER,
+    LOOKALIKES,
     NOW,
     begun,
     ended,
@@ -21,9 +40,16 @@ from asyncjobs.testing.samples import (
     ids,
     sample_job,
     sample_submission,
+    unreadable_job,
 )
+from asyncjobs.testing.sharing_conformance import TwoOpeners
 
 MANY = 100
+
+_MANY_IN_ONE_CALL = 600
+
+# So many turns of the event loop a read may take that waits for nothing.
+_TURNS = 20
 
 
 @pytest.mark.anyio
@@ -68,8 +94,32 @@ class ListingConformance:
                     for status in (None, JobStatus.PENDING, JobStatus.PROCESSING):
                         which = Selection(owner, kind, status)
                         page = await store.list(which, limit=MANY)
-                        expected = [job for job in reversed(jobs) if fits(job, which)]
+                        expected = [job for job in reversed(jobs) if which.fits(job)]
                         assert ids(page.jobs) == ids(expected), which
+
+    async def test_owners_and_types_of_a_selection_are_compared_exactly(self, store: Any) -> None:
+        owned = [sample_job(user_id=name) for name in LOOKALIKES]
+        typed = [sample_job(type=name) for name in LOOKALIKES]
+        async with store:
+            await store.insert([*owned, *typed])
+            for name, of_owner, of_type in zip(LOOKALIKES, owned, typed, strict=True):
+                page = await store.list(Selection(user_id=name), limit=MANY)
+                assert ids(page.jobs) == [of_owner.id], name
+                page = await store.list(Selection(type=name), limit=MANY)
+                assert ids(page.jobs) == [of_type.id], name
+
+    async def test_the_declared_filters_are_fields_of_a_selection(self, store: Any) -> None:
+        assert {"user_id", "type", "status"} <= {*store.filters}
+        assert {*store.filters} <= {field.name for field in fields(Selection)}
+
+    async def test_a_list_leaves_out_what_cannot_be_read(self, store: Any) -> None:
+        bad, good = unreadable_job(), sample_job()
+        async with store:
+            await store.insert([good, bad])
+            first = await store.list(Selection(), limit=1)
+            rest = await store.list(Selection(), limit=1, after=first.next)
+            # A store that keeps objects can read it.
+            assert ids([*first.jobs, *rest.jobs]) in ([good.id], [bad.id, good.id])
 
     async def test_pages_follow_one_another_without_gap_or_repetition(self, store: Any) -> None:
         jobs = [sample_job(user_id="ann") for _ in range(7)]
@@ -91,6 +141,16 @@ class ListingConformance:
                 after = page.next
         assert seen == ids(list(reversed(jobs)))
         assert sizes == [3, 3, 1]
+
+    async def test_a_new_job_never_gets_the_place_of_a_deleted_one(self, store: Any) -> None:
+        jobs = [sample_job() for _ in range(4)]
+        async with store:
+            await store.insert(jobs)
+            page = await store.list(Selection(), limit=2)
+            await store.delete(ids(jobs[1:]))
+            await store.insert([sample_job() for _ in range(4)])
+            rest = await store.list(Selection(), limit=MANY, after=page.next)
+        assert ids(rest.jobs) == ids(jobs[:1])
 
     async def test_a_page_that_ends_the_list_names_no_next(self, store: Any) -> None:
         async with store:
@@ -189,15 +249,6 @@ def narrow(job: Job) -> Job:
     return job.changed(payload_json=b"", result_json=None, errors_json=None)
 
 
-def fits(job: Job, which: Selection) -> bool:
-    """Tell whether a job is meant by a selection."""
-    return (
-        which.user_id in (None, job.user_id)
-        and which.type in (None, job.type)
-        and which.status in (None, job.status)
-    )
-
-
 @pytest.mark.anyio
 class StoreClockConformance:
     """The contract of `asyncjobs.protocols.StoreClock`; override the fixture `store`."""
@@ -215,3 +266,259 @@ class StoreClockConformance:
             times = [await store.now() for _ in range(50)]
         assert times == sorted(times)
         assert times[0] < times[-1]
+
+
+@pytest.mark.anyio
+class InlineReadsConformance:
+    """The contract of `asyncjobs.protocols.InlineReads`; override the fixture `store`."""
+
+    @pytest.fixture
+    def store(self) -> Any:
+        raise NotImplementedError("Override the fixture `store`.")
+
+    async def test_a_read_waits_for_nothing(self, store: Any) -> None:
+        job, found = sample_job(), list[Job | None]()
+
+        async def read() -> None:
+            found.extend(await store.get([job.id]))
+
+        async with store:
+            await store.insert([job])
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read)
+                for _ in range(_TURNS):
+                    await anyio.lowlevel.checkpoint()
+                assert found == [job]
+
+
+@pytest.mark.anyio
+class InspectionConformance:
+    """The contract of `asyncjobs.protocols.Inspection`; override the fixture `store`."""
+
+    @pytest.fixture
+    def store(self) -> Any:
+        raise NotImplementedError("Override the fixture `store`.")
+
+    async def test_each_finding_names_a_subject_of_its_own(self, store: Any) -> None:
+        async with store:
+            found = await store.inspect()
+        subjects = [finding.subject for finding in found]
+        assert subjects
+        assert all(subjects)
+        assert len({*subjects}) == len(subjects)
+
+    async def test_an_inspection_changes_nothing(self, store: Any) -> None:
+        job = sample_job()
+        async with store:
+            await store.insert([job])
+            found = list(await store.inspect())
+            assert list(await store.inspect()) == found
+            assert list(await store.get([job.id])) == [job]
+            assert ids(await store.take([LANE], now=NOW, until=LATER, limit=9)) == [job.id]
+
+
+@pytest.mark.anyio
+class MigrationScriptConformance:
+    """The contract of `asyncjobs.protocols.MigrationScript`; override the fixture `store`."""
+
+    @pytest.fixture
+    def store(self) -> Any:
+        raise NotImplementedError("Override the fixture `store`.")
+
+    async def test_the_script_needs_no_open_store(self, store: Any) -> None:
+        script = store.migration_sql()
+        assert script.strip()
+        async with store:
+            assert store.migration_sql() == script
+
+    async def test_an_unknown_version_is_refused(self, store: Any) -> None:
+        with pytest.raises(ConfigurationError):
+            store.migration_sql(since=10**6)
+
+
+@pytest.mark.anyio
+class ChangeNoticesConformance(TwoOpeners):
+    """The contract of `asyncjobs.protocols.ChangeNotices`.
+
+    Override the fixtures `store` and `opener`, as for `SharingConformance`. `patience` is how many
+    seconds a rule waits for a notice.
+    """
+
+    patience = 60.0
+
+    async def test_what_another_opener_writes_is_noticed(self, store: Any, other: Store) -> None:
+        job = sample_job()
+        writes: list[Callable[[], Awaitable[object]]] = [
+            lambda: other.insert([job]),
+            lambda: other.replace([Change(begun(job), job.revision)]),
+            lambda: other.delete([job.id]),
+        ]
+        async with store, other:
+            changes = store.changes()
+            with anyio.fail_after(self.patience):
+                await anext(changes)
+                for write in writes:
+                    await write()
+                    await noticed(changes, [job])
+            await changes.aclose()
+
+    async def test_the_first_batch_comes_at_once_and_means_any_job(self, store: Any) -> None:
+        async with store:
+            changes = store.changes()
+            with anyio.fail_after(self.patience):
+                assert list(await anext(changes)) == []
+            await changes.aclose()
+
+    async def test_every_job_of_a_large_call_is_noticed(self, store: Any, other: Store) -> None:
+        jobs = [sample_job() for _ in range(_MANY_IN_ONE_CALL)]
+        async with store, other:
+            changes = store.changes()
+            with anyio.fail_after(self.patience):
+                await anext(changes)
+                await other.insert(jobs)
+                await noticed(changes, jobs)
+            await changes.aclose()
+
+    async def test_changes_can_be_followed_again(self, store: Any, other: Store) -> None:
+        job = sample_job()
+        async with store, other:
+            first = store.changes()
+            with anyio.fail_after(self.patience):
+                await anext(first)
+                await first.aclose()
+                again = store.changes()
+                await anext(again)
+                await other.insert([job])
+                await noticed(again, [job])
+            await again.aclose()
+
+
+async def noticed(changes: AsyncIterator[Any], jobs: list[Job]) -> None:
+    """Wait until all of these jobs, or any job, may have changed."""
+    missing = {*ids(jobs)}
+    while missing:
+        batch = await anext(changes)
+        missing = missing - {*batch} if batch else set()
+
+
+class ApplicationTransaction(Protocol):
+    """A transaction that an application has begun on its `connection`."""
+
+    @property
+    def connection(self) -> object:
+        """What the application passes to `enqueue`."""
+        ...
+
+    async def commit(self) -> None:
+        """Commit the transaction."""
+        ...
+
+    async def rollback(self) -> None:
+        """Roll the transaction back."""
+        ...
+
+
+Begin = Callable[[], AbstractAsyncContextManager[ApplicationTransaction]]
+
+
+@pytest.mark.anyio
+class TransactionsConformance:
+    """The contract of `asyncjobs.protocols.Transactions`.
+
+    Override the fixtures `store` and `begin`: a function that returns an async context manager, in
+    which a new transaction is under way on a connection of the application's own.
+    """
+
+    @pytest.fixture
+    def store(self) -> Any:
+        raise NotImplementedError("Override the fixture `store`.")
+
+    @pytest.fixture
+    def begin(self) -> Begin:
+        raise NotImplementedError("Override the fixture `begin`.")
+
+    async def test_jobs_exist_when_the_transaction_commits(self, store: Any, begin: Begin) -> None:
+        jobs = [sample_job(idempotency_key="k"), sample_job()]
+        async with store, begin() as transaction:
+            assert list(await store.insert_within(transaction.connection, jobs)) == jobs
+            assert list(await store.get(ids(jobs))) == [None, None]
+            assert list(await store.take([LANE], now=NOW, until=LATER, limit=9)) == []
+            await transaction.commit()
+            assert list(await store.get(ids(jobs))) == jobs
+            assert ids(await store.take([LANE], now=NOW, until=LATER, limit=9)) == ids(jobs)
+
+    async def test_jobs_never_existed_if_the_transaction_is_rolled_back(
+        self, store: Any, begin: Begin
+    ) -> None:
+        job, next_job = sample_job(idempotency_key="k"), sample_job(idempotency_key="k")
+        async with store:
+            async with begin() as transaction:
+                await store.insert_within(transaction.connection, [job])
+                await transaction.rollback()
+            assert list(await store.get([job.id])) == [None]
+            assert list(await store.insert([next_job])) == [next_job]
+
+    async def test_a_stored_job_of_the_same_id_or_key_is_returned(
+        self, store: Any, begin: Begin
+    ) -> None:
+        plain, keyed = sample_job(), sample_job(idempotency_key="k")
+        twins = [plain.changed(payload_json=b"1"), sample_job(idempotency_key="k")]
+        async with store:
+            await store.insert([plain, keyed])
+            async with begin() as transaction:
+                stored = await store.insert_within(transaction.connection, twins)
+                await transaction.commit()
+            assert list(stored) == [plain, keyed]
+            assert list(await store.get(ids(twins))) == [plain, None]
+
+    async def test_a_transaction_finds_what_it_has_inserted(self, store: Any, begin: Begin) -> None:
+        first, second = sample_job(idempotency_key="k"), sample_job(idempotency_key="k")
+        async with store, begin() as transaction:
+            await store.insert_within(transaction.connection, [first])
+            assert list(await store.insert_within(transaction.connection, [second])) == [first]
+            await transaction.commit()
+            assert list(await store.get([first.id, second.id])) == [first, None]
+
+    @pytest.mark.parametrize("end", ["commit", "rollback"])
+    async def test_the_end_of_a_transaction_with_the_same_key_is_awaited(
+        self, store: Any, begin: Begin, end: str
+    ) -> None:
+        first, second = sample_job(idempotency_key="k"), sample_job(idempotency_key="k")
+        stored: list[Job] = []
+
+        async def insert(transaction: ApplicationTransaction) -> None:
+            stored.extend(await store.insert_within(transaction.connection, [second]))
+            await transaction.commit()
+
+        async with store, begin() as one, begin() as two:
+            await store.insert_within(one.connection, [first])
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(insert, two)
+                for _ in range(_TURNS):
+                    await anyio.lowlevel.checkpoint()
+                assert stored == []
+                await getattr(one, end)()
+            winner, loser = (first, second) if end == "commit" else (second, first)
+            assert stored == [winner]
+            assert list(await store.get([winner.id, loser.id])) == [winner, None]
+
+    async def test_what_is_no_connection_is_refused(self, store: Any) -> None:
+        job = sample_job()
+        async with store:
+            with pytest.raises(UnusableConnection):
+                await store.insert_within(object(), [job])
+            assert list(await store.get([job.id])) == [None]
+
+
+#: The suite of each power.
+SUITES: Mapping[type, type] = MappingProxyType(
+    {
+        ChangeNotices: ChangeNoticesConformance,
+        InlineReads: InlineReadsConformance,
+        Inspection: InspectionConformance,
+        Listing: ListingConformance,
+        MigrationScript: MigrationScriptConformance,
+        StoreClock: StoreClockConformance,
+        Transactions: TransactionsConformance,
+    }
+)

@@ -13,6 +13,7 @@ from asyncjobs.core.job import (
     Detail,
     Job,
     JobError,
+    JobId,
     Lease,
     Progress,
     Retry,
@@ -27,6 +28,16 @@ LATER = NOW + timedelta(minutes=1)
 
 #: The lane in which they wait.
 LANE = "default"
+
+#: Different names that are one name to a comparison that ignores case, accents, width, spaces,
+#: letters beyond ASCII, or what follows a NUL, or that knows wildcards.
+LOOKALIKES = (
+    *("ann", "Ann", "ANN", "änn", "a\u0308nn", "nn", "?nn", "\uff41nn", "a\u200bnn"),
+    *("ann ", " ann", "ann\t", "ann\0", "ann\0x", "a%", "a_n", "a*", "a?n", "*", "%"),
+    *("straße", "strasse", "\u0130", "i", "\u0131", "None", "null", "1", "01", "\uff11"),
+)
+
+_TEXT = 'Ärger, привет, 日本 🎈 \0 \u2028 "\\" \r\n'
 
 
 def sample_job(**submission: Any) -> Job:
@@ -52,7 +63,7 @@ def sample_submission(**submission: Any) -> Submission:
 
 
 def full_job() -> Job:
-    """Make a job that has something in every field."""
+    """Make a job that has something in every field, and in texts what is easily lost."""
     job = sample_job(
         user_id="ann@example.com",
         idempotency_key="8e03978e-40d5-43dd-bc93-6894a57f9324",
@@ -72,13 +83,18 @@ def full_job() -> Job:
     lapsed = lifecycle.lose(lost, NOW + timedelta(seconds=30))
     running = lifecycle.start(lapsed, LATER, Lease(worker="host:2", token="v", until=LATER))
     asked = lifecycle.cancel(running, LATER)
-    detail = Detail(message="packing", current=3, total=7, unit="files")
+    detail = Detail(message=f"packing {_TEXT}", current=3, total=7, unit=f"files {_TEXT}")
     progress = Progress(percent=42, detail=detail)
     reported = lifecycle.report(asked, progress, token="v")
     failed = lifecycle.fail(
-        reported, LATER, token="v", error=JobError(code="bad_input", message="No such file.")
+        reported,
+        LATER,
+        token="v",
+        error=JobError(code="bad_input", message=f"No such file: {_TEXT}"),
     )
-    called = lifecycle.call_back(failed, LATER, error="away", again_at=LATER + timedelta(hours=1))
+    called = lifecycle.call_back(
+        failed, LATER, error=f"away {_TEXT}", again_at=LATER + timedelta(hours=1)
+    )
     lease = Lease(worker="host:1", token="w", until=LATER)
     return called.changed(lease=lease, result_json=b'{"rows": 1e2}')
 
@@ -92,6 +108,14 @@ def sample_error(attempt: int) -> AttemptError:
         message="No such file: Grüße.csv",
         traceback='Traceback (most recent call last):\n  File "app.py", line 7\nValueError: …\n',
     )
+
+
+def unreadable_job() -> Job:
+    """Make a job that stores can write but not read, as one that a newer version has written.
+
+    A store that keeps jobs as objects reads it all the same.
+    """
+    return sample_job(retry=Retry().changed(max_attempts=0))
 
 
 def begun(job: Job, token: str = "t") -> Job:
@@ -109,6 +133,6 @@ async def ended(store: Store, job: Job, result: bytes) -> Job:
     return done
 
 
-def ids(jobs: Sequence[Job]) -> list[str]:
+def ids(jobs: Sequence[Job]) -> list[JobId]:
     """List the jobs' ids."""
     return [job.id for job in jobs]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any
 
 import anyio
 import pytest
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobStatus, Retry, new_job_id
-from asyncjobs.protocols import Change, ChangeNotices, Store, check_powers
+from asyncjobs.errors import UnreadableJob
+from asyncjobs.protocols import Change, Store, check_powers
+from asyncjobs.testing.power_conformance import SUITES
 from asyncjobs.testing.samples import (
     LANE,
     LATER,
+    LOOKALIKES,
     NOW,
     begun,
     ended,
@@ -22,7 +23,14 @@ from asyncjobs.testing.samples import (
     ids,
     sample_error,
     sample_job,
+    unreadable_job,
 )
+from asyncjobs.testing.sharing_conformance import SharingConformance
+
+#: More than the library puts into one call by itself, and more than many a limit of parameters.
+MANY = 600
+
+SEPARATORS = ":/|,;.-_=#@&+~ \t\n\0\x1f\"'\\"
 
 
 def failed_attempts(job: Job) -> tuple[Job, Job]:
@@ -82,6 +90,34 @@ class StoringRules:
         ]
         async with store:
             assert await store.insert(jobs) == jobs
+
+    async def test_owners_types_and_keys_are_compared_exactly(self, store: Store) -> None:
+        jobs = [
+            job
+            for name in LOOKALIKES
+            for job in (
+                sample_job(idempotency_key="k", user_id=name),
+                sample_job(idempotency_key="k", type=name),
+                sample_job(idempotency_key=name),
+            )
+        ]
+        async with store:
+            assert list(await store.insert(jobs)) == jobs
+            again = [job.changed(id=new_job_id()) for job in jobs]
+            assert list(await store.insert(again)) == jobs
+
+    async def test_owner_type_and_key_are_not_one_text(self, store: Store) -> None:
+        jobs = [
+            sample_job(user_id=owner, type=kind, idempotency_key=key)
+            for separator in (*SEPARATORS, "::", "--", "__")
+            for owner, kind, key in (
+                ("a", f"b{separator}c", "d"),
+                (f"a{separator}b", "c", "d"),
+                ("a", "b", f"c{separator}d"),
+            )
+        ]
+        async with store:
+            assert list(await store.insert(jobs)) == jobs
 
     async def test_a_key_names_the_job_as_it_stands(self, store: Store) -> None:
         first = sample_job(idempotency_key="k")
@@ -306,6 +342,35 @@ class StoringRules:
             await store.insert([job])
             assert await store.get([job.id]) == [job]
 
+    # any call
+
+    async def test_a_call_may_have_hundreds_of_items(self, store: Store) -> None:
+        jobs = [sample_job(idempotency_key=f"k{number}") for number in range(MANY)]
+        started = [begun(job) for job in jobs]
+        async with store:
+            assert list(await store.insert(jobs)) == jobs
+            assert list(await store.insert(jobs)) == jobs
+            assert ids(await store.take([LANE], now=NOW, until=LATER, limit=MANY)) == ids(jobs)
+            changes = [Change(job, job.revision - 1) for job in started]
+            assert list(await store.replace(changes)) == [True] * MANY
+            assert list(await store.get(ids(started[::-1]))) == started[::-1]
+            assert list(await store.delete(ids(jobs))) == [True] * MANY
+            assert list(await store.get(ids(jobs))) == [None] * MANY
+
+    async def test_an_unreadable_job_harms_no_other(self, store: Store) -> None:
+        bad, good = unreadable_job(), sample_job()
+        async with store:
+            await store.insert([bad, good])
+            assert list(await store.get([good.id])) == [good]
+            try:
+                assert list(await store.get([bad.id])) == [bad]
+            except UnreadableJob as error:
+                assert error.job_id == bad.id  # noqa: PT017  # stores of objects can read it
+            # In front, and alone in a call: it is passed by, not met again and again.
+            taken = [await store.take([LANE], now=NOW, until=LATER, limit=1) for _ in "12"]
+            assert good.id in [job.id for some in taken for job in some]
+            assert list(await store.delete([bad.id, good.id])) == [True, True]
+
     # open and close
 
     async def test_closing_and_opening_again_loses_nothing(self, store: Store) -> None:
@@ -399,6 +464,21 @@ class TakingRules:
         assert ids(taken) == ids([*high, *default[:2]])
         assert ids(rest) == ids(default[2:])
 
+    async def test_a_limit_of_zero_takes_nothing(self, store: Store) -> None:
+        job = sample_job()
+        async with store:
+            await store.insert([job])
+            assert list(await store.take([LANE], now=NOW, until=LATER, limit=0)) == []
+            assert list(await store.get([job.id])) == [job]
+
+    async def test_lanes_are_compared_exactly(self, store: Store) -> None:
+        jobs = [sample_job(queue=name) for name in LOOKALIKES]
+        async with store:
+            await store.insert(jobs)
+            for job in jobs:
+                taken = await store.take([job.lane], now=NOW, until=LATER, limit=MANY)
+                assert ids(taken) == [job.id], job.lane
+
     async def test_a_job_is_taken_where_its_newest_state_puts_it(self, store: Store) -> None:
         job = sample_job()
         started = begun(job)
@@ -437,107 +517,21 @@ class TakingRules:
 
 
 @pytest.mark.anyio
-class StoreConformance(StoringRules, TakingRules):
+class StoreConformance(StoringRules, TakingRules, SharingConformance):
     """The contract of `asyncjobs.protocols.Store`, as tests.
 
-    Override the fixture `store`: it returns a new, empty, unopened store for each test.
+    Override the fixture `store`: it returns a new, empty, unopened store for each test. If several
+    processes may open the data, override `opener`, too; see `SharingConformance`. Each power that
+    the store declares has a suite of its own.
     """
 
-    @pytest.fixture
-    def store(self) -> Store:
-        raise NotImplementedError("Override the fixture `store`.")
+    #: Declared powers whose suites another class inherits for this kind of store.
+    tested_elsewhere: frozenset[type] = frozenset()
 
-
-@pytest.mark.anyio
-class SharingConformance:
-    """The contract of a store whose jobs several processes share.
-
-    Override the fixtures `store` and `other`: two unopened stores of the same, empty data.
-    `patience` is how many seconds a rule waits for a notice.
-    """
-
-    patience = 60.0
-
-    @pytest.fixture
-    def store(self) -> Store:
-        raise NotImplementedError("Override the fixture `store`.")
-
-    @pytest.fixture
-    def other(self) -> Store:
-        raise NotImplementedError("Override the fixture `other`.")
-
-    async def test_what_one_process_writes_the_other_reads(
-        self, store: Store, other: Store
-    ) -> None:
-        job = sample_job(idempotency_key="k")
-        async with store, other:
-            await store.insert([job])
-            assert list(await other.get([job.id])) == [job]
-            assert list(await other.insert([sample_job(idempotency_key="k")])) == [job]
-            assert list(await other.replace([Change(begun(job), job.revision)])) == [True]
-            assert list(await store.get([job.id])) == [begun(job)]
-            assert list(await store.replace([Change(begun(job), job.revision)])) == [False]
-            await other.delete([job.id])
-            assert list(await store.get([job.id])) == [None]
-
-    async def test_writers_in_two_processes_lose_no_update(
-        self, store: Store, other: Store
-    ) -> None:
-        job = sample_job()
-
-        async def count(where: Store) -> None:
-            for _ in range(25):
-                done = False
-                while not done:
-                    [found] = await where.get([job.id])
-                    assert found is not None
-                    newer = found.changed(revision=found.revision + 1)
-                    [done] = await where.replace([Change(newer, found.revision)])
-
-        async with store, other:
-            await store.insert([job])
-            async with anyio.create_task_group() as tasks:
-                for where in (store, other, store, other):
-                    tasks.start_soon(count, where)
-            [found] = await store.get([job.id])
-        assert found is not None
-        assert found.revision == job.revision + 100
-
-    async def test_takers_in_two_processes_never_get_the_same_job(
-        self, store: Store, other: Store
-    ) -> None:
-        jobs = [sample_job() for _ in range(60)]
-        taken: list[Job] = []
-
-        async def take(where: Store) -> None:
-            while some := await where.take([LANE], now=NOW, until=LATER, limit=4):
-                taken.extend(some)
-
-        async with store, other:
-            await store.insert(jobs)
-            async with anyio.create_task_group() as tasks:
-                for where in (store, other, store, other):
-                    tasks.start_soon(take, where)
-            taken.extend(await other.take([LANE], now=NOW, until=LATER, limit=99))
-        assert sorted(ids(taken)) == sorted(ids(jobs))
-
-    async def test_changes_of_another_process_are_noticed(self, store: Any, other: Store) -> None:
-        if ChangeNotices not in store.powers:
-            pytest.skip("The store does not declare ChangeNotices.")
-        job = sample_job()
-        writes: list[Callable[[], Awaitable[object]]] = [
-            lambda: other.insert([job]),
-            lambda: other.replace([Change(begun(job), job.revision)]),
-            lambda: other.delete([job.id]),
-        ]
-        async with store, other:
-            changes = store.changes()
-            with anyio.fail_after(self.patience):
-                await anext(changes)  # for what was written before
-                for write in writes:
-                    await write()
-                    while True:
-                        noticed = await anext(changes)
-                        if not noticed or job.id in noticed:
-                            break
-            await changes.aclose()
+    async def test_each_declared_power_has_its_suite(self, store: Store) -> None:
+        suites = {
+            power: suite
+            for power, suite in SUITES.items()
+            if power in store.powers - self.tested_elsewhere and not isinstance(self, suite)
+        }
+        assert not suites, f"Inherit {', '.join(suite.__name__ for suite in suites.values())}."

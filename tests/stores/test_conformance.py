@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import partial
 from itertools import count, cycle
 from types import TracebackType
 
@@ -16,45 +14,11 @@ import pytest
 
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import StoreUnavailable
-from asyncjobs.protocols import Change, ChangeNotices, Page, Selection, Store, StoreClock
+from asyncjobs.protocols import Change, Page, Selection, Store, StoreClock
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import (
-    ListingConformance,
-    SharingConformance,
-    StoreClockConformance,
-    StoreConformance,
-)
+from asyncjobs.testing import ListingConformance, StoreClockConformance
 from asyncjobs.testing.samples import LATER, NOW
-
-Rule = Callable[[Store], Awaitable[None]]
-
-SUITES: tuple[type, ...] = (
-    StoreConformance,
-    ListingConformance,
-)
-
-
-def rules_of(suite: type) -> dict[str, Rule]:
-    """Return the rules of a suite by their names, each for all of its parameters."""
-    return {
-        name: _for_all_parameters(suite, rule)
-        for name, rule in inspect.getmembers(suite, inspect.iscoroutinefunction)
-        if name.startswith("test_")
-    }
-
-
-def _for_all_parameters(suite: type, rule: Callable[..., Awaitable[None]]) -> Rule:
-    marks = [mark.args for mark in getattr(rule, "pytestmark", ()) if mark.name == "parametrize"]
-    cases = [{name: value} for name, values in marks for value in values] or [{}]
-
-    async def check(store: Store) -> None:
-        for case in cases:
-            await rule(suite(), store=store, **case)
-
-    return check
-
-
-RULES = {suite: rules_of(suite) for suite in SUITES}
+from tests.testing.suites import StoreRules, keeps, named
 
 
 class AcceptsLostUpdates(MemoryStore):
@@ -496,72 +460,14 @@ def named(value: object) -> str:
 
 @pytest.mark.parametrize(("store", "rule"), BROKEN, ids=named)
 def test_a_broken_store_fails_the_rule_it_breaks(store: type[MemoryStore], rule: str) -> None:
-    assert rule in broken_rules(store, StoreConformance)
+    assert not keeps(StoreRules, rule, lambda: {"store": store()})
 
 
 @pytest.mark.parametrize(("store", "rule"), BROKEN_AT_LISTING, ids=named)
 def test_a_store_that_lists_wrongly_fails_the_rule_it_breaks(
     store: type[MemoryStore], rule: str
 ) -> None:
-    assert rule in broken_rules(store, ListingConformance)
-
-
-def test_every_rule_of_listing_is_broken_by_some_store() -> None:
-    assert set(RULES[ListingConformance]) == {rule for _, rule in BROKEN_AT_LISTING}
-
-
-@pytest.mark.parametrize("suite", SUITES)
-def test_a_whole_store_fails_no_rule(suite: type) -> None:
-    assert broken_rules(MemoryStore, suite) == []
-
-
-class Notifies(MemoryStore):
-    """Yields that any job may have changed, again and again."""
-
-    powers = MemoryStore.powers | {ChangeNotices}
-
-    async def changes(self) -> AsyncIterator[Sequence[JobId]]:
-        while True:
-            await anyio.lowlevel.checkpoint()
-            yield ()
-
-
-class NotifiesOnce(Notifies):
-    """Yields nothing after the first batch."""
-
-    async def changes(self) -> AsyncIterator[Sequence[JobId]]:
-        yield ()
-        await anyio.sleep_forever()
-
-
-SHARED: list[tuple[Callable[[], Store], str]] = [
-    (ComparesThenWrites, "test_writers_in_two_processes_lose_no_update"),
-    (TakesTwice, "test_takers_in_two_processes_never_get_the_same_job"),
-    (NotifiesOnce, "test_changes_of_another_process_are_noticed"),
-]
-
-
-class Sharing(SharingConformance):
-    patience = 0.1
-
-
-@pytest.mark.parametrize(("make", "rule"), SHARED, ids=named)
-def test_a_store_that_shares_wrongly_fails_the_rule_it_breaks(
-    make: Callable[[], Store], rule: str
-) -> None:
-    store = make()
-    assert not keeps(partial(getattr(Sharing(), rule), other=store), store)
-
-
-def test_two_stores_that_share_nothing_fail_the_rule_they_break() -> None:
-    rule = Sharing().test_what_one_process_writes_the_other_reads
-    assert not keeps(partial(rule, other=MemoryStore()), MemoryStore())
-
-
-@pytest.mark.parametrize("rule", rules_of(Sharing))
-def test_stores_that_share_their_jobs_fail_no_rule(rule: str) -> None:
-    store = Notifies()
-    assert keeps(partial(getattr(Sharing(), rule), other=store), store)
+    assert not keeps(ListingConformance, rule, lambda: {"store": store()})
 
 
 class ManyClocks(MemoryStore):
@@ -592,16 +498,3 @@ def test_a_broken_clock_fails_the_rule_it_breaks(
 ) -> None:
     with pytest.raises(AssertionError):
         anyio.run(rule, StoreClockConformance(), ManyClocks(*times))
-
-
-def broken_rules(store: Callable[[], Store], suite: type) -> list[str]:
-    """Name the rules of the suite that a new store of this kind breaks."""
-    return [name for name, rule in RULES[suite].items() if not keeps(rule, store())]
-
-
-def keeps(rule: Rule, store: Store) -> bool:
-    try:
-        anyio.run(rule, store)
-    except (Exception, BaseExceptionGroup, pytest.fail.Exception):  # noqa: BLE001  # however
-        return False
-    return True

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -12,16 +14,18 @@ import pytest
 
 from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
-from asyncjobs.testing import SharingConformance, StoreConformance, sample_job
+from asyncjobs.testing import StoreConformance, sample_job
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ids
 from custom_store import FolderStore, from_url
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_store.py"
-MAX_LINES = 160
-KILLS = 40
+MAX_LINES = 200
+KILLS = 36
 
 RACER = """
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 import anyio
 from asyncjobs.testing.samples import LANE, LATER, NOW
@@ -71,14 +75,14 @@ for stop in range(int(sys.argv[2])):
 """
 
 
-class TestFolderStore(StoreConformance, SharingConformance):
+class TestFolderStore(StoreConformance):
     @pytest.fixture
     def store(self, tmp_path: Path) -> FolderStore:
         return FolderStore(tmp_path / "jobs")
 
     @pytest.fixture
-    def other(self, tmp_path: Path) -> FolderStore:
-        return FolderStore(tmp_path / "jobs")
+    def opener(self, tmp_path: Path) -> Callable[[], FolderStore]:
+        return partial(FolderStore, tmp_path / "jobs")
 
 
 def test_it_is_as_short_as_it_claims() -> None:

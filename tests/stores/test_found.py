@@ -44,7 +44,10 @@ def test_a_store_registered_as_an_entry_point_is_found(tmp_path: Path) -> None:
     found, unknown, broken = printed.splitlines()
     assert found == "Shelf"
     assert "'cupboard'" in unknown
-    assert "broken, memory, postgres, postgresql, redis, rediss, shelf, sqlite, valkey" in unknown
+    assert (
+        "broken, memory, postgres, postgresql, redis, rediss, shelf, sqlite, unix, valkey"
+        in unknown
+    )
     assert "secret" not in unknown
     assert broken == (
         "The store for broken:// cannot be loaded from shelf_driver:from_url: "

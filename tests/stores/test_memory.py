@@ -10,6 +10,7 @@ from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import HOLD
 from asyncjobs.stores.memory import MemoryStore, from_url
 from asyncjobs.testing import (
+    InlineReadsConformance,
     ListingConformance,
     StoreConformance,
     sample_job,
@@ -17,7 +18,7 @@ from asyncjobs.testing import (
 from asyncjobs.testing.samples import LANE, LATER, NOW
 
 
-class TestMemoryStore(StoreConformance, ListingConformance):
+class TestMemoryStore(StoreConformance, InlineReadsConformance, ListingConformance):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore()

@@ -20,11 +20,12 @@ from psycopg import errors
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import Format, TransactionStatus
+from psycopg.pq import Conninfo, Format, TransactionStatus
 
 from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
 from asyncjobs.stores.postgres.arrays import Array, packed
 from asyncjobs.stores.retries import with_retries
+from asyncjobs.stores.urls import check_characters
 
 T = TypeVar("T")
 
@@ -77,6 +78,7 @@ class PostgresAddress:
 
 def address_of(url: str, *, schema: str, pgbouncer: bool, timeout: float) -> PostgresAddress:
     """Read the URL; `name` is what may be shown of it."""
+    check_characters("The URL of the PostgreSQL store", url)
     if _SCHEMA_NAME.fullmatch(schema) is None:
         raise ConfigurationError(
             f"A schema's name is made of a-z, 0-9 and _ (63 at most), got {schema!r}."
@@ -94,6 +96,12 @@ def address_of(url: str, *, schema: str, pgbouncer: bool, timeout: float) -> Pos
     return PostgresAddress(
         conninfo=conninfo, name=name, schema=schema, pgbouncer=pgbouncer, timeout=timeout
     )
+
+
+def libpq_parameters() -> set[str]:
+    """Return the names of the connection parameters that this libpq knows in a URL."""
+    # JDBC's `ssl=true` is known in URLs only.
+    return {"ssl", *(option.keyword.decode() for option in Conninfo.get_defaults())}
 
 
 def _parameters_of(url: str) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ from asyncjobs.protocols import (
 )
 from asyncjobs.stores.opening import OpenState, require_asyncio
 from asyncjobs.stores.postgres import queries
-from asyncjobs.stores.postgres.connections import ConnectionPool, address_of
+from asyncjobs.stores.postgres.connections import ConnectionPool, address_of, libpq_parameters
 from asyncjobs.stores.postgres.notices import Notices
 from asyncjobs.stores.postgres.schema import inspect, migration_sql, prepare
 from asyncjobs.stores.postgres.transactions import (
@@ -41,6 +41,10 @@ from asyncjobs.stores.postgres.transactions import (
     elsewhere,
     transaction_on,
 )
+from asyncjobs.stores.urls import check_parameters
+
+# Of the URL, beside those of libpq.
+_PARAMETERS = ("asyncjobs_schema", "pgbouncer")
 
 #: How often to look for other processes' changes through a pooler, which passes no notices.
 POLL_SECONDS = 0.25
@@ -57,6 +61,7 @@ class PostgresStore:
     powers: frozenset[type] = frozenset(
         {ChangeNotices, Inspection, Listing, MigrationScript, StoreClock, Transactions}
     )
+    filters: frozenset[str] = frozenset({"user_id", "type", "status"})
 
     def __init__(
         self,
@@ -186,9 +191,10 @@ def from_url(url: str) -> PostgresStore:
 
     The query may have `asyncjobs_schema=name` and `pgbouncer=true` beside libpq's own parameters.
     """
+    check_parameters("PostgreSQL", url, {*_PARAMETERS, *libpq_parameters()})
     address, mark, query = url.partition("?")
     parts = query.split("&") if mark else []
-    ours = [part for part in parts if part.partition("=")[0] in ("asyncjobs_schema", "pgbouncer")]
+    ours = [part for part in parts if part.partition("=")[0] in _PARAMETERS]
     theirs = "&".join(part for part in parts if part not in ours)
     options = parse_qs("&".join(ours), keep_blank_values=True)
     [schema] = options.get("asyncjobs_schema", ["asyncjobs"])[-1:]

@@ -13,7 +13,14 @@ from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import anyio
-from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
+from redis.asyncio import (
+    BlockingConnectionPool,
+    Connection,
+    Redis,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -33,20 +40,49 @@ from redis.exceptions import (
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.stores.redis.scripts import Argument, Script
 from asyncjobs.stores.retries import with_retries
+from asyncjobs.stores.urls import check_characters, check_parameters
 
 T = TypeVar("T")
 
 # The schemes of our URLs, and what the driver calls them.
-_SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+_SCHEMES = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "unix": "unix",
+}
+
+# Of the driver's options those that a text can express, and that do not change what calls mean.
+_OPTIONS = frozenset(
+    {
+        *("namespace", "db", "username", "password", "client_name"),
+        *("health_check_interval", "max_connections"),
+        *("socket_connect_timeout", "socket_keepalive", "socket_timeout"),
+        *("ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile"),
+        *("ssl_check_hostname", "ssl_ciphers", "ssl_keyfile", "ssl_min_version", "ssl_password"),
+    }
+)
 
 # An idle connection is tried before it is used, as something in between may have dropped it.
 _IDLE_SECONDS = 30
 
 _FORM = (
     "The Redis store's URL is redis://host:port/database (valkey://, and with TLS rediss:// or "
-    "valkeys://)"
+    "valkeys://), or unix:///path/of/socket?db=database"
 )
 _DATABASE = re.compile(r"(/\d*)?")
+
+_SENTINEL_OPTIONS = frozenset(
+    {
+        *("sentinel", "sentinel_username", "sentinel_password", "sentinel_client_name"),
+        *(
+            "sentinel_socket_connect_timeout",
+            "sentinel_socket_keepalive",
+            "sentinel_socket_timeout",
+        ),
+    }
+)
 
 # The server's words, and the driver's; not every version of it knows them all.
 _NOT_IN_CHARGE = (
@@ -61,13 +97,19 @@ _MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)")
 
 def split_url(url: str) -> tuple[str, str | None]:
     """Return the URL as the driver wants it, and the namespace it names."""
+    check_characters("The URL of the Redis store", url)
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(f"{_FORM}; got the scheme {parts.scheme!r}.")
-    # The driver would go to the database 0 of this machine, without a word.
-    if "://" not in url or _DATABASE.fullmatch(parts.path) is None:
+    # The driver would go to the database 0 of this machine, or to another socket, without a word.
+    if parts.scheme == "unix":
+        if "://" not in url or parts.netloc.rpartition("@")[2] or len(parts.path) < 2:
+            raise ConfigurationError(f"{_FORM}; a socket's path is absolute, this one is not.")
+    elif "://" not in url or _DATABASE.fullmatch(parts.path) is None:
         # Nothing of it may be shown: a password with a slash in it looks like a path.
         raise ConfigurationError(f"{_FORM}, where the database is a number; this one is not so.")
+    known = _OPTIONS if parts.scheme == "unix" else _OPTIONS | _SENTINEL_OPTIONS
+    check_parameters("Redis", url, known)
     query = parse_qsl(parts.query, keep_blank_values=True)
     rest = urlencode([(name, value) for name, value in query if name != "namespace"])
     return (
@@ -79,10 +121,12 @@ def split_url(url: str) -> tuple[str, str | None]:
 def name_of(url: str) -> str:
     """Name the server of a URL, without password and options."""
     parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2] or 'localhost'}{parts.path}"
 
 
-class _Connection(Connection):
+class _PackingConnection(AbstractConnection):
     def pack_command(self, *args: Any) -> list[bytes]:
         """Pack the call of a script, which has hundreds of arguments; all else as the driver does.
 
@@ -101,8 +145,23 @@ class _Connection(Connection):
         return [b"".join(parts)]
 
 
+class _Connection(_PackingConnection, Connection):
+    pass
+
+
 class _SSLConnection(_Connection, SSLConnection):
     pass
+
+
+class _UnixConnection(_PackingConnection, UnixDomainSocketConnection):
+    pass
+
+
+_CLASSES = {
+    Connection: _Connection,
+    SSLConnection: _SSLConnection,
+    UnixDomainSocketConnection: _UnixConnection,
+}
 
 
 class Sentinels:
@@ -204,6 +263,7 @@ class RedisServer:
             self._url, self._sentinels = sentinels_of(url, timeout=timeout)
         except ValueError as error:
             raise self._unusable(error) from error
+        self._is_socket = url.startswith("unix:")
         self._connections = connections
         self._client = self.connect(connections)
         self._retired: list[Redis] = []
@@ -220,14 +280,13 @@ class RedisServer:
                 timeout=self.timeout,
                 socket_timeout=self.timeout,
                 socket_connect_timeout=self.timeout,
-                socket_keepalive=True,
+                **({} if self._is_socket else {"socket_keepalive": True}),
                 health_check_interval=idle,
                 # What may be repeated, and what may not, the driver cannot know.
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
             )
-            secure = issubclass(pool.connection_class, SSLConnection)
-            pool.connection_class = _SSLConnection if secure else _Connection
+            pool.connection_class = _CLASSES[pool.connection_class]
             if self._sentinels is not None:
                 self._sentinels.lead(pool)
             # Only now the driver looks at the options.
@@ -322,7 +381,8 @@ class RedisServer:
             await _drop_idle(client)
             raise
         except ResponseError as error:
-            if (node := _moved_to(error)) is None:
+            # To follow it to another machine, a socket's URL says too little.
+            if (node := _moved_to(error)) is None or self._is_socket:
                 raise
             if client is self._client:
                 await self._turn_to(node)

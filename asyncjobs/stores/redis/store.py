@@ -54,6 +54,7 @@ class RedisStore:
     """
 
     powers: frozenset[type] = frozenset({ChangeNotices, Inspection, Listing, StoreClock})
+    filters: frozenset[str] = frozenset({"user_id", "type", "status"})
 
     def __init__(
         self,

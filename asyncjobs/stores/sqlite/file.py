@@ -14,6 +14,7 @@ from asyncjobs.errors import SchemaError, StoreUnavailable
 from asyncjobs.protocols import Finding
 from asyncjobs.stores.opening import require_version
 from asyncjobs.stores.sql import script_since
+from asyncjobs.stores.urls import check_characters
 
 # Marks the file as ours (SQLite's application_id): the letters "asyn".
 _APPLICATION_ID = 0x6173796E
@@ -23,12 +24,17 @@ _SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_MS = 10_000
 _BUSY_PAUSE_SECONDS = 0.01
 
+# SQLite empties its log at a thousand pages, if no reader needs them. After a long reader the file
+# would stay as large as it had become.
+_LOG_BYTES = 4 * 1024 * 1024
+
 # SQLite's names for the values of `PRAGMA synchronous`.
 _SYNCHRONOUS_LEVELS = ("OFF", "NORMAL", "FULL", "EXTRA")
 
 # The hot row stays narrow: a change of state rewrites it and two index entries, while submission,
 # payload, result and errors lie elsewhere. Rows of all tables share `seq`, which grows, so that
-# wide rows are appended and the jobs of one moment are due in the order they came.
+# wide rows are appended and the jobs of one moment are due in the order they came. It is never used
+# again, since cursors of lists name it: `deleted` has the highest one of a deleted job.
 #
 # The last two indexes are for lists of an owner's jobs, and of a type's completed ones. Other jobs
 # have no entry there, and so cost nothing.
@@ -40,6 +46,8 @@ _SCHEMA = (
     "CREATE INDEX jobs_due ON jobs (lane, due_at) WHERE due_at IS NOT NULL",
     """CREATE TABLE submissions (
         seq INTEGER PRIMARY KEY, submission BLOB NOT NULL, payload BLOB NOT NULL)""",
+    "CREATE TABLE deleted (seq INTEGER NOT NULL)",
+    "INSERT INTO deleted VALUES (0)",
     "CREATE TABLE results (seq INTEGER PRIMARY KEY, result BLOB, errors BLOB)",
     """CREATE TABLE idempotency_keys (
         owner TEXT NOT NULL, type TEXT NOT NULL, key TEXT NOT NULL,
@@ -58,6 +66,7 @@ class DatabaseFile:
     """A path and the identity of the file that was opened there."""
 
     def __init__(self, path: Path) -> None:
+        check_characters("The path of the SQLite file", str(path), errors="surrogateescape")
         self.path = path
         self._identity: tuple[int, int] = (0, 0)
         self._log_identity: tuple[int, int] = (0, 0)
@@ -65,10 +74,10 @@ class DatabaseFile:
     def open(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         """Open the file to write and to read; make its tables if the file is new."""
         self.path = self.path.absolute()
-        if not self.path.parent.is_dir():
-            raise StoreUnavailable(str(self.path), "its folder does not exist")
-        self._refuse_after_fork()
         with self.errors(), ExitStack() as on_failure:
+            if not self.path.parent.is_dir():
+                raise StoreUnavailable(str(self.path), "its folder does not exist")
+            self._refuse_after_fork()
             writer = self._connect()
             on_failure.callback(writer.close)
             with waiting_for_locks(writer):
@@ -115,7 +124,7 @@ class DatabaseFile:
         """Turn the driver's errors into those of a store."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreUnavailable(str(self.path), str(error)) from error
 
     def _connect(self) -> sqlite3.Connection:
@@ -210,6 +219,7 @@ def _prepare(connection: sqlite3.Connection, name: str) -> None:
     if _use_log(connection) != "wal":
         raise StoreUnavailable(name, "its file system does not allow SQLite's WAL mode")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
     with transaction(connection):
         if not _has_schema(connection, name):
             for statement in _SCHEMA:

@@ -52,6 +52,8 @@ _BETWEEN = (
     " UNION ALL SELECT 1 FROM jobs WHERE lane = ?1 AND due_at > ?2 AND due_at < ?3 LIMIT ?5)"
 )
 _LONG_AGO = -(2**62)
+_LAST = "SELECT max(seq, coalesce((SELECT max(seq) FROM jobs), 0)) FROM deleted"
+_NOTE_DELETED = "UPDATE deleted SET seq = ? WHERE seq < ?"
 _INSERT = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_WIDE = "INSERT INTO submissions VALUES (?, ?, ?)"
 _INSERT_RESULT = "INSERT INTO results VALUES (?, ?, ?)"
@@ -127,7 +129,7 @@ def insert(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
 
 def _add(db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
     """Add jobs that are not there; raise `IntegrityError` if one is."""
-    [last] = db.execute("SELECT coalesce(max(seq), 0) FROM jobs").fetchone()
+    [last] = db.execute(_LAST).fetchone()
     numbered = [*enumerate(jobs, last + 1)]
     db.executemany(_INSERT, [_columns(seq, job) for seq, job in numbered])
     db.executemany(
@@ -206,8 +208,13 @@ def delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[bool]:
     """Delete jobs with all that belongs to them; say for each if it was there."""
     find = "SELECT id, seq FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
     found = dict(db.execute(find, (json.dumps(ids),)).fetchall())
+    [last] = db.execute("SELECT max(seq) FROM jobs").fetchone()
     for statement in _FORGET:
         db.executemany(statement, [(seq,) for seq in found.values()])
+    highest = max(found.values(), default=0)
+    # Mostly older jobs than the newest are deleted, and there is nothing to note.
+    if highest == last:
+        db.execute(_NOTE_DELETED, (highest, highest))
     return [job_id in found for job_id in ids]
 
 

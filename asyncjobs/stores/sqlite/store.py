@@ -44,6 +44,7 @@ from asyncjobs.stores.sqlite.file import (
     set_patience,
     transaction,
 )
+from asyncjobs.stores.urls import check_parameters
 
 T = TypeVar("T")
 
@@ -68,6 +69,7 @@ class SqliteStore:
     powers: frozenset[type] = frozenset(
         {ChangeNotices, InlineReads, Inspection, Listing, MigrationScript}
     )
+    filters: frozenset[str] = frozenset({"user_id", "type", "status"})
 
     def __init__(self, path: str | Path, *, notice: float = 0.03) -> None:
         self.path = Path(path)
@@ -247,7 +249,8 @@ class _OpenFile:
 
 def from_url(url: str) -> SqliteStore:
     """Make a store for `sqlite:///relative/path` or `sqlite:////absolute/path`."""
-    scheme, _, path = url.partition(":///")
+    check_parameters("SQLite", url, ())
+    scheme, _, path = url.partition("?")[0].partition(":///")
     if scheme != "sqlite" or not path or path == ":memory:":
         raise ConfigurationError(
             "The SQLite store's URL is sqlite:///relative/path or sqlite:////absolute/path, "

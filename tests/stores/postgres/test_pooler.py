@@ -53,6 +53,8 @@ class TestPostgresStoreThroughAPooler(
     ListingConformance,
     StoreClockConformance,
 ):
+    tested_elsewhere = PostgresStore.powers
+
     @pytest.fixture
     def store(self, pooled: str, schema: str) -> PostgresStore:
         return PostgresStore(pooled, schema=schema, pgbouncer=True)

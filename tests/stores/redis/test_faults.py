@@ -315,6 +315,8 @@ def cluster(serve_module: Serve) -> Any:
 class TestRedisStoreInACluster(StoreConformance, ListingConformance):
     """A node of a cluster refuses scripts whose keys do not lie in one slot."""
 
+    tested_elsewhere = RedisStore.powers
+
     @pytest.fixture
     def store(self, cluster: Any) -> RedisStore:
         cluster.ask("FLUSHALL")

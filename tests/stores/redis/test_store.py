@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import anyio
@@ -27,8 +28,9 @@ from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import (
+    ChangeNoticesConformance,
+    InspectionConformance,
     ListingConformance,
-    SharingConformance,
     StoreClockConformance,
     StoreConformance,
     sample_job,
@@ -44,15 +46,19 @@ Serve = Callable[..., Any]
 
 
 class TestRedisStore(
-    StoreConformance, ListingConformance, SharingConformance, StoreClockConformance
+    StoreConformance,
+    ChangeNoticesConformance,
+    InspectionConformance,
+    ListingConformance,
+    StoreClockConformance,
 ):
     @pytest.fixture
     def store(self, redis_url: str, namespace: str) -> RedisStore:
         return RedisStore(redis_url, namespace=namespace)
 
     @pytest.fixture
-    def other(self, redis_url: str, namespace: str) -> RedisStore:
-        return RedisStore(redis_url, namespace=namespace)
+    def opener(self, redis_url: str, namespace: str) -> Callable[[], RedisStore]:
+        return partial(RedisStore, redis_url, namespace=namespace)
 
 
 # opening
@@ -70,7 +76,7 @@ async def test_a_url_names_a_server_and_a_namespace(scheme: str) -> None:
 
 def test_a_url_of_something_else_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="redis://host:port/database"):
-        RedisStore("unix:///run/redis.sock")
+        RedisStore("memcached://localhost")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -29,7 +30,11 @@ from asyncjobs.stores import store_from_url
 from asyncjobs.stores.sqlite import SqliteStore, from_url
 from asyncjobs.stores.sqlite.file import is_busy
 from asyncjobs.testing import (
+    ChangeNoticesConformance,
+    InlineReadsConformance,
+    InspectionConformance,
     ListingConformance,
+    MigrationScriptConformance,
     SharingConformance,
     StoreConformance,
     sample_job,
@@ -46,18 +51,27 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "jobs.db"
 
 
-class TestSqliteStore(StoreConformance, ListingConformance, SharingConformance):
+class TestSqliteStore(
+    StoreConformance,
+    ChangeNoticesConformance,
+    InlineReadsConformance,
+    InspectionConformance,
+    ListingConformance,
+    MigrationScriptConformance,
+):
     @pytest.fixture
     def store(self, path: Path) -> SqliteStore:
         return SqliteStore(path, notice=0.005)
 
     @pytest.fixture
-    def other(self, path: Path) -> SqliteStore:
-        return SqliteStore(path)
+    def opener(self, path: Path) -> Callable[[], SqliteStore]:
+        return partial(SqliteStore, path)
 
 
-class TestSqliteStoreOnASlowDisk(StoreConformance, SharingConformance):
+class TestSqliteStoreOnASlowDisk(StoreConformance):
     """If commits are slow, every write goes through the store's thread."""
+
+    tested_elsewhere = SqliteStore.powers
 
     @pytest.fixture
     def store(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> SqliteStore:
@@ -65,8 +79,8 @@ class TestSqliteStoreOnASlowDisk(StoreConformance, SharingConformance):
         return SqliteStore(path, notice=0.005)
 
     @pytest.fixture
-    def other(self, path: Path) -> SqliteStore:
-        return SqliteStore(path)
+    def opener(self, path: Path) -> Callable[[], SqliteStore]:
+        return partial(SqliteStore, path)
 
 
 # opening
@@ -81,8 +95,8 @@ class TestSqliteStoreOnAFastDisk(SharingConformance):
         return SqliteStore(path, notice=0.005)
 
     @pytest.fixture
-    def other(self, path: Path) -> SqliteStore:
-        return SqliteStore(path)
+    def opener(self, path: Path) -> Callable[[], SqliteStore]:
+        return partial(SqliteStore, path)
 
 
 def test_a_url_names_a_file() -> None:

@@ -1,0 +1,155 @@
+"""Races on one data set: the parts that racers play, and a second process that plays one of them.
+
+Knows no pytest, which the second process would have to load.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+from anyio.to_thread import run_sync
+
+from asyncjobs.core.job import JobId
+from asyncjobs.protocols import Change, Store
+from asyncjobs.testing.samples import LANE, LATER, NOW, sample_job
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+#: Makes one more store of a data set. The second process gets it by pickling: it is a function of a
+#: module, or a `functools.partial` of a function or class.
+Opener = Callable[[], Store]
+
+Part = Callable[[Store], Awaitable[T]]
+
+
+async def take_all(store: Store, *, limit: int) -> list[JobId]:
+    """Take jobs until none is due; return their ids."""
+    taken: list[JobId] = []
+    while jobs := await store.take([LANE], now=NOW, until=LATER, limit=limit):
+        taken += [job.id for job in jobs]
+    return taken
+
+
+async def count_up(store: Store, job_id: JobId, times: int) -> None:
+    """Increase the revision of a job so many times; repeat what another racer prevents."""
+    for _ in range(times):
+        done = False
+        while not done:
+            [found] = await store.get([job_id])
+            assert found is not None
+            newer = found.changed(revision=found.revision + 1)
+            [done] = await store.replace([Change(newer, found.revision)])
+
+
+async def insert_keyed(store: Store, number: int) -> tuple[list[JobId], list[JobId]]:
+    """Insert a job for each of so many keys; return their ids, and the ids stored for the keys."""
+    jobs = [sample_job(idempotency_key=f"k{place}") for place in range(number)]
+    stored = [(await store.insert([job]))[0].id for job in jobs]
+    return [job.id for job in jobs], stored
+
+
+async def play_both(first: Part[T], one: Store, second: Part[U], two: Store) -> tuple[T, U]:
+    """Play two parts at the same time in this event loop; return their results."""
+    results: list[U] = []
+
+    async def play() -> None:
+        results.append(await second(two))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(play)
+        await anyio.lowlevel.checkpoint()
+        result = await first(one)
+    return result, results[0]
+
+
+class SecondProcess:
+    """Plays parts on stores of its own; started when the first part is given to it."""
+
+    def __init__(self) -> None:
+        self._running: tuple[BaseProcess, Connection] | None = None
+
+    async def race(self, opener: Opener, there: Part[U], here: Callable[[], Awaitable[T]]) -> Any:
+        """Play a part there and one here at the same time; return the results, that of here first.
+
+        Raises `AssertionError`, with the traceback, for whatever is raised there.
+        """
+        connection = await run_sync(self._start)
+        await run_sync(connection.send, (opener, there))
+        await self._answer(connection)  # its store is open
+        connection.send("go")
+        results: list[object] = []
+
+        async def listen() -> None:
+            results.append(await self._answer(connection))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen)
+            result = await here()
+        return result, results[0]
+
+    def close(self) -> None:
+        """End the process."""
+        if self._running is not None:
+            process, connection = self._running
+            connection.close()
+            process.kill()
+            process.join()
+
+    def _start(self) -> Connection:
+        if self._running is None:
+            # Spawned: a fork would copy the test's connections, locks and event loop.
+            context = multiprocessing.get_context("spawn")
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self._running = process, ours
+        return self._running[1]
+
+    async def _answer(self, connection: Connection) -> object:
+        try:
+            failed, answer = await run_sync(connection.recv, abandon_on_cancel=True)
+        except EOFError:
+            raise AssertionError("The other process has ended.") from None
+        if failed:
+            raise AssertionError(f"In the other process:\n{answer}")
+        return answer
+
+
+@contextmanager
+def second_process() -> Generator[SecondProcess]:
+    """Provide a second process for the block."""
+    process = SecondProcess()
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def _serve(connection: Connection) -> None:
+    while True:
+        try:
+            opener, part = connection.recv()
+            answer = anyio.run(_play, connection, opener, part)
+        except EOFError:
+            return
+        except BaseException:  # noqa: BLE001  # the test raises it
+            connection.send((True, traceback.format_exc()))
+        else:
+            connection.send((False, answer))
+
+
+async def _play(connection: Connection, opener: Opener, part: Part[T]) -> T:
+    async with opener() as store:
+        connection.send((False, "ready"))
+        connection.recv()
+        return await part(store)

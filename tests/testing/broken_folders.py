@@ -1,0 +1,142 @@
+"""Stores in a folder that are atomic within one opener, or within one process, and no further.
+
+A second process makes them by name, so they have a module of their own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anyio.to_thread import run_sync
+
+from asyncjobs.core.job import Job
+from asyncjobs.protocols import Change
+from custom_store import FolderStore
+
+T = TypeVar("T")
+
+_LOCK = threading.Lock()
+
+# Between what a broken call reads and what it writes. Others go on meanwhile.
+_PAUSE_SECONDS = 0.002
+
+
+class TakesInTwoSteps(FolderStore):
+    """Looks up what is due in one step, and moves it in another, under a lock of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.lock = threading.Lock()
+
+    async def take(
+        self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
+    ) -> Sequence[Job]:
+        def take() -> Sequence[Job]:
+            with self.lock:
+                due = self._alone(lambda: self._due(lanes, now, limit))
+                time.sleep(_PAUSE_SECONDS)
+                return self._alone(lambda: [self._move(job, until) for job in due])
+
+        return await run_sync(take)
+
+    def _due(self, lanes: Sequence[str], now: datetime, limit: int) -> list[Job]:
+        jobs = self._take(lanes, now, now, limit)
+        return jobs[:limit]
+
+    def _move(self, job: Job, until: datetime) -> Job:
+        record = self._record(job.id)
+        assert record is not None
+        moved = job.changed(due_at=until)
+        self._write(job.id, type(record).of(moved, record.order), before=record)
+        return moved
+
+    def _alone(self, work: Callable[[], T]) -> T:
+        return self._locked(lambda _: work())
+
+
+class TakesUnderALockOfItsProcess(TakesInTwoSteps):
+    """Does the same under a lock that all openers of one process share."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.lock = _LOCK
+
+
+class ReplacesInTwoSteps(FolderStore):
+    """Compares the revision in one step, and writes in another, under a lock of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.lock = threading.Lock()
+
+    async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+        def replace() -> Sequence[bool]:
+            with self.lock:
+                return [self._compare_then_write(change) for change in changes]
+
+        return await run_sync(replace)
+
+    def _compare_then_write(self, change: Change) -> bool:
+        found = self._locked(lambda _: self._record(change.job.id))
+        if found is None or found.revision != change.expected_revision:
+            return False
+        time.sleep(_PAUSE_SECONDS)
+        new = type(found).of(change.job, found.order)
+        self._locked(lambda _: self._write(change.job.id, new, before=found))
+        return True
+
+
+class ReplacesUnderALockOfItsProcess(ReplacesInTwoSteps):
+    """Does the same under a lock that all openers of one process share."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.lock = _LOCK
+
+
+class InsertsInTwoSteps(FolderStore):
+    """Looks for the key in one step, and adds the job in another, under a lock of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.lock = threading.Lock()
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        def insert() -> Sequence[Job]:
+            with self.lock:
+                return [self._look_then_add(job) for job in jobs]
+
+        return await run_sync(insert)
+
+    def _look_then_add(self, job: Job) -> Job:
+        key = self._key(job.user_id, job.type, job.idempotency_key)
+        if key is not None and key.exists():
+            return self._locked(lambda lock: self._insert(job, lock))
+        time.sleep(_PAUSE_SECONDS)
+        added: Any = self._locked(lambda lock: self._insert_whatever_is_there(job, key, lock))
+        return added if isinstance(added, Job) else job
+
+    def _insert_whatever_is_there(self, job: Job, key: Path | None, lock: int) -> Job:
+        if key is not None:
+            key.unlink(missing_ok=True)
+        return self._insert(job, lock)
+
+
+class InsertsUnderALockOfItsProcess(InsertsInTwoSteps):
+    """Does the same under a lock that all openers of one process share."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.lock = _LOCK
+
+
+class KeepsAFolderPerOpener(FolderStore):
+    """Shares nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / f"{id(self)}")
