@@ -1,4 +1,4 @@
-import type { FollowOptions, Submitted } from "./client.js";
+import type { FollowOptions, JobDocument, Submitted } from "./client.js";
 
 export interface UseAsyncJobOptions<Result = unknown> extends Omit<FollowOptions<Result>, "signal"> {
   /** Where ids are looked up: `/api/jobs` unless given. */
@@ -6,6 +6,8 @@ export interface UseAsyncJobOptions<Result = unknown> extends Omit<FollowOptions
 }
 
 export interface AsyncJobState<Result = unknown> {
+  /** The newest document. */
+  job: JobDocument<Result> | null;
   /** There is a job, and its end is not known yet. */
   isLoading: boolean;
   isComplete: boolean;
@@ -19,7 +21,7 @@ export interface AsyncJobState<Result = unknown> {
   result: Result | undefined;
   /** Why it failed, as a sentence. */
   error: string | undefined;
-  /** Ask the job to stop; rejects with a `JobError` where that cannot be done. */
+  /** Ask the job to stop; rejects with a `JobError` if that cannot be done. */
   cancel: () => Promise<void>;
 }
 

@@ -54,6 +54,7 @@ const useJob = (job, options, follow) => {
   const status = document?.status;
   const ended = document !== null && isTerminal(document);
   return {
+    job: document,
     isLoading: url !== null && !ended && fault === null,
     isComplete: status === "completed",
     isFailed: status === "failed" || (fault !== null && !ended),

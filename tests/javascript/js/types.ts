@@ -20,6 +20,7 @@ export function Hook({ id }: { id: string | null }): string {
   const { isLoading, result, error, progress, cancel } = useAsyncJob<ExportResult>(id, { keep: true });
   const live = useAsyncJobWs<number>(id);
   void cancel();
+  live.job?.detail?.current?.toFixed();
   return isLoading ? `${progress} ${live.result?.toFixed()}` : (result?.download_url ?? error ?? "");
 }
 
