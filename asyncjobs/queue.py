@@ -245,6 +245,11 @@ class AsyncJobs(Registrar, Reports):
         """What keeps the jobs; it is open only while the queue is."""
         return self._store
 
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """What brings the jobs to those that run them."""
+        return self._dispatcher
+
     def hurry(self) -> None:
         """While it closes: do not wait for running jobs any longer, give them back.
 

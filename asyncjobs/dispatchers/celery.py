@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ with needs_extra("celery"):
 
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
+
+# How long running workers have to answer.
+_ANSWER_SECONDS = 1
 
 # Reconnects once if a pooled connection has died; maintenance does the rest.
 _RETRY_SEND_ONCE = {
@@ -68,11 +72,12 @@ class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
                     self._send(job)
 
     def served_queues(self) -> frozenset[str] | None:
-        """Ask the running workers, which have a second to answer."""
-        answers: Mapping[str, Any] | None = self._app.control.inspect(timeout=1).active_queues()
-        if not answers:
-            return None
-        return frozenset(queue["name"] for queues in answers.values() for queue in queues)
+        """Ask the running workers; if none answers, return what one without `-Q` would serve."""
+        with suppress(Exception):  # the broker is away
+            inspected = self._app.control.inspect(timeout=_ANSWER_SECONDS).active_queues() or {}
+            if names := [queue["name"] for found in inspected.values() for queue in found]:
+                return frozenset(names)
+        return frozenset(self._app.amqp.queues.consume_from)
 
     def register_task(self, jobs: AsyncJobs) -> Callable[..., None]:
         """Register the task that runs jobs of this queue; call it wherever the app is imported.

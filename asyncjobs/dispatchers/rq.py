@@ -97,9 +97,11 @@ class RQDispatcher(BlockingClientDispatcher[RQOptions]):
                     queue.enqueue_many(list(map(self._message, batch.values())))
 
     def served_queues(self) -> frozenset[str] | None:
-        workers = Worker.all(connection=self._connection)
-        names = frozenset(name for worker in workers for name in worker.queue_names())
-        return names or None
+        """Ask Redis, in which RQ's workers register; None if none runs or Redis is away."""
+        with suppress(Exception):  # Redis is away
+            workers = Worker.all(connection=self._connection)
+            return frozenset(name for one in workers for name in one.queue_names()) or None
+        return None
 
     def register_task(self, jobs: AsyncJobs) -> Callable[..., None]:
         """Return the function that runs jobs of this queue, for the module that workers import.

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 from celery import Celery
+from kombu import Queue
 
 from asyncjobs.dispatchers.celery import CeleryDispatcher, CeleryOptions
 from asyncjobs.dispatchers.engines.push import TEN_YEARS_IN_SECONDS
@@ -17,6 +18,7 @@ from tests.conftest import ask
 from tests.engines.conftest import Launch
 from tests.engines.engine import Engine, EngineWorkers, Sent, Urls
 from tests.engines.suite import EngineConformance, TimeLimitConformance
+from tests.waiting import until_sync
 
 
 class CeleryEngine(Engine):
@@ -85,6 +87,48 @@ class TestPrioritiesInRedis(PriorityConformance):
         # The shared workers fetch more messages than they run.
         with launch(own_urls, "--disable-prefetch") as processes:
             yield EngineWorkers(engine, own_urls, processes)
+
+
+@pytest.mark.anyio
+async def test_a_type_without_a_priority_has_the_default_of_the_app(
+    engine: CeleryEngine, own_urls: Urls
+) -> None:
+    """On Redis a message without a priority goes before all others."""
+    app = engine.app(own_urls.broker)
+    app.conf.task_default_priority = 6
+    options = {"urgent": CeleryOptions(priority=0)}
+    jobs = [sample_job(), sample_job(type="urgent")]
+    await CeleryDispatcher(app, options=options).dispatch(jobs)
+    queues = {"celery\x06\x166": jobs[0], "celery": jobs[1]}
+    for queue, job in queues.items():
+        [sent] = await engine.sent(own_urls.broker, queue)
+        assert sent.message["id"] == job.id
+
+
+def test_the_queues_that_running_workers_serve_are_known(
+    engine: CeleryEngine, own_urls: Urls, launch: Launch
+) -> None:
+    dispatcher = engine.dispatcher(own_urls.broker)
+    assert dispatcher.served_queues() == frozenset(
+        {"celery"}
+    )  # what a worker without -Q would serve
+    assert "with -Q images" in dispatcher.how_to_serve("thumbnail", "images")
+    with launch(own_urls, "-Q", "celery,images") as processes:
+        processes.start()
+        until_sync(lambda: dispatcher.served_queues() == frozenset({"celery", "images"}))
+
+
+def test_the_queues_of_the_app_s_configuration_are_served_by_any_worker(
+    engine: CeleryEngine, own_urls: Urls
+) -> None:
+    app = engine.app(own_urls.broker)
+    app.conf.task_queues = [Queue("celery"), Queue("images")]
+    assert CeleryDispatcher(app).served_queues() == frozenset({"celery", "images"})
+
+
+def test_the_queues_are_found_while_the_broker_is_away(engine: CeleryEngine) -> None:
+    away = CeleryDispatcher(engine.app("redis://127.0.0.1:1/0"))
+    assert away.served_queues() == frozenset({"celery"})
 
 
 @pytest.mark.anyio

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import psycopg
 import pytest
 from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
-from procrastinate.exceptions import AppNotOpen, ConnectorException
 from procrastinate.schema import SchemaManager
 from psycopg.rows import dict_row
 
 from asyncjobs import AsyncJobs, JobStatus, Settings
 from asyncjobs.dispatchers.procrastinate import ProcrastinateDispatcher, ProcrastinateOptions
+from asyncjobs.errors import NotDispatched
 from asyncjobs.portal import portal_for
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import PriorityConformance, sample_job
@@ -154,7 +154,7 @@ async def test_jobs_with_the_same_options_are_inserted_by_one_statement(
 async def test_refused_options_do_not_affect_other_jobs(engine: Engine, own_urls: Urls) -> None:
     job = sample_job()
     async with engine.dispatcher(own_urls.broker, options=engine.options_by_type) as dispatcher:
-        with pytest.raises(ConnectorException):
+        with pytest.raises(NotDispatched):
             await dispatcher.dispatch([sample_job(type="refused"), job])
     assert [row["args"]["id"] for row in rows(own_urls.broker)] == [job.id]
 
@@ -195,7 +195,7 @@ def test_an_app_that_is_open_for_threads_is_used_from_a_portal(own_urls: Urls) -
 async def test_an_app_for_threads_must_be_opened_by_the_application(own_urls: Urls) -> None:
     app = App(connector=SyncPsycopgConnector(conninfo=own_urls.broker))
     async with ProcrastinateDispatcher(app) as dispatcher:
-        with pytest.raises(AppNotOpen):
+        with pytest.raises(NotDispatched, match="App"):
             await dispatcher.dispatch([sample_job()])
         with app.open():
             await dispatcher.dispatch([sample_job()])

@@ -11,20 +11,20 @@ from typing import Any, ClassVar, cast
 
 import pytest
 from redis import Redis
-from redis.exceptions import ResponseError
 from rq import Queue
 from rq.job import Job as RQJob
 
 from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.rq import RQDispatcher, RQOptions
-from asyncjobs.errors import ConfigurationError
+from asyncjobs.errors import ConfigurationError, NotDispatched
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import PriorityConformance, sample_job
 from tests.conftest import ask
 from tests.engines.apps.handlers import register_more
+from tests.engines.conftest import Launch
 from tests.engines.engine import Engine, EngineWorkers, Sent, Urls, WorkerProcesses
 from tests.engines.suite import EngineConformance, GiveBackConformance, OnWorkers
-from tests.waiting import until
+from tests.waiting import until, until_sync
 
 pytestmark = pytest.mark.anyio
 
@@ -174,9 +174,23 @@ async def test_an_error_of_one_queue_does_not_affect_another(
 ) -> None:
     ask(own_urls.broker, "SET", "rq:queue:broken", "not a list")
     job = sample_job()
-    with pytest.raises(ResponseError):
-        await engine.dispatcher(own_urls.broker).dispatch([sample_job(queue="broken"), job])
+    broken = sample_job(queue="broken")
+    with pytest.raises(NotDispatched, match="WRONGTYPE") as caught:
+        await engine.dispatcher(own_urls.broker).dispatch([broken, job])
+    assert caught.value.refused == {broken.id}
     assert queue_of(own_urls.broker, "default").get_job_ids() == [f"{job.id}-0"]
+
+
+def test_the_queues_that_running_workers_serve_are_known(
+    engine: Engine, own_urls: Urls, launch: Launch
+) -> None:
+    dispatcher = engine.dispatcher(own_urls.broker)
+    assert dispatcher.served_queues() is None
+    with launch(own_urls) as processes:
+        processes.start()
+        until_sync(lambda: dispatcher.served_queues() is not None)
+        assert "default" in (dispatcher.served_queues() or ())
+    assert engine.dispatcher("redis://127.0.0.1:1/0").served_queues() is None
 
 
 # the name of the task

@@ -13,7 +13,7 @@ from saq.job import TERMINAL_STATUSES
 
 from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.saq import SAQDispatcher, SAQOptions
-from asyncjobs.errors import ConfigurationError
+from asyncjobs.errors import NotDispatched
 from asyncjobs.testing import PriorityConformance, sample_job
 from asyncjobs.testing.dispatcher_handlers import began, release
 from tests.conftest import ask
@@ -141,7 +141,7 @@ class TestRedis(OnWorkers, AsyncClientConformance):
     ) -> None:
         job = sample_job()
         async with engine.dispatcher(own_urls.broker) as dispatcher:
-            with pytest.raises(ConfigurationError, match="elsewhere"):
+            with pytest.raises(NotDispatched, match="elsewhere"):
                 await dispatcher.dispatch([sample_job(queue="elsewhere"), job])
         [sent] = await engine.sent(own_urls.broker, "default")
         assert sent.message["id"] == job.id
