@@ -27,7 +27,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
 ]
-exclude_patterns = ["node_modules", "site"]
+exclude_patterns = ["site"]
 # Examples show parts of HTTP messages.
 suppress_warnings = ["misc.highlighting_failure"]
 
@@ -50,8 +50,8 @@ autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 autodoc_preserve_defaults = True
 
-# Diagrams are drawn by Mermaid, which is copied into the site: `npm install --prefix docs mermaid`.
-_mermaid = HERE / "node_modules" / "mermaid" / "dist" / "mermaid.min.js"
+# Diagrams are drawn by Mermaid, which is copied into the site: `npm install mermaid`.
+_mermaid = HERE.parent / "node_modules" / "mermaid" / "dist" / "mermaid.min.js"
 if _mermaid.is_file():
     html_static_path = [str(_mermaid)]
     html_js_files = ["mermaid.min.js"]
@@ -59,7 +59,8 @@ if _mermaid.is_file():
 _SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 _PAGE = re.compile(r"\]\((?!http)([\w/-]+)\.md(?:#[\w-]+)?\)")
 _DIAGRAM = re.compile(r"^```mermaid\n(.+?)^```$", re.MULTILINE | re.DOTALL)
-_FOLDER = re.compile(r"\[([^\]]+)\]\((?:\.\./)+[\w/]+\)")
+# Folders, and pages that are not part of the documentation.
+_OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:[\w/-]+|[A-Z]+\.md(?:#[\w-]+)?)\)")
 
 
 def add_navigation(index: str) -> str:
@@ -81,7 +82,7 @@ def prepare(_: Sphinx, page: str, source: list[str]) -> None:
     """Make a page of the repository one of the site."""
     text = add_navigation(source[0]) if page == "index" else source[0]
     text = _DIAGRAM.sub(lambda found: f'<pre class="mermaid">\n{escape(found[1])}</pre>', text)
-    source[0] = _FOLDER.sub(r"\1", text)
+    source[0] = _OUTSIDE.sub(r"\1", text)
 
 
 def mark_examples(*arguments: Any) -> None:
