@@ -24,6 +24,7 @@ THOROUGH = (
     "benchmarks/test_run.py",
     "browser/",
     "chaos/",
+    "clients/test_azure_operations.py",
     "clients/test_node.py",
     "containment/test_worker",
     "clients/test_python_client.py",

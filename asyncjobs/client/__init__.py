@@ -21,6 +21,7 @@ from asyncjobs.client.errors import (
     RequestRefused,
     ResultMismatch,
     ServerUnreachable,
+    UnknownStatus,
 )
 from asyncjobs.client.follower import Following, Transport
 from asyncjobs.client.sync import JobsClient, RemoteJob, follow
@@ -50,6 +51,7 @@ __all__ = [
     "ResultMismatch",
     "ServerUnreachable",
     "Transport",
+    "UnknownStatus",
     "Updates",
     "follow",
 ]

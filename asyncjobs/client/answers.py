@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from asyncjobs.client.documents import JobUpdate, object_of, read_job, read_operation
+from asyncjobs.client.documents import (
+    JobUpdate,
+    code_of,
+    object_of,
+    parse_json,
+    read_job,
+    read_operation,
+    read_resource,
+    unknown_status,
+)
 from asyncjobs.client.errors import (
     AccessRefused,
     ForeignUrl,
     JobNotFound,
     NotAJob,
     NotJson,
+    UnknownStatus,
     sentence_of,
+    shown_url,
 )
 from asyncjobs.client.exchange import Answered
 from asyncjobs.client.pace import retry_after
@@ -26,6 +37,7 @@ from asyncjobs.core.status import JobStatus
 _MONITOR_LINK = re.compile(r"""<([^>]*)>[^,]*?;\s*rel="?monitor"?(?:\s*[;,]|\s*$)""", re.IGNORECASE)
 _OPERATION_HEADERS = ("operation-location", "azure-asyncoperation")
 _PUTS = frozenset({"PUT", "PATCH"})
+_UNSUCCESSFUL = frozenset({JobStatus.FAILED, JobStatus.CANCELLED})
 _PORTS = {"http": 80, "https": 443}
 # Proxies that compress turn a strong ETag into a weak one; the number stays.
 _VERSION = re.compile(r'(?:W/)?"?([0-9]{1,18})"?')
@@ -42,10 +54,11 @@ class MonitorKind(StrEnum):
     JOB = "job"  # asyncjobs
     OPERATION = "operation"  # Microsoft's guidelines: 200, and a word for the status
     LOCATION = "location"  # plain HTTP: 202 until the result is there
+    RESOURCE = "resource"  # Azure: the resource itself, with `properties.provisioningState`
     UNKNOWN = "unknown"  # not known before its first answer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Monitor:
     """The URLs of one job. `result` is for operations whose document has no result."""
 
@@ -55,6 +68,9 @@ class Monitor:
     result: str | None = None
     cancel: str | None = None
     job_id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Monitor({shown_url(self.status)!r}, {self.kind.value!r})"
 
 
 @dataclass(frozen=True)
@@ -85,31 +101,52 @@ def read_submission(
 ) -> SubmittedJob:
     """Find the job in the answer to a submission by that method.
 
-    Raises `NotAJob` if the answer names no job, and `ForeignUrl` if the job's URLs are at an origin
-    that is neither the submission's nor one of `origins`.
+    A PUT, PATCH or DELETE that was carried out at once is a job that has ended. Raises `NotAJob` if
+    the answer names no job, and `ForeignUrl` if the job's URLs are at an origin that is neither the
+    submission's nor one of `origins`.
     """
-    monitor = _monitor_of(answer, method)
-    document = document_of(answer) if answer.status == 200 else None
-    update = read_job(document)
+    verb = method.upper()
+    monitor = _monitor_of(answer, verb)
+    update = read_job(problem_of(answer)) if answer.status == 200 else None
+    if update is None and verb in _PUTS:
+        # ARM: a 200 with a terminal state ends the operation, whatever its headers refer to.
+        resource = read_resource(problem_of(answer))
+        if resource is not None and resource.status.terminal and answer.status == 200:
+            return SubmittedJob(Monitor(answer.asked, MonitorKind.RESOURCE), resource)
     if monitor is None:
-        if update is None:
-            raise NotAJob(answer.url, f"{answer.status} that names no status monitor")
-        return SubmittedJob(Monitor(answer.url, MonitorKind.JOB, job_id=update.job_id), update)
+        return _without_monitor(answer, verb, update)
     for url in (monitor.status, monitor.events, monitor.result, monitor.cancel):
         require_origin(url, answer.asked, origins)
     ended = update if update is not None and update.status.terminal else None
     return SubmittedJob(monitor, ended, retry_after(answer.headers) or 0.0)
 
 
+def _without_monitor(answer: Answered, method: str, update: JobUpdate | None) -> SubmittedJob:
+    if update is not None:
+        return SubmittedJob(Monitor(answer.url, MonitorKind.JOB, job_id=update.job_id), update)
+    resource = Monitor(answer.asked, MonitorKind.RESOURCE)
+    if method in _PUTS and answer.status in {200, 201}:
+        update = _read_resource(answer)
+        ended = update if update.status.terminal else None
+        return SubmittedJob(resource, ended, retry_after(answer.headers) or 0.0)
+    done = {"PUT": {204}, "PATCH": {204}, "DELETE": {200, 204}}
+    if answer.status in done.get(method, ()):
+        update = JobUpdate(JobStatus.COMPLETED, progress=100, result=_value_of(answer))
+        return SubmittedJob(resource, update)
+    if answer.status == 200:
+        document_of(answer)
+    raise NotAJob(answer.url, f"{answer.status} that names no status monitor")
+
+
 def _monitor_of(answer: Answered, method: str) -> Monitor | None:
     document = object_of(problem_of(answer))
 
     def absolute(value: Any) -> str | None:
-        return urljoin(answer.url, value) if isinstance(value, str) and value else None
+        return _joined(answer, value) if isinstance(value, str) and value else None
 
     if isinstance(document.get("statusUrl"), str):
         return Monitor(
-            status=absolute(document["statusUrl"]) or "",
+            status=_joined(answer, document["statusUrl"]),
             kind=MonitorKind.JOB,
             events=absolute(document.get("eventsUrl")),
             cancel=absolute(document.get("cancelUrl")),
@@ -119,15 +156,32 @@ def _monitor_of(answer: Answered, method: str) -> Monitor | None:
     if link is not None:
         job = read_job(document)
         kind = MonitorKind.UNKNOWN if job is None else MonitorKind.JOB
-        return Monitor(urljoin(answer.url, link[1]), kind, job_id=job.job_id if job else None)
-    location = absolute(answer.headers.get("location"))
-    # After a PUT or PATCH the result is the resource itself.
-    target = answer.asked if method.upper() in _PUTS else None
+        return Monitor(_joined(answer, link[1]), kind, job_id=job.job_id if job else None)
+    operation = _operation_of(answer)
+    location = answer.headers.get("location")
+    if operation is not None:
+        # Azure: the result of a PUT or PATCH is the resource itself, and a DELETE has none.
+        result = answer.asked if method in _PUTS else absolute(location)
+        return Monitor(
+            operation, MonitorKind.OPERATION, result=None if method == "DELETE" else result
+        )
+    if location and answer.status == 202:
+        return Monitor(_joined(answer, location), MonitorKind.LOCATION)
+    return None
+
+
+def _operation_of(answer: Answered) -> str | None:
     for name in _OPERATION_HEADERS:
-        if name in answer.headers:
-            status = urljoin(answer.url, answer.headers[name])
-            return Monitor(status, MonitorKind.OPERATION, result=location or target)
-    return Monitor(location, MonitorKind.LOCATION) if location and answer.status == 202 else None
+        if answer.headers.get(name):
+            return _joined(answer, answer.headers[name])
+    return None
+
+
+def _joined(answer: Answered, url: str) -> str:
+    try:
+        return urljoin(answer.url, url)
+    except ValueError:
+        raise NotAJob(answer.url, f"a reference that is no URL: {url!r}") from None
 
 
 def events_url(status_url: str, job_id: str) -> str | None:
@@ -139,17 +193,26 @@ def events_url(status_url: str, job_id: str) -> str | None:
 
 
 def require_origin(url: str | None, asked: str, origins: Collection[str]) -> None:
-    """Raise `ForeignUrl` unless a URL is at the origin that was asked or at one of `origins`."""
+    """Raise `ForeignUrl` unless a URL is at the origin that was asked or at one of `origins`.
+
+    The same host by TLS is allowed: many servers redirect http to https.
+    """
     if url is None:
         return
     found = origin_of(url)
-    if found != origin_of(asked) and found not in set(map(origin_of, origins)):
+    allowed = {origin_of(asked), *map(origin_of, origins)}
+    host = found.removeprefix("https://").removesuffix(":443")
+    secured = found == f"https://{host}:443" and f"http://{host}:80" in allowed
+    if found not in allowed and not secured:
         raise ForeignUrl(asked, found)
 
 
 def origin_of(url: str) -> str:
     """Return the origin of a URL, with the default port spelt out (RFC 6454)."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url
     try:
         port = parts.port or _PORTS.get(parts.scheme, 0)
     except ValueError:
@@ -176,30 +239,55 @@ def version_of(text: str | None) -> int | None:
 def read_status(answer: Answered, kind: MonitorKind) -> tuple[MonitorKind, JobUpdate]:
     """Return the state of the job, and the kind of the monitor that describes it.
 
-    Raises `AccessRefused`, `JobNotFound`, `NotJson` or `NotAJob`.
+    Raises `AccessRefused`, `JobNotFound`, `NotJson`, `UnknownStatus` or `NotAJob`.
     """
     unknown = kind is MonitorKind.UNKNOWN
     if kind is MonitorKind.LOCATION or (unknown and _is_location(answer)):
         return MonitorKind.LOCATION, _read_location(answer)
     _require_job(answer)
+    if answer.status >= 400:
+        raise NotAJob(answer.url, f"{answer.status}: {sentence_of(problem_of(answer))}")
+    if kind is MonitorKind.RESOURCE:
+        return MonitorKind.RESOURCE, _read_resource(answer)
     document = document_of(answer)
     job = None if kind is MonitorKind.OPERATION else read_job(document, _etag_version(answer))
     operation = read_operation(document, any_word=kind is MonitorKind.OPERATION)
+    resource = read_resource(document) if unknown else None
     if 200 <= answer.status < 300:
         if job is not None:
             return MonitorKind.JOB, job
         if operation is not None:
             return MonitorKind.OPERATION, operation
-    raise NotAJob(answer.url, f"{answer.status} with JSON that is no job's status")
+        if resource is not None:
+            return MonitorKind.RESOURCE, resource
+    raise no_status(answer.url, answer.status, document)
 
 
-def result_url(update: JobUpdate, monitor: Monitor) -> str | None:
+def no_status(url: str, status: int, document: Any) -> NotAJob:
+    """Return the error for JSON that is not the status of a job, or has an unknown status."""
+    word = unknown_status(document)
+    if word is not None:
+        return UnknownStatus(url, word)
+    return NotAJob(url, f"{status} with JSON that is no job's status")
+
+
+def moved_url(answer: Answered, kind: MonitorKind) -> str | None:
+    """Return the URL to which a status monitor has moved, None if it stays where it is."""
+    if kind is MonitorKind.LOCATION and answer.status == 202:
+        location = answer.headers.get("location")
+        return _joined(answer, location) if location else None
+    return _operation_of(answer) if kind is MonitorKind.OPERATION else None
+
+
+def result_url(update: JobUpdate, monitor: Monitor, answer: Answered) -> str | None:
     """Return the URL of a completed operation's result; None if the document has the result."""
     document: Mapping[str, Any] = update.document
     if monitor.kind is not MonitorKind.OPERATION or "result" in document:
         return None
     location = document.get("resourceLocation")
-    return urljoin(monitor.status, location) if isinstance(location, str) else monitor.result
+    if isinstance(location, str) and location:
+        return _joined(answer, location)
+    return monitor.result
 
 
 def read_result(answer: Answered) -> Any:
@@ -213,7 +301,7 @@ def read_result(answer: Answered) -> Any:
 def document_of(answer: Answered) -> Any:
     """Parse an answer's JSON; raise `NotJson` if it is not JSON."""
     try:
-        return json.loads(answer.body)
+        return parse_json(answer.body)
     except ValueError:
         content_type = answer.headers.get("content-type", "")
         raise NotJson(answer.url, content_type, answer.body) from None
@@ -222,7 +310,7 @@ def document_of(answer: Answered) -> Any:
 def problem_of(answer: Answered) -> Any:
     """Parse the JSON of a refusal; return None if it is not JSON."""
     try:
-        return json.loads(answer.body)
+        return parse_json(answer.body)
     except ValueError:
         return None
 
@@ -242,7 +330,11 @@ def _read_location(answer: Answered) -> JobUpdate:
         pending = problem_of(answer)
         return read_job(pending) or JobUpdate(JobStatus.PROCESSING, document=object_of(pending))
     if 200 <= answer.status < 300:
-        return JobUpdate(JobStatus.COMPLETED, progress=100, result=_value_of(answer))
+        value = _value_of(answer)
+        resource = read_resource(value)
+        if resource is not None and resource.status in _UNSUCCESSFUL:
+            return resource
+        return JobUpdate(JobStatus.COMPLETED, progress=100, result=value)
     problem = object_of(problem_of(answer))
     if answer.status in {401, 403, 404} or not problem:
         _require_job(answer)
@@ -251,8 +343,16 @@ def _read_location(answer: Answered) -> JobUpdate:
     return JobUpdate(
         JobStatus.CANCELLED if cancelled else JobStatus.FAILED,
         error=None if cancelled else sentence_of(problem),
-        error_code=str(problem.get("code") or f"http_{answer.status}"),
+        error_code=code_of(problem) or f"http_{answer.status}",
         document=problem,
+    )
+
+
+def _read_resource(answer: Answered) -> JobUpdate:
+    document = document_of(answer)
+    # Azure: a resource without a state is complete.
+    return read_resource(document) or JobUpdate(
+        JobStatus.COMPLETED, progress=100, result=document, document=object_of(document)
     )
 
 
@@ -273,4 +373,8 @@ def _value_of(answer: Answered) -> Any:
         raise NotJson(answer.url, content_type, answer.body)
     if content_type.startswith("text/"):
         return answer.body.decode("utf-8", "replace")
+    if not content_type:
+        # RFC 9110, section 8.3: without a Content-Type the client may examine the data.
+        with suppress(ValueError):
+            return parse_json(answer.body)
     return answer.body

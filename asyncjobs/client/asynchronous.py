@@ -92,7 +92,7 @@ class AsyncJobsClient(ClientBase[AsyncHttpClient]):
 
     def attach(self, status_url: str, *, type: type[R] | None = None) -> AsyncRemoteJob[R]:
         """Return the job at a status URL; no request is sent yet."""
-        return AsyncRemoteJob(self, SubmittedJob(Monitor(status_url)), type)
+        return AsyncRemoteJob(self, SubmittedJob(Monitor(self._absolute(status_url))), type)
 
 
 class AsyncRemoteJob(RemoteJobBase[T, AsyncHttpClient]):
@@ -240,9 +240,7 @@ class AsyncConnection:
     async def _ask(self, ask: Ask) -> ActionResult:
         answer = IncomingAnswer(self._http, ask, anyio.current_time())
         with anyio.move_on_after(ask.total) as scope:
-            self._response = await self._http.send(
-                answer.request, stream=True, follow_redirects=True
-            )
+            self._response = await self._begin(answer)
         if scope.cancelled_caught:
             return Broken("its answer does not begin")
         self._chunks = chunks = self._response.aiter_bytes()
@@ -255,6 +253,15 @@ class AsyncConnection:
         complete = answer.complete(self._response)
         await self.aclose()
         return complete
+
+    async def _begin(self, answer: IncomingAnswer) -> Any:
+        request = answer.request
+        while True:
+            response = await self._http.send(request, stream=True, follow_redirects=False)
+            if response.next_request is None:
+                return response
+            await response.aclose()
+            request = answer.redirected(response)
 
     async def aclose(self) -> None:
         """Close the open stream, also while the task is being cancelled."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,19 +19,21 @@ from asyncjobs.client.answers import (
     SubmittedJob,
     Trouble,
     document_of,
+    no_status,
     problem_of,
     read_submission,
     trouble_of,
+    version_of,
 )
 from asyncjobs.client.documents import JobUpdate, read_job
 from asyncjobs.client.errors import (
     AccessRefused,
-    NotAJob,
     RemoteJobCancelled,
     RemoteJobFailed,
     RequestRefused,
     ResultMismatch,
     ServerUnreachable,
+    shown_url,
 )
 from asyncjobs.client.exchange import (
     ActionResult,
@@ -46,10 +49,13 @@ from asyncjobs.client.exchange import (
 from asyncjobs.client.follower import Follower, Following
 from asyncjobs.client.pace import backoff
 from asyncjobs.core.status import JobStatus
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.settings import Seconds, seconds
 
 H = TypeVar("H")
 T = TypeVar("T")
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class RepeatedRequest:
@@ -107,7 +113,8 @@ class RepeatedRequest:
 class ClientBase(ABC, Generic[H]):
     """A client that submits jobs to a server and follows them; `H` is its HTTP client.
 
-    `options` are the defaults for all its jobs.
+    `options` are the defaults for all its jobs. Raises `ConfigurationError` if both `base_url` and
+    `http` have a base URL, and these differ.
     """
 
     def __init__(
@@ -117,6 +124,15 @@ class ClientBase(ABC, Generic[H]):
         self.options = options or Following()
         self._given = http
         self._own: H | None = None
+        given = _base_of(http)
+        if base_url and given and base_url.rstrip("/") != given.rstrip("/"):
+            raise ConfigurationError(
+                f"base_url is {shown_url(base_url)}, and that of http is {shown_url(given)}: "
+                "give it to one of them."
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({shown_url(self.base_url or _base_of(self._given))!r})"
 
     @property
     @abstractmethod
@@ -130,6 +146,13 @@ class ClientBase(ABC, Generic[H]):
             self._own = new()
         return self._own
 
+    def _absolute(self, url: str) -> str:
+        """Add the base URL to a path, as httpx does."""
+        base = self.base_url or _base_of(self._given)
+        if not base or _SCHEME.match(url):
+            return url
+        return f"{base.rstrip('/')}/{url.lstrip('/')}"
+
     def _take_own(self) -> H | None:
         own, self._own = self._own, None
         return own
@@ -141,7 +164,7 @@ class ClientBase(ABC, Generic[H]):
         sent = {"accept": "application/json", **{k.lower(): v for k, v in (headers or {}).items()}}
         if key is not None or "idempotency-key" not in sent:
             sent["idempotency-key"] = str(uuid.uuid4()) if key is None else key
-        return _repeated(Ask(method, url, sent, json), self.options)
+        return _repeated(Ask(method, self._absolute(url), sent, json), self.options)
 
     def _submitted(self, submission: RepeatedRequest, method: str) -> SubmittedJob:
         return read_submission(submission.answer, self.options.origins, method=method)
@@ -167,6 +190,10 @@ class RemoteJobBase(Generic[T, H]):
         self._type = type
         self._not_before = not_before
 
+    def __repr__(self) -> str:
+        state = "unknown" if self.last is None else self.last.status
+        return f"<{type(self).__name__} {shown_url(self.monitor.status)} {state}>"
+
     @property
     def status_url(self) -> str:
         """The URL by which any client with access can `attach` to the job."""
@@ -188,14 +215,15 @@ class RemoteJobBase(Generic[T, H]):
     def _cancellation(self) -> RepeatedRequest:
         parts = urlsplit(self.monitor.status)
         derived = parts._replace(path=f"{parts.path}/cancel").geturl()
-        headers = {"accept": "application/json"}
-        return _repeated(Ask("POST", self.monitor.cancel or derived, headers), self._client.options)
+        ask = Ask("POST", self.monitor.cancel or derived, {"accept": "application/json"})
+        return _repeated(ask, self._client.options)
 
     def _cancelled(self, cancellation: RepeatedRequest) -> JobUpdate:
         answer = cancellation.answer
-        update = read_job(document_of(answer))
+        document = document_of(answer)
+        update = read_job(document, version_of(answer.headers.get("etag")))
         if update is None:
-            raise NotAJob(answer.url, f"{answer.status} with JSON that is no job's status")
+            raise no_status(answer.url, answer.status, document)
         if update.status.terminal:
             self.last = update
         return update
@@ -216,7 +244,13 @@ def outcome_of(update: JobUpdate, type: Any) -> Any:
             assert_never(update.status)
 
 
+def _base_of(http: object) -> str:
+    base = str(getattr(http, "base_url", ""))
+    return base if _SCHEME.match(base) else ""
+
+
 def _repeated(ask: Ask, options: Following) -> RepeatedRequest:
+    ask = replace(ask, origins=options.origins)
     return RepeatedRequest(ask, options.submit_for, Random())  # noqa: S311  # pauses
 
 
@@ -228,6 +262,6 @@ def _validated(result: Any, type: Any) -> Any:
         if isinstance(result, bytes):
             return TypeAdapter(type).validate_python(result, strict=True)
         return TypeAdapter(type).validate_json(json.dumps(result))
-    except (ValidationError, TypeError) as error:
+    except (ValidationError, TypeError, RecursionError) as error:
         name = type.__name__ if isclass(type) else str(type)
         raise ResultMismatch(name, result, str(error)) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -18,6 +20,8 @@ OPERATION_STATUSES: Mapping[str, JobStatus] = {
     "canceled": JobStatus.CANCELLED,
 }
 
+_MAX_VERSION = 10**18
+
 
 @dataclass(frozen=True)
 class JobUpdate:
@@ -25,6 +29,9 @@ class JobUpdate:
 
     `document` is the JSON as received. `version` grows with each change that a client can see; it
     is None if the server sends no version. `progress` is whole percent, None if it is unknown.
+
+    A job of a newer server may end with a status that this client does not know. Its `status` is
+    FAILED then, and `error` names the status unless the server sent an error.
     """
 
     status: JobStatus
@@ -44,26 +51,46 @@ class JobUpdate:
 
 
 def read_job(document: Any, version: int | None = None) -> JobUpdate | None:
-    """Read a status document of asyncjobs; return None for any other document."""
+    """Read a status document of asyncjobs; return None for any other document.
+
+    `version` is the one in the answer's headers; the document's own precedes it.
+    """
     known = object_of(document)
-    if not isinstance(known.get("jobId"), str):
+    word = known.get("status")
+    if not isinstance(known.get("jobId"), str) or not isinstance(word, str):
         return None
+    error, code = _text(known.get("error")), _text(known.get("errorCode"))
     try:
-        status = JobStatus(known.get("status", ""))
+        status = JobStatus(word)
     except ValueError:
-        return None
+        if not isinstance(known.get("completedAt"), str):
+            return None
+        status = JobStatus.FAILED
+        error = error or f"The job ended with the status {word!r}, which this client does not know."
+        code = code or "unknown_status"
+    own = known.get("version")
+    numbered = type(own) is int and 0 <= own < _MAX_VERSION
     return JobUpdate(
         status=status,
         job_id=known["jobId"],
         type=_text(known.get("type")),
-        version=version,
+        version=own if numbered else version,
         progress=_percent(known.get("progress")),
         message=_text(object_of(known.get("detail")).get("message")),
         result=known.get("result"),
-        error=_text(known.get("error")),
-        error_code=_text(known.get("errorCode")),
+        error=error,
+        error_code=code,
         document=known,
     )
+
+
+def unknown_status(document: Any) -> str | None:
+    """Return the status that keeps `read_job` from reading a job of asyncjobs, else None."""
+    known = object_of(document)
+    word = known.get("status")
+    if not isinstance(known.get("jobId"), str) or not isinstance(word, str):
+        return None
+    return word if read_job(known) is None else None
 
 
 def read_operation(document: Any, *, any_word: bool) -> JobUpdate | None:
@@ -87,9 +114,46 @@ def read_operation(document: Any, *, any_word: bool) -> JobUpdate | None:
         progress=_percent(known.get("percentComplete")),
         result=known.get("result"),
         error=_text(failure.get("message")),
-        error_code=_text(failure.get("code")),
+        error_code=code_of(failure),
         document=known,
     )
+
+
+def read_resource(document: Any) -> JobUpdate | None:
+    """Read a resource of Azure, which has its state in `properties.provisioningState`.
+
+    Returns None for any other document. Each service chooses its own words for work in progress.
+    """
+    known = object_of(document)
+    properties = object_of(known.get("properties"))
+    word = properties.get("provisioningState")
+    if not isinstance(word, str):
+        return None
+    status = OPERATION_STATUSES.get(word.lower(), JobStatus.PROCESSING)
+    failure = object_of(known.get("error")) or object_of(properties.get("error"))
+    return JobUpdate(
+        status=status,
+        result=known if status is JobStatus.COMPLETED else None,
+        error=_text(failure.get("message")),
+        error_code=code_of(failure),
+        document=known,
+    )
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON (RFC 8259).
+
+    Raises ValueError for any other text (NaN is not JSON), and for JSON that Python cannot read:
+    nested too deeply, or with an integer of thousands of digits.
+    """
+    try:
+        return json.loads(text, parse_constant=_refused)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def object_of(value: Any) -> dict[str, Any]:
@@ -97,11 +161,18 @@ def object_of(value: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
+def code_of(problem: Any) -> str | None:
+    """Return the `code` of a problem or failure, a string or a number; None if it has none."""
+    code = object_of(problem).get("code")
+    return str(code) if isinstance(code, str) or type(code) is int else None
+
+
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    # A lone surrogate is legal in JSON and cannot be printed.
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
 
 
 def _percent(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
-    return max(0, min(100, int(value)))
+    return int(max(0, min(100, value)))

@@ -10,6 +10,7 @@ ClientError (an AsyncJobsError)
 ├── NotAJob                  the URL is not a job's status monitor
 │   ├── JobNotFound          404 or 410
 │   ├── NotJson              an HTML page, for example
+│   ├── UnknownStatus        a status of a newer server
 │   ├── AnswerTooLarge
 │   ├── RedirectLoop
 │   └── ForeignUrl           the status monitor is at another origin
@@ -22,9 +23,11 @@ awaits a job at another server and gets `RemoteJobFailed` does not fail with tha
 
 from __future__ import annotations
 
+import re
 from typing import Any
+from urllib.parse import urlsplit
 
-from asyncjobs.client.documents import JobUpdate, object_of
+from asyncjobs.client.documents import JobUpdate, code_of, object_of
 from asyncjobs.errors import AsyncJobsError
 
 _SHOWN_BYTES = 200
@@ -81,7 +84,8 @@ class ServerUnreachable(ClientError):
         self.url = url
         self.reason = reason
         self.update = update
-        super().__init__(f"{url} cannot be reached: {reason}. If it ran before, the job goes on.")
+        shown = shown_url(url)
+        super().__init__(f"{shown} cannot be reached: {reason}. If it ran before, the job goes on.")
 
 
 class RequestRefused(ClientError):
@@ -91,8 +95,8 @@ class RequestRefused(ClientError):
         self.url = url
         self.status = status
         self.document = document
-        self.code = str(object_of(document).get("code") or "")
-        super().__init__(f"{url} refused with {status}: {sentence_of(document)}")
+        self.code = code_of(document) or ""
+        super().__init__(f"{shown_url(url)} refused with {status}: {sentence_of(document)}")
 
 
 class NotAJob(ClientError):
@@ -101,7 +105,7 @@ class NotAJob(ClientError):
     def __init__(self, url: str, received: str) -> None:
         self.url = url
         self.received = received
-        super().__init__(f"{url} is not the status URL of a job: received {received}.")
+        super().__init__(f"{shown_url(url)} is not the status URL of a job: received {received}.")
 
 
 class JobNotFound(NotAJob):
@@ -109,12 +113,21 @@ class JobNotFound(NotAJob):
 
 
 class NotJson(NotAJob):
-    """Raised when an answer that should be JSON is not."""
+    """Raised when an answer that should be JSON is not, or is JSON that Python cannot read."""
 
     def __init__(self, url: str, content_type: str, body: bytes) -> None:
         self.content_type = content_type
         begin = body[:_SHOWN_BYTES].decode("utf-8", "replace")
-        super().__init__(url, f"{content_type or 'no Content-Type'} instead of JSON: {begin!r}")
+        what = "that cannot be read" if "json" in content_type.lower() else "instead of JSON"
+        super().__init__(url, f"{content_type or 'no Content-Type'} {what}: {begin!r}")
+
+
+class UnknownStatus(NotAJob):
+    """Raised when a job has a status that this client does not know, and has not ended."""
+
+    def __init__(self, url: str, status: str) -> None:
+        self.status = status
+        super().__init__(url, f"the status {status!r}, which this client does not know")
 
 
 class AnswerTooLarge(NotAJob):
@@ -147,7 +160,8 @@ class AccessRefused(ClientError):
     def __init__(self, url: str, status: int) -> None:
         self.url = url
         self.status = status
-        super().__init__(f"{url} refused access with {status}: check the client's credentials.")
+        shown = shown_url(url)
+        super().__init__(f"{shown} refused access with {status}: check the client's credentials.")
 
 
 class ResultMismatch(ClientError):
@@ -168,6 +182,17 @@ def sentence_of(document: Any) -> str:
         if isinstance(found, str) and found:
             return found
     return "no reason was given"
+
+
+def shown_url(url: str) -> str:
+    """Return a URL for messages, without user, password and the values of its query."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an invalid URL"
+    host = parts.netloc.rpartition("@")[2]
+    query = re.sub(r"=[^&]*", "=...", parts.query)
+    return parts._replace(netloc=host, query=query, fragment="").geturl()
 
 
 def _named(update: JobUpdate) -> str:

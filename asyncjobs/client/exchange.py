@@ -6,7 +6,7 @@ the result of the action to `receive(result, now)`, and so on, until the action 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,7 +23,8 @@ class Ask:
 
     `timeout` is the longest silence in seconds, `total` the longest time until the last byte of an
     answer that is not a stream. If `stream` is set and the answer is Server-Sent Events, the result
-    is `Opened` at once; any other answer is read to its end (`Answered`).
+    is `Opened` at once; any other answer is read to its end (`Answered`). Redirects are followed
+    within the URL's own origin and to `origins`.
     """
 
     method: str
@@ -33,6 +34,7 @@ class Ask:
     timeout: float = 60
     total: float = 600
     stream: bool = False
+    origins: Collection[str] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ the server is never asked sooner than its `Retry-After` allows.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,8 @@ from asyncjobs.client.answers import (
     MonitorKind,
     Trouble,
     events_url,
+    moved_url,
+    no_status,
     read_result,
     read_status,
     require_origin,
@@ -27,8 +28,14 @@ from asyncjobs.client.answers import (
     trouble_of,
     version_of,
 )
-from asyncjobs.client.documents import JobUpdate, read_job
-from asyncjobs.client.errors import AnswerTooLarge, ClientError, JobTimeout, ServerUnreachable
+from asyncjobs.client.documents import JobUpdate, parse_json, read_job, unknown_status
+from asyncjobs.client.errors import (
+    AnswerTooLarge,
+    ClientError,
+    JobTimeout,
+    NotAJob,
+    ServerUnreachable,
+)
 from asyncjobs.client.events import EventParser
 from asyncjobs.client.exchange import (
     MAX_ANSWER_BYTES,
@@ -204,6 +211,10 @@ class Follower:
             return self._bounded(self._on(result, now), now)
         except ClientError as error:
             return Step(End(error))
+        except RecursionError:
+            # Python may read a document that it cannot compare with the one before.
+            received = "JSON that is nested too deeply"
+            return Step(End(NotAJob(self.monitor.status, received)))
 
     def _on(self, result: ActionResult, now: float) -> Step:
         match result:
@@ -257,7 +268,7 @@ class Follower:
         self._held = False
         if self._result_from is not None:
             headers["accept"] = "application/json, */*;q=0.5"
-            return Ask("GET", self._result_from, headers, timeout=min(_ANSWER, left), total=left)
+            return self._get(self._result_from, headers, min(_ANSWER, left), left)
         if self._transport is Transport.EVENTS and self.monitor.events is not None:
             return self._ask_events(self.monitor.events, left)
         if self._seen.etag is not None:
@@ -270,7 +281,11 @@ class Follower:
             if self._seen.etag is None and self._seen.version is not None:
                 headers["if-none-match"] = f'"{self._seen.version}"'
         timeout = min(_ANSWER + hold * self._held, left)
-        return Ask("GET", self.monitor.status, headers, timeout=timeout, total=left)
+        return self._get(self.monitor.status, headers, timeout, left)
+
+    def _get(self, url: str, headers: dict[str, str], silence: float, left: float) -> Ask:
+        origins = self._options.origins
+        return Ask("GET", url, headers, timeout=silence, total=left, origins=origins)
 
     def _ask_events(self, url: str, left: float) -> Ask:
         # A proxy that compresses a stream is likely to buffer it, too.
@@ -278,7 +293,7 @@ class Follower:
         if self._seen.version is not None:
             headers["last-event-id"] = str(self._seen.version)
         self._silence = min(_STREAM_SILENCE, left)
-        return Ask("GET", url, headers, timeout=self._silence, total=left, stream=True)
+        return replace(self._get(url, headers, self._silence, left), stream=True)
 
     # Streams
 
@@ -287,8 +302,13 @@ class Follower:
         stream.bytes += len(data)
         updates: list[JobUpdate] = []
         for event in stream.parser.feed(data):
-            update = read_job(_parsed(event.data), version_of(event.id))
-            if event.name == "message" and update is not None and self._seen.take(update):
+            if event.name != "message":
+                continue
+            document = _parsed(event.data)
+            update = read_job(document, version_of(event.id))
+            if unknown_status(document) is not None:
+                raise no_status(self.monitor.events or "", 200, document)
+            if update is not None and self._seen.take(update):
                 updates.append(update)
                 if update.status.terminal:
                     return Step(End(), tuple(updates))
@@ -337,13 +357,16 @@ class Follower:
     def _read(self, answer: Answered, now: float) -> Step:
         first = self.last is None
         kind, update = read_status(answer, self.monitor.kind)
-        self._seen.etag = answer.headers.get("etag")
+        etag = answer.headers.get("etag", "")
+        # No HTTP client sends another text in a header.
+        self._seen.etag = etag if etag and etag.isascii() and etag.isprintable() else None
         events = self.monitor.events
         if kind is MonitorKind.JOB and self.monitor.kind is MonitorKind.UNKNOWN and update.job_id:
             events = events_url(self.monitor.status, update.job_id)
         self.monitor = replace(self.monitor, kind=kind, events=events)
+        self._follow_move(answer)
         if update.status is JobStatus.COMPLETED:
-            self._result_from = result_url(update, self.monitor)
+            self._result_from = result_url(update, self.monitor, answer)
             if self._result_from is not None:
                 require_origin(self._result_from, answer.asked, self._options.origins)
                 self._known = update
@@ -357,6 +380,13 @@ class Follower:
             self._failures = _FailureStreak()
             return Step(self._ask(now), news)
         return Step(self._after_read(answer, now), news)
+
+    def _follow_move(self, answer: Answered) -> None:
+        moved = moved_url(answer, self.monitor.kind)
+        if moved is not None and moved != self.monitor.status:
+            require_origin(moved, answer.asked, self._options.origins)
+            self.monitor = replace(self.monitor, status=moved)
+            self._seen.etag = None
 
     def _after_read(self, answer: Answered, now: float) -> Ask | Wait:
         self._failures = _FailureStreak()
@@ -399,6 +429,6 @@ class Follower:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return None

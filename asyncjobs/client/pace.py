@@ -13,6 +13,9 @@ DEFAULT_PAUSE = 2.0
 #: Seconds between polls if the server sends `Retry-After: 0`.
 LEAST_PAUSE = 0.1
 
+#: The longest pause in seconds that a `Retry-After` may ask for.
+MAX_PAUSE = 86_400.0
+
 _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 30.0
 _HELD_READ_BURST = 5
@@ -20,19 +23,19 @@ _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return `Retry-After` in seconds; None if it is absent or malformed.
+    """Return `Retry-After` in seconds, at most a day; None if it is absent or malformed.
 
     A date (RFC 9110, section 10.2.3) counts from the answer's own `Date`, because the clocks of
     client and server may differ.
     """
     text = headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(text):
-        return float(text)
+        return min(float(text), MAX_PAUSE)
     try:
-        until = parsedate_to_datetime(text)
-        return max(0.0, (until - parsedate_to_datetime(headers["date"])).total_seconds())
-    except (KeyError, ValueError, TypeError):
+        pause = parsedate_to_datetime(text) - parsedate_to_datetime(headers["date"])
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None
+    return min(max(0.0, pause.total_seconds()), MAX_PAUSE)
 
 
 def backoff(failures: int, least: float | None, random: Random) -> float:

@@ -83,7 +83,7 @@ class JobsClient(ClientBase[HttpClient]):
 
     def attach(self, status_url: str, *, type: type[R] | None = None) -> RemoteJob[R]:
         """Return the job at a status URL; no request is sent yet."""
-        return RemoteJob(self, SubmittedJob(Monitor(status_url)), type)
+        return RemoteJob(self, SubmittedJob(Monitor(self._absolute(status_url))), type)
 
 
 class RemoteJob(RemoteJobBase[T, HttpClient]):
@@ -187,8 +187,8 @@ class BlockingConnection:
 
     def _ask(self, ask: Ask) -> ActionResult:
         answer = IncomingAnswer(self._http, ask, time.monotonic())
-        response = self._http.send(answer.request, stream=True, follow_redirects=True)
-        self._response, self._chunks = response, response.iter_bytes()
+        response = self._response = self._begin(answer)
+        self._chunks = response.iter_bytes()
         if answer.is_stream(response):
             return Opened()
         with closing(self):
@@ -197,6 +197,15 @@ class BlockingConnection:
                 if refused is not None:
                     return refused
             return answer.complete(response)
+
+    def _begin(self, answer: IncomingAnswer) -> Any:
+        request = answer.request
+        while True:
+            response = self._http.send(request, stream=True, follow_redirects=False)
+            if response.next_request is None:
+                return response
+            response.close()
+            request = answer.redirected(response)
 
     def close(self) -> None:
         response, self._response = self._response, None

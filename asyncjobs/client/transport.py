@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from asyncjobs.client.answers import require_origin
 from asyncjobs.client.errors import AnswerTooLarge, ClientError, NotAJob, RedirectLoop
 from asyncjobs.client.exchange import (
     MAX_ANSWER_BYTES,
@@ -21,6 +22,7 @@ from asyncjobs.client.exchange import (
 from asyncjobs.errors import ConfigurationError
 
 _LIBRARIES = frozenset({"httpx2", "httpx"})
+_MAX_REDIRECTS = 20
 
 
 class _RequestBuilder(Protocol):
@@ -54,15 +56,25 @@ class HttpLibrary:
 
     def __init__(self, client: object) -> None:
         self._library = library = _library_of(client)
-        self.errors: tuple[type[Exception], ...] = (library.HTTPError, library.InvalidURL)
+        self.errors: tuple[type[Exception], ...] = (
+            library.HTTPError,
+            library.InvalidURL,
+            UnicodeError,  # a server's cookie that is not ASCII cannot be sent back
+            ClientError,
+        )
 
     def result_of(self, error: Exception, action: Ask | Read | Wait) -> ActionResult:
         """Return `Hopeless` if the action fails however often it is tried, else `Broken`."""
+        if isinstance(error, ClientError):
+            return Hopeless(error)
         library = self._library
         url = action.url if isinstance(action, Ask) else ""
-        if isinstance(error, library.TooManyRedirects):
-            return Hopeless(_caused(RedirectLoop(url), error))
-        unsendable = (library.InvalidURL, library.UnsupportedProtocol, library.LocalProtocolError)
+        unsendable = (
+            library.InvalidURL,
+            library.UnsupportedProtocol,
+            library.LocalProtocolError,
+            UnicodeError,
+        )
         if isinstance(error, unsendable):
             return Hopeless(_caused(NotAJob(url, f"nothing, for {str(error).rstrip('.')}"), error))
         reason = str(error) or type(error).__name__
@@ -81,6 +93,20 @@ class IncomingAnswer:
         self._ask = ask
         self._ends = now + ask.total
         self._body = bytearray()
+        self._redirects = 0
+
+    def redirected(self, response: Any) -> Any:
+        """Return the request to which a redirect leads.
+
+        The HTTP client adds the caller's headers to each request, and drops none but
+        `Authorization` at another origin: hence `ForeignUrl`. Raises `RedirectLoop` after 20.
+        """
+        asked = str(self.request.url)
+        self._redirects += 1
+        if self._redirects > _MAX_REDIRECTS:
+            raise RedirectLoop(asked)
+        require_origin(str(response.next_request.url), asked, self._ask.origins)
+        return response.next_request
 
     def is_stream(self, response: Any) -> bool:
         """Return whether the answer is the requested stream of Server-Sent Events."""

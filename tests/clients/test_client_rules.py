@@ -106,6 +106,15 @@ def test_the_fields_of_an_event_are_those_of_the_standard() -> None:
             0,
         ),
         ({"retry-after": "Tue, 06 Jan 2026 10:00:09 GMT"}, None),
+        # A day at most: a clock cannot wait until the year 9999.
+        ({"retry-after": "999999999"}, 86_400),
+        (
+            {
+                "date": "Tue, 06 Jan 2026 10:00:00 GMT",
+                "retry-after": "Fri, 31 Dec 9999 23:59:59 GMT",
+            },
+            86_400,
+        ),
     ],
 )
 def test_retry_after_is_read_in_seconds_or_as_a_date(headers: dict[str, str], pause: float) -> None:

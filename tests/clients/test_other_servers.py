@@ -25,10 +25,14 @@ from asyncjobs.client import (
     NotJson,
     RedirectLoop,
     RemoteJob,
+    RemoteJobCancelled,
     RemoteJobFailed,
     ResultMismatch,
     ServerUnreachable,
+    Transport,
+    UnknownStatus,
 )
+from asyncjobs.errors import ConfigurationError
 
 HOST = "http://h.example"
 SOON = {"retry-after": "0"}
@@ -54,6 +58,7 @@ def operation(**document: Any) -> Reply:
     return Reply(200, headers=SOON, json=document)
 
 
+UNUSED = {"location": "/not-for-this-method"}
 SUCCEEDED = operation(status="Succeeded")
 FAILED = operation(status="Failed", error={"code": "Quota", "message": "Too many."})
 PAGE = Reply(200, html="<p>Hello</p>")
@@ -78,8 +83,10 @@ def test_an_operation_is_followed_to_its_resource() -> None:
         ("POST", {"location": "/r"}, {"/o": SUCCEEDED, "/r": Reply(200, json=7)}, 7),
         ("POST", {}, {"/o": SUCCEEDED}, None),
         ("patch", {}, {"/o": SUCCEEDED, "/do": Reply(200, json={"id": 1})}, {"id": 1}),
+        ("PUT", UNUSED, {"/o": SUCCEEDED, "/do": Reply(200, json={"id": 1})}, {"id": 1}),
+        ("DELETE", UNUSED, {"/o": SUCCEEDED}, None),
     ],
-    ids=["document", "location", "none", "resource"],
+    ids=["document", "location", "none", "resource", "put", "delete"],
 )
 def test_an_operations_result_is_found(
     method: str, first: dict[str, str], replies: dict[str, Reply], result: Any
@@ -137,6 +144,186 @@ def test_a_location_is_polled_until_it_answers_with_the_result(last: Reply, resu
     assert submitted(Reply(202, headers={"location": "/r"}), replies).result() == result
 
 
+@pytest.mark.parametrize(
+    ("header", "running", "done"),
+    [
+        ("location", Reply(202, headers={"location": "/b", **SOON}), Reply(200, json=1)),
+        (
+            "operation-location",
+            Reply(200, headers={"operation-location": "/b", **SOON}, json={"status": "Running"}),
+            operation(status="Succeeded", result=1),
+        ),
+    ],
+    ids=["location", "operation"],
+)
+def test_a_status_url_that_moves_is_followed(header: str, running: Reply, done: Reply) -> None:
+    job = submitted(Reply(202, headers={header: "/a"}), {"/a": [running], "/b": [done]})
+    assert job.result(timeout=60) == 1
+    assert job.status_url.endswith("/b")
+
+
+def test_a_status_url_does_not_move_to_another_origin() -> None:
+    moved = Reply(202, headers={"location": "http://other.example/b", **SOON})
+    with pytest.raises(ForeignUrl, match=r"http://other\.example:80"):
+        submitted(Reply(202, headers={"location": "/a"}), {"/a": [moved]}).result()
+
+
+def resource(state: str | None, status: int = 200, **members: Any) -> Reply:
+    properties = {} if state is None else {"properties": {"provisioningState": state}}
+    return Reply(status, headers=SOON, json={"name": "foo", **properties, **members})
+
+
+@pytest.mark.parametrize("last", ["Succeeded", None])
+def test_a_resource_is_polled_until_its_state_is_terminal(last: str | None) -> None:
+    states = [resource("Creating", 201), resource("Updating"), resource(last)]
+    job = client_of({"/do": states}).submit("PUT", "/do")
+    assert [str(update.status) for update in job.updates()] == ["processing", "completed"]
+    assert job.result() == states[-1].json()
+
+
+@pytest.mark.parametrize(
+    ("state", "error"), [("Failed", RemoteJobFailed), ("Canceled", RemoteJobCancelled)]
+)
+@pytest.mark.parametrize("begun", [resource("Creating"), Reply(202, headers={"location": "/do"})])
+def test_a_resource_that_was_not_provisioned_raises(
+    begun: Reply, state: str, error: type[Exception]
+) -> None:
+    ended = resource(state, error={"code": 500, "message": "Too many."})
+    job = client_of({"/do": [begun, ended]}).submit("PATCH", "/do")
+    with pytest.raises(error):
+        job.result()
+    assert job.last is not None
+    assert (job.last.error, job.last.error_code) == ("Too many.", "500")
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "result"),
+    [
+        ("PUT", Reply(200, json={"name": "foo"}), {"name": "foo"}),
+        ("PUT", resource("Succeeded", 201), resource("Succeeded").json()),
+        ("PATCH", Reply(204), None),
+        ("DELETE", Reply(204), None),
+        ("DELETE", Reply(200, json={"deleted": 1}), {"deleted": 1}),
+    ],
+)
+def test_a_request_that_was_carried_out_at_once_is_a_job_that_has_ended(
+    method: str, answer: Reply, result: Any
+) -> None:
+    assert client_of({"/do": [answer]}).submit(method, "/do").result() == result
+
+
+OTHER = "http://other.example"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_to_another_origin_is_not_followed(status: int) -> None:
+    elsewhere = Reply(status, headers={"location": f"{OTHER}/x"})
+    client = client_of({"/do": [elsewhere], "/j": [elsewhere], "/j/cancel": [elsewhere]})
+    job = client.attach("/j")
+    for request in (lambda: client.submit("POST", "/do"), job.result, job.cancel):
+        with pytest.raises(ForeignUrl, match=r"http://other\.example:80"):
+            request()
+
+
+@pytest.mark.anyio
+async def test_a_redirect_to_another_origin_is_not_followed_on_a_loop() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx2.Request) -> Reply:
+        asked.append(request.url.host)
+        return Reply(302, headers={"location": f"{OTHER}/x"})
+
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
+        client = AsyncJobsClient(HOST, http=http)
+        with pytest.raises(ForeignUrl):
+            await client.submit("POST", "/do")
+        with pytest.raises(ForeignUrl):
+            await client.attach("/j").result()
+    assert asked == ["h.example", "h.example"]
+
+
+@pytest.mark.parametrize("target", [f"{OTHER}/x", "https://h.example/x"])
+def test_a_redirect_is_followed_to_an_allowed_origin_and_to_the_same_host_by_tls(
+    target: str,
+) -> None:
+    replies = {"/j": [Reply(307, headers={"location": target})], "/x": [DONE]}
+    client = client_of(replies, Following(origins=[OTHER]))
+    assert client.attach("/j").result() == 7
+
+
+DONE = Reply(200, json={"jobId": "1", "status": "completed", "result": 7})
+
+
+def test_a_base_url_is_used_beside_an_http_client() -> None:
+    asked: list[tuple[str, str]] = []
+
+    def answer(request: httpx2.Request) -> Reply:
+        asked.append((str(request.url), request.headers["x-api-key"]))
+        return DONE
+
+    transport = httpx2.MockTransport(answer)
+    with httpx2.Client(transport=transport, headers={"x-api-key": "secret"}) as http:
+        client = JobsClient(f"{HOST}/v1", http=http)
+        client.submit("POST", "/do")
+        client.attach("jobs/1").result()
+        client.attach("http://else.example/jobs/1").result()
+    assert asked == [
+        ("http://h.example/v1/do", "secret"),
+        ("http://h.example/v1/jobs/1", "secret"),
+        ("http://else.example/jobs/1", "secret"),
+    ]
+
+
+@pytest.mark.parametrize("kind", [JobsClient, AsyncJobsClient])
+def test_two_different_base_urls_are_refused(kind: Any) -> None:
+    with httpx2.Client(base_url=HOST) as http:
+        assert kind(f"{HOST}/", http=http).base_url
+        with pytest.raises(ConfigurationError, match="give it to one of them"):
+            kind(OTHER, http=http)
+
+
+@pytest.mark.parametrize("kind", [JobsClient, AsyncJobsClient])
+def test_clients_and_jobs_show_no_credentials(kind: Any) -> None:
+    client = kind("https://user:secret@h.example/v1?key=secret")
+    assert repr(client) == f"{kind.__name__}('https://h.example/v1?key=...')"
+    job = kind().attach("https://user:secret@h.example/j/1?sig=secret&n=1")
+    name = "AsyncRemoteJob" if kind is AsyncJobsClient else "RemoteJob"
+    assert repr(job) == f"<{name} https://h.example/j/1?sig=...&n=... unknown>"
+    assert repr(job.monitor) == "Monitor('https://h.example/j/1?sig=...&n=...', 'unknown')"
+    error = NotAJob("https://user:secret@h.example/j/1?sig=secret", "nothing")
+    assert "secret" not in str(error)
+    assert error.url == "https://user:secret@h.example/j/1?sig=secret"
+
+
+def test_a_cancellation_returns_the_version() -> None:
+    body = {"jobId": "1", "status": "cancelled"}
+    for reply in (Reply(202, json={**body, "version": 4}), Reply(200, json=body, headers=ETAG)):
+        assert client_of({"/j/cancel": [reply]}).attach("/j").cancel().version == 4
+
+
+ETAG = {"etag": '"4"'}
+
+
+def test_a_status_that_the_client_does_not_know_ends_the_job_if_the_job_is_complete() -> None:
+    ended = {"jobId": "1", "status": "skipped", "completedAt": "2026-01-01T00:00:00Z"}
+    job = client_of({"/j": [Reply(200, json=ended)]}).attach("/j")
+    with pytest.raises(RemoteJobFailed, match="'skipped', which this client does not know") as no:
+        job.result()
+    assert no.value.code == "unknown_status"
+    assert no.value.update.document["status"] == "skipped"
+
+
+def test_states_are_ordered_by_the_documents_version_if_there_is_no_etag() -> None:
+    def state(version: int, status: str = "processing") -> Reply:
+        body = {"jobId": "1", "status": status, "version": version, "progress": version}
+        return Reply(200, headers=SOON, json=body)
+
+    options = Following(transports=[Transport.POLL])
+    states = [state(5), state(3), state(6), state(9, "completed")]
+    job = client_of({"/j": states}, options).attach("/j")
+    assert [update.version for update in job.updates(timeout=60)] == [5, 6, 9]
+
+
 def test_bytes_can_be_requested_as_a_type() -> None:
     image = Reply(200, content=b"\xff\0", headers={"content-type": "image/png"})
     job = submitted(Reply(202, headers={"location": "/r"}), {"/r": [image]})
@@ -159,6 +346,10 @@ def test_a_url_of_another_origin_is_requested_only_if_it_is_allowed() -> None:
         job.result()
 
 
+def job_with(progress: str) -> bytes:
+    return b'{"jobId": "1", "status": "pending", "progress": %s}' % progress.encode()
+
+
 def endless() -> Iterator[bytes]:
     while True:
         yield b" " * 1_000_000
@@ -170,7 +361,11 @@ def endless() -> Iterator[bytes]:
         (lambda: PAGE, NotJson, "text/html; charset=utf-8 instead of JSON: '<p>Hello</p>'"),
         (lambda: Reply(200, json={"status": "ok"}), NotAJob, "no job's status"),
         (lambda: Reply(200, json=[1]), NotAJob, "no job's status"),
-        (lambda: Reply(200, json={"jobId": "1", "status": "odd"}), NotAJob, "no job's status"),
+        (lambda: Reply(200, json={"jobId": "1", "status": 7}), NotAJob, "no job's status"),
+        (lambda: Reply(200, json={"jobId": "1", "status": "odd"}), UnknownStatus, "status 'odd'"),
+        (lambda: Reply(200, content=b"[" * 100_000), NotJson, "instead of JSON"),
+        (lambda: Reply(200, content=job_with("NaN")), NotJson, "instead of JSON"),
+        (lambda: Reply(200, content=job_with("9" * 5_000)), NotJson, "instead of JSON"),
         (lambda: Reply(200), NotJson, "no Content-Type instead of JSON: ''"),
         (lambda: Reply(304), NotJson, "instead of JSON"),
         (lambda: Reply(404), JobNotFound, "404: no reason was given"),
