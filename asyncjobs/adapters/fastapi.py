@@ -9,13 +9,10 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -25,16 +22,10 @@ except ImportError as error:
     raise ImportError(
         "asyncjobs.adapters.fastapi needs FastAPI: pip install 'asyncjobs-http[fastapi]'"
     ) from error
-from fastapi.dependencies.models import Dependant
-from fastapi.exception_handlers import (
-    http_exception_handler,
-    request_validation_exception_handler,
-)
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Match, NoMatchFound, Router
 from starlette.types import Message, Receive, Scope, Send
@@ -43,14 +34,25 @@ from starlette.websockets import WebSocketDisconnect
 from asyncjobs.adapters import starlette
 from asyncjobs.adapters.asgi import (
     StatusMonitor,
-    request_of,
     routed_request_of,
     submission_of,
 )
-from asyncjobs.adapters.starlette import PendingResponse, WholeResponse, problem_response
+from asyncjobs.adapters.starlette import (
+    ANY_PATH,
+    PendingResponse,
+    problem_response,
+)
+from asyncjobs.adapters.submissions import (
+    Description,
+    SubmissionRoute,
+    acceptors,
+    answer_refused_bodies,
+    submission_route,
+    with_models,
+)
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.submission import EnqueueOptions
-from asyncjobs.errors import ConfigurationError, MalformedBody, RequestRejected
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.http.documents import AcceptedDocument
 from asyncjobs.http.endpoints import Body, Submit, find_mount
 from asyncjobs.http.mounts import MountOptions, check_queue, check_target, owner_of
@@ -58,13 +60,9 @@ from asyncjobs.http.openapi import (
     JOB_ID,
     parameters_of,
     responses_of,
-    submission_parameters,
-    submission_responses,
 )
-from asyncjobs.http.problems import problem_of
-from asyncjobs.http.requests import is_json, rejection_of
 from asyncjobs.http.routes import LIST, ROUTES, Route
-from asyncjobs.http.scripts import SCRIPTS, script
+from asyncjobs.http.scripts import SCRIPTS
 from asyncjobs.queue import AsyncJobs
 
 __all__ = [
@@ -88,6 +86,7 @@ _AnyHandler = Callable[[Request, Any], Any]
 
 _FOUND = "asyncjobs.owner"
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+_METHODS_WITH_BODY = {"POST", "PUT", "PATCH"}
 _POLICY_VIOLATION = 1008
 
 
@@ -116,18 +115,6 @@ class Acceptor:
         return self._submit(handler, payload, Submit(user_id, options, idempotency_key))
 
 
-@dataclass(frozen=True)
-class _Described:
-    """What OpenAPI has to know of the routes for which an `Accept` makes jobs."""
-
-    prefix: str | None = None
-    callbacks: bool = False
-
-
-# The dependencies that return an Acceptor; without a description, the route's class has it.
-_acceptors: WeakKeyDictionary[Callable[..., Any], _Described | None] = WeakKeyDictionary()
-
-
 async def _mounted_acceptor(request: Request) -> Acceptor:
     def submit(handler: Any, payload: Any, submit: Submit) -> Awaitable[Response]:
         return starlette.accept(
@@ -142,7 +129,7 @@ async def _mounted_acceptor(request: Request) -> Acceptor:
     return Acceptor(submit)
 
 
-_acceptors[_mounted_acceptor] = None
+acceptors[_mounted_acceptor] = None
 
 #: For an app with a `mount`: annotate a route's parameter with it, `accept: Accept`.
 Accept = Annotated[Acceptor, Depends(_mounted_acceptor)]
@@ -169,13 +156,14 @@ class JobsRouter(APIRouter):
         _add_routes(self, monitor, identify, self._anchor)
         path = f"{monitor.endpoints.mount.websocket_prefix}/{{job_id}}"
         self.add_api_websocket_route(path, _socket_endpoint(monitor))
+        self.add_api_websocket_route(f"{path}/", _socket_endpoint(monitor))
 
     def _acceptor(self, identify: Any) -> Callable[..., Awaitable[Acceptor]]:
         async def accept(request: Request, owner: Any = identify) -> Acceptor:
             return Acceptor(partial(self._submit, request, owner_of(owner)))
 
         callbacks = self._monitor.endpoints.mount.options.callbacks
-        _acceptors[accept] = _Described(callbacks=callbacks)
+        acceptors[accept] = Description(callbacks=callbacks)
         return accept
 
     def _submit(
@@ -217,7 +205,7 @@ class JobsRouter(APIRouter):
 
     def _prefix_in(self, router: Router, known: dict[str, Any]) -> str | None:
         try:
-            path = router.url_path_for(self._anchor, **{**known, "job_id": "_"})
+            path = router.url_path_for(self._anchor, **{**known, "path": "_"})
         except (NoMatchFound, AssertionError):  # the latter for a parameter of the wrong type
             return None
         return str(path).removesuffix("/_")
@@ -282,10 +270,10 @@ def mount(
         # For methods that FastAPI does not know.
         starlette.serve(app, monitor, prefix)
     if app.router.route_class is APIRoute:
-        app.router.route_class = _submission_route(
-            _Described(prefix, monitor.endpoints.mount.options.callbacks)
+        app.router.route_class = submission_route(
+            Description(prefix, monitor.endpoints.mount.options.callbacks)
         )
-    _answer_refused_bodies(app)
+    answer_refused_bodies(app)
 
 
 class _DescribedRouter(APIRouter):
@@ -300,57 +288,12 @@ class _DescribedRouter(APIRouter):
         return Match.NONE, {}
 
 
-class SubmissionRoute(APIRoute):
-    """A route class for routers whose routes submit jobs: `APIRouter(route_class=SubmissionRoute)`.
+class _ReadRoute(APIRoute):
+    """A route that leaves other methods to other routes, or to the redirect to another path."""
 
-    OpenAPI describes what `accept` reads and answers, and invalid bodies are answered by problem
-    documents. A route without an `Accept` is as any other.
-    """
-
-    _described: ClassVar[_Described] = _Described()
-
-    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        super().__init__(path, endpoint, **options)
-        acceptor = _acceptor_in(self.dependant)
-        if acceptor is not None:
-            self._describe(_acceptors[acceptor] or self._described)
-
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        """Answer refused bodies of submissions by problem documents."""
-        usual = super().get_route_handler()
-        if _acceptor_in(self.dependant) is None:
-            return usual
-
-        async def handler(request: Request) -> Response:
-            try:
-                response: Response = await usual(request)
-            except (RequestValidationError, HTTPException) as error:
-                problem = await _problem_for_body(request, error)
-                if problem is None:
-                    raise
-                return problem
-            return response
-
-        return handler
-
-    def _describe(self, described: _Described) -> None:
-        answers = submission_responses(described.prefix)
-        if _has_parameters(self.dependant):
-            # FastAPI describes its own refusals only if the route describes no 422.
-            answers[422]["content"]["application/json"] = {"schema": {"type": "object"}}
-        self.responses = {**answers, **self.responses}
-        extra = self.openapi_extra or {}
-        known = extra.get("parameters", [])
-        read = submission_parameters(callbacks=described.callbacks)
-        added = [one for one in read if one not in known]
-        self.openapi_extra = {**extra, "parameters": [*known, *added]}
-
-
-def _submission_route(described: _Described) -> type[SubmissionRoute]:
-    class Described(SubmissionRoute):
-        _described = described
-
-    return Described
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        found, child = super().matches(scope)
+        return (found, child) if found is Match.FULL else (Match.NONE, {})
 
 
 class _Resolver:
@@ -414,28 +357,38 @@ def _add_routes(
     router: APIRouter, monitor: StatusMonitor, identify: Any, anchor: str | None = None
 ) -> None:
     # Routes of FastAPI only: its older versions drop the prefix of an enclosing router from others.
+    anyone = _public_endpoint(monitor)
     for name in SCRIPTS:
-        # Public, and so before the routes that identify the caller.
-        endpoint = _rest_endpoint(monitor, name)
-        router.add_api_route(f"/{name}", endpoint, methods=_METHODS, include_in_schema=False)
+        # Before the routes that identify the caller.
+        endpoint = _public_endpoint(monitor, name)
+        for path in (f"/{name}", f"/{name}/"):
+            router.add_api_route(path, endpoint, methods=_METHODS, include_in_schema=False)
     for route in [LIST, *ROUTES] if monitor.endpoints.mount.identified else ROUTES:
         _add_route(router, monitor, route, identify)
-    rest = _rest_endpoint(monitor)
-    router.add_api_route("/{job_id}", rest, name=anchor, methods=_METHODS, include_in_schema=False)
-    router.add_api_route("/{job_id}/{rest:path}", rest, methods=_METHODS, include_in_schema=False)
+    path = f"/{{path:{ANY_PATH}}}"
+    router.add_api_route(path, anyone, methods=["OPTIONS"], include_in_schema=False)
+    rest = _rest_endpoint(monitor, identify)
+    router.add_api_route(path, rest, name=anchor, methods=_METHODS, include_in_schema=False)
 
 
-def _rest_endpoint(monitor: StatusMonitor, name: str | None = None) -> Any:
-    """Answer what the documented routes leave: scripts, other methods, and unknown paths.
-
-    No answer is about a job, so that the owner of the request does not matter.
-    """
+def _public_endpoint(monitor: StatusMonitor, path: str | None = None) -> Any:
+    """Answer what needs no caller: scripts and OPTIONS."""
 
     async def answer(request: Request) -> Response:
-        given = request.path_params
-        rest = f"/{given['rest']}" if "rest" in given else ""
-        asked = routed_request_of(request.scope, name or given["job_id"] + rest, None)
-        return starlette.response_of(script(asked) or await monitor.endpoints.handle(asked))
+        asked = routed_request_of(request.scope, path or request.path_params["path"], None)
+        found = monitor.endpoints.answer_anyone(asked)
+        return starlette.response_of(found or await monitor.endpoints.handle(asked))
+
+    return answer
+
+
+def _rest_endpoint(monitor: StatusMonitor, identify: Any) -> Any:
+    """Answer what the documented routes leave: other methods, a slash at the end, other paths."""
+
+    async def answer(request: Request, owner: Any = identify) -> Response:
+        asked = routed_request_of(request.scope, request.path_params["path"], owner_of(owner))
+        await monitor.ready()
+        return starlette.response_of(await monitor.endpoints.handle(asked))
 
     return answer
 
@@ -456,12 +409,20 @@ def _add_route(router: APIRouter, monitor: StatusMonitor, route: Route, identify
         name=f"asyncjobs_{route.method.lower()}_{route.operation.value}",
         tags=["jobs"],
         response_class=Response,
-        responses=responses_of(route),
+        responses=with_models(responses_of(route)),
         openapi_extra={"parameters": [*([JOB_ID] if below else []), *parameters_of(route)]},
     )
     if route.method == "GET":
         # After the GET: a 405 names the methods of the first route of a path.
         router.add_api_route(below, answer, methods=["HEAD"], include_in_schema=False)
+    if route is LIST:
+        router.add_api_route(
+            "/",
+            answer,
+            methods=["GET", "HEAD"],
+            include_in_schema=False,
+            route_class_override=_ReadRoute,
+        )
 
 
 def _socket_endpoint(monitor: StatusMonitor) -> Callable[[WebSocket], Awaitable[None]]:
@@ -519,81 +480,4 @@ async def _receive_nothing() -> Message:
 
 
 async def _send_nothing(_: Message) -> None:
-    return None
-
-
-def _has_parameters(dependant: Dependant) -> bool:
-    own = dependant.path_params or dependant.query_params
-    own = own or dependant.header_params or dependant.cookie_params
-    return bool(own) or any(_has_parameters(one) for one in dependant.dependencies)
-
-
-def _acceptor_in(dependant: Dependant) -> Callable[..., Any] | None:
-    """Return the dependency of an `Accept` among those of a route and of its dependencies."""
-    for one in dependant.dependencies:
-        if one.call is not None and one.call in _acceptors:
-            return one.call
-        found = _acceptor_in(one)
-        if found is not None:
-            return found
-    return None
-
-
-def _answer_refused_bodies(app: FastAPI) -> None:
-    """Answer refused bodies of submissions by problems, anything else as the app does anyway."""
-    for kind, usual in (
-        (RequestValidationError, request_validation_exception_handler),
-        (HTTPException, http_exception_handler),
-    ):
-        app.add_exception_handler(kind, _problems_first(app.exception_handlers.get(kind, usual)))
-
-
-def _problems_first(usual: _AnyHandler) -> Callable[[Request, Any], Awaitable[Response]]:
-    async def answer(request: Request, error: Any) -> Response:
-        dependant = getattr(request.scope.get("route"), "dependant", None)
-        if dependant is not None and _acceptor_in(dependant) is not None:
-            problem = await _problem_for_body(request, error)
-            if problem is not None:
-                return problem
-        if inspect.iscoroutinefunction(usual):
-            response: Response = await usual(request, error)
-        else:
-            response = await run_in_threadpool(usual, request, error)
-        return response
-
-    return answer
-
-
-async def _problem_for_body(
-    request: Request, error: RequestValidationError | HTTPException
-) -> Response | None:
-    """Return the problem with a submission's JSON body; None if the error has another cause."""
-    field = getattr(request.scope.get("route"), "body_field", None)
-    if field is None or isinstance(field.field_info, params.Form):
-        return None
-    rejected: RequestRejected | None = None
-    if isinstance(error, RequestValidationError):
-        rejected = rejection_of(request_of(request.scope), error.errors())
-    elif error.status_code == HTTPStatus.BAD_REQUEST and is_json(
-        request.headers.get("content-type", "")
-    ):
-        # FastAPI answers some bodies that are not JSON by a 400 of its own.
-        rejected = await _malformed(request)
-    problem = None if rejected is None else problem_of(rejected)
-    return None if problem is None else WholeResponse(problem)
-
-
-async def _malformed(request: Request) -> MalformedBody | None:
-    try:
-        body = await request.body()
-    except (ClientDisconnect, RuntimeError):  # the latter for a body that was not kept
-        return None
-    try:
-        json.loads(body)
-    except UnicodeDecodeError:
-        return MalformedBody("it is not UTF-8")
-    except RecursionError:
-        return MalformedBody("it is nested too deeply")
-    except ValueError as error:
-        return MalformedBody(str(error))
     return None

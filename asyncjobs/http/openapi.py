@@ -1,4 +1,7 @@
-"""What the routes look like to OpenAPI 3.1, as plain values."""
+"""What the routes look like to OpenAPI 3.1, as plain values.
+
+Documents are referred to as components, by the names of their models.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,24 @@ from http import HTTPStatus
 from typing import Any, assert_never
 from urllib.parse import quote
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel
 
 from asyncjobs.core.job import JobStatus
-from asyncjobs.http.documents import AcceptedDocument, JobDocument
+from asyncjobs.http.documents import AcceptedDocument, JobDocument, ListDocument, OperationDocument
 from asyncjobs.http.problems import ProblemDocument
 from asyncjobs.http.routes import ROUTES, Operation, Route
 
 Schema = dict[str, Any]
+
+#: The documents that are components, by name.
+MODELS: Mapping[str, type[BaseModel]] = {
+    model.__name__: model
+    for model in (AcceptedDocument, JobDocument, ListDocument, OperationDocument, ProblemDocument)
+}
+
+_COMPONENTS = "#/components/schemas/"
+
+_PAGE: Schema = {"text/html": {"schema": {"type": "string"}}}
 
 JOB_ID: Schema = {
     "name": "job_id",
@@ -124,7 +137,7 @@ def submission_responses(prefix: str | None) -> dict[int | str, Schema]:
         HTTPStatus.UNPROCESSABLE_ENTITY: "The payload is not valid.",
         HTTPStatus.SERVICE_UNAVAILABLE: "The job could not be stored.",
     }
-    accepted = _json("The job is stored, and will be worked on.", schema_of(AcceptedDocument))
+    accepted = _json("The job is stored, and will be worked on.", AcceptedDocument)
     accepted["headers"] = _headers(
         "Location",
         "Operation-Location",
@@ -134,7 +147,7 @@ def submission_responses(prefix: str | None) -> dict[int | str, Schema]:
         "Idempotency-Replayed",
     )
     accepted["links"] = _links(prefix)
-    finished = _json("The job has ended within the wait.", schema_of(JobDocument))
+    finished = _json("The job has ended within the wait.", JobDocument)
     finished["headers"] = _headers("Preference-Applied", "Idempotency-Replayed")
     finished["links"] = _links(prefix)
     problems: dict[int | str, Schema] = {
@@ -143,31 +156,43 @@ def submission_responses(prefix: str | None) -> dict[int | str, Schema]:
     return {202: accepted, 200: finished, **problems}
 
 
-def schema_of(model: type[BaseModel]) -> Schema:
-    """Write a model's schema so that it can stand anywhere: without references."""
-    schema = model.model_json_schema(mode="serialization")
+def submission_body() -> Schema:
+    """Describe the body that `accept` reads if the route has no parameter for the payload."""
     return {
-        name: _inlined(part, schema.get("$defs", {}))
-        for name, part in schema.items()
-        if name != "$defs"
+        "description": "the job's payload, if its type takes one",
+        "content": {"application/json": {"schema": {}}},
     }
+
+
+def model_of(schema: Schema) -> str | None:
+    """Return the name of the model to which a schema refers; None if it is another schema."""
+    reference = schema.get("$ref")
+    if not isinstance(reference, str) or not reference.startswith(_COMPONENTS):
+        return None
+    return reference.removeprefix(_COMPONENTS)
+
+
+def _reference_to(model: type[BaseModel]) -> Schema:
+    return {"$ref": f"{_COMPONENTS}{model.__name__}"}
 
 
 def _response(route: Route, status: HTTPStatus) -> Schema:
     text = route.answers[status]
     if status >= HTTPStatus.BAD_REQUEST:
-        return _problem(status, text)
+        described = _problem(status, text)
+        described["content"].update(_PAGE)
+        return described
     if status >= HTTPStatus.MULTIPLE_CHOICES or status is HTTPStatus.NO_CONTENT:
-        described: Schema = {"description": text}
+        described = {"description": text}
     elif status is HTTPStatus.ACCEPTED:
-        described = _json(text, schema_of(JobDocument))
+        described = _json(text, JobDocument)
     elif route.model is not None:
-        described = _json(text, schema_of(route.model))
+        described = _json(text, route.model)
     else:
-        schema = _event_schema() if route.operation is Operation.EVENTS else {}
-        described = {"description": text, "content": {route.media_type: {"schema": schema}}}
+        content = _events() if route.operation is Operation.EVENTS else {"schema": {}}
+        described = {"description": text, "content": {route.media_type: content}}
     if route.operation is Operation.STATUS and status is HTTPStatus.OK:
-        described["content"]["text/html"] = {"schema": {"type": "string"}}
+        described["content"].update(_PAGE)
     names = _answered_headers(route.operation, status)
     return {**described, "headers": _headers(*names)} if names else described
 
@@ -191,8 +216,9 @@ def _answered_headers(operation: Operation, status: HTTPStatus) -> list[str]:
             assert_never(operation)
 
 
-def _json(description: str, schema: Schema) -> Schema:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+def _json(description: str, model: type[BaseModel]) -> Schema:
+    content = {"application/json": {"schema": _reference_to(model)}}
+    return {"description": description, "content": content}
 
 
 def _problem(status: HTTPStatus, description: str) -> Schema:
@@ -201,7 +227,7 @@ def _problem(status: HTTPStatus, description: str) -> Schema:
     if status is HTTPStatus.PRECONDITION_FAILED:
         names = ["ETag"]
     headers = {"headers": _headers(*names)} if names else {}
-    content = {"application/problem+json": {"schema": schema_of(ProblemDocument)}}
+    content = {"application/problem+json": {"schema": _reference_to(ProblemDocument)}}
     return {"description": description, "content": content, **headers}
 
 
@@ -209,17 +235,30 @@ def _headers(*names: str) -> Schema:
     return {name: _HEADERS[name] for name in names}
 
 
-def _event_schema() -> Schema:
-    """Describe one event: before version 3.2, OpenAPI has no words for a sequence of them."""
-    document = {"contentMediaType": "application/json", "contentSchema": schema_of(JobDocument)}
-    return {
+def _events() -> Schema:
+    """Describe each event of a stream by `itemSchema` (OpenAPI 3.2, section 4.14.2).
+
+    FastAPI describes its own streams so in documents of version 3.1, too.
+    """
+    document = {
+        "contentMediaType": "application/json",
+        "contentSchema": _reference_to(JobDocument),
+    }
+    item = {
         "type": "object",
         "description": "one event of the stream",
         "properties": {
-            "id": {"type": "string", "description": "the job's version, to resume after"},
             "data": {"type": "string", **document},
+            "id": {"type": "string", "description": "the job's version, to resume after"},
+            "retry": {
+                "type": "integer",
+                "minimum": 0,
+                "description": "milliseconds after which to connect again",
+            },
         },
+        "required": ["data"],
     }
+    return {"itemSchema": item}
 
 
 def _links(prefix: str | None) -> Schema:
@@ -245,16 +284,3 @@ def _link_name(route: Route) -> str:
 def _pointer(path: str) -> str:
     """Write a path as a part of a JSON pointer in a URI (RFC 6901, sections 3 and 6)."""
     return quote(path.replace("~", "~0").replace("/", "~1"))
-
-
-def _inlined(schema: JsonValue, definitions: Mapping[str, JsonValue]) -> JsonValue:
-    """Replace the references of a schema by what they lead to."""
-    match schema:
-        case {"$ref": str(reference)}:
-            return _inlined(definitions[reference.rpartition("/")[2]], definitions)
-        case dict():
-            return {name: _inlined(value, definitions) for name, value in schema.items()}
-        case list():
-            return [_inlined(item, definitions) for item in schema]
-        case _:
-            return schema

@@ -134,18 +134,34 @@ def test_the_described_routes_have_names_whose_urls_are_served() -> None:
     assert (found.status_code, found.json()["code"]) == (404, "job_not_found")
 
 
-def test_openapi_has_no_body_for_a_handler_without_payload() -> None:
+def test_openapi_describes_the_body_that_accept_reads_unless_the_route_does() -> None:
     app, jobs = FastAPI(), AsyncJobs("memory://")
     mount(app, jobs)
 
-    @jobs.handler("nightly")
-    async def nightly() -> None: ...
+    @jobs.handler("order")
+    async def order(cmd: Wish) -> None: ...
 
-    @app.post("/nightly", status_code=202)
-    async def submit(accept: Accept) -> Any:
-        return await accept(nightly)
+    async def unread(accept: Accept) -> Any:
+        return await accept(order)
 
-    assert "requestBody" not in app.openapi()["paths"]["/nightly"]["post"]
+    async def read(cmd: Wish, accept: Accept) -> Any:
+        return await accept(order, cmd)
+
+    described = {"content": {"application/json": {"schema": {"type": "integer"}}}}
+    app.post("/unread", status_code=202)(unread)
+    app.put("/unread", status_code=202)(unread)
+    app.get("/unread", status_code=202)(unread)
+    app.post("/read", status_code=202)(read)
+    app.post("/described", openapi_extra={"requestBody": described})(unread)
+    paths = app.openapi()["paths"]
+    for method in ("post", "put"):
+        body = paths["/unread"][method]["requestBody"]
+        assert body["content"] == {"application/json": {"schema": {}}}
+        assert not body.get("required")
+    assert "requestBody" not in paths["/unread"]["get"]
+    [read_content] = paths["/read"]["post"]["requestBody"]["content"].values()
+    assert read_content["schema"] == {"$ref": "#/components/schemas/Wish"}
+    assert paths["/described"]["post"]["requestBody"] == described
 
 
 def test_a_body_that_fastapi_has_read_is_read_again(client: TestClient) -> None:
