@@ -36,6 +36,7 @@ from redis.exceptions import (
 from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
+from typing_extensions import override
 
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.stores.redis.scripts import Argument, Script
@@ -143,6 +144,21 @@ class _PackingConnection(AbstractConnection):
                 value = arg.encode() if isinstance(arg, str) else b"%d" % arg
             parts.append(b"$%d\r\n%b\r\n" % (len(value), value))
         return [b"".join(parts)]
+
+    @override
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Send at once what the socket takes; the driver makes a task for each command."""
+        driver, connection = cast("Any", super()), cast("Any", self)
+        if not self.is_connected or isinstance(command, str):
+            await driver.send_packed_command(command, check_health)
+            return
+        if check_health:
+            await connection.check_health()
+        writer = connection._writer  # noqa: SLF001  # of the class that this one extends
+        writer.writelines([command] if isinstance(command, bytes) else command)
+        if writer.transport.get_write_buffer_size():
+            # With its time-out the driver waits for the rest.
+            await driver.send_packed_command([], check_health=False)
 
 
 class _Connection(_PackingConnection, Connection):
