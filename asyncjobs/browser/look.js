@@ -174,17 +174,19 @@ const offer = (parts, offered) => {
 export const paint = (parts, job, words = WORDS) => {
   const state = stateOf(job);
   const works = state === "processing" || state === "stopping";
+  // Figures of an attempt that has failed say nothing of the next one.
+  const waits = state === "pending";
   // Some handlers report no progress: 0 % all the time would look like a job that is stuck.
   const silent = works && !job.progress;
-  const percent = silent || state === "pending" ? "" : `${job.progress}%`;
+  const percent = silent || waits ? "" : `${job.progress}%`;
   parts.root.dataset.state = state;
   parts.bar.hidden = false;
   if (silent) parts.bar.removeAttribute("value");
-  else parts.bar.value = job.progress;
+  else parts.bar.value = waits ? 0 : job.progress;
   put(parts.status, words[state] ?? state);
   put(parts.percent, percent);
   put(parts.message, works ? job.detail?.message : "");
-  put(parts.count, counted(job.detail, words));
+  put(parts.count, waits ? "" : counted(job.detail, words));
   put(parts.error, job.error);
   put(parts.note, "");
   offer(parts, state === "pending" || state === "processing");

@@ -195,18 +195,21 @@ def _data(job: Job, links: JobLinks, again: int | None, now: datetime | None) ->
 def _heading(job: Job, now: datetime | None) -> str:
     detail = job.detail or Detail()
     works = job.status is JobStatus.PROCESSING
+    # Figures of an attempt that has failed say nothing of the next one.
+    waits = job.status is JobStatus.PENDING
     # Some handlers report no progress: 0 % all the time would look like a job that is stuck.
     silent = works and not job.progress
-    percent = "" if silent or job.status is JobStatus.PENDING else f"{job.progress}%"
-    value = "" if silent else f' value="{job.progress}"'
+    percent = "" if silent or waits else f"{job.progress}%"
+    value = "" if silent else f' value="{0 if waits else job.progress}"'
     message = (detail.message or "") if works else ""
+    count = "" if waits else _count(detail)
     return f"""<h1 dir="auto" part="type">{escape(title_of(job.type))}</h1>
 <p class="row"><span part="status" tabindex="-1">{WORDS[_state(job)]}</span>
 <span part="percent">{percent}</span></p>
 <progress part="bar" aria-label="{WORDS["progress"]}" max="100"{value}></progress>
 <p part="message" dir="auto">{escape(message)}</p>
 <p class="row"><span part="elapsed">{_elapsed(job, now)}</span>
-<span part="count" dir="auto">{escape(_count(detail))}</span></p>"""
+<span part="count" dir="auto">{escape(count)}</span></p>"""
 
 
 def _outcome(job: Job, links: JobLinks) -> str:

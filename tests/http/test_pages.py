@@ -209,10 +209,11 @@ def test_progress_shows_its_message_and_count(job_of_each_status: Jobs) -> None:
 
 
 def test_the_message_is_only_shown_while_the_job_runs(job: Job) -> None:
-    running = job.status is JobStatus.PROCESSING
+    message = "Uploading…" if job.status is JobStatus.PROCESSING else ""
+    count = "" if job.status is JobStatus.PENDING else "1 of 2"
     detail = Detail(message="Uploading…", current=1, total=2)
     page = page_of(job.model_copy(update={"detail": detail}))
-    assert (page.text("message"), page.text("count")) == ("Uploading…" if running else "", "1 of 2")
+    assert (page.text("message"), page.text("count")) == (message, count)
 
 
 @pytest.mark.parametrize(
@@ -226,8 +227,11 @@ def test_the_message_is_only_shown_while_the_job_runs(job: Job) -> None:
         (Detail(current=2000, total=2000, unit="rows"), "2,000 rows"),
     ],
 )
-def test_counts_are_shown_as_far_as_they_are_known(detail: Detail, shown: str) -> None:
-    assert page_of(sample_job().model_copy(update={"detail": detail})).text("count") == shown
+def test_counts_are_shown_as_far_as_they_are_known(
+    job_of_each_status: Jobs, detail: Detail, shown: str
+) -> None:
+    running = job_of_each_status[JobStatus.PROCESSING]
+    assert page_of(running.model_copy(update={"detail": detail})).text("count") == shown
 
 
 @pytest.mark.parametrize(
@@ -268,6 +272,8 @@ def test_a_job_that_waits_for_its_next_attempt_does_not_run(job_of_each_status: 
     waiting = running.model_copy(update={"status": JobStatus.PENDING, "attempt": 2})
     page = page_of(waiting)
     assert (page.text("elapsed"), page.text("attempt")) == ("", "2")
+    assert (page.text("percent"), page.text("count")) == ("", "")
+    assert (page.part("bar") or {})["value"] == "0"
 
 
 def test_without_the_time_of_the_server_none_has_elapsed(job_of_each_status: Jobs) -> None:
@@ -382,11 +388,12 @@ def test_hostile_text_stays_text(job: Job, where: str) -> None:
 
 
 def test_hostile_units_traces_and_links_stay_text(job: Job) -> None:
+    waits = job.status is JobStatus.PENDING
     detail = Detail(current=1, unit=HOSTILE)
     odd = job.model_copy(update={"detail": detail, "trace_id": HOSTILE})
     links = JobLinks(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     page = Page(status_page(odd, links, retry_after=3, now=NOW))
-    assert page.text("count") == f"1 {HOSTILE}"
+    assert page.text("count") == ("" if waits else f"1 {HOSTILE}")
     assert [main["data-events-url"] for main in page.all("main")] == [HOSTILE]
     assert bones(page) == bones(page_of(job))
 
