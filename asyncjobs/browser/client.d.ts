@@ -1,4 +1,7 @@
-/** `pending` and `processing` go on; the others are terminal. */
+/**
+ * `pending` and `processing` go on; the others are terminal. A newer server may end a job with a
+ * status that is not in this list; `isTerminal` is true for it.
+ */
 export type JobStatus = "pending" | "processing" | "completed" | "failed" | "cancelled";
 
 /** How far the work is, in the handler's own words and figures. */
@@ -101,12 +104,14 @@ export interface Following<Result = unknown>
 }
 
 /**
- * `invalid_url`, `not_a_job` (an answer that is no job's document), `redirect_loop`, `timeout`,
- * `job_not_found`, `refused` (without a reason), or the code of the server's own problem.
+ * `invalid_url`, `not_a_job` (an answer that is no job's document), `unknown_status` (of a newer
+ * server, before the job's end), `redirect_loop`, `timeout`, `job_not_found`, `refused` (without a
+ * reason), or the code of the server's own problem.
  */
 export type JobErrorCode =
   | "invalid_url"
   | "not_a_job"
+  | "unknown_status"
   | "redirect_loop"
   | "timeout"
   | "job_not_found"
@@ -131,7 +136,9 @@ export class JobError extends Error {
   readonly document: JobDocument | null;
 }
 
-export function isTerminal(document: Pick<JobDocument, "status">): boolean;
+export function isTerminal(
+  document: Pick<JobDocument, "status"> & Partial<Pick<JobDocument, "completedAt">>,
+): boolean;
 
 /** Follow a job to its end. Rejects with a `JobError`, or with the signal's reason. */
 export function followJob<Result = unknown>(

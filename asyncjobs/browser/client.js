@@ -1,5 +1,5 @@
-// Submits jobs, and follows them to their end by the best way that network and server allow.
-// Times are in milliseconds, but for what the server says in seconds.
+// Submits jobs and follows them to their end by the best transport that works.
+// Times are milliseconds; those of the server are seconds.
 
 const DAY = 86_400_000;
 const MINUTE = 60_000;
@@ -15,7 +15,7 @@ const SHED = 30_000; // before the next WebSocket, where there are too many
 const KEPT = "asyncjobs:";
 
 const WAYS = ["socket", "events", "wait", "poll"];
-const STATUSES = ["pending", "processing", "completed", "failed", "cancelled"];
+const STATUSES = ["accepted", "pending", "processing", "completed", "failed", "cancelled"];
 
 export class JobError extends Error {
   constructor(code, message, about = {}) {
@@ -25,7 +25,11 @@ export class JobError extends Error {
   }
 }
 
-export const isTerminal = ({ status }) => STATUSES.indexOf(status) > 1;
+// A newer server may end a job with a status that is not in the list.
+const rank = ({ status, completedAt }) =>
+  completedAt == null || STATUSES.includes(status) ? STATUSES.indexOf(status) : 9;
+
+export const isTerminal = (document) => rank(document) > 2;
 
 const now = () => performance.now();
 const offline = () => globalThis.navigator?.onLine === false;
@@ -75,10 +79,10 @@ const toldBy = ({ headers }) => {
   return Math.max(/^\d+$/.test(said) ? said * 1000 : Date.parse(said) - Date.now(), 0) || 0;
 };
 
-// The longer it goes on, the longer the pause; never all clients at one moment.
+// Grows with the failures, and spreads the clients.
 const backoff = (failures) => Math.min(1000 * 2 ** failures, 30_000) * (0.5 + Math.random() / 2);
 
-// How long to leave a server alone that cannot answer now.
+// The pause after an answer of a server that is not available.
 const respite = (answer, failures) => {
   answer.body?.cancel();
   return Math.max(toldBy(answer), backoff(failures));
@@ -94,10 +98,10 @@ const parsed = (text) => {
   }
 };
 
-const isDocument = (found) =>
-  typeof found?.jobId === "string" && (found.status === "accepted" || STATUSES.includes(found.status));
+const isJob = (found) => typeof found?.jobId === "string" && typeof found.status === "string";
+const isDocument = (found) => isJob(found) && rank(found) >= 0;
 
-/** Read the document in an answer, or raise what the answer stands for. */
+/** Return the document in an answer, or throw its error. */
 const documentIn = async (answer, url) => {
   const text = await answer.text();
   const found = parsed(text);
@@ -105,6 +109,7 @@ const documentIn = async (answer, url) => {
   const received = `${answer.headers.get("content-type") ?? "no type"}: ${text.trim().slice(0, 80)}`;
   const about = { url, status: answer.status, received };
   if (answer.ok) {
+    if (isJob(found)) throw new JobError("unknown_status", `${url} has the unknown status ${found.status}`, about);
     const moved = answer.redirected ? `, redirected to ${answer.url},` : "";
     throw new JobError("not_a_job", `${url}${moved} is no job. It answered ${received}`, about);
   }
@@ -113,7 +118,7 @@ const documentIn = async (answer, url) => {
   throw new JobError(String(code), `${words} (${answer.status}, ${url})`, about);
 };
 
-/** Raise where a request came to nothing because of where it is redirected to. */
+/** Throw if a request failed because of its redirects. */
 const checkRedirects = async (url, init) => {
   const asked = { ...init, redirect: "manual", signal: within(init.signal, SLACK) };
   const answer = await fetch(url, asked).catch(() => null);
@@ -123,7 +128,7 @@ const checkRedirects = async (url, init) => {
   }
 };
 
-/** Send what may safely be sent again, until it is answered, refused, or too late. */
+/** Send an idempotent request until it is answered or refused, or the timeout is over. */
 const send = async (url, init, { signal, timeout = MINUTE }) => {
   const life = within(signal, timeout);
   for (let failures = 0; ; failures++) {
@@ -145,7 +150,7 @@ const send = async (url, init, { signal, timeout = MINUTE }) => {
 // Not `randomUUID`, which pages without TLS do not have.
 const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
-/** Submit a job by POST, as JSON; it is one job however often it had to be sent. */
+/** Submit a job by POST, as JSON. It is one job even if it was sent several times. */
 export async function submitJob(url, body, options = {}) {
   const { idempotencyKey = newKey(), headers, credentials } = options;
   const target = absolute(url);
@@ -170,12 +175,12 @@ export async function submitJob(url, body, options = {}) {
     jobId: document.jobId,
     statusUrl: found == null ? null : new URL(found, answer.url || target).href,
     retryAfter: toldBy(answer) / 1000,
-    // A server that waited may have answered by the end itself.
+    // A server that waited may answer with the end.
     document: isTerminal(document) ? document : null,
   };
 }
 
-/** Ask a job to stop; the document tells whether it has. */
+/** Ask a job to stop; return its document. */
 export async function cancelJob(statusUrl, options = {}) {
   const { headers, credentials } = options;
   const init = { method: "POST", credentials, headers: { Accept: "application/json", ...headers } };
@@ -183,7 +188,7 @@ export async function cancelJob(statusUrl, options = {}) {
   return document;
 }
 
-// Some pages may not use it, and it may be full.
+// Not every page may use it, and it may be full.
 const storage = (use) => {
   try {
     return use(globalThis.localStorage);
@@ -192,7 +197,7 @@ const storage = (use) => {
   }
 };
 
-/** One following of one job: what is known, when it may ask again, and whether it may now. */
+/** Follows one job. */
 class Follower {
   document = null;
   version = -1;
@@ -229,7 +234,7 @@ class Follower {
     return this.#run();
   }
 
-  /** Take a document for news if it is newer than all before; tell whether it was. */
+  /** Store a document that is newer than all before; return whether it is. */
   show(document, hint) {
     const version = Number(document.version ?? hint);
     if (this.ended || !(version > this.version)) return false;
@@ -259,7 +264,7 @@ class Follower {
     this.#tell();
   }
 
-  /** Yield the newest document whenever there is a newer one; who leaves ends the following. */
+  /** Yield the newest document each time there is a newer one. Leaving the loop ends the following. */
   async *updates() {
     let seen = null;
     try {
@@ -275,7 +280,7 @@ class Follower {
   }
 
   rest(ms) {
-    this.notBefore = now() + ms;
+    this.notBefore = now() + Math.min(ms, DAY);
   }
 
   init(more) {
@@ -354,7 +359,7 @@ class Follower {
   }
 }
 
-/** Ask for the status once; where the server is to hold the answer until there is news, `hold`. */
+/** Ask for the status once. With `hold`, the server may answer when it changes. */
 const ask = async (job, signal, hold) => {
   const begun = now();
   const held = hold && job.version >= 0;
@@ -381,12 +386,12 @@ const ask = async (job, signal, hold) => {
   const took = now() - begun;
   if (hold && (news || took >= job.told)) job.rest(held ? LEAST - took : 0);
   else job.rest(job.told);
-  // Same-origin, so it would be seen: this server holds no requests.
+  // Visible at the same origin: this server holds no requests.
   if (held && answer.type === "basic" && !answer.headers.has("preference-applied")) return "next";
   return news ? "news" : "again";
 };
 
-/** Hear what a connection says until it ends, and ask where it is too silent. */
+/** Read a connection to its end; ask for the status if it is silent. */
 const listen = (job, signal, connect) =>
   new Promise((resolve, reject) => {
     let timer;
@@ -400,7 +405,7 @@ const listen = (job, signal, connect) =>
     const check = async () => {
       if (!heard) return leave("next");
       try {
-        // News that it has not told: it is dead.
+        // The connection has missed a change: it is dead.
         if ((await ask(job, signal)) === "news") leave("next");
         else wait(QUIET);
       } catch (error) {
@@ -432,7 +437,7 @@ const TAKE = {
       socket.onmessage = ({ data }) => hear(data);
       socket.onclose = ({ code }) => {
         if (code === 1013) job.rest(SHED);
-        // 1008: no such job. Whoever asks next is told so in words.
+        // 1008: no such job; the next transport gets the error.
         leave(code === 1008 ? "next" : "broken");
       };
       return () => {
@@ -451,7 +456,7 @@ const TAKE = {
         hear(data, lastEventId);
       };
       source.onerror = () => {
-        // It connects again by itself, unless told not to; what never spoke is not waited for.
+        // It reconnects by itself, unless the server has refused it.
         if (source.readyState === EventSource.CLOSED || ++failures > 3) leave("next");
       };
       return () => source.close();
@@ -461,7 +466,7 @@ const TAKE = {
   poll: (job, signal) => ask(job, signal, false),
 };
 
-/** Follow a job to its end: a promise of the final document, and an iterable of all on the way. */
+/** Follow a job: a promise of the final document, and an iterable of each newer one. */
 export function followJob(job, options = {}) {
   const follower = new Follower(options);
   const { settled } = follower;
@@ -481,10 +486,10 @@ export function followJob(job, options = {}) {
   });
 }
 
-/** The same by a WebSocket, and by the other ways where there is none. */
+/** The same, beginning with a WebSocket. */
 export const followJobWs = (job, options = {}) => followJob(job, { ...options, transport: "socket" });
 
-/** Follow what was followed with `keep`, on this page or one before, and has not been seen to end. */
+/** Follow the jobs that were followed with `keep` and whose end was not seen. */
 export function resumeJobs(options = {}) {
   const names = storage((kept) => Object.keys(kept)) ?? [];
   const urls = names.filter((name) => name.startsWith(KEPT)).map((name) => name.slice(KEPT.length));

@@ -49,20 +49,24 @@ const useJob = (job, options, follow) => {
     await following.current?.cancel();
   }, []);
 
-  // What is known of the job before is nothing of this one.
+  // The state of the job before is not that of this one.
   const { document, fault } = seen.url === url ? seen : NOTHING;
   const status = document?.status;
   const ended = document !== null && isTerminal(document);
+  const isComplete = status === "completed";
+  const isCancelled = status === "cancelled";
+  // A newer server may end a job with a status that is not known here.
+  const isFailed = ended ? !isComplete && !isCancelled : fault !== null;
   return {
     job: document,
     isLoading: url !== null && !ended && fault === null,
-    isComplete: status === "completed",
-    isFailed: status === "failed" || (fault !== null && !ended),
-    isCancelled: status === "cancelled",
+    isComplete,
+    isFailed,
+    isCancelled,
     progress: document?.progress ?? 0,
     message: document?.detail?.message ?? undefined,
-    result: status === "completed" ? document.result : undefined,
-    error: document?.error ?? fault?.message,
+    result: isComplete ? document.result : undefined,
+    error: document?.error ?? fault?.message ?? (isFailed ? `The job has ended: ${status}.` : undefined),
     cancel,
   };
 };

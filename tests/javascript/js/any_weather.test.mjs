@@ -123,6 +123,17 @@ test("a held read tells each change at once", async () => {
   assert.equal(told.length, at.length);
 });
 
+test("a server that asks for a pause until the year 9999 is asked again after a day", async () => {
+  const document = { jobId: "job_1", status: "processing", progress: 1, version: 4, retryAfter: 2.5e11 };
+  const clock = new Clock();
+  clock.install(Math.random);
+  const world = new World({ states: [{ at: -1, document }], clock, fault: () => null, told: 2.5e11 });
+  world.install();
+  const day = 86_400_000;
+  await assert.rejects(clock.until(followJob(URL_, { transport: "poll", timeout: 1.5 * day })), { code: "timeout" });
+  assert.equal(world.requests.length, 2);
+});
+
 test("a job that never ends is followed to the deadline, and not beyond", async () => {
   const document = { jobId: "job_1", status: "processing", progress: 1, version: 4 };
   const clock = new Clock();

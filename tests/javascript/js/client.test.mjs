@@ -32,9 +32,31 @@ describe("the client", { concurrency: true }, () => {
     assert.ok((await failing(job)).message.includes(`redirected to ${origin}/login`));
   });
 
-  for (const document of [{}, [], null, 7, { jobId: "job_1" }, { jobId: 1, status: "completed" }, { jobId: "job_1", status: "done" }]) {
+  for (const document of [{}, [], null, 7, { jobId: "job_1" }, { jobId: 1, status: "completed" }, { jobId: "job_1", status: 7 }]) {
     test(`JSON that is no job's document: ${JSON.stringify(document)}`, async (context) => {
       assert.equal((await failing((await following(context, json(document))).job)).code, "not_a_job");
+    });
+  }
+
+  test("an unknown status is an error that names it", async (context) => {
+    const { job: followed } = await following(context, json(job("processing", 1)), json(job("paused", 2)));
+    const error = await failing(followed);
+    assert.deepEqual([error.code, error.document.version], ["unknown_status", 1]);
+    assert.match(error.message, /the unknown status paused$/);
+  });
+
+  test("an unknown status ends a job that is complete", async (context) => {
+    const completedAt = "2026-01-01T00:00:00Z";
+    const { job: followed } = await following(context, json(job("skipped", 2, { completedAt })));
+    const document = await followed;
+    assert.equal(document.status, "skipped");
+    assert.ok(isTerminal(document));
+    assert.ok(!isTerminal(job("skipped", 2)));
+  });
+
+  for (const body of ["[".repeat(200_000), '{"jobId":"job_1","status":"completed","version":NaN}']) {
+    test(`JSON that cannot be read: ${body.slice(0, 9)}`, async (context) => {
+      assert.equal((await failing((await following(context, text(body, "application/json"))).job)).code, "not_a_job");
     });
   }
 

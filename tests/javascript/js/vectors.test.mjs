@@ -7,7 +7,7 @@ import { setTimeout as after } from "node:timers/promises";
 import { followJob } from "./client/client.js";
 
 const FOLDER = new URL("vectors/", import.meta.url);
-const CODES = { NotJson: "not_a_job", NotAJob: "not_a_job", JobNotFound: "job_not_found" };
+const CODES = { NotJson: "not_a_job", NotAJob: "not_a_job", JobNotFound: "job_not_found", UnknownStatus: "unknown_status" };
 
 const say = async (said, request, answer) => {
   if (said.drop) return request.socket.destroy();
