@@ -31,6 +31,7 @@ class JobMetrics:
         self._jobs = jobs
         self._labels: dict[tuple[str, str], Labels] = {}
         self._errors: set[str] = set()
+        self._at_zero: set[str] = set()
         self.oldest_waiting: Mapping[str, timedelta] = {}
         count = meter.create_counter
         self._sent = count(names.SENT, "{message}", "Jobs that were enqueued.")
@@ -104,10 +105,30 @@ class JobMetrics:
             self._errors.add(error)
         return error if error in self._errors else names.OTHER
 
+    def start_at_zero(self) -> None:
+        """Export zero for each counter of each registered type, once.
+
+        An increase is seen from one scrape to the next, so not at the first one of a series. Alerts
+        would miss the first missed deadline and the first lost worker of each process.
+        """
+        codes = sorted({*names.CODES, names.APPLICATION_CODE})
+        failed = [{names.OUTCOME: "failed", names.ERROR_TYPE: code} for code in codes]
+        for kind in self._jobs.registry:
+            if kind.name in self._at_zero:
+                continue
+            self._at_zero.add(kind.name)
+            labels = self.labels(kind.name, kind.policy.queue)
+            self._sent.add(0, {**labels, names.OPERATION: "enqueue"})
+            self._consumed.add(0, {**labels, names.OPERATION: "process"})
+            self._lost.add(0, labels)
+            for outcome in ({names.OUTCOME: "completed"}, {names.OUTCOME: "cancelled"}, *failed):
+                self._ended.add(0, {**labels, **outcome})
+
     async def run(self) -> None:
         """Read how long jobs wait at each sweep interval, until cancelled."""
         try:
             while True:
+                self.start_at_zero()  # of handlers that were registered later, too
                 try:
                     self.oldest_waiting = await self._jobs.oldest_waiting()
                 except StoreError:

@@ -121,6 +121,13 @@ async def test_every_label_is_one_of_the_metric_it_is_asked_of(
             assert labels_in(part) <= had, part
 
 
+def test_the_guide_shows_the_expressions_of_all_alerts() -> None:
+    text = " ".join((DOCS / "prometheus-alerts.yml").read_text(encoding="utf-8").split())
+    shown = [" ".join(expression.split()) for expression in expressions_of_the_guide()]
+    assert sum(f"expr: {one}" in text or f"expr: | {one}" in text for one in shown) == 5
+    assert text.count("expr: ") == 5
+
+
 async def test_the_reference_names_all_metrics_and_no_others() -> None:
     page = (DOCS / "howto" / "opentelemetry.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| `((?:messaging|asyncjobs)\.[a-z.]+)` \|.*\|.*\|$", page, re.MULTILINE)
@@ -141,7 +148,7 @@ def test_the_guide_quotes_the_log_as_it_is() -> None:
     page = (DOCS / "howto" / "operate.md").read_text(encoding="utf-8")
     code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     quoted = re.findall(r"^\| `([A-Z][^`]*)` in the logs", page, re.MULTILINE)
-    assert len(quoted) == 3
+    assert len(quoted) == 5
     for sentence in quoted:
         for part in sentence.split("…"):
             assert part.strip() in code, sentence

@@ -146,6 +146,39 @@ async def test_the_age_of_the_oldest_waiting_job_is_exported_by_queue(
     assert recorded.points(names.OLDEST) == {}
 
 
+async def test_counters_of_registered_types_are_zero_when_the_queue_opens(
+    jobs: AsyncJobs, recorded: Any
+) -> None:
+    @jobs.handler("work", policy=Policy(queue="slow"))
+    async def work(_payload: None, _job: JobContext) -> None: ...
+
+    jobs.external("elsewhere", payload=int, result=int)
+    labels = {"asyncjobs_job_type": "work", "messaging_destination_name": "slow"}
+    async with jobs:
+        await until(lambda: recorded.points(names.LOST))
+        ended = recorded.points(names.ENDED)
+        for metric in (names.SENT, names.CONSUMED, names.LOST, names.ENDED):
+            assert {dict(point)[names.JOB_TYPE] for point in recorded.points(metric)} == {
+                "work",
+                "elsewhere",
+            }
+            assert recorded.total(metric, **labels) == 0
+        codes = {dict(point).get(names.ERROR_TYPE) for point in ended}
+        assert codes == {None, *names.CODES, names.APPLICATION_CODE}
+        assert len(ended) == 2 * (2 + len(names.CODES) + 1)
+
+        @jobs.handler("late")
+        async def late(_payload: None, _job: JobContext) -> None: ...
+
+        def late_is_there() -> bool:
+            return "late" in {dict(point)[names.JOB_TYPE] for point in recorded.points(names.LOST)}
+
+        await until(late_is_there)
+        await jobs.wait((await jobs.enqueue(work, None)).id)
+        await until(lambda: recorded.total(names.ENDED) == 1)
+    assert len(recorded.points(names.ENDED)) == 3 * (2 + len(names.CODES) + 1)
+
+
 async def test_error_types_after_the_first_hundred_share_a_label(
     jobs: AsyncJobs, recorded: Any
 ) -> None:
