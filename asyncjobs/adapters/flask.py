@@ -34,7 +34,7 @@ from asyncjobs.errors import (
 )
 from asyncjobs.execution.tasks import apart
 from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
-from asyncjobs.http.messages import Chunks, Request, Response, StreamingResponse
+from asyncjobs.http.messages import Chunks, Request, Response, StreamingResponse, room_in
 from asyncjobs.http.mounts import Mount, MountOptions, check_mounts, check_target, owner_of
 from asyncjobs.http.problems import problem_of
 from asyncjobs.http.requests import IncomingBody
@@ -199,6 +199,7 @@ def _request(path: str, body: bytes = b"") -> Request:
         body=body,
         query=request.query_string.decode("latin-1"),
         scheme=request.environ.get("wsgi.url_scheme", "http"),
+        room=room_in(threads=request.environ["wsgi.multithread"]),
     )
 
 

@@ -165,7 +165,7 @@ class Endpoints:
         """Yield the documents to send over an accepted WebSocket, and at last its end."""
         after = sse.resumes_after(None, parameters_of(request.query).get("after"))
         check = partial(self._checked, request.owner)
-        return self.streams.socket(JobId(request.path), check, after)
+        return self.streams.socket(JobId(request.path), check, after, request.room)
 
     async def _answer(self, request: Request) -> Response:  # noqa: PLR0911  # one per operation
         job_id, operations = self._operations_at(request.path)
@@ -265,7 +265,8 @@ class Endpoints:
     async def _events(self, request: Request, job_id: JobId) -> Response:
         given = parameters_of(request.query).get("after")
         after = sse.resumes_after(request.headers.get("last-event-id"), given)
-        return await self.streams.events(job_id, partial(self._checked, request.owner), after)
+        check = partial(self._checked, request.owner)
+        return await self.streams.events(job_id, check, after, request.room)
 
     async def _status(self, request: Request, job: Job) -> Response:
         if prefers_html(request.headers.get("accept")):
@@ -353,9 +354,14 @@ class Endpoints:
         """Return how long to hold a request: as preferred (RFC 7240, 4.3), up to `max_wait`."""
         wished = wait_of(request.headers.get("prefer"))
         if wished is None:
-            return _Patience(usual.total_seconds()) if usual else _NO_PATIENCE
-        seconds = min(wished, int(self.mount.options.max_wait.total_seconds()))
-        return _Patience(seconds, (("Preference-Applied", f"wait={seconds}"),))
+            patience = _Patience(usual.total_seconds()) if usual else _NO_PATIENCE
+        else:
+            seconds = min(wished, int(self.mount.options.max_wait.total_seconds()))
+            patience = _Patience(seconds, (("Preference-Applied", f"wait={seconds}"),))
+        if patience.seconds and not self.streams.has_room(request.room):
+            # Answered at once, and the client waits as `Retry-After` says.
+            return _NO_PATIENCE
+        return patience
 
     async def _document(self, job: Job, seconds: int | None) -> bytes:
         position = await self.jobs.position(job) if job.status is JobStatus.PENDING else None

@@ -160,15 +160,28 @@ def idempotency_key_of(header: str | None) -> str | None:
     return key
 
 
+# gunicorn closes idle connections after 2 seconds unless told otherwise; uvicorn, Apache and Node
+# after 5. A poll that comes at that moment is lost.
+_KEEP_ALIVE_SECONDS = frozenset({2, 5})
+
+
+def clear_of_keep_alive(seconds: int) -> int:
+    """Return a delay of so many seconds, or of one more if many servers close connections then."""
+    return seconds + 1 if seconds in _KEEP_ALIVE_SECONDS else seconds
+
+
 @dataclass(frozen=True)
 class Pacing:
     """The bounds of `Retry-After`; each is seconds or a timedelta.
 
+    Delays of 2 and 5 seconds are left out if the bounds have others: many servers close idle
+    connections then.
+
     Raises `ValueError` for a `min_delay` of less than a second, or of more than `max_delay`.
     """
 
-    min_delay: timedelta = timedelta(seconds=2)
-    max_delay: timedelta = timedelta(seconds=5)
+    min_delay: timedelta = timedelta(seconds=3)
+    max_delay: timedelta = timedelta(seconds=6)
 
     if TYPE_CHECKING:
 
@@ -183,7 +196,16 @@ class Pacing:
 
     def seconds(self, delay: timedelta = timedelta(0)) -> int:
         """Return the delay within these bounds, in whole seconds (RFC 9110, section 10.2.3)."""
-        return ceil(min(self.max_delay, max(self.min_delay, delay)).total_seconds())
+        wanted = ceil(min(self.max_delay, max(self.min_delay, delay)).total_seconds())
+        clear = clear_of_keep_alive(wanted)
+        if clear <= ceil(self.max_delay.total_seconds()):
+            return clear
+        return wanted - 1 if wanted - 1 >= self.min_delay.total_seconds() else wanted
+
+    def delays(self) -> set[int]:
+        """Return all delays that `seconds` can return."""
+        most = ceil(self.max_delay.total_seconds())
+        return {self.seconds(timedelta(seconds=one)) for one in range(most + 1)}
 
 
 # Ten polls during a job's life show its progress well enough.

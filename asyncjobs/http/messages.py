@@ -9,6 +9,21 @@ from typing import NamedTuple, Protocol, Self
 
 Headers = tuple[tuple[str, str], ...]
 
+#: How many connections a server with an event loop holds at a time: it has no thread for each.
+EVENT_LOOP_ROOM = 10_000
+
+# Fewer than the threads of common set-ups, of which waitress with its four has the fewest.
+_THREADS_ROOM = 3
+
+
+def room_in(*, threads: bool) -> int:
+    """Return how many connections a server without an event loop holds at a time.
+
+    Each keeps a thread for as long as it is open, so a server with one thread holds none.
+    """
+    return _THREADS_ROOM if threads else 0
+
+
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -22,7 +37,8 @@ class Request(NamedTuple):
     are in lower case; repeated headers are joined by commas, as RFC 9110 section 5.3 allows.
     `scheme` is the one by which the server itself was reached. `owner` is who asks, where the
     mount was told how to find that out. `closes` is whether the connection must end with the
-    answer, since a part of the body stays unread (RFC 9112, section 9.6).
+    answer, since a part of the body stays unread (RFC 9112, section 9.6). `room` is how many
+    connections the server may hold at a time unless the mount has a limit of its own.
     """
 
     method: str
@@ -35,6 +51,7 @@ class Request(NamedTuple):
     scheme: str = "http"
     owner: str | None = None
     closes: bool = False
+    room: int = EVENT_LOOP_ROOM
 
 
 @dataclass(frozen=True, slots=True)

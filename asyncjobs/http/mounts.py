@@ -26,7 +26,9 @@ class MountOptions:
       seconds.
     - `origins`: the other sites (such as `https://app.example.com`) whose pages may submit, cancel
       and open WebSockets.
-    - `max_streams`: how many clients a process sends events to at a time.
+    - `max_held`: how many connections a process holds at a time: events, WebSockets and requests
+      that wait for a job. Beyond it, clients are answered at once and come again. 10,000 by
+      default. In Flask, where each of them keeps a thread, 3; none if the server has one thread.
     - `max_stream_duration`: how long each of these streams lasts; clients then connect again.
     - `keep_alive_interval`: how often a quiet stream sends a comment.
     - `websocket_prefix`: the prefix of the WebSockets. By default `/ws` and the mount's own prefix
@@ -41,7 +43,7 @@ class MountOptions:
     pacing: Pacing = field(default_factory=Pacing)
     max_wait: timedelta = timedelta(seconds=25)
     origins: tuple[str, ...] = ()
-    max_streams: int = 10_000
+    max_held: int | None = None
     max_stream_duration: timedelta = timedelta(minutes=10)
     keep_alive_interval: timedelta = timedelta(seconds=15)
     websocket_prefix: str | None = None
@@ -56,13 +58,17 @@ class MountOptions:
             pacing: Pacing = ...,
             max_wait: Seconds = ...,
             origins: tuple[str, ...] = ...,
-            max_streams: int = ...,
+            max_held: int | None = ...,
             max_stream_duration: Seconds = ...,
             keep_alive_interval: Seconds = ...,
             websocket_prefix: str | None = ...,
             poll_limit: PollLimit | None = ...,
             callbacks: bool = ...,
         ) -> None: ...
+
+    def held_at_most(self, room: int) -> int:
+        """Return the limit of held connections on a server that has room for so many."""
+        return room if self.max_held is None else self.max_held
 
     def __post_init__(self) -> None:
         for name in ("max_wait", "max_stream_duration", "keep_alive_interval"):
@@ -71,8 +77,8 @@ class MountOptions:
             if value < timedelta(0) or (value == timedelta(0) and name != "max_wait"):
                 raise ValueError(f"MountOptions.{name} must be a positive duration, got {value}.")
             object.__setattr__(self, name, value)
-        if self.max_streams < 0:
-            raise ValueError(f"MountOptions.max_streams must be 0 or more, got {self.max_streams}.")
+        if self.max_held is not None and self.max_held < 0:
+            raise ValueError(f"MountOptions.max_held must be 0 or more, got {self.max_held}.")
         wrong = next((origin for origin in self.origins if not is_origin(origin)), None)
         if wrong is not None:
             raise ValueError(

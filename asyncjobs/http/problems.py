@@ -30,7 +30,7 @@ from asyncjobs.errors import (
     UnknownJob,
     UnsupportedMediaType,
 )
-from asyncjobs.http.headers import etag_of
+from asyncjobs.http.headers import clear_of_keep_alive, etag_of
 from asyncjobs.http.messages import Headers, Response
 
 #: The status and code of each error. Any other error is a fault of the server: 500.
@@ -60,7 +60,7 @@ _SENTENCES: Mapping[type[AsyncJobsError], str] = {
     ResourcesUnavailable: "Jobs cannot be run at the moment.",
 }
 
-_RETRY_AFTER_SECONDS = "5"
+_RETRY_AFTER_SECONDS = "6"
 
 _NOT_ALLOWED = "method_not_allowed"
 _CANCELLED = "job_cancelled"
@@ -126,7 +126,12 @@ def problem_of(error: AsyncJobsError) -> Response | None:
     if isinstance(error, PreconditionFailed):
         return problem(status, code, sentence, headers=(("ETag", etag_of(error.version)),))
     if isinstance(error, TooManyPolls):
-        return problem(status, code, sentence, headers=(("Retry-After", str(error.seconds)),))
+        return problem(
+            status,
+            code,
+            sentence,
+            headers=(("Retry-After", str(clear_of_keep_alive(error.seconds))),),
+        )
     if isinstance(error, (StoreUnavailable, ResourcesUnavailable)):
         return problem(status, code, sentence, headers=(("Retry-After", _RETRY_AFTER_SECONDS),))
     return problem(status, code, sentence)

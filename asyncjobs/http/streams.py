@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Self
@@ -15,7 +16,7 @@ from asyncjobs.core.job import Job, JobId, parse_job_id
 from asyncjobs.errors import StoreUnavailable, UnknownJob
 from asyncjobs.http import sse
 from asyncjobs.http.documents import DocumentCache, with_pace
-from asyncjobs.http.messages import Response, StreamingResponse
+from asyncjobs.http.messages import EVENT_LOOP_ROOM, Response, StreamingResponse
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.change_feed import Watch
@@ -23,9 +24,6 @@ from asyncjobs.records.waiting import event_loop_clock, running_asyncio_loop
 
 #: Returns the job if the caller may see it; raises `UnknownJob` if not.
 Check = Callable[[Job], Job]
-
-# The retry delay of clients beyond `max_streams`.
-_SHED_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,6 @@ class Streams:
         self._options = options
         self._documents = documents
         # Weak: a stream that is not iterated any more must not count.
-        self._streams: WeakSet[Watch] = WeakSet()
         self._held: WeakSet[Watch] = WeakSet()
         self._ended = False
 
@@ -62,39 +59,51 @@ class Streams:
     def end(self) -> None:
         """End all of them, because the server stops; later ones end at once."""
         self._ended = True
-        for watch in [*self._streams, *self._held]:
+        for watch in [*self._held]:
             watch.finish()
+
+    def has_room(self, room: int) -> bool:
+        """Return whether one more connection may be held, on a server that has room for so many."""
+        return len(self._held) < self._options.held_at_most(room)
 
     async def next_change(self, job: Job, seconds: float) -> Job:
         """Return the job when its version changes; after that time, the newest state."""
-        watch = self._watch(job.id, self._held)
-        newest = await watch.first()
-        if newest.version == job.version:
-            with anyio.move_on_after(seconds):
-                newest = await anext(watch, newest)
-        return newest
+        with self._holding(job.id) as watch:
+            newest = await watch.first()
+            if newest.version == job.version:
+                with anyio.move_on_after(seconds):
+                    newest = await anext(watch, newest)
+            return newest
 
     async def ended(self, job_id: JobId, seconds: float) -> Job:
         """Return the job when it is terminal; after that time, the newest state."""
-        watch = self._watch(job_id, self._held)
-        job = await watch.first()
-        with anyio.move_on_after(seconds):
-            async for newest in watch:
-                job = newest
-        return job
+        with self._holding(job_id) as watch:
+            job = await watch.first()
+            with anyio.move_on_after(seconds):
+                async for newest in watch:
+                    job = newest
+            return job
 
-    async def events(self, job_id: JobId, check: Check, after: int) -> Response:
-        """Answer with the events of one job that follow version `after`."""
-        crowded = len(self._streams) >= self._options.max_streams
-        watch = self._watch(job_id, self._streams)
+    async def events(
+        self, job_id: JobId, check: Check, after: int, room: int = EVENT_LOOP_ROOM
+    ) -> Response:
+        """Answer with the events of one job that follow version `after`.
+
+        Without room, clients get the job as it is, and come again at the pace of polls.
+        """
+        crowded = not self.has_room(room)
+        watch = self._watch(job_id)
         job = check(await watch.first())
         if job.status.terminal and job.version == after:
             # The one answer that makes EventSource stop (HTML, section 9.2.3).
             return Response(HTTPStatus.NO_CONTENT, (("Cache-Control", "no-store"),))
         if crowded:
             # Not 429 or 503, from which EventSource never recovers.
-            snapshot = sse.retry(_SHED_SECONDS) + self._documents.event(job)
-            return Response(HTTPStatus.OK, sse.HEADERS, snapshot)
+            pacing = self._options.pacing
+            pause = pacing.seconds(pacing.max_delay)
+            snapshot = sse.retry(pause) + self._documents.event(job)
+            headers = (*sse.HEADERS, ("Retry-After", str(pause)))
+            return Response(HTTPStatus.OK, headers, snapshot)
         first = sse.retry(self._options.pacing.seconds())
         if job.version != after:
             first += self._documents.event(job)
@@ -102,14 +111,14 @@ class Streams:
         return StreamingResponse(HTTPStatus.OK, sse.HEADERS, chunks=frames)
 
     async def socket(
-        self, job_id: JobId, check: Check, after: int
+        self, job_id: JobId, check: Check, after: int, room: int = EVENT_LOOP_ROOM
     ) -> AsyncGenerator[bytes | Close | None]:
         """Yield a job's documents for a WebSocket, None when it is quiet, and at last a `Close`."""
         if parse_job_id(job_id) is None:
             yield _UNKNOWN
             return
-        crowded = len(self._streams) >= self._options.max_streams
-        watch = self._watch(job_id, self._streams)
+        crowded = not self.has_room(room)
+        watch = self._watch(job_id)
         try:
             job = check(await watch.first())
         except UnknownJob:
@@ -131,9 +140,17 @@ class Streams:
     def _text(self, job: Job) -> bytes:
         return with_pace(self._documents.document(job), None)
 
-    def _watch(self, job_id: JobId, among: WeakSet[Watch]) -> Watch:
+    @contextmanager
+    def _holding(self, job_id: JobId) -> Generator[Watch]:
+        watch = self._watch(job_id)
+        try:
+            yield watch
+        finally:
+            self._held.discard(watch)
+
+    def _watch(self, job_id: JobId) -> Watch:
         watch = self._jobs.subscribe(job_id)
-        among.add(watch)
+        self._held.add(watch)
         if self._ended:
             watch.finish()
         return watch

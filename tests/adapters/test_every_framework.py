@@ -95,7 +95,7 @@ def test_a_submission_is_answered_at_once_by_where_to_follow_it(open_site: OpenS
     assert answer.headers["location"] == f"{url}/result"
     assert answer.headers["operation-location"] == f"{site.url}{url}/operation"
     assert answer.headers["link"] == f'<{url}>; rel="monitor"'
-    assert 2 <= int(answer.headers["retry-after"]) <= 5
+    assert int(answer.headers["retry-after"]) in {3, 4, 6}
     assert answer.headers["cache-control"] == "no-store"
 
 
@@ -186,7 +186,7 @@ def test_progress_can_be_seen_while_the_job_runs(client: httpx2.Client) -> None:
     job = answer.json()
     assert (job["status"], job["progress"]) == ("processing", 40)
     assert job["detail"] == {"message": "waiting", "current": 2, "total": 5, "unit": "gates"}
-    assert 2 <= int(answer.headers["retry-after"]) <= 5
+    assert int(answer.headers["retry-after"]) in {3, 4, 6}
     tag = answer.headers["etag"]
     assert client.get(url, headers={"If-None-Match": tag}).status_code == 304
     submit(client, "release", note)

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.every_store
 HASTY = MountOptions(
     max_wait=0,
     max_stream_duration=0.001,
-    max_streams=50,
+    max_held=50,
     origins=("https://app.example.com",),
     poll_limit=PollLimit(burst=8, interval=0.01),
 )

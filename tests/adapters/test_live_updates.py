@@ -96,7 +96,7 @@ def test_a_stream_begins_with_retry_and_the_job_and_ends_after_the_terminal_even
 ) -> None:
     url, job_id = begin(site)
     with following(site.client, url) as stream:
-        assert next(stream).retry == 2000
+        assert next(stream).retry == 3000
         seen = [next(stream)]
         assert seen[0].job is not None
         assert seen[0].job["status"] == "pending"
@@ -195,11 +195,11 @@ def test_a_client_that_disconnects_is_no_longer_followed(open_site: OpenSite) ->
     with open_site(options=LIVELY) as site:
         url, job_id = begin(site)
         with following(site.client, url) as one, following(site.client, url) as other:
-            assert (next(one).retry, next(other).retry) == (2000, 2000)
+            assert (next(one).retry, next(other).retry) == (3000, 3000)
             assert site.jobs.watchers == 2
         until_sync(lambda: site.jobs.watchers == 0)
         with following(site.client, url) as again:
-            assert next(again).retry == 2000
+            assert next(again).retry == 3000
             finish(site, job_id)
             assert [frame for frame in again if frame.job]
         until_sync(lambda: site.jobs.watchers == 0)

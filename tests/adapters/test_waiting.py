@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx2
 import pytest
 
+from asyncjobs.http.mounts import MountOptions
 from asyncjobs.http.problems import ProblemDocument
+from tests.adapters.conftest import Site
+from tests.waiting import until_sync
 
 pytestmark = pytest.mark.every_store
+
+OpenSite = Callable[..., AbstractContextManager[Site]]
 
 BODY = {"count": 21, "note": ""}
 
@@ -74,6 +81,31 @@ def test_a_read_that_waits_in_vain_gets_304(client: httpx2.Client) -> None:
     assert (answer.status_code, answer.content) == (304, b"")
     assert int(answer.headers["retry-after"]) >= 1
     assert post(client, "release", note).status_code == 202
+
+
+def test_held_requests_and_events_have_one_limit(open_site: OpenSite) -> None:
+    with open_site(options=MountOptions(max_held=2)) as site:
+        url, note = gate(site.client)
+        tag = site.client.get(url).headers["etag"]
+        wait = {"Prefer": "wait=25", "If-None-Match": tag}
+        with (
+            ThreadPoolExecutor() as others,
+            site.client.stream("GET", f"{url}/events") as events,
+        ):
+            lines = events.iter_lines()
+            assert next(lines) == "retry: 3000"
+            held = others.submit(site.client.get, url, headers=wait)
+            until_sync(lambda: site.jobs.watchers == 2)
+            refused = site.client.get(url, headers=wait)
+            assert (refused.status_code, "preference-applied" in refused.headers) == (304, False)
+            assert int(refused.headers["retry-after"]) in {3, 4, 6}
+            shown = site.client.get(f"{url}/events")
+            assert (shown.status_code, shown.headers["retry-after"]) == (200, "6")
+            assert shown.text.startswith("retry: 6000\n\nid: ")
+            assert not held.done()
+            assert post(site.client, "release", note).status_code == 202
+            assert held.result().headers["preference-applied"] == "wait=25"
+            assert [line for line in lines if '"completed"' in line]
 
 
 def test_concurrent_submissions_with_one_idempotency_key_are_one_job(

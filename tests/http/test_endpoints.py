@@ -114,7 +114,7 @@ async def test_a_visible_change_changes_the_etag(made: Made) -> None:
         second = await endpoints.handle(asked)
     assert second.status == 200
     assert document(second)["progress"] == 10
-    assert second.header("Retry-After") == "2"
+    assert second.header("Retry-After") == "3"
 
 
 @pytest.mark.parametrize(("method", "suffix"), [("POST", "/cancel"), ("DELETE", "")])
@@ -273,7 +273,7 @@ async def test_head_of_the_events_of_no_job_is_not_found(made: Made) -> None:
 
 
 async def test_head_of_the_events_does_not_count_as_a_stream(made: Made) -> None:
-    endpoints = made(Mount(options=MountOptions(max_streams=1)))
+    endpoints = made(Mount(options=MountOptions(max_held=1)))
     async with endpoints.jobs:
         job_id = await an_order(endpoints)
         for _ in range(3):
@@ -637,7 +637,37 @@ async def test_a_wait_without_a_change_is_answered_by_304(made: Made) -> None:
         answer = await endpoints.handle(Request("GET", job_id, headers=asked))
     assert (answer.status, answer.body) == (304, b"")
     assert answer.header("Preference-Applied") == "wait=1"
-    assert answer.header("Retry-After") == "2"
+    assert answer.header("Retry-After") == "3"
+
+
+async def test_beyond_max_held_requests_are_answered_at_once(made: Made) -> None:
+    endpoints = made(Mount(options=MountOptions(max_held=1)))
+    waits = {"prefer": "wait=20"}
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        events = await endpoints.handle(Request("GET", f"{job_id}/events"))
+        assert isinstance(events, StreamingResponse)
+        for headers, status in ((waits, 200), ({**waits, "if-none-match": '"1"'}, 304)):
+            answer = await endpoints.handle(Request("GET", job_id, headers=headers))
+            assert (answer.status, answer.header("Retry-After")) == (status, "3")
+            assert answer.header("Preference-Applied") is None
+        accepted = await accept(endpoints, submission(b"{}", prefer="wait=20"), "order")
+        assert (accepted.status, accepted.header("Preference-Applied")) == (202, None)
+        await events.chunks.aclose()
+
+
+async def test_a_held_request_counts_until_it_is_answered(made: Made) -> None:
+    endpoints = made(Mount(options=MountOptions(max_held=1)))
+    waits = {"prefer": "wait=20", "if-none-match": '"1"'}
+    async with endpoints.jobs:
+        job_id = await an_order(endpoints)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(endpoints.handle, Request("GET", job_id, headers=waits))
+            await followed(endpoints.jobs)
+            answer = await endpoints.handle(Request("GET", job_id, headers=waits))
+            assert (answer.status, answer.header("Preference-Applied")) == (304, None)
+            await endpoints.jobs.cancel(job_id)
+        assert endpoints.streams.has_room(1)
 
 
 async def test_a_waiting_job_has_a_position_in_the_queue(store: Any) -> None:
@@ -670,7 +700,7 @@ async def test_an_unavailable_store_gets_503_with_retry_after(
         answer = await endpoints.handle(Request("GET", f"{job_id}{suffix}"))
         faulty.faults = Faults()
     assert (answer.status, document(answer)["code"]) == (503, "store_unavailable")
-    assert answer.header("Retry-After") == "5"
+    assert answer.header("Retry-After") == "6"
 
 
 async def test_a_request_held_while_the_queue_closes_is_answered(made: Made) -> None:

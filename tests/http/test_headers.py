@@ -405,7 +405,7 @@ def delayed(seconds: float) -> Job:
 
 @pytest.mark.parametrize(
     ("estimate", "expected"),
-    [(None, 2), (0, 2), (0.1, 2), (20, 2), (20.1, 3), (35, 4), (50, 5), (86400, 5)],
+    [(None, 3), (0, 3), (0.1, 3), (30, 3), (30.1, 4), (40, 4), (40.1, 6), (86400, 6)],
 )
 def test_the_delay_is_a_tenth_of_the_expected_duration_within_the_bounds(
     estimate: float | None, expected: int
@@ -413,7 +413,27 @@ def test_the_delay_is_a_tenth_of_the_expected_duration_within_the_bounds(
     assert delay_of(estimate) == expected
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.5, 2), (3.2, 4), (3600, 5)])
+@pytest.mark.parametrize(
+    ("pacing", "delays"),
+    [
+        (Pacing(), {3, 4, 6}),
+        (Pacing(1, 2), {1}),
+        (Pacing(1, 5), {1, 3, 4}),
+        (Pacing(2, 5), {3, 4}),
+        (Pacing(2, 2), {2}),
+        (Pacing(1.5, 1.5), {2}),
+        (Pacing(5, 5.5), {6}),
+        (Pacing(5, 5), {5}),
+        (Pacing(20, 22), {20, 21, 22}),
+    ],
+)
+def test_no_delay_is_the_keep_alive_of_a_common_server_if_the_bounds_have_others(
+    pacing: Pacing, delays: set[int]
+) -> None:
+    assert pacing.delays() == delays
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, 3), (3.2, 4), (3600, 6)])
 def test_a_delayed_job_is_polled_when_it_is_due_to_begin(seconds: float, expected: int) -> None:
     assert retry_after(delayed(seconds), NOW, Pacing(), None) == expected
 
@@ -476,7 +496,7 @@ def test_the_delay_is_always_within_the_bounds(
 ) -> None:
     length = None if estimate is None else timedelta(seconds=estimate)
     for job, now in ((delayed(moment), NOW), (running(progress), NOW + timedelta(seconds=moment))):
-        assert retry_after(job, now, Pacing(), length) in range(2, 6)
+        assert retry_after(job, now, Pacing(), length) in {3, 4, 6}
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_base_url_ends_without_a_slash() -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [{"keep_alive_interval": 0}, {"max_stream_duration": 0}, {"max_streams": -1}, {"max_wait": -1}],
+    [{"keep_alive_interval": 0}, {"max_stream_duration": 0}, {"max_held": -1}, {"max_wait": -1}],
 )
 def test_options_out_of_range_are_refused(option: Any) -> None:
     with pytest.raises(ValueError, match=next(iter(option))):

@@ -90,7 +90,7 @@ async def test_a_client_that_resumes_gets_later_versions_only(place: PlaceOf) ->
     async with at.jobs:
         job = await at.begun()
         events = await at.events(job, after=job.version)
-        assert await events.next() == "retry: 2000\n\n"
+        assert await events.next() == "retry: 3000\n\n"
         await at.jobs.complete(job.id, {})
         [last] = await events.rest()
     assert of(last)["status"] == "completed"
@@ -136,10 +136,10 @@ async def test_another_caller_gets_the_events_of_no_job(place: PlaceOf) -> None:
             await at.streams.events(new_job_id(), anyone, 0)
 
 
-async def test_beyond_max_streams_a_client_gets_the_job_and_a_long_retry_delay(
+async def test_beyond_max_held_a_client_gets_the_job_and_comes_again_at_the_pace_of_polls(
     place: PlaceOf,
 ) -> None:
-    at = place(max_streams=2)
+    at = place(max_held=2)
     async with at.jobs:
         job = await at.begun()
         kept = [await at.events(job) for _ in range(2)]
@@ -150,21 +150,22 @@ async def test_beyond_max_streams_a_client_gets_the_job_and_a_long_retry_delay(
             await events.chunks.aclose()
     for response in (crowded, again):
         assert not isinstance(response, StreamingResponse)
-        assert (response.status, response.headers) == (200, sse.HEADERS)
+        headers = (*sse.HEADERS, ("Retry-After", "6"))
+        assert (response.status, response.headers) == (200, headers)
         text = response.body.decode()
-        assert text.startswith(f"retry: 30000\n\nid: {job.version}\n")
+        assert text.startswith(f"retry: 6000\n\nid: {job.version}\n")
         assert of(text)["progress"] == 10
 
 
-async def test_beyond_max_streams_a_terminal_version_still_gets_204(place: PlaceOf) -> None:
-    at = place(max_streams=0)
+async def test_beyond_max_held_a_terminal_version_still_gets_204(place: PlaceOf) -> None:
+    at = place(max_held=0)
     async with at.jobs:
         job = await at.done()
         assert (await at.streams.events(job.id, anyone, job.version)).status == 204
 
 
 async def test_a_stream_that_is_closed_or_dropped_no_longer_counts(place: PlaceOf) -> None:
-    at = place(max_streams=1)
+    at = place(max_held=1)
     async with at.jobs:
         job = await at.begun()
         for _ in range(3):
@@ -184,7 +185,7 @@ async def test_a_stream_that_is_closed_or_dropped_no_longer_counts(place: PlaceO
 
 
 async def test_a_refused_caller_does_not_count_as_a_stream(place: PlaceOf) -> None:
-    at = place(max_streams=1)
+    at = place(max_held=1)
     async with at.jobs:
         job = await at.begun()
         for _ in range(3):
@@ -331,10 +332,10 @@ async def test_a_websocket_is_closed_by_1013_if_the_store_is_unavailable(place: 
     assert end == Close(1013, "Jobs cannot be read at the moment; try again later.")
 
 
-async def test_beyond_max_streams_a_websocket_gets_the_job_and_1013(
+async def test_beyond_max_held_a_websocket_gets_the_job_and_1013(
     place: PlaceOf,
 ) -> None:
-    at = place(max_streams=1)
+    at = place(max_held=1)
     async with at.jobs:
         job, done = await at.begun(), await at.done()
         socket = at.socket(job)
@@ -348,7 +349,7 @@ async def test_beyond_max_streams_a_websocket_gets_the_job_and_1013(
 
 
 async def test_websockets_and_events_count_together(place: PlaceOf) -> None:
-    at = place(max_streams=1)
+    at = place(max_held=1)
     async with at.jobs:
         job = await at.begun()
         events = await at.events(job)
@@ -356,6 +357,21 @@ async def test_websockets_and_events_count_together(place: PlaceOf) -> None:
             1013, "Too many are watching; try again later."
         )
         await events.chunks.aclose()
+
+
+async def test_the_room_of_the_server_is_the_limit_unless_the_mount_has_one(
+    place: PlaceOf,
+) -> None:
+    for options, limit in (({}, 1), ({"max_held": 2}, 2), ({"max_held": 0}, 0)):
+        at = place(**options)
+        async with at.jobs:
+            job = await at.begun()
+            held = []
+            while at.streams.has_room(1):
+                held.append(await at.events(job))
+            assert len(held) == limit
+            for events in held:
+                await events.chunks.aclose()
 
 
 @pytest.mark.parametrize("closing", [1000, 1001, 1008, 1013])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -55,6 +56,28 @@ def test_jobs_run_in_the_workers_of_gunicorn_which_drains_when_told_to_end(serve
     for url in running:
         job = server.job(url)
         assert (job["status"], job["attempt"]) == ("completed", 1)
+
+
+def test_held_requests_leave_threads_for_other_requests(serve: Serve) -> None:
+    server = serve(*SERVERS["gthread"])
+    url = server.submit("outside")
+    waits = {"Prefer": "wait=25"}
+    with ThreadPoolExecutor(16) as clients:
+        held = [clients.submit(server.client.get, url, headers=waits) for _ in range(16)]
+        server.eventually(lambda: sum(one.done() for one in held) >= 13)
+        assert server.client.get("/").text
+        still = [one for one in held if not one.done()]
+        assert len(still) == 3
+        server.client.delete(url)
+    assert [one.result().headers.get("preference-applied") for one in still] == ["wait=25"] * 3
+
+
+def test_a_server_with_one_thread_holds_no_request(serve: Serve) -> None:
+    server = serve(*SERVERS["sync"])
+    url = server.submit("outside")
+    answer = server.client.get(url, headers={"Prefer": "wait=25"})
+    assert "preference-applied" not in answer.headers
+    assert server.client.get(f"{url}/events").text.startswith("retry: 6000\n\n")
 
 
 @pytest.mark.every_store(without="sqlite")  # which says that it cannot be inherited
