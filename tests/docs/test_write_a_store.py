@@ -7,6 +7,8 @@ import pytest
 from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+from asyncjobs.testing.power_conformance import SUITES
+
 HOWTO = Path(__file__).parents[2] / "docs" / "howto"
 
 
@@ -19,11 +21,18 @@ def visible_blocks_of(page: Path) -> dict[str, Any]:
     return document.namespace
 
 
+@pytest.mark.parametrize("power", SUITES, ids=lambda power: power.__name__)
+def test_the_page_names_each_power_beside_its_suite(power: type) -> None:
+    rows = (HOWTO / "write-a-store.md").read_text(encoding="utf-8").splitlines()
+    [row] = [row for row in rows if row.startswith(f"| `{power.__name__}`")]
+    assert f"`{SUITES[power].__name__}`" in row
+
+
 BLOCKS = visible_blocks_of(HOWTO / "write-a-store.md")
 
 TestTheStoreOfThePage = BLOCKS["TestDictStore"]
 TestTheListingStoreOfThePage = BLOCKS["TestListingDictStore"]
-TestTheSharedStoreOfThePage = BLOCKS["TestSharedDictStore"]
+TestTheSharedStoreOfThePage = BLOCKS["TestFolderStore"]
 
 
 class TestTheDispatcherOfThePage(

@@ -41,7 +41,7 @@ class NewerStore(MemoryStore):
 class ListsAll(MemoryStore):
     """A store that takes any selection for none."""
 
-    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+    async def list(self, _which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         return await super().list(Selection(), limit=limit, after=after)
 
 

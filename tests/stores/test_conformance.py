@@ -454,10 +454,6 @@ BROKEN_AT_LISTING: list[tuple[type[MemoryStore], str]] = [
 ]
 
 
-def named(value: object) -> str:
-    return getattr(value, "__name__", "")
-
-
 @pytest.mark.parametrize(("store", "rule"), BROKEN, ids=named)
 def test_a_broken_store_fails_the_rule_it_breaks(store: type[MemoryStore], rule: str) -> None:
     assert not keeps(StoreRules, rule, lambda: {"store": store()})

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from anyio.to_thread import run_sync
 
@@ -118,8 +118,7 @@ class InsertsInTwoSteps(FolderStore):
         if key is not None and key.exists():
             return self._locked(lambda lock: self._insert(job, lock))
         time.sleep(_PAUSE_SECONDS)
-        added: Any = self._locked(lambda lock: self._insert_whatever_is_there(job, key, lock))
-        return added if isinstance(added, Job) else job
+        return self._locked(lambda lock: self._insert_whatever_is_there(job, key, lock))
 
     def _insert_whatever_is_there(self, job: Job, key: Path | None, lock: int) -> Job:
         if key is not None:

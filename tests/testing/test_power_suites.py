@@ -158,7 +158,7 @@ class MakesAScriptOnlyWhileOpen(HasAScript):
 
 class KnowsEveryVersion(HasAScript):
     def migration_sql(self, *, since: int = 0) -> str:
-        return "CREATE TABLE jobs ()"
+        return super().migration_sql(since=min(since, 1))
 
 
 # notices
@@ -301,32 +301,29 @@ class TakesPartInTransactions(MemoryStore):
 
     async def insert_one(self, transaction: Transaction, job: Job) -> Job:
         await self.wait_for_others(transaction, job)
-        mine = {one.id: one for one in transaction.jobs}
-        [found] = self.find(job, [*mine.values(), *self._jobs.values()]) or [None]
-        if found is None:
-            transaction.jobs.append(job)
-        return found or job
+        if found := self.find(job, [*transaction.jobs, *self._jobs.values()]):
+            return found
+        transaction.jobs.append(job)
+        return job
 
     async def wait_for_others(self, transaction: Transaction, job: Job) -> None:
         for other in [*self.under_way]:
             if other is not transaction and self.find(job, other.jobs):
                 await other.ended.wait()
 
-    def find(self, job: Job, jobs: Sequence[Job]) -> list[Job]:
+    def find(self, job: Job, jobs: Sequence[Job]) -> Job | None:
         key = job.user_id, job.type, job.idempotency_key
-        same = [
-            one
-            for one in jobs
-            if one.id == job.id
-            or (key[2] is not None and (one.user_id, one.type, one.idempotency_key) == key)
-        ]
-        return same[:1]
+        for one in jobs:
+            same = (one.user_id, one.type, one.idempotency_key) == key
+            if one.id == job.id or (job.idempotency_key is not None and same):
+                return one
+        return None
 
 
 class InsertsAtOnce(TakesPartInTransactions):
     """Inserts by a connection of its own."""
 
-    async def insert_one(self, transaction: Transaction, job: Job) -> Job:
+    async def insert_one(self, _transaction: Transaction, job: Job) -> Job:
         return self._insert(job)
 
 
@@ -350,14 +347,14 @@ class LooksForNoStoredJob(TakesPartInTransactions):
 
 class LooksPastItsOwnTransaction(TakesPartInTransactions):
     async def insert_one(self, transaction: Transaction, job: Job) -> Job:
-        [found] = self.find(job, [*self._jobs.values()]) or [None]
-        if found is None:
-            transaction.jobs.append(job)
-        return found or job
+        if found := self.find(job, [*self._jobs.values()]):
+            return found
+        transaction.jobs.append(job)
+        return job
 
 
 class DoesNotWait(TakesPartInTransactions):
-    async def wait_for_others(self, transaction: Transaction, job: Job) -> None:
+    async def wait_for_others(self, _transaction: Transaction, _job: Job) -> None:
         return None
 
 

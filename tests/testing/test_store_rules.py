@@ -1,4 +1,4 @@
-"""The suite for stores finds names that are compared loosely, calls cut short, and blocked lanes."""
+"""The suite for stores finds loose comparisons, calls cut short, and blocked lanes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from asyncjobs.core.encoding import Columns, decode, encode_state, encode_submission
 from asyncjobs.core.job import ATTEMPT_ERRORS, Job, JobError, JobId
-from asyncjobs.errors import InvalidQuery, UnreadableJob
+from asyncjobs.errors import UnreadableJob
 from asyncjobs.protocols import Change, Listing, StoreClock
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import InlineReadsConformance, ListingConformance

@@ -96,7 +96,7 @@ async def test_a_slot_that_moves_key_by_key_leaves_every_job_whole(cluster: Clus
             job.id: (job.status, job.lane) for job in left.values()
         }
         assert len(taken) == len(left)
-        await store.delete(ids(taken))  # type: ignore[arg-type]
+        await store.delete(ids(taken))
         await store.list(Selection(None, "export", JobStatus.COMPLETED), limit=99)
     assert sorted(cluster.nodes[1].ask("KEYS", "*")) == [
         "{asyncjobs}:schema",

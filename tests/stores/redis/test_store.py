@@ -209,7 +209,7 @@ async def test_many_jobs_keep_their_order_through_all_portions(store: RedisStore
     jobs = [sample_job() for _ in range(700)]
     async with store:
         assert list(await store.insert(jobs)) == jobs
-        assert list(await store.get(ids(jobs))) == jobs  # type: ignore[arg-type]
+        assert list(await store.get(ids(jobs))) == jobs
         page = await store.list(Selection(), limit=600)
         assert ids(page.jobs) == ids(jobs)[:99:-1]
         assert await store.count_before(jobs[-1], until=LATER, most=9999) == 699
@@ -300,7 +300,7 @@ async def test_deleting_every_job_leaves_a_counter_and_the_schema(
         await store.take([LANE], now=NOW, until=LATER, limit=2)
         await ended(store, jobs[0], b"1")
         await ended(store, jobs[-1], b"1")
-        await store.delete(ids(jobs))  # type: ignore[arg-type]
+        await store.delete(ids(jobs))
     keys = tell("KEYS", f"{{{store.namespace}}}*")
     assert sorted(keys) == sorted([key_of(store, "schema"), key_of(store, "sequence")])
 
