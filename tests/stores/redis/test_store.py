@@ -250,7 +250,7 @@ async def test_large_jobs_are_read_few_at_a_time(
     async with store:
         await store.insert(jobs)
         tell("CONFIG", "RESETSTAT")
-        found = await store.get([unknown.id, *ids(jobs[:5]), unknown.id, *ids(jobs[5:])])  # type: ignore[list-item]
+        found = await store.get([unknown.id, *ids(jobs[:5]), unknown.id, *ids(jobs[5:])])
         calls = tell("INFO", "commandstats")["cmdstat_evalsha"]["calls"]
     assert list(found) == [None, *jobs[:5], None, *jobs[5:]]
     assert calls >= 4
