@@ -331,6 +331,15 @@ def test_a_hook_needs_no_request_where_the_submission_told_the_end(
     assert [one.url for one in seen.requests if job.id in one.url] == []
 
 
+def test_a_hook_has_failed_if_a_newer_server_ended_the_job_with_an_unknown_status(
+    hooked: Hooked, job: Any
+) -> None:
+    job.tell(result={"rows": 7})
+    document = {**job.until_ended(), "status": "skipped", "result": None}
+    page = hooked("events", {"jobId": job.id, "statusUrl": None, "document": document})
+    shows(page, isFailed=True, isLoading=False, error="The job has ended: skipped.")
+
+
 def test_a_hook_cancels(hooked: Hooked, job: Any) -> None:
     page = hooked("events", job.path)
     shows(page, isLoading=True)

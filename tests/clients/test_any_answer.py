@@ -180,7 +180,11 @@ def simulate(rule: Rule, given_replies: list[Reply]) -> ClientError | None:
     return step.then.error
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(st.lists(replies(), min_size=1, max_size=6), st.sampled_from(METHODS))
 @example([(202, {"location": "http://["}, b"")], "POST")
 @example([(202, {}, b'{"statusUrl": "http://[", "status": "accepted"}')], "POST")
@@ -202,7 +206,11 @@ def test_any_answers_end_the_rules_with_an_update_or_a_client_error(
 BRIEF = Following(timeout=0.03, patience=0, submit_for=0)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(
     st.lists(replies(), min_size=1, max_size=4),
     st.sampled_from(METHODS),

@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from click.testing import CliRunner, Result
 
 from asyncjobs.cli.app import commands
@@ -64,8 +67,9 @@ def test_an_unknown_job_exits_with_4(served: Served) -> None:
     assert follow(f"{served.url}/api/jobs/job_x").exit_code == 4
 
 
-def test_headers_come_from_the_environment_a_line_each() -> None:
-    heard: list[tuple[str | None, str | None]] = []
+@contextmanager
+def listening(heard: list[tuple[str | None, str | None]]) -> Generator[str]:
+    """Serve a job that does not exist, and collect two headers of each request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -74,16 +78,49 @@ def test_headers_come_from_the_environment_a_line_each() -> None:
 
         def log_message(self, format: str, *args: object) -> None: ...
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    with server:
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever).start()
-        url = f"http://127.0.0.1:{server.server_port}/api/jobs/job_1"
-        given = "Authorization: Bearer a b\nX-Tenant: north"
-        assert follow(url, env={"ASYNCJOBS_HEADER": given}).exit_code == 4
+        yield f"http://127.0.0.1:{server.server_port}/api/jobs/job_1"
         server.shutdown()
-    assert heard[0] == ("Bearer a b", "north")
 
 
-def test_a_malformed_header_is_rejected(served: Served) -> None:
-    result = follow("--header", "secret", served.url)
-    assert (result.exit_code, "is no header" in result.stderr) == (2, True)
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("Authorization: Bearer a b", ("Bearer a b", None)),
+        ("Authorization:Bearer a:b", ("Bearer a:b", None)),
+        ("Authorization: Bearer a b\nX-Tenant: north", ("Bearer a b", "north")),
+        ("Authorization: Bearer a b\n", ("Bearer a b", None)),
+        ("\r\n Authorization: Bearer a b \r\n\r\nX-Tenant: north\r\n", ("Bearer a b", "north")),
+        ("X-Tenant:", (None, "")),
+        ("", (None, None)),
+        ("\n", (None, None)),
+    ],
+)
+def test_headers_come_from_the_environment_a_line_each(
+    given: str, wanted: tuple[str | None, str | None]
+) -> None:
+    heard: list[tuple[str | None, str | None]] = []
+    with listening(heard) as url:
+        assert follow(url, env={"ASYNCJOBS_HEADER": given}).exit_code == 4
+    assert heard[0] == wanted
+
+
+def test_headers_of_the_command_line_replace_those_of_the_environment() -> None:
+    heard: list[tuple[str | None, str | None]] = []
+    with listening(heard) as url:
+        options = ("--header", "Authorization: Bearer c", "--header", "X-Tenant: south")
+        follow(*options, url, env={"ASYNCJOBS_HEADER": "Authorization: Bearer a"})
+    assert heard[0] == ("Bearer c", "south")
+
+
+@pytest.mark.parametrize(
+    "header", ["s3cret", ": s3cret", "Authorization : s3cret", "A: s3cret ä", "ä: s3cret"]
+)
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_a_malformed_header_is_rejected_and_not_shown(header: str, way: str) -> None:
+    given = ("--header", header) if way == "option" else ()
+    env = {} if way == "option" else {"ASYNCJOBS_HEADER": f"X-Tenant: north\n{header}"}
+    result = follow(*given, "http://127.0.0.1:1/api/jobs/job_1", env=env)
+    assert (result.exit_code, "malformed" in result.stderr) == (2, True)
+    assert "s3cret" not in result.output
