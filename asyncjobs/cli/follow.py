@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from typing import Any
@@ -13,18 +15,27 @@ from asyncjobs.cli.output import print_json
 from asyncjobs.client import JobNotFound, JobsClient, RemoteJob, ServerUnreachable
 from asyncjobs.errors import ConfigurationError
 
+# RFC 9110 sections 5.1 and 5.5. Values beyond ASCII have no encoding that servers agree on.
+_HEADER = re.compile(
+    r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?"
+)
+
 
 class Header(click.types.StringParamType):
     """A header line. Several in the environment variable are on a line each."""
 
     name = "header"
-    envvar_list_splitter = "\n"
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """Return the lines that are not blank: files and scripts end the last one, too."""
+        return [line for line in rv.splitlines() if line.strip()]
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Refuse what has no colon."""
-        if ":" not in str(value):
-            self.fail(f"{value!r} is no header; write 'Name: value'.", param, ctx)
-        return str(value)
+        """Refuse a malformed header, without showing it: it may be a credential."""
+        line = str(value).strip()
+        if not _HEADER.fullmatch(line):
+            self.fail("one of the headers is malformed; write 'Name: value', in ASCII.", param, ctx)
+        return line
 
 
 @click.command()
@@ -70,4 +81,4 @@ def _follow(job: RemoteJob[Any], timeout: float | None, *, as_json: bool) -> Non
 
 def _pair(header: str) -> tuple[str, str]:
     name, _, value = header.partition(":")
-    return name.strip(), value.strip()
+    return name, value.strip()
