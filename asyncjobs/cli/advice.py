@@ -12,7 +12,9 @@ from typing import Any
 from asyncjobs.core.handlers import Handler, Registry
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.execution.resources import Lifespan, lifespan_path
+from asyncjobs.http.messages import EVENT_LOOP_ROOM, room_in
 from asyncjobs.http.mounts import MountOptions
+from asyncjobs.protocols import Dispatcher, ServesQueues
 from asyncjobs.settings import Settings
 
 # A poll may come this much before or after its time.
@@ -62,10 +64,29 @@ def gunicorn_server(path: Path, threads: int | None = None) -> Server:
     )
 
 
-def handler_warnings(
-    registry: Registry, served: Sequence[str], lifespan: Lifespan | None = None
+def queue_warnings(
+    registry: Registry, served: Sequence[str], dispatcher: Dispatcher
 ) -> Generator[str]:
-    """Warn of handlers; `served` are the queues that workers serve, none if that is unknown."""
+    """Warn of queues without workers; `served` are those that workers serve, none if unknown.
+
+    An engine may know them; it is asked, which may take seconds.
+    """
+    engine = dispatcher if isinstance(dispatcher, ServesQueues) else None
+    known = frozenset(served) if served or engine is None else engine.served_queues()
+    for kind in registry:
+        if not isinstance(kind, Handler) or not known:
+            continue
+        queue: str | None = kind.policy.queue
+        advice = "Add it to the --queues of a worker."
+        if engine is not None:
+            queue = engine.queue_for(kind.name, kind.policy.queue)
+            advice = engine.how_to_serve(kind.name, kind.policy.queue)
+        if queue is not None and queue not in known:
+            yield f"No worker serves the queue {queue!r} of handler {kind.name!r}. {advice}"
+
+
+def handler_warnings(registry: Registry, lifespan: Lifespan | None = None) -> Generator[str]:
+    """Warn of handlers, and of what they share."""
     try:
         lifespan_path(lifespan, registry)
     except ConfigurationError as error:
@@ -78,11 +99,6 @@ def handler_warnings(
                 f"Handler {kind.name!r} has a timeout of {_text(policy.timeout)}, and its jobs "
                 f"fail at their deadline after {_text(policy.deadline)}: lower the timeout, or "
                 "raise the deadline."
-            )
-        if served and policy.queue not in served:
-            yield (
-                f"No worker serves the queue {policy.queue!r} of handler {kind.name!r}: add it "
-                "to the --queues of a worker."
             )
         if kind.import_path is not None:
             yield from _import_warnings(kind)
@@ -127,37 +143,36 @@ def server_warnings(server: Server, mounts: Iterable[MountOptions]) -> Generator
     """Warn of a web server that does not fit what clients do."""
     options = list(mounts)
     yield from _keep_alive_warnings(server, options)
-    streams = max((one.max_streams for one in options), default=0)
-    held = max((one.max_wait for one in options), default=timedelta(0))
+    room = EVENT_LOOP_ROOM if server.threads is None else room_in(threads=server.threads > 1)
+    held = max((one.held_at_most(room) for one in options), default=0)
     lasts = max(
-        held, *(one.max_stream_duration for one in options if one.max_streams), timedelta(0)
+        (max(one.max_wait, one.max_stream_duration) for one in options if one.held_at_most(room)),
+        default=timedelta(0),
     )
     limit = server.request_timeout
     if limit is not None and lasts.total_seconds() > limit:
         yield (
             f"A sync worker of gunicorn serves one request at a time and is killed after {limit:g} "
             f"s, but events and held requests last up to {_text(lasts)}: set "
-            'worker_class = "gthread" and more threads, or MountOptions(max_streams=0, max_wait=5).'
+            'worker_class = "gthread" and more threads, or MountOptions(max_held=0).'
         )
-    elif server.threads is not None and streams >= server.threads:
+    elif server.threads is not None and held >= server.threads:
         yield (
-            f"Each client that follows a job by events keeps one of {server.threads} threads, and "
-            f"MountOptions.max_streams allows {streams}, so no thread may be left for other "
-            "requests: lower max_streams, or raise the number of threads."
+            f"Events, WebSockets and held requests each keep one of {server.threads} threads, and "
+            f"MountOptions.max_held allows {held} of them, so no thread may be left for other "
+            "requests: lower max_held, or raise the number of threads."
         )
 
 
 def _keep_alive_warnings(server: Server, options: Sequence[MountOptions]) -> Generator[str]:
     if not server.keep_alive or not options:
         return
-    shortest = min(one.pacing.min_delay for one in options).total_seconds()
-    longest = max(one.pacing.max_delay for one in options).total_seconds()
-    enough = longest + _POLL_JITTER_SECONDS
-    if shortest - _POLL_JITTER_SECONDS < server.keep_alive < enough:
+    delays = {delay for one in options for delay in one.pacing.delays()}
+    if any(abs(delay - server.keep_alive) < _POLL_JITTER_SECONDS for delay in delays):
         yield (
             f"The server closes idle connections after {server.keep_alive:g} s, and clients poll "
-            f"every {shortest:g} to {longest:g} s (Retry-After), so polls that come while it "
-            f"closes fail: set the keep-alive to {2 * longest:g} s or more."
+            f"every {min(delays)} to {max(delays)} s (Retry-After), so polls that come while it "
+            f"closes fail: set the keep-alive to {2 * max(delays)} s or more."
         )
 
 

@@ -15,6 +15,7 @@ from asyncjobs.cli.advice import (
     Server,
     gunicorn_server,
     handler_warnings,
+    queue_warnings,
     server_warnings,
     stop_warnings,
 )
@@ -70,7 +71,8 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
     "--queues",
     metavar="NAME,NAME",
     callback=_split,
-    help="All queues that workers serve.",
+    help="All queues that workers serve; of an engine, its own names. Else running workers of "
+    "Celery or RQ are asked.",
 )
 @click.option(
     "--stop-timeout",
@@ -137,7 +139,8 @@ def _warnings(jobs: AsyncJobs | None, store: Store, setup: Setup) -> list[str]:
             "store that is kept, such as sqlite:///jobs.db."
         )
     if jobs is not None:
-        warnings += handler_warnings(jobs.registry, setup.queues, jobs.lifespan)
+        warnings += handler_warnings(jobs.registry, jobs.lifespan)
+        warnings += queue_warnings(jobs.registry, setup.queues, jobs.dispatcher)
         warnings += stop_warnings(jobs.settings, setup.server, setup.stop_timeout)
     return [*warnings, *server_warnings(setup.server, setup.mounts)]
 

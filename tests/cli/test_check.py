@@ -63,7 +63,7 @@ from asyncjobs import MountOptions
 from asyncjobs.adapters.flask import mount
 
 app = Flask("shop")
-mount(app, jobs, options=MountOptions(max_streams={streams}))
+mount(app, jobs, options=MountOptions(max_held={held}))
 """
 
 
@@ -117,8 +117,40 @@ def test_a_queue_that_no_worker_serves_is_warned_of(warned: Any) -> None:
     assert "'export'" in found
 
 
+NAMED = """
+class Engine(type(AsyncJobs(jobs.store, dispatcher="worker").dispatcher)):
+    def queue_for(self, job_type, queue):
+        return None if queue == "default" else "engine-" + queue
+
+    def how_to_serve(self, job_type, queue):
+        return f"Start a worker with -Q engine-{queue}."
+
+    def served_queues(self):
+        return frozenset({"engine-slow"})
+
+
+jobs = AsyncJobs(jobs.store, dispatcher=Engine())
+jobs.handler("any")(export.function)
+jobs.handler("slow", policy=Policy(queue="slow"))(export.function)
+jobs.handler("image", policy=Policy(queue="images"))(export.function)
+"""
+
+
+def test_a_queue_that_no_worker_of_an_engine_serves_is_warned_of(warned: Any) -> None:
+    [found] = warned(NAMED)
+    assert found == (
+        "No worker serves the queue 'engine-images' of handler 'image'. "
+        "Start a worker with -Q engine-images."
+    )
+    assert warned(NAMED, "--queues", "engine-slow,engine-images") == []
+
+
 @pytest.mark.parametrize(
-    ("seconds", "warns"), [(0, False), (1, False), (2, True), (5, True), (5.5, True), (6, False)]
+    ("seconds", "warns"),
+    [
+        *((0, False), (1, False), (2, False), (2.5, True), (3, True)),
+        *((4.5, True), (5, False), (5.5, True), (6.5, True), (7, False)),
+    ],
 )
 def test_a_keep_alive_near_the_pace_of_polls_is_warned_of(
     warned: Any, seconds: float, warns: bool
@@ -127,12 +159,15 @@ def test_a_keep_alive_near_the_pace_of_polls_is_warned_of(
     assert [("Retry-After" in one) for one in found] == [True] * warns
 
 
-@pytest.mark.parametrize(("streams", "warns"), [(63, False), (64, True)])
-def test_streams_that_may_take_all_threads_are_warned_of(
-    warned: Any, streams: int, warns: bool
+@pytest.mark.parametrize(
+    ("held", "threads", "warns"),
+    [(63, 64, False), (64, 64, True), (None, 4, False), (None, 3, True), (None, 1, False)],
+)
+def test_held_connections_that_may_take_all_threads_are_warned_of(
+    warned: Any, held: int | None, threads: int, warns: bool
 ) -> None:
-    found = warned(FLASK.format(streams=streams), "--app", "shop:app", "--threads", "64")
-    assert [("max_streams" in one) for one in found] == [True] * warns
+    found = warned(FLASK.format(held=held), "--app", "shop:app", "--threads", str(threads))
+    assert [("max_held" in one) for one in found] == [True] * warns
 
 
 def test_the_pace_is_that_of_the_application(warned: Any) -> None:
@@ -153,20 +188,25 @@ def make_app():
 
 def test_a_gunicorn_file_is_read(warned: Any, tmp_path: Path) -> None:
     threads = ["import os", "worker_class = 'gthread'", "threads = 4 * 16", "keepalive = 75"]
-    app = FLASK.format(streams=48), "--app", "shop:app"
+    app = FLASK.format(held=48), "--app", "shop:app"
     assert warned(*app, *gunicorn(tmp_path, *threads)) == []
     [found] = warned(*app, *gunicorn(tmp_path, *threads, "graceful_timeout = 10"))
     assert "graceful_timeout" in found
     [found] = warned(*app, *gunicorn(tmp_path, *threads), "--threads", "8")
     assert "8 threads" in found
-    [found] = warned(*app, *gunicorn(tmp_path, "threads = 64"))
-    assert "after 2 s" in found
+    [found] = warned(*app, *gunicorn(tmp_path, "threads = 64", "keepalive = 3"))
+    assert "after 3 s" in found
+    assert warned(*app, *gunicorn(tmp_path, "threads = 64")) == []
 
 
-def test_a_sync_worker_of_gunicorn_is_warned_of(warned: Any, tmp_path: Path) -> None:
-    [found] = warned("", *gunicorn(tmp_path))
+def test_a_sync_worker_of_gunicorn_that_holds_connections_is_warned_of(
+    warned: Any, tmp_path: Path
+) -> None:
+    app = FLASK.format(held=1), "--app", "shop:app"
+    [found] = warned(*app, *gunicorn(tmp_path))
     assert 'worker_class = "gthread"' in found
-    assert warned("", *gunicorn(tmp_path, "timeout = 0"))[0].count("one of 1 threads") == 1
+    assert warned(*app, *gunicorn(tmp_path, "timeout = 0"))[0].count("one of 1 threads") == 1
+    assert warned("", *gunicorn(tmp_path)) == []
     asgi = gunicorn(tmp_path, "worker_class = 'uvicorn.workers.UvicornWorker'", "keepalive = 75")
     assert warned("", *asgi) == []
 
@@ -187,7 +227,7 @@ def test_an_app_without_jobs_is_an_error(asyncjobs: Shell, file: str, warned: An
 
 def test_warnings_fail_the_command_if_it_is_strict(asyncjobs: Shell, file: str) -> None:
     asyncjobs("migrate", "--store", file)
-    words = "check", "--store", file, "--keep-alive", "5"
+    words = "check", "--store", file, "--keep-alive", "4"
     assert asyncjobs(*words).exit_code == 0
     assert "Warning: The server closes" in asyncjobs(*words).stdout
     assert asyncjobs(*words, "--strict").exit_code == 1
