@@ -398,7 +398,7 @@ async def noticed(changes: AsyncIterator[Any], jobs: list[Job]) -> None:
     missing = {*ids(jobs)}
     while missing:
         batch = await anext(changes)
-        missing = missing - {*batch} if batch else set()
+        missing -= {*batch} if batch else missing
 
 
 class ApplicationTransaction(Protocol):

@@ -59,16 +59,17 @@ async def insert_keyed(store: Store, number: int) -> tuple[list[JobId], list[Job
 
 async def play_both(first: Part[T], one: Store, second: Part[U], two: Store) -> tuple[T, U]:
     """Play two parts at the same time in this event loop; return their results."""
-    results: list[U] = []
+    here: list[T] = []
+    there: list[U] = []
 
     async def play() -> None:
-        results.append(await second(two))
+        there.append(await second(two))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(play)
         await anyio.lowlevel.checkpoint()
-        result = await first(one)
-    return result, results[0]
+        here.append(await first(one))
+    return here[0], there[0]
 
 
 class SecondProcess:
@@ -86,15 +87,16 @@ class SecondProcess:
         await run_sync(connection.send, (opener, there))
         await self._answer(connection)  # its store is open
         connection.send("go")
-        results: list[object] = []
+        mine: list[object] = []
+        theirs: list[object] = []
 
         async def listen() -> None:
-            results.append(await self._answer(connection))
+            theirs.append(await self._answer(connection))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listen)
-            result = await here()
-        return result, results[0]
+            mine.append(await here())
+        return mine[0], theirs[0]
 
     def close(self) -> None:
         """End the process."""

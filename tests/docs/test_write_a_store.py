@@ -32,7 +32,17 @@ BLOCKS = visible_blocks_of(HOWTO / "write-a-store.md")
 
 TestTheStoreOfThePage = BLOCKS["TestDictStore"]
 TestTheListingStoreOfThePage = BLOCKS["TestListingDictStore"]
-TestTheSharedStoreOfThePage = BLOCKS["TestFolderStore"]
+
+
+SharedStoreOfThePage: Any = BLOCKS["TestFolderStore"]
+
+
+class TestTheSharedStoreOfThePage(SharedStoreOfThePage):  # type: ignore[misc]
+    """The store of `examples/custom_store.py`, which works in threads on any event loop."""
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
 
 
 class TestTheDispatcherOfThePage(

@@ -323,7 +323,7 @@ class TakesPartInTransactions(MemoryStore):
 class InsertsAtOnce(TakesPartInTransactions):
     """Inserts by a connection of its own."""
 
-    async def insert_one(self, _transaction: Transaction, job: Job) -> Job:
+    async def insert_one(self, transaction: Transaction, job: Job) -> Job:  # noqa: ARG002
         return self._insert(job)
 
 
@@ -354,8 +354,8 @@ class LooksPastItsOwnTransaction(TakesPartInTransactions):
 
 
 class DoesNotWait(TakesPartInTransactions):
-    async def wait_for_others(self, _transaction: Transaction, _job: Job) -> None:
-        return None
+    async def wait_for_others(self, transaction: Transaction, job: Job) -> None:
+        """Go on at once."""
 
 
 class TakesAnyConnection(TakesPartInTransactions):
