@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from asyncjobs.dispatchers.engines.push import (
 from asyncjobs.portal import portal_for
 
 with needs_extra("celery"):
-    from celery import Celery
+    from celery import Celery, Task
     from celery.signals import worker_process_shutdown
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
                 return frozenset(names)
         return frozenset(self._app.amqp.queues.consume_from)
 
-    def register_task(self, jobs: AsyncJobs) -> Callable[..., None]:
+    def register_task(self, jobs: AsyncJobs) -> Task[..., None]:
         """Register the task that runs jobs of this queue; call it wherever the app is imported.
 
         Celery's retries, results and time limits are off for the task. The first message opens the

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import signal
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
+from urllib.request import urlopen
 
 import pytest
+from anyio import to_thread
 from celery import Celery
 from kombu import Queue
 
+from asyncjobs import AsyncJobs, JobStatus
 from asyncjobs.dispatchers.celery import CeleryDispatcher, CeleryOptions
 from asyncjobs.dispatchers.engines.push import TEN_YEARS_IN_SECONDS
 from asyncjobs.testing import PriorityConformance, sample_job
+from asyncjobs.testing.dispatcher_handlers import began
 from tests.conftest import ask
 from tests.engines.conftest import Launch
-from tests.engines.engine import Engine, EngineWorkers, Sent, Urls
+from tests.engines.engine import Engine, EngineWorkers, Sent, Urls, WorkerProcesses
 from tests.engines.suite import EngineConformance, TimeLimitConformance
-from tests.waiting import until_sync
+from tests.waiting import until, until_sync
 
 
 class CeleryEngine(Engine):
@@ -129,6 +136,67 @@ def test_the_queues_of_the_app_s_configuration_are_served_by_any_worker(
 def test_the_queues_are_found_while_the_broker_is_away(engine: CeleryEngine) -> None:
     away = CeleryDispatcher(engine.app("redis://127.0.0.1:1/0"))
     assert away.served_queues() == frozenset({"celery"})
+
+
+def test_a_rate_limit_for_all_tasks_can_be_lifted_for_jobs(
+    engine: CeleryEngine, own_urls: Urls
+) -> None:
+    app = engine.app(own_urls.broker)
+    app.conf.task_annotations = {"*": {"rate_limit": "1/h"}}
+    dispatcher = CeleryDispatcher(app)
+    task = dispatcher.register_task(AsyncJobs("memory://", dispatcher=dispatcher))
+    assert app.tasks[dispatcher.task_name].rate_limit == "1/h"
+    task.rate_limit = None
+    assert app.tasks[dispatcher.task_name].rate_limit is None
+
+
+@pytest.mark.anyio
+class TestPrefork:
+    kinds = ("prefork",)
+
+    async def test_a_job_is_given_back_if_all_processes_get_sigterm(
+        self, engine: Engine, own_urls: Urls, launch: Launch, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "job"
+        with launch(own_urls) as processes:
+            workers = EngineWorkers(engine, own_urls, processes)
+            async with workers.opened() as jobs:
+                handle = await jobs.enqueue("hold", path)
+                await until(lambda: began(path) == 1)
+                await to_thread.run_sync(processes.signal_all, signal.SIGTERM)
+                found = await jobs.find(handle.id)
+                assert (found.status, found.losses, found.releases) == (JobStatus.PENDING, 0, 1)
+
+    @pytest.mark.parametrize("arguments", [(), ("--max-tasks-per-child", "1")])
+    async def test_each_process_exports_its_metrics_and_spans(
+        self, engine: Engine, own_urls: Urls, tmp_path: Path, arguments: tuple[str, ...]
+    ) -> None:
+        spans = tmp_path / "spans"
+        command = ["celery", "-A", "celery_traced:app", "worker", "--concurrency", "1", *arguments]
+        with WorkerProcesses(
+            command,
+            tmp_path / "log",
+            BROKER=own_urls.broker,
+            STORE=own_urls.store,
+            SPANS=str(spans),
+        ) as processes:
+            workers = EngineWorkers(engine, own_urls, processes)
+            async with workers.opened() as jobs:
+                made = [await jobs.enqueue("echo", number) for number in range(3)]
+                for job in made:
+                    await job.wait()
+            if not arguments:
+                await until(lambda: completed(tmp_path / "port-0") == 3)
+            await to_thread.run_sync(processes.stop)
+        assert spans.read_text().count('"name": "process echo"') == 3
+
+
+def completed(port: Path) -> float:
+    """Return how many jobs have completed, by the metrics page of a process."""
+    with urlopen(f"http://127.0.0.1:{port.read_text()}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    ended = [line for line in lines if re.match(r"asyncjobs_jobs_ended_total\{.*completed", line)]
+    return sum(float(line.rpartition(" ")[2]) for line in ended)
 
 
 @pytest.mark.anyio
