@@ -98,7 +98,7 @@ class Acceptor:
 
     def __call__(
         self,
-        handler: JobType[P, Any],
+        handler: JobType[P, Any] | str,
         payload: P | Body = Body.UNREAD,
         /,
         *,
@@ -108,9 +108,10 @@ class Acceptor:
     ) -> Awaitable[Response]:
         """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
 
-        The job belongs to `user_id`, or to the owner that `identify` returns. An `idempotency_key`
-        goes before that of the request's header. Raises `ConfigurationError` for a handler of
-        another queue, and outside an event loop, as in a `def` route.
+        The handler is given itself or by its name. The job belongs to `user_id`, or to the owner
+        that `identify` returns. An `idempotency_key` goes before that of the request's header.
+        Raises `ConfigurationError` for a handler of another queue, and outside an event loop, as in
+        a `def` route.
         """
         return self._submit(handler, payload, Submit(user_id, options, idempotency_key))
 
@@ -170,7 +171,7 @@ class JobsRouter(APIRouter):
         self,
         request: Request,
         owner: str | None,
-        handler: JobType[P, Any],
+        handler: JobType[P, Any] | str,
         payload: P | Body,
         submit: Submit,
     ) -> Awaitable[Response]:

@@ -134,7 +134,7 @@ def mount(
 
 
 def accept(
-    handler: JobType[P, Any],
+    handler: JobType[P, Any] | str,
     payload: P | Body = Body.UNREAD,
     /,
     *,
@@ -144,10 +144,10 @@ def accept(
 ) -> flask.Response:
     """Submit the payload, or the JSON body of the request, as a job, and answer 202.
 
-    The job belongs to `user_id`, or to the owner that the mount's `identify` returns. An
-    `idempotency_key` goes before that of the request's header. A request that cannot be accepted is
-    answered by a problem document. Raises `ConfigurationError` if no queue with this handler is
-    mounted on the app.
+    The handler is given itself or by its name. The job belongs to `user_id`, or to the owner that
+    the mount's `identify` returns. An `idempotency_key` goes before that of the request's header. A
+    request that cannot be accepted is answered by a problem document. Raises `ConfigurationError`
+    if no queue with this handler is mounted on the app.
     """
     mounts = {one.endpoints: one for one in _mounts_of(flask.current_app)}
     endpoints = find_mount([*mounts], handler)

@@ -130,7 +130,7 @@ def join(app: Starlette, monitor: StatusMonitor, socket: ASGIApp) -> None:
 
 def accept(
     request: Request,
-    handler: JobType[P, Any],
+    handler: JobType[P, Any] | str,
     payload: P | Body = Body.UNREAD,
     /,
     *,
@@ -140,11 +140,11 @@ def accept(
 ) -> Awaitable[Response]:
     """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
 
-    The job belongs to `user_id`, or to the owner that the mount's `identify` returns. An
-    `idempotency_key` goes before that of the request's header. A request that cannot be accepted is
-    answered by a problem document. Raises `ConfigurationError` if no queue with this handler is
-    mounted on the app of the route, or on the outermost app; and outside an event loop, as in a
-    `def` route.
+    The handler is given itself or by its name. The job belongs to `user_id`, or to the owner that
+    the mount's `identify` returns. An `idempotency_key` goes before that of the request's header. A
+    request that cannot be accepted is answered by a problem document. Raises `ConfigurationError`
+    if no queue with this handler is mounted on the app of the route, or on the outermost app; and
+    outside an event loop, as in a `def` route.
     """
     monitor, root = _find_monitor(request.scope, handler)
 
@@ -220,7 +220,7 @@ class PendingResponse(Response):
 
 
 async def body_for(
-    request: Request, monitor: StatusMonitor, handler: JobType[Any, Any], payload: object
+    request: Request, monitor: StatusMonitor, handler: JobType[Any, Any] | str, payload: object
 ) -> IncomingBody:
     """Read the body if it is the payload, up to the handler's limit; raise `MalformedBody`."""
     if not isinstance(payload, Body):
@@ -239,7 +239,7 @@ async def body_for(
 async def submitted(
     monitor: StatusMonitor,
     asked: messages.Request,
-    handler: JobType[P, Any],
+    handler: JobType[P, Any] | str,
     payload: P | Body,
     submit: Submit,
 ) -> Response:
@@ -317,7 +317,7 @@ def routers_of(scope: Scope) -> list[tuple[Router, str]]:
     return [(scope["app"].router, root), (scope["router"], scope.get("app_root_path", root))]
 
 
-def _find_monitor(scope: Scope, handler: JobType[Any, Any]) -> tuple[StatusMonitor, str]:
+def _find_monitor(scope: Scope, handler: JobType[Any, Any] | str) -> tuple[StatusMonitor, str]:
     mounted = [
         (monitor, root) for router, root in routers_of(scope) for monitor in _mounts_of(router)
     ]

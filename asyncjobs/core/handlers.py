@@ -307,7 +307,9 @@ class Registry:
     def __iter__(self) -> Iterator[JobType[Any, Any]]:
         return iter(self._types.values())
 
-    def __contains__(self, kind: JobType[Any, Any]) -> bool:
+    def __contains__(self, kind: JobType[Any, Any] | str) -> bool:
+        if isinstance(kind, str):
+            return kind in self._types or kind in self._aliases
         return _is_made_of(self._types.get(kind.name), kind)
 
     def add(self, kind: JobType[Any, Any]) -> None:

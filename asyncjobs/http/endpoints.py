@@ -15,7 +15,13 @@ import anyio
 from asyncjobs.core.handlers import Handler, JobType
 from asyncjobs.core.job import Job, JobId, JobStatus, parse_job_id
 from asyncjobs.core.submission import Accepted, Caller, EnqueueOptions
-from asyncjobs.errors import AsyncJobsError, ConfigurationError, PreconditionFailed, UnknownJob
+from asyncjobs.errors import (
+    AsyncJobsError,
+    ConfigurationError,
+    PreconditionFailed,
+    UnknownJob,
+    UnknownType,
+)
 from asyncjobs.http import sse
 from asyncjobs.http.documents import (
     AcceptedDocument,
@@ -142,7 +148,7 @@ class Endpoints:
         return answer
 
     async def accept(
-        self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
+        self, request: Request, kind: JobType[P, Any] | str, payload: P | Body, submit: Submit
     ) -> Response:
         """Store and dispatch a job, then answer 202. Errors that a client caused are problems."""
         try:
@@ -212,7 +218,7 @@ class Endpoints:
         return job
 
     async def _accept(
-        self, request: Request, kind: JobType[P, Any], payload: P | Body, submit: Submit
+        self, request: Request, kind: JobType[P, Any] | str, payload: P | Body, submit: Submit
     ) -> Response:
         refuse_cross_site(request, self._trusted)
         kind = self.jobs.registry.find(kind)
@@ -385,23 +391,25 @@ class Endpoints:
         return retry_after(job, self.jobs.clock.now(), self.mount.options.pacing, expected)
 
 
-def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoints:
+def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any] | str) -> Endpoints:
     """Return the mount whose queue has this type: the links of the answer lead there.
 
-    Raises `ConfigurationError` if there is none.
+    Raises `ConfigurationError` if there is none, or if queues of several mounts have the name.
     """
-    if not isinstance(kind, JobType):  # pyright: ignore[reportUnnecessaryIsInstance]  # any caller
+    if not isinstance(kind, (JobType, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigurationError(
-            f"accept() needs a function registered by @jobs.handler(...), got {kind!r}."
+            f"accept() needs a function registered by @jobs.handler(...) or its name, got {kind!r}."
         )
-    found = next((one for one in mounts if kind in one.jobs.registry), None)
-    if found is not None:
-        return found
     if not mounts:
         raise ConfigurationError(
             f"accept() found no AsyncJobs for {kind!r}: none is mounted on the app of this route, "
             "or on the outermost app. Call mount(app, jobs) on that app, or include a jobs_router."
         )
+    having = [one for one in mounts if kind in one.jobs.registry]
+    if isinstance(kind, str):
+        return _find_named(mounts, having, kind)
+    if having:
+        return having[0]
     if isinstance(kind, Handler) and kind.declaration is None:
         raise ConfigurationError(
             f"{kind!r} is not included in an AsyncJobs that is mounted on this app: "
@@ -411,6 +419,17 @@ def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any]) -> Endpoint
         f"{kind!r} is registered on another AsyncJobs than those mounted on this app: "
         "mount that one, too, or use a handler of a mounted one."
     )
+
+
+def _find_named(mounts: Sequence[Endpoints], having: Sequence[Endpoints], name: str) -> Endpoints:
+    if not having:
+        raise UnknownType(name, {kind.name for one in mounts for kind in one.jobs.registry})
+    if any(one.jobs is not having[0].jobs for one in having):
+        raise ConfigurationError(
+            f"Several AsyncJobs that are mounted on this app have a job type {name!r}: "
+            "call accept() with the handler instead of its name."
+        )
+    return having[0]
 
 
 def _unchanged(request: Request, job: Job) -> Job:

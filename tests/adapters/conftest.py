@@ -115,6 +115,11 @@ def make_jobs(
     return jobs
 
 
+def handler_of(kind: JobType[Any, Any]) -> JobType[Any, Any] | str:
+    """Return what `accept` is called with: the handler, or for one of them its name."""
+    return kind.name if kind.name == "shout" else kind
+
+
 class Stack(ABC):
     """A framework: `POST /submit/{type}` for each type, `POST /repeat/{id}` of the app's own.
 
@@ -180,7 +185,7 @@ class StarletteStack(Stack):
             options = LATER if "later" in request.query_params else None
             owner, key = request.query_params.get("owner"), request.query_params.get("key")
             return await on_starlette.accept(
-                request, kind, user_id=owner, options=options, idempotency_key=key
+                request, handler_of(kind), user_id=owner, options=options, idempotency_key=key
             )
 
         app.add_route(f"/submit/{kind.name}", submit, methods=["POST"])
@@ -244,7 +249,9 @@ class FastAPIStack(StarletteStack):
             key: str | None = None,
         ) -> Response:
             options = None if later is None else LATER
-            return await accept(kind, cmd, user_id=owner, options=options, idempotency_key=key)
+            return await accept(
+                handler_of(kind), cmd, user_id=owner, options=options, idempotency_key=key
+            )
 
         async def submit_nothing(accept: on_fastapi.Accept) -> Response:
             return await accept(kind)
@@ -267,7 +274,9 @@ class FlaskStack(Stack):
             given = dict(parse_qsl(text, keep_blank_values=True))
             options = LATER if "later" in given else None
             owner, key = given.get("owner"), given.get("key")
-            return on_flask.accept(kind, user_id=owner, options=options, idempotency_key=key)
+            return on_flask.accept(
+                handler_of(kind), user_id=owner, options=options, idempotency_key=key
+            )
 
         app.add_url_rule(f"/submit/{kind.name}", kind.name, submit, methods=["POST"])
 

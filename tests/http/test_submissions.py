@@ -6,8 +6,8 @@ import pytest
 
 from asyncjobs import EnqueueOptions, handler
 from asyncjobs.core.job import JobId
-from asyncjobs.errors import ConfigurationError
-from asyncjobs.http.endpoints import Body, Submit, find_mount
+from asyncjobs.errors import ConfigurationError, UnknownType
+from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
 from asyncjobs.http.messages import Request
 from asyncjobs.http.mounts import Mount, MountOptions
 from tests.http.mounted import (
@@ -126,6 +126,32 @@ async def test_a_page_of_another_site_submits_only_if_it_is_trusted(made: Made) 
 async def test_find_mount_returns_the_mount_whose_queue_has_the_type(made: Made) -> None:
     one, other = made(), made()
     assert find_mount([one, other], other.jobs.registry.find("double")) is other
+
+
+async def test_a_handler_is_found_by_its_name_or_alias(made: Made) -> None:
+    one, other = made(), made()
+    other.jobs.handler("named", aliases=("called",))(_named)
+    for name in ("named", "called"):
+        assert find_mount([one, other], name) is other
+    async with other.jobs:
+        answer = await other.accept(submission(), "called", Body.UNREAD, Submit())
+        job = await other.jobs.find(document(answer)["jobId"])
+    assert (answer.status, job.type) == (202, "named")
+
+
+async def _named(number: int) -> int:
+    return number
+
+
+async def test_a_name_of_no_type_or_of_several_is_refused(made: Made) -> None:
+    one, other = made(), made()
+    with pytest.raises(UnknownType, match=r"'triple'.*double, order"):
+        find_mount([one, other], "triple")
+    with pytest.raises(ConfigurationError, match="Several AsyncJobs"):
+        find_mount([one, other], "double")
+    assert find_mount([one, Endpoints(one.jobs, Mount("/other"))], "double") is one
+    with pytest.raises(ConfigurationError, match="none is mounted"):
+        find_mount([], "double")
 
 
 async def test_find_mount_names_a_type_of_no_mounted_queue(made: Made) -> None:
