@@ -39,7 +39,10 @@ def site(request: pytest.FixtureRequest, open_site: OpenSite, stack: Stack) -> G
 
 @pytest.fixture(scope="module")
 def owned(open_site: OpenSite) -> Generator[Site]:
-    with open_site(identify=lambda request: request.headers.get("X-User")) as opened:
+    def identify(request: Any) -> Any:
+        return request.headers.get("X-User")
+
+    with open_site(identify=identify) as opened:
         yield opened
 
 

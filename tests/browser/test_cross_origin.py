@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
@@ -93,7 +93,7 @@ def litestar(jobs: AsyncJobs, origin: str) -> AbstractContextManager[str]:
         await monitor(scope, receive, send)  # type: ignore[arg-type]
 
     @asynccontextmanager
-    async def lifespan(_: Any) -> Any:
+    async def lifespan(_: Litestar) -> AsyncGenerator[None]:
         async with monitor.running():
             yield
 

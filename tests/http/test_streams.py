@@ -366,7 +366,7 @@ async def test_the_room_of_the_server_is_the_limit_unless_the_mount_has_one(
         at = place(**options)
         async with at.jobs:
             job = await at.begun()
-            held = []
+            held: list[Events] = []
             while at.streams.has_room(1):
                 held.append(await at.events(job))
             assert len(held) == limit
