@@ -407,8 +407,13 @@ class CallbackSender(Protocol):
         ...
 
     @property
+    def host_concurrency(self) -> int:
+        """How many of them may be to the same host, so that a silent one leaves room for others."""
+        ...
+
+    @property
     def timeout(self) -> timedelta:
-        """The longest that one call takes. Other processes leave the job alone for longer."""
+        """The longest that one call takes. If its process is killed, another calls within it."""
         ...
 
     def check(self, url: str, /) -> None:

@@ -266,6 +266,15 @@ def call_back(
     return _move(job, Move.CALL_BACK, job.status, callback=callback)
 
 
+def hold_callback(job: Job, until: datetime) -> Job:
+    """Keep a job that owes a callback from other processes until `until`, while it is called."""
+    if job.status.terminal and not owes_callback(job):
+        raise IllegalMove(job.id, Move.CALL_BACK, job.status, "it owes no callback")
+    moved = _move(job, Move.CALL_BACK, job.status)
+    vars(moved)["due_at"] = until
+    return moved
+
+
 def overdue(job: Job, now: datetime) -> Job | None:
     """Decide what has become of a job that nobody moved in time; None where all is well.
 

@@ -63,6 +63,7 @@ class WebhookOptions:
       the last one the callback is given up.
     - `timeout`: the limit of one call, at most a minute.
     - `concurrency`: how many calls one process makes at the same time.
+    - `host_concurrency`: how many of them are to the same host.
     - `max_result_bytes`: a larger result is left out of the message.
     - `ports`: the ports that a URL may name.
     - `tls`: a context for receivers whose certificates come from a private authority.
@@ -75,7 +76,8 @@ class WebhookOptions:
 
     schedule: Sequence[timedelta] = _SCHEDULE
     timeout: timedelta = timedelta(seconds=15)
-    concurrency: int = 10
+    concurrency: int = 50
+    host_concurrency: int = 5
     max_result_bytes: int = 16 * 1024
     ports: frozenset[int] = frozenset({443})
     tls: ssl.SSLContext | None = None
@@ -90,6 +92,7 @@ class WebhookOptions:
             schedule: Sequence[Seconds] = ...,
             timeout: Seconds = ...,
             concurrency: int = ...,
+            host_concurrency: int = ...,
             max_result_bytes: int = ...,
             ports: frozenset[int] = ...,
             tls: ssl.SSLContext | None = ...,
@@ -108,8 +111,10 @@ class WebhookOptions:
             )
         if not timedelta(0) < self.timeout <= _MAX_TIMEOUT:
             raise ValueError("WebhookOptions.timeout must be more than 0 and at most 60 seconds.")
-        if self.concurrency < 1:
-            raise ValueError("WebhookOptions.concurrency must be at least 1.")
+        if min(self.concurrency, self.host_concurrency) < 1:
+            raise ValueError(
+                "WebhookOptions.concurrency and WebhookOptions.host_concurrency must be at least 1."
+            )
 
 
 class Webhooks:
@@ -138,6 +143,10 @@ class Webhooks:
     @property
     def concurrency(self) -> int:
         return self.options.concurrency
+
+    @property
+    def host_concurrency(self) -> int:
+        return self.options.host_concurrency
 
     @property
     def timeout(self) -> timedelta:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import hmac
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
@@ -24,7 +24,7 @@ def parse_secret(text: str) -> bytes:
     Raises `ConfigurationError` for any other text.
     """
     try:
-        secret = b64decode(text.removeprefix(_PREFIX), validate=True)
+        secret = binascii.a2b_base64(text.removeprefix(_PREFIX), strict_mode=True)
     except (binascii.Error, ValueError):
         secret = b""
     if not text.startswith(_PREFIX) or not 24 <= len(secret) <= 64:

@@ -319,6 +319,18 @@ def test_a_requeued_job_keeps_its_place_unseen() -> None:
     assert (put_back.due_at, put_back.version) == (NOW, taken.version)
 
 
+def test_a_callback_under_way_is_held_unseen_and_stays_due() -> None:
+    ended = lifecycle.complete(processing(callback_url=URL), NOW, token="t", result=b"1")
+    held = lifecycle.hold_callback(ended, NOW + MINUTE)
+    assert (held.lane, held.due_at, held.version) == (CALLBACKS_LANE, NOW + MINUTE, ended.version)
+    assert (held.callback, lifecycle.owes_callback(held)) == (ended.callback, True)
+    told = lifecycle.call_back(held, NOW)
+    with pytest.raises(IllegalMove, match="owes no callback"):
+        lifecycle.hold_callback(told, NOW + MINUTE)
+    with pytest.raises(IllegalMove):
+        lifecycle.hold_callback(processing(), NOW)
+
+
 def test_a_job_left_unhandled_waits_in_a_lane_of_its_own_until_it_is_requeued() -> None:
     waiting = sample_job(delivery=Delivery.PUSH)
     left = lifecycle.leave_unhandled(waiting, NOW + MINUTE)

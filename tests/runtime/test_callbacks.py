@@ -25,7 +25,7 @@ from asyncjobs.core.lifecycle import CALLBACK_PATIENCE, owes_callback
 from asyncjobs.errors import ConfigurationError, InvalidCallback, StoreUnavailable
 from asyncjobs.protocols import CallbackResult, Change, Store
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import FaultyStore, LoopClock, ManualClock
+from asyncjobs.testing import Faults, FaultyStore, LoopClock, ManualClock
 from tests.queues import Make, simulated
 from tests.waiting import until
 
@@ -46,9 +46,12 @@ class Receiver:
 
     timeout = timedelta(seconds=2)
 
-    def __init__(self, *answers: CallbackResult, concurrency: int = 10) -> None:
+    def __init__(
+        self, *answers: CallbackResult, concurrency: int = 10, host_concurrency: int = 10
+    ) -> None:
         self.answers = list(answers)
         self.concurrency = concurrency
+        self.host_concurrency = host_concurrency
         self.told: list[tuple[Job, datetime]] = []
         self.open = anyio.Event()
         self.open.set()
@@ -341,6 +344,116 @@ def test_what_nobody_can_call_is_given_up_at_last(
 
     simulated(body)
     assert "given up" in caplog.text
+
+
+SILENT_URL = "https://silent.example.com/ended"
+EAGER = Settings(sweep_interval=5, poll_interval=60, lease=timedelta(hours=3))
+
+
+class Hosts(Receiver):
+    """Receivers at two hosts; calls to one of them last until their time limit."""
+
+    timeout = timedelta(seconds=15)
+
+    def __init__(self, *, answers_in: float = 0.05) -> None:
+        super().__init__(concurrency=10, host_concurrency=4)
+        self.answers_in = answers_in
+        self.ended: list[tuple[JobId, float]] = []
+
+    def check(self, url: str, /) -> None: ...
+
+    async def send(self, job: Job, /, *, now: datetime) -> CallbackResult:
+        self.told.append((job, now))
+        if job.callback_url == SILENT_URL:
+            await anyio.sleep(self.timeout.total_seconds())
+            return CallbackResult("no answer", timedelta(minutes=5))
+        await anyio.sleep(self.answers_in)
+        self.ended.append((job.id, anyio.current_time()))
+        return CallbackResult()
+
+
+@asynccontextmanager
+async def calling(store: Store, receiver: Receiver) -> AsyncGenerator[AsyncJobs]:
+    jobs = AsyncJobs(store, clock=LoopClock(), settings=EAGER, callbacks=receiver)
+    async with double_on(jobs):
+        yield jobs
+
+
+@pytest.mark.parametrize("silent", [5, 300])
+def test_a_silent_host_leaves_room_for_calls_to_others(silent: int) -> None:
+    receiver = Hosts()
+
+    async def body() -> None:
+        async with calling(MemoryStore(), receiver) as jobs:
+            of_silent = EnqueueOptions(callback_url=SILENT_URL)
+            for number in range(silent):
+                await jobs.enqueue("double", number, options=of_silent)
+            await anyio.sleep(2)
+            began = anyio.current_time()
+            told = [await jobs.enqueue("double", number, options=TOLD_OF) for number in range(20)]
+            await anyio.sleep(10)
+            assert {job for job, _ in receiver.ended} == {job.id for job in told}
+            # The calls to the silent host go on, four at a time.
+            assert max(ended for _, ended in receiver.ended) - began < 3
+            await anyio.sleep(600)
+            silent_calls = [job for job, _ in receiver.told if job.callback_url == SILENT_URL]
+            # At most four are made at a time, for fifteen seconds each.
+            assert len(silent_calls) >= min(2 * silent, 0.9 * 4 * 612 / 15)
+
+    simulated(body)
+
+
+@pytest.mark.parametrize(("answers_in", "seconds"), [(0.05, 4), (2, 120)])
+def test_many_calls_to_one_host_are_made_without_pauses(answers_in: float, seconds: int) -> None:
+    receiver = Hosts(answers_in=answers_in)
+
+    async def body() -> None:
+        async with calling(MemoryStore(), receiver) as jobs:
+            for number in range(200):
+                await jobs.enqueue("double", number, options=TOLD_OF)
+            await anyio.sleep(seconds)
+            assert len(receiver.ended) == 200
+
+    simulated(body)
+
+
+def test_a_call_that_lasts_is_made_by_one_process() -> None:
+    receivers = [Hosts(), Hosts()]
+
+    async def body() -> None:
+        store = MemoryStore()
+        async with calling(store, receivers[0]) as jobs, calling(store, receivers[1]):
+            options = EnqueueOptions(callback_url=SILENT_URL)
+            made = await jobs.wait((await jobs.enqueue("double", 1, options=options)).id)
+            await anyio.sleep(60)
+            [job] = await store.get([made.id])
+            assert job is not None
+            assert job.callback is not None
+            assert (job.callback.calls, job.callback.error) == (1, "no answer")
+        assert len(receivers[0].told) + len(receivers[1].told) == 1
+
+    simulated(body)
+
+
+def test_another_process_calls_within_the_time_limit_of_a_call_that_was_lost() -> None:
+    """The first process loses its store, as one that was killed does."""
+    first, second = Hosts(), Hosts()
+
+    async def body() -> None:
+        store = MemoryStore()
+        lost = FaultyStore(store)
+        async with calling(lost, first) as jobs:
+            options = EnqueueOptions(callback_url=SILENT_URL)
+            job = await jobs.wait((await jobs.enqueue("double", 1, options=options)).id)
+            await anyio.sleep(0.1)
+            assert len(first.told) == 1
+            lost.faults = Faults(before=1)
+            async with calling(store, second):
+                await anyio.sleep(first.timeout.total_seconds())
+                assert [told.id for told, _ in second.told] == [job.id]
+            lost.faults = Faults()
+
+    simulated(body)
 
 
 def test_a_shutdown_waits_for_the_call_under_way_and_begins_no_other() -> None:

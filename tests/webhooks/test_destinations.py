@@ -115,6 +115,59 @@ def test_a_url_is_parsed_into_scheme_host_port_and_path(url: str, destination: D
     assert parse_destination(url) == destination
 
 
+@pytest.mark.parametrize(
+    ("url", "authority"),
+    [
+        ("https://a.example.com/", "a.example.com"),
+        ("https://a.example.com:443/", "a.example.com"),
+        ("https://a.example.com:444/", "a.example.com:444"),
+        ("https://a.example.com:80/", "a.example.com:80"),
+        ("http://a.example.com:80/", "a.example.com"),
+        ("http://a.example.com:81/", "a.example.com:81"),
+        ("http://a.example.com:443/", "a.example.com:443"),
+        ("http://[::1]/", "[::1]"),
+        ("http://[::1]:8000/", "[::1]:8000"),
+    ],
+)
+def test_the_authority_has_the_port_unless_it_is_that_of_the_scheme(
+    url: str, authority: str
+) -> None:
+    assert parse_destination(url).authority == authority
+
+
+def long_url(length: int) -> str:
+    beginning = "https://a.example.com/"
+    return beginning + "x" * (length - len(beginning))
+
+
+def long_host(length: int) -> str:
+    """Make a host of labels of 63 characters, the longest there are, and a shorter first one."""
+    last = ".".join(["x" * 63] * 3)
+    return "x" * (length - len(last) - 1) + "." + last
+
+
+def test_the_longest_url_is_accepted_and_the_next_one_refused() -> None:
+    assert len(parse_destination(long_url(2048)).path) == 2048 - len("https://a.example.com")
+    with pytest.raises(InvalidCallback, match="more than 2048 characters"):
+        parse_destination(long_url(2049))
+
+
+def test_the_longest_host_is_accepted_and_the_next_one_refused() -> None:
+    """RFC 1035, section 2.3.4: 255 octets with the lengths of labels, so 253 characters."""
+    host = long_host(253)
+    assert parse_destination(f"https://{host}/").host == host
+    check_receiver(host, loopback=False)
+    with pytest.raises(InvalidCallback, match="full name"):
+        parse_destination(f"https://{long_host(254)}/")
+    with pytest.raises(ConfigurationError):
+        check_receiver(long_host(254), loopback=False)
+
+
+def test_the_longest_label_is_accepted_and_the_next_one_refused() -> None:
+    assert is_host_name("x" * 63 + ".example.com")
+    assert not is_host_name("x" * 64 + ".example.com")
+
+
 REFUSED_HOSTS = words("""
 user@a.example.com user:pass@a.example.com a.example.com@127.0.0.1 a.example.com:443@evil.example
 a.example.com\\@evil.example a.example.com#@evil.example a.example.com: a.example.com:443443

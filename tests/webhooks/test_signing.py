@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -104,3 +105,28 @@ def test_a_malformed_secret_is_refused_and_not_in_the_error(text: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         parse_secret(text)
     assert not text.removeprefix("whsec_") or text not in str(refused.value)
+
+
+def secret_of(size: int) -> str:
+    return "whsec_" + b64encode(bytes(range(size))).decode()
+
+
+@pytest.mark.parametrize("size", [24, 32, 64])
+def test_a_secret_of_24_to_64_bytes_is_accepted(size: int) -> None:
+    assert parse_secret(secret_of(size)) == bytes(range(size))
+
+
+@pytest.mark.parametrize("size", [0, 23, 65])
+def test_a_shorter_or_longer_secret_is_refused(size: int) -> None:
+    with pytest.raises(ConfigurationError, match="24 to 64 random bytes"):
+        parse_secret(secret_of(size))
+
+
+@pytest.mark.parametrize("stray", ["!", " ", "\n", "-", "_", "=", "é", "whsec_"])
+@pytest.mark.parametrize("place", ["start", "middle", "end"])
+def test_a_secret_with_stray_characters_is_refused(stray: str, place: str) -> None:
+    """A lenient decoder skips them, and signs with another secret than the receiver's."""
+    secret = secret_of(48)
+    at = {"start": len("whsec_"), "middle": 20, "end": len(secret)}[place]
+    with pytest.raises(ConfigurationError):
+        parse_secret(secret[:at] + stray + secret[at:])

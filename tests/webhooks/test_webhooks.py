@@ -237,13 +237,14 @@ def test_malformed_receivers_are_refused_by_the_constructor(receivers: dict[str,
         {"timeout": 0},
         {"timeout": 61},
         {"concurrency": 0},
+        {"host_concurrency": 0},
         {"timeout": timedelta(minutes=2)},
         {"schedule": (-1,)},
     ],
-    ids=["endless", "negative", "none", "long", "no-calls", "long-delta", "negative-seconds"],
+    ids=str,
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"WebhookOptions\.(schedule|timeout|concurrency)"):
+    with pytest.raises(ValueError, match=r"WebhookOptions\.(schedule|timeout|\w*concurrency)"):
         WebhookOptions(**options)
 
 
