@@ -185,14 +185,20 @@ def sentence_of(document: Any) -> str:
 
 
 def shown_url(url: str) -> str:
-    """Return a URL for messages, without user, password and the values of its query."""
+    """Return a URL for messages, without user, password and query."""
+    begin, mark, rest = url.partition("//")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    host = authority.rpartition("@")[2]
+    beyond = rest.removeprefix(authority)
+    if mark and ":" in authority and "@" in beyond:
+        # What precedes the last "@" may be a password with an unescaped delimiter.
+        return f"{begin}{mark}..."
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(f"{begin}{mark}{host}{beyond}")
+        _ = parts.port  # raises for the password of a URL without a host
     except ValueError:
         return "an invalid URL"
-    host = parts.netloc.rpartition("@")[2]
-    query = re.sub(r"=[^&]*", "=...", parts.query)
-    return parts._replace(netloc=host, query=query, fragment="").geturl()
+    return parts._replace(query="..." if parts.query else "", fragment="").geturl()
 
 
 def _named(update: JobUpdate) -> str:

@@ -69,8 +69,10 @@ class HttpLibrary:
             return Hopeless(error)
         library = self._library
         url = action.url if isinstance(action, Ask) else ""
+        if isinstance(error, library.InvalidURL):
+            # Its words, and so its traceback, may quote the password of the URL.
+            return Hopeless(NotAJob(url, "nothing, for the URL is malformed"))
         unsendable = (
-            library.InvalidURL,
             library.UnsupportedProtocol,
             library.LocalProtocolError,
             UnicodeError,

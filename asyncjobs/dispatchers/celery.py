@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from asyncjobs.dispatchers.engines.push import (
     BlockingClientDispatcher,
     collect_errors,
 )
+from asyncjobs.errors import ConfigurationError
 from asyncjobs.portal import portal_for
+from asyncjobs.stores.urls import check_credentials
 
 with needs_extra("celery"):
     from celery import Celery, Task
@@ -68,7 +70,7 @@ class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
     def send_all(self, jobs: Sequence[Job]) -> None:
         with collect_errors() as attempt:
             for job in jobs:
-                with attempt(job):
+                with attempt(job), self._without_credentials():
                     self._send(job)
 
     def served_queues(self) -> frozenset[str] | None:
@@ -102,6 +104,19 @@ class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
         # Celery's processes end without Python's exit handlers, which would close the queue.
         worker_process_shutdown.connect(partial(_close, jobs), weak=False)
         return run_job
+
+    @contextmanager
+    def _without_credentials(self) -> Generator[None]:
+        """Replace the error for a malformed URL of a broker, which quotes the URL."""
+        try:
+            yield
+        except ValueError:
+            try:
+                for url in str(self._app.conf.broker_write_url or "").split(";"):
+                    check_credentials("The URL of Celery's broker", url)
+            except ConfigurationError as malformed:
+                raise malformed from None  # or the traceback would show the other error, too
+            raise
 
     def _send(self, job: Job) -> None:
         chosen = self.options.get(job.type, CeleryOptions())

@@ -46,8 +46,9 @@ def store_from_url(url: str) -> Store:
 def _scheme_of(url: str) -> str:
     try:
         return urlsplit(url).scheme
-    except ValueError as error:
-        raise ConfigurationError(f"The URL of the store is malformed: {error}.") from None
+    except ValueError:
+        # Its words quote the URL, which may hold a password.
+        raise ConfigurationError("The URL of the store is malformed.") from None
 
 
 def _registered(entry: EntryPoint) -> Make:

@@ -231,5 +231,5 @@ def from_url(url: str) -> MemoryStore:
     """Make a store for `memory://`."""
     check_parameters("memory", url, ())
     if url != "memory://":
-        raise ConfigurationError(f"The memory store's URL is memory://, got {url!r}.")
+        raise ConfigurationError("The memory store's URL is memory://, without anything behind it.")
     return MemoryStore()

@@ -1,4 +1,4 @@
-"""What the URLs of all stores have in common: their parameters, and the characters of no URL."""
+"""What the URLs of all stores have in common: credentials, parameters, and forbidden characters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from urllib.parse import unquote_plus
 from asyncjobs.errors import ConfigurationError
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
+
+# A name, an address or an escaped path of a socket, then perhaps a port. No other escapes: those of
+# ":" and "@" are signs of a password.
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]*\]|(?:%40)?(?:[^\s%@:/?#\[\]]|%2[Ff])*)(?::\d{0,5})?")
 
 
 def check_characters(what: str, text: str, *, errors: str = "strict") -> None:
@@ -24,15 +28,36 @@ def check_characters(what: str, text: str, *, errors: str = "strict") -> None:
         raise ConfigurationError(f"{what} has a character that UTF-8 cannot encode.") from None
 
 
+def check_credentials(what: str, url: str) -> None:
+    """Raise `ConfigurationError` if a part of the password could be taken for something else.
+
+    After an unescaped delimiter, parsers take the rest of a password for a host, a database or a
+    parameter: the driver would connect to it, and messages would show it.
+    """
+    rest = url.partition("://")[2]
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    credentials, _, hosts = authority.rpartition("@")
+    beyond = rest.removeprefix(authority)
+    clear = "@" not in f"{credentials}{beyond}" and "#" not in beyond
+    if not clear or not all(_HOST.fullmatch(host) for host in hosts.split(",")):
+        raise ConfigurationError(
+            f"{what} cannot be read. It is scheme://user:password@host:port/..."
+            " with the user and the password escaped: %40 for @, %3A for :, %2F for /, %3F for ?, "
+            "%23 for #, %25 for %."
+        )
+
+
 def check_parameters(store: str, url: str, known: Collection[str]) -> None:
     """Raise `ConfigurationError` for an unknown parameter of a URL; list the known ones."""
-    query = url.partition("?")[2].partition("#")[0]
+    beyond = url.partition("?")[2]
+    query = beyond.partition("#")[0]
     names = [unquote_plus(part.partition("=")[0]) for part in query.split("&") if part]
     unknown = {name for name in names if name not in known}
     if not unknown:
         return
-    # After a "?" in a password that was not escaped, the names are parts of the password.
-    shown = sorted(name for name in unknown if "@" not in query and _NAME.fullmatch(name))
+    # After a "?" or "&" in a password that was not escaped, the names are parts of the password.
+    is_safe = "@" not in beyond and "password" not in query
+    shown = sorted(name for name in unknown if is_safe and _NAME.fullmatch(name))
     raise ConfigurationError(
         f"The URL of the {store} store cannot be used: it has an unknown parameter"
         f"{': ' if shown else ''}{', '.join(shown)}. "

@@ -135,6 +135,17 @@ def test_a_name_without_module_or_attribute_is_refused(asyncjobs: Shell, spec: s
     assert (result.exit_code, "module:attribute" in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("command", ["list", "check", "migrate", "purge"])
+@pytest.mark.parametrize("scheme", ["postgresql", "redis", "sqlite", "memory"])
+def test_a_password_with_an_unescaped_delimiter_is_not_printed(
+    asyncjobs: Shell, scheme: str, command: str
+) -> None:
+    for url in (f"{scheme}://ann:Zq7x@xXyYz@127.0.0.1:1/0", f"{scheme}://ann:8246/xXyYz@127.0.0.1"):
+        result = asyncjobs(command, "--store", url)
+        assert result.exit_code == 2
+        assert not any(part in result.output for part in ("Zq7x", "xXyYz", "8246"))
+
+
 def test_an_unknown_scheme_is_a_usage_error(asyncjobs: Shell) -> None:
     result = asyncjobs("list", "--store", "carrier-pigeon://roof")
     assert (result.exit_code, "known schemes" in result.stderr) == (2, True)

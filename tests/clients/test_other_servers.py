@@ -285,11 +285,11 @@ def test_two_different_base_urls_are_refused(kind: Any) -> None:
 @pytest.mark.parametrize("kind", [JobsClient, AsyncJobsClient])
 def test_clients_and_jobs_show_no_credentials(kind: Any) -> None:
     client = kind("https://user:secret@h.example/v1?key=secret")
-    assert repr(client) == f"{kind.__name__}('https://h.example/v1?key=...')"
+    assert repr(client) == f"{kind.__name__}('https://h.example/v1?...')"
     job = kind().attach("https://user:secret@h.example/j/1?sig=secret&n=1")
     name = "AsyncRemoteJob" if kind is AsyncJobsClient else "RemoteJob"
-    assert repr(job) == f"<{name} https://h.example/j/1?sig=...&n=... unknown>"
-    assert repr(job.monitor) == "Monitor('https://h.example/j/1?sig=...&n=...', 'unknown')"
+    assert repr(job) == f"<{name} https://h.example/j/1?... unknown>"
+    assert repr(job.monitor) == "Monitor('https://h.example/j/1?...', 'unknown')"
     error = NotAJob("https://user:secret@h.example/j/1?sig=secret", "nothing")
     assert "secret" not in str(error)
     assert error.url == "https://user:secret@h.example/j/1?sig=secret"

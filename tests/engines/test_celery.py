@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import signal
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from kombu import Queue
 from asyncjobs import AsyncJobs, JobStatus
 from asyncjobs.dispatchers.celery import CeleryDispatcher, CeleryOptions
 from asyncjobs.dispatchers.engines.push import TEN_YEARS_IN_SECONDS
+from asyncjobs.errors import NotDispatched
 from asyncjobs.testing import PriorityConformance, sample_job
 from asyncjobs.testing.dispatcher_handlers import began
 from tests.conftest import ask
@@ -206,3 +208,21 @@ async def test_options_name_the_priority_of_a_type(engine: CeleryEngine, own_url
     # The Redis transport keeps a list for each of its priority steps.
     [message] = ask(own_urls.broker, "LRANGE", "mails\x06\x163", 0, -1)
     assert json.loads(message)["properties"]["priority"] == 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "broker",
+    [
+        "redis://:Zq7x/xXyYz@127.0.0.1:1/0",
+        "redis://:8246/xXyYz@127.0.0.1:1/0",
+        "redis://:Zq7x#xXyYz@127.0.0.1:1/0",
+        "amqp://ann:Zq7x?xXyYz@127.0.0.1:1//",
+    ],
+)
+async def test_no_part_of_the_broker_s_password_is_shown(engine: CeleryEngine, broker: str) -> None:
+    with pytest.raises(NotDispatched) as caught:
+        await engine.dispatcher(broker).dispatch([sample_job()])
+    shown = "".join(traceback.format_exception(caught.value, limit=0))
+    assert "Celery's broker cannot be read" in shown
+    assert not any(part in shown for part in ("Zq7x", "xXyYz", "8246"))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import traceback
-from contextlib import suppress
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from asyncjobs.errors import AsyncJobsError, ConfigurationError
+from asyncjobs.errors import AsyncJobsError, ConfigurationError, NotOpen
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.stores.redis import RedisStore
@@ -51,6 +50,10 @@ def shown_of(url: str) -> str:
     except ConfigurationError as error:
         return "".join(traceback.format_exception(error, limit=0))
     texts = [repr(store)]
+    try:
+        store.get([]).send(None)
+    except NotOpen as error:
+        texts.append(str(error))
     if isinstance(store, PostgresStore):
         texts += [store.server.name, repr(store.server)]
     return "\n".join(texts)
@@ -117,5 +120,4 @@ def test_the_server_is_shown(url: str, name: str) -> None:
     ],
 )
 def test_an_escaped_password_is_accepted(url: str) -> None:
-    with suppress(AttributeError):
-        store_from_url(url)
+    assert isinstance(store_from_url(url), RedisStore)

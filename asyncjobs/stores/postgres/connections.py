@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -25,7 +25,7 @@ from psycopg.pq import Conninfo, Format, TransactionStatus
 from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
 from asyncjobs.stores.postgres.arrays import Array, packed
 from asyncjobs.stores.retries import with_retries
-from asyncjobs.stores.urls import check_characters
+from asyncjobs.stores.urls import check_characters, check_credentials
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ _SHUT_DOWN_STATES = ("57P01", "57P02", "57P03")
 class PostgresAddress:
     """Where the database is, which of its schemas is ours, and how it is reached."""
 
-    conninfo: str
+    conninfo: str = field(repr=False)
     name: str
     schema: str
     pgbouncer: bool
@@ -79,6 +79,7 @@ class PostgresAddress:
 def address_of(url: str, *, schema: str, pgbouncer: bool, timeout: float) -> PostgresAddress:
     """Read the URL; `name` is what may be shown of it."""
     check_characters("The URL of the PostgreSQL store", url)
+    check_credentials("The URL of the PostgreSQL store", url)
     if _SCHEMA_NAME.fullmatch(schema) is None:
         raise ConfigurationError(
             f"A schema's name is made of a-z, 0-9 and _ (63 at most), got {schema!r}."
@@ -107,7 +108,7 @@ def libpq_parameters() -> set[str]:
 def _parameters_of(url: str) -> dict[str, Any] | None:
     try:
         given: dict[str, Any] = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
+    except (psycopg.ProgrammingError, UnicodeDecodeError):  # the latter for escapes of no UTF-8
         return None
     # libpq would find that out only when it connects, and call the server away.
     return given if _PORTS.fullmatch(str(given.get("port") or "")) else None

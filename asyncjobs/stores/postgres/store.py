@@ -41,7 +41,7 @@ from asyncjobs.stores.postgres.transactions import (
     elsewhere,
     transaction_on,
 )
-from asyncjobs.stores.urls import check_parameters
+from asyncjobs.stores.urls import check_credentials, check_parameters
 
 # Of the URL, beside those of libpq.
 _PARAMETERS = ("asyncjobs_schema", "pgbouncer")
@@ -191,6 +191,7 @@ def from_url(url: str) -> PostgresStore:
 
     The query may have `asyncjobs_schema=name` and `pgbouncer=true` beside libpq's own parameters.
     """
+    check_credentials("The URL of the PostgreSQL store", url)
     check_parameters("PostgreSQL", url, {*_PARAMETERS, *libpq_parameters()})
     address, mark, query = url.partition("?")
     parts = query.split("&") if mark else []

@@ -41,7 +41,7 @@ from typing_extensions import override
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.stores.redis.scripts import Argument, Script
 from asyncjobs.stores.retries import with_retries
-from asyncjobs.stores.urls import check_characters, check_parameters
+from asyncjobs.stores.urls import check_characters, check_credentials, check_parameters
 
 T = TypeVar("T")
 
@@ -99,6 +99,7 @@ _MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)")
 def split_url(url: str) -> tuple[str, str | None]:
     """Return the URL as the driver wants it, and the namespace it names."""
     check_characters("The URL of the Redis store", url)
+    check_credentials("The URL of the Redis store", url)
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(f"{_FORM}; got the scheme {parts.scheme!r}.")

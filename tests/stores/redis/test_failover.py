@@ -230,5 +230,5 @@ async def test_options_for_sentinels_that_the_driver_does_not_know_are_named(opt
 
 
 async def test_a_sentinel_s_port_is_a_number() -> None:
-    with pytest.raises(ConfigurationError, match="cannot be used"):
+    with pytest.raises(ConfigurationError, match="cannot be read"):
         await open_and_close(RedisStore("redis://:secret@127.0.0.1:x?sentinel=jobs"))
