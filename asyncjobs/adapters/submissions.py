@@ -12,7 +12,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 from fastapi import FastAPI, Request, params
@@ -141,10 +141,11 @@ def _references(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str,
     """Yield where the references to documents stand, and to which they are."""
     if not isinstance(value, dict):
         return
-    name = model_of(value)
+    schema = cast("Schema", value)
+    name = model_of(schema)
     if name is not None:
         yield place, name
-    for key, inner in value.items():
+    for key, inner in schema.items():
         yield from _references(inner, (*place, key))
 
 

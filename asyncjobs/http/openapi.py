@@ -179,7 +179,7 @@ def _reference_to(model: type[BaseModel]) -> Schema:
 def _response(route: Route, status: HTTPStatus) -> Schema:
     text = route.answers[status]
     if status >= HTTPStatus.BAD_REQUEST:
-        described = _problem(status, text)
+        described: Schema = _problem(status, text)
         described["content"].update(_PAGE)
         return described
     if status >= HTTPStatus.MULTIPLE_CHOICES or status is HTTPStatus.NO_CONTENT:
@@ -189,7 +189,8 @@ def _response(route: Route, status: HTTPStatus) -> Schema:
     elif route.model is not None:
         described = _json(text, route.model)
     else:
-        content = _events() if route.operation is Operation.EVENTS else {"schema": {}}
+        any_json: Schema = {"schema": {}}
+        content = _events() if route.operation is Operation.EVENTS else any_json
         described = {"description": text, "content": {route.media_type: content}}
     if route.operation is Operation.STATUS and status is HTTPStatus.OK:
         described["content"].update(_PAGE)

@@ -154,7 +154,7 @@ def test_a_generated_client_has_the_types_of_the_documents(
             timeout=120,
         )
         assert said.returncode == 0, said.stdout + said.stderr
-        monkeypatch.syspath_prepend(package.parent)
+        monkeypatch.setattr(sys, "path", [str(package.parent), *sys.path])
         models = import_module("exports_client.models")
         client = import_module("exports_client").Client(str(server.base_url))
 
