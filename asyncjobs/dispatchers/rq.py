@@ -99,7 +99,7 @@ class RQDispatcher(BlockingClientDispatcher[RQOptions]):
     def served_queues(self) -> frozenset[str] | None:
         """Ask Redis, in which RQ's workers register; None if none runs or Redis is away."""
         with suppress(Exception):  # Redis is away
-            workers = Worker.all(connection=self._connection)
+            workers: Any = Worker.all(connection=self._connection)  # pyright: ignore[reportUnknownMemberType]  # a serializer without a type
             return frozenset(name for one in workers for name in one.queue_names()) or None
         return None
 

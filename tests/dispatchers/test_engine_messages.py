@@ -122,7 +122,7 @@ async def test_a_store_that_is_away_is_no_error_of_the_engine(
         assert (await jobs.find(job.id)).result == 42
 
 
-class Client(BlockingClientDispatcher[None]):
+class Client(BlockingClientDispatcher[Any]):
     """A dispatcher whose engine is of no matter."""
 
     def send_all(self, jobs: Sequence[Job]) -> None: ...

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from anyio import to_thread
 
-from asyncjobs import AsyncJobs, JobStatus
+from asyncjobs import AsyncJobs, JobContext, JobStatus
 from asyncjobs.core.submission import EnqueueOptions
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.testing import BRISK, DispatcherConformance, WorkerLossConformance, sample_job
@@ -87,6 +87,24 @@ class EngineConformance(OnWorkers, DispatcherConformance, WorkerLossConformance)
             await until(all_are_sent)
             await until(lambda: "can be dispatched again" in caplog.text)
         assert caplog.text.count("can be dispatched again") == 1
+
+    async def test_a_job_whose_handler_the_workers_lack_is_sent_again_while_they_answer(
+        self, workers: EngineWorkers
+    ) -> None:
+        """As during a rolling deploy whose web processes came first."""
+        async with workers.opened() as jobs:
+
+            @jobs.handler("of the next release")
+            async def work(_job: JobContext) -> None: ...
+
+            handle = await jobs.enqueue(work)
+
+            async def was_left_thrice() -> bool:
+                # Written when a worker leaves it to others, and when it is sent again.
+                return (await jobs.find(handle.id)).revision > 6
+
+            await until(was_left_thrice)
+            assert (await handle.cancel()).status is JobStatus.CANCELLED
 
     async def test_results_are_kept_of_the_application_s_own_tasks_only(
         self, engine: Engine, urls: Urls, workers: EngineWorkers, tmp_path: Path

@@ -154,7 +154,8 @@ async def test_an_alert_fires_at_its_first_event(
 
 
 async def test_an_alert_fires_if_there_are_no_metrics(tmp_path: Path) -> None:
-    check(tmp_path, [{}] * (BEFORE + AFTER), {"JobMetricsMissing"})
+    nothing: Scrape = {}
+    check(tmp_path, [nothing] * (BEFORE + AFTER), {"JobMetricsMissing"})
 
 
 def check(tmp_path: Path, scrapes: Sequence[Scrape], alerts: set[str]) -> None:
