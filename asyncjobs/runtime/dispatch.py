@@ -44,7 +44,9 @@ class DispatchRetrier:
         self._settings = settings
         self._tasks = tasks
         pushes = dispatcher.delivery is Delivery.PUSH
-        self._hand_on = GroupCommit(self._try, tasks) if pushes else self._try
+        # A caller waits for a call under way, and then for its own.
+        longest = 2 * settings.dispatch_timeout + timedelta(seconds=_PAUSE_SECONDS)
+        self._hand_on = GroupCommit(self._try, tasks, longest) if pushes else self._try
         self._remembered = settings.redelivery + 2 * settings.sweep_interval
         self._refused: set[JobId] = set()
         self._refused_types: set[str] = set()
@@ -52,47 +54,56 @@ class DispatchRetrier:
         self._seen: deque[tuple[datetime, Mapping[str, datetime]]] = deque()
         self._long_waits: set[str] = set()
         self._pause_ends = -math.inf
-        # What arrives until all of the last pause has been tried waits here.
+        # What arrives in a pause, and until all of that has been tried.
         self._held: deque[Job] = deque()
         self._is_catching_up = False
 
     async def dispatch(self, jobs: Sequence[Job]) -> None:
         """Dispatch jobs now or, after an error, when the pause is over. Raises no error."""
-        if not self._is_catching_up and anyio.current_time() >= self._pause_ends:
-            await self._hand_on(jobs)
-        elif len(self._held) + len(jobs) <= _MAX_REMEMBERED:
-            self._held.extend(jobs)
-            if not self._is_catching_up:
-                self._is_catching_up = True
-                self._tasks.start_soon(self._catch_up)
+        if self._is_catching_up or self._pauses:
+            self._hold(jobs)
         else:
-            self._remember(jobs)
+            await self._hand_on(jobs)
+
+    @property
+    def _pauses(self) -> bool:
+        return anyio.current_time() < self._pause_ends
+
+    def _hold(self, jobs: Sequence[Job]) -> None:
+        """Dispatch jobs when the pause is over; those beyond the limit when they are due again."""
+        self._held.extend(jobs[: _MAX_REMEMBERED - len(self._held)])
+        if not self._is_catching_up:
+            self._is_catching_up = True
+            self._tasks.start_soon(self._catch_up)
 
     async def _catch_up(self) -> None:
-        """Dispatch what arrives in a pause when it is over; each pause may be followed by one."""
         try:
             while self._held:
                 await anyio.sleep(max(0.0, self._pause_ends - anyio.current_time()))
                 count = min(len(self._held), _MAX_BATCH_SIZE)
                 await self._hand_on([self._held.popleft() for _ in range(count)])
-        except AsyncJobsError as error:  # jobs that are left are due again after `redelivery`
-            log.warning("Jobs were not dispatched in time; they are dispatched later: %s", error)
+        except AsyncJobsError as error:  # the queue ends; the jobs are due again in the store
+            log.warning("Jobs were not dispatched; they are dispatched again later: %s", error)
         finally:
-            self._held.clear()
             self._is_catching_up = False
 
     async def _try(self, jobs: Sequence[Job]) -> Sequence[None]:
+        answers = [None] * len(jobs)
+        if self._pauses:  # since an error of the call that these jobs have waited for
+            self._hold(jobs)
+            return answers
+        refused: frozenset[str] = frozenset()
         try:
             with anyio.fail_after(self._settings.dispatch_timeout.total_seconds()):
                 await self._dispatcher.dispatch(jobs)
         except NotDispatched as error:
-            self._note_refused([job for job in jobs if job.id in error.refused], error)
-            self._note_taken(jobs)
+            refused = error.refused
+            self._note_refused([job for job in jobs if job.id in refused], error)
         except Exception as error:  # noqa: BLE001  # logged
             self._note_refused(jobs, error)
-        else:
-            self._note_taken(jobs)
-        return [None] * len(jobs)
+            return answers
+        self._note_taken([job for job in jobs if job.id not in refused])
+        return answers
 
     def _note_refused(self, jobs: Sequence[Job], error: Exception) -> None:
         types = {job.type for job in jobs}
@@ -103,16 +114,14 @@ class DispatchRetrier:
             ", ".join(sorted(types)),
             str(error) or type(error).__name__,
             exc_info=error,
-            extra=log_fields(jobs[0]),
+            extra=log_fields(jobs[0]) if jobs else {},
         )
         self._refused_types |= types
         self._pause_ends = anyio.current_time() + _PAUSE_SECONDS
         self._remember(jobs)
 
     def _note_taken(self, jobs: Sequence[Job]) -> None:
-        if not self._refused_types:
-            return
-        again = {job.type for job in jobs if job.id not in self._refused} & self._refused_types
+        again = self._refused_types.intersection(job.type for job in jobs)
         if again:
             self._refused_types -= again
             log.info("Jobs of type %s can be dispatched again", ", ".join(sorted(again)))

@@ -43,12 +43,14 @@ class Engine(WorkerDispatcher):
 
     def __init__(self, refuses: str = "") -> None:
         self.told: list[str] = []
+        self.batches: list[int] = []
         self.away = False
         self.refuses = refuses
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         if self.away:
             raise ConnectionError("nobody there")
+        self.batches.append(len(jobs))
         taken = [job.id for job in jobs if job.type != self.refuses]
         self.told.extend(taken)
         if len(taken) < len(jobs):
@@ -289,11 +291,11 @@ class Mute(Prompt):
 
     def __init__(self) -> None:
         super().__init__()
-        self.batches: list[int] = []
+        self.calls: list[int] = []
         self.answers = anyio.Event()
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
-        self.batches.append(len(jobs))
+        self.calls.append(len(jobs))
         await self.answers.wait()
         await super().dispatch(jobs)
 
@@ -307,7 +309,7 @@ def test_an_engine_that_does_not_answer_delays_one_submission(
             began = anyio.current_time()
             jobs = [await web.enqueue("task", number) for number in range(20)]
             assert anyio.current_time() - began == 5
-            assert engine.batches == [1]  # the engine is not asked for a second after its refusal
+            assert engine.calls == [1]  # the engine is not asked for a second after its refusal
             engine.answers.set()
             await anyio.sleep((PAUSE + SWEEP).total_seconds())
             assert set(engine.told) == {job.id for job in jobs}
@@ -315,6 +317,67 @@ def test_an_engine_that_does_not_answer_delays_one_submission(
     simulated(work)
     told = [one for one in caplog.records if "dispatched" in one.message]
     assert [(one.levelname, "TimeoutError" in one.message) for one in told] == [("WARNING", True)]
+
+
+def test_callers_behind_a_call_without_an_answer_wait_no_longer_than_it() -> None:
+    async def work() -> None:
+        engine, waits = Mute(), list[float]()
+        async with with_task(engine, settings=Settings(dispatch_timeout=20)) as web:
+
+            async def submit(number: int) -> None:
+                began = anyio.current_time()
+                await web.enqueue("task", number)
+                waits.append(anyio.current_time() - began)
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(20):
+                    tasks.start_soon(submit, number)
+                    await anyio.sleep(0.5)
+            assert max(waits) == 20
+            engine.answers.set()
+            await anyio.sleep((PAUSE + SWEEP).total_seconds())
+            assert len(set(engine.told)) == 20
+
+    simulated(work)
+
+
+def test_more_jobs_than_are_held_in_a_pause_are_dispatched_when_they_are_due() -> None:
+    async def work() -> None:
+        engine = Prompt()
+        web = with_task(engine)
+        async with web:
+            engine.away = True
+            await web.enqueue("task", 0)
+            await web.enqueue_many("task", range(10_000))
+            await web.enqueue_many("task", range(10))
+            engine.away = False
+            await anyio.sleep(1.5)
+            assert len(engine.told) == 10_000
+            assert max(engine.batches) == 512
+            await anyio.sleep((PAUSE + 2 * SWEEP).total_seconds())
+            assert len(set(engine.told)) == 10_011
+
+    simulated(work)
+
+
+def test_an_error_that_names_no_job_is_logged_and_all_count_as_taken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Odd(Prompt):
+        async def dispatch(self, jobs: Sequence[Job], /) -> None:
+            await super().dispatch(jobs)
+            raise NotDispatched((), "odd")
+
+    caplog.set_level(logging.DEBUG)
+
+    async def work() -> None:
+        engine = Odd()
+        async with with_task(engine) as web:
+            job = await web.enqueue("task", 1)
+            assert engine.told == [job.id]
+
+    simulated(work)
+    assert "could not be dispatched; they are dispatched again later: odd" in caplog.text
 
 
 @pytest.mark.anyio
@@ -329,13 +392,13 @@ async def test_an_engine_is_told_at_once_of_what_came_while_it_was_told(
 
     async with web, anyio.create_task_group() as tasks:
         tasks.start_soon(web.enqueue, task, None)
-        await until(lambda: engine.batches == [1])
+        await until(lambda: engine.calls == [1])
         for _ in range(10):
             tasks.start_soon(web.enqueue, task, None)
         await until(lambda: len(inserted(counted)) == 11)
         await anyio.wait_all_tasks_blocked()
         engine.answers.set()
-    assert engine.batches == [1, 10]
+    assert engine.calls == [1, 10]
 
 
 def inserted(store: FaultyStore) -> list[JobId]:
