@@ -163,8 +163,6 @@ class DispatchRetrier:
     def _warn_of_long_waits(self, jobs: Sequence[Job], now: datetime) -> None:
         """Log once for each queue that its jobs wait long: no worker may serve it."""
         self._long_waits &= {q for q, waited in self.oldest(now).items() if waited >= _LONG_WAIT}
-        if self._dispatcher.delivery is not Delivery.PUSH:
-            return
         for job in sorted(jobs, key=lambda one: one.run_at):
             if now - job.run_at < _LONG_WAIT or job.queue in self._long_waits:
                 continue
