@@ -53,7 +53,11 @@ CAPTURED = re.compile(r"```(?:json\n|http\n.*?\n\n)(?P<body>\{.*\})\n```", re.DO
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
-GENERATED = ["reference/lifecycle.md", "reference/python.md", "howto/choose-an-engine.md"]
+GENERATED = [
+    "reference/lifecycle.md",
+    "reference/python.md",
+    pytest.param("howto/choose-an-engine.md", marks=pytest.mark.thorough),
+]
 
 
 @pytest.mark.parametrize("page", GENERATED)

@@ -65,6 +65,7 @@ def test_a_store_that_does_not_compare_revisions_is_found() -> None:
     assert "was replaced 2 times" in found(Overwriting)
 
 
+@pytest.mark.thorough
 def test_an_outcome_that_is_not_fenced_by_its_token_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -81,11 +82,13 @@ def no(_: object) -> bool:
     return False
 
 
+@pytest.mark.thorough
 def test_a_lease_that_is_not_renewed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Attempt, "wants_renewal", no)
     assert "was lost without a reason" in found()
 
 
+@pytest.mark.thorough
 def test_suspects_that_do_not_run_alone_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "is_suspect", no)
     assert "and all are suspects" in found()

@@ -563,7 +563,9 @@ async def test_a_break_down_is_seen():
 BY_HAND = "import asyncio, test_app; asyncio.run(test_app.test_double())"
 
 
-@pytest.mark.parametrize("plugin", ["pytest-asyncio", "asyncio.run"])
+@pytest.mark.parametrize(
+    "plugin", [pytest.param("pytest-asyncio", marks=pytest.mark.thorough), "asyncio.run"]
+)
 def test_it_works_in_the_tests_of_asyncio_alone(tmp_path: Path, plugin: str) -> None:
     (tmp_path / "test_app.py").write_text(PLAIN)
     command = ["-c", BY_HAND]
