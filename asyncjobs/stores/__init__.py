@@ -1,4 +1,4 @@
-"""Stores, each in a module of its own, found by the scheme of a URL."""
+"""The stores, one module or package each, selected by the scheme of a URL."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _BUILT_IN = {
 
 
 def store_from_url(url: str) -> Store:
-    """Make the store a URL names, unopened; raise `ConfigurationError` where none does.
+    """Make the store for a URL without opening it; raise `ConfigurationError` if none matches.
 
-    Others than the built-in ones register a function from URL to store under the entry point
-    group `asyncjobs.stores`, by scheme.
+    Third-party stores register a function from URL to store under the entry point group
+    `asyncjobs.stores`, named by the scheme.
     """
     check_characters("The URL of the store", url)
     scheme = _scheme_of(url)
@@ -36,7 +36,7 @@ def store_from_url(url: str) -> Store:
     found = entry_points(group="asyncjobs.stores")
     if scheme not in found.names:
         known = ", ".join(sorted({*_BUILT_IN, *found.names}))
-        # The URL itself may hold a password.
+        # The message must not quote the URL, which may contain a password.
         raise ConfigurationError(
             f"No store is known for URLs that begin with {scheme!r} (known schemes: {known})."
         )
@@ -47,7 +47,7 @@ def _scheme_of(url: str) -> str:
     try:
         return urlsplit(url).scheme
     except ValueError:
-        # Its words quote the URL, which may hold a password.
+        # The original message quotes the URL, which may contain a password.
         raise ConfigurationError("The URL of the store is malformed.") from None
 
 
@@ -75,5 +75,5 @@ def _load(module: str, name: str) -> Make:
 def _reason_of(error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"needs the package {(error.name or '').partition('.')[0]!r}"
-    # The driver is there, but a part of it is not, as psycopg without a libpq.
+    # The driver is installed but incomplete, for example psycopg without libpq.
     return f"cannot load its driver ({str(error).partition(chr(10))[0].rstrip('.')})"

@@ -1,4 +1,4 @@
-"""Keeps jobs in this process: the reference for what a store does. Durability: process."""
+"""Stores jobs in this process: the reference implementation of a store. Durability: process."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from asyncjobs.stores.urls import check_parameters
 
 _Key = tuple[str | None, str, str]
 
-# When a job is due, its place in the order of insertion, and its id.
+# When a job is due, its position in the order of insertion, and its id.
 _Entry = tuple[datetime, int, JobId]
 
-# A part of these: it lies before all entries that begin with it.
+# The beginning of an entry. It sorts before all entries that begin with it.
 _Bound = tuple[datetime, float]
 
+# The size of the lists in a lane. They are split at twice this length.
 _PIECE = 512
 
 _last_of = itemgetter(-1)
 
-# Of a cursor, which is a job's place in the order of insertion.
+# The digits of a cursor, which is a job's position in the order of insertion.
 _DIGITS = 19
 
 
 class MemoryStore:
-    """A store that lives as long as its object; closing it forgets nothing.
+    """A store that lives as long as its object; closing it keeps all jobs.
 
-    Jobs are frozen and hold their payloads as text, so handing them out shares nothing that could
-    change. Every method lets other tasks run first, as a store that is far away would.
+    Jobs are immutable and hold their payloads as text, so callers cannot change stored data. Every
+    method yields to other tasks first, as a remote store would.
     """
 
     powers: frozenset[type] = frozenset({InlineReads, Listing})
@@ -94,7 +95,7 @@ class MemoryStore:
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         await anyio.lowlevel.checkpoint()
         before, wanted = sequence_of(after, _DIGITS), which.given()
-        # In the order of insertion, since a dict keeps it and no id is inserted twice.
+        # A dict keeps the order of insertion, and no id is inserted twice.
         newest = (
             (order, job)
             for job_id, order in reversed(self._order.items())
@@ -165,10 +166,10 @@ class MemoryStore:
 
 
 class _Lane:
-    """What is due in a lane, in order.
+    """The due jobs of a lane, in order.
 
-    It lies in short pieces, so that an entry that comes or goes moves few others, and a count adds
-    up pieces instead of entries.
+    They are kept in short lists, so that adding or removing an entry moves few others, and counting
+    adds up lengths of lists instead of entries.
     """
 
     def __init__(self) -> None:
@@ -182,6 +183,7 @@ class _Lane:
         if not pieces:
             pieces.append([entry])
             return
+        # Most entries come last, since jobs are usually due in the order of insertion.
         place = len(pieces) - 1
         if len(pieces) > 1 and entry < pieces[place][0]:
             place = bisect_left(pieces, entry, key=_last_of)
@@ -203,7 +205,7 @@ class _Lane:
             del pieces[place]
 
     def count(self, start: _Bound | None, end: _Bound, most: int) -> int:
-        """Count the entries between two bounds; look no further than needed to find `most`."""
+        """Count the entries between two bounds; stop when `most` are found."""
         first, begin = (0, 0) if start is None else self._find(start)
         place, number = self._find(end)
         while place > first and number < most:
@@ -212,7 +214,7 @@ class _Lane:
         return number - begin if place == first else number
 
     def _find(self, bound: _Bound | _Entry) -> tuple[int, int]:
-        """Return the piece, and the place in it, of the first entry that is not before a bound."""
+        """Return the list, and the index in it, of the first entry that is not before a bound."""
         place = bisect_left(self._pieces, bound, key=_last_of)
         return place, bisect_left(self._pieces[place], bound) if place < len(self._pieces) else 0
 

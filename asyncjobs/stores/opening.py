@@ -1,4 +1,4 @@
-"""What opening a store checks and keeps, whichever store it is."""
+"""The checks that all stores make when they open, and the state of an open store."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from asyncjobs.errors import ConfigurationError, NotOpen, SchemaError
 
 T = TypeVar("T")
 
-# What forks copied into this process. Its connections are the parent's: to close them here, as
-# forgetting them would, harms the parent.
+# Values copied into this process by a fork. Their connections belong to the parent. Closing them
+# here, as garbage collection would, breaks them for the parent.
 _inherited: list[object] = []
 
 
@@ -27,13 +27,13 @@ def require_asyncio(store: str, *, driver: str) -> None:
 
 
 def require_version(store: str, found: int | str, known: int) -> None:
-    """Raise `SchemaError` if the data has another schema version than this package knows."""
+    """Raise `SchemaError` if the data has a schema version other than `known`."""
     if found != known:
         raise SchemaError(store, f"it has schema version {found}, this asyncjobs knows {known}")
 
 
 class OpenState(Generic[T]):
-    """What a store has only while it is open, and only in the process that opened it."""
+    """The state of an open store, valid only in the process that opened it."""
 
     def __init__(self, store: str) -> None:
         self._store = store
@@ -41,19 +41,19 @@ class OpenState(Generic[T]):
         self._pid = 0
 
     def set(self, value: T) -> None:
-        """Keep the value until `clear`."""
+        """Store the value until `clear`."""
         if self._value is not None and self._pid != os.getpid():
             _inherited.append(self._value)
         self._value, self._pid = value, os.getpid()
 
     def get(self) -> T:
-        """Return the value; raise `NotOpen` if there is none, or if it is another process's."""
+        """Return the value; raise `NotOpen` if there is none or another process set it."""
         if self._value is None or self._pid != os.getpid():
             raise NotOpen(f"The store {self._store}")
         return self._value
 
     def clear(self) -> T:
-        """Return the value and forget it; raise as `get`."""
+        """Return the value and remove it; raise like `get`."""
         value = self.get()
         self._value = None
         return value

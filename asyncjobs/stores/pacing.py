@@ -1,15 +1,15 @@
-"""How often something may happen that costs others a little each time."""
+"""Limits how often an action with a small cost for others is repeated."""
 
 from __future__ import annotations
 
-# So many go at once behind one that did.
+# How many may follow one without a pause.
 _AT_ONCE = 4
 
 
 class Pace:
-    """Once per `seconds` on average; a few in a row go at once.
+    """Allow one action per `seconds` on average; a few in a row are not delayed.
 
-    So what happens now and then never waits, and what happens all the time is gathered.
+    Rare actions never wait, while frequent ones are combined.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -17,7 +17,7 @@ class Pace:
         self._credit_ends = 0.0
 
     def pause(self, now: float) -> float:
-        """Return how long the next one is to wait, in seconds, and count it."""
+        """Count the next action and return how long it must wait, in seconds."""
         at = max(now, self._credit_ends - _AT_ONCE * self._seconds)
         self._credit_ends = max(at, self._credit_ends) + self._seconds
         return at - now

@@ -1,4 +1,4 @@
-"""Reads rows of which some may not be readable."""
+"""Decodes rows, some of which may be unreadable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def readable(rows: Iterable[R], read: Callable[[R], Job]) -> list[Job]:
-    """Read the jobs of some rows; log those that cannot be read, and leave them out."""
+    """Decode the jobs of some rows; log and omit the rows that cannot be decoded."""
     jobs: list[Job] = []
     for row in rows:
         try:

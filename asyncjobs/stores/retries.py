@@ -1,4 +1,4 @@
-"""Calls to a server are repeated in one rhythm, whichever server it is."""
+"""Repeats calls to a server with the same pauses for every store."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import anyio
 E = TypeVar("E", bound=Exception)
 T = TypeVar("T")
 
-# A dropped connection is made anew within these; a server that stays away is reported.
+# Long enough to replace a dropped connection, short enough to report a server that stays down.
 _PAUSES_SECONDS = (0.05, 0.2)
 
 
 async def with_retries(
     call: Callable[[], Awaitable[T]], failure: type[E], may_repeat: Callable[[E], bool]
 ) -> T:
-    """Make a call, and make it again after a failure for which `may_repeat` returns True.
+    """Make a call, and repeat it after a failure for which `may_repeat` returns True.
 
-    The last of three attempts raises what it raises.
+    There are at most three attempts; the error of the last one is raised.
     """
     for pause in _PAUSES_SECONDS:
         try:

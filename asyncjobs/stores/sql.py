@@ -1,4 +1,4 @@
-"""What the stores in SQL databases share: rows and jobs, lists, and the script of their tables."""
+"""Code shared by the SQL stores: rows and jobs, lists, and the migration script."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from asyncjobs.stores.reading import readable
 
 Row = Sequence[Any]
 
-#: What `job_from` reads; `seq`, the order of insertion, comes last.
+#: The columns that `job_from` reads; `seq`, the order of insertion, comes last.
 JOB_COLUMNS = "id, submission, state, payload, result, errors, revision, lane, due_at, seq"
 
 # A cursor is the `seq` of a page's last job.
@@ -28,43 +28,43 @@ _MAX_CURSOR_DIGITS = 18
 
 
 def job_from(row: Row) -> Job:
-    """Read a job from its `JOB_COLUMNS`."""
+    """Decode a job from its `JOB_COLUMNS`."""
     return decode(row[0], row[1], row[2], Columns._make(row[3:9]))
 
 
 def due_column(job: Job) -> int | None:
-    """Express when a job is due as its column does."""
+    """Return the value of the column `due_at` for a job."""
     return None if job.due_at is None else to_microseconds(job.due_at)
 
 
 def moments_from(rows: Iterable[Row]) -> list[datetime | None]:
-    """Read a column of moments, which may be NULL."""
+    """Decode a column of moments, which may be NULL."""
     return [None if moment is None else from_microseconds(moment) for (moment,) in rows]
 
 
 def condition(
     terms: Mapping[str, str | int | None], status: JobStatus | None
 ) -> tuple[str, list[str | int]]:
-    """Join the terms whose value is not None; return the condition and these values."""
+    """Join the terms whose value is not None; return the condition and those values."""
     given = {term: value for term, value in terms.items() if value is not None}
-    # The status is part of the text: a partial index is not used for a parameter.
+    # The status is a literal: a partial index is not used for a parameter.
     state = [] if status is None else [f"status = '{status.value}'"]
     return " AND ".join([*given, *state]) or "true", [*given.values()]
 
 
 def cursor_from(after: str | None) -> int | None:
-    """Read the `seq` before which a list goes on; raise `InvalidQuery` for any other text."""
+    """Return the `seq` before which a list continues; raise `InvalidQuery` for any other text."""
     return sequence_of(after, _MAX_CURSOR_DIGITS)
 
 
 def page_of(rows: Sequence[Row], limit: int, read: Callable[[Row], Job] = job_from) -> Page:
-    """Make a page of at most `limit` jobs; one row more means that the list goes on."""
+    """Return a page of at most `limit` jobs; one extra row means that the list continues."""
     jobs = readable(rows[:limit], read)
     return Page(jobs, str(rows[limit - 1][-1]) if len(rows) > limit else None)
 
 
 def script_since(since: int, *, version: int, script: str) -> str:
-    """Return the script that makes the tables of a version, or nothing if they are there.
+    """Return the script that makes the tables, or '' if `since` is the current version.
 
     Raises `ConfigurationError` for a version that does not exist.
     """

@@ -1,4 +1,4 @@
-"""What the URLs of all stores have in common: credentials, parameters, and forbidden characters."""
+"""The checks that all stores make of their URLs: credentials, parameters, forbidden characters."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from asyncjobs.errors import ConfigurationError
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
-# A name, an address or an escaped path of a socket, then perhaps a port. No other escapes: those of
-# ":" and "@" are signs of a password.
+# A name, an address or the escaped path of a socket, then an optional port. Other escapes are not
+# allowed: an escaped ":" or "@" suggests that this is part of a password.
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]*\]|(?:%40)?(?:[^\s%@:/?#\[\]]|%2[Ff])*)(?::\d{0,5})?")
 
 
 def check_characters(what: str, text: str, *, errors: str = "strict") -> None:
-    """Raise `ConfigurationError` for a NUL, or for what no encoding can write.
+    """Raise `ConfigurationError` for a NUL, or for a character that UTF-8 cannot encode.
 
-    Drivers written in C read up to the NUL only, and so find another server or file.
+    Drivers written in C stop reading at a NUL, and would use another server or file.
     """
     if "\0" in text:
         raise ConfigurationError(f"{what} has a NUL character.")
@@ -29,10 +29,10 @@ def check_characters(what: str, text: str, *, errors: str = "strict") -> None:
 
 
 def check_credentials(what: str, url: str) -> None:
-    """Raise `ConfigurationError` if a part of the password could be taken for something else.
+    """Raise `ConfigurationError` if part of the password could be taken for another URL part.
 
     After an unescaped delimiter, parsers take the rest of a password for a host, a database or a
-    parameter: the driver would connect to it, and messages would show it.
+    parameter. The driver would connect to it, and messages would show it.
     """
     rest = url.partition("://")[2]
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
@@ -48,14 +48,14 @@ def check_credentials(what: str, url: str) -> None:
 
 
 def check_parameters(store: str, url: str, known: Collection[str]) -> None:
-    """Raise `ConfigurationError` for an unknown parameter of a URL; list the known ones."""
+    """Raise `ConfigurationError` for an unknown parameter of a URL, and list the known ones."""
     beyond = url.partition("?")[2]
     query = beyond.partition("#")[0]
     names = [unquote_plus(part.partition("=")[0]) for part in query.split("&") if part]
     unknown = {name for name in names if name not in known}
     if not unknown:
         return
-    # After a "?" or "&" in a password that was not escaped, the names are parts of the password.
+    # After an unescaped "?" or "&" in a password, the names may be parts of the password.
     is_safe = "@" not in beyond and "password" not in query
     shown = sorted(name for name in unknown if is_safe and _NAME.fullmatch(name))
     raise ConfigurationError(

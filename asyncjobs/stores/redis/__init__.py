@@ -1,4 +1,4 @@
-"""The Redis store, for Valkey too."""
+"""The Redis store; it works with Valkey, too."""
 
 from asyncjobs.stores.redis.store import RedisStore, from_url
 

@@ -1,4 +1,4 @@
-"""What the Redis store checks before it keeps jobs on a server."""
+"""The checks of the Redis store before it stores jobs on a server."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from asyncjobs.stores.opening import require_version
 from asyncjobs.stores.redis.scripts import Keys
 from asyncjobs.stores.redis.server import RedisServer
 
-# The version of the layout that `scripts` keeps; keys of another version are not touched.
+# The version of the layout in `scripts`. Keys of another version are left alone.
 _SCHEMA_VERSION = 1
 
-# The first versions with the script flags that keep a script from being broken off in the middle.
+# The first versions with script flags, which ensure that a script is not aborted halfway.
 _MIN_VERSIONS = {"redis": 7, "valkey": 8}
 
 
 async def check(server: RedisServer, keys: Keys) -> None:
-    """Raise `SchemaError` for what cannot be used, and warn of what forgets jobs."""
+    """Raise `SchemaError` for an unusable server or keys, and warn if the server can lose jobs."""
     await _check_version(server)
     await _check_kinds(server, keys)
     await _check_schema(server, keys.schema)
@@ -27,7 +27,7 @@ async def check(server: RedisServer, keys: Keys) -> None:
 
 
 async def inspect(server: RedisServer, schema_key: str) -> list[Finding]:
-    """Look at how the server is set up, as far as it allows."""
+    """Return the settings of the server, as far as it permits reading them."""
     about = await _allowed(server, "INFO", "server") or {}
     config = await _allowed(server, "CONFIG GET", "maxmemory-policy", "append*") or {}
     schema = (await server.command("GET", schema_key) or b"none").decode(errors="replace")
@@ -69,9 +69,10 @@ async def _check_kinds(server: RedisServer, keys: Keys) -> None:
 
 
 async def _check_schema(server: RedisServer, key: str) -> None:
-    # Read first: a server that is full or a replica still has the jobs it has.
+    # Read before writing: a full server or a replica can still serve the jobs it has.
     found = await server.command("GET", key)
     if found is None:
+        # NX with GET: if several processes start at once, all see the same version.
         found = await server.command("SET", key, _SCHEMA_VERSION, "NX", "GET")
     version = (found or b"%d" % _SCHEMA_VERSION).decode(errors="replace")
     if not version.isdecimal():
@@ -105,13 +106,13 @@ async def _warn_of_losses(server: RedisServer) -> None:
 
 
 def _evicted_by(policy: str) -> str:
-    """Name what is evicted when memory is full; only finished jobs have an expiry."""
+    """Return what is evicted when memory is full; only finished jobs have an expiry."""
     evicted = {"allkeys": "jobs", "volatile": "finished jobs"}
     return evicted.get(policy.partition("-")[0], "")
 
 
 async def _allowed(server: RedisServer, *words: str) -> dict[str, Any] | None:
-    """Ask what many hosts forbid to ask; return None if it is forbidden."""
+    """Send a command that many hosting providers forbid; return None if it is forbidden."""
     try:
         answer: dict[str, Any] = await server.command(*words)
     except StoreUnavailable as error:

@@ -1,4 +1,4 @@
-"""How the Redis store learns of what other processes wrote."""
+"""Receives the changes that other processes publish through Redis."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from asyncjobs.errors import StoreUnavailable
 from asyncjobs.stores.pacing import Pace
 from asyncjobs.stores.redis.server import RedisServer, disconnect
 
-#: A batch with more ids is empty instead: any job may have changed.
+#: A batch with more ids is replaced by an empty one: any job may have changed.
 MAX_IDS_PER_BATCH = 1000
 
-#: After such a silence a subscription is asked whether it is still alive.
+#: After this much silence, a ping checks whether the subscription is still alive.
 SILENCE_SECONDS = 15.0
 
 
 class ChangeSubscription:
-    """The published ids of a channel, but for those that one writer published."""
+    """The job ids published on a channel, except those published by `writer`."""
 
     def __init__(self, server: RedisServer, channel: str, writer: str) -> None:
         self._server = server
@@ -32,11 +32,11 @@ class ChangeSubscription:
         self._turns = 0
 
     async def follow(self, pause: float) -> AsyncGenerator[Sequence[JobId]]:
-        """Yield ids as they come, on average at most one batch per `pause` seconds.
+        """Yield changed ids, on average at most one batch per `pause` seconds.
 
-        The first batch is empty, for what was written before.
+        The first batch is empty: it stands for all changes before the subscription.
         """
-        # A connection of its own: a subscription takes one up entirely.
+        # A subscription blocks its connection for other commands, so it gets its own.
         client = self._server.connect(1, idle=0)
         self._turns = self._server.turns
         pace = Pace(pause)
@@ -45,7 +45,7 @@ class ChangeSubscription:
         try:
             with self._server.errors():
                 await subscription.subscribe(self._channel)
-                # Only what is published after the answer arrives here.
+                # Messages published before this answer are lost; the empty batch below covers them.
                 await self._expect(subscription, "subscribe")
                 yield ()
                 while True:
@@ -58,11 +58,12 @@ class ChangeSubscription:
                 await disconnect(client)
 
     async def _next(self, subscription: PubSub) -> dict[JobId, None]:
-        """Wait for a message, then read all that are there; each id once."""
+        """Wait for a message, then read all waiting ones; return each id once."""
         ids: dict[JobId, None] = {}
         message = await _message(subscription, SILENCE_SECONDS)
         if message is None:
             if self._server.turns != self._turns:
+                # This connection may lead to the former server, which would still answer a ping.
                 raise StoreUnavailable(self._server.name, "another server may be in charge by now")
             await cast("Any", subscription).ping()
             message = await self._expect(subscription, "pong")
@@ -75,7 +76,7 @@ class ChangeSubscription:
         return ids
 
     async def _expect(self, subscription: PubSub, kind: str) -> dict[str, Any]:
-        """Read the answer to what was sent; a message in its place is as good."""
+        """Read the answer to a command; a message that arrives first is accepted too."""
         message = await _message(subscription, self._server.timeout)
         if message is None or message["type"] not in (kind, "message"):
             raise StoreUnavailable(self._server.name, "it does not answer on its subscription")
@@ -83,6 +84,6 @@ class ChangeSubscription:
 
 
 async def _message(subscription: PubSub, timeout: float) -> dict[str, Any] | None:
-    """Read what is there, or comes in time."""
+    """Return the next message, or None if none arrives within `timeout` seconds."""
     message = await cast("Any", subscription).get_message(timeout=timeout)
     return cast("dict[str, Any] | None", message)

@@ -1,19 +1,19 @@
 """The keys of the Redis store, the scripts that read and write them, and their arguments.
 
 All keys share one hash tag, the namespace in braces, so they lie in one slot of a cluster. Callers
-name the keys they know to a script. Only the server knows the lane a job was in, its owner, and the
-job of an idempotency key: the keys of those are made from the prefix, inside the same hash tag, and
-so are always on the node that runs the script.
+pass the keys they know to a script. Only the server knows a job's lane, its owner and the job of an
+idempotency key: scripts build those keys from the prefix. They contain the same hash tag, so they
+are always on the node that runs the script.
 
-The scripts know no rules of jobs. They keep the indexes in step with the hashes, and compare
-revisions. Each that writes begins with a line that makes the server check before the first write
-whether it may write at all (memory, replica, disk): a script is done as a whole or not begun. The
-changes are published last, by `pcall`: a user without the right to publish may still write.
+The scripts contain no rules about jobs. They keep the indexes in step with the hashes, and compare
+revisions. Each script that writes begins with a shebang line. It makes the server check before the
+first write whether writing is possible (memory, replica, disk), so a script runs completely or not
+at all. Changes are published last, by `pcall`, so a user without the right to publish can write.
 
-While a cluster moves the slot key by key, a script may meet a key of its own making that has left
-already, and ends there. So entries come before the hash that they stand for, and go after it or
-with what can be done again: what is left of a broken script is an entry too many, which `TAKE` and
-lists remove when they meet it, and never a job that no index has.
+While a cluster migrates the slot key by key, a script may need a key that has already moved, and
+stops there. Therefore index entries are written before the job's hash, and removed after it or
+together with steps that can be repeated. An interrupted script leaves a superfluous entry, which
+`TAKE` and lists remove when they meet it, but never a job without an index entry.
 """
 
 from __future__ import annotations
@@ -40,24 +40,23 @@ from asyncjobs.protocols import Change
 
 T = TypeVar("T")
 
-#: What may go to the server.
+#: The types of values that a command can send.
 Argument = str | bytes | int
 Row = Sequence[bytes | None]
 
-# What one script is given to do at most, so that no other client of the server waits for long.
+# The most jobs per script, so that other clients of the server do not wait for long.
 _MAX_SCRIPT_JOBS = 128
 
-#: Of payloads, results and errors that one script writes or reads, unless a single job has more.
+#: The most bytes of payloads, results and errors per script, unless a single job has more.
 MAX_SCRIPT_BYTES = 4 * 1024 * 1024
 
-#: How long, after the end of a job's retention, the server waits before it forgets the job by
-#: itself. Maintenance comes first wherever there is any, with a clock an hour off, too; it also
-#: leaves the indexes clean at once.
+#: How long after the end of its retention the server expires a job. Maintenance normally deletes
+#: the job earlier, even with a clock that is an hour wrong, and cleans up the indexes at once.
 _EXPIRY_MARGIN_MS = 24 * 60 * 60 * 1000
 
 
 class Script:
-    """A Lua text, and the digest by which a server calls it after the first time."""
+    """A Lua script, and the digest by which a server calls it after the first time."""
 
     def __init__(self, text: str) -> None:
         self.text = text.strip()
@@ -65,56 +64,56 @@ class Script:
 
 
 class Keys:
-    """The names of a namespace's keys."""
+    """The key names of a namespace."""
 
     def __init__(self, namespace: str) -> None:
         self.prefix = f"{{{namespace}}}:"
         #: The version of this layout.
         self.schema = f"{self.prefix}schema"
-        #: Counts insertions. It and `schema` stay when every job is deleted.
+        #: Counts insertions. It and `schema` remain when every job is deleted.
         self.sequence = f"{self.prefix}sequence"
-        #: A hash from idempotency key, with owner and type (the trace), to job id.
+        #: A hash that maps idempotency key, owner and type (the trace) to the job id.
         self.held = f"{self.prefix}held"
         #: A sorted set of all ids, by order of insertion.
         self.all = f"{self.prefix}all"
-        #: The channel on which ids of changed jobs are published.
+        #: The channel on which the ids of changed jobs are published.
         self.changes = f"{self.prefix}changes"
 
     def job(self, job_id: JobId | str) -> str:
-        """Name the hash that is the job."""
+        """Return the name of the hash that stores the job."""
         return f"{self.prefix}job:{job_id}"
 
     def due(self, lane: str) -> str:
-        """Name the sorted set of what is due in a lane.
+        """Return the name of the sorted set of due jobs in a lane.
 
-        Its scores are microseconds, which a double holds exactly up to the year 2255. Its members
-        are the order of insertion, in 16 digits, so that ties go in that order; the id; and behind
-        a space the job's trace: owner, type and idempotency key, by which all else that names the
-        job is found when its hash has expired. A job's hash has its member as `entry`.
+        The scores are microseconds, which a double holds exactly up to the year 2255. A member
+        consists of the order of insertion in 16 digits, which breaks ties; the id; a space; and the
+        job's trace: owner, type and idempotency key. The trace finds all other index entries of a
+        job whose hash has expired. The job's hash stores its member as `entry`.
         """
         return f"{self.prefix}due:{lane}"
 
     def owned(self, owner: str) -> str:
-        """Name the sorted set of an owner's ids, by order of insertion."""
+        """Return the name of the sorted set of an owner's ids, by order of insertion."""
         return f"{self.prefix}owner:{owner}"
 
     def completed(self, type: str) -> str:
-        """Name the sorted set of a type's completed ids, by order of insertion."""
+        """Return the name of the sorted set of a type's completed ids, by order of insertion."""
         return f"{self.prefix}completed:{type}"
 
 
-#: What is read of a job, and what of a job in a list.
+#: The fields read of a job, and the fields read of a job in a list.
 FIELDS = ("submission", "state", "payload", "result", "errors", "revision", "lane", "due_at")
 NARROW = ("submission", "state", "revision", "lane", "due_at")
 
 _READ_NARROW = "".join(f", '{name}'" for name in NARROW)
 
-# Those that only look write nothing: a replica answers them, too.
+# Scripts that only read are marked no-writes, so that a replica runs them too.
 
 # KEYS: the index. ARGV: prefix, where to begin, most jobs, most entries to look at, then owner,
-#       type and status, each '' for any, else behind a '='.
-# Answers with where to go on ('' at the end), with order, id and fields of each job that fits, and
-# with the entries of jobs that are not there any more.
+#       type and status, each '' for any, else preceded by '='.
+# Returns where to continue ('' at the end); order, id and fields of each matching job; and the
+# entries of jobs that no longer exist. The caller removes those, since this script must not write.
 LIST = Script(
     """#!lua flags=no-writes
 local prefix, most, entries = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -143,9 +142,9 @@ end
 return {go_on, found, gone}"""
 )
 
-# KEYS: what is due in the lane, the job. ARGV: now, until.
-# Answers with how many come before the job: it is held if it is due after now, else those come
-# first that are.
+# KEYS: the due jobs of the lane, the job. ARGV: now, until.
+# Returns how many jobs begin before this one. A job due after now is held. A waiting job comes
+# after the held jobs and the waiting ones due before it.
 COUNT = Script(
     """#!lua flags=no-writes
 local entry = redis.call('HGET', KEYS[2], 'entry')
@@ -165,8 +164,8 @@ return redis.call('ZCOUNT', KEYS[1], '(' .. now, until_)"""
 _READ = "".join(f", '{name}'" for name in FIELDS)
 
 # KEYS: each job. ARGV: most bytes.
-# Answers with the fields of the jobs, or of the first ones, if all are too large. One answer of
-# many rows is read much faster than many answers.
+# Returns the fields of the jobs, or of the first ones if all are too large; the caller asks again
+# for the others. One answer with many rows is parsed much faster than many answers.
 READ = Script(
     """#!lua flags=no-writes
 local bytes = tonumber(ARGV[1])
@@ -190,8 +189,8 @@ if #changed > 0 then
 end
 """
 
-# Sets when the server forgets a job by itself. However long ago its retention ended, what was
-# written just now (copied from another store, say) stays for the margin.
+# Sets when the server expires the job. The margin counts from now at the earliest, so a job copied
+# from another store long after its retention stays for the whole margin.
 _KEEP = f"""
 local now
 local function keep(job, ends)
@@ -204,7 +203,9 @@ end
 # ARGV: prefix, writer, then for each job: id, lane, due_at, status, type, revision, submission,
 #       state, payload, trace, whether it has an idempotency key, owner index, end of retention, the
 #       number of further arguments for its hash, and those.
-# Answers with an id for each job: '' where it was added, else that of the job that is stored.
+# Returns an id for each job: '' if it was added, else the id of the stored job.
+# A held key whose job has expired does not count: expiry removes only the hash. Entries in the
+# indexes are written before the hash; see the top of the module.
 INSERT = Script(
     "#!lua"
     + _KEEP
@@ -257,7 +258,10 @@ end
 # KEYS: the job of each change.
 # ARGV: prefix, writer, then for each change: id, expected revision, lane, due_at, status, revision,
 #       state, end of retention, the number of further arguments for its hash, and those.
-# Answers with 1 or 0 for each change.
+# Returns 1 or 0 for each change.
+# New entries are added before the hash changes, and old ones removed after it, so that a stopped
+# script leaves an entry too many, never too few. PERSIST removes the expiry of an earlier status,
+# which would delete a job that is no longer terminal.
 _REPLACE = (
     _KEEP
     + """
@@ -299,16 +303,19 @@ end
     + "return answers"
 )
 
-#: For changes that bring results; refused where memory is full.
+#: For changes with results; refused when memory is full.
 REPLACE = Script("#!lua" + _REPLACE)
 
-#: For all others. They hardly grow (errors of attempts are few and cut), and are what ends jobs and
-#: keeps leases, so that a full server does not stay full.
+#: For all other changes. They hardly grow the data (errors of attempts are few and truncated).
+#: They must work on a full server: they end jobs and renew leases, and so let it free memory.
 REPLACE_STATE = Script("#!lua flags=allow-oom" + _REPLACE)
 
-# KEYS: held, all, then what is due in each lane. ARGV: prefix, now, until, most jobs, most bytes.
-# Answers with whether there may be more, and with id and fields of each job taken.
-# Moving what is there needs no memory: maintenance must not stop where memory is full.
+# KEYS: held, all, then the due jobs of each lane. ARGV: prefix, now, until, most jobs, most bytes.
+# Returns whether more jobs may be due, and the id and fields of each job taken.
+# Moving entries needs no memory, so allow-oom lets maintenance go on when memory is full.
+# An entry that differs from the one in the job's hash was left by a stopped script or an expired
+# job. It is removed here, in a script that may write, and the job is not taken.
+# Each lane contributes at most `most` entries, so `#due >= most` means that more may be due.
 TAKE = Script(
     """#!lua flags=allow-oom
 local prefix, now, moved = ARGV[1], ARGV[2], ARGV[3]
@@ -370,6 +377,8 @@ return {more, taken}"""
 )
 
 # KEYS: held, all, then each job. ARGV: prefix, writer, then each id.
+# The hash, which names the other entries, goes last: a stopped script can be repeated. UNLINK frees
+# large values in the background.
 DELETE = Script(
     """#!lua flags=allow-oom
 local prefix = ARGV[1]
@@ -402,12 +411,12 @@ end
 
 
 def first_score(entries: Sequence[bytes]) -> datetime | None:
-    """Read when the first entry of a lane is due, from the entry and its score."""
+    """Return when the first entry of a lane is due, from the entry and its score."""
     return from_microseconds(int(float(entries[1]))) if entries else None
 
 
 def in_portions(items: Sequence[T], size: Callable[[T], int]) -> Generator[Sequence[T]]:
-    """Divide items among scripts; one that is too large goes alone."""
+    """Split items into portions for one script each; an item that is too large goes alone."""
     start, total = 0, 0
     for index, item in enumerate(items):
         total += size(item)
@@ -419,14 +428,14 @@ def in_portions(items: Sequence[T], size: Callable[[T], int]) -> Generator[Seque
 
 
 def insertion(job: Job, keys: Keys) -> list[Argument]:
-    """Make the arguments by which the script adds a job."""
+    """Return the arguments with which the script adds a job."""
     more = _wide(job)
     owned = ""
     if job.user_id is not None:
         owned = keys.owned(job.user_id)
         more += ["owner", job.user_id]
     keyed = "" if job.idempotency_key is None else "1"
-    # No owner is null, and so is not the owner whose name is empty.
+    # JSON distinguishes no owner (null) from an owner with an empty name ("").
     trace = to_json([job.user_id, job.type, job.idempotency_key])
     indexed = (job.id, job.lane, _due_at(job), job.status, job.type, job.revision)
     texts = (encode_submission(job), encode_state(job), job.payload_json)
@@ -434,7 +443,7 @@ def insertion(job: Job, keys: Keys) -> list[Argument]:
 
 
 def replacement(change: Change) -> list[Argument]:
-    """Make the arguments by which the script compares and writes."""
+    """Return the arguments with which the script compares and writes."""
     job = change.job
     more = _wide(job)
     indexed = (job.id, change.expected_revision, job.lane, _due_at(job), job.status, job.revision)
@@ -446,7 +455,7 @@ def _due_at(job: Job) -> Argument:
 
 
 def _retention_end(job: Job) -> Argument:
-    """Return when the job may be forgotten, in milliseconds since 1970."""
+    """Return the end of the job's retention in milliseconds since 1970, '' if it has none."""
     end = forgettable_from(job)
     return "" if end is None else to_microseconds(end) // 1000
 
@@ -457,7 +466,7 @@ def _wide(job: Job) -> list[Argument]:
 
 
 def read(job_id: JobId | str, row: Row) -> Job:
-    """Read a job's `FIELDS` back."""
+    """Decode a job from its `FIELDS`."""
     submission, state, payload, result, errors, revision, lane, due = row[: len(FIELDS)]
     if submission is None or state is None or payload is None or revision is None or lane is None:
         raise UnreadableJob(job_id)
@@ -470,11 +479,11 @@ def read(job_id: JobId | str, row: Row) -> Job:
 
 
 def read_narrow(job_id: JobId | str, row: Row) -> Job:
-    """Read a job's `NARROW` fields back, without its wide data."""
+    """Decode a job from its `NARROW` fields, without payload, result and errors."""
     submission, state, *others = row[: len(NARROW)]
     return read(job_id, (submission, state, b"", None, None, *others))
 
 
 def with_id(read_one: Callable[[str, Row], Job]) -> Callable[[Row], Job]:
-    """Make a function that reads rows which begin with the job's id."""
+    """Return a function that reads rows which begin with the job's id."""
     return lambda row: read_one((row[0] or b"").decode(), row[1:])

@@ -1,7 +1,7 @@
-"""The server of `stores.redis`: how it is found, reached, asked, and asked again.
+"""The server of `stores.redis`: its URL, its connections, commands and retries.
 
-Sentinels are asked for the primary at each connection. So a failover needs no care: a broken
-connection is made anew, to the server that is in charge by then.
+Each new connection asks the Sentinels for the primary. A failover therefore needs no special code:
+a broken connection is replaced by one to the current primary.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from asyncjobs.stores.urls import check_characters, check_credentials, check_par
 
 T = TypeVar("T")
 
-# The schemes of our URLs, and what the driver calls them.
+# The schemes of our URLs, and the driver's names for them.
 _SCHEMES = {
     "redis": "redis",
     "rediss": "rediss",
@@ -54,7 +54,7 @@ _SCHEMES = {
     "unix": "unix",
 }
 
-# Of the driver's options those that a text can express, and that do not change what calls mean.
+# The driver's options that a text can express, and that do not change the meaning of commands.
 _OPTIONS = frozenset(
     {
         *("namespace", "db", "username", "password", "client_name"),
@@ -65,7 +65,7 @@ _OPTIONS = frozenset(
     }
 )
 
-# An idle connection is tried before it is used, as something in between may have dropped it.
+# A connection idle for this long is checked before use: a middlebox may have dropped it.
 _IDLE_SECONDS = 30
 
 _FORM = (
@@ -85,7 +85,7 @@ _SENTINEL_OPTIONS = frozenset(
     }
 )
 
-# The server's words, and the driver's; not every version of it knows them all.
+# The server's error codes, and the driver's classes; not every version of the driver has them all.
 _NOT_IN_CHARGE = (
     *("READONLY", "ASK", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN"),
     *("ReadOnlyError", "AskError", "TryAgainError", "ClusterDownError", "MasterDownError"),
@@ -97,18 +97,18 @@ _MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)")
 
 
 def split_url(url: str) -> tuple[str, str | None]:
-    """Return the URL as the driver wants it, and the namespace it names."""
+    """Return the URL in the form the driver expects, and the namespace in the URL."""
     check_characters("The URL of the Redis store", url)
     check_credentials("The URL of the Redis store", url)
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(f"{_FORM}; got the scheme {parts.scheme!r}.")
-    # The driver would go to the database 0 of this machine, or to another socket, without a word.
+    # For these URLs the driver would silently use database 0 of this machine, or another socket.
     if parts.scheme == "unix":
         if "://" not in url or parts.netloc.rpartition("@")[2] or len(parts.path) < 2:
             raise ConfigurationError(f"{_FORM}; a socket's path is absolute, this one is not.")
     elif "://" not in url or _DATABASE.fullmatch(parts.path) is None:
-        # Nothing of it may be shown: a password with a slash in it looks like a path.
+        # The message must not quote the URL: a password with a slash in it looks like a path.
         raise ConfigurationError(f"{_FORM}, where the database is a number; this one is not so.")
     known = _OPTIONS if parts.scheme == "unix" else _OPTIONS | _SENTINEL_OPTIONS
     check_parameters("Redis", url, known)
@@ -121,7 +121,7 @@ def split_url(url: str) -> tuple[str, str | None]:
 
 
 def name_of(url: str) -> str:
-    """Name the server of a URL, without password and options."""
+    """Return the server's part of a URL, without password and options."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return f"unix://{parts.path}"
@@ -130,9 +130,9 @@ def name_of(url: str) -> str:
 
 class _PackingConnection(AbstractConnection):
     def pack_command(self, *args: Any) -> list[bytes]:
-        """Pack the call of a script, which has hundreds of arguments; all else as the driver does.
+        """Pack a script call, which has hundreds of arguments; leave other commands to the driver.
 
-        The driver joins what it has to each further argument, and asks of each what it is.
+        For each argument, the driver checks the type and copies all that is packed so far.
         """
         if args[0] != "EVALSHA":
             packed: list[bytes] = cast("Any", super()).pack_command(*args)
@@ -148,7 +148,7 @@ class _PackingConnection(AbstractConnection):
 
     @override
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        """Send at once what the socket takes; the driver makes a task for each command."""
+        """Write directly to the socket's buffer; the driver creates a task for each command."""
         driver, connection = cast("Any", super()), cast("Any", self)
         if not self.is_connected or isinstance(command, str):
             await driver.send_packed_command(command, check_health)
@@ -158,7 +158,7 @@ class _PackingConnection(AbstractConnection):
         writer = connection._writer  # noqa: SLF001  # of the class that this one extends
         writer.writelines([command] if isinstance(command, bytes) else command)
         if writer.transport.get_write_buffer_size():
-            # With its time-out the driver waits for the rest.
+            # The driver waits for the rest, within its timeout.
             await driver.send_packed_command([], check_health=False)
 
 
@@ -182,7 +182,7 @@ _CLASSES = {
 
 
 class Sentinels:
-    """The servers that know the primary of a name; `timeout` is for asking all of them."""
+    """The servers that know the primary of a name; `timeout` limits the queries to all of them."""
 
     def __init__(self, name: str, urls: Sequence[str], *, timeout: float) -> None:
         self._name = name
@@ -190,13 +190,13 @@ class Sentinels:
         self._seconds = timeout / len(urls)
 
     async def primary(self) -> tuple[str, int]:
-        """Ask one after the other; raise the driver's error if none knows."""
+        """Ask one Sentinel after the other; raise the driver's error if none knows the primary."""
         asked = cast("Any", Sentinel)([])
         asked.sentinels = self._clients()
         try:
             host, port = await asked.discover_master(self._name)
         except MasterNotFoundError as error:
-            # The driver's own words describe its objects, options included.
+            # The driver's message shows its objects, including their options.
             reason = f"no Sentinel that answers knows a primary {self._name!r} that is up"
             raise RedisConnectionError(reason) from error
         finally:
@@ -205,12 +205,12 @@ class Sentinels:
         return str(host), int(port)
 
     def lead(self, pool: Any) -> None:
-        """Let each connection of a pool ask for its server."""
+        """Make each connection of a pool ask the Sentinels for its server."""
         secure = issubclass(pool.connection_class, SSLConnection)
         pool.connection_class = _LedSSLConnection if secure else _LedConnection
         pool.connection_kwargs["sentinels"] = self
         for client in self._clients():
-            # Only now the driver looks at the options.
+            # The driver checks the options only when it makes a connection.
             cast("Any", client.connection_pool).make_connection()
 
     def _clients(self) -> list[Redis]:
@@ -241,7 +241,7 @@ class _LedSSLConnection(_LedConnection, _SSLConnection):
 def sentinels_of(url: str, *, timeout: float) -> tuple[str, Sentinels | None]:
     """Return the URL for the driver, and the Sentinels if `?sentinel=` names their primary.
 
-    The hosts are theirs then. So are options that begin with `sentinel_`, and those for TLS.
+    In that case the hosts, the options that begin with `sentinel_` and those for TLS are theirs.
     """
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -256,7 +256,7 @@ def sentinels_of(url: str, *, timeout: float) -> tuple[str, Sentinels | None]:
     ours = {key: value for key, value in query.items() if not key.startswith("sentinel_")}
     credentials, at, hosts = parts.netloc.rpartition("@")
     urls = [_url_of(parts.scheme, host, theirs) for host in hosts.split(",")]
-    # Which host does not matter: it is asked for.
+    # The host is a placeholder: each connection asks the Sentinels for it.
     plain = parts._replace(netloc=f"{credentials}{at}localhost", query=urlencode(ours))
     return plain.geturl(), Sentinels(name, urls, timeout=timeout)
 
@@ -267,10 +267,10 @@ def _url_of(scheme: str, host: str, options: dict[str, str]) -> str:
 
 
 class RedisServer:
-    """A pool of connections to where the keys are.
+    """A pool of connections to the server that stores the keys.
 
-    In a cluster that is one node, since all keys share one slot. Where another one than the URL's
-    is named as being in charge, it is followed, until it cannot be reached.
+    In a cluster this is one node, since all keys share one slot. If the server redirects to another
+    node, that node is used until it cannot be reached; then the URL's server is asked again.
     """
 
     def __init__(self, url: str, *, timeout: float, connections: int) -> None:
@@ -284,12 +284,12 @@ class RedisServer:
         self._connections = connections
         self._client = self.connect(connections)
         self._retired: list[Redis] = []
-        #: How often another server was found to be in charge.
+        #: Counts the changes to another server.
         self.turns = 0
         self._node: tuple[str, int] | None = None
 
     def connect(self, connections: int, *, idle: int = _IDLE_SECONDS) -> Redis:
-        """Make a client; no connection is opened yet."""
+        """Make a client without opening a connection."""
         try:
             pool = cast("Any", BlockingConnectionPool).from_url(
                 self._url,
@@ -299,14 +299,14 @@ class RedisServer:
                 socket_connect_timeout=self.timeout,
                 **({} if self._is_socket else {"socket_keepalive": True}),
                 health_check_interval=idle,
-                # What may be repeated, and what may not, the driver cannot know.
+                # The driver does not know which commands may be repeated; `ask` does.
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
             )
             pool.connection_class = _CLASSES[pool.connection_class]
             if self._sentinels is not None:
                 self._sentinels.lead(pool)
-            # Only now the driver looks at the options.
+            # The driver checks the options only when it makes a connection.
             pool.make_connection()
         except (TypeError, ValueError, RedisError) as error:
             raise self._unusable(error) from error
@@ -319,11 +319,11 @@ class RedisServer:
         self._retired = []
 
     async def command(self, *words: Argument) -> Any:
-        """Ask for what changes nothing when it is repeated."""
+        """Send a command that may be repeated, and return the answer."""
         return await self.ask(lambda client: execute(client, *words), repeat=True)
 
     async def read(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
-        """Ask several such things in one round trip."""
+        """Send several commands that may be repeated in one round trip."""
 
         async def pipelined(client: Redis) -> list[Any]:
             pipeline = client.pipeline(transaction=False)
@@ -340,7 +340,7 @@ class RedisServer:
     async def run(
         self, script: Script, keys: Sequence[str], args: Sequence[Argument], *, repeat: bool
     ) -> Any:
-        """Run a script; `repeat` says whether doing so twice does no harm."""
+        """Run a script; `repeat` is whether running it twice does no harm."""
 
         async def evaluate(client: Redis) -> Any:
             try:
@@ -351,11 +351,11 @@ class RedisServer:
         return await self.ask(evaluate, repeat=repeat)
 
     async def ask(self, call: Callable[[Redis], Awaitable[T]], *, repeat: bool) -> T:
-        """Call, and call again where that may be; every error comes out as `StoreUnavailable`.
+        """Make a call, and repeat it if that is safe; raise every error as `StoreUnavailable`.
 
-        What a server has refused because it is not in charge was not done, and may be repeated. A
-        cancelled caller waits for the answer, or it would not know what was done; the driver's
-        time-outs bound it.
+        A command refused by a server that is not in charge was not executed, so it may be repeated.
+        A cancelled caller waits for the answer, since it would not know what was done; the driver's
+        timeouts limit the wait.
         """
         give_up_at = anyio.current_time() + self.timeout
 
@@ -373,7 +373,7 @@ class RedisServer:
 
     @contextmanager
     def errors(self) -> Generator[None]:
-        """Turn what the driver raises into what a store raises."""
+        """Raise the driver's errors as `StoreUnavailable`."""
         try:
             yield
         except (RedisError, OSError) as error:
@@ -390,15 +390,15 @@ class RedisServer:
             if self._node is not None and client is self._client:
                 await self._turn_to(None)
             else:
-                await _drop_idle(client)  # what has ended this connection has ended those, too
+                await _drop_idle(client)  # whatever broke this connection broke the idle ones, too
             raise
         except ReadOnlyError:
-            # A failover may have made a replica of it: look it up anew.
+            # After a failover this server may be a replica. New connections look up the primary.
             self.turns += 1
             await _drop_idle(client)
             raise
         except ResponseError as error:
-            # To follow it to another machine, a socket's URL says too little.
+            # A socket's URL does not say how to reach another machine.
             if (node := _moved_to(error)) is None or self._is_socket:
                 raise
             if client is self._client:
@@ -406,7 +406,7 @@ class RedisServer:
             return await call(self._client)
 
     async def _turn_to(self, node: tuple[str, int] | None) -> None:
-        """Use another node, or (None) the one that the URL names."""
+        """Use another node, or the URL's if `node` is None."""
         old, self._client = self._client, self.connect(self._connections)
         self._node = node
         self.turns += 1
@@ -415,12 +415,13 @@ class RedisServer:
             self._client.connection_pool.connection_kwargs.update(
                 {"port": port, **({"host": host} if host else {})}
             )
+        # Calls under way still use the old client, so only its idle connections are closed now.
         self._retired.append(old)
         await _drop_idle(old)
 
 
 async def execute(client: Redis, *words: Argument) -> Any:
-    """Send one command, and get its answer."""
+    """Send one command and return the answer."""
     return await cast("Any", client).execute_command(*words)
 
 
@@ -438,13 +439,13 @@ def _may_pass(error: StoreUnavailable) -> bool:
 
 
 def _is_undone(error: StoreUnavailable) -> bool:
-    """Return whether the server has refused a command because it is not in charge, or not yet."""
+    """Return whether the server refused a command because it is not, or not yet, in charge."""
     said = str(error.__cause__).partition(" ")[0]
     return said in _NOT_IN_CHARGE or type(error.__cause__).__name__ in _NOT_IN_CHARGE
 
 
 def _moved_to(error: ResponseError) -> tuple[str, int] | None:
-    """Read which node is in charge; the host may be empty, for the same one."""
+    """Return the node that is in charge, or None; an empty host means the same host."""
     if type(error).__name__ != "MovedError" and not str(error).startswith("MOVED "):
         return None
     found = _MOVED.fullmatch(str(error))

@@ -1,10 +1,10 @@
 """Keeps jobs in Redis or Valkey, for any number of processes and machines.
 
-Durability: as the server is set up; see docs/howto/redis.md.
+Durability: as the server is configured; see docs/howto/redis.md.
 
-Whatever changes more than one key is a script, so no other client sees it half done. Scripts are
-run one after the other, each over a bounded number of jobs: changes to one job keep their order,
-and other clients get their turn.
+Every change of more than one key is a script, so no other client sees it half done. Scripts run one
+after the other, each over a bounded number of jobs: changes to one job keep their order, and other
+clients are served in between.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from asyncjobs.stores.redis.checks import check, inspect
 from asyncjobs.stores.redis.notices import ChangeSubscription
 from asyncjobs.stores.redis.server import RedisServer, name_of, split_url
 
-# A cursor is a score: exact up to 2**53.
+# A cursor is a score, which is exact up to 2**53.
 _MAX_CURSOR_DIGITS = 16
 
-# What one script looks at, and reads, at most.
+# The most entries that one script inspects, and the most jobs that it reads.
 _MAX_ENTRIES = 500
 _MAX_JOBS_READ = 128
 
@@ -49,8 +49,8 @@ _MAX_JOBS_READ = 128
 class RedisStore:
     """A store in the keys of one namespace of a server.
 
-    `timeout` is how long, in seconds, it waits for a connection or an answer. It keeps at most
-    `connections` open, and one to hear of changes, every `notice` seconds at most on average.
+    `timeout` limits, in seconds, the wait for a connection or an answer. At most `connections` are
+    open, plus one that receives changes, on average at most once every `notice` seconds.
     """
 
     powers: frozenset[type] = frozenset({ChangeNotices, Inspection, Listing, StoreClock})
@@ -100,7 +100,7 @@ class RedisStore:
         for some in scripts.in_portions(jobs, lambda job: job.wide_bytes):
             names = [keys.sequence, keys.held, keys.all, *(keys.job(job.id) for job in some)]
             args = [arg for job in some for arg in scripts.insertion(job, keys)]
-            # May be repeated: a job that is there is not added again.
+            # Repeatable: a job that is already stored is not added again.
             holders += await opened.server.run(
                 scripts.INSERT, names, [keys.prefix, opened.writer, *args], repeat=True
             )
@@ -127,7 +127,7 @@ class RedisStore:
                 scripts.REPLACE if grows else scripts.REPLACE_STATE,
                 [keys.job(change.job.id) for change in some],
                 [keys.prefix, opened.writer, *args],
-                # A repeated change would be refused, though it is the one that won.
+                # Not repeatable: a repeated change is refused, although the first one was written.
                 repeat=False,
             )
             answers += map(bool, answer)
@@ -149,9 +149,10 @@ class RedisStore:
                 [keys.prefix, *moments, most, scripts.MAX_SCRIPT_BYTES],
                 repeat=False,
             )
+            # Unreadable jobs count, too: the script has moved their entries.
             left -= len(found)
             taken += readable(found, scripts.with_id(scripts.read))
-            # What comes up again at once would be taken twice.
+            # With a deadline that is already over, the next script would take the same jobs again.
             more = more and until > now
         return [job.changed(due_at=until) for job in taken]
 
@@ -180,7 +181,7 @@ class RedisStore:
             )
             found += fitting
             start = b"(" + go_on if go_on else b""
-            with suppress(StoreUnavailable):  # a replica may be read, too
+            with suppress(StoreUnavailable):  # a replica may be read, and refuses this write
                 await server.read([("ZREMRANGEBYSCORE", index, order, order) for order in gone])
         jobs = readable([row[1:] for row in found[:limit]], scripts.with_id(scripts.read_narrow))
         return Page(jobs, str(int(found[limit - 1][0] or 0)) if len(found) > limit else None)
@@ -202,7 +203,7 @@ class RedisStore:
         return await inspect(self._state.get().server, self._keys.schema)
 
     def changes(self) -> AsyncGenerator[Sequence[JobId]]:
-        """Yield ids of jobs that other processes changed; first an empty batch."""
+        """Yield ids of jobs that other processes changed; the first batch is empty."""
         opened = self._state.get()
         changes = ChangeSubscription(opened.server, self._keys.changes, opened.writer)
         return changes.follow(self._notice)
@@ -213,17 +214,17 @@ class RedisStore:
         return from_microseconds(int(seconds) * 1_000_000 + int(microseconds)).astimezone(UTC)
 
     async def _stored(self, jobs: Sequence[Job], holders: Sequence[str]) -> Sequence[Job]:
-        """Return what is stored for each job, when the ids that were there already are known."""
+        """Return what is stored for each job, given the ids of those that already existed."""
         stored = list(jobs)
         places = [place for place, holder in enumerate(holders) if holder]
         found = await self.get([JobId(holders[place]) for place in places])
         for place, job in zip(places, found, strict=True):
-            # None if it was deleted in between; then there is room for the new one.
+            # None if the job was deleted in the meantime; then the new job can be added.
             stored[place] = job if job is not None else (await self.insert([jobs[place]]))[0]
         return stored
 
     def _index(self, which: Selection) -> str:
-        """Choose the shortest index that has all jobs which fit."""
+        """Return the shortest index that contains every matching job."""
         if which.user_id is not None:
             return self._keys.owned(which.user_id)
         if which.type is not None and which.status is JobStatus.COMPLETED:
@@ -232,11 +233,11 @@ class RedisStore:
 
 
 class _OpenServer:
-    """What exists only while the store is open."""
+    """The state that exists only while the store is open."""
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
-        #: By this a process recognises the changes it published itself.
+        #: Identifies the changes that this process published itself.
         self.writer = uuid4().hex
 
 
@@ -246,5 +247,5 @@ def _wanted(which: Selection) -> list[str]:
 
 
 def from_url(url: str) -> RedisStore:
-    """Make a store for `redis://host:port/database?namespace=asyncjobs` and its like."""
+    """Make a store from `redis://host:port/database?namespace=asyncjobs` or a similar URL."""
     return RedisStore(url)
