@@ -1,7 +1,7 @@
 """Arrays in PostgreSQL's binary form.
 
-The driver finds out the type of each element, and packs one after the other; with arrays of a
-hundred jobs that took half of the time of a call.
+The driver determines the type of each element and packs one after the other. For arrays of a
+hundred jobs, that took half the time of a call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 _OIDS = {"bytea": 17, "bigint": 20, "text": 25}
 
-# Dimensions (none if it is empty), whether there are NULLs, type; then size and first index.
+# Number of dimensions (0 if empty), whether there are NULLs, type; then size and first index.
 _HEADER = Struct(">iiI")
 _DIMENSION = Struct(">ii")
 _pack_length = Struct(">i").pack
@@ -22,11 +22,11 @@ _NULL = _pack_length(-1)
 
 
 class Array(bytes):
-    """What goes to the server as it is; the cast in the statement tells what it is."""
+    """Bytes sent to the server as they are; the cast in the statement gives the type."""
 
 
 def packed(kind: str, values: Sequence[Any]) -> Array:
-    """Pack values of one type, and None for NULL."""
+    """Pack values of one type; None becomes NULL."""
     size = len(values)
     if not size:
         return Array(_HEADER.pack(0, 0, _OIDS[kind]))

@@ -1,6 +1,6 @@
-"""The connections of `stores.postgres`: where they lead, and what is executed on them, in time.
+"""The connections of `stores.postgres`: the address, the pool, and statements with time limits.
 
-They are few, and are discarded at the first failure.
+There are few connections, and each is discarded at its first failure.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 _PARAMETER = re.compile(r"%b(?:::(\w+)\[\])?")
 
-# One for all hosts, or one for each, which may be empty.
+# One port for all hosts, or one for each host, which may be empty.
 _PORTS = re.compile(r"(\d{1,5})?(,(\d{1,5})?)*")
 
-# What the URL leaves open. A connection whose other end is gone without a word is found out within
-# half a minute, where the operating system's own limits are hours.
+# Defaults for parameters that the URL omits. A peer that disappears silently is detected within
+# half a minute; the operating system's own limits are hours.
 _DEFAULTS: dict[str, str | int] = {
     "connect_timeout": 10,
     "keepalives_idle": 15,
@@ -47,27 +47,27 @@ _DEFAULTS: dict[str, str | int] = {
     "fallback_application_name": "asyncjobs",
 }
 
-# The server ends a slow statement cleanly. Its answer may take that much longer.
+# The server ends a slow statement itself. This is the extra time allowed for its answer.
 _ANSWER_GRACE_SECONDS = 1.0
 
-# A table that has grown since the planner last looked seems to it to hold few jobs that wait: it
-# would gather and sort them all, where the index has the first ones in order.
+# With outdated statistics of a table that has grown, the planner expects few waiting jobs. It would
+# collect and sort them all, although the index returns the first ones in order.
 _LIMITS = (
     "SELECT set_config('statement_timeout', %b, false),"
     " set_config('idle_in_transaction_session_timeout', %b, false),"
     " set_config('enable_bitmapscan', 'off', false)"
 )
 
-# After these errors the server itself guarantees that nothing was done.
+# After these errors the server guarantees that nothing was done.
 _NOTHING_DONE = (errors.DeadlockDetected, errors.SerializationFailure)
 
-# SQLSTATEs of a server that shuts down or starts up.
+# SQLSTATEs of a server that is shutting down or starting up.
 _SHUT_DOWN_STATES = ("57P01", "57P02", "57P03")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PostgresAddress:
-    """Where the database is, which of its schemas is ours, and how it is reached."""
+    """The database, our schema in it, and how to connect to it."""
 
     conninfo: str = field(repr=False)
     name: str
@@ -77,7 +77,7 @@ class PostgresAddress:
 
 
 def address_of(url: str, *, schema: str, pgbouncer: bool, timeout: float) -> PostgresAddress:
-    """Read the URL; `name` is what may be shown of it."""
+    """Parse the URL; `name` is the part that may be shown."""
     check_characters("The URL of the PostgreSQL store", url)
     check_credentials("The URL of the PostgreSQL store", url)
     if _SCHEMA_NAME.fullmatch(schema) is None:
@@ -86,7 +86,7 @@ def address_of(url: str, *, schema: str, pgbouncer: bool, timeout: float) -> Pos
         )
     given = _parameters_of(url)
     if given is None:
-        # Neither the URL nor the driver's words may be shown: there is a password in them.
+        # The message must quote neither the URL nor the driver's error, which contain the password.
         raise ConfigurationError(
             "The PostgreSQL store's URL is postgresql://user:password@host:port/database, with "
             "libpq's connection parameters as its query; this one cannot be read."
@@ -100,29 +100,29 @@ def address_of(url: str, *, schema: str, pgbouncer: bool, timeout: float) -> Pos
 
 
 def libpq_parameters() -> set[str]:
-    """Return the names of the connection parameters that this libpq knows in a URL."""
-    # JDBC's `ssl=true` is known in URLs only.
+    """Return the names of the connection parameters that this libpq accepts in a URL."""
+    # `ssl=true`, known from JDBC, is accepted in URLs only.
     return {"ssl", *(option.keyword.decode() for option in Conninfo.get_defaults())}
 
 
 def _parameters_of(url: str) -> dict[str, Any] | None:
     try:
         given: dict[str, Any] = conninfo_to_dict(url)
-    except (psycopg.ProgrammingError, UnicodeDecodeError):  # the latter for escapes of no UTF-8
+    except (psycopg.ProgrammingError, UnicodeDecodeError):  # the latter for escapes of non-UTF-8
         return None
-    # libpq would find that out only when it connects, and call the server away.
+    # libpq would find this error only when it connects, and would report an unreachable server.
     return given if _PORTS.fullmatch(str(given.get("port") or "")) else None
 
 
 @cache
 def in_schema(query: str, schema: str) -> bytes:
-    """Name the schema in a statement."""
+    """Insert the schema's name into a statement."""
     return query.replace("{s}", f'"{schema}"').encode()
 
 
 @cache
 def _array_types(query: str) -> list[str]:
-    """Return for each parameter of a statement the type of its elements, '' if it is no array."""
+    """Return the element type of each parameter of a statement, '' if it is not an array."""
     found: list[str] = _PARAMETER.findall(query)
     return found
 
@@ -135,7 +135,7 @@ class _ArrayDumper(Dumper):
 
 
 class StatementRunner(Protocol):
-    """Where statements are executed, in which `{s}` stands for the schema."""
+    """Executes statements, in which `{s}` stands for the schema."""
 
     server: PostgresAddress
 
@@ -145,7 +145,7 @@ class StatementRunner(Protocol):
 
 
 class Session:
-    """One connection; in what it executes, `{s}` stands for the schema."""
+    """One connection; in its statements `{s}` stands for the schema."""
 
     def __init__(
         self, connection: psycopg.AsyncConnection[tuple[Any, ...]], server: PostgresAddress
@@ -159,8 +159,8 @@ class Session:
     ) -> list[tuple[Any, ...]]:
         """Execute a statement and return its rows; values go both ways in binary form.
 
-        One that gets no answer in time has its connection cut. To cancel it would not do: psycopg
-        then asks the server to cancel and waits for its answer, which is what does not come.
+        If the answer does not come in time, the connection is cut. Cancelling would not help:
+        psycopg asks the server to cancel and waits for the answer that does not come.
         """
         statement = in_schema(query, self.server.schema)
         both = zip(_array_types(query), values, strict=True)
@@ -170,23 +170,23 @@ class Session:
             seconds + _ANSWER_GRACE_SECONDS, self._give_up
         )
         try:
-            # Without values it may be a script, which only the simple protocol takes.
+            # Without values it may be a script, which only the simple protocol accepts.
             cursor = await self.connection.execute(statement, given or None, binary=bool(given))
             return [] if cursor.description is None else await cursor.fetchall()
         finally:
             timer.cancel()
 
     async def uninterrupted(self, query: str, /, *values: Any) -> None:
-        """Execute to the end, which comes in time, even if the caller is cancelled.
+        """Execute a statement to its end, within the time limit, even if the caller is cancelled.
 
-        The driver warns of a statement that is broken off.
+        The driver logs a warning when a statement is interrupted.
         """
         with anyio.CancelScope(shield=True):
             await self.rows(query, *values)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
-        """Do all of the block or nothing; one that fails leaves a connection that is not usable."""
+        """Do all of the block or nothing; after a failure the connection is no longer usable."""
         await self.rows("BEGIN")
         yield
         await self.rows("COMMIT")
@@ -195,7 +195,7 @@ class Session:
     def stale(self) -> bool:
         """Whether the server has ended this idle connection."""
         try:
-            for _ in "12":  # first the server's last words, if any, then the end
+            for _ in "12":  # first the server's last message, if any, then the end
                 self.connection.pgconn.consume_input()
         except psycopg.Error:
             return True
@@ -208,16 +208,17 @@ class Session:
         return idle and not self.connection.closed
 
     async def close(self) -> None:
-        """Close the connection; a transaction under way is rolled back."""
+        """Close the connection; a transaction in progress is rolled back."""
         await self.connection.close()
 
     def cut(self) -> None:
-        """End the connection below the driver, so that a call that waits for it gets its error."""
+        """Shut the socket down below the driver, so that a waiting call fails."""
         with suppress(psycopg.Error, OSError):
             line = socket.socket(fileno=self.connection.fileno())
             try:
                 line.shutdown(socket.SHUT_RDWR)
             finally:
+                # The driver still owns the descriptor and closes it.
                 line.detach()
 
     def _give_up(self) -> None:
@@ -226,8 +227,9 @@ class Session:
 
 
 async def connect(server: PostgresAddress) -> Session:
-    """Open a connection; the driver's errors are raised as they are."""
-    # Behind pgbouncer, the next statement may meet a server that does not know what was prepared.
+    """Open a connection; the driver's errors are raised unchanged."""
+    # Behind pgbouncer, the next statement may reach a server process without the prepared
+    # statement.
     threshold = None if server.pgbouncer else 5
     connection = await psycopg.AsyncConnection.connect(
         server.conninfo, autocommit=True, prepare_threshold=threshold
@@ -235,7 +237,7 @@ async def connect(server: PostgresAddress) -> Session:
     connection.adapters.register_dumper(Array, _ArrayDumper)
     session = Session(connection, server)
     if not server.pgbouncer:
-        # By the server's own hand, so that nothing stays locked.
+        # The server itself enforces the limit, so that no locks are left behind.
         limit = f"{int(server.timeout * 1000)}ms"
         try:
             await session.uninterrupted(_LIMITS, limit, limit)
@@ -246,7 +248,7 @@ async def connect(server: PostgresAddress) -> Session:
 
 
 class ConnectionPool:
-    """Up to `most` connections, opened when they are needed and kept open."""
+    """Up to `most` connections, opened on demand and kept open."""
 
     def __init__(self, server: PostgresAddress, most: int) -> None:
         self.server = server
@@ -256,11 +258,11 @@ class ConnectionPool:
         self._closed = False
 
     async def use(self, work: Callable[[Session], Awaitable[T]], *, repeatable: bool = False) -> T:
-        """Do some work on a connection; raise `StoreUnavailable` if that fails.
+        """Do some work on a connection; raise `StoreUnavailable` if it fails.
 
-        Work that the server may have done is tried again only if it is `repeatable`. A cancelled
-        caller, too, waits for work that has begun: it is bounded in time. One that waits for a
-        connection begins nothing.
+        Work that the server may have done is repeated only if it is `repeatable`. A cancelled
+        caller waits for work that has begun, which is limited in time. A caller cancelled while it
+        waits for a connection starts no work.
         """
         async with self._places:
             with anyio.CancelScope(shield=True):
@@ -269,7 +271,7 @@ class ConnectionPool:
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncGenerator[Session]:
-        """Open one more connection for the block; what fails in it is raised as in `use`."""
+        """Open an extra connection for the block; errors in it are raised as in `use`."""
         try:
             session = await self._connect()
             try:
@@ -280,7 +282,7 @@ class ConnectionPool:
             raise self._unavailable(_AttemptFailed(error)) from error
 
     async def close(self) -> None:
-        """Close all connections; those in use break, and are closed by their users."""
+        """Close all connections; those in use are cut, and closed by their users."""
         self._closed = True
         for session in self._lent:
             session.cut()
@@ -301,13 +303,14 @@ class ConnectionPool:
         try:
             session = await self._obtain()
         except psycopg.Error as error:
-            # If no server answers, another attempt would only make the wait longer.
+            # If no server answers, another attempt would only prolong the wait.
             silent = isinstance(error, errors.ConnectionTimeout)
             raise _AttemptFailed(error, undone=not silent) from error
         try:
             return await work(session)
         except psycopg.Error as error:
-            # Even if it is not lost: after a failover it may lead to a server that only reads.
+            # Even if the connection works: after a failover it may lead to a server that is
+            # read-only.
             await session.close()
             if session.overdue:
                 reason = f"no answer within {self.server.timeout:g} s"
@@ -315,7 +318,8 @@ class ConnectionPool:
             undone, lost = isinstance(error, _NOTHING_DONE), _is_lost(error)
             raise _AttemptFailed(error, undone=undone, lost=lost) from error
         except asyncio.CancelledError:
-            # By force. The driver has asked the server to stop; that may come late and hit others.
+            # The task was cancelled despite the shield. The driver has asked the server to cancel;
+            # that may arrive late and hit the next statement on this connection.
             await session.close()
             raise
         finally:
@@ -351,8 +355,8 @@ class ConnectionPool:
 class _AttemptFailed(Exception):
     """Raised when an attempt failed.
 
-    `undone` is whether the server has certainly not done the work, `lost` whether the connection
-    broke before its answer came.
+    `undone` is True if the server has certainly not done the work, `lost` if the connection broke
+    before the answer came.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""How processes on one PostgreSQL database learn of each other's writes.
+"""Notifies other processes on the same PostgreSQL database of writes, and receives their notices.
 
-A NOTIFY inside a writing transaction would let only one of them commit at a time. So the ids are
-sent by a statement of their own right after it: at once where few are written, else those of a
-moment together.
+A NOTIFY inside a writing transaction would let only one transaction commit at a time. So the ids
+are sent by a separate statement right after it: at once if writes are rare, combined if they are
+frequent.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from asyncjobs.records.logging import log
 from asyncjobs.stores.pacing import Pace
 from asyncjobs.stores.postgres.connections import ConnectionPool
 
-# Between two notices of a process that writes all the time.
+# The average time between two notices of a process that writes all the time.
 _PACE_SECONDS = 0.005
 
-# NOTIFY's limit. If the ids do not fit, the notice names none: any job may have changed.
+# NOTIFY's limit. If the ids do not fit, the notice contains none: any job may have changed.
 _MAX_PAYLOAD_BYTES = 7999
 
-# After such a silence a listening connection is asked whether it is still alive.
+# After this much silence, a query checks whether the listening connection is still alive.
 _SILENCE_SECONDS = 20.0
 
-# In one statement, since both are for the same moment: the ids are for processes that listen, the
-# counter is for those that poll. Others wait for the lock that a commit with a notice holds; so it
-# does not wait for the disk. A crash ends all who listen, and they look anew.
+# One statement serves processes that listen (the ids) and processes that poll (the counter). A
+# commit with a notice holds a lock that others wait for, so it does not wait for the disk. If a
+# crash loses it, the listening connections break too, and all processes look anew.
 _NOTIFY = (
     "SELECT nextval('{s}.changes'), pg_notify(%b::text, %b::text),"
     " set_config('synchronous_commit', 'off', true)"
 )
-# The first value is the last one already before it is given out.
+# Before the first `nextval`, `last_value` is already 1 and `is_called` is false.
 _COUNT_NOTICES = "SELECT last_value + is_called::int FROM {s}.changes"
 
 
@@ -55,7 +55,7 @@ class Notices:
         self._task: asyncio.Task[None] | None = None
 
     def send(self, ids: Iterable[JobId], *, here: bool = False) -> None:
-        """Notify other processes soon that these jobs have changed; return at once.
+        """Schedule a notice that these jobs have changed, and return at once.
 
         With `here`, this process receives the notice, too.
         """
@@ -71,7 +71,7 @@ class Notices:
                 await self._task
 
     async def listen(self) -> AsyncGenerator[Sequence[JobId]]:
-        """Yield the ids of other processes; first an empty batch for what was sent before."""
+        """Yield the ids of other processes; the first batch is empty, for all earlier changes."""
         async with self._pool.dedicated() as session:
             await session.uninterrupted(f'LISTEN "{self._channel}"')
             yield ()
@@ -84,12 +84,13 @@ class Notices:
                 await session.uninterrupted("SELECT 1")
 
     async def poll(self, every: float) -> AsyncGenerator[Sequence[JobId]]:
-        """Yield an empty batch whenever other processes have sent something."""
+        """Yield an empty batch whenever other processes have sent notices."""
+        # The counter includes this process's own notices, which are subtracted.
         seen = await self._count() - self._begun
         yield ()
         while True:
             await anyio.sleep(every)
-            # One of this process may be under way, and not be counted by the server yet.
+            # One of this process's own notices may be in flight, and not counted by the server yet.
             others = await self._count() - self._begun
             if others not in (seen - 1, seen):
                 seen = others
@@ -102,6 +103,8 @@ class Notices:
                 mine = not self._here
                 payload = _payload(self._me if mine else "", self._ids)
                 self._ids, self._here = set(), False
+                # Counted before it is sent: `poll` must never mistake it for another process's
+                # notice.
                 self._begun += mine
                 try:
                     await self._pool.use(lambda db: db.rows(_NOTIFY, self._channel, payload))  # noqa: B023
@@ -122,7 +125,7 @@ def _payload(sender: str, ids: Iterable[JobId]) -> str:
 
 
 def _read(payload: str) -> tuple[str, list[JobId]]:
-    """Read a notice; one of another program means any job."""
+    """Decode a notice; one that another program sent means that any job may have changed."""
     try:
         sender, *ids = json.loads(payload)
     except (ValueError, TypeError):

@@ -1,7 +1,7 @@
-"""What the PostgreSQL store reads and writes, as functions of a session.
+"""The reads and writes of the PostgreSQL store, as functions of a session.
 
-In the statements `{s}` stands for the schema. All parameters are typed by a cast, and most are
-arrays: a call of many jobs is one statement, and each statement is one transaction.
+In the statements `{s}` stands for the schema. A cast gives each parameter its type. Most parameters
+are arrays: a call for many jobs is one statement, and each statement is one transaction.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from asyncjobs.stores.sql import (
     page_of,
 )
 
-#: Of payloads or results in one statement, unless a single one is larger.
+#: The most bytes of payloads or results in one statement, unless a single one is larger.
 MAX_STATEMENT_BYTES = 32 * 1024 * 1024
 
-# How often a job may be refused because of one that is gone when it is looked for.
+# How often an insertion is tried if the job that conflicts is deleted before it can be read.
 _MAX_INSERT_ATTEMPTS = 9
 
-# An index entry has no room for more of each part.
+# Longer values are shortened: the parts of an index entry must fit its maximum size.
 _MAX_INDEXED_CHARACTERS = 200
 
 _LANE = JOB_COLUMNS.split(", ").index("lane")
@@ -53,9 +53,9 @@ SELECT id, submission, state, ''::bytea, NULL, NULL, revision, lane, due_at, seq
 FROM {_JOBS} WHERE {{where}} ORDER BY seq DESC LIMIT %b::bigint
 """  # noqa: S608  # constants
 
-# Of one statement, so that a job is never seen without its payload. Rows are added in the order of
-# what is unique about them: two processes that add the same ones in different orders would wait for
-# each other. `seq` is given out before, in the order of the call.
+# One statement, so that a job is never visible without its payload. Rows are inserted in the order
+# of their unique values: two processes that add the same jobs in different orders would deadlock.
+# `seq` is assigned before that, in the order of the call.
 INSERT = """
 WITH given AS MATERIALIZED (
     SELECT nextval('{s}.jobs_seq') AS seq, * FROM unnest(
@@ -81,6 +81,7 @@ WITH given AS MATERIALIZED (
 SELECT id FROM added JOIN given USING (seq)
 """
 
+# For each refused job, finds the stored job with its id or else with its idempotency key.
 IN_THE_WAY = f"""
 SELECT asked.place, {JOB_COLUMNS}
 FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[])
@@ -95,6 +96,7 @@ CROSS JOIN LATERAL (
 ) AS found JOIN {_JOBS} USING (seq) LEFT JOIN {{s}}.results USING (seq)
 """  # noqa: S608  # constants
 
+# A change without result or errors keeps the stored ones.
 UPDATE = """
 WITH given AS (
     SELECT * FROM unnest(
@@ -115,7 +117,7 @@ WITH given AS (
 SELECT id FROM done
 """
 
-# One index scan per lane, in the order of the index; what others take at this moment is passed by.
+# One scan per lane, in the order of the index. Rows that another process is taking are skipped.
 TAKE = f"""
 WITH due AS MATERIALIZED (
     SELECT one.seq, one.due_at AS was_due
@@ -144,8 +146,8 @@ WITH gone AS (
 SELECT id FROM gone
 """
 
-# What is held is due after now, and one stretch of the index; what waits is another. They are read
-# from their ends, as what is taken leaves dead entries at the beginning of the latter.
+# Held jobs are due after now, and are one range of the index; waiting jobs are another. Both are
+# read from their ends, since taken jobs leave dead entries at the beginning of the waiting range.
 BEFORE = """
 WITH asked AS (
     SELECT lane, due_at, seq, %b::bigint AS now, %b::bigint AS until
@@ -182,7 +184,7 @@ async def get(db: Session, ids: Sequence[JobId]) -> list[Job | None]:
 
 
 async def insert(db: StatementRunner, jobs: Sequence[Job]) -> list[Job]:
-    """Add jobs; return what is stored for each."""
+    """Add jobs and return what is stored for each."""
     stored: dict[int, Job] = {}
     for round_ in _rounds([_unique_of(job) for job in jobs]):
         for places in _portions(round_, [job.wide_bytes for job in jobs]):
@@ -195,12 +197,12 @@ async def insert(db: StatementRunner, jobs: Sequence[Job]) -> list[Job]:
 
 
 async def _insert(db: StatementRunner, jobs: dict[int, Job]) -> dict[int, Job]:
-    """Add jobs that are not in each other's way; return what is stored for each now."""
+    """Add jobs that do not conflict with each other; return those for which a job is stored now."""
     added = {name for (name,) in await db.rows(INSERT, *_columns(list(jobs.values())))}
     stored = {place: job for place, job in jobs.items() if _text(job.id) in added}
     refused = [place for place in jobs if place not in stored]
     if refused:
-        # A new statement, since it must see what was not yet there when the first one began.
+        # A new statement, which sees rows that were committed after the first one began.
         asked = [jobs[place] for place in refused]
         ids = [_text(job.id) for job in asked]
         found = await db.rows(IN_THE_WAY, ids, *_keys(asked))
@@ -211,14 +213,14 @@ async def _insert(db: StatementRunner, jobs: dict[int, Job]) -> dict[int, Job]:
 async def replace(db: Session, changes: Sequence[Change]) -> list[bool]:
     """Write the changes whose stored revision is the expected one; return which were written."""
     sizes = [len(one.job.result_json or b"") + len(one.job.errors_json or b"") for one in changes]
-    # All processes lock rows in one order, lest two of them wait for each other.
+    # All processes lock rows in the order of the ids, so that they cannot deadlock.
     statements = [
         portion
         for round_ in _rounds([{change.job.id} for change in changes])
         for portion in _portions(sorted(round_, key=lambda at: changes[at].job.id), sizes)
     ]
     written: set[int] = set()
-    # All or none, since a call that a deadlock ends is made again.
+    # One transaction, because a call that ends in a deadlock is repeated as a whole.
     async with db.transaction() if len(statements) > 1 else nullcontext():
         for places in statements:
             done = await db.rows(UPDATE, *_changed([changes[place] for place in places]))
@@ -228,13 +230,13 @@ async def replace(db: Session, changes: Sequence[Change]) -> list[bool]:
 
 
 async def take(db: Session, lanes: Sequence[str], now: int, until: int, limit: int) -> list[Job]:
-    """Move what is due, the longest due first."""
+    """Take due jobs, the longest due first, by moving their due time."""
     names = [_text(lane) for lane in sorted(set(lanes))]
     return readable(await db.rows(TAKE, names, now, limit, limit, until), _job)
 
 
 async def delete(db: Session, ids: Sequence[JobId]) -> list[bool]:
-    """Delete jobs with all that belongs to them; say for each if it was there."""
+    """Delete jobs with all their data; return which of them existed."""
     gone = {job_id for (job_id,) in await db.rows(DELETE, [_text(it) for it in sorted(ids)])}
     return [_text(job_id) in gone for job_id in ids]
 
@@ -257,18 +259,18 @@ async def count_before(db: Session, job: Job, now: int, until: int, most: int) -
 
 
 async def first_due(db: Session, lanes: Sequence[str]) -> list[datetime | None]:
-    """Read the earliest due moment of each lane."""
+    """Read when the first job of each lane is due."""
     return moments_from(await db.rows(FIRST_DUE, [_text(lane) for lane in lanes]))
 
 
 async def now(db: Session) -> int:
-    """Read the server's clock, in microseconds since 1970."""
+    """Return the server's time in microseconds since 1970."""
     [(moment,)] = await db.rows(NOW)
     return int(moment)
 
 
 def _rounds(names: Sequence[set[Hashable]]) -> list[list[int]]:
-    """Split places so that no two of a round share a name, and those that do keep their order."""
+    """Split places so that no two in a round share a name; those that do keep their order."""
     if len(set[Hashable]().union(*names)) == sum(map(len, names)):  # nearly always
         return [[*range(len(names))]]
     last: dict[Hashable, int] = {}
@@ -283,7 +285,7 @@ def _rounds(names: Sequence[set[Hashable]]) -> list[list[int]]:
 
 
 def _portions(places: list[int], sizes: Sequence[int]) -> list[list[int]]:
-    """Split places so that what a statement sends stays far below PostgreSQL's limit of 1 GiB."""
+    """Split places so that a statement sends far less than PostgreSQL's limit of 1 GiB."""
     portions: list[list[int]] = []
     room = 0
     for place in places:
@@ -356,7 +358,7 @@ def _job(row: Sequence[Any]) -> Job:
 
 
 def _text(value: str) -> str:
-    """Escape what PostgreSQL's text cannot hold (NUL, lone surrogates), each text differently."""
+    """Escape what PostgreSQL's text cannot hold (NUL, lone surrogates), without collisions."""
     if value.isascii() and "\\" not in value and "\0" not in value:
         return value
     escaped = value.replace("\\", "\\\\").replace("\0", "\\0")
@@ -368,8 +370,10 @@ def _unescaped(value: str) -> str:
 
 
 def _indexed(value: str | None) -> str | None:
-    """Shorten what comes from clients, and is only looked up, to what an index entry can hold."""
+    """Shorten a client's value that is only looked up to a length that an index entry can hold."""
     if value is None or len(value) <= _MAX_INDEXED_CHARACTERS:
         return None if value is None else _text(value)
+    # The digest keeps shortened values distinct. `_text` makes no escape `\#`, so none of them
+    # equals a short value.
     digest = hashlib.sha256(value.encode("utf-8", "backslashreplace")).hexdigest()
     return f"{_text(value[: _MAX_INDEXED_CHARACTERS - 100])}\\#{digest}"

@@ -1,4 +1,4 @@
-"""The tables of `stores.postgres`: how they are laid out, made, checked and inspected."""
+"""The tables of `stores.postgres`: their definition, creation, checks and inspection."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from asyncjobs.stores.opening import require_version
 from asyncjobs.stores.postgres.connections import Session
 from asyncjobs.stores.sql import script_since
 
-#: The first version that knows all of the statements; a `server_version_num`.
+#: The first version that supports all statements; a `server_version_num`.
 MIN_SERVER_VERSION = 120_000
 
 _SCHEMA_VERSION = 1
 
-# The hot row stays narrow: a change of state makes a new version of it and of some index entries,
-# while submission, payload, result and errors lie elsewhere. Rows of all tables share `seq`, which
-# grows, so that the jobs of one moment are due in the order they came. Moments are microseconds
-# since 1970.
+# The hot row stays narrow: a change of state writes a new version of it and some index entries,
+# while submission, payload, result and errors are in other tables. Rows of all tables share `seq`,
+# which grows, so jobs with the same due time run in the order in which they came. Times are
+# microseconds since 1970.
 #
-# An idempotency key is part of the hot row, so that one unique index on one table decides between
-# racing submissions. No owner is one owner, and none that has a name.
+# The idempotency key is part of the hot row, so a single unique index decides between racing
+# submissions. Jobs without an owner count as having one common owner, distinct from every name.
 _TABLES = """
 CREATE SEQUENCE {s}.jobs_seq;
 CREATE SEQUENCE {s}.changes;
@@ -53,7 +53,7 @@ CREATE TABLE {s}.submissions (
 CREATE TABLE {s}.results (seq bigint PRIMARY KEY, result bytea, errors bytea);
 """
 
-# Not CREATE SCHEMA IF NOT EXISTS: that asks for the right to make one even where there is one.
+# Not CREATE SCHEMA IF NOT EXISTS: that needs the right to create one even if it exists.
 _BEGIN = """
 SELECT pg_advisory_xact_lock(hashtext('asyncjobs'), hashtext('{s}'));
 DO $$ BEGIN
@@ -69,10 +69,10 @@ _SERVER = (
 )
 _RECORD = f"INSERT INTO {{s}}.asyncjobs_versions (version) VALUES ({_SCHEMA_VERSION});\n"  # noqa: S608  # a constant
 
-# Other processes that open the store meanwhile wait for the lock.
+# Other processes that open the store at the same time wait for the lock.
 _MAX_SECONDS = 600.0
 
-# Settings that must be on, and what to do if they are off.
+# Settings that must be on, and the advice if they are off.
 _DURABILITY = {
     "synchronous_commit": "a crash loses the jobs of the last moments; set it to on",
     "fsync": "a power failure may destroy the database; set it to on",
@@ -96,18 +96,18 @@ _FOREIGN = (
 
 
 def migration_sql(schema: str = "asyncjobs", *, since: int = 0) -> str:
-    """Return the script that makes the tables of a schema (version 0: none at all).
+    """Return the script that makes the tables of a schema from `since`; 0 means no tables.
 
-    It is for applications whose role may not make tables: opening the store does the same.
+    It is for applications whose role may not create tables; otherwise opening the store does this.
     """
     script = f"BEGIN;{_BEGIN}{_TABLES}{_RECORD}COMMIT;\n".replace("{s}", f'"{schema}"')
     return script_since(since, version=_SCHEMA_VERSION, script=script)
 
 
 async def prepare(session: Session) -> None:
-    """Make the tables if there are none; raise `SchemaError` if those there cannot be used.
+    """Make the tables if there are none; raise `SchemaError` if the existing ones are unusable.
 
-    If they are as they must be, nothing is written and no right to do so is needed.
+    If the tables are up to date, nothing is written and no right to do so is needed.
     """
     server = session.server
     [(encoding, name, number)] = await session.rows(_SERVER)
@@ -153,7 +153,7 @@ async def _has_tables(session: Session) -> bool:
 
 
 async def inspect(session: Session) -> list[Finding]:
-    """Look at the server as a session of the store sees it."""
+    """Return the server's settings as a session of the store sees them."""
     [(name, standby, process, schema)] = await session.rows(_SETUP)
     values = await session.rows(_SETTINGS, list(_DURABILITY))
     return [
@@ -173,7 +173,7 @@ def _role(*, standby: bool) -> tuple[str, str]:
 
 
 def _way(session: Session, process: int) -> tuple[str, str]:
-    """Find a pooler: the process that answers is not the one that was connected to."""
+    """Detect a pooler: another server process answers than the one connected to."""
     if process == session.connection.info.backend_pid:
         return "direct", ""
     known = session.server.pgbouncer

@@ -1,7 +1,7 @@
-"""Keeps jobs in a schema of a PostgreSQL database. Durability: what the server does at a commit.
+"""Stores jobs in a schema of a PostgreSQL database. Durability: as the server commits.
 
-Any number of processes on any number of machines may share it. Few connections are enough, since
-the queue merges concurrent calls into large ones.
+Any number of processes on any number of machines may share it. A few connections are enough, since
+the queue combines concurrent calls.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ from asyncjobs.stores.postgres.transactions import (
 )
 from asyncjobs.stores.urls import check_credentials, check_parameters
 
-# Of the URL, beside those of libpq.
+# Parameters of the URL, in addition to libpq's.
 _PARAMETERS = ("asyncjobs_schema", "pgbouncer")
 
-#: How often to look for other processes' changes through a pooler, which passes no notices.
+#: How often to poll for other processes' changes through a pooler, which forwards no notices.
 POLL_SECONDS = 0.25
 
 
 class PostgresStore:
-    """A store in the schema of that name, which is made if it does not exist.
+    """A store in a schema of the database, which is created if it does not exist.
 
-    `pgbouncer` is for connections through a pooler in transaction mode: nothing is prepared, and
-    changes are polled for instead of listened to. `connections` is the most that calls use, beside
-    the one that listens. A statement that takes longer than `timeout` seconds is given up.
+    `pgbouncer` is for connections through a pooler in transaction mode: no statements are prepared,
+    and changes are polled for. `connections` is the maximum for calls; one more listens for
+    changes. A statement is aborted after `timeout` seconds.
     """
 
     powers: frozenset[type] = frozenset(
@@ -171,7 +171,7 @@ class PostgresStore:
 
 
 class _OpenPool:
-    """What exists only while the store is open."""
+    """The state that exists only while the store is open."""
 
     def __init__(self, pool: ConnectionPool) -> None:
         self.pool = pool
@@ -180,16 +180,17 @@ class _OpenPool:
         self._here: tuple[Any, ...] | None = None
 
     async def is_at(self, place: tuple[Any, ...]) -> bool:
-        """Return whether our own connections lead to that place."""
+        """Return whether the store's own connections lead to this place."""
         if self._here != place:  # the first time, or the server was restarted
             [self._here] = await self.pool.use(lambda db: db.rows(PLACE), repeatable=True)
         return self._here == place
 
 
 def from_url(url: str) -> PostgresStore:
-    """Make a store for `postgresql://user:password@host:port/database`.
+    """Make a store from `postgresql://user:password@host:port/database`.
 
-    The query may have `asyncjobs_schema=name` and `pgbouncer=true` beside libpq's own parameters.
+    The query may have `asyncjobs_schema=name` and `pgbouncer=true` in addition to libpq's
+    parameters.
     """
     check_credentials("The URL of the PostgreSQL store", url)
     check_parameters("PostgreSQL", url, {*_PARAMETERS, *libpq_parameters()})

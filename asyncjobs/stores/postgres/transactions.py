@@ -1,7 +1,7 @@
-"""Jobs in a transaction of the application's own: what is inserted, and when it has committed.
+"""Inserts jobs in the application's own transaction, and notices when it commits.
 
-PostgreSQL announces no commit; a NOTIFY inside the transaction would, but lets only one commit at a
-time. So the server is asked, and only while there is something to ask about.
+PostgreSQL does not announce commits. A NOTIFY inside the transaction would, but allows only one
+commit at a time. So the server is polled, but only while such transactions are open.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from asyncjobs.records.logging import log
 from asyncjobs.stores.postgres.connections import ConnectionPool, PostgresAddress, in_schema
 from asyncjobs.stores.postgres.notices import Notices
 
-# Most transactions end at once; about one that stays open the server is asked less and less often.
+# Most transactions end quickly. One that stays open is polled less and less often.
 _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.01, 0.2
 
-#: Equal for two connections only if both lead to the same tables of the same server.
+#: Equal for two connections only if both use the same tables of the same server.
 PLACE = """
 SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
     (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
@@ -39,7 +39,7 @@ _FATES = "SELECT asked, txid_status(asked) FROM unnest(%b::bigint[]) AS asked"
 _FAILED = "its transaction has failed: roll it back and begin another one"
 _ELSEWHERE = "it does not lead to the tables of the queue's store"
 
-# The caller's mistakes, by SQLSTATE.
+# Mistakes of the caller, by SQLSTATE.
 _MISUSED = {
     "25P01": "it is in autocommit mode, so there is no transaction: begin one",
     "25P02": _FAILED,
@@ -49,7 +49,7 @@ _MISUSED = {
 
 
 class Refused(Exception):
-    """Raised when a driver raised an error; `state` is its SQLSTATE."""
+    """Raised when the driver raised an error; `state` is its SQLSTATE."""
 
     def __init__(self, error: Exception, state: str | None) -> None:
         self.error = error
@@ -57,11 +57,11 @@ class Refused(Exception):
 
 
 class Transaction(ABC):
-    """The transaction that is under way on a connection, or begins with its next statement."""
+    """The transaction in progress on a connection, or the one its next statement begins."""
 
     @abstractmethod
     async def rows(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Execute a statement, whose parameters are `%b::type`; raise `Refused`."""
+        """Execute a statement with parameters of the form `%b::type`; raise `Refused`."""
 
 
 class _AsyncioTransaction(Transaction):
@@ -69,7 +69,7 @@ class _AsyncioTransaction(Transaction):
         self._connection: psycopg.AsyncConnection[Any] = connection
 
     async def rows(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        # Made here, since the connection's own factories may be any.
+        # The connection's own factories may return other types of cursors and rows.
         cursor = psycopg.AsyncCursor(self._connection, row_factory=tuple_row)
         try:
             await cursor.execute(statement.encode(), values or None, prepare=False, binary=True)
@@ -95,10 +95,10 @@ class _ThreadTransaction(Transaction):
 
 
 def transaction_on(connection: object) -> Transaction:
-    """Return the transaction of a connection; raise `UnusableConnection` for an unknown kind."""
+    """Return the transaction of a connection; raise `UnusableConnection` for an unknown type."""
     if isinstance(connection, Transaction):
         return connection
-    given = connection  # whose rows may be of any kind
+    given = connection  # its rows may be of any type
     if not isinstance(connection, psycopg.AsyncConnection | psycopg.Connection):
         kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
         raise UnusableConnection(
@@ -113,7 +113,7 @@ def transaction_on(connection: object) -> Transaction:
 
 
 class BorrowedTransaction:
-    """A transaction of the application's, in which statements of ours are executed."""
+    """The application's transaction, in which the store executes its statements."""
 
     def __init__(self, transaction: Transaction, server: PostgresAddress) -> None:
         self.server = server
@@ -131,12 +131,14 @@ class BorrowedTransaction:
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
-        """Undo the block if it raises, so that the transaction can go on."""
+        """Roll back only the block if it raises, so that the transaction can continue."""
         with anyio.CancelScope(shield=True):
             await self.rows("SAVEPOINT asyncjobs")
         try:
             yield
         except BaseException:
+            # If the connection is broken, the rollback fails as well; the first error explains
+            # more.
             with anyio.CancelScope(shield=True), suppress(AsyncJobsError):
                 await self.rows("ROLLBACK TO SAVEPOINT asyncjobs")
                 await self.rows("RELEASE SAVEPOINT asyncjobs")
@@ -151,12 +153,12 @@ class BorrowedTransaction:
 
 
 def elsewhere() -> UnusableConnection:
-    """Make the error for a connection that leads to other tables than those of the store."""
+    """Return the error for a connection that uses other tables than the store's."""
     return UnusableConnection(_ELSEWHERE)
 
 
 class CommitWatch:
-    """Notifies all processes of jobs in transactions, soon after those have committed."""
+    """Notifies all processes of jobs in transactions, soon after these have committed."""
 
     def __init__(self, pool: ConnectionPool, notices: Notices) -> None:
         self._pool = pool
@@ -166,7 +168,7 @@ class CommitWatch:
         self._task: asyncio.Task[None] | None = None
 
     def expect(self, transaction: int, ids: Sequence[JobId]) -> None:
-        """Send notices of these jobs when the transaction of that number has committed."""
+        """Send notices of these jobs when the transaction with this number has committed."""
         if not ids:
             return
         self._expected.setdefault(transaction, set()).update(ids)
@@ -175,7 +177,7 @@ class CommitWatch:
             self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Stop asking; jobs of transactions that are still open will be found by polling."""
+        """Stop polling; the workers' polling finds the jobs of transactions that are still open."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -188,7 +190,7 @@ class CommitWatch:
                 self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
                 await self._look()
         except StoreError as error:
-            # After a failover its numbers may mean nothing; workers poll anyway.
+            # After a failover the numbers may be meaningless; the workers' polling finds the jobs.
             log.debug("The end of transactions is unknown: %s", error)
             self._expected.clear()
         finally:
@@ -199,5 +201,6 @@ class CommitWatch:
         for number, fate in await self._pool.use(lambda db: db.rows(_FATES, asked)):
             if fate != "in progress":
                 ids = self._expected.pop(number)
+                # A fate of NULL is too old to be known; a superfluous notice does no harm.
                 if fate != "aborted":
                     self._notices.send(ids, here=True)

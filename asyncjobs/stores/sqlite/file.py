@@ -1,4 +1,4 @@
-"""The SQLite file of `stores.sqlite`: its tables, and how it is opened, checked and inspected."""
+"""The SQLite file of `stores.sqlite`: its tables, opening, checks and inspection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asyncjobs.stores.opening import require_version
 from asyncjobs.stores.sql import script_since
 from asyncjobs.stores.urls import check_characters
 
-# Marks the file as ours (SQLite's application_id): the letters "asyn".
+# Marks the file as an asyncjobs store (SQLite's application_id): the letters "asyn".
 _APPLICATION_ID = 0x6173796E
 
 _SCHEMA_VERSION = 1
@@ -24,20 +24,21 @@ _SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_MS = 10_000
 _BUSY_PAUSE_SECONDS = 0.01
 
-# SQLite empties its log at a thousand pages, if no reader needs them. After a long reader the file
-# would stay as large as it had become.
+# SQLite reuses its log from the start at a thousand pages if no reader needs them. Without this
+# limit, a log that grew during a long read would keep its size.
 _LOG_BYTES = 4 * 1024 * 1024
 
 # SQLite's names for the values of `PRAGMA synchronous`.
 _SYNCHRONOUS_LEVELS = ("OFF", "NORMAL", "FULL", "EXTRA")
 
 # The hot row stays narrow: a change of state rewrites it and two index entries, while submission,
-# payload, result and errors lie elsewhere. Rows of all tables share `seq`, which grows, so that
-# wide rows are appended and the jobs of one moment are due in the order they came. It is never used
-# again, since cursors of lists name it: `deleted` has the highest one of a deleted job.
+# payload, result and errors are in other tables. Rows of all tables share `seq`, which grows, so
+# wide rows are appended, and jobs with the same due time run in the order in which they came. A
+# number is never reused, since cursors of lists contain it: `deleted` stores the highest one of a
+# deleted job.
 #
-# The last two indexes are for lists of an owner's jobs, and of a type's completed ones. Other jobs
-# have no entry there, and so cost nothing.
+# The last two indexes are for lists of an owner's jobs and of a type's completed jobs. They are
+# partial, so other jobs cost nothing there.
 _SCHEMA = (
     """CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, lane TEXT NOT NULL, due_at INTEGER,
@@ -58,7 +59,7 @@ _SCHEMA = (
     f"PRAGMA user_version = {_SCHEMA_VERSION}",
 )
 
-# The files that are open, by device and inode, with the process that opened them.
+# The open files by device and inode, with the id of the process that opened them.
 _open_files: dict[tuple[int, int], int] = {}
 
 
@@ -72,7 +73,7 @@ class DatabaseFile:
         self._log_identity: tuple[int, int] = (0, 0)
 
     def open(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
-        """Open the file to write and to read; make its tables if the file is new."""
+        """Open the file for writing and for reading; make its tables if the file is new."""
         self.path = self.path.absolute()
         with self.errors(), ExitStack() as on_failure:
             if not self.path.parent.is_dir():
@@ -84,18 +85,21 @@ class DatabaseFile:
                 _prepare(writer, str(self.path))
             reader = self._connect()
             on_failure.callback(reader.close)
+            # A mistaken write on the reader must fail: it would bypass the transactions of the
+            # writer.
             reader.execute("PRAGMA query_only = ON")
             on_failure.pop_all()
+        # After `_prepare` the log exists, too, since WAL mode is on.
         self._identity, self._log_identity = map(_identity_of, self._files())
         _open_files[self._identity] = os.getpid()
         return writer, reader
 
     def closed(self) -> None:
-        """Note that both connections are closed."""
+        """Record that both connections are closed."""
         _open_files.pop(self._identity, None)
 
     def check_in_place(self) -> None:
-        """Refuse to write to a deleted or replaced file: the next start would not see it."""
+        """Refuse to write to a deleted or replaced file; the next start would not see the data."""
         try:
             found = tuple(map(_identity_of, self._files()))
         except OSError as error:
@@ -104,14 +108,14 @@ class DatabaseFile:
             raise StoreUnavailable(str(self.path), "the file was replaced by another one")
 
     def _files(self) -> tuple[Path, Path]:
-        """Name the database and the log into which SQLite writes first."""
+        """Return the paths of the database and of the log that SQLite writes first."""
         return self.path, self.path.with_name(f"{self.path.name}-wal")
 
     def _refuse_after_fork(self) -> None:
         """Refuse a file that the parent had open when it forked this process.
 
-        SQLite keeps account of its locks by process and inode. A fork copies the account but not
-        the locks, so connections made here would write without any, and lose what they write.
+        SQLite records its locks by process and inode. A fork copies the records but not the locks,
+        so connections made here would write without locks and lose what they write.
         """
         if self.path.exists():
             opener = _open_files.get(_identity_of(self.path))
@@ -121,19 +125,21 @@ class DatabaseFile:
 
     @contextmanager
     def errors(self) -> Generator[None]:
-        """Turn the driver's errors into those of a store."""
+        """Raise the driver's errors as `StoreUnavailable`."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
             raise StoreUnavailable(str(self.path), str(error)) from error
 
     def _connect(self) -> sqlite3.Connection:
+        # No timeout, so that a statement on the event loop never waits for a lock; `set_patience`
+        # allows waiting in the thread. The writer is used in both, one at a time.
         return sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
 
 
 @contextmanager
 def waiting_for_locks(connection: sqlite3.Connection) -> Generator[None]:
-    """Let statements inside the block wait for another process's write, for a bounded time."""
+    """Let statements in the block wait a limited time for another process's write."""
     set_patience(connection, patient=True)
     try:
         yield
@@ -142,7 +148,7 @@ def waiting_for_locks(connection: sqlite3.Connection) -> Generator[None]:
 
 
 def set_patience(connection: sqlite3.Connection, *, patient: bool) -> None:
-    """Let statements wait for another process's write, for a bounded time, or refuse at once."""
+    """Let statements wait a limited time for another process's write, or fail at once."""
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS if patient else 0}")
 
 
@@ -150,7 +156,7 @@ def set_patience(connection: sqlite3.Connection, *, patient: bool) -> None:
 def transaction(
     connection: sqlite3.Connection, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE"
 ) -> Generator[sqlite3.Connection]:
-    """Do all or nothing. An immediate one can write, and has the lock for it from the start."""
+    """Do all or nothing; an immediate transaction holds the write lock from its start."""
     connection.execute(f"BEGIN {kind}")
     try:
         yield connection
@@ -162,7 +168,7 @@ def transaction(
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Return whether another process is in the way; the higher bits only name the operation."""
+    """Return whether another process holds a lock; the higher bits only name the operation."""
     return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
@@ -173,7 +179,7 @@ def migration_sql(*, since: int = 0) -> str:
 
 
 def inspect(db: sqlite3.Connection) -> list[Finding]:
-    """Look at the file by the connection that writes to it; reads all of it."""
+    """Inspect the file through the writer's connection; this reads the whole file."""
     version, level = _pragma(db, "user_version"), int(_pragma(db, "synchronous"))
     mode, integrity = _pragma(db, "journal_mode"), _pragma(db, "quick_check(1)")
     synced = "" if level >= _SYNCHRONOUS_LEVELS.index("FULL") else "set it to FULL"
@@ -198,7 +204,7 @@ def _identity_of(path: Path) -> tuple[int, int]:
 
 
 def _use_log(connection: sqlite3.Connection) -> str:
-    """Switch to WAL mode; SQLite does not wait by itself while others do the same."""
+    """Switch to WAL mode; retry here, since SQLite does not wait for others that do the same."""
     give_up_at = monotonic() + _BUSY_TIMEOUT_MS / 1000
     while True:
         try:
@@ -212,7 +218,7 @@ def _use_log(connection: sqlite3.Connection) -> str:
 
 
 def _prepare(connection: sqlite3.Connection, name: str) -> None:
-    # Look before any pragma that writes: the file may be another program's. In one transaction,
+    # Check before any pragma that writes: the file may belong to another program. One transaction,
     # since another process may be making the tables at this moment.
     with transaction(connection, "DEFERRED"):
         _has_schema(connection, name)
@@ -221,13 +227,14 @@ def _prepare(connection: sqlite3.Connection, name: str) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
     with transaction(connection):
+        # Checked again under the write lock: another process may have made the tables since.
         if not _has_schema(connection, name):
             for statement in _SCHEMA:
                 connection.execute(statement)
 
 
 def _has_schema(connection: sqlite3.Connection, name: str) -> bool:
-    """Return whether the tables are there; raise `SchemaError` if others are."""
+    """Return whether the tables exist; raise `SchemaError` for another program's tables."""
     try:
         [application] = connection.execute("PRAGMA application_id").fetchone()
         [version] = connection.execute("PRAGMA user_version").fetchone()

@@ -1,4 +1,4 @@
-"""What the SQLite store reads and writes, as functions of an open connection."""
+"""The reads and writes of the SQLite store, as functions of an open connection."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ _JOB = (
     f"SELECT {JOB_COLUMNS}"  # noqa: S608  # constants
     " FROM jobs JOIN submissions USING (seq) LEFT JOIN results USING (seq)"
 )
+# Lists return no payloads, so SQLite does not read their pages.
 _NARROW_JOB = (
     "SELECT id, submission, state, x'', NULL, NULL, revision, lane, due_at, seq"
     " FROM jobs JOIN submissions USING (seq)"
@@ -40,17 +41,19 @@ _UPDATE = (
     "UPDATE jobs SET state = ?, revision = ?, lane = ?, due_at = ?, status = ?"
     " WHERE id = ? AND revision = ?"
 )
+# A change without result or errors keeps the stored ones.
 _KEEP = (
     "INSERT INTO results SELECT seq, ?, ? FROM jobs WHERE id = ?"
     " ON CONFLICT (seq) DO UPDATE SET result = coalesce(excluded.result, result),"
     " errors = coalesce(excluded.errors, errors)"
 )
 _PLACE = "SELECT due_at, seq FROM jobs WHERE id = ? AND lane = ? AND due_at IS NOT NULL"
-# In two parts: SQLite uses no more than the first column of a comparison of rows.
+# Two parts, since SQLite uses an index for only the first column of a row comparison.
 _BETWEEN = (
     "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE lane = ?1 AND due_at = ?3 AND seq < ?4"
     " UNION ALL SELECT 1 FROM jobs WHERE lane = ?1 AND due_at > ?2 AND due_at < ?3 LIMIT ?5)"
 )
+# Earlier than every due time.
 _LONG_AGO = -(2**62)
 _LAST = "SELECT max(seq, coalesce((SELECT max(seq) FROM jobs), 0)) FROM deleted"
 _NOTE_DELETED = "UPDATE deleted SET seq = ? WHERE seq < ?"
@@ -68,7 +71,7 @@ _FORGET = (
 
 def get(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[Job | None]:
     """Read jobs in the order of the ids."""
-    if len(ids) == 1:  # as status routes ask; a list of ids takes SQLite several times as long
+    if len(ids) == 1:  # the case of status routes; a list of ids takes several times as long
         row = db.execute(_BY_ONE_ID, ids).fetchone()
         return [None if row is None else job_from(row)]
     found = db.execute(_BY_ID, (json.dumps(ids),)).fetchall()
@@ -77,7 +80,7 @@ def get(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[Job | None]:
 
 
 def any_due(db: sqlite3.Connection, lanes: Sequence[str], now: int) -> bool:
-    """Return whether `take` would find anything."""
+    """Return whether `take` would find a job."""
     return any(db.execute(_ANY_DUE, (lane, now)).fetchone() for lane in lanes)
 
 
@@ -108,13 +111,14 @@ def count_before(db: sqlite3.Connection, job: Job, now: int, until: int, most: i
 
 
 def first_due(db: sqlite3.Connection, lanes: Sequence[str]) -> list[datetime | None]:
-    """Read the earliest due moment of each lane."""
+    """Read when the first job of each lane is due."""
     return moments_from(db.execute(_FIRST_DUE, (lane,)).fetchone() for lane in lanes)
 
 
 def insert(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
-    """Add jobs; return what is stored for each."""
-    # Almost always all are new. Only the database knows, and looking first would cost as much.
+    """Add jobs and return what is stored for each."""
+    # Usually all jobs are new, so they are inserted at once: looking first would cost as much. If
+    # one exists already, only the savepoint is rolled back, not what the transaction did before.
     db.execute("SAVEPOINT added")
     try:
         _add(db, jobs)
@@ -128,7 +132,7 @@ def insert(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
 
 
 def _add(db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
-    """Add jobs that are not there; raise `IntegrityError` if one is."""
+    """Add new jobs; raise `IntegrityError` if one exists already."""
     [last] = db.execute(_LAST).fetchone()
     numbered = [*enumerate(jobs, last + 1)]
     db.executemany(_INSERT, [_columns(seq, job) for seq, job in numbered])
@@ -142,7 +146,7 @@ def _add(db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
 
 
 def _add_where_new(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
-    """Add jobs one after the other; return what is stored for each."""
+    """Add jobs one by one; return what is stored for each."""
     stored: list[Job] = []
     for job in jobs:
         found = get(db, [job.id])[0] or _by_key(db, job)
@@ -160,9 +164,10 @@ def _by_key(db: sqlite3.Connection, job: Job) -> Job | None:
 
 
 def replace(db: sqlite3.Connection, changes: Sequence[Change]) -> list[bool]:
-    """Write changes whose stored revision is the expected one; return for each whether it was."""
+    """Write the changes whose stored revision is the expected one; return which were written."""
     rows = [_changed_columns(change) for change in changes]
-    # One call, which tells how many rows it has changed: almost always all.
+    # One call writes all, but returns only the total of rows. If some were refused, the savepoint
+    # is rolled back, and a call for each row finds out which.
     db.execute("SAVEPOINT changed")
     written = [True] * len(rows)
     if db.executemany(_UPDATE, rows).rowcount != len(rows):
@@ -193,8 +198,8 @@ def _has_result(job: Job) -> bool:
 def take(
     db: sqlite3.Connection, lanes: Sequence[str], now: int, until: int, limit: int
 ) -> list[Job]:
-    """Move what is due, the longest due first."""
-    # One index scan per lane: with all lanes in one query SQLite would sort everything due.
+    """Take due jobs, the longest due first, by moving their due time."""
+    # One index scan per lane: in a query for all lanes SQLite would sort all due jobs.
     due = [row for lane in set(lanes) for row in db.execute(_DUE, (lane, now, limit))]
     chosen = [seq for _, seq in sorted(due)[:limit]]
     move = "UPDATE jobs SET due_at = ? WHERE seq = ?"
@@ -205,20 +210,20 @@ def take(
 
 
 def delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[bool]:
-    """Delete jobs with all that belongs to them; say for each if it was there."""
+    """Delete jobs with all their data; return which of them existed."""
     find = "SELECT id, seq FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
     found = dict(db.execute(find, (json.dumps(ids),)).fetchall())
     [last] = db.execute("SELECT max(seq) FROM jobs").fetchone()
     for statement in _FORGET:
         db.executemany(statement, [(seq,) for seq in found.values()])
     highest = max(found.values(), default=0)
-    # Mostly older jobs than the newest are deleted, and there is nothing to note.
+    # Only deleting the newest job could let its number be reused, so only then is it recorded.
     if highest == last:
         db.execute(_NOTE_DELETED, (highest, highest))
     return [job_id in found for job_id in ids]
 
 
 def _key(job: Job) -> tuple[str, str, str | None]:
-    # NULLs are all different to a unique index; no owner must be one owner.
+    # A unique index treats NULLs as different, but jobs without an owner share one key space.
     owner = "" if job.user_id is None else f"={job.user_id}"
     return owner, job.type, job.idempotency_key

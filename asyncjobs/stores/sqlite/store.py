@@ -1,8 +1,9 @@
-"""Keeps jobs in one SQLite file: the embedded default. Durability: fsync.
+"""Stores jobs in one SQLite file: the embedded default. Durability: fsync.
 
-Any number of processes may share the file. Writes go through one thread, all or nothing per call,
-and are on disk when they return (WAL, synchronous=FULL). Reads are short and happen on the calling
-thread: they cost less than a change of threads, and in WAL mode wait for nobody.
+Any number of processes may share the file. Each call's writes are all or nothing, and on disk when
+it returns (WAL, synchronous=FULL). One thread writes; quick writes run on the calling thread. Reads
+are short and run on the calling thread: they cost less than a switch of threads, and in WAL mode
+they wait for no writer.
 """
 
 from __future__ import annotations
@@ -48,23 +49,23 @@ from asyncjobs.stores.urls import check_parameters
 
 T = TypeVar("T")
 
-#: How long a commit may keep the event loop from other tasks, on average.
+#: How long a commit may block the event loop, on average.
 MAX_COMMIT_SECONDS_IN_LOOP = 0.001
 
-# So long the loop may be kept by reads that find their answer at once. A turn of the loop costs as
-# much as a read.
+# How long reads that return at once may occupy the event loop. A turn of the loop costs as much as
+# a read.
 _TURN_SECONDS = 0.001
 
-# How often to look for others' writes for how long after the last one. To look takes 20 us.
+# After a write of another process, poll at this interval for this long. A look takes 20 us.
 _BUSY_NOTICE_SECONDS = 0.002
 _BUSY_SECONDS = 1.0
 
-# A write of more jobs keeps the event loop from other tasks for longer than its commit does.
+# Writing more jobs than this blocks the event loop for longer than the commit does.
 _MAX_JOBS_IN_LOOP = 200
 
 
 class SqliteStore:
-    """A store in the file at `path`, which is made if it does not exist."""
+    """A store in the file at `path`, which is created if it does not exist."""
 
     powers: frozenset[type] = frozenset(
         {ChangeNotices, InlineReads, Inspection, Listing, MigrationScript}
@@ -90,6 +91,8 @@ class SqliteStore:
 
     async def __aexit__(self, *_: object) -> None:
         opened = self._state.clear()
+        # The writer is closed last and in the thread: closing the last connection empties the log
+        # into the file, which can take long.
         opened.reader.close()
         with anyio.CancelScope(shield=True):
             await opened.thread.call(opened.writer.close)
@@ -102,7 +105,7 @@ class SqliteStore:
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
         opened = self._state.get()
         if perf_counter() - opened.turn_at > _TURN_SECONDS:
-            # Other tasks get their turn even while one reads in a loop.
+            # Other tasks get a turn even if a caller reads in a loop.
             await anyio.lowlevel.checkpoint()
             opened.turn_at = perf_counter()
         return await self._read(lambda db: queries.get(db, ids))
@@ -114,7 +117,7 @@ class SqliteStore:
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
     ) -> Sequence[Job]:
         moment = to_microseconds(now)
-        # Workers ask all the time and mostly for nothing: that costs no write lock.
+        # Workers poll often and mostly find nothing; the read spares them the write lock.
         if limit < 1 or not await self._read(lambda db: queries.any_due(db, lanes, moment)):
             return []
         due_next = to_microseconds(until)
@@ -143,14 +146,14 @@ class SqliteStore:
     async def changes(self) -> AsyncGenerator[Sequence[JobId]]:
         """Yield an empty batch (any job may have changed) when another process has written.
 
-        The first is for what was written before the count began.
+        The first batch is for all writes before the counter was read.
         """
         seen = await self._written_by_others()
         yield ()
         wrote_at = perf_counter()
         while True:
-            # A process that has just written will most likely write again. While we write, a look
-            # costs a change of threads.
+            # A process that has just written will probably write again. While this process writes,
+            # reading the counter costs a switch of threads.
             quiet = perf_counter() - wrote_at > _BUSY_SECONDS or self._state.get().thread.busy
             await anyio.sleep(self._notice if quiet else min(self._notice, _BUSY_NOTICE_SECONDS))
             now = await self._written_by_others()
@@ -164,18 +167,22 @@ class SqliteStore:
         try:
             return query(opened.reader)
         except sqlite3.Error:
-            # Only while the file is recovered after a crash can a reader be locked out.
+            # A reader is locked out only while the file is recovered after a crash.
             return await self._in_thread(lambda: query(opened.writer))
 
     async def _written_by_others(self) -> object:
-        """Return what changes when another process writes; in no time, unless we write just now."""
+        """Return a value that changes when another process writes.
+
+        This takes no time, except while this process writes.
+        """
         opened = self._state.get()
 
         def count() -> object:
-            # This counter of the writing connection ignores what that connection itself writes.
+            # This counter of the writer's connection ignores that connection's own writes.
             return opened.writer.execute("PRAGMA data_version").fetchone()
 
         if not opened.thread.busy:
+            # If the file is locked, do not wait here but in the thread.
             with self._file.errors(), suppress(sqlite3.OperationalError):
                 opened.set_patience(patient=False)
                 return count()
@@ -192,12 +199,16 @@ class SqliteStore:
             opened.note_commit(perf_counter() - begun)
             return answer
 
+        # If the thread is idle, no other call uses the writer, so this thread may use it. Nothing
+        # awaits before the write ends, so no other task can come in between.
         if opened.quick and jobs <= _MAX_JOBS_IN_LOOP and not opened.thread.busy:
             with self._file.errors():
                 try:
                     opened.set_patience(patient=False)
                     return write()
                 except sqlite3.OperationalError as error:
+                    # Another process holds the lock, and the transaction was not begun or was
+                    # rolled back. The same write waits for the lock in the thread.
                     if not is_busy(error):
                         raise
         return await self._in_thread(write)
@@ -214,11 +225,11 @@ class SqliteStore:
 
 
 class _OpenFile:
-    """What exists only while the store is open.
+    """The state that exists only while the store is open.
 
-    A change of threads costs as much as a commit on a good disk. So while commits are quick, and
-    the thread has nothing to do, a write happens on the calling thread; it never waits there for
-    another process's lock.
+    A switch of threads costs as much as a commit on a good disk. Therefore, while commits are quick
+    and the thread is idle, writes run on the calling thread. There they never wait for another
+    process's lock.
     """
 
     def __init__(
@@ -227,13 +238,14 @@ class _OpenFile:
         self.thread = thread
         self.writer = writer
         self.reader = reader
-        #: When other tasks have last had their turn before a read.
+        #: When other tasks last had a turn before a read.
         self.turn_at = 0.0
+        # Not quick at first: only measured commits allow writes on the event loop.
         self._seconds = MAX_COMMIT_SECONDS_IN_LOOP
         self._patient = False
 
     def set_patience(self, *, patient: bool) -> None:
-        """Let the writer wait for other processes' locks, or not: in the thread, or in the loop."""
+        """Let the writer wait for other processes' locks (in the thread) or not (in the loop)."""
         if patient is not self._patient:
             set_patience(self.writer, patient=patient)
             self._patient = patient
@@ -243,12 +255,12 @@ class _OpenFile:
         return self._seconds < MAX_COMMIT_SECONDS_IN_LOOP
 
     def note_commit(self, seconds: float) -> None:
-        """Take a commit into the average. The work before it would hold up the loop anyway."""
+        """Add a commit to the average; the work before it blocks the event loop anyway."""
         self._seconds += (seconds - self._seconds) / 4
 
 
 def from_url(url: str) -> SqliteStore:
-    """Make a store for `sqlite:///relative/path` or `sqlite:////absolute/path`."""
+    """Make a store from `sqlite:///relative/path` or `sqlite:////absolute/path`."""
     check_parameters("SQLite", url, ())
     scheme, _, path = url.partition("?")[0].partition(":///")
     if scheme != "sqlite" or not path or path == ":memory:":
