@@ -1,8 +1,8 @@
-"""How stores write a job down: one text per half, wide data and indexed columns beside them.
+"""Encodes jobs for stores: one JSON text per half, and columns for wide and indexed data.
 
-Shared by every store that keeps text, so that a field added to the model needs no store to change.
-A text has no fields that have their default: most have, and reading the rest takes half the time.
-So these defaults are part of what is stored, and never change.
+Every store that keeps text shares this encoding, so a field added to the model changes no store.
+Fields with their default value are left out: most have it, and reading then takes half the time.
+The defaults are therefore part of the stored format and never change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class Columns(NamedTuple):
-    """What a store keeps apart from the two texts."""
+    """The columns that a store keeps beside the two texts."""
 
     payload: bytes
     result: bytes | None
@@ -33,22 +33,22 @@ class Columns(NamedTuple):
 
 
 def encode_submission(job: Job) -> bytes:
-    """Write the half that never changes, without the payload."""
+    """Return the half that never changes as JSON, without the payload."""
     return Submission.__pydantic_serializer__.to_json(job, exclude_defaults=True)
 
 
 def encode_state(job: Job) -> bytes:
-    """Write the half that moves, without result, errors, revision, lane and due_at."""
+    """Return the half that changes as JSON, without result, errors, revision, lane and due_at."""
     return State.__pydantic_serializer__.to_json(job, exclude_defaults=True)
 
 
 def decode(job_id: str, submission: bytes, state: bytes, columns: Columns) -> Job:
-    """Read a job back, the exact inverse of the functions above; or raise `UnreadableJob`."""
+    """Return the job that the functions above encoded; raise `UnreadableJob` if it is damaged."""
     try:
         job: Job = Job.__pydantic_validator__.validate_json(submission[:-1] + b"," + state[1:])
     except ValidationError as error:
         raise UnreadableJob(job_id) from error
-    # In place: nobody else has the job yet.
+    # Safe in place: no other code has a reference to this job yet.
     vars(job).update(
         payload_json=columns.payload,
         result_json=columns.result,
@@ -61,7 +61,7 @@ def decode(job_id: str, submission: bytes, state: bytes, columns: Columns) -> Jo
 
 
 def sequence_of(cursor: str | None, digits: int) -> int | None:
-    """Read where a list goes on: a number of at most so many digits; or raise `InvalidQuery`."""
+    """Return the number in a cursor; raise `InvalidQuery` if it is not one of at most `digits`."""
     if cursor is None:
         return None
     if len(cursor) <= digits and _NUMBER.fullmatch(cursor):
@@ -70,10 +70,10 @@ def sequence_of(cursor: str | None, digits: int) -> int | None:
 
 
 def to_microseconds(moment: datetime) -> int:
-    """Express a moment as whole microseconds since 1970, exactly."""
+    """Return a moment as whole microseconds since 1970; no precision is lost."""
     return (moment - _EPOCH) // _MICROSECOND
 
 
 def from_microseconds(value: int) -> datetime:
-    """Undo `to_microseconds`."""
+    """Return the moment of a value of `to_microseconds`."""
     return _EPOCH + timedelta(microseconds=value)

@@ -1,4 +1,4 @@
-"""What has happened to a job, by a look at it before and after a write: values, no I/O."""
+"""Derives the event of a write from the job before and after it: values, no I/O."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from asyncjobs.core.job import Job, JobStatus
 
 
 class Event(StrEnum):
-    """What may happen to a job.
+    """The events of a job.
 
-    Progress, the renewal of a lease, and a job's way back into its queue when it was taken but not
-    begun are no events.
+    Progress, the renewal of a lease, and the return of a job that was taken but not started are not
+    events.
     """
 
     ENQUEUED = "enqueued"
@@ -29,7 +29,7 @@ class Event(StrEnum):
     FORGOTTEN = "forgotten"
 
 
-#: The same, for those who write them out.
+#: The same names as literals, for type annotations.
 EventName = Literal[
     "enqueued",
     "started",
@@ -46,9 +46,9 @@ EventName = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One event: the job after it and before it (None for one that is new), and when it was.
+    """One event: the job after it, the job before it (None for a new job), and its time.
 
-    Of a forgotten job, both are what was deleted.
+    For a forgotten job, both are the deleted job.
     """
 
     event: Event
@@ -58,12 +58,12 @@ class Transition:
 
     @property
     def worker_lost(self) -> bool:
-        """Whether it cost the job a worker: `lost`, or the `failed` of its last delivery."""
+        """Whether the job lost its worker: `lost`, or the `failed` of its last delivery."""
         return self.before is not None and self.job.losses > self.before.losses
 
 
 def event_of(before: Job | None, job: Job) -> Event | None:
-    """Return what a write means; None for one that is no event, such as a renewed lease."""
+    """Return the event of a write; None if it is not an event, such as a renewed lease."""
     if before is None:
         return Event.ENQUEUED
     if before.status.terminal:

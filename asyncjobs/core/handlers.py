@@ -1,4 +1,4 @@
-"""Job types: a name, typed payload and result, the limits, and for most a handler function."""
+"""Job types: a name, typed payload and result, limits, and usually a handler function."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from asyncjobs.settings import Seconds, duration
 P = TypeVar("P")
 R = TypeVar("R")
 
-# What Python's own limit is by default (`sys.int_info.default_max_str_digits`).
+# Python's own default limit (`sys.int_info.default_max_str_digits`).
 _MAX_INTEGER_DIGITS = 4300
 _LONG_INTEGER = re.compile(rb"[0-9]{%d}" % (_MAX_INTEGER_DIGITS + 1))
 
-#: Where a handler runs, if not where its kind of function does.
+#: Where a handler runs instead of the default for its kind of function.
 RunIn = Literal["process"]
 
 
 @dataclass(frozen=True)
 class ImportPath:
-    """Where another process finds a handler: the module to import, the name in it."""
+    """Where another process finds a function: the module to import, and the name in it."""
 
     module: str
     name: str
 
     def find(self) -> Callable[..., Any]:
-        """Import the function; raise `ConfigurationError` where it is not there."""
+        """Import and return the function; raise `ConfigurationError` if it does not exist."""
         try:
             found: Any = import_module(self.module)
             for part in self.name.split("."):
@@ -64,9 +64,9 @@ class ImportPath:
 
 
 def import_path_of(name: str, function: Callable[..., Any]) -> ImportPath:
-    """Say where a handler that runs in another process is; raise where it has no name there."""
+    """Return the import path of a function; raise `ConfigurationError` if it has none."""
     qualified = getattr(function, "__qualname__", f"a {type(function).__name__}")
-    # <locals>, <lambda>, a partial, a callable object; and methods, whose object stays here.
+    # No <locals>, <lambda>, partial or callable object; and no method, whose object stays here.
     if "<" in qualified or not inspect.isfunction(function):
         raise ConfigurationError(
             f"Handler {name!r} is {qualified}: to run in a process of its own, "
@@ -78,7 +78,7 @@ def import_path_of(name: str, function: Callable[..., Any]) -> ImportPath:
 def merged_policy(base: Policy, given: Policy | None, **limits: Any) -> Policy:
     """Return the limits of one handler: its own, then those of its `policy`, then the app's.
 
-    A field counts as given if the handler named it, even with the default's value. Raises
+    A field counts as given if the handler named it, even with the default value. Raises
     `ConfigurationError` for limits out of range.
     """
     fields: dict[str, Any] = dict(base)
@@ -93,7 +93,7 @@ def merged_policy(base: Policy, given: Policy | None, **limits: Any) -> Policy:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits that a handler was declared with, to be merged with those of a queue."""
+    """The limits in a handler's declaration, to be merged with those of a queue."""
 
     policy: Policy | None = None
     named: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -103,14 +103,14 @@ class Limits:
         return merged_policy(base, self.policy, **self.named)
 
 
-#: By a dependency's function, the one to call instead of it.
+#: Maps the function of a dependency to the function to call instead.
 Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
 
 
 class JobType(Generic[P, R]):
-    """A kind of job whose work is reported from outside our runner, by job id."""
+    """A type of job whose work is reported from outside our runner, by job id."""
 
-    #: Names under which jobs of this type were stored by earlier releases.
+    #: Names under which earlier releases stored jobs of this type.
     aliases: tuple[str, ...] = ()
 
     def __init__(
@@ -125,7 +125,7 @@ class JobType(Generic[P, R]):
         self.name = name
         self.policy = policy
         self.estimate = estimate
-        #: Whether a payload has to be given: None is the only one that needs no saying.
+        #: Whether callers must pass a payload; only None may be left out.
         self.takes_payload = payload is not None and payload is not NoneType
         self._payload: TypeAdapter[P] = _adapter(name, payload)
         self._result: TypeAdapter[R] = _adapter(name, result)
@@ -134,10 +134,10 @@ class JobType(Generic[P, R]):
         return f"<{type(self).__name__} {self.name!r}>"
 
     def dump_payload(self, payload: P) -> bytes:
-        """Check a payload and write it as JSON; raise `InvalidPayload` or `PayloadTooLarge`.
+        """Validate a payload and return it as JSON; raise `InvalidPayload` or `PayloadTooLarge`.
 
-        It is written under the fields' own names, whatever aliases clients use, and read back at
-        once: what does not survive that must not become a job.
+        Fields are written under their own names, not under the aliases that clients use. The text
+        is read back at once: a payload that this changes must not become a job.
         """
         try:
             checked = self._payload.validate_python(payload)
@@ -147,7 +147,7 @@ class JobType(Generic[P, R]):
             raise InvalidPayload(_issues(error)) from error
         except (PydanticSerializationError, ValueError) as error:
             raise InvalidPayload([FieldIssue("", str(error))]) from error
-        # Equal values need no closer look; one that differs may still mean the same.
+        # Equal values need no further check; values that differ may still dump to the same data.
         dump = self._payload.dump_python
         if read != checked and dump(read) != dump(checked):
             raise InvalidPayload([FieldIssue("", "it would be changed by being stored as JSON")])
@@ -157,7 +157,7 @@ class JobType(Generic[P, R]):
         return text
 
     def fingerprint(self, payload: P) -> str:
-        """Tell payloads apart by what was sent, whatever defaults the type fills in."""
+        """Return a hash of the payload as it was sent, without the type's defaults."""
         sent = self._payload.dump_python(
             self._payload.validate_python(payload), mode="json", exclude_unset=True
         )
@@ -165,14 +165,14 @@ class JobType(Generic[P, R]):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def load_payload(self, text: bytes) -> P:
-        """Read a stored payload; raise `InvalidPayload` where the type has changed since."""
+        """Read a stored payload; raise `InvalidPayload` if it no longer fits the type."""
         try:
             return self._payload.validate_json(text, by_name=True, by_alias=True)
         except ValidationError as error:
             raise InvalidPayload(_issues(error)) from error
 
     def read_payload(self, body: bytes) -> P:
-        """Read a payload a client has sent; raise `MalformedBody` or `InvalidPayload`."""
+        """Read a payload that a client sent; raise `MalformedBody` or `InvalidPayload`."""
         try:
             return self._payload.validate_json(body)
         except ValidationError as error:
@@ -182,7 +182,7 @@ class JobType(Generic[P, R]):
             raise InvalidPayload(_issues(error)) from error
 
     def dump_result(self, result: R) -> bytes:
-        """Check a result and write it as JSON; raise `InvalidResult`."""
+        """Validate a result and return it as JSON; raise `InvalidResult`."""
         try:
             text = self._result.dump_json(self._result.validate_python(result), by_alias=True)
         except ValidationError as error:
@@ -196,10 +196,10 @@ class JobType(Generic[P, R]):
         return text
 
     def _check_readable(self, text: bytes) -> None:
-        """Raise `InvalidResult` for a result that could be written but not read again.
+        """Raise `InvalidResult` for a result that can be written but not read again.
 
         NaN and infinity are written as null (RFC 8259 section 6 has no such numbers), which the
-        annotation may not allow. Python reads no integers of more digits than its limit.
+        annotation may not allow. Python cannot read integers with more digits than its limit.
         """
         if len(text) > _MAX_INTEGER_DIGITS and _LONG_INTEGER.search(text):
             try:
@@ -215,7 +215,7 @@ class JobType(Generic[P, R]):
                 raise InvalidResult(self.name, reason) from error
 
     def load_result(self, text: bytes) -> R:
-        """Read a stored result as the type says; raise `InvalidResult` where it has changed."""
+        """Read a stored result as its type; raise `InvalidResult` if it no longer fits."""
         try:
             return self._result.validate_json(text)
         except ValidationError as error:
@@ -224,9 +224,8 @@ class JobType(Generic[P, R]):
     def result_of(self, job: Job) -> R:
         """Return a completed job's result as its type.
 
-        Raises `JobUnsuccessful` for a job that has failed or was cancelled, `ValueError` for one
-        that has not ended or is of another type, and `InvalidResult` for a stored result that no
-        longer fits the type.
+        Raises `JobUnsuccessful` if the job failed or was cancelled, `ValueError` if it has not
+        ended or has another type, and `InvalidResult` if the stored result no longer fits the type.
         """
         if job.type != self.name and job.type not in self.aliases:
             raise ValueError(f"Job {job.id} is of type {job.type!r}, not {self.name!r}.")
@@ -242,9 +241,9 @@ class JobType(Generic[P, R]):
 
 
 class Handler(JobType[P, R]):
-    """A kind of job that our runner works on. Calling it calls the function itself.
+    """A type of job that our runner executes. Calling it calls the function itself.
 
-    Without a queue it is a declaration; `bound` makes the handler of one queue of it.
+    Without a queue it is a declaration; `bound` returns the handler for one queue.
     """
 
     def __init__(
@@ -271,7 +270,7 @@ class Handler(JobType[P, R]):
         self.asynchronous = signature.asynchronous
         self.import_path = None if run_in is None else import_path_of(name, function)
         self.aliases = checked_aliases(name, aliases)
-        #: The handler without a queue that this one was made of; None if it is one itself.
+        #: The declaration that this handler was made from; None if it is one itself.
         self.declaration: Handler[P, R] | None = None
         self.overrides: Overrides = {}
         self._limits = limits or Limits()
@@ -282,12 +281,12 @@ class Handler(JobType[P, R]):
         return self.function(*args, **kwargs)
 
     def call(self, payload: P, job: Any, dependencies: Mapping[str, Any] | None = None) -> Any:
-        """Call the function with those of the arguments that it takes."""
+        """Call the function with only the arguments that it takes."""
         args, kwargs = self.signature.arguments(payload, job, dependencies or {})
         return self.function(*args, **kwargs)
 
     def bound(self, base: Policy, overrides: Overrides) -> Handler[P, R]:
-        """Return the handler of a queue with this policy and these overrides of dependencies."""
+        """Return the handler for a queue with this policy and these dependency overrides."""
         made = copy(self)
         made.policy = self._limits.merged(base)
         made.overrides = overrides
@@ -301,7 +300,7 @@ class Registry:
     def __init__(self) -> None:
         self._types: dict[str, JobType[Any, Any]] = {}
         self._aliases: dict[str, JobType[Any, Any]] = {}
-        #: The queues of all handlers, in the order in which they were named first.
+        #: The queues of all handlers, in the order of their first use.
         self.queues: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[JobType[Any, Any]]:
@@ -313,7 +312,7 @@ class Registry:
         return _is_made_of(self._types.get(kind.name), kind)
 
     def add(self, kind: JobType[Any, Any]) -> None:
-        """Register a type under its name and its aliases, each of which can be given once."""
+        """Register a type under its name and aliases; each name can be used only once."""
         if kind.name in self._types:
             raise ConfigurationError(
                 f"Job type {kind.name!r} is registered twice; or its module is loaded twice, "
@@ -332,10 +331,10 @@ class Registry:
             self.queues = (*self.queues, kind.policy.queue)
 
     def find(self, kind: JobType[P, R] | str) -> JobType[P, R]:
-        """Return the type itself, the one made of this declaration, or the one of that name.
+        """Return the type itself, the one made from this declaration, or the one with that name.
 
         Raises `UnknownType` for a name that is not registered, and `ConfigurationError` for a
-        function that is not a handler, is the handler of another queue, or is not included here.
+        function that is not a handler, belongs to another queue, or is not included here.
         """
         if isinstance(kind, JobType) and self._types.get(kind.name) is kind:
             return kind
@@ -365,7 +364,7 @@ class Registry:
         return kind if isinstance(kind, Handler) else None
 
     def check_queues(self, queues: Iterable[str] | None) -> None:
-        """Raise `ConfigurationError` for a queue that no handler has, or if none is registered."""
+        """Raise `ConfigurationError` for a queue without handlers, or if there are no handlers."""
         known = self.queues
         if not known:
             raise ConfigurationError("This queue has no handlers: are their modules imported?")
@@ -376,7 +375,7 @@ class Registry:
 
 
 def check_name(name: object, decorator: str) -> None:
-    """Raise `ConfigurationError` for a decorator (`@jobs.handler`) without parentheses."""
+    """Raise `ConfigurationError` if a decorator (`@jobs.handler`) has no parentheses."""
     if not isinstance(name, str):
         called = getattr(name, "__name__", "export")
         raise ConfigurationError(
@@ -385,7 +384,7 @@ def check_name(name: object, decorator: str) -> None:
 
 
 def checked_aliases(name: str, aliases: Sequence[str]) -> tuple[str, ...]:
-    """Return the names that a handler had before; raise `ConfigurationError` for what is none."""
+    """Return a handler's former names; raise `ConfigurationError` if they are not valid."""
     given: object = aliases  # by any caller
     if isinstance(given, str) or not all(isinstance(one, str) for one in list[object](aliases)):
         raise ConfigurationError(
@@ -401,7 +400,7 @@ def checked_aliases(name: str, aliases: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_run_in(name: str, run_in: object) -> None:
-    """Raise `ConfigurationError` for a place in which no handler runs."""
+    """Raise `ConfigurationError` if `run_in` is not valid."""
     if run_in not in (None, "process"):
         raise ConfigurationError(
             f'Handler {name!r}: run_in is "process" or is left out, got {run_in!r}. '
@@ -410,7 +409,7 @@ def check_run_in(name: str, run_in: object) -> None:
 
 
 def checked_estimate(name: str, estimate: Seconds | None) -> timedelta | None:
-    """Return an estimate as a timedelta; raise `ConfigurationError` for one that is no duration."""
+    """Return an estimate as a timedelta; raise `ConfigurationError` if it is not a duration."""
     try:
         expected = duration(estimate)
     except (TypeError, ValueError) as error:
@@ -421,7 +420,7 @@ def checked_estimate(name: str, estimate: Seconds | None) -> timedelta | None:
 
 
 def _is_made_of(found: JobType[Any, Any] | None, kind: JobType[Any, Any]) -> bool:
-    """Return whether a registered type is this one, or was made of this declaration."""
+    """Return whether a registered type is this one, or was made from this declaration."""
     if found is None or found is kind:
         return found is kind
     return isinstance(found, Handler) and found.declaration is kind

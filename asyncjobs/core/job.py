@@ -1,8 +1,8 @@
-"""What a job is: frozen values, no I/O and no rules.
+"""The values of a job: frozen, without I/O and without rules.
 
-A job has two halves. The *submission* is written once; the *state* is what moves change, so that a
-change of state never rewrites wide data. Payload and result are kept as the JSON text they arrived
-as: nobody can change them in place, and a reader can pass them on without parsing.
+A job has two halves. The *submission* is written once. Moves change only the *state*, so they never
+rewrite wide data. Payload and result are kept as the JSON text they arrived as: they cannot be
+changed in place, and a reader can pass them on without parsing.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ JobId = NewType("JobId", str)
 #: The lane of every job that is not waiting for one of our workers. No queue may have this name.
 MAINTENANCE_LANE = ""
 
-#: The lane of every job that has ended and has still to tell its callback URL. Reserved, too.
+#: The lane of every finished job whose callback URL must still be called. Also reserved.
 CALLBACKS_LANE = "asyncjobs.callbacks"
 
 DEFAULT_QUEUE = "default"
 
-#: Names that begin so are lanes of the library's own; no queue may have one.
+#: Lanes with this prefix belong to the library; no queue may have such a name.
 RESERVED_PREFIX = "asyncjobs."
 
 
 def suspects_lane(queue: str) -> str:
-    """Return the lane of a queue's suspects: jobs that fail if one more worker is lost with them.
+    """Return the lane of a queue's suspects: jobs that fail if they lose one more worker.
 
-    A process runs one of them at a time, so that a job that kills its process ends alone.
+    A process runs one of them at a time: a job that kills its process takes no other suspect along.
     """
     return f"{RESERVED_PREFIX}suspects:{queue}"
 
 
-# uuid4 as RFC 9562 section 5.4 lays it out: version nibble 4, variant bits 10.
+# uuid4 in the layout of RFC 9562 section 5.4: version nibble 4, variant bits 10.
 _JOB_ID = re.compile(r"job_[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
 def new_job_id() -> JobId:
-    """Make an id that cannot be guessed: a random UUID (RFC 9562 section 5.4), 122 bits of it.
+    """Return an unguessable id: a random UUID (RFC 9562 section 5.4) with 122 random bits.
 
-    Spelt out, since `uuid.uuid4` takes several times as long.
+    Built by hand because `uuid.uuid4` takes several times as long.
     """
     digits = random_hex()
     variant = "89ab"[int(digits[16], 16) & 3]
@@ -66,15 +66,15 @@ def new_job_id() -> JobId:
 
 
 def parse_job_id(text: str) -> JobId | None:
-    """Return the text as a job id, or None where no job can have it."""
+    """Return the text as a job id, or None if it is not a valid one."""
     return JobId(text) if _JOB_ID.fullmatch(text) else None
 
 
 class Delivery(StrEnum):
-    """How a waiting job gets to those who run it."""
+    """How a waiting job reaches the code that runs it."""
 
     PULL = "pull"  # our workers take it from its queue's lane
-    PUSH = "push"  # an engine is told of it; maintenance tells again
+    PUSH = "push"  # sent to an engine; maintenance sends it again
     EXTERNAL = "external"  # work outside our runner reports by job id
 
 
@@ -83,10 +83,10 @@ class _Value(BaseModel):
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
-        """Make a value of all its fields, which are not checked; it keeps the dict.
+        """Make a value from all its fields without validation; the dict is not copied.
 
-        The constructor takes seven times as long, and every job is made anew about ten times in its
-        life. These four attributes are all that a model consists of.
+        The constructor takes seven times as long, and every job is rebuilt about ten times in its
+        life. A model consists of these four attributes only.
         """
         made = object.__new__(cls)
         _set_values(made, values)
@@ -96,14 +96,14 @@ class _Value(BaseModel):
         return made
 
     def changed(self, **changes: Any) -> Self:
-        """Return a copy with other values, which are not checked."""
+        """Return a copy with other values, which are not validated."""
         return self.of({**self.__dict__, **changes})
 
 
-# Of no use here: nothing asks which fields were given.
+# Empty for all of them: no code reads which of their fields were given.
 _NO_NAMES: set[str] = set()
 
-# `object.__setattr__` looks each name up again, and that is half of the time.
+# `object.__setattr__` looks up each name again, which takes half of the time.
 _set_values, _set_fields_set, _set_extra, _set_private = (
     vars(BaseModel)[name].__set__
     for name in (
@@ -116,14 +116,14 @@ _set_values, _set_fields_set, _set_extra, _set_private = (
 
 
 class Lease(_Value):
-    """The right of one attempt to write, until a moment that is renewed while it works."""
+    """The right of one attempt to write until `until`, which is renewed while it works."""
 
     worker: str
     token: str
     until: datetime
 
 
-#: The codes that the library itself gives to failed jobs; handlers choose others.
+#: The error codes that the library itself sets; handlers choose others.
 JOB_ERROR_CODES = frozenset(
     {
         "deadline_exceeded",
@@ -134,21 +134,21 @@ JOB_ERROR_CODES = frozenset(
         "worker_lost",
     }
 )
-#: The code of a handler that chooses none.
+#: The error code if a handler chooses none.
 DEFAULT_ERROR_CODE = "job_failed"
 
 
 class JobError(_Value):
-    """Why a job failed, in words a client may read."""
+    """Why a job failed; clients can read it."""
 
     code: str
     message: str
 
 
 class AttemptError(_Value):
-    """What an attempt raised, for operators: it is never shown to clients.
+    """The error that an attempt raised, for operators; never shown to clients.
 
-    `message` and `traceback` are cut if they are long. A process that died leaves no traceback.
+    Long messages and tracebacks are cut. A process that died leaves no traceback.
     """
 
     attempt: int
@@ -159,7 +159,7 @@ class AttemptError(_Value):
 
 
 class Detail(_Value):
-    """What a progress figure is made of."""
+    """The details of a progress report."""
 
     message: str | None = None
     current: int | None = None
@@ -168,13 +168,13 @@ class Detail(_Value):
 
 
 class Progress(_Value):
-    """How far an attempt has come: whole percent, and what they stand for."""
+    """How far an attempt has come: whole percent, and details."""
 
     percent: int = Field(default=0, ge=0, le=100)
     detail: Detail | None = None
 
 
-#: No duration is so long that adding it to a moment fails.
+#: The longest duration; adding it to a moment never overflows.
 LONGEST = timedelta(days=36500)
 
 Duration = Annotated[timedelta, Field(ge=timedelta(0), le=LONGEST)]
@@ -188,9 +188,9 @@ def _not_reserved(queue: str) -> str:
 
 
 class Retry(_Value):
-    """How often an attempt that raised is tried again, and after what pause.
+    """How many attempts a job has if they raise, and the delay between them.
 
-    The pause before attempt n+1 is random between 0 and `initial_delay * factor**(n-1)`, at most
+    The delay before attempt n+1 is random between 0 and `initial_delay * factor**(n-1)`, at most
     `max_delay` (exponential backoff with full jitter). Delays are seconds or a timedelta.
     """
 
@@ -212,11 +212,11 @@ class Retry(_Value):
 
 
 class Policy(_Value):
-    """The limits of a job; given on `AsyncJobs` for all, or per handler.
+    """The limits of a job; set them on `AsyncJobs` for all handlers, or per handler.
 
-    Durations are seconds or a timedelta. `timeout=None` lets an attempt run up to the job's
+    Durations are seconds or a timedelta. `timeout=None` lets an attempt run until the job's
     deadline, `retention=None` keeps a finished job until it is deleted by hand. `inline_wait` is
-    how long a submission over HTTP waits for the job's end before it answers 202.
+    how long a submission over HTTP waits for the job's end before it returns 202.
     """
 
     if TYPE_CHECKING:
@@ -249,10 +249,10 @@ class Policy(_Value):
 
 
 class Callback(_Value):
-    """How far a job that has ended has come with telling its callback URL.
+    """The progress of the calls to a finished job's callback URL.
 
-    `next_at` is when it is called next; None once it was told (`told_at`) or given up. `error` says
-    why the latest call did not get through.
+    `next_at` is the time of the next call; None once a call succeeded (`told_at`) or the callback
+    was given up. `error` is why the latest call failed.
     """
 
     calls: int = 0
@@ -265,7 +265,7 @@ ATTEMPT_ERRORS = TypeAdapter(list[AttemptError])
 
 
 class Submission(_Value):
-    """The half of a job that is written once. `retry_of` is the job that it is run again for."""
+    """The half of a job that is written once. `retry_of` is the finished job that it runs again."""
 
     id: JobId
     type: str
@@ -290,12 +290,12 @@ class Submission(_Value):
 
 
 class State(_Value):
-    """The half of a job that moves. `errors_json` is what its attempts raised, the newest last.
+    """The half of a job that changes. `errors_json` has the errors of its attempts, newest last.
 
-    `attempt` counts starts and is the fence a handler may hand to others; `failures`, `losses` and
+    `attempt` counts starts and is the fence a handler may pass on; `failures`, `losses` and
     `releases` count the attempts that raised, lost their worker, and were given back at a shutdown.
-    `revision` counts every write and guards the compare-and-swap, `version` only the changes a
-    client can see. `lane` and `due_at` say who must look at this job next, and when; None is never.
+    `revision` counts every write and guards the compare-and-swap; `version` counts only changes a
+    client can see. `lane` and `due_at` are which loop looks at the job next, and when; None: never.
     """
 
     status: JobStatus = JobStatus.PENDING
@@ -326,13 +326,13 @@ class Job(Submission, State):
 
     @property
     def payload(self) -> JsonValue:
-        """Parse the payload; each call makes a new value."""
+        """The parsed payload; each access returns a new value."""
         parsed: JsonValue = json.loads(self.payload_json)
         return parsed
 
     @property
     def result(self) -> JsonValue:
-        """Parse the result; None before completion, and where the handler returned None."""
+        """The parsed result; None before completion, or if the handler returned None."""
         if self.result_json is None:
             return None
         parsed: JsonValue = json.loads(self.result_json)
@@ -340,7 +340,7 @@ class Job(Submission, State):
 
     @property
     def attempt_errors(self) -> list[AttemptError]:
-        """Parse what the attempts raised, the newest last; only the last ones are kept."""
+        """The parsed errors of the attempts, newest last; only the last ones are kept."""
         if self.errors_json is None:
             return []
         try:
@@ -350,14 +350,14 @@ class Job(Submission, State):
 
     @property
     def wide_bytes(self) -> int:
-        """How many bytes payload, result and errors of its attempts have."""
+        """The size of payload, result and attempt errors in bytes."""
         return len(self.payload_json) + len(self.result_json or b"") + len(self.errors_json or b"")
 
     def updated(self, newer: Self) -> Self:
-        """Return what is stored when a change to this job is written whose job is `newer`.
+        """Return the stored job after the change `newer` is written to this one.
 
-        That is the submission of this job, the state of the newer one, and of its wide data what is
-        not None there.
+        It has this job's submission and the state of `newer`. A result or errors that are None in
+        `newer` stay as they are here.
         """
         values = newer.__dict__ | {name: self.__dict__[name] for name in Submission.model_fields}
         for name in ("result_json", "errors_json"):
@@ -366,5 +366,5 @@ class Job(Submission, State):
         return self.of(values)
 
     def narrow(self) -> Self:
-        """Return the job as lists show it: without payload, result and errors of its attempts."""
+        """Return the job as lists show it: without payload, result and attempt errors."""
         return self.changed(payload_json=b"", result_json=None, errors_json=None)

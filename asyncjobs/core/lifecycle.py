@@ -1,8 +1,8 @@
 """Every legal move of a job, and nothing else: pure functions from a job to the next job.
 
-`TRANSITIONS` is the only authority on what may follow what. A move returns a new job with the next
-revision (and the next version where a client could see the change) or raises `IllegalMove` or
-`LostLease` and changes nothing. Time, tokens and randomness come in as arguments.
+`TRANSITIONS` is the only authority on legal moves. A move returns a new job with the next revision
+(and the next version if a client can see the change), or raises `IllegalMove` or `LostLease` and
+changes nothing. Time, tokens and randomness are arguments.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMPLETED, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.
 
 
 class Move(StrEnum):
-    """The verbs a job understands."""
+    """The moves of a job."""
 
     START = "start"
     EXTEND = "extend"
@@ -55,7 +55,7 @@ class Move(StrEnum):
     CALL_BACK = "call_back"
 
 
-#: move -> status before -> the statuses it may lead to. What is not here is illegal.
+#: Move -> status before -> possible statuses after. Everything else is illegal.
 TRANSITIONS: Mapping[Move, Mapping[JobStatus, frozenset[JobStatus]]] = MappingProxyType(
     {
         Move.START: {PENDING: frozenset({PROCESSING})},
@@ -74,17 +74,17 @@ TRANSITIONS: Mapping[Move, Mapping[JobStatus, frozenset[JobStatus]]] = MappingPr
     }
 )
 
-#: Moves no client can see: they keep the version.
+#: Moves that clients cannot see; they keep the version.
 INVISIBLE = frozenset({Move.EXTEND, Move.REQUEUE, Move.CALL_BACK})
 
-#: The lane of jobs that an engine brought to a worker without their handler, as during a rolling
-#: deploy. They are dispatched again whenever they are due.
+#: The lane of jobs that an engine delivered to a worker without their handler, as during a rolling
+#: deploy. They are dispatched again when they are due.
 UNHANDLED_LANE = f"{RESERVED_PREFIX}unhandled"
 
-#: For so long after its end a job may owe a callback; then it is given up, whoever may call.
+#: How long after its end a job may owe a callback; after that it is given up.
 CALLBACK_PATIENCE = timedelta(days=7)
 
-#: Of so many attempts, the newest, a job keeps what they raised.
+#: How many attempt errors a job keeps; the oldest are dropped.
 MAX_ATTEMPT_ERRORS = 10
 
 DEADLINE_EXCEEDED = JobError(
@@ -96,7 +96,7 @@ WORKER_LOST = JobError(
 )
 
 
-# The state of a job that nothing has happened to, without the moment at which it is to begin.
+# The state of a new job, without `run_at`.
 _NEW_STATE = {
     name: field.default for name, field in State.model_fields.items() if not field.is_required()
 }
@@ -108,10 +108,10 @@ _CLOCKS_DIFFER = timedelta(seconds=1)
 def submit(
     submission: Submission, *, run_at: datetime | None = None, hold: timedelta = timedelta(0)
 ) -> Job:
-    """Make the pending job of a submission, to begin at once or at a later moment.
+    """Return the pending job of a submission, due at once or at a later `run_at`.
 
-    `hold` is how long other takers leave a job alone that is due at once, because whoever accepted
-    it is about to start it.
+    `hold` is how long other processes leave a job alone that is due at once: the process that
+    accepted it is about to start it.
     """
     at_once = run_at is None or run_at <= submission.created_at
     start_at = submission.created_at if at_once or run_at is None else run_at
@@ -120,7 +120,7 @@ def submit(
 
 
 def start(job: Job, now: datetime, lease: Lease | None) -> Job:
-    """Begin the next attempt. No lease is for external work, which only the deadlines bound."""
+    """Begin the next attempt. External work has no lease; only timeout and deadline bound it."""
     if now >= job.deadline:
         raise IllegalMove(job.id, Move.START, job.status, "its deadline has passed")
     if now < job.run_at - _CLOCKS_DIFFER:
@@ -138,10 +138,10 @@ def start(job: Job, now: datetime, lease: Lease | None) -> Job:
 
 
 def extend(job: Job, now: datetime, *, token: str, until: datetime) -> Job:
-    """Renew the lease, but never far beyond the attempt's own end.
+    """Renew the lease, but never far beyond the end of the attempt.
 
-    A handler that ignores its timeout must not keep the job by its heartbeat: past the end the
-    lease stops growing, lapses, and the job is somebody else's.
+    A handler that ignores its timeout must not keep the job by its heartbeat. After that end the
+    lease is no longer extended; it lapses, and another worker can take the job.
     """
     lease = _fence(job, Move.EXTEND, token)
     if lease is None:
@@ -152,13 +152,13 @@ def extend(job: Job, now: datetime, *, token: str, until: datetime) -> Job:
 
 
 def report(job: Job, progress: Progress, *, token: str | None) -> Job:
-    """Show how far the attempt has come."""
+    """Record the progress of the attempt."""
     _fence(job, Move.REPORT, token)
     return _move(job, Move.REPORT, PROCESSING, progress=progress.percent, detail=progress.detail)
 
 
 def complete(job: Job, now: datetime, *, token: str | None, result: bytes) -> Job:
-    """Record the result: JSON text."""
+    """Record the result, a JSON text."""
     _fence(job, Move.COMPLETE, token)
     return _end(job, Move.COMPLETE, COMPLETED, now, result_json=result, progress=100)
 
@@ -170,7 +170,7 @@ def fail(job: Job, now: datetime, *, token: str | None, error: JobError) -> Job:
 
 
 def retry(job: Job, now: datetime, *, token: str | None, jitter: float) -> Job:
-    """Let a failed attempt be tried again after a pause; `jitter` is random in [0, 1)."""
+    """Return the job to pending after a failed attempt; `jitter` is random in [0, 1)."""
     _fence(job, Move.RETRY, token)
     failures = job.failures + 1
     if not has_attempts_left(job):
@@ -180,9 +180,9 @@ def retry(job: Job, now: datetime, *, token: str | None, jitter: float) -> Job:
 
 
 def release(job: Job, now: datetime, *, token: str) -> Job:
-    """Give the job back because this worker shuts down; too many of these fail it.
+    """Return the job to pending because this worker shuts down; fail it after `max_releases`.
 
-    A job that stops its worker by itself would otherwise stop one after the other for ever.
+    Without that limit, a job that shuts down its worker would do so to one worker after another.
     """
     _fence(job, Move.RELEASE, token)
     releases = job.releases + 1
@@ -192,23 +192,23 @@ def release(job: Job, now: datetime, *, token: str) -> Job:
 
 
 def requeue(job: Job, waits_until: datetime | None = None) -> Job:
-    """Put a job that was taken but not started back where it stood in its queue.
+    """Return a job that was taken but not started to its place in the queue.
 
-    With `waits_until` it is due again at that time, and not before.
+    With `waits_until` it is due at that time, and not before.
     """
     moved = _move(job, Move.REQUEUE, PENDING)
     return moved if waits_until is None else _scheduled(moved, waits_until)
 
 
 def leave_unhandled(job: Job, until: datetime) -> Job:
-    """Make a waiting job due at `until` in `UNHANDLED_LANE`; `requeue` takes it out of there."""
+    """Make a waiting job due at `until` in `UNHANDLED_LANE`; `requeue` moves it back."""
     moved = _move(job, Move.REQUEUE, PENDING)
     vars(moved)["lane"], vars(moved)["due_at"] = UNHANDLED_LANE, min(until, job.deadline)
     return moved
 
 
 def cancel(job: Job, now: datetime) -> Job:
-    """Cancel a waiting job at once; ask a running one to stop. Asking twice is illegal."""
+    """Cancel a waiting job at once; ask a running one to stop. A second request is illegal."""
     if job.cancel_requested_at is not None:
         raise IllegalMove(job.id, Move.CANCEL, job.status, "it was asked to stop before")
     match job.status:
@@ -223,7 +223,7 @@ def cancel(job: Job, now: datetime) -> Job:
 
 
 def stop(job: Job, now: datetime, *, token: str | None) -> Job:
-    """Record that the work has stopped because it was asked to."""
+    """Record that the work stopped after a cancel request."""
     _fence(job, Move.STOP, token)
     if job.cancel_requested_at is None:
         raise IllegalMove(job.id, Move.STOP, job.status, "nobody asked for it")
@@ -231,14 +231,14 @@ def stop(job: Job, now: datetime, *, token: str | None) -> Job:
 
 
 def expire(job: Job, now: datetime) -> Job:
-    """Fail a job whose deadline has passed, whoever holds it."""
+    """Fail a job whose deadline has passed, even if a worker holds its lease."""
     if now < job.deadline:
         raise IllegalMove(job.id, Move.EXPIRE, job.status, "its deadline is still ahead")
     return _end(job, Move.EXPIRE, FAILED, now, error=DEADLINE_EXCEEDED)
 
 
 def lose(job: Job, now: datetime) -> Job:
-    """Take a job from a worker whose lease has lapsed; the last delivery fails it."""
+    """Take a job from a worker whose lease has lapsed; fail it if this was its last delivery."""
     if job.status is PROCESSING and (job.lease is None or now < job.lease.until):
         raise IllegalMove(job.id, Move.LOSE, job.status, "no lease of it has lapsed")
     return _lose(job, now)
@@ -247,10 +247,10 @@ def lose(job: Job, now: datetime) -> Job:
 def call_back(
     job: Job, now: datetime, *, error: str | None = None, again_at: datetime | None = None
 ) -> Job:
-    """Record a call to the job's callback URL: without an error, it was told.
+    """Record a call to the job's callback URL; without `error` the call succeeded.
 
-    With one it is called again at another moment, or given up where there is none, or none before
-    the end of all patience. The outcome of the job stays what it is.
+    After an error the URL is called again at `again_at`. The callback is given up if that is None
+    or not before `callback_end`. The outcome of the job does not change.
     """
     if job.status.terminal and not owes_callback(job):
         raise IllegalMove(job.id, Move.CALL_BACK, job.status, "it owes no callback")
@@ -267,7 +267,7 @@ def call_back(
 
 
 def hold_callback(job: Job, until: datetime) -> Job:
-    """Keep a job that owes a callback from other processes until `until`, while it is called."""
+    """Keep other processes from calling a job's callback URL until `until`, during a call."""
     if job.status.terminal and not owes_callback(job):
         raise IllegalMove(job.id, Move.CALL_BACK, job.status, "it owes no callback")
     moved = _move(job, Move.CALL_BACK, job.status)
@@ -276,9 +276,9 @@ def hold_callback(job: Job, until: datetime) -> Job:
 
 
 def overdue(job: Job, now: datetime) -> Job | None:
-    """Decide what has become of a job that nobody moved in time; None where all is well.
+    """Return the job after a move that is overdue, such as a missed deadline; None if none is.
 
-    Any reader may apply it, under compare-and-swap. The end of a terminal job's retention is no
+    Any reader may write it, under compare-and-swap. The end of a terminal job's retention is not a
     move: see `forgettable`.
     """
     if job.status.terminal:
@@ -298,32 +298,32 @@ def overdue(job: Job, now: datetime) -> Job | None:
 
 
 def forgettable(job: Job, now: datetime) -> bool:
-    """Tell whether the retention of a finished job has ended, and it owes no callback any more."""
+    """Return whether a finished job's retention has ended and it no longer owes a callback."""
     moment = forgettable_from(job)
     return moment is not None and now >= moment
 
 
 def forgettable_from(job: Job) -> datetime | None:
-    """Say from when on a finished job is forgettable if nobody writes it any more; None: never."""
+    """Return when a finished job becomes forgettable if it is not written again; None: never."""
     if not job.status.terminal or job.expires_at is None:
         return None
     return max(job.expires_at, callback_end(job)) if owes_callback(job) else job.expires_at
 
 
 def owes_callback(job: Job) -> bool:
-    """Tell whether the job has ended and its callback URL has still to be told."""
+    """Return whether the job has ended and its callback URL must still be called."""
     return job.callback is not None and job.callback.next_at is not None
 
 
 def callback_end(job: Job) -> datetime:
-    """Say when a job that has ended stops to owe its callback."""
+    """Return when a finished job stops owing its callback."""
     return (job.completed_at or job.deadline) + CALLBACK_PATIENCE
 
 
 def settle_failure(
     job: Job, now: datetime, *, token: str | None, error: JobError, jitter: float
 ) -> Job:
-    """Record an attempt that failed: stopped if asked to, tried again if it may be, else failed."""
+    """Record a failed attempt: stopped after a cancel request, retried if allowed, else failed."""
     if job.status is PROCESSING and job.cancel_requested_at is not None:
         return stop(job, now, token=token)
     if has_attempts_left(job):
@@ -334,16 +334,16 @@ def settle_failure(
 
 
 def settle_release(job: Job, now: datetime, *, token: str) -> Job:
-    """Record an attempt that was broken off by a shutdown: stopped if asked to, else given back."""
+    """Record an attempt ended by a shutdown: stopped after a cancel request, else given back."""
     if job.status is PROCESSING and job.cancel_requested_at is not None:
         return stop(job, now, token=token)
     return release(job, now, token=token)
 
 
 def settle_loss(job: Job, now: datetime, *, token: str) -> Job:
-    """Record an attempt that died with a process of its own: stopped if asked to, else lost.
+    """Record an attempt whose child process died: stopped after a cancel request, else lost.
 
-    As `lose`, but by the worker that holds the lease, and need not wait for it to lapse.
+    Like `lose`, but the worker that holds the lease calls it, without waiting for it to lapse.
     """
     _fence(job, Move.LOSE, token)
     if job.cancel_requested_at is not None:
@@ -352,28 +352,28 @@ def settle_loss(job: Job, now: datetime, *, token: str) -> Job:
 
 
 def catch_up(job: Job, last: Progress) -> Job:
-    """Fold a report that was not written yet into the move that follows it. Not a move itself."""
+    """Add an unwritten progress report to the move that follows. Not a move itself."""
     return job.changed(progress=last.percent, detail=last.detail)
 
 
 def note_error(job: Job, error: AttemptError) -> Job:
-    """Keep what an attempt raised with the move that follows it. Not a move itself."""
+    """Add the error of an attempt to the move that follows. Not a move itself."""
     try:
         earlier = job.attempt_errors
     except UnreadableJob:
-        earlier = []  # what cannot be read must not keep the attempt from ending
+        earlier = []  # unreadable errors must not keep the attempt from ending
     kept = [one for one in earlier if one.attempt != error.attempt]
     newest = [*kept, error][-MAX_ATTEMPT_ERRORS:]
     return job.changed(errors_json=ATTEMPT_ERRORS.dump_json(newest))
 
 
 def has_attempts_left(job: Job) -> bool:
-    """Tell whether an attempt that fails now would be followed by another."""
+    """Return whether another attempt follows if the current one fails."""
     return job.failures + 1 < job.retry.max_attempts
 
 
 def attempt_end(job: Job) -> datetime:
-    """Say when the current attempt must be over: by its timeout or the job's deadline."""
+    """Return when the current attempt must end: by its timeout or the job's deadline."""
     if job.started_at is None or job.timeout is None:
         return job.deadline
     return min(job.started_at + job.timeout, job.deadline)
@@ -387,7 +387,7 @@ def _lose(job: Job, now: datetime) -> Job:
 
 
 def _fence(job: Job, move: Move, token: str | None) -> Lease | None:
-    """Check the status before the lease, so that the error names the more telling reason."""
+    """Return the lease; check the status first, because it gives the more useful error."""
     if job.status not in TRANSITIONS[move]:
         raise IllegalMove(job.id, move, job.status)
     if (job.lease.token if job.lease else None) != token:
@@ -403,7 +403,7 @@ def _end(job: Job, move: Move, to: JobStatus, now: datetime, **changes: Any) -> 
 
 
 def _wait_again(job: Job, move: Move, run_at: datetime, **changes: Any) -> Job:
-    """Return to pending; a job that was asked to stop has stopped by that."""
+    """Return the job to pending; raise `IllegalMove` after a cancel request."""
     if job.status is PROCESSING and job.cancel_requested_at is not None:
         raise IllegalMove(job.id, move, job.status, "it was asked to stop")
     return _move(job, move, PENDING, run_at=run_at, lease=None, progress=0, detail=None, **changes)
@@ -420,13 +420,13 @@ def _move(job: Job, move: Move, to: JobStatus, **changes: Any) -> Job:
 
 
 def _scheduled(job: Job, waits_until: datetime | None = None) -> Job:
-    """Set lane and due_at of a job that was just made: in place, as nobody else has it yet."""
+    """Set lane and due_at in place: no other code has a reference to this new job yet."""
     vars(job)["lane"], vars(job)["due_at"] = _schedule(job, waits_until)
     return job
 
 
 def _schedule(job: Job, waits_until: datetime | None) -> tuple[str, datetime | None]:
-    """Derive lane and due_at: which loop must look at the job next, and when."""
+    """Return lane and due_at: which loop must look at the job next, and when."""
     match job.status:
         case JobStatus.PENDING:
             if job.delivery is Delivery.EXTERNAL:
@@ -445,21 +445,21 @@ def _schedule(job: Job, waits_until: datetime | None) -> tuple[str, datetime | N
 
 
 def may_be_stored_started(job: Job) -> bool:
-    """Return whether a new job may be stored as started already, by the process that accepts it.
+    """Return whether the process that accepts a new job may store it as already started.
 
-    If that process dies before the handler has begun, the job loses one delivery all the same: so
-    not one that has a single delivery.
+    If that process dies before the handler begins, the job still loses one delivery. A job with a
+    single delivery is therefore not stored this way.
     """
     return job.delivery is Delivery.PULL and job.max_deliveries > 1
 
 
 def pull_lane(job: Job) -> str:
-    """Return the lane in which a job waits for one of our workers: its queue, or the suspects'."""
+    """Return the lane in which a job waits for our workers: its queue or the suspects' lane."""
     return suspects_lane(job.queue) if is_suspect(job) else job.queue
 
 
 def is_suspect(job: Job) -> bool:
-    """Return whether a job fails if one more worker is lost with it, after another one was."""
+    """Return whether a job has lost a worker and fails if it loses one more."""
     return job.losses > 0 and job.losses + 1 >= job.max_deliveries
 
 

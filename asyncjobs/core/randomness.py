@@ -1,7 +1,7 @@
 """Random texts that cannot be guessed, made many at a time.
 
-To ask the operating system for a few bytes takes longer than all else that an id needs, and lets
-other threads have the interpreter meanwhile.
+Asking the operating system for a few bytes takes longer than everything else an id needs, and lets
+other threads take the interpreter meanwhile.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _spare: list[str] = []
 
 
 def random_hex() -> str:
-    """Return 32 random hexadecimal digits, 128 bits from the operating system; in any thread."""
+    """Return 32 random hexadecimal digits, 128 bits from the operating system; thread-safe."""
     try:
         return _spare.pop()
     except IndexError:
@@ -27,10 +27,10 @@ def random_hex() -> str:
 
 
 def forget_spare() -> None:
-    """Let the next text come from the operating system anew."""
+    """Discard the spare texts; the next one comes from the operating system."""
     _spare.clear()
 
 
-# A forked process must not give out what its parent has, too.
+# A forked process must not return the same texts as its parent.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=forget_spare)

@@ -1,4 +1,4 @@
-"""Reads what a handler takes: a payload, a job, dependencies, each told by its annotation."""
+"""Reads the signature of a handler: its payload, job and dependencies, by their annotations."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _ALLOWED = (
     "dependencies (Annotated[..., Depends(...)])."
 )
 
-# What says nothing of a parameter.
+# Annotations that carry no information.
 _ANYTHING = (inspect.Parameter.empty, Any, object)
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class JobParameter:
-    """Base of the class whose instances handlers take as their job: `JobContext`."""
+    """Base class of `JobContext`, the type of a handler's job parameter."""
 
 
 class Role(Enum):
-    """What a parameter of a handler gets."""
+    """What a parameter of a handler receives."""
 
     PAYLOAD = "payload"
     JOB = "job"
@@ -40,7 +40,7 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Taken:
-    """One parameter of a handler; `marker` is what `Depends` has returned, for a dependency."""
+    """One parameter of a handler; for a dependency, `marker` is what `Depends` returned."""
 
     name: str
     role: Role
@@ -51,7 +51,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a handler takes and returns; `payload` is the type None if it takes none."""
+    """The parameters and the result of a handler; `payload` is None if it takes no payload."""
 
     payload: Any
     result: Any
@@ -71,7 +71,7 @@ class Signature:
     def arguments(
         self, payload: Any, job: Any, dependencies: Mapping[str, Any]
     ) -> tuple[list[Any], dict[str, Any]]:
-        """Return the arguments with which to call the function, by position and by name."""
+        """Return the positional and keyword arguments for a call of the function."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for one in self.taken:
@@ -93,9 +93,9 @@ class Signature:
 
 
 def read_signature(function: Callable[..., Any]) -> Signature:
-    """Return what a function takes as a handler; raise `ConfigurationError` if it cannot be one.
+    """Return a function's signature as a handler; raise `ConfigurationError` if it cannot be one.
 
-    A payload or a result that is not annotated may be any JSON value.
+    A payload or a result without an annotation may be any JSON value.
     """
     name = name_of(function)
     hints = _hints_of(function, name)
@@ -119,19 +119,19 @@ def read_signature(function: Callable[..., Any]) -> Signature:
 
 
 def annotated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Find the function that has the annotations of a partial or of a callable object."""
+    """Return the function that has the annotations of a partial or of a callable object."""
     while isinstance(function, partial):
         function = function.func
     return function if inspect.isroutine(function) else type(function).__call__
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the name by which errors speak of a function."""
+    """Return the name of a function for error messages."""
     return getattr(function, "__qualname__", repr(function))
 
 
 def is_job(annotation: Any) -> bool:
-    """Return whether an annotation means the job: `JobContext`, `JobContext[X]`, perhaps None."""
+    """Return whether an annotation is the job: `JobContext`, `JobContext[X]`, or optional."""
     origin = typing.get_origin(annotation)
     if origin is Annotated or origin in {Union, types.UnionType}:
         return any(is_job(one) for one in typing.get_args(annotation))
@@ -140,9 +140,10 @@ def is_job(annotation: Any) -> bool:
 
 
 def dependency_marker(annotation: Any, default: Any) -> Any:
-    """Return what the `Depends` of fast-depends made of a parameter; None if it has none.
+    """Return the `Depends` marker of fast-depends on a parameter; None if it has none.
 
-    Recognised by name: neither library need be installed. Raises `ValueError` for FastAPI's.
+    Markers are recognised by name: neither library need be installed. Raises `ValueError` for
+    FastAPI's marker.
     """
     metadata = getattr(annotation, "__metadata__", ())
     for one in (*metadata, default):
@@ -191,7 +192,7 @@ def _roles(name: str, parameters: list[inspect.Parameter]) -> tuple[Taken, ...]:
 
 
 def _job_among(name: str, plain: list[inspect.Parameter]) -> inspect.Parameter | None:
-    """Return the parameter that gets the job: by its annotation, else by its name or place."""
+    """Return the parameter that receives the job: by its annotation, else by name or position."""
     jobs = [one for one in plain if is_job(one.annotation)]
     if len(jobs) > 1:
         raise _refused(name, repr(jobs[1].name), f"is a second job beside {jobs[0].name!r}")

@@ -1,4 +1,4 @@
-"""Where a job is: the one enumeration that servers and clients share."""
+"""The status of a job: the enumeration that servers and clients share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import assert_never
 
 
 class JobStatus(StrEnum):
-    """Where a job is; the words are those of the wire."""
+    """The status of a job, with the names used in responses."""
 
     PENDING = "pending"
     PROCESSING = "processing"
@@ -18,7 +18,7 @@ class JobStatus(StrEnum):
 
     @cached_property
     def terminal(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the job has ended, so its status is final."""
         match self:
             case JobStatus.PENDING | JobStatus.PROCESSING:
                 return False

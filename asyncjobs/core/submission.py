@@ -1,4 +1,4 @@
-"""Makes the written-once half of a job from its type, its payload and the caller's options."""
+"""Makes the submission of a job from its type, its payload and the caller's options."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ P = TypeVar("P")
 
 @dataclass(frozen=True, kw_only=True)
 class EnqueueOptions:
-    """Options of one job that are rarely needed.
+    """Rarely needed options of one job.
 
     The job does not begin before `run_at`: an aware datetime, or a duration from now. `deadline`
-    counts from then on and replaces the handler's. `traceparent` (W3C) or `trace_id` ties the job
-    to a trace; a malformed `traceparent` is ignored, as its standard asks. `callback_url` is called
-    when the job has ended; the queue needs `callbacks` for it. Raises `ValueError` for a datetime
-    without a time zone, and for durations out of range.
+    counts from then on and replaces the handler's. `traceparent` (W3C) or `trace_id` links the job
+    to a trace; a malformed `traceparent` is ignored, as the standard requires. `callback_url` is
+    called when the job has ended; the queue needs `callbacks` for it. Raises `ValueError` for a
+    datetime without a time zone, and for durations out of range.
     """
 
     run_at: datetime | Seconds | None = None
@@ -37,8 +37,7 @@ class EnqueueOptions:
         if isinstance(moment, datetime):
             if moment.tzinfo is None:
                 raise ValueError(f"run_at needs a time zone, got {moment}.")
-            # In a zone with daylight saving, adding hours would count those of the clock on the
-            # wall.
+            # In a zone with daylight saving time, adding hours counts wall-clock hours.
             object.__setattr__(self, "run_at", moment.astimezone(UTC))
         elif moment is not None and abs(duration(moment)) > LONGEST:
             raise ValueError(f"run_at is at most {LONGEST.days} days ahead, got {moment}.")
@@ -46,7 +45,7 @@ class EnqueueOptions:
             raise ValueError(f"A deadline is ahead, by at most {LONGEST.days} days.")
 
     def begins(self, now: datetime) -> datetime:
-        """Return the moment from which the job may begin."""
+        """Return the earliest moment at which the job may begin."""
         moment = self.run_at
         if moment is None:
             return now
@@ -57,7 +56,7 @@ NO_OPTIONS = EnqueueOptions()
 
 
 class BatchTerms(TypedDict, total=False):
-    """What `AsyncJobs.enqueue_many` takes beside a handler and payloads, for type checkers."""
+    """Options of `AsyncJobs.enqueue_many` beside the handler and payloads, for type checkers."""
 
     user_id: str | None
     options: EnqueueOptions | None
@@ -65,14 +64,14 @@ class BatchTerms(TypedDict, total=False):
 
 
 class EnqueueTerms(BatchTerms, total=False):
-    """What `AsyncJobs.enqueue` takes beside a handler and a payload, for type checkers."""
+    """Options of `AsyncJobs.enqueue` beside the handler and the payload, for type checkers."""
 
     idempotency_key: str | None
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who submits, and under which idempotency key."""
+    """The owner of a submission, and its idempotency key."""
 
     user_id: str | None = None
     idempotency_key: str | None = None
@@ -80,7 +79,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A job that was asked for; `replayed` if an earlier call with its idempotency key made it."""
+    """An accepted job; `replayed` if an earlier call with its idempotency key made it."""
 
     job: Job
     replayed: bool
@@ -88,7 +87,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Terms:
-    """What the queue says of a submission: when, how it is delivered, how long it will take."""
+    """The queue's part of a submission: its time, its delivery, and the estimated duration."""
 
     now: datetime
     delivery: Delivery
@@ -98,10 +97,10 @@ class Terms:
 def make_submission(
     kind: JobType[P, Any], payload: P, caller: Caller, options: EnqueueOptions, terms: Terms
 ) -> Submission:
-    """Fix everything about a job that will not change, a new id included.
+    """Return the half of a new job that never changes, including a new id.
 
-    The type's limits are copied, so that a later release that changes them does not touch the jobs
-    that wait. Raises `InvalidPayload` or `PayloadTooLarge`.
+    The type's limits are copied: a later release that changes them does not affect jobs that wait.
+    Raises `InvalidPayload` or `PayloadTooLarge`.
     """
     policy, key = kind.policy, caller.idempotency_key
     traced = trace_id_of(options.traceparent)
@@ -136,11 +135,11 @@ def make_submission(
 
 
 def submit_again(job: Job, terms: Terms, traceparent: str | None = None) -> Submission:
-    """Make the submission of a new job from one that has ended; the new one points at it.
+    """Return the submission of a new job that runs a finished one again; `retry_of` names that one.
 
-    It has the same limits, its deadline as far ahead as it was then. It has a trace of its own, and
-    no idempotency key: that stands for the first job. Raises `IllegalMove` for one that has not
-    ended.
+    The limits are the same, and the deadline is as far ahead as it was then. The new job has its
+    own trace and no idempotency key, which stands for the first job. Raises `IllegalMove` if the
+    job has not ended.
     """
     if not job.status.terminal:
         raise IllegalMove(job.id, "be run again", job.status, "it has not ended")
@@ -160,9 +159,9 @@ def submit_again(job: Job, terms: Terms, traceparent: str | None = None) -> Subm
 
 
 def same_payload(kind: JobType[Any, Any], one: Submission, other: Submission) -> bool:
-    """Tell whether two submissions under one idempotency key mean the same.
+    """Return whether two submissions under one idempotency key mean the same.
 
-    Values decide where the texts differ, since a set, say, is written in any order.
+    If the texts differ, the values decide: a set, for example, is written in any order.
     """
     if one.fingerprint == other.fingerprint:
         return True

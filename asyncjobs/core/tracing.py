@@ -1,4 +1,4 @@
-"""Trace ids: given, taken from a W3C `traceparent`, or made."""
+"""Trace ids: read from a W3C `traceparent`, or new."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRACEPARENT = re.compile(
 
 
 def trace_id_of(traceparent: str | None) -> str | None:
-    """Return the trace id in a `traceparent`; None for a malformed one, which is to be ignored."""
+    """Return the trace id in a `traceparent`; None for a malformed one, which callers ignore."""
     if not traceparent:
         return None
     match = _TRACEPARENT.fullmatch(traceparent.strip())
@@ -21,5 +21,5 @@ def trace_id_of(traceparent: str | None) -> str | None:
 
 
 def new_trace_id() -> str:
-    """Make a trace id: 32 hexadecimal digits, as W3C Trace Context wants them."""
+    """Return a new trace id: 32 hexadecimal digits, as W3C Trace Context requires."""
     return random_hex()
