@@ -1,1 +1,1 @@
-"""Assembles and tends one open queue in one process."""
+"""Assembles and runs one open queue in one process."""

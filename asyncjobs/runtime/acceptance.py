@@ -1,4 +1,4 @@
-"""Accepts jobs: from payloads to jobs that are stored."""
+"""Accepts jobs: checks payloads and stores a job for each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from asyncjobs.runtime.runtime import Runtime
 
 P = TypeVar("P")
 
-# After so many payloads other tasks run.
+# How many payloads are checked before other tasks get a turn.
 _AT_ONCE = 200
 
 
@@ -37,7 +37,7 @@ async def accept_jobs(
     connection: object = None,
     /,
 ) -> Sequence[Accepted]:
-    """Store jobs of one type, all by one call of the store; see `AsyncJobs.enqueue`."""
+    """Store jobs of one type in a single call of the store; see `AsyncJobs.enqueue`."""
     if options.callback_url is not None:
         runtime.callbacks.check(options.callback_url)
     now = runtime.repository.now()
@@ -66,7 +66,7 @@ def _accepted(kind: JobType[Any, Any], submission: Submission, job: Job) -> Acce
 
 
 def expected_duration(runtime: Runtime, what: JobType[Any, Any] | Job) -> timedelta | None:
-    """Return how long a job takes, by the estimate of its handler and by the latest jobs."""
+    """Return how long a job takes, by its handler's estimate and the latest jobs."""
     if isinstance(what, Job):
         return runtime.estimates.of(what.type, what.estimated_duration)
     return runtime.estimates.of(what.name, what.estimate)

@@ -1,8 +1,8 @@
 """Calls the callback URLs of jobs that have ended: takes due jobs, sends, records the result.
 
-A job that has ended and still owes its callback is due in a lane of its own. So only processes with
-a callback sender take it, and a call delays no other job. A process that dies between the call and
-its record leaves the job due: another process calls again.
+An ended job with an unsent callback is due in a separate lane. So only processes with a callback
+sender take it, and a call delays no other job. If a process dies between the call and its record,
+the job stays due and another process calls again.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.records.waiting import Signal
 from asyncjobs.settings import Settings
 
-# The share of a call's time limit for which its job is held; while the call is under way, it is
-# held again after each third of that. If the process dies, another one calls within the limit.
+# The share of a call's time limit for which its job is held. During the call, the hold is renewed
+# after each third of that. If the process dies, another process calls within the limit.
 _HOLD_SHARE = 1 / 2
 _MIN_HOLD = timedelta(seconds=5)
 
-# A host that has not answered a call for so long must not delay calls to others.
+# A host that has not answered a call for this long must not delay calls to others.
 _SLOW_SECONDS = 1.0
-# How many calls to such a host are kept ready, by the number that are made at the same time.
+# The limit of waiting calls to such a host, as a multiple of the calls made at the same time.
 _READY_FACTOR = 4
 
 # Callbacks that no process could send are given up in batches.
@@ -65,9 +65,9 @@ class Callbacks:
         self._wake = Signal()
         self._ended = Signal()
         self._in_progress: list[_Call] = []
-        # Taken, and waiting for room.
+        # Taken from the store, and waiting for a free place.
         self._ready: list[_Call] = []
-        # When the first of those that were taken and forgotten is due again.
+        # When the first of the jobs that were taken and dropped again is due in the store.
         self._due_again_at = math.inf
         self._closed = False
         self._tasks: TaskGroup
@@ -82,7 +82,7 @@ class Callbacks:
         self._sender.check(url)
 
     def hint(self, job: Job | None) -> None:
-        """Wake the loop if a job owes its callback now. Ends in other processes are polled for."""
+        """Wake the loop if a job's callback is due now. Jobs of other processes are polled for."""
         if self._sender is None or job is None or job.callback is None:
             return
         if job.callback.next_at is not None and job.callback.next_at <= self._repository.now():
@@ -109,7 +109,7 @@ class Callbacks:
             await self._ended.wait()
 
     def _pause(self) -> float:
-        """Return how long to wait for the next look, in seconds."""
+        """Return how long to wait before taking due callbacks again, in seconds."""
         pause = self._settings.sweep_interval.total_seconds()
         if self._ready:
             pause = min(pause, _SLOW_SECONDS)
@@ -122,7 +122,7 @@ class Callbacks:
             self._due_again_at = math.inf
         while not self._closed:
             self._start_ready(sender)
-            # What is ready goes first, but not if its host is slow to answer.
+            # Waiting calls go first, unless their host is slow to answer.
             room = sender.concurrency - len(self._in_progress)
             if room < 1 or not all(self._is_slow(call.host) for call in self._ready):
                 return
@@ -136,7 +136,7 @@ class Callbacks:
                 return
 
     def _start_ready(self, sender: CallbackSender) -> None:
-        """Start the calls that have room, and leave to the store what has to wait for long."""
+        """Start the calls that have room, and leave to the store those that would wait for long."""
         now, kept = anyio.current_time(), list[_Call]()
         third = _hold(sender).total_seconds() / 3
         calls = Counter(call.host for call in self._in_progress)
@@ -192,7 +192,7 @@ class Callbacks:
 
         async def send() -> None:
             try:
-                # In a task of its own: the sender may be the application's.
+                # A task of its own, as the sender may be the application's.
                 made = partial(sender.send, call.job, now=now)
                 results.append(await apart(made, self._tasks, name="asyncjobs callback"))
             except Exception as error:  # noqa: BLE001  # raised below
@@ -212,7 +212,7 @@ class Callbacks:
         await self._record(call.job, results[0])
 
     async def _hold_on(self, sender: CallbackSender, call: _Call) -> None:
-        """Keep other processes from a call under way. If that fails, it may be made twice."""
+        """Renew the hold of a call in progress. If that fails, the call may be made twice."""
         hold = _hold(sender)
         call.hold_at = anyio.current_time() + hold.total_seconds() / 3
         held = lifecycle.hold_callback(call.job, self._repository.now() + hold)

@@ -1,4 +1,4 @@
-"""Hands jobs to the dispatcher, and again where it may have lost them."""
+"""Sends jobs to the dispatcher, and sends them again if it may have lost them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from asyncjobs.records.group_commit import GroupCommit
 from asyncjobs.records.logging import log, log_fields
 from asyncjobs.settings import Settings
 
-# More jobs than these are dispatched again at the usual pauses only.
+# Jobs beyond this number are dispatched again at the usual pauses only.
 _MAX_REMEMBERED = 10_000
 
-# The pause after an engine has refused a job or has not answered.
+# The pause after an engine refused a job or did not answer.
 _PAUSE_SECONDS = 1.0
 
 _MAX_BATCH_SIZE = 512
 
-# A warning names the queues whose jobs wait for longer in the engine.
+# A warning names queues whose jobs wait in the engine for longer than this.
 _LONG_WAIT = timedelta(minutes=1)
 
 
 class DispatchRetrier:
-    """The way to a dispatcher whose engine may be away, slow, or forgetful.
+    """Dispatches to an engine that may be down, slow or forgetful.
 
-    Jobs that arrive during a call of the dispatcher are dispatched together after it. After an
-    error there is a pause, in which no caller waits: what arrives is dispatched at its end. What
-    was refused is dispatched again when it is due in the maintenance lane.
+    Jobs that arrive during a call of the dispatcher are dispatched together after it. An error
+    starts a pause, in which no caller waits: jobs that arrive are dispatched when it ends. Refused
+    jobs are dispatched again when they are due in the maintenance lane.
     """
 
     def __init__(self, dispatcher: Dispatcher, settings: Settings, tasks: TaskGroup) -> None:
@@ -44,22 +44,22 @@ class DispatchRetrier:
         self._settings = settings
         self._tasks = tasks
         pushes = dispatcher.delivery is Delivery.PUSH
-        # A caller waits for a call under way, and then for its own.
+        # A caller waits for the call in progress, and then for its own.
         longest = 2 * settings.dispatch_timeout + timedelta(seconds=_PAUSE_SECONDS)
         self._hand_on = GroupCommit(self._try, tasks, longest) if pushes else self._try
         self._remembered = settings.redelivery + 2 * settings.sweep_interval
         self._refused: set[JobId] = set()
         self._refused_types: set[str] = set()
-        # The times of looks at waiting jobs, each with the earliest `run_at` of each queue.
+        # The times at which waiting jobs were inspected, each with the earliest `run_at` per queue.
         self._seen: deque[tuple[datetime, Mapping[str, datetime]]] = deque()
         self._long_waits: set[str] = set()
         self._pause_ends = -math.inf
-        # What arrives in a pause, and until all of that has been tried.
+        # The jobs that arrive in a pause, and until all of them have been tried.
         self._held: deque[Job] = deque()
         self._is_catching_up = False
 
     async def dispatch(self, jobs: Sequence[Job]) -> None:
-        """Dispatch jobs now or, after an error, when the pause is over. Raises no error."""
+        """Dispatch jobs now or, after an error, when the pause is over. Never raises."""
         if self._is_catching_up or self._pauses:
             self._hold(jobs)
         else:
@@ -70,7 +70,7 @@ class DispatchRetrier:
         return anyio.current_time() < self._pause_ends
 
     def _hold(self, jobs: Sequence[Job]) -> None:
-        """Dispatch jobs when the pause is over; those beyond the limit when they are due again."""
+        """Dispatch jobs when the pause is over; jobs over the limit wait until they are due."""
         self._held.extend(jobs[: _MAX_REMEMBERED - len(self._held)])
         if not self._is_catching_up:
             self._is_catching_up = True
@@ -82,14 +82,14 @@ class DispatchRetrier:
                 await anyio.sleep(max(0.0, self._pause_ends - anyio.current_time()))
                 count = min(len(self._held), _MAX_BATCH_SIZE)
                 await self._hand_on([self._held.popleft() for _ in range(count)])
-        except AsyncJobsError as error:  # the queue ends; the jobs are due again in the store
+        except AsyncJobsError as error:  # the queue is closing; the jobs are due again in the store
             log.warning("Jobs were not dispatched; they are dispatched again later: %s", error)
         finally:
             self._is_catching_up = False
 
     async def _try(self, jobs: Sequence[Job]) -> Sequence[None]:
         answers = [None] * len(jobs)
-        if self._pauses:  # since an error of the call that these jobs have waited for
+        if self._pauses:  # an error ended the call that these jobs waited for
             self._hold(jobs)
             return answers
         refused: frozenset[str] = frozenset()
@@ -107,7 +107,7 @@ class DispatchRetrier:
 
     def _note_refused(self, jobs: Sequence[Job], error: Exception) -> None:
         types = {job.type for job in jobs}
-        # Once for each type, since every job of it is refused.
+        # Once per type, since every job of the type is refused.
         log.log(
             logging.DEBUG if types <= self._refused_types else logging.WARNING,
             "Jobs of type %s could not be dispatched; they are dispatched again later: %s",
@@ -131,7 +131,7 @@ class DispatchRetrier:
             self._refused.update(job.id for job in jobs)
 
     async def dispatch_again(self, jobs: Sequence[Job], now: datetime) -> None:
-        """Dispatch those of some waiting jobs for which it is time."""
+        """Dispatch those of the waiting jobs for which `is_time` returns True."""
         pause = self._settings.redelivery
         look = pause + self._settings.sweep_interval
         begins = [(job.queue, job.run_at) for job in sorted(jobs, key=lambda one: one.run_at)]
@@ -149,9 +149,9 @@ class DispatchRetrier:
             await self._hand_on(due)
 
     def oldest(self, now: datetime) -> Mapping[str, timedelta]:
-        """Return how long the first job of each queue has waited, of those that were seen lately.
+        """Return how long the oldest waiting job of each queue has waited, among jobs seen lately.
 
-        A job that waits on is seen again, in some process, before it is forgotten here.
+        A job that still waits is seen again, in some process, before its entry is dropped here.
         """
         self._forget_seen(now)
         found: dict[str, timedelta] = {}
@@ -161,7 +161,7 @@ class DispatchRetrier:
         return found
 
     def _warn_of_long_waits(self, jobs: Sequence[Job], now: datetime) -> None:
-        """Log once for each queue that its jobs wait long: no worker may serve it."""
+        """Log once per queue that its jobs have waited for long: perhaps no worker serves it."""
         self._long_waits &= {q for q, waited in self.oldest(now).items() if waited >= _LONG_WAIT}
         for job in sorted(jobs, key=lambda one: one.run_at):
             if now - job.run_at < _LONG_WAIT or job.queue in self._long_waits:
@@ -186,10 +186,10 @@ class DispatchRetrier:
 
 
 def is_time(waited: timedelta, pause: timedelta, look: timedelta) -> bool:
-    """Return whether to dispatch a job that still waits, whose last look was a `look` ago.
+    """Return whether to dispatch a waiting job that was last inspected a `look` ago.
 
-    At once, and after 1, 2, 4, 8 ... pauses: what was lost is found soon, and the queue of an
-    engine that is merely behind does not fill with the same jobs over and over.
+    It is dispatched at once and after 1, 2, 4, 8 ... pauses. Lost jobs are found soon, but an
+    engine that is merely slow does not get the same jobs over and over.
     """
     steps, before = waited / pause, (waited - look) / pause
     if steps < 1:

@@ -1,4 +1,4 @@
-"""How long jobs of a type take, learned from those that were completed lately."""
+"""Estimates how long jobs of a type take, from the jobs completed lately."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.logging import log
 from asyncjobs.records.waiting import Signal, event_loop_clock
 
-#: Reads that many of the jobs that fit, the latest first.
+#: Reads up to that many of the selected jobs, the latest first.
 Latest = Callable[[Selection, int], Awaitable[Page]]
 
 _SAMPLE = 50
 
-# Four in five jobs are done by then: a client that asks after that time mostly gets the result.
+# Four in five jobs are done by then, so a client that polls after this time mostly gets the result.
 _QUANTILE = 0.8
 
-# The estimate of the handler counts as that many jobs. With fewer, the first trivial job would
-# replace it; with many more, a wrong one would stay for long.
+# The handler's estimate counts as this many jobs. With fewer, the first trivial job would replace
+# it; with many more, a wrong estimate would persist.
 _PRIOR_WEIGHT = 5
 
 _SIGNIFICANT_DIGITS = 2
 
 _STALE_AFTER = 30.0
 
-# Where jobs end all the time, one look a second is enough.
+# The pause between two reads of the store, in seconds.
 _PAUSE = 1.0
 
 
 class Estimates:
-    """What this process has learned, type by type; reading it never waits for the store."""
+    """The estimates of this process by type; reading them never waits for the store."""
 
     def __init__(self, latest: Latest, feed: ChangeFeed) -> None:
         self._latest = latest
@@ -51,7 +51,7 @@ class Estimates:
     def of(self, kind: str, prior: timedelta | None) -> timedelta | None:
         """Return how long most jobs of a type take, or `prior`; see `most_take`.
 
-        What was learned long ago is learned again in the background.
+        An old estimate is computed again in the background.
         """
         if self._fresh_until.get(kind, -inf) < self._clock():
             self._wanted.add(kind)
@@ -59,7 +59,7 @@ class Estimates:
         return most_take(self._learned.get(kind, ()), prior)
 
     async def run(self) -> None:
-        """Learn what was asked for, until cancelled."""
+        """Compute the requested estimates until cancelled."""
         while True:
             await self._signal.wait()
             while self._wanted:
@@ -70,7 +70,7 @@ class Estimates:
         self._fresh_until[kind] = self._clock() + _STALE_AFTER
         try:
             page = await self._latest(Selection(type=kind, status=JobStatus.COMPLETED), _SAMPLE)
-        except AsyncJobsError as error:  # the store is away, or cannot list
+        except AsyncJobsError as error:  # the store is down, or cannot list
             log.debug("Durations of %s could not be read: %s", kind, error)
         else:
             self._learned[kind] = durations(page.jobs)
@@ -81,7 +81,7 @@ class Estimates:
 
 
 def durations(jobs: Iterable[Job]) -> Sequence[timedelta]:
-    """Return how long each of these jobs took once it had begun, the shortest first."""
+    """Return how long each of these jobs ran, the shortest first."""
     return sorted(
         max(job.completed_at - job.started_at, timedelta(0))
         for job in jobs
@@ -90,18 +90,18 @@ def durations(jobs: Iterable[Job]) -> Sequence[timedelta]:
 
 
 def most_take(durations: Sequence[timedelta], prior: timedelta | None) -> timedelta | None:
-    """Return the time within which most jobs are done, given the sorted durations of some.
+    """Return the time within which most jobs are done, given sorted durations.
 
-    `prior` is the estimate of the handler. It counts as some jobs that took that long, until the
-    durations outweigh it. A duration is rounded up to two digits, and to whole seconds; the prior
-    is returned as it is. Returns None if nothing is known.
+    `prior` is the handler's estimate. It counts as several jobs of that duration, until the
+    measured durations outweigh it. A measured duration is rounded up to two digits, and to whole
+    seconds; the prior is returned unchanged. Returns None if nothing is known.
     """
     weight = 0 if prior is None else _PRIOR_WEIGHT
     total = len(durations) + weight
     if not total:
         return None
     place = min(int(total * _QUANTILE), total - 1)
-    # The place of the prior among the durations, without making a list of both: every poll asks.
+    # The prior's place among the durations; building a list of both would cost time at every poll.
     first = len(durations) if prior is None else bisect_left(durations, prior)
     if place < first:
         return _rounded(durations[place])

@@ -1,8 +1,8 @@
-"""Calls an application's hooks when something happens to a job.
+"""Calls an application's hooks when a job changes.
 
 `HookRunner.notify` logs every event of this process. It calls observers at once, and they must
-return at once. Hooks are called later, each by a task of its own, so that none delays a write, a
-handler or another hook.
+return at once. Hooks are called later, each in its own task, so that none delays a write, a handler
+or another hook.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from asyncjobs.records.waiting import Signal
 #: What `AsyncJobs.on` takes: an `async def`, which is awaited, or a `def`, which runs in a thread.
 Hook = Callable[[Transition], object]
 
-# How far a hook may fall behind. Each event holds its job with payload and result.
+# How many events a hook may fall behind. Each event holds its job with payload and result.
 _MAX_WAITING = 1000
 
 
 class NoSpans:
-    """The spans of a queue without a tracer: pass on the `traceparent` that is there."""
+    """The spans of a queue without a tracer: they pass the given `traceparent` on."""
 
     def submitting(
         self, _kind: str, _queue: str, traceparent: str | None, /
@@ -55,13 +55,13 @@ class NoSpans:
 
 
 class Hooks:
-    """The hooks, observers, loops and spans of a queue, as the application registered them."""
+    """The hooks, observers, loops and spans that the application registered on a queue."""
 
     def __init__(self) -> None:
         self._hooks: dict[Event, list[Hook]] = {event: [] for event in Event}
-        #: Called at each event, in the task that wrote it.
+        #: Called at each event, in the task that wrote the change.
         self.observers: list[Callable[[Transition], None]] = []
-        #: Loops that run beside those of the runtime while the queue is open.
+        #: Loops that run beside the runtime's own while the queue is open.
         self.loops: list[Callable[[], Awaitable[None]]] = []
         self.spans: Spans = NoSpans()
 
@@ -86,7 +86,7 @@ class HookRunner:
         self._new = Signal()
 
     def notify(self, transition: Transition) -> None:
-        """Log an event, call the observers, queue it for its hooks. Never raises, never waits."""
+        """Log an event, call the observers, queue it for its hooks. Never raises or waits."""
         log_transition(transition)
         for observer in self._hooks.observers:
             _observe(observer, transition)
@@ -98,14 +98,14 @@ class HookRunner:
             queue.put(transition)
 
     def listens(self, event: Event) -> bool:
-        """Return whether `notify` would do anything for an event of that kind."""
+        """Return whether `notify` has anything to do for an event of that kind."""
         hooks = self._hooks
         return bool(hooks.observers or hooks.of(event)) or is_logged(event)
 
     def room(self, event: Event) -> int:
         """Return how many events of a kind may come at once without a hook missing any.
 
-        Half of what a hook may be behind is left to other events, which cannot be held back.
+        Half of the queue is reserved for other events, which cannot be delayed.
         """
         queues = [self._queues.get(hook) for hook in self._hooks.of(event)]
         behind = max((queue.behind for queue in queues if queue is not None), default=0)
@@ -135,24 +135,24 @@ class HookRunner:
 def _observe(observer: Callable[[Transition], None], transition: Transition) -> None:
     try:
         observer(transition)
-    except BaseException:  # an application's; it goes to the log
+    except BaseException:  # raised by the application's code; logged
         log.exception("An observer raised", extra=log_fields(transition.job))
 
 
 def _name_of(hook: Hook) -> str:
-    with suppress(BaseException):  # an application's object may raise for being shown
+    with suppress(BaseException):  # an application's `__repr__` may raise
         return str(getattr(hook, "__qualname__", None) or repr(hook))
     return type(hook).__qualname__
 
 
 class _HookQueue:
-    """One hook, and the events it has not been called for: one after the other, in order."""
+    """One hook and the events that it has yet to handle, in order and one after the other."""
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
         call = getattr(hook, "__call__", hook)  # noqa: B004  # an object may have an async one
         self._asynchronous = any(map(inspect.iscoroutinefunction, (hook, call)))
-        # Filled on the event loop, emptied there or in a thread; the first is being handled.
+        # Filled on the event loop, emptied there or in a thread; the first event is being handled.
         self._waiting: deque[Transition] = deque()
         self._signal = Signal()
         self._missed = 0
@@ -160,7 +160,7 @@ class _HookQueue:
 
     @property
     def behind(self) -> int:
-        """How many events it has not handled, including the present one."""
+        """How many events it has not handled yet, including the current one."""
         return len(self._waiting)
 
     @property
@@ -213,7 +213,7 @@ class _HookQueue:
             with working_on(transition.job):
                 try:
                     value = self._hook(transition)
-                    awaits = inspect.isawaitable(value)  # may call the value's own code
+                    awaits = inspect.isawaitable(value)  # may run the value's own code
                 except BaseException as error:  # noqa: BLE001  # raised by the application; logged
                     self._log_error(transition, error)
             if awaits:
@@ -224,7 +224,7 @@ class _HookQueue:
     async def _await(
         self, transition: Transition, begin: Callable[[], Any], tasks: TaskGroup
     ) -> None:
-        """Await the hook in a task of its own, where it can harm nothing else."""
+        """Await the hook in a task of its own, so that it cannot affect other code."""
         context = copy_context()
         context.run(set_current_job, transition.job)
         try:

@@ -19,7 +19,7 @@ from asyncjobs.records.waiting import running_asyncio_loop
 from asyncjobs.runtime.runtime import Runtime, RuntimeParts, open_runtime
 from asyncjobs.settings import Seconds
 
-# How long after the grace period it may take to close.
+# How long closing may take after the grace period.
 _CLOSE_SECONDS = 4.5
 
 
@@ -35,7 +35,7 @@ Q = TypeVar("Q", bound=_Closable)
 
 
 class Opening(Generic[Q]):
-    """The opening of a queue: await it, or enter it, which closes the queue at the end."""
+    """The opening of a queue: await it, or use it in `async with`, which closes the queue again."""
 
     def __init__(self, queue: Q, opens: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._queue = queue
@@ -53,19 +53,19 @@ class Opening(Generic[Q]):
 
 
 class RuntimeHost:
-    """Keeps a runtime open in a task of its own, so that any task may open and close it.
+    """Keeps a runtime open in its own task, so that any task may open and close it.
 
-    What happens to the tasks that call it, such as a cancellation, does not reach the runtime.
+    A cancellation or another event in a calling task does not affect the runtime.
     """
 
     def __init__(self, parts: RuntimeParts) -> None:
         self._parts = parts
-        # Whether handlers, which do run in this process, have not begun yet or have ended.
+        # Whether this process runs handlers, but they have not begun yet or have ended.
         self._pauses = False
         self._loop = current_loop()
         asyncio_loop = running_asyncio_loop()
         self._is_closed = bool if asyncio_loop is None else asyncio_loop.is_closed
-        #: The event loop in which it is open.
+        #: The event loop in which the runtime is open.
         self.token = current_token()
         self._pid = os.getpid()
         self._scope = anyio.CancelScope()
@@ -80,31 +80,31 @@ class RuntimeHost:
 
     @property
     def is_open(self) -> bool:
-        """Whether the runtime is open, in this process and in an event loop that is not closed."""
+        """Whether the runtime is open in this process and its event loop is not closed."""
         return self.runtime is not None and self.in_use
 
     @property
     def in_use(self) -> bool:
-        """Whether it is open, or is being opened or closed, in this process."""
+        """Whether the runtime is open, opening or closing in this process."""
         return not self._ended and not self._left_behind and self.is_ours
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is of this process, and not of the one that forked it or a closed loop."""
+        """Whether it belongs to this process, not to the parent of a fork or to a closed loop."""
         return self._pid == os.getpid() and not self._is_closed()
 
     @property
     def is_here(self) -> bool:
-        """Whether the running event loop is the one that it was opened in."""
+        """Whether the running event loop is the one in which it was opened."""
         return current_loop() is self._loop
 
     def runtime_here(self) -> Runtime:
-        """Return the runtime; raise `NotOpen`, or `WrongEventLoop` in another loop than its own."""
+        """Return the runtime; raise `NotOpen`, or `WrongEventLoop` in another event loop."""
         runtime = self.runtime
         if runtime is None or self._ended or self._left_behind or self._pid != os.getpid():
             raise NotOpen("AsyncJobs")
         if current_loop() is not self._loop:
-            # A loop that is closed cannot be the running one.
+            # A closed loop cannot be the running one.
             raise NotOpen("AsyncJobs") if self._is_closed() else WrongEventLoop("AsyncJobs")
         return runtime
 
@@ -116,7 +116,7 @@ class RuntimeHost:
         return self.runtime
 
     async def open(self, run_handlers: RunHandlers) -> None:
-        """Return when the runtime is open; raises what opening it raises."""
+        """Return when the runtime is open; raise what opening it raises."""
         self._pauses = run_handlers == "later" and isinstance(self._parts.dispatcher, Embedded)
         await self._open()
         if run_handlers is True:
@@ -137,13 +137,13 @@ class RuntimeHost:
             raise self._error
 
     async def begin(self) -> None:
-        """Let handlers run; raises what `Runtime.begin` raises."""
+        """Start handlers; raise what `Runtime.begin` raises."""
         if not self._parts.by_hand:
             await self.open_runtime.begin()
             self._pauses = False
 
     def check_wait(self, job: Job, timeout: Seconds | None) -> None:
-        """Raise `ConfigurationError` if waiting for a job would last for ever."""
+        """Raise `ConfigurationError` if waiting for a job would never end."""
         if timeout is not None or job.status.terminal:
             return
         if self._parts.by_hand:
@@ -158,7 +158,7 @@ class RuntimeHost:
             )
 
     async def drain(self) -> None:
-        """Let handlers end; return when they have, or after the grace period and five seconds."""
+        """Return when all handlers have ended, at most five seconds after the grace period."""
         self._drain.set()
         if self.runtime is not None:
             limit = self._parts.settings.grace.total_seconds() + _CLOSE_SECONDS
@@ -167,7 +167,7 @@ class RuntimeHost:
             self._pauses = self.runtime.fetcher is not None
 
     async def close(self) -> None:
-        """Drain and close; return after the grace period and five seconds at the latest."""
+        """Drain and close; return at most five seconds after the grace period."""
         self._drain.set()
         self._leave.set()
         limit = self._parts.settings.grace.total_seconds() + _CLOSE_SECONDS
@@ -190,7 +190,7 @@ class RuntimeHost:
                     with anyio.CancelScope(shield=True):
                         await runtime.drain()
                     await self._leave.wait()
-        except BaseException as error:  # raised to the task that opens or closes it
+        except BaseException as error:  # raised again in the task that opens or closes it
             self._error = alone(error)
             if self._ready.is_set() and not self._leave.is_set():
                 log.critical("The queue has ended by an error of its own", exc_info=error)

@@ -1,7 +1,7 @@
-"""Looks after what nobody else does: lapsed leases, missed deadlines, lost hand-offs, old results.
+"""Handles lapsed leases, missed deadlines, lost dispatches and old results.
 
-One loop over `take`: whatever is due in the maintenance lane is looked at, and `lifecycle` says
-what has become of it.
+One loop takes the jobs that are due in the maintenance lane; `lifecycle` decides what has become of
+each of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _MOST = 200
 
 _MOST_PAGES = 20
 
-# The share of `redelivery` after which a job is sent again from a worker without its handler.
+# The share of `redelivery` after which a job is sent again that reached a worker without its
+# handler.
 _UNHANDLED_SHARE = 1 / 3
 
 # A lane whose jobs have been due for this long has too few workers, or none.
@@ -35,7 +36,7 @@ _NEGLECTED = timedelta(minutes=1)
 
 
 class Maintenance:
-    """One such loop per process; any number of them may share a store."""
+    """The maintenance loop, one per process; any number of processes may share a store."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Maintenance:
         fetcher: Callable[[], Fetcher | None],
         room: Callable[[], int],
     ) -> None:
-        """Keep what it works with; `room` is how many jobs may be forgotten now."""
+        """Store the collaborators; `room` returns how many jobs may be deleted now."""
         self._registry = registry
         self._repository = repository
         self._retrier = retrier
@@ -69,13 +70,13 @@ class Maintenance:
             await anyio.sleep(self._settings.sweep_interval.total_seconds())
 
     async def sweep(self) -> int:
-        """Look at what is due; return how many jobs that were."""
+        """Handle due jobs; return how many there were."""
         until = self._repository.now() + self._settings.redelivery
         jobs = await self._repository.take(
             [MAINTENANCE_LANE, lifecycle.UNHANDLED_LANE], until=until, limit=_MOST
         )
         now = self._repository.now()
-        # What hooks have no room for comes up again after `redelivery`.
+        # Jobs for which the hooks have no room come up again after `redelivery`.
         forgettable = [job for job in jobs if lifecycle.forgettable(job, now)][: self._room()]
         if forgettable:
             await self._repository.forget(forgettable)
@@ -92,9 +93,10 @@ class Maintenance:
         return len(jobs)
 
     async def leave_to_others(self, job: Job) -> None:
-        """Have a job dispatched again soon that an engine brought here, where no handler is.
+        """Schedule an early dispatch for a job that an engine delivered here without its handler.
 
-        Some worker answers, so the engine is not behind, and its queue does not fill by that.
+        A worker that answers is running, so the engine is not behind and the repeat does not fill
+        its queue.
         """
         log.log(
             logging.DEBUG if job.type in self._unhandled_types else logging.WARNING,
@@ -107,9 +109,9 @@ class Maintenance:
         await self._repository.replace([JobWrite(job, lifecycle.leave_unhandled(job, until))])
 
     async def sweep_neglected(self, lanes: Sequence[str]) -> None:
-        """Enforce the deadlines of jobs that wait in lanes which nobody empties.
+        """Enforce the deadlines of jobs that wait in lanes without active workers.
 
-        Those that may still run are put back, to the place they had, when all have been seen.
+        Jobs that may still run are put back in their former order when all have been seen.
         """
         jobs: list[Job] = []
         for _ in range(_MOST_PAGES):
@@ -120,7 +122,8 @@ class Maintenance:
                 overdue_by=_NEGLECTED,
             )
             await self._move_overdue(page)
-            # Only the state is written back; thousands of payloads are nothing to keep in memory.
+            # Only the state is written back, so the payloads of thousands of jobs need not stay in
+            # memory.
             jobs.extend(job.changed(payload_json=b"") for job in page)
             if len(page) < _MOST:
                 break
@@ -129,10 +132,10 @@ class Maintenance:
         await self._repository.replace(alive)
 
     def _unserved(self) -> Sequence[str]:
-        """Name the lanes that this process does not take from; in the others it meets what is late.
+        """Return the lanes to check for late jobs: those that this process does not take from.
 
-        They may be those of all handlers, where its worker is too busy to look. Now and then only:
-        where others do serve them and are merely behind, looking is work for nothing.
+        If its worker has been too busy to take jobs, all lanes are returned. They are returned
+        rarely: the check is wasted if other workers serve these lanes and are merely behind.
         """
         if anyio.current_time() - self._looked_at_neglected < _NEGLECTED.total_seconds():
             return ()
@@ -147,6 +150,5 @@ class Maintenance:
     async def _move_overdue(self, jobs: Sequence[Job]) -> None:
         now = self._repository.now()
         steps = [JobWrite(job, moved) for job in jobs if (moved := lifecycle.overdue(job, now))]
-        await self._repository.replace(
-            steps
-        )  # where one is refused, somebody else has moved the job
+        # A refused change means that another process has moved the job.
+        await self._repository.replace(steps)

@@ -1,4 +1,4 @@
-"""All of a queue that is bound to one process and event loop, opened and closed as one."""
+"""The parts of a queue that belong to one process and event loop, opened and closed together."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ from asyncjobs.settings import Settings
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
 
-# From the end of the grace period on: how long a write may take; until when handlers must have
-# stopped and outcomes be written; until when hooks are called; until when the store has closed.
+# Seconds after the grace period: how long a write may take; until when handlers must have stopped
+# and outcomes be written; until when hooks are called; until when the store has closed.
 _LAST_WRITE_SECONDS = 2.5
 _LAST_WORDS_SECONDS = 3.5
 _CLOSE_HOOKS_SECONDS = 4.0
-# What the application's lifespan and the last hooks get at least, if all of that is used up.
+# The minimum left for the application's lifespan and the last hooks if all of that is used up.
 _LAST_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
 class RuntimeParts:
-    """What a runtime is made of; all of it may outlive the runtime."""
+    """The parts of a runtime; all of them may outlive it."""
 
     store: Store
     dispatcher: Dispatcher
@@ -72,7 +72,7 @@ class RuntimeParts:
     lifespan: Lifespan | None = None
     queue: AsyncJobs | None = None
     callback_sender: CallbackSender | None = None
-    #: Whether nothing runs by itself, neither handlers nor maintenance: in tests of applications.
+    #: Whether nothing runs by itself, neither handlers nor maintenance: for tests of applications.
     by_hand: bool = False
 
 
@@ -86,7 +86,7 @@ class Runtime:
         self.pid = os.getpid()
         self.settings = settings
         self.dispatcher = parts.dispatcher
-        # Found out once: a protocol looks at each attribute.
+        # Checked once: `isinstance` with a protocol looks up each attribute.
         self._embedded = parts.dispatcher if isinstance(parts.dispatcher, Embedded) else None
         self.feed = ChangeFeed(poll=settings.poll_interval.total_seconds())
         self.hook_runner = HookRunner(parts.hooks)
@@ -121,9 +121,9 @@ class Runtime:
         )
         self._grace = anyio.CancelScope()
         self._changing = anyio.Lock()
-        #: Takes jobs for the handlers of this process; None until they begin, or if none do here.
+        #: Takes jobs for the handlers of this process; None before they begin, or if none run here.
         self.fetcher: Fetcher | None = None
-        #: Set when handlers have ended here, for good.
+        #: Set when handlers have ended here for good.
         self.drained = anyio.Event()
         self._hooks_until = 0.0
         self.retrier = DispatchRetrier(parts.dispatcher, settings, tasks)
@@ -140,13 +140,13 @@ class Runtime:
 
     @property
     def watchers(self) -> int:
-        """How many follow a job here; an attempt, which listens for its own job, is none."""
+        """How many callers follow a job here, except attempts that listen for their own job."""
         return max(0, self.feed.listeners - len(self.executor.heartbeat))
 
     async def begin(self) -> None:
-        """Let handlers run here, as far as the dispatcher runs any; once.
+        """Start the handlers of this process, once, if the dispatcher runs any.
 
-        Raises `ResourcesUnavailable`, and then no job begins.
+        If it raises `ResourcesUnavailable`, no job begins.
         """
         dispatcher = self._embedded
         async with self._changing:
@@ -163,10 +163,10 @@ class Runtime:
     async def accept(
         self, submissions: Sequence[Submission], run_at: datetime, connection: object = None
     ) -> Sequence[Job]:
-        """Store the jobs of submissions to one type, then dispatch them; in one store call.
+        """Store the jobs of submissions to one type in one store call, then dispatch them.
 
-        Returns each as it was accepted, or the job that its idempotency key names. What the
-        transaction of a connection stores is not dispatched: it comes up when it commits.
+        Returns each job as it was accepted, or the one with the same idempotency key. Jobs stored
+        in the transaction of a connection are not dispatched; they are found when it commits.
         """
         if not submissions:
             return ()
@@ -184,7 +184,7 @@ class Runtime:
         return await self._accept_here(self._embedded, self.fetcher, submissions)
 
     async def _accept_elsewhere(self, submissions: Sequence[Submission]) -> Sequence[Job]:
-        """Store jobs that are due; dispatch the first, as many as the dispatcher has places for."""
+        """Store due jobs; dispatch the first ones, as many as the dispatcher has places for."""
         places = self.dispatcher.reserve(len(submissions))
         hold = self.settings.redelivery
         jobs = [lifecycle.submit(one, hold=hold) for one in submissions[:places]]
@@ -200,9 +200,9 @@ class Runtime:
     async def _accept_here(
         self, dispatcher: Embedded, fetcher: Fetcher, submissions: Sequence[Submission]
     ) -> Sequence[Job]:
-        """Store jobs that are due: the first started, the next with a place here, as there is room.
+        """Store due jobs: the first already started, the next held here, as there is room.
 
-        The rest is due for any process.
+        Any process may take the rest.
         """
         jobs = [lifecycle.submit(one) for one in submissions]
         starts = self._prepare(dispatcher, jobs)
@@ -221,7 +221,8 @@ class Runtime:
             raise
         finally:
             self.dispatcher.release(places)
-        # Also what was there before and waits: its first submission may have failed to dispatch it.
+        # Includes stored jobs that still wait: their first submission may have failed to dispatch
+        # them.
         waiting = [stored[place] for place in kept]
         for place, (start, job) in enumerate(starts):
             found = stored[place]
@@ -234,7 +235,7 @@ class Runtime:
         waiting = [job for job in waiting if _may_be_dispatched(job, now)]
         refused = [job for job in waiting if not dispatcher.offer(job)]
         if refused:
-            # It closes at this moment. What was there before is held by another process.
+            # The dispatcher is closing. Jobs stored earlier are held by another process.
             held = {jobs[place].id for place in kept}
             await _give_back(fetcher, [job for job in refused if job.id in held])
         return stored
@@ -247,7 +248,7 @@ class Runtime:
             await self.retrier.dispatch(due)
 
     def _prepare(self, dispatcher: Embedded, jobs: Sequence[Job]) -> list[tuple[Start, Job]]:
-        """Start the first of some new jobs, as many as there are slots here."""
+        """Start the first of some new jobs, as many as there are free slots here."""
         starts: list[tuple[Start, Job]] = []
         if not lifecycle.may_be_stored_started(jobs[0]):
             return starts
@@ -260,7 +261,7 @@ class Runtime:
         return starts
 
     async def oldest(self, queues: Sequence[str]) -> Mapping[str, timedelta]:
-        """Tell for how long the first job of each queue waits; nothing where that is not known."""
+        """Return how long the first job of each queue has waited, as far as it is known."""
         ours = await self.repository.oldest(queues)
         if self.dispatcher.delivery is not Delivery.PUSH:
             return ours
@@ -268,7 +269,7 @@ class Runtime:
         return {queue: max(ours.get(queue, none), theirs.get(queue, none)) for queue in queues}
 
     async def run(self, job: Job) -> BaseException | None:
-        """Run one attempt of a job that an engine brought; return what its handler raised."""
+        """Run one attempt of a job that an engine delivered; return what its handler raised."""
         unhandled = self._parts.registry.handler(job.type) is None
         if unhandled and job.delivery is Delivery.PUSH:
             await self.maintenance.leave_to_others(job)
@@ -276,14 +277,14 @@ class Runtime:
         return await self.executor.run(job)
 
     def hurry(self) -> None:
-        """Let the grace period be over, now or when it comes."""
+        """End the grace period, now or as soon as it begins."""
         self._grace.cancel()
 
     async def drain(self) -> None:
-        """Begin nothing more, let run what ends in time, give back the rest; once.
+        """Begin no more jobs, let running ones end in time, give back the rest; once.
 
-        Ends with the grace period and a few seconds, whatever handlers and the store do. The queue
-        accepts jobs all the same.
+        Ends a few seconds after the grace period, whatever handlers and the store do. The queue
+        still accepts jobs.
         """
         async with self._changing:
             if self.drained.is_set():
@@ -312,7 +313,7 @@ class Runtime:
             self.drained.set()
 
     async def finish(self) -> None:
-        """End what follows the handlers: callbacks and hooks. Ends within seconds."""
+        """End what runs after the handlers: callbacks and hooks. Returns within seconds."""
         self._store.set_limit(_LAST_WRITE_SECONDS)
         until = max(self._hooks_until, anyio.current_time() + _LAST_SECONDS)
         with anyio.CancelScope(deadline=until):
@@ -324,17 +325,17 @@ class Runtime:
         close = self.executor.processes.close
         if self.resources.import_path is None:
             close()
-        else:  # it waits for them
+        else:  # closing waits for the processes
             await in_new_thread(close, "asyncjobs processes").result()
 
     def _stop_handlers(self) -> None:
-        """Begin no more jobs here, as what the handlers share is gone."""
+        """Begin no more jobs here, since the handlers' shared resources are gone."""
         log.critical("No more jobs begin in this process: the lifespan of the handlers has ended")
         self._tasks.start_soon(self.drain)
 
 
 def _may_be_dispatched(job: Job, now: datetime) -> bool:
-    """Return whether a job waits to begin now, and need not begin alone."""
+    """Return whether a job waits to begin now and need not run alone."""
     alone = job.delivery is Delivery.PULL and lifecycle.is_suspect(job)
     return job.status is JobStatus.PENDING and job.run_at <= now and not alone
 
@@ -348,7 +349,7 @@ async def _give_back(fetcher: Fetcher, jobs: Sequence[Job]) -> None:
 
 @asynccontextmanager
 async def open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
-    """Open the store, start the loops; on leaving drain, stop the loops and close the store.
+    """Open the store and start the loops; on exit drain, stop the loops and close the store.
 
     No handler runs before `Runtime.begin`.
     """
@@ -391,7 +392,7 @@ async def _open_parts(parts: RuntimeParts) -> AsyncGenerator[None]:
 
 
 async def _keep_up(loop: Callable[[], Awaitable[None]]) -> None:
-    """Run a loop for ever: a bug in one of them must not end the application it lives in."""
+    """Run a loop for ever; a bug in it must not end the application it runs in."""
     while True:
         try:
             await loop()

@@ -1,7 +1,7 @@
-"""Hears that the process is told to stop, before its server has closed what is open.
+"""Detects a signal to stop before the server has closed its open connections.
 
-A server waits for its connections before it ends the application's lifespan. Streams would keep it
-waiting, and the application would be the last to know.
+A server waits for its connections before it ends the application's lifespan. Open streams would
+keep it waiting, and the application would not learn of the shutdown.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Handler = Callable[[int, FrameType | None], object]
 def told_to_stop(tell: Callable[[], None]) -> Generator[None]:
     """Call `tell` from another thread when a signal asks the process to end, inside the block.
 
-    Whoever handles the signal already goes on doing so. Where nobody does, or outside the main
-    thread, nothing is heard: the process ends at once, or it is not for us to say.
+    Existing signal handlers still run. Without one, or outside the main thread, nothing is
+    detected: the process ends at once, or another part of it decides.
     """
     before: dict[signal.Signals, Handler] = {}
     ours: dict[signal.Signals, Handler] = {}
@@ -38,13 +38,14 @@ def told_to_stop(tell: Callable[[], None]) -> Generator[None]:
     finally:
         for number, handler in ours.items():
             if signal.getsignal(number) is handler:
-                with suppress(ValueError):  # left in another thread, which cannot take it back
+                with suppress(ValueError):  # exited in another thread, which cannot restore it
                     signal.signal(number, before[number])
 
 
 def _followed_by(tell: Callable[[], None], handler: Handler) -> Handler:
     def handle(number: int, frame: FrameType | None) -> None:
-        # A handler interrupts the event loop at any point; to wait for it here would be for ever.
+        # A signal handler interrupts the event loop at any point, so waiting for it here would
+        # deadlock.
         Thread(target=tell, name="asyncjobs stop", daemon=True).start()
         handler(number, frame)
 

@@ -1,12 +1,12 @@
 """Copies all jobs of one store into another, exactly: with payloads, results, keys and counters.
 
-A transfer may be interrupted at any moment and started again. Jobs that are in the target already
-are compared with the source, and overwritten if the source has changed. Missing jobs are inserted
-in the order of the source, because jobs that are due at the same moment run in that order. The
-source is only read.
+A transfer may be interrupted at any time and started again. Jobs that are already in the target are
+compared with the source, and overwritten if the source has changed. Missing jobs are inserted in
+the order of the source, because jobs with the same due time run in that order. The source is only
+read.
 
-No process may use either store meanwhile. At the end both stores are read again: the transfer is
-complete only if the number of jobs and a checksum over all of their data are equal.
+No process may use either store during a transfer. At the end both stores are read again: the
+transfer is complete only if the number of jobs and a checksum over all their data are equal.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class TransferResult:
 
 @dataclass
 class TransferPlan:
-    """The jobs to copy, the oldest first, and how many are in the target, or run in the source."""
+    """The jobs to copy, the oldest first, and how many exist in the target or run in the source."""
 
     ids: list[JobId]
     present: int
@@ -86,7 +86,7 @@ async def plan_transfer(source: Store, target: Store) -> TransferPlan:
         async for jobs in _pages(source):
             ids += [job.id for job in jobs]
             running += sum(_has_live_lease(job, now) for job in jobs)
-    # A page that was read while jobs were deleted may contain a job twice.
+    # A page that is read while jobs are deleted may contain a job twice.
     ids = list(dict.fromkeys(reversed(ids)))
     known, present = set(ids), 0
     others: list[JobId] = []
@@ -103,7 +103,7 @@ async def plan_transfer(source: Store, target: Store) -> TransferPlan:
 async def copy_jobs(
     source: Store, target: Store, planned: TransferPlan, report: ReportProgress
 ) -> TransferResult:
-    """Copy what is missing, then verify; raise `TransferRefused` if the stores differ.
+    """Copy missing jobs, then verify; raise `TransferRefused` if the stores differ.
 
     A running job is copied as it is. Its attempt writes its outcome to the source; in the target
     the job starts again when its lease has lapsed.
@@ -220,7 +220,7 @@ def _fingerprint(job: Job) -> bytes:
 def _unreadable_jobs() -> Generator[list[str]]:
     """Collect the ids of jobs that a store's list leaves out because it cannot read them.
 
-    Stores report them only in the log. A transfer must know them, since it is not complete.
+    Stores only log them. A transfer must know them, since it is not complete without them.
     """
     found: list[str] = []
 
