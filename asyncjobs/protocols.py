@@ -1,4 +1,4 @@
-"""The seams: what the core asks of a store, of a dispatcher and of a queue.
+"""The protocols between the core and its stores, dispatchers, callback senders and tracers.
 
 The docstrings are the contract; implementations do not repeat them.
 """
@@ -26,16 +26,16 @@ Begin = Callable[[Job, Callable[[], None]], None]
 
 
 class Clock(Protocol):
-    """Where the present comes from."""
+    """The source of the current time."""
 
     def now(self) -> datetime:
-        """Return the present moment, aware, in UTC."""
+        """Return the current time, aware, in UTC."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A job to be written if the stored one still has the expected revision."""
+    """A job to write if the stored job still has the expected revision."""
 
     job: Job
     expected_revision: int
@@ -54,27 +54,26 @@ class _Opened(Protocol):
 
 
 class OpenStore(Protocol):
-    """The five methods of a store, for those who neither open nor close it.
+    """The five methods of a store, for code that neither opens nor closes it.
 
-    Every method is all or nothing per job, and durable (as far as the store's documentation
-    promises) when it returns. A job that comes back equals the one that went in, and shares
-    nothing with it that could change. Calls may come from many tasks of one event loop at once.
-    A driver's error comes out as `StoreUnavailable`, with the driver's error as its cause; a call
-    that raised it may or may not have happened, and can be repeated.
+    Every method is all or nothing per job, and durable when it returns, as far as the store's
+    documentation promises. A returned job equals the one that was stored, and shares no mutable
+    data with it. Many tasks of one event loop may call at once. A driver's error is raised as
+    `StoreUnavailable`, with the driver's error as its cause; the call may or may not have had an
+    effect, and can be repeated.
 
-    Owners, types, keys and lanes are any text, and are compared exactly. A stored job that cannot
-    be read, as a newer version may have written it, harms no other: `take` moves it and leaves it
-    out of what it returns (see `stores.reading.readable`), `get` and `insert` raise `UnreadableJob`
-    for it, and `delete` deletes it.
+    Owners, types, keys and lanes may be any text, and are compared exactly. A stored job that
+    cannot be read, because a newer version wrote it for example, does not affect others: `take`
+    moves it and leaves it out of its result (see `stores.reading.readable`), `get` and `insert`
+    raise `UnreadableJob` for it, and `delete` deletes it.
     """
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
         """Add jobs; return, in order, what is stored for each now.
 
-        Where a job of the same id is stored, or one of the same (owner, type, idempotency key),
-        that one is returned and nothing is written. Of two such jobs in one call the first wins.
-        Jobs without a key never collide. Jobs inserted in order are due in order, where their
-        `due_at` is the same.
+        If a job with the same id or the same (owner, type, idempotency key) is stored, that job is
+        returned and nothing is written. Of two such jobs in one call the first wins. Jobs without a
+        key never collide. Jobs with the same `due_at` become due in the order of insertion.
         """
         ...
 
@@ -83,13 +82,13 @@ class OpenStore(Protocol):
         ...
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
-        """Write each job whose stored revision is the expected one; say for each if it was.
+        """Write each job whose stored revision is the expected one; return for each whether it was.
 
-        Comparing and writing are one step: of any number of racing changes that expect the same
-        revision, one wins. A refused change leaves the job untouched and does not touch the
-        others. Only the state half is written, and of its wide data (`result_json` and
-        `errors_json`) what is not None: None leaves what is stored. Changes of one call to one job
-        apply in order.
+        Comparing and writing are one atomic step: of any number of racing changes that expect the
+        same revision, exactly one wins. A refused change affects neither its job nor the other
+        changes. Only the state half is written, plus the wide data (`result_json` and
+        `errors_json`) that is not None; None leaves the stored value. Changes of one call to one
+        job apply in order.
         """
         ...
 
@@ -98,30 +97,30 @@ class OpenStore(Protocol):
     ) -> Sequence[Job]:
         """Pick up to `limit` jobs of these lanes with `due_at <= now`, the longest due first.
 
-        Each is moved to `due_at = until` and returned so; nothing else of it changes, no counter
-        either. Of racing takers only one gets a job for the same due moment.
+        Each job's `due_at` becomes `until`, in the store and in the result; nothing else changes,
+        no counter either. Of racing calls only one gets a job for the same due time.
         """
         ...
 
     async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
-        """Forget these jobs with all their data and keys; say for each if it was there.
+        """Delete these jobs with all their data and keys; return for each whether it existed.
 
         The ids are all different, and unknown ones are no error. Of racing calls with one id, at
-        most one answers True.
+        most one returns True for it.
         """
         ...
 
 
 class Store(_Opened, OpenStore, Protocol):
-    """Keeps jobs. Opened by `async with`, once per process; the constructor only keeps arguments.
+    """Stores jobs. Opened by `async with`, once per process; the constructor only stores arguments.
 
-    Opening raises `StoreUnavailable`, or `SchemaError` where the data is of a newer version or of
-    another program. It can be opened again after it was closed.
+    Opening raises `StoreUnavailable`, or `SchemaError` if the data belongs to a newer version or to
+    another program. A closed store can be opened again.
     """
 
     @property
     def powers(self) -> frozenset[type]:
-        """The optional protocols below that this store fulfils, such as `{Listing, StoreClock}`.
+        """The optional protocols below that this store implements, such as `{Listing, StoreClock}`.
 
         A power that is not in the set is not used, even if the store has its methods.
         """
@@ -130,21 +129,21 @@ class Store(_Opened, OpenStore, Protocol):
 
 @runtime_checkable
 class ChangeNotices(Protocol):
-    """A store that can tell when something was changed by another process."""
+    """A store that can report when another process has changed something."""
 
     def changes(self) -> AsyncIterator[Sequence[JobId]]:
-        """Yield ids of jobs that may have changed; an empty batch means that any job may have.
+        """Yield ids of jobs that may have changed; an empty batch means any job.
 
-        The first batch comes at once and is empty: jobs may have changed before. Best effort: some
-        changes may never be yielded, others twice or without reason. Consumers read again, and read
-        now and then anyway.
+        The first batch comes at once and is empty, for all earlier changes. Delivery is best
+        effort: changes may be missed, or reported twice or without reason. Consumers read the jobs
+        again, and also read from time to time without a notice.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which jobs are meant: None leaves a property open, and a job must fit all others."""
+    """Selects jobs: None leaves a property open, and a job must match all others."""
 
     user_id: str | None = None
     type: str | None = None
@@ -156,13 +155,13 @@ class Selection:
         return {name: value for name, value in values if value is not None}
 
     def fits(self, job: Job) -> bool:
-        """Return whether a job has all of the properties that are given."""
+        """Return whether a job has all of the given properties."""
         return all(getattr(job, name) == value for name, value in self.given().items())
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some jobs of a list; `next` is where the list goes on, None at its end."""
+    """Part of a list of jobs; `next` is the cursor of the next page, None at the end."""
 
     jobs: Sequence[Job]
     next: str | None = None
@@ -170,88 +169,89 @@ class Page:
 
 @runtime_checkable
 class InlineReads(Protocol):
-    """A store whose `get` waits for nothing.
+    """A store whose `get` never waits.
 
-    Each caller then reads for itself: merging such reads costs more than they do.
+    Each caller then reads separately: merging such reads costs more than the reads.
     """
 
 
-#: How far `until` of `Listing.count_before` lies after the present moment.
+#: How far `until` of `Listing.count_before` lies after the current time.
 HOLD = timedelta(minutes=1)
 
 
 @runtime_checkable
 class Listing(Protocol):
-    """A store that can find jobs by what they are, and by how they wait."""
+    """A store that can list jobs by their properties, and count those that wait."""
 
     @property
     def filters(self) -> frozenset[str]:
         """The fields of `Selection` by which `list` selects, such as `{"user_id", "type"}`.
 
-        A selection with any other field is refused and never reaches the store: a store that is
-        older than a field would ignore it, and so list too much.
+        A selection with any other field is refused before it reaches the store: a store older than
+        a field would ignore it, and return too many jobs.
         """
         ...
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
-        """Return up to `limit` jobs that fit, the latest inserted first, from where `after` says.
+        """Return up to `limit` matching jobs after the cursor `after`, the latest inserted first.
 
-        `limit` is at least 1. Values are compared exactly. Neither payload nor result is read: they
-        are empty and None. Jobs inserted or deleted between two calls make no other job appear
-        twice or be left out, and no new job appears behind `after`. A job that cannot be read is
-        left out. Raises `InvalidQuery` for an `after` that no page of this store had as its `next`.
+        `limit` is at least 1. Values are compared exactly. Payloads and results are not read: they
+        are empty and None. If jobs are inserted or deleted between two calls, no other job is
+        repeated or left out, and no new job appears behind `after`. Unreadable jobs are left out.
+        Raises `InvalidQuery` for an `after` that was not the `next` of a page of this store.
         """
         ...
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
-        """Count the jobs in the job's lane that are to begin before it; stop at `most`.
+        """Count the jobs in the job's lane that begin before it; stop at `most`.
 
-        The order is that of `take`: by `due_at`, then by insertion. But what is due in the last
-        `HOLD` before `until`, so after the present moment, is held by the process that will begin
-        it: it comes before all that is due by now. Those due after `until` do not count: they are
-        delayed. A job that is not in that lane any more has none before it.
+        The order is that of `take`: by `due_at`, then by insertion. There are two exceptions. Jobs
+        due in the last `HOLD` before `until`, that is after now, are held by the process that will
+        begin them, so they come before all waiting jobs. Jobs due after `until` are delayed and do
+        not count. For a job that has left the lane, the count is 0.
 
-        It is called for each status of a waiting job, whatever waits: an index must answer it.
+        This is called for each status request of a waiting job, however many wait, so an index must
+        answer it.
         """
         ...
 
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
         """Return for each lane the earliest `due_at` of its jobs, None if it has none.
 
-        It is called every few seconds, whatever waits: an index must answer it.
+        This is called every few seconds, however many jobs wait, so an index must answer it.
         """
         ...
 
 
 @runtime_checkable
 class Transactions(Protocol):
-    """A store whose jobs may be inserted by a transaction of the application's own."""
+    """A store that can insert jobs in a transaction of the application."""
 
     async def insert_within(self, connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
-        """Insert as `insert` does, by the transaction under way on the application's connection.
+        """Insert as `insert` does, in the transaction in progress on the application's connection.
 
-        The jobs exist for others when it commits, and never did where it does not; the store tells
-        others, and this process, when it has. Neither is it ended nor are its settings changed,
-        and after an error it is as before the call, unless the connection is lost. Where another
-        transaction under way has inserted a job of the same idempotency key, the end of that one
-        is awaited. Raises `UnusableConnection` for a connection to somewhere else, without a
-        transaction, or of a kind that the store does not know.
+        The jobs exist for others once it commits, and never if it does not. After the commit the
+        store notifies all processes, including this one. It neither ends the transaction nor
+        changes its settings; after an error the transaction is as before the call, unless the
+        connection is lost. If another open transaction has inserted a job with the same idempotency
+        key, the call waits for that transaction. Raises `UnusableConnection` for a connection to
+        another database, without a transaction, or of an unknown type.
         """
         ...
 
 
 @runtime_checkable
 class StoreClock(Protocol):
-    """A store that has a clock of its own, the same for all processes that use it."""
+    """A store with its own clock, the same for all processes that use it."""
 
     async def now(self) -> datetime:
-        """Return the store's present moment, aware, in UTC."""
+        """Return the store's current time, aware, in UTC."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing about how a store is set up; `advice` says what to do, empty where all is well."""
+    """One aspect of a store's set-up; `advice` is what to do about it, empty if all is well."""
 
     subject: str
     found: str
@@ -260,32 +260,32 @@ class Finding:
 
 @runtime_checkable
 class Inspection(Protocol):
-    """A store that can tell whether it is set up as jobs need it."""
+    """A store that can check its own set-up."""
 
     async def inspect(self) -> Sequence[Finding]:
-        """Look at schema, server and durability; change nothing."""
+        """Inspect schema, server and durability; change nothing."""
         ...
 
 
 @runtime_checkable
 class MigrationScript(Protocol):
-    """A store whose tables a person can make by a script instead of by opening it."""
+    """A store whose tables can be made by a script instead of by opening it."""
 
     def migration_sql(self, *, since: int = 0) -> str:
-        """Return what brings version `since` up to date, 0 being none at all; asks nobody.
+        """Return the script that updates version `since` (0: no tables); uses no connection.
 
-        Raises `ConfigurationError` for a version that is not known.
+        Raises `ConfigurationError` for an unknown version.
         """
         ...
 
 
 def power_of(store: object, power: type[T]) -> T | None:
-    """Return the store as one that has a power, or None if it does not declare it."""
+    """Return the store as an implementation of `power`, or None if it does not declare it."""
     return cast("T", store) if power in getattr(store, "powers", ()) else None
 
 
 def check_powers(store: Store) -> None:
-    """Raise `ConfigurationError` if the store declares a power whose methods it lacks."""
+    """Raise `ConfigurationError` if the store declares a power but lacks its methods."""
     for power in store.powers:
         if not isinstance(store, power):
             raise ConfigurationError(
@@ -295,31 +295,31 @@ def check_powers(store: Store) -> None:
 
 
 class Dispatcher(_Opened, Protocol):
-    """Brings jobs that wait to what runs them; opened and closed by the queue.
+    """Brings waiting jobs to the workers that run them; opened and closed by the queue.
 
-    Correctness does not rest on it: it may deliver late, twice or never. The start of a job is a
-    compare-and-swap, and what was never started comes up again.
+    Correctness does not depend on it: it may deliver late, twice or never. Starting a job is a
+    compare-and-swap, and a job that was never started comes up again.
     """
 
     @property
     def delivery(self) -> Delivery:
-        """PULL where our workers take jobs from their lanes, PUSH where an engine is told."""
+        """PULL if our workers take jobs from their lanes, PUSH if an engine delivers them."""
         ...
 
     def reserve(self, most: int, /) -> int:
-        """Keep places for up to so many jobs that are about to be stored; return for how many.
+        """Reserve places for up to `most` jobs about to be stored; return how many were reserved.
 
-        These jobs are dispatched here at once, and others leave them alone for a while. The rest
-        may be taken by anyone, and is not dispatched.
+        Jobs with a place are dispatched here at once, and other processes leave them alone for a
+        while. Any process may take the rest, which is not dispatched.
         """
         ...
 
     def release(self, places: int, /) -> None:
-        """Give places back: the jobs are dispatched next, or were not stored."""
+        """Return places: their jobs are dispatched next, or were not stored."""
         ...
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
-        """Hand on jobs that are stored and due. An error is logged; the jobs are sent again later.
+        """Dispatch stored jobs that are due. An error is logged; the jobs are sent again later.
 
         `NotDispatched` names the jobs that the engine refused. After any other error all of these
         jobs count as refused.
@@ -329,30 +329,30 @@ class Dispatcher(_Opened, Protocol):
 
 @runtime_checkable
 class ServesQueues(Protocol):
-    """A dispatcher whose engine has queues by name, each of which some worker must serve."""
+    """A dispatcher whose engine has named queues, each of which needs a worker."""
 
     def queue_for(self, job_type: str, queue: str, /) -> str | None:
-        """Return the engine's queue for jobs of a type and its `Policy.queue`; None: its default.
+        """Return the engine's queue for a job type and its `Policy.queue`; None for the default.
 
-        A worker that is given no queues serves the default.
+        A worker started without queues serves the default one.
         """
         ...
 
     def how_to_serve(self, job_type: str, queue: str, /) -> str:
-        """Return how to start workers that get such jobs, as a sentence for logs and `check`."""
+        """Return how to start workers for such jobs, as a sentence for logs and `check`."""
         ...
 
     def served_queues(self) -> frozenset[str] | None:
-        """Return the queues that running workers serve; None if the engine has no answer.
+        """Return the queues that running workers serve; None if the engine cannot report them.
 
-        Blocks for seconds at most. The name of the default queue is among them if it is served.
+        Blocks for seconds at most. The default queue's name is included if it is served.
         """
         ...
 
 
 @runtime_checkable
 class Embedded(Protocol):
-    """A dispatcher that runs jobs in this very process, and so wants a worker beside it."""
+    """A dispatcher that runs jobs in this process, and so needs a worker in it."""
 
     @property
     def room(self) -> int:
@@ -364,14 +364,14 @@ class Embedded(Protocol):
         ...
 
     def claim(self, job_id: JobId, /) -> Callable[[], None] | None:
-        """Take a slot for a job that begins now, without `begin`; return what frees it.
+        """Take a slot for a job that begins now, without `begin`; return a function to free it.
 
-        None if every slot is in use.
+        Returns None if every slot is in use.
         """
         ...
 
     def offer(self, job: Job) -> bool:
-        """Run the job as soon as there is a slot; False where there is no room."""
+        """Run the job as soon as a slot is free; return False if there is no room."""
         ...
 
     async def wait_for_room(self) -> None:
@@ -379,11 +379,11 @@ class Embedded(Protocol):
         ...
 
     def close(self) -> Sequence[Job]:
-        """Accept and begin nothing more; return the jobs that were accepted but not begun."""
+        """Stop accepting and beginning jobs; return the accepted jobs that have not begun."""
         ...
 
     async def wait_until_idle(self) -> None:
-        """Return when no job runs any more."""
+        """Return when no job is running."""
         ...
 
 
@@ -391,7 +391,7 @@ class Embedded(Protocol):
 class CallbackResult:
     """The result of one call to a callback URL: without an `error` it was delivered.
 
-    After an error the next call is made after `again`; None gives the callback up.
+    After an error the next call is made after `again`; None means that no more calls are made.
     """
 
     error: str | None = None
@@ -399,7 +399,7 @@ class CallbackResult:
 
 
 class CallbackSender(Protocol):
-    """Sends the ends of jobs to the callback URLs that the jobs name."""
+    """Sends the ends of jobs to the callback URLs of the jobs."""
 
     @property
     def concurrency(self) -> int:
@@ -408,12 +408,12 @@ class CallbackSender(Protocol):
 
     @property
     def host_concurrency(self) -> int:
-        """How many of them may be to the same host, so that a silent one leaves room for others."""
+        """How many of them may go to one host, so that a silent host leaves room for others."""
         ...
 
     @property
     def timeout(self) -> timedelta:
-        """The longest that one call takes. If its process is killed, another calls within it."""
+        """The longest duration of one call. If its process dies, another calls within that time."""
         ...
 
     def check(self, url: str, /) -> None:
@@ -421,11 +421,10 @@ class CallbackSender(Protocol):
         ...
 
     async def send(self, job: Job, /, *, now: datetime) -> CallbackResult:
-        """Make one call for a job that has ended; `job.callback.calls` went before it.
+        """Make one call for a job that has ended; `job.callback.calls` calls were made before.
 
         Checks the URL again, since it may have been accepted under other rules. May be called twice
-        for the same end: the message carries the same id both times, so that receivers can
-        deduplicate.
+        for the same end: both messages have the same id, so that receivers can deduplicate.
         """
         ...
 
@@ -436,13 +435,13 @@ class Spans(Protocol):
     def submitting(
         self, kind: str, queue: str, traceparent: str | None, /
     ) -> AbstractContextManager[str | None]:
-        """Enclose the submission of a job of a type to a queue; the job keeps what is yielded."""
+        """Enclose the submission of a job to a queue; the job stores the yielded value."""
         ...
 
     def attempting(
         self, job: Job, stop_reason: Callable[[], str | None], /
     ) -> AbstractContextManager[str | None]:
-        """Enclose the call of a handler, also in time; exceptions of the handler pass through.
+        """Enclose the call of a handler; the handler's exceptions pass through.
 
         `stop_reason` returns why the runtime stopped the handler (`timeout`, `cancel`, ...), or
         None if it did not.
@@ -451,18 +450,18 @@ class Spans(Protocol):
 
 
 class Traced(Protocol):
-    """Holds the tracer in use; it may be replaced while the queue is open."""
+    """Holds the current tracer, which may be replaced while the queue is open."""
 
     @property
     def spans(self) -> Spans:
-        """The present tracer."""
+        """The current tracer."""
         ...
 
 
 class JobHandle(Generic[R]):
-    """One job of a queue: what `enqueue` returns. Iterate over it for the job's states.
+    """One job of a queue, as returned by `enqueue`. Iterate over it for the job's states.
 
-    `job` is the job as it stood when it was accepted. The methods read the store each time.
+    `job` is the job as it was accepted. The methods read the store each time.
     """
 
     __slots__ = ("_kind", "_queue", "job")
@@ -481,18 +480,18 @@ class JobHandle(Generic[R]):
         return self.job.id
 
     async def wait(self, *, timeout: Seconds | None = None) -> Job:
-        """Return the job when it has ended, or as it stands after `timeout`.
+        """Return the job when it has ended, or its current state after `timeout`.
 
         Raises `UnknownJob` if its retention has ended.
         """
         return await self._queue.wait(self.job.id, timeout=timeout)
 
     async def result(self, *, timeout: Seconds | None = None) -> R:
-        """Wait for the end of the job and return its result, as the type that the handler returns.
+        """Wait for the end of the job and return its result, in the handler's return type.
 
         Raises `JobUnsuccessful` if the job failed or was cancelled, `TimeoutError` if it has not
         ended after `timeout`, `InvalidResult` if the result no longer fits the type, and
-        `UnknownJob` if the job's retention has ended. The job goes on whatever this raises.
+        `UnknownJob` if the job's retention has ended. None of these stops the job.
         """
         job = await self.wait(timeout=timeout)
         match job.status:
@@ -508,68 +507,71 @@ class JobHandle(Generic[R]):
                 assert_never(job.status)
 
     async def cancel(self) -> Job:
-        """Cancel the job if it waits, ask it to stop if it runs; see `JobQueue.cancel`."""
+        """Cancel a waiting job or ask a running one to stop; see `JobQueue.cancel`."""
         return await self._queue.cancel(self.job.id)
 
     def __aiter__(self) -> AsyncIterator[Job]:
-        """Yield the job as it stands, then at each visible change; see `JobQueue.subscribe`."""
+        """Yield the job now and at each visible change; see `JobQueue.subscribe`."""
         return self._queue.subscribe(self.job.id)
 
 
 class JobQueue(Protocol):
-    """What an application sees: the verbs of the pattern."""
+    """The operations of a queue that applications use."""
 
     async def enqueue(self, handler: Any, payload: Any, /) -> JobHandle[Any]:
         """Store a job durably, then dispatch it.
 
         Raises `InvalidPayload`, `PayloadTooLarge`, `UnknownType`, `IdempotencyConflict` or
-        `StoreUnavailable`; in each case no job was made by this call, except that after
-        `StoreUnavailable` one may exist.
+        `StoreUnavailable`. In each case this call made no job, except that one may exist after
+        `StoreUnavailable`.
         """
         ...
 
     async def get(self, job_id: JobId, /) -> Job | None:
-        """Return the job as it stands; None for an id that never was, or is forgotten."""
+        """Return the job as it is now; None if the id never existed or the job was deleted."""
         ...
 
     async def update_progress(
         self, job_id: JobId, percent: int, /, message: str | None = None
     ) -> Job:
-        """Report for work done outside our runner; the first report starts the job.
+        """Report progress of work done elsewhere; the first report starts the job.
 
-        Raises `UnknownJob`, `IllegalMove`, or `LostLease` where one of our workers holds the job.
+        "Elsewhere" means outside this library's workers, for a type of `AsyncJobs.external`.
+
+        Raises `UnknownJob`, `IllegalMove`, or `LostLease` if one of our workers holds the job.
         """
         ...
 
     async def complete(self, job_id: JobId, result: Any = None, /) -> Job:
-        """Record the result of work done outside our runner; raises as `update_progress`.
+        """Record the result of work done elsewhere; raises as `update_progress`.
 
         A result that does not fit the type raises `InvalidResult` and changes nothing.
         """
         ...
 
     async def fail(self, job_id: JobId, message: str, /, *, code: str = "job_failed") -> Job:
-        """Record the failure of work done outside our runner; raises as `update_progress`."""
+        """Record the failure of work done elsewhere; raises as `update_progress`."""
         ...
 
     async def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job:
-        """Cancel a waiting job; ask a running one to stop; leave a finished one as it is.
+        """Cancel a waiting job, ask a running one to stop, leave a finished one as it is.
 
-        May be repeated. With a `version`, a job at another version is left alone: raises
-        `PreconditionFailed`. The comparison and the write are one atomic step. Raises `UnknownJob`.
+        May be repeated. If a `version` is given and the job is at another one, nothing is changed
+        and `PreconditionFailed` is raised. Comparing and writing are one atomic step. Raises
+        `UnknownJob`.
         """
         ...
 
     def subscribe(self, job_id: JobId, /) -> AsyncIterator[Job]:
-        """Yield the job as it stands, then at each visible change; end after its terminal state.
+        """Yield the job now, then at each visible change; end after its terminal state.
 
-        A slow consumer misses states in between, never the newest. Raises `UnknownJob`; ends
-        without a terminal state where the job is deleted meanwhile, or the queue closes.
+        A slow consumer misses states in between, never the newest. Raises `UnknownJob`. Ends
+        without a terminal state if the job is deleted or the queue closes meanwhile.
         """
         ...
 
     async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job:
-        """Return the job when it is terminal, or as it stands after `timeout`.
+        """Return the job when it is terminal, or its current state after `timeout`.
 
         Raises `UnknownJob`.
         """

@@ -1,4 +1,4 @@
-"""Records what is reported of work done outside our runner: the half of AsyncJobs that does."""
+"""Records reports about work done outside this library's workers: a part of `AsyncJobs`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Reports(ABC):
     @property
     @abstractmethod
     def _repository(self) -> Repository:
-        """The way to the store of the open queue; raises `NotOpen` and `WrongEventLoop`."""
+        """The access to the store of the open queue; raises `NotOpen` and `WrongEventLoop`."""
 
     async def update_progress(
         self, job_id: JobId, percent: int, /, message: str | None = None
     ) -> Job:
-        """Report for work done outside our runner; see `JobQueue.update_progress`."""
+        """Report progress of work done elsewhere; see `JobQueue.update_progress`."""
         detail = None if message is None else Detail(message=message)
         progress = Progress(percent=percent, detail=detail)
         return await self._report(
@@ -35,7 +35,7 @@ class Reports(ABC):
         )
 
     async def complete(self, job_id: JobId, result: Any = None, /) -> Job:
-        """Record the result of work done outside our runner; see `JobQueue.complete`."""
+        """Record the result of work done elsewhere; see `JobQueue.complete`."""
         job = await self._repository.find(job_id)
         kind: JobType[Any, Any] = self.registry.find(job.type)
         text = kind.dump_result(result)
@@ -44,16 +44,16 @@ class Reports(ABC):
         )
 
     async def fail(self, job_id: JobId, message: str, /, *, code: str = "job_failed") -> Job:
-        """Record the failure of work done outside our runner; see `JobQueue.fail`."""
+        """Record the failure of work done elsewhere; see `JobQueue.fail`."""
         error = JobError(code=code, message=message)
         return await self._report(
             job_id, lambda job, now: lifecycle.fail(job, now, token=None, error=error)
         )
 
     async def stop(self, job_id: JobId, /) -> Job:
-        """Record that work done outside our runner has stopped after a cancel request.
+        """Record that work done elsewhere has stopped after a cancel request.
 
-        Raises as `update_progress`, and `IllegalMove` where nobody asked for it.
+        Raises as `update_progress`, and `IllegalMove` if no stop was requested.
         """
         return await self._report(job_id, lambda job, now: lifecycle.stop(job, now, token=None))
 

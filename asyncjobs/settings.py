@@ -1,4 +1,4 @@
-"""The timing of a queue, and how a duration is given."""
+"""The timing of a queue, and the conversion of durations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def duration(value: Seconds) -> timedelta: ...
 @overload
 def duration(value: None) -> None: ...
 def duration(value: Seconds | None) -> timedelta | None:
-    """Return a duration as a timedelta; a number counts seconds.
+    """Return a duration as a timedelta; a number means seconds.
 
     Raises `TypeError` for anything else, `ValueError` for a number that is not finite or too large.
     """
@@ -49,7 +49,7 @@ class Settings:
     - `grace`: how long a shutdown waits for running jobs before it interrupts them and gives them
       back.
     - `store_timeout`: how long a call of the store may take, counted from the call. After that
-      `StoreUnavailable` is raised; what was to be written may have been.
+      `StoreUnavailable` is raised; the data may have been written.
     - `block_warning_after`: how long a handler may block the event loop before a warning names it.
 
     Raises `ValueError` for a duration that is negative or not finite, and for an interval of zero.
