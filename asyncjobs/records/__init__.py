@@ -1,1 +1,1 @@
-"""The way to the store: reading and writing jobs."""
+"""Reads and writes jobs in the store."""

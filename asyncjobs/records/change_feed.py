@@ -1,8 +1,8 @@
-"""One change feed per process: whoever watches a job hears of its changes from here.
+"""Distributes the changes of jobs to their watchers: one change feed per process.
 
-Changes made in this process are announced as they are written. Those of other processes come by
-the store's own notices where it gives any, and by reading the watched jobs now and then in any
-case. However many watch a job, a change costs one read.
+Changes made in this process are announced as they are written. Changes of other processes arrive
+by the store's notices, if it sends any, and in any case by polling the watched jobs. A change costs
+one read, however many watchers the job has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from asyncjobs.records.waiting import Signal, running_asyncio_loop
 
 _MOST = 500
 
-#: Called with states of a job, not always newer ones; None says that no more will come.
+#: Called with states of a job, not always newer ones; None means that no more will come.
 Listener = Callable[[Job | None], None]
 Read = Callable[[Sequence[JobId]], Awaitable[Sequence[Job | None]]]
 
@@ -33,27 +33,29 @@ class ChangeFeed:
 
     def __init__(self, *, poll: float) -> None:
         self._poll = poll
-        # Sets that keep their order: thousands may watch one job, and leave at once.
+        # Ordered sets with fast removal: thousands may watch one job, and leave together.
         self._listeners: dict[JobId, dict[Listener, None]] = {}
+        # Filled by the garbage collector in any thread; `_let_go` applies it on the event loop.
         self._left: deque[tuple[JobId, Listener]] = deque()
         self._hints: list[Callable[[Job | None], None]] = []
         self._stale = Signal()
         self.closed = False
 
     def announce(self, job: Job) -> None:
-        """Tell of a state that was just written or read."""
+        """Send a state that was just written or read to the job's listeners and to every hint."""
+        # A copy: a listener may stop listening while it is called.
         for listener in tuple(self._listeners.get(job.id, ())):
             listener(job)
         for hint in self._hints:
             hint(job)
 
     def forget(self, job_id: JobId) -> None:
-        """Tell that a job is gone."""
+        """Notify the job's listeners that the job is gone."""
         for listener in tuple(self._listeners.get(job_id, ())):
             listener(None)
 
     def on_any(self, hint: Callable[[Job | None], None]) -> None:
-        """Call `hint` with every state announced, and with None when another process wrote."""
+        """Call `hint` with every announced state, and with None when another process wrote."""
         self._hints.append(hint)
 
     def listen(self, job_id: JobId, listener: Listener) -> None:
@@ -62,20 +64,21 @@ class ChangeFeed:
         self._listeners.setdefault(job_id, {})[listener] = None
 
     def unlisten(self, job_id: JobId, listener: Listener) -> None:
-        """Undo `listen`; doing so twice is no error."""
+        """Undo `listen`; a second call does nothing."""
         listeners = self._listeners.get(job_id, {})
         listeners.pop(listener, None)
+        # Compared by identity: the default above is empty as well, but is not in the dict.
         if not listeners and self._listeners.get(job_id) is listeners:
             del self._listeners[job_id]
 
     def leave(self, job_id: JobId, listener: Listener) -> None:
-        """Let `unlisten` be done soon; any thread may call it, in the middle of anything."""
+        """Schedule `unlisten`; safe in any thread and at any moment, even in a collector's run."""
         self._left.append((job_id, listener))
 
     @property
     def listeners(self) -> int:
-        """How many listen; may be asked by any thread."""
-        # A list, since nothing else can run while one is filled.
+        """The number of listeners; any thread may read it."""
+        # `list` copies in one step that other threads cannot interrupt.
         return sum(map(len, list(self._listeners.values()))) - len(self._left)
 
     @contextmanager
@@ -88,7 +91,7 @@ class ChangeFeed:
             self.unlisten(job_id, listener)
 
     def watch(self, job_id: JobId, read: Read) -> Watch:
-        """Follow one job, beginning with what `read` says of it."""
+        """Return a watch of one job, which begins with the state that `read` returns."""
         return Watch(self, job_id, read)
 
     async def run(self, read: Read, store: object) -> None:
@@ -97,14 +100,16 @@ class ChangeFeed:
             if (notices := power_of(store, ChangeNotices)) is not None:
                 tasks.start_soon(self._follow, notices)
             while True:
+                # The wait resets the signal: a notice during the refresh causes another refresh.
                 await self._stale.wait(self._poll)
                 began = anyio.current_time()
                 await self._refresh(read)
-                # Where thousands are watched, and others write all the time, there is more to do.
+                # Rest as long as the refresh took: with thousands of watched jobs and constant
+                # writes elsewhere, refreshes without a break would slow down everything else.
                 await anyio.sleep(min(self._poll, anyio.current_time() - began))
 
     def close(self) -> None:
-        """End every watch, and those that have not begun."""
+        """End every watch, including those that begin later."""
         self.closed = True
         for job_id in tuple(self._listeners):
             self.forget(job_id)
@@ -115,10 +120,12 @@ class ChangeFeed:
                 async for ids in store.changes():
                     if not ids or any(job_id in self._listeners for job_id in ids):
                         self._stale.set()
+                    # Hints wait for due jobs, which are not watched: every notice may be one.
                     for hint in self._hints:
                         hint(None)
             except StoreError as error:
                 log.warning("The store's change notices broke off: %s", error)
+            # Also after a normal end: a store whose notices end at once must not cause a busy loop.
             await anyio.sleep(self._poll)
 
     def _let_go(self) -> None:
@@ -134,6 +141,7 @@ class ChangeFeed:
                 await self._refresh_some(read, ids)
             except StoreError as error:
                 log.warning("Watched jobs could not be read: %s", error)
+                # The other batches would fail as well; the next poll reads all of them again.
                 return
 
     async def _refresh_some(self, read: Read, ids: Sequence[JobId]) -> None:
@@ -154,12 +162,12 @@ class ChangeFeed:
 
 
 class Watch:
-    """Yields a job as it stands, then its newest state at each change, to a terminal one.
+    """Yields the job's current state, then its newest state at each change, up to a terminal one.
 
-    An iterator, not an async generator: one that is left in the middle of a loop needs no closing.
+    An iterator, not an async generator: a loop that ends early need not close it.
     """
 
-    # There may be thousands.
+    # Slots save memory: there may be thousands of watches.
     __slots__ = ("__weakref__", "_begun", "_ended", "_feed", "_inbox", "_job_id", "_read")
 
     def __init__(self, feed: ChangeFeed, job_id: JobId, read: Read) -> None:
@@ -175,17 +183,17 @@ class Watch:
 
     async def __anext__(self) -> Job:
         while (job := await self.within(None)) is None:
-            pass  # never: it waits for as long as it takes
+            pass  # only after a `wake` without a new state
         return job
 
     async def first(self) -> Job:
-        """Return the job as it stands; raise `NotOpen` where the feed was closed a moment ago."""
+        """Return the job's current state; raise `NotOpen` if the feed was just closed."""
         async for job in self:
             return job
         raise NotOpen("AsyncJobs")
 
     async def within(self, seconds: float | None) -> Job | None:
-        """Return the next state as `anext` does, or None if there is none in time.
+        """Return the next state like `anext`, or None if there is none within that time.
 
         The time does not bound the first read of the job.
         """
@@ -197,21 +205,21 @@ class Watch:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether the next state has still to come; to be asked when the first was read."""
+        """Whether the next state has not arrived yet; valid once the first state was read."""
         return not self._ended and self._inbox.is_empty
 
     def wait(self, seconds: float | None) -> Awaitable[None]:
-        """Return when it is not quiet any more, after that time, or at `wake`: await it at once."""
+        """Return when a state arrives, after that time, or at `wake`; await it immediately."""
         return self._inbox.wait(seconds)
 
     def wake(self) -> None:
-        """End the `wait` that is under way."""
+        """End the current `wait`."""
         self._inbox.wake()
 
     def take(self) -> Job | None:
-        """Return the next state if it is there, else None; raise `StopAsyncIteration` as `anext`.
+        """Return the next state, None if there is none yet; raise `StopAsyncIteration` at the end.
 
-        With `wait` this is `within` for thousands of watchers: their tasks await a bare future.
+        `wait` and `take` are `within` for thousands of watchers: their tasks await a bare future.
         """
         inbox = self._inbox
         job = None if self._ended else inbox.take()
@@ -225,23 +233,25 @@ class Watch:
         return job
 
     def finish(self) -> None:
-        """End the iteration after the state that is there, whoever waits for more."""
+        """End the iteration after the state that is already here, even if a task waits for more."""
         self._inbox.put(None)
 
     async def aclose(self) -> None:
-        """Stop watching; for those who do so by `contextlib.aclosing`."""
+        """Stop watching; `contextlib.aclosing` calls this."""
         self._end()
 
     def __del__(self) -> None:
-        # Not by `_end`: the collector calls this, maybe while somebody goes through the listeners.
+        # Not `_end`: the collector may run this while other code iterates over the listeners.
         if self._begun and not self._ended:
             self._feed.leave(self._job_id, self._inbox.put)
 
     async def _begin(self) -> None:
+        # Set before the read: if that is cancelled, `__del__` still removes the listener.
         self._begun = True
         if self._feed.closed:
             self._end()
             return
+        # Listen before reading: a change between the two would be lost otherwise.
         self._feed.listen(self._job_id, self._inbox.put)
         [job] = await self._read([self._job_id])
         if job is None:
@@ -256,13 +266,13 @@ class Watch:
 
 
 class _Inbox:
-    """Holds the newest state only, so that a slow reader costs no memory."""
+    """Holds only the newest state, so a slow reader costs no memory."""
 
     __slots__ = ("_new", "_timer", "_version", "_waiting", "ended")
 
     def __init__(self) -> None:
         self._new: Job | None = None
-        # The newest version that was put here, read or not.
+        # The newest version that was put here, read or not: older states may be announced later.
         self._version = 0
         self._waiting: asyncio.Future[None] | Signal | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -271,7 +281,7 @@ class _Inbox:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is something to wait for."""
+        """Whether there is no state yet and more may come."""
         return self._new is None and not self.ended
 
     def put(self, job: Job | None) -> None:
@@ -284,19 +294,19 @@ class _Inbox:
         self.wake()
 
     def take(self) -> Job | None:
-        """Return the newest state, once; None if it was taken already."""
+        """Return the newest state; None if it was already taken."""
         job, self._new = self._new, None
         return job
 
     def wait(self, seconds: float | None) -> Awaitable[None]:
-        """Return when it is not empty any more, or after that time: await it at once."""
+        """Return when it is no longer empty, or after that time; await it immediately."""
         if self._timer is not None:
-            self.wake()  # of a wait that was cancelled, the timer is left
+            self.wake()  # a cancelled wait left its timer, which would end this wait too early
         loop = running_asyncio_loop()
         if loop is None:
             self._waiting = signal = Signal()
             return signal.wait(seconds)
-        # The future itself, since a coroutine around it takes half as much memory again.
+        # The bare future: a coroutine around it takes half as much memory again.
         self._waiting = future = loop.create_future()
         if seconds is not None:
             self._timer = loop.call_later(seconds, self.wake)
@@ -310,5 +320,6 @@ class _Inbox:
         waiting, self._waiting = self._waiting, None
         if isinstance(waiting, Signal):
             waiting.set()
+        # A future whose task was cancelled is done, and would raise.
         elif waiting is not None and not waiting.done():
             waiting.set_result(None)

@@ -1,4 +1,4 @@
-"""Where the present comes from: this machine's clock, or that of the store all machines share."""
+"""The current time, by this machine's clock or by that of the store that all machines share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _LOOKS = 3
 
 
 class SystemClock:
-    """Tell the time of this machine."""
+    """Returns the time of this machine."""
 
     def now(self) -> datetime:
         return datetime.now(UTC)
 
 
 class SharedClock:
-    """Tell a store's time, by this machine's clock and how far it is off.
+    """Returns a store's time: this machine's clock plus its measured difference.
 
-    Machines that share a store then agree on what is due and which lease has lapsed, even where one
-    of them has its clock set wrongly.
+    Machines that share a store then agree on which jobs are due and which leases have lapsed, even
+    if the clock of one of them is wrong.
     """
 
     def __init__(self, own: Clock) -> None:
@@ -36,21 +36,22 @@ class SharedClock:
         return self._own.now() + self._off
 
     async def compare(self, store: StoreClock) -> None:
-        """Ask the store for its time; raises what the store raises.
+        """Measure the difference to the store's clock; raise what the store raises.
 
-        Several times, and what was answered soonest counts: the store looked at its clock at some
-        moment in between, so that is how far the answer may be wrong.
+        Of several calls the fastest counts: the store read its clock at some moment during the
+        call, so the duration of the call bounds the error.
         """
         shortest = timedelta.max
         for _ in range(_LOOKS):
             asked = self._own.now()
             theirs = await store.now()
-            took = abs(self._own.now() - asked)  # it may be set back meanwhile
+            took = abs(self._own.now() - asked)  # the clock may be set back meanwhile
             if took < shortest:
+                # The middle of the call is the best estimate of when the store read its clock.
                 shortest, self._off = took, theirs - (asked + took / 2)
 
     async def run(self, store: StoreClock) -> None:
-        """Compare now and then, until cancelled: clocks drift, and are set."""
+        """Measure again at intervals until cancelled, because clocks drift and are adjusted."""
         while True:
             await anyio.sleep(_PAUSE_SECONDS)
             try:

@@ -1,8 +1,8 @@
-"""Merges concurrent store calls into few large ones (group commit).
+"""Merges concurrent store calls into a few large ones (group commit).
 
-Calls that are made in the same turn of the event loop go out together, and so do those that arrive
-while a call is under way, as soon as it returns. Nothing ever waits on a timer, so a quiet process
-pays no delay and a busy one does few large transactions.
+Calls made in the same turn of the event loop go out together. Calls that arrive while one is under
+way go out together as soon as it returns. There are no timers: a quiet process has no delay, and a
+busy one makes a few large transactions.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from asyncjobs.records.waiting import Answer, start_call
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A call of the store has at most so many items.
+# The most items in one call of the store, unless a single caller sends more.
 _MAX_BATCH_SIZE = 512
 
 _LOOK_SECONDS = 0.005
 
 
 class _Call(Answer[Sequence[R]], Generic[T, R]):
-    """The answer that one caller waits for, and what it asked."""
+    """The answer that one caller waits for, and the items of its call."""
 
     __slots__ = ("items",)
 
@@ -44,9 +44,9 @@ class _Call(Answer[Sequence[R]], Generic[T, R]):
 class GroupCommit(Generic[T, R]):
     """One batch function, shared by many callers.
 
-    The function runs in a task of its own, so that no caller's end disturbs the others. A caller
-    that is cancelled while its items are under way gets its cancellation once their fate is known,
-    or after `limit`; what is under way is done all the same.
+    The function runs in its own task, so the end of one caller does not affect the others. A caller
+    that is cancelled while its items are under way gets its cancellation once their result is
+    known, or after `limit`; the items are processed in any case.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class GroupCommit(Generic[T, R]):
     ) -> None:
         self._function = function
         self._tasks = tasks
-        #: The longest that a call waits, in seconds; calls that wait already keep theirs.
+        #: The longest wait of a call in seconds; calls that already wait keep their limit.
         self.limit = limit.total_seconds()
         self._max_batch_size = max_batch_size
         self._waiting: deque[_Call[T, R]] = deque()
@@ -67,22 +67,23 @@ class GroupCommit(Generic[T, R]):
     async def __call__(self, items: Sequence[T]) -> Sequence[R]:
         call: _Call[T, R] = _Call(items)
         self._waiting.append(call)
+        # A task that is already running takes this call with its next batch.
         if not self._busy:
             self._begin()
         try:
             if await call.wait(self.limit):
                 return call.get()
         finally:
-            # What has not begun by now is not begun for a caller that is gone.
+            # Items that are not under way yet are not sent for a caller that is gone.
             if not call.given and call in self._waiting:
                 self._waiting.remove(call)
         raise StoreUnavailable("of this queue", f"no answer within {self.limit:g} s")
 
     def _begin(self) -> None:
-        self._busy = True  # before it begins, which may be at once
+        self._busy = True  # before the task starts, which may happen at once
         try:
             start_call(self._drain, self._fail_if_ended, self._tasks)
-        except RuntimeError as error:
+        except RuntimeError as error:  # the event loop or the task group has ended
             self._busy = False
             self._fail_all(NotOpen("The store"))
             raise NotOpen("The store") from error
@@ -90,12 +91,14 @@ class GroupCommit(Generic[T, R]):
     async def _drain(self) -> None:
         calls: list[_Call[T, R]] = []
         try:
+            # Shielded: callers still wait for these items when the task group is cancelled.
             with anyio.CancelScope(shield=True):
                 while self._waiting:
                     calls = self._next()
                     await self._flush(calls)
         finally:
-            # Empty, unless the event loop itself is being torn down.
+            # These calls are answered, and ignore a second answer. Only if the event loop is torn
+            # down in the middle of a call are they not, and then they must fail with the others.
             self._waiting.extendleft(calls)
             self._fail_if_ended()
 
@@ -114,6 +117,7 @@ class GroupCommit(Generic[T, R]):
             self._waiting.popleft().fail(error)
 
     def _next(self) -> list[_Call[T, R]]:
+        # The first call goes out whatever its size: the items of one caller stay in one call.
         calls = [self._waiting.popleft()]
         size = len(calls[0].items)
         while self._waiting and size + len(self._waiting[0].items) <= self._max_batch_size:
@@ -124,7 +128,7 @@ class GroupCommit(Generic[T, R]):
     async def _flush(self, calls: list[_Call[T, R]]) -> None:
         try:
             results = await self._function([item for call in calls for item in call.items])
-        except Exception as error:  # noqa: BLE001  # it goes to those who called
+        except Exception as error:  # noqa: BLE001  # raised in the callers
             await self._settle(calls, error)
         else:
             start = 0
@@ -133,19 +137,20 @@ class GroupCommit(Generic[T, R]):
                 start += len(call.items)
 
     async def _settle(self, calls: list[_Call[T, R]], error: Exception) -> None:
-        """Let an error hit the call that caused it, where it is not the store that is away."""
+        """Fail the calls; unless the store is unavailable, only the ones that cause an error."""
         if len(calls) == 1 or isinstance(error, StoreUnavailable):
             for call in calls:
                 call.fail(error)
         else:
+            # Repeat each call alone: one caller's bad item must not fail the calls of others.
             for call in calls:
                 await self._flush([call])
 
 
 class GroupCommitStore:
-    """An open store in front of an open store: the same contract, concurrent calls merged.
+    """An open store in front of another one: the same contract, with concurrent calls merged.
 
-    Each call is bounded: after `limit` it raises `StoreUnavailable`.
+    Each call raises `StoreUnavailable` after `limit`.
     """
 
     def __init__(
@@ -159,13 +164,13 @@ class GroupCommitStore:
         self._inline = power_of(store, InlineReads) is not None
 
     def set_limit(self, seconds: float) -> None:
-        """Bound the calls to come; while the queue closes there is less time."""
+        """Set the limit of later calls, in seconds; a queue that closes has less time."""
         self._bound.seconds = seconds
         for merged in (self._insert, self._read, self._replace):
             merged.limit = seconds
 
     async def finish(self) -> None:
-        """Return when no call is under way, after the limit at the latest."""
+        """Return when no call is under way, or after the limit."""
         merged = (self._insert, self._read, self._replace)
         with anyio.move_on_after(self._bound.seconds):
             while any(one.busy for one in merged):  # noqa: ASYNC110  # once, at the end
@@ -175,6 +180,7 @@ class GroupCommitStore:
         return await self._insert(jobs)
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
+        # Merging costs more than a read that never waits.
         return await (self._store.get(ids) if self._inline else self._read(ids))
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
@@ -192,18 +198,18 @@ class GroupCommitStore:
 
 
 class Bound:
-    """Waits for calls of a store, `seconds` for each at the most; then raises `StoreUnavailable`.
+    """Waits at most `seconds` for each call of a store, then raises `StoreUnavailable`.
 
-    Each call runs in a task of its own, if there is a task group for it: stores shield what they
-    have begun, and a server that falls silent ends that only by a time-out of the driver. What has
-    begun goes on without its caller; what waits for its turn in the store is cancelled.
+    If there is a task group, each call runs in its own task: stores shield work that has begun, and
+    if the server stops responding, only a timeout of the driver ends it. Work that has begun
+    continues without its caller; a call that waits for its turn in the store is cancelled.
     """
 
     def __init__(self, seconds: float, tasks: TaskGroup | None = None) -> None:
-        #: For the calls to come; those that wait already keep theirs.
+        #: The limit of later calls; calls that already wait keep theirs.
         self.seconds = seconds
         self._tasks = tasks
-        # The calls under way that others may share.
+        # The calls under way that further callers may share.
         self._shared: dict[Hashable, _BoundCall[Any]] = {}
 
     async def wait_for(
@@ -211,12 +217,13 @@ class Bound:
     ) -> R:
         """Return what the function returns, or raise what it raises.
 
-        Callers with an equal `shared_as` share one call, if it is under way.
+        Callers with an equal `shared_as` share one call while it is under way.
         """
         if self._tasks is None:
             with anyio.move_on_after(self.seconds):
                 return await function()
         else:
+            # `Answer.wait` delays a cancellation, so a cancelled caller must not begin a call.
             await anyio.lowlevel.checkpoint_if_cancelled()
             shared: _BoundCall[R] | None = self._shared.get(shared_as)
             call = self._begin(function, self._tasks) if shared is None else shared
@@ -228,8 +235,11 @@ class Bound:
                     return call.get()
             finally:
                 call.callers -= 1
+                # Removed with its last caller, before it may be cancelled: a later caller must
+                # begin a call of its own. A call that is not shared has no entry.
                 if not call.callers and self._shared.get(shared_as) is call:
                     del self._shared[shared_as]
+            # Other callers of the same call may have more time left.
             if not call.callers:
                 call.scope.cancel()
         raise StoreUnavailable("of this queue", f"no answer within {self.seconds:g} s")
@@ -244,7 +254,7 @@ class Bound:
 
 
 class _BoundCall(Answer[R]):
-    """The answer of a call in a task of its own, and how many wait for it."""
+    """The answer of a call in its own task, and the number of callers that wait for it."""
 
     __slots__ = ("callers", "scope")
 
@@ -254,7 +264,7 @@ class _BoundCall(Answer[R]):
         self.scope = anyio.CancelScope()
 
     def end(self) -> None:
-        """Give up, if there is no answer yet."""
+        """Fail the call if it has no answer yet."""
         if not self.given:
             self.fail(StoreUnavailable("of this process", "the event loop has ended"))
 
@@ -263,7 +273,8 @@ async def _make(function: Callable[[], Awaitable[R]], call: _BoundCall[R]) -> No
     try:
         with call.scope:
             call.succeed(await function())
-    except Exception as error:  # noqa: BLE001  # it goes to the callers
+    except Exception as error:  # noqa: BLE001  # raised in the callers
         call.fail(error)
     finally:
+        # Without an answer the call was cancelled, and no caller may wait until its limit.
         call.end()

@@ -1,4 +1,4 @@
-"""Names jobs in log records: those of the library, and those that handlers cause."""
+"""Names jobs in log records, both in those of the library and in those of handlers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from asyncjobs.core.job import Job
 
 
 class SafeLogger:
-    """Logs as `logging.Logger` does, and never raises: an application's filters and handlers may.
+    """Logs like `logging.Logger`, but never raises if the application's filters or handlers do.
 
-    Control characters in arguments are escaped, so that text of clients and handlers cannot forge
-    a log line. The message itself is ours, and is left as it is.
+    Control characters in arguments are escaped: text of clients and handlers cannot forge a log
+    line. The message itself is ours and is not escaped.
     """
 
     def __init__(self, name: str) -> None:
@@ -56,10 +56,10 @@ class SafeLogger:
         return self._logger.isEnabledFor(level)
 
     def log(self, level: int, message: str, *args: object, **more: Unpack[_More]) -> None:
-        """Log at a level; the record names the line that called this, or a method above."""
+        """Log at a level; the record names the line that called this method or one above it."""
         if not self._logger.isEnabledFor(level):
             return
-        # What the application's filters, handlers and values raise costs this line.
+        # If the application's filters, handlers or values raise, only this line is lost.
         with suppress(BaseException):
             shown = [escaped(arg) for arg in args]
             self._logger.log(level, message, *shown, stacklevel=_stack_level(), **more)
@@ -74,14 +74,15 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def escaped(value: object) -> object:
-    """Return a value to be logged, with the control characters of its text escaped."""
+    """Return a value for a log record, with the control characters of its text escaped."""
+    # Numbers stay numbers: `%d` and `%f` in messages need them.
     if isinstance(value, (int, float)):
         return value
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(value))
 
 
 def _stack_level() -> int:
-    """Return which frame called this module, as `logging` counts them."""
+    """Return the `stacklevel` of the frame that called this module."""
     frame, level = sys._getframe(1), 1  # noqa: SLF001  # documented  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None and frame.f_code.co_filename == __file__:
         frame, level = frame.f_back, level + 1
@@ -109,7 +110,7 @@ _SAID: Mapping[Event, tuple[int, str]] = MappingProxyType(
 
 
 def log_fields(job: Job) -> dict[str, object]:
-    """Name a job in a log record's `extra`."""
+    """Return the fields that name a job in a log record's `extra`."""
     return {
         "job_id": job.id,
         "job_type": job.type,
@@ -120,21 +121,22 @@ def log_fields(job: Job) -> dict[str, object]:
 
 
 def owner_hash(user_id: str | None) -> str | None:
-    """Stand for an owner in logs: equal for equal owners, and no name that a reader would see."""
+    """Return a hash for an owner in logs: equal for equal owners, without showing their names."""
     return None if user_id is None else sha256(user_id.encode()).hexdigest()[:12]
 
 
 def is_logged(event: Event) -> bool:
-    """Return whether events of that kind are logged at present."""
+    """Return whether such events are logged at present."""
     return log.enabled(_SAID[event][0])
 
 
 def log_transition(transition: Transition) -> None:
-    """Log what has happened to a job: once each, what went wrong as a warning."""
+    """Log an event of a job; failures and lost workers are warnings."""
     level, said = _SAID[transition.event]
     if log.enabled(level):
         job = transition.job
         words = f"{said}, attempt {job.attempt}" if job.attempt else said
+        # For a forgotten job, the error was logged when the job failed.
         if job.error is not None and transition.event is not Event.FORGOTTEN:
             words = f"{words}: {job.error.message}"
         fields = {**log_fields(job), "job_event": transition.event.value}
@@ -142,13 +144,13 @@ def log_transition(transition: Transition) -> None:
 
 
 def set_current_job(job: Job) -> None:
-    """Let log records of the present context, and of what is started from it, name the job."""
+    """Name the job in log records of the current context, and of contexts copied from it."""
     _current.set(job)
 
 
 @contextmanager
 def working_on(job: Job) -> Generator[None]:
-    """Let log records made inside the block, and in threads started from it, name the job."""
+    """Name the job in log records made inside the block, and in threads started from it."""
     token = _current.set(job)
     try:
         yield
@@ -157,21 +159,22 @@ def working_on(job: Job) -> Generator[None]:
 
 
 def job_log_fields() -> dict[str, object]:
-    """Name the job at hand, as `JobLogFilter` does; {} outside a job."""
+    """Return the fields that `JobLogFilter` adds for the current job; {} outside a job."""
     job = _current.get()
     return log_fields(job) if job else {}
 
 
 class JobLogFilter(logging.Filter):
-    """Adds `job_id`, `job_type`, `attempt`, `owner` and `trace_id` to what a handler logs.
+    """Adds `job_id`, `job_type`, `attempt`, `owner` and `trace_id` to records of job handlers.
 
-    Put it on a logging handler; outside a job they are None, so that a format may name them.
-    `owner` is a hash.
+    Add it to a logging handler. Outside a job the fields are None, so a format can always name
+    them. `owner` is a hash.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         fields = job_log_fields() or dict.fromkeys(_LOG_FIELDS)
         for name, value in fields.items():
+            # Records of the library name their job by `extra`, which may be another job.
             if not hasattr(record, name):
                 setattr(record, name, value)
         return True

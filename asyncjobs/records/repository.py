@@ -1,8 +1,7 @@
-"""The one way by which this process reads and writes jobs.
+"""The only way by which this process reads and writes jobs.
 
-A store seen through it merges concurrent calls, announces what is written, tells of every
-transition, and never shows a job whose deadline or lease has quietly passed: readers repair what
-they read.
+It announces each write, reports each transition, and never returns a job whose deadline or lease
+has passed unnoticed: readers repair what they read. The store below it may merge concurrent calls.
 """
 
 from __future__ import annotations
@@ -44,14 +43,15 @@ _NONE_STARTED: Mapping[JobId, Job] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class JobWrite:
-    """A move that was made and is to be written: the job before it, and after it."""
+    """A move to be written: the job before it and after it."""
 
     before: Job
     job: Job
 
     def change(self) -> Change:
-        """Return what the store is to write: no wide data that it has already."""
+        """Return what the store must write, without wide data that it already has."""
         before, job = self.before, self.job
+        # Compared by identity: moves share data that they do not change, and it may be megabytes.
         if before.errors_json is not None and before.errors_json is job.errors_json:
             job = job.changed(errors_json=None)
         if before.result_json is not None and before.result_json is job.result_json:
@@ -60,19 +60,19 @@ class JobWrite:
 
 
 class Audience(Protocol):
-    """Whoever is told of transitions."""
+    """Receives transitions."""
 
     def listens(self, event: Event) -> bool:
         """Return whether `notify` would do anything for an event of that kind."""
         ...
 
     def notify(self, transition: Transition) -> None:
-        """Tell of a transition: at once, without an error."""
+        """Handle a transition without waiting; never raises."""
         ...
 
 
 class _Log:
-    """The logs, where nobody else is told."""
+    """Logs transitions, if there is no other audience."""
 
     def listens(self, event: Event) -> bool:
         return is_logged(event)
@@ -98,15 +98,15 @@ class Repository:
         tasks: TaskGroup | None = None,
         audience: Audience = LOG_ALONE,
     ) -> None:
-        """Keep the store to use, which may merge calls, and the `base` below it.
+        """Keep the store, which may merge calls, and the `base` below it.
 
-        The powers of the base are used, and leases are renewed there; each call of these has the
-        `limit`, and runs in a task of `tasks`, see `Bound`. The `audience` is told of each
-        transition that this process has written.
+        Optional powers are those of the base, and leases are renewed there; each such call has the
+        `limit` and runs in a task of `tasks` (see `Bound`). The `audience` receives each transition
+        that this process has written.
         """
         self._direct: OpenStore = base or store
         self._bound = Bound(limit.total_seconds(), tasks)
-        # A store that reads at once needs no task for it.
+        # Reads that never wait need no task: a task costs more than the read.
         inline = power_of(base, InlineReads) is not None
         self._bound_reads = Bound(limit.total_seconds(), None if inline else tasks)
         self._store = store
@@ -117,16 +117,16 @@ class Repository:
         self._transactions = power_of(base, Transactions)
 
     def now(self) -> datetime:
-        """Tell the time that moves are made by."""
+        """Return the time that moves use."""
         return self._clock.now()
 
     async def insert(
         self, jobs: Sequence[Job], started: Mapping[JobId, Job] = _NONE_STARTED
     ) -> Sequence[Job]:
-        """Add jobs; where the id or the idempotency key is taken, get the stored job back.
+        """Add jobs; if an id or idempotency key is taken, return the stored job instead.
 
-        Those in `started` are stored as they are there: they begin in this process, and one write
-        says both. That is two events all the same.
+        Jobs in `started` begin in this process and are stored as the started job: one write, but
+        still two events.
         """
         new = [started.get(job.id, job) for job in jobs] if started else jobs
         stored: list[Job] = []
@@ -138,6 +138,7 @@ class Repository:
                     self._written(None, found)
                 stored.append(found)
                 continue
+            # A repeated insert stores the pending job: its start in this process is given up.
             kept = await self._replayed(found, partial(self._store.insert, [job]))
             if kept.id == job.id:
                 self._written(None, kept)
@@ -155,7 +156,7 @@ class Repository:
             if found.id != job.id:
                 kept = await self._replayed(found, partial(insert, [job]))
             if kept.id == job.id:
-                # Not announced: until the commit no other process can see the job.
+                # Not announced: before the commit no other process can see the job.
                 self._tell_of(None, kept)
             stored.append(kept)
         return stored
@@ -165,13 +166,13 @@ class Repository:
         found = list(await self._store.get(ids))
         now = self._clock.now()
         for index, job in enumerate(found):
-            # Not only where it is due: whoever took it may have died before making the move.
+            # Even if it is not due: the worker that took it may have died before the move.
             if job is not None and _is_broken(job, now):
                 found[index] = await self._repaired(job, now)
         return found
 
     async def find(self, job_id: JobId) -> Job:
-        """Read one job; raise `UnknownJob` where it does not exist."""
+        """Return one job; raise `UnknownJob` if it does not exist."""
         [job] = await self.get([job_id])
         if job is None:
             raise UnknownJob(job_id)
@@ -180,7 +181,7 @@ class Repository:
     async def list(self, which: Selection, *, limit: int, after: str | None = None) -> Page:
         """List jobs as they must stand now; raise `ConfigurationError` if the store cannot.
 
-        What the store returns is filtered again, so that no store shows the jobs of others.
+        The page is filtered again: a faulty store must not show the jobs of other owners.
         """
         if self._listing is None:
             raise ConfigurationError("The store cannot list jobs.")
@@ -196,7 +197,7 @@ class Repository:
         return Page([job for job in jobs if job and which.fits(job)], page.next)
 
     async def position(self, job: Job) -> int | None:
-        """Tell how far in front of its queue a job waits: 1 is next, None is not known."""
+        """Return a job's position in its queue: 1 is next; None if it is not known."""
         now = self._clock.now()
         waits = job.status is JobStatus.PENDING and job.lane == job.queue and job.run_at <= now
         listing = self._listing
@@ -204,16 +205,17 @@ class Repository:
             return None
         before = await self._bound_reads.wait_for(
             lambda: listing.count_before(job, until=now + HOLD, most=_MOST_BEFORE),
-            shared_as=job.id,  # many may ask for one job
+            shared_as=job.id,  # many clients may poll one job
         )
         return before + 1 if before < _MOST_BEFORE else None
 
     async def oldest(self, queues: Sequence[str]) -> Mapping[str, timedelta]:
-        """Tell for how long the first job of each queue has been due; {} if the store cannot."""
+        """Return how long the first job of each queue has been due; {} if the store cannot list."""
         listing = self._listing
         if listing is None or not queues:
             return {}
         now = self._clock.now()
+        # Suspects belong to their queue, but wait in a lane of their own.
         lanes = [*queues, *map(suspects_lane, queues)]
         moments = await self._bound.wait_for(lambda: listing.first_due(lanes))
         waited = [timedelta(0) if at is None else max(timedelta(0), now - at) for at in moments]
@@ -221,7 +223,7 @@ class Repository:
         return {queue: max(pair) for queue, pair in zip(queues, pairs, strict=True)}
 
     async def replace(self, steps: Sequence[JobWrite]) -> Sequence[bool]:
-        """Write moves that were already made; say for each whether it was the next one."""
+        """Write moves; return False for each job that another write changed first, else True."""
         if not steps:
             return ()
         written = await self._store.replace([step.change() for step in steps])
@@ -231,7 +233,7 @@ class Repository:
         return written
 
     async def renew(self, steps: Sequence[JobWrite]) -> Sequence[bool]:
-        """Write as `replace` does, but never behind what waits there: leases must not lapse."""
+        """Write like `replace`, but bypass the writes that wait there: leases must not lapse."""
         changes = [step.change() for step in steps]
         written = await self._bound.wait_for(lambda: self._direct.replace(changes))
         for step, done in zip(steps, written, strict=True):
@@ -240,20 +242,19 @@ class Repository:
         return written
 
     def acknowledge_insert(self, job: Job, started: Job) -> None:
-        """Let this process know that it has stored a job as started, though the answer was lost."""
+        """Announce a job that this process stored as started although the answer was lost."""
         self._tell_of(None, job)
         self._written(job, started)
 
     def acknowledge(self, step: JobWrite) -> None:
-        """Let this process know of a write of its own whose answer was lost."""
+        """Announce a write of this process whose answer was lost."""
         self._written(step.before, step.job)
 
     async def advance(self, job: Job, move: Callable[[Job, datetime], Job]) -> Job:
-        """Make a move on the job as it stands when the write wins; raise what the move raises.
-
-        Every refusal means that somebody else's write went through, so this ends.
-        """
+        """Make a move on the newest state of a job and write it; raise what the move raises."""
+        # This ends: a write is refused only if another one succeeded.
         while True:
+            # Made again for each state: the move may not be legal any more, and then raises.
             moved = move(job, self._clock.now())
             [done] = await self.replace([JobWrite(job, moved)])
             if done:
@@ -268,42 +269,45 @@ class Repository:
         limit: int,
         overdue_by: timedelta = timedelta(0),
     ) -> Sequence[Job]:
-        """Pick jobs that have been due for so long already, as `OpenStore.take` says."""
+        """Take jobs that have been due for at least `overdue_by`, like `OpenStore.take`."""
         now = self._clock.now() - overdue_by
         return await self._store.take(lanes, now=now, until=until, limit=limit)
 
     async def forget(self, jobs: Sequence[Job]) -> None:
-        """Delete jobs, end their watches, and pass on an event for each that was still there."""
+        """Delete jobs, end their watches, and report an event for each that still existed."""
         deleted = await self._store.delete([job.id for job in jobs])
         for job, was_there in zip(jobs, deleted, strict=True):
             self._feed.forget(job.id)
+            # Several processes may delete the same job; only one of them reports it.
             if was_there:
                 self._audience.notify(Transition(Event.FORGOTTEN, job, job, self._clock.now()))
 
     def watch(self, job_id: JobId) -> Watch:
-        """Follow one job."""
+        """Return a watch of one job."""
         return self._feed.watch(job_id, self.get)
 
     async def _listed(self, job: Job, now: datetime) -> Job | None:
-        """Repair what a list shows; by a whole job, since those who watch it are told of it."""
+        """Return a listed job, repaired if it is overdue; None if it is forgettable."""
         if lifecycle.overdue(job, now) is None:
             return None if lifecycle.forgettable(job, now) else job
+        # Lists return narrow jobs, but the repair announces its job to watchers: read it whole.
         [whole] = await self.get([job.id])
         return whole and whole.narrow()
 
     async def _replayed(
         self, found: Job, insert_again: Callable[[], Awaitable[Sequence[Job]]]
     ) -> Job:
-        """Return the job that has the key now: not one that can no longer be read."""
+        """Return the job that holds the key now; a forgettable one gives the key to the new job."""
         repaired = await self._repaired(found, self._clock.now())
         if repaired is not None:
             return repaired
+        # Readers treat it as gone, so it must not keep its key until maintenance deletes it.
         await self.forget([found])
         [stored] = await insert_again()
         return stored
 
     def _written(self, before: Job | None, job: Job) -> None:
-        """Let this process know of a write: the one place that each of them passes."""
+        """Announce a write and report its event; every write of this process passes here."""
         self._feed.announce(job)
         self._tell_of(before, job)
 
@@ -319,6 +323,7 @@ class Repository:
             [done] = await self.replace([JobWrite(job, moved)])
             if done:
                 return moved
+            # Another write came first, maybe the same repair: decide again on the newest state.
             [fresh] = await self._store.get([job.id])
             if fresh is None:
                 return None
@@ -327,5 +332,5 @@ class Repository:
 
 
 def _is_broken(job: Job, now: datetime) -> bool:
-    """Return whether a job is not as it must stand now."""
+    """Return whether a job must be repaired or left out now."""
     return lifecycle.forgettable(job, now) or lifecycle.overdue(job, now) is not None

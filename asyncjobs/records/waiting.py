@@ -1,7 +1,7 @@
-"""How one task waits for another: for a signal, or for an answer within a time.
+"""How one task waits for another: for a signal, or for an answer within a time limit.
 
 Each job passes several of these waits. On asyncio they are plain futures, which cost a tenth of an
-event inside a cancel scope; trio keeps the portable way. Nothing else needs to know the difference.
+event inside a cancel scope; on trio they are portable. Other code need not know the difference.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ T = TypeVar("T")
 
 
 class Signal:
-    """Wakes the tasks that wait for it; a signal given while none waits is kept for the next."""
+    """Wakes the tasks that wait for it; a signal set while no task waits is kept for the next."""
 
     __slots__ = ("_given", "_wakes")
 
     def __init__(self) -> None:
         self._given = False
-        # What wakes those that wait: mostly one, and there may be thousands of signals.
+        # One callback per waiting task, mostly one; a tuple, as there may be thousands of signals.
         self._wakes: tuple[Callable[[], None], ...] = ()
 
     def set(self) -> None:
@@ -37,8 +37,9 @@ class Signal:
             wake()
 
     async def wait(self, timeout: float | None = None) -> None:
-        """Return at the signal, or after `timeout` seconds."""
+        """Return when the signal is set, or after `timeout` seconds; then reset it."""
         if self._given:
+            # Yield anyway: the caller's loop must let other tasks run, and be cancellable.
             await anyio.lowlevel.checkpoint()
         elif (loop := running_asyncio_loop()) is not None:
             await self._wait_for_future(loop.create_future(), loop, timeout)
@@ -46,6 +47,8 @@ class Signal:
             event = anyio.Event()
             with self._waking(event.set), anyio.move_on_after(timeout):
                 await event.wait()
+        # Reset after the wait: a signal set since the task was woken needs no second wake-up,
+        # because the caller only now looks at what has changed.
         self._given = False
 
     async def _wait_for_future(
@@ -71,12 +74,12 @@ class Signal:
 
 
 class Answer(Generic[T]):
-    """What tasks wait for and another one gives, once; the first counts."""
+    """A value or an error that one task gives and others wait for; only the first one counts."""
 
     __slots__ = ("_error", "_traceback", "_value", "_wakes", "given")
 
     def __init__(self) -> None:
-        #: Whether it was given.
+        #: Whether there is an answer.
         self.given = False
         self._value: T | None = None
         self._error: Exception | None = None
@@ -84,29 +87,29 @@ class Answer(Generic[T]):
         self._wakes: tuple[Callable[[], None], ...] = ()
 
     def succeed(self, value: T) -> None:
-        """Give a value."""
+        """Answer with a value."""
         if not self.given:
             self._value = value
             self._give()
 
     def fail(self, error: Exception) -> None:
-        """Give an error."""
+        """Answer with an error."""
         if not self.given:
             self._error, self._traceback = error, error.__traceback__
             self._give()
 
     def get(self) -> T:
-        """Return the value that was given, or raise the error."""
+        """Return the value or raise the error of the answer."""
         if self._error is not None:
-            # One error for many callers: each would add its own frames to the traceback.
+            # Many callers raise the same error, and each would add its frames to the traceback.
             raise self._error.with_traceback(self._traceback)
-        return self._value  # type: ignore[return-value]  # it was given
+        return self._value  # type: ignore[return-value]  # there is an answer
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for it, so long at most; return whether it was given.
+        """Wait at most that long for the answer; return whether there is one.
 
-        A caller that is cancelled meanwhile waits as long. Then its cancellation comes; one by a
-        scope of anyio only where it waits next, so that it learns of what was given.
+        A caller that is cancelled meanwhile waits as long, then raises its cancellation. If a scope
+        of anyio cancelled it and there is an answer, it returns, and is cancelled at its next wait.
         """
         if self.given:
             return True
@@ -120,10 +123,14 @@ class Answer(Generic[T]):
         try:
             await future
         except asyncio.CancelledError:
+            # A deadline of -inf means that a scope was cancelled, not the task itself.
             by_scope = anyio.current_effective_deadline() == -math.inf
-            # Only now a scope is worth its price. Without one, anyio would cancel again and again.
+            # anyio repeats the cancellation until the task leaves the scope, so the rest of the
+            # wait is shielded. A shield is slow: only callers that are cancelled use one.
             await self._wait_shielded(timer.when() - loop.time())
-            given: bool = self.given  # by now, perhaps
+            given: bool = self.given  # may have changed during that wait
+            # A scope cancels again at the next wait. The task's own cancellation comes only once,
+            # and must not be swallowed.
             if not (given and by_scope):
                 raise
         finally:
@@ -147,7 +154,7 @@ _running: set[asyncio.Task[None]] = set()
 
 
 def keep_until_done(task: asyncio.Task[None]) -> None:
-    """Keep a task for as long as it runs: asyncio keeps only a weak reference."""
+    """Keep a reference to a task while it runs: asyncio keeps only a weak one."""
     _running.add(task)
     task.add_done_callback(_running.discard)
 
@@ -157,8 +164,8 @@ def start_call(
 ) -> None:
     """Run `body`, which catches its errors, in a task; call `end` if the task is cancelled.
 
-    That may be before its first step, as the event loop is torn down: nobody may wait for an answer
-    then. On asyncio it is a plain task, since a group would not tell of that.
+    That may happen before its first step, when the event loop is torn down; then no caller may wait
+    for an answer. On asyncio it is a plain task, because a task group does not report this.
     """
     loop = running_asyncio_loop()
     if loop is None:
@@ -175,7 +182,7 @@ def start_call(
 
 
 def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    """Return asyncio's event loop if this is it, None in another one or in none."""
+    """Return the running event loop of asyncio; None in another event loop or outside of any."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -183,9 +190,9 @@ def running_asyncio_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def call_soon_from_threads() -> Callable[[Callable[[], None]], object]:
-    """Return what lets another thread call something in the present event loop.
+    """Return a function with which other threads schedule calls in the current event loop.
 
-    It raises `RuntimeError` when that event loop is gone.
+    That function raises `RuntimeError` once the event loop is gone.
     """
     loop = running_asyncio_loop()
     if loop is not None:
@@ -196,14 +203,15 @@ def call_soon_from_threads() -> Callable[[Callable[[], None]], object]:
 
 
 def event_loop_clock() -> Callable[[], float]:
-    """Return what tells the time of the running event loop, in seconds.
+    """Return the clock of the running event loop, a function that returns seconds.
 
-    `anyio.current_time` tells the same, and looks for the event loop at each call.
+    It is faster than `anyio.current_time`, which looks up the event loop at each call.
     """
     loop = running_asyncio_loop()
     return anyio.current_time if loop is None else loop.time
 
 
 def _finish(future: asyncio.Future[None]) -> None:
+    # The timer and the signal may both come, and a cancelled task has ended its future.
     if not future.done():
         future.set_result(None)
