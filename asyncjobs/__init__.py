@@ -1,7 +1,7 @@
 """202 Accepted for every operation that takes too long for a request.
 
-This module names things; it loads no driver and no framework, and each name only when it is used:
-`asyncjobs.client` is imported by programs that have no server. Errors are in `asyncjobs.errors`.
+This module exports names. It imports no driver and no framework, and each name only when it is
+used: client programs import `asyncjobs.client` without a server. Errors are in `asyncjobs.errors`.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m asyncjobs` is the command `asyncjobs`."""
+"""Runs the command `asyncjobs` as `python -m asyncjobs`."""
 
 from asyncjobs.cli import main
 

@@ -40,8 +40,9 @@ NOT_GIVEN = NotGiven()
 class Decorator(Protocol):
     """Turns a function into a handler; `...` stands for its dependencies.
 
-    A shape comes before the more general ones that include it: overlaps are meant. What comes after
-    a job counts as a dependency, since type checkers do not see how a parameter is annotated.
+    A special shape comes before the general ones that include it, so overlaps are intended.
+    Parameters after the job count as dependencies, since type checkers do not evaluate their
+    annotations.
     """
 
     @overload
@@ -70,7 +71,7 @@ class Decorator(Protocol):
     @overload
     def __call__(self, function: Callable[Concatenate[P, ...], R], /) -> Handler[P, R]: ...
 
-    # Used for what takes nothing by position; pyright says otherwise.
+    # For functions without positional parameters; pyright considers it unreachable.
     @overload
     def __call__(  # pyright: ignore[reportOverlappingOverload]
         self, function: Callable[..., Coroutine[Any, Any, R]], /
@@ -88,7 +89,7 @@ def given_limits(policy: Policy | None, **limits: object) -> Limits:
     return Limits(policy, named)
 
 
-def handler(  # noqa: PLR0913  # each is one that a handler may want
+def handler(  # noqa: PLR0913  # one parameter per option
     name: str,
     *,
     estimate: Seconds | None = None,
@@ -101,9 +102,8 @@ def handler(  # noqa: PLR0913  # each is one that a handler may want
 ) -> Decorator:
     """Declare the decorated function as a handler, without a queue.
 
-    `AsyncJobs.include` registers it, on any number of queues, and merges its limits with the policy
-    of each. From then on it can be enqueued there. The options are those of `AsyncJobs.handler`,
-    and so are the errors.
+    `AsyncJobs.include` registers it on any number of queues, and merges its limits with the policy
+    of each; then it can be enqueued there. Options and errors are those of `AsyncJobs.handler`.
     """
     check_name(name, "@handler")
     limits = given_limits(policy, timeout=timeout, inline_wait=inline_wait, retry=retry)
@@ -118,7 +118,7 @@ def declaring(
     run_in: RunIn | None,
     aliases: Sequence[str],
 ) -> Callable[[Callable[..., Any]], AnyHandler]:
-    """Return a decorator that declares a handler; check all but the function at once."""
+    """Return a decorator that declares a handler; all options are checked at once."""
     chosen = limits.merged(Policy())
     expected = checked_estimate(name, estimate)
     check_run_in(name, run_in)
@@ -138,12 +138,12 @@ def declaring(
     return declare
 
 
-#: What `include` takes.
+#: The arguments that `include` accepts.
 Includable = ModuleType | AnyHandler | Iterable[AnyHandler]
 
 
 def handlers_in(what: Iterable[Includable]) -> Iterator[AnyHandler]:
-    """Yield the handlers of modules and of iterables; raise `ConfigurationError` for others."""
+    """Yield the handlers in modules and iterables; raise `ConfigurationError` for other values."""
     for one in what:
         if isinstance(one, ModuleType):
             yield from _handlers_of_module(one)
@@ -154,7 +154,7 @@ def handlers_in(what: Iterable[Includable]) -> Iterator[AnyHandler]:
 
 
 def _handlers_of_module(module: ModuleType) -> list[AnyHandler]:
-    """Return the declared handlers among a module's names; those of a queue belong to it."""
+    """Return the handlers declared in a module; those registered on a queue belong to it."""
     names: dict[str, object] = vars(module)
     found: list[AnyHandler] = [one for one in names.values() if isinstance(one, Handler)]
     declared = [one for one in found if one.declaration is None]
@@ -188,10 +188,10 @@ class Registrar:
     def __init__(self, policy: Policy) -> None:
         self.registry = Registry()
         self.policy = policy
-        #: By a dependency's function, the one to call instead of it: for tests.
+        #: Maps a dependency's function to the one to call instead, for tests.
         self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
 
-    def handler(  # noqa: PLR0913  # each is one that a handler may want
+    def handler(  # noqa: PLR0913  # one parameter per option
         self,
         name: str,
         *,
@@ -205,26 +205,27 @@ class Registrar:
     ) -> Decorator:
         """Register the decorated function as the handler of a job type.
 
-        It takes a payload, a job (`JobContext`), both or neither, each told by its annotation, and
-        dependencies (`Annotated[..., Depends(...)]`). Payload and result have the types of the
-        annotations. `estimate` is the duration that clients are told to expect. `timeout` bounds
-        one attempt (None: only the deadline does). A submission over HTTP waits for `inline_wait`
-        and answers 200 if the job has ended by then: 0.2, say, for work that usually ends at once.
-        `policy` has more limits; what neither names comes from the queue's own policy. `aliases`
-        are names that the type had before: jobs that wait under them run with this handler.
+        Its parameters are a payload, a job (`JobContext`), both or neither, recognised by their
+        annotations, and dependencies (`Annotated[..., Depends(...)]`). Payload and result have the
+        types of the annotations. `estimate` is the duration that clients are advised to expect.
+        `timeout` limits one attempt (None: only the deadline does). A submission over HTTP waits
+        for `inline_wait` and answers 200 if the job has ended by then: 0.2, for example, for work
+        that usually ends at once. `policy` has more limits; limits in neither come from the queue's
+        own policy. `aliases` are earlier names of the type: jobs waiting under them run with this
+        handler.
 
         An `async def` runs on the event loop, a `def` in a thread, and either with
-        `run_in="process"` in a child process, which is killed if the handler has to stop. Its
-        module must be importable there, and the function be found in it by its name.
+        `run_in="process"` in a child process, which is killed if the handler has to stop. The child
+        must be able to import the function's module and find the function in it by its name.
 
-        Raises `ConfigurationError` for limits that make no sense, a name given twice, parameters
-        or annotations that no handler has, a decorator without a name, and a function that a child
-        process could not find.
+        Raises `ConfigurationError` for inconsistent limits, a name given twice, unsupported
+        parameters or annotations, a decorator without a name, and a function that a child process
+        could not find.
         """
         check_name(name, "@jobs.handler")
         limits = given_limits(policy, timeout=timeout, inline_wait=inline_wait, retry=retry)
         declare = declaring(name, limits, estimate=estimate, run_in=run_in, aliases=aliases)
-        limits.merged(self.policy)  # raises for those that make no sense
+        limits.merged(self.policy)  # raises for inconsistent limits
 
         def register(function: Callable[..., Any]) -> Handler[Any, Any]:
             return self._register(declare(function))
@@ -232,11 +233,11 @@ class Registrar:
         return register
 
     def include(self, *what: Includable) -> None:
-        """Register handlers that were declared by `@handler(...)`, or all that a module has.
+        """Register handlers declared by `@handler(...)`, or all handlers of a module.
 
-        Their limits are merged with the policy of this queue. What is included already is left as
-        it is. Raises `ConfigurationError` for a module without handlers, for handlers of another
-        queue, and as `handler` does.
+        Their limits are merged with the policy of this queue. Handlers that are included already
+        are skipped. Raises `ConfigurationError` for a module without handlers, for handlers of
+        another queue, and as `handler` does.
         """
         for declared in handlers_in(what):
             if declared not in self.registry:
@@ -256,7 +257,7 @@ class Registrar:
         """Register a job type whose work is done elsewhere and reported by job id.
 
         The reports are `update_progress`, `complete`, `fail` and `stop`; the first one starts the
-        job. Timeout and deadline are kept for it as for any other. Raises as `handler`.
+        job. Timeout and deadline apply as for any other type. Raises as `handler`.
         """
         limits = given_limits(policy, timeout=timeout, inline_wait=inline_wait)
         made = JobType[P, R](
@@ -271,6 +272,6 @@ class Registrar:
 
     def _register(self, declared: Handler[Any, Any]) -> Handler[Any, Any]:
         made = declared.bound(self.policy, self.dependency_overrides)
-        dependencies_of(made)  # raises for those that it cannot have
+        dependencies_of(made)  # raises for unsupported dependencies
         self.registry.add(made)
         return made

@@ -1,4 +1,4 @@
-"""`AsyncJobs`: the supplied job queue, made of a store, a dispatcher and the registered types."""
+"""`AsyncJobs`: the job queue of this library, made of a store, a dispatcher and job types."""
 
 from __future__ import annotations
 
@@ -73,21 +73,22 @@ P = TypeVar("P")
 R = TypeVar("R")
 H = TypeVar("H", bound=Hook)
 
-# Runtimes that a fork copied into this process. To let go of their connections would close them,
-# and closing an inherited connection harms the parent's.
+# Runtimes that a fork copied into this process. They are kept, because garbage collection would
+# close their connections, which harms the parent's.
 _inherited: list[object] = []
 
 
 class AsyncJobs(Registrar, Reports):
-    """A job queue: register handlers on it, enter it with `async with`, enqueue.
+    """A job queue: register handlers on it, enter it with `async with`, enqueue jobs.
 
-    `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is one, or the name
-    of one: "local" runs jobs in this process, "worker" leaves them to `asyncjobs worker` processes.
-    `policy` holds the limits of handlers that set none of their own. `callbacks` calls the URLs
-    that jobs name, when they have ended (`asyncjobs.webhooks.Webhooks` does). `lifespan` returns an
-    async context manager that yields what handlers share, their `job.resources`: it is entered in
-    each process before its first handler begins, and left after its last has ended. One object is
-    open once per process; it can be opened again after it was closed, and in a forked child.
+    `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is an object, or
+    the name of one: "local" runs jobs in this process, "worker" leaves them to `asyncjobs worker`
+    processes. `policy` holds the limits of handlers that set none of their own. `callbacks` calls
+    the URLs of jobs that have ended (`asyncjobs.webhooks.Webhooks` does). `lifespan` returns an
+    async context manager that yields the handlers' shared resources, their `job.resources`: each
+    process enters it before its first handler begins, and leaves it after its last has ended. A
+    queue is open at most once per process; it can be opened again after it was closed, and in a
+    forked child.
     """
 
     def __init__(
@@ -131,41 +132,42 @@ class AsyncJobs(Registrar, Reports):
         """Open the queue in this event loop: await it, or use it in `async with`.
 
         For frameworks with start and stop hooks: another task may call `close`. With
-        `run_handlers=False` the queue submits, reads, waits and cancels, and runs no handler in
-        this process; with "later" it runs them from `start_handlers` on. Raises
-        `ConfigurationError` if it is open already, `StoreUnavailable` or `SchemaError` for the
-        store, and `ResourcesUnavailable` for what handlers share.
+        `run_handlers=False` the queue submits, reads, waits and cancels, but runs no handler in
+        this process; with "later" it runs them after `start_handlers`. Raises `ConfigurationError`
+        if it is open already, `StoreUnavailable` or `SchemaError` for the store, and
+        `ResourcesUnavailable` for the handlers' shared resources.
         """
         return Opening(self, partial(self._open, self._dispatcher, None, run_handlers=run_handlers))
 
     async def start_handlers(self) -> None:
-        """Let handlers run in this process, if the queue was opened without; else do nothing.
+        """Start the handlers of this process if the queue was opened without them; else do nothing.
 
-        Raises `ResourcesUnavailable` if what they share cannot be opened.
+        Raises `ResourcesUnavailable` if their shared resources cannot be opened.
         """
         await self._here.begin()
 
     async def drain(self) -> None:
-        """Begin no more jobs in this process, let running ones end within the grace period.
+        """Begin no more jobs in this process, and let running ones end within the grace period.
 
-        Then the `lifespan` of the handlers is left. The queue stays open for everything else.
+        Then the handlers' `lifespan` is left. The queue stays open for everything else.
         """
         await self._here.drain()
 
     @property
     def is_drained(self) -> bool:
-        """Whether handlers have run in this process and will run no more until it opens again."""
+        """Whether this process has run handlers and runs none until the queue is opened again."""
         return self._running.drained.is_set()
 
     async def until_drained(self) -> None:
-        """Return when this process runs no more handlers, by `drain` or as their lifespan ended."""
+        """Return when this process runs no more handlers, because of `drain` or the `lifespan`."""
         await self._running.drained.wait()
 
     async def close(self) -> None:
         """Begin no more jobs, let running ones end within the grace period, close the store.
 
-        Returns at most five seconds after the grace period. May be called by another task than
-        `open`, and be cancelled: the queue then closes all the same. Raises `NotOpen`.
+        Returns at most five seconds after the grace period. Another task than the one that called
+        `open` may call it. If the call is cancelled, the queue closes nevertheless. Raises
+        `NotOpen`.
         """
         host = self._host
         if host is None or not host.is_ours:
@@ -175,7 +177,7 @@ class AsyncJobs(Registrar, Reports):
         try:
             await host.close()
         finally:
-            # Not before: what ends meanwhile may need the queue.
+            # Not earlier: jobs that end meanwhile may need the queue.
             if self._host is host and not host.in_use:
                 self._host = None
 
@@ -185,9 +187,10 @@ class AsyncJobs(Registrar, Reports):
     ) -> AsyncGenerator[Self]:
         """Open the queue to run jobs in this process, whatever its dispatcher.
 
-        `asyncjobs worker` does this. `queues` are the ones to serve, an earlier one before a later
-        one; without, those of all handlers are served alike, the longest waiting job first. Raises
-        `ConfigurationError` for a queue that no handler has, and where an engine runs the jobs.
+        `asyncjobs worker` does this. `queues` are the queues to serve, an earlier one before a
+        later one. Without it, all handlers' queues are served equally, the longest waiting job
+        first. Raises `ConfigurationError` for a queue that no handler has, and if an engine runs
+        the jobs.
         """
         if self._dispatcher.delivery is not Delivery.PULL:
             raise ConfigurationError("Another engine runs the jobs of this queue: start its own.")
@@ -209,10 +212,10 @@ class AsyncJobs(Registrar, Reports):
         """Replace the store and the clock in the block, for a test; restore both at the end.
 
         However the queue is opened in the block, no handler runs by itself: `run_jobs` of
-        `asyncjobs.testing` runs the jobs, and waiting for one without a timeout raises. With
-        `run_handlers=True` they run in this process. No engine gets a job. At the end, what `sync`
-        or Flask has opened is closed. Raises `ConfigurationError` if the queue is open before the
-        block or after it.
+        `asyncjobs.testing` runs the jobs, and waiting for a job without a timeout raises. With
+        `run_handlers=True` they run in this process. No engine gets a job. At the end, a queue
+        opened by `sync` or Flask is closed. Raises `ConfigurationError` if the queue is open before
+        or after the block.
         """
         self.sync.close()
         self._check_closed()
@@ -231,35 +234,35 @@ class AsyncJobs(Registrar, Reports):
 
     @property
     def sync(self) -> SyncJobs:
-        """The same verbs for code without an event loop, such as `def` functions and scripts."""
+        """The same methods for code without an event loop, such as `def` functions and scripts."""
         return SyncJobs(self)
 
     @property
     def event_loop(self) -> EventLoopToken | None:
-        """The event loop of this process in which the queue is open, if it is open."""
+        """The event loop of this process in which the queue is open, if any."""
         host = self._host
         return host.token if host is not None and host.is_open else None
 
     @property
     def store(self) -> Store:
-        """What keeps the jobs; it is open only while the queue is."""
+        """The store of the jobs; it is open only while the queue is."""
         return self._store
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """What brings the jobs to those that run them."""
+        """The dispatcher, which brings jobs to their workers."""
         return self._dispatcher
 
     def hurry(self) -> None:
-        """While it closes: do not wait for running jobs any longer, give them back.
+        """Give running jobs back at once instead of waiting for them while the queue closes.
 
-        Before that, it makes the wait of a later closing as short.
+        If the queue is not closing yet, this applies when it does.
         """
         self._anywhere.hurry()
 
     @property
     def is_open(self) -> bool:
-        """Whether this process has it open; what `sync` opens for itself does not count."""
+        """Whether the queue is open in this process; an opening by `sync` does not count."""
         return self.event_loop is not None and not portal_for(self).only_submits
 
     @overload
@@ -271,9 +274,9 @@ class AsyncJobs(Registrar, Reports):
     def on(self, event: Event | EventName, hook: Hook | None = None, /) -> Callable[[H], H] | None:
         """Call a function with a `Transition` at each such event; or decorate one.
 
-        It is called in the process that made the move, after the write, for one transition after
-        the other and at most once for each. An `async def` runs on the event loop, a `def` in a
-        thread. What it raises is logged. Raises `ConfigurationError` for an unknown event.
+        It is called in the process that changed the job, after the write, for one transition at a
+        time and at most once for each. An `async def` runs on the event loop, a `def` in a thread.
+        Its exceptions are logged. Raises `ConfigurationError` for an unknown event.
         """
 
         def add(hook: H) -> H:
@@ -313,14 +316,13 @@ class AsyncJobs(Registrar, Reports):
     ) -> JobHandle[Any]:
         """Store a job durably, then dispatch it; see `JobQueue.enqueue`.
 
-        A handler that takes no payload needs none here.
-        `user_id` is the job's owner. With an `idempotency_key`, the same owner's next call for that
-        type returns the job that exists, as it stands; with another payload it raises
-        `IdempotencyConflict`.
+        A handler that takes no payload needs none here. `user_id` is the job's owner. With an
+        `idempotency_key`, the same owner's next call for that type returns the existing job as it
+        is now; with another payload it raises `IdempotencyConflict`.
 
-        With a `connection` to the store's own database, the job is inserted by the transaction that
-        is under way there, and exists if and only if that commits; raises `UnusableConnection` if
-        it cannot be. The store's documentation lists the kinds of connection. Raises
+        With a `connection` to the store's own database, the job is inserted in the transaction in
+        progress there, and exists if and only if that commits; raises `UnusableConnection` if this
+        is impossible. The store's documentation lists the supported connections. Raises
         `InvalidCallback` for a callback URL that will not be called.
         """
         kind = self.registry.find(handler)
@@ -352,7 +354,7 @@ class AsyncJobs(Registrar, Reports):
         """Store a job for each payload, in one call of the store; return handles in their order.
 
         All payloads are checked first: an invalid one raises `InvalidPayload` or `PayloadTooLarge`,
-        and no job is made. The rest is as in `enqueue`, but there is no idempotency key. After
+        and no job is made. Otherwise it behaves like `enqueue`, but without idempotency keys. After
         `StoreUnavailable` some of the jobs may exist.
         """
         kind = self.registry.find(handler)
@@ -369,19 +371,19 @@ class AsyncJobs(Registrar, Reports):
         connection: object = None,
         /,
     ) -> Accepted:
-        """Enqueue, and tell whether the job was there already."""
+        """Enqueue a job, and return whether it existed already."""
         kind = self.registry.find(handler)
         runtime = self._running
         [accepted] = await accept_jobs(runtime, kind, [payload], caller, options, connection)
         return accepted
 
     async def get(self, job_id: JobId, /) -> Job | None:
-        """Return the job as it stands; None for an id that never was, or is forgotten."""
+        """Return the job as it is now; None if the id never existed or the job was deleted."""
         [job] = await self._repository.get([job_id])
         return job
 
     async def find(self, job_id: JobId, /) -> Job:
-        """Return the job as it stands; raise `UnknownJob` where `get` returns None."""
+        """Return the job as it is now; raise `UnknownJob` if `get` returns None."""
         return await self._repository.find(job_id)
 
     @property
@@ -392,58 +394,58 @@ class AsyncJobs(Registrar, Reports):
     async def list(self, which: Selection, /, *, limit: int = 50, after: str | None = None) -> Page:
         """Return jobs, the newest first, without their payloads and results.
 
-        `after` is the `next` of the page before. Raises `ConfigurationError` where the store cannot
-        list jobs, and `InvalidQuery` for an `after` that was no page's `next`.
+        `after` is the `next` of the previous page. Raises `ConfigurationError` if the store cannot
+        list jobs, and `InvalidQuery` for an `after` that was not the `next` of a page.
         """
         return await self._repository.list(which, limit=limit, after=after)
 
     async def position(self, job: Job, /) -> int | None:
-        """Tell how far in front of its queue a job waits; 1 is next.
+        """Return the job's position in its queue; 1 is next.
 
-        None where it does not wait for one of our workers, where a thousand jobs are before it, and
-        where the store cannot tell.
+        Returns None if it does not wait for one of our workers, if a thousand jobs are before it,
+        or if the store cannot count them.
         """
         return await self._repository.position(job)
 
     async def oldest_waiting(self) -> Mapping[str, timedelta]:
-        """Tell for how long the first job of each handler's queue waits that could have begun.
+        """Return how long the first job of each handler's queue has waited that could have begun.
 
-        Nothing where the store cannot tell. Of jobs that another engine is to begin, each process
-        knows those that it looked after lately: the greatest of their answers counts, and comes up
-        to `Settings.redelivery` late.
+        The result is empty if the store cannot list jobs. For jobs of another engine, each process
+        knows those that it inspected lately: the greatest of their answers counts, and is up to
+        `Settings.redelivery` late.
         """
         return await self._running.oldest(self.registry.queues)
 
     @property
     def running(self) -> Sequence[Job]:
-        """The jobs whose handlers run in this process; any thread may ask."""
+        """The jobs whose handlers run in this process; may be called from any thread."""
         return self._anywhere.executor.running() if self.event_loop else ()
 
     @property
     def runs_handlers(self) -> bool:
-        """Whether handlers take jobs by themselves in this process, or have until `drain`."""
+        """Whether handlers take jobs by themselves in this process, or did until `drain`."""
         return self._running.fetcher is not None
 
     async def sweep(self) -> None:
-        """Record missed deadlines and forget old jobs; an open queue does so now and then."""
+        """Record missed deadlines and delete old jobs; an open queue does so regularly."""
         await self._running.maintenance.sweep()
 
     async def until_hooks_called(self) -> None:
-        """Return when the hooks were called for what has happened, or after the grace period."""
+        """Return when the hooks were called for all events so far, or after the grace period."""
         runtime = self._running
         await runtime.hook_runner.finish(runtime.settings.grace.total_seconds())
 
     @property
     def watchers(self) -> int:
-        """How many follow a job in this process: events, held requests, `subscribe`, `wait`."""
+        """How many callers follow a job here, by events, held requests, `subscribe` or `wait`."""
         return self._anywhere.watchers if self.event_loop else 0
 
     def expected_duration(self, what: JobType[Any, Any] | Job, /) -> timedelta | None:
-        """Return how long a job takes, by the estimate of its handler and by the latest jobs."""
+        """Return how long a job takes, by its handler's estimate and the latest jobs."""
         return expected_duration(self._running, what)
 
     async def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job:
-        """Cancel a waiting job, ask a running one to stop; see `JobQueue.cancel`."""
+        """Cancel a waiting job or ask a running one to stop; see `JobQueue.cancel`."""
         repository = self._repository
         job = _at_version(version, await repository.find(job_id))
         if job.status.terminal or job.cancel_requested_at is not None:
@@ -452,14 +454,15 @@ class AsyncJobs(Registrar, Reports):
             return await repository.advance(
                 job, lambda job, now: lifecycle.cancel(_at_version(version, job), now)
             )
-        except IllegalMove:  # it ended, or was asked by somebody else, in between
+        except IllegalMove:  # it ended, or another caller cancelled it meanwhile
             return await repository.find(job_id)
 
     async def retry(self, job_id: JobId, /) -> JobHandle[Any]:
-        """Run a job that has ended again, as a new job: `retry_of` points at the old one.
+        """Run an ended job again as a new job, whose `retry_of` is the id of the old one.
 
         The type need not be registered here: payload, owner and limits are those of the old job.
-        Each call makes one more. Raises `UnknownJob`, and `IllegalMove` where it has not ended.
+        Each call makes another job. Raises `UnknownJob`, and `IllegalMove` if the job has not
+        ended.
         """
         runtime = self._running
         old = await runtime.repository.find(job_id)
@@ -474,7 +477,7 @@ class AsyncJobs(Registrar, Reports):
         return self._repository.watch(job_id)
 
     async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job:
-        """Return the job when it is terminal, or as it stands after `timeout`.
+        """Return the job when it is terminal, or its current state after `timeout`.
 
         Raises `ConfigurationError` without a timeout if no handler runs by itself: while the
         application starts or stops, and in a block of `using`.
@@ -490,10 +493,10 @@ class AsyncJobs(Registrar, Reports):
     async def next_change(
         self, job_id: JobId, /, *, after: int | None = None, timeout: Seconds | None = None
     ) -> Job:
-        """Return the job when its version is not `after` any more, or is terminal.
+        """Return the job when its version differs from `after`, or when it is terminal.
 
-        Returns it as it stands after `timeout`; `after` is the present version unless
-        given. Raises `UnknownJob`.
+        After `timeout` its current state is returned. `after` defaults to the current version.
+        Raises `UnknownJob`.
         """
         updates = self.subscribe(job_id)
         job = await updates.first()
@@ -506,8 +509,8 @@ class AsyncJobs(Registrar, Reports):
     async def run(self, job_id: JobId, /) -> BaseException | None:
         """Run one attempt of a job in this process, for an engine that delivered its id.
 
-        Returns what the handler raised, when its outcome is recorded. Does nothing for a job that
-        is unknown, already begun or ended: deliveries may be doubled.
+        Returns the handler's exception, if any, when the outcome is recorded. Does nothing for a
+        job that is unknown, or has begun or ended: deliveries may be repeated.
         """
         job = await self.get(job_id)
         if job is None:
@@ -536,7 +539,7 @@ class AsyncJobs(Registrar, Reports):
 
     @property
     def _anywhere(self) -> Runtime:
-        """The runtime, for what any thread may ask."""
+        """The runtime, for methods that any thread may call."""
         if self._host is None:
             raise NotOpen("AsyncJobs")
         return self._host.open_runtime

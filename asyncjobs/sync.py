@@ -1,4 +1,4 @@
-"""The synchronous door: the verbs of a queue for code that cannot await."""
+"""The synchronous interface: the methods of a queue for code that cannot await."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ T = TypeVar("T")
 _OPENING_SECONDS = 30.0
 _LOOK_SECONDS = 0.005
 
-# Calls that go on; an event loop keeps only weak references to its tasks.
+# Calls in progress: an event loop keeps only weak references to its tasks.
 _calls: set[asyncio.Task[object]] = set()
 
 
 class SyncJobs:
-    """The verbs of a queue, each of which blocks until it is done: `jobs.sync.enqueue(...)`.
+    """The methods of a queue, each of which blocks until it is done: `jobs.sync.enqueue(...)`.
 
-    For `def` routes and handlers, threads, scripts, a shell or a notebook. It uses the queue where
-    this process has it open, in whichever event loop. Else it opens the queue in the background,
-    to submit, read, wait and cancel, and runs no handler; that ends with the process, or where the
-    queue is opened otherwise, or with a block `with jobs.sync:`. Each verb raises what the verb of
+    For `def` routes and handlers, threads, scripts, a shell or a notebook. If the queue is open in
+    this process, it is used in its event loop. Otherwise it is opened in the background to submit,
+    read, wait and cancel, and runs no handler; it is closed when the process ends, the queue is
+    opened in another way, or a block `with jobs.sync:` ends. Each method raises what the method of
     `AsyncJobs` raises, and `BlockingCall` in the thread of the queue's own event loop, where it
     would wait for itself.
     """
@@ -61,7 +61,7 @@ class SyncJobs:
         self.close()
 
     def close(self) -> None:
-        """Close the queue if it was opened here, and not for the application's other uses."""
+        """Close the queue if it was opened here and the application does not use it otherwise."""
         portal = portal_for(self._jobs)
         if portal.only_submits:
             portal.close()
@@ -106,11 +106,11 @@ class SyncJobs:
         return [SyncJobHandle(self, one) for one in self.call("enqueue_many", call)]
 
     def get(self, job_id: JobId, /) -> Job | None:
-        """Return the job as it stands; None for an id that never was, or is forgotten."""
+        """Return the job as it is now; None if the id never existed or the job was deleted."""
         return self.call("get", partial(self._jobs.get, job_id))
 
     def find(self, job_id: JobId, /) -> Job:
-        """Return the job as it stands; raise `UnknownJob` where `get` returns None."""
+        """Return the job as it is now; raise `UnknownJob` if `get` returns None."""
         return self.call("find", partial(self._jobs.find, job_id))
 
     def list(self, which: Selection, /, *, limit: int = 50, after: str | None = None) -> Page:
@@ -118,17 +118,17 @@ class SyncJobs:
         return self.call("list", partial(self._jobs.list, which, limit=limit, after=after))
 
     def position(self, job: Job, /) -> int | None:
-        """Tell how far in front of its queue a job waits; see `AsyncJobs.position`."""
+        """Return the job's position in its queue; see `AsyncJobs.position`."""
         return self.call("position", partial(self._jobs.position, job))
 
     def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job:
-        """Return the job when it is terminal, or as it stands after `timeout`."""
+        """Return the job when it is terminal, or its current state after `timeout`."""
         return self._follow("wait", partial(self._jobs.wait, job_id), timeout, None)
 
     def next_change(
         self, job_id: JobId, /, *, after: int | None = None, timeout: Seconds | None = None
     ) -> Job:
-        """Return the job when it has changed, or as it stands after `timeout`."""
+        """Return the job when it has changed, or its current state after `timeout`."""
         known = self.find(job_id).version if after is None else after
         change = partial(self._jobs.next_change, job_id, after=known)
         return self._follow("next_change", change, timeout, known)
@@ -143,32 +143,32 @@ class SyncJobs:
                 yield job
 
     def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job:
-        """Cancel a waiting job, ask a running one to stop; see `JobQueue.cancel`."""
+        """Cancel a waiting job or ask a running one to stop; see `JobQueue.cancel`."""
         return self.call("cancel", partial(self._jobs.cancel, job_id, version=version))
 
     def retry(self, job_id: JobId, /) -> SyncJobHandle[Any]:
-        """Run a job that has ended again, as a new job; see `AsyncJobs.retry`."""
+        """Run an ended job again as a new job; see `AsyncJobs.retry`."""
         return SyncJobHandle(self, self.call("retry", partial(self._jobs.retry, job_id)))
 
     def update_progress(self, job_id: JobId, percent: int, /, message: str | None = None) -> Job:
-        """Report for work done outside our runner; see `JobQueue.update_progress`."""
+        """Report progress of work done elsewhere; see `JobQueue.update_progress`."""
         call = partial(self._jobs.update_progress, job_id, percent, message)
         return self.call("update_progress", call)
 
     def complete(self, job_id: JobId, result: Any = None, /) -> Job:
-        """Record the result of work done outside our runner; see `JobQueue.complete`."""
+        """Record the result of work done elsewhere; see `JobQueue.complete`."""
         return self.call("complete", partial(self._jobs.complete, job_id, result))
 
     def fail(self, job_id: JobId, message: str, /, *, code: str = "job_failed") -> Job:
-        """Record the failure of work done outside our runner; see `JobQueue.fail`."""
+        """Record the failure of work done elsewhere; see `JobQueue.fail`."""
         return self.call("fail", partial(self._jobs.fail, job_id, message, code=code))
 
     def stop(self, job_id: JobId, /) -> Job:
-        """Record that work done outside our runner has stopped; see `AsyncJobs.stop`."""
+        """Record that work done elsewhere has stopped; see `AsyncJobs.stop`."""
         return self.call("stop", partial(self._jobs.stop, job_id))
 
     def call(self, verb: str, function: Callable[[], Awaitable[T]]) -> T:
-        """Await a function's result in the event loop of the queue; `verb` is named in errors."""
+        """Await a function's result in the event loop of the queue; errors name `verb`."""
         with portal_for(self._jobs).gate:
             return _run(function, self._event_loop(verb))
 
@@ -179,7 +179,7 @@ class SyncJobs:
         timeout: Seconds | None,
         known: int | None,
     ) -> Job:
-        """Wait for a change, begin anew where the queue is closed here and opened elsewhere."""
+        """Wait for a change; start again if the queue is closed here and opened elsewhere."""
         give_up_at = math.inf if timeout is None else time.monotonic() + seconds(timeout)
         while True:
             with portal_for(self._jobs).gate:
@@ -196,7 +196,7 @@ class SyncJobs:
                 return job
 
     def _event_loop(self, verb: str) -> EventLoopToken:
-        """Return the event loop in which the queue is open; open it in one if it is not."""
+        """Return the event loop in which the queue is open, after opening it if it is not."""
         give_up_at = time.monotonic() + _OPENING_SECONDS
         while True:
             found = self._jobs.event_loop
@@ -205,7 +205,7 @@ class SyncJobs:
                 return found
             try:
                 portal_for(self._jobs).start(run_handlers=False)
-            except ConfigurationError:  # it is just being opened, or closed, elsewhere
+            except ConfigurationError:  # it is being opened or closed elsewhere
                 if time.monotonic() > give_up_at:
                     raise
                 time.sleep(_LOOK_SECONDS)
@@ -214,7 +214,7 @@ class SyncJobs:
 class SyncJobHandle(Generic[R]):
     """One job of a queue, for code that cannot await. Iterate over it for the job's states.
 
-    `job` is the job as it stood when it was accepted. The methods read the store each time.
+    `job` is the job as it was accepted. The methods read the store each time.
     """
 
     __slots__ = ("_door", "_handle", "job")
@@ -233,7 +233,7 @@ class SyncJobHandle(Generic[R]):
         return self.job.id
 
     def wait(self, *, timeout: Seconds | None = None) -> Job:
-        """Return the job when it has ended, or as it stands after `timeout`."""
+        """Return the job when it has ended, or its current state after `timeout`."""
         return self._door.wait(self.id, timeout=timeout)
 
     def result(self, *, timeout: Seconds | None = None) -> R:
@@ -242,11 +242,11 @@ class SyncJobHandle(Generic[R]):
         return self._door.call("result", partial(self._handle.result, timeout=0))
 
     def cancel(self) -> Job:
-        """Cancel the job if it waits, ask it to stop if it runs; see `JobQueue.cancel`."""
+        """Cancel a waiting job or ask a running one to stop; see `JobQueue.cancel`."""
         return self._door.cancel(self.id)
 
     def __iter__(self) -> Iterator[Job]:
-        """Yield the job as it stands, then at each visible change; see `JobQueue.subscribe`."""
+        """Yield the job now and at each visible change; see `JobQueue.subscribe`."""
         return self._door.subscribe(self.id)
 
 
@@ -258,7 +258,7 @@ def _run(function: Callable[[], Awaitable[T]], token: EventLoopToken) -> T:
     try:
         loop.call_soon_threadsafe(call.begin, _calls)
         call.wait()
-    except BaseException:  # Ctrl-C, for one: what nothing waits for must not go on
+    except BaseException:  # Ctrl-C, for example: the call must not go on unobserved
         with suppress(RuntimeError):  # the event loop has ended
             loop.call_soon_threadsafe(call.cancel)
         raise
@@ -266,11 +266,11 @@ def _run(function: Callable[[], Awaitable[T]], token: EventLoopToken) -> T:
 
 
 def _is_of_anyio() -> bool:
-    """Whether this thread has a task of anyio, as which a call must not count, or runs for one."""
+    """Return whether this thread runs an anyio task, or works for one, and so may be cancelled."""
     if current_loop() is not None:
         return True
     try:
-        from_thread.check_cancelled()  # the cancellation of the task must reach the call
+        from_thread.check_cancelled()  # a cancellation of the task must reach the call
     except RuntimeError:
         return False
     except BaseException:  # noqa: BLE001  # it is cancelled already
@@ -289,7 +289,7 @@ def _run_by_anyio(function: Callable[[], Awaitable[T]], token: EventLoopToken) -
 
     try:
         return from_thread.run(call, token=token)
-    except BaseException:  # Ctrl-C, for one: what nothing waits for must not go on
+    except BaseException:  # Ctrl-C, for example: the call must not go on unobserved
         with suppress(RuntimeError):  # the event loop has ended
             from_thread.run_sync(_cancel_all, scopes, token=token)
         raise
