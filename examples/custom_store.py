@@ -1,7 +1,8 @@
-"""A store of one's own: jobs as files in a folder that the processes of a machine share.
+"""A custom store: jobs as files in a folder that several processes of one machine share.
 
-Each job is two files: `<id>.submission` is written once, `<id>.state` replaced as a whole. One lock
-makes each call one step. Entries in `due` and `keys`, stale after a crash perhaps, are checked.
+Each job has two files: `<id>.submission` is written once, `<id>.state` is replaced as a whole. A
+lock makes each call one step. Entries in `due` and `keys` may be stale after a crash, so they are
+checked.
 """
 
 import fcntl
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 class Record(NamedTuple):
-    """What the file of a state has: a line of JSON for the first four, then a line for each."""
+    """A state file: a line of JSON for the first four fields, then a line for each of the others."""
 
     order: int
     revision: int
@@ -80,7 +81,7 @@ class FolderStore:
         return await self._step(lambda _: [self._delete(job_id) for job_id in ids])
 
     async def _step(self, work: Callable[[int], T]) -> T:
-        """Do something while no other task, thread or process does anything here."""
+        """Run `work` while no other task, thread or process uses the folder."""
         return await anyio.to_thread.run_sync(self._locked, work)
 
     def _locked(self, work: Callable[[int], T]) -> T:
@@ -88,7 +89,7 @@ class FolderStore:
             (self._folder / "due").mkdir(parents=True, exist_ok=True)
             (self._folder / "keys").mkdir(exist_ok=True)
             with (self._folder / "lock").open("ab") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, and so with the process
+                fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file or process ends
                 return work(lock.fileno())
         except OSError as error:
             raise StoreUnavailable(str(self._folder), str(error)) from error
@@ -129,13 +130,13 @@ class FolderStore:
                 taken.append(job_id)
                 later = record._replace(due_at=to_microseconds(until))
                 self._write(job_id, later, before=record)
-        # Read after all are moved: a job that cannot be read is logged, and blocks no other.
+        # Read after all are moved: an unreadable job is logged, and does not block the others.
         return readable(taken, self._decode)
 
     def _delete(self, job_id: JobId) -> bool:
         if (record := self._record(job_id)) is None:
             return False
-        # Its fields are looked up in the text: a job that cannot be read can be deleted.
+        # Reads the fields from the text, so that an unreadable job can be deleted, too.
         path = self._file(job_id, "submission")
         said = json.loads(path.read_bytes().partition(b"\n")[0])
         key = self._key(said.get("user_id"), said["type"], said.get("idempotency_key"))
@@ -148,7 +149,7 @@ class FolderStore:
         return self._decode(job_id) if self._file(job_id, "state").exists() else None
 
     def _decode(self, job_id: JobId) -> Job:
-        """Read a job that exists; raise `UnreadableJob` for what this version does not know."""
+        """Return a job that exists; raise `UnreadableJob` if this version cannot read it."""
         record = self._record(job_id)
         if record is None:
             raise UnreadableJob(job_id)
@@ -164,7 +165,7 @@ class FolderStore:
         return Record(*json.loads(head), *texts)
 
     def _write(self, job_id: JobId, record: Record, *, before: Record | None) -> None:
-        """Write the state: first where to find the job next, last forget where it was found."""
+        """Write the state. The new entry in `due` comes first; the old one is removed last."""
         if entry := self._entry(job_id, record):
             entry.touch()
         new = self._folder / "new"
@@ -189,7 +190,7 @@ class FolderStore:
 
 
 def from_url(url: str) -> FolderStore:
-    """Make the store for `folder:///path`; an entry point leads here."""
+    """Return the store for `folder:///path`; an entry point names this function."""
     if not url.startswith("folder:///") or "?" in url:
         raise ConfigurationError(f"A folder store's URL is folder:///path, got {url!r}.")
     return FolderStore(Path(url.removeprefix("folder://")))

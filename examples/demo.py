@@ -1,7 +1,7 @@
-"""See it work: a server, an export submitted over HTTP, its progress, its result.
+"""Demonstrate a server, an export submitted over HTTP, its progress and its result.
 
-python examples/demo.py            # goes on serving, for you to try
-python examples/demo.py --once     # exits after the download; not 0 if a promise was broken
+python examples/demo.py            # keeps serving, for you to try
+python examples/demo.py --once     # exits after the download; exit code 1 if a check failed
 """
 
 import argparse
@@ -28,11 +28,11 @@ console = Console()
 
 
 def main() -> int:
-    """Run the demonstration; return the exit code."""
+    """Run the demonstration and return the exit code."""
     arguments = parse_arguments()
     folder: Path = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    # The example reads these when it is imported, which happens in serving().
+    # The example reads these when serving() imports it.
     os.environ.setdefault("EXPORTS_STORE", f"sqlite:///{folder / 'jobs.db'}")
     os.environ.setdefault("EXPORTS_FOLDER", str(folder / "exports"))
     wanted = {"format": arguments.format, "category": arguments.category}
@@ -64,7 +64,7 @@ class BrokenPromise(Exception):
 
 
 def expect(holds: object, otherwise: str) -> None:
-    """Break off with a sentence unless something holds."""
+    """Raise `BrokenPromise` with a message if a condition is false."""
     if not holds:
         raise BrokenPromise(otherwise)
 
@@ -90,7 +90,7 @@ def serving(port: int) -> Generator[str]:
 
 
 def run_export(client: httpx2.Client, wanted: dict[str, Any], folder: Path) -> None:
-    """Submit, follow, download, and check all that was promised on the way."""
+    """Submit, follow and download an export, and check each response."""
     console.print(f"POST {client.base_url.join('/api/exports')}  {wanted}")
     answer = client.post("/api/exports", json=wanted)
     console.print(f"{answer.status_code} {answer.reason_phrase}")
@@ -117,7 +117,7 @@ def run_export(client: httpx2.Client, wanted: dict[str, Any], folder: Path) -> N
 
 
 def follow(client: httpx2.Client, status_url: str) -> dict[str, Any]:
-    """Poll at the pace the server asks for, and draw what it says."""
+    """Poll as `Retry-After` asks, draw the progress, and return the document of the ended job."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     patience = time.monotonic() + PATIENCE_SECONDS
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:

@@ -1,4 +1,4 @@
-"""A report on FastAPI, made by dramatiq's workers; Redis or Valkey keeps messages and jobs.
+"""A report on FastAPI, run by dramatiq's workers; Redis or Valkey stores messages and jobs.
 
 pip install 'asyncjobs-http[fastapi,redis,dramatiq]' uvicorn
 uvicorn --app-dir examples dramatiq_app:app

@@ -1,6 +1,6 @@
-"""A long operation with real input: the Unicode character database as CSV or JSON Lines.
+"""A long operation with real input: export the Unicode database as CSV or JSON Lines.
 
-The three applications beside this file put it on the web.
+The applications beside this file serve it over HTTP.
 """
 
 import csv
@@ -19,7 +19,7 @@ from asyncjobs import AsyncJobs, JobContext, JobFailed
 STORE = os.environ.get("EXPORTS_STORE", "sqlite:///exports.db")
 FOLDER = Path(os.environ.get("EXPORTS_FOLDER", "exports"))
 
-# Unassigned, surrogate and private-use code points are no characters.
+# Unassigned, surrogate and private-use code points are not characters.
 NO_CHARACTERS = frozenset({"Cn", "Cs", "Co"})
 
 jobs = AsyncJobs(STORE)
@@ -33,7 +33,7 @@ class ExportRequest(BaseModel):
 
 
 class ExportResult(BaseModel):
-    """Where the file can be fetched, and what is in it."""
+    """The URL of the file, its number of rows and its size in bytes."""
 
     download_url: str
     rows: int
@@ -41,7 +41,7 @@ class ExportResult(BaseModel):
 
 
 class Character(BaseModel):
-    """One row."""
+    """One row of the export."""
 
     code_point: str
     character: str
@@ -63,14 +63,14 @@ class Character(BaseModel):
 
 @jobs.handler("export", timeout=300, estimate=5)
 async def export(cmd: ExportRequest, job: JobContext) -> ExportResult:
-    """Write the characters to a file, a row at a time."""
+    """Write the characters to a file, one row at a time."""
     characters = await anyio.to_thread.run_sync(assigned, cmd.category)
     if not characters:
         raise JobFailed(f"No character has the category {cmd.category}.", "empty_export")
     FOLDER.mkdir(parents=True, exist_ok=True)
     target = FOLDER / f"{job.id}.{cmd.format}"
-    # An attempt writes to a file of its own and renames it at the end: what can be downloaded is
-    # always whole, however often the work was begun.
+    # Each attempt writes its own file and renames it at the end, so that a download is always
+    # complete, even after several attempts.
     partial = FOLDER / f"{job.id}.{job.fence}.partial"
     try:
         with partial.open("w", encoding="utf-8", newline="") as file:
@@ -85,7 +85,7 @@ async def export(cmd: ExportRequest, job: JobContext) -> ExportResult:
 
 
 def assigned(category: str | None) -> list[str]:
-    """List all characters, or those of one category."""
+    """Return all characters, or those of one category."""
     every = map(chr, range(0x110000))
     if category is not None:
         return [one for one in every if unicodedata.category(one) == category]
@@ -93,7 +93,7 @@ def assigned(category: str | None) -> list[str]:
 
 
 def described(character: str) -> Character:
-    """Look up what is known of a character."""
+    """Return the database entry of a character."""
     return Character(
         code_point=f"U+{ord(character):04X}",
         character=character,
@@ -115,7 +115,7 @@ def described(character: str) -> Character:
 
 
 def writer(file: TextIO, format: Literal["csv", "jsonl"]) -> Callable[[Character], object]:
-    """Return what writes one row to the file."""
+    """Return a function that writes one row to the file."""
     if format == "jsonl":
         return lambda row: file.write(json.dumps(row.model_dump(), ensure_ascii=False) + "\n")
     columns = csv.DictWriter(file, fieldnames=list(Character.model_fields))
@@ -124,7 +124,7 @@ def writer(file: TextIO, format: Literal["csv", "jsonl"]) -> Callable[[Character
 
 
 def exported(name: str) -> Path | None:
-    """Find the finished file of that name; None where there is none."""
+    """Return the path of a finished file, or None if it does not exist."""
     path = FOLDER / name
     known = path.suffix in {".csv", ".jsonl"} and path.parent == FOLDER
     return path if known and path.is_file() else None

@@ -12,7 +12,7 @@ mount(app, jobs, prefix="/api/jobs")
 
 @app.post("/api/exports", status_code=202, response_model=AcceptedDocument)
 async def create_export(cmd: ExportRequest, accept: Accept) -> Response:
-    """Begin an export."""
+    """Submit an export."""
     return await accept(export, cmd)
 
 
@@ -22,7 +22,7 @@ async def create_export(cmd: ExportRequest, accept: Accept) -> Response:
     responses={404: {"description": "There is no such export."}},
 )
 async def download(name: str) -> FileResponse:
-    """Fetch a finished export."""
+    """Download a finished export."""
     path = exported(name)
     if path is None:
         raise HTTPException(404)

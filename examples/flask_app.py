@@ -11,13 +11,13 @@ mount(app, jobs, prefix="/api/jobs")
 
 @app.post("/api/exports")
 def create_export() -> Response:
-    """Begin an export; the body is read and checked by the handler's annotation."""
+    """Submit an export; `accept` checks the body against the handler's annotation."""
     return accept(export)
 
 
 @app.get("/exports/<name>")
 def download(name: str) -> Response:
-    """Fetch a finished export."""
+    """Download a finished export."""
     path = exported(name)
     if path is None:
         abort(404)

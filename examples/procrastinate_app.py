@@ -1,4 +1,4 @@
-"""A report on FastAPI, made by Procrastinate's workers; PostgreSQL keeps messages and jobs.
+"""A report on FastAPI, run by Procrastinate's workers; PostgreSQL stores messages and jobs.
 
 pip install 'asyncjobs-http[fastapi,postgres,procrastinate]' uvicorn
 cd examples

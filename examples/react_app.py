@@ -1,7 +1,7 @@
-"""The export on FastAPI, with a page on React: `uvicorn --app-dir examples react_app:app`.
+"""The export on FastAPI with a React page: `uvicorn --app-dir examples react_app:app`.
 
-The page is at http://127.0.0.1:8000/react/ and takes React from a CDN. A cookie tells the visitors
-apart, so that each sees only their own exports; your application has users instead.
+The page is at http://127.0.0.1:8000/react/ and loads React from a CDN. A cookie identifies each
+visitor, so visitors see only their own exports; your application has users instead.
 """
 
 import secrets
@@ -20,7 +20,7 @@ app = FastAPI(title="Exports")
 
 
 def visitor(request: Request) -> str | None:
-    """Return the owner of jobs: the routes below `/api/jobs` show a visitor no others."""
+    """Return the owner of jobs: the routes below `/api/jobs` show only the visitor's own."""
     return request.cookies.get("visitor")
 
 
@@ -29,13 +29,13 @@ mount(app, jobs, prefix="/api/jobs", identify=visitor)
 
 @app.post("/api/exports", status_code=202, response_model=AcceptedDocument)
 async def create_export(cmd: ExportRequest, accept: Accept) -> Response:
-    """Begin an export."""
+    """Submit an export."""
     return await accept(export, cmd)
 
 
 @app.get("/exports/{name}", response_class=FileResponse)
 async def download(name: str) -> FileResponse:
-    """Fetch a finished export."""
+    """Download a finished export."""
     path = exported(name)
     if path is None:
         raise HTTPException(404)
@@ -44,7 +44,7 @@ async def download(name: str) -> FileResponse:
 
 @app.get("/react/", include_in_schema=False)
 async def page(request: Request) -> FileResponse:
-    """Show the page, and give a new visitor a cookie."""
+    """Return the page, with a cookie for a new visitor."""
     response = FileResponse(PAGE / "index.html")
     if visitor(request) is None:
         response.set_cookie("visitor", secrets.token_urlsafe(), httponly=True, samesite="lax")

@@ -1,4 +1,4 @@
-"""A report on FastAPI, made by RQ's workers; Redis or Valkey keeps messages and jobs.
+"""A report on FastAPI, run by RQ's workers; Redis or Valkey stores messages and jobs.
 
 pip install 'asyncjobs-http[fastapi,redis,rq]' uvicorn
 uvicorn --app-dir examples rq_app:app

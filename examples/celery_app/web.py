@@ -1,4 +1,4 @@
-"""The web process: it answers 202 and serves the status of jobs; Celery's workers run them."""
+"""The web process: returns 202 and serves the status of jobs; Celery's workers run them."""
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, Response
@@ -23,7 +23,7 @@ async def create_export(cmd: ExportRequest, accept: Accept) -> Response:
     responses={404: {"description": "No such export."}},
 )
 async def download(name: str) -> FileResponse:
-    """Fetch a finished export."""
+    """Download a finished export."""
     path = exported(name)
     if path is None:
         raise HTTPException(404)

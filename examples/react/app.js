@@ -1,4 +1,4 @@
-// No JSX, so that nothing has to be built: `h` is `createElement`.
+// No JSX, so no build step is needed: `h` is `createElement`.
 import { createElement as h, StrictMode } from "react";
 import { createRoot } from "react-dom/client";
 import { ExportForm } from "./export-form.js";

@@ -23,7 +23,7 @@ export function ExportForm({ begin }) {
     { className: "card form", onSubmit: submit },
     h(Choice, { label: "Characters", options: CATEGORIES, value: category, choose: setCategory }),
     h(Choice, { label: "Format", options: FORMATS, value: format, choose: setFormat }),
-    // Not `disabled`: a button that is disabled loses the focus.
+    // Not `disabled`: a disabled button loses the focus.
     h("button", { className: "button main", "aria-disabled": busy }, busy ? "Starting…" : "Export"),
     fault && h("p", { role: "alert" }, "The export could not be started. Please try again."),
   );

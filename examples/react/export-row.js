@@ -1,8 +1,8 @@
-// One export: a progress bar that becomes a link, an error, or neither.
+// One export: a progress bar, then a download link or an error.
 import { createElement as h, useRef, useState } from "react";
 import { useAsyncJob } from "asyncjobs-browser/react.js";
 
-// By HTTP/1.1, browsers have six connections to a server: streams must leave some of them.
+// Over HTTP/1.1, a browser opens six connections to a server: leave some for other requests.
 const STREAMS = 3;
 
 const WORDS = { pending: "Waiting", processing: "In progress", completed: "Completed", failed: "Failed", cancelled: "Cancelled" };
@@ -43,7 +43,7 @@ export function ExportRow({ statusUrl, createdAt, completedAt, request, place, b
       h(
         "p",
         { className: "faint" },
-        // Screen readers read out each change of the state, but not each percent.
+        // Screen readers announce each change of the state, but not each percent.
         h("span", { className: "state", role: "status" }, words),
         state === "processing" && progress > 0 && ` · ${progress}%`,
         isComplete && details(result),
@@ -70,7 +70,7 @@ function Progress({ job, progress, message }) {
   return h(
     "div",
     { className: "progress" },
-    // Without a value until there is one: the bar then only shows that the work goes on.
+    // Without a value the bar is indeterminate until the first progress report.
     h("progress", { max: 100, value: job?.status === "processing" && !progress ? undefined : progress, "aria-label": "Progress" }),
     h(
       "p",

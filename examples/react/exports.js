@@ -1,4 +1,4 @@
-// The visitor's exports: those that the server lists, and those that begin on this page.
+// The visitor's exports: those listed by the server, and those submitted on this page.
 import { useCallback, useEffect, useRef, useState } from "react";
 import { submitJob } from "asyncjobs-browser";
 
@@ -25,10 +25,10 @@ export const useExports = () => {
     return () => leaving.abort();
   }, [round]);
 
-  /** Begin an export; rejects if the server does not accept it. */
+  /** Submit an export; rejects if the server does not accept it. */
   const begin = useCallback(async (request) => {
-    // The key stays the same until there is an answer: a button that is pressed again after a lost
-    // answer means the same export.
+    // The key stays the same until there is a response: pressing the button again after a lost
+    // response does not start a second export.
     key.current ??= `${Date.now()}-${Math.random()}`;
     const { statusUrl } = await submitJob("/api/exports", request, { idempotencyKey: key.current });
     key.current = null;
