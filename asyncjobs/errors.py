@@ -1,37 +1,37 @@
 """Every exception of the library, built from data.
 
 AsyncJobsError
-├── ConfigurationError        wrong set-up, found before any job is touched
+├── ConfigurationError        wrong set-up, found before any job is changed
 │   ├── UnknownType           no handler of that name is registered
 │   ├── NotOpen               used outside `async with jobs`
 │   ├── WrongEventLoop        used in another event loop than the one that opened it
 │   ├── BlockingCall          `jobs.sync` used in the event loop of the queue
-│   └── UnusableConnection    no job can be enqueued by its transaction
-├── RequestRejected           what came in is not done
-│   ├── MalformedBody         not JSON at all
-│   ├── UnsupportedMediaType  JSON was expected
+│   └── UnusableConnection    the connection's transaction cannot enqueue a job
+├── RequestRejected           the request is rejected
+│   ├── MalformedBody         the body is not JSON
+│   ├── UnsupportedMediaType  the body has another media type than JSON
 │   ├── PayloadTooLarge       more bytes than the policy allows
 │   ├── InvalidPayload        JSON of the wrong shape: names the fields
 │   ├── InvalidIdempotencyKey the header is malformed
 │   ├── IdempotencyConflict   the key was used for another payload
-│   ├── InvalidCallback       a URL that is not called back
-│   ├── InvalidQuery          a parameter of a list that makes no sense
+│   ├── InvalidCallback       a callback URL that will not be called
+│   ├── InvalidQuery          an invalid query parameter
 │   ├── PreconditionFailed    the job is at another version than the caller requires
 │   ├── CrossSite             sent by a page of another site
 │   └── TooManyPolls          polled far too often
-├── ResourcesUnavailable      what handlers share could not be opened
+├── ResourcesUnavailable      the handlers' shared resources could not be opened
 ├── NotDispatched             an engine refused some of several jobs
-├── InvalidResult             a handler's value that cannot be stored
+├── InvalidResult             the handler returned a value that cannot be stored
 ├── UnknownJob                no job has that id
 ├── JobUnsuccessful           the awaited job has failed or was cancelled
-├── IllegalMove               the job's status does not allow that
-├── TransferRefused           jobs cannot go from one store to another as they are
-├── LostLease                 the attempt that writes is no longer the job's
-├── StoreError                of the store itself
-│   ├── StoreUnavailable      away, full, read-only, corrupt: nothing was half-written
-│   ├── SchemaError           a database of a newer version, or of something else
+├── IllegalMove               the job's status does not allow the change
+├── TransferRefused           the jobs cannot be transferred between these stores now
+├── LostLease                 another attempt owns the job now
+├── StoreError                errors of the store itself
+│   ├── StoreUnavailable      down, full, read-only or corrupt: nothing was half-written
+│   ├── SchemaError           a database of a newer version or of another program
 │   └── UnreadableJob         one job's data is damaged, or of a newer release
-└── JobFailed                 raised by a handler, on purpose: its words reach the client
+└── JobFailed                 raised by a handler on purpose; clients see its message
 
 JobCancelled (a BaseException) ends a handler from inside `JobContext.check()`.
 """
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 
 
 class AsyncJobsError(Exception):
-    """Catch everything this library raises on its own account."""
+    """The base of all errors that this library raises."""
 
     def __reduce__(self) -> tuple[Callable[..., AsyncJobsError], tuple[object, ...]]:
-        # Made again of their data: the constructors do not take the sentence that `args` holds.
+        # Rebuilt from their data: the constructors do not take the message that `args` holds.
         return _again, (type(self), self.args, self.__dict__)
 
 
@@ -122,7 +122,7 @@ class BlockingCall(ConfigurationError):
 
 
 class ResourcesUnavailable(AsyncJobsError):
-    """What the handlers share, the `lifespan` of the queue, could not be opened here."""
+    """Raised when the handlers' shared resources, the queue's `lifespan`, cannot be opened here."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -139,14 +139,14 @@ class UnusableConnection(ConfigurationError):
 
 @dataclass(frozen=True)
 class FieldIssue:
-    """One thing wrong with one field; `field` is a dotted path, empty for the whole value."""
+    """One error of one field; `field` is a dotted path, empty for the whole value."""
 
     field: str
     message: str
 
     @classmethod
     def at(cls, location: Iterable[str | int], message: str) -> FieldIssue:
-        """Name the field at a path of keys and indices."""
+        """Make an issue for the field at a path of keys and indices."""
         return cls(".".join(map(str, location)), message)
 
     def __str__(self) -> str:
@@ -274,8 +274,8 @@ class UnknownJob(AsyncJobsError):
 class JobUnsuccessful(AsyncJobsError):
     """Raised for the result of a job that has failed or was cancelled; `job` is that job.
 
-    An ordinary exception, unlike `JobCancelled`: a handler that awaits another job fails by it if
-    it does not catch it, and is not taken for cancelled itself.
+    This is an ordinary exception, unlike `JobCancelled`: if a handler awaits another job and does
+    not catch it, the handler fails; it is not treated as cancelled.
     """
 
     def __init__(self, job: Job) -> None:
@@ -313,7 +313,7 @@ class LostLease(AsyncJobsError):
 
 
 class StoreError(AsyncJobsError):
-    """Catch whatever a store reports of itself."""
+    """The base of all errors that a store raises."""
 
 
 class StoreUnavailable(StoreError):
@@ -343,7 +343,7 @@ class UnreadableJob(StoreError):
 
 
 class JobFailed(AsyncJobsError):
-    """Fail the job from inside its handler with words meant for the client; never retried."""
+    """Raise it in a handler to fail the job with a message for the client; never retried."""
 
     def __init__(self, message: str, code: str = "job_failed") -> None:
         self.message = str(message)
@@ -352,10 +352,10 @@ class JobFailed(AsyncJobsError):
 
 
 class JobCancelled(BaseException):
-    """End a handler whose job is to stop.
+    """Ends a handler whose job is to stop.
 
-    Not an `Exception`, for asyncio.CancelledError's reason: a handler's own
-    `except Exception` must not swallow it.
+    Like asyncio.CancelledError, it is not an `Exception`: a handler's own `except Exception` must
+    not catch it.
     """
 
     def __init__(self, job_id: str) -> None:

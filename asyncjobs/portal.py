@@ -1,7 +1,7 @@
-"""One background event loop per process, for the world without one: WSGI, scripts, prefork workers.
+"""One background event loop per process, for programs without one: WSGI, scripts, prefork workers.
 
-Nothing is started before it is needed, and nothing that was started before a fork is used after
-it: a copied event loop never runs, and a copied database connection fails silently.
+Nothing is started before it is needed. Nothing started before a fork is used after it: a copied
+event loop never runs, and a copied database connection fails silently.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-# Before the interpreter waits for its threads, and before `concurrent.futures`, imported above,
-# refuses work, which handlers that are still running may need (reverse order of registration).
-# `atexit` comes too late for that, and there is no public hook.
+# Runs before the interpreter waits for its threads, and before `concurrent.futures`, imported
+# above, refuses new work, which running handlers may need (callbacks run in reverse order of
+# registration). `atexit` runs too late for that, and there is no public hook.
 _at_exit: Callable[[Callable[[], None]], object] = getattr(
     threading, "_register_atexit", atexit.register
 )
@@ -43,8 +43,8 @@ _GATE_SECONDS = 30.0
 
 
 def portal_for(jobs: AsyncJobs) -> Portal:
-    """Return the one portal of a queue, however many apps or prefixes it is mounted on."""
-    # Kept with the queue, so that both go together.
+    """Return the only portal of a queue, however many apps or prefixes it is mounted on."""
+    # Stored in the queue's attributes, so that both are garbage collected together.
     kept = vars(jobs)
     portal: Portal | None = kept.get("_portal")
     return portal or kept.setdefault("_portal", Portal(jobs))
@@ -53,29 +53,30 @@ def portal_for(jobs: AsyncJobs) -> Portal:
 class Portal:
     """Calls coroutine functions of one queue from any thread, opening the queue on first use.
 
-    At the end of the process the queue is drained and closed.
+    When the process ends, the queue is drained and closed.
     """
 
     def __init__(self, jobs: AsyncJobs) -> None:
         self._jobs = jobs
         self._lasting: list[Lasting] = []
-        # By process id: a fork copies the parent's entry, which must stay as it is, locks included.
+        # By process id. A fork copies the parent's entry, which must not be touched, locks
+        # included.
         self._processes: dict[int, _Process] = {}
         self._gates: dict[int, Gate] = {}
 
     def keep(self, lasting: Lasting) -> None:
-        """Begin something with the queue, and end it before the queue is drained."""
+        """Begin a background activity with the queue, and end it before the queue is drained."""
         self._lasting.append(lasting)
 
     def call(self, function: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
-        """Call a coroutine function in the background loop and wait for what it returns."""
+        """Run a coroutine function in the background loop and return its result."""
         return self.start().call(function, *arguments)
 
     def start(self, *, run_handlers: bool = True) -> LoopThread:
-        """Open the queue in this process, where it is not open yet, so that waiting jobs run.
+        """Open the queue in this process if it is not open yet, so that waiting jobs run.
 
-        Without `run_handlers` only to submit, read and wait; a later call may add the handlers.
-        Raises what opening the queue raises; the next call tries again.
+        Without `run_handlers` it only submits, reads and waits; a later call may start the
+        handlers. Raises what opening the queue raises; the next call tries again.
         """
         process = self._processes.get(os.getpid())
         if process is None:
@@ -84,7 +85,7 @@ class Portal:
 
     @property
     def gate(self) -> Gate:
-        """What lets calls of `sync` pass in this process, and keeps them from an opening queue."""
+        """The gate of this process, which separates calls of `sync` from another opening."""
         gate = self._gates.get(os.getpid())
         return gate or self._gates.setdefault(os.getpid(), Gate())
 
@@ -92,7 +93,7 @@ class Portal:
     async def taken_over(self) -> AsyncGenerator[None]:
         """Keep the queue closed here while it is opened elsewhere in this process, in the block.
 
-        Waits for calls that are under way; those that come meanwhile wait for the end of the block.
+        Waits for calls in progress; later calls wait for the end of the block.
         """
         process = self._processes.get(os.getpid())
         if process is not None and process.is_own_thread:
@@ -122,7 +123,7 @@ class Portal:
 
 
 class Gate:
-    """Passed by calls from threads; shut while the queue changes hands."""
+    """Entered by calls from threads; shut while the queue is opened elsewhere."""
 
     def __init__(self) -> None:
         self._changed = Condition()
@@ -130,7 +131,7 @@ class Gate:
         self._shut = False
 
     def __enter__(self) -> None:
-        """Wait until it is not shut; keep it from being shut during the block."""
+        """Wait until the gate is open, and keep it from being shut during the block."""
         with self._changed:
             if self._shut:
                 self._changed.wait_for(lambda: not self._shut, _GATE_SECONDS)
@@ -148,7 +149,7 @@ class Gate:
                 self._changed.notify_all()
 
     def try_to_shut(self) -> bool:
-        """Shut it if nothing is inside; return whether it is shut."""
+        """Shut the gate if no call is inside; return whether it is shut."""
         with self._changed:
             if self._inside or self._shut:
                 return False
@@ -156,24 +157,24 @@ class Gate:
             return True
 
     def shut(self) -> None:
-        """Shut it when nothing is inside, or after a while."""
+        """Shut the gate when no call is inside, or after a while."""
         with self._changed:
             self._changed.wait_for(lambda: not self._shut, _GATE_SECONDS)
             self._shut = True
             self._changed.wait_for(lambda: not self._inside, _GATE_SECONDS)
 
     def open(self) -> None:
-        """Let those pass that wait."""
+        """Open the gate for the waiting calls."""
         with self._changed:
             self._shut = False
             self._changed.notify_all()
 
 
 class Lasting(Protocol):
-    """What goes on in the background of a queue, and has to stop before it."""
+    """A background activity of a queue that must stop before the queue closes."""
 
     def begin(self) -> None:
-        """Go on for as long as it may; called in the event loop."""
+        """Start; called in the event loop."""
         ...
 
     def end(self) -> None:
@@ -182,7 +183,7 @@ class Lasting(Protocol):
 
 
 class _Process:
-    """What one process has of it."""
+    """The portal's state in one process."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -199,7 +200,7 @@ class _Process:
 
     @property
     def is_own_thread(self) -> bool:
-        """Whether the caller is in the event loop that this has started."""
+        """Whether the caller runs in the event loop that this object started."""
         opening = self._opening
         return opening is not None and opening.is_own_thread
 
@@ -222,14 +223,14 @@ class _Process:
             if run_handlers and not self._runs_handlers:
                 self._loop.call(jobs.start_handlers)
                 self._runs_handlers = True
-                # Heard only where this call is made by the main thread.
+                # Signals are detected only if this call is made in the main thread.
                 tell = partial(self._loop.call, self._loop.end_lasting)
                 self._signals.enter_context(told_to_stop(tell))
             return self._loop
 
     def close(self) -> None:
         if self._pid != os.getpid():
-            return  # the parent's, copied by a fork: not ours to stop
+            return  # the parent's, copied by a fork: it must not be stopped here
         with self._lock:
             loop, self._loop, self._opening = self._loop, None, None
             self._runs_handlers = False
@@ -239,11 +240,11 @@ class _Process:
 
 
 class LoopThread:
-    """An asyncio event loop in a thread of its own, with the queue open in it.
+    """An asyncio event loop in its own thread, with the queue open in it.
 
-    Not anyio's `start_blocking_portal`, which is a generator: in a forked child the copy of it
-    would wait, when it is forgotten there, for a thread that the child does not have. And a call
-    of its `BlockingPortal` goes to the event loop and back twice.
+    anyio's `start_blocking_portal` is a generator. In a forked child, garbage collection of its
+    copy would wait for a thread that the child does not have. Besides, each call of its
+    `BlockingPortal` goes to the event loop and back twice.
     """
 
     def __init__(self, jobs: AsyncJobs, lasting: Sequence[Lasting]) -> None:
@@ -254,7 +255,7 @@ class LoopThread:
         self._error: BaseException | None = None
         self._thread = Thread(target=self._run, name="asyncjobs", daemon=True)
         self._stop = asyncio.Event()
-        # Reentrant, since a signal handler makes calls in the midst of one.
+        # Reentrant, since a signal handler may make a call during another one.
         self._lock = RLock()
         self._calls: set[asyncio.Task[object]] = set()
 
@@ -269,19 +270,19 @@ class LoopThread:
 
     @property
     def is_own_thread(self) -> bool:
-        """Whether the caller is in this event loop."""
+        """Whether the caller runs in this event loop."""
         return threading.current_thread() is self._thread
 
     def call(self, function: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
-        """Await what a function returns, in this event loop; return or raise what comes of it.
+        """Run a coroutine function in this event loop; return its result or raise its error.
 
         If the waiting thread is interrupted, the call goes on. Raises `RuntimeError` in the thread
-        of the event loop, and when the queue is being closed.
+        of the event loop, and while the queue is being closed.
         """
         if self.is_own_thread:
             raise RuntimeError("The thread of the event loop would wait for itself.")
         call = Call(function, *arguments)
-        # A call that is let in is begun, and waited for at the end.
+        # A call that is accepted here is begun, and `stop` waits for it.
         with self._lock:
             if self._loop is None:
                 raise RuntimeError("The queue is not open in this event loop.")
@@ -291,14 +292,14 @@ class LoopThread:
 
     def stop(self) -> None:
         """Drain and close the queue and end the event loop; raise what that raises."""
-        with suppress(RuntimeError):  # it has broken off
+        with suppress(RuntimeError):  # the loop has already ended after an error
             self.call(self._begin_to_stop)
         self._thread.join()
         if self._error is not None:
             raise self._error
 
     async def end_lasting(self) -> None:
-        """Let what lasts stop soon."""
+        """Stop the background activities soon."""
         for one in self._lasting:
             one.end()
 
@@ -310,7 +311,7 @@ class LoopThread:
     def _run(self) -> None:
         try:
             anyio.run(self._serve)
-        except BaseException as error:  # noqa: BLE001  # raised where it can be caught
+        except BaseException as error:  # noqa: BLE001  # raised in the calling thread
             self._break_off(error)
 
     async def _serve(self) -> None:
@@ -330,7 +331,7 @@ class LoopThread:
             self._loop = None
 
     async def _end_calls(self) -> None:
-        await asyncio.sleep(0)  # those that were let in before begin
+        await asyncio.sleep(0)  # calls accepted earlier begin now
         while self._calls:
             await asyncio.wait(self._calls)
 
@@ -343,9 +344,8 @@ class LoopThread:
 class Call(Generic[T]):
     """A call in an asyncio event loop, for which another thread waits.
 
-    What `asyncio.run_coroutine_threadsafe` does, without its two chained futures: a thread that
-    waits for a lock is told of the end at half the price of a condition. The call has the context
-    of the thread.
+    It replaces `asyncio.run_coroutine_threadsafe` and its two chained futures: waking a thread that
+    waits for a lock takes half the time of a condition. The call runs in the context of the thread.
     """
 
     __slots__ = ("_ended", "_function", "_task")
@@ -357,7 +357,7 @@ class Call(Generic[T]):
         self._ended.acquire()
 
     def begin(self, calls: set[asyncio.Task[object]]) -> None:
-        """Begin, in the event loop; the call is one of `calls` until it has ended."""
+        """Begin in the event loop; the call's task is in `calls` until it has ended."""
         self._task = task = asyncio.get_running_loop().create_task(self._run())
         calls.add(task)
         task.add_done_callback(calls.discard)
@@ -368,7 +368,7 @@ class Call(Generic[T]):
         self._ended.acquire()
 
     def result(self) -> T:
-        """Return or raise what came of the call; `CancelledError` of `concurrent.futures`."""
+        """Return the call's result or raise its error, or `concurrent.futures.CancelledError`."""
         task, self._task = self._task, None
         if task is None:
             raise RuntimeError("The call has not begun, or what came of it was taken.")
@@ -380,8 +380,9 @@ class Call(Generic[T]):
             del task  # its error has this frame
 
     def cancel(self) -> None:
-        """Cancel the call if it goes on, in the event loop; nothing must come of it any more."""
-        # Its frames are free when it has ended, whoever keeps the traceback of the interruption.
+        """Cancel the call if it is in progress, in the event loop; its result is discarded."""
+        # Frees its frames when it has ended, even if something keeps the traceback of the
+        # interruption.
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -390,7 +391,7 @@ class Call(Generic[T]):
         return await self._function()
 
     def _end(self, task: asyncio.Task[T]) -> None:
-        # An error counts as seen even if the thread is interrupted before it sees it.
+        # Marks the error as retrieved even if the thread is interrupted before it reads it.
         if not task.cancelled():
             task.exception()
         self._ended.release()
