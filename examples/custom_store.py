@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Record(NamedTuple):
-    """A state file: a line of JSON for the first four fields, then a line for each of the others."""
+    """A state file: a line of JSON with the first four fields, then a line for each other field."""
 
     order: int
     revision: int
