@@ -1,7 +1,7 @@
 """JSON documents about jobs. Each model makes its document and describes it in OpenAPI.
 
-A field is read from the job's attribute of the same name unless its annotation says otherwise. To
-add a field to a document, declare it in the model.
+A field is read from the job's attribute of the same name unless its annotation names another
+source. To add a field to a document, declare it in the model.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ _Source = From | FromLinks | Stored | WhenSent
 
 
 class _Writer:
-    """Makes the document of one model. It is apart from the model to keep lookups fast."""
+    """Makes the document of one model. It is a separate class to keep lookups fast."""
 
     def __init__(self, model: type[BaseModel]) -> None:
-        # The fields by their names in JSON, sorted by where they come from.
+        # The fields by their JSON names, sorted by source.
         self._from_job: list[tuple[str, Callable[[Job], object]]] = []
         self._from_links: list[tuple[str, Callable[[Job, JobLinks], object]]] = []
         self._stored: list[tuple[bytes, Callable[[Job], bytes | None]]] = []
@@ -122,7 +122,7 @@ class Document(BaseModel):
 
     @classmethod
     def members(cls, job: Job, links: JobLinks | None = None) -> dict[str, object]:
-        """Return the members that are not stored as JSON; times and enums are left as they are."""
+        """Return the members that are not stored as JSON; times and enums are not converted."""
         return cls._writer.members(job, links)
 
     @classmethod
@@ -159,7 +159,7 @@ _Id = Annotated[JobId, From(attrgetter("id"))]
 _StatusUrl = Annotated[str, FromLinks(lambda _job, links: links.status)]
 _Percent = Annotated[int, Field(ge=0, le=100)]
 _ErrorMessage = Annotated[str | None, From(_error_message)]
-# Written as it is: the serializer of floats would make 30.0 of 30.
+# Serialized by its actual type: the serializer of floats would turn 30 into 30.0.
 _Seconds = SerializeAsAny[float]
 
 
@@ -207,7 +207,7 @@ class JobDocument(Document):
 
 
 def with_pace(document: bytes, retry_after: int | None, position: int | None = None) -> bytes:
-    """Add to an encoded `JobDocument` the fields that are true at this moment only."""
+    """Add the fields that are valid only at this moment to an encoded `JobDocument`."""
     pace = b"null" if retry_after is None else b"%d" % retry_after
     place = b"null" if position is None else b"%d" % position
     return b'%s,"retryAfter":%s,"position":%s}' % (document[:-1], pace, place)
@@ -228,7 +228,7 @@ class ListedDocument(Document):
 
 
 class ListDocument(BaseModel):
-    """Some of a caller's jobs, the newest first."""
+    """A page of a caller's jobs, the newest first."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -246,7 +246,7 @@ OperationStatus = Literal["NotStarted", "Running", "Succeeded", "Failed", "Cance
 
 
 def operation_status(status: JobStatus) -> OperationStatus:
-    """Return Azure's word for a status."""
+    """Return Azure's name of a status."""
     match status:
         case JobStatus.PENDING:
             return "NotStarted"
@@ -291,7 +291,7 @@ def _last_action(job: Job) -> datetime:
 def _result_location(job: Job, links: JobLinks) -> str | None:
     if job.status is not JobStatus.COMPLETED:
         return None
-    # Absolute, as the operation's URL is: pollers fetch it with the client's own credentials.
+    # Absolute, like the operation's URL: pollers fetch it with the client's own credentials.
     return links.operation.removesuffix("/operation") + "/result"
 
 
@@ -321,7 +321,7 @@ _Key = tuple[JobId, int]
 
 
 class DocumentCache:
-    """Keeps the documents and the events that were encoded last, each up to `max_bytes`."""
+    """Caches the latest encoded documents and events, each up to `max_bytes`."""
 
     def __init__(self, *, max_bytes: int = _MAX_CACHE_BYTES) -> None:
         self._documents = _Cache(JobDocument.encode, max_bytes)
@@ -334,7 +334,7 @@ class DocumentCache:
         return self._documents.get(job)
 
     def event(self, job: Job) -> bytes:
-        """Return the Server-Sent Event that shows a job as it is now."""
+        """Return the Server-Sent Event with the job's current state."""
         return self._events.get(job)
 
 

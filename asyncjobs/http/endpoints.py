@@ -1,4 +1,4 @@
-"""Answers requests by the queue: with `streams`, the only part of `http` that awaits."""
+"""Answers requests by means of the queue; only this module and `streams` await."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ _NO_STORE = ("Cache-Control", "no-store")
 _REVALIDATE = ("Cache-Control", "private, no-cache")
 _VARY = ("Vary", "Accept, Prefer")
 _JSON: Headers = (("Content-Type", "application/json"), _NOSNIFF)
-# A result may contain text of strangers: browsers must never render it as a page of this site.
+# A result may contain text by strangers: browsers must never render it as a page of this site.
 _INERT = ("Content-Security-Policy", "default-src 'none'; sandbox")
 
 
 class Body(Enum):
-    """Stands for the request's own body, in place of a payload the application has read."""
+    """Stands for the request's own body, instead of a payload that the application has read."""
 
     UNREAD = "unread"
 
 
 @dataclass(frozen=True)
 class Submit:
-    """The options that an application's route gives for a submission."""
+    """The options of a submission by an application's own route."""
 
     user_id: str | None = None
     options: EnqueueOptions | None = None
@@ -88,7 +88,7 @@ class Submit:
 
 @dataclass(frozen=True)
 class _Patience:
-    """How long a request is held, and the headers of the answer about it."""
+    """How long a request is held, and the headers that describe this in the answer."""
 
     seconds: float
     applied: Headers = ()
@@ -98,7 +98,7 @@ _NO_PATIENCE = _Patience(0.0)
 
 
 class Endpoints:
-    """The routes of one mount, free of any framework."""
+    """The routes of one mount, independent of any framework."""
 
     def __init__(self, jobs: AsyncJobs, mount: Mount) -> None:
         self.jobs = jobs
@@ -124,8 +124,8 @@ class Endpoints:
         methods = ["GET"] if request.path.removesuffix("/") in SCRIPTS else [*operations]
         if not methods and "access-control-request-method" not in request.headers:
             return None
-        # A preflight passes for any path. What it permits is decided by the application's CORS
-        # layer, which adds headers to a 2xx; the request that follows is answered as any other.
+        # A preflight passes for any path. The application's CORS layer decides what it permits, and
+        # adds headers to a 2xx; the request that follows is handled like any other.
         return Response(HTTPStatus.NO_CONTENT, (("Allow", methods_of(methods)), _NO_STORE))
 
     async def handle(self, request: Request) -> Response:
@@ -160,7 +160,7 @@ class Endpoints:
         return answer
 
     def refuse_socket(self, request: Request) -> Response | None:
-        """Return the refusal of a WebSocket; None if it may be accepted."""
+        """Return the refusal of a WebSocket, or None if it may be accepted."""
         try:
             refuse_foreign_socket(request, self._trusted)
         except AsyncJobsError as error:
@@ -168,7 +168,7 @@ class Endpoints:
         return None
 
     def follow(self, request: Request) -> AsyncGenerator[bytes | Close | None]:
-        """Yield the documents to send over an accepted WebSocket, and at last its end."""
+        """Yield the documents to send over an accepted WebSocket, and finally its close."""
         after = sse.resumes_after(None, parameters_of(request.query).get("after"))
         check = partial(self._checked, request.owner)
         return self.streams.socket(JobId(request.path), check, after, request.room)
@@ -200,7 +200,7 @@ class Endpoints:
                 assert_never(operation)
 
     def _operations_at(self, path: str) -> tuple[JobId, Mapping[str, Operation]]:
-        """Return the job of a path and what its methods do; raise `UnknownJob` if it has none."""
+        """Return the job and the operations of a path; raise `UnknownJob` if it has none."""
         job_id, operations = operations_at(path)
         known = parse_job_id(job_id) is not None if job_id else self._lists
         if not operations or not known:
@@ -237,7 +237,7 @@ class Endpoints:
             ended = await self._ended(accepted.job, wait.seconds)
             if ended is not None:
                 return Response(HTTPStatus.OK, headers, await self._document(ended, None))
-        # A replayed 202 of a job that has ended has a delay, too, as the first one had.
+        # A replayed 202 of an ended job also has a delay, like the first one.
         pause = self._first_pause(accepted) or self.mount.options.pacing.seconds()
         headers = (*headers, ("Location", links.result), *_retry_after_header(pause))
         return Response(HTTPStatus.ACCEPTED, headers, AcceptedDocument.encode(accepted.job, links))
@@ -327,31 +327,31 @@ class Endpoints:
     async def _cancel(self, request: Request, found: Job) -> Response:
         job = await self._cancelled(request, found)
         if request.method == "POST" and prefers_html(request.headers.get("accept")):
-            # A person pressed the page's button: back to the page.
+            # Someone pressed the page's button: redirect to the page.
             back = ("Location", self.mount.links(request, job.id).status)
             return Response(HTTPStatus.SEE_OTHER, (back, _NO_STORE))
         status = HTTPStatus.OK if job.status.terminal else HTTPStatus.ACCEPTED
         return await self._unlasting(status, job)
 
     async def _cancelled(self, request: Request, job: Job) -> Job:
-        """Cancel a job in one atomic step with the check of the request's conditions."""
+        """Cancel a job; checking the request's conditions and cancelling are one atomic step."""
         if request.headers.keys().isdisjoint(("if-match", "if-none-match")):
             return await self.jobs.cancel(job.id)
         while allows_change(request.headers, etag_of(job.version)):
             try:
                 return await self.jobs.cancel(job.id, version=job.version)
-            except PreconditionFailed:  # it has changed in between, perhaps to another allowed one
+            except PreconditionFailed:  # changed meanwhile, perhaps to another allowed version
                 job = await self.jobs.find(job.id)
         raise PreconditionFailed(job.id, job.version)
 
     async def _unlasting(self, status: HTTPStatus, job: Job) -> Response:
-        """Answer with the status document at a URL that stands for something else."""
+        """Return the status document, uncached, at a URL of another resource."""
         seconds = self._retry_after(job)
         headers = (*_JSON, _NO_STORE, *_retry_after_header(seconds))
         return Response(status, headers, await self._document(job, seconds))
 
     def _checked(self, owner: str | None, job: Job) -> Job:
-        """Check the owner of a job, here only; other callers get the answer of no job."""
+        """Check the owner of a job; other callers get the same answer as for an unknown job."""
         if self.mount.identified and job.user_id != owner:
             raise UnknownJob(job.id)
         return job
@@ -365,7 +365,7 @@ class Endpoints:
             seconds = min(wished, int(self.mount.options.max_wait.total_seconds()))
             patience = _Patience(seconds, (("Preference-Applied", f"wait={seconds}"),))
         if patience.seconds and not self.streams.has_room(request.room):
-            # Answered at once, and the client waits as `Retry-After` says.
+            # Answered at once; the client waits as `Retry-After` advises.
             return _NO_PATIENCE
         return patience
 
@@ -392,7 +392,7 @@ class Endpoints:
 
 
 def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any] | str) -> Endpoints:
-    """Return the mount whose queue has this type: the links of the answer lead there.
+    """Return the mount whose queue has this type; the links of the answer lead there.
 
     Raises `ConfigurationError` if there is none, or if queues of several mounts have the name.
     """

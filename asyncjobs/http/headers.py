@@ -19,7 +19,7 @@ _TAG = re.compile(rf"(W/)?({_OPAQUE_TAG.pattern})")
 
 
 def etag_of(version: int) -> str:
-    """Make the strong ETag of a version."""
+    """Return the strong ETag of a version."""
     return f'"{version}"'
 
 
@@ -33,8 +33,8 @@ def allows_change(headers: Mapping[str, str], etag: str) -> bool:
 def still_at(if_match: str | None, etag: str) -> bool:
     """Return whether If-Match names this representation, or is absent.
 
-    The comparison is strong, as RFC 9110 section 13.1.1 requires. A header without any tag names
-    nothing, so that a client with a malformed condition changes nothing.
+    The comparison is strong, as RFC 9110 section 13.1.1 requires. A header without a valid tag
+    matches nothing, so a client with a malformed condition changes nothing.
     """
     if if_match is None or if_match.strip() == "*":
         return True
@@ -42,7 +42,7 @@ def still_at(if_match: str | None, etag: str) -> bool:
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:
-    """Return whether the client has this representation already.
+    """Return whether the client already has this representation.
 
     The comparison is weak, as RFC 9110 section 13.1.2 requires for If-None-Match: caches on the way
     may have weakened the tag. Anything that is not a tag is ignored.
@@ -53,10 +53,10 @@ def matches(if_none_match: str | None, etag: str) -> bool:
 
 
 def attachment(name: str, suffix: str) -> tuple[str, str]:
-    """Return the header of an answer that browsers save as a file of about that name.
+    """Return the header that makes browsers save an answer as a file of about that name.
 
-    Only letters, digits and ``._-`` of ASCII stay: file systems and browsers agree on them
-    (RFC 6266, section 4.3).
+    Only ASCII letters, digits and ``._-`` remain: file systems and browsers agree on them (RFC
+    6266, section 4.3).
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "file"
     return ("Content-Disposition", f'attachment; filename="{safe}{suffix}"')
@@ -67,14 +67,14 @@ _QUALITY = re.compile(r";\s*q\s*=\s*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$
 
 
 def prefers_html(accept: str | None) -> bool:
-    """Return whether HTML is preferred to JSON: browsers name it, programs hardly ever do."""
+    """Return whether HTML is preferred to JSON: browsers list it, programs rarely do."""
     if not accept or accept == "*/*":
         return False
     return _quality(accept, "text", "html") > _quality(accept, "application", "json")
 
 
 def _quality(accept: str, kind: str, subtype: str) -> float:
-    """Return the weight of a media type: that of the most specific range it falls into."""
+    """Return the weight of a media type: that of the most specific matching range."""
     wanted = {f"{kind}/{subtype}": 2, f"{kind}/*": 1, "*/*": 0}
     found = (-1, 0.0)
     for part in accept.split(","):
@@ -86,23 +86,23 @@ def _quality(accept: str, kind: str, subtype: str) -> float:
     return found[1]
 
 
-# Possessive throughout (`*+`): there is one way to read a header, and a hostile one cannot make the
-# search for others take for ever.
+# Possessive quantifiers (`*+`) allow one way to read a header, so a malicious header cannot make
+# the search backtrack for ever.
 _NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _VALUE = rf'(?:{_NAME}|"(?:[^"\\]|\\.)*+")'
 _PARAMETERS = rf"(?:\s*+;(?:\s*+{_NAME}(?:\s*+=\s*+{_VALUE}?+)?+)?+)*+"
 _PREFERENCE = re.compile(rf"\s*+({_NAME})(?:\s*+=\s*+({_VALUE})?+)?+{_PARAMETERS}\s*+(?:,|$)")
 
-# What follows a preference that cannot be read: up to the next comma outside of quotes, or to the
-# end where a quote is never closed.
+# The rest of an unreadable preference: up to the next comma outside quotes, or to the end if a
+# quote is never closed.
 _SKIP = re.compile(r'(?:"(?:[^"\\]|\\.)*+(?:"|\\?$)|[^,"])*+(?:,|$)', re.DOTALL)
 
 
 def preferences(prefer: str | None) -> dict[str, str]:
-    """Read the preferences of all `Prefer` headers, joined by commas, without their parameters.
+    """Parse the preferences of all `Prefer` headers, joined by commas, without their parameters.
 
-    Names are in lower case; no value is the empty value (RFC 7240, section 2). The first of a
-    repeated preference counts. Anything that cannot be read is ignored, as unknown preferences are.
+    Names are in lower case; a missing value is the empty value (RFC 7240, section 2). The first of
+    a repeated preference counts. Unreadable parts are ignored, like unknown preferences.
     """
     found: dict[str, str] = {}
     position, text = 0, prefer or ""
@@ -125,20 +125,20 @@ def wait_of(prefer: str | None) -> int | None:
     if prefer is None:
         return None
     value = preferences(prefer).get("wait", "")
-    # ASCII digits only, and not more than a wait can sensibly have.
+    # ASCII digits only, and no longer than any sensible wait.
     return int(value) if re.fullmatch(r"[0-9]{1,9}", value) else None
 
 
-# RFC 9651 section 3.3.3, which the draft asks for; and what most clients send instead.
+# RFC 9651 section 3.3.3, which the draft requires, and the form that most clients send instead.
 _QUOTED_KEY = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
-# Without commas: those of two fields that a server has joined are no part of a key.
+# Without commas: a server joins two fields by a comma, which is not part of a key.
 _BARE_KEY = re.compile(r"[\x21\x23-\x2b\x2d-\x7e][\x21-\x2b\x2d-\x7e]*")
 
 _MAX_KEY_CHARACTERS = 255
 
 
 def idempotency_key_of(header: str | None) -> str | None:
-    """Read an idempotency key, quoted or bare; raise `InvalidIdempotencyKey`.
+    """Parse an idempotency key, quoted or bare; raise `InvalidIdempotencyKey`.
 
     draft-ietf-httpapi-idempotency-key-header section 2.1 makes it a string of structured fields.
     """
@@ -160,13 +160,13 @@ def idempotency_key_of(header: str | None) -> str | None:
     return key
 
 
-# gunicorn closes idle connections after 2 seconds unless told otherwise; uvicorn, Apache and Node
-# after 5. A poll that comes at that moment is lost.
+# By default gunicorn closes idle connections after 2 seconds; uvicorn, Apache and Node after 5. A
+# poll sent at that moment is lost.
 _KEEP_ALIVE_SECONDS = frozenset({2, 5})
 
 
 def clear_of_keep_alive(seconds: int) -> int:
-    """Return a delay of so many seconds, or of one more if many servers close connections then."""
+    """Return the delay, one second longer if many servers close connections after it."""
     return seconds + 1 if seconds in _KEEP_ALIVE_SECONDS else seconds
 
 
@@ -174,7 +174,7 @@ def clear_of_keep_alive(seconds: int) -> int:
 class Pacing:
     """The bounds of `Retry-After`; each is seconds or a timedelta.
 
-    Delays of 2 and 5 seconds are left out if the bounds have others: many servers close idle
+    Delays of 2 and 5 seconds are avoided if the bounds allow others, since many servers close idle
     connections then.
 
     Raises `ValueError` for a `min_delay` of less than a second, or of more than `max_delay`.
@@ -213,7 +213,7 @@ _POLLS_PER_JOB = 10
 
 
 def retry_after(job: Job, now: datetime, pacing: Pacing, expected: timedelta | None) -> int | None:
-    """Return in how many seconds to poll again; None if the job is terminal.
+    """Return after how many seconds to poll again; None if the job is terminal.
 
     `expected` is how long jobs of its type take. A delayed job is polled when it is due to begin.
     The progress of a running job shows how much time is left.
@@ -234,7 +234,7 @@ def retry_after(job: Job, now: datetime, pacing: Pacing, expected: timedelta | N
 
 
 def _duration(job: Job, now: datetime, expected: timedelta) -> tuple[timedelta, timedelta]:
-    """Return how long a running job takes as a whole, and from now on."""
+    """Return how long a running job takes in total, and from now on."""
     elapsed = max(now - (job.started_at or now), timedelta(0))
     whole = elapsed * 100 / job.progress if job.progress else max(expected, elapsed)
     # A job that takes longer than expected may take longer still.

@@ -9,17 +9,17 @@ from typing import NamedTuple, Protocol, Self
 
 Headers = tuple[tuple[str, str], ...]
 
-#: How many connections a server with an event loop holds at a time: it has no thread for each.
+#: How many connections a server with an event loop holds at once: they need no threads.
 EVENT_LOOP_ROOM = 10_000
 
-# Fewer than the threads of common set-ups, of which waitress with its four has the fewest.
+# Fewer than the threads of common servers; waitress has the fewest, four.
 _THREADS_ROOM = 3
 
 
 def room_in(*, threads: bool) -> int:
-    """Return how many connections a server without an event loop holds at a time.
+    """Return how many connections a server without an event loop holds at once.
 
-    Each keeps a thread for as long as it is open, so a server with one thread holds none.
+    Each occupies a thread while it is open, so a server with one thread holds none.
     """
     return _THREADS_ROOM if threads else 0
 
@@ -29,16 +29,16 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 # A tuple, since each request makes one: a frozen dataclass takes twice the time.
 class Request(NamedTuple):
-    """What is known of a request.
+    """The data of a request.
 
-    `path` is what follows the mount's prefix, without a leading slash. `root` is the path under
-    which the application itself is reached (ASGI's root_path, WSGI's SCRIPT_NAME). `prefix` is the
-    one under which a router was included, if the mount has none of its own. Header names
-    are in lower case; repeated headers are joined by commas, as RFC 9110 section 5.3 allows.
-    `scheme` is the one by which the server itself was reached. `owner` is who asks, where the
-    mount was told how to find that out. `closes` is whether the connection must end with the
-    answer, since a part of the body stays unread (RFC 9112, section 9.6). `room` is how many
-    connections the server may hold at a time unless the mount has a limit of its own.
+    `path` is the part after the mount's prefix, without a leading slash. `root` is the path of the
+    application itself (ASGI's root_path, WSGI's SCRIPT_NAME). `prefix` is the one under which a
+    router was included, if the mount has none of its own. Header names are in lower case; repeated
+    headers are joined by commas, as RFC 9110 section 5.3 allows. `scheme` is the one by which the
+    server itself was reached. `owner` is the caller that `identify` returned, if the mount has such
+    a function. `closes` is whether the connection must end with the answer, since a part of the
+    body stays unread (RFC 9112, section 9.6). `room` is how many connections the server may hold at
+    once unless the mount has its own limit.
     """
 
     method: str
@@ -56,31 +56,31 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole answer. Content-Length is left to the server."""
+    """A complete answer. The server adds Content-Length."""
 
     status: int
     headers: Headers = ()
     body: bytes = b""
 
     def header(self, name: str) -> str | None:
-        """Return the first header of that name, in any case."""
+        """Return the first header of that name; the case is ignored."""
         wanted = name.lower()
         return next((value for key, value in self.headers if key.lower() == wanted), None)
 
 
 class Chunks(Protocol):
-    """The body of a stream, to be closed in any case; iterate it, or `take` and `wait` in turn."""
+    """The body of a stream, always to be closed; iterate it, or call `take` and `wait` in turn."""
 
     def __aiter__(self) -> Self: ...
 
     async def __anext__(self) -> bytes: ...
 
     def take(self) -> bytes | None:
-        """Return the next chunk, None if it is not there yet; raise `StopAsyncIteration`."""
+        """Return the next chunk, None if it is not ready; raise `StopAsyncIteration` at the end."""
         ...
 
     def wait(self) -> Awaitable[None]:
-        """Return when the next chunk may be there. Call it after `take`, and await it at once."""
+        """Return when the next chunk may be ready. Call it after `take`, and await it at once."""
         ...
 
     async def aclose(self) -> None: ...
@@ -93,9 +93,10 @@ class StreamingResponse(Response):
     chunks: Chunks = field(kw_only=True)
 
     async def without_body(self) -> StreamingResponse:
-        """Close the chunks, and return the answer to the same request by HEAD.
+        """Close the chunks and return the answer for HEAD on the same resource.
 
-        Still a stream, since the answer to a GET has no Content-Length (RFC 9110, section 8.6).
+        It is still a stream, since the answer to a GET has no Content-Length (RFC 9110, section
+        8.6).
         """
         await self.chunks.aclose()
         return replace(self, chunks=_NoChunks())

@@ -1,4 +1,4 @@
-"""Where the routes are served, and on what terms."""
+"""The mounts: prefix, options and URLs of the routes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class MountOptions:
       seconds.
     - `origins`: the other sites (such as `https://app.example.com`) whose pages may submit, cancel
       and open WebSockets.
-    - `max_held`: how many connections a process holds at a time: events, WebSockets and requests
-      that wait for a job. Beyond it, clients are answered at once and come again. 10,000 by
-      default. In Flask, where each of them keeps a thread, 3; none if the server has one thread.
+    - `max_held`: how many connections a process holds at once: events, WebSockets and requests
+      that wait for a job. Further clients are answered at once and poll. The default is 10,000; in
+      Flask, where each occupies a thread, it is 3, or none if the server has one thread.
     - `max_stream_duration`: how long each of these streams lasts; clients then connect again.
     - `keep_alive_interval`: how often a quiet stream sends a comment.
-    - `websocket_prefix`: the prefix of the WebSockets. By default `/ws` and the mount's own prefix
-      without `/api`; `/ws`, below the prefix, for a router.
+    - `websocket_prefix`: the prefix of the WebSockets. The default is `/ws` and the mount's own
+      prefix without `/api`; for a router it is `/ws` below the prefix.
     - `poll_limit`: answers 429 to clients that poll far too often.
     - `callbacks`: whether the header `Callback-URL` may name a URL that is called when the job has
       ended. If not, a request with that header is refused.
@@ -67,7 +67,7 @@ class MountOptions:
         ) -> None: ...
 
     def held_at_most(self, room: int) -> int:
-        """Return the limit of held connections on a server that has room for so many."""
+        """Return the limit of held connections on a server with this much room."""
         return room if self.max_held is None else self.max_held
 
     def __post_init__(self) -> None:
@@ -101,11 +101,11 @@ class JobLinks(NamedTuple):
 
 @dataclass(frozen=True)
 class Mount:
-    """One place where the routes are served.
+    """A place where the routes are served.
 
     URLs in answers are paths below `prefix`; with a `base_url` (such as `https://api.example.com`)
     they are absolute. They are never built from headers that a proxy sets. If `prefix` is None,
-    each request brings its own, as with a router that is included somewhere.
+    each request has its own, as with an included router.
     """
 
     prefix: str | None = "/api/jobs"
@@ -129,29 +129,29 @@ class Mount:
 
     @property
     def trusted(self) -> frozenset[str]:
-        """The origins whose pages may do what changes something, beside the server's own."""
+        """The origins, besides the server's own, whose pages may send unsafe requests."""
         own = origin_of(self.base_url) if self.base_url else None
         return frozenset(
             {*(origin.lower() for origin in self.options.origins), *([own] if own else [])}
         )
 
     def base(self, request: Request) -> str:
-        """Return the URL of the list of jobs, which is a path without a base URL."""
+        """Return the URL of the list of jobs, which is a path if there is no base URL."""
         prefix = quote(request.prefix) if self.prefix is None else self.prefix
         if self.base_url is not None:
             return self.base_url + prefix
-        # The root may stem from the request's own path: an app mounted below `/{tenant}`.
+        # The root may come from the request's own path: an app mounted below `/{tenant}`.
         if not request.root:
             return prefix
         root = quote(request.root.strip("/"))
         return f"/{root}{prefix}" if root else prefix
 
     def links(self, request: Request, job_id: JobId) -> JobLinks:
-        """Make a job's URLs; all but that of the operation are relative to the server."""
+        """Return a job's URLs; all but that of the operation are relative to the server."""
         base = self.base(request)
         status = f"{base}/{job_id}"
-        # Clients of that resource expect an absolute URL. The server's own name is what this very
-        # client has sent, and nobody else will be shown the answer.
+        # Clients of that resource expect an absolute URL. It uses the `Host` that this client sent,
+        # and only this client receives the answer.
         host = "" if self.base_url is not None else own_origin(request) or ""
         return JobLinks(
             status=status,
@@ -192,7 +192,7 @@ def check_queue(jobs: object) -> None:
 
 
 def check_mounts(present: Iterable[Mount], added: Mount) -> None:
-    """Raise `ConfigurationError` if an app would serve two queues, or one twice, at one path."""
+    """Raise `ConfigurationError` if an app would serve two queues, or one twice, at a path."""
     for one in present:
         if one.prefix == added.prefix:
             raise ConfigurationError(

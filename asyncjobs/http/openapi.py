@@ -1,6 +1,6 @@
-"""What the routes look like to OpenAPI 3.1, as plain values.
+"""The description of the routes in OpenAPI 3.1, as plain values.
 
-Documents are referred to as components, by the names of their models.
+Documents are referenced as components, by the names of their models.
 """
 
 from __future__ import annotations
@@ -110,12 +110,12 @@ _CALLBACK = _header("Callback-URL", "where the job's end is sent", format="uri",
 
 
 def parameters_of(route: Route) -> list[Schema]:
-    """Describe the parameters of a route beside the job's id."""
+    """Describe the parameters of a route, except the job's id."""
     return _PARAMETERS.get(route.operation, [])
 
 
 def submission_parameters(*, callbacks: bool) -> list[Schema]:
-    """Describe what `accept` reads beside the payload, with or without a callback URL."""
+    """Describe the inputs of `accept` other than the payload, with or without a callback URL."""
     return [*_SUBMISSION, *([_CALLBACK] if callbacks else [])]
 
 
@@ -165,7 +165,7 @@ def submission_body() -> Schema:
 
 
 def model_of(schema: Schema) -> str | None:
-    """Return the name of the model to which a schema refers; None if it is another schema."""
+    """Return the name of the model that a schema references; None for another schema."""
     reference = schema.get("$ref")
     if not isinstance(reference, str) or not reference.startswith(_COMPONENTS):
         return None
@@ -239,7 +239,7 @@ def _headers(*names: str) -> Schema:
 def _events() -> Schema:
     """Describe each event of a stream by `itemSchema` (OpenAPI 3.2, section 4.14.2).
 
-    FastAPI describes its own streams so in documents of version 3.1, too.
+    FastAPI does the same for its own streams in documents of version 3.1.
     """
     document = {
         "contentMediaType": "application/json",
@@ -263,7 +263,7 @@ def _events() -> Schema:
 
 
 def _links(prefix: str | None) -> Schema:
-    """Lead from a document with a `jobId` to all that can be done with the job."""
+    """Link a document with a `jobId` to all operations on the job."""
     if prefix is None:
         return {}
     return {
@@ -283,5 +283,5 @@ def _link_name(route: Route) -> str:
 
 
 def _pointer(path: str) -> str:
-    """Write a path as a part of a JSON pointer in a URI (RFC 6901, sections 3 and 6)."""
+    """Escape a path as part of a JSON pointer in a URI (RFC 6901, sections 3 and 6)."""
     return quote(path.replace("~", "~0").replace("/", "~1"))

@@ -1,8 +1,8 @@
-"""Pages for people: the status of a job, and the problems on the way to it.
+"""Pages for people: the status of a job, and problems.
 
 The status page is complete as the server renders it; without JavaScript it is refreshed. Its script
-fills in the elements with a `part` again. The words and the style are those of `<async-job>`: both
-are in `browser/look.js`.
+updates the elements with a `part`. It shares texts and style with `<async-job>`: both are in
+`browser/look.js`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from asyncjobs.http.mounts import JobLinks
 
 
 def _asset(folder: str, name: str) -> str:
-    # Browsers hash scripts with bare line feeds, which reading as text makes of any line ends.
+    # Browsers hash scripts with LF line ends; reading as text converts all line ends to LF.
     return (files("asyncjobs") / folder / name).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What the page shares with the element; see `browser/look.js`."""
+    """The style, script and texts shared with the element; see `browser/look.js`."""
 
     words: Mapping[str, str]
     style: str
@@ -52,7 +52,7 @@ def _look() -> _Look:
 
 _LOOK = _look()
 
-#: What page and element show, by name; for each status, and for a job that was asked to stop.
+#: The texts of page and element: for each status, and for a job that was asked to stop.
 WORDS = _LOOK.words
 
 _STYLE = _LOOK.style + _asset("http", "page.css")
@@ -76,8 +76,8 @@ _HEADERS: Headers = (
     ("Vary", "Accept, Prefer"),
     ("Content-Security-Policy", _POLICY),
     ("X-Content-Type-Options", "nosniff"),
-    # Not `no-referrer`: by that, a form is sent with `Origin: null` (Fetch, section 3.2), and over
-    # plain HTTP, where no Sec-Fetch-Site is sent, the Cancel button would be refused as cross-site.
+    # Not `no-referrer`: forms would be sent with `Origin: null` (Fetch, section 3.2). Over plain
+    # HTTP, which has no Sec-Fetch-Site, the Cancel button would then be refused as cross-site.
     ("Referrer-Policy", "same-origin"),
 )
 
@@ -87,8 +87,8 @@ def status_page(
 ) -> Response:
     """Return the page of a job.
 
-    `retry_after` is when a page without JavaScript asks again, in seconds. From `now` on the page
-    counts the time that has elapsed; without it, by the reader's own clock.
+    `retry_after` is the delay in seconds before a page without JavaScript reloads. The elapsed time
+    counts from `now`; without it, from the reader's own clock.
     """
     again = None if job.status.terminal else retry_after
     pace = () if again is None else (("Retry-After", str(again)),)
@@ -107,9 +107,9 @@ def status_page(
 
 
 def problem_page(answer: Response, links: JobLinks | None) -> Response:
-    """Return a problem as a page; other answers are returned as they are.
+    """Return a problem as a page; return any other answer unchanged.
 
-    `links` are those of the job if the problem is that of a URL below the job's own.
+    `links` are those of the job if the problem's URL is below the job's own.
     """
     if answer.header("Content-Type") != "application/problem+json":
         return answer
@@ -166,7 +166,7 @@ def _document(title: str, head: str, body: str) -> bytes:
 </body>
 </html>
 """
-    # A lone surrogate in a job's text must not cost the whole page.
+    # A lone surrogate in a job's text must not prevent the whole page.
     return text.encode("utf-8", "replace")
 
 
@@ -195,9 +195,9 @@ def _data(job: Job, links: JobLinks, again: int | None, now: datetime | None) ->
 def _heading(job: Job, now: datetime | None) -> str:
     detail = job.detail or Detail()
     works = job.status is JobStatus.PROCESSING
-    # Figures of an attempt that has failed say nothing of the next one.
+    # The progress of a failed attempt does not apply to the next one.
     waits = job.status is JobStatus.PENDING
-    # Some handlers report no progress: 0 % all the time would look like a job that is stuck.
+    # Some handlers report no progress: a constant 0 % would look like a stuck job.
     silent = works and not job.progress
     percent = "" if silent or waits else f"{job.progress}%"
     value = "" if silent else f' value="{0 if waits else job.progress}"'
@@ -286,7 +286,7 @@ def title_of(type: str) -> str:
     if not words:
         return type
     first, *others = words
-    # Abbreviations stay as they are: "PDF", "iOS".
+    # Abbreviations keep their case: "PDF", "iOS".
     lower = [word.lower() if word.istitle() else word for word in others]
     return " ".join((first[:1].upper() + first[1:], *lower))
 
@@ -307,7 +307,7 @@ def _count(detail: Detail) -> str:
 def _elapsed(job: Job, now: datetime | None) -> str:
     match job.status:
         case JobStatus.PENDING:
-            return ""  # it may have begun, but waits for its next attempt
+            return ""  # it may have begun before, but waits for its next attempt
         case JobStatus.PROCESSING:
             until = now
         case JobStatus.COMPLETED | JobStatus.FAILED | JobStatus.CANCELLED:
@@ -329,7 +329,7 @@ def _elapsed(job: Job, now: datetime | None) -> str:
 
 
 def _spelt(seconds: int) -> str:
-    """Write a duration in its two largest units."""
+    """Format a duration in its two largest units."""
     if seconds < 1:
         return "under 1 s"
     first = next(place for place, (size, _) in enumerate(_UNITS) if seconds >= size)

@@ -33,7 +33,7 @@ from asyncjobs.errors import (
 from asyncjobs.http.headers import clear_of_keep_alive, etag_of
 from asyncjobs.http.messages import Headers, Response
 
-#: The status and code of each error. Any other error is a fault of the server: 500.
+#: The status and code of each error. Any other error is a server error: 500.
 STATUSES: Mapping[type[AsyncJobsError], tuple[HTTPStatus, str]] = {
     MalformedBody: (HTTPStatus.BAD_REQUEST, "malformed_body"),
     UnknownJob: (HTTPStatus.NOT_FOUND, "job_not_found"),
@@ -53,7 +53,7 @@ STATUSES: Mapping[type[AsyncJobsError], tuple[HTTPStatus, str]] = {
     ResourcesUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "handlers_unavailable"),
 }
 
-#: Sentences that replace an error's own message if that is for operators, or names an id.
+#: Sentences that replace an error's own message if it is for operators, or names an id.
 _SENTENCES: Mapping[type[AsyncJobsError], str] = {
     UnknownJob: "Job not found",
     StoreUnavailable: "Jobs cannot be read or written at the moment.",
@@ -67,18 +67,18 @@ _CANCELLED = "job_cancelled"
 
 _JOB_CODES = JOB_ERROR_CODES | {DEFAULT_ERROR_CODE}
 
-#: Every code that has a problem type: a section of its own on the page that the type names.
+#: Every code with a problem type: a section on the page that the type names.
 CODES = {code for _, code in STATUSES.values()} | {_NOT_ALLOWED, _CANCELLED} | _JOB_CODES
 
-#: What precedes the code in a problem's `type`: the page of the documentation about problems.
+#: The beginning of a problem's `type`, followed by the code: the documentation of problems.
 TYPE_PREFIX = "https://asyncjobs-http.readthedocs.io/en/stable/reference/problems.html#"
 
-# RFC 9457 section 4.2.1: the status says it all.
+# RFC 9457 section 4.2.1: the status alone describes the problem.
 _NO_TYPE = "about:blank"
 
 
 class ProblemDocument(BaseModel):
-    """A problem (RFC 9457) with members of ours: `error`, `code` and, for fields, `errors`."""
+    """A problem (RFC 9457) with extension members: `error`, `code` and, for fields, `errors`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -138,13 +138,13 @@ def problem_of(error: AsyncJobsError) -> Response | None:
 
 
 def methods_of(operations: Iterable[str]) -> str:
-    """List the methods of a URL as in `Allow`: with GET comes HEAD, and all URLs have OPTIONS."""
+    """List the methods of a URL for `Allow`: GET includes HEAD, and all URLs support OPTIONS."""
     names = [one for name in operations for one in (("GET", "HEAD") if name == "GET" else (name,))]
     return ", ".join([*names, "OPTIONS"])
 
 
 def not_allowed(method: str, operations: Iterable[str]) -> Response:
-    """Answer a method that a URL lacks."""
+    """Return the answer to a method that a URL does not support."""
     listed = methods_of(operations)
     return problem(
         HTTPStatus.METHOD_NOT_ALLOWED,
@@ -155,13 +155,13 @@ def not_allowed(method: str, operations: Iterable[str]) -> Response:
 
 
 def no_result(job: Job) -> Response:
-    """Answer a request for the result of a failed or cancelled job: 424 or 410.
+    """Return the answer to a request for the result of a failed or cancelled job: 424 or 410.
 
     Never 408 or 429: clients that follow `Location` would retry.
     """
     if job.status is JobStatus.CANCELLED or job.error is None:
         return problem(HTTPStatus.GONE, _CANCELLED, "The job was cancelled.")
     code, message = job.error.code, job.error.message
-    # A code that a handler has chosen has no page, even if it is spelled as one of ours.
+    # A code chosen by a handler has no page, even if it is spelled like one of ours.
     own: dict[str, Any] = {} if code in _JOB_CODES else {"type": _NO_TYPE}
     return problem(HTTPStatus.FAILED_DEPENDENCY, code, message, **own)

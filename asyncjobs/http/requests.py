@@ -1,4 +1,4 @@
-"""What is read from a request: its body, its query, the options of a submission."""
+"""Parses requests: the body, the query and the options of a submission."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def payload_of(request: Request, kind: JobType[P, Any]) -> P:
     """Return the payload; raise a `RequestRejected` if the body is not a valid one.
 
     Adapters read at most one byte more than the limit, so the size of a larger body is unknown. A
-    type without payload needs no body; `{}`, which some clients always send, is none.
+    type without payload needs no body; some clients always send `{}`, which counts as none.
     """
     if not kind.takes_payload and request.body.strip() in _NO_PAYLOAD:
         return kind.read_payload(b"null")
@@ -48,8 +48,8 @@ def payload_of(request: Request, kind: JobType[P, Any]) -> P:
     return kind.read_payload(request.body)
 
 
-# The rest of a body that is too large is read and dropped, up to this size: else the server would
-# close the connection, and the client could miss the answer and lose its next request.
+# The rest of a body that is too large is read and discarded, up to this size. Otherwise the server
+# would close the connection, and the client could miss the answer and lose its next request.
 _MAX_DROPPED_BYTES = 64 * 1024 * 1024
 
 
@@ -62,26 +62,26 @@ class IncomingBody:
         self._seen = 0
 
     def add(self, chunk: bytes) -> bool:
-        """Take a chunk; return whether to read on."""
+        """Add a chunk; return whether to read on."""
         self._kept += chunk[: self._limit + 1 - len(self._kept)]
         self._seen += len(chunk)
         return not self.is_unfinished
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether the rest stays unread, so that the connection cannot be used again."""
+        """Whether part of the body stays unread, so that the connection cannot be used again."""
         return self._seen > self._limit + _MAX_DROPPED_BYTES
 
     @property
     def content(self) -> bytes:
-        """The bytes that were kept: more than the limit if the body is too large."""
+        """The collected bytes: more than the limit if the body is too large."""
         return bytes(self._kept)
 
 
 def rejection_of(request: Request, errors: Sequence[Mapping[str, Any]]) -> RequestRejected | None:
-    """Return the error for a body that a framework has read by pydantic and refused.
+    """Return the error for a body that a framework parsed by pydantic and refused.
 
-    None if it refused something else.
+    Returns None if it refused another part of the request.
     """
     if not errors or any(error["loc"][:1] != ("body",) for error in errors):
         return None
@@ -96,7 +96,7 @@ def rejection_of(request: Request, errors: Sequence[Mapping[str, Any]]) -> Reque
 
 
 def is_json(content_type: str) -> bool:
-    """Return whether a media type is JSON's, or is based on it."""
+    """Return whether a media type is JSON or based on it."""
     media_type = content_type.partition(";")[0].strip().lower()
     kind, _, subtype = media_type.partition("/")
     return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
@@ -140,7 +140,7 @@ def parameters_of(query: str) -> dict[str, str]:
 
 
 def page_query_of(query: str) -> PageQuery:
-    """Return the query of a list, or raise `InvalidQuery`. Unknown parameters are ignored."""
+    """Parse the query of a list, or raise `InvalidQuery`. Unknown parameters are ignored."""
     given = parameters_of(query)
     status, limit = given.get("status"), given.get("limit", str(_DEFAULT_PAGE_SIZE))
     if status is not None and status not in set(JobStatus):
@@ -163,14 +163,14 @@ def options_of(
     Raises `InvalidCallback` if the request names a callback URL and may not.
     """
     options = given or NO_OPTIONS
-    # A copy checks all options again: most requests need none.
+    # Copying validates all options again, and most requests need no change.
     traceparent = request.headers.get("traceparent")
     if traceparent is not None and options.traceparent is None:
         options = replace(options, traceparent=traceparent)
     url = request.headers.get("callback-url")
     if url is not None and options.callback_url is None:
         if not callbacks:
-            # Never ignored: a client that waits for a call must learn that it has to poll.
+            # Never ignored: a client that waits for a callback must know that it has to poll.
             raise InvalidCallback("clients may not name one here")
         options = replace(options, callback_url=url)
     return options

@@ -1,4 +1,4 @@
-"""The routes below a mount's prefix: the one table that every adapter serves."""
+"""The routes below a mount's prefix: the only table, which every adapter serves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Operation(Enum):
 
 @dataclass(frozen=True)
 class Route:
-    """One method on one path; `suffix` follows the job's id.
+    """One method of one path; `suffix` follows the job's id.
 
     `model` is the document of a 200; None if it may be any JSON value, or is not JSON.
     """
@@ -142,7 +142,7 @@ ROUTES = (
 )
 
 
-# By suffix, then by method: made once, since each request looks into it.
+# By suffix, then by method: computed once, since each request uses it.
 _OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
     suffix: {route.method: route.operation for route in ROUTES if route.suffix == suffix}
     for suffix in dict.fromkeys(route.suffix for route in ROUTES)
@@ -152,7 +152,7 @@ _NO_OPERATIONS: Mapping[str, Operation] = {}
 
 
 def operations_at(path: str) -> tuple[str, Mapping[str, Operation]]:
-    """Split a path below the prefix into a job id and the operations its rest allows, by method.
+    """Split a path below the prefix into a job id and the operations of its suffix, by method.
 
     The empty path is the prefix itself, and has no job id. One slash at the end is ignored, since
     some frameworks add it.

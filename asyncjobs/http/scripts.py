@@ -1,4 +1,4 @@
-"""The scripts for browsers, as they are in `asyncjobs/browser`; they are public."""
+"""Serves the browser scripts of `asyncjobs/browser`; they are public."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Script:
 
 
 def script(request: Request) -> Response | None:
-    """Answer a request for a script; None if it is for something else.
+    """Return the answer to a request for a script; None for any other request.
 
     One slash at the end is ignored, since some frameworks add it.
     """

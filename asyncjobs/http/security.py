@@ -1,4 +1,4 @@
-"""What a mount refuses: requests of pages of other sites, and polls that come too fast."""
+"""Refuses requests from pages of other sites, and polls that come too fast."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 def is_origin(text: str) -> bool:
-    """Return whether a text has the form in which browsers send an origin."""
+    """Return whether a text has the form of an origin that browsers send."""
     return _ORIGIN.fullmatch(text) is not None
 
 
@@ -72,8 +72,8 @@ def _refuse(request: Request, trusted: Collection[str]) -> None:
 
 
 def _names(origin: str, host: str) -> bool:
-    """Return whether an origin is that of a host; either may spell out the usual port."""
-    # The server's own scheme is not compared: behind a proxy that ends TLS it is another.
+    """Return whether an origin matches a host; either may include the default port."""
+    # The scheme is not compared: behind a proxy that terminates TLS the server sees another one.
     scheme, _, name = origin.partition("://")
     port = _USUAL_PORTS.get(scheme, "")
     return name.removesuffix(port) == host.removesuffix(port)
@@ -84,7 +84,7 @@ class PollLimit:
     """How fast one job may be polled: `burst` times at once, then once per `interval`.
 
     The interval is seconds or a timedelta. The first poll is always answered. Each process counts
-    its own polls only. Raises `ValueError` for a burst or an interval of zero or less.
+    only its own polls. Raises `ValueError` for a burst or an interval of zero or less.
     """
 
     burst: int = 20
@@ -108,9 +108,9 @@ _MAX_TRACKED_JOBS = 10_000
 
 
 class Limiter:
-    """Counts the polls of each job in a leaky bucket, kept as the moment at which it is empty.
+    """Counts the polls of each job in a leaky bucket, stored as the time at which it is empty.
 
-    Beyond `max_jobs` the job that was not polled for longest is forgotten, which only allows more.
+    Beyond `max_jobs` the least recently polled job is dropped, which only allows more polls.
     """
 
     def __init__(self, limit: PollLimit, *, max_jobs: int = _MAX_TRACKED_JOBS) -> None:
@@ -120,10 +120,10 @@ class Limiter:
         self._empty_at: OrderedDict[JobId, float] = OrderedDict()
 
     def count(self, job_id: JobId, now: float) -> None:
-        """Count a poll at a moment of a monotonic clock, or raise `TooManyPolls`."""
+        """Count a poll at a time of a monotonic clock, or raise `TooManyPolls`."""
         empty_at = max(self._empty_at.pop(job_id, now), now)
         over = empty_at - now - (self._burst - 1) * self._interval
-        # A refused poll does not count, so that a client that waits is always answered.
+        # A refused poll does not count, so a client that waits is always answered.
         self._empty_at[job_id] = empty_at if over > 0 else empty_at + self._interval
         if len(self._empty_at) > self._max_jobs:
             self._empty_at.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Server-Sent Events: the text of a stream, and where a client resumes (HTML, section 9.2)."""
+"""Server-Sent Events: the text of a stream, and the point where a client resumes (HTML, 9.2)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from asyncjobs.http.messages import Headers
 
 KEEP_ALIVE = b":\n\n"
 
-#: No proxy may keep, compress or hold back a stream. `Incremental` is the standard's word for it
-#: (RFC 10036), `X-Accel-Buffering` that of nginx.
+#: No proxy may store, compress or buffer a stream. `Incremental` is the standard header for this
+#: (RFC 10036), `X-Accel-Buffering` is nginx's.
 HEADERS: Headers = (
     ("Content-Type", "text/event-stream"),
     ("Cache-Control", "no-cache, no-transform"),
@@ -34,9 +34,10 @@ def event(version: int, document: bytes) -> bytes:
 
 
 def resumes_after(last_event_id: str | None, after: str | None) -> int:
-    """Return the version that a client has already; 0 if it has none or sends a malformed one.
+    """Return the version that a client already has; 0 if it has none or sends a malformed one.
 
-    A browser that reconnects sends the header, and the old parameter of the URL; the header counts.
+    A browser that reconnects sends the header together with the URL's old parameter; the header
+    counts.
     """
     for text in (last_event_id, after):
         if text is not None and _VERSION.fullmatch(text):

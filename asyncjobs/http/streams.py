@@ -48,7 +48,7 @@ class Streams:
         self._jobs = jobs
         self._options = options
         self._documents = documents
-        # Weak: a stream that is not iterated any more must not count.
+        # Weak references: a stream that is no longer iterated must not count.
         self._held: WeakSet[Watch] = WeakSet()
         self._ended = False
 
@@ -57,17 +57,17 @@ class Streams:
         self._ended = False
 
     def end(self) -> None:
-        """End all of them, because the server stops; later ones end at once."""
+        """End all streams, because the server stops; new ones end at once."""
         self._ended = True
         for watch in [*self._held]:
             watch.finish()
 
     def has_room(self, room: int) -> bool:
-        """Return whether one more connection may be held, on a server that has room for so many."""
+        """Return whether one more connection may be held, on a server with this much room."""
         return len(self._held) < self._options.held_at_most(room)
 
     async def next_change(self, job: Job, seconds: float) -> Job:
-        """Return the job when its version changes; after that time, the newest state."""
+        """Return the job when its version changes, or its newest state after `seconds`."""
         with self._holding(job.id) as watch:
             newest = await watch.first()
             if newest.version == job.version:
@@ -76,7 +76,7 @@ class Streams:
             return newest
 
     async def ended(self, job_id: JobId, seconds: float) -> Job:
-        """Return the job when it is terminal; after that time, the newest state."""
+        """Return the job when it is terminal, or its newest state after `seconds`."""
         with self._holding(job_id) as watch:
             job = await watch.first()
             with anyio.move_on_after(seconds):
@@ -87,18 +87,18 @@ class Streams:
     async def events(
         self, job_id: JobId, check: Check, after: int, room: int = EVENT_LOOP_ROOM
     ) -> Response:
-        """Answer with the events of one job that follow version `after`.
+        """Return the stream of a job's events after version `after`.
 
-        Without room, clients get the job as it is, and come again at the pace of polls.
+        Without room, clients get the current state and reconnect as often as they would poll.
         """
         crowded = not self.has_room(room)
         watch = self._watch(job_id)
         job = check(await watch.first())
         if job.status.terminal and job.version == after:
-            # The one answer that makes EventSource stop (HTML, section 9.2.3).
+            # The only answer that makes EventSource stop (HTML, section 9.2.3).
             return Response(HTTPStatus.NO_CONTENT, (("Cache-Control", "no-store"),))
         if crowded:
-            # Not 429 or 503, from which EventSource never recovers.
+            # Not 429 or 503: EventSource does not reconnect after these.
             pacing = self._options.pacing
             pause = pacing.seconds(pacing.max_delay)
             snapshot = sse.retry(pause) + self._documents.event(job)
@@ -113,7 +113,7 @@ class Streams:
     async def socket(
         self, job_id: JobId, check: Check, after: int, room: int = EVENT_LOOP_ROOM
     ) -> AsyncGenerator[bytes | Close | None]:
-        """Yield a job's documents for a WebSocket, None when it is quiet, and at last a `Close`."""
+        """Yield a job's documents for a WebSocket, None when it is quiet, and finally a `Close`."""
         if parse_job_id(job_id) is None:
             yield _UNKNOWN
             return
@@ -177,9 +177,9 @@ class _Changes:
 class _Frames:
     """The chunks of an event stream: changes until the job or the stream ends, and comments.
 
-    There may be thousands that one change wakes. So it leaves no objects behind but a future: what
-    outlives a change makes the garbage collector look through all streams. The bytes of an event
-    are those of the other streams of the job, and the timer is set anew only when it fires.
+    One change may wake thousands of streams, so a stream leaves no objects behind except a future:
+    objects that outlive a change make the garbage collector scan all streams. Streams of one job
+    share the bytes of an event, and the timer is set again only when it fires.
     """
 
     __slots__ = (
@@ -206,7 +206,7 @@ class _Frames:
         self._now = event_loop_clock()
         self._pause = options.keep_alive_interval.total_seconds()
         self._ends_at = self._now() + options.max_stream_duration.total_seconds()
-        # When the next comment is sent if nothing happens; None just after a chunk.
+        # When the next comment is due if nothing happens; None right after a chunk.
         self._due: float | None = None
 
     def __aiter__(self) -> Self:
@@ -248,7 +248,7 @@ class _Frames:
         await self._watch.aclose()
 
     def look(self) -> None:
-        """Wake the stream if it has been quiet for so long; else look again then."""
+        """Wake the stream if it has been quiet long enough; else check again later."""
         self._timer = None
         if self._loop is None or self._due is None:
             return  # it is sending, and sets the timer when it waits
@@ -268,7 +268,7 @@ class _Frames:
 
 
 def _look(frames: ref[_Frames]) -> None:
-    # Weak: a stream that is not iterated any more must not count.
+    # Weak references: a stream that is no longer iterated must not count.
     found = frames()
     if found is not None:
         found.look()
