@@ -1,1 +1,1 @@
-"""Thin translations between a web framework and `asyncjobs.http`, one module each."""
+"""Thin translations between web frameworks and `asyncjobs.http`, one module for each."""

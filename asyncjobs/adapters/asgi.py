@@ -55,7 +55,7 @@ _WITHOUT_BODY = frozenset({HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT})
 class StatusMonitor:
     """The routes of one queue, as an ASGI application.
 
-    With `prefix=None` the application that routes to it decides the prefix, request by request.
+    With `prefix=None` the application that routes to it determines the prefix of each request.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class StatusMonitor:
         return owner_of(await found if inspect.isawaitable(found) else found)
 
     async def talk(self, request: Request, receive: Receive, send: Send) -> None:
-        """Accept a WebSocket, send the documents of its job, and close it; or refuse it."""
+        """Accept a WebSocket, send the documents of its job and close it; or refuse it."""
         await receive()  # "websocket.connect" is the only possible first message
         if self.endpoints.refuse_socket(request) is not None:
-            # Before it is accepted: HTTP 403.
+            # Closing before accepting answers HTTP 403.
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
         await self.ready()
@@ -166,7 +166,7 @@ def request_of(scope: Scope, prefix: str = "", *, owner: str | None = None) -> R
     if f"{below}/".startswith(f"{prefix}/"):
         below = below.removeprefix(prefix)
     else:
-        # A mount of the framework has moved the prefix to the root path.
+        # The framework's mount has moved the prefix to the root path.
         root = root.removesuffix(prefix)
     if scope["type"] == "websocket":
         path = below.removesuffix("/").rpartition("/")[2]
@@ -176,10 +176,10 @@ def request_of(scope: Scope, prefix: str = "", *, owner: str | None = None) -> R
 
 
 def routed_request_of(scope: Scope, path: str, owner: str | None) -> Request:
-    """Translate a request that a router has matched; what precedes `path` is the prefix."""
+    """Translate a request that a router has matched; the prefix is the part before `path`."""
     root, below = _split(scope)
     if below.endswith("\n") and not path.endswith("\n"):
-        path += "\n"  # which the `$` of a router's pattern has overlooked
+        path += "\n"  # which the `$` of a router's pattern ignores
     prefix = below.removesuffix(path).removesuffix("/")
     return _request(scope, path, root, prefix=prefix, owner=owner)
 
@@ -194,7 +194,7 @@ def submission_of(
     return request._replace(closes=True) if closes else request
 
 
-@cache  # the names are few, and all of them are ours
+@cache  # the names are few, and all are ours
 def _wire_name(name: str) -> bytes:
     return name.lower().encode()
 
@@ -205,9 +205,9 @@ def respond(response: Response, receive: Receive, send: Send) -> Awaitable[None]
 
 
 def wire_headers(response: Response) -> list[tuple[bytes, bytes]]:
-    """Return the headers as they are sent, with the length of a body that is whole."""
+    """Return the headers to send, with the length of a complete body."""
     headers = [(_wire_name(name), value.encode()) for name, value in response.headers]
-    # RFC 9110 section 8.6: not if it were the length of a body that is not sent.
+    # RFC 9110 section 8.6: no Content-Length for a status without a body.
     if response.status not in _WITHOUT_BODY and not isinstance(response, StreamingResponse):
         headers.append((b"content-length", b"%d" % len(response.body)))
     return headers
@@ -216,7 +216,7 @@ def wire_headers(response: Response) -> list[tuple[bytes, bytes]]:
 def send_as(
     response: Response, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send
 ) -> Awaitable[None]:
-    """Send a response with headers of that form."""
+    """Send a response with headers in the given form."""
     start = {"type": "http.response.start", "status": int(response.status), "headers": headers}
     if not isinstance(response, StreamingResponse):
         return _send_whole(start, response.body, send)
@@ -244,12 +244,12 @@ async def _send_in_group(start: Message, chunks: Chunks, receive: Receive, send:
 
 
 async def _send_chunks(start: Message, chunks: Chunks, receive: Receive, send: Send) -> None:
-    """Do the same on asyncio, without the scopes and frames of a task group: for thousands."""
+    """Do the same on asyncio without the overhead of a task group, for thousands of streams."""
     disconnect = _Disconnect(receive)
     try:
         await send(start)
         del start
-        # Not `async for`: each step of it makes a coroutine.
+        # Not `async for`: each of its steps makes a coroutine.
         with suppress(StopAsyncIteration):
             while True:
                 chunk = chunks.take()
@@ -275,7 +275,7 @@ def _part(chunk: bytes, *, more: bool = True) -> Message:
 
 
 class _Disconnect:
-    """Cancels the task that makes it when the client disconnects, as `asyncio.timeout` would."""
+    """Cancels the task that creates it when the client disconnects, like `asyncio.timeout`."""
 
     __slots__ = ("_before", "_cancelled", "_listening", "_task")
 
@@ -295,12 +295,12 @@ class _Disconnect:
                 self._cancelled = self._task.cancel()
 
     def is_cause(self) -> bool:
-        """Return whether a cancellation of the task has no other cause; it is over then."""
+        """Return whether a cancellation of the task has only this cause; if so, it is undone."""
         task = self._task
         return self._cancelled and task is not None and task.uncancel() <= self._before
 
     async def close(self) -> None:
-        """Cancel nothing any more; raise what `receive` has raised."""
+        """Cancel nothing from now on; raise the error of `receive`, if any."""
         self._task = None
         if self._listening.cancel():
             await asyncio.wait([self._listening])
@@ -311,16 +311,17 @@ class _Disconnect:
 def joined_lifespan(
     lifespan: Callable[[App], AbstractAsyncContextManager[Any]], monitor: StatusMonitor
 ) -> Callable[[App], AbstractAsyncContextManager[Any]]:
-    """Keep the queue open around an application's own lifespan, and let handlers run inside it.
+    """Keep the queue open around an application's own lifespan; handlers run inside it.
 
-    So they find what the application opens, and the application may submit as it starts and stops.
+    Handlers can use what the application opens, and the application can submit while it starts and
+    stops.
     """
     jobs = monitor.endpoints.jobs
 
     @asynccontextmanager
     async def joined(app: App) -> AsyncGenerator[Any]:
         async with monitor.running(run_handlers="later") as opened, lifespan(app) as state:
-            if not opened:  # whoever has opened the queue decides when its handlers run
+            if not opened:  # the opener of the queue decides when its handlers run
                 yield state
                 return
             await jobs.start_handlers()
@@ -333,10 +334,10 @@ def joined_lifespan(
 
 
 async def _enter_in_background(make: Callable[[], AbstractAsyncContextManager[Any]]) -> object:
-    """Enter a context in a task of its own, which lives as long as the event loop.
+    """Enter a context in a separate task, which lives as long as the event loop.
 
-    Not in the task of the request: it ends, and with it the cancel scopes that it has entered.
-    Returns the task, to be kept; raises what entering raises.
+    The task of the request would not do: it ends, and with it the cancel scopes that it has
+    entered. Returns the task, which the caller must keep; raises what entering raises.
     """
     entered = anyio.Event()
     failures: list[Exception] = []
@@ -360,7 +361,7 @@ async def _enter_in_background(make: Callable[[], AbstractAsyncContextManager[An
 
 
 def _spawn(function: Callable[[], Any]) -> object:
-    # anyio starts tasks in task groups only, which end with the task that has opened them.
+    # anyio starts tasks only in task groups, which end with the task that opened them.
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -388,7 +389,7 @@ async def _cancel_at(kind: str, receive: Receive, scope: anyio.CancelScope) -> N
 
 
 def _split(scope: Scope) -> tuple[str, str]:
-    """Return the root path, and the path below it, whether the server has cut it off or not."""
+    """Return the root path and the path below it, whether or not the server has removed it."""
     root, path = scope.get("root_path", "").rstrip("/"), scope["path"]
     if root and f"{path}/".startswith(f"{root}/"):
         path = path.removeprefix(root)

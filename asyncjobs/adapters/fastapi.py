@@ -79,7 +79,7 @@ __all__ = [
 P = TypeVar("P")
 
 #: A FastAPI dependency that returns the owner of a request, a string; None for an anonymous caller.
-#: The only parameter of a function may lack an annotation: then it gets the request.
+#: If a function has a single parameter without an annotation, it receives the request.
 Identify = Callable[..., Any]
 
 _AnyHandler = Callable[[Request, Any], Any]
@@ -109,7 +109,7 @@ class Acceptor:
         """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
 
         The handler is given itself or by its name. The job belongs to `user_id`, or to the owner
-        that `identify` returns. An `idempotency_key` goes before that of the request's header.
+        that `identify` returns. An `idempotency_key` takes precedence over the request's header.
         Raises `ConfigurationError` for a handler of another queue, and outside an event loop, as in
         a `def` route.
         """
@@ -189,13 +189,13 @@ class JobsRouter(APIRouter):
     def _place(self, scope: Scope) -> tuple[str, str]:
         """Return the root path and the prefix of the routes, as the app's router knows them."""
         for router, root in starlette.routers_of(scope):
-            # Kept with the router, since it cannot be the key of a dictionary.
+            # Stored in the router's attributes, since a router cannot be the key of a dictionary.
             known: dict[str, str] = vars(router).setdefault("asyncjobs_prefixes", {})
             prefix = known.get(self._anchor) or self._prefix_in(router, {})
             if prefix is not None:
                 known[self._anchor] = prefix
             else:
-                # Parameters of the prefix are those of the request: `/{tenant}/jobs`.
+                # Parameters in the prefix get the values of the request: `/{tenant}/jobs`.
                 prefix = self._prefix_in(router, scope["path_params"])
             if prefix is not None:
                 return root, prefix
@@ -249,10 +249,10 @@ def mount(
 ) -> None:
     """Serve the routes of `jobs_router` below `prefix`, and keep `jobs` open while the app runs.
 
-    The app's own `dependencies` are demanded for jobs, too, and for their WebSockets. Errors of
-    this library that a route of the app raises become problem documents, and so do invalid bodies
-    of the routes that have an `Accept`. OpenAPI describes the answers of those that are declared on
-    the app after the mount, or on a router with `route_class=SubmissionRoute`. Raises
+    The app's own `dependencies` apply to the jobs and their WebSockets, too. If a route of the app
+    raises an error of this library, the answer is a problem document; so it is for an invalid body
+    of a route with an `Accept`. OpenAPI describes the answers of such routes if they are declared
+    on the app after the mount, or on a router with `route_class=SubmissionRoute`. Raises
     `ConfigurationError` for an app that is not one, and for a second mount at the same prefix.
     """
     check_target(FastAPI, app, jobs)
@@ -262,7 +262,7 @@ def mount(
     resolver = _Resolver(identify, guards) if identify or guards else None
     starlette.join(app, monitor, _Socket(monitor, resolver))
     if resolver is None:
-        # Without dependencies, Starlette's routes answer all requests in a third of the time.
+        # Without dependencies, Starlette's routes answer requests in a third of the time.
         starlette.serve(app, monitor, prefix)
     router = APIRouter() if resolver else _DescribedRouter()
     _add_routes(router, monitor, _dependency(identify))
@@ -278,12 +278,12 @@ def mount(
 
 
 class _DescribedRouter(APIRouter):
-    """Routes for OpenAPI alone: those before them answer all requests."""
+    """Routes that exist only for OpenAPI: the routes before them answer all requests."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match nothing: FastAPI would look at each route for requests of the app's own.
+        """Match nothing, so that FastAPI does not check each route for the app's own requests.
 
-        Versions that copy the routes into the app do not ask, and look at each.
+        Versions that copy the routes into the app do not call this, and check each route.
         """
         del scope
         return Match.NONE, {}
@@ -300,15 +300,15 @@ class _ReadRoute(APIRoute):
 class _Resolver:
     """Resolves `identify` outside the route of a request, as FastAPI would for a route.
 
-    For WebSockets, which begin as a GET (RFC 6455, 4.1): most dependencies ask for a `Request`. And
-    for the `Accept` of a mount, which is made before the mount is known. `guards` are resolved
-    before, for their errors alone.
+    It is used for WebSockets, which begin as a GET (RFC 6455, 4.1), since most dependencies take a
+    `Request`; and for the `Accept` of a mount, which is created before the mount is known. `guards`
+    are resolved first, only for their errors.
     """
 
     def __init__(self, identify: Identify | None, guards: Sequence[params.Depends] = ()) -> None:
         self._dependency = _dependency(identify)
         self._guards = guards
-        # By app, for its `dependency_overrides`.
+        # By app, because of its `dependency_overrides`.
         self._routes: WeakKeyDictionary[Any, APIRoute] = WeakKeyDictionary()
 
     async def __call__(self, scope: Scope) -> str | None:
@@ -357,7 +357,8 @@ class _Socket:
 def _add_routes(
     router: APIRouter, monitor: StatusMonitor, identify: Any, anchor: str | None = None
 ) -> None:
-    # Routes of FastAPI only: its older versions drop the prefix of an enclosing router from others.
+    # Routes of FastAPI only: its older versions drop an enclosing router's prefix from other
+    # routes.
     anyone = _public_endpoint(monitor)
     for name in SCRIPTS:
         # Before the routes that identify the caller.
@@ -373,7 +374,7 @@ def _add_routes(
 
 
 def _public_endpoint(monitor: StatusMonitor, path: str | None = None) -> Any:
-    """Answer what needs no caller: scripts and OPTIONS."""
+    """Answer requests that need no caller: scripts and OPTIONS."""
 
     async def answer(request: Request) -> Response:
         asked = routed_request_of(request.scope, path or request.path_params["path"], None)
@@ -384,7 +385,7 @@ def _public_endpoint(monitor: StatusMonitor, path: str | None = None) -> Any:
 
 
 def _rest_endpoint(monitor: StatusMonitor, identify: Any) -> Any:
-    """Answer what the documented routes leave: other methods, a slash at the end, other paths."""
+    """Answer all other requests: other methods, a slash at the end, other paths."""
 
     async def answer(request: Request, owner: Any = identify) -> Response:
         asked = routed_request_of(request.scope, request.path_params["path"], owner_of(owner))
@@ -414,7 +415,7 @@ def _add_route(router: APIRouter, monitor: StatusMonitor, route: Route, identify
         openapi_extra={"parameters": [*([JOB_ID] if below else []), *parameters_of(route)]},
     )
     if route.method == "GET":
-        # After the GET: a 405 names the methods of the first route of a path.
+        # After the GET: a 405 lists the methods of the first route of a path.
         router.add_api_route(below, answer, methods=["HEAD"], include_in_schema=False)
     if route is LIST:
         router.add_api_route(
@@ -458,7 +459,7 @@ def _dependency(identify: Any) -> Any:
         "Any",
     }:
         return Depends(identify)
-    # FastAPI would take it for a query parameter.
+    # Otherwise FastAPI would take the parameter for a query parameter.
     if inspect.iscoroutinefunction(identify):
 
         async def identified(request: HTTPConnection) -> Any:

@@ -58,7 +58,7 @@ _CLOSE_TIMEOUT_SECONDS = 1.0
 
 
 class _PathConverter(BaseConverter):
-    """Any path: unlike Werkzeug's, one that begins with a slash or has line breaks."""
+    """Any path: unlike Werkzeug's, it may begin with a slash or contain line breaks."""
 
     part_isolating = False
     regex = r"[\s\S]+"
@@ -105,9 +105,9 @@ def mount(
     `identify` returns the owner of a request, None for an anonymous caller; it may abort with 401
     or 403. A job belongs to the owner that submitted it, and no other caller finds it. The queue is
     opened by the first request of each process, never before a server forks its workers; see
-    `portal_of` to open it earlier. Errors of this library that a route of the app raises become
-    problem documents. WebSockets are served if flask-sock is installed. Raises `ConfigurationError`
-    for an app that is not one, and for a second mount at the same prefix.
+    `portal_of` to open it earlier. If a route of the app raises an error of this library, the
+    answer is a problem document. WebSockets are served if flask-sock is installed. Raises
+    `ConfigurationError` for an app that is not one, and for a second mount at the same prefix.
     """
     check_target(Flask, app, jobs)
     where = Mount(prefix, base_url, identify is not None, options or MountOptions())
@@ -119,7 +119,7 @@ def mount(
     endpoint = f"asyncjobs:{prefix}"
     app.endpoint(endpoint)(mounted.answer)
     app.url_map.converters["asyncjobs_path"] = _PathConverter
-    # A rule without methods has all of them; by `add_url_rule` it would have GET alone.
+    # A rule without methods accepts all of them; `add_url_rule` would allow GET alone.
     app.url_map.add(app.url_rule_class(f"{prefix}/<asyncjobs_path:path>", endpoint=endpoint))
     if identify is not None:
         # The prefix itself is only read: an application may submit jobs to it.
@@ -145,8 +145,8 @@ def accept(
     """Submit the payload, or the JSON body of the request, as a job, and answer 202.
 
     The handler is given itself or by its name. The job belongs to `user_id`, or to the owner that
-    the mount's `identify` returns. An `idempotency_key` goes before that of the request's header. A
-    request that cannot be accepted is answered by a problem document. Raises `ConfigurationError`
+    the mount's `identify` returns. An `idempotency_key` takes precedence over the request's header.
+    A request that cannot be accepted is answered by a problem document. Raises `ConfigurationError`
     if no queue with this handler is mounted on the app.
     """
     mounts = {one.endpoints: one for one in _mounts_of(flask.current_app)}
@@ -185,7 +185,7 @@ def _open(portal: Portal) -> None:
     try:
         portal.start()
     except (StoreError, ResourcesUnavailable) as error:
-        # No reason to refuse a request that may have nothing to do with jobs.
+        # Not a reason to refuse a request that may have nothing to do with jobs.
         log.warning("The job queue could not be opened: %s", error)
 
 
@@ -210,7 +210,7 @@ def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
         for name, value in environ.items()
         if name.startswith("HTTP_")
     }
-    # These two have no prefix, and are empty if the client has sent none.
+    # These two have no prefix, and are empty if the client has not sent them.
     for variable, name in (("CONTENT_TYPE", "content-type"), ("CONTENT_LENGTH", "content-length")):
         headers.pop(name, None)
         if environ.get(variable):
@@ -219,24 +219,24 @@ def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_body(limit: int) -> bytes:
-    """Read the body, and keep it up to one byte more than the limit; raise `MalformedBody`."""
+    """Read the body, keeping at most one byte more than the limit; raise `MalformedBody`."""
     body = IncomingBody(limit)
     try:
         while (chunk := flask.request.stream.read(_CHUNK_BYTES)) and body.add(chunk):
             pass
-        # What the app has read before is gone from the stream, but Flask remembers it.
+        # If the app has read the body before, the stream is empty, but Flask has cached the body.
         return body.content or flask.request.get_data()
     except ClientDisconnected as error:
         raise MalformedBody("it is broken off") from error
     except HTTPException:  # the app's own limits
         raise
     except Exception as error:
-        # Servers raise errors of their own for invalid chunks, not only `OSError`.
+        # For invalid chunks, servers raise their own errors, not only `OSError`.
         raise MalformedBody("it is broken off") from error
 
 
 async def _awaited(value: Awaitable[T]) -> T:
-    """Await an application's code apart: what it raises or leaves open would end the portal."""
+    """Await an application's code separately: its errors and open scopes would end the portal."""
     results: list[T] = []
     errors: list[Exception] = []
     async with anyio.create_task_group() as tasks:
@@ -257,7 +257,7 @@ def _answer_error(error: AsyncJobsError) -> flask.Response:
 
 
 def _sent(response: Response, body: Iterable[bytes] | None = None) -> flask.Response:
-    """Send a response as it is, or with another body."""
+    """Send a response unchanged, or with another body."""
     whole = response.body if body is None else body
     answer = flask.Response(whole, int(response.status), list(response.headers))
     if response.header("Content-Type") is None:
@@ -273,7 +273,7 @@ def _sent_by(portal: Portal, response: Response) -> flask.Response:
 
 
 def _chunks(stream: StreamingResponse, portal: Portal) -> Generator[bytes]:
-    """Pass on the chunks that the queue's event loop makes; the server's thread waits for them."""
+    """Yield the chunks that the queue's event loop makes; the server's thread waits for them."""
     loop = portal.start()
     try:
         while (chunk := loop.call(_next, stream.chunks)) is not None:
@@ -288,14 +288,14 @@ async def _next(chunks: Chunks) -> bytes | None:
 
 
 def _add_sockets(app: Flask, mounted: _Mount) -> None:
-    """Serve WebSockets; each keeps a thread of the server for as long as it is open."""
+    """Serve WebSockets; each occupies a thread of the server while it is open."""
     # Of the extra flask-websocket.
     from flask_sock import Sock  # type: ignore[import-untyped]  # noqa: PLC0415
     from wsproto.utilities import RemoteProtocolError  # noqa: PLC0415
 
     endpoints, portal = mounted.endpoints, mounted.portal
     prefix = endpoints.mount.websocket_prefix
-    # A blueprint of its own, so that a handshake can be refused before it is accepted.
+    # A separate blueprint, so that a handshake can be refused before it is accepted.
     sockets = Blueprint(f"asyncjobs_sockets{prefix.replace('/', ':').replace('.', ':')}", __name__)
 
     @sockets.before_request
@@ -326,13 +326,13 @@ def _send_documents(
 ) -> None:
     loop = portal.start()
     try:
-        # Quiet streams yield None now and then, so that a lost client is noticed.
+        # Quiet streams yield None from time to time, so that a lost client is noticed.
         while socket.connected:
             message = loop.call(messages.__anext__)
             if isinstance(message, Close):
                 socket.close(message.code, message.reason)
-                # Werkzeug's server would take the client's own close frame for a body, and wait
-                # for the end of it.
+                # Werkzeug's server would take the client's own close frame for a body, and wait for
+                # its end.
                 socket.thread.join(_CLOSE_TIMEOUT_SECONDS)
             elif message is not None:
                 socket.send(message.decode())

@@ -1,6 +1,6 @@
 """SQLAlchemy: `await jobs.enqueue(export, cmd, connection=transaction_of(session))`.
 
-By any of its PostgreSQL drivers: the statements go through SQLAlchemy.
+It works with every PostgreSQL driver: the statements go through SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _PARAMETER = re.compile(r"%b::(\w+(?:\[\])?)")
 
 
 def transaction_of(session: Asynchronous | Synchronous) -> Transaction:
-    """Return the transaction of a session or connection, to be given to `AsyncJobs.enqueue`.
+    """Return the transaction of a session or connection, to be passed to `AsyncJobs.enqueue`.
 
-    The job exists when that commits. A scoped session means the one of the present scope. Raises
-    `UnusableConnection` for another database than PostgreSQL.
+    The job exists once that commits. For a scoped session, this is the session of the current
+    scope. Raises `UnusableConnection` for a database other than PostgreSQL.
     """
     if isinstance(session, async_scoped_session | scoped_session):
-        # Now: where the statements are executed, the thread's or task's own is another one.
+        # Resolved here, since the statements may run in a thread or task with another scope.
         return transaction_of(session())
     where = session.get_bind() if isinstance(session, AsyncSession | Session) else session
     if where.dialect.name != "postgresql":
@@ -94,14 +94,14 @@ def _translated(statement: str, values: Sequence[Any]) -> tuple[TextClause, dict
 
 @cache
 def _query(statement: str) -> TextClause:
-    """Name the parameters, as SQLAlchemy wants it whatever the driver."""
+    """Name the parameters, as SQLAlchemy requires for every driver."""
     numbers = iter(range(len(statement)))
     named = _PARAMETER.sub(lambda found: f"CAST(:p{next(numbers)} AS {found[1]})", statement)
     return text(named)
 
 
 def _plain(rows: Iterable[Row[Any]]) -> list[tuple[Any, ...]]:
-    """Read bytes as bytes, which psycopg2 does not."""
+    """Convert binary columns to bytes, since psycopg2 returns them in another type."""
     return [tuple(map(_plain_value, row)) for row in rows]
 
 
@@ -110,7 +110,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _refused(error: DBAPIError | InvalidRequestError) -> Exception:
-    if not isinstance(error, DBAPIError):  # closed, or its transaction has to be rolled back
+    if not isinstance(error, DBAPIError):  # closed, or its transaction must be rolled back
         return UnusableConnection(" ".join(str(error).split()))
     cause = error.orig
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)

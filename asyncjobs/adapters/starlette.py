@@ -49,7 +49,7 @@ Identify = Callable[[Request], str | Awaitable[str | None] | None]
 
 
 class _AnyPath(Convertor[str]):
-    """Any path: unlike Starlette's, one that has line breaks."""
+    """Any path: unlike Starlette's, it may contain line breaks."""
 
     regex = r"[\s\S]+"
 
@@ -60,7 +60,7 @@ class _AnyPath(Convertor[str]):
         return value
 
 
-#: The type of a path parameter for all that is below a prefix.
+#: The type of a path parameter for everything below a prefix.
 ANY_PATH = "asyncjobs_path"
 register_url_convertor(ANY_PATH, _AnyPath())
 
@@ -85,8 +85,8 @@ def mount(
     """Serve the status monitor below `prefix`, and keep `jobs` open while the app runs.
 
     `identify` returns the owner of a request, None for an anonymous caller; it may raise an
-    `HTTPException`. A job belongs to the owner that submitted it, and no other caller finds it.
-    Errors of this library that a route of the app raises become problem documents. Raises
+    `HTTPException`. A job belongs to the owner that submitted it, and no other caller finds it. If
+    a route of the app raises an error of this library, the answer is a problem document. Raises
     `ConfigurationError` for an app that is not one, and for a second mount at the same prefix.
     """
     check_target(Starlette, app, jobs)
@@ -100,7 +100,7 @@ def mount(
 def serve(app: Starlette, monitor: StatusMonitor, prefix: str) -> None:
     """Add the routes of the monitor, for every method.
 
-    Not a Mount, which would redirect requests for the prefix itself.
+    A Mount is not used, since it would redirect requests for the prefix itself.
     """
     routes = app.router.routes
     if monitor.endpoints.mount.identified:
@@ -111,7 +111,7 @@ def serve(app: Starlette, monitor: StatusMonitor, prefix: str) -> None:
 
 
 def join(app: Starlette, monitor: StatusMonitor, socket: ASGIApp) -> None:
-    """Make a mount known to `accept`, and its queue part of the app's lifespan and errors.
+    """Register a mount for `accept`, and add its queue to the app's lifespan and error handlers.
 
     `socket` answers the WebSockets.
     """
@@ -120,7 +120,7 @@ def join(app: Starlette, monitor: StatusMonitor, socket: ASGIApp) -> None:
     mounts.append(monitor)
     lifespan: Any = app.router.lifespan_context
     app.router.lifespan_context = joined_lifespan(lifespan, monitor)
-    # Not for their base class: a fault of the server in a sub-application, which has answered it,
+    # Not for their base class: a server error in a sub-application, which has answered it already,
     # would be caught again here.
     for kind in STATUSES:
         app.add_exception_handler(kind, problem_response)
@@ -141,8 +141,8 @@ def accept(
     """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
 
     The handler is given itself or by its name. The job belongs to `user_id`, or to the owner that
-    the mount's `identify` returns. An `idempotency_key` goes before that of the request's header. A
-    request that cannot be accepted is answered by a problem document. Raises `ConfigurationError`
+    the mount's `identify` returns. An `idempotency_key` takes precedence over the request's header.
+    A request that cannot be accepted is answered by a problem document. Raises `ConfigurationError`
     if no queue with this handler is mounted on the app of the route, or on the outermost app; and
     outside an event loop, as in a `def` route.
     """
@@ -160,9 +160,9 @@ def accept(
 
 
 async def problem_response(_: Request, error: Exception) -> Response:
-    """Answer an error of this library by a problem document; raise it again if it has none.
+    """Answer an error of this library by a problem document; re-raise it if it has none.
 
-    An exception handler, which `mount` adds to the app.
+    This is an exception handler, which `mount` adds to the app.
     """
     answer = problem_of(error) if isinstance(error, AsyncJobsError) else None
     if answer is None:
@@ -171,14 +171,14 @@ async def problem_response(_: Request, error: Exception) -> Response:
 
 
 class PendingResponse(Response):
-    """What `accept` returns: to be awaited, for the response.
+    """The return value of `accept`: await it to get the response.
 
-    A response itself, so that a framework that gets it unawaited sends it, which raises an error
-    that names the mistake.
+    It is a response itself: if it is returned without `await`, the framework sends it, which raises
+    an error that explains the mistake.
     """
 
     def __init__(self, submit: Callable[[], Awaitable[Response]]) -> None:
-        # Not by `super().__init__()`, which makes headers: this one is hardly ever sent.
+        # Not `super().__init__()`, which builds headers: this object is rarely sent.
         self.status_code, self.body, self.raw_headers, self.background = 200, b"", [], None
         self._submit = submit
         self._used = True
@@ -196,7 +196,7 @@ class PendingResponse(Response):
     async def _answer(self) -> Response:
         try:
             return await self._submit()
-        except MalformedBody as error:  # the body is broken off
+        except MalformedBody as error:  # the body ended early
             answer = problem_of(error)
             if answer is None:
                 raise
@@ -243,13 +243,13 @@ async def submitted(
     payload: P | Body,
     submit: Submit,
 ) -> Response:
-    """Submit a job to the queue, which is opened if need be."""
+    """Submit a job to the queue, opening it if needed."""
     await monitor.ready()
     return WholeResponse(await monitor.endpoints.accept(asked, handler, payload, submit))
 
 
 class Socket:
-    """Closes a WebSocket that `identify` refuses; such a refusal is no fault of the server."""
+    """Closes a WebSocket that `identify` refuses; such a refusal is not a server error."""
 
     def __init__(self, monitor: StatusMonitor) -> None:
         self._monitor = monitor
@@ -282,16 +282,16 @@ def as_http(scope: Scope) -> dict[str, Any]:
 
 
 class WholeResponse(Response):
-    """A response value as one of Starlette, with its headers as they are."""
+    """A response value as a Starlette response, with its headers unchanged."""
 
     def __init__(self, response: messages.Response) -> None:
-        # Not by `super().__init__()`, which would make headers of its own.
+        # Not `super().__init__()`, which would add headers.
         self.status_code, self.body = int(response.status), response.body
         self.raw_headers, self.background = wire_headers(response), None
 
 
 class _Stream(WholeResponse):
-    """A stream as a response of Starlette."""
+    """A stream as a Starlette response."""
 
     def __init__(self, response: messages.Response) -> None:
         super().__init__(response)
@@ -302,7 +302,7 @@ class _Stream(WholeResponse):
 
 
 def response_of(response: messages.Response) -> Response:
-    """Return a response value as one of Starlette."""
+    """Return a response value as a Starlette response."""
     kind = _Stream if isinstance(response, messages.StreamingResponse) else WholeResponse
     return kind(response)
 
@@ -310,8 +310,8 @@ def response_of(response: messages.Response) -> Response:
 def routers_of(scope: Scope) -> list[tuple[Router, str]]:
     """Return the routers that may serve the jobs of a request, each with its root path.
 
-    First that of the app which has the route, then that of the outermost app, which may have
-    mounted it.
+    The first is that of the app with the route, the second that of the outermost app, which may
+    have mounted it.
     """
     root: str = scope.get("root_path", "")
     return [(scope["app"].router, root), (scope["router"], scope.get("app_root_path", root))]
@@ -326,7 +326,7 @@ def _find_monitor(scope: Scope, handler: JobType[Any, Any] | str) -> tuple[Statu
 
 
 def _mounts_of(router: Router) -> list[StatusMonitor]:
-    # Kept with the router and not with the app: the request of a sub-application has its parent's
-    # router. As an attribute, since routers cannot be the keys of a dictionary.
+    # Stored with the router, not the app: a sub-application's request has its parent's router. It
+    # is an attribute, since routers cannot be the keys of a dictionary.
     mounts: list[StatusMonitor] = vars(router).setdefault("asyncjobs_mounts", [])
     return mounts

@@ -1,8 +1,8 @@
-"""Routes of FastAPI that submit jobs: their OpenAPI, and the answers to refused bodies.
+"""FastAPI routes that submit jobs: their OpenAPI description and the answers to refused bodies.
 
-FastAPI makes a component of the `model` of an answer, and decides its name: two classes of one name
-get longer ones. But it refers to the model under the media type of the route only, and knows no
-other for problems. `with_models` lets it write its reference where ours stands.
+FastAPI makes a component of an answer's `model` and chooses its name: two classes with the same
+name get longer ones. But it references the model only under the media type of the route, and
+supports no other for problems. `with_models` makes it write its reference in place of ours.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ _METHODS_WITH_BODY = {"POST", "PUT", "PATCH"}
 
 @dataclass(frozen=True)
 class Description:
-    """What OpenAPI shows of the mount for which an `Accept` makes jobs."""
+    """The OpenAPI description of a mount whose `Accept` is used."""
 
     prefix: str | None = None
     callbacks: bool = False
 
 
-# The dependencies that return an Acceptor; without a description, the route's class has it.
+# The dependencies that return an Acceptor. If one has no description, its route's class has it.
 acceptors: WeakKeyDictionary[Callable[..., Any], Description | None] = WeakKeyDictionary()
 
 
 class SubmissionRoute(APIRoute):
     """A route class for routers whose routes submit jobs: `APIRouter(route_class=SubmissionRoute)`.
 
-    OpenAPI describes what `accept` reads and answers, and invalid bodies are answered by problem
-    documents. A route without an `Accept` is as any other.
+    OpenAPI describes the inputs and answers of `accept`, and invalid bodies are answered by problem
+    documents. Routes without an `Accept` are unchanged.
     """
 
     _described: ClassVar[Description] = Description()
@@ -72,7 +72,7 @@ class SubmissionRoute(APIRoute):
         super().__init__(path, endpoint, **options)
         acceptor = _acceptor_in(self.dependant)
         if acceptor is not None:
-            # Again, since FastAPI reads the answers here only.
+            # Called again, since FastAPI reads the answers only here.
             described = self._description(acceptors[acceptor] or self._described)
             super().__init__(path, endpoint, **{**options, **described})
 
@@ -124,7 +124,7 @@ def submission_route(described: Description) -> type[SubmissionRoute]:
 
 
 def with_models(answers: Mapping[int | str, Schema]) -> dict[int | str, Schema]:
-    """Return answers as FastAPI takes them, with a `model` for each reference to a document."""
+    """Return answers in FastAPI's form, with a `model` for each reference to a document."""
     return {status: _with_model(answer) for status, answer in answers.items()}
 
 
@@ -138,7 +138,7 @@ def _with_model(answer: Schema) -> Schema:
 
 
 def _references(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield where the references to documents stand, and to which they are."""
+    """Yield the place and the target of each reference to a document."""
     if not isinstance(value, dict):
         return
     schema = cast("Schema", value)
@@ -150,7 +150,7 @@ def _references(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str,
 
 
 class _Content(dict[str, Any]):
-    """The content of an answer: what is added to it is added at a place within it.
+    """The content of an answer; additions go to a place within it.
 
     FastAPI adds by `content.setdefault(media_type, {}).setdefault("schema", {})`.
     """
@@ -160,7 +160,7 @@ class _Content(dict[str, Any]):
         self._place = place
 
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """Return the parent of the schema at the place, whatever media type is asked for."""
+        """Return the parent of the schema at the place, for any media type."""
         del key, default
         schema: Any = self
         for step in self._place:
@@ -186,7 +186,7 @@ def _acceptor_in(dependant: Dependant) -> Callable[..., Any] | None:
 
 
 def answer_refused_bodies(app: FastAPI) -> None:
-    """Answer refused bodies of submissions by problems, anything else as the app does anyway."""
+    """Answer refused bodies of submissions by problems; leave other errors to the app."""
     for kind, usual in (
         (RequestValidationError, request_validation_exception_handler),
         (HTTPException, http_exception_handler),
@@ -223,7 +223,7 @@ async def _problem_for_body(
     elif error.status_code == HTTPStatus.BAD_REQUEST and is_json(
         request.headers.get("content-type", "")
     ):
-        # FastAPI answers some bodies that are not JSON by a 400 of its own.
+        # FastAPI answers some bodies that are not JSON by its own 400.
         rejected = await _malformed(request)
     problem = None if rejected is None else problem_of(rejected)
     return None if problem is None else WholeResponse(problem)
@@ -232,7 +232,7 @@ async def _problem_for_body(
 async def _malformed(request: Request) -> MalformedBody | None:
     try:
         body = await request.body()
-    except (ClientDisconnect, RuntimeError):  # the latter for a body that was not kept
+    except (ClientDisconnect, RuntimeError):  # the latter for a body that was not cached
         return None
     try:
         json.loads(body)
