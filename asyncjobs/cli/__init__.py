@@ -1,6 +1,6 @@
 """The command `asyncjobs`, for operators.
 
-This module loads neither click nor rich, so that it can name the extra if they are missing.
+This module imports neither click nor rich, so that it can name the extra if they are missing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Run the command that the process arguments name, and exit."""
+    """Run the command named by the process arguments, and exit."""
     missing = [name for name in ("click", "rich") if find_spec(name) is None]
     if missing:
         packages = " and ".join(missing)

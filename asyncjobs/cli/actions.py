@@ -99,7 +99,7 @@ def retry(
 
 
 def _failed_jobs(target: Target, which: Selection) -> tuple[str, ...]:
-    """Find the failed jobs, the newest first, but for those that another job retries already."""
+    """Find the failed jobs, the newest first, except those that another job retries already."""
     found: list[JobId] = []
     retried: set[JobId] = set()
 
@@ -125,9 +125,9 @@ def _for_each(
     *,
     skip_gone: bool = False,
 ) -> int:
-    """Act on each job and print a line for each, or JSON; exit by the first refusal.
+    """Act on each job and print a line for each, or JSON; the first refusal decides the exit code.
 
-    Returns how many were done. With `skip_gone`, a job that was deleted meanwhile is no refusal.
+    Returns how many were done. With `skip_gone`, a job deleted meanwhile is not a refusal.
     """
     exit_codes: list[int] = []
     done: list[Job] = []
@@ -212,7 +212,7 @@ async def _delete(store: Store, which: Selection, before: datetime) -> int:
 
 
 async def _ended(store: Store, which: Selection, before: datetime) -> AsyncGenerator[list[JobId]]:
-    """Yield ids page by page. A terminal job stays terminal, so none can start in between."""
+    """Yield ids page by page. A terminal job stays terminal, so none can start meanwhile."""
     listing = listing_of(store)
     for status in (which.status,) if which.status else _TERMINAL:
         after = None

@@ -1,4 +1,4 @@
-"""What would go wrong in production: functions of values to sentences of advice."""
+"""Detects problems in production: functions from values to sentences of advice."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from asyncjobs.settings import Settings
 # A poll may come this much before or after its time.
 _POLL_JITTER_SECONDS = 1.0
 
-# What a stop may take beyond the grace period.
+# How long a stop may take beyond the grace period.
 _LAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """How a web server is set up; None is unknown, or does not apply. Times are in seconds.
+    """How a web server is configured; None is unknown, or does not apply. Times are in seconds.
 
-    `request_timeout` is how long one request may keep a worker process.
+    `request_timeout` is how long one request may occupy a worker process.
     """
 
     keep_alive: float | None = None
@@ -38,10 +38,10 @@ class Server:
 
 
 def gunicorn_server(path: Path, threads: int | None = None) -> Server:
-    """Run a gunicorn configuration file, as gunicorn does, and return what it sets.
+    """Run a gunicorn configuration file, as gunicorn does, and return its settings.
 
-    `threads` is what the command line sets instead. Raises `ConfigurationError` for a file that
-    cannot be run, and for values that are not numbers.
+    `threads` is the command line's value, which takes precedence. Raises `ConfigurationError` for a
+    file that cannot be run, and for values that are not numbers.
     """
     try:
         found = runpy.run_path(str(path))
@@ -55,9 +55,9 @@ def gunicorn_server(path: Path, threads: int | None = None) -> Server:
         raise ConfigurationError(f"{path} cannot be read: {error}.") from error
     name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
     sync = name == "sync" or name.endswith("SyncWorker")
-    if sync and threads == 1:  # it closes each connection
+    if sync and threads == 1:  # this worker closes each connection
         return Server(threads=1, request_timeout=timeout or None, stop_timeout=graceful)
-    # gunicorn makes gthread of sync if there are several threads.
+    # gunicorn uses gthread instead of sync if there are several threads.
     in_threads = sync or name == "gthread" or name.endswith("ThreadWorker")
     return Server(
         keep_alive=keep_alive, threads=threads if in_threads else None, stop_timeout=graceful
@@ -67,9 +67,9 @@ def gunicorn_server(path: Path, threads: int | None = None) -> Server:
 def queue_warnings(
     registry: Registry, served: Sequence[str], dispatcher: Dispatcher
 ) -> Generator[str]:
-    """Warn of queues without workers; `served` are those that workers serve, none if unknown.
+    """Warn of queues without workers; `served` are those that workers serve, empty if unknown.
 
-    An engine may know them; it is asked, which may take seconds.
+    An engine may know them; the query may take seconds.
     """
     engine = dispatcher if isinstance(dispatcher, ServesQueues) else None
     known = frozenset(served) if served or engine is None else engine.served_queues()
@@ -86,7 +86,7 @@ def queue_warnings(
 
 
 def handler_warnings(registry: Registry, lifespan: Lifespan | None = None) -> Generator[str]:
-    """Warn of handlers, and of what they share."""
+    """Warn of problems in handlers and their shared resources."""
     try:
         lifespan_path(lifespan, registry)
     except ConfigurationError as error:
@@ -140,7 +140,7 @@ def stop_warnings(settings: Settings, server: Server, stop_timeout: float) -> Ge
 
 
 def server_warnings(server: Server, mounts: Iterable[MountOptions]) -> Generator[str]:
-    """Warn of a web server that does not fit what clients do."""
+    """Warn of a web server whose settings do not suit the clients."""
     options = list(mounts)
     yield from _keep_alive_warnings(server, options)
     room = EVENT_LOOP_ROOM if server.threads is None else room_in(threads=server.threads > 1)

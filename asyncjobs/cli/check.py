@@ -32,7 +32,7 @@ _MAX_CLOCK_OFFSET = timedelta(seconds=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What the options say about the processes in production."""
+    """The options' description of the processes in production."""
 
     server: Server
     mounts: Sequence[MountOptions]
@@ -151,7 +151,8 @@ async def _inspect(store: Store) -> list[Finding]:
     if store_clock is not None:
         before = datetime.now(UTC)
         stores = await store_clock.now()
-        # The store read its clock at some moment of the call, so half of it is the uncertainty.
+        # The store read its clock at some time during the call, so the uncertainty is half of its
+        # duration.
         half = (datetime.now(UTC) - before) / 2
         offset = stores - (before + half)
         advice = "" if abs(offset) <= _MAX_CLOCK_OFFSET + half else "set both clocks by NTP"

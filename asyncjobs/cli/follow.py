@@ -15,14 +15,14 @@ from asyncjobs.cli.output import print_json
 from asyncjobs.client import JobNotFound, JobsClient, RemoteJob, ServerUnreachable
 from asyncjobs.errors import ConfigurationError
 
-# RFC 9110 sections 5.1 and 5.5. Values beyond ASCII have no encoding that servers agree on.
+# RFC 9110 sections 5.1 and 5.5. Servers do not agree on an encoding of values beyond ASCII.
 _HEADER = re.compile(
     r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?"
 )
 
 
 class Header(click.types.StringParamType):
-    """A header line. Several in the environment variable are on a line each."""
+    """A header line. The environment variable has several, one a line."""
 
     name = "header"
 
@@ -31,7 +31,7 @@ class Header(click.types.StringParamType):
         return [line for line in rv.splitlines() if line.strip()]
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Refuse a malformed header, without showing it: it may be a credential."""
+        """Refuse a malformed header without showing it: it may be a credential."""
         line = str(value).strip()
         if not _HEADER.fullmatch(line):
             self.fail("one of the headers is malformed; write 'Name: value', in ASCII.", param, ctx)

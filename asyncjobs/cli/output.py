@@ -1,4 +1,4 @@
-"""How jobs are printed: JSON documents for programs, tables for people."""
+"""Prints jobs: JSON documents for programs, tables for people."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from asyncjobs.http.documents import From, JobDocument
 # Without a terminal, rows are not wrapped: other programs read them line by line.
 _UNLIMITED_WIDTH = 10_000
 
-# Columns that may be wrapped.
+# The columns that may be wrapped.
 _FOLDED = ("", "owner", "error", "found", "advice")
 
-#: The members of a job in a list, by their names on the wire, in their order.
+#: The members of a job in a list, by their JSON names, in order.
 _LISTED = (
     "jobId",
     "type",
@@ -41,7 +41,7 @@ _LISTED = (
 
 
 class OperatorDocument(JobDocument):
-    """A job with everything that operators may want, except payload and result."""
+    """A job with everything for operators except payload and result."""
 
     user_id: str | None
     idempotency_key: str | None
@@ -74,7 +74,7 @@ def job_document(job: Job) -> dict[str, Any]:
 
 
 def attempt_error_document(error: AttemptError) -> dict[str, Any]:
-    """Return what an attempt raised."""
+    """Return the document of an attempt's error."""
     return {
         "attempt": error.attempt,
         "at": error.at,
@@ -147,7 +147,7 @@ def print_sheet(document: dict[str, Any]) -> None:
 
 
 def print_attempt_errors(errors: Iterable[AttemptError]) -> None:
-    """Print what the attempts raised, the newest last, with their tracebacks indented."""
+    """Print the errors of the attempts, the newest last, with their tracebacks indented."""
     for error in errors:
         message = plain(f"{error.type}: {error.message}" if error.message else error.type)
         click.echo(f"\nattempt {error.attempt}, {error.at:%Y-%m-%d %H:%M:%S} UTC: {message}")

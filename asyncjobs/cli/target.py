@@ -31,7 +31,7 @@ _POLL_SECONDS = 1.0
 
 @dataclass
 class Target:
-    """The queue or store that `--jobs` or `--store`, or their environment variables, name."""
+    """The queue or store named by `--jobs` or `--store`, or by their environment variables."""
 
     jobs: str | None = None
     store: str | None = None
@@ -57,7 +57,7 @@ pass_target = click.make_pass_decorator(Target, ensure=True)
 
 
 def _set_target(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    """Set the target from an option; the command line goes before the environment."""
+    """Set the target from an option; the command line takes precedence over the environment."""
     if value is None:
         return
     target = context.ensure_object(Target)
@@ -110,8 +110,8 @@ def find_jobs(spec: str) -> AsyncJobs:
 def find_mounts(spec: str) -> list[MountOptions]:
     """Import `module:attribute`, an application, and return the options of its mounts.
 
-    Those of a router that is included are not found. Raises `ConfigurationError` if the import
-    fails or nothing is mounted.
+    Mounts of an included router are not found. Raises `ConfigurationError` if the import fails or
+    nothing is mounted.
     """
     app = _load("--app", spec, lambda found: _mounts_of(found) is not None)
     mounts = _mounts_of(app)
@@ -123,7 +123,7 @@ def find_mounts(spec: str) -> list[MountOptions]:
 
 
 def _mounts_of(app: Any) -> list[Any] | None:
-    """Return what the adapters have mounted on an application, without loading a framework."""
+    """Return the mounts that adapters added to an application, without importing a framework."""
     extensions: Any = getattr(app, "extensions", None)
     router: Any = getattr(app, "router", None)
     if extensions is not None:
@@ -134,7 +134,7 @@ def _mounts_of(app: Any) -> list[Any] | None:
 
 
 def _load(option: str, spec: str, is_it: Callable[[Any], bool]) -> object:
-    """Import `module:attribute`; call what is found there if it makes what is looked for."""
+    """Import `module:attribute`; if it is a factory of the wanted object, call it."""
     module, colon, path = spec.partition(":")
     if not (module and colon and path):
         name = option.removeprefix("--")
@@ -174,7 +174,7 @@ def require_file(store: Store) -> Store:
 
 @asynccontextmanager
 async def open_store(target: Target) -> AsyncGenerator[tuple[Store, Clock]]:
-    """Open the store without a queue, with the clock that its jobs go by."""
+    """Open the store without a queue, with the clock that applies to its jobs."""
     clock = SharedClock(SystemClock())
     async with require_file(target.find_store()) as store:
         if (store_clock := power_of(store, StoreClock)) is not None:
@@ -184,7 +184,7 @@ async def open_store(target: Target) -> AsyncGenerator[tuple[Store, Clock]]:
 
 @asynccontextmanager
 async def open_repository(target: Target) -> AsyncGenerator[Repository]:
-    """Open the store for reading: there is no maintenance, only repairs that every reader makes."""
+    """Open the store for reading; the only writes are the repairs that every reader makes."""
     async with open_store(target) as (store, clock):
         yield Repository(store, ChangeFeed(poll=_POLL_SECONDS), clock, base=store)
 

@@ -45,7 +45,8 @@ def watch(
             with ExitStack() as stack:
                 view = stack.enter_context(_view(as_json=as_json))
                 while True:
-                    # Asked before the jobs are read: how the last one ended is still shown.
+                    # Checked before the jobs are read, so that the end of the last one is still
+                    # shown.
                     idle = until_idle and await _is_idle(repository)
                     view.show(await watched.read(), repository.now())
                     if watched.over or idle:
@@ -57,7 +58,7 @@ def watch(
 
 
 class WatchedJobs:
-    """The jobs to show: the named ones, or all that run. Each is shown until it has ended."""
+    """The jobs to show: the named ones, or all running ones. Each is shown until it has ended."""
 
     def __init__(self, repository: Repository, ids: Sequence[JobId]) -> None:
         self._repository = repository

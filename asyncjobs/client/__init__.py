@@ -1,6 +1,6 @@
 """A client for jobs of asyncjobs, and of any other server that answers 202.
 
-Importing this package loads no HTTP library.
+Importing this package imports no HTTP library.
 """
 
 from asyncjobs.client.asynchronous import AsyncJobsClient, AsyncRemoteJob, Updates

@@ -1,4 +1,4 @@
-"""What the answers of a server mean: the URLs of a job, its state, and its result."""
+"""Interprets the answers of a server: the URLs of a job, its state, and its result."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class MonitorKind(StrEnum):
     """The protocol of a status monitor."""
 
     JOB = "job"  # asyncjobs
-    OPERATION = "operation"  # Microsoft's guidelines: 200, and a word for the status
-    LOCATION = "location"  # plain HTTP: 202 until the result is there
+    OPERATION = "operation"  # Microsoft's guidelines: 200, and a status word
+    LOCATION = "location"  # plain HTTP: 202 until the result is available
     RESOURCE = "resource"  # Azure: the resource itself, with `properties.provisioningState`
     UNKNOWN = "unknown"  # not known before its first answer
 
@@ -77,7 +77,7 @@ class Monitor:
 class SubmittedJob:
     """The job of a submission; `update` is set if the job has ended already.
 
-    The server asks not to be polled for `pause` seconds.
+    `pause` is how many seconds the server asks the client to wait before the first poll.
     """
 
     monitor: Monitor
@@ -99,11 +99,11 @@ class Trouble:
 def read_submission(
     answer: Answered, origins: Collection[str] = (), *, method: str = "POST"
 ) -> SubmittedJob:
-    """Find the job in the answer to a submission by that method.
+    """Find the job in the answer to a submission sent with `method`.
 
-    A PUT, PATCH or DELETE that was carried out at once is a job that has ended. Raises `NotAJob` if
-    the answer names no job, and `ForeignUrl` if the job's URLs are at an origin that is neither the
-    submission's nor one of `origins`.
+    A PUT, PATCH or DELETE that was carried out at once counts as a job that has ended. Raises
+    `NotAJob` if the answer names no job, and `ForeignUrl` if the job's URLs are at an origin that
+    is neither the submission's nor one of `origins`.
     """
     verb = method.upper()
     monitor = _monitor_of(answer, verb)
@@ -272,7 +272,7 @@ def no_status(url: str, status: int, document: Any) -> NotAJob:
 
 
 def moved_url(answer: Answered, kind: MonitorKind) -> str | None:
-    """Return the URL to which a status monitor has moved, None if it stays where it is."""
+    """Return the URL to which a status monitor has moved, or None if it has not."""
     if kind is MonitorKind.LOCATION and answer.status == 202:
         location = answer.headers.get("location")
         return _joined(answer, location) if location else None
@@ -320,7 +320,7 @@ def _etag_version(answer: Answered) -> int | None:
 
 
 def _is_location(answer: Answered) -> bool:
-    """Return whether the answer is that of a result URL before its result is there."""
+    """Return whether a result URL answered that it has no result, or none yet."""
     code = object_of(problem_of(answer)).get("code")
     return answer.status in {202, 424} or (answer.status == 410 and code == _CANCELLED)
 

@@ -1,4 +1,4 @@
-"""The client for event loops, asyncio or trio; `base` and `follower` decide, this does the I/O."""
+"""The client for asyncio and trio; `base` and `follower` decide, this module does the I/O."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class AsyncRemoteJob(RemoteJobBase[T, AsyncHttpClient]):
         """Iterate (`async for`) over each new state, up to and including the job's end.
 
         After `timeout` (default: the client's), `JobTimeout` is raised. `progress` draws a bar on
-        the standard error. If you stop early, enter the updates by `async with`, or call their
-        `aclose`: else a connection stays open.
+        standard error. If you stop early, use the updates in `async with` or call their `aclose`;
+        otherwise a connection stays open.
         """
         follower = self._follower(timeout)
 
@@ -128,7 +128,7 @@ class AsyncRemoteJob(RemoteJobBase[T, AsyncHttpClient]):
         return self._outcome(type)
 
     async def cancel(self) -> JobUpdate:
-        """Ask the job to stop; it may still end otherwise. Raises `RequestRefused`."""
+        """Ask the job to stop; it may still end in another way. Raises `RequestRefused`."""
         cancellation = self._cancellation()
         await run(cancellation, self._client.http)
         return self._cancelled(cancellation)
@@ -142,9 +142,9 @@ async def run(rule: Rule, http: AsyncHttpClient) -> None:
 
 
 class Updates:
-    """The updates of one rule, to be iterated over once. Raises the error of the rule's end.
+    """The updates of one rule, to be iterated over once. Raises the error with which the rule ends.
 
-    Not a generator: an event loop may never finish a generator that is left early.
+    This is not a generator: an event loop may never finalize a generator that is left early.
     """
 
     def __init__(
@@ -264,15 +264,15 @@ class AsyncConnection:
             request = answer.redirected(response)
 
     async def aclose(self) -> None:
-        """Close the open stream, also while the task is being cancelled."""
+        """Close the open stream, even while the task is being cancelled."""
         response, self._response = self._response, None
         chunks, self._chunks = self._chunks, None
         if response is None or chunks is None:
             return
         with anyio.CancelScope(shield=True):
             # The HTTP library reads through nested generators, of which only the outermost can be
-            # closed explicitly. An exception from the socket ends them all: a cancellation. A
-            # source that never waits is not cancelled, hence the limit of reads.
+            # closed explicitly. An exception from the socket ends them all, so the read is
+            # cancelled. A source that never waits is not cancelled, hence the limit of reads.
             with anyio.CancelScope() as scope, suppress(*self._library.errors):
                 scope.cancel()
                 for _ in range(_MAX_LAST_READS):

@@ -1,4 +1,4 @@
-"""What both clients share: the requests they send, and what they make of the answers. No I/O."""
+"""Code shared by both clients: the requests they send and how they read the answers. No I/O."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class RepeatedRequest:
 
     @property
     def answer(self) -> Answered:
-        """The answer; only after an `End` without an error."""
+        """The answer; available only after an `End` without an error."""
         return cast("Answered", self._answer)
 
     def start(self, now: float) -> Step:
@@ -209,7 +209,7 @@ class RemoteJobBase(Generic[T, H]):
         self.last, self.monitor = update, follower.monitor
 
     def _outcome(self, type: Any) -> Any:
-        """Return the result of the ended job, or raise what it ended with."""
+        """Return the result of the ended job, or raise its error."""
         return outcome_of(cast("JobUpdate", self.last), self._type if type is None else type)
 
     def _cancellation(self) -> RepeatedRequest:
@@ -230,7 +230,7 @@ class RemoteJobBase(Generic[T, H]):
 
 
 def outcome_of(update: JobUpdate, type: Any) -> Any:
-    """Return the result of an ended job as that type, or raise what the job ended with."""
+    """Return the result of an ended job as that type, or raise the job's error."""
     match update.status:
         case JobStatus.COMPLETED:
             return update.result if type is None else _validated(update.result, type)

@@ -1,4 +1,4 @@
-"""The state of a job as any server describes it, read into one value."""
+"""Parses the state of a job, as any server describes it, into one value."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def read_operation(document: Any, *, any_word: bool) -> JobUpdate | None:
     """Read the resource of a long-running operation; return None for any other document.
 
     Each service chooses its own words for work in progress. `any_word` accepts unknown words as
-    such; set it if the server itself called the URL an operation's.
+    such; set it if the server identified the URL as an operation's.
     """
     known = object_of(document)
     if not isinstance(known.get("status"), str):

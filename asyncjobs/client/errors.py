@@ -191,7 +191,7 @@ def shown_url(url: str) -> str:
     host = authority.rpartition("@")[2]
     beyond = rest.removeprefix(authority)
     if mark and ":" in authority and "@" in beyond:
-        # What precedes the last "@" may be a password with an unescaped delimiter.
+        # The part before the last "@" may be a password with an unescaped delimiter.
         return f"{begin}{mark}..."
     try:
         parts = urlsplit(f"{begin}{mark}{host}{beyond}")

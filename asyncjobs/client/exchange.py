@@ -1,7 +1,7 @@
 """The values that pass between a rule and the shell that carries it out.
 
 A rule decides and does no I/O. A shell calls `start(now)`, performs the action of the step, passes
-the result of the action to `receive(result, now)`, and so on, until the action is `End`.
+the action's result to `receive(result, now)`, and so on, until the action is `End`.
 """
 
 from __future__ import annotations

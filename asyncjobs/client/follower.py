@@ -1,8 +1,8 @@
-"""How a job is followed: by events, else by held reads, else by polls.
+"""Follows a job by events, or else by held reads, or else by polls.
 
-No I/O and no clock: a shell drives the follower (see `exchange`). It guarantees that updates come
-in the order of their versions and once each, that the terminal one comes once and last, and that
-the server is never asked sooner than its `Retry-After` allows.
+It does no I/O and has no clock: a shell drives the follower (see `exchange`). It guarantees that
+updates come in the order of their versions and once each, that the terminal one comes once and
+last, and that the server is never asked sooner than its `Retry-After` allows.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class Following:
 
     - `timeout`: how long a job is followed before `JobTimeout`; None is for ever.
     - `patience`: how long requests may fail in a row before `ServerUnreachable`.
-    - `submit_for`: how long a submission or cancellation is tried again.
-    - `transports`: those that may be used; the best that works is.
-    - `origins`: the origins beside the server's own to which its answers may refer.
+    - `submit_for`: how long a submission or cancellation is repeated.
+    - `transports`: the transports that may be used; the best that works is chosen.
+    - `origins`: the origins, besides the server's own, to which its answers may refer.
     """
 
     timeout: float | None = 86_400.0
@@ -212,7 +212,8 @@ class Follower:
         except ClientError as error:
             return Step(End(error))
         except RecursionError:
-            # Python may read a document that it cannot compare with the one before.
+            # Python can parse a document that is nested too deeply to compare with the previous
+            # one.
             received = "JSON that is nested too deeply"
             return Step(End(NotAJob(self.monitor.status, received)))
 
@@ -331,7 +332,7 @@ class Follower:
         asked = DEFAULT_PAUSE if stream.parser.retry is None else stream.parser.retry
         if stream.news:
             return Step(Wait(max(asked, LEAST_PAUSE) * self._random.uniform(1, 1.25)))
-        # A stream that opens and stays silent is held back by a proxy.
+        # If a stream opens and stays silent, a proxy buffers it.
         if not stream.bytes:
             self._failures.strikes = _MAX_STRIKES
         return self._troubled(Trouble(reason, asked), now, evidence=True)
@@ -358,7 +359,7 @@ class Follower:
         first = self.last is None
         kind, update = read_status(answer, self.monitor.kind)
         etag = answer.headers.get("etag", "")
-        # No HTTP client sends another text in a header.
+        # An HTTP client cannot send any other text in a header.
         self._seen.etag = etag if etag and etag.isascii() and etag.isprintable() else None
         events = self.monitor.events
         if kind is MonitorKind.JOB and self.monitor.kind is MonitorKind.UNKNOWN and update.job_id:

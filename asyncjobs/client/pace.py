@@ -47,8 +47,9 @@ def backoff(failures: int, least: float | None, random: Random) -> float:
 class HeldReadPace:
     """The pauses between held reads: none, until they come too often.
 
-    A server that holds requests expects the next one at once. If a job reports progress many times
-    a second, that would be a storm; after some reads in a row the server's pause applies.
+    A server that holds requests expects the next one at once. For a job that reports progress many
+    times a second, this would flood the server; after some reads in a row the server's pause
+    applies.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from asyncjobs.core.status import JobStatus
 
 
 class ProgressBar:
-    """Draws a bar while it is entered; on the standard error unless a console is given."""
+    """Draws a bar inside a `with` block, on standard error unless a console is given."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._progress = Progress(

@@ -1,4 +1,4 @@
-"""The blocking client: what it decides is in `base` and `follower`, this module does the I/O."""
+"""The blocking client; `base` and `follower` decide, this module does the I/O."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class JobsClient(ClientBase[HttpClient]):
         """Send the request that starts a job; `type` is the type of the job's result.
 
         The request is sent again if its answer is lost, always with the same `Idempotency-Key`, so
-        that a server that knows this header starts one job. Raises `RequestRefused`,
-        `AccessRefused`, `ServerUnreachable`, or `NotAJob` if the answer names no job.
+        a server that supports this header starts one job. Raises `RequestRefused`, `AccessRefused`,
+        `ServerUnreachable`, or `NotAJob` if the answer names no job.
         """
         submission = self._submission(method, url, json, headers, idempotency_key)
         run(submission, self.http)
@@ -92,10 +92,10 @@ class RemoteJob(RemoteJobBase[T, HttpClient]):
     def updates(
         self, *, timeout: Seconds | None = None, progress: bool = False
     ) -> Generator[JobUpdate]:
-        """Yield each new state, up to and including the job's end, whatever the end is.
+        """Yield each new state, including the job's end, however the job ends.
 
         After `timeout` (default: the client's), `JobTimeout` is raised. `progress` draws a bar on
-        the standard error. Call `close` on the generator if you stop early.
+        standard error. Call `close` on the generator if you stop early.
         """
         follower = self._follower(timeout)
         with closing(drive(follower, self._client.http)) as updates:
@@ -123,7 +123,7 @@ class RemoteJob(RemoteJobBase[T, HttpClient]):
         return self._outcome(type)
 
     def cancel(self) -> JobUpdate:
-        """Ask the job to stop; it may still end otherwise. Raises `RequestRefused`."""
+        """Ask the job to stop; it may still end in another way. Raises `RequestRefused`."""
         cancellation = self._cancellation()
         run(cancellation, self._client.http)
         return self._cancelled(cancellation)

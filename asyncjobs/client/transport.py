@@ -52,7 +52,7 @@ class AsyncHttpClient(_RequestBuilder, Protocol):
 
 
 class HttpLibrary:
-    """The library of an HTTP client: `errors` are what it raises when a request fails."""
+    """The library of an HTTP client; `errors` are its exceptions for failed requests."""
 
     def __init__(self, client: object) -> None:
         self._library = library = _library_of(client)
@@ -70,7 +70,7 @@ class HttpLibrary:
         library = self._library
         url = action.url if isinstance(action, Ask) else ""
         if isinstance(error, library.InvalidURL):
-            # Its words, and so its traceback, may quote the password of the URL.
+            # The error's message, and so its traceback, may quote the password of the URL.
             return Hopeless(NotAJob(url, "nothing, for the URL is malformed"))
         unsendable = (
             library.UnsupportedProtocol,
@@ -100,8 +100,8 @@ class IncomingAnswer:
     def redirected(self, response: Any) -> Any:
         """Return the request to which a redirect leads.
 
-        The HTTP client adds the caller's headers to each request, and drops none but
-        `Authorization` at another origin: hence `ForeignUrl`. Raises `RedirectLoop` after 20.
+        The HTTP client adds the caller's headers to each request, and for another origin drops only
+        `Authorization`; hence `ForeignUrl`. Raises `RedirectLoop` after 20.
         """
         asked = str(self.request.url)
         self._redirects += 1
@@ -118,7 +118,7 @@ class IncomingAnswer:
         return self._ask.stream and events
 
     def add(self, chunk: bytes, now: float) -> ActionResult | None:
-        """Keep a part of the body; return why the answer must not be read further, if so."""
+        """Add a part of the body; return the reason if the answer must not be read further."""
         self._body += chunk
         if len(self._body) > MAX_ANSWER_BYTES:
             return Hopeless(AnswerTooLarge(self._ask.url, MAX_ANSWER_BYTES))
@@ -132,7 +132,7 @@ class IncomingAnswer:
 
 
 def arrived(chunk: bytes | None) -> ActionResult:
-    """Return the result of reading a stream; None is its end."""
+    """Return the result of reading a stream; None stands for its end."""
     return Broken("the stream ended") if chunk is None else Arrived(chunk)
 
 
