@@ -108,8 +108,9 @@ class JobMetrics:
     def start_at_zero(self) -> None:
         """Export zero for each counter of each registered type, once.
 
-        An increase is seen from one scrape to the next, so not at the first one of a series. Alerts
-        would miss the first missed deadline and the first lost worker of each process.
+        Monitoring detects an increase only between two scrapes, so not at the first one of a
+        series. Alerts would miss the first missed deadline and the first lost worker of each
+        process.
         """
         codes = sorted({*names.CODES, names.APPLICATION_CODE})
         failed = [{names.OUTCOME: "failed", names.ERROR_TYPE: code} for code in codes]
@@ -128,11 +129,11 @@ class JobMetrics:
         """Read how long jobs wait at each sweep interval, until cancelled."""
         try:
             while True:
-                self.start_at_zero()  # of handlers that were registered later, too
+                self.start_at_zero()  # includes handlers that were registered later
                 try:
                     self.oldest_waiting = await self._jobs.oldest_waiting()
                 except StoreError:
-                    self.oldest_waiting = {}  # an old value would hide that the store is away
+                    self.oldest_waiting = {}  # an old value would hide that the store is down
                 await anyio.sleep(self._jobs.settings.sweep_interval.total_seconds())
         finally:
             self.oldest_waiting = {}
@@ -150,7 +151,7 @@ def _error_type(job: Job) -> str:
 
 
 class QueueState(Protocol):
-    """The present state of one queue; `watchers` is None while it is not open."""
+    """The current state of one queue; `watchers` is None while it is not open."""
 
     @property
     def oldest_waiting(self) -> Mapping[str, timedelta]: ...
@@ -163,7 +164,8 @@ class Gauges:
     """The gauges of one meter provider, over all queues that report to it."""
 
     def __init__(self, meter: Meter) -> None:
-        # Weak, so that queues can be freed; a new tuple each time, since exporter threads read it.
+        # Weak references, so that queues can be freed; a new tuple each time, as exporter threads
+        # read it.
         self._queues: tuple[ref[QueueState], ...] = ()
         meter.create_observable_gauge(
             names.OLDEST, [self._ages], "s", "How long the first job of a queue has waited."
@@ -176,7 +178,7 @@ class Gauges:
         )
 
     def add(self, queue: QueueState) -> None:
-        """Include a queue."""
+        """Add a queue."""
         self._queues = (*(known for known in self._queues if known() is not None), ref(queue))
 
     def _alive(self) -> list[QueueState]:
@@ -201,7 +203,7 @@ _gauges: WeakKeyDictionary[MeterProvider, Gauges] = WeakKeyDictionary()
 
 
 def gauges_of(provider: MeterProvider, meter: Meter) -> Gauges:
-    """Return the gauges of a provider; the first call creates them by the meter."""
+    """Return the gauges of a provider; the first call creates them with the meter."""
     found = _gauges.get(provider)
     if found is None:
         found = _gauges[provider] = Gauges(meter)

@@ -1,6 +1,7 @@
 """Names of attributes and metrics: the semantic conventions for messaging, then our own.
 
-In their words a queue is a destination, a job a message, and an attempt the processing of one.
+In the terms of the conventions a queue is a destination, a job a message, and an attempt the
+processing of a message.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class TracedSpans:
-    """Opens the spans. Attempts are timed here, too, so that spans and metrics agree."""
+    """Opens the spans. It also measures attempts, so that spans and metrics agree."""
 
     def __init__(self, tracer: Tracer, metrics: JobMetrics) -> None:
         self._tracer = tracer
@@ -32,7 +32,7 @@ class TracedSpans:
     def submitting(
         self, kind: str, queue: str, traceparent: str | None, /
     ) -> Generator[str | None]:
-        """Trace a submission; the job's `traceparent` is that of this span."""
+        """Trace a submission; the job stores the `traceparent` of this span."""
         attributes = {
             names.OPERATION: "enqueue",
             names.OPERATION_TYPE: "send",
@@ -97,10 +97,10 @@ def set_message_id(transition: Transition) -> None:
 
 
 def _parent(traceparent: str | None) -> Context | None:
-    """Return the parent of a submission's span; None is the current span.
+    """Return the parent of a submission's span; None stands for the current span.
 
-    A current span of the same trace is nearer than the request's header. A `traceparent` of another
-    trace was given on purpose.
+    A current span of the same trace is closer than the request's header. A `traceparent` of another
+    trace was passed on purpose.
     """
     current, given = trace.get_current_span().get_span_context(), _parse(traceparent)
     if not given.is_valid or given.trace_id == current.trace_id:
@@ -116,7 +116,7 @@ def _parse(traceparent: str | None) -> SpanContext:
 
 
 def _traceparent(span: Span) -> str | None:
-    """Return a span's context as a W3C `traceparent`; None if the span is not recorded anywhere."""
+    """Return a span's context as a W3C `traceparent`; None if the span is not recorded."""
     carrier: dict[str, str] = {}
     _propagator.inject(carrier, trace.set_span_in_context(span, Context()))
     return carrier.get("traceparent")

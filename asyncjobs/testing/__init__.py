@@ -1,4 +1,4 @@
-"""What applications are tested with, and the suites for those who write stores and dispatchers.
+"""Tools for testing applications, and conformance suites for stores and dispatchers.
 
     from asyncjobs.testing import run_jobs
 
@@ -7,7 +7,7 @@
             jobs.sync.enqueue(export, "orders")
             [job] = run_jobs(jobs)
 
-The suites need pytest. Each name is loaded when it is used.
+The suites need pytest. Each name is imported when it is used.
 """
 
 import sys
@@ -108,7 +108,7 @@ _MODULES = {
     "submitted_jobs_async": "applications",
 }
 
-# Before they are imported, so that the suites' assertions explain themselves in any test run.
+# Before they are imported, so that pytest rewrites the suites' assertions in any test run.
 if sys.modules.get("pytest"):
     sys.modules["pytest"].register_assert_rewrite(
         *(f"{__name__}.{name}_conformance" for name in ("dispatcher", "power", "sharing", "store"))

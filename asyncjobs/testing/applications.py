@@ -1,4 +1,4 @@
-"""What tests of applications use: run the jobs that wait, and look at what was submitted."""
+"""Tools for testing applications: run waiting jobs, and read submitted ones."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ _PAGE_SIZE = 200
 
 
 def run_jobs(jobs: AsyncJobs, *, raise_errors: bool = True) -> list[Job]:
-    """Run the jobs that are due, and those that become due by that, until none is.
+    """Run the jobs that are due, and those that become due meanwhile, until none is.
 
     They run one after the other, the longest due first, as in production: with their dependencies,
-    the lifespan of the handlers, threads and processes. Returns those that ran, in order, as they
-    stand afterwards. What a handler raises is raised here, when its outcome is recorded; jobs that
-    are still due then wait for the next call. For a job that failed without an exception, such as
-    by its timeout, `JobUnsuccessful` is raised. With `raise_errors=False` nothing is raised.
+    the lifespan of the handlers, threads and processes. Returns the jobs that ran, in order, in
+    their state afterwards. An exception of a handler is raised here when its outcome is recorded;
+    jobs that are still due then wait for the next call. For a job that failed without an exception,
+    for example by its timeout, `JobUnsuccessful` is raised. With `raise_errors=False` nothing is
+    raised.
 
     Delayed jobs and retries stay pending until their time has come by the clock of the queue. Jobs
-    whose retention has ended are forgotten.
+    whose retention has ended are deleted.
 
-    Uses the queue where it is open; else opens it to submit, as `jobs.sync` does. Raises
-    `ConfigurationError` if handlers run by themselves, and in the event loop of the queue: use
-    `run_jobs_async` there.
+    If the queue is open, it is used in its event loop; otherwise it is opened to submit, as by
+    `jobs.sync`. Raises `ConfigurationError` if handlers run by themselves, and in the event loop of
+    the queue: use `run_jobs_async` there.
     """
     ran, error = _call(jobs, "run_jobs", partial(_run_due, jobs, raise_errors=raise_errors))
     if error is not None:
@@ -56,7 +57,7 @@ async def run_jobs_async(jobs: AsyncJobs, *, raise_errors: bool = True) -> list[
 def submitted_jobs(jobs: AsyncJobs, handler: JobType[Any, Any] | str | None = None) -> list[Job]:
     """Return all jobs, or those of one handler, with payloads, in the order of their submission.
 
-    They are as they stand now. Raises `ConfigurationError` if the store cannot list jobs.
+    They have their current state. Raises `ConfigurationError` if the store cannot list jobs.
     """
     return _call(jobs, "submitted_jobs", partial(_submitted, jobs, handler))
 
@@ -88,7 +89,7 @@ def _call(jobs: AsyncJobs, name: str, function: Callable[[], Awaitable[T]]) -> T
 async def _run_due(
     jobs: AsyncJobs, *, raise_errors: bool
 ) -> tuple[list[Job], BaseException | None]:
-    """Run what is due; return the jobs that ran, and an error to raise."""
+    """Run due jobs; return the jobs that ran, and an error to raise."""
     if jobs.runs_handlers:
         raise ConfigurationError(
             "Handlers run by themselves in this process, so run_jobs would miss jobs. "
@@ -117,7 +118,7 @@ async def _run_due(
 
 
 async def _next_due(jobs: AsyncJobs) -> Job | None:
-    """Take the job that has been due for the longest, when the hooks had time to submit theirs."""
+    """Take the job that has been due for the longest, after the hooks had time to submit jobs."""
     job = await _take(jobs)
     if job is None:
         await jobs.until_hooks_called()

@@ -1,4 +1,4 @@
-"""Clocks that a test holds in its hand."""
+"""Clocks that a test controls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BEGINNING = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 class ManualClock:
-    """Stands still until it is told to go on, or to jump back."""
+    """A clock that stands still until `advance` moves it, forward or back."""
 
     def __init__(self, now: datetime = _BEGINNING) -> None:
         self._now = now

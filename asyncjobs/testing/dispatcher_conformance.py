@@ -1,4 +1,4 @@
-"""What every dispatcher must do, and the workers that its jobs run on meanwhile."""
+"""The conformance suites of dispatchers, and the workers that run their jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from asyncjobs.settings import Settings
 from asyncjobs.testing.dispatcher_handlers import STEPS, began, register, release
 from asyncjobs.testing.samples import sample_job, sample_submission
 
-#: A rhythm in which what is lost comes up again soon. For the workers' queues, too.
+#: Timing with which lost jobs come up again soon. Workers use it for their queues, too.
 BRISK = Settings(
     lease=timedelta(seconds=3),
     redelivery=timedelta(seconds=1),
@@ -38,9 +38,9 @@ class WorkerPool:
     """A store, a dispatcher, and the workers that run its jobs.
 
     The class itself suits dispatchers that run jobs in this process. For an engine, override
-    `working`. `slots` is how many jobs run at once, `patience` how many seconds a rule waits for
-    a condition. The rules send `many` jobs through at once, and `some` to let time pass: lower
-    them for an engine that makes a process for each.
+    `working`. `slots` is how many jobs run at once, `patience` how many seconds a test waits for a
+    condition. The tests send `many` jobs at once, and `some` to let time pass: lower them for an
+    engine that starts a process for each.
     """
 
     slots = 4
@@ -54,7 +54,7 @@ class WorkerPool:
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[AsyncJobs]:
-        """Open a queue with the handlers of the rules, and let the workers work."""
+        """Open a queue with the handlers of the tests, and let the workers work."""
         jobs = AsyncJobs(self.store, dispatcher=self.dispatcher, settings=BRISK)
         register(jobs)
         async with jobs, self.working(jobs):
@@ -62,16 +62,16 @@ class WorkerPool:
 
     @asynccontextmanager
     async def working(self, jobs: AsyncJobs) -> AsyncGenerator[None]:  # noqa: ARG002  # to override
-        """Run what is delivered, inside the block.
+        """Run delivered jobs inside the block.
 
-        `jobs` is open in this process. Workers in others open a queue of their own, on the same
-        store with `BRISK` settings and a dispatcher of the same kind, on which they `register` the
+        `jobs` is open in this process. Workers in other processes open their own queue on the same
+        store, with `BRISK` settings and a dispatcher of the same kind, on which they `register` the
         handlers of `asyncjobs.testing.dispatcher_handlers`.
         """
         yield
 
     async def run(self, jobs: AsyncJobs, job_id: JobId) -> None:
-        """Run a job as a worker does that has been given its id, in an open queue.
+        """Run a job in an open queue as a worker does that was given its id.
 
         Override it if the worker awaits more than `AsyncJobs.run`.
         """
@@ -79,7 +79,7 @@ class WorkerPool:
 
 
 class KillableWorkerPool(Protocol):
-    """A pool whose workers are processes of their own, so that they can be killed."""
+    """A pool whose workers are separate processes, so that they can be killed."""
 
     @property
     def patience(self) -> float: ...
@@ -87,7 +87,7 @@ class KillableWorkerPool(Protocol):
     def opened(self) -> AbstractAsyncContextManager[AsyncJobs]: ...
 
     async def kill(self) -> None:
-        """End all workers in the middle of what they do, as SIGKILL does, and start others."""
+        """End all workers in the middle of their work, as SIGKILL does, and start others."""
         ...
 
 
@@ -157,7 +157,7 @@ class DispatcherConformance:
                 delivery=workers.dispatcher.delivery,
                 created_at=jobs.clock.now(),
             )
-            # Not enqueued, since that waits for no dispatcher beyond `Settings.dispatch_timeout`.
+            # Not enqueued: that waits for a dispatcher only up to `Settings.dispatch_timeout`.
             waiting = lifecycle.submit(submission, hold=jobs.settings.redelivery)
             [job] = await workers.store.insert([waiting])
             with anyio.fail_after(workers.patience):
@@ -326,7 +326,7 @@ class DispatcherConformance:
 
 @pytest.mark.anyio
 class WorkerLossConformance:
-    """What holds when workers are killed; the fixture `workers` returns a `KillableWorkerPool`."""
+    """The rules for killed workers; the fixture `workers` returns a `KillableWorkerPool`."""
 
     @pytest.fixture
     def workers(self) -> KillableWorkerPool:
@@ -356,14 +356,14 @@ class WorkerLossConformance:
 
 
 async def ended(jobs: AsyncJobs, job: Job, workers: WorkerPool | KillableWorkerPool) -> Job:
-    """Return a job when it has ended, or fail for want of patience."""
+    """Return a job when it has ended, or fail when patience is exhausted."""
     done = await jobs.wait(job.id, timeout=workers.patience)
     assert done.status.terminal, f"{job.type} is {done.status} after {workers.patience} s"
     return done
 
 
 async def others_pass(jobs: AsyncJobs, workers: WorkerPool) -> None:
-    """Run some more jobs; everything that was delivered before has had its effect then."""
+    """Run some more jobs; by then all earlier deliveries have had their effect."""
     others = [(await jobs.enqueue("echo", number)).job for number in range(workers.some)]
     for number, job in enumerate(others):
         assert (await ended(jobs, job, workers)).result == number
@@ -372,7 +372,7 @@ async def others_pass(jobs: AsyncJobs, workers: WorkerPool) -> None:
 async def _cancel_when(
     ready: Callable[[], Awaitable[None]], call: Callable[[], Coroutine[Any, Any, None]]
 ) -> None:
-    """Cancel a call at a moment, by its own task on asyncio; return when it has ended."""
+    """Cancel a call at a given time, by its own task on asyncio; return when it has ended."""
     if running_asyncio_loop() is not None:
         task = asyncio.ensure_future(call())
         await ready()
@@ -386,7 +386,7 @@ async def _cancel_when(
 
 
 async def until(true: Callable[[], bool], patience: float) -> None:
-    """Wait for what other processes do."""
+    """Wait for an effect of other processes."""
     with anyio.fail_after(patience):
         while not true():  # noqa: ASYNC110
             await anyio.sleep(0.01)
@@ -394,10 +394,10 @@ async def until(true: Callable[[], bool], patience: float) -> None:
 
 @pytest.mark.anyio
 class PriorityConformance:
-    """What holds where the options of a dispatcher have priorities.
+    """The rules for dispatchers whose options have priorities.
 
-    Override the fixture `workers`: it returns a `WorkerPool` whose dispatcher runs jobs of the
-    type `urgent` before those of the type `patient`.
+    Override the fixture `workers`: it returns a `WorkerPool` whose dispatcher runs jobs of the type
+    `urgent` before those of the type `patient`.
     """
 
     @pytest.fixture
@@ -410,12 +410,12 @@ class PriorityConformance:
         busy = [tmp_path / f"busy{slot}" for slot in range(workers.slots)]
         urgent, patient = tmp_path / "urgent", tmp_path / "patient"
         async with workers.opened() as jobs:
-            await others_pass(jobs, workers)  # the workers are there, and nothing comes twice
+            await others_pass(jobs, workers)  # the workers run, and nothing is delivered twice
             submitted = [(await jobs.enqueue("hold", path)).job for path in busy]
             await until(lambda: sum(map(began, busy)) == workers.slots, workers.patience)
             for kind, path in (("patient", patient), ("urgent", urgent), ("patient", patient)):
                 submitted.append((await jobs.enqueue(kind, path)).job)
-            release(busy[0])  # one slot is free, and whoever gets it holds it
+            release(busy[0])  # one slot is free, and the job that gets it holds it
             await until(lambda: began(urgent) + began(patient) > 0, workers.patience)
             assert (began(urgent), began(patient)) == (1, 0)
             for path in (*busy, urgent, patient):

@@ -1,6 +1,6 @@
-"""The handlers that the rules of dispatchers run, wherever a dispatcher's workers are.
+"""The handlers of the dispatcher suites, for all processes of a dispatcher's workers.
 
-What they do is told by files beside the path they are given, which other processes can see.
+Files beside the path that they are given control them, since other processes can see these.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from asyncjobs.queue import AsyncJobs
 
 _AT_ONCE = Retry(max_attempts=2, initial_delay=Retry().initial_delay * 0)
 
-# How often a handler looks whether it may end.
+# How often a handler checks whether it may end.
 _PAUSE = 0.01
 
 STEPS = 5
 
 
 def register(jobs: AsyncJobs) -> None:
-    """Register the handlers on a queue; in every process that runs its jobs."""
+    """Register the handlers on a queue; required in every process that runs its jobs."""
     jobs.handler("echo")(_echo)
     jobs.handler("steps")(_steps)
     jobs.handler("hold")(_hold)
@@ -36,12 +36,12 @@ def register(jobs: AsyncJobs) -> None:
 
 
 def release(path: Path) -> None:
-    """Let the jobs end that hold at this path."""
+    """Let the jobs end that wait at this path."""
     path.with_suffix(".released").touch()
 
 
 def began(path: Path) -> int:
-    """Count how often a handler has begun that was given this path."""
+    """Return how often a handler that was given this path has begun."""
     beginnings = path.with_suffix(".began")
     return len(beginnings.read_bytes()) if beginnings.exists() else 0
 
@@ -77,6 +77,6 @@ async def _second_time(path: Path, job: JobContext) -> int:
 
 
 def _begin(path: Path) -> None:
-    # One byte at the end of a file arrives whole, whoever else is writing.
+    # A single byte appended to a file is written atomically, whatever other processes write.
     with path.with_suffix(".began").open("ab") as beginnings:
         beginnings.write(b".")

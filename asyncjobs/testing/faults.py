@@ -1,4 +1,4 @@
-"""A store that fails where a test wants it to, around any other store."""
+"""A wrapper around any store that fails when a test wants it to."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _POWERS: frozenset[type] = frozenset({ChangeNotices, Listing, StoreClock, Transa
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What goes wrong: shares of all calls, from 0 to 1.
+    """The faults to inject: shares of all calls, from 0 to 1.
 
-    `before` fails without doing the call, `after` does it and loses the answer. Each call is held
-    for up to `delay` seconds. `only` names the methods that are meant, `most` limits the faults.
-    `Faults()` is none at all, `Faults(before=1, after=1)` cuts off what is under way, too.
+    `before` fails without making the call, `after` makes it and loses the answer. Each call is
+    delayed by up to `delay` seconds. `only` names the affected methods, `most` limits the number of
+    faults. `Faults()` injects none; `Faults(before=1, after=1)` also fails the calls in progress.
     """
 
     before: float = 0.0
@@ -48,7 +48,7 @@ class Faults:
 
 
 class Fate(StrEnum):
-    """What became of a call."""
+    """The outcome of a call."""
 
     ANSWERED = "answered"
     NOT_DONE = "not done"
@@ -58,7 +58,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoreCall:
-    """One call of a method, with the ids it was given, and what became of it."""
+    """One call of a method, with the ids it was given, and its outcome."""
 
     method: str
     ids: tuple[JobId, ...]
@@ -66,34 +66,33 @@ class StoreCall:
 
 
 class FaultyStore:
-    """Passes calls on to a store, and fails before or after some of them, by the seed.
+    """Passes calls on to a store, and fails before or after some of them, depending on the seed.
 
-    A fault raises `StoreUnavailable`, as a lost connection does. Opening and closing do not fail.
-    It declares the powers of the wrapped store, and no others; of a store's changes, `before`
-    breaks the stream off and `after` loses a batch. `calls` is what happened so far. Faults may be
-    changed at any time by setting `faults`, also while calls are under way; what `most` allows is
-    then counted anew.
+    A fault raises `StoreUnavailable`, like a lost connection. Opening and closing do not fail. It
+    declares exactly the powers of the wrapped store. For a store's changes, `before` breaks the
+    stream off and `after` loses a batch. `calls` are the calls so far. Faults may be changed at any
+    time by setting `faults`, even during calls; the count for `most` then starts again.
     """
 
     def __init__(self, store: Store, faults: Faults | None = None, *, seed: int = 0) -> None:
         self.store = store
         self.calls: list[StoreCall] = []
         self.faults = faults or Faults()
-        self._chance = random.Random(seed)  # noqa: S311  # faults to be had again, no secrets
+        self._chance = random.Random(seed)  # noqa: S311  # repeatable faults, no secrets
 
     @property
     def powers(self) -> frozenset[type]:
-        """Those of the wrapped store that pass through here."""
+        """The powers of the wrapped store that this wrapper passes on."""
         return _POWERS & self.store.powers
 
     @property
     def filters(self) -> frozenset[str]:
-        """Those of the wrapped store, if it can list."""
+        """The filters of the wrapped store, if it can list."""
         return frozenset(getattr(self.store, "filters", ()))
 
     @property
     def faults(self) -> Faults:
-        """What goes wrong at present."""
+        """The current faults."""
         return self._faults
 
     @faults.setter

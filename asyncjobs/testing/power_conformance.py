@@ -1,4 +1,4 @@
-"""What stores with optional powers must do: a suite for each power."""
+"""The conformance suites of stores with optional powers, one for each power."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MANY = 100
 
 _MANY_IN_ONE_CALL = 600
 
-# So many turns of the event loop a read may take that waits for nothing.
+# How many turns of the event loop a read that never waits may take.
 _TURNS = 20
 
 
@@ -133,7 +133,7 @@ class ListingConformance:
                 page = await store.list(which, limit=3, after=after)
                 seen += ids(page.jobs)
                 sizes.append(len(page.jobs))
-                # Neither shifts the pages that follow; one of each would hide that they do.
+                # Neither may shift the following pages; one of each would hide an error.
                 await store.insert([sample_job(user_id="ann") for _ in "12"])
                 await store.delete([page.jobs[0].id])
                 if page.next is None:
@@ -239,13 +239,13 @@ class ListingConformance:
 
 
 async def before(store: Any, job: Job, most: int = MANY) -> int:
-    """Count what begins before a job, as seen at `NOW`."""
+    """Count the jobs that begin before a job, as of `NOW`."""
     count: int = await store.count_before(job, until=NOW + HOLD, most=most)
     return count
 
 
 def narrow(job: Job) -> Job:
-    """Leave out what a list leaves out."""
+    """Remove the data that a list does not return."""
     return job.changed(payload_json=b"", result_json=None, errors_json=None)
 
 
@@ -406,7 +406,7 @@ class ApplicationTransaction(Protocol):
 
     @property
     def connection(self) -> object:
-        """What the application passes to `enqueue`."""
+        """The connection that the application passes to `enqueue`."""
         ...
 
     async def commit(self) -> None:
@@ -426,7 +426,7 @@ class TransactionsConformance:
     """The contract of `asyncjobs.protocols.Transactions`.
 
     Override the fixtures `store` and `begin`: a function that returns an async context manager, in
-    which a new transaction is under way on a connection of the application's own.
+    which a new transaction is in progress on a connection of the application.
     """
 
     @pytest.fixture

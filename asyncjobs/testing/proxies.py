@@ -1,4 +1,4 @@
-"""A way to a server on which things go wrong when a test says so."""
+"""A TCP proxy that disturbs connections to a server when a test asks for it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 _CHUNK = 65536
 
-# On closing, drop what is under way and send a reset, not the polite end of a stream.
+# On closing, drop unsent data and send a reset instead of an orderly end.
 _RESET = struct.pack("ii", 1, 0)
 
 
 class _Line:
-    """One connection: the client's end, the server's, and what passes in between."""
+    """One connection: the client's end, the server's, and the data in between."""
 
     def __init__(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> None:
         self.ended = asyncio.Event()
@@ -31,7 +31,7 @@ class _Line:
         self.ways: list[asyncio.Task[None]] = []
 
     def say_goodbye(self) -> None:
-        """Tell the client that nothing more will come."""
+        """Close the client's receiving direction: no more data will come."""
         if not self.said_goodbye:
             _say_no_more(self.near)
         self.said_goodbye = True
@@ -50,20 +50,20 @@ class _Line:
 
 
 class TcpProxy:
-    """Forwards a port of the loopback to a server, and cuts, stalls or refuses when told to.
+    """Forwards a loopback port to a server, and can cut, stall or refuse connections.
 
-    Enter it by `with`, in synchronous and asynchronous tests alike: it lives in a thread of its
-    own. Its methods have taken effect when they return. `port` is the port to connect to.
+    Use it in `with`, in synchronous and asynchronous tests alike: it runs in its own thread. Its
+    methods have taken effect when they return. `port` is the port to connect to.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.server = (host, port)
         self.port = 0
-        #: How many connections were made through it so far.
+        #: The number of connections so far.
         self.connections = 0
-        #: How many answers are still to be lost, see `lose`.
+        #: The number of answers that are still to be lost; see `lose`.
         self.to_lose = 0
-        #: For how many seconds each piece of data is held, in either direction.
+        #: How many seconds each piece of data is delayed, in either direction.
         self.delay = 0.0
         self._spared: Collection[bytes] = ()
         self._lines: set[_Line] = set()
@@ -94,17 +94,17 @@ class TcpProxy:
         self._portal = None
 
     def through(self, url: str) -> str:
-        """Return a URL of the server with this proxy's address in the place of the server's."""
+        """Return a server's URL with this proxy's address instead of the server's."""
         parts = urlsplit(url)
         credentials, at, _ = parts.netloc.rpartition("@")
         return parts._replace(netloc=f"{credentials}{at}127.0.0.1:{self.port}").geturl()
 
     def cut(self) -> None:
-        """Reset all connections; new ones are welcome."""
+        """Reset all connections; new ones are accepted."""
         self._in_loop.call(self._cut)
 
     def refuse(self) -> None:
-        """Refuse new connections, as where no server runs; those that are open stay."""
+        """Refuse new connections, as if no server ran; open ones stay."""
         self._in_loop.call(self._refuse)
 
     def accept(self) -> None:
@@ -112,22 +112,23 @@ class TcpProxy:
         self._in_loop.call(self._listen)
 
     def stall(self) -> None:
-        """Accept connections but pass nothing on, in neither direction, until `flow`."""
+        """Accept connections but forward nothing, in either direction, until `flow`."""
         self._in_loop.call(self._flowing.clear)
 
     def flow(self) -> None:
-        """Pass on again, what was held back first."""
+        """Forward data again, the delayed data first."""
         self._in_loop.call(self._flowing.set)
 
     def half_close(self) -> None:
-        """Tell all clients that nothing more will come, and go on passing what they send."""
+        """End the stream to all clients, and still forward the data that they send."""
         self._in_loop.call(self._half_close)
 
     def lose(self, answers: int, *, spare: Collection[bytes] = ()) -> None:
-        """Cut a connection instead of passing on what the server answers, so many times.
+        """Cut a connection instead of forwarding the server's answer, this many times.
 
-        What was asked has reached the server then. Answers are spared where the last piece of data
-        that the client sent has one of these words in it: those that set up a connection, say.
+        The request has reached the server by then. An answer is spared if the last piece of data
+        that the client sent contains one of these words, for example the words that set up a
+        connection.
         """
         self._in_loop.call(self._lose, answers, spare)
 
@@ -137,10 +138,10 @@ class TcpProxy:
             raise RuntimeError("The proxy is used outside of its `with` block.")
         return self._portal
 
-    # All below runs in the proxy's own event loop.
+    # Everything below runs in the proxy's own event loop.
 
     def _bind(self) -> None:
-        """Hold the port without listening, which refuses whoever connects."""
+        """Reserve the port without listening, so that connections are refused."""
         self._bound = socket.socket()
         self._bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._bound.bind(("127.0.0.1", self.port))
@@ -218,7 +219,7 @@ class TcpProxy:
 
 def _say_no_more(end: asyncio.StreamWriter) -> None:
     if not end.transport.is_closing():
-        with suppress(OSError):  # who should hear it may be gone
+        with suppress(OSError):  # the other end may be gone
             end.write_eof()
 
 

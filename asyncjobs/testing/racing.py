@@ -1,6 +1,6 @@
-"""Races on one data set: the parts that racers play, and a second process that plays one of them.
+"""Races on one data set: the parts to run, and a second process that runs one of them.
 
-Knows no pytest, which the second process would have to load.
+It does not import pytest, which the second process would have to load.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from asyncjobs.testing.samples import LANE, LATER, NOW, sample_job
 T = TypeVar("T")
 U = TypeVar("U")
 
-#: Makes one more store of a data set. The second process gets it by pickling: it is a function of a
-#: module, or a `functools.partial` of a function or class.
+#: Makes another store of a data set. The second process gets it by pickling, so it is a function of
+#: a module, or a `functools.partial` of a function or class.
 Opener = Callable[[], Store]
 
 Part = Callable[[Store], Awaitable[T]]
@@ -40,7 +40,7 @@ async def take_all(store: Store, *, limit: int) -> list[JobId]:
 
 
 async def count_up(store: Store, job_id: JobId, times: int) -> None:
-    """Increase the revision of a job so many times; repeat what another racer prevents."""
+    """Increase the revision of a job `times` times; repeat changes that another racer prevents."""
     for _ in range(times):
         done = False
         while not done:
@@ -51,14 +51,14 @@ async def count_up(store: Store, job_id: JobId, times: int) -> None:
 
 
 async def insert_keyed(store: Store, number: int) -> tuple[list[JobId], list[JobId]]:
-    """Insert a job for each of so many keys; return their ids, and the ids stored for the keys."""
+    """Insert a job for each of `number` keys; return their ids, and the ids stored for the keys."""
     jobs = [sample_job(idempotency_key=f"k{place}") for place in range(number)]
     stored = [(await store.insert([job]))[0].id for job in jobs]
     return [job.id for job in jobs], stored
 
 
 async def play_both(first: Part[T], one: Store, second: Part[U], two: Store) -> tuple[T, U]:
-    """Play two parts at the same time in this event loop; return their results."""
+    """Run two parts at the same time in this event loop; return their results."""
     here: list[T] = []
     there: list[U] = []
 
@@ -73,15 +73,15 @@ async def play_both(first: Part[T], one: Store, second: Part[U], two: Store) -> 
 
 
 class SecondProcess:
-    """Plays parts on stores of its own; started when the first part is given to it."""
+    """Runs parts on its own stores; started when it gets the first part."""
 
     def __init__(self) -> None:
         self._running: tuple[BaseProcess, Connection] | None = None
 
     async def race(self, opener: Opener, there: Part[U], here: Callable[[], Awaitable[T]]) -> Any:
-        """Play a part there and one here at the same time; return the results, that of here first.
+        """Run a part there and one here at the same time; return the results, the local one first.
 
-        Raises `AssertionError`, with the traceback, for whatever is raised there.
+        Raises `AssertionError`, with the traceback, for any error raised there.
         """
         connection = await run_sync(self._start)
         await run_sync(connection.send, (opener, there))
@@ -108,7 +108,7 @@ class SecondProcess:
 
     def _start(self) -> Connection:
         if self._running is None:
-            # Spawned: a fork would copy the test's connections, locks and event loop.
+            # Spawned, since a fork would copy the test's connections, locks and event loop.
             context = multiprocessing.get_context("spawn")
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -144,7 +144,7 @@ def _serve(connection: Connection) -> None:
             answer = anyio.run(_play, connection, opener, part)
         except EOFError:
             return
-        except BaseException:  # noqa: BLE001  # the test raises it
+        except BaseException:  # noqa: BLE001  # raised again by the test
             connection.send((True, traceback.format_exc()))
         else:
             connection.send((False, answer))

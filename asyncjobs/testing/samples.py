@@ -1,4 +1,4 @@
-"""Jobs to put into a store."""
+"""Sample jobs to store."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from asyncjobs.core.job import (
 )
 from asyncjobs.protocols import Change, Store
 
-#: The moment at which sample jobs are made.
+#: The time at which sample jobs are made.
 NOW = datetime(2030, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
 
 #: The lane in which they wait.
 LANE = "default"
 
-#: Different names that are one name to a comparison that ignores case, accents, width, spaces,
-#: letters beyond ASCII, or what follows a NUL, or that knows wildcards.
+#: Different names that are equal to a comparison that ignores case, accents, width, spaces, letters
+#: beyond ASCII or the part after a NUL, or that evaluates wildcards.
 LOOKALIKES = (
     *("ann", "Ann", "ANN", "änn", "a\u0308nn", "nn", "?nn", "\uff41nn", "a\u200bnn"),
     *("ann ", " ann", "ann\t", "ann\0", "ann\0x", "a%", "a_n", "a*", "a?n", "*", "%"),
@@ -41,7 +41,7 @@ _TEXT = 'Ärger, привет, 日本 🎈 \0 \u2028 "\\" \r\n'
 
 
 def sample_job(**submission: Any) -> Job:
-    """Make a pending job, due now in the lane `default`; name what shall be different of it."""
+    """Make a pending job, due now in the lane `default`, with these fields changed."""
     return lifecycle.submit(sample_submission(**submission))
 
 
@@ -63,7 +63,7 @@ def sample_submission(**submission: Any) -> Submission:
 
 
 def full_job() -> Job:
-    """Make a job that has something in every field, and in texts what is easily lost."""
+    """Make a job with a value in every field, and with characters that are easily lost."""
     job = sample_job(
         user_id="ann@example.com",
         idempotency_key="8e03978e-40d5-43dd-bc93-6894a57f9324",
@@ -100,7 +100,7 @@ def full_job() -> Job:
 
 
 def sample_error(attempt: int) -> AttemptError:
-    """Make what an attempt raised."""
+    """Make the error of an attempt."""
     return AttemptError(
         attempt=attempt,
         at=NOW,
@@ -111,9 +111,9 @@ def sample_error(attempt: int) -> AttemptError:
 
 
 def unreadable_job() -> Job:
-    """Make a job that stores can write but not read, as one that a newer version has written.
+    """Make a job that stores can write but not read, like one written by a newer version.
 
-    A store that keeps jobs as objects reads it all the same.
+    A store that keeps jobs as objects can read it nevertheless.
     """
     return sample_job(retry=Retry().changed(max_attempts=0))
 
@@ -125,7 +125,7 @@ def begun(job: Job, token: str = "t") -> Job:
 
 
 async def ended(store: Store, job: Job, result: bytes) -> Job:
-    """Start and complete a stored job; return what is stored then."""
+    """Start and complete a stored job; return the stored job."""
     started = begun(job)
     done = lifecycle.complete(started, NOW, token="t", result=result)
     written = await store.replace([Change(started, job.revision), Change(done, started.revision)])
@@ -134,5 +134,5 @@ async def ended(store: Store, job: Job, result: bytes) -> Job:
 
 
 def ids(jobs: Sequence[Job]) -> list[JobId]:
-    """List the jobs' ids."""
+    """Return the jobs' ids."""
     return [job.id for job in jobs]

@@ -1,4 +1,4 @@
-"""What a store must do whose data has several openers, in one process and in several."""
+"""The conformance suite of stores with several openers, in one process and in several."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class TwoOpeners:
 class SharingConformance(TwoOpeners):
     """The contract of `asyncjobs.protocols.Store` for data that has several openers.
 
-    Override the fixture `store`, and the fixture `opener`: it returns a function that makes one
-    more, unopened store of the same data. The function is sent to a second process by pickling, so
-    it is one of a module, or a `functools.partial` of a function or class. Without `opener` the
-    rules are skipped.
+    Override the fixture `store`, and the fixture `opener`: it returns a function that makes
+    another, unopened store of the same data. The function is sent to a second process by pickling,
+    so it is one of a module, or a `functools.partial` of a function or class. Without `opener` the
+    tests are skipped.
     """
 
     @pytest.fixture(scope="class")
     @classmethod
     def process(cls) -> Generator[SecondProcess]:
-        """Provide one more process to the rules of this class."""
+        """Provide a second process to the tests of this class."""
         with second_process() as process:
             yield process
 
@@ -86,7 +86,7 @@ class SharingConformance(TwoOpeners):
         async with store, other:
             await store.insert(jobs)
             mine, theirs = await play_both(take, store, take, other)
-            # Racers may pass by what the other one holds at that moment.
+            # Racers may skip jobs that the other one holds at that moment.
             rest = await take(store)
         assert sorted(mine + theirs + rest) == sorted(ids(jobs))
 

@@ -1,4 +1,4 @@
-"""What every store must do: inherit a class, give it one fixture, run pytest."""
+"""The conformance suite of stores: inherit a class, override its fixture, run pytest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from asyncjobs.testing.samples import (
 )
 from asyncjobs.testing.sharing_conformance import SharingConformance
 
-#: More than the library puts into one call by itself, and more than many a limit of parameters.
+#: More than the library puts into one call, and more than many limits on parameters.
 MANY = 600
 
 SEPARATORS = ":/|,;.-_=#@&+~ \t\n\0\x1f\"'\\"
@@ -366,7 +366,7 @@ class StoringRules:
                 assert list(await store.get([bad.id])) == [bad]
             except UnreadableJob as error:
                 assert error.job_id == bad.id  # noqa: PT017  # stores of objects can read it
-            # In front, and alone in a call: it is passed by, not met again and again.
+            # First in line, and alone in a call: it is skipped, not returned again and again.
             taken = [await store.take([LANE], now=NOW, until=LATER, limit=1) for _ in "12"]
             assert good.id in [job.id for some in taken for job in some]
             assert list(await store.delete([bad.id, good.id])) == [True, True]
@@ -522,7 +522,7 @@ class StoreConformance(StoringRules, TakingRules, SharingConformance):
 
     Override the fixture `store`: it returns a new, empty, unopened store for each test. If several
     processes may open the data, override `opener`, too; see `SharingConformance`. Each power that
-    the store declares has a suite of its own.
+    the store declares has its own suite.
     """
 
     #: Declared powers whose suites another class inherits for this kind of store.

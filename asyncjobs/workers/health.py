@@ -41,7 +41,7 @@ class Health:
 
 
 def write_heartbeat(path: Path, store: str) -> None:
-    """Write the present time and the state of the store; readers never see a partial file."""
+    """Write the current time and the state of the store; readers never see a partial file."""
     heartbeat = {"at": time.time(), "store": store}
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(json.dumps(heartbeat))
@@ -91,7 +91,7 @@ async def _state_of_store(jobs: AsyncJobs) -> str:
 
 @contextmanager
 def serve_health(host: str, port: int, paths: Sequence[Path]) -> Generator[None]:
-    """Serve `/live` and `/ready` over HTTP inside the block: 200, or 503 if that is not so."""
+    """Serve `/live` and `/ready` over HTTP inside the block: 200 if true, else 503."""
 
     class HealthResponse(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -19,7 +19,7 @@ from asyncjobs.records.logging import log
 from asyncjobs.workers.health import write_heartbeats
 from asyncjobs.workers.shutdown import StopLevel, StopRequest
 
-# After the grace period. The end of the process itself takes a moment of the five seconds.
+# Counted after the grace period. Ending the process itself takes a moment of the five seconds.
 _EXIT_SECONDS = 4.8
 
 
@@ -37,17 +37,17 @@ def run_worker(jobs: AsyncJobs, options: WorkerOptions) -> None:
     """Run jobs until the process is stopped; return when all have ended or were given back.
 
     Raises what opening the queue raises. Until the queue is open, a signal ends the process at
-    once: there is nothing to give back yet. A process that does not stop within the grace period
-    and five seconds is ended by `os._exit`, whatever its handlers do.
+    once, since there is nothing to give back yet. A process that does not stop within the grace
+    period and five seconds is ended by `os._exit`, whatever its handlers do.
     """
     stops: list[StopRequest] = []
     try:
         anyio.run(_run, jobs, options, stops, backend="asyncio")
     finally:
         for stop in stops:
-            # The interpreter waits at its end for threads that handlers have started, and runs what
-            # is left of their coroutines. No thread of ours could end that; this one does, within
-            # the time that the whole stop has.
+            # When the interpreter ends, it waits for threads that handlers started, and runs the
+            # rest of their coroutines. No Python thread could end that; this timer does, within the
+            # time allowed for the whole stop.
             faulthandler.dump_traceback_later(stop.ended(), exit=True)
 
 
@@ -85,7 +85,7 @@ async def _serve(
     tasks: TaskGroup,
 ) -> None:
     async with jobs.as_worker(concurrency=options.concurrency, queues=options.queues):
-        # Left after the queue is closed: signals count while it drains.
+        # Left only after the queue is closed: signals count while it drains.
         signals.enter_context(stop.following_signals())
         if options.supervised:
             stop.follow_supervisor()
@@ -93,8 +93,8 @@ async def _serve(
             tasks.start_soon(write_heartbeats, options.health_file, jobs)
         queues = ", ".join(options.queues or jobs.registry.queues)
         log.info("Worker %s serves %s, %s jobs at a time", os.getpid(), queues, options.concurrency)
-        # What was made up to now lives as long as the process. The collector would look through
-        # it again and again, which took a fifth of the time of short jobs.
+        # Objects made so far live as long as the process. Scanning them again and again took a
+        # fifth of the time of short jobs.
         gc.freeze()
         tasks.start_soon(_stop_without_handlers, stop, jobs)
         try:
@@ -114,7 +114,7 @@ async def _serve(
 
 
 async def _stop_without_handlers(stop: StopRequest, jobs: AsyncJobs) -> None:
-    """Stop a process whose handlers have ended, as what they share has: another may do better."""
+    """Stop a process whose handlers' lifespan has ended; another process may do better."""
     await jobs.until_drained()
     stop.request(StopLevel.DRAIN)
 

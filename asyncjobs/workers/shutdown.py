@@ -1,4 +1,4 @@
-"""How a worker process is stopped: by signals, or by the process that supervises it."""
+"""Stops a worker process: by signals, or by the process that supervises it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import anyio
 
 from asyncjobs.records.logging import log
 
-# After the second signal a process that does not end by itself is ended in so many seconds.
+# How long after the second signal a process that does not end by itself is ended, in seconds.
 _HURRY_SECONDS = 3.0
 # How long the interpreter may take to end, once the queue is closed.
 _MIN_EXIT_SECONDS = 0.3
@@ -38,12 +38,12 @@ class StopLevel(IntEnum):
 
 
 class StopRequest:
-    """The most urgent stop that was requested so far; it is never taken back.
+    """The most urgent stop requested so far; it is never taken back.
 
     Each request limits the time that the process has left: `limit` seconds after the first one, a
     few seconds after the second. Then a thread ends the process, whatever handlers do to the event
-    loop. Without a `limit` only the third request does. `running` names the jobs that run at the
-    moment of the call, for the log.
+    loop. Without a `limit` only the third request does. `running` returns the jobs that run at that
+    moment, for the log.
     """
 
     def __init__(self, limit: float | None = None, running: Callable[[], str] = lambda: "") -> None:
@@ -58,7 +58,7 @@ class StopRequest:
         self._exit_at = math.inf
 
     def request(self, level: StopLevel) -> None:
-        """Raise the level, from any thread; a lower one than the present level changes nothing."""
+        """Raise the level, from any thread; a level below the current one changes nothing."""
         with self._lock:
             if level <= self.level:
                 return
@@ -89,7 +89,8 @@ class StopRequest:
     def following_signals(self) -> Generator[None]:
         """Drain at the first SIGTERM or SIGINT, hurry at the second, exit at the third.
 
-        By Python's own handlers: the event loop's are not called while a handler blocks the loop.
+        Python's own signal handlers are used: an event loop does not call its handlers while a
+        job's handler blocks it.
         """
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         for number in before:
@@ -120,8 +121,9 @@ class StopRequest:
             self._timer.start()
 
     def _follow(self, number: int, _frame: FrameType | None) -> None:
-        # Signals are counted apart from what the supervisor requests: systemd and terminals signal
-        # both, and that is one request. In a thread, as the main one may hold the lock already.
+        # Signals are counted apart from the supervisor's requests: systemd and terminals signal
+        # both processes, and that is one request. Done in a thread, as the main thread may hold the
+        # lock.
         self._signalled = level = StopLevel(min(self._signalled + 1, StopLevel.EXIT))
         log.info("%s: %s", signal.Signals(number).name, level.name.lower())
         Thread(target=self.request, args=(level,), name="asyncjobs stop", daemon=True).start()

@@ -31,7 +31,7 @@ CONFIGURATION_ERROR = 2
 
 _FIRST_PAUSE_SECONDS = 0.5
 _MAX_PAUSE_SECONDS = 30.0
-#: A worker that has run this long is restarted after the first pause again.
+#: After running this long, a worker is restarted after the first pause again.
 _SETTLED_SECONDS = 60.0
 
 
@@ -76,7 +76,7 @@ class _Supervisor:
         return self._stop.level is not StopLevel.NONE
 
     async def _keep(self, file: Path) -> None:
-        """Run one worker; start another when it has ended."""
+        """Run one worker; start another one when it has ended."""
         pause = _FIRST_PAUSE_SECONDS
         while not self._stopping():
             started_at = anyio.current_time()
