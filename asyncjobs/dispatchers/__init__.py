@@ -1,4 +1,4 @@
-"""Dispatchers, each in a module of its own; those that need nothing are known by name."""
+"""The dispatchers, one module each; those that need no arguments can be selected by name."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _BY_NAME: dict[str, Make] = {
 
 
 def dispatcher_from_name(name: str) -> Dispatcher:
-    """Make the dispatcher of that name; raise `ConfigurationError` where there is none.
+    """Make the dispatcher of that name; raise `ConfigurationError` if there is none.
 
-    Others than the built-in ones register a function without arguments under the entry point group
+    Third-party dispatchers register a function without arguments under the entry point group
     `asyncjobs.dispatchers`, by name.
     """
     if name in _BY_NAME:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # How long running workers have to answer.
 _ANSWER_SECONDS = 1
 
-# Reconnects once if a pooled connection has died; maintenance does the rest.
+# Reconnects once if a pooled connection has died; otherwise maintenance sends the job again.
 _RETRY_SEND_ONCE = {
     "max_retries": 1,
     "interval_start": 0,
@@ -44,8 +44,8 @@ class CeleryOptions:
     """How Celery delivers the jobs of one type.
 
     `queue` defaults to the job type's `Policy.queue`; for "default", to the default queue of the
-    Celery app. `priority` defaults to the app's `task_default_priority`. Whether and how it is used
-    depends on the broker: with RabbitMQ the highest number goes first, with Redis the lowest, 0.
+    Celery app. `priority` defaults to the app's `task_default_priority`. Its effect depends on the
+    broker: with RabbitMQ the highest number goes first, with Redis the lowest, 0.
     """
 
     queue: str | None = None
@@ -74,8 +74,8 @@ class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
                     self._send(job)
 
     def served_queues(self) -> frozenset[str] | None:
-        """Ask the running workers; if none answers, return what one without `-Q` would serve."""
-        with suppress(Exception):  # the broker is away
+        """Ask the running workers; if none answers, return the queues of a worker without `-Q`."""
+        with suppress(Exception):  # the broker is down
             inspected = self._app.control.inspect(timeout=_ANSWER_SECONDS).active_queues() or {}
             if names := [queue["name"] for found in inspected.values() for queue in found]:
                 return frozenset(names)
@@ -90,7 +90,7 @@ class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
 
         @self._app.task(
             name=self.task_name,
-            shared=False,  # another Celery app of the process may have a queue of its own
+            shared=False,  # another Celery app in the process may have its own queue
             ignore_result=True,
             store_errors_even_if_ignored=False,
             track_started=False,
@@ -125,7 +125,8 @@ class CeleryDispatcher(BlockingClientDispatcher[CeleryOptions]):
             self.task_name,
             kwargs=dict(self.message_of(job)),
             queue=self.queue_for(job.type, job.queue),
-            # `send_task` does not apply the default. Without a priority, Redis has the most urgent.
+            # `send_task` does not apply the default. With Redis, no priority means the most urgent
+            # one.
             priority=default if chosen.priority is None else chosen.priority,
             ignore_result=True,
             add_to_parent=False,

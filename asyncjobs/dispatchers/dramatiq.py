@@ -18,8 +18,8 @@ with needs_extra("dramatiq"):
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
 
-# Set on the actor whether or not the broker has the middleware now, as it may be added later. Not
-# set on the message, in which dramatiq treats zero as absent.
+# Set on the actor even if the broker lacks the middleware, which may be added later. Not set on the
+# message, in which dramatiq treats zero as absent.
 _ACTOR_OPTIONS: Mapping[str, Any] = {
     "max_retries": 0,
     "retry_when": None,
@@ -72,9 +72,10 @@ class DramatiqDispatcher(BlockingClientDispatcher[DramatiqOptions]):
         """Register the actors that run jobs of this queue; call it wherever the app is imported.
 
         There is one actor for each priority, since in dramatiq a priority belongs to an actor.
-        Workers serve the queues of all handlers and options, unless they are given others. Retries,
-        results, time and age limits and interruptions are off. The first message opens the queue;
-        it is closed at the end of the process, when the worker has waited for its running jobs.
+        Workers serve the queues of all handlers and options, unless they are started with others.
+        Retries, results, time and age limits and interruptions are off. The first message opens the
+        queue; it is closed at the end of the process, after the worker has waited for its running
+        jobs.
         """
 
         def run_job(**message: Any) -> None:

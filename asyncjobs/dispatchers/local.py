@@ -1,4 +1,4 @@
-"""Runs jobs in this process: a bounded number at once, the next few at hand."""
+"""Runs jobs in this process: a bounded number at once, and keeps the next few in memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class LocalDispatcher:
     """The dispatcher of a process that runs its own jobs.
 
     A job accepted here starts here without being taken from the store first, as long as there is
-    room: `concurrency` slots and as many places to wait for one. Further jobs stay in the store
-    for whoever has room first.
+    room: `concurrency` slots and as many places to wait for one. Further jobs stay in the store for
+    any process with room.
     """
 
     delivery = Delivery.PULL
@@ -33,7 +33,7 @@ class LocalDispatcher:
         self._running: set[JobId] = set()
         self._again: dict[JobId, Job] = {}
         self._reserved = 0
-        # How often it was opened.
+        # Counts the openings.
         self._life = 0
         self._begin: Begin | None = None
         self._freed = Signal()
@@ -57,8 +57,8 @@ class LocalDispatcher:
         return granted
 
     def release(self, places: int, /) -> None:
-        # The dispatch follows at once, and finds the places that are given up here. Where none
-        # follows, somebody may be waiting for them.
+        # The dispatch of these jobs follows at once, and finds the released places. Without a
+        # dispatch, other callers may be waiting for them.
         self._reserved = max(0, self._reserved - places)
         self._freed.set()
 
@@ -69,7 +69,7 @@ class LocalDispatcher:
         return partial(self._free, self._life, job_id)
 
     def open(self, begin: Begin) -> None:
-        # Nothing is kept of an earlier life, which may have been that of a process that forked.
+        # Nothing is kept from an earlier opening, which may have been in a process that forked.
         self._begin = begin
         self._life += 1
         self._waiting.clear()
@@ -85,10 +85,10 @@ class LocalDispatcher:
 
     def offer(self, job: Job) -> bool:
         if job.id in self._running:
-            self._again[job.id] = job  # a retry, while the last attempt is about to leave its slot
+            self._again[job.id] = job  # a retry, while the last attempt is about to free its slot
             return True
         if job.id in self._waiting:
-            return True  # it has waited here for so long that it came up again
+            return True  # it has waited here so long that it was taken again
         if self._begin is None or not self.room:
             return False
         if len(self._running) < self.concurrency:
@@ -120,9 +120,9 @@ class LocalDispatcher:
         self._running.add(job_id)
 
     def _free(self, life: int, job_id: JobId) -> None:
-        """Note that a slot is free, and give it to the job that waits for it."""
+        """Record that a slot is free, and give it to the next waiting job."""
         if life != self._life:
-            return  # a thread that has outlived its queue, which is open again
+            return  # a thread that outlived its queue, which has been opened again
         again = self._again.pop(job_id, None)
         if again is not None and self._begin is not None:
             self._waiting[job_id] = again

@@ -50,7 +50,8 @@ class ProcrastinateDispatcher(PushDispatcher[ProcrastinateOptions]):
     """Adds rows to Procrastinate's table; workers that called `register_task` run the jobs.
 
     The app's own connections are used while the application has it open, by `open_async` in this
-    event loop or by `open`. Otherwise the first job opens connections of the dispatcher's own.
+    event loop or by `open`. Otherwise the first job opens connections that belong to the
+    dispatcher.
     """
 
     serve_by = "add {} to the --queues of a worker, or start one without that option"
@@ -106,7 +107,7 @@ class ProcrastinateDispatcher(PushDispatcher[ProcrastinateOptions]):
         return replace(chosen, queue=self.queue_for(job.type, job.queue))
 
     async def _defer(self, options: ProcrastinateOptions, messages: Sequence[Message]) -> None:
-        """Insert rows with the same options by one statement."""
+        """Insert rows with the same options in one statement."""
         manager = await self._open_manager()
         deferrer = configure_task(
             name=self.task_name,
@@ -138,7 +139,7 @@ class ProcrastinateDispatcher(PushDispatcher[ProcrastinateOptions]):
 
 
 class _OwnConnections:
-    """A copy of a connector with connections of its own, in one event loop."""
+    """A copy of a connector with its own connections, in one event loop."""
 
     def __init__(self, connector: BaseConnector) -> None:
         # A manager, since a second app would take the built-in tasks away from the first.

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 _NO_TIME_LIMIT = -1
 
-# With 0, RQ deletes a message in seven round trips more. A message of the same id that is sent
-# within this time may go with the earlier one: its job had not started then, and maintenance sends
-# it once more.
+# With 0, RQ deletes a message in seven additional round trips. If a message with the same id is
+# sent within this time, it may be deleted with the earlier one: its job had not started then, and
+# maintenance sends it once more.
 _RESULT_TTL_SECONDS = 1
 
-# RQ fails a message whose process died, and by itself keeps it for a year.
+# RQ fails a message whose process died; its default would keep the message for a year.
 _FAILURE_TTL_SECONDS = 24 * 3600
 
 
@@ -47,8 +47,8 @@ class RQOptions:
     """How RQ delivers the jobs of one type.
 
     `queue` defaults to the job type's `Policy.queue`. RQ has no priorities, but a worker empties
-    its queues in the order in which they were given. `at_front` puts a job before all others in
-    its queue.
+    its queues in the order in which they were given. `at_front` puts a job before all others in its
+    queue.
     """
 
     queue: str | None = None
@@ -85,7 +85,7 @@ class RQDispatcher(BlockingClientDispatcher[RQOptions]):
         return self
 
     def send_all(self, jobs: Sequence[Job]) -> None:
-        # Keyed by id, since RQ rejects a batch that has an id twice.
+        # Keyed by id, since RQ rejects a batch that contains an id twice.
         batches: defaultdict[str, dict[str, Job]] = defaultdict(dict)
         for job in jobs:
             name = self.queue_for(job.type, job.queue) or DEFAULT_QUEUE
@@ -97,8 +97,8 @@ class RQDispatcher(BlockingClientDispatcher[RQOptions]):
                     queue.enqueue_many(list(map(self._message, batch.values())))
 
     def served_queues(self) -> frozenset[str] | None:
-        """Ask Redis, in which RQ's workers register; None if none runs or Redis is away."""
-        with suppress(Exception):  # Redis is away
+        """Ask Redis, where RQ's workers register; None if none runs or Redis is down."""
+        with suppress(Exception):  # Redis is down
             workers: Any = Worker.all(connection=self._connection)  # pyright: ignore[reportUnknownMemberType]  # a serializer without a type
             return frozenset(name for one in workers for name in one.queue_names()) or None
         return None
@@ -135,7 +135,7 @@ class RQDispatcher(BlockingClientDispatcher[RQOptions]):
 
 
 def _is_in_work_horse() -> bool:
-    """Return whether RQ has made this process for the present job, and ends it by `os._exit`."""
+    """Return whether RQ forked this process for the current job, and ends it by `os._exit`."""
     job = get_current_job()
     return job is not None and os.environ.get("RQ_JOB_ID") == job.id
 
@@ -154,12 +154,12 @@ def _run_in_work_horse(jobs: AsyncJobs, namespace: str, message: Mapping[str, ob
 def _closed_by_sigterm(portal: Portal) -> Generator[None]:
     """Give the job back at SIGTERM, if a service manager sends it to all processes, not RQ's alone.
 
-    A worker class that handles SIGTERM itself is left as it is.
+    A worker class that handles SIGTERM itself is left unchanged.
     """
     closing: list[Thread] = []
 
     def close_in_thread(_number: int, _frame: FrameType | None) -> None:
-        # The interrupted code may be waiting for what is to be closed.
+        # The interrupted code may be waiting for the queue, so another thread closes it.
         closing.append(Thread(target=_close, args=(portal,), name="asyncjobs stop"))
         closing[-1].start()
 

@@ -26,11 +26,11 @@ with needs_extra("saq"):
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
 
-# SAQ's sweep drops messages that run longer than their timeout. With this margin they are only
-# those of killed workers.
+# SAQ's sweep drops messages that run longer than their timeout. With this margin, only messages of
+# killed workers do.
 _MARGIN_AFTER_DEADLINE = timedelta(hours=1)
 
-# SAQ then deletes the record of a message at its end.
+# With this value, SAQ deletes the record of a message when it ends.
 _TTL_WITHOUT_RECORD = -1
 
 
@@ -50,7 +50,7 @@ class SAQOptions:
 class SAQDispatcher(AsyncClientDispatcher[SAQOptions]):
     """Sends a SAQ message for each job; workers with the settings of `register_task` run the jobs.
 
-    A SAQ worker serves one queue. Jobs go to the first of the given queues, unless their type names
+    A SAQ worker serves one queue. Jobs go to the first of the given queues unless their type names
     another.
     """
 
@@ -106,9 +106,9 @@ class SAQDispatcher(AsyncClientDispatcher[SAQOptions]):
     ) -> dict[str, Any]:
         """Return the settings of a worker that runs jobs of this queue, for the command `saq`.
 
-        They are the given settings with one more function, `startup` and `shutdown`. Without a
-        `queue` among them, the worker serves the dispatcher's first. SAQ's retries, results and
-        time limits are off for the function.
+        They are the given settings with an additional function, `startup` and `shutdown`. Without a
+        `queue` among them, the worker serves the dispatcher's first queue. SAQ's retries, results
+        and time limits are off for the function.
         """
         runner = AsyncMessageRunner(jobs, self.namespace)
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class TaskiqOptions:
     """How taskiq delivers the jobs of one type, by the labels `queue_name` and `priority`.
 
-    `queue` defaults to the job type's `Policy.queue`; for "default", to the broker's own queue.
-    Whether and how the labels are used depends on the broker: on Redis, priorities are not.
+    `queue` defaults to the job type's `Policy.queue`; for "default", to the broker's own queue. The
+    effect of the labels depends on the broker: on Redis, priorities have none.
     """
 
     queue: str | None = None
@@ -44,7 +44,7 @@ class TaskiqOptions:
 class TaskiqDispatcher(AsyncClientDispatcher[TaskiqOptions]):
     """Sends a taskiq message for each job; workers whose module calls `register_task` run the jobs.
 
-    In other processes the broker is started by the first job, unless the application starts it, and
+    In other processes, the first job starts the broker unless the application does; the broker is
     then shut down with the queue.
     """
 
@@ -61,7 +61,7 @@ class TaskiqDispatcher(AsyncClientDispatcher[TaskiqOptions]):
         self._broker = broker
         self._started_in: int | None = None
         self._is_ours = False
-        # The only way to learn whether the application has started the broker.
+        # The only way to find out whether the application has started the broker.
         broker.add_event_handler(TaskiqEvents.CLIENT_STARTUP, self._note_start)
         broker.add_event_handler(TaskiqEvents.CLIENT_SHUTDOWN, self._note_end)
 
@@ -152,5 +152,5 @@ class _DiscardResults(TaskiqMiddleware):
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         if message.task_name == self._task_name:
-            # As taskiq's own middlewares do. A task that raised it would be logged as failed.
+            # Like taskiq's own middlewares. If a task raised it, it would be logged as failed.
             result.error = NoResultError()

@@ -1,4 +1,4 @@
-"""Leaves jobs to worker processes, which take them from the store by themselves."""
+"""Leaves jobs to worker processes, which take them from the store."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ class WorkerDispatcher:
         return None
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
-        """Do nothing: the jobs are due in their lanes, and workers hear of it from the store."""
+        """Do nothing: the jobs are due in their lanes, and the store notifies the workers."""

@@ -40,8 +40,8 @@ from asyncjobs.webhooks.signing import message_body, message_id, parse_secret, s
 
 __all__ = ["WebhookOptions", "Webhooks"]
 
-# The beginning of the standard's example ("Deliverability and reliability"). With all jitter it
-# ends within the day for which a job is kept by default.
+# The beginning of the standard's example ("Deliverability and reliability"). Even with the maximum
+# jitter it ends within the day for which a job is kept by default.
 _SCHEDULE = (
     timedelta(seconds=5),
     timedelta(minutes=5),
@@ -60,10 +60,10 @@ class WebhookOptions:
     """The options of `Webhooks`; each duration is seconds or a timedelta.
 
     - `schedule`: the pauses between calls. Each is lengthened by up to a fifth, at random. After
-      the last one the callback is given up.
+      the last one, no more calls are made.
     - `timeout`: the limit of one call, at most a minute.
     - `concurrency`: how many calls one process makes at the same time.
-    - `host_concurrency`: how many of them are to the same host.
+    - `host_concurrency`: how many of them go to the same host.
     - `max_result_bytes`: a larger result is left out of the message.
     - `ports`: the ports that a URL may name.
     - `tls`: a context for receivers whose certificates come from a private authority.
@@ -186,7 +186,7 @@ class Webhooks:
         return await post(destination, addresses, headers, body, self._tls)
 
     def _destination(self, url: str) -> tuple[Destination, Sequence[bytes]]:
-        """Return where a URL leads, with the receiver's secrets; raise `InvalidCallback`."""
+        """Return the destination of a URL, with its receiver's secrets; raise `InvalidCallback`."""
         destination = parse_destination(url)
         pattern = closest_receiver(destination.host, self._secrets)
         if pattern is None:
@@ -199,7 +199,7 @@ class Webhooks:
         return destination, self._secrets[pattern]
 
     def _pause_after(self, calls: int) -> timedelta | None:
-        """Return the pause before the next call if this one fails; `calls` went before this one."""
+        """Return the pause before the next call if this one fails; `calls` were made before it."""
         if calls >= len(self.options.schedule):
             return None
         return self.options.schedule[calls] * (1 + _JITTER * random.random())  # noqa: S311  # no secret

@@ -1,8 +1,8 @@
-"""Which URLs and which network addresses webhooks may call: functions of text, without I/O.
+"""Decides which URLs and network addresses webhooks may call: functions of text, without I/O.
 
-Only addresses of the public internet may be called. The table of those is our own:
-`ipaddress.is_global` differs between releases of Python, and does not see an IPv4 address inside an
-IPv6 one.
+Only addresses of the public internet may be called. The table of them is our own:
+`ipaddress.is_global` differs between releases of Python, and does not detect an IPv4 address inside
+an IPv6 one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _MAX_URL_LENGTH = 2048
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"(?:{_LABEL}\.)+{_LABEL}")
 
-# RFC 3986, appendix A, of which only what is needed: what a parser could understand in another way
-# (users, fragments, brackets, backslashes, control characters, other alphabets) does not match.
+# RFC 3986, appendix A, restricted to the necessary parts: anything that another parser could
+# understand differently (users, fragments, brackets, backslashes, control characters, other
+# alphabets) does not match.
 _PCHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2}"
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9._-]+|\[::1\])(?::(?P<port>[0-9]{1,5}))?"
@@ -28,14 +29,14 @@ _URL = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 
-# What the URL standard takes for an IPv4 address: its last label is a number, of any base.
+# The URL standard treats a host as an IPv4 address if its last label is a number, in any base.
 _IPV4_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
-#: This machine, by the only names it may be called by; never without `loopback`.
+#: The only names of this machine that may be called, and only with `loopback`.
 THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 
-# IANA's registry of special-purpose IPv4 addresses (RFC 6890), multicast (RFC 5771), and what is
-# reserved. The last one is public by its number, but Azure's machines reach their host by it.
+# IANA's registry of special-purpose IPv4 addresses (RFC 6890), multicast (RFC 5771), and reserved
+# addresses. The last one has a public number, but on Azure it is the host of the virtual machine.
 _NOT_PUBLIC_4 = tuple(
     map(
         IPv4Network,
@@ -60,9 +61,9 @@ _NOT_PUBLIC_4 = tuple(
     )
 )
 
-# All of IPv6 that is public (RFC 4291, section 2.4), without the special purposes in it: IETF's own
-# with Teredo, documentation, 6to4. Outside of it are IPv4-mapped addresses and NAT64, which lead to
-# any IPv4 address, and all that is local.
+# All public IPv6 addresses (RFC 4291, section 2.4), from which the special purposes below are
+# excluded: IETF's own with Teredo, documentation, 6to4. Outside of it are IPv4-mapped addresses and
+# NAT64, which lead to any IPv4 address, and all local addresses.
 _PUBLIC_6 = IPv6Network("2000::/3")
 _NOT_PUBLIC_6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
 

@@ -1,6 +1,6 @@
-"""One POST to an address that was resolved and checked before; knows nothing about jobs.
+"""Sends one POST to an address that was resolved and checked before; independent of jobs.
 
-The usual HTTP clients are no use here: they resolve the name again for each connection, follow
+The usual HTTP clients are unsuitable: they resolve the name again for each connection, follow
 redirects and use the proxies of the environment.
 """
 
@@ -40,7 +40,7 @@ class DeliveryFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The parts of a response that count; `retry_after` is in seconds."""
+    """The relevant parts of a response; `retry_after` is in seconds."""
 
     status: int
     retry_after: int | None = None
@@ -61,7 +61,7 @@ async def resolve_destination(
     except (OSError, UnicodeError) as error:
         raise DeliveryFailed("its host cannot be resolved") from error
     allowed = loopback and bool(found) and all(map(is_loopback, found))
-    # Plain http only to this machine, where no other machine can read it.
+    # Plain http only to this machine: other machines cannot read it.
     if not allowed and destination.scheme != "https":
         raise DeliveryFailed("it is not https")
     if not allowed and not (found and all(map(is_public, found))):

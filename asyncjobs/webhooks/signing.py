@@ -30,7 +30,7 @@ def parse_secret(text: str) -> bytes:
     # Compared, since the decoder accepts stray padding.
     exact = text.startswith(_PREFIX) and b64encode(secret).decode() == encoded
     if not exact or not 24 <= len(secret) <= 64:
-        # The text is left out of the error: it may be a real secret with a typing mistake.
+        # The error does not contain the text, which may be a real secret with a typing mistake.
         raise ConfigurationError(
             f"A webhook's secret is {_PREFIX} and the base64 of 24 to 64 random bytes."
         )
@@ -38,7 +38,7 @@ def parse_secret(text: str) -> bytes:
 
 
 def message_id(job: Job) -> str:
-    """Return the id of the message: the same for every delivery, so that receivers can deduplicate.
+    """Return the id of the message, the same for every delivery, so that receivers can deduplicate.
 
     It contains no full stop, because full stops separate the parts of the signed content.
     """

@@ -1,1 +1,1 @@
-"""What the dispatchers for other libraries' queues share."""
+"""Code shared by the dispatchers for other libraries' queues."""

@@ -1,8 +1,8 @@
 """Runs the job that an engine's message names, in a worker of the engine.
 
-Neither function nor class here raises an error of a job or of the store: the engine must not retry
-by itself, nor record a failure. Maintenance sends a job again that was not started, and the store
-has the outcome of one that was.
+Functions and classes here raise no errors of jobs or of the store: the engine must neither retry
+nor record a failure. Maintenance sends a job again if it was not started, and the store has the
+outcome if it was.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ async def run_message(jobs: AsyncJobs, namespace: str, message: Mapping[str, obj
 def run_message_from_thread(jobs: AsyncJobs, namespace: str, message: Mapping[str, object]) -> None:
     """Run a job as `run_message` does, for engines whose workers have no event loop.
 
-    The first call opens the queue in a background thread, so after any fork of the engine.
+    The first call opens the queue in a background thread, so this happens after any fork of the
+    engine.
     """
     try:
         portal_for(jobs).call(run_message, jobs, namespace, message)
@@ -52,7 +53,7 @@ class AsyncMessageRunner:
     """Runs jobs in the asyncio event loop of an engine's worker, and keeps the queue open there.
 
     The first message opens the queue, unless the application has opened it. The queue is open in a
-    task of its own, since an engine may start and stop its worker in different tasks. When the loop
+    separate task, since an engine may start and stop its worker in different tasks. When the loop
     cancels its remaining tasks, the queue is drained and closed, if `close` was not called before.
     """
 
@@ -64,7 +65,7 @@ class AsyncMessageRunner:
     async def run(self, message: Mapping[str, object]) -> None:
         """Run a job as `run_message` does. If this call is cancelled, the job is given back.
 
-        The handler runs in a task of its own, which the cancellation does not reach.
+        The handler runs in a separate task, which the cancellation does not reach.
         """
         if await self.try_open():
             await run_message(self._jobs, self._namespace, message)
@@ -72,7 +73,7 @@ class AsyncMessageRunner:
     async def try_open(self) -> bool:
         """Open the queue and return whether it is open; log the error if it cannot be opened.
 
-        An engine's worker also runs tasks of its own, which go on without the queue.
+        An engine's worker also runs other tasks, which go on without the queue.
         """
         try:
             await self.open()
@@ -88,7 +89,7 @@ class AsyncMessageRunner:
         if self._opening is None or not self._opening.is_of_this_loop:
             self._opening = _OpenQueue(self._jobs)
         try:
-            # Shielded, since several callers wait for it: a cancelled one must not end it.
+            # Shielded, since several callers wait for it: cancelling one of them must not end it.
             await asyncio.shield(self._opening.opened)
         except Exception:
             self._opening = None
@@ -114,7 +115,7 @@ class _OpenQueue:
 
     @property
     def is_of_this_loop(self) -> bool:
-        """Whether the task is of the running loop, not of an ended or forked one."""
+        """Whether the task belongs to the running loop, not to an ended or forked one."""
         return self._pid == os.getpid() and self._loop is asyncio.get_running_loop()
 
     async def _keep_open(self, jobs: AsyncJobs) -> None:

@@ -1,7 +1,7 @@
 """Base classes of dispatchers that send each job to an engine.
 
-The message is a job's id under a namespace, and nothing else: the store has the rest. Each engine
-has one task, which runs the job of a message and always ends normally.
+A message contains only a job's id and a namespace: the store has the rest. Each engine has one
+task, which runs the job of a message and always ends normally.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from asyncjobs.errors import ConfigurationError, NotDispatched, NotOpen
 from asyncjobs.execution.threads import in_new_thread
 
 # For engines in which the absence of a time limit means the limit that the application has set for
-# all tasks. The limits of a job are kept by asyncjobs.
+# all tasks. asyncjobs itself enforces the limits of a job.
 TEN_YEARS_IN_SECONDS = 10 * 365 * 24 * 3600
 
 # Objects that a fork copied from the parent. Releasing them would close the parent's connections.
@@ -104,36 +104,36 @@ class PushDispatcher(ABC, Generic[O]):
         return None
 
     async def disconnect(self) -> None:
-        """Close what the dispatcher has opened; nothing, unless overridden."""
+        """Close what the dispatcher has opened; by default nothing."""
 
     def message_of(self, job: Job) -> Message:
-        """Return the message that stands for a job."""
+        """Return the message for a job."""
         return Message(namespace=self.namespace, id=job.id)
 
     async def in_thread(self, call: Callable[[], object]) -> None:
-        """Make a call that blocks in a thread, for which a cancelled caller does not wait."""
+        """Make a blocking call in a thread; a cancelled caller does not wait for it."""
         await in_new_thread(call, name=f"{self.namespace} dispatch").result()
 
 
 class BlockingClientDispatcher(PushDispatcher[O]):
-    """Sends jobs by a client whose calls block, in a thread."""
+    """Sends jobs in a thread, by a client whose calls block."""
 
     async def dispatch(self, jobs: Sequence[Job], /) -> None:
         await self.in_thread(partial(self.send_all, jobs))
 
     @abstractmethod
     def send_all(self, jobs: Sequence[Job]) -> None:
-        """Send a message for each job; when all have been tried, raise `NotDispatched` or nothing.
+        """Send a message for each job; after trying all, raise `NotDispatched` if some failed.
 
-        `collect_errors` does that.
+        `collect_errors` implements this.
         """
 
 
 class AsyncClientDispatcher(PushDispatcher[O]):
     """Sends jobs by an asyncio client: a few at a time, in their order.
 
-    The first message opens the client, unless the application has opened it: an engine that is
-    away does not prevent the queue from opening.
+    The first message opens the client, unless the application has opened it: an engine that is down
+    does not prevent the queue from opening.
     """
 
     #: Clients have at least as many connections, and other users.
@@ -206,7 +206,7 @@ def keep_inherited(thing: object) -> None:
 def leave_connections_to_parent(pool: RedisPool) -> None:
     """Make an asyncio pool of redis-py forget the connections that a fork copied from the parent.
 
-    redis-py's other pools do so by themselves.
+    redis-py's other pools do this themselves.
     """
     keep_inherited(copy(pool))
     pool.reset()
@@ -216,8 +216,8 @@ def leave_connections_to_parent(pool: RedisPool) -> None:
 def collect_errors() -> Generator[Callable[..., AbstractContextManager[None]]]:
     """Run every `attempt(*jobs)` block, whether others raised or not; then raise `NotDispatched`.
 
-    The next job may be for another queue of the engine, which takes it. The error names the jobs of
-    all blocks that raised, and is caused by the first.
+    The next job may be for another queue of the engine, which accepts it. The error contains the
+    jobs of all blocks that raised; its cause is the first error.
     """
     errors: list[Exception] = []
     refused: list[Job] = []
