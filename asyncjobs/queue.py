@@ -408,7 +408,7 @@ class AsyncJobs(Registrar, Reports):
         return await self._repository.position(job)
 
     async def oldest_waiting(self) -> Mapping[str, timedelta]:
-        """Return how long the first job of each handler's queue has waited that could have begun.
+        """Return how long the first job that could have begun has waited in each handler's queue.
 
         The result is empty if the store cannot list jobs. For jobs of another engine, each process
         knows those that it inspected lately: the greatest of their answers counts, and is up to

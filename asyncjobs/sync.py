@@ -266,7 +266,7 @@ def _run(function: Callable[[], Awaitable[T]], token: EventLoopToken) -> T:
 
 
 def _is_of_anyio() -> bool:
-    """Return whether this thread runs an anyio task, or works for one, and so may be cancelled."""
+    """Return whether anyio must make the call: this thread runs its task, or works for one."""
     if current_loop() is not None:
         return True
     try:

@@ -54,7 +54,7 @@ class DispatchRetrier:
         self._seen: deque[tuple[datetime, Mapping[str, datetime]]] = deque()
         self._long_waits: set[str] = set()
         self._pause_ends = -math.inf
-        # The jobs that arrive in a pause, and until all of them have been tried.
+        # Jobs that arrive in a pause, or before all of those have been tried.
         self._held: deque[Job] = deque()
         self._is_catching_up = False
 

@@ -105,7 +105,7 @@ class DispatcherConformance:
     def workers(self) -> WorkerPool:
         raise NotImplementedError("Override the fixture `workers`.")
 
-    # what is delivered
+    # delivery
 
     async def test_a_job_is_delivered_and_brings_its_result(self, workers: WorkerPool) -> None:
         async with workers.opened() as jobs:
@@ -183,7 +183,7 @@ class DispatcherConformance:
             assert (await ended(jobs, job, workers)).result == 1
             assert (await ended(jobs, (await jobs.enqueue("echo", 2)).job, workers)).result == 2
 
-    # twice, late and never
+    # repeated, late and lost deliveries
 
     async def test_a_job_delivered_twice_runs_once(
         self, workers: WorkerPool, tmp_path: Path
@@ -247,7 +247,7 @@ class DispatcherConformance:
             await others_pass(jobs, workers)
         assert granted == granted[:1] * workers.many
 
-    # attempts are the library's business
+    # attempts are managed by the library
 
     async def test_a_failed_job_is_not_run_again_by_the_engine(
         self, workers: WorkerPool, tmp_path: Path
@@ -293,7 +293,7 @@ class DispatcherConformance:
             done = await ended(jobs, job, workers)
         assert (done.status, done.result, began(path)) == (JobStatus.COMPLETED, 2, 2)
 
-    # cancelled
+    # cancellation
 
     async def test_a_job_that_is_cancelled_while_it_waits_never_runs(
         self, workers: WorkerPool, tmp_path: Path

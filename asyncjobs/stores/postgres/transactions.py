@@ -201,6 +201,6 @@ class CommitWatch:
         for number, fate in await self._pool.use(lambda db: db.rows(_FATES, asked)):
             if fate != "in progress":
                 ids = self._expected.pop(number)
-                # A fate of NULL is too old to be known; a superfluous notice does no harm.
+                # NULL means that the server no longer knows; a superfluous notice does no harm.
                 if fate != "aborted":
                     self._notices.send(ids, here=True)

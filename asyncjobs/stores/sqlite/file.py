@@ -85,8 +85,7 @@ class DatabaseFile:
                 _prepare(writer, str(self.path))
             reader = self._connect()
             on_failure.callback(reader.close)
-            # A mistaken write on the reader must fail: it would bypass the transactions of the
-            # writer.
+            # Only the writer writes; a mistaken write on the reader must fail.
             reader.execute("PRAGMA query_only = ON")
             on_failure.pop_all()
         # After `_prepare` the log exists, too, since WAL mode is on.

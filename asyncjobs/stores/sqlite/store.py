@@ -1,9 +1,9 @@
 """Stores jobs in one SQLite file: the embedded default. Durability: fsync.
 
 Any number of processes may share the file. Each call's writes are all or nothing, and on disk when
-it returns (WAL, synchronous=FULL). One thread writes; quick writes run on the calling thread. Reads
-are short and run on the calling thread: they cost less than a switch of threads, and in WAL mode
-they wait for no writer.
+it returns (WAL, synchronous=FULL). Writes run in one thread, quick ones on the calling thread.
+Reads are short and run on the calling thread: they cost less than a switch of threads, and in WAL
+mode they wait for no writer.
 """
 
 from __future__ import annotations
