@@ -1,1 +1,1 @@
-"""From a due job to its recorded outcome."""
+"""Takes due jobs, runs their handlers and records the outcomes."""

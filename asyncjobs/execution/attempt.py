@@ -1,4 +1,4 @@
-"""One attempt at a job in this process: what is known of it, and whether it is to stop."""
+"""One attempt at a job in this process: its state, and whether it must stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from asyncjobs.records.repository import JobWrite
 
 
 class Cause(Enum):
-    """Why an attempt is told to stop."""
+    """Why an attempt must stop."""
 
     CANCEL = "cancel"
     TIMEOUT = "timeout"
@@ -29,9 +29,9 @@ class Cause(Enum):
 
 
 class Attempt:
-    """What is known here of one running attempt: the job's newest state, and whether to stop.
+    """One running attempt: the job's newest state, and whether the handler must stop.
 
-    The handler works in `task`, and for a `def` in `thread` as well. What came of it is `result` or
+    The handler runs in `task`, and for a `def` also in `thread`. Its outcome is `result` or
     `error`; both are None until the task has ended.
     """
 
@@ -51,16 +51,16 @@ class Attempt:
         self.thread: Call[Any] | None = None
         self.result: bytes | None = None
         self.error: BaseException | None = None
-        #: The error that counts for its outcome.
+        #: The error that decided its outcome, if one did.
         self.raised: BaseException | None = None
-        #: When the event loop's clock next needs to look at it: its timeout, later its patience.
+        #: When to look at it next, by the event loop's clock: at its timeout, later while it stops.
         self.look_at = float("inf")
-        #: When the event loop's clock showed the present `cause`.
+        #: When the current `cause` was set, by the event loop's clock.
         self.interrupted_at = 0.0
-        #: Whether it is decided how it ended; whether that is recorded, or will never be.
+        #: `settled` once its outcome is decided; `left` once that is recorded or never will be.
         self.settled = False
         self.left = False
-        #: The outcome as it was last sent to the store, whose answer may have been lost.
+        #: The outcome as last sent to the store, whose answer may have been lost.
         self.sent: JobWrite | None = None
         self._on_change = on_change
         self._held_until = 0.0
@@ -68,12 +68,12 @@ class Attempt:
 
     @property
     def task_ended(self) -> bool:
-        """Whether the handler's task has ended, which a thread of it may outlive."""
+        """Whether the handler's task has ended; its thread may still run."""
         return self.result is not None or self.error is not None
 
     @property
     def in_thread(self) -> bool:
-        """Whether a thread works on the job at this moment."""
+        """Whether a thread works on the job now."""
         return self.thread is not None and self.thread.alive
 
     @property
@@ -82,44 +82,48 @@ class Attempt:
         return not self.task_ended or self.in_thread
 
     def end(self, *, result: bytes | None = None, error: BaseException | None = None) -> None:
-        """Note how the task has ended; the first note counts."""
+        """Record how the task ended; only the first call counts."""
         if self.task_ended:
             return
         if self.settled:
-            # What a task that was broken off raises is of no use, and its traceback would keep the
-            # handler's coroutine until the collector came, maybe after the end of the event loop.
+            # The error of an abandoned task is of no use, and its traceback would keep the
+            # handler's coroutine until a garbage collection, maybe after the event loop's end.
             result, error = None, JobCancelled(self.job.id)
         self.result, self.error = result, error
         self.changed()
 
     def end_unbegun(self) -> None:
-        """Note that the task has ended, if nothing else says how: before its first step."""
+        """Record the end of a task that was cancelled before its first step."""
         if not self.task_ended:
             self.end(error=JobCancelled(self.job.id))
 
     def changed(self) -> None:
-        """Let the runtime know that there is news, such as the end of a thread."""
+        """Notify the runtime of a change, such as the end of a thread."""
         self._on_change(self)
 
     def adopt(self, job: Job | None) -> None:
-        """Take note of a newer state that another process or task wrote."""
+        """Take over a newer state that another process or task wrote."""
         if job is None:
             self.interrupt(Cause.LOST)
+        # The feed also announces older states, which were read before the latest write.
         elif job.revision > self.job.revision:
             self.job = job
+            # Without its lease, the attempt can no longer write: another one may have the job.
             if job.lease is None or job.lease.token != self.token:
                 self.interrupt(Cause.LOST)
             elif job.cancel_requested_at is not None:
                 self.interrupt(Cause.CANCEL)
 
     def interrupt(self, cause: Cause) -> None:
-        """Tell the handler to stop; the first cause counts, unless a graver one follows.
+        """Ask the handler to stop; the first cause counts, unless a more serious one follows.
 
-        A thread cannot be stopped from outside. After a cancel request its end is awaited all the
-        same, because `cancelled` means that the work has stopped; otherwise it is left behind.
+        A thread cannot be stopped from outside. After a cancel request its end is awaited anyway,
+        because `cancelled` means that the work has stopped; otherwise it is left behind.
         """
         if self.settled:
             return
+        # A cancel request may wait for ever, so every other cause replaces it. A lost lease
+        # replaces all of them, since then no outcome can be written.
         if self.cause in (None, Cause.CANCEL) or cause is Cause.LOST:
             self.cause = cause
             self.interrupted_at = anyio.current_time()
@@ -128,28 +132,31 @@ class Attempt:
         self.changed()
 
     def cancel_task(self) -> None:
-        """Cancel the handler's task, unless it waits for a thread that has to end by itself."""
+        """Cancel the handler's task, unless it waits for a thread that must end by itself."""
         if self.task is None or self.task_ended:
             return
+        # A cancelled task would leave its thread behind, and the work would go on.
         if not (self.in_thread and self.cause is Cause.CANCEL):
             self.task.cancel()
 
     def abandon_task(self) -> None:
-        """End the handler's task by force, if it goes on."""
+        """End the handler's task by force, if it still runs."""
         if self.task is not None and not self.task_ended:
             self.task.abandon()
 
     def told_to_stop(self) -> str | None:
-        """Return why the handler is told to stop, None if it is not."""
+        """Return why the handler must stop; None if it need not."""
         return None if self.cause is None else self.cause.value
 
     def back_on_the_loop(self) -> None:
-        """Note that what remains of the handler can be cancelled like any task."""
+        """Note that the handler continues as a coroutine, which can be cancelled."""
+        # A cancel request during the thread's work has not reached the task.
         if self.cause is not None:
             self.cancel_task()
 
     def renewed(self, asked_at: float, held_for: timedelta) -> None:
-        """Note until when the lease holds, counted from before the store was asked."""
+        """Record until when the lease holds, counted from before the store was asked."""
+        # From before: the lease must never seem to hold longer here than it does in the store.
         self._held_until = asked_at + held_for.total_seconds()
         self._renew_at = asked_at + held_for.total_seconds() / 3
 

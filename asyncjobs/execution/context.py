@@ -1,4 +1,4 @@
-"""What a handler sees of its job."""
+"""The job as its handler sees it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 S = TypeVar("S", default=None)
 
-# How long an `async for` over plain items may keep the event loop before it lets others run.
+# How long an `async for` over plain items may keep the event loop before other tasks run.
 _TURN_SECONDS = 0.005
 
-#: What a progress message and its unit have at most, in characters; what is longer is cut.
+#: The longest progress message and unit, in characters; longer ones are cut.
 MAX_MESSAGE_CHARS = 1000
 MAX_UNIT_CHARS = 100
 
@@ -42,10 +42,10 @@ _NO_DETAIL = (None, None, None, None)
 
 
 class Gauge:
-    """What passes between a handler, perhaps in a thread, and the runner beside it.
+    """Connects a handler, perhaps in a thread, with the runner.
 
-    The latest progress goes one way, the order to stop the other. Both are single attributes, so
-    neither side needs a lock, and a report costs an assignment.
+    The handler sets the latest progress, the runner sets the order to stop. Both are single
+    attributes, so neither side needs a lock, and a report costs an assignment.
     """
 
     __slots__ = ("latest", "stopping", "written")
@@ -56,12 +56,12 @@ class Gauge:
         self.stopping = False
 
     def unwritten(self) -> Report | None:
-        """Return the latest report, unless it was written already."""
+        """Return the latest report; None if it was already written."""
         return self.latest if self.latest is not self.written else None
 
 
 def progress_of(report: Report) -> Progress:
-    """Make the value that is stored from the bare figures."""
+    """Return the stored form of a report."""
     percent, message, current, total, unit = report
     if report[1:] == _NO_DETAIL:
         return Progress(percent=percent)
@@ -74,25 +74,26 @@ def _is_count(value: object) -> bool:
 
 
 def safe_text(value: object) -> str | None:
-    """Return a value that a handler gave as text that can be stored; never raises.
+    """Return a handler's value as text that can be stored; never raises.
 
-    A file name may hold lone surrogates; the `__str__` of a lazy translation may raise.
+    A file name may contain lone surrogates; the `__str__` of a lazy translation may raise.
     """
     if value is None:
         return None
     try:
+        # `str()` may return an instance of a subclass, which has methods of its own.
         return str.__str__(str(value)).encode("utf-8", "replace").decode()
     except BaseException:  # noqa: BLE001  # whatever its class does there
         return f"<{type(value).__name__} that cannot be shown>"
 
 
 def cut_text(text: str, limit: int) -> str:
-    """Return a text of at most so many characters; a mark stands for what was cut."""
+    """Return a text of at most `limit` characters; a mark shows that it was cut."""
     return text if len(text) <= limit else f"{text[: limit - len(_CUT_MARK)]}{_CUT_MARK}"
 
 
 def alone(error: BaseException) -> BaseException:
-    """Take an error out of the group that a task group inside the handler made of it."""
+    """Return the single error inside an exception group, or the error itself if there is none."""
     inner: tuple[BaseException, ...] = (error,)
     while len(inner) == 1 and isinstance(inner[0], BaseExceptionGroup):
         inner = cast("tuple[BaseException, ...]", inner[0].exceptions)
@@ -100,7 +101,7 @@ def alone(error: BaseException) -> BaseException:
 
 
 def classified(error: BaseException) -> BaseException:
-    """Return the error, or a plain one for it if its class does not let itself be asked for."""
+    """Return the error, or a `RuntimeError` instead if reading its class raises."""
     with suppress(BaseException):  # `__class__` may be a property
         found: object = alone(error).__class__
         if isinstance(found, type):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -109,7 +110,7 @@ def classified(error: BaseException) -> BaseException:
 
 
 class Checkpoint:
-    """Awaiting it lets other tasks run; a handler that is to stop ends here."""
+    """Lets other tasks run when it is awaited; a handler that must stop ends here."""
 
     def __await__(self) -> Generator[Any, Any, None]:
         return anyio.lowlevel.checkpoint().__await__()
@@ -121,8 +122,8 @@ _CHECKPOINT = Checkpoint()
 class JobContext(JobParameter, Generic[S]):
     """The running job, as its handler sees it; `S` is the type of `resources`.
 
-    One class serves `async def` and `def` handlers. In `async def`, await what `progress` returns,
-    so that the event loop has its turn; in `def` there is nothing to await.
+    One class serves `async def` and `def` handlers. In `async def`, await the return value of
+    `progress` to let other tasks run; in `def` there is nothing to await.
     """
 
     def __init__(
@@ -154,19 +155,19 @@ class JobContext(JobParameter, Generic[S]):
 
     @property
     def resources(self) -> S:
-        """What the queue's `lifespan` yields, shared by the handlers of this process.
+        """The value that the queue's `lifespan` yields, shared by the handlers of this process.
 
         None for a queue without a lifespan. Type checkers know its type if the handler's parameter
-        is annotated `JobContext[Pool]`.
+        is annotated with `JobContext[Pool]`.
         """
         return self._resources
 
     @property
     def queue(self) -> AsyncJobs:
-        """The queue that runs this job, for further jobs: `await job.queue.enqueue(...)`.
+        """The queue that runs this job, to enqueue more jobs: `await job.queue.enqueue(...)`.
 
-        In a `def` handler, `job.queue.sync.enqueue(...)`. Raises `ConfigurationError` in a process
-        of the job's own (`run_in="process"`), where the queue is not.
+        In a `def` handler, use `job.queue.sync.enqueue(...)`. Raises `ConfigurationError` in a
+        child process (`run_in="process"`), which has no queue.
         """
         if self._queue is None:
             raise ConfigurationError(
@@ -177,7 +178,7 @@ class JobContext(JobParameter, Generic[S]):
 
     @property
     def user_id(self) -> str | None:
-        """The owner, where one was given."""
+        """The owner; None if the job has none."""
         return self._job.user_id
 
     @property
@@ -187,26 +188,26 @@ class JobContext(JobParameter, Generic[S]):
 
     @property
     def traceparent(self) -> str | None:
-        """The span of this attempt (W3C), where it has one; else that of the submission."""
+        """The span of this attempt (W3C) if it has one, else that of the submission."""
         return self._job.traceparent
 
     @property
     def attempt(self) -> int:
-        """Which start of the job this is; the first is 1."""
+        """The number of this start of the job; the first is 1."""
         return self._job.attempt
 
     @property
     def fence(self) -> int:
         """A number that grows with each attempt.
 
-        Hand it to whatever the handler writes to: what refuses a lower number than it has seen
-        is safe from an attempt that was believed dead.
+        Pass it to the systems that the handler writes to. A system that refuses lower numbers than
+        it has seen is safe from an attempt that was believed dead.
         """
         return self._job.attempt
 
     @property
     def deadline(self) -> datetime:
-        """When the job fails if it is not finished, over all its attempts."""
+        """When the job fails if it is not finished, across all its attempts."""
         return self._job.deadline
 
     @property
@@ -222,9 +223,9 @@ class JobContext(JobParameter, Generic[S]):
         return self._gauge.stopping
 
     def check(self) -> None:
-        """Raise `JobCancelled` where the handler should stop. For `def` handlers and tight loops.
+        """Raise `JobCancelled` if the handler should stop. For `def` handlers and tight loops.
 
-        In `async def` handlers every `await` does the same by itself.
+        In `async def` handlers every `await` does the same.
         """
         if self._gauge.stopping:
             raise JobCancelled(self._job.id)
@@ -238,16 +239,17 @@ class JobContext(JobParameter, Generic[S]):
         total: int | None = None,
         unit: str | None = None,
     ) -> Checkpoint:
-        """Report how far the work is, 0 to 100; raise `JobCancelled` as `check` does.
+        """Report how far the work is, 0 to 100; raise `JobCancelled` like `check`.
 
-        Costs about a microsecond: reports are written a few times a second, the last one always.
+        A call takes about a microsecond: reports are written a few times a second, and the last one
+        is always written.
         """
         if not 0 <= percent <= 100:
             raise ValueError(f"Progress is a percentage from 0 to 100, got {percent}.")
         if not (_is_count(current) and _is_count(total)):
             raise TypeError("Progress counts in whole numbers of up to 64 bits.")
         self.check()
-        # Taken as text here, where what its class raises is the handler's own business.
+        # Converted here, because `__str__` is the handler's code and must not run in the heartbeat.
         self._gauge.latest = (
             int(percent),
             message if message is None else cut_text(safe_text(message) or "", MAX_MESSAGE_CHARS),
@@ -265,11 +267,11 @@ class JobContext(JobParameter, Generic[S]):
         unit: str | None = None,
         message: str | None = None,
     ) -> Tracked[T]:
-        """Loop over items and report progress by them, like a progress bar.
+        """Loop over items and report progress, like a progress bar.
 
-        Use it in `for` (`def` handlers) or `async for` (`async def` handlers, over plain iterables
-        too: the event loop gets its turns). Where `len()` does not tell the number of items, give
-        it as `total`; else only the count is shown.
+        Use it in `for` (`def` handlers) or `async for` (`async def` handlers, also over plain
+        iterables: other tasks run in between). If the items have no `len()`, pass their number as
+        `total`; otherwise only the count is shown.
         """
         if total is None:
             total = _length_of(items)
@@ -277,7 +279,7 @@ class JobContext(JobParameter, Generic[S]):
 
 
 def _length_of(items: object) -> int | None:
-    """Return how many items there are, None if that is not known or more than can be shown."""
+    """Return the number of items; None if it is unknown or too large."""
     try:
         length = len(items)  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001  # it has none, or its class raises
@@ -286,7 +288,7 @@ def _length_of(items: object) -> int | None:
 
 
 class Tracked(Generic[T]):
-    """Items on their way through a handler, counted."""
+    """Yields items to a handler and reports their count."""
 
     def __init__(
         self,
@@ -304,6 +306,7 @@ class Tracked(Generic[T]):
             raise TypeError("These items are asynchronous: loop over them with `async for`.")
         done = 0
         for item in items:
+            # An item is done only when the handler asks for the next one.
             self._count(done)
             yield item
             done += 1
@@ -313,7 +316,7 @@ class Tracked(Generic[T]):
         return _Steps(self._count, self._items)
 
     def _count(self, done: int) -> Checkpoint:
-        # More items than announced must not end the job: the bar then just stays full.
+        # More items than announced must not fail the job: the bar then stays full.
         percent = min(100, done * 100 // self._total) if self._total else 0
         return self._job.progress(
             percent, self._message, current=done, total=self._total, unit=self._unit
@@ -321,10 +324,10 @@ class Tracked(Generic[T]):
 
 
 class _Steps(Generic[T]):
-    """What `async for` steps through.
+    """The iterator of `async for`.
 
-    Not an async generator: a cancelled handler leaves its loop in the middle, and then there is
-    nothing here that would have to be closed.
+    Not an async generator: a cancelled handler leaves its loop in the middle, and an iterator need
+    not be closed then.
     """
 
     def __init__(
@@ -344,6 +347,7 @@ class _Steps(Generic[T]):
         if isinstance(items, AsyncIterator):
             item = await anext(items)
         else:
+            # Not at every item: a checkpoint may take longer than the handler's work on it.
             if (now := monotonic()) >= self._turn_ends:
                 await checkpoint
                 self._turn_ends = now + _TURN_SECONDS

@@ -1,8 +1,8 @@
-"""Calls handlers, with their dependencies: resolved before the call, cleaned up after it.
+"""Calls handlers with their dependencies: resolved before the call, cleaned up after it.
 
-The library fast-depends reads dependencies: what `Depends` marks, how they nest, what overrides
-them. It does not resolve them here: it hands the values of all parameters down by name, so that a
-dependency may get that of a namesake, and a cancellation of the handler ends its clean-up.
+The library fast-depends reads the dependencies: their markers, nesting and overrides. It does not
+resolve them here, because it passes the values of all parameters down by name: a dependency may get
+the value of another parameter with its name. And a cancelled handler would cancel its clean-up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AnyHandler = Handler[Any, Any]
 
 @dataclass(frozen=True)
 class _Dependency:
-    """One function that is called for a handler, and what it takes."""
+    """One function that is called for a handler, and its parameters."""
 
     function: Callable[..., Any]
     asynchronous: bool
@@ -44,10 +44,10 @@ class _Dependency:
 
 
 def call(handler: AnyHandler, payload: Any, job: Any) -> Any:
-    """Call a handler with its dependencies; that of an `async def` returns a coroutine.
+    """Call a handler with its dependencies; for an `async def`, return a coroutine.
 
     Dependencies are made for this call, one after the other, and are cleaned up before it returns,
-    in reverse order, whatever the handler raises. Their errors are raised as the handler's own.
+    in reverse order, even if the handler raises. Their errors are raised as the handler's own.
     """
     if not handler.signature.dependencies:
         return handler.call(payload, job)
@@ -56,12 +56,13 @@ def call(handler: AnyHandler, payload: Any, job: Any) -> Any:
 
 
 def dependencies_of(handler: AnyHandler) -> Mapping[str, _Dependency]:
-    """Return the dependencies of a handler by parameter, as they are overridden at present.
+    """Return the dependencies of a handler by parameter, with the current overrides.
 
     Raises `ConfigurationError` if one cannot be resolved, or fast-depends is not installed.
     """
     if not handler.signature.dependencies:
         return {}
+    # Overrides may change between two jobs, as they do in tests.
     overrides = tuple(handler.overrides.items())
     known = _read.get(handler)
     if known is None or known[0] != overrides:
@@ -69,7 +70,7 @@ def dependencies_of(handler: AnyHandler) -> Mapping[str, _Dependency]:
     return known[1]
 
 
-# Those of a handler, with the overrides for which they were read.
+# The dependencies of each handler, and the overrides that they were read with.
 _read: WeakKeyDictionary[AnyHandler, tuple[object, Mapping[str, _Dependency]]] = WeakKeyDictionary()
 
 
@@ -82,7 +83,7 @@ class _Reader:
         self._overrides = overrides
 
     def read(self) -> dict[str, _Dependency]:
-        """Return them by the parameter that gets them."""
+        """Return the dependencies by the parameter that receives them."""
         try:
             from fast_depends.core import build_call_model  # noqa: PLC0415  # of an extra
             from fast_depends.dependencies import Provider  # noqa: PLC0415
@@ -92,7 +93,7 @@ class _Reader:
                 "pip install 'asyncjobs-http[depends]'"
             ) from error
         provider = Provider()
-        # An asynchronous one that a `def` handler cannot have is refused below, by a sentence.
+        # `_dependency` refuses asynchronous ones of a `def` handler, with a better message.
         build = partial(build_call_model, dependency_provider=provider, is_sync=False)
         found: dict[str, _Dependency] = {}
         for original, override in self._overrides.items():
@@ -127,7 +128,7 @@ class _Reader:
         )
 
     def _refuse_unknown(self, model: CallModel, name: str) -> None:
-        """Raise `ConfigurationError` for a parameter that nothing can be given for."""
+        """Raise `ConfigurationError` for a parameter that has no value."""
         for one in model.params:
             try:
                 dependency_marker(one.field_type, one.default_value)
@@ -155,7 +156,7 @@ def _is_job(parameter: Any) -> bool:
 
 
 class _Call:
-    """One call of a handler, and what was made for it."""
+    """One call of a handler, and the dependencies made for it."""
 
     def __init__(
         self, dependencies: Mapping[str, _Dependency], handler: AnyHandler, payload: Any, job: Any
@@ -167,25 +168,26 @@ class _Call:
         self._made: dict[Callable[..., Any], Any] = {}
 
     async def on_the_loop(self) -> Any:
-        """Call an `async def`; what is a `def` among its dependencies runs in a thread."""
+        """Call an `async def`; its `def` dependencies run in threads."""
         stack = AsyncExitStack()
         try:
             given = {
                 name: await self._awaited(one, stack) for name, one in self._dependencies.items()
             }
             value = await self._handler.call(self._payload, self._job, given)
-        except GeneratorExit:  # the attempt is broken off by force, and nothing can be awaited
+        except GeneratorExit:  # the attempt is ended by force, and nothing can be awaited
             raise
         except BaseException as error:
+            # Shielded: the clean-up must finish although the handler was cancelled.
             with anyio.CancelScope(shield=True):
                 await stack.__aexit__(type(error), error, error.__traceback__)
-            raise  # also if a dependency has swallowed it: there is no value
+            raise  # even if a dependency suppresses it, because there is no value
         with anyio.CancelScope(shield=True):
             await stack.aclose()
         return value
 
     def in_this_thread(self) -> Any:
-        """Call a `def`."""
+        """Call a `def` in the current thread."""
         stack = ExitStack()
         try:
             given = {name: self._called(one, stack) for name, one in self._dependencies.items()}
@@ -233,9 +235,9 @@ class _Call:
 
 
 def _refuse_awaitable(handler: AnyHandler, value: object) -> None:
-    """Raise `ConfigurationError` for what would be awaited after the clean-up."""
+    """Raise `ConfigurationError` for a value that would be awaited after the clean-up."""
     if inspect.isawaitable(value):
-        getattr(value, "close", lambda: None)()  # a coroutine would warn
+        getattr(value, "close", lambda: None)()  # a coroutine that is not awaited would warn
         raise ConfigurationError(
             f"Handler {name_of(handler.function)} has dependencies and is a `def` that returns "
             "something to be awaited: declare it by `async def`."
@@ -243,7 +245,7 @@ def _refuse_awaitable(handler: AnyHandler, value: object) -> None:
 
 
 class _InThreads:
-    """Enters and leaves a context in threads; a cancelled handler leaves it as well."""
+    """Enters and leaves a context manager in threads, even if the handler is cancelled."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -257,6 +259,6 @@ class _InThreads:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        # A limiter of its own: the threads may all be kept by those that wait for this clean-up.
+        # A limiter of its own: tasks that wait for this clean-up may hold all the other threads.
         leave = partial(self._context.__exit__, kind, error, traceback)
         return bool(await to_thread.run_sync(leave, limiter=anyio.CapacityLimiter(1)))

@@ -1,7 +1,7 @@
-"""Runs attempts in this process: starts them in batches, records how they ended in batches.
+"""Runs attempts in this process: starts them in batches and records their outcomes in batches.
 
-User code runs in one task per attempt, and in nothing that the runtime awaits: see `tasks`. What
-that task leaves behind is a note on its `Attempt`; everything else happens in the loops below.
+User code runs in one task per attempt, which the runtime never awaits: see `tasks`. The task only
+records its end on its `Attempt`; everything else happens in the loops below.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ from asyncjobs.settings import Settings
 
 T = TypeVar("T")
 
-# A handler that is told to stop has so many seconds to end before its end is recorded without it,
-# and is cancelled again after each: libraries lose cancellations now and then.
+# A handler that was asked to stop is looked at again at this interval: its end may be recorded
+# without it, and it is cancelled again, because libraries lose cancellations now and then.
 _LOOK_AGAIN_SECONDS = 1.0
 
-# So many alarms may be left of attempts that have ended.
+# How many alarms of attempts that have ended may be left before they are removed.
 _MOST_STALE_ALARMS = 1000
 
-# How often a cancelled caller of `run` looks whether its job is given back.
+# How often a cancelled caller of `run` checks whether its job is given back.
 _LOOK_SECONDS = 0.02
 
 
 class Executor:
-    """Runs attempts in this process and fences what they write."""
+    """Runs attempts in this process and fences their writes."""
 
     def __init__(
         self,
@@ -98,15 +98,16 @@ class Executor:
         self._in_flight: Sequence[Start] = ()
         self._new_start = Signal()
         self._outbox = Outbox(repository, settings, self._leave)
-        # When to look at which attempt next: a heap. An entry counts if its attempt still says so.
+        # When to look at which attempt: a heap. An entry counts only if it equals the attempt's
+        # `look_at`; moving an entry of a heap is slower than adding another one.
         self._alarms: list[tuple[float, int, Attempt]] = []
         self._alarm_count = count()
         self._wakes_at = math.inf
         self._new_alarm = Signal()
-        # Attempts that still have their slot, and what frees it.
+        # Attempts that still have their slot, and the functions that free it.
         self._attempts: dict[Attempt, Callable[[], None]] = {}
         self._stopping = False
-        #: Called when a suspect does not run here any more.
+        #: Called when a suspect no longer runs here.
         self.on_suspect_end: Callable[[JobId], None] = lambda _: None
         # Jobs that are being stored as started.
         self._prepared: set[Start] = set()
@@ -116,8 +117,8 @@ class Executor:
     def begin(self, job: Job, freed: Callable[[], None]) -> None:
         """Run the job's next attempt; call `freed` when its slot is free again. Never raises.
 
-        Does nothing for a job that has begun elsewhere. The slot is kept until the handler has
-        really ended, a thread included, and its end is recorded or given up.
+        Only frees the slot if the job has begun elsewhere. The slot is kept until the handler has
+        really ended, including its thread, and its end is recorded or given up.
         """
         self._begin(job, freed)
 
@@ -127,7 +128,7 @@ class Executor:
             log.warning(
                 "No handler for type %r here; job left to others", job.type, extra=log_fields(job)
             )
-        if handler is None or self._stopping:  # it was delivered too late; it comes up elsewhere
+        if handler is None or self._stopping:  # delivered too late; the job comes up elsewhere
             freed()
             return None
         suspect = lifecycle.is_suspect(job)
@@ -143,14 +144,15 @@ class Executor:
         self, job: Job, handler: Handler[Any, Any], freed: Callable[[], None]
     ) -> Start:
         now = self._clock()
+        # Well before `redelivery`, after which another worker may get the job.
         give_up_at = now + self._settings.redelivery.total_seconds() / 2
         return Start(job, handler, random_hex(), now, give_up_at, freed)
 
     def prepare(self, job: Job, freed: Callable[[], None]) -> tuple[Start, Job] | None:
-        """Start a job that is not stored yet; return it as it is to be stored, started.
+        """Start a job that is not stored yet; return it in the started state, to be stored.
 
-        The slot that `freed` frees is kept. One of `launch`, `doubt` and `drop` must follow. None,
-        and the slot is free again, if the job cannot be started here.
+        The slot stays taken, and one of `launch`, `doubt` and `drop` must follow. If the job cannot
+        be started here, returns None and frees the slot.
         """
         handler = self._registry.handler(job.type)
         if handler is None or self._stopping:
@@ -166,7 +168,8 @@ class Executor:
         return start, started
 
     def launch(self, start: Start, stored: Job) -> None:
-        """Run what `prepare` has started, if that is what is stored; else free its slot."""
+        """Run a job that `prepare` started, if it is stored with that start; else free its slot."""
+        # Another job may have its idempotency key, or the pending job was stored.
         if holds(stored, start.token):
             self._spawn(start, stored)
         else:
@@ -174,7 +177,7 @@ class Executor:
         self._settle_start(start)
 
     def drop(self, start: Start) -> None:
-        """Free the slot of a job that `prepare` has started, and that was not stored."""
+        """Free the slot of a job that `prepare` started and that was not stored."""
         start.freed()
         self._settle_start(start)
 
@@ -183,9 +186,9 @@ class Executor:
         self._no_start.set()
 
     def doubt(self, start: Start) -> None:
-        """Free the slot; find out later if the job was stored, and give it back then.
+        """Free the slot; check later whether the job was stored, and give it back then.
 
-        The store did not answer, or the caller was cancelled before it did.
+        Used when the store did not answer, or the caller was cancelled before it did.
         """
         self._doubts.add(start)
         self.drop(start)
@@ -195,11 +198,11 @@ class Executor:
         self.on_suspect_end(job_id)
 
     async def run(self, job: Job) -> BaseException | None:
-        """Run the job's next attempt as `begin` does; return when its slot is free again.
+        """Run the job's next attempt like `begin`; return when its slot is free again.
 
-        Returns what the handler raised, unless that was for being told to stop. If the caller is
-        cancelled, the attempt is interrupted and the job given back first. Raises
-        `ResourcesUnavailable` if what handlers share does not open; the job then waits.
+        Returns the handler's error, unless the handler raised it because it was asked to stop. If
+        the caller is cancelled, the attempt is interrupted and the job given back first. Raises
+        `ResourcesUnavailable` if the lifespan does not open; the job then waits.
         """
         await self._resources.open()
         freed = anyio.Event()
@@ -207,8 +210,10 @@ class Executor:
         try:
             await freed.wait()
         except BaseException:
+            # Shielded: the caller is cancelled, but must not return before the job is given back.
+            # Repeated: a start that is being written becomes an attempt only later.
             with anyio.CancelScope(shield=True):
-                while start is not None and self._interrupt(start):  # noqa: ASYNC110  # it has to be said again
+                while start is not None and self._interrupt(start):  # noqa: ASYNC110  # see above
                     await anyio.sleep(_LOOK_SECONDS)
             raise
         return None if start is None or start.attempt is None else start.attempt.raised
@@ -218,21 +223,23 @@ class Executor:
         return [attempt.job for attempt in list(self._attempts)]
 
     def interrupt_all(self) -> None:
-        """Interrupt every attempt, to give the jobs back; begin no other."""
+        """Interrupt every attempt to give its job back; begin no other."""
+        # Starts that are being written now are interrupted as soon as they become attempts.
         self._stopping = True
         self._doubts.stop()
         for attempt in self.heartbeat:
             attempt.interrupt(Cause.SHUTDOWN)
 
     async def wait_until_none(self) -> None:
-        """Return when no attempt is about to start, and the end of each is recorded."""
+        """Return when no attempt is about to start and the end of each one is recorded."""
+        # In this order: a start becomes a doubt or an attempt, and never the other way round.
         while self._starts or self._in_flight or self._prepared:
             await self._no_start.wait()
         await self._doubts.wait_until_none()
         await self.heartbeat.wait_until_none()
 
     def abandon_all(self) -> int:
-        """Break off by force the tasks that did not end; return how many there were."""
+        """End the tasks by force that did not stop; return their number."""
         left = [attempt for attempt in self._attempts if not attempt.task_ended]
         for attempt in left:
             log.warning(
@@ -258,6 +265,8 @@ class Executor:
         while True:
             while self._starts:
                 batch = [self._starts.popleft() for _ in range(len(self._starts))]
+                # Without an await in between: a start is always in one of the two collections,
+                # where `_interrupt` and `wait_until_none` look for it.
                 self._in_flight = batch
                 again = await self._start_batch(batch)
                 self._in_flight = ()
@@ -265,10 +274,12 @@ class Executor:
                 if again:
                     await anyio.sleep(self._settings.poll_interval.total_seconds())
             self._no_start.set()
+            # A start that was added during the last write has set the signal.
             await self._new_start.wait()
 
     async def _start_batch(self, batch: Sequence[Start]) -> list[Start]:
-        """Start jobs by one write; return those to be tried again, as the store was away."""
+        """Start jobs by one write; return those to be started again after an error."""
+        # Before the write: the store counts the leases from this moment.
         now, asked_at = self._repository.now(), self._clock()
         writes: list[tuple[Start, JobWrite]] = []
         others: list[Start] = []
@@ -280,7 +291,7 @@ class Executor:
                 others.append(one)
         try:
             written = await self._repository.replace([write for _, write in writes])
-        except Exception as error:  # noqa: BLE001  # a fault must not cost the slots
+        except Exception as error:  # noqa: BLE001  # a bug must not block the slots for ever
             return self._start_later(batch, error)
         for (one, write), done in zip(writes, written, strict=True):
             if done:
@@ -300,6 +311,7 @@ class Executor:
         fields = log_fields(starts[0].job)
         log.warning("Jobs could not be started: %s", error, exc_info=fault, extra=fields)
         now = self._clock()
+        # The others are not given back: the store is away, and they come up after `redelivery`.
         kept = [one for one in starts if now < one.give_up_at and not self._stopping]
         for one in starts:
             if one not in kept:
@@ -307,25 +319,25 @@ class Executor:
         return kept
 
     async def _start_alone(self, one: Start) -> None:
-        """Start a job that is not as it was when it was delivered; leave it if it has begun."""
+        """Start a job that has changed since it was delivered, unless it has begun elsewhere."""
         one.asked_at = self._clock()
         try:
             started = await self._repository.advance(one.job, partial(self._started, one))
         except (IllegalMove, UnknownJob):
-            # A duplicate delivery, or a job that ended before it began. Or its deadline has passed
+            # The delivery was a duplicate, or the job ended before it began. Or its deadline passed
             # while it waited: the read below records that.
             [found] = await self._repository.get([one.job.id])
             if not holds(found, one.token):
                 one.freed()
                 return
-            started = found  # here, by a write whose answer was lost
+            started = found  # by this process, in a write whose answer was lost
             self._repository.acknowledge(JobWrite(one.job, found))
         self._spawn(one, started)
 
     def _started(self, one: Start, job: Job, now: datetime) -> Job:
         alone = job.delivery is Delivery.PULL and lifecycle.is_suspect(job)
         if alone and not one.is_suspect:
-            # It was lost elsewhere while it waited here. Another suspect may run in this process.
+            # It was lost elsewhere while it waited here, and another suspect may already run here.
             raise IllegalMove(job.id, "start", job.status, "it waits to run alone")
         lease = Lease(worker=self._worker, token=one.token, until=now + self._settings.lease)
         return lifecycle.start(job, now, lease)
@@ -333,7 +345,7 @@ class Executor:
     # running
 
     def _spawn(self, one: Start, job: Job) -> None:
-        """Start the task of an attempt: the only thing of it that runs user code."""
+        """Start the task of an attempt, the only part of it that runs user code."""
         attempt = Attempt(job, one.handler, one.token, self._on_change)
         attempt.renewed(one.asked_at, self._settings.lease)
         left = (lifecycle.attempt_end(job) - self._repository.now()).total_seconds()
@@ -342,10 +354,12 @@ class Executor:
         self._attempts[attempt] = one.freed
         self._feed.listen(job.id, attempt.adopt)
         self.heartbeat.attend(attempt)
+        # Interrupted while its start was written: it ends without a task, and is given back.
         if self._stopping or one.unwanted:
             attempt.interrupt(Cause.SHUTDOWN)
             attempt.end(error=JobCancelled(job.id))
             return
+        # Not the current context: `launch` is called in that of the request that submits the job.
         context = self._context.copy()
         context.run(set_current_job, job)
         attempt.task = start_task(
@@ -357,7 +371,7 @@ class Executor:
         )
 
     async def _handle(self, attempt: Attempt) -> None:
-        """Run the handler. Whatever it does, it ends here, and only a note of it is left."""
+        """Run the handler and record on the attempt how it ended; never raises."""
         try:
             result = await self._perform(attempt)
         except BaseException as error:  # noqa: BLE001  # KeyboardInterrupt and SystemExit as well
@@ -379,18 +393,20 @@ class Executor:
             context: JobContext[Any] = JobContext(job, attempt.gauge, shared.value, shared.queue)
             return handler.dump_result(await _call(handler, payload, context, attempt))
 
-    #: In whatever runs below this, a handler is at work on what is `job` there.
+    #: The watchdog looks for this frame on the stack, and reads its local `job`.
     CALLER: ClassVar = _perform.__code__
 
     def _interrupt(self, start: Start) -> bool:
         """Interrupt the attempt of a start; return whether its end is still to be recorded.
 
-        Not another attempt of the job: once given back it may have begun here again.
+        Other attempts of the job go on: once given back, it may have begun here again.
         """
+        # Not written yet, so there is nothing to give back.
         if start in self._starts:
             self._starts.remove(start)
             start.freed()
             return False
+        # `_spawn` reads it if the start is being written now.
         start.unwanted = True
         if start.attempt is None:
             return start in self._in_flight
@@ -400,14 +416,15 @@ class Executor:
     # how attempts end
 
     async def _keep_time(self) -> None:
-        """Look at each attempt when it is time: at its timeout, and while it does not stop."""
+        """Look at each attempt in time: at its timeout, and repeatedly while it does not stop."""
         while True:
             now = self._clock()
             while self._alarms and self._alarms[0][0] <= now:
                 look_at, _, attempt = heappop(self._alarms)
-                # Else the attempt has ended, or will be looked at another time.
+                # Otherwise the attempt has ended, or has a later entry.
                 if attempt in self._attempts and attempt.look_at == look_at:
                     self._look_at(attempt, now)
+            # Set before the wait: `_look_later` wakes this loop only for an earlier alarm.
             self._wakes_at = self._alarms[0][0] if self._alarms else math.inf
             pause = None if self._wakes_at == math.inf else max(0.0, self._wakes_at - now)
             await self._new_alarm.wait(pause)
@@ -416,35 +433,40 @@ class Executor:
         """Set when to look at an attempt next."""
         attempt.look_at = look_at
         if len(self._alarms) > 2 * len(self._attempts) + _MOST_STALE_ALARMS:
-            # Mostly of attempts that have ended, long before their timeouts.
+            # Most attempts end long before their timeout, and leave their alarm in the heap.
             self._alarms = [alarm for alarm in self._alarms if alarm[2] in self._attempts]
             heapify(self._alarms)
         if look_at != math.inf:
+            # The count decides between equal times: attempts cannot be compared.
             heappush(self._alarms, (look_at, next(self._alarm_count), attempt))
         if look_at < self._wakes_at:
             self._new_alarm.set()
 
     def _look_at(self, attempt: Attempt, now: float) -> None:
-        """Interrupt an attempt at its timeout; cancel again one that does not stop."""
+        """Interrupt an attempt at its timeout; cancel it again if it does not stop."""
         self._look_later(attempt, now + _LOOK_AGAIN_SECONDS)
         over = self._repository.now() >= lifecycle.attempt_end(attempt.job)
+        # Its outcome is decided, but a task that goes on still keeps the slot.
         if attempt.settled:
             attempt.abandon_task()
             attempt.look_at = math.inf
+        # A cancel request waits for the handler, but not beyond its timeout.
         elif attempt.cause is None or (attempt.cause is Cause.CANCEL and over):
             attempt.interrupt(Cause.TIMEOUT)
         else:
             attempt.cancel_task()
+            # The patience may be over by now, which decides the outcome.
             self._on_change(attempt)
 
     def _on_change(self, attempt: Attempt) -> None:
-        """Put an attempt into the outbox once it is known how it ended; called at every news."""
+        """Put an attempt into the outbox once its outcome is known; called at every change."""
         if not loop_runs():
-            return  # it ended without ending its tasks; the leases will lapse
+            return  # the event loop ended without ending its tasks; the leases will lapse
         if attempt.cause is not None and not attempt.settled:
             self._look_soon(attempt)
         if not attempt.settled:
             self._settle(attempt)
+        # A thread that was left behind may end after the outcome is recorded.
         self._free(attempt)
 
     def _look_soon(self, attempt: Attempt) -> None:
@@ -458,14 +480,16 @@ class Executor:
         if outcome is None:
             return
         attempt.settled = True
-        with suppress(BaseException):  # it shows what the application's code has raised
+        with suppress(BaseException):  # it formats errors of the application, which may raise
             log_end(attempt.job, facts, outcome)
         if isinstance(outcome, Unrecorded):
             self._leave(attempt)
             return
+        # The heartbeat no longer writes progress now, so the outcome carries the last report.
         latest = attempt.gauge.latest
         last = None if latest is None else progress_of(latest)
-        jitter = random.random()  # noqa: S311  # no secret
+        # Drawn once: the move may be made several times, and must choose the same delay each time.
+        jitter = random.random()  # noqa: S311  # not a secret
         raised = error_to_keep(attempt.job, facts, outcome, self._repository.now())
         attempt.raised = None if raised is None else facts.error
         move = move_of(outcome, token=attempt.token, jitter=jitter, last=last, raised=raised)
@@ -484,9 +508,11 @@ class Executor:
         )
 
     def _leave(self, attempt: Attempt) -> None:
-        """Let go of an attempt whose end is recorded, or will never be."""
+        """Release an attempt whose end is recorded or never will be."""
         self.heartbeat.leave(attempt)
         self._feed.unlisten(attempt.job.id, attempt.adopt)
+        # A retry is announced by now, and may be offered here while the slot is still taken; the
+        # dispatcher keeps it until the slot is free.
         attempt.left = True
         self._free(attempt)
 
@@ -494,7 +520,7 @@ class Executor:
         if attempt.left and not attempt.working:
             freed = self._attempts.pop(attempt, None)
             if freed is not None:
-                # Or it would be left to the garbage collector, which is slower than all of this.
+                # Breaks a reference cycle: the garbage collector is slower than all of this.
                 attempt.task = None
                 freed()
 
@@ -505,7 +531,7 @@ async def _call(
     if handler.asynchronous:
         return await call(handler, payload, context)
     value = await _in_thread(attempt, partial(_contained, handler, payload, context))
-    if inspect.isawaitable(value):  # as a decorator makes of an `async def`
+    if inspect.isawaitable(value):  # a decorator may turn an `async def` into a `def`
         attempt.back_on_the_loop()
         return await value
     return value
@@ -518,7 +544,7 @@ async def _in_thread(attempt: Attempt, function: Callable[[], T]) -> T:
 
 
 def _contained(handler: Handler[Any, Any], payload: Any, context: JobContext) -> Any:
-    """Call a function in its thread; what means something to an event loop must not get out."""
+    """Call a function in its thread; replace errors that have a meaning for event loops."""
     try:
         return call(handler, payload, context)
     except (Exception, JobCancelled):

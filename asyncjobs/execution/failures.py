@@ -1,7 +1,7 @@
-"""What an attempt raised, as text for operators.
+"""Formats the errors of attempts as text for operators.
 
-The class of an error is the application's: it may raise at any attribute, in `str()` too, and hold
-megabytes of text. Nothing here raises, and what is kept is bounded.
+The class of an error belongs to the application: each attribute and `str()` may raise, and its text
+may have megabytes. Nothing here raises, and the stored text is bounded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import datetime
 from asyncjobs.core.job import AttemptError, Job
 from asyncjobs.execution.context import alone, cut_text, safe_text
 
-#: What is stored of an attempt's error has at most so many characters.
+#: The longest texts that are stored of an attempt's error, in characters.
 MAX_TYPE_CHARS = 200
 MAX_ATTEMPT_MESSAGE_CHARS = 1_000
 MAX_TRACEBACK_CHARS = 8_000
@@ -21,14 +21,14 @@ _LEFT_OUT = "\n[cut]\n"
 
 
 class Remote(Exception):
-    """Holds the traceback of an error in another process, as text, for those who read logs."""
+    """Holds the traceback of an error in another process as text, for the logs."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
 
 
 def attempt_error(job: Job, error: BaseException, at: datetime, *, traced: bool) -> AttemptError:
-    """Return what is stored of an error that the current attempt raised at that moment."""
+    """Return the stored form of an error that the current attempt raised at that moment."""
     inner = alone(error)
     return AttemptError(
         attempt=job.attempt,
@@ -40,7 +40,7 @@ def attempt_error(job: Job, error: BaseException, at: datetime, *, traced: bool)
 
 
 def type_name(error: BaseException) -> str:
-    """Return the name of an error's class, whose metaclass may be the application's, too."""
+    """Return the name of an error's class, whose metaclass may also be the application's."""
     try:
         return safe_text(type(error).__name__) or ""
     except BaseException:  # noqa: BLE001  # whatever its metaclass does there
@@ -48,7 +48,7 @@ def type_name(error: BaseException) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """Format an error with its traceback, of another process if it was raised there."""
+    """Return an error and its traceback as text; if a child process raised it, that traceback."""
     try:
         cause = error.__cause__
         shown = [str(cause.args[0])] if isinstance(cause, Remote) else _formatted(error)

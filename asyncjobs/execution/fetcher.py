@@ -21,33 +21,33 @@ from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.records.waiting import Signal
 from asyncjobs.settings import Settings
 
-# More jobs than these are found by polling.
+# The most hints that are kept; further jobs are found by polling.
 _MAX_HINTS = 10_000
 
-# For how many polls a job that has no handler here is left alone.
+# How many polls a job without a handler here is left alone, at least and at most.
 _PAUSES = (1, 4)
 
-# What another process has just made due may be due here by so much later.
+# How much later a job may be due here than in the process that just made it due.
 _CLOCKS_DIFFER = timedelta(seconds=0.05)
 
 
 class Lanes:
     """The lanes that a worker serves, by rank.
 
-    Where they were named, the earlier goes before the later; else all are served alike. Handlers
-    may be registered at any time.
+    If lanes were named, earlier ones come first; otherwise all have the same rank. Handlers may be
+    registered at any time.
     """
 
     def __init__(self, registry: Registry, named: Sequence[str] | None = None) -> None:
         self._registry = registry
         self._named = None if named is None else tuple((lane,) for lane in named)
-        # All lanes that are served, and the queues of the registry when that was so.
+        # All served lanes, and the queues of the registry that they were made from.
         self._served: frozenset[str] = frozenset()
         self._queues: tuple[str, ...] | None = None
 
     @property
     def ranks(self) -> Sequence[Sequence[str]]:
-        """The lanes to ask in turn, those of one rank at once."""
+        """The lanes to take from, in turn; lanes of one rank are taken from together."""
         if self._named is not None:
             return self._named
         return (self._registry.queues,) if self._registry.queues else ()
@@ -58,10 +58,11 @@ class Lanes:
         return [suspects_lane(queue) for rank in self.ranks for queue in rank]
 
     def has_handler(self, job: Job) -> bool:
-        """Tell whether this process can run a job of these lanes."""
+        """Return whether this process has a handler for a job."""
         return self._registry.handler(job.type) is not None
 
     def __contains__(self, lane: str) -> bool:
+        # By identity: the registry makes a new tuple when a queue is added.
         if self._queues is not self._registry.queues:
             self._queues = self._registry.queues
             self._served = frozenset(chain(self.suspects, *self.ranks))
@@ -69,7 +70,7 @@ class Lanes:
 
 
 class Fetcher:
-    """Feeds one dispatcher: woken by hints, polling in case hints are lost."""
+    """Feeds one dispatcher: hints wake it up, and it polls in case hints are lost."""
 
     def __init__(
         self, lanes: Lanes, repository: Repository, dispatcher: Embedded, settings: Settings
@@ -81,16 +82,17 @@ class Fetcher:
         self._wake = Signal()
         self._sleeps_until = repository.now()
         self._took_at = -math.inf
-        # When jobs are due that this process knows of: a heap.
+        # The due times of jobs that this process knows of: a heap.
         self._coming: list[datetime] = []
         self._unknown_types: set[str] = set()
-        # The one suspect that runs here, or is about to; when the next one is looked for.
+        # The one suspect that runs or is about to run here, and when to look for the next one.
         self._suspect: JobId | None = None
         self._look_for_suspects_at = -math.inf
 
     def hint(self, job: Job | None) -> None:
-        """Note that a job waits, or (None) that any may: look when it is due."""
+        """Note that a job waits, or (None) that any job may; look for it when it is due."""
         if job is None:
+            # Look now, and once more soon: by this clock the job may not be due yet.
             self._wake.set()
             soon = self._repository.now() + _CLOCKS_DIFFER
             if not self._coming or soon < self._coming[0]:
@@ -98,8 +100,10 @@ class Fetcher:
         elif job.status is JobStatus.PENDING and job.due_at is not None and self.serves(job.lane):
             if len(self._coming) < _MAX_HINTS:
                 heappush(self._coming, job.due_at)
+            # Other suspects wait for the next poll; this one is known to be there.
             if lifecycle.is_suspect(job):
                 self._look_for_suspects_at = -math.inf
+            # A later job needs no wake-up: the next take shortens the sleep to its due time.
             if job.due_at < self._sleeps_until:
                 self._wake.set()
 
@@ -113,38 +117,40 @@ class Fetcher:
                 log.warning("Due jobs could not be taken: %s", error)
                 await anyio.sleep(self._settings.poll_interval.total_seconds())
                 continue
+            # A hint that came during the take has set the signal, and this wait ends at once.
             if not more:
                 await self._wake.wait(self._pause())
 
     def serves(self, lane: str) -> bool:
-        """Tell whether jobs of that lane are taken here."""
+        """Return whether this worker takes jobs of that lane."""
         return lane in self._lanes
 
     def took_within(self, time: timedelta) -> bool:
-        """Tell whether this worker has looked for jobs lately; a full one has no reason to."""
+        """Return whether this worker looked for jobs within that time; a full one does not look."""
         return anyio.current_time() - self._took_at < time.total_seconds()
 
     def suspect_ended(self, job_id: JobId) -> None:
-        """Note that a suspect does not run here any more; the next one may."""
+        """Note that a suspect no longer runs here, so the next one may."""
         if self._suspect == job_id:
             self._suspect = None
             self._look_for_suspects_at = -math.inf
             self._wake.set()
 
     async def give_back(self, jobs: Sequence[Job]) -> None:
-        """Let others begin at once what was taken or accepted here but will not begin here."""
+        """Let other workers begin jobs at once that were taken or accepted here but not begun."""
         now = self._repository.now()
         await self._repository.replace(
             [JobWrite(job, lifecycle.requeue(job)) for job in jobs if job.run_at <= now]
         )
 
     async def _take(self) -> bool:
-        """Take as much as there is room for; tell whether there may be more."""
+        """Take as many jobs as there is room for; return whether more may be due."""
         limit = self._dispatcher.room
         self._took_at = anyio.current_time()
         now = self._repository.now()
         while self._coming and self._coming[0] <= now:
             heappop(self._coming)
+        # Set before the takes: hints that arrive during them are compared with the new time.
         self._sleeps_until = min([now + self._settings.poll_interval, *self._coming[:1]])
         taken: list[Job] = []
         for rank in self._lanes.ranks:
@@ -152,6 +158,7 @@ class Fetcher:
                 until = now + self._settings.redelivery
                 taken += await self._repository.take(rank, until=until, limit=limit - len(taken))
         more = bool(taken) and len(taken) == limit
+        # Otherwise the jobs have filled all the room, and a suspect needs a place as well.
         if not more:
             taken += await self._take_suspect(now)
         late = [job.id for job in taken if job.deadline <= now]
@@ -170,10 +177,10 @@ class Fetcher:
         return more
 
     async def _leave_to_others(self, jobs: Sequence[Job]) -> None:
-        """Put jobs back that have no handler here, as during a rolling deploy.
+        """Return jobs without a handler here to their lanes, as during a rolling deploy.
 
-        They are due again after a pause of random length: with a fixed one, this process could be
-        the first to look each time, and no other would ever get them.
+        They are due again after a random pause. With a fixed one, this process could be the first
+        to look each time, and no other process would ever get them.
         """
         for job in jobs:
             if job.type not in self._unknown_types:
@@ -184,12 +191,12 @@ class Fetcher:
         now, poll = self._repository.now(), self._settings.poll_interval
         writes: list[JobWrite] = []
         for job in jobs:
-            pause = poll * random.uniform(*_PAUSES)  # noqa: S311  # no secret
+            pause = poll * random.uniform(*_PAUSES)  # noqa: S311  # not a secret
             writes.append(JobWrite(job, lifecycle.requeue(job, now + pause)))
         await self._repository.replace(writes)
 
     async def _take_suspect(self, now: datetime) -> Sequence[Job]:
-        """Take a suspect if none runs here; not more often than polls, unless one is hinted at."""
+        """Take a suspect if none runs here; once per poll at most, unless a hint names one."""
         time = anyio.current_time()
         if self._suspect is not None or time < self._look_for_suspects_at:
             return ()
@@ -204,7 +211,7 @@ class Fetcher:
         return accepted
 
     def _pause(self) -> float:
-        """Sleep to the next poll, or to the moment when a job is due that was hinted at."""
+        """Return the seconds until the next poll, or until a job from a hint is due."""
         pause = self._sleeps_until - self._repository.now()
-        # Never longer than to the next poll, whatever the clock was set to meanwhile.
+        # Bounded, because the clock may have been set meanwhile.
         return max(timedelta(0), min(pause, self._settings.poll_interval)).total_seconds()

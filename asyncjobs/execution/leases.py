@@ -19,7 +19,7 @@ from asyncjobs.settings import Settings
 class Heartbeat:
     """Renews the leases of all attempts and writes their progress: one batch per beat.
 
-    Its writes do not wait behind those of outcomes: `Repository.renew` has a way of its own.
+    Its writes do not wait behind those of outcomes: `Repository.renew` bypasses them.
     """
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
@@ -43,19 +43,20 @@ class Heartbeat:
 
     def attend(self, attempt: Attempt) -> None:
         """Keep the attempt's lease, until `leave`."""
+        # An event cannot be reset: later waits need a new one.
         if not self._attempts:
             self._none = anyio.Event()
         self._attempts[attempt.token] = attempt
         self._wanted.set()
 
     def leave(self, attempt: Attempt) -> None:
-        """Renew this lease no more: the end of the attempt is recorded, or will not be."""
+        """Stop renewing this lease: the end of the attempt is recorded or never will be."""
         self._attempts.pop(attempt.token, None)
         if not self._attempts:
             self._none.set()
 
     async def wait_until_none(self) -> None:
-        """Return when every attempt has recorded its end. Threads left behind do not count."""
+        """Return when the end of every attempt is recorded. Threads left behind do not count."""
         await self._none.wait()
 
     async def run(self) -> None:
@@ -63,6 +64,7 @@ class Heartbeat:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch)
             while True:
+                # The signal may be left from an attempt that has ended; then one beat is empty.
                 if not self._attempts:
                     await self._wanted.wait()
                 await anyio.sleep(self._settings.progress_interval.total_seconds())
@@ -74,13 +76,15 @@ class Heartbeat:
                     await anyio.sleep(self._settings.poll_interval.total_seconds())
 
     async def _watch(self) -> None:
-        """Interrupt the attempts whose lease lapses while the store does not even refuse."""
+        """Interrupt attempts whose lease lapses while the store does not answer at all."""
         while True:
             await anyio.sleep(self._settings.poll_interval.total_seconds())
+            # Only during a call, when `run` cannot do it.
             if self._asking:
                 self._drop_lapsed()
 
     async def _beat(self) -> None:
+        # Before the call, however long that takes: the store counts the lease from then.
         asked_at = anyio.current_time()
         writes = [write for one in self if (write := self._next_write(one)) is not None]
         if not writes:
@@ -92,21 +96,24 @@ class Heartbeat:
             self._asking = False
         for (attempt, step), done in zip(writes, written, strict=True):
             lease = step.job.lease
+            # Another write came first: a cancel request, an outcome, or a loss of the lease.
             if not done:
                 await self._catch_up(attempt)
             elif lease is not None:
                 attempt.adopt(step.job)
-                # If the clock was set back meanwhile, the difference of two moments is no measure.
+                # If the clock was set back meanwhile, the difference of the two times is too large.
                 left = min(lease.until - self._repository.now(), self._settings.lease)
                 attempt.renewed(asked_at, left)
 
     def _next_write(self, attempt: Attempt) -> tuple[Attempt, JobWrite] | None:
-        """Make the move that is due: a report if there is news, and the lease's renewal."""
+        """Return the write that is due: a new report, the lease's renewal, or both."""
         job, now = attempt.job, self._repository.now()
         moved = job
         try:
+            # Once the attempt is settled, its outcome carries the last report.
             latest = None if attempt.settled else attempt.gauge.unwritten()
             if latest is not None:
+                # Marked as written already; a write that fails or is refused resets it.
                 attempt.gauge.written = latest
                 moved = lifecycle.report(job, progress_of(latest), token=attempt.token)
             elif not attempt.wants_renewal():
@@ -114,17 +121,18 @@ class Heartbeat:
             until = now + self._settings.lease
             renewed = lifecycle.extend(moved, now, token=attempt.token, until=until)
         except (IllegalMove, LostLease):
-            return None  # it has ended since
+            return None  # the attempt has ended meanwhile
         return attempt, JobWrite(job, renewed)
 
     async def _catch_up(self, attempt: Attempt) -> None:
-        """Learn what was written in between; a refused report goes out with the next beat."""
+        """Read what was written in between; the next beat sends a refused report again."""
         attempt.gauge.written = None
         [fresh] = await self._repository.get([attempt.job.id])
         attempt.adopt(fresh)
 
     def _drop_lapsed(self) -> None:
         for attempt in self:
+            # The failed write may have lost the report: send it again.
             attempt.gauge.written = None
             if attempt.lapsed():
                 attempt.interrupt(Cause.LOST)

@@ -1,4 +1,4 @@
-"""Writes how attempts ended, many at once: the one way by which outcomes reach the store."""
+"""Writes the outcomes of attempts in batches: the only way by which they reach the store."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.records.waiting import Signal
 from asyncjobs.settings import Settings
 
-# One write of outcomes has at most so many jobs, and about so many bytes of results.
+# The most outcomes in one write, and about the most bytes of results.
 _MAX_BATCH_SIZE = 200
 _MAX_BATCH_BYTES = 4 * 1024 * 1024
 
 
 class Outbox:
-    """The outcomes that are still to be written.
+    """The outcomes that are not written yet.
 
-    `leave` is called with each attempt whose outcome is written, or will never be. Until then it
-    keeps its slot and its lease: a slot that was free earlier would lose the retry that follows.
+    `leave` is called with each attempt whose outcome is written or never will be. Until then the
+    attempt keeps its slot and its lease: a slot that is free earlier would lose the retry that
+    follows.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Outbox:
         self._new = Signal()
 
     def put(self, attempt: Attempt, move: Move) -> None:
-        """Let the move be written that records how an attempt ended."""
+        """Add the move that records how an attempt ended."""
         self._waiting.append((attempt, move))
         self._new.set()
 
@@ -48,9 +49,11 @@ class Outbox:
         while True:
             while self._waiting:
                 left = await self._record(self._next_batch())
+                # To the front, in their old order: their leases are the next to lapse.
                 self._waiting.extendleft(reversed(left))
                 if left:
                     await anyio.sleep(self._settings.poll_interval.total_seconds())
+            # An outcome that was put during the last write has set the signal.
             await self._new.wait()
 
     def _next_batch(self) -> list[tuple[Attempt, Move]]:
@@ -62,26 +65,28 @@ class Outbox:
         return batch
 
     async def _record(self, batch: Sequence[tuple[Attempt, Move]]) -> list[tuple[Attempt, Move]]:
-        """Write some outcomes; return those to be tried again, as the store is away."""
+        """Write some outcomes; return those to be written again after an error."""
         now = self._repository.now()
         writes: list[tuple[Attempt, Move, JobWrite]] = []
         alone: list[tuple[Attempt, Move]] = []
         for attempt, move in batch:
-            # An earlier try may have been written, though its answer was lost: look first.
+            # An earlier write may have succeeded although its answer was lost: read the job first.
             moved = None if attempt.sent is not None else _moved(attempt, move, now)
             if moved is None:
                 alone.append((attempt, move))
             else:
+                # Kept before the write: if the answer is lost, the stored job is compared with it.
                 attempt.sent = JobWrite(attempt.job, moved)
                 writes.append((attempt, move, attempt.sent))
         try:
             written = await self._repository.replace([write for _, _, write in writes])
-        except Exception as error:  # noqa: BLE001  # a fault must not cost the slots
+        except Exception as error:  # noqa: BLE001  # a bug must not block the slots for ever
             return self._record_later(batch, error)
         for (attempt, move, _), done in zip(writes, written, strict=True):
             if done:
                 self._leave(attempt)
             else:
+                # The answer is certain: this outcome is not stored.
                 attempt.sent = None
                 alone.append((attempt, move))
         left: list[tuple[Attempt, Move]] = []
@@ -93,9 +98,10 @@ class Outbox:
         return left
 
     async def _record_alone(self, attempt: Attempt, move: Move) -> None:
-        """Write one outcome on the job as it stands now, whatever was written in between."""
+        """Write one outcome on the newest state of its job."""
         try:
             job = await self._repository.find(attempt.job.id)
+            # The earlier write succeeded; without its answer it was not announced.
             if attempt.sent is not None and _same_write(job, attempt.sent.job):
                 self._repository.acknowledge(JobWrite(attempt.sent.before, job))
             else:
@@ -118,12 +124,14 @@ class Outbox:
     def _record_later(
         self, batch: Sequence[tuple[Attempt, Move]], error: Exception
     ) -> list[tuple[Attempt, Move]]:
+        # A store that is away needs no traceback; a bug does.
         fault = None if isinstance(error, StoreError) else error
         fields = log_fields(batch[0][0].job)
         words = "%d outcomes could not be written: %s"
         log.warning(words, len(batch), error, exc_info=fault, extra=fields)
         kept: list[tuple[Attempt, Move]] = []
         for attempt, move in batch:
+            # Without a lease the outcome would be refused: another worker may have the job.
             if attempt.lapsed():
                 self._leave(attempt)
             else:
@@ -132,7 +140,7 @@ class Outbox:
 
 
 def _moved(attempt: Attempt, move: Move, now: datetime) -> Job | None:
-    """Make the move on the job as this process knows it; None if it is not legal there."""
+    """Return the job that this process knows after the move; None if the move is not legal."""
     try:
         return move(attempt.job, now)
     except (IllegalMove, LostLease):
@@ -140,7 +148,8 @@ def _moved(attempt: Attempt, move: Move, now: datetime) -> Job | None:
 
 
 def _same_write(found: Job, sent: Job) -> bool:
-    """Return whether a stored job is what this process has sent before."""
+    """Return whether a stored job is the one that this process sent before."""
+    # Another process may have written the same revision, but not at the same time.
     return (found.revision, found.status, found.completed_at, found.run_at) == (
         sent.revision,
         sent.status,

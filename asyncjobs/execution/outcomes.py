@@ -1,4 +1,4 @@
-"""How an attempt ended, and which move records that: no I/O."""
+"""Decides how an attempt ended, and which move records that: no I/O."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from asyncjobs.execution.failures import attempt_error, type_name
 from asyncjobs.execution.subprocesses import ProcessDied
 from asyncjobs.records.logging import log, log_fields
 
-#: What a stored error's message and code have at most, in characters; what is longer is cut.
+#: The longest message and code of a stored error, in characters; longer ones are cut.
 MAX_ERROR_MESSAGE_CHARS = 10_000
 MAX_ERROR_CODE_CHARS = 100
 
 Move = Callable[[Job, datetime], Job]
 
 
-# How long the end of a handler is awaited that was told to stop: of its task, of its child process.
+# How long a handler that was asked to stop may take: its task, and its child process.
 _TASK_PATIENCE_SECONDS = 1.0
 _PROCESS_PATIENCE_SECONDS = 5.0
 
@@ -38,7 +38,7 @@ class Completed:
 
 @dataclass(frozen=True)
 class Failed:
-    """The handler raised; on purpose (final) or not."""
+    """The handler raised; `final` if it did so on purpose, which is not retried."""
 
     error: JobError
     final: bool
@@ -46,7 +46,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """The handler was told to stop; `working` if it goes on all the same."""
+    """The handler was asked to stop; `working` if it still runs."""
 
     cause: Cause
     working: bool = False
@@ -54,7 +54,7 @@ class Interrupted:
 
 @dataclass(frozen=True)
 class Unrecorded:
-    """Nothing is written: the job is another attempt's, or comes up when its lease has lapsed."""
+    """Nothing is written: another attempt has the job, or it comes up when its lease has lapsed."""
 
     reason: str
 
@@ -63,11 +63,11 @@ Outcome = Completed | Failed | Interrupted | Unrecorded
 
 
 class Facts(NamedTuple):
-    """All that decides how an attempt ended.
+    """Everything that decides how an attempt ended.
 
-    `cause` is why the runtime told the handler to stop, `waited` the seconds since. `result` is
-    what it returned, as JSON; `error` is what it raised. Neither is there while its task goes on.
-    `in_thread` is whether a thread of it works, `in_process` whether a child process does its work.
+    `cause` is why the runtime asked the handler to stop, `waited` the seconds since. `result` is
+    its return value as JSON, `error` is its error; both are None while its task runs. `in_thread`
+    is whether its thread still works, `in_process` whether it runs in a child process.
     """
 
     cause: Cause | None = None
@@ -92,13 +92,14 @@ class Facts(NamedTuple):
 
     @property
     def patience(self) -> float:
-        """For how many seconds its end is awaited once it was told to stop.
+        """How many seconds the runtime waits for its end after it was asked to stop.
 
-        Another attempt should not begin beside this one, as far as this process can help it. A
-        child process is killed soon. A thread that was left behind is not awaited otherwise.
+        As far as this process can prevent it, no other attempt begins beside this one: a child
+        process is killed soon, and before a retry the handler gets half of the lease. Otherwise a
+        thread that is left behind is not awaited.
 
-        The lease is not renewed beyond its length after the timeout. The end must be written before
-        it lapses, or the attempt counts as lost.
+        After the timeout, the lease is renewed by its own length at most. The end must be written
+        before it lapses, or the attempt counts as lost.
         """
         if self.in_process:
             return _PROCESS_PATIENCE_SECONDS
@@ -108,15 +109,16 @@ class Facts(NamedTuple):
 
 
 def decide(facts: Facts) -> Outcome | None:
-    """Decide how an attempt ended; None as long as that is not known. The only place that does.
+    """Decide how an attempt ended; return None while it is not known. No other code decides this.
 
-    A value that was returned counts, whatever the handler was told: the write is fenced. An error
-    counts as the handler's own unless it was told to stop before. A handler that goes on after that
-    ends the attempt by a timeout or a shutdown when the patience is over; a cancel request waits.
+    A returned value always counts, because the write is fenced. An error counts as the handler's
+    own unless the handler was asked to stop before. If the handler goes on, a timeout or a shutdown
+    ends the attempt when the patience is over; a cancel request waits.
     """
     if facts.result is not None:
         return Completed(facts.result)
     cause = facts.cause
+    # The handler did not fail: its process was killed, and counts as a lost worker.
     if cause in (None, Cause.CANCEL) and isinstance(facts.error, ProcessDied):
         cause = Cause.DIED
     if cause is None:
@@ -126,15 +128,16 @@ def decide(facts: Facts) -> Outcome | None:
     if facts.working and (cause is Cause.CANCEL or facts.waited < facts.patience):
         return None
     if cause is Cause.SHUTDOWN and facts.working and facts.cancel_requested:
-        # It may not be called cancelled. When its lease lapses, this process is gone.
+        # The work goes on, so the job may not be called cancelled. Its lease lapses when this
+        # process is gone.
         return Unrecorded("it was asked to stop and goes on")
     return Interrupted(cause, working=facts.working)
 
 
 def failure_of(error: BaseException) -> Failed:
-    """Choose what the client is told: what was raised on purpose, else a fixed sentence.
+    """Return the error that clients see: one that was raised on purpose, else a fixed sentence.
 
-    Reads the error with care: its class is the application's, and may raise at any attribute.
+    The class of the error is the application's, and each of its attributes may raise.
     """
     try:
         match alone(error):
@@ -150,12 +153,12 @@ def failure_of(error: BaseException) -> Failed:
         return Failed(UNEXPECTED, final=isinstance(error, JobFailed))
 
 
-#: Its message gets the job's trace id when it is recorded.
+#: The job's trace id is added to the message when it is recorded.
 UNEXPECTED = JobError(code="internal_error", message="The job failed unexpectedly")
 
 
 def log_end(job: Job, facts: Facts, outcome: Outcome) -> None:
-    """Log what is worth it: errors with their tracebacks, and outcomes that are not recorded."""
+    """Log errors, unexpected ones with their tracebacks, and outcomes that are not recorded."""
     if isinstance(outcome, Completed):
         return
     fields = log_fields(job)
@@ -189,7 +192,7 @@ def log_end(job: Job, facts: Facts, outcome: Outcome) -> None:
 
 
 def error_to_keep(job: Job, facts: Facts, outcome: Outcome, now: datetime) -> AttemptError | None:
-    """Return what is stored of the error that the attempt ended with; None if there is none."""
+    """Return the stored form of the error that ended the attempt; None if there is none."""
     error = facts.error
     match outcome:
         case Interrupted() if error is None or _is_cancellation(error):
@@ -203,11 +206,12 @@ def error_to_keep(job: Job, facts: Facts, outcome: Outcome, now: datetime) -> At
 
 
 def _is_cancellation(error: BaseException) -> bool:
-    """Return whether an error is what a handler raises because it was told to stop."""
+    """Return whether an error is the one that a handler raises when it is asked to stop."""
     inner = alone(error)
     if isinstance(inner, (JobCancelled, asyncio.CancelledError)):
         return True
     try:
+        # trio need not be installed, so its cancellation is recognised by name.
         return type(inner).__module__.partition(".")[0] == "trio"
     except BaseException:  # noqa: BLE001  # whatever its metaclass does there
         return False
@@ -227,10 +231,10 @@ def move_of(
     last: Progress | None = None,
     raised: AttemptError | None = None,
 ) -> Move:
-    """Choose the move that records an outcome, on whatever the job is when it is written.
+    """Return the move that records an outcome, whatever the job's state is when it is written.
 
-    `last` is the newest progress that was not written yet, `raised` what the attempt has raised;
-    both go into the same write.
+    `last` is the newest unwritten progress, `raised` the error of the attempt; both go into the
+    same write.
     """
 
     def move(job: Job, now: datetime) -> Job:

@@ -1,4 +1,4 @@
-"""What the handlers of one process share: opened before the first, closed after the last."""
+"""The resources that the handlers of one process share: the application's lifespan."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from asyncjobs.records.logging import log
 if TYPE_CHECKING:
     from asyncjobs.queue import AsyncJobs
 
-# How long it may take to end once it is cancelled.
+# How long the lifespan may take to end once it is cancelled.
 _LAST_SECONDS = 0.3
 
-#: Makes the context manager of an application, which yields what its handlers share.
+#: Returns the context manager of an application, which yields the resources of its handlers.
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 def checked_lifespan(lifespan: Lifespan | None) -> Lifespan | None:
-    """Return it; raise `ConfigurationError` for what, called without arguments, makes no context.
+    """Return the lifespan; raise `ConfigurationError` if it cannot return a context manager.
 
-    Without this, such mistakes raise a TypeError of the interpreter when the queue opens.
+    Without this check, such mistakes raise a TypeError of the interpreter when the queue opens.
     """
     if lifespan is None:
         return None
@@ -53,9 +53,9 @@ def checked_lifespan(lifespan: Lifespan | None) -> Lifespan | None:
 
 
 def lifespan_path(lifespan: Lifespan | None, registry: Registry) -> ImportPath | None:
-    """Say where child processes find the lifespan; None if there is none, or no such handler.
+    """Return where child processes find the lifespan; None if it or such handlers do not exist.
 
-    Raises `ConfigurationError` for one that they could not import.
+    Raises `ConfigurationError` if they cannot import it.
     """
     in_processes = [
         kind.name for kind in registry if isinstance(kind, Handler) and kind.import_path is not None
@@ -74,7 +74,7 @@ def lifespan_path(lifespan: Lifespan | None, registry: Registry) -> ImportPath |
 class Resources:
     """Keeps the application's context manager open in a task of its own.
 
-    It is code of the application: an error in it ends this, and nothing of the runtime.
+    It is code of the application: an error in it ends that task, but nothing of the runtime.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class Resources:
         import_path: ImportPath | None = None,
         queue: AsyncJobs | None = None,
     ) -> None:
-        #: The queue whose handlers these are.
+        #: The queue of these handlers.
         self.queue = queue
-        #: Where the child processes of handlers find the same.
+        #: Where the child processes of handlers find the same lifespan.
         self.import_path = import_path
         self._lifespan = lifespan
         self._tasks = tasks
@@ -96,13 +96,13 @@ class Resources:
         self._ended = anyio.Event()
         self._error: BaseException | None = None
         self._closing = False
-        #: What handlers get as `job.resources`.
+        #: The value that handlers get as `job.resources`.
         self.value: Any = None
-        #: Called if it ends by itself, while handlers may still use it.
+        #: Called if the lifespan ends by itself while handlers may still use it.
         self.on_loss: Callable[[], None] = lambda: None
 
     async def open(self) -> None:
-        """Return when it is open; a later call, or one at the same time, opens nothing more.
+        """Return when the lifespan is open; later and concurrent calls do not open it again.
 
         Raises `ResourcesUnavailable` if it does not open. A later call tries again.
         """
@@ -119,6 +119,7 @@ class Resources:
                 self._note_end,
                 name="asyncjobs lifespan",
             )
+        # A local name: after a failure, another caller may replace the events during this wait.
         ready = self._ready
         await ready.wait()
         if self._ended.is_set():
@@ -127,12 +128,13 @@ class Resources:
             raise ResourcesUnavailable(reason) from self._error
 
     async def close(self, patience: float) -> None:
-        """Leave the context manager; break it off if it takes more than so many seconds."""
+        """Leave the context manager; end it by force after `patience` seconds."""
         self._closing = True
         task, self._task = self._task, None
         if task is None:
             return
         self._leave.set()
+        # Shielded: resources are also closed if the caller is cancelled.
         with anyio.move_on_after(patience, shield=True):
             await self._ended.wait()
         if self._ended.is_set():
@@ -155,6 +157,7 @@ class Resources:
 
     def _note_end(self) -> None:
         self._ended.set()
+        # Read first: the next line also ends the wait of callers for which it did not open.
         opened = self._ready.is_set()
         self._ready.set()
         self.value = None

@@ -1,8 +1,8 @@
 """Runs handlers in child processes, which can be killed; both sides of the pipe.
 
-The processes are started anew, not forked: a fork would copy event loops, connections and locks.
-One that has done its work waits for the next, since starting one takes as long as importing the
-application. In the child the main thread runs the handler. Another thread talks to the parent: it
+The processes are spawned, not forked: a fork would copy event loops, connections and locks. A
+process that has done its work waits for more, because starting one takes as long as importing the
+application. In the child, the main thread runs the handler. Another thread talks to the parent: it
 receives work and the order to stop, sends progress a few times a second, and ends the process when
 the parent is gone.
 """
@@ -47,13 +47,13 @@ _REPORT_SECONDS = 0.1
 
 _LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)
 
-# What each thread that forks had blocked before.
+# The signals that each thread had blocked before its fork.
 _held = local()
 
 
 @dataclass(frozen=True)
 class Work:
-    """One attempt, as it is handed to the process that makes it."""
+    """One attempt, as it is sent to the process that runs it."""
 
     import_path: ImportPath
     name: str
@@ -65,7 +65,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Ended:
-    """How an attempt ended in its process, with the last progress that was reported there."""
+    """How an attempt ended in its process, with the last progress reported there."""
 
     report: Report | None
     result: bytes = b""
@@ -80,7 +80,7 @@ class Ended:
 
 
 class _Parent:
-    """The way to the parent, and what it has asked for."""
+    """The connection to the parent, and the work that it sent."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -92,7 +92,7 @@ class _Parent:
 
     @property
     def gauge(self) -> Gauge:
-        """What passes between the handler and this thread."""
+        """Connects the handler with the thread that talks to the parent."""
         return self._gauge
 
     def send(self, message: object) -> None:
@@ -100,6 +100,7 @@ class _Parent:
             self._pipe.send(message)
 
     def ended(self, ended: Ended) -> None:
+        # Under the lock of `_report`: progress sent after the end would count for the next job.
         with self._lock:
             self._busy = False
             self._pipe.send(ended)
@@ -107,14 +108,17 @@ class _Parent:
     def listen(self) -> None:
         try:
             while True:
+                # Without work there is no progress to send, so an idle process need not wake up.
                 if self._pipe.poll(_REPORT_SECONDS if self._busy else None):
                     self._heard(self._pipe.recv())
                 self._report()
-        except BaseException:  # noqa: BLE001  # whatever it is, nobody waits for this process now
+        except BaseException:  # noqa: BLE001  # the parent is gone, or no longer understood
             os._exit(1)
 
     def _heard(self, message: Work | str) -> None:
         if isinstance(message, Work):
+            # Replaced before the main thread gets the work: an order to stop that comes now must
+            # reach this attempt, and not the event loop of the one before.
             self._gauge, self._busy = Gauge(), True
             self.stop = lambda: None
             self.work.put(message)
@@ -134,7 +138,7 @@ class _Parent:
 
 
 class _Forward(logging.Handler):
-    """Hands log records to the parent, whose logging is set up."""
+    """Sends log records to the parent, whose logging is configured."""
 
     def __init__(self, parent: _Parent) -> None:
         super().__init__()
@@ -144,16 +148,16 @@ class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._parent.send(self._prepare(record))
-        except Exception:  # noqa: BLE001  # as logging's own handlers: no reason to fail a job
+        except Exception:  # noqa: BLE001  # like logging's own handlers: it must not fail a job
             self.handleError(record)
 
 
 def _leave_signals_to_parent() -> None:
-    """Do nothing at SIGINT and SIGTERM: the parent drains, and needs this process for it.
+    """Ignore SIGINT and SIGTERM: the parent drains, and needs this process for it.
 
-    By handlers, since what this process starts would inherit `SIG_IGN` across fork and exec and
-    could not be terminated. A handler does not survive exec; for a fork it is taken back. Until
-    then signals wait: one that is sent right after the fork would be lost to the handler.
+    This uses handlers, because processes started here would inherit `SIG_IGN` across fork and exec
+    and could not be terminated. A handler does not survive exec; after a fork it is removed. Until
+    then signals are blocked: one sent right after the fork would be lost in the handler.
     """
     for number in _LEFT_TO_PARENT:
         signal.signal(number, _do_nothing)
@@ -177,16 +181,18 @@ def _let_signals_through() -> None:
 
 
 def _take_default_signals() -> None:
+    # Python lets only the main thread set handlers.
     if current_thread() is main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Last: a signal that came meanwhile must meet the default handlers.
     _let_signals_through()
 
 
 def main(pipe: Connection, log_levels: Mapping[str | None, int]) -> None:
-    """Make one attempt after the other until the parent ends this process, or is gone."""
+    """Run one attempt after the other until the parent ends this process, or is gone."""
     if hasattr(os, "setsid"):
-        os.setsid()  # a handler's own processes are killed with it; Ctrl-C is the parent's business
+        os.setsid()  # processes of a handler are killed with it; Ctrl-C reaches only the parent
     _leave_signals_to_parent()
     multiprocessing.current_process().daemon = False  # a handler may start processes
     parent = _Parent(pipe)
@@ -212,7 +218,7 @@ def _attempt(parent: _Parent, work: Work, shared: _Shared) -> None:
     try:
         parent.ended(ended)
     except OSError:
-        os._exit(1)  # nobody waits for it
+        os._exit(1)  # the parent is gone
 
 
 def _call(parent: _Parent, work: Work, gauge: Gauge, shared: _Shared) -> bytes:
@@ -228,9 +234,9 @@ def _call(parent: _Parent, work: Work, gauge: Gauge, shared: _Shared) -> bytes:
 
 
 def _awaited(parent: _Parent, function: Callable[[], Any], run: Callable[..., object]) -> Any:
-    """Run an `async def` in an event loop; return what it returns, whatever it leaves behind.
+    """Run an `async def` in an event loop; return its value, whatever it leaves behind.
 
-    A scope that it has left open, or a cancellation of its own task, comes out of the event loop.
+    The event loop raises for a scope that was left open, or for a cancellation of its own task.
     """
     results: list[Any] = []
     try:
@@ -238,6 +244,7 @@ def _awaited(parent: _Parent, function: Callable[[], Any], run: Callable[..., ob
     except BaseException:
         if not results:
             raise
+    # The handler was cancelled by its scope, or was not called at all.
     if not results:
         raise JobCancelled("")
     return results[0]
@@ -246,6 +253,7 @@ def _awaited(parent: _Parent, function: Callable[[], Any], run: Callable[..., ob
 async def _await(parent: _Parent, function: Callable[[], Any], results: list[Any]) -> None:
     token = current_token()
     with anyio.CancelScope() as scope:
+        # Set before the check: an order to stop that comes in between would be lost.
         parent.stop = lambda: run_sync(scope.cancel, token=token)
         if not parent.gauge.stopping:
             try:
@@ -255,10 +263,10 @@ async def _await(parent: _Parent, function: Callable[[], Any], results: list[Any
 
 
 class _Shared:
-    """The event loop of this process, and what the application's lifespan yields in it.
+    """The event loop of this process, and the value that the application's lifespan yields.
 
-    With a lifespan one event loop serves all attempts, since what it has opened may belong to it.
-    It runs while an `async def` handler does; a `def` blocks it, as it would block the process.
+    With a lifespan, one event loop serves all attempts, because opened resources may belong to it.
+    It runs only during `async def` handlers; a `def` blocks it, as it would block the process.
     """
 
     def __init__(self) -> None:
@@ -278,7 +286,7 @@ class _Shared:
             raise ResourcesUnavailable("see the log of this process")
 
     def run(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
-        """Run a coroutine function to its end, and cancel the tasks that it has left."""
+        """Run a coroutine function to its end, then cancel the tasks that it left behind."""
         if self._runner is None:
             anyio.run(function, *arguments)
             return
@@ -297,10 +305,12 @@ class _Shared:
     async def _open(self, lifespan: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
         opened = asyncio.Event()
         self._left = asyncio.Event()
+        # A task of its own, because scopes of anyio must be left by the task that entered them.
         self._task = asyncio.create_task(self._live(lifespan, opened, self._left))
         waiting = asyncio.create_task(opened.wait())
         await asyncio.wait([self._task, waiting], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
+        # Tasks of the lifespan; `_cancel_left` cancels all others after each attempt.
         self._lasting = asyncio.all_tasks() - {asyncio.current_task(), waiting}
 
     async def _live(
@@ -328,24 +338,25 @@ class _Shared:
 
 
 def _told(error: BaseException) -> BaseException:
-    """Keep from the parent what it cannot read, or what means something to an event loop."""
+    """Replace an error that the parent cannot unpickle, or that has a meaning for event loops."""
     if not isinstance(error, (Exception, JobCancelled)):
         return RuntimeError(f"The handler raised {type(error).__name__}.")
     try:
+        # Loaded as well: some classes can be pickled, but not restored from their arguments.
         pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
     except BaseException:  # noqa: BLE001  # whatever its class does there
         return RuntimeError(f"The handler raised {type(error).__name__}: {safe_text(error)}")
     return error
 
 
-#: How long a handler may take to stop by itself before its process is killed.
+#: How long a handler may take to stop by itself before its process is killed, in seconds.
 LAST_WORDS = 1.0
 
 _LOOK_SECONDS = 0.1
 
 
 class ProcessDied(Exception):
-    """Say that the process of a job ended in the middle of it: killed, crashed, out of memory."""
+    """Raised when the process of a job ended during the job: killed, crashed, out of memory."""
 
     def __init__(self, exit_code: int | None) -> None:
         self.exit_code = exit_code
@@ -353,7 +364,7 @@ class ProcessDied(Exception):
 
 
 class ChildProcesses:
-    """The child processes of one engine; called from the threads that wait for them."""
+    """The child processes of one executor; called from the threads that wait for them."""
 
     def __init__(self, lifespan: ImportPath | None = None) -> None:
         self._lifespan = lifespan
@@ -363,10 +374,10 @@ class ChildProcesses:
         self._closed = False
 
     def run(self, handler: Handler[Any, Any], job: Job, gauge: Gauge) -> bytes:
-        """Run a handler in another process; return its result as JSON, or raise what it raised.
+        """Run a handler in another process; return its result as JSON, or raise its error.
 
-        Where the gauge says so it is stopped: told to, then killed. Raises `JobCancelled` then, and
-        `ProcessDied` where the process ends by itself.
+        If the gauge is stopping, the handler is asked to stop, and its process is killed if it goes
+        on; that raises `JobCancelled`. Raises `ProcessDied` if the process ends by itself.
         """
         if handler.import_path is None:
             raise ConfigurationError(f"Handler {handler.name!r} runs in no process of its own.")
@@ -382,15 +393,16 @@ class ChildProcesses:
         try:
             ended = one.finish(job, gauge)
         except BaseException:
+            # Only a process that has reported its end can be used again.
             self._end(one)
             raise
         self._take_back(one)
         return ended.value()
 
     def close(self) -> None:
-        """Kill them all, and every one that would be started later.
+        """Kill all processes, and refuse to start others.
 
-        Those that wait for work may leave the lifespan first, for a second at most.
+        Idle processes may leave the lifespan first, within a second at most.
         """
         with self._lock:
             self._closed = True
@@ -405,17 +417,18 @@ class ChildProcesses:
         for one in idle:
             self._end(one)
         for one in busy:
-            one.kill()  # the thread that uses it notices, and ends it
+            one.kill()  # not released: the thread that uses its pipe notices, and does that
 
     def _begin(self, work: Work) -> _Child:
         while (one := self._waiting()) is not None:
             try:
                 one.begin(work)
-            except OSError:  # it died while nobody used it
+            except OSError:  # it died while it was idle
                 self._end(one)
             else:
                 return one
         one = _Child()
+        # Added before it starts: `close` must know every process.
         with self._lock:
             if self._closed:
                 raise NotOpen("The queue")
@@ -442,12 +455,13 @@ class ChildProcesses:
     def _end(self, one: _Child) -> None:
         one.kill()
         one.release()
+        # Last: until it has ended, `close` must find it.
         with self._lock:
             self._all.discard(one)
 
 
 class _Child:
-    """One child process, as seen by the thread that uses it at the moment."""
+    """One child process, as seen by the thread that currently uses it."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -455,14 +469,14 @@ class _Child:
         self._theirs: Connection = theirs
         self._ending = Lock()
         self._released = False
-        # A daemon, so that an interpreter that ends without closing the queue does not wait for it.
+        # A daemon: an interpreter that exits without closing the queue must not wait for it.
         self._process = context.Process(
             target=main, args=(theirs, _log_levels()), name="asyncjobs job", daemon=True
         )
 
     def start(self) -> None:
         self._process.start()
-        self._theirs.close()  # else its end would not be seen on ours
+        self._theirs.close()  # otherwise this end would not notice that the child has ended
 
     def begin(self, work: Work) -> None:
         self._pipe.send(work)
@@ -471,6 +485,7 @@ class _Child:
         kill_at = math.inf
         try:
             while True:
+                # The order is sent once; then only the time counts.
                 if gauge.stopping and kill_at == math.inf:
                     kill_at = monotonic() + LAST_WORDS
                     self._pipe.send(STOP)
@@ -483,11 +498,12 @@ class _Child:
                         return message
                     _take_note(message, gauge)
         except (EOFError, OSError) as error:
+            # The pipe may close a moment before the exit code is known.
             self._process.join(LAST_WORDS)
             raise ProcessDied(self._process.exitcode) from error
 
     def ask_to_close(self) -> None:
-        """Tell a process that waits for work to leave the lifespan and to end."""
+        """Ask an idle process to leave the lifespan and to end."""
         with suppress(OSError):  # it has ended already
             self._pipe.send(CLOSE)
 
@@ -495,20 +511,21 @@ class _Child:
         self._process.join(max(0.0, seconds))
 
     def kill(self) -> None:
-        """End the process and those that it has started; return when it is gone. Any thread may."""
+        """End the process and those that it has started; return when it is gone. Thread-safe."""
         with self._ending:
+            # After the release the pid may belong to another process.
             pid = None if self._released else self._process.pid
             if pid is None:
                 return
             if hasattr(os, "killpg"):
-                # Its group is its own from its first moments on; before those it has no children.
+                # It leads its own group since its first moments, and had no children before.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
             self._process.kill()
             self._process.join()
 
     def release(self) -> None:
-        """Close its pipe, after `kill`, once no other thread uses it."""
+        """Close its pipe, after `kill` and when no other thread uses it."""
         with self._ending:
             self._released = True
             self._pipe.close()
@@ -517,7 +534,7 @@ class _Child:
 
 
 def _pickled(handler: Handler[Any, Any]) -> bytes:
-    """Write down by which functions dependencies are overridden, for a handler that has any."""
+    """Return the dependency overrides of a handler as a pickle; empty if it has no dependencies."""
     overrides = dict(handler.overrides) if handler.signature.dependencies else {}
     try:
         return pickle.dumps(overrides)
@@ -529,7 +546,7 @@ def _pickled(handler: Handler[Any, Any]) -> bytes:
 
 
 def _log_levels() -> dict[str | None, int]:
-    """Tell which levels were set here, so that the child sends what would be logged; None: root."""
+    """Return the log levels set here, None for the root: the child sends only what is logged."""
     root = logging.getLogger()
     levels: dict[str | None, int] = {None: root.level}
     for name, one in list(root.manager.loggerDict.items()):

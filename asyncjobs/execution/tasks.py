@@ -1,6 +1,6 @@
-"""Tasks for code that is not ours: the one place that knows which event loop runs.
+"""Tasks for the application's code: the only place that knows which event loop runs.
 
-On asyncio each is a plain task, started in no task group and no cancel scope of the runtime.
+On asyncio each is a plain task, outside of the task groups and cancel scopes of the runtime.
 Whatever its code does with scopes, task groups or the task itself ends with that task. trio has no
 such tasks: there it belongs to a task group of the runtime.
 """
@@ -25,7 +25,7 @@ T = TypeVar("T")
 #: Runs in a task; catches whatever it raises.
 Body = Callable[[], Coroutine[Any, Any, None]]
 
-# How long a call of code that is not ours may take to end once it is cancelled.
+# How long a call of the application's code may take to end once it is cancelled.
 _PATIENCE_SECONDS = 0.3
 
 # Coroutines that refuse to be closed.
@@ -33,7 +33,7 @@ _kept: list[object] = []
 
 
 class Task:
-    """A task for code that is not ours, inside a cancel scope that belongs to the task."""
+    """A task for the application's code, inside a cancel scope that belongs to the task."""
 
     def __init__(self) -> None:
         self._scope = anyio.CancelScope()
@@ -41,17 +41,18 @@ class Task:
         self._task: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
-        """Cancel what the task awaits, now and from now on; shields are respected."""
+        """Cancel what the task awaits now and later; shields are respected."""
         self._scope.cancel()
 
     def abandon(self) -> None:
-        """End the task by force, if the event loop is asyncio's, whatever its code catches.
+        """End the task by force on asyncio, whatever exceptions its code catches.
 
-        The code is closed as a forgotten coroutine is: it gets a GeneratorExit, and is not resumed.
+        The code is closed like a forgotten coroutine: it gets a GeneratorExit and is not resumed.
         Without this, the end of the event loop would wait for it for ever.
         """
         self.cancel()
         if self._leavable is not None and self._task is not None:
+            # Set first: the cancellation then ends the task instead of reaching the code.
             self._leavable.left = True
             self._task.cancel()
 
@@ -63,6 +64,7 @@ class Task:
         self._leavable = _Leavable(body)
         self._task = loop.create_task(self._run(self._leavable), name=name, context=context)
         keep_until_done(self._task)
+        # A callback, because a task cancelled before its first step never runs `_run`.
         self._task.add_done_callback(lambda _: end())
 
     async def run_in_group(self, body: Body, end: Callable[[], None]) -> None:
@@ -70,7 +72,7 @@ class Task:
         try:
             with self._scope:
                 await body()
-        except Exception:  # noqa: BLE001  # of the scope, if the code has left one of its own open
+        except Exception:  # noqa: BLE001  # of the scope, if the code left one of its own open
             return
         finally:
             end()
@@ -79,14 +81,14 @@ class Task:
         try:
             with self._scope:
                 await code
-        except BaseException:  # noqa: BLE001  # of the scope, if the code has left its own open
+        except BaseException:  # noqa: BLE001  # of the scope, if the code left its own open
             return
 
 
 class _Leavable:
-    """Awaits what `body` returns in such a way that the task can leave it in the middle.
+    """Awaits what `body` returns, and lets the task leave it in the middle.
 
-    From within the task, since anyio's scopes refuse to be left by another one.
+    The task itself leaves it, because scopes of anyio cannot be left by another task.
     """
 
     def __init__(self, body: Body) -> None:
@@ -94,7 +96,7 @@ class _Leavable:
         self.left = False
 
     def __await__(self) -> Generator[Any, Any, None]:
-        # Not made before the task has begun: it may be cancelled before that.
+        # Made only now: a task cancelled before its first step would leave it unawaited.
         coroutine = self._body()
         inner: Any = coroutine.__await__()
         value: Any = None
@@ -108,6 +110,7 @@ class _Leavable:
             try:
                 value = yield awaited
             except BaseException as raised:
+                # Closed here, inside the task, and before the error leaves its scope.
                 if self.left:
                     _close(coroutine, inner)
                     raise
@@ -115,16 +118,18 @@ class _Leavable:
 
 
 def _close(coroutine: object, inner: Any) -> None:
+    # Read before the close: a coroutine that has been closed no longer shows what it awaited.
     awaited = _awaited_by(coroutine)
     with suppress(BaseException):
         inner.close()
     for one in awaited:
+        # A frame is left if the code has caught GeneratorExit and gone on.
         if one.cr_frame is not None:
             _never_free(one)
 
 
 def _awaited_by(coroutine: object) -> list[CoroutineType[Any, Any, Any]]:
-    """Return a coroutine, the one that it awaits, and so on to the innermost."""
+    """Return a coroutine, the coroutine that it awaits, and so on to the innermost."""
     found: list[CoroutineType[Any, Any, Any]] = []
     while isinstance(coroutine, CoroutineType):
         found.append(coroutine)  # pyright: ignore[reportUnknownArgumentType]
@@ -133,15 +138,15 @@ def _awaited_by(coroutine: object) -> list[CoroutineType[Any, Any, Any]]:
 
 
 def _never_free(coroutine: object) -> None:
-    """Keep a coroutine that refuses to be closed for as long as the process lives.
+    """Keep a coroutine that refuses to be closed until the process ends.
 
-    The collector would close it once more, in whichever thread it happens to run. Without an event
-    loop there, `while True: with suppress(BaseException): await sleep(1)` spins in that thread for
-    ever, and may do so in the middle of a log call, with its locks. A reference in a module would
-    be dropped at the end of the interpreter, and there is no other way to keep it.
+    The garbage collector would close it again, in any thread. Without an event loop there,
+    `while True: with suppress(BaseException): await sleep(1)` spins in that thread for ever, maybe
+    in the middle of a log call that holds locks. References in modules are dropped when the
+    interpreter exits, so its reference count is increased as well.
     """
     _kept.append(coroutine)
-    with suppress(ImportError, AttributeError):  # an interpreter that has no such thing
+    with suppress(ImportError, AttributeError):  # not all interpreters have it
         import ctypes  # noqa: PLC0415  # slow to import, and seldom needed
 
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))
@@ -155,21 +160,22 @@ def start_task(
     name: str,
     context: Context | None = None,
 ) -> Task:
-    """Start a task for code that is not ours; `tasks` is used only if the event loop needs it.
+    """Start a task for the application's code; `tasks` is used only on trio.
 
-    `on_end` is called when the task has ended, also if it was cancelled before its first step.
+    `on_end` is called when the task has ended, even if it was cancelled before its first step.
     """
     task = Task()
     if running_asyncio_loop() is not None:
         task.start(body, name, context, on_end)
     else:
         start = tasks.start_soon
+        # trio starts a task in a copy of the current context.
         (context or copy_context()).run(lambda: start(task.run_in_group, body, on_end, name=name))
     return task
 
 
 def start_background(body: Body, *, name: str) -> None:
-    """Start a task that outlives the one that starts it; it must catch whatever it raises."""
+    """Start a task that outlives the current one; it must catch whatever it raises."""
     loop = running_asyncio_loop()
     if loop is not None:
         keep_until_done(loop.create_task(body(), name=name))
@@ -186,11 +192,11 @@ async def apart(
     name: str,
     context: Context | None = None,
 ) -> T:
-    """Await code that is not ours in a task of its own; return or raise what it does.
+    """Await the application's code in a task of its own; return its value or raise its error.
 
-    What is not an `Exception` (a cancellation without a request, KeyboardInterrupt) comes out as a
-    `RuntimeError`. If the caller is cancelled, so is the other task, and its end is awaited; one
-    that goes on is ended by force.
+    An error that is not an `Exception` (a cancellation without a request, KeyboardInterrupt) is
+    raised as a `RuntimeError`. If the caller is cancelled, the other task is cancelled as well and
+    its end is awaited; it is ended by force if it goes on.
     """
     ended = anyio.Event()
     results: list[T] = []
@@ -207,6 +213,7 @@ async def apart(
         await ended.wait()
     except BaseException:
         task.cancel()
+        # Shielded: the caller is cancelled, and these waits would be cancelled with it.
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(_PATIENCE_SECONDS):
                 await ended.wait()
@@ -223,7 +230,7 @@ async def apart(
 
 
 def current_loop() -> object | None:
-    """Return what stands for the running event loop, None outside of any."""
+    """Return an object that identifies the running event loop; None outside of any."""
     loop = running_asyncio_loop()
     if loop is not None:
         return loop

@@ -1,7 +1,7 @@
-"""Runs functions in threads that nobody has to wait for.
+"""Runs functions in threads that need not be waited for.
 
-A framework's thread pool is no place for a job: its threads are few, and the interpreter waits for
-them at exit. A handler that never ends must not keep a server from stopping, so these are daemons.
+A framework's thread pool does not suit jobs: it has few threads, and the interpreter waits for them
+at exit. A handler that never ends must not keep a server from stopping, so these are daemons.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Call(Generic[T]):
         self._error: BaseException | None = None
 
     async def result(self) -> T:
-        """Wait for the function's value, or raise what it raised. May be cancelled: it runs on."""
+        """Return the function's value or raise its error; it runs on if the caller is cancelled."""
         await self._ended.wait()
         if self._error is not None:
             raise self._error
@@ -47,7 +47,7 @@ class Call(Generic[T]):
         return not self._ended.is_set()
 
     def run(self, then: Callable[[], None] | None = None) -> None:
-        """Make the call; in the other thread. `then` comes before anybody learns of its end."""
+        """Make the call in the other thread; `then` is called before the end is reported."""
         try:
             self._value = self._function()
         except BaseException as error:  # noqa: BLE001  # it goes to the caller
@@ -57,9 +57,10 @@ class Call(Generic[T]):
         try:
             self._call_soon(self._note_end)
         except RuntimeError:
-            return  # the event loop is gone, and so is whoever waited
+            return  # the event loop is gone, and its tasks with it
 
     def _note_end(self) -> None:
+        # Set first: `on_end` asks whether the thread is alive.
         self._ended.set()
         if self._on_end is not None:
             self._on_end()
@@ -68,7 +69,7 @@ class Call(Generic[T]):
 def in_new_thread(
     function: Callable[[], T], name: str, on_end: Callable[[], None] | None = None
 ) -> Call[T]:
-    """Call the function in a thread of its own, with the present context variables.
+    """Call the function in a thread of its own, with the current context variables.
 
     `on_end` is called in the event loop when the function has returned or raised.
     """
@@ -84,6 +85,7 @@ class ThreadQueue:
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[Call[Any] | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name=name, daemon=True)
+        # Two counters, each written by one thread only, so they need no lock.
         self._asked = 0
         self._done = 0
 
@@ -93,11 +95,11 @@ class ThreadQueue:
 
     @property
     def busy(self) -> bool:
-        """Whether a call waits or is being made, even one whose caller is gone."""
+        """Whether a call waits or runs, even if its caller is gone."""
         return self._asked != self._done
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Make a call; what was begun is awaited even by a cancelled caller."""
+        """Make a call; even a cancelled caller waits for its end."""
         call = Call(function)
         self._asked += 1
         self._calls.put(call)

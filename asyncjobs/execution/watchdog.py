@@ -1,7 +1,7 @@
-"""Names the handler that keeps the event loop from turning, with the lines it stands at.
+"""Logs which handler blocks the event loop, with the lines that it is executing.
 
 Such a handler stops more than itself: requests, streams, and the renewal of every lease in the
-process, so that its jobs are taken for lost. Nothing on the loop could tell of it; a thread can.
+process, so its jobs are considered lost. No code on the event loop can log that; a thread can.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from asyncjobs.records.waiting import call_soon_from_threads
 class Watchdog:
     """Watches one event loop while it runs handlers.
 
-    `caller` is the code that calls handlers, in which `job` is the job they run for. `running`
-    returns the jobs that run at present; it is called in another thread.
+    `caller` is the code object that calls handlers; its local `job` is the job of the handler.
+    `running` returns the jobs that run now; it is called in another thread.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self) -> Generator[None]:
-        """Watch the event loop that this is called in, inside the block."""
+        """Watch the current event loop inside the block."""
         self._ended.clear()
         arguments = (call_soon_from_threads(), get_ident())
         Thread(target=self._watch, args=arguments, name="asyncjobs watchdog", daemon=True).start()
@@ -59,12 +59,12 @@ class Watchdog:
                 if not self._tell(loop_thread):
                     self._say_that_it_ended()
                 while not (turned.wait(self._limit) or self._ended.is_set()):
-                    pass  # logged once
+                    pass  # each block is logged once
 
     def _say_that_it_ended(self) -> None:
-        """Name the jobs of an event loop that does not turn, though no handler blocks it.
+        """Log the jobs of an event loop that does not run although no handler blocks it.
 
-        A handler may have stopped or closed it; nothing else in the process can log that.
+        A handler may have stopped or closed it; no other code in the process can log that.
         """
         for job in () if self._ended.is_set() else self._running():
             log.error(
@@ -82,7 +82,7 @@ class Watchdog:
             inner.append((frame, frame.f_lineno))
             frame = frame.f_back
         if frame is None:
-            # The application's own business, as long as the loop's thread is in the loop.
+            # Other code of the application blocks the event loop, unless its thread has left it.
             return bool(inner) and any(one.f_code.co_name == "run_forever" for one, _ in inner)
         job: Job = frame.f_locals["job"]
         lines = "".join(traceback.StackSummary.extract(iter(reversed(inner))).format())
