@@ -83,7 +83,7 @@ def safe_text(value: object) -> str | None:
     try:
         # `str()` may return an instance of a subclass, which has methods of its own.
         return str.__str__(str(value)).encode("utf-8", "replace").decode()
-    except BaseException:  # noqa: BLE001  # whatever its class does there
+    except BaseException:  # noqa: BLE001  # its class may raise anything
         return f"<{type(value).__name__} that cannot be shown>"
 
 

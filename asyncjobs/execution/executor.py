@@ -399,7 +399,7 @@ class Executor:
     def _interrupt(self, start: Start) -> bool:
         """Interrupt the attempt of a start; return whether its end is still to be recorded.
 
-        Other attempts of the job go on: once given back, it may have begun here again.
+        Other attempts of the job are left alone: once given back, it may have begun here again.
         """
         # Not written yet, so there is nothing to give back.
         if start in self._starts:
@@ -446,7 +446,7 @@ class Executor:
         """Interrupt an attempt at its timeout; cancel it again if it does not stop."""
         self._look_later(attempt, now + _LOOK_AGAIN_SECONDS)
         over = self._repository.now() >= lifecycle.attempt_end(attempt.job)
-        # Its outcome is decided, but a task that goes on still keeps the slot.
+        # Its outcome is decided, but a task that still runs keeps the slot.
         if attempt.settled:
             attempt.abandon_task()
             attempt.look_at = math.inf

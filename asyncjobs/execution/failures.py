@@ -43,7 +43,7 @@ def type_name(error: BaseException) -> str:
     """Return the name of an error's class, whose metaclass may also be the application's."""
     try:
         return safe_text(type(error).__name__) or ""
-    except BaseException:  # noqa: BLE001  # whatever its metaclass does there
+    except BaseException:  # noqa: BLE001  # its metaclass may raise anything
         return "Exception"
 
 
@@ -53,14 +53,14 @@ def traceback_of(error: BaseException) -> str:
         cause = error.__cause__
         shown = [str(cause.args[0])] if isinstance(cause, Remote) else _formatted(error)
         return safe_text("".join(shown)) or ""
-    except BaseException:  # noqa: BLE001  # whatever its class does there
+    except BaseException:  # noqa: BLE001  # its class may raise anything
         return ""
 
 
 def _formatted(error: BaseException) -> list[str]:
     try:
         return traceback.format_exception(error)
-    except BaseException:  # noqa: BLE001  # whatever its class does there
+    except BaseException:  # noqa: BLE001  # its class may raise anything
         frames = traceback.format_tb(error.__traceback__)
         return [*frames, f"{type_name(error)}: {safe_text(error)}\n"]
 

@@ -1,4 +1,4 @@
-"""Takes due jobs from their lanes and gives them to a dispatcher that runs them here."""
+"""Takes due jobs from their lanes and offers them to the dispatcher of this process."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Fetcher:
                 self._wake.set()
 
     async def run(self) -> None:
-        """Take and give until cancelled."""
+        """Take and offer jobs until cancelled."""
         while True:
             await self._dispatcher.wait_for_room()
             try:

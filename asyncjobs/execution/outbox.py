@@ -140,7 +140,7 @@ class Outbox:
 
 
 def _moved(attempt: Attempt, move: Move, now: datetime) -> Job | None:
-    """Return the job that this process knows after the move; None if the move is not legal."""
+    """Return the last known state of the job after the move; None if the move is not legal."""
     try:
         return move(attempt.job, now)
     except (IllegalMove, LostLease):

@@ -149,7 +149,7 @@ def failure_of(error: BaseException) -> Failed:
                 return _final("invalid_result", str(invalid))
             case _:
                 return Failed(UNEXPECTED, final=False)
-    except BaseException:  # noqa: BLE001  # whatever its class does there
+    except BaseException:  # noqa: BLE001  # its class may raise anything
         return Failed(UNEXPECTED, final=isinstance(error, JobFailed))
 
 
@@ -213,7 +213,7 @@ def _is_cancellation(error: BaseException) -> bool:
     try:
         # trio need not be installed, so its cancellation is recognised by name.
         return type(inner).__module__.partition(".")[0] == "trio"
-    except BaseException:  # noqa: BLE001  # whatever its metaclass does there
+    except BaseException:  # noqa: BLE001  # its metaclass may raise anything
         return False
 
 
@@ -231,7 +231,7 @@ def move_of(
     last: Progress | None = None,
     raised: AttemptError | None = None,
 ) -> Move:
-    """Return the move that records an outcome, whatever the job's state is when it is written.
+    """Return the move that records an outcome on the job's state at the time of the write.
 
     `last` is the newest unwritten progress, `raised` the error of the attempt; both go into the
     same write.

@@ -234,7 +234,7 @@ def _call(parent: _Parent, work: Work, gauge: Gauge, shared: _Shared) -> bytes:
 
 
 def _awaited(parent: _Parent, function: Callable[[], Any], run: Callable[..., object]) -> Any:
-    """Run an `async def` in an event loop; return its value, whatever it leaves behind.
+    """Run an `async def` in an event loop; return its value even if the loop raises afterwards.
 
     The event loop raises for a scope that was left open, or for a cancellation of its own task.
     """
@@ -344,7 +344,7 @@ def _told(error: BaseException) -> BaseException:
     try:
         # Loaded as well: some classes can be pickled, but not restored from their arguments.
         pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
-    except BaseException:  # noqa: BLE001  # whatever its class does there
+    except BaseException:  # noqa: BLE001  # its class may raise anything
         return RuntimeError(f"The handler raised {type(error).__name__}: {safe_text(error)}")
     return error
 
@@ -546,7 +546,7 @@ def _pickled(handler: Handler[Any, Any]) -> bytes:
 
 
 def _log_levels() -> dict[str | None, int]:
-    """Return the log levels set here, None for the root: the child sends only what is logged."""
+    """Return the log levels set here (None: root), so the child sends only records to be logged."""
     root = logging.getLogger()
     levels: dict[str | None, int] = {None: root.level}
     for name, one in list(root.manager.loggerDict.items()):

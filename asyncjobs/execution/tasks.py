@@ -1,8 +1,8 @@
-"""Tasks for the application's code: the only place that knows which event loop runs.
+"""Tasks for the application's code, for asyncio and trio.
 
-On asyncio each is a plain task, outside of the task groups and cancel scopes of the runtime.
-Whatever its code does with scopes, task groups or the task itself ends with that task. trio has no
-such tasks: there it belongs to a task group of the runtime.
+On asyncio each is a plain task, outside of the task groups and cancel scopes of the runtime: errors
+of its code with scopes, task groups or the task itself end with that task. trio has no such tasks:
+there it belongs to a task group of the runtime.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from asyncjobs.records.waiting import keep_until_done, running_asyncio_loop
 
 T = TypeVar("T")
 
-#: Runs in a task; catches whatever it raises.
+#: Runs in a task; catches all its exceptions.
 Body = Callable[[], Coroutine[Any, Any, None]]
 
 # How long a call of the application's code may take to end once it is cancelled.
@@ -45,7 +45,7 @@ class Task:
         self._scope.cancel()
 
     def abandon(self) -> None:
-        """End the task by force on asyncio, whatever exceptions its code catches.
+        """End the task by force on asyncio, even if its code catches every exception.
 
         The code is closed like a forgotten coroutine: it gets a GeneratorExit and is not resumed.
         Without this, the end of the event loop would wait for it for ever.
@@ -86,7 +86,7 @@ class Task:
 
 
 class _Leavable:
-    """Awaits what `body` returns, and lets the task leave it in the middle.
+    """Awaits the coroutine of `body`, and lets the task leave it in the middle.
 
     The task itself leaves it, because scopes of anyio cannot be left by another task.
     """
@@ -175,7 +175,7 @@ def start_task(
 
 
 def start_background(body: Body, *, name: str) -> None:
-    """Start a task that outlives the current one; it must catch whatever it raises."""
+    """Start a task that outlives the current one; `body` must catch all its exceptions."""
     loop = running_asyncio_loop()
     if loop is not None:
         keep_until_done(loop.create_task(body(), name=name))

@@ -95,7 +95,7 @@ class ChangeFeed:
         return Watch(self, job_id, read)
 
     async def run(self, read: Read, store: object) -> None:
-        """Keep listeners up to date with what other processes write, until cancelled."""
+        """Announce the writes of other processes until cancelled."""
         async with anyio.create_task_group() as tasks:
             if (notices := power_of(store, ChangeNotices)) is not None:
                 tasks.start_soon(self._follow, notices)

@@ -1,8 +1,8 @@
 """Merges concurrent store calls into a few large ones (group commit).
 
-Calls made in the same turn of the event loop go out together. Calls that arrive while one is under
-way go out together as soon as it returns. There are no timers: a quiet process has no delay, and a
-busy one makes a few large transactions.
+Calls made in the same turn of the event loop are sent together. Calls that arrive while one is
+under way are sent together as soon as it returns. There are no timers: a quiet process has no
+delay, and a busy one makes a few large transactions.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class GroupCommit(Generic[T, R]):
             self._waiting.popleft().fail(error)
 
     def _next(self) -> list[_Call[T, R]]:
-        # The first call goes out whatever its size: the items of one caller stay in one call.
+        # The first call is sent at any size: the items of one caller stay in one call.
         calls = [self._waiting.popleft()]
         size = len(calls[0].items)
         while self._waiting and size + len(self._waiting[0].items) <= self._max_batch_size:

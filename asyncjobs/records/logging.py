@@ -126,7 +126,7 @@ def owner_hash(user_id: str | None) -> str | None:
 
 
 def is_logged(event: Event) -> bool:
-    """Return whether such events are logged at present."""
+    """Return whether such events are currently logged."""
     return log.enabled(_SAID[event][0])
 
 

@@ -1,7 +1,7 @@
 """How one task waits for another: for a signal, or for an answer within a time limit.
 
 Each job passes several of these waits. On asyncio they are plain futures, which cost a tenth of an
-event inside a cancel scope; on trio they are portable. Other code need not know the difference.
+event inside a cancel scope; on trio they are such events. Other code need not know the difference.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Signal:
             with self._waking(event.set), anyio.move_on_after(timeout):
                 await event.wait()
         # Reset after the wait: a signal set since the task was woken needs no second wake-up,
-        # because the caller only now looks at what has changed.
+        # because the caller has not looked for changes yet.
         self._given = False
 
     async def _wait_for_future(
