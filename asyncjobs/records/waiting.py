@@ -1,7 +1,7 @@
 """How one task waits for another: for a signal, or for an answer within a time limit.
 
 Each job passes several of these waits. On asyncio they are plain futures, which cost a tenth of an
-event inside a cancel scope; on trio they are such events. Other code need not know the difference.
+event in a cancel scope; on trio they are events in scopes. Other code need not know the difference.
 """
 
 from __future__ import annotations
