@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 _DIGITS = 32
-_AT_ONCE = 128
+_TEXTS_PER_READ = 128
 
 _spare: list[str] = []
 
@@ -19,7 +19,7 @@ def random_hex() -> str:
     try:
         return _spare.pop()
     except IndexError:
-        digits = os.urandom(_AT_ONCE * _DIGITS // 2).hex()
+        digits = os.urandom(_TEXTS_PER_READ * _DIGITS // 2).hex()
     made = [digits[start : start + _DIGITS] for start in range(0, len(digits), _DIGITS)]
     mine = made.pop()
     _spare.extend(made)

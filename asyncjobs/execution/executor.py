@@ -63,7 +63,7 @@ T = TypeVar("T")
 _LOOK_AGAIN_SECONDS = 1.0
 
 # How many alarms of attempts that have ended may be left before they are removed.
-_MOST_STALE_ALARMS = 1000
+_MAX_STALE_ALARMS = 1000
 
 # How often a cancelled caller of `run` checks whether its job is given back.
 _LOOK_SECONDS = 0.02
@@ -432,7 +432,7 @@ class Executor:
     def _look_later(self, attempt: Attempt, look_at: float) -> None:
         """Set when to look at an attempt next."""
         attempt.look_at = look_at
-        if len(self._alarms) > 2 * len(self._attempts) + _MOST_STALE_ALARMS:
+        if len(self._alarms) > 2 * len(self._attempts) + _MAX_STALE_ALARMS:
             # Most attempts end long before their timeout, and leave their alarm in the heap.
             self._alarms = [alarm for alarm in self._alarms if alarm[2] in self._attempts]
             heapify(self._alarms)

@@ -17,7 +17,7 @@ from asyncjobs.records.waiting import Signal, event_loop_clock
 from asyncjobs.settings import Settings
 
 # The most jobs in doubt; further ones are left until their leases lapse.
-_MOST_DOUBTS = 1000
+_MAX_DOUBTS = 1000
 
 
 @dataclass(eq=False, slots=True)
@@ -60,7 +60,7 @@ class Doubts:
 
     def add(self, start: Start) -> None:
         """Look for the job of a start, from now on."""
-        if len(self._starts) < _MOST_DOUBTS:
+        if len(self._starts) < _MAX_DOUBTS:
             start.give_up_at = start.asked_at + self._settings.lease.total_seconds()
             self._starts[start] = None
             self._news.set()

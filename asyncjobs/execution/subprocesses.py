@@ -430,16 +430,20 @@ class ChildProcesses:
         one = _Child()
         # Added before it starts: `close` must know every process.
         with self._lock:
-            if self._closed:
-                raise NotOpen("The queue")
+            self._check_open()
             self._all.add(one)
         try:
             one.start()
+            self._check_open()  # `close` passes over a process that has no pid yet
             one.begin(work)
         except BaseException:
             self._end(one)
             raise
         return one
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotOpen("The queue")
 
     def _waiting(self) -> _Child | None:
         with self._lock:

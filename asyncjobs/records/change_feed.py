@@ -21,7 +21,7 @@ from asyncjobs.protocols import ChangeNotices, power_of
 from asyncjobs.records.logging import log
 from asyncjobs.records.waiting import Signal, running_asyncio_loop
 
-_MOST = 500
+_MAX_READ_SIZE = 500
 
 #: Called with states of a job, not always newer ones; None means that no more will come.
 Listener = Callable[[Job | None], None]
@@ -135,8 +135,8 @@ class ChangeFeed:
     async def _refresh(self, read: Read) -> None:
         self._let_go()
         watched = tuple(self._listeners)
-        for start in range(0, len(watched), _MOST):
-            ids = watched[start : start + _MOST]
+        for start in range(0, len(watched), _MAX_READ_SIZE):
+            ids = watched[start : start + _MAX_READ_SIZE]
             try:
                 await self._refresh_some(read, ids)
             except StoreError as error:

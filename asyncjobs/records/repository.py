@@ -36,7 +36,7 @@ from asyncjobs.records.change_feed import ChangeFeed, Watch
 from asyncjobs.records.group_commit import Bound
 from asyncjobs.records.logging import is_logged, log_transition
 
-_MOST_BEFORE = 1000
+_MAX_POSITION = 1000
 
 _NONE_STARTED: Mapping[JobId, Job] = MappingProxyType({})
 
@@ -204,10 +204,10 @@ class Repository:
         if listing is None or not waits:
             return None
         before = await self._bound_reads.wait_for(
-            lambda: listing.count_before(job, until=now + HOLD, most=_MOST_BEFORE),
+            lambda: listing.count_before(job, until=now + HOLD, most=_MAX_POSITION),
             shared_as=job.id,  # many clients may poll one job
         )
-        return before + 1 if before < _MOST_BEFORE else None
+        return before + 1 if before < _MAX_POSITION else None
 
     async def oldest(self, queues: Sequence[str]) -> Mapping[str, timedelta]:
         """Return how long the first job of each queue has been due; {} if the store cannot list."""

@@ -25,7 +25,7 @@ from asyncjobs.runtime.runtime import Runtime
 P = TypeVar("P")
 
 # How many payloads are checked before other tasks get a turn.
-_AT_ONCE = 200
+_PAYLOADS_PER_TURN = 200
 
 
 async def accept_jobs(
@@ -49,7 +49,7 @@ async def accept_jobs(
         submissions: list[Submission] = []
         for payload in payloads:
             submissions.append(make_submission(kind, payload, caller, options, terms))
-            if not len(submissions) % _AT_ONCE:
+            if not len(submissions) % _PAYLOADS_PER_TURN:
                 await anyio.lowlevel.checkpoint()
         jobs = await runtime.accept(submissions, options.begins(now), connection)
     return [

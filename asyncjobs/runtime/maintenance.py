@@ -23,9 +23,9 @@ from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.runtime.dispatch import DispatchRetrier
 from asyncjobs.settings import Settings
 
-_MOST = 200
+_MAX_BATCH_SIZE = 200
 
-_MOST_PAGES = 20
+_MAX_PAGES = 20
 
 # The share of `redelivery` after which a job is sent again that reached a worker without its
 # handler.
@@ -61,7 +61,7 @@ class Maintenance:
         """Sweep until cancelled."""
         while True:
             try:
-                while await self.sweep() == _MOST:
+                while await self.sweep() == _MAX_BATCH_SIZE:
                     pass
                 if neglected := self._unserved():
                     await self.sweep_neglected(neglected)
@@ -73,7 +73,7 @@ class Maintenance:
         """Handle due jobs; return how many there were."""
         until = self._repository.now() + self._settings.redelivery
         jobs = await self._repository.take(
-            [MAINTENANCE_LANE, lifecycle.UNHANDLED_LANE], until=until, limit=_MOST
+            [MAINTENANCE_LANE, lifecycle.UNHANDLED_LANE], until=until, limit=_MAX_BATCH_SIZE
         )
         now = self._repository.now()
         # Jobs for which the hooks have no room come up again after `redelivery`.
@@ -114,18 +114,18 @@ class Maintenance:
         Jobs that may still run are put back in their former order when all have been seen.
         """
         jobs: list[Job] = []
-        for _ in range(_MOST_PAGES):
+        for _ in range(_MAX_PAGES):
             page = await self._repository.take(
                 lanes,
                 until=self._repository.now() + self._settings.redelivery,
-                limit=_MOST,
+                limit=_MAX_BATCH_SIZE,
                 overdue_by=_NEGLECTED,
             )
             await self._move_overdue(page)
             # Only the state is written back, so the payloads of thousands of jobs need not stay in
             # memory.
             jobs.extend(job.changed(payload_json=b"") for job in page)
-            if len(page) < _MOST:
+            if len(page) < _MAX_BATCH_SIZE:
                 break
         now = self._repository.now()
         alive = [JobWrite(job, lifecycle.requeue(job)) for job in jobs if now < job.deadline]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # How many may follow one without a pause.
-_AT_ONCE = 4
+_NOTICES_AT_ONCE = 4
 
 
 class Pace:
@@ -18,6 +18,6 @@ class Pace:
 
     def pause(self, now: float) -> float:
         """Count the next action and return how long it must wait, in seconds."""
-        at = max(now, self._credit_ends - _AT_ONCE * self._seconds)
+        at = max(now, self._credit_ends - _NOTICES_AT_ONCE * self._seconds)
         self._credit_ends = max(at, self._credit_ends) + self._seconds
         return at - now

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable
 from datetime import timedelta
 from importlib import import_module
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,29 @@ def test_no_process_is_started_for_a_handler_that_wants_none_or_after_the_end(
     processes.close()
     with pytest.raises(NotOpen):
         processes.run(square, no_job, no_job)
+
+
+def test_a_process_that_starts_while_the_queue_closes_is_killed(
+    jobs: AsyncJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = ChildProcesses()
+    pids: list[int] = []
+    start_process = SpawnProcess.start
+
+    def start(process: SpawnProcess) -> None:
+        processes.close()
+        start_process(process)
+        pids.append(process.pid or 0)
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    square = jobs.registry.handler("square")
+    assert square is not None
+    no_job: Any = None
+    with pytest.raises(NotOpen):
+        processes.run(square, no_job, no_job)
+    [pid] = pids
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 @pytest.mark.parametrize(
