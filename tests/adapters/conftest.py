@@ -1,4 +1,4 @@
-"""One application, built alike on every framework and served over real HTTP."""
+"""One application, built the same way on every framework and served over real HTTP."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ AGAIN = {"doubled": 0}
 def make_jobs(
     store: str | Store = "memory://", *, slots: int = 10, settings: Settings = QUICK
 ) -> AsyncJobs:
-    """Register a handler for each thing that can become of a job."""
+    """Register a handler for each outcome of a job."""
     jobs = AsyncJobs(store, dispatcher=LocalDispatcher(slots), settings=settings)
     gates: dict[str, anyio.Event] = {}
     jobs.external("outside", payload=Order, result=str)
@@ -116,15 +116,15 @@ def make_jobs(
 
 
 def handler_of(kind: JobType[Any, Any]) -> JobType[Any, Any] | str:
-    """Return what `accept` is called with: the handler, or for one of them its name."""
+    """Return the first argument for `accept`: the handler or, for one of them, its name."""
     return kind.name if kind.name == "shout" else kind
 
 
 class Stack(ABC):
-    """A framework: `POST /submit/{type}` for each type, `POST /repeat/{id}` of the app's own.
+    """A framework: `POST /submit/{type}` for each type, `POST /repeat/{id}` of the application.
 
-    What is submitted with `?later` waits, with `?owner=` belongs to that one, and with `?key=` has
-    that idempotency key.
+    In the query, `later` delays a submission, `owner` names its owner and `key` sets its
+    idempotency key.
     """
 
     reads_undeclared_json = False
@@ -158,7 +158,7 @@ class Stack(ABC):
     def add_repetition(self, app: Any, jobs: AsyncJobs) -> None: ...
     @abstractmethod
     def add_plain(self, app: Any, path: str, method: str, text: str) -> None:
-        """Add a route that has nothing to do with jobs."""
+        """Add a route that is unrelated to jobs."""
 
     @abstractmethod
     def refuse(self, status: int) -> NoReturn:
@@ -217,7 +217,7 @@ class StarletteStack(Stack):
             port=0,
             log_config=None,
             lifespan="on",
-            timeout_graceful_shutdown=5,  # a stream that a failed test has left open may not hang
+            timeout_graceful_shutdown=5,  # a stream that a failed test left open must not hang
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
@@ -269,7 +269,7 @@ class FlaskStack(Stack):
 
     def add_submission(self, app: Any, kind: JobType[Any, Any]) -> None:
         def submit() -> flask.Response:
-            # Not `request.args`, which fails where a query is not UTF-8.
+            # `request.args` fails if the query is not UTF-8.
             text = flask.request.query_string.decode("latin-1")
             given = dict(parse_qsl(text, keep_blank_values=True))
             options = LATER if "later" in given else None
@@ -316,7 +316,7 @@ STACKS = {"starlette": StarletteStack(), "fastapi": FastAPIStack(), "flask": Fla
 
 
 def rooted(app: Any, root: str) -> Any:
-    """Reach an ASGI application below a path, as its specification says: `path` has `root_path`."""
+    """Reach an ASGI application below a path, as ASGI specifies: `path` includes `root_path`."""
 
     async def below(scope: Any, receive: Any, send: Any) -> None:
         app.state.token = current_token()
@@ -332,7 +332,7 @@ def _nothing(_: Any, start_response: Any) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Site:
-    """A served application: its address, a client, its queue, and the loop that queue runs in."""
+    """A served application: its address, a client, its queue, and the event loop of the queue."""
 
     url: str
     client: httpx2.Client
@@ -364,7 +364,7 @@ def serve(stack: Stack) -> Serve:
 
 @pytest.fixture(scope="session")
 def open_site(stack: Stack, new_url: Callable[[], str]) -> OpenSite:
-    """Serve one queue, by default a new one, on what terms a test needs."""
+    """Serve one queue, by default a new one, with the options of the test."""
 
     @contextmanager
     def opened(
@@ -393,13 +393,13 @@ def site(open_site: OpenSite) -> Generator[Site]:
 
 @pytest.fixture(scope="session")
 def client(site: Site) -> httpx2.Client:
-    """Talk to an application that serves the whole session."""
+    """A client of the application that is served for the whole session."""
     return site.client
 
 
 @pytest.fixture(scope="session")
 def new_jobs(new_url: Callable[[], str]) -> Callable[..., AsyncJobs]:
-    """Make queues on stores of their own, unless a test brings one."""
+    """Make queues, each on its own store unless the test passes one."""
 
     def make(store: str | Store | None = None, **options: Any) -> AsyncJobs:
         return make_jobs(new_url() if store is None else store, **options)

@@ -1,4 +1,4 @@
-"""Bodies that break off or stay unread: the client's fault, and never that of its next request."""
+"""Truncated and unread bodies are the client's error and do not affect its next request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOOD = b'{"count": 1}'
 
 
 def send(site: Site, head: str, body: bytes) -> socket.socket:
-    """Send a submission with these framing headers; return the open connection."""
+    """Send a submission with these framing headers and return the open connection."""
     url = urlsplit(site.url)
     connection = socket.create_connection((url.hostname, url.port), timeout=PATIENCE_SECONDS)
     start = f"POST /submit/double HTTP/1.1\r\nHost: {url.netloc}\r\n"
@@ -43,11 +43,11 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
         (f"Content-Length: {30 * LIMIT}", b"x" * 2 * LIMIT),
     ],
 )
-def test_a_client_that_leaves_in_mid_body_leaves_no_traceback(
+def test_a_disconnect_during_the_body_logs_no_traceback(
     site: Site, caplog: pytest.LogCaptureFixture, head: str, body: bytes
 ) -> None:
     send(site, head, body).close()
-    # A request that comes later is answered, and nothing is logged by then.
+    # A later request is answered; by then nothing has been logged.
     for _ in range(20):
         assert site.client.post("/submit/double", content=GOOD, headers=JSON).status_code == 202
     assert tracebacks(caplog) == []
@@ -64,7 +64,7 @@ def test_a_chunk_without_a_size_is_answered_400(
 
 @pytest.mark.parametrize("size", [LIMIT + 100, 3 * LIMIT, 20 * LIMIT])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_is_too_large_does_not_cost_the_next_request(
+def test_a_body_that_is_too_large_does_not_fail_the_next_request(
     site: Site, size: int, *, chunked: bool
 ) -> None:
     url = urlsplit(site.url)
@@ -81,7 +81,7 @@ def test_a_body_that_is_too_large_does_not_cost_the_next_request(
     answer = connection.getresponse()
     answer.read()
     assert answer.status == 413
-    # `http.client` connects anew after an answer with `Connection: close`.
+    # `http.client` reconnects after an answer with `Connection: close`.
     connection.request("POST", "/submit/double", GOOD, JSON)
     answer = connection.getresponse()
     answer.read()

@@ -1,4 +1,4 @@
-"""Event streams end with their client, whatever they do at that moment."""
+"""Event streams end when their client disconnects, in every state of the stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 @dataclass
 class Client:
-    """A client of one event stream, as an ASGI server has it."""
+    """A client of one event stream, as an ASGI server provides it."""
 
     jobs: AsyncJobs
     job_id: str
@@ -70,7 +70,7 @@ async def test_a_disconnect_ends_a_stream_that_waits_or_sends(
 
         async def serve() -> None:
             await client.served()
-            await anyio.lowlevel.checkpoint()  # which a cancellation left over would end
+            await anyio.lowlevel.checkpoint()  # a leftover cancellation would end this
             went_on.append(True)
 
         with anyio.fail_after(PATIENCE_SECONDS):
@@ -102,7 +102,7 @@ async def test_a_cancelled_stream_ends_as_cancelled(jobs: AsyncJobs) -> None:
         assert (ended, jobs.watchers) == (["cancelled"], 0)
 
 
-async def test_a_stream_that_ends_stops_listening_to_its_client(jobs: AsyncJobs) -> None:
+async def test_a_stream_that_ends_no_longer_calls_receive(jobs: AsyncJobs) -> None:
     listening: list[str] = []
     async with jobs:
         client = await client_of(jobs)
@@ -124,7 +124,7 @@ async def test_a_stream_that_ends_stops_listening_to_its_client(jobs: AsyncJobs)
         assert (last["body"], last.get("more_body", False)) == (b"", False)
 
 
-async def test_what_receive_raises_reaches_the_server(jobs: AsyncJobs) -> None:
+async def test_an_error_of_receive_is_raised_to_the_server(jobs: AsyncJobs) -> None:
     async with jobs:
         client = await client_of(jobs)
 

@@ -1,4 +1,4 @@
-"""What a client sees, and that it is the same whatever framework the application is written on."""
+"""Every framework gives clients the same answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.every_store
 
 OpenSite = Callable[..., AbstractContextManager[Any]]
 
-# The same in each process: test ids are made of parameters.
+# Identical in every process: parameters become test ids.
 NEVER = "job_8e03978e-40d5-43dd-bc93-6894a57f9324"
 TERMINAL = {"completed", "failed", "cancelled"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -60,7 +60,7 @@ def end_of(client: httpx2.Client, name: str, note: str = "") -> str:
 
 
 def running(client: httpx2.Client) -> tuple[str, str]:
-    """Begin a job that goes on until a note with the same words is released."""
+    """Start a job that runs until a note with the same text is released."""
     note = uuid.uuid4().hex
     url = url_of(client, "gate", note)
     next(job for job in watch(client, url) if job["progress"])
@@ -76,8 +76,8 @@ def problem_of(answer: httpx2.Response, status: int, code: str) -> ProblemDocume
     return problem
 
 
-def test_a_submission_is_answered_at_once_by_where_to_follow_it(open_site: OpenSite) -> None:
-    with open_site() as site:  # where it was not learned yet how long this takes
+def test_a_submission_is_answered_at_once_with_the_urls_of_its_job(open_site: OpenSite) -> None:
+    with open_site() as site:  # the duration has not been learned yet
         answer = submit(site.client, "double")
     document = answer.json()
     AcceptedDocument.model_validate(document)
@@ -129,7 +129,7 @@ def test_a_handler_without_payload_needs_no_body(
         ({"content": b"hello"}, 415, "unsupported_media_type"),
     ],
 )
-def test_a_handler_without_payload_refuses_one(
+def test_a_handler_without_payload_refuses_a_payload(
     client: httpx2.Client, request_body: dict[str, Any], status: int, code: str
 ) -> None:
     problem_of(client.post("/submit/nightly", **request_body), status, code)
@@ -175,7 +175,7 @@ def test_a_known_version_gets_304(client: httpx2.Client, suffix: str) -> None:
     answer = client.get(url, headers={"If-None-Match": f'"0", W/{tag}'})
     assert (answer.status_code, answer.content) == (304, b"")
     assert answer.headers["etag"] == tag
-    # RFC 9110 section 8.6: it would be the length of what is not sent.
+    # RFC 9110 section 8.6: it would be the length of the content that is not sent.
     assert "content-length" not in answer.headers
     assert client.get(url, headers={"If-None-Match": '"0"'}).status_code == 200
 
@@ -202,7 +202,7 @@ def test_the_result_of_a_running_job_is_its_status(client: httpx2.Client) -> Non
     submit(client, "release", note)
 
 
-def test_a_job_that_failed_on_purpose_says_why(client: httpx2.Client) -> None:
+def test_a_job_failure_shows_its_message_and_code(client: httpx2.Client) -> None:
     url = end_of(client, "full")
     job = client.get(url).json()
     assert (job["status"], job["error"], job["errorCode"]) == (
@@ -249,7 +249,7 @@ def test_a_waiting_job_is_cancelled_at_once(
 @pytest.mark.parametrize(
     ("method", "suffix"), [("GET", ""), ("GET", "/result"), ("POST", "/cancel"), ("DELETE", "")]
 )
-def test_an_id_that_never_was_is_no_job(
+def test_an_unknown_id_is_answered_404(
     client: httpx2.Client, method: str, suffix: str, job_id: str
 ) -> None:
     answer = client.request(method, f"/api/jobs/{job_id}{suffix}")
@@ -257,7 +257,7 @@ def test_an_id_that_never_was_is_no_job(
 
 
 @pytest.mark.parametrize("path", ["{id}/nothing", "{id}/cancel/now"])
-def test_a_path_below_a_job_that_is_no_route_is_not_found(client: httpx2.Client, path: str) -> None:
+def test_an_unknown_path_below_a_job_is_not_found(client: httpx2.Client, path: str) -> None:
     url = "/api/jobs/" + path.format(id=new_job_id())
     for method in ("GET", "POST", "DELETE"):
         problem_of(client.request(method, url), 404, "job_not_found")
@@ -283,20 +283,20 @@ def test_another_method_gets_405_with_allow(
     assert answer.headers["allow"] == allowed
 
 
-def test_a_person_s_cancel_leads_back_to_the_page_without_a_body(client: httpx2.Client) -> None:
+def test_cancel_by_a_browser_redirects_to_the_page_without_a_body(client: httpx2.Client) -> None:
     url = end_of(client, "double")
     answer = client.post(f"{url}/cancel", headers={"Accept": "text/html"}, follow_redirects=False)
     assert (answer.status_code, answer.headers["location"], answer.content) == (303, url, b"")
     assert "content-type" not in answer.headers
 
 
-def test_a_person_gets_a_page_if_a_link_has_expired(client: httpx2.Client) -> None:
+def test_a_browser_gets_a_page_if_a_link_has_expired(client: httpx2.Client) -> None:
     answer = client.get(f"/api/jobs/{new_job_id()}", headers={"Accept": "text/html, */*;q=0.8"})
     assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
     assert "Job not found" in answer.text
 
 
-# The server's own, and the answer's moment.
+# Headers that differ between servers or moments.
 OF_THE_SERVER = {"date", "server", "connection", "transfer-encoding"}
 
 
@@ -327,12 +327,12 @@ def test_a_job_is_cancelled_only_at_the_version_of_if_match(
     problem_of(client.get(url, headers={"If-Match": tag}), 412, "precondition_failed")
 
 
-def test_the_trace_of_the_request_goes_on_in_the_job(client: httpx2.Client) -> None:
+def test_the_trace_of_the_request_continues_in_the_job(client: httpx2.Client) -> None:
     headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
     assert client.get(url_of(client, "double", headers=headers)).json()["traceId"] == TRACE
 
 
-def test_an_illegal_move_in_a_route_of_the_app_is_a_conflict(client: httpx2.Client) -> None:
+def test_an_illegal_move_in_a_route_of_the_app_is_answered_409(client: httpx2.Client) -> None:
     url = end_of(client, "double")
     before = client.get(url)
     answer = client.post(url.replace("/api/jobs", "/repeat"))
@@ -340,7 +340,7 @@ def test_an_illegal_move_in_a_route_of_the_app_is_a_conflict(client: httpx2.Clie
     assert client.get(url).headers["etag"] == before.headers["etag"]
 
 
-def test_a_route_of_the_app_that_asks_for_an_unknown_job_is_answered_404(
+def test_an_unknown_job_in_a_route_of_the_app_is_answered_404(
     client: httpx2.Client,
 ) -> None:
     problem_of(client.post(f"/repeat/{new_job_id()}"), 404, "job_not_found")

@@ -1,4 +1,4 @@
-"""What FastAPI has beyond the others: OpenAPI, its own validation, dependencies, root_path."""
+"""Features of FastAPI alone: OpenAPI, its validation, dependencies and root_path."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_operations_have_ids_of_their_own_with_several_mounts() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_the_body_may_be_left_to_the_handlers_annotation(client: TestClient) -> None:
+def test_the_payload_type_may_come_from_the_handler(client: TestClient) -> None:
     assert client.post("/unread", json={"count": 1}).status_code == 202
     refused = client.post("/unread", json={"count": "many"})
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "count")
@@ -177,7 +177,7 @@ def test_a_route_without_jobs_keeps_the_format_of_fastapi(client: TestClient) ->
     assert client.get("/nowhere").json() == {"detail": "Not Found"}
 
 
-def test_what_is_not_of_the_body_keeps_the_format_of_fastapi() -> None:
+def test_errors_outside_the_body_keep_the_format_of_fastapi() -> None:
     app, client = make_app()
 
     @app.post("/paged")
@@ -188,7 +188,7 @@ def test_what_is_not_of_the_body_keeps_the_format_of_fastapi() -> None:
     assert answer.json()["detail"][0]["loc"] == ["query", "page"]
 
 
-def test_a_handler_the_app_had_before_is_asked_about_the_rest(new_url: NewUrl) -> None:
+def test_an_existing_validation_handler_gets_errors_of_other_routes(new_url: NewUrl) -> None:
     app = FastAPI()
 
     @app.exception_handler(RequestValidationError)
@@ -204,7 +204,7 @@ def test_a_handler_the_app_had_before_is_asked_about_the_rest(new_url: NewUrl) -
         assert client.post("/ordinary", json={}).text == "theirs"
 
 
-def test_an_accept_may_come_through_another_dependency(new_url: NewUrl) -> None:
+def test_accept_can_come_through_another_dependency(new_url: NewUrl) -> None:
     app, _ = make_app(new_url())
     router = APIRouter()
 
@@ -219,7 +219,7 @@ def test_an_accept_may_come_through_another_dependency(new_url: NewUrl) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/jobs", "/v1/api/jobs"])
-def test_a_proxy_may_cut_off_the_root_path_or_leave_it(path: str, new_url: NewUrl) -> None:
+def test_a_proxy_may_strip_or_keep_the_root_path(path: str, new_url: NewUrl) -> None:
     with TestClient(make_app(new_url())[0], root_path="/v1") as client:
         url = client.post("/wishes", json={"count": 1}).json()["statusUrl"]
         assert url.startswith("/v1/api/jobs/job_")
@@ -252,7 +252,7 @@ def test_the_app_s_own_plain_exception_handlers_work_as_before(new_url: NewUrl) 
 
 
 async def known(request: Request, token: Annotated[Any, Depends(HTTPBearer())]) -> None:
-    """Let in who knows the word; by what dependencies usually ask for."""
+    """Admit callers with the password; both kinds of dependencies can use this."""
     if token.credentials != "sesame" or request.method not in {"GET", "HEAD", "POST", "DELETE"}:
         raise HTTPException(403)
 
@@ -262,14 +262,14 @@ SESAME = {"Authorization": "Bearer sesame"}
 
 @pytest.fixture
 def guarded(new_url: NewUrl) -> Generator[tuple[TestClient, str]]:
-    """Serve a job in an app whose every route demands something; yield its URL, too."""
+    """Serve a job in an app with a global dependency; yield its URL, too."""
     with make_app(new_url(), Depends(known))[1] as client:
         accepted = client.post("/wishes", json={"count": 1}, headers=SESAME)
         yield client, accepted.json()["statusUrl"]
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
-def test_what_an_app_demands_of_every_route_is_demanded_for_jobs(
+def test_global_dependencies_of_the_app_apply_to_job_routes(
     guarded: tuple[TestClient, str], route: Route
 ) -> None:
     client, url = guarded
@@ -284,7 +284,7 @@ def test_what_an_app_demands_of_every_route_is_demanded_for_jobs(
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer open"}])
-def test_what_an_app_demands_of_every_route_is_demanded_of_a_socket(
+def test_global_dependencies_of_the_app_apply_to_websockets(
     guarded: tuple[TestClient, str], headers: dict[str, str]
 ) -> None:
     client, url = guarded
@@ -295,7 +295,7 @@ def test_what_an_app_demands_of_every_route_is_demanded_of_a_socket(
         assert opened.receive_json()["type"] == "wish"
 
 
-def test_a_number_too_long_to_read_is_a_malformed_body(client: TestClient) -> None:
+def test_a_number_with_too_many_digits_is_a_malformed_body(client: TestClient) -> None:
     body = b'{"count": ' + b"1" * 5000 + b"}"
     answer = client.post("/wishes", content=body, headers=JSON)
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_body")

@@ -1,4 +1,4 @@
-"""What Flask does its own way: a portal instead of a lifespan, bodies read once."""
+"""Flask alone: a portal instead of a lifespan, and bodies that are read once."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_queue_can_be_opened_before_the_first_request(opened: tuple[Flask, Asy
 
 
 class Broken:
-    """The body of a server that raises errors of its own."""
+    """The body of a server that raises its own errors."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -88,7 +88,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("error", [OSError("reset"), ValueError("zz is no size"), EOFError()])
-def test_a_server_that_finds_a_body_broken_is_answered_400(
+def test_a_body_that_the_server_rejects_is_answered_400(
     opened: tuple[Flask, AsyncJobs], error: Exception
 ) -> None:
     environ: dict[str, Any] = {"wsgi.input_terminated": True, "wsgi.input": Broken(error)}
@@ -96,7 +96,7 @@ def test_a_server_that_finds_a_body_broken_is_answered_400(
     assert (answer.status_code, answer.get_json()["code"]) == (400, "malformed_body")
 
 
-def test_a_limit_of_the_app_is_kept(opened: tuple[Flask, AsyncJobs]) -> None:
+def test_a_body_limit_of_the_app_applies(opened: tuple[Flask, AsyncJobs]) -> None:
     app, _ = opened
     app.config["MAX_CONTENT_LENGTH"] = 10
     answer = app.test_client().post("/submit", data=b'"a long text"', headers=JSON)
@@ -121,7 +121,7 @@ def test_a_body_that_was_read_before_is_read_again(opened: tuple[Flask, AsyncJob
     assert client.post("/read-first", data=b"x" * 1_100_000, headers=JSON).status_code == 413
 
 
-def test_a_log_filter_that_raises_costs_no_request(tmp_path: Path, broken_filter: Any) -> None:
+def test_a_log_filter_that_raises_fails_no_request(tmp_path: Path, broken_filter: Any) -> None:
     app, jobs = make_app(f"sqlite:///{tmp_path}/missing/jobs.db")
     assert app.test_client().get("/ordinary").text == "as ever"
     assert broken_filter.asked == 1
@@ -129,7 +129,7 @@ def test_a_log_filter_that_raises_costs_no_request(tmp_path: Path, broken_filter
 
 
 class Endless:
-    """A body that goes on for ever, in small pieces, as some servers hand them over."""
+    """An endless body in small pieces, as some servers pass it on."""
 
     def __init__(self) -> None:
         self.given = 0
@@ -141,7 +141,7 @@ class Endless:
         return piece
 
 
-def test_a_body_without_end_is_not_read_to_its_end(opened: tuple[Flask, AsyncJobs]) -> None:
+def test_an_endless_body_is_only_read_up_to_the_limit(opened: tuple[Flask, AsyncJobs]) -> None:
     body = Endless()
     environ: dict[str, Any] = {"wsgi.input_terminated": True, "wsgi.input": body}
     answer = opened[0].test_client().post("/submit", headers=JSON, environ_overrides=environ)
@@ -167,7 +167,7 @@ def test_a_fault_of_the_server_is_not_hidden(opened: tuple[Flask, AsyncJobs]) ->
         app.test_client().post("/wrong")
 
 
-def test_a_store_that_cannot_be_opened_concerns_jobs_only(
+def test_a_store_that_cannot_be_opened_only_affects_job_routes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "not yet"
@@ -196,7 +196,7 @@ def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:
 
 
 @pytest.mark.every_store(without="memory")
-def test_what_waits_in_the_store_runs_after_any_first_request(
+def test_waiting_jobs_run_after_the_first_request_to_any_route(
     new_url: Callable[[], str],
 ) -> None:
     url = new_url()
@@ -231,7 +231,7 @@ def test_a_queue_may_be_mounted_more_than_once(opened: tuple[Flask, AsyncJobs]) 
         assert client.get(f"{prefix}/{job_id}").status_code == 200
 
 
-def test_an_app_whose_handlers_cannot_begin_answers_everything_else(
+def test_routes_without_jobs_work_if_the_handlers_lifespan_fails(
     new_url: Callable[[], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Whatever comes in, nothing is a fault of the server, and nothing is left hanging."""
+"""No input causes a server error or a request that hangs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OpenSite = Callable[..., AbstractContextManager[Any]]
 
 pytestmark = pytest.mark.every_store
 
-# Nothing is held for long, so that thousands of requests take seconds.
+# Short holds: thousands of requests take seconds.
 HASTY = MountOptions(
     max_wait=0,
     max_stream_duration=0.001,
@@ -40,17 +40,18 @@ HASTY = MountOptions(
     origins=("https://app.example.com",),
     poll_limit=PollLimit(burst=8, interval=0.01),
 )
-# Each request line meets each envelope: 10,240 requests of a few hundred parts; on servers 160.
+# Every request line is sent in every envelope: a few hundred parts make 10,240 requests, and 160
+# on servers.
 SIDE, SHORT_SIDE = 16, 2
 EXAMPLES = 40
 PATIENCE = 20.0
-# The queue's own thread draws random numbers while ours makes requests up.
+# The queue's own thread draws random numbers while this one generates requests.
 RANDOM = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A request line; in a path, the name of a status stands for a job that has it."""
+    """A request line; the name of a status in a path stands for a job in that status."""
 
     method: str
     path: str
@@ -59,7 +60,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Envelope:
-    """All of a request but its request line."""
+    """All parts of a request except its request line."""
 
     headers: tuple[tuple[str, str], ...]
     body: bytes
@@ -71,7 +72,7 @@ def by_header(request: Any) -> str | None:
 
 
 class Driver(ABC):
-    """Puts requests to an application in this process, without a server between."""
+    """Sends requests to an application in this process, without a server."""
 
     def __init__(self, app: Any, jobs: AsyncJobs) -> None:
         self.app = app
@@ -189,7 +190,7 @@ class WsgiDriver(Driver):
 
 
 async def one_of_each(jobs: Any) -> dict[JobStatus, JobId]:
-    """Make a job of each status, all of one owner."""
+    """Make a job of each status, all with one owner."""
     kind = jobs.registry.find("outside")
     payload = kind.load_payload(b'{"count":1}')
     made = {status: (await jobs.enqueue(kind, payload, user_id="me")).id for status in JobStatus}
@@ -206,7 +207,7 @@ def placed(path: str, jobs: dict[JobStatus, JobId]) -> str:
     return path
 
 
-# What comes in: mostly nearly right.
+# The generated input is mostly almost valid.
 
 TOKENS = st.text(st.characters(codec="ascii", categories=["Lu"]), min_size=1, max_size=8)
 METHODS = st.sampled_from(
@@ -250,7 +251,7 @@ def of_route(route: Route, status: JobStatus, query: str) -> Target:
 KNOWN = st.builds(of_route, st.sampled_from(ROUTES), st.sampled_from(JobStatus), QUERIES)
 SUBMITTED = st.builds(Target, st.just("POST"), SUBMISSIONS.map("/submit/{}".format), QUERIES)
 LISTED = st.builds(Target, st.sampled_from(["GET", "HEAD"]), st.just("/api/jobs"), QUERIES)
-# Where the framework itself redirects, it fails on queries that are not UTF-8.
+# The framework's own redirect fails on queries that are not UTF-8.
 LEGAL = QUERIES.filter(str.isascii)
 WILD = st.builds(Target, st.one_of(METHODS, METHODS, METHODS, TOKENS), PATHS, LEGAL)
 TARGETS = st.one_of(KNOWN, KNOWN, SUBMITTED, LISTED, WILD)
@@ -342,7 +343,7 @@ def driver(stack: Any, new_jobs: Callable[[], AsyncJobs]) -> Generator[Driver]:
     targets=st.lists(TARGETS, min_size=SIDE, max_size=SIDE),
     envelopes=st.lists(ENVELOPES, min_size=SIDE, max_size=SIDE),
 )
-def test_no_request_is_a_fault_of_the_server(
+def test_no_request_causes_a_server_error(
     driver: Driver, store_kind: str, targets: list[Target], envelopes: list[Envelope]
 ) -> None:
     side = SHORT_SIDE if store_kind in SERVERS else SIDE
@@ -351,7 +352,7 @@ def test_no_request_is_a_fault_of_the_server(
     assert [status for status in statuses if not 200 <= status < 500] == []
 
 
-# The same over real connections, whose bytes no client library has put in order.
+# The same over real connections; no client library has normalised the bytes.
 
 STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
 HANDSHAKE = [
@@ -360,7 +361,7 @@ HANDSHAKE = [
     ("Sec-WebSocket-Version", "13"),
     ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
 ]
-# Some of it, or all of it, or with a version that nobody speaks.
+# Part of it, all of it, or with an unknown version.
 HANDSHAKES = st.lists(
     st.sampled_from([*HANDSHAKE, ("Sec-WebSocket-Version", "99"), ("Sec-WebSocket-Key", "")]),
     max_size=4,
@@ -378,7 +379,7 @@ BROKEN = st.one_of(
         ]
     ),
 )
-# To make a request that hangs smaller would hang as often.
+# Shrinking a request that hangs would hang as often.
 ROUGHLY = settings(
     max_examples=100,
     phases=[Phase.reuse, Phase.generate],
@@ -387,7 +388,7 @@ ROUGHLY = settings(
 
 
 def line_of(target: Target) -> bytes:
-    """Write a request line with whatever bytes a target has, but for those that would end it."""
+    """Write a request line with any bytes in its target except those that end the line."""
     query = f"?{target.query}" if target.query else ""
     return re.sub(rb"[\x00- \x7f]", b"+", f"{target.path}{query}".encode())
 
@@ -403,7 +404,7 @@ def request_of(target: Target, headers: Iterable[tuple[str, str]], body: bytes =
 
 
 def answer_to(site: Any, request: bytes, *, ends: bool = False) -> int | None:
-    """Send bytes; return the status that comes back, None where the server just hangs up."""
+    """Send bytes; return the status of the answer, or None if the server closes without one."""
     address = httpx2.URL(site.url)
     with socket.create_connection((address.host, address.port or 80), timeout=3) as opened:
         got = b""
@@ -428,7 +429,7 @@ def hasty(open_site: OpenSite) -> Generator[Any]:
 @RANDOM
 @ROUGHLY
 @given(target=TARGETS, envelope=ENVELOPES)
-def test_no_request_on_a_real_connection_is_a_fault_of_the_server(
+def test_no_request_on_a_real_connection_causes_a_server_error(
     hasty: Any, target: Target, envelope: Envelope
 ) -> None:
     request = request_of(target, envelope.headers, envelope.body)
@@ -438,7 +439,7 @@ def test_no_request_on_a_real_connection_is_a_fault_of_the_server(
 @RANDOM
 @ROUGHLY
 @given(target=TARGETS, envelope=ENVELOPES, handshake=HANDSHAKES)
-def test_no_handshake_is_a_fault_of_the_server(
+def test_no_websocket_handshake_causes_a_server_error(
     hasty: Any, target: Target, envelope: Envelope, handshake: dict[str, str]
 ) -> None:
     asked = replace(target, method="GET")
@@ -448,5 +449,5 @@ def test_no_handshake_is_a_fault_of_the_server(
 @RANDOM
 @ROUGHLY
 @given(request=BROKEN)
-def test_what_is_no_request_is_no_fault_of_the_server(hasty: Any, request: bytes) -> None:
+def test_bytes_that_are_not_http_cause_no_server_error(hasty: Any, request: bytes) -> None:
     assert answer_to(hasty, request, ends=True) != 500

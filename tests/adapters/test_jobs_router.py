@@ -1,4 +1,4 @@
-"""`jobs_router` of FastAPI: included anywhere, with `identify` as a dependency like any other."""
+"""`jobs_router` of FastAPI: included at any prefix, with `identify` as an ordinary dependency."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_handlers_run_only_between_the_startup_and_the_shutdown_of_the_app(
     assert seen == [("startup", False), "backlog", ("shutdown", False)]
 
 
-def test_a_queue_that_the_app_has_opened_is_left_to_it(jobs: AsyncJobs) -> None:
+def test_a_queue_that_the_app_opened_stays_open(jobs: AsyncJobs) -> None:
     seen: list[bool] = []
 
     @asynccontextmanager
@@ -289,7 +289,7 @@ def sockets_of(answer: Any) -> list[str]:
 
 
 def statuses_of_sockets(client: TestClient, answer: Any, token: str) -> set[str]:
-    """Return what the WebSockets of a job answer, of which either a router or a mount has one."""
+    """Return the responses of a job's WebSockets; either a router or a mount serves each."""
     found = set[str]()
     for url in sockets_of(answer):
         try:
@@ -399,7 +399,7 @@ def test_openapi_describes_the_answers_of_routes_that_submit(jobs: AsyncJobs) ->
     assert names == ["number", "Prefer", "Idempotency-Key", "Callback-URL"]
 
 
-def test_other_routes_of_that_class_are_as_usual() -> None:
+def test_other_routes_of_the_route_class_are_unchanged() -> None:
     router = APIRouter(route_class=SubmissionRoute)
 
     @router.post("/ordinary")
@@ -461,7 +461,7 @@ def test_invalid_bodies_are_problems_by_the_route_class_or_by_the_mount(
 
 
 @each_way
-def test_an_error_of_the_route_itself_is_not_taken_for_an_invalid_body(
+def test_an_error_raised_by_the_route_is_not_an_invalid_body(
     jobs: AsyncJobs, build: Callable[[AsyncJobs, Any], FastAPI]
 ) -> None:
     app, router = build(jobs, None), APIRouter(route_class=SubmissionRoute)

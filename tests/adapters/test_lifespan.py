@@ -1,4 +1,4 @@
-"""The queue is open as long as the application runs, around the application's own lifespan."""
+"""The queue is open while the application runs, around the application's own lifespan."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_handlers_run_only_between_the_apps_startup_and_its_shutdown(
 
 
 @each_framework
-def test_an_app_whose_handlers_cannot_begin_does_not_start(make: Make, jobs: AsyncJobs) -> None:
+def test_an_app_does_not_start_if_the_handlers_lifespan_fails(make: Make, jobs: AsyncJobs) -> None:
     jobs = AsyncJobs(jobs.store, lifespan=NoNetwork)
     app = make(jobs, None)
     with pytest.raises(ResourcesUnavailable, match="no network"), TestClient(app):
@@ -157,7 +157,7 @@ def test_an_app_can_be_started_again(make: Make, jobs: AsyncJobs) -> None:
 
 
 @each_framework
-def test_a_queue_that_is_open_is_left_alone(make: Make, jobs: AsyncJobs) -> None:
+def test_a_queue_that_is_already_open_stays_open(make: Make, jobs: AsyncJobs) -> None:
     app = make(jobs, None)
     # The same queue under a second prefix.
     on_starlette.mount(app, jobs, prefix="/again")
@@ -195,7 +195,7 @@ def test_a_sub_application_opens_the_queue_at_first_use(make: Make, jobs: AsyncJ
 
 
 @each_framework
-@pytest.mark.own_store  # the drivers of servers know asyncio only
+@pytest.mark.own_store  # the drivers of servers need asyncio
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_without_any_lifespan_each_event_loop_opens_the_queue(
     make: Make, new_store: Callable[[], Any], backend: Any
@@ -220,7 +220,7 @@ def test_a_queue_that_cannot_be_opened_at_the_first_request_is_tried_again(
             folder.mkdir(exist_ok=True)
 
 
-def test_the_bare_monitor_serves_under_its_prefix_whether_that_is_cut_off_or_not(
+def test_the_bare_monitor_serves_with_a_stripped_or_a_full_path(
     jobs: AsyncJobs,
 ) -> None:
     monitor = StatusMonitor(jobs, prefix="/jobs")
@@ -247,7 +247,7 @@ def test_the_bare_monitor_has_no_lifespan_of_its_own(jobs: AsyncJobs) -> None:
 
 
 @each_framework
-def test_repeated_headers_are_one_list(make: Make, jobs: AsyncJobs) -> None:
+def test_every_repeated_if_none_match_header_is_read(make: Make, jobs: AsyncJobs) -> None:
     app = make(jobs, None)
 
     async def begin(request: Request) -> Response:

@@ -32,7 +32,7 @@ def site(open_site: OpenSite) -> Generator[Any]:
 
 @pytest.fixture
 def owner(request: pytest.FixtureRequest) -> str:
-    """Name an owner who has no jobs yet."""
+    """Return an owner without jobs."""
     return str(request.node.nodeid.encode("ascii", "replace").decode())
 
 
@@ -61,7 +61,7 @@ def test_without_identify_there_is_no_list(open_site: OpenSite) -> None:
         assert site.client.get(f"{PREFIX}/").status_code == 404
 
 
-def test_a_list_has_the_callers_own_jobs_the_newest_first(site: Any, owner: str) -> None:
+def test_a_list_has_the_callers_own_jobs_newest_first(site: Any, owner: str) -> None:
     mine = [submit(site, owner) for _ in range(3)]
     submit(site, "somebody else")
     answer = listed(site, owner)
@@ -107,7 +107,7 @@ def test_a_list_has_head_and_no_other_method(site: Any, owner: str) -> None:
 
 @pytest.mark.parametrize("identify", [None, by_header], ids=["anonymous", "owners"])
 @pytest.mark.parametrize("when", ["first", "then"])
-def test_an_app_may_submit_to_the_prefix_itself(
+def test_an_app_may_have_a_submitting_route_at_the_prefix(
     open_site: OpenSite, stack: Any, when: str, identify: Any
 ) -> None:
     def add(app: Any) -> None:

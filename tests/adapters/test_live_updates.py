@@ -1,4 +1,4 @@
-"""A job's changes as Server-Sent Events, read as any client would read them."""
+"""A job's changes as Server-Sent Events, parsed by an independent client."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIVELY = MountOptions(keep_alive_interval=0.05)
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands between two empty lines of a stream."""
+    """One block of a stream, between two empty lines."""
 
     retry: int | None = None
     id: int | None = None
@@ -71,7 +71,7 @@ def following(
 
 
 def begin(site: Any) -> tuple[str, JobId]:
-    """Submit a job whose work is done elsewhere: here."""
+    """Submit a job whose work the test does."""
     answer = site.client.post("/submit/outside", json={"count": 1})
     return answer.json()["statusUrl"], JobId(answer.json()["jobId"])
 
@@ -149,7 +149,7 @@ def test_head_after_the_terminal_version_is_204_as_get_is(site: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_events_of_no_job_are_not_found(site: Any, method: str) -> None:
+def test_events_of_an_unknown_job_are_not_found(site: Any, method: str) -> None:
     answer = site.client.request(method, f"/api/jobs/{new_job_id()}/events")
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
@@ -206,7 +206,7 @@ def test_a_client_that_disconnects_is_no_longer_followed(open_site: OpenSite) ->
 
 
 def raw(site: Any, url: str, *, buffer: int | None = None) -> socket.socket:
-    """Ask for a stream by a socket of our own, which reads when it likes."""
+    """Request a stream over a raw socket, which the test reads at its own speed."""
     opened = socket.socket()
     if buffer is not None:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -239,7 +239,7 @@ def test_a_slow_reader_gets_the_newest_state_instead_of_every_state(site: Any) -
         read_until(slow, b'"pending"')
         site.call(lambda: chatter(site.jobs, job_id, times=times, size=size))
         got = read_until(slow, b'"at last"')
-    # What lies between a server and a client on one machine holds up to a few megabytes.
+    # The buffers between a server and a client on one machine hold up to a few megabytes.
     assert len(got) < times * size / 2
     ids = [int(line[4:]) for line in got.split(b"\n") if line.startswith(b"id: ")]
     assert ids == sorted(set(ids))

@@ -1,4 +1,4 @@
-"""Mistakes in the use of the adapters: each is an error that names the remedy."""
+"""Wrong uses of the adapters: each raises an error that names the remedy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def make_jobs() -> AsyncJobs:
         ("flask", FastAPI(), "use asyncjobs.adapters.fastapi"),
     ],
 )
-def test_a_mount_on_something_else_than_an_app_names_the_remedy(
+def test_mounting_on_an_object_that_is_no_app_names_the_remedy(
     framework: str, target: Any, remedy: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=remedy):
@@ -69,12 +69,12 @@ def test_a_mount_on_something_else_than_an_app_names_the_remedy(
 
 
 @each_framework
-def test_a_mount_of_something_else_than_a_queue_is_refused(framework: str) -> None:
+def test_mounting_an_object_that_is_no_queue_is_refused(framework: str) -> None:
     with pytest.raises(ConfigurationError, match="AsyncJobs, got an object of type str"):
         MODULES[framework].mount(APPS[framework](), "memory://")
 
 
-def test_a_router_of_something_else_than_a_queue_is_refused() -> None:
+def test_a_router_of_an_object_that_is_no_queue_is_refused() -> None:
     wrong: Any = None
     with pytest.raises(ConfigurationError, match="AsyncJobs, got an object of type NoneType"):
         jobs_router(wrong)
@@ -102,7 +102,7 @@ Accepting = Callable[..., Awaitable[Response]]
 
 
 def app_with(framework: str, jobs: AsyncJobs, route: Callable[[Accepting], Any]) -> Starlette:
-    """Return an app with a mount and `POST /x`, a route of the kind of that function."""
+    """Return an app with a mount and `POST /x`; the function decides the kind of route."""
     is_async = inspect.iscoroutinefunction(route)
     if framework == "fastapi":
         app = FastAPI()
@@ -140,7 +140,7 @@ def error_of(app: Starlette) -> str:
 
 
 @each_asgi
-def test_a_route_that_forgets_to_await_accept_gets_an_error_that_says_so(framework: str) -> None:
+def test_an_accept_without_await_raises_an_error_with_the_remedy(framework: str) -> None:
     jobs = make_jobs()
 
     async def route(accept: Accepting) -> Any:
@@ -164,7 +164,7 @@ def test_an_accept_that_is_neither_awaited_nor_returned_warns(framework: str) ->
 
 
 @each_asgi
-def test_a_def_route_that_calls_accept_gets_an_error_that_says_what_to_use(framework: str) -> None:
+def test_accept_in_a_def_route_raises_an_error_that_names_async_def(framework: str) -> None:
     jobs = make_jobs()
 
     def route(accept: Accepting) -> Any:
@@ -202,7 +202,7 @@ def test_accept_in_flask_of_a_handler_of_another_queue_names_the_mistake(
 
 
 @pytest.mark.parametrize("mounted", ["another queue", "the router nowhere"])
-def test_an_accept_of_a_router_names_what_is_wrong(mounted: str) -> None:
+def test_an_accept_of_a_router_names_the_mistake(mounted: str) -> None:
     jobs, app = make_jobs(), FastAPI()
     router = jobs_router(jobs)
     if mounted == "another queue":
@@ -243,7 +243,7 @@ def submitting(framework: str, jobs: AsyncJobs) -> Starlette:
 
 
 @each_asgi
-def test_a_route_in_a_sub_application_finds_the_mount_of_the_outermost_app(framework: str) -> None:
+def test_a_sub_application_finds_the_mount_of_the_outermost_app(framework: str) -> None:
     jobs, app = make_jobs(), APPS[framework]()
     MODULES[framework].mount(app, jobs)
     app.mount("/v1", submitting(framework, jobs))
@@ -254,7 +254,7 @@ def test_a_route_in_a_sub_application_finds_the_mount_of_the_outermost_app(frame
 
 
 @each_asgi
-def test_a_mount_that_a_route_cannot_find_is_an_error_that_says_where_to_mount(
+def test_a_mount_on_a_middle_app_raises_an_error_with_the_remedy(
     framework: str,
 ) -> None:
     jobs, middle = make_jobs(), APPS[framework]()

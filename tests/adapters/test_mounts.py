@@ -1,4 +1,4 @@
-"""Where the routes are mounted, and what they are mounted on: alike on every framework."""
+"""Prefixes, base URLs and several queues: the same on every framework."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_urls_are_below_the_path_under_which_the_app_is_reached(
         assert answer.headers["location"] == f"{url}/result"
 
 
-def test_urls_are_absolute_where_a_base_is_given(serve: Serve, new_jobs: NewJobs) -> None:
+def test_urls_are_absolute_with_a_base_url(serve: Serve, new_jobs: NewJobs) -> None:
     options = {"prefix": "/jobs", "base_url": "https://example.com/v1"}
     forwarded = {"Host": "evil.example", "X-Forwarded-Host": "evil.example"}
     with serve((new_jobs(), options)) as client:
@@ -59,7 +59,7 @@ def test_urls_are_absolute_where_a_base_is_given(serve: Serve, new_jobs: NewJobs
         assert result_of(client, f"/jobs/{job_id}") == {"doubled": 42}
 
 
-def test_the_pace_of_polling_can_be_set(serve: Serve, new_jobs: NewJobs) -> None:
+def test_the_polling_interval_can_be_set(serve: Serve, new_jobs: NewJobs) -> None:
     with serve(
         (new_jobs(), {"options": MountOptions(pacing=Pacing(min_delay=7, max_delay=9))})
     ) as client:
@@ -97,7 +97,7 @@ def test_a_handler_of_a_queue_that_is_not_mounted_is_named(
 
 
 @pytest.mark.own_store
-def test_a_store_that_is_away_is_a_problem_that_passes(
+def test_an_unavailable_store_is_answered_503_until_it_is_back(
     serve: Serve, new_jobs: NewJobs, tmp_path: Path
 ) -> None:
     file, aside = tmp_path / "jobs.db", tmp_path / "aside.db"

@@ -1,4 +1,4 @@
-"""`StatusMonitor` in ASGI applications that have no adapter: bare ones, and Litestar."""
+"""`StatusMonitor` in ASGI applications without an adapter: plain ASGI, and Litestar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREFLIGHT = {"Origin": "https://app.example.com", "Access-Control-Request-Method
 
 
 def bare(monitor: StatusMonitor) -> Any:
-    """Return the monitor itself, with a lifespan around."""
+    """Return the monitor itself, inside a lifespan."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
@@ -35,7 +35,7 @@ def bare(monitor: StatusMonitor) -> Any:
 
 
 def on_litestar(monitor: StatusMonitor) -> Any:
-    """Mount the monitor as Litestar does: the prefix cut off, and a slash added."""
+    """Mount the monitor as Litestar does: strip the prefix and add a slash."""
 
     @litestar.asgi(["/api/jobs", "/ws/jobs"], is_mount=True, copy_scope=True)
     async def status(scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +96,7 @@ def test_a_job_is_followed_by_its_websocket(client: TestClient, url: str) -> Non
 
 
 @pytest.mark.parametrize("path", ["/x", "/{id}/nothing", "/{id}%0A", "/{id}/%0A"])
-def test_an_odd_path_is_no_job(client: TestClient, path: str) -> None:
+def test_an_odd_path_is_not_found(client: TestClient, path: str) -> None:
     answer = client.get("/api/jobs" + path.format(id=new_job_id()))
     assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found")
 

@@ -1,4 +1,4 @@
-"""Whose a job is: nobody else can tell that it exists, by no route and on no framework."""
+"""A job's owner: other callers get the answers of an unknown job, on every route and framework."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ALICE, BOB, NOBODY = {"X-User": "alice"}, {"X-User": "bob"}, dict[str, str]()
 
 @pytest.fixture(scope="module", params=["sync", "async"])
 def site(request: pytest.FixtureRequest, open_site: OpenSite, stack: Any) -> Generator[Any]:
-    """An application that believes what it is told: who asks, and how it is to be refused."""
+    """An application that trusts two headers: the caller's name, and how to refuse the caller."""
 
     def identify(request: Any) -> Any:
         if "X-Refuse" in request.headers:
@@ -63,13 +63,13 @@ def finished(site: Any, who: dict[str, str]) -> JobId:
 
 
 def shape(answer: httpx2.Response) -> tuple[Any, ...]:
-    """Return all of an answer that could tell something, the date left out."""
+    """Return the parts of an answer that could reveal something; the date is left out."""
     headers = [(name, value) for name, value in answer.headers.multi_items() if name != "date"]
     return answer.status_code, sorted(headers), answer.content
 
 
 def said(site: Any, job_id: str, who: dict[str, str]) -> tuple[list[Any], Any, Any]:
-    """Return what a WebSocket says, and how it ends."""
+    """Return the messages of a WebSocket and its close code or refusal."""
     url = f"{site.url.replace('http', 'ws')}/ws/jobs/{job_id}"
     words: list[Any] = []
     with connect(url, additional_headers=who, open_timeout=5) as opened:
@@ -88,7 +88,7 @@ def handshake(site: Any, who: dict[str, str]) -> int:
 
 @pytest.mark.parametrize("who", [BOB, NOBODY], ids=["stranger", "nobody"])
 @pytest.mark.parametrize(("method", "suffix"), EVERY)
-def test_the_job_of_another_is_no_job(
+def test_the_job_of_another_owner_is_answered_as_unknown(
     site: Any, method: str, suffix: str, who: dict[str, str]
 ) -> None:
     jobs = [submit(site, ALICE), finished(site, ALICE)]
@@ -104,7 +104,9 @@ def test_the_job_of_another_is_no_job(
 
 
 @pytest.mark.parametrize("who", [BOB, NOBODY], ids=["stranger", "nobody"])
-def test_the_socket_of_anothers_job_is_that_of_no_job(site: Any, who: dict[str, str]) -> None:
+def test_a_websocket_of_another_owners_job_is_answered_as_unknown(
+    site: Any, who: dict[str, str]
+) -> None:
     none = said(site, new_job_id(), who)
     assert none == ([], 1008, "Job not found")
     assert said(site, submit(site, ALICE), who) == none
@@ -112,7 +114,7 @@ def test_the_socket_of_anothers_job_is_that_of_no_job(site: Any, who: dict[str, 
 
 
 @pytest.mark.parametrize("who", [BOB, NOBODY], ids=["stranger", "nobody"])
-def test_anothers_jobs_are_not_listed(site: Any, who: dict[str, str]) -> None:
+def test_jobs_of_another_owner_are_not_listed(site: Any, who: dict[str, str]) -> None:
     before = shape(site.client.request(LIST.method, PREFIX, headers=who))
     submit(site, ALICE)
     finished(site, ALICE)
@@ -138,26 +140,26 @@ def test_the_table_of_routes_is_complete() -> None:
     assert {route.operation for route in [LIST, *ROUTES]} == set(Operation)
 
 
-def test_an_owner_named_by_the_app_goes_before_who_asks(site: Any) -> None:
+def test_an_owner_named_by_the_app_takes_precedence_over_the_caller(site: Any) -> None:
     job_id = submit(site, ALICE, "?owner=carol")
     url = f"{PREFIX}/{job_id}"
     assert site.client.get(url, headers=ALICE).status_code == 404
     assert site.client.get(url, headers={"X-User": "carol"}).status_code == 200
 
 
-def test_what_nobody_has_submitted_belongs_to_no_one_who_is_somebody(site: Any) -> None:
+def test_identified_callers_cannot_read_jobs_of_anonymous_callers(site: Any) -> None:
     url = f"{PREFIX}/{submit(site, NOBODY)}"
     assert site.client.get(url, headers=ALICE).status_code == 404
     assert site.client.get(url).status_code == 200
 
 
-def test_who_is_who_is_no_matter_without_a_way_to_tell(open_site: OpenSite) -> None:
+def test_without_identify_any_caller_can_read_a_job(open_site: OpenSite) -> None:
     with open_site() as site:
         url = f"{PREFIX}/{submit(site, ALICE, '?owner=carol')}"
         assert site.client.get(url, headers=BOB).status_code == 200
 
 
-def test_idempotency_keys_of_two_owners_are_two_keys(site: Any) -> None:
+def test_two_owners_may_use_the_same_idempotency_key(site: Any) -> None:
     key = {"Idempotency-Key": f'"{uuid.uuid4()}"'}
     alice, bob, nobody = (submit(site, who, **key) for who in (ALICE, BOB, NOBODY))
     assert len({alice, bob, nobody}) == 3
@@ -166,7 +168,9 @@ def test_idempotency_keys_of_two_owners_are_two_keys(site: Any) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refusal_of_the_frameworks_own_is_the_answer_everywhere(site: Any, status: int) -> None:
+def test_an_http_error_raised_in_identify_is_the_answer_of_every_route(
+    site: Any, status: int
+) -> None:
     who = {"X-Refuse": str(status)}
     for method, suffix in EVERY:
         answer = site.client.request(method, f"{PREFIX}/{new_job_id()}{suffix}", headers=who)
@@ -174,11 +178,13 @@ def test_a_refusal_of_the_frameworks_own_is_the_answer_everywhere(site: Any, sta
     assert site.client.get(PREFIX, headers=who).status_code == status
     answer = site.client.post("/submit/outside", json={"count": 1}, headers=who)
     assert answer.status_code == status
-    # Servers on ASGI can refuse a handshake by 403 only.
+    # ASGI servers can only refuse a handshake with 403.
     assert handshake(site, who) in {status, 403}
 
 
-def test_why_somebody_is_refused_is_no_fault_of_the_body(open_site: OpenSite, stack: Any) -> None:
+def test_a_value_error_behind_a_refusal_is_not_a_malformed_body(
+    open_site: OpenSite, stack: Any
+) -> None:
     def refuse_what_cannot_be_read(_: Any) -> None:
         try:
             uuid.UUID("a secret")
@@ -193,10 +199,10 @@ def test_why_somebody_is_refused_is_no_fault_of_the_body(open_site: OpenSite, st
         assert answer.status_code == 401, answer.text
 
 
-def test_what_is_no_owner_is_a_clear_fault_of_the_server(
+def test_an_invalid_owner_is_a_server_error_that_names_identify(
     site: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    who = {"X-Number": "7", "Connection": "close"}  # as servers do after an answer of that kind
+    who = {"X-Number": "7", "Connection": "close"}  # servers do this after such an answer
     url = f"{PREFIX}/{new_job_id()}"
     asked = [site.client.get(one, headers=who) for one in (url, PREFIX, f"{url}/events")]
     asked += [site.client.post("/submit/outside", json={"count": 1}, headers=who)]

@@ -1,4 +1,4 @@
-"""Odd paths and preflights: answered alike by every framework."""
+"""Odd paths and preflights get the same answers on every framework."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def site(request: pytest.FixtureRequest, open_site: OpenSite, stack: Stack) -> G
         return name
 
     terms: dict[str, Any] = {"identify": identify} if request.param else {}
-    # A lively socket notices soon that its client has gone.
+    # A busy socket soon notices that its client has disconnected.
     with open_site(options=MountOptions(keep_alive_interval=0.05), **terms) as opened:
         yield opened
 
@@ -47,13 +47,13 @@ def owned(open_site: OpenSite) -> Generator[Site]:
 
 
 def raw(site: Site, method: str, path: str, **headers: str) -> httpx2.Response:
-    """Send a path as it is written."""
+    """Send a path without normalising it."""
     url = site.client.base_url.copy_with(raw_path=path.encode())
     return site.client.request(method, url, headers={**ANN, **headers}, follow_redirects=False)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-def test_an_odd_path_is_no_job(site: Site, method: str) -> None:
+def test_an_odd_path_is_not_found(site: Site, method: str) -> None:
     job_id = site.client.post("/submit/outside", json=JSON, headers=ANN).json()["jobId"]
     for path in (
         *("//x", "//", "///", "//{id}", "/{id}//", "/{id}//result", "/{id}%0A", "/%0A"),
@@ -107,7 +107,7 @@ def test_options_of_an_unknown_path_is_not_found(site: Site) -> None:
     assert raw(site, "OPTIONS", f"{PREFIX}/{new_job_id()}/nothing").status_code == 404
 
 
-def test_a_caller_that_is_refused_learns_nothing_from_odd_requests(
+def test_a_refused_caller_gets_the_same_answer_for_odd_requests(
     open_site: OpenSite, stack: Stack
 ) -> None:
     def identify(_: Any) -> str:

@@ -1,4 +1,4 @@
-"""The loop in the background: made when needed, once per process, closed with it."""
+"""The background event loop: started on demand, once per process, and closed at exit."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_many_threads_share_one_loop(portal: tuple[Portal, AsyncJobs]) -> None:
     assert len(loops) == 1
 
 
-def test_what_a_call_raises_reaches_the_caller(portal: tuple[Portal, AsyncJobs]) -> None:
+def test_an_error_of_a_call_is_raised_to_its_caller(portal: tuple[Portal, AsyncJobs]) -> None:
     async def raises() -> None:
         raise ZeroDivisionError
 
@@ -175,7 +175,7 @@ def test_a_call_has_the_context_of_its_thread(portal: tuple[Portal, AsyncJobs]) 
     assert VARIABLE.get() == ""
 
 
-def test_a_call_that_is_cancelled_in_the_event_loop_raises_that(
+def test_a_call_that_is_cancelled_in_the_event_loop_raises_cancelled(
     portal: tuple[Portal, AsyncJobs],
 ) -> None:
     async def cancelled() -> None:
@@ -188,7 +188,7 @@ def test_a_call_that_is_cancelled_in_the_event_loop_raises_that(
         portal[0].call(cancelled)
 
 
-def test_in_its_own_event_loop_a_call_is_an_error(portal: tuple[Portal, AsyncJobs]) -> None:
+def test_a_call_in_the_portals_own_event_loop_raises(portal: tuple[Portal, AsyncJobs]) -> None:
     async def wait_for_itself() -> None:
         portal[0].call(anyio.sleep, 0)
 
@@ -196,7 +196,7 @@ def test_in_its_own_event_loop_a_call_is_an_error(portal: tuple[Portal, AsyncJob
         portal[0].call(wait_for_itself)
 
 
-def test_calls_under_way_end_before_it_is_closed_and_later_ones_are_refused(
+def test_closing_waits_for_calls_under_way_and_refuses_later_ones(
     portal: tuple[Portal, AsyncJobs],
 ) -> None:
     begun, loop = threading.Event(), portal[0].start()
@@ -215,7 +215,7 @@ def test_calls_under_way_end_before_it_is_closed_and_later_ones_are_refused(
         loop.call(last)
 
 
-def test_a_signal_handler_makes_calls_in_the_midst_of_one(
+def test_a_signal_handler_can_make_a_call_during_another_call(
     portal: tuple[Portal, AsyncJobs],
 ) -> None:
     async def count() -> None:
@@ -249,13 +249,13 @@ def test_a_closed_portal_is_opened_again_by_the_next_call(
     assert run(*portal) == "asyncjobs"
 
 
-def test_closing_what_is_not_open_does_nothing(portal: tuple[Portal, AsyncJobs]) -> None:
+def test_closing_a_portal_that_is_not_open_does_nothing(portal: tuple[Portal, AsyncJobs]) -> None:
     portal[0].close()
     portal[0].close()
     assert not portal[1].is_open
 
 
-def test_a_queue_that_could_not_be_opened_is_tried_again(tmp_path: Path) -> None:
+def test_a_queue_that_could_not_be_opened_is_opened_by_a_later_call(tmp_path: Path) -> None:
     folder = tmp_path / "later"
     jobs = make_jobs(f"sqlite:///{folder / 'jobs.db'}")
     portal = Portal(jobs)
@@ -269,7 +269,7 @@ def test_a_queue_that_could_not_be_opened_is_tried_again(tmp_path: Path) -> None
     portal.close()
 
 
-def test_what_goes_wrong_while_closing_reaches_the_caller(store: Any) -> None:
+def test_an_error_while_closing_is_raised_to_the_caller(store: Any) -> None:
     class Stuck(FaultyStore):
         async def __aexit__(self, *_: object) -> None:
             await self.store.__aexit__(None, None, None)
@@ -284,24 +284,24 @@ def test_what_goes_wrong_while_closing_reaches_the_caller(store: Any) -> None:
 
 @pytest.mark.own_store
 @pytest.mark.parametrize("store_kind", OPEN_ACROSS_FORKS, indirect=True, scope="session")
-def test_a_forked_child_has_a_loop_of_its_own(new_url: Callable[[], str]) -> None:
+def test_a_forked_child_starts_its_own_loop(new_url: Callable[[], str]) -> None:
     assert python(FORKING, new_url()) == "done\n"
 
 
-def test_a_forked_child_has_a_store_of_its_own_where_it_was_closed_before(
+def test_a_forked_child_opens_its_own_store_if_the_parent_closed_it(
     new_url: Callable[[], str],
 ) -> None:
     assert python(FORKING, new_url(), "close") == "done\n"
 
 
-def test_a_forked_child_forgets_the_loop_of_its_parent_without_waiting_for_it(
+def test_a_forked_child_drops_the_loop_of_its_parent_without_waiting(
     new_url: Callable[[], str],
 ) -> None:
     assert python(FORGETTING, new_url()) == ""
 
 
 @pytest.mark.every_store(without="memory")
-def test_at_the_end_of_the_process_running_jobs_are_brought_to_their_end(
+def test_running_jobs_finish_at_the_end_of_the_process(
     new_url: Callable[[], str],
 ) -> None:
     url = new_url()

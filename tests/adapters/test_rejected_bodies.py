@@ -1,4 +1,4 @@
-"""Bodies that cannot become a job: answered alike by every framework, and no job is made."""
+"""Invalid bodies get the same answers on every framework, and create no job."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ Counted = tuple[httpx2.Client, Callable[[], int]]
 def counted(
     serve: Serve, new_jobs: Callable[..., AsyncJobs], new_url: Callable[[], str]
 ) -> Generator[Counted]:
-    """Talk to an application; tell how many jobs were ever put into its store."""
-    store = FaultyStore(store_from_url(new_url()))  # for what it notes
+    """A client of an application, and the number of jobs ever inserted into its store."""
+    store = FaultyStore(store_from_url(new_url()))  # for its recorded calls
 
     def inserted() -> int:
         return sum(len(call.ids) for call in store.calls if call.method == "insert")
@@ -44,7 +44,7 @@ def counted(
 
 @pytest.fixture
 def post(counted: Counted) -> Generator[Callable[..., ProblemDocument]]:
-    """Submit what must be refused; afterwards there is no job more than before."""
+    """Submit an invalid body; check that no job was created."""
     client, inserted = counted
     before = inserted()
 
@@ -124,13 +124,13 @@ def test_json_has_many_names(counted: Counted) -> None:
 
 
 @pytest.mark.parametrize("size", [LIMIT + 100, 20 * LIMIT])
-def test_a_body_that_says_it_is_too_large_is_refused(post: Post, size: int) -> None:
+def test_a_body_with_a_content_length_over_the_limit_is_refused(post: Post, size: int) -> None:
     body = b'{"count": 1, "note": "' + b"x" * (size - 24) + b'"}'
     assert len(body) == size
     post(413, "payload_too_large", content=body, headers=JSON)
 
 
-def test_a_body_that_turns_out_too_large_is_refused(post: Post) -> None:
+def test_a_chunked_body_over_the_limit_is_refused(post: Post) -> None:
     def chunks() -> Iterator[bytes]:
         yield b'{"count": 1, "note": "'
         for _ in range(40):
@@ -140,7 +140,7 @@ def test_a_body_that_turns_out_too_large_is_refused(post: Post) -> None:
     post(413, "payload_too_large", content=chunks(), headers=JSON)
 
 
-def test_a_body_in_chunks_is_as_good_as_any(counted: Counted) -> None:
+def test_a_chunked_body_is_accepted(counted: Counted) -> None:
     chunks = iter([b'{"cou', b"", b'nt": 1}'])
     answer = counted[0].post("/submit/double", content=chunks, headers=JSON)
     assert answer.status_code == 202, answer.text

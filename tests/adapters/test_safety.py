@@ -1,4 +1,4 @@
-"""Pages of other sites change nothing, and secrets leave by no route."""
+"""Cross-site requests change nothing, and no route reveals secrets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def by_header(request: Any) -> str | None:
 
 @pytest.fixture(scope="module")
 def site(open_site: OpenSite) -> Generator[Any]:
-    """An application that trusts one other site, and knows its own origin."""
+    """An application that trusts one other site and knows its own origin."""
     options = MountOptions(origins=(APP,), max_stream_duration=0.2)
     with open_site(options=options, base_url=OWN, identify=by_header) as opened:
         opened.client.headers.update(ALICE)
@@ -83,9 +83,9 @@ def test_own_and_listed_sites_submit_and_cancel(site: Any, headers: dict[str, st
         assert site.client.request(method, url, headers=headers).status_code == 200
 
 
-def test_the_host_of_the_request_is_the_own_site(site: Any) -> None:
+def test_the_host_of_the_request_is_a_trusted_site(site: Any) -> None:
     host = site.url.partition("://")[2]
-    # Behind a proxy that ends TLS the server does not know the scheme.
+    # Behind a proxy that terminates TLS the server does not know the scheme.
     for headers in ({"Origin": site.url}, {"Origin": f"https://{host}"}):
         assert site.client.delete(f"/api/jobs/{submit(site)}", headers=headers).status_code == 200
 
@@ -102,7 +102,7 @@ def test_a_result_is_never_rendered_as_a_page(site: Any) -> None:
 
 
 def everything(site: Any, job_id: JobId) -> str:
-    """Read a job by every route, and cancel it at last; return all that was sent."""
+    """Read a job on every route, cancel it at last, and return all bytes that were sent."""
     url = f"/api/jobs/{job_id}"
     answers = [site.client.get("/api/jobs"), site.client.get(url, headers={"Accept": "text/html"})]
     answers += [site.client.get(url + suffix) for suffix in SAFE]
@@ -119,13 +119,13 @@ def everything(site: Any, job_id: JobId) -> str:
 
 
 def settled(site: Any, job_id: JobId) -> bool:
-    """Return whether a job has reached the state in which it stays."""
+    """Return whether a job has reached its expected final state."""
     job = site.call(site.jobs.find, job_id)
     return bool(job.progress or job.status.terminal or job.type == "outside")
 
 
 @pytest.mark.parametrize("kind", ["double", "broken", "gate", "outside"])
-def test_secrets_leave_by_no_route(site: Any, kind: str) -> None:
+def test_no_route_sends_a_secret(site: Any, kind: str) -> None:
     note, key = f"payload-{uuid.uuid4()}", f"key-{uuid.uuid4()}"
     job_id = submit(site, kind, note, headers={"Idempotency-Key": key})
     until_sync(lambda: settled(site, job_id))

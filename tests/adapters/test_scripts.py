@@ -32,13 +32,13 @@ def test_scripts_are_served_beside_the_jobs(client: httpx2.Client, name: str) ->
     assert again.headers["etag"] == answer.headers["etag"]
 
 
-def test_scripts_cannot_be_changed(client: httpx2.Client) -> None:
+def test_scripts_only_allow_get_and_head(client: httpx2.Client) -> None:
     for method in ("POST", "PUT", "DELETE"):
         answer = client.request(method, "/api/jobs/client.js")
         assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
-def test_scripts_are_for_everybody(
+def test_scripts_are_served_without_identify(
     open_site: OpenSite, new_jobs: Callable[..., AsyncJobs], stack: Any
 ) -> None:
     def nobody(_: Any) -> None:

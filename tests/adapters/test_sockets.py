@@ -1,4 +1,4 @@
-"""A job's documents over a WebSocket, by a client that knows nothing of us."""
+"""A job's documents over a WebSocket, read by an independent client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from asyncjobs.http.documents import JobDocument
 from asyncjobs.http.mounts import MountOptions
 from tests.waiting import until_sync
 
-# The same in each process: test ids are made of parameters.
+# Identical in every process: parameters become test ids.
 pytestmark = pytest.mark.every_store
 
 NEVER = "job_8e03978e-40d5-43dd-bc93-6894a57f9324"
@@ -36,7 +36,7 @@ def site(open_site: OpenSite) -> Generator[Any]:
 
 
 def begin(site: Any, root: str = "") -> JobId:
-    """Submit a job whose work is done elsewhere: here."""
+    """Submit a job whose work the test does."""
     answer = site.client.post(f"{root}/submit/outside", json={"count": 1})
     return JobId(answer.json()["jobId"])
 
@@ -57,7 +57,7 @@ def socket_of(
 
 
 def documents(opened: ClientConnection) -> Iterator[dict[str, Any]]:
-    """Yield what is said until the server closes."""
+    """Yield messages until the server closes."""
     while True:
         try:
             text = opened.recv(timeout=5)
@@ -68,13 +68,13 @@ def documents(opened: ClientConnection) -> Iterator[dict[str, Any]]:
 
 
 def code_of(opened: ClientConnection) -> int | None:
-    """Return the code by which the server closes; nothing else may come before."""
+    """Return the close code of the server; fails if a message comes first."""
     assert list(documents(opened)) == []
     return opened.close_code
 
 
 def refused(site: Any, job_id: str, **headers: str) -> int:
-    """Return the status by which a handshake is refused."""
+    """Return the status of a refused handshake."""
     with pytest.raises(InvalidStatus) as refusal, socket_of(site, job_id, **headers):
         pass
     return refusal.value.response.status_code
@@ -103,7 +103,7 @@ def test_a_socket_sends_status_documents(site: Any) -> None:
 
 
 @pytest.mark.parametrize("job_id", [NEVER, "job_1", "%00", "%FF", "x" * 1000])
-def test_a_socket_of_no_job_is_closed_as_such(site: Any, job_id: str) -> None:
+def test_a_socket_of_an_unknown_job_is_closed_with_its_own_code(site: Any, job_id: str) -> None:
     with socket_of(site, job_id) as opened:
         assert code_of(opened) == 1008
         assert opened.close_reason == "Job not found"
@@ -121,7 +121,7 @@ def test_a_socket_resumes_after_the_version_in_the_query(site: Any) -> None:
             assert [job["status"] for job in documents(opened)] == ["completed"]
 
 
-def test_a_page_of_a_listed_site_gets_a_socket(open_site: OpenSite) -> None:
+def test_a_page_of_a_trusted_origin_can_open_a_socket(open_site: OpenSite) -> None:
     with open_site(options=MountOptions(origins=(APP,))) as site:
         job_id = begin(site)
         finish(site, job_id)
@@ -170,7 +170,7 @@ def test_a_socket_is_below_the_path_under_which_the_app_is_reached(open_site: Op
         ({"options": MountOptions(websocket_prefix="/live")}, "/live"),
     ],
 )
-def test_sockets_are_found_by_the_prefix(
+def test_sockets_are_served_below_the_configured_prefix(
     open_site: OpenSite, terms: dict[str, Any], path: str
 ) -> None:
     with open_site(**terms) as site:
@@ -180,14 +180,14 @@ def test_sockets_are_found_by_the_prefix(
             assert len(list(documents(opened))) == 1
 
 
-def test_a_plain_request_for_a_socket_is_refused(site: Any) -> None:
+def test_a_request_without_upgrade_for_a_socket_is_refused(site: Any) -> None:
     answer = site.client.get(f"/ws/jobs/{begin(site)}")
     assert answer.status_code in {400, 404, 426}
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", ["websocket", "http"])
-async def test_a_client_that_disconnects_while_data_is_sent_is_no_error(
+async def test_a_disconnect_while_data_is_sent_is_not_an_error(
     new_jobs: Callable[..., Any], kind: str
 ) -> None:
     jobs = new_jobs()

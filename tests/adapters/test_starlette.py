@@ -1,4 +1,4 @@
-"""Bodies of requests that Starlette's own classes or middleware have touched before."""
+"""Request bodies that Starlette's own classes or middleware have already read."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_body_that_was_read_before_is_read_again(client: TestClient) -> None:
     assert answer.status_code == 202
 
 
-def test_a_payload_of_the_apps_own_needs_no_body(client: TestClient) -> None:
+def test_a_payload_passed_by_the_app_needs_no_body(client: TestClient) -> None:
     assert client.post("/given").status_code == 202
 
 
@@ -82,11 +82,11 @@ def test_headers_that_a_route_adds_to_the_answer_are_sent(client: TestClient) ->
     assert int(answer.headers["Content-Length"]) == len(answer.content)
 
 
-def test_the_body_stands_for_itself() -> None:
+def test_the_body_marker_has_a_single_value() -> None:
     assert list(Body) == [Body.UNREAD]
 
 
-def test_an_app_below_a_path_with_parameters_quotes_what_was_asked(app: Starlette) -> None:
+def test_path_parameters_of_an_outer_mount_are_quoted_in_urls(app: Starlette) -> None:
     lifespan: Any = app.router.lifespan_context
     outer = Starlette(routes=[Mount("/{tenant}", app)], lifespan=lambda _: lifespan(app))
     with TestClient(outer) as below:
@@ -100,7 +100,7 @@ def test_an_app_below_a_path_with_parameters_quotes_what_was_asked(app: Starlett
 def post(
     app: Starlette, jobs: AsyncJobs, messages: Iterator[dict[str, Any]], **more: Any
 ) -> list[dict[str, Any]]:
-    """Submit a body message by message; return what is sent in answer."""
+    """Submit a body message by message; return the messages of the response."""
     sent: list[Any] = []
     scope = {
         "type": "http",
@@ -130,15 +130,15 @@ def chunk(data: bytes) -> dict[str, Any]:
     return {"type": "http.request", "body": data, "more_body": True}
 
 
-def test_a_client_that_leaves_half_way_makes_no_job(app: Starlette, jobs: AsyncJobs) -> None:
-    # The first half of the number 1234 is a number, too.
+def test_a_disconnect_during_the_body_creates_no_job(app: Starlette, jobs: AsyncJobs) -> None:
+    # The first half of the number 1234 is a valid number, too.
     messages = iter([chunk(b"12"), {"type": "http.disconnect"}])
     start, _ = post(app, jobs, messages)
     assert start["status"] == 400
 
 
 @pytest.mark.parametrize(("version", "closes"), [("1.1", True), ("2", False), (None, True)])
-def test_a_body_without_end_is_not_read_to_its_end(
+def test_an_endless_body_is_only_read_up_to_the_limit(
     app: Starlette, jobs: AsyncJobs, version: str | None, *, closes: bool
 ) -> None:
     data = chunk(b"x" * 8_000_000)

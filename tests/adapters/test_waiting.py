@@ -1,4 +1,4 @@
-"""Requests that are held until the job changes, and submissions that are repeated."""
+"""Requests that are held until the job changes, and repeated submissions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def post(client: httpx2.Client, name: str, note: str = "", **headers: str) -> ht
 
 
 def gate(client: httpx2.Client) -> tuple[str, str]:
-    """Start a job that runs until its note is released; return when it shows its progress."""
+    """Start a job that runs until its note is released; return when its progress is visible."""
     note = uuid.uuid4().hex
     url: str = post(client, "gate", note).json()["statusUrl"]
     headers: dict[str, str] = {}
@@ -48,7 +48,7 @@ def test_a_submission_that_prefers_to_wait_gets_the_finished_job(client: httpx2.
     assert (document["status"], document["result"]) == ("completed", {"doubled": 42})
 
 
-def test_a_submission_that_waits_in_vain_gets_202(client: httpx2.Client) -> None:
+def test_a_submission_whose_wait_times_out_gets_202(client: httpx2.Client) -> None:
     note = uuid.uuid4().hex
     answer = post(client, "gate", note, Prefer="respond-async, wait=1")
     assert (answer.status_code, answer.json()["status"]) == (202, "accepted")
@@ -56,7 +56,7 @@ def test_a_submission_that_waits_in_vain_gets_202(client: httpx2.Client) -> None
     assert post(client, "release", note).status_code == 202
 
 
-def test_a_handler_with_an_inline_wait_is_awaited_unasked(client: httpx2.Client) -> None:
+def test_an_inline_wait_of_a_handler_holds_every_submission(client: httpx2.Client) -> None:
     answer = post(client, "inline")
     assert (answer.status_code, answer.json()["result"]) == (200, 42)
     assert "preference-applied" not in answer.headers
@@ -74,7 +74,7 @@ def test_a_read_is_held_until_the_job_changes(client: httpx2.Client) -> None:
     assert "prefer" in answer.headers["vary"].lower()
 
 
-def test_a_read_that_waits_in_vain_gets_304(client: httpx2.Client) -> None:
+def test_a_read_whose_wait_times_out_gets_304(client: httpx2.Client) -> None:
     url, note = gate(client)
     tag = client.get(url).headers["etag"]
     answer = client.get(url, headers={"Prefer": "wait=1", "If-None-Match": tag})
@@ -122,7 +122,7 @@ def test_concurrent_submissions_with_one_idempotency_key_are_one_job(
     assert replayed.count("true") == 15
 
 
-def test_a_key_of_the_route_goes_before_that_of_the_client(client: httpx2.Client) -> None:
+def test_a_key_of_the_route_takes_precedence_over_the_clients_key(client: httpx2.Client) -> None:
     ours = uuid.uuid4().hex
     answers = [
         client.post(
@@ -141,7 +141,7 @@ def test_a_key_of_the_route_goes_before_that_of_the_client(client: httpx2.Client
     ("note", "key", "status", "code"),
     [("that", "", 422, "idempotency_conflict"), ("this", '"half', 400, "invalid_idempotency_key")],
 )
-def test_a_key_that_cannot_be_used_is_a_problem(
+def test_a_malformed_key_is_answered_by_a_problem(
     client: httpx2.Client, note: str, key: str, status: int, code: str
 ) -> None:
     used = f'"{uuid.uuid4()}"'

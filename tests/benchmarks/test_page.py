@@ -1,4 +1,4 @@
-"""The page of the benchmarks is made from the recorded figures."""
+"""The benchmarks page is generated from the recorded figures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ RECORDED = EXPLANATION / "performance.json"
 PAGE = EXPLANATION / "performance.md"
 
 
-def test_the_page_is_what_the_recorded_figures_say() -> None:
-    """Run the last command of the page if this fails."""
+def test_the_page_matches_the_recorded_figures() -> None:
+    """If this fails, run the last command on the page."""
     text = PAGE.read_text(encoding="utf-8")
     assert page.rewritten(text, *figures.read(RECORDED)) == text
 
 
-def test_each_plot_of_the_page_is_what_the_recorded_figures_say() -> None:
+def test_each_plot_matches_the_recorded_figures() -> None:
     found, _ = figures.read(RECORDED)
     drawn = page.drawn(found)
     shown = re.findall(r"\]\(performance/([\w-]+)\.svg\)", PAGE.read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ def test_a_table_has_the_ratio_of_the_rounds() -> None:
     assert re.search(r"^\| \*\*asyncjobs / floor\*\* [| ]*\| 0\.40 \|", table, re.MULTILINE)
 
 
-def test_figures_that_were_not_measured_leave_the_page_without_them() -> None:
+def test_figures_that_were_not_measured_are_left_out_of_the_page() -> None:
     text = "<!-- benchmarks: hooks -->\nold\n<!-- end of the benchmarks -->\n"
     found = page.rewritten(text, Figures(), {})
     assert "old" not in found
@@ -74,7 +74,7 @@ def test_figures_that_were_not_measured_leave_the_page_without_them() -> None:
     ],
 )
 def test_a_plot_is_well_formed_and_within_its_frame(plot: str) -> None:
-    root = ET.fromstring(plot)  # noqa: S314  # it is ours
+    root = ET.fromstring(plot)  # noqa: S314  # our own file
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     for element in root.iter():
         assert 0 <= float(element.get("x", "0")) <= width

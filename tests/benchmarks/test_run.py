@@ -1,4 +1,4 @@
-"""`python -m benchmarks --quick` measures everything, and says so."""
+"""`python -m benchmarks --quick` measures and reports every part."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_quick_run_measures_all_parts_and_makes_plots_and_tables(tmp_path: Pat
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_a_library_can_be_measured_alone(peer: str, tmp_path: Path) -> None:
+def test_a_single_library_can_be_measured(peer: str, tmp_path: Path) -> None:
     measure("stores", "--only", peer, "--out", tmp_path / "run.json")
     found, _ = figures.read(tmp_path / "run.json")
     assert {one.side for one in found.all()} == {peer}

@@ -1,4 +1,4 @@
-"""A real browser, and an application whose jobs take their steps from a test."""
+"""A real browser, and an application whose jobs are driven by the test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.waiting import until_sync
 
 SETTINGS = Settings(progress_interval=timedelta(seconds=0.02), grace=timedelta(seconds=0.2))
 
-# A browser's own background requests would be counted as the page's.
+# The browser's own background requests would be counted as the page's.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -37,7 +37,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # Any other name than localhost: there, browsers do not send Sec-Fetch-Site over plain HTTP.
+    # Not localhost: there, browsers do not send Sec-Fetch-Site over plain HTTP.
     "--host-resolver-rules=MAP jobs.test 127.0.0.1",
 ]
 
@@ -45,7 +45,7 @@ Step = dict[str, Any]
 
 
 def make_app(store: str, base_url: str | None = None) -> Starlette:
-    """Serve jobs of type `export` that take a step for each `POST /tell/{id}`."""
+    """Serve jobs of type `export`; each `POST /tell/{id}` makes the job take one step."""
     app, jobs = Starlette(), AsyncJobs(store, settings=SETTINGS)
     steps: defaultdict[str, asyncio.Queue[Step]] = defaultdict(asyncio.Queue)
 
@@ -82,7 +82,7 @@ def make_app(store: str, base_url: str | None = None) -> Starlette:
 
 @dataclass(frozen=True)
 class Export:
-    """One job, as the test drives it."""
+    """A job that the test drives."""
 
     client: httpx2.Client
     id: str
@@ -100,7 +100,7 @@ class Export:
         return document
 
     def until_ended(self) -> dict[str, Any]:
-        """Wait for the job's end; return its last document."""
+        """Wait until the job ends; return its last document."""
         until_sync(lambda: self.document()["completedAt"])
         return self.document()
 
@@ -163,7 +163,7 @@ def browser() -> Generator[Browser]:
 
 @pytest.fixture
 def proxy(client: httpx2.Client) -> Generator[TcpProxy]:
-    """A proxy in front of the server, by which connections can be cut."""
+    """A proxy in front of the server that can cut connections."""
     with TcpProxy(client.base_url.host, client.base_url.port or 0) as proxy:
         yield proxy
 
@@ -197,9 +197,9 @@ def seen() -> Seen:
 
 @pytest.fixture
 def open_page(browser: Browser, seen: Seen) -> Generator[OpenPage]:
-    """Open a page in a context of its own; a console message fails the test.
+    """Open a page in a new browser context; a console message fails the test.
 
-    Except for failed requests, which tests cause themselves.
+    Messages about failed requests do not count, since tests cause those themselves.
     """
     pages: list[Page] = []
 

@@ -1,4 +1,4 @@
-"""Pages of another origin: what the frameworks' own CORS layers permit gets through to the jobs."""
+"""Pages of another origin: the frameworks' own CORS layers work for the jobs' routes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Serve = Callable[[AsyncJobs, str], AbstractContextManager[str]]
 
 
 def by_header(request: Any) -> str | None:
-    """Return the caller; a preflight has no credentials, and is none."""
+    """Return the caller; a preflight has no credentials and thus no caller."""
     assert request.method != "OPTIONS"
     name: str | None = request.headers.get("Authorization")
     return name
@@ -107,7 +107,7 @@ def litestar(jobs: AsyncJobs, origin: str) -> AbstractContextManager[str]:
 
 
 def bare(jobs: AsyncJobs, origin: str) -> AbstractContextManager[str]:
-    """Serve the monitor in a layer that adds headers, and answers nothing itself."""
+    """Serve the monitor in a layer that adds headers and sends no answers of its own."""
     monitor = StatusMonitor(jobs, identify=by_scope, options=MountOptions(origins=(origin,)))
     added = {
         "access-control-allow-origin": origin,
@@ -163,7 +163,7 @@ SERVED: dict[str, Serve] = {
 
 @pytest.fixture(scope="module")
 def origin() -> Generator[str]:
-    """The origin of an empty page that knows nothing of jobs."""
+    """The origin of an empty page without jobs."""
 
     async def page(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -171,7 +171,7 @@ def origin() -> Generator[str]:
             await Response(text, media_type="text/html")(scope, receive, send)
 
     with by_uvicorn(page) as url:
-        # Another site than the API's, by the name that the browser resolves.
+        # A name that the browser resolves to this machine: another site than the API's.
         yield url.replace("127.0.0.1", "jobs.test")
 
 
@@ -237,7 +237,7 @@ def test_a_job_is_followed_and_cancelled_by_the_client(
     assert page.evaluate(FOLLOW, [api, url, headers]) == ["pending", "cancelled"]
 
 
-def test_what_the_server_refuses_can_be_read(api: str, page: Page) -> None:
+def test_refusals_of_the_server_can_be_read(api: str, page: Page) -> None:
     for path in ("job_x", "job_x/nothing"):
         answer = page.evaluate(FETCH, [f"{api}/api/jobs/{path}", "DELETE", {}])
         assert (answer[0], answer[1]["code"]) == (404, "job_not_found")

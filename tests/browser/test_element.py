@@ -1,4 +1,4 @@
-"""<async-job>, as it looks, sounds and behaves."""
+"""The look, accessibility and behaviour of <async-job>."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.waiting import until_sync
 OpenPage = Callable[..., Page]
 Show = Callable[..., Page]
 
-# What a page that trusts nothing inline would send.
+# The policy of a page without any inline code.
 POLICY = "default-src 'none'; script-src 'self'; connect-src 'self'; trusted-types 'none'"
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>A page</title>
@@ -46,7 +46,7 @@ def state(page: Page, words: str) -> None:
     expect(page.locator("async-job")).to_have_attribute("state", words)
 
 
-def test_it_shows_a_job_to_its_result(show: Show, job: Any) -> None:
+def test_it_shows_a_job_up_to_its_result(show: Show, job: Any) -> None:
     page = show(job.path)
     bar = page.get_by_role("progressbar", name="Progress")
     job.tell(percent=42, message="<b>Writing</b>")
@@ -71,7 +71,7 @@ def test_it_shows_a_job_to_its_result(show: Show, job: Any) -> None:
         (7, None),
     ],
 )
-def test_a_result_may_name_the_link_but_no_script(
+def test_a_result_can_set_the_link_but_not_to_a_script(
     show: Show, job: Any, client: Any, link: object, found: str | None
 ) -> None:
     page = show(job.path, 'result-link="download_url"')
@@ -81,14 +81,14 @@ def test_a_result_may_name_the_link_but_no_script(
     expect(page.get_by_role("link")).to_have_attribute("href", wanted)
 
 
-def test_it_says_why_a_job_failed(show: Show, job: Any) -> None:
+def test_it_shows_why_a_job_failed(show: Show, job: Any) -> None:
     page = show(job.path)
     job.tell(error="The disk is full.", code="disk_full")
     expect(page.locator("[part=error]")).to_have_text("The disk is full.")
     expect(page.get_by_role("status")).to_have_text("Failed. The disk is full.")
 
 
-def test_it_cancels(show: Show, job: Any) -> None:
+def test_the_button_cancels_the_job(show: Show, job: Any) -> None:
     page = show(job.path)
     state(page, "processing")
     page.get_by_role("button", name="Cancel").click()
@@ -96,7 +96,7 @@ def test_it_cancels(show: Show, job: Any) -> None:
     expect(page.get_by_role("button")).to_be_hidden()
 
 
-def test_who_cancels_by_the_keyboard_stays_where_they_were(show: Show, job: Any) -> None:
+def test_focus_stays_in_the_element_after_a_cancel_by_keyboard(show: Show, job: Any) -> None:
     page = show(job.path)
     state(page, "processing")
     page.get_by_role("button", name="Cancel").focus()
@@ -109,7 +109,7 @@ def refuse(route: Route) -> None:
     route.fulfill(status=403, json={"error": "No.", "code": "cross_site"})
 
 
-def test_it_says_so_where_it_cannot_cancel(show: Show, job: Any) -> None:
+def test_it_shows_an_alert_if_the_cancel_fails(show: Show, job: Any) -> None:
     page = show(job.path)
     state(page, "processing")
     page.route("**/cancel", refuse)
@@ -119,7 +119,7 @@ def test_it_says_so_where_it_cannot_cancel(show: Show, job: Any) -> None:
     expect(page.get_by_role("button", name="Cancel")).to_be_focused()
 
 
-def test_it_shows_that_there_is_no_such_job(show: Show) -> None:
+def test_it_shows_that_the_job_does_not_exist(show: Show) -> None:
     page = show(NEVER)
     state(page, "gone")
     expect(page.locator("[part=status]")).to_have_text("Not found")
@@ -172,7 +172,7 @@ SHARED = """() => [
 })"""
 
 
-# Font and colour of texts are those of the surrounding page.
+# Texts have the font and colour of the surrounding page.
 SAME_TEXT = """() => {
     const sheet = new CSSStyleSheet();
     sheet.replaceSync(`body {
@@ -205,7 +205,7 @@ def without_time(looks: list[list[str]]) -> list[list[str]]:
     return [[*style, text if part != "elapsed" else ""] for part, *style, text in looks]
 
 
-def test_another_url_is_another_job(show: Show, job: Any) -> None:
+def test_a_new_url_attribute_shows_the_new_job(show: Show, job: Any) -> None:
     page = show(NEVER)
     state(page, "gone")
     page.evaluate("url => { document.querySelector('async-job').statusUrl = url; }", job.path)
@@ -214,7 +214,7 @@ def test_another_url_is_another_job(show: Show, job: Any) -> None:
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_it_tells_the_page_by_events(show: Show, job: Any) -> None:
+def test_it_dispatches_events_to_the_page(show: Show, job: Any) -> None:
     page = show(job.path)
     page.evaluate("""() => {
         for (const name of ["job-update", "job-end"]) document.addEventListener(
@@ -225,7 +225,7 @@ def test_it_tells_the_page_by_events(show: Show, job: Any) -> None:
     expect(page.locator("body")).to_have_attribute("job-update", "completed")
 
 
-def test_one_that_is_taken_away_follows_no_more(show: Show, job: Any) -> None:
+def test_a_removed_element_stops_following(show: Show, job: Any) -> None:
     page = show(job.path)
     job.tell(percent=10)
     state(page, "processing")
@@ -241,7 +241,7 @@ COLOURS = """() => ["status", "percent", "message", "cancel"].map(part => getCom
     document.querySelector("async-job").shadowRoot.querySelector(`[part=${part}]`)).color)"""
 
 
-def test_a_page_that_is_always_light_is_not_made_unreadable_by_a_dark_desktop(
+def test_text_is_readable_on_a_light_page_in_dark_mode(
     open_page: OpenPage, show: Show, job: Any
 ) -> None:
     colours: list[list[str]] = []
@@ -254,16 +254,16 @@ def test_a_page_that_is_always_light_is_not_made_unreadable_by_a_dark_desktop(
     assert colours[0] == colours[1]
 
 
-def test_the_bar_is_seen_in_forced_colours(open_page: OpenPage, show: Show, job: Any) -> None:
+def test_the_bar_is_visible_in_forced_colours(open_page: OpenPage, show: Show, job: Any) -> None:
     page = open_page(forced_colors="active")
     show(job.path, on=page)
     job.tell(percent=42)
-    # Browsers draw it by the colours that were forced, but only where nobody else draws it.
+    # Browsers draw it in the forced colours only if the page does not style it.
     expect(page.get_by_role("progressbar")).to_have_css("appearance", "auto")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_heard_and_looked_at(
+def test_it_is_accessible_in_both_colour_schemes(
     open_page: OpenPage, show: Show, job: Any, tmp_path: Path, scheme: str
 ) -> None:
     page = show(job.path, on=open_page(color_scheme=scheme, viewport={"width": 480, "height": 240}))

@@ -1,4 +1,4 @@
-"""The client in a real browser: hidden, offline, reloaded, and cut off."""
+"""The client in a real browser: hidden, offline, reloaded, and disconnected."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HIDE = """(hidden) => {
 
 @pytest.fixture
 def page(open_page: OpenPage, client: Any) -> Page:
-    """Open an empty page of the application's own origin."""
+    """Open an empty page of the application's origin."""
     page = open_page()
     page.goto(f"{client.base_url}/empty")
     return page
@@ -144,7 +144,7 @@ def test_a_hidden_tab_pauses_until_it_is_visible(page: Page, job: Any) -> None:
     page.evaluate(HIDE, True)
     job.tell(result=7)
     job.until_ended()
-    page.evaluate("fetch('/empty').then(() => null)")  # what was sent before it has arrived
+    page.evaluate("fetch('/empty').then(() => null)")  # everything sent before has arrived
     assert page.evaluate("versions.at(-1)") == 3
     shows(page, 10)
     page.evaluate(HIDE, False)

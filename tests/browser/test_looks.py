@@ -1,4 +1,4 @@
-"""How the status page looks to people, and to what reads it for them."""
+"""The status page for readers, keyboards and screen readers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 OpenPage = Callable[..., Page]
 
-# WCAG 2.2, 1.4.3: the contrast of each text to what is behind it, by its relative luminance.
+# WCAG 2.2, 1.4.3: the contrast between each text and its background, by relative luminance.
 CONTRASTS = """() => {
     const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
     const channels = (colour) => {
@@ -71,7 +71,7 @@ STATES = {"In progress": run, "Completed": complete, "Failed": fail}
 @pytest.mark.parametrize("words", STATES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1000, 340])
-def test_every_text_can_be_read(
+def test_every_text_has_enough_contrast(
     open_page: OpenPage, job: Any, tmp_path: Path, words: str, scheme: str, width: int
 ) -> None:
     page = open_page(color_scheme=scheme, viewport={"width": width, "height": 720})
@@ -86,7 +86,7 @@ def test_every_text_can_be_read(
     assert [(text, ratio) for text, ratio in contrasts if ratio < 4.5] == []
 
 
-def test_the_reader_chooses_light_or_dark(open_page: OpenPage, job: Any) -> None:
+def test_the_colour_scheme_follows_the_readers_preference(open_page: OpenPage, job: Any) -> None:
     grounds: list[str] = []
     for scheme in ("light", "dark"):
         page = open_page(color_scheme=scheme)
@@ -95,7 +95,7 @@ def test_the_reader_chooses_light_or_dark(open_page: OpenPage, job: Any) -> None
     assert grounds == ["rgb(243, 244, 246)", "rgb(14, 17, 22)"]
 
 
-def test_nothing_moves_for_who_wants_no_motion(open_page: OpenPage, job: Any) -> None:
+def test_nothing_moves_if_reduced_motion_is_preferred(open_page: OpenPage, job: Any) -> None:
     names: list[str] = []
     for motion in ("no-preference", "reduce"):
         page = open_page(reduced_motion=motion)
@@ -116,7 +116,7 @@ def test_long_words_do_not_widen_a_narrow_page(open_page: OpenPage, job: Any) ->
     assert page.evaluate(WIDTH) == 320
 
 
-def test_what_has_the_focus_shows_it(page: Page, job: Any) -> None:
+def test_focused_elements_have_a_visible_outline(page: Page, job: Any) -> None:
     page.goto(job.url)
     expect(page.locator("[part=status]")).to_have_text("In progress")
     page.keyboard.press("Tab")
@@ -126,7 +126,7 @@ def test_what_has_the_focus_shows_it(page: Page, job: Any) -> None:
     expect(button).to_have_css("outline-width", "3px")
 
 
-def test_the_page_can_be_heard(page: Page, job: Any) -> None:
+def test_the_page_has_roles_and_names_for_screen_readers(page: Page, job: Any) -> None:
     run(job)
     page.goto(job.url)
     expect(page.locator("[part=percent]")).to_have_text("42%")
@@ -145,7 +145,7 @@ def test_the_page_can_be_heard(page: Page, job: Any) -> None:
 
 
 @pytest.mark.parametrize("words", STATES)
-def test_the_page_keeps_its_own_policy(page: Page, job: Any, words: str) -> None:
+def test_the_page_does_not_violate_its_own_policy(page: Page, job: Any, words: str) -> None:
     page.add_init_script(VIOLATIONS)
     page.goto(job.url)
     STATES[words](job)
@@ -153,7 +153,7 @@ def test_the_page_keeps_its_own_policy(page: Page, job: Any, words: str) -> None
     assert page.evaluate("violations") == []
 
 
-def test_the_policy_stops_what_is_not_the_pages_own(page: Page, job: Any, seen: Any) -> None:
+def test_the_policy_blocks_inline_scripts_and_styles(page: Page, job: Any, seen: Any) -> None:
     page.add_init_script(VIOLATIONS)
     page.goto(job.url)
     page.evaluate("""() => {
@@ -165,5 +165,5 @@ def test_the_policy_stops_what_is_not_the_pages_own(page: Page, job: Any, seen: 
     expect(page.locator("body")).to_have_attribute("data-violations", "2")
     assert page.evaluate("violations.sort()") == ["script-src-elem", "style-src-attr"]
     assert page.evaluate("window.strange") is None
-    assert len(seen.faults) == 2  # so that other tests would notice
+    assert len(seen.faults) == 2  # otherwise other tests would fail on this message
     seen.faults.clear()

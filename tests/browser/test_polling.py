@@ -1,4 +1,4 @@
-"""The status page where events do not reach it: it polls."""
+"""The status page without events: it polls."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
-# The page's clock stands from then on, until it is moved.
+# The page's clock stands still until the test moves it.
 START = datetime(2001, 1, 1, tzinfo=UTC)
 
-# How long the page has paused between polls; what it waits for the first event is not among them.
+# The page's pauses between polls; the wait for the first event is not one of them.
 KEEPING_PAUSES = """
     const setTimer = window.setTimeout, pauses = [];
     window.setTimeout = (work, pause) => {
@@ -31,7 +31,7 @@ def unanswered(_: Route) -> None:
 
 
 def polled(page: Page, job: Any) -> Any:
-    """Wait until the page is answered by the status document."""
+    """Wait until the page has received the status document."""
     return page.expect_response(lambda answer: is_poll(answer.request, job))
 
 
@@ -49,12 +49,12 @@ def stop_clock(page: Page) -> None:
 
 
 def report_all(page: Page) -> None:
-    """Wait until the browser has told of all requests so far, which it does in order."""
+    """Wait until the browser has reported all requests so far, which it does in order."""
     page.evaluate("fetch(`${location}/operation`).then(() => null)")
 
 
 def answer_events(page: Page, *answers: int) -> None:
-    """Let each stream end at once, with its status; the connection to a further one breaks."""
+    """Let each stream end at once, with its status; the next connection breaks."""
     left = list(answers)
 
     def answer(route: Route) -> None:
@@ -70,7 +70,7 @@ def answer_events(page: Page, *answers: int) -> None:
 
 @pytest.fixture
 def polling(page: Page, job: Any) -> Page:
-    """A page without events, and with a clock that stands until it is moved."""
+    """A page without events, with a clock that the test moves."""
     page.route("**/events", broken)
     stop_clock(page)
     page.add_init_script(KEEPING_PAUSES)
@@ -85,11 +85,11 @@ def pauses(page: Page) -> list[int]:
 
 
 def wait_for_pauses(page: Page, count: int) -> None:
-    # Not by a function: the page's policy does not let one be evaluated again and again.
+    # Not a function: the page's policy forbids evaluating one repeatedly.
     expect(page.locator("body")).to_have_attribute("data-pauses", str(count))
 
 
-def test_where_events_are_blocked_the_page_polls(polling: Page, job: Any) -> None:
+def test_the_page_polls_if_events_are_blocked(polling: Page, job: Any) -> None:
     job.tell(result=1)
     job.until_ended()
     assert polling.locator("[part=status]").text_content() == "In progress"
@@ -98,7 +98,7 @@ def test_where_events_are_blocked_the_page_polls(polling: Page, job: Any) -> Non
 
 
 @pytest.mark.parametrize(("header", "member"), [("7", None), ("0", 7), ("0", None)])
-def test_polling_keeps_the_pace_it_is_told(
+def test_polling_follows_retry_after(
     polling: Page, job: Any, header: str, member: int | None
 ) -> None:
     document = {**job.document(), "retryAfter": member}
@@ -140,17 +140,15 @@ def test_a_browser_without_events_polls(page: Page, job: Any) -> None:
         page.goto(job.url)
 
 
-def test_a_stream_that_ends_before_the_job_is_taken_up_again(
-    page: Page, job: Any, seen: Any
-) -> None:
+def test_a_stream_that_ends_before_its_job_is_reopened(page: Page, job: Any, seen: Any) -> None:
     stop_clock(page)
     answer_events(page, 200, 200, 200, 200, 200)
     with polled(page, job):
         page.goto(job.url)
-    assert seen.count("/events") == 7  # five that ended, of which none counts but the last
+    assert seen.count("/events") == 7  # five streams that ended; only the last one counts
 
 
-def test_a_stream_that_is_refused_for_good_is_given_up(page: Page, job: Any, seen: Any) -> None:
+def test_a_refused_stream_is_not_requested_again(page: Page, job: Any, seen: Any) -> None:
     stop_clock(page)
     answer_events(page, 200, 204)
     with polled(page, job):
@@ -158,7 +156,7 @@ def test_a_stream_that_is_refused_for_good_is_given_up(page: Page, job: Any, see
     assert seen.count("/events") == 2
 
 
-def test_a_proxy_that_holds_events_back_is_noticed(page: Page, job: Any) -> None:
+def test_the_page_polls_if_a_proxy_buffers_events(page: Page, job: Any) -> None:
     page.route("**/events", unanswered)
     stop_clock(page)
     page.goto(job.url)
@@ -166,9 +164,7 @@ def test_a_proxy_that_holds_events_back_is_noticed(page: Page, job: Any) -> None
         page.clock.fast_forward(5000)
 
 
-def test_where_nothing_can_be_reached_the_page_says_so_and_tries_again(
-    polling: Page, job: Any
-) -> None:
+def test_an_unreachable_server_shows_an_alert_and_is_retried(polling: Page, job: Any) -> None:
     polling.route(job.url, broken)
     polling.clock.fast_forward(5000)
     expect(polling.get_by_role("alert")).to_have_text(re.compile("cannot be reached"))
@@ -178,7 +174,7 @@ def test_where_nothing_can_be_reached_the_page_says_so_and_tries_again(
     expect(polling.get_by_role("alert")).to_be_hidden()
 
 
-def test_a_job_that_is_gone_is_not_asked_about_again(polling: Page, job: Any, seen: Any) -> None:
+def test_a_deleted_job_is_not_polled_again(polling: Page, job: Any, seen: Any) -> None:
     polling.route(job.url, lambda route: route.fulfill(status=404, body="{}"))
     polling.clock.fast_forward(5000)
     expect(polling.get_by_role("alert")).to_have_text(re.compile("does not exist any more"))

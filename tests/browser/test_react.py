@@ -1,4 +1,4 @@
-"""The hooks, in the example and in React's strict mode."""
+"""The React hooks, in the example and in strict mode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Hooked = Callable[..., Page]
 
 ROOT = Path(__file__).parents[2]
 
-# React is published as CommonJS; a CDN makes modules of it, and here these lines do.
+# React is published as CommonJS; a CDN converts it to modules, as these lines do.
 MODULE = """{imports}
 const require = (name) => ({{{found}}})[name];
 const process = {{env: {{NODE_ENV: "development"}}}}, module = {{exports: {{}}}};
@@ -51,7 +51,7 @@ WHERE = {"react": f"{CDN}/react@19.2.0"}
 
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Route], None]:
-    """Answer for the CDN by the very packages of the lock file."""
+    """Answer requests to the CDN with the packages of the lock file."""
     folder = tmp_path_factory.mktemp("npm")
     for name in ("package.json", "package-lock.json"):
         copy(ROOT / "tests" / "javascript" / "js" / name, folder)
@@ -83,12 +83,12 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Route], None]
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory, new_url: Callable[[], str]) -> Generator[str]:
-    """Serve the example as its first line says."""
+    """Serve the example with the command in its first line."""
     folder = tmp_path_factory.mktemp("example")
     config = uvicorn.Config("", port=0)
     with config.bind_socket() as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        listening.listen()  # what connects before the server accepts waits
+        listening.listen()  # connections wait until the server accepts them
         command = ["uvicorn", "--fd", str(listening.fileno()), "react_app:app"]
         process = subprocess.Popen(
             [sys.executable, "-m", *command, "--app-dir", str(ROOT / "examples")],
@@ -111,17 +111,17 @@ def opened(open_page: OpenPage, modules: Any, url: str, **context: Any) -> Page:
 
 
 def quiet(seen: Any) -> None:
-    """Forget what React itself says of its development build."""
+    """Drop the messages of React's development build."""
     seen.faults[:] = [text for text in seen.faults if "React DevTools" not in text]
 
 
 def category(name: str) -> Callable[[Route], None]:
-    """Export the characters of one category, however the form was filled in."""
+    """Export one category, whatever method filled in the form."""
     body = json.dumps({"format": "csv", "category": name})
     return lambda route: route.continue_(post_data=body)
 
 
-# Some thousand characters take a moment; no character has the category `Xx`, and the job fails.
+# Some thousand characters take a moment. No character has category `Xx`: that job fails.
 SYMBOLS, NOTHING = category("So"), category("Xx")
 
 
@@ -152,7 +152,7 @@ def row(page: Page, state: str) -> Locator:
     return found
 
 
-def test_the_example_exports_from_the_button_to_the_file(exports: Page) -> None:
+def test_the_example_exports_a_file(exports: Page) -> None:
     exports.route("**/api/exports", SYMBOLS)
     export_button(exports).click()
     link = row(exports, "completed").get_by_role("link", name="Download")
@@ -162,16 +162,14 @@ def test_the_example_exports_from_the_button_to_the_file(exports: Page) -> None:
     assert download.value.path().read_text().startswith("code_point,character,name")
 
 
-def test_the_example_makes_one_job_of_a_double_click(exports: Page, seen: Any) -> None:
+def test_a_double_click_in_the_example_creates_one_job(exports: Page, seen: Any) -> None:
     exports.route("**/api/exports", SYMBOLS)
     export_button(exports).dblclick()
     row(exports, "completed")
     assert seen.count("/api/exports") == 1
 
 
-def test_the_example_repeats_a_submission_that_was_not_answered_under_the_same_key(
-    exports: Page, seen: Any
-) -> None:
+def test_the_example_retries_a_lost_submission_under_the_same_key(exports: Page, seen: Any) -> None:
     exports.route("**/api/exports", away)
     export_button(exports).click()
     expect(exports.get_by_role("alert")).to_have_text(re.compile("could not be started"))
@@ -221,7 +219,7 @@ def test_the_example_lists_the_exports_of_the_visitor_after_a_reload(
     expect(other.get_by_text("Nothing yet")).to_be_visible()
 
 
-def test_the_example_loads_the_list_again_if_the_server_was_away(exports: Page) -> None:
+def test_the_example_reloads_the_list_after_an_outage(exports: Page) -> None:
     exports.route("**/api/jobs?*", broken)
     exports.reload()
     expect(exports.get_by_role("alert")).to_contain_text("cannot be loaded")
@@ -296,7 +294,7 @@ def shows(page: Page, **members: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["events", "socket"])
-def test_a_hook_tells_of_a_job_by_its_id(hooked: Hooked, job: Any, how: str) -> None:
+def test_a_hook_follows_a_job_by_its_id(hooked: Hooked, job: Any, how: str) -> None:
     page = hooked(how, job.id)
     job.tell(percent=42, message="Writing")
     shows(page, isLoading=True, progress=42, message="Writing", isComplete=False)
@@ -309,19 +307,19 @@ def test_a_hook_without_a_job_is_idle(hooked: Hooked) -> None:
     shows(page, **IDLE)
 
 
-def test_a_hook_tells_why_a_job_failed(hooked: Hooked, job: Any) -> None:
+def test_a_hook_returns_why_a_job_failed(hooked: Hooked, job: Any) -> None:
     page = hooked("events", job.path)
     job.tell(error="The disk is full.", code="disk_full")
     shows(page, isFailed=True, isLoading=False, error="The disk is full.")
 
 
-def test_a_hook_tells_of_a_job_that_is_none(hooked: Hooked) -> None:
+def test_a_hook_returns_an_error_for_an_unknown_job(hooked: Hooked) -> None:
     page = hooked("events", "job_8e03978e-40d5-43dd-bc93-6894a57f9324")
     shows(page, isFailed=True, isLoading=False)
     assert "Job not found" in page.evaluate("shown.error")
 
 
-def test_a_hook_needs_no_request_where_the_submission_told_the_end(
+def test_a_hook_sends_no_request_if_the_submission_returned_the_end(
     hooked: Hooked, job: Any, seen: Any
 ) -> None:
     job.tell(result={"rows": 7})
@@ -340,14 +338,14 @@ def test_a_hook_has_failed_if_a_newer_server_ended_the_job_with_an_unknown_statu
     shows(page, isFailed=True, isLoading=False, error="The job has ended: skipped.")
 
 
-def test_a_hook_cancels(hooked: Hooked, job: Any) -> None:
+def test_a_hook_cancels_its_job(hooked: Hooked, job: Any) -> None:
     page = hooked("events", job.path)
     shows(page, isLoading=True)
     page.evaluate("shown.cancel()")
     shows(page, isCancelled=True, isLoading=False)
 
 
-def test_a_hook_forgets_the_job_before(hooked: Hooked, job: Any) -> None:
+def test_a_hook_drops_its_former_job(hooked: Hooked, job: Any) -> None:
     page = hooked("events", job.path)
     job.tell(percent=42)
     shows(page, progress=42)
@@ -355,7 +353,7 @@ def test_a_hook_forgets_the_job_before(hooked: Hooked, job: Any) -> None:
     shows(page, **IDLE)
 
 
-def test_a_hook_that_is_gone_follows_no_more(hooked: Hooked, job: Any) -> None:
+def test_an_unmounted_hook_stops_following(hooked: Hooked, job: Any) -> None:
     page = hooked("events", job.path)
     job.tell(percent=42)
     shows(page, progress=42)

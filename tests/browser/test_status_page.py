@@ -1,4 +1,4 @@
-"""The status page in a real browser. `job` does what it is told, `seen` is what the page asks."""
+"""The status page in a real browser: `job` is driven by the test, `seen` records requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from playwright.sync_api import Locator, Page, Route, expect
 # Elapsed time must not depend on it.
 WRONG_CLOCK = datetime(2001, 1, 1, tzinfo=UTC)
 
-# What the page has announced to those who listen to it.
+# The page's announcements in its live regions.
 LISTENING = """addEventListener("DOMContentLoaded", () => {
     const region = document.querySelector("[aria-live=polite]");
     window.announced = [];
@@ -89,7 +89,7 @@ def test_a_running_job_can_be_cancelled_in_place(page: Page, job: Any, seen: Any
     page.get_by_role("button", name="Cancel").press("Enter")
     expect(status(page)).to_have_text("Cancelled")
     expect(page.get_by_role("button")).to_have_count(0)
-    # The button is gone: who works by keyboard goes on from the status.
+    # The button is gone: keyboard focus moves to the status.
     expect(status(page)).to_be_focused()
     assert job.document()["status"] == "cancelled"
     assert sum(request.is_navigation_request() for request in seen.requests) == 1
@@ -119,7 +119,7 @@ def answer_with(status: int) -> Callable[[Route], None]:
         (403, "Not signed in", "Sign in"),
     ],
 )
-def test_an_open_page_shows_that_its_job_can_be_seen_no_more(
+def test_an_open_page_shows_that_access_to_its_job_was_lost(
     page: Page, job: Any, code: int, words: str, note: str
 ) -> None:
     page.route("**/events", broken)
@@ -148,14 +148,14 @@ def test_a_link_that_has_expired_is_a_page(page: Page, client: Any) -> None:
     expect(page.get_by_role("heading", name="Job not found")).to_be_visible()
 
 
-def test_a_job_without_progress_has_a_bar_that_only_moves(page: Page, job: Any) -> None:
+def test_a_job_without_progress_has_an_indeterminate_bar(page: Page, job: Any) -> None:
     page.goto(job.url)
     expect(status(page)).to_have_text("In progress")
     expect(part(page, "bar")).not_to_have_attribute("value", "0")
     expect(part(page, "percent")).to_be_empty()
 
 
-def test_the_message_of_the_work_goes_with_the_end(page: Page, job: Any) -> None:
+def test_the_progress_message_disappears_at_the_end(page: Page, job: Any) -> None:
     page.goto(job.url)
     job.tell(percent=90, message="Uploading", current=9, total=10)
     expect(part(page, "message")).to_have_text("Uploading")
@@ -165,7 +165,7 @@ def test_the_message_of_the_work_goes_with_the_end(page: Page, job: Any) -> None
     expect(part(page, "count")).to_have_text("9 of 10")
 
 
-def test_a_page_that_is_loaded_again_shows_the_same(page: Page, job: Any) -> None:
+def test_a_reloaded_page_shows_the_same(page: Page, job: Any) -> None:
     page.goto(job.url)
     job.tell(percent=60)
     expect(part(page, "percent")).to_have_text("60%")
@@ -199,7 +199,7 @@ def test_without_javascript_a_job_can_be_cancelled(
     expect(page).to_have_url(url)
 
 
-def test_time_elapses_by_the_clock_of_the_server(page: Page, job: Any) -> None:
+def test_elapsed_time_is_measured_by_the_server_clock(page: Page, job: Any) -> None:
     page.clock.install(time=WRONG_CLOCK)
     page.goto(job.url)
     expect(status(page)).to_have_text("In progress")
@@ -208,7 +208,9 @@ def test_time_elapses_by_the_clock_of_the_server(page: Page, job: Any) -> None:
     expect(part(page, "elapsed")).to_have_text(re.compile("^1 min [4-6] s, longer than usual$"))
 
 
-def test_times_are_shown_as_the_reader_is_used_to(open_page: Callable[..., Page], job: Any) -> None:
+def test_times_are_shown_in_the_readers_locale_and_zone(
+    open_page: Callable[..., Page], job: Any
+) -> None:
     page = open_page(locale="de-DE", timezone_id="Pacific/Auckland")
     page.goto(job.url)
     created = datetime.fromisoformat(job.document()["createdAt"])
@@ -233,9 +235,7 @@ def test_announcements_are_few(page: Page, job: Any) -> None:
     ]
 
 
-def test_absolute_links_work_where_they_lead_to_the_same_origin(
-    page: Page, absolute_job: Any
-) -> None:
+def test_absolute_links_to_the_same_origin_work(page: Page, absolute_job: Any) -> None:
     job = absolute_job
     page.goto(job.url)
     job.tell(percent=33)
@@ -244,7 +244,7 @@ def test_absolute_links_work_where_they_lead_to_the_same_origin(
     expect(status(page)).to_have_text("Cancelled")
 
 
-def test_the_page_shows_the_end_after_a_cut_connection(page: Page, proxy: Any, job: Any) -> None:
+def test_the_page_shows_the_end_after_a_lost_connection(page: Page, proxy: Any, job: Any) -> None:
     page.goto(proxy.through(job.url))
     expect(status(page)).to_have_text("In progress")
     proxy.cut()

@@ -1,4 +1,4 @@
-"""The application whose workers are killed: handlers that leave traces, on a store that notes."""
+"""The application whose workers are killed: handlers leave traces, and the store takes notes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SETTINGS = Settings(
     grace=timedelta(seconds=0.3),
 )
 
-#: Where application and tests say what is used, to the processes that they start.
+#: Passes the settings of a test to the processes that it starts.
 STORE, NOTES = "ASYNCJOBS_CHAOS_STORE", "ASYNCJOBS_CHAOS_NOTES"
 
 kinds = AsyncJobs(
@@ -43,7 +43,7 @@ kinds = AsyncJobs(
 
 
 class Errand(BaseModel):
-    """How long it takes, and which of its attempts fail or take their worker with them."""
+    """How long the handler takes, and in which attempts it fails or kills its worker."""
 
     seconds: float = 0
     fails: int = 0
@@ -51,7 +51,7 @@ class Errand(BaseModel):
 
 
 class Trace(BaseModel):
-    """A result that no two attempts have in common; `worker` is the pid of the worker process."""
+    """A result that is unique per attempt; `worker` is the pid of the worker process."""
 
     worker: int
     attempt: int
@@ -87,16 +87,16 @@ def in_a_process(what: Errand, job: JobContext) -> Trace:
 
 @kinds.handler("deaf")
 async def deaf(what: Errand, job: JobContext) -> Trace:
-    """Keep the event loop from turning in the first attempt."""
+    """Block the event loop in the first attempt."""
     with traced(job, os.getpid()) as trace:
         if job.attempt == 1:
-            time.sleep(what.seconds)  # noqa: ASYNC251  # what is tested
+            time.sleep(what.seconds)  # noqa: ASYNC251  # the subject of the test
     return trace
 
 
 @contextmanager
 def traced(job: JobContext, worker: int) -> Generator[Trace]:
-    """Note that an attempt begins, and that it came to its end."""
+    """Note the beginning of an attempt, and its end."""
     trace = Trace(worker=worker, attempt=job.attempt, nonce=uuid.uuid4().hex)
     notes().write("begin", job=job.id, **trace.model_dump())
     yield trace
@@ -112,7 +112,7 @@ def trouble(what: Errand, job: JobContext) -> None:
 
 @cache
 def notes() -> Notes:
-    """Return the notes of this process and of those it is forked from or into."""
+    """Return the notes of this process and its relatives by fork."""
     return Notes(Path(os.environ[NOTES]))
 
 

@@ -1,8 +1,8 @@
-"""Judges a history: what submitters, workers, readers and handlers noted of one run.
+"""Checks a history: the notes of submitters, workers, readers and handlers of one run.
 
-`violations` is a pure function. It knows nothing of how a store works, only what one must never
-show. Where it could not be told whether a call was carried out (its process was killed, or its
-answer lost), the call counts as carried out if something speaks for it, and against nobody.
+`violations` is a pure function. It knows the guarantees of a store, not its implementation. If
+the outcome of a call is unknown, because its process was killed or its answer lost, other
+evidence can show that the call took effect; the missing answer alone is never a violation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.chaos.recording import Event, states_in
 
 TERMINAL = frozenset({"completed", "failed", "cancelled"})
 
-#: Which status may follow which in one write.
+#: The statuses that one write may lead to, by status.
 STEPS = frozenset(
     (before.value, after.value)
     for steps in TRANSITIONS.values()
@@ -25,20 +25,20 @@ STEPS = frozenset(
     for after in afters
 )
 
-#: Two states of a job are the same where they agree on these.
+#: Two states of a job are the same if these fields are equal.
 SAME = ("status", "version", "revision", "attempt", "result", "error")
 
 
 @dataclass
 class Life:
-    """All that the history tells of one job."""
+    """The history of one job."""
 
     job: str
     final: Event | None = None
-    #: What was surely written, and what may have been.
+    #: The certain writes, and the possible ones.
     written: list[Event] = field(default_factory=list[Event])
     perhaps: list[Event] = field(default_factory=list[Event])
-    #: (asked, answered, state) of everyone who read it, or wrote it and was told so.
+    #: (asked, answered, state) of each read, and of each write with an answer.
     seen: list[tuple[float, float, Event | None]] = field(
         default_factory=list[tuple[float, float, Event | None]]
     )
@@ -48,7 +48,7 @@ class Life:
     watched: dict[int, list[Event]] = field(default_factory=lambda: defaultdict(list))
 
     def at(self, revision: int) -> Event | None:
-        """Return the state at a revision; None where it is not sure which it was."""
+        """Return the state at a revision; None if several are possible."""
         for writes in (self.written, self.perhaps):
             states = [write for write in writes if write["revision"] == revision]
             if states:
@@ -56,12 +56,12 @@ class Life:
         return None
 
     def before(self, write: Event) -> Event | None:
-        """Return the state that a write was made on, where it is known."""
+        """Return the state that a write replaced, or None if it is unknown."""
         return self.at(write["expected"])
 
 
 class Lives(dict[str, Life]):
-    """What is known of each job."""
+    """The known facts about each job."""
 
     def __missing__(self, job: str) -> Life:
         self[job] = Life(job)
@@ -69,7 +69,7 @@ class Lives(dict[str, Life]):
 
 
 def violations(history: Sequence[Event]) -> list[str]:
-    """Name everything in a history that must not be, in sentences."""
+    """Return all violations in a history, as sentences."""
     accepted = [event for event in history if event["what"] == "accepted"]
     lives = lives_of(history)
     found = [f"the key {key} made {n} jobs" for key, n in _twins(accepted)]
@@ -84,7 +84,7 @@ def violations(history: Sequence[Event]) -> list[str]:
 
 
 def lives_of(history: Sequence[Event]) -> Lives:
-    """Sort a history by jobs."""
+    """Sort a history by job."""
     lives = Lives()
     answers = {event["call"]: event for event in history if event["what"] == "answered"}
     for event in history:
@@ -134,14 +134,14 @@ def _twins(accepted: Sequence[Event]) -> Iterator[tuple[str, int]]:
 
 
 def _one_writer(life: Life) -> Iterator[str]:
-    """Of any who expect the same revision, one wins."""
+    """Of all writes that expect the same revision, one succeeds."""
     for expected, times in Counter(write["expected"] for write in life.written).items():
         if times > 1:
             yield f"revision {expected} was replaced {times} times"
 
 
 def _steps(life: Life) -> Iterator[str]:
-    """A write is a legal move from the state before; after the end there is none."""
+    """A write is a legal move from the preceding state; none follows the end."""
     for after in life.written:
         before = life.before(after)
         if before is None:
@@ -155,7 +155,7 @@ def _steps(life: Life) -> Iterator[str]:
 
 
 def _no_hole(life: Life) -> Iterator[str]:
-    """All that was written leads from the first revision to the last."""
+    """All writes form a chain from the first revision to the last."""
     if life.final is None:
         return
     links = [(write["expected"], write["revision"]) for write in life.written + life.perhaps]
@@ -175,7 +175,7 @@ def _no_hole(life: Life) -> Iterator[str]:
 
 
 def _end(life: Life) -> Iterator[str]:
-    """A result is that of the attempt which held the lease when it was written."""
+    """A result belongs to the attempt that held the lease when it was written."""
     final = life.final
     if final is None or final["status"] != "completed":
         return
@@ -197,7 +197,7 @@ def _end(life: Life) -> Iterator[str]:
 
 
 def _start(life: Life, attempt: int) -> Event | None:
-    """Find the write that began an attempt, where it is known."""
+    """Find the write that began an attempt, or None if it is unknown."""
     for write in life.written + life.perhaps:
         before = life.before(write)
         begins = write["status"] == "processing" and before and before["status"] == "pending"
@@ -207,7 +207,7 @@ def _start(life: Life, attempt: int) -> Event | None:
 
 
 def _limits(life: Life) -> Iterator[str]:
-    """Losses and failures stay within what the job was submitted with."""
+    """Losses and failures stay within the limits of the job."""
     final = life.final
     if final is None:
         return
@@ -222,7 +222,7 @@ def _limits(life: Life) -> Iterator[str]:
 
 
 def _attempts(life: Life) -> Iterator[str]:
-    """No attempt is made twice, and none that the store knows nothing of."""
+    """No attempt runs twice, and none is unknown to the store."""
     begun = Counter(event["attempt"] for event in life.begun)
     for attempt, times in begun.items():
         if times > 1:
@@ -234,9 +234,9 @@ def _attempts(life: Life) -> Iterator[str]:
 
 
 def _reads(life: Life) -> Iterator[str]:
-    """Who asks after an answer was there is told nothing older, and nothing new after the end.
+    """A read after an answer returns no older state, and after the end no newer one.
 
-    A read that was under way while another was answered may be the older one.
+    Of two overlapping reads, the second may return the older state.
     """
     answers = sorted(
         ((answered, state) for _, answered, state in life.seen if state is not None),
@@ -261,7 +261,7 @@ def _reads(life: Life) -> Iterator[str]:
 
 
 def _watches(life: Life) -> Iterator[str]:
-    """Who follows a job sees versions grow, and the end once, as the last."""
+    """A follower sees versions grow, and the end once, as the last state."""
     for events in life.watched.values():
         for before, after in pairwise(events):
             if after["version"] <= before["version"] or before["status"] in TERMINAL:
@@ -271,12 +271,12 @@ def _watches(life: Life) -> Iterator[str]:
 
 
 def _takes(life: Life) -> Iterator[str]:
-    """Nobody gets a job that another has taken, before it comes up again."""
+    """A taken job is not taken again before it is due again."""
     for (_, until, revision), (now, _, again) in pairwise(sorted(life.taken)):
         if revision == again and now < until:
             yield f"revision {revision} was taken twice"
 
 
 def same(one: Event, other: Event) -> bool:
-    """Tell whether two states of a job are the same."""
+    """Return whether two states of a job are the same."""
     return all(one[name] == other[name] for name in SAME)

@@ -28,15 +28,15 @@ ROOT = Path(__file__).parents[2]
 COMMAND = ("-m", "asyncjobs", "worker", "--concurrency", "6", "tests.chaos.application:jobs")
 PATIENCE = 240.0
 ROUNDS = 12
-#: In which rounds the store is restarted.
+#: The rounds in which the store is restarted.
 RESTARTS = (4, 8)
-#: How many jobs are followed from their first state to their last.
+#: How many jobs are followed from their first state to the last.
 FOLLOWED = 25
 SOON = timedelta(seconds=0.5)
 
 
 class Workers:
-    """A number of `asyncjobs worker` processes; ended ones are replaced."""
+    """A number of `asyncjobs worker` processes; dead ones are replaced."""
 
     def __init__(self, folder: Path, url: str, size: int) -> None:
         self.size = size
@@ -51,7 +51,7 @@ class Workers:
         self._stopped: set[int] = set()
 
     def fill_up(self) -> None:
-        """Start a worker for each that has ended."""
+        """Start a worker for each one that has ended."""
         self._running = [one for one in self._running if one.poll() is None]
         while len(self._running) < self.size:
             with self.log.open("ab") as log:
@@ -106,7 +106,7 @@ class Workers:
 
 
 class Customers:
-    """A web process: submits jobs, follows some and reads all, until every job has ended."""
+    """A web process: submits jobs, follows some, and reads all until every job has ended."""
 
     def __init__(self, jobs: AsyncJobs, notes: Notes, chance: random.Random) -> None:
         self.jobs = jobs
@@ -123,7 +123,7 @@ class Customers:
                 together.start_soon(self._submit, f"key {next(self._keys)}", tasks)
 
     async def ask(self) -> None:
-        """Read the jobs that have not ended, and remember which have now."""
+        """Read the jobs that have not ended, and record those that have ended now."""
         ids = [*self.open][:500]
         try:
             found = await self.jobs.store.get(ids)
@@ -155,7 +155,7 @@ class Customers:
                 job = (
                     await self.jobs.enqueue(kind, errand, idempotency_key=key, options=options)
                 ).job
-            except StoreUnavailable:  # it may exist: the same key finds it
+            except StoreUnavailable:  # the job may exist: the same key finds it
                 await anyio.sleep(0.1)
         self.notes.write("accepted", job=job.id, key=key)
         self.accepted.append(job.id)

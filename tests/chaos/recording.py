@@ -1,6 +1,6 @@
-"""Notes the calls of a store and their answers as they happen: one line of JSON each.
+"""Records the calls of a store and their answers: one line of JSON each.
 
-Every process writes a file of its own. All use one clock, the time since the machine's start.
+Every process writes its own file. All use one clock, the time since the machine booted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Event = dict[str, Any]
 
 
 class Notes:
-    """The notes of this process; a note that returned survives the death of the process."""
+    """The notes of this process; a note that was returned survives the death of the process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -34,12 +34,12 @@ class Notes:
         self._numbers = count()
 
     def write(self, what: str, **facts: Any) -> None:
-        """Write one line, completely or not at all, even if the process is killed."""
+        """Write one line atomically, even if the process is killed."""
         line = json.dumps({"what": what, "pid": os.getpid(), "at": self.now(), **facts})
         os.write(self._descriptor(), f"{line}\n".encode())
 
     def now(self) -> float:
-        """Return the time of the clock that all notes have in common."""
+        """Return the time of the clock that all notes share."""
         return time.monotonic()
 
     def number(self) -> str:
@@ -55,14 +55,14 @@ class Notes:
 
 
 def read_notes(folder: Path) -> list[Event]:
-    """Read the notes of all processes, in the order of their times."""
+    """Read the notes of all processes, sorted by time."""
     lines = (line for path in folder.glob("notes-*") for line in path.read_text().splitlines())
     events: list[Event] = [json.loads(line) for line in lines]
     return sorted(events, key=lambda event: float(event["at"]))
 
 
 def state_of(job: Job) -> Event:
-    """Return the state of a job as it stands in a history."""
+    """Return the state of a job as a history holds it."""
     return {
         "job": job.id,
         "revision": job.revision,
@@ -86,7 +86,7 @@ def state_of(job: Job) -> Event:
 
 
 class Recorded:
-    """A store that notes every call that reads or writes jobs; it cannot list them."""
+    """A store that records every call that reads or writes jobs; it cannot list them."""
 
     def __init__(self, store: Any, notes: Notes) -> None:
         self.store = store
@@ -151,7 +151,7 @@ class Recorded:
         return datetime.now(UTC) if clock is None else await clock.now()
 
     def _asked(self, states: Sequence[Event]) -> str:
-        """Note a write before it is made: a process that is killed then may have made it."""
+        """Record a write before it is made: a process that is killed later may have made it."""
         call = self.notes.number()
         self.notes.write("asked", call=call, states=states)
         return call

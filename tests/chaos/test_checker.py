@@ -1,4 +1,4 @@
-"""The checker itself: histories written by hand, and broken stores."""
+"""Tests of the checker: histories written by hand, and broken stores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def anyio_backend() -> str:
 
 
 def state(revision: int, status: str, **more: Any) -> Event:
-    """Describe the only job of a story at a revision."""
+    """Describe the only job of a history at a revision."""
     plain: Event = {"version": revision, "attempt": int(revision > 1), "losses": 0, "failures": 0}
     plain |= {"worker": None, "token": None, "result": None, "error": None}
     plain |= {"max_deliveries": 3, "max_attempts": 1}
@@ -43,7 +43,7 @@ def state(revision: int, status: str, **more: Any) -> Event:
 
 
 def write(pid: int, at: float, state: Event, *, done: bool | None = True) -> Story:
-    """Tell of one write; `done=None` where nobody knows what came of it."""
+    """Return the notes of one write; `done=None` if its outcome is unknown."""
     call = f"{pid}-{at}"
     states = [{**state, "expected": state["revision"] - 1}]
     asked = {"what": "asked", "pid": pid, "at": at, "call": call, "states": states}
@@ -111,7 +111,7 @@ SOUND: dict[str, Story] = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_a_sound_history_is_accepted(name: str) -> None:
+def test_a_correct_history_is_accepted(name: str) -> None:
     assert violations(SOUND[name]) == []
 
 
@@ -185,7 +185,7 @@ UNSOUND: dict[str, tuple[Story, str]] = {
 
 
 @pytest.mark.parametrize("name", UNSOUND)
-def test_an_unsound_history_is_named(name: str) -> None:
+def test_each_violation_in_a_history_is_reported(name: str) -> None:
     story, sentence = UNSOUND[name]
     assert any(sentence in found for found in violations(story)), violations(story)
 
@@ -220,7 +220,7 @@ class Generous(MemoryStore):
 
 
 class Forgetful(MemoryStore):
-    """Answers that it has stored the sixth job, and has not."""
+    """Reports that it stored the sixth job, and did not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class Forgetful(MemoryStore):
 
 
 class Stale(MemoryStore):
-    """Returns the end of a job once, and then the job as it was inserted."""
+    """Returns the final state of a job once, and then the job as it was inserted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notes]:
 
 
 async def history_on(store: MemoryStore, notes: Notes, folder: Path, seconds: float) -> Story:
-    """Let two workers race for some jobs and take the others, at most for `seconds`."""
+    """Let two workers race for some jobs, then drain the rest, for `seconds` at most."""
     web, one, two = (application.queue_on(Recorded(store, notes)) for _ in range(3))
     async with web, one.as_worker(), two.as_worker(), anyio.create_task_group() as tasks:
         made = [await web.enqueue("errand", Errand(seconds=0.02)) for _ in range(10)]
@@ -281,7 +281,9 @@ async def history_on(store: MemoryStore, notes: Notes, folder: Path, seconds: fl
 
 
 @pytest.mark.anyio
-async def test_a_correct_store_leaves_a_sound_history(notes: Notes, tmp_path: Path) -> None:
+async def test_a_correct_store_has_a_history_without_violations(
+    notes: Notes, tmp_path: Path
+) -> None:
     assert violations(await history_on(MemoryStore(), notes, tmp_path, PATIENCE_SECONDS)) == []
 
 

@@ -1,4 +1,4 @@
-"""A worker that has lost its lease writes no outcome, however it lost it."""
+"""A worker that has lost its lease writes no outcome, whatever the cause of the loss."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
-#: An attempt that lasts longer than any lease, with room for its successor to end.
+#: An attempt that outlasts any lease, with room for its successor to end.
 LONG = Errand(seconds=2 * LEASE.total_seconds())
 
 
@@ -117,7 +117,7 @@ async def test_a_worker_that_was_suspended_past_its_lease_writes_no_outcome(
             scene.second.fill_up()
             await until(lambda: len(scene.traces("begin", job.id)) == 2)
             scene.first.signal(signal.SIGCONT)
-            # It notices first either that its lease is lost, or that its write is refused.
+            # It first notices either the lost lease or the refused write.
             texts = ("lease was lost", "outcome was refused")
             await until(lambda: any(text in scene.first.log.read_text() for text in texts))
             await scene.check(job)
@@ -130,7 +130,7 @@ async def test_a_worker_whose_handler_blocks_past_its_lease_writes_no_outcome(
         async with scene.jobs:
             job = await scene.begun("deaf", Errand(seconds=3 * LEASE.total_seconds()))
             scene.second.fill_up()
-            # The first handler returns, and would complete the job.
+            # The first handler returns, and its worker tries to complete the job.
             await until(lambda: len(scene.traces("end", job.id)) == 2)
             await scene.check(job)
     log = scene.first.log.read_text()
@@ -152,14 +152,14 @@ async def test_a_worker_that_is_cut_off_from_its_store_writes_no_outcome(
             scene.second.fill_up()
             await until(lambda: len(scene.traces("begin", job.id)) == 2)
             done = await scene.ended(job)
-            # The writes that it has sent meanwhile arrive now.
+            # The writes sent in the meantime arrive now.
             proxy.flow()
             assert done == await scene.jobs.find(job.id)
             await scene.check(job)
 
 
 class ShiftedClock:
-    """A machine's clock that is wrong by a constant."""
+    """A machine's clock with a constant error."""
 
     def __init__(self, by: timedelta) -> None:
         self._by = by
@@ -169,7 +169,7 @@ class ShiftedClock:
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
-async def test_a_machine_whose_clock_is_an_hour_off_neither_steals_nor_starves(
+async def test_a_clock_that_is_off_by_an_hour_neither_steals_nor_delays_jobs(
     server_url: str, hours: int
 ) -> None:
     quick = Settings(
