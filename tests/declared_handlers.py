@@ -1,4 +1,4 @@
-"""Handlers without a queue, as an application's module has them."""
+"""Handlers declared without a queue, as in an application's module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the commands share: stores with jobs, and a shell to run commands."""
+"""Fixtures of the command tests: stores with jobs, and a shell to run commands."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def asyncjobs(monkeypatch: pytest.MonkeyPatch) -> Shell:
 
 
 def checked(asyncjobs: Shell, url: str) -> tuple[int, dict[str, tuple[str, str]]]:
-    """Check a store; return the exit code and what was found, with advice, by subject."""
+    """Check a store; return the exit code and the findings with their advice, by subject."""
     result = asyncjobs("check", "--json", "--store", url)
     findings = [Finding(**found) for found in json.loads(result.stdout)["findings"]]
     return result.exit_code, {it.subject: (it.found, it.advice) for it in findings}
@@ -64,7 +64,7 @@ def checked(asyncjobs: Shell, url: str) -> tuple[int, dict[str, tuple[str, str]]
 
 @pytest.fixture
 def do() -> Do[Any]:
-    """Use a store as another process would."""
+    """Open a store as another process does."""
 
     def with_store(url: str, work: Callable[[Store], Awaitable[T]]) -> T:
         async def opened() -> T:

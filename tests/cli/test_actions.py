@@ -1,4 +1,4 @@
-"""`cancel`, `retry` and `purge`: what they do, and what they never touch."""
+"""`cancel`, `retry` and `purge`: their effects and their limits."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def retried(asyncjobs: Shell, url: str, *words: str) -> list[str]:
     return [job["retryOf"] for job in json.loads(result.stdout)["jobs"]]
 
 
-def test_retry_failed_retries_the_failed_ones_the_newest_first(
+def test_retry_failed_retries_failed_jobs_newest_first(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     others = [made(status) for status in JobStatus if status is not JobStatus.FAILED]
@@ -110,7 +110,7 @@ def test_retry_failed_retries_the_failed_ones_the_newest_first(
     assert do(url, statuses).count("failed") == 4
 
 
-def test_a_failed_job_that_was_retried_is_not_retried_again_but_its_retry_is(
+def test_a_failed_job_is_retried_once_but_its_failed_retry_is_retried(
     asyncjobs: Shell, url: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     old = made(JobStatus.FAILED)
@@ -142,7 +142,7 @@ def test_retry_failed_without_terminal_or_yes_retries_nothing(
 @pytest.mark.parametrize(
     "words", [[], ["job_x", "--failed"], ["job_x", "--type", "mail"], ["job_x", "--user", "ann"]]
 )
-def test_retry_takes_either_ids_or_a_choice(asyncjobs: Shell, url: str, words: list[str]) -> None:
+def test_retry_takes_either_ids_or_filters(asyncjobs: Shell, url: str, words: list[str]) -> None:
     result = asyncjobs("retry", "--store", url, *words)
     assert (result.exit_code, "--failed" in result.stderr) == (2, True)
 

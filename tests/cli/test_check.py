@@ -99,19 +99,19 @@ def test_each_mistake_of_a_queue_has_its_warning(warned: Any, warning: str) -> N
     assert warning in found
 
 
-def test_a_store_in_memory_is_warned_of(warned: Any) -> None:
+def test_a_memory_store_has_a_warning(warned: Any) -> None:
     [found] = warned(url="memory://")
     assert "sqlite:///" in found
 
 
-def test_a_longer_stop_timeout_permits_a_longer_grace(warned: Any) -> None:
+def test_a_longer_stop_timeout_permits_a_longer_grace_period(warned: Any) -> None:
     code = WARNINGS["A stop takes up to 65 s"]
     assert warned(code, "--stop-timeout", "65") == []
     [found] = warned(code, "--stop-timeout", "64")
     assert "64 s" in found
 
 
-def test_a_queue_that_no_worker_serves_is_warned_of(warned: Any) -> None:
+def test_a_queue_without_workers_has_a_warning(warned: Any) -> None:
     [found] = warned("", "--queues", "slow, slower")
     assert "'default'" in found
     assert "'export'" in found
@@ -136,7 +136,7 @@ jobs.handler("image", policy=Policy(queue="images"))(export.function)
 """
 
 
-def test_a_queue_that_no_worker_of_an_engine_serves_is_warned_of(warned: Any) -> None:
+def test_a_queue_without_workers_of_its_engine_has_a_warning(warned: Any) -> None:
     [found] = warned(NAMED)
     assert found == (
         "No worker serves the queue 'engine-images' of handler 'image'. "
@@ -152,7 +152,7 @@ def test_a_queue_that_no_worker_of_an_engine_serves_is_warned_of(warned: Any) ->
         *((4.5, True), (5, False), (5.5, True), (6.5, True), (7, False)),
     ],
 )
-def test_a_keep_alive_near_the_pace_of_polls_is_warned_of(
+def test_a_keep_alive_near_the_polling_interval_has_a_warning(
     warned: Any, seconds: float, warns: bool
 ) -> None:
     found = warned("", "--keep-alive", str(seconds))
@@ -163,14 +163,14 @@ def test_a_keep_alive_near_the_pace_of_polls_is_warned_of(
     ("held", "threads", "warns"),
     [(63, 64, False), (64, 64, True), (None, 4, False), (None, 3, True), (None, 1, False)],
 )
-def test_held_connections_that_may_take_all_threads_are_warned_of(
+def test_held_requests_that_may_use_all_threads_have_a_warning(
     warned: Any, held: int | None, threads: int, warns: bool
 ) -> None:
     found = warned(FLASK.format(held=held), "--app", "shop:app", "--threads", str(threads))
     assert [("max_held" in one) for one in found] == [True] * warns
 
 
-def test_the_pace_is_that_of_the_application(warned: Any) -> None:
+def test_the_polling_interval_is_read_from_the_application(warned: Any) -> None:
     code = """
 from starlette.applications import Starlette
 from asyncjobs import MountOptions, Pacing
@@ -199,7 +199,7 @@ def test_a_gunicorn_file_is_read(warned: Any, tmp_path: Path) -> None:
     assert warned(*app, *gunicorn(tmp_path, "threads = 64")) == []
 
 
-def test_a_sync_worker_of_gunicorn_that_holds_connections_is_warned_of(
+def test_a_sync_worker_of_gunicorn_with_held_requests_has_a_warning(
     warned: Any, tmp_path: Path
 ) -> None:
     app = FLASK.format(held=1), "--app", "shop:app"
@@ -219,13 +219,15 @@ def test_a_gunicorn_file_that_cannot_be_read_is_an_error(
     assert result.exit_code in (2, 3)
 
 
-def test_an_app_without_jobs_is_an_error(asyncjobs: Shell, file: str, warned: Any) -> None:
+def test_an_app_without_a_mounted_queue_is_an_error(
+    asyncjobs: Shell, file: str, warned: Any
+) -> None:
     assert warned("from flask import Flask\napp = Flask('shop')") == []
     result = asyncjobs("check", "--store", file, "--app", "shop:app")
     assert (result.exit_code, "--app" in result.stderr) == (2, True)
 
 
-def test_warnings_fail_the_command_if_it_is_strict(asyncjobs: Shell, file: str) -> None:
+def test_warnings_fail_the_command_with_strict(asyncjobs: Shell, file: str) -> None:
     asyncjobs("migrate", "--store", file)
     words = "check", "--store", file, "--keep-alive", "4"
     assert asyncjobs(*words).exit_code == 0

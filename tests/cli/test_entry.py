@@ -1,4 +1,4 @@
-"""How the command starts, what it loads, and how it behaves in a pipe."""
+"""How the command starts, which modules it imports, and how it behaves in a pipe."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_an_unknown_command_is_a_usage_error(asyncjobs: Shell) -> None:
     assert (result.exit_code, "No such command 'lsit'" in result.stderr) == (2, True)
 
 
-def test_a_reader_that_leaves_early_causes_no_traceback(url: str, fill: Fill, made: Made) -> None:
+def test_a_closed_pipe_causes_no_traceback(url: str, fill: Fill, made: Made) -> None:
     fill(url, [made(user_id="u" * 500) for _ in range(300)])
     for form in ((), ("--json",)):
         words = [*CLI, "list", "--limit", "300", *form, "--store", url]

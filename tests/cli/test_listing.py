@@ -1,4 +1,4 @@
-"""`list` and `show`: what they print, and that they change nothing."""
+"""`list` and `show`: their output; they change nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def all_of(store: Any) -> list[Job]:
 
 @pytest.fixture
 def five(url: str, fill: Fill, made: Made) -> list[Job]:
-    """Store a job of each status, the oldest first."""
+    """Store a job of each status, oldest first."""
     jobs = [
         made(status, user_id=user, type=kind)
         for status, user, kind in zip(
@@ -48,7 +48,7 @@ def listed(asyncjobs: Shell, url: str, *words: str) -> list[str]:
     return [job["jobId"] for job in json.loads(result.stdout)["jobs"]]
 
 
-def test_the_newest_jobs_come_first_and_nothing_changes(
+def test_list_prints_the_newest_jobs_first_and_changes_nothing(
     asyncjobs: Shell, url: str, five: list[Job], do: Do[Any]
 ) -> None:
     before = do(url, all_of)
@@ -81,7 +81,9 @@ def test_two_statuses_at_once_are_refused(asyncjobs: Shell, url: str) -> None:
     assert (result.exit_code, "--failed or --status" in result.stderr) == (2, True)
 
 
-def test_a_page_continues_after_the_one_before(asyncjobs: Shell, url: str, five: list[Job]) -> None:
+def test_a_page_continues_after_the_previous_page(
+    asyncjobs: Shell, url: str, five: list[Job]
+) -> None:
     first = asyncjobs("list", "--store", url, "--limit", "3")
     assert len(first.stdout.splitlines()) == 4
     cursor = first.stderr.split()[-1]
@@ -108,7 +110,7 @@ def test_show_prints_the_result_and_the_payload_only_on_request(
     assert whole["payload"] == {"secret": 1}
 
 
-def test_show_prints_what_each_attempt_raised_the_newest_last(
+def test_show_prints_the_error_of_each_attempt_newest_last(
     asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made(JobStatus.FAILED)
@@ -145,7 +147,7 @@ def test_an_unknown_job_exits_with_4(asyncjobs: Shell, url: str, fill: Fill) -> 
     assert (result.exit_code, result.stderr) == (4, "Error: No job has the id 'job_x'.\n")
 
 
-def test_documents_have_the_names_of_the_wire(
+def test_json_output_has_the_member_names_of_the_http_api(
     asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made(JobStatus.PROCESSING)

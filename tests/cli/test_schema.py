@@ -66,7 +66,7 @@ def test_migrate_prints_json(asyncjobs: Shell, file: str) -> None:
 
 
 @pytest.mark.parametrize("store", ["sqlite:///jobs.db", "postgresql://localhost/app"])
-def test_there_is_no_script_since_an_unknown_version(asyncjobs: Shell, store: str) -> None:
+def test_migrating_from_an_unknown_version_is_an_error(asyncjobs: Shell, store: str) -> None:
     result = asyncjobs("migrate", "--sql", "--since", "99", "--store", store)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "99" in result.stderr

@@ -1,4 +1,4 @@
-"""`--jobs` and `--store`: which queue or store a command uses, and clear errors."""
+"""`--jobs` and `--store`: which queue or store a command uses; clear errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def broken():
 
 @pytest.fixture
 def app(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Write an application into the working directory; its module's name is new."""
+    """Write an application with a new module name into the working directory."""
     name = f"app_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{name}.py").write_text(APP.format(url=url))
     monkeypatch.chdir(tmp_path)
@@ -78,7 +78,7 @@ def test_every_command_sees_the_same_jobs_by_queue_and_by_store(
     assert checks[0].exit_code == checks[1].exit_code
 
 
-def test_the_command_line_goes_before_the_environment(
+def test_the_command_line_takes_precedence_over_the_environment(
     asyncjobs: Shell, url: str, fill: Fill, made: Made
 ) -> None:
     job = made()

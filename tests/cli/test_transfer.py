@@ -1,4 +1,4 @@
-"""`transfer`: from and to each store, also after an interruption."""
+"""`transfer`: between all stores, and after an interruption."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.every_store(without="memory")
 
 
 async def all_of(store: Any) -> list[Job]:
-    """Read all jobs, the oldest first."""
+    """Read all jobs, oldest first."""
     page = await store.list(Selection(), limit=10_000)
     return list(await store.get([job.id for job in reversed(page.jobs)]))
 
@@ -105,7 +105,7 @@ def test_a_dry_run_copies_nothing(
     assert do(url, all_of) == []
 
 
-def test_the_same_command_continues_a_killed_transfer(
+def test_the_same_command_resumes_a_killed_transfer(
     asyncjobs: Shell, url: str, other: str, fill: Fill, made: Made, do: Do[Any]
 ) -> None:
     jobs = [made(payload_json=b'"%s"' % (b"x" * 5_000)) for _ in range(400)]

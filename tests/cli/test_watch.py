@@ -1,4 +1,4 @@
-"""`watch`: the progress of jobs, on a terminal and elsewhere."""
+"""`watch`: the progress of jobs, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.every_store(without="memory")
 
-# Shells ignore SIGINT for commands in the background, and children inherit that.
+# Shells ignore SIGINT for background commands, and children inherit that.
 MAIN = """
 import signal
 from asyncjobs.cli import main
@@ -97,7 +97,7 @@ def test_until_idle_ends_when_nothing_runs_or_waits(
         assert watching.wait(30) == 0
 
 
-def test_ctrl_c_ends_it_without_an_error(url: str, fill: Fill, made: Made) -> None:
+def test_ctrl_c_ends_watch_without_an_error(url: str, fill: Fill, made: Made) -> None:
     fill(url, [made(JobStatus.PROCESSING)])
     with process([*WATCH, "--store", url]) as watching:
         line(watching.stdout)
@@ -125,7 +125,7 @@ def test_a_terminal_shows_bars_and_keeps_ended_jobs_as_lines(
         done = lifecycle.complete(job, job.created_at, token="t", result=b"1")
         do(url, partial(advance, job=job, to=done))
         read_until(near, "completed")
-        # The terminal must take what is written until the end.
+        # Read from the terminal until the end, or the command blocks.
         drain = threading.Thread(target=read_until, args=(near, None), daemon=True)
         drain.start()
         assert watching.wait(30) == 0
@@ -134,7 +134,7 @@ def test_a_terminal_shows_bars_and_keeps_ended_jobs_as_lines(
 
 
 def read_until(near: int, wanted: str | None) -> str:
-    """Read from a terminal until it shows a text, or (None) to its end."""
+    """Read from a terminal until it shows a text, or to its end for None."""
     seen = ""
     while wanted is None or wanted not in seen:
         try:

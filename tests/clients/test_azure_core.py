@@ -1,4 +1,4 @@
-"""azure-core's LROPoller, as the clients that Microsoft generates use it."""
+"""azure-core's LROPoller, used as Microsoft's generated clients use it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def client(served: Any) -> Generator[Client]:
 
 @dataclass(frozen=True)
 class Begun:
-    """A submission that azure-core has made, to be followed in one of its ways."""
+    """A submission by azure-core, with one of its ways to follow the job."""
 
     client: Client
     answer: Answer

@@ -1,8 +1,8 @@
 """The Python clients against Microsoft's test server for generated clients.
 
 npm's `@microsoft.azure/autorest.testserver` has 81 long-running operations, of each kind that Azure
-has. What must come of each is in its description (`swagger/lro.json`). `LEFT_OUT` names those that
-the clients do not follow, and the reason.
+has. Its description (`swagger/lro.json`) states the outcome of each. `LEFT_OUT` lists those that
+the clients do not follow, with the reason.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LEFT_OUT = {
     ),
 }
 
-#: The server's counters of the operations of `swagger/lro.json`: each is seen to its end.
+#: The server's coverage counters for `swagger/lro.json`; each operation runs to its end.
 OURS = ("CustomHeader", "LROD", "LROE", "LRON", "LROPatch", "LROPost", "LROPut", "LROR")
 
 Outcome = Any | type[ClientError]

@@ -1,4 +1,4 @@
-"""The rules of the client without I/O: events, pauses, answers, repeated requests, outcomes."""
+"""The I/O-free rules of the client: events, pauses, answers, repeated requests, outcomes."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_fields_of_an_event_are_those_of_the_standard() -> None:
             0,
         ),
         ({"retry-after": "Tue, 06 Jan 2026 10:00:09 GMT"}, None),
-        # A day at most: a clock cannot wait until the year 9999.
+        # One day at most: a clock cannot wait until the year 9999.
         ({"retry-after": "999999999"}, 86_400),
         (
             {
@@ -125,14 +125,14 @@ def test_retry_after_is_read_in_seconds_or_as_a_date(headers: dict[str, str], pa
 def test_a_pause_after_failures_is_bounded_and_at_least_retry_after(
     failures: int, told: float | None, seed: int
 ) -> None:
-    pause = backoff(failures, told, Random(seed))  # noqa: S311  # pauses
+    pause = backoff(failures, told, Random(seed))  # noqa: S311  # only for pauses
     assert max(0.25, told or 0) <= pause <= max(30, told or 0)
 
 
-def test_held_reads_have_no_pause_until_they_come_too_often() -> None:
+def test_held_reads_have_no_pause_until_they_are_answered_too_fast() -> None:
     turns = HeldReadPace()
     assert [turns.pause(0, 2) for _ in range(7)] == [0, 0, 0, 0, 0, 2, 2]
-    # Kept pauses lead to the server's pace, not to a faster one.
+    # With pauses kept, the client polls at the server's interval, not faster.
     assert [turns.pause(at, 2) for at in (2, 4, 6)] == [2, 2, 2]
     assert turns.pause(60, 2) == 0
 
@@ -220,8 +220,8 @@ BUSY = answered(503, retry_after="7")
 
 
 def repeat(*results: ActionResult) -> tuple[RepeatedRequest, list[float], End]:
-    """Play the results of a request until it ends; return the pauses between the attempts."""
-    rule = RepeatedRequest(ASK, 30, Random(1))  # noqa: S311  # pauses
+    """Replay the results of a request until it ends; return the pauses between the attempts."""
+    rule = RepeatedRequest(ASK, 30, Random(1))  # noqa: S311  # only for pauses
     step, now, left, pauses = rule.start(0), 0.0, list(results), list[float]()
     while not isinstance(step.then, End):
         if isinstance(step.then, Wait):

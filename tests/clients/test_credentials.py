@@ -1,4 +1,4 @@
-"""No message of the client shows a part of a password, whatever the URL looks like."""
+"""No client message shows any part of a password, for any URL."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_no_part_of_a_password_is_shown(shape: str, password: str) -> None:
 
 
 @pytest.mark.parametrize("password", ["Zq7x/xXyYz", "Zq7x?xXyYz", "Zq7x#xXyYz", "[xXyYz]"])
-def test_no_part_of_a_password_is_shown_if_the_library_refuses_the_url(password: str) -> None:
+def test_no_part_of_a_password_is_shown_if_the_http_library_refuses_the_url(password: str) -> None:
     job = JobsClient().attach(f"http://ann:{password}@127.0.0.1:1/api/jobs/job_1")
     with pytest.raises(ClientError) as caught:
         job.result(timeout=0.1)

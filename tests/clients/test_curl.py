@@ -1,4 +1,4 @@
-"""curl shows events, and runs the loop of the docs."""
+"""curl prints events, and the polling loop of the docs works."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def test_curl_shows_events_as_they_come(served: Any) -> None:
     assert json.loads(data)["result"] == {"doubled": 42}
 
 
-def test_the_loop_of_the_docs_ends_with_the_job(served: Any, gate: Any, tmp_path: Path) -> None:
+def test_the_polling_loop_of_the_docs_ends_with_the_job(
+    served: Any, gate: Any, tmp_path: Path
+) -> None:
     page = (DOCS / "howto" / "follow-a-job-from-the-shell.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"^```bash\nurl=\S+\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     path = gate.document["statusUrl"]

@@ -1,4 +1,4 @@
-"""`asyncjobs follow`: a job at its status URL, from a shell."""
+"""`asyncjobs follow`: follow a job by its status URL from a shell."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def listening(heard: list[tuple[str | None, str | None]]) -> Generator[str]:
         ("\n", (None, None)),
     ],
 )
-def test_headers_come_from_the_environment_a_line_each(
+def test_headers_are_read_from_the_environment_one_per_line(
     given: str, wanted: tuple[str | None, str | None]
 ) -> None:
     heard: list[tuple[str | None, str | None]] = []

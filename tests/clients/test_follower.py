@@ -83,7 +83,7 @@ class Run:
 
 
 def run(rule: Rule, server: Any, *, steps: int = 1000) -> Run:
-    """Drive a rule to its end; fails if it takes more steps than that."""
+    """Drive a rule to its end; fail if it takes more steps than that."""
     found = Run()
     step = rule.start(found.seconds)
     for _ in range(steps):
@@ -107,7 +107,7 @@ JOB = Monitor(HOST + "/jobs/job_1", MonitorKind.JOB, events=HOST + "/jobs/job_1/
 
 def follow(server: Any, monitor: Monitor = JOB, *, not_before: float = 0, **options: Any) -> Run:
     """Follow a job to its end, with options of `Following`."""
-    random = Random(1)  # noqa: S311  # pauses
+    random = Random(1)  # noqa: S311  # only for pauses
     return run(Follower(monitor, Following(**options), random, not_before=not_before), server)
 
 
@@ -119,7 +119,7 @@ def vector(request: pytest.FixtureRequest) -> dict[str, Any]:
     return load(request.param)
 
 
-def test_a_vector_is_followed_as_it_says(vector: dict[str, Any]) -> None:
+def test_the_follower_yields_the_updates_and_the_end_of_each_vector(vector: dict[str, Any]) -> None:
     events = HOST + vector["eventsUrl"]
     monitor = Monitor(HOST + vector["statusUrl"], MonitorKind.JOB, events=events)
     found = follow(Scripted(vector), monitor)
@@ -140,7 +140,7 @@ DISTURBANCES = ["drop", "503", "429", "500", "stale", "unchanged", "page", "cut"
 
 @dataclass
 class Moody:
-    """A server of asyncjobs behind a bad network; fails a test if it is asked too soon.
+    """A server of asyncjobs behind a bad network; fails a test that polls too soon.
 
     `moods` disturb the first requests; later ones succeed, and the job ends.
     """
@@ -170,7 +170,7 @@ class Moody:
             pause = {"503": 7, "429": 3}.get(mood)
             return self._answer(action, int(mood), b"{}", pause=pause)
         if mood == "page":
-            # Only in place of events: in place of a status it ends the following.
+            # Only instead of events: instead of a status it ends the following.
             return self._answer(action, 200 if action.stream else 502, b"<p>", html=True)
         if action.stream:
             self._stream = self._events(mood, int(action.headers.get("last-event-id", 0)))
@@ -213,8 +213,8 @@ class Moody:
         headers = {"content-type": "text/html" if html else "application/json", **(more or {})}
         if pause is not None:
             headers["retry-after"] = str(pause)
-        # After the first read the way of following changes, which is no second poll; a held read
-        # is followed by the next.
+        # After the first read the client changes its transport: no second poll. A held read
+        # is followed by the next one.
         if pause is not None and not held and (status != 200 or self.polled):
             self.earliest = self.now + pause
         return Answered(ask.url, ask.url, status, headers, body)
@@ -271,7 +271,7 @@ def test_a_job_that_does_not_end_is_followed_until_the_timeout(
     found = follow(server, timeout=timeout, transports=chosen)
     assert isinstance(found.error, JobTimeout)
     assert timeout <= found.seconds <= timeout + 46
-    # The burst of held reads, a read each two seconds, and the reads that the moods have cost.
+    # The burst of held reads, one read every two seconds, and the reads lost to the moods.
     assert server.asked <= timeout / 2 + len(moods) + 10
 
 
@@ -282,7 +282,7 @@ def test_a_quiet_job_costs_a_held_read_each_25_seconds() -> None:
     assert server.asked == 1 + 1000 / 25
 
 
-def test_an_unreachable_server_is_given_up_after_the_patience() -> None:
+def test_an_unreachable_server_is_given_up_when_patience_is_over() -> None:
     found = follow(Moody(["drop"] * 1000, held=True, versions=2), patience=timedelta(minutes=1))
     assert isinstance(found.error, ServerUnreachable)
     assert 60 <= found.seconds <= 120
@@ -302,7 +302,7 @@ class Recorded:
 
 
 @pytest.mark.parametrize("transport", list(Transport))
-def test_no_answer_may_last_longer_than_the_timeout(transport: Transport) -> None:
+def test_no_request_lasts_longer_than_the_timeout(transport: Transport) -> None:
     server = Recorded()
     found = follow(server, timeout=20, transports=[transport])
     assert isinstance(found.error, JobTimeout)

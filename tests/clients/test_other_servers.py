@@ -1,4 +1,4 @@
-"""Servers of other makers, and answers that are not a job's."""
+"""Other vendors' servers, and answers that are no job's."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_a_resource_that_was_not_provisioned_raises(
         ("DELETE", Reply(200, json={"deleted": 1}), {"deleted": 1}),
     ],
 )
-def test_a_request_that_was_carried_out_at_once_is_a_job_that_has_ended(
+def test_a_request_that_is_done_at_once_is_a_job_that_has_ended(
     method: str, answer: Reply, result: Any
 ) -> None:
     assert client_of({"/do": [answer]}).submit(method, "/do").result() == result
@@ -226,7 +226,7 @@ def test_a_redirect_to_another_origin_is_not_followed(status: int) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_redirect_to_another_origin_is_not_followed_on_a_loop() -> None:
+async def test_a_redirect_to_another_origin_is_not_followed_in_async_code() -> None:
     asked: list[str] = []
 
     def answer(request: httpx2.Request) -> Reply:
@@ -243,7 +243,7 @@ async def test_a_redirect_to_another_origin_is_not_followed_on_a_loop() -> None:
 
 
 @pytest.mark.parametrize("target", [f"{OTHER}/x", "https://h.example/x"])
-def test_a_redirect_is_followed_to_an_allowed_origin_and_to_the_same_host_by_tls(
+def test_redirects_to_allowed_origins_and_to_https_are_followed(
     target: str,
 ) -> None:
     replies = {"/j": [Reply(307, headers={"location": target})], "/x": [DONE]}
@@ -254,7 +254,7 @@ def test_a_redirect_is_followed_to_an_allowed_origin_and_to_the_same_host_by_tls
 DONE = Reply(200, json={"jobId": "1", "status": "completed", "result": 7})
 
 
-def test_a_base_url_is_used_beside_an_http_client() -> None:
+def test_a_base_url_is_used_together_with_an_http_client() -> None:
     asked: list[tuple[str, str]] = []
 
     def answer(request: httpx2.Request) -> Reply:
@@ -313,7 +313,7 @@ def test_a_status_that_the_client_does_not_know_ends_the_job_if_the_job_is_compl
     assert no.value.update.document["status"] == "skipped"
 
 
-def test_states_are_ordered_by_the_documents_version_if_there_is_no_etag() -> None:
+def test_states_are_ordered_by_the_documents_version_without_an_etag() -> None:
     def state(version: int, status: str = "processing") -> Reply:
         body = {"jobId": "1", "status": status, "version": version, "progress": version}
         return Reply(200, headers=SOON, json=body)
@@ -324,7 +324,7 @@ def test_states_are_ordered_by_the_documents_version_if_there_is_no_etag() -> No
     assert [update.version for update in job.updates(timeout=60)] == [5, 6, 9]
 
 
-def test_bytes_can_be_requested_as_a_type() -> None:
+def test_the_result_type_can_be_bytes() -> None:
     image = Reply(200, content=b"\xff\0", headers={"content-type": "image/png"})
     job = submitted(Reply(202, headers={"location": "/r"}), {"/r": [image]})
     assert job.result(type=bytes) == b"\xff\0"
@@ -375,7 +375,7 @@ def endless() -> Iterator[bytes]:
         (lambda: Reply(502), ServerUnreachable, "it answers 502"),
     ],
 )
-def test_an_answer_that_is_no_status_is_an_error(
+def test_an_answer_without_a_status_is_an_error(
     reply: Callable[[], Reply], error: type[Exception], sentence: str
 ) -> None:
     client = client_of({"/j": [reply()]}, Following(patience=0.2))
@@ -388,7 +388,7 @@ def test_an_answer_that_is_no_status_is_an_error(
     [(Reply(202), NotAJob), (Reply(200, json={"a": 1}), NotAJob), (PAGE, NotJson)],
     ids=["202", "200", "page"],
 )
-def test_an_answer_that_names_no_job_is_an_error(reply: Reply, error: type[Exception]) -> None:
+def test_an_answer_without_a_job_url_is_an_error(reply: Reply, error: type[Exception]) -> None:
     client = client_of({"/do": [reply], "/j/cancel": [reply]})
     with pytest.raises(error):
         client.submit("POST", "/do", json={})
@@ -404,8 +404,8 @@ def test_a_job_that_does_not_end_is_followed_until_the_timeout() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio warns of the generator's end
-async def test_an_endless_answer_is_left_on_a_loop() -> None:
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio warns about the generator's end
+async def test_an_endless_answer_is_abandoned_at_the_timeout_in_async_code() -> None:
     async def answer(_: httpx2.Request) -> Reply:
         return Reply(200, content=slow())
 
@@ -428,7 +428,7 @@ async def drip(stream: SocketStream) -> None:
 
 
 @pytest.mark.anyio
-async def test_endless_headers_are_left_at_the_timeout() -> None:
+async def test_endless_headers_are_abandoned_at_the_timeout() -> None:
     async with (
         await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
         anyio.create_task_group() as tasks,

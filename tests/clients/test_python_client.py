@@ -1,6 +1,6 @@
-"""The Python clients against every framework: what HTTP libraries, servers and networks can break.
+"""The Python clients on every framework, with faults of HTTP libraries, servers and networks.
 
-How a job is followed is proved without I/O in `test_follower.py`.
+`test_follower.py` tests the rules of following without I/O.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def client(served: Any) -> Generator[JobsClient]:
 
 
 def assert_complete(updates: list[JobUpdate]) -> None:
-    """Check that updates are in order, once each, and end with the job's end."""
+    """Check that updates are ordered, unique, and end with the job's end."""
     versions = [update.version or 0 for update in updates]
     assert versions == sorted(set(versions))
     assert [update.status.terminal for update in updates[:-1]] == [False] * (len(updates) - 1)
@@ -77,7 +77,7 @@ def test_an_http_client_that_is_passed_in_stays_open(served: Any, library: Any) 
         assert not http.is_closed
 
 
-def test_another_kind_of_http_client_is_rejected() -> None:
+def test_an_http_client_of_the_wrong_kind_is_rejected() -> None:
     with pytest.raises(ConfigurationError, match="str is no client of httpx2 or httpx"):
         JobsClient(http="http://localhost").attach("/api/jobs/1").result()  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
@@ -115,7 +115,7 @@ def test_a_failed_job_raises_the_servers_message_and_code(client: JobsClient) ->
 
 
 @pytest.mark.parametrize("path", ["", "/operation", "/result"])
-def test_a_cancelled_job_raises_at_each_of_its_urls(
+def test_a_cancelled_job_raises_at_each_status_url(
     client: JobsClient, gate: Any, path: str
 ) -> None:
     assert client.attach(gate.status_url).cancel().job_id == gate.document["jobId"]
@@ -146,7 +146,7 @@ def test_a_job_can_be_followed_again_after_a_timeout(
 
 
 @STREAMED
-def test_a_cut_connection_loses_no_state(proxy: Any, gate: Any, transport: Transport) -> None:
+def test_a_lost_connection_loses_no_state(proxy: Any, gate: Any, transport: Transport) -> None:
     with JobsClient(options=Following(transports=[transport])) as client:
         updates: list[JobUpdate] = []
         for update in client.attach(proxy.through(gate.status_url)).updates():
@@ -178,7 +178,7 @@ def test_a_rejected_submission_raises_the_problem(client: JobsClient) -> None:
         client.submit("POST", "/double", json={"count": 1}, idempotency_key="\t")
 
 
-def test_a_url_without_a_job_raises(served: Any) -> None:
+def test_a_url_of_an_unknown_job_raises(served: Any) -> None:
     unknown = "/api/jobs/job_00000000-0000-4000-8000-000000000000"
     with pytest.raises(JobNotFound, match="404: Job not found"):
         follow(served.url + unknown)
@@ -215,7 +215,7 @@ async def test_the_asynchronous_client_submits_and_follows(
 
 @pytest.mark.anyio
 @STREAMED
-async def test_a_cut_connection_loses_no_state_on_a_loop(
+async def test_a_lost_connection_loses_no_state_in_async_code(
     proxy: Any, gate: Any, transport: Transport
 ) -> None:
     updates: list[JobUpdate] = []
@@ -234,8 +234,8 @@ async def test_a_cut_connection_loses_no_state_on_a_loop(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("cancel", [False, True], ids=["left", "cancelled"])
-async def test_updates_that_are_left_early_keep_no_connection(served: Any, *, cancel: bool) -> None:
-    # With one connection in all, a request gets an answer only if no other one is open.
+async def test_leaving_updates_early_closes_the_connection(served: Any, *, cancel: bool) -> None:
+    # With a connection limit of one, a request only succeeds if no other connection is open.
     limits = httpx2.Limits(max_connections=1)
     async with httpx2.AsyncClient(base_url=served.url, limits=limits) as http:
         client = AsyncJobsClient(http=http, options=Following(transports=[Transport.EVENTS]))

@@ -32,7 +32,7 @@ def test_httpx_sse_reads_events_to_the_jobs_end(gate: Any) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # the only loop that websockets knows
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # websockets runs on asyncio alone
 async def test_websockets_reads_documents_to_the_jobs_end(gate: Any) -> None:
     async with connect(gate.socket_url) as socket:
         documents = [json.loads(await socket.recv())]

@@ -1,4 +1,4 @@
-"""The handlers that misbehave, as child processes can import them."""
+"""Misbehaving handlers, in a module that child processes can import."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def anyio_backend(asyncio_alone: str) -> str:
-    return asyncio_alone  # what shares a task group with the runtime, as on trio, may harm it
+    return asyncio_alone  # on trio, handlers in the runtime's task group may harm it
 
 
 @pytest.fixture
 def kinds(monkeypatch: pytest.MonkeyPatch) -> Generator[ModuleType]:
-    """Import the module of the handlers by the name under which child processes find it."""
+    """Import the handlers' module by the name under which child processes find it."""
     monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
     module = import_module("misbehaviour")
     yield module

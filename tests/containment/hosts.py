@@ -1,4 +1,4 @@
-"""Processes in which handlers misbehave: those of `asyncjobs worker`, and of SAQ."""
+"""The processes in which handlers misbehave: `asyncjobs worker`, and a SAQ worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 
 class Host:
-    """One worker process at a time, which a test starts and ends, with their common log."""
+    """One worker process at a time, started and ended by the test; all share a log."""
 
     def __init__(self, folder: Path, store: str, broker: str | None = None, **more: str) -> None:
         self.log = folder / "worker.log"
@@ -38,7 +38,7 @@ class Host:
         return self._process
 
     def start(self) -> None:
-        """Start the next process, in a session of its own."""
+        """Start the next process, in its own session."""
         saq = ("saq", "saq_app.settings", "--verbose")
         command = ("asyncjobs", "worker", "misbehaviour:jobs") if self.broker is None else saq
         path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
@@ -54,7 +54,7 @@ class Host:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Return whether the process runs."""
         return self.process.poll() is None
 
     async def ended(self, *, within: float = PATIENCE_SECONDS) -> int:

@@ -1,4 +1,4 @@
-"""What must hold after a handler has misbehaved, and the combinations for which it is shown."""
+"""The combinations of misbehaviour, handler, engine and store, and what must hold after each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.waiting import until
 
 from .misbehaviour import KINDS, PROCESS, Kind, handler_name, open_files
 
-#: A lease that a busy machine does not overrun; a stop that does not wait for what never stops.
+#: A lease that a busy machine does not overrun; stopping does not wait for endless handlers.
 PATIENT = Settings(
     poll_interval=0.05, sweep_interval=0.2, progress_interval=0.01, grace=0.2, redelivery=60
 )
@@ -31,7 +31,7 @@ PATIENT = Settings(
 
 @dataclass(frozen=True)
 class Combination:
-    """A kind, where its handler runs, how jobs get there, and on which store."""
+    """A kind of misbehaviour, where its handler runs, how jobs arrive, and on which store."""
 
     kind: Kind
     form: str
@@ -43,13 +43,13 @@ class Combination:
 
     @property
     def thorough(self) -> bool:
-        """Whether it takes more than some milliseconds."""
+        """Return whether it takes more than some milliseconds."""
         slow = self.form in PROCESS or self.kind.limited
         return slow or (self.way, self.store) != ("local", "memory")
 
 
 def combinations(whole: Sequence[tuple[str, str]], ways: Sequence[str]) -> list[Combination]:
-    """Combine all kinds and forms with those ways and stores; each kind with each server once."""
+    """Combine all kinds and forms with these deliveries and stores; each kind once per server."""
     made = [
         Combination(kind, form, way, store)
         for kind in KINDS.values()
@@ -75,9 +75,9 @@ def parametrized(whole: Sequence[tuple[str, str]], ways: Sequence[str]) -> pytes
 
 
 async def misbehave_beside_others(jobs: AsyncJobs, kind: Kind, form: str, folder: Path) -> Job:
-    """Run a job of a kind beside two others; return it when it and they have ended.
+    """Run a job of a kind beside two others; return it when all three have ended.
 
-    Asserts that the others have not noticed, and that the queue accepts and ends the next job.
+    Asserts that the others are unaffected, and that the queue runs the next job.
     """
     go_on = folder / "go on"
     beside = [await running(jobs, name, go_on) for name in ("neighbour", "neighbour in thread")]
@@ -100,8 +100,8 @@ def ending(job: Job) -> str:
 
 @asynccontextmanager
 async def nothing_left() -> AsyncGenerator[None]:
-    """Wait after the block until no task, thread or open file is left of it."""
-    multiprocessing.resource_tracker.ensure_running()  # it is one, for the whole interpreter
+    """After the block, wait until no task, thread or open file of it is left."""
+    multiprocessing.resource_tracker.ensure_running()  # one per interpreter, not per test
     tasks, threads, files = set(asyncio.all_tasks()), set(threading.enumerate()), set(open_files())
     yield
 

@@ -1,4 +1,4 @@
-"""Handlers that misbehave, each in its own way: the kinds of the matrix, and healthy neighbours.
+"""The kinds of misbehaving handlers in the matrix, and healthy neighbours.
 
 A test adds them to its queue (`register`). Worker processes load `jobs`, and child processes import
 the handlers from here.
@@ -42,9 +42,9 @@ HUGE = 5_000_000
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of misbehaviour: where it runs, and the status or error code that its job ends with.
+    """One kind of misbehaviour: where it runs, and the final status or error code of its job.
 
-    `limited` is whether it runs into its timeout.
+    `limited` is whether its timeout ends it.
     """
 
     function: Callable[[JobContext], Any]
@@ -59,7 +59,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {}
 
-#: What ends the process, and therefore runs in worker processes only.
+#: These end the process, so they run in worker processes only.
 DEADLY: dict[str, Kind] = {}
 
 Function = Callable[[JobContext], Any]
@@ -83,7 +83,7 @@ def kind(
 
 
 class WithoutInit(JobFailed):
-    def __init__(self, code: int) -> None:  # as applications forget to call the base
+    def __init__(self, code: int) -> None:  # a frequent mistake: the base class is not called
         self.number = code
 
 
@@ -315,7 +315,7 @@ def breaks_the_log_by_a_handler(_job: JobContext) -> NoReturn:
 
 
 def mend_the_log() -> None:
-    """Take back what the kinds above have added to the log of this process."""
+    """Undo the changes of the kinds above to the logging of this process."""
     for one in [one for one in LOGGER.filters if isinstance(one, BrokenFilter)]:
         LOGGER.removeFilter(one)
     for handler in [one for one in LOGGER.handlers if isinstance(one, BrokenHandler)]:
@@ -444,7 +444,7 @@ async def closes_the_event_loop(_job: JobContext) -> int:
     return 1
 
 
-# being told to stop
+# stop requests
 
 
 @kind("timeout", ASYNC, limited=True)
@@ -499,7 +499,7 @@ def terminates_a_child(_job: JobContext) -> int:
 
 @kind("completed", PROCESS)
 def terminates_a_fork(_job: JobContext) -> int:
-    """Terminate a fork at once: the signal may come before the fork has run a line."""
+    """Terminate a fork at once: the signal may arrive before the fork has run a line."""
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
     process.start()
     process.terminate()
@@ -588,7 +588,7 @@ def neighbour_in_thread(go_on: Path, job: JobContext) -> str:
 
 
 async def healthy(_none: None, _job: JobContext) -> int:
-    """Return the process; make its log whole again."""
+    """Return the process; repair its logging."""
     mend_the_log()
     await anyio.lowlevel.checkpoint()
     return os.getpid()
@@ -600,7 +600,7 @@ def healthy_in_process(_none: None, _job: JobContext) -> int:
 
 
 async def census(_none: None, _job: JobContext) -> list[str]:
-    """Return what is there in this process now: tasks, threads, open files."""
+    """Return this process's tasks, threads and open files."""
     return whats_there()
 
 
@@ -613,13 +613,13 @@ def whats_there() -> list[str]:
 def open_files() -> list[str]:
     found: list[str] = []
     for file in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # of the listing itself
+        with suppress(FileNotFoundError):  # the listing itself opened this one
             found.append(f"file {file.name} {file.readlink()}")
     return found
 
 
 def register(jobs: AsyncJobs, used_here: AsyncJobs | None = None) -> AsyncJobs:
-    """Register the handlers; `enqueue` of the kinds goes to that queue, or to `used_here`."""
+    """Register the handlers; the kinds that enqueue use that queue, or `used_here`."""
     global used  # noqa: PLW0603  # handlers of a process have one queue
     used = used_here or jobs
     for form, function in (("async", on_the_loop), ("thread", off_the_loop)):

@@ -12,7 +12,7 @@ from saq.queue.redis import RedisQueue
 from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.saq import SAQDispatcher
 
-# Without a timeout of the socket, with which Python 3.11 may miss a cancellation.
+# No socket timeout: with one, Python 3.11 may miss a cancellation.
 queue = RedisQueue(cast("Any", Redis).from_url(os.environ["BROKER"], socket_timeout=None))
 dispatcher = SAQDispatcher(queue)
 kinds = import_module("misbehaviour")

@@ -1,4 +1,4 @@
-"""A handler that misbehaves in the application's process ends its own job, and nothing else."""
+"""A misbehaving handler in the application's process only ends its own job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .matrix import (
 
 pytestmark = [
     pytest.mark.anyio,
-    # The interpreter reports a coroutine that was closed and goes on all the same.
+    # The interpreter reports a coroutine that was closed and goes on.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -38,7 +38,7 @@ async def test_a_misbehaving_handler_ends_its_own_job_only(
     engine = EngineHere()
     given = {"dispatcher": engine} if combination.way == "engine" else {}
     jobs: AsyncJobs = kinds.register(make(settings=PATIENT, **given))
-    # It logs what is left of a handler, for which the runner of the tests fails.
+    # It logs the remains of a handler, which the test runner counts as a failure.
     asyncio.get_running_loop().set_exception_handler(None)
     async with nothing_left(), AsyncExitStack() as stack:
         await stack.enter_async_context(jobs)

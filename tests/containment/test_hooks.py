@@ -1,4 +1,4 @@
-"""A hook or an observer that misbehaves harms no job, and no other hook."""
+"""A misbehaving hook or observer harms no job and no other hook."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .misbehaviour import KINDS
 
 pytestmark = [
     pytest.mark.anyio,
-    # The interpreter reports a coroutine that was closed and goes on all the same.
+    # The interpreter reports a coroutine that was closed and goes on.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-#: The kinds that ask nothing of a job.
+#: The kinds that do not use the job.
 RAISING = [name for name in KINDS if name.startswith(("raises_", "fails_", "breaks_"))]
 AWAITING = [
     *(
@@ -44,7 +44,7 @@ OTHER_LOOP = "enqueues_in_another_event_loop"
 
 
 def misbehaving(kinds: ModuleType, name: str, how: str) -> Callable[[Transition], Any]:
-    """Make a hook of a kind of handler; none of these looks at its job."""
+    """Make a hook from a kind of handler that does not use its job."""
     function = kinds.KINDS[name].function
     no_job: Any = None
 
@@ -93,7 +93,7 @@ async def test_a_misbehaving_hook_harms_no_job_and_no_other_hook(
 
 
 class Hidden:
-    """What raises if it is looked at, and if it is called."""
+    """Raises when it is called, and when its repr is requested."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -120,7 +120,7 @@ class BrokenHandler(logging.Handler):
         raise self._error
 
 
-#: Made anew for each test: a traceback grows with each raise.
+#: New for each test: a traceback grows with each raise.
 ENDS = {
     "Exception": LookupError,
     "SystemExit": SystemExit,
@@ -131,7 +131,7 @@ ENDS = {
 
 
 def raising(how: str, error: BaseException) -> Any:
-    """Make a hook or an observer that raises, by that way."""
+    """Make a hook or an observer that raises in this way."""
 
     async def in_task(_transition: Transition) -> None:
         raise error
@@ -167,7 +167,7 @@ def raising(how: str, error: BaseException) -> Any:
         *("observer", "hidden observer", "log handler"),
     ],
 )
-async def test_whatever_a_hook_raises_ends_its_own_call_only(
+async def test_any_exception_of_a_hook_only_ends_its_own_call(
     make: Make, how: str, end: str
 ) -> None:
     jobs = make(settings=PATIENT)
@@ -200,7 +200,7 @@ async def test_whatever_a_hook_raises_ends_its_own_call_only(
         logger.removeHandler(handler)
 
 
-async def test_a_hook_that_never_ends_keeps_no_queue_open(make: Make) -> None:
+async def test_a_hook_that_never_ends_does_not_keep_the_queue_open(make: Make) -> None:
     jobs = make(settings=PATIENT)
     let_go = threading.Event()
 

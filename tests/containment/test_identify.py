@@ -1,4 +1,4 @@
-"""An `identify` that misbehaves ends its own request; the queue goes on."""
+"""A misbehaving `identify` ends its own request; the queue goes on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RAISED = {
     "GeneratorExit": GeneratorExit,
 }
 
-#: What only an `async def` can do.
+#: The kinds that need an `async def`.
 CANCELS, ENTERS = "cancels its task", "leaves a scope entered"
 AWAITING = [CANCELS, ENTERS]
 
@@ -68,7 +68,7 @@ WAYS = [
 
 
 def answers_to(how: str) -> list[list[int]]:
-    """Return which status the request may get, if it gets one; only a name grants access."""
+    """Return the permitted statuses of the request; only a valid name grants access."""
     return [[], [500], *([[200]] if how == ENTERS else [])]
 
 

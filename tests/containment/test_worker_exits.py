@@ -1,4 +1,4 @@
-"""A worker stops whatever its handlers do; what ends worker processes ends alone."""
+"""A worker stops whatever its handlers do; a job that kills workers is isolated."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def make_host(tmp_path: Path, new_url: Callable[[], str]) -> Generator[MakeHost]
 
 
 async def work_until(jobs: AsyncJobs, host: Host, ids: list[JobId]) -> list[Job]:
-    """Start the worker again whenever it has ended; return the jobs when all have ended."""
+    """Restart the worker whenever it ends; return the jobs when all have ended."""
 
     async def all_have_ended() -> bool:
         if not host.alive:
@@ -142,7 +142,7 @@ async def test_the_log_names_the_job_that_stops_the_event_loop(
 
 
 @pytest.mark.every_store(without="memory")
-async def test_a_job_that_terminates_its_worker_fails_after_so_many_releases(
+async def test_a_job_that_terminates_its_worker_fails_after_its_max_releases(
     make_host: MakeHost, kinds: ModuleType
 ) -> None:
     host = make_host(GRACE="0.1")
@@ -160,7 +160,7 @@ LOSSES.remove(("crashes_with_the_worker", "async"))  # on every store, below
 
 
 async def nine_beside_one(host: Host, kinds: ModuleType, name: str, form: str, file: Path) -> None:
-    """Let nine healthy jobs run beside one that ends their process; assert that they complete."""
+    """Run nine healthy jobs beside one that ends their process; assert that they complete."""
     async with host.client(kinds) as jobs:
         host.start()
         beside = [await running(jobs, "neighbour", file) for _ in range(HEALTHY)]
@@ -175,14 +175,14 @@ async def nine_beside_one(host: Host, kinds: ModuleType, name: str, form: str, f
 
 @sqlite
 @pytest.mark.parametrize(("name", "form"), LOSSES)
-async def test_a_job_that_ends_its_worker_fails_alone(
+async def test_a_job_that_ends_its_worker_is_isolated_and_fails(
     make_host: MakeHost, kinds: ModuleType, name: str, form: str, tmp_path: Path
 ) -> None:
     await nine_beside_one(make_host(LEASE="4"), kinds, name, form, tmp_path / "go on")
 
 
 @pytest.mark.every_store(without="memory")
-async def test_a_job_that_crashes_its_worker_fails_alone_on_every_store(
+async def test_a_job_that_crashes_its_worker_is_isolated_on_every_store(
     make_host: MakeHost, kinds: ModuleType, tmp_path: Path
 ) -> None:
     host = make_host(LEASE="4")

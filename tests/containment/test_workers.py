@@ -1,4 +1,4 @@
-"""A handler that misbehaves in a worker process ends its own job, and the worker works on."""
+"""A misbehaving handler in a worker process only ends its own job; the worker goes on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def host_of(
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> Generator[Find]:
-    """Start a worker of each kind on this store, which all tests share."""
+    """Start a worker of each kind on this store; all tests share them."""
     made: dict[str, Host] = {}
 
     def find(way: str) -> Host:
@@ -53,7 +53,7 @@ def host_of(
 
 
 @parametrized((("worker", "sqlite"), ("saq", "sqlite")), ways=("worker", "saq"))
-async def test_a_misbehaving_handler_leaves_its_worker_whole(
+async def test_a_misbehaving_handler_does_not_damage_its_worker(
     combination: Combination, host_of: Find, kinds: ModuleType, tmp_path: Path
 ) -> None:
     host = host_of(combination.way)
@@ -68,7 +68,7 @@ async def test_a_misbehaving_handler_leaves_its_worker_whole(
         async def nothing_is_left() -> bool:
             return not await census(jobs) - before
 
-        # The drivers of servers open connections when they like: SQLite shows what handlers leave.
+        # Drivers of servers open connections at any time: SQLite shows the handlers' leaks.
         if combination.store not in SERVERS:
             await until(nothing_is_left)
     assert host.alive

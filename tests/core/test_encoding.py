@@ -1,4 +1,4 @@
-"""What is stored of a job is the job, and nothing twice."""
+"""The stored form of a job is complete, and stores nothing twice."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_job_is_read_as_it_was_written(job: Job) -> None:
     assert written(job) == job
 
 
-def test_the_texts_hold_nothing_wide_and_no_column() -> None:
+def test_the_texts_hold_no_wide_field_and_no_column() -> None:
     job = full_job()
     texts = encode_submission(job) + encode_state(job)
     for absent in (b"payload", b"result", b"errors", b"revision", b"lane", b"due_at"):
@@ -43,17 +43,17 @@ def test_the_texts_hold_nothing_wide_and_no_column() -> None:
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
-def test_moments_are_kept_to_the_microsecond(moment: datetime) -> None:
+def test_times_are_kept_to_the_microsecond(moment: datetime) -> None:
     assert from_microseconds(to_microseconds(moment)) == moment
 
 
 @given(st.datetimes(), st.datetimes())
-def test_moments_keep_their_order(one: datetime, other: datetime) -> None:
+def test_encoded_times_sort_in_their_order(one: datetime, other: datetime) -> None:
     first, second = one.replace(tzinfo=UTC), other.replace(tzinfo=UTC)
     assert (first < second) == (to_microseconds(first) < to_microseconds(second))
 
 
-def test_a_cursor_is_a_number_of_a_page() -> None:
+def test_a_cursor_encodes_a_sequence_number() -> None:
     assert sequence_of(None, 3) is None
     assert sequence_of("042", 3) == 42
     for cursor in ("", "nonsense", "-1", "1234", "٤"):
@@ -61,7 +61,7 @@ def test_a_cursor_is_a_number_of_a_page() -> None:
             sequence_of(cursor, 3)
 
 
-def test_what_the_texts_leave_out_never_changes_its_meaning() -> None:
+def test_defaults_that_the_texts_leave_out_never_change() -> None:
     required = {"id", "type", "trace_id", "deadline", "created_at", "run_at"}
     defaults = {
         name: field.default
@@ -69,7 +69,7 @@ def test_what_the_texts_leave_out_never_changes_its_meaning() -> None:
         if not field.exclude and field.default is not None
     }
     assert {name for name, field in Job.model_fields.items() if field.is_required()} == required
-    # Changing one of these would change jobs that are stored already.
+    # Changing one of these defaults would change jobs that are already stored.
     assert {name: value for name, value in defaults.items() if name not in required} == {
         "queue": "default",
         "delivery": Delivery.PULL,

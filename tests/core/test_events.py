@@ -1,4 +1,4 @@
-"""Every move of a job, and the event that it is."""
+"""Every move of a job has its event."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def running(**changes: object) -> Job:
 
 
 def owing() -> Job:
-    """A job that has ended and owes a callback."""
+    """A job that has ended and has a pending callback."""
     job = waiting(callback_url="https://receiver.example.com/")
     return lifecycle.cancel(job, job.run_at)
 
@@ -108,7 +108,7 @@ def test_every_move_has_its_event(move: Move) -> None:
         assert event_of(before, make_move(before)) is event
 
 
-def test_what_costs_a_worker_says_so() -> None:
+def test_an_event_after_a_lost_worker_has_worker_lost_set() -> None:
     for deliveries in (1, 3):
         before = running(max_deliveries=deliveries)
         lost = lifecycle.lose(before, before.deadline)
@@ -120,7 +120,7 @@ def test_what_costs_a_worker_says_so() -> None:
     assert not Transition(Event.COMPLETED, ended, begun, begun.run_at).worker_lost
 
 
-def test_what_is_written_to_a_terminal_job_is_no_event() -> None:
+def test_a_write_to_a_terminal_job_is_no_event() -> None:
     ended = lifecycle.cancel(waiting(), waiting().run_at)
     assert event_of(ended, ended.model_copy(update={"revision": ended.revision + 1})) is None
 

@@ -1,4 +1,4 @@
-"""What a handler may be, what its limits are, and what its payload and result become."""
+"""Handlers: valid signatures, limits, and the encoding of payloads and results."""
 
 from __future__ import annotations
 
@@ -85,20 +85,20 @@ class Login(BaseModel):
         (JsonValue, {"a": [1, None, "b"]}),
     ],
 )
-def test_payload_and_result_are_read_as_they_were_written(annotation: Any, value: Any) -> None:
+def test_payload_and_result_survive_encoding(annotation: Any, value: Any) -> None:
     kind = kind_of(annotation, annotation)
     assert kind.load_payload(kind.dump_payload(value)) == value
     assert kind.load_result(kind.dump_result(value)) == value
 
 
-def test_a_payload_keeps_what_was_sent_whatever_its_aliases() -> None:
+def test_a_payload_keeps_its_members_with_any_aliases() -> None:
     kind = kind_of(OneWay)
     sent = kind.read_payload(b'{"a": 7, "numRows": 1000}')
     stored = kind.load_payload(kind.dump_payload(sent))
     assert (stored.number, stored.rows) == (7, 1000)
 
 
-def test_a_result_has_the_names_that_clients_use() -> None:
+def test_a_result_is_encoded_by_alias() -> None:
     kind = kind_of(Camel, Camel)
     text = kind.dump_result(Camel(user_id=1, made_at=2))
     assert text == b'{"userId":1,"madeAt":2.0}'
@@ -134,14 +134,14 @@ def test_a_payload_over_the_limit_is_refused_with_its_size() -> None:
     assert (refused.value.size, refused.value.limit) == (11, 10)
 
 
-def test_payloads_are_the_same_whatever_their_type_fills_in_and_in_whatever_order() -> None:
+def test_payload_equality_ignores_defaults_and_member_order() -> None:
     camel, tags = kind_of(Camel), kind_of(set[str])
     assert camel.fingerprint(Camel(user_id=1)) == camel.fingerprint(Camel(user_id=1))
     assert camel.fingerprint(Camel(user_id=1)) != camel.fingerprint(Camel(user_id=2))
     assert tags.load_payload(b'["a","b"]') == tags.load_payload(b'["b","a"]')
 
 
-def test_a_result_is_asked_of_the_right_type_and_a_completed_job() -> None:
+def test_result_of_needs_a_completed_job_of_the_same_type() -> None:
     kind = kind_of(int, int)
     job = sample_job(type="kind")
     done = job.changed(status=JobStatus.COMPLETED, result_json=b"7")
@@ -198,7 +198,7 @@ async def test_any_callable_of_payload_and_job_is_a_handler(jobs: AsyncJobs, fun
 
 
 @pytest.mark.anyio
-async def test_a_handler_can_be_called_as_the_function_it_is(jobs: AsyncJobs) -> None:
+async def test_a_handler_can_be_called_like_its_function(jobs: AsyncJobs) -> None:
     handler = jobs.handler("double")(double)
     assert await handler(4, JobContext(sample_job())) == 8
     assert handler.__doc__ == "Double it."
@@ -235,7 +235,7 @@ async def test_a_handler_without_job_gets_its_payload(jobs: AsyncJobs) -> None:
             await jobs.enqueue("double")
 
 
-def test_a_handler_that_takes_anything_else_is_refused(jobs: AsyncJobs) -> None:
+def test_a_handler_with_another_signature_is_refused(jobs: AsyncJobs) -> None:
     async def greedy(_payload: int, _job: JobContext, _limit: int) -> None: ...
 
     with pytest.raises(ConfigurationError, match="its parameter '_limit' is neither"):
@@ -243,14 +243,14 @@ def test_a_handler_that_takes_anything_else_is_refused(jobs: AsyncJobs) -> None:
     assert list(jobs.registry) == []
 
 
-def test_an_annotation_that_is_no_json_is_refused_at_once(jobs: AsyncJobs) -> None:
+def test_an_annotation_that_json_cannot_represent_is_refused_at_once(jobs: AsyncJobs) -> None:
     async def strange(_payload: AsyncJobs, _job: JobContext) -> None: ...
 
     with pytest.raises(ConfigurationError, match="cannot be written as JSON"):
         jobs.handler("strange")(strange)
 
 
-def test_an_annotation_that_cannot_be_found_is_refused_at_once(jobs: AsyncJobs) -> None:
+def test_an_unresolvable_annotation_is_refused_at_once(jobs: AsyncJobs) -> None:
     async def lost(_payload: int, _job: JobContext) -> None: ...
 
     lost.__annotations__["_payload"] = "Nowhere"
@@ -258,13 +258,13 @@ def test_an_annotation_that_cannot_be_found_is_refused_at_once(jobs: AsyncJobs) 
         jobs.handler("lost")(lost)
 
 
-def test_a_name_is_registered_once(jobs: AsyncJobs) -> None:
+def test_a_name_can_only_be_registered_once(jobs: AsyncJobs) -> None:
     jobs.external("import", payload=str, result=int)
     with pytest.raises(ConfigurationError, match="twice"):
         jobs.external("import", payload=str, result=int)
 
 
-def test_a_decorator_without_its_parentheses_is_refused_with_the_line_to_write(
+def test_a_decorator_without_parentheses_is_refused_with_the_remedy(
     jobs: AsyncJobs,
 ) -> None:
     with pytest.raises(ConfigurationError, match=r'write @jobs\.handler\("double"\)'):
@@ -290,7 +290,7 @@ def in_module(number: int, _job: JobContext) -> int:
     return number
 
 
-def test_a_handler_for_a_process_is_found_there_by_its_name(jobs: AsyncJobs) -> None:
+def test_a_child_process_finds_a_handler_by_its_qualified_name(jobs: AsyncJobs) -> None:
     handler = jobs.handler("here", run_in="process")(in_module)
     assert handler.import_path == ImportPath(__name__, "in_module")
 
@@ -310,7 +310,7 @@ A_LAMBDA: Callable[[int, JobContext], int] = lambda number, _job: number  # noqa
     [a_local_function(), A_LAMBDA, Doubler().method, Doubler(), functools.partial(with_factor, 2)],
     ids=["local", "lambda", "method", "object", "partial"],
 )
-def test_a_handler_that_no_other_process_could_find_is_refused(
+def test_a_handler_that_a_child_process_cannot_import_is_refused(
     jobs: AsyncJobs, function: Any
 ) -> None:
     with pytest.raises(ConfigurationError, match="must be a function of a module"):
@@ -321,7 +321,7 @@ def test_a_handler_that_no_other_process_could_find_is_refused(
 # aliases
 
 
-def test_a_former_name_leads_to_the_handler(jobs: AsyncJobs) -> None:
+def test_an_alias_resolves_to_the_handler(jobs: AsyncJobs) -> None:
     export = jobs.handler("export", aliases=["old_export", "older"])(double)
     assert export.aliases == ("old_export", "older")
     for name in ("export", "old_export", "older"):
@@ -330,7 +330,7 @@ def test_a_former_name_leads_to_the_handler(jobs: AsyncJobs) -> None:
     assert list(jobs.registry) == [export]
 
 
-def test_the_result_of_a_job_that_was_stored_under_a_former_name_is_read(jobs: AsyncJobs) -> None:
+def test_the_result_of_a_job_stored_under_an_alias_is_read(jobs: AsyncJobs) -> None:
     export = jobs.handler("export", aliases=("old_export",))(double)
     done = sample_job(type="old_export").changed(status=JobStatus.COMPLETED, result_json=b"7")
     assert export.result_of(done) == 7
@@ -338,7 +338,7 @@ def test_the_result_of_a_job_that_was_stored_under_a_former_name_is_read(jobs: A
 
 @pytest.mark.parametrize("taken", ["double", "former"])
 @pytest.mark.parametrize("options", [{"aliases": ("double",)}, {"aliases": ("former",)}])
-def test_a_former_name_that_another_type_has_is_refused(
+def test_an_alias_that_is_another_types_name_is_refused(
     jobs: AsyncJobs, taken: str, options: dict[str, Any]
 ) -> None:
     jobs.handler("double", aliases=("former",))(double)
@@ -352,7 +352,7 @@ def test_a_former_name_that_another_type_has_is_refused(
 @pytest.mark.parametrize(
     "aliases", ["old_export", ("export",), ("old", "old"), (3,)], ids=["str", "own", "twice", "int"]
 )
-def test_aliases_that_make_no_sense_are_refused_at_once(jobs: AsyncJobs, aliases: Any) -> None:
+def test_invalid_aliases_are_refused_at_once(jobs: AsyncJobs, aliases: Any) -> None:
     with pytest.raises(ConfigurationError, match="aliases of handler 'export'"):
         jobs.handler("export", aliases=aliases)
 
@@ -373,14 +373,12 @@ def test_durations_of_a_handler_are_seconds_or_a_timedelta(
 
 @pytest.mark.parametrize("limit", ["timeout", "inline_wait"])
 @pytest.mark.parametrize("value", [-1, timedelta.max, float("nan"), float("inf"), "soon"])
-def test_limits_that_make_no_sense_are_refused_at_once(
-    jobs: AsyncJobs, limit: str, value: Any
-) -> None:
+def test_invalid_limits_are_refused_at_once(jobs: AsyncJobs, limit: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=limit):
         jobs.handler("never", **cast("Any", {limit: value}))
 
 
-def test_an_attempt_cannot_be_given_no_time(jobs: AsyncJobs) -> None:
+def test_a_timeout_must_be_positive(jobs: AsyncJobs) -> None:
     with pytest.raises(ConfigurationError, match="timeout"):
         jobs.handler("never", timeout=0)
 

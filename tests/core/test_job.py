@@ -1,4 +1,4 @@
-"""Values: ids, trace ids, encodings, and what may not be written into them."""
+"""Values of jobs: ids, trace ids, encodings, and text that cannot be stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import full_job
 
 
-def test_new_ids_are_ids_and_never_the_same() -> None:
+def test_new_ids_are_valid_and_distinct() -> None:
     made = {new_job_id() for _ in range(1000)}
     assert len(made) == 1000
     assert all(parse_job_id(one) == one for one in made)
@@ -33,16 +33,16 @@ def test_new_ids_are_ids_and_never_the_same() -> None:
         "job_8e03978e-40d5-43dd-bc93-6894a57f932٤",
     ],
 )
-def test_what_no_job_can_have_is_no_id(text: str) -> None:
+def test_malformed_ids_are_rejected(text: str) -> None:
     assert parse_job_id(text) is None
 
 
 def test_a_job_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        setattr(sample_job(), "status", JobStatus.FAILED)  # noqa: B010  # what is tested
+        setattr(sample_job(), "status", JobStatus.FAILED)  # noqa: B010  # the subject of the test
 
 
-def test_payload_and_result_are_new_values_at_each_look() -> None:
+def test_payload_and_result_are_decoded_anew_at_each_access() -> None:
     job = full_job()
     assert job.payload == {"text": "Grüße, 世界 🌍", "nul": "\0"}
     assert job.payload is not job.payload
@@ -56,7 +56,7 @@ def test_progress_is_a_percentage(percent: int) -> None:
         Progress(percent=percent)
 
 
-def test_the_limits_are_those_the_documentation_promises() -> None:
+def test_the_default_limits_match_the_documentation() -> None:
     policy, settings = Policy(), Settings()
     assert policy.timeout == timedelta(minutes=15)
     assert policy.deadline == policy.retention == timedelta(hours=24)
@@ -66,7 +66,7 @@ def test_the_limits_are_those_the_documentation_promises() -> None:
 
 
 @pytest.mark.parametrize("job", [full_job(), sample_job()], ids=["full", "plain"])
-def test_a_changed_copy_is_what_pydantic_makes_of_it(job: Job) -> None:
+def test_changed_returns_the_same_copy_as_pydantic(job: Job) -> None:
     changes: dict[str, Any] = {"revision": 7, "lane": "other", "due_at": None, "progress": 3}
     copy, theirs = job.changed(**changes), job.model_copy(update=changes)
     assert copy == theirs
@@ -77,6 +77,6 @@ def test_a_changed_copy_is_what_pydantic_makes_of_it(job: Job) -> None:
         copy.lane = "it is frozen, too"
 
 
-def test_a_job_may_be_delivered_three_times_and_given_back_a_hundred_times() -> None:
+def test_max_deliveries_is_3_and_max_releases_is_100_by_default() -> None:
     job = sample_job()
     assert (job.max_deliveries, job.max_releases) == (3, 100)

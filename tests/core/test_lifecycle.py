@@ -45,7 +45,7 @@ def asked_to_stop() -> Job:
     return lifecycle.cancel(processing(), NOW)
 
 
-# Every move, made where it is legal in every other respect than the status.
+# Every move, with a job that meets every condition except the status.
 MOVES: dict[Move, Callable[[Job], Job]] = {
     Move.START: lambda job: lifecycle.start(job, NOW, LEASE),
     Move.EXTEND: lambda job: lifecycle.extend(job, NOW, token="t", until=NOW + MINUTE),
@@ -66,7 +66,7 @@ URL = "https://hooks.example.com/ended"
 
 
 def job_in(status: JobStatus, move: Move) -> Job:
-    """Make a job of that status which, but for the status, allows the move."""
+    """Make a job of that status that meets every other condition of the move."""
     running = asked_to_stop() if move is Move.STOP else processing(callback_url=URL)
     match status:
         case JobStatus.PENDING:
@@ -83,7 +83,7 @@ def job_in(status: JobStatus, move: Move) -> Job:
 
 @pytest.mark.parametrize("move", Move)
 @pytest.mark.parametrize("status", JobStatus)
-def test_a_move_is_made_where_the_table_allows_it_and_refused_elsewhere(
+def test_a_move_is_allowed_only_from_the_statuses_in_the_table(
     status: JobStatus, move: Move
 ) -> None:
     job = job_in(status, move)
@@ -101,7 +101,7 @@ def test_a_move_is_made_where_the_table_allows_it_and_refused_elsewhere(
     assert job == before
 
 
-def test_terminal_statuses_allow_no_move_that_anyone_could_see() -> None:
+def test_terminal_statuses_allow_no_visible_move() -> None:
     for status in JobStatus:
         moves = {move for move in Move if status in TRANSITIONS[move]}
         assert (moves == {Move.CALL_BACK}) == status.terminal
@@ -131,22 +131,22 @@ def test_a_submitted_job_is_due_at_once_in_the_lane_of_its_queue() -> None:
     assert (job.revision, job.version) == (1, 1)
 
 
-def test_others_leave_a_held_job_alone_for_a_while() -> None:
+def test_a_held_job_is_due_for_other_processes_after_a_delay() -> None:
     job = lifecycle.submit(sample_submission(), hold=30 * SECOND)
     assert (job.due_at, job.run_at) == (NOW + 30 * SECOND, NOW)
 
 
-def test_a_delayed_job_is_due_when_it_may_begin_and_is_not_held() -> None:
+def test_a_delayed_job_is_due_at_its_run_at_and_is_not_held() -> None:
     job = lifecycle.submit(sample_submission(), run_at=NOW + MINUTE, hold=30 * SECOND)
     assert (job.due_at, job.run_at) == (NOW + MINUTE, NOW + MINUTE)
 
 
-def test_a_moment_in_the_past_is_at_once() -> None:
+def test_a_run_at_in_the_past_means_now() -> None:
     job = lifecycle.submit(sample_submission(), run_at=NOW - MINUTE)
     assert (job.due_at, job.run_at) == (NOW, NOW)
 
 
-def test_nothing_is_due_later_than_the_deadline() -> None:
+def test_no_job_is_due_later_than_its_deadline() -> None:
     job = lifecycle.submit(sample_submission(deadline=NOW + SECOND), hold=MINUTE)
     assert job.due_at == NOW + SECOND
     assert lifecycle.start(job, NOW, LEASE).due_at == NOW + SECOND
@@ -160,7 +160,7 @@ def test_nothing_is_due_later_than_the_deadline() -> None:
         (Delivery.EXTERNAL, MAINTENANCE_LANE, NOW + timedelta(hours=24)),
     ],
 )
-def test_who_looks_after_a_waiting_job_depends_on_its_delivery(
+def test_the_lane_and_due_time_of_a_waiting_job_depend_on_its_delivery(
     delivery: Delivery, lane: str, due_at: datetime
 ) -> None:
     job = sample_job(delivery=delivery)
@@ -185,7 +185,7 @@ def test_no_attempt_begins_after_the_deadline() -> None:
     assert lifecycle.start(job, last_moment, LEASE).status is JobStatus.PROCESSING
 
 
-def test_no_attempt_begins_before_its_moment_but_for_a_second_by_which_clocks_differ() -> None:
+def test_no_attempt_begins_more_than_a_second_before_run_at() -> None:
     job = lifecycle.submit(sample_submission(), run_at=NOW + MINUTE)
     early = NOW + MINUTE - SECOND
     with pytest.raises(IllegalMove, match="not yet"):
@@ -193,7 +193,7 @@ def test_no_attempt_begins_before_its_moment_but_for_a_second_by_which_clocks_di
     assert lifecycle.start(job, early, LEASE).started_at == early
 
 
-def test_extending_renews_the_lease_unseen() -> None:
+def test_extending_renews_the_lease_without_a_new_version() -> None:
     job = processing()
     renewed = lifecycle.extend(job, NOW + 10 * SECOND, token="t", until=NOW + 40 * SECOND)
     assert renewed.lease is not None
@@ -217,7 +217,7 @@ def test_a_lease_never_shrinks() -> None:
     assert renewed.lease == LEASE
 
 
-def test_external_work_has_no_lease_to_extend() -> None:
+def test_external_jobs_have_no_lease_to_extend() -> None:
     job = lifecycle.start(sample_job(delivery=Delivery.EXTERNAL), NOW, None)
     with pytest.raises(LostLease):
         lifecycle.extend(job, NOW, token="t", until=NOW + MINUTE)
@@ -225,13 +225,13 @@ def test_external_work_has_no_lease_to_extend() -> None:
         lifecycle.extend(job, NOW, token=None, until=NOW + MINUTE)  # type: ignore[arg-type]
 
 
-def test_a_report_is_visible() -> None:
+def test_a_progress_report_is_visible() -> None:
     progress = Progress(percent=40, detail=Detail(message="packing"))
     job = lifecycle.report(processing(), progress, token="t")
     assert (job.progress, job.detail) == (40, progress.detail)
 
 
-def test_an_unwritten_report_is_folded_into_the_next_move() -> None:
+def test_an_unwritten_report_is_merged_into_the_next_move() -> None:
     job = lifecycle.catch_up(processing(), Progress(percent=40))
     failed = lifecycle.fail(job, NOW, token="t", error=ERROR)
     assert (failed.progress, failed.version) == (40, 3)
@@ -252,35 +252,35 @@ def test_a_job_without_retention_is_never_due_again() -> None:
     assert (job.expires_at, job.due_at) == (None, None)
 
 
-def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_asked() -> None:
+def test_cancel_ends_a_waiting_job_and_requests_a_running_one_to_stop() -> None:
     waiting = lifecycle.cancel(sample_job(), NOW)
     assert (waiting.status, waiting.completed_at) == (JobStatus.CANCELLED, NOW)
     running = lifecycle.cancel(processing(), NOW)
     assert (running.status, running.cancel_requested_at) == (JobStatus.PROCESSING, NOW)
 
 
-def test_a_job_is_asked_to_stop_once() -> None:
+def test_a_stop_request_is_recorded_once() -> None:
     with pytest.raises(IllegalMove, match="asked to stop before"):
         lifecycle.cancel(asked_to_stop(), NOW)
 
 
-def test_a_job_stops_only_when_asked() -> None:
+def test_a_job_stops_only_after_a_stop_request() -> None:
     with pytest.raises(IllegalMove, match="nobody asked"):
         lifecycle.stop(processing(), NOW, token="t")
 
 
-def test_a_job_asked_to_stop_does_not_wait_again() -> None:
+def test_a_job_with_a_stop_request_does_not_return_to_pending() -> None:
     for move in (Move.RELEASE, Move.RETRY, Move.LOSE):
         with pytest.raises(IllegalMove, match="asked to stop"):
             MOVES[move](asked_to_stop().model_copy(update={"retry": PATIENT}))
 
 
-def test_a_deadline_ahead_does_not_expire() -> None:
+def test_a_job_does_not_expire_before_its_deadline() -> None:
     with pytest.raises(IllegalMove, match="still ahead"):
         lifecycle.expire(sample_job(), NOW)
 
 
-def test_the_deadline_fails_a_job_whoever_holds_it() -> None:
+def test_the_deadline_fails_a_job_under_any_lease() -> None:
     job = lifecycle.expire(processing(), AFTER_ALL)
     assert (job.status, job.error) == (JobStatus.FAILED, lifecycle.DEADLINE_EXCEEDED)
 
@@ -296,7 +296,7 @@ def test_the_pause_before_a_retry_grows_up_to_its_bound(failures: int, longest: 
     assert (again.failures, again.lease, again.lane) == (failures + 1, None, "default")
 
 
-def test_a_pause_too_long_to_count_is_the_longest() -> None:
+def test_a_retry_pause_that_overflows_is_the_longest_pause() -> None:
     policy = Retry(max_attempts=10_000, factor=10, max_delay=MINUTE)
     job = processing().model_copy(update={"retry": policy, "failures": 5000})
     assert lifecycle.retry(job, NOW, token="t", jitter=1).run_at == NOW + MINUTE
@@ -308,18 +308,18 @@ def test_the_last_attempt_is_not_retried() -> None:
         lifecycle.retry(job, NOW, token="t", jitter=0)
 
 
-def test_a_job_given_back_costs_nothing_and_is_due_at_once() -> None:
+def test_a_released_job_costs_no_attempt_and_is_due_at_once() -> None:
     job = lifecycle.release(processing(), NOW + SECOND, token="t")
     assert (job.failures, job.losses, job.due_at) == (0, 0, NOW + SECOND)
 
 
-def test_a_requeued_job_keeps_its_place_unseen() -> None:
+def test_a_requeued_job_keeps_its_place_without_a_new_version() -> None:
     taken = sample_job().model_copy(update={"due_at": NOW + MINUTE})
     put_back = lifecycle.requeue(taken)
     assert (put_back.due_at, put_back.version) == (NOW, taken.version)
 
 
-def test_a_callback_under_way_is_held_unseen_and_stays_due() -> None:
+def test_a_callback_under_way_is_held_without_a_new_version() -> None:
     ended = lifecycle.complete(processing(callback_url=URL), NOW, token="t", result=b"1")
     held = lifecycle.hold_callback(ended, NOW + MINUTE)
     assert (held.lane, held.due_at, held.version) == (CALLBACKS_LANE, NOW + MINUTE, ended.version)
@@ -331,7 +331,7 @@ def test_a_callback_under_way_is_held_unseen_and_stays_due() -> None:
         lifecycle.hold_callback(processing(), NOW)
 
 
-def test_a_job_left_unhandled_waits_in_a_lane_of_its_own_until_it_is_requeued() -> None:
+def test_a_job_without_handler_waits_in_its_own_lane_until_requeued() -> None:
     waiting = sample_job(delivery=Delivery.PUSH)
     left = lifecycle.leave_unhandled(waiting, NOW + MINUTE)
     assert (left.lane, left.due_at) == (lifecycle.UNHANDLED_LANE, NOW + MINUTE)
@@ -356,7 +356,7 @@ def test_each_lost_worker_costs_a_delivery_and_the_last_one_fails_the_job() -> N
     )
 
 
-def test_a_live_lease_is_not_lost() -> None:
+def test_a_valid_lease_is_not_lost() -> None:
     with pytest.raises(IllegalMove, match="lapsed"):
         lifecycle.lose(processing(), LEASE.until - timedelta(microseconds=1))
     with pytest.raises(IllegalMove, match="lapsed"):
@@ -367,7 +367,7 @@ def test_a_live_lease_is_not_lost() -> None:
     ("losses", "max_deliveries", "suspect"),
     [(0, 1, False), (0, 2, False), (1, 2, True), (1, 3, False), (2, 3, True), (2, 4, False)],
 )
-def test_a_job_with_one_delivery_left_after_a_loss_waits_in_the_lane_of_the_suspects(
+def test_a_job_with_one_delivery_left_waits_in_the_suspects_lane(
     losses: int, max_deliveries: int, *, suspect: bool
 ) -> None:
     job = sample_job(queue="high", max_deliveries=max_deliveries).changed(losses=losses)
@@ -375,10 +375,10 @@ def test_a_job_with_one_delivery_left_after_a_loss_waits_in_the_lane_of_the_susp
     assert lifecycle.requeue(job).lane == (suspects_lane("high") if suspect else "high")
 
 
-# what becomes of a job
+# overdue jobs
 
 
-def test_a_failed_attempt_is_retried_while_it_may_be() -> None:
+def test_a_failed_attempt_is_retried_up_to_the_limit() -> None:
     first = processing()
     again = lifecycle.settle_failure(first, NOW, token="t", error=ERROR, jitter=0.1)
     assert again.status is JobStatus.PENDING
@@ -387,13 +387,13 @@ def test_a_failed_attempt_is_retried_while_it_may_be() -> None:
     assert (failed.status, failed.error) == (JobStatus.FAILED, ERROR)
 
 
-def test_a_retry_that_could_not_begin_in_time_is_a_failure() -> None:
+def test_a_retry_that_would_begin_after_the_deadline_is_a_failure() -> None:
     job = processing(deadline=NOW + 5 * SECOND)
     failed = lifecycle.settle_failure(job, NOW, token="t", error=ERROR, jitter=0.9)
     assert (failed.status, failed.error) == (JobStatus.FAILED, ERROR)
 
 
-def test_what_was_asked_to_stop_has_stopped_when_it_fails_or_is_given_back() -> None:
+def test_a_job_with_a_stop_request_is_cancelled_on_failure_or_release() -> None:
     job = asked_to_stop()
     failed = lifecycle.settle_failure(job, NOW, token="t", error=ERROR, jitter=0)
     assert failed.status is JobStatus.CANCELLED
@@ -403,13 +403,13 @@ def test_what_was_asked_to_stop_has_stopped_when_it_fails_or_is_given_back() -> 
     assert lifecycle.settle_loss(processing(), NOW, token="t").status is JobStatus.PENDING
 
 
-def test_nothing_is_overdue_before_its_time() -> None:
+def test_no_job_is_overdue_before_its_time() -> None:
     assert lifecycle.overdue(sample_job(), NOW) is None
     assert lifecycle.overdue(processing(), LEASE.until - SECOND) is None
     assert lifecycle.overdue(job_in(JobStatus.COMPLETED, Move.START), AFTER_ALL) is None
 
 
-def test_overdue_jobs_end_up_where_the_rules_put_them() -> None:
+def test_each_kind_of_overdue_job_makes_its_move() -> None:
     external = lifecycle.start(sample_job(delivery=Delivery.EXTERNAL), NOW, None)
     too_long = NOW + timedelta(minutes=15)
     cases = [
@@ -426,7 +426,7 @@ def test_overdue_jobs_end_up_where_the_rules_put_them() -> None:
         assert (moved.status, moved.error) == (status, error)
 
 
-def test_only_finished_jobs_are_forgotten_and_only_after_their_retention() -> None:
+def test_only_terminal_jobs_are_forgotten_after_their_retention() -> None:
     done = lifecycle.complete(processing(), NOW, token="t", result=b"1")
     assert done.expires_at is not None
     assert lifecycle.forgettable(done, done.expires_at)
@@ -451,13 +451,13 @@ def ended(**submission: object) -> Job:
     return lifecycle.complete(job, NOW, token="t", result=b"1")
 
 
-def test_a_job_with_a_callback_url_is_due_to_be_called_back_at_its_end() -> None:
+def test_a_job_with_a_callback_url_is_due_in_the_callbacks_lane() -> None:
     job = ended()
     assert (job.lane, job.due_at, lifecycle.owes_callback(job)) == (CALLBACKS_LANE, NOW, True)
     assert processing(callback_url=URL).callback is None
 
 
-def test_a_job_that_was_told_waits_for_the_end_of_its_retention() -> None:
+def test_a_job_whose_callback_was_delivered_waits_for_its_retention() -> None:
     told = lifecycle.call_back(ended(), NOW + SECOND)
     assert (told.lane, told.due_at) == (MAINTENANCE_LANE, NOW + timedelta(hours=24))
     assert told.callback is not None
@@ -466,14 +466,14 @@ def test_a_job_that_was_told_waits_for_the_end_of_its_retention() -> None:
         lifecycle.call_back(told, NOW + SECOND)
 
 
-def test_a_call_that_failed_is_made_again_or_given_up() -> None:
+def test_a_failed_callback_is_retried_or_given_up() -> None:
     again = lifecycle.call_back(ended(), NOW, error="away", again_at=NOW + MINUTE)
     assert (again.lane, again.due_at) == (CALLBACKS_LANE, NOW + MINUTE)
     over = lifecycle.call_back(again, NOW + MINUTE, error="away still")
     assert (over.lane, over.callback) == (MAINTENANCE_LANE, Callback(calls=2, error="away still"))
 
 
-def test_a_callback_is_given_up_where_the_next_call_would_come_too_late() -> None:
+def test_a_callback_is_given_up_if_the_next_call_would_be_too_late() -> None:
     late = lifecycle.callback_end(ended())
     given_up = lifecycle.call_back(ended(), NOW, error="away", again_at=late)
     assert not lifecycle.owes_callback(given_up)
@@ -482,7 +482,7 @@ def test_a_callback_is_given_up_where_the_next_call_would_come_too_late() -> Non
     )
 
 
-def test_a_job_that_owes_a_callback_outlives_its_retention_but_not_for_ever() -> None:
+def test_a_pending_callback_extends_the_retention_up_to_a_limit() -> None:
     job, told = ended(), lifecycle.call_back(ended(), NOW)
     day = NOW + timedelta(hours=24)
     assert lifecycle.forgettable(told, day)
@@ -491,7 +491,7 @@ def test_a_job_that_owes_a_callback_outlives_its_retention_but_not_for_ever() ->
     assert lifecycle.forgettable(job, lifecycle.callback_end(job))
 
 
-def test_a_job_without_retention_is_kept_though_it_owes_a_callback() -> None:
+def test_a_job_without_retention_is_kept_with_a_pending_callback() -> None:
     job = ended(retention=None)
     assert lifecycle.owes_callback(job)
     for kept in (job, lifecycle.call_back(job, NOW)):
@@ -504,14 +504,14 @@ def test_a_queue_cannot_have_the_name_of_the_callbacks_lane() -> None:
         Policy(queue=CALLBACKS_LANE)
 
 
-# what attempts raised
+# errors of attempts
 
 
 def raised(job: Job) -> list[int]:
     return [error.attempt for error in job.attempt_errors]
 
 
-def test_what_an_attempt_raised_goes_with_the_move_that_follows() -> None:
+def test_the_error_of_an_attempt_is_stored_with_the_next_move() -> None:
     job = processing()
     noted = lifecycle.note_error(job, sample_error(1))
     assert noted.attempt_errors == [sample_error(1)]
@@ -520,14 +520,14 @@ def test_what_an_attempt_raised_goes_with_the_move_that_follows() -> None:
     assert (failed.errors_json, failed.revision) == (noted.errors_json, job.revision + 1)
 
 
-def test_only_the_newest_errors_are_kept_and_of_each_attempt_one() -> None:
+def test_only_the_newest_errors_are_kept_one_per_attempt() -> None:
     job = processing()
     for attempt in [*range(1, 30), 29]:
         job = lifecycle.note_error(job, sample_error(attempt))
     assert raised(job) == list(range(20, 30))
 
 
-def test_errors_that_cannot_be_read_do_not_keep_an_attempt_from_ending() -> None:
+def test_unreadable_stored_errors_do_not_prevent_the_next_move() -> None:
     job = processing().changed(errors_json=b"[{")
     with pytest.raises(UnreadableJob):
         raised(job)

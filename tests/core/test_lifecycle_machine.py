@@ -1,4 +1,4 @@
-"""Any sequence of moves, legal or not, by any number of workers: the rules that always hold."""
+"""Invariants of any sequence of moves, legal or not, by any number of workers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from asyncjobs.testing import ManualClock, sample_job
 
 TOKENS = st.sampled_from(["a", "b", "c"])
 ERROR = JobError(code="bad", message="It was bad.")
-# What a call to the callback URL changes, beside its own record.
+# A call to the callback URL changes these, beside its own record.
 CALLED = ("revision", "lane", "due_at")
 
 
 class Life(RuleBasedStateMachine):
-    """One job, three workers, a clock that only goes on."""
+    """One job, three workers, and a clock that only moves forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def a_reader_leaves_nothing_overdue(self) -> None:
-        """Applying the rule for overdue jobs until it has nothing to say ends soon."""
+        """Applying the rule for overdue jobs repeatedly soon changes nothing more."""
         job: Job | None = self.job
         for _ in range(3):
             if job is None:

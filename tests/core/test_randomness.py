@@ -1,4 +1,4 @@
-"""Random texts: long enough, all different, and not those of the parent process."""
+"""Random tokens: long enough, distinct, and different after a fork."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 from asyncjobs.core.randomness import random_hex
 
 
-def test_each_text_is_128_bits_in_hexadecimal_digits() -> None:
+def test_a_token_is_128_bits_in_hexadecimal_digits() -> None:
     texts = [random_hex() for _ in range(1000)]
     assert all(re.fullmatch(r"[0-9a-f]{32}", text) for text in texts)
     assert len(set(texts)) == 1000
 
 
-def test_threads_get_different_texts() -> None:
+def test_threads_get_different_tokens() -> None:
     with ThreadPoolExecutor(8) as pool:
         calls = [pool.submit(random_hex) for _ in range(5000)]
         texts = [call.result() for call in calls]
     assert len(set(texts)) == 5000
 
 
-def test_a_forked_process_gets_other_texts_than_its_parent() -> None:
+def test_a_forked_process_gets_other_tokens_than_its_parent() -> None:
     random_hex()
     read, write = os.pipe()
     child = os.fork()

@@ -1,4 +1,4 @@
-"""What a handler takes is told by its annotations, and what it cannot take is refused."""
+"""A handler's annotations decide its arguments; other parameters are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Resourceful(JobContext, Generic[T]):
-    """A job whose class has a parameter."""
+    """A generic job class."""
 
 
 def get_session() -> str:
@@ -93,7 +93,7 @@ TAKEN: list[tuple[AnyFunction, list[object], dict[str, object]]] = [
 
 
 @pytest.mark.parametrize(("function", "args", "kwargs"), TAKEN)
-def test_a_function_is_called_with_what_it_takes(
+def test_a_function_is_called_with_the_arguments_it_declares(
     function: Callable[..., Any], args: list[object], kwargs: dict[str, object]
 ) -> None:
     given = read_signature(function).arguments("payload", "job", {"session": "a session"})
@@ -111,7 +111,7 @@ PAYLOADS: list[tuple[AnyFunction, object]] = [
 
 
 @pytest.mark.parametrize(("function", "payload"), PAYLOADS)
-def test_the_type_of_the_payload_is_its_annotation_and_none_without_payload(
+def test_the_payload_type_is_the_annotation_or_none(
     function: Callable[..., Any], payload: object
 ) -> None:
     assert read_signature(function).payload == payload
@@ -142,7 +142,7 @@ def of_a_route_by_default(order: int, session: str = FastAPIDepends(get_session)
         (of_a_route_by_default, "'session' has FastAPI's Depends.*from fast_depends import"),
     ],
 )
-def test_a_parameter_that_no_handler_has_is_refused_by_name(
+def test_an_unsupported_parameter_is_refused_by_name(
     function: Callable[..., Any], sentence: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=sentence) as refused:

@@ -1,4 +1,4 @@
-"""What is fixed when a job is submitted."""
+"""Properties that are fixed when a job is submitted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_durations_are_seconds_or_a_timedelta(minute: float | timedelta) -> None
     assert submitted(run_at=minute, deadline=minute).deadline == NOW + 2 * MINUTE
 
 
-def test_a_job_may_begin_at_once_unless_a_later_moment_is_given() -> None:
+def test_run_at_is_now_unless_a_later_time_is_given() -> None:
     assert EnqueueOptions().begins(NOW) == NOW
     assert EnqueueOptions(run_at=NOW + MINUTE).begins(NOW) == NOW + MINUTE
     assert EnqueueOptions(run_at=NOW - MINUTE).begins(NOW) == NOW
@@ -50,19 +50,19 @@ def test_a_job_may_begin_at_once_unless_a_later_moment_is_given() -> None:
     ],
     ids=str,
 )
-def test_options_that_make_no_sense_are_refused_at_once(options: dict[str, Any]) -> None:
+def test_invalid_options_are_refused_at_once(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"deadline|run_at|NaN|finite"):
         EnqueueOptions(**options)
 
 
 @pytest.mark.parametrize("field", ["user_id", "idempotency_key"])
-def test_text_of_a_caller_that_cannot_be_written_is_refused(field: str) -> None:
+def test_caller_text_that_cannot_be_stored_is_refused(field: str) -> None:
     with pytest.raises(InvalidPayload) as refused:
         submitted(Caller(**{field: "\udcff"}))
     assert refused.value.issues[0].field == field
 
 
-def test_a_trace_id_that_cannot_be_written_is_refused() -> None:
+def test_a_trace_id_that_cannot_be_stored_is_refused() -> None:
     with pytest.raises(InvalidPayload, match="trace_id"):
         submitted(trace_id="\udcff")
 
@@ -70,7 +70,7 @@ def test_a_trace_id_that_cannot_be_written_is_refused() -> None:
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-def test_a_job_belongs_to_a_trace_that_is_given_or_new() -> None:
+def test_a_job_belongs_to_the_given_trace_or_a_new_one() -> None:
     given = submitted(traceparent=f"00-{TRACE}-b7ad6b7169203331-01")
     assert (given.trace_id, given.traceparent) == (TRACE, f"00-{TRACE}-b7ad6b7169203331-01")
     assert submitted(trace_id="abc").trace_id == "abc"
@@ -79,7 +79,7 @@ def test_a_job_belongs_to_a_trace_that_is_given_or_new() -> None:
     assert submitted().trace_id != submitted().trace_id
 
 
-def test_a_payload_is_the_same_by_fingerprint_or_by_value() -> None:
+def test_payloads_are_compared_by_fingerprint_or_by_value() -> None:
     def keyed(text: bytes, fingerprint: str) -> Submission:
         return sample_submission(type="tags", payload_json=text, fingerprint=fingerprint)
 

@@ -1,4 +1,4 @@
-"""Trace ids, made and taken from a W3C traceparent."""
+"""Trace ids: generated, or taken from a W3C traceparent."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def test_a_trace_id_is_taken_from_a_well_formed_traceparent(
     assert trace_id_of(traceparent) == trace_id
 
 
-def test_a_made_trace_id_is_well_formed() -> None:
+def test_a_generated_trace_id_is_well_formed() -> None:
     assert trace_id_of(f"00-{new_trace_id()}-b7ad6b7169203331-01") is not None

@@ -1,4 +1,4 @@
-"""Values do not change: a new state is a new object."""
+"""Values are immutable: a new state is a new object."""
 
 from __future__ import annotations
 
