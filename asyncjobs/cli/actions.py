@@ -57,7 +57,7 @@ def cancel(target: Target, *, job_ids: tuple[str, ...], as_json: bool) -> None:
 @click.command()
 @with_target
 @click.argument("job_ids", metavar="[JOB_ID]...", nargs=-1)
-@click.option("--failed", is_flag=True, help="All failed jobs that were not retried yet.")
+@click.option("--failed", is_flag=True, help="All failed jobs that were not yet retried.")
 @click.option("--user", metavar="ID", help="With --failed: only jobs of this owner.")
 @click.option("--type", metavar="NAME", help="With --failed: only jobs of this type.")
 @click.option("--yes", is_flag=True, help="With --failed: do not ask for confirmation.")
@@ -74,12 +74,12 @@ def retry(
 ) -> None:
     """Run ended jobs again, each as a new job that names the old one.
 
-    Name the jobs, or choose all failed ones by --failed.
+    Give the ids of the jobs, or --failed for all failed ones.
     """
     if bool(job_ids) is failed:
-        raise click.UsageError("Name jobs to retry, or choose them by --failed.")
+        raise click.UsageError("Give the ids of jobs, or --failed, but not both.")
     if not failed and (user is not None or type is not None):
-        raise click.UsageError("--user and --type choose among failed jobs: give --failed.")
+        raise click.UsageError("--user and --type require --failed.")
 
     async def retry_job(jobs: AsyncJobs, job_id: JobId) -> Job:
         return (await jobs.retry(job_id)).job
@@ -230,7 +230,7 @@ def _confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError(
-            f"Standard input is not a terminal, to answer: {question} Use --yes."
+            f"Cannot ask for confirmation without a terminal: {question} Use --yes."
         )
     click.confirm(question, abort=True, err=True)
 

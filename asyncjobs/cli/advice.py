@@ -90,13 +90,13 @@ def handler_warnings(registry: Registry, lifespan: Lifespan | None = None) -> Ge
     try:
         lifespan_path(lifespan, registry)
     except ConfigurationError as error:
-        yield f"The queue does not open. {error}"
+        yield f"The queue cannot be opened. {error}"
     handlers = [kind for kind in registry if isinstance(kind, Handler)]
     for kind in handlers:
         policy = kind.policy
         if policy.timeout is not None and policy.timeout > policy.deadline:
             yield (
-                f"Handler {kind.name!r} has a timeout of {_text(policy.timeout)}, and its jobs "
+                f"Handler {kind.name!r} has a timeout of {_text(policy.timeout)}, but its jobs "
                 f"fail at their deadline after {_text(policy.deadline)}: lower the timeout, or "
                 "raise the deadline."
             )
@@ -118,15 +118,15 @@ def _import_warnings(kind: Handler[Any, Any]) -> Generator[str]:
         path.find()
     except ConfigurationError:
         yield (
-            f"Handler {kind.name!r} runs in a process of its own, which finds no {path.name} in "
-            f"the module {path.module}: keep it there under that name."
+            f"Handler {kind.name!r} runs in its own process, which cannot find {path.name} in the "
+            f"module {path.module}: define it there under that name."
         )
 
 
 def stop_warnings(settings: Settings, server: Server, stop_timeout: float) -> Generator[str]:
     """Warn of processes that are killed while they stop, `stop_timeout` seconds after SIGTERM."""
     needed = settings.grace.total_seconds() + _LAST_SECONDS
-    stop = f"A stop takes up to {needed:g} s (Settings.grace and {_LAST_SECONDS:g} s)"
+    stop = f"Stopping takes up to {needed:g} s (Settings.grace and {_LAST_SECONDS:g} s)"
     if needed > stop_timeout:
         yield (
             f"{stop}, but the process is killed after {stop_timeout:g} s: raise the stop timeout "

@@ -54,13 +54,13 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.option(
     "--gunicorn",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A gunicorn configuration file; it is run.",
+    help="A gunicorn configuration file; it is executed.",
 )
 @click.option(
     "--keep-alive",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="When the web server closes idle connections.",
+    help="How long the web server keeps idle connections.",
 )
 @click.option(
     "--threads",
@@ -71,8 +71,8 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
     "--queues",
     metavar="NAME,NAME",
     callback=_split,
-    help="All queues that workers serve; of an engine, its own names. Else running workers of "
-    "Celery or RQ are asked.",
+    help="All queues that workers serve; if an engine runs the jobs, by its names. Without it, "
+    "the running workers of Celery or RQ are asked.",
 )
 @click.option(
     "--stop-timeout",
@@ -80,7 +80,7 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
     metavar="SECONDS",
     default=30,
     show_default=True,
-    help="When the container or service manager kills a process that stops.",
+    help="How long the container or service manager waits before it kills a stopping process.",
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 after a warning, too.")
 @as_json
@@ -96,7 +96,7 @@ def check(  # noqa: PLR0913  # one parameter per option
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Check the settings of the store, and warn of what goes wrong in production.
+    """Check the settings of the store, and warn of problems in production.
 
     Exits with 1 if the store needs attention; warnings of the queue (with --jobs) and the web
     server do not count without --strict. Opening the store updates its tables, as in every process
@@ -135,8 +135,8 @@ def _warnings(jobs: AsyncJobs | None, store: Store, setup: Setup) -> list[str]:
     warnings: list[str] = []
     if isinstance(store, MemoryStore):
         warnings.append(
-            "The store memory:// keeps the jobs of one process, and loses them with it: use a "
-            "store that is kept, such as sqlite:///jobs.db."
+            "The store memory:// keeps jobs in one process and loses them when it ends: use a "
+            "persistent store, such as sqlite:///jobs.db."
         )
     if jobs is not None:
         warnings += handler_warnings(jobs.registry, jobs.lifespan)
@@ -155,6 +155,6 @@ async def _inspect(store: Store) -> list[Finding]:
         # duration.
         half = (datetime.now(UTC) - before) / 2
         offset = stores - (before + half)
-        advice = "" if abs(offset) <= _MAX_CLOCK_OFFSET + half else "set both clocks by NTP"
+        advice = "" if abs(offset) <= _MAX_CLOCK_OFFSET + half else "set both clocks with NTP"
         findings.append(Finding("clock offset", f"{offset.total_seconds():+.3f} s", advice))
-    return findings or [Finding("store", "opens; it reports no settings")]
+    return findings or [Finding("store", "can be opened; reports no settings")]

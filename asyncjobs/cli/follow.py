@@ -40,7 +40,7 @@ class Header(click.types.StringParamType):
 
 @click.command()
 @click.argument("url")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up then.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Time limit.")
 @click.option(
     "--header",
     "headers",
@@ -55,7 +55,7 @@ class Header(click.types.StringParamType):
 def follow(*, url: str, timeout: float | None, headers: tuple[str, ...], as_json: bool) -> None:
     """Follow a job at its status URL to its end, and print its result as JSON."""
     if find_spec("httpx2") is None:
-        raise ConfigurationError("To follow a job: pip install 'asyncjobs-http[client]'.")
+        raise ConfigurationError("follow needs httpx2: pip install 'asyncjobs-http[client]'.")
     import httpx2  # noqa: PLC0415  # of the extra `client`
 
     with httpx2.Client(headers=[_pair(header) for header in headers]) as http:

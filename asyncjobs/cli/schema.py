@@ -19,7 +19,7 @@ from asyncjobs.protocols import MigrationScript, Store, power_of
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="With --sql: the present schema version; 0 is an empty database.",
+    help="With --sql: the current schema version; 0 is an empty database.",
 )
 @as_json
 def migrate(target: Target, *, sql: bool, since: int, as_json: bool) -> None:

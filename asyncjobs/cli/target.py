@@ -47,7 +47,7 @@ class Target:
             return jobs.store
         if self.store is None:
             raise click.UsageError(
-                "Name the store by --store URL or --jobs MODULE:ATTRIBUTE, or by the environment "
+                "Give the store with --store URL or --jobs MODULE:ATTRIBUTE, or in the environment "
                 "variable ASYNCJOBS_STORE or ASYNCJOBS_JOBS."
             )
         return store_from_url(self.store)
@@ -81,7 +81,7 @@ def with_target(command: Callable[..., None]) -> Callable[..., None]:
         show_envvar=True,
         expose_value=False,
         callback=_set_target,
-        help="An AsyncJobs object, or a function that returns one; goes before ASYNCJOBS_STORE.",
+        help="An AsyncJobs object or a function that returns one; overrides ASYNCJOBS_STORE.",
     )
     store_option = click.option(
         "--store",
@@ -166,7 +166,7 @@ def require_file(store: Store) -> Store:
     path = getattr(store, "path", None)
     if isinstance(path, Path) and not path.exists():
         reason = (
-            "there is no such file; `asyncjobs migrate` makes it, or the first start of the app"
+            "the file does not exist; `asyncjobs migrate` or the first start of the app creates it"
         )
         raise StoreUnavailable(str(path), reason)
     return store

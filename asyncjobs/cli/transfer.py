@@ -88,7 +88,7 @@ def _print_result(result: TransferResult, *, as_json: bool) -> None:
         )
     if result.unreadable:
         left = ", ".join(result.unreadable)
-        click.echo(f"Error: these jobs cannot be read and were left out: {left}", err=True)
+        click.echo(f"Error: these jobs cannot be read and were not copied: {left}", err=True)
         sys.exit(1)
 
 

@@ -27,7 +27,7 @@ _MAX_BARS = 40
 @click.command()
 @with_target
 @click.argument("job_ids", metavar="[JOB_ID]...", nargs=-1)
-@click.option("--until-idle", is_flag=True, help="End when no job runs or waits.")
+@click.option("--until-idle", is_flag=True, help="Exit when no job runs or waits.")
 @click.option(
     "--every", type=click.FloatRange(min=0.05), default=0.5, show_default=True, help="Seconds."
 )

@@ -89,8 +89,8 @@ def worker(  # noqa: PLR0913  # one parameter per option
     """Run the jobs of an application's queue until stopped.
 
     MODULE:ATTRIBUTE is the application's AsyncJobs object. After SIGTERM or Ctrl-C no more jobs
-    start. Running jobs have the grace period, then they are given back. A second signal gives them
-    back at once.
+    start. Running jobs get the grace period, and are then returned to the queue. A second signal
+    returns them at once.
     """
     address = None if health_port is None else (health_host, health_port)
     if processes == 1:

@@ -75,12 +75,12 @@ def test_a_sound_queue_has_no_warnings(warned: Any) -> None:
 WARNINGS = {
     "timeout of 900 s": 'jobs.handler("late", policy=Policy(deadline=60))(export.function)',
     "never deleted": 'jobs.handler("kept", policy=Policy(retention=None))(export.function)',
-    "A stop takes up to 65 s": "jobs = AsyncJobs(jobs.store, settings=Settings(grace=60))",
-    "finds no export in the module shop": (
+    "Stopping takes up to 65 s": "jobs = AsyncJobs(jobs.store, settings=Settings(grace=60))",
+    "cannot find export in the module shop": (
         'declared = jobs.handler("render", run_in="process")(export.function)\n'
         "del export\ndel declared"
     ),
-    "The queue does not open": (
+    "The queue cannot be opened": (
         "from contextlib import asynccontextmanager\n"
         "def make():\n"
         "    @asynccontextmanager\n"
@@ -105,7 +105,7 @@ def test_a_memory_store_has_a_warning(warned: Any) -> None:
 
 
 def test_a_longer_stop_timeout_permits_a_longer_grace_period(warned: Any) -> None:
-    code = WARNINGS["A stop takes up to 65 s"]
+    code = WARNINGS["Stopping takes up to 65 s"]
     assert warned(code, "--stop-timeout", "65") == []
     [found] = warned(code, "--stop-timeout", "64")
     assert "64 s" in found
@@ -314,4 +314,4 @@ def test_check_does_not_pass_a_server_that_hides_its_settings(
 ) -> None:
     server = serve("--appendonly", "yes", "--rename-command", "CONFIG", "")
     code, found = checked(asyncjobs, server.url)
-    assert (code, found["settings"][0]) == (1, "not told")
+    assert (code, found["settings"][0]) == (1, "unknown")

@@ -156,7 +156,7 @@ def test_commands_create_no_file(
     asyncjobs: Shell, file: str, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     result = asyncjobs(*words, "--store", file)
-    assert (result.exit_code, "there is no such file" in result.stderr) == (3, True)
+    assert (result.exit_code, "the file does not exist" in result.stderr) == (3, True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -146,7 +146,7 @@ def test_a_store_is_not_transferred_to_itself(asyncjobs: Shell, url: str) -> Non
 
 def test_a_missing_source_file_is_an_error(asyncjobs: Shell, file: str) -> None:
     result = asyncjobs("transfer", "--from", file, "--to", f"{file}2")
-    assert (result.exit_code, "no such file" in result.stderr) == (3, True)
+    assert (result.exit_code, "the file does not exist" in result.stderr) == (3, True)
 
 
 @pytest.mark.parametrize("ends", [("--from", "--to"), ("--to", "--from")])
