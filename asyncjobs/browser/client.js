@@ -55,7 +55,7 @@ const absolute = (url) => {
   const base = globalThis.document?.baseURI ?? globalThis.location?.href;
   const found = url != null && URL.canParse(url, base) ? new URL(url, base) : null;
   if (/^https?:$/.test(found?.protocol)) return found.href;
-  throw new JobError("invalid_url", `This is no URL of a job: ${url}`, { url: String(url) });
+  throw new JobError("invalid_url", `Not the URL of a job: ${url}`, { url: String(url) });
 };
 
 const below = (url, suffix) => {
@@ -111,7 +111,7 @@ const documentIn = async (answer, url) => {
   if (answer.ok) {
     if (isJob(found)) throw new JobError("unknown_status", `${url} has the unknown status ${found.status}`, about);
     const moved = answer.redirected ? `, redirected to ${answer.url},` : "";
-    throw new JobError("not_a_job", `${url}${moved} is no job. It answered ${received}`, about);
+    throw new JobError("not_a_job", `${url}${moved} is not a job. It answered ${received}`, about);
   }
   const code = found?.code ?? (answer.status === 404 ? "job_not_found" : "refused");
   const words = found?.error ?? (answer.statusText || "Refused");
@@ -124,7 +124,7 @@ const checkRedirects = async (url, init) => {
   const answer = await fetch(url, asked).catch(() => null);
   const { type, status } = answer ?? {};
   if (type === "opaqueredirect" || (status > 300 && status < 309 && status !== 304)) {
-    throw new JobError("redirect_loop", `${url} redirects, and that leads nowhere.`, { url, status });
+    throw new JobError("redirect_loop", `${url} has a redirect loop.`, { url, status });
   }
 };
 
@@ -228,7 +228,7 @@ class Follower {
     if (transport === "events" && (headers || !globalThis.EventSource)) this.way++;
     if (transport === "poll") this.rest(job.retryAfter * 1000 || 0);
     signal?.addEventListener("abort", () => this.fail(signal.reason), { signal: this.#life.signal });
-    const late = () => this.fail(new JobError("timeout", `${url} has not ended in ${timeout} ms.`, { url }));
+    const late = () => this.fail(new JobError("timeout", `${url} did not end within ${timeout} ms.`, { url }));
     this.timer = setTimeout(late, Math.min(timeout, TIMER_MOST));
     this.#watchPage();
     return this.#run();
@@ -275,7 +275,7 @@ class Follower {
         else await (this.#news ??= new Promise((resolve) => (this.#hear = resolve)));
       }
     } finally {
-      this.fail(new DOMException("Nobody follows the job any more.", "AbortError"));
+      this.fail(new DOMException("The job is not followed any more.", "AbortError"));
     }
   }
 
@@ -377,7 +377,7 @@ const ask = async (job, signal, hold) => {
   const document = answer.status === 304 ? null : await documentIn(answer, job.url);
   const version = document?.version ?? answer.headers.get("etag")?.replace(/\D/g, "");
   if (document && !(version >= 0)) {
-    throw new JobError("not_a_job", `${job.url} is a job without a version.`, { url: job.url });
+    throw new JobError("not_a_job", `${job.url} has no version.`, { url: job.url });
   }
   const news = document !== null && job.show(document, version);
   job.told = Math.max(document?.retryAfter * 1000 || toldBy(answer) || job.told, PACE_LEAST);

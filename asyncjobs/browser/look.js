@@ -19,7 +19,7 @@ export const WORDS = {
   "about": "of about",
   "took": "Took",
   "overrun": "longer than usual",
-  "whenGone": "This job does not exist any more, or it belongs to another account.",
+  "whenGone": "This job no longer exists, or it belongs to another account.",
   "whenRefused": "Sign in, then load this page again.",
   "whenLost": "The job cannot be shown. Load this page again to retry.",
   "unreachable": "The server cannot be reached. Trying again.",

@@ -66,7 +66,7 @@ const useJob = (job, options, follow) => {
     progress: document?.progress ?? 0,
     message: document?.detail?.message ?? undefined,
     result: isComplete ? document.result : undefined,
-    error: document?.error ?? fault?.message ?? (isFailed ? `The job has ended: ${status}.` : undefined),
+    error: document?.error ?? fault?.message ?? (isFailed ? `The job ended with the status ${status}.` : undefined),
     cancel,
   };
 };

@@ -135,7 +135,7 @@ def _without_monitor(answer: Answered, method: str, update: JobUpdate | None) ->
         return SubmittedJob(resource, update)
     if answer.status == 200:
         document_of(answer)
-    raise NotAJob(answer.url, f"{answer.status} that names no status monitor")
+    raise NotAJob(answer.url, f"{answer.status} without a status URL")
 
 
 def _monitor_of(answer: Answered, method: str) -> Monitor | None:
@@ -181,7 +181,7 @@ def _joined(answer: Answered, url: str) -> str:
     try:
         return urljoin(answer.url, url)
     except ValueError:
-        raise NotAJob(answer.url, f"a reference that is no URL: {url!r}") from None
+        raise NotAJob(answer.url, f"an invalid URL: {url!r}") from None
 
 
 def events_url(status_url: str, job_id: str) -> str | None:
@@ -227,7 +227,7 @@ def trouble_of(answer: Answered) -> Trouble | None:
     """Return the trouble if the same request may succeed later, else None."""
     if answer.status not in _TEMPORARY and not 520 <= answer.status <= 599:
         return None
-    return Trouble(f"it answers {answer.status}", retry_after(answer.headers))
+    return Trouble(f"the response was {answer.status}", retry_after(answer.headers))
 
 
 def version_of(text: str | None) -> int | None:
@@ -268,7 +268,7 @@ def no_status(url: str, status: int, document: Any) -> NotAJob:
     word = unknown_status(document)
     if word is not None:
         return UnknownStatus(url, word)
-    return NotAJob(url, f"{status} with JSON that is no job's status")
+    return NotAJob(url, f"{status} with JSON that is not a job status")
 
 
 def moved_url(answer: Answered, kind: MonitorKind) -> str | None:

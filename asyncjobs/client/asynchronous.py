@@ -242,7 +242,7 @@ class AsyncConnection:
         with anyio.move_on_after(ask.total) as scope:
             self._response = await self._begin(answer)
         if scope.cancelled_caught:
-            return Broken("its answer does not begin")
+            return Broken("the response did not start in time")
         self._chunks = chunks = self._response.aiter_bytes()
         if answer.is_stream(self._response):
             return Opened()

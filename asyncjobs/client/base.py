@@ -92,7 +92,7 @@ class RepeatedRequest:
             case Woke():
                 return Step(self._ask)
             case _:
-                return self._again(Trouble("it answers with a stream", None), now)
+                return self._again(Trouble("the response was an event stream", None), now)
 
     def _done(self, answer: Answered) -> Step:
         if answer.status in {401, 403}:
@@ -127,8 +127,8 @@ class ClientBase(ABC, Generic[H]):
         given = _base_of(http)
         if base_url and given and base_url.rstrip("/") != given.rstrip("/"):
             raise ConfigurationError(
-                f"base_url is {shown_url(base_url)}, and that of http is {shown_url(given)}: "
-                "give it to one of them."
+                f"base_url is {shown_url(base_url)}, but that of http is {shown_url(given)}: "
+                "set only one of them."
             )
 
     def __repr__(self) -> str:

@@ -73,7 +73,7 @@ class JobTimeout(ClientError):
         self.reason = reason
         why = f" ({reason})" if reason else ""
         last = f"its state is unknown{why}." if update is None else f"it is {update.status}."
-        goes_on = "" if update is None else " It goes on."
+        goes_on = "" if update is None else " The job continues."
         super().__init__(f"The job had not ended after {seconds:g} s; {last}{goes_on}")
 
 
@@ -85,7 +85,7 @@ class ServerUnreachable(ClientError):
         self.reason = reason
         self.update = update
         shown = shown_url(url)
-        super().__init__(f"{shown} cannot be reached: {reason}. If it ran before, the job goes on.")
+        super().__init__(f"{shown} cannot be reached: {reason}. A submitted job continues.")
 
 
 class RequestRefused(ClientError):
@@ -142,7 +142,7 @@ class RedirectLoop(NotAJob):
     """Raised when the redirects of a URL do not end."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url, "one redirect after the other")
+        super().__init__(url, "too many redirects")
 
 
 class ForeignUrl(NotAJob):
@@ -150,7 +150,7 @@ class ForeignUrl(NotAJob):
 
     def __init__(self, url: str, origin: str) -> None:
         self.origin = origin
-        received = f"a reference to the other origin {origin} (allow it by `origins=`)"
+        received = f"a link to the other origin {origin} (allow it with `origins=`)"
         super().__init__(url, received)
 
 
@@ -171,7 +171,7 @@ class ResultMismatch(ClientError):
         self.expected = expected
         self.result = result
         self.reason = reason
-        super().__init__(f"The job's result is no {expected}: {reason}")
+        super().__init__(f"The job's result is not a valid {expected}: {reason}")
 
 
 def sentence_of(document: Any) -> str:

@@ -404,7 +404,7 @@ class Follower:
     def _with_result(self, answer: Answered) -> Step:
         update = self._known
         if update is None:
-            raise ServerUnreachable(answer.url, "its answers make no sense", self.last)
+            raise ServerUnreachable(answer.url, "it sent no status of the job", self.last)
         update = update.with_result(read_result(answer))
         self._seen.last = update
         return Step(End(), (update,))

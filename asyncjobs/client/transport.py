@@ -71,14 +71,14 @@ class HttpLibrary:
         url = action.url if isinstance(action, Ask) else ""
         if isinstance(error, library.InvalidURL):
             # The error's message, and so its traceback, may quote the password of the URL.
-            return Hopeless(NotAJob(url, "nothing, for the URL is malformed"))
+            return Hopeless(NotAJob(url, "nothing, because the URL is malformed"))
         unsendable = (
             library.UnsupportedProtocol,
             library.LocalProtocolError,
             UnicodeError,
         )
         if isinstance(error, unsendable):
-            return Hopeless(_caused(NotAJob(url, f"nothing, for {str(error).rstrip('.')}"), error))
+            return Hopeless(_caused(NotAJob(url, f"nothing: {str(error).rstrip('.')}"), error))
         reason = str(error) or type(error).__name__
         unconnected = (library.ConnectError, library.ConnectTimeout, library.PoolTimeout)
         return Broken(reason, connected=not isinstance(error, unconnected))
@@ -122,7 +122,7 @@ class IncomingAnswer:
         self._body += chunk
         if len(self._body) > MAX_ANSWER_BYTES:
             return Hopeless(AnswerTooLarge(self._ask.url, MAX_ANSWER_BYTES))
-        return Broken("its answer does not end") if now > self._ends else None
+        return Broken("the response did not end in time") if now > self._ends else None
 
     def complete(self, response: Any) -> Answered:
         """Return the answer after its last part."""
@@ -142,7 +142,7 @@ def _library_of(client: object) -> Any:
         if root in _LIBRARIES:
             return sys.modules[root]
     raise ConfigurationError(
-        f"{type(client).__name__} is no client of httpx2 or httpx: hand in one of these."
+        f"{type(client).__name__} is not a client of httpx2 or httpx: pass one of these."
     )
 
 

@@ -123,7 +123,7 @@ def test_it_shows_that_the_job_does_not_exist(show: Show) -> None:
     page = show(NEVER)
     state(page, "gone")
     expect(page.locator("[part=status]")).to_have_text("Not found")
-    expect(page.get_by_role("alert")).to_contain_text("does not exist any more")
+    expect(page.get_by_role("alert")).to_contain_text("no longer exists")
     for part in ("bar", "cancel", "result"):
         expect(page.locator(f"[part={part}]")).to_be_hidden()
 

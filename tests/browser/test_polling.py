@@ -177,7 +177,7 @@ def test_an_unreachable_server_shows_an_alert_and_is_retried(polling: Page, job:
 def test_a_deleted_job_is_not_polled_again(polling: Page, job: Any, seen: Any) -> None:
     polling.route(job.url, lambda route: route.fulfill(status=404, body="{}"))
     polling.clock.fast_forward(5000)
-    expect(polling.get_by_role("alert")).to_have_text(re.compile("does not exist any more"))
+    expect(polling.get_by_role("alert")).to_have_text(re.compile("no longer exists"))
     polling.clock.run_for(60_000)
     report_all(polling)
     assert polls(seen, job) == 2

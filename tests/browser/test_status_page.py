@@ -113,8 +113,8 @@ def answer_with(status: int) -> Callable[[Route], None]:
 @pytest.mark.parametrize(
     ("code", "words", "note"),
     [
-        (404, "Not found", "does not exist any more"),
-        (410, "Not found", "does not exist any more"),
+        (404, "Not found", "no longer exists"),
+        (410, "Not found", "no longer exists"),
         (401, "Not signed in", "Sign in"),
         (403, "Not signed in", "Sign in"),
     ],

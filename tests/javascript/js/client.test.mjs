@@ -24,7 +24,7 @@ describe("the client", { concurrency: true }, () => {
     assert.equal(error.code, "not_a_job");
     assert.equal(error.url, origin + PATH);
     assert.equal(error.received, "text/html: <!doctype html><title>Log in");
-    assert.match(error.message, /is no job\. It answered text\/html/);
+    assert.match(error.message, /is not a job\. It answered text\/html/);
   });
 
   test("a redirect to somewhere else is named", async (context) => {
