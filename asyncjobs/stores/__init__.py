@@ -38,7 +38,7 @@ def store_from_url(url: str) -> Store:
         known = ", ".join(sorted({*_BUILT_IN, *found.names}))
         # The message must not quote the URL, which may contain a password.
         raise ConfigurationError(
-            f"No store is known for URLs that begin with {scheme!r} (known schemes: {known})."
+            f"No store has the URL scheme {scheme!r} (known schemes: {known})."
         )
     return _registered(found[scheme])(url)
 

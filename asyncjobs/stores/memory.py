@@ -233,5 +233,5 @@ def from_url(url: str) -> MemoryStore:
     """Make a store for `memory://`."""
     check_parameters("memory", url, ())
     if url != "memory://":
-        raise ConfigurationError("The memory store's URL is memory://, without anything behind it.")
+        raise ConfigurationError("The memory store's URL must be memory:// and nothing else.")
     return MemoryStore()

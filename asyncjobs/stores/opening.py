@@ -21,15 +21,15 @@ def require_asyncio(store: str, *, driver: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         raise ConfigurationError(
-            f"The {store} store needs asyncio: its driver, {driver}, knows no other event loop, "
-            "such as trio's."
+            f"The {store} store needs asyncio: its driver, {driver}, does not support other event "
+            "loops, such as trio's."
         ) from None
 
 
 def require_version(store: str, found: int | str, known: int) -> None:
     """Raise `SchemaError` if the data has a schema version other than `known`."""
     if found != known:
-        raise SchemaError(store, f"it has schema version {found}, this asyncjobs knows {known}")
+        raise SchemaError(store, f"it has schema version {found}, asyncjobs needs {known}")
 
 
 class OpenState(Generic[T]):

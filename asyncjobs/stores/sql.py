@@ -69,5 +69,5 @@ def script_since(since: int, *, version: int, script: str) -> str:
     Raises `ConfigurationError` for a version that does not exist.
     """
     if since > version:
-        raise ConfigurationError(f"There is no version {since} yet; the last is {version}.")
+        raise ConfigurationError(f"Schema version {since} does not exist; the latest is {version}.")
     return "" if since == version else script

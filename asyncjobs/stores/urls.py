@@ -21,11 +21,11 @@ def check_characters(what: str, text: str, *, errors: str = "strict") -> None:
     Drivers written in C stop reading at a NUL, and would use another server or file.
     """
     if "\0" in text:
-        raise ConfigurationError(f"{what} has a NUL character.")
+        raise ConfigurationError(f"{what} contains a NUL character.")
     try:
         text.encode(errors=errors)
     except UnicodeEncodeError:
-        raise ConfigurationError(f"{what} has a character that UTF-8 cannot encode.") from None
+        raise ConfigurationError(f"{what} contains a character that UTF-8 cannot encode.") from None
 
 
 def check_credentials(what: str, url: str) -> None:
@@ -41,7 +41,7 @@ def check_credentials(what: str, url: str) -> None:
     clear = "@" not in f"{credentials}{beyond}" and "#" not in beyond
     if not clear or not all(_HOST.fullmatch(host) for host in hosts.split(",")):
         raise ConfigurationError(
-            f"{what} cannot be read. It is scheme://user:password@host:port/..."
+            f"{what} cannot be parsed. Its form is scheme://user:password@host:port/..."
             " with the user and the password escaped: %40 for @, %3A for :, %2F for /, %3F for ?, "
             "%23 for #, %25 for %."
         )

@@ -82,14 +82,15 @@ def address_of(url: str, *, schema: str, pgbouncer: bool, timeout: float) -> Pos
     check_credentials("The URL of the PostgreSQL store", url)
     if _SCHEMA_NAME.fullmatch(schema) is None:
         raise ConfigurationError(
-            f"A schema's name is made of a-z, 0-9 and _ (63 at most), got {schema!r}."
+            f"A schema's name must have only a-z, 0-9 and _ (at most 63), got {schema!r}."
         )
     given = _parameters_of(url)
     if given is None:
         # The message must quote neither the URL nor the driver's error, which contain the password.
         raise ConfigurationError(
-            "The PostgreSQL store's URL is postgresql://user:password@host:port/database, with "
-            "libpq's connection parameters as its query; this one cannot be read."
+            "The URL of the PostgreSQL store cannot be parsed. Its form is "
+            "postgresql://user:password@host:port/database, with libpq's connection parameters as "
+            "the query."
         )
     host = given.get("host") or given.get("hostaddr") or "localhost"
     name = f"postgresql://{host}:{given.get('port') or 5432}/{given.get('dbname') or ''}"

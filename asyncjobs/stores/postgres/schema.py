@@ -74,7 +74,7 @@ _MAX_SECONDS = 600.0
 
 # Settings that must be on, and the advice if they are off.
 _DURABILITY = {
-    "synchronous_commit": "a crash loses the jobs of the last moments; set it to on",
+    "synchronous_commit": "a crash loses the most recent jobs; set it to on",
     "fsync": "a power failure may destroy the database; set it to on",
     "full_page_writes": "a power failure may destroy the database; set it to on",
 }
@@ -113,15 +113,15 @@ async def prepare(session: Session) -> None:
     [(encoding, name, number)] = await session.rows(_SERVER)
     if int(number) < MIN_SERVER_VERSION:
         least = MIN_SERVER_VERSION // 10_000
-        reason = f"it is PostgreSQL {name}; version {least} is the first that can be used"
+        reason = f"it is PostgreSQL {name}; version {least} or later is required"
         raise SchemaError(server.name, reason)
     if encoding != "UTF8":
-        raise SchemaError(server.name, f"its encoding is {encoding}, it must be UTF8")
+        raise SchemaError(server.name, f"its encoding is {encoding}, but must be UTF8")
     try:
         if not await _has_tables(session):
             await _make_tables(session)
     except _FOREIGN as error:
-        reason = f"its schema {server.schema!r} holds tables of another program"
+        reason = f"its schema {server.schema!r} has tables of another program"
         raise SchemaError(server.name, reason) from error
 
 
@@ -135,7 +135,7 @@ async def _make_tables(session: Session) -> None:
     except errors.InsufficientPrivilege as error:
         reason = (
             f"its schema {session.server.schema!r} is not of version {_SCHEMA_VERSION}, and this "
-            "role may not change it; let its owner run what `migration_sql` returns"
+            "role may not change it; run the script that `migration_sql` returns as its owner"
         )
         raise SchemaError(session.server.name, reason) from error
 

@@ -202,6 +202,6 @@ def from_url(url: str) -> PostgresStore:
     [schema] = options.get("asyncjobs_schema", ["asyncjobs"])[-1:]
     [pgbouncer] = options.get("pgbouncer", ["false"])[-1:]
     if pgbouncer not in ("true", "false"):
-        raise ConfigurationError(f"pgbouncer is true or false, got {pgbouncer!r}.")
+        raise ConfigurationError(f"pgbouncer must be true or false, got {pgbouncer!r}.")
     bare = f"{address}?{theirs}" if theirs else address
     return PostgresStore(bare, schema=schema, pgbouncer=pgbouncer == "true")

@@ -36,8 +36,8 @@ _PLACE_AND_TRANSACTION = f"{PLACE}, txid_current()"
 
 _FATES = "SELECT asked, txid_status(asked) FROM unnest(%b::bigint[]) AS asked"
 
-_FAILED = "its transaction has failed: roll it back and begin another one"
-_ELSEWHERE = "it does not lead to the tables of the queue's store"
+_FAILED = "its transaction has failed: roll it back and begin a new one"
+_ELSEWHERE = "it does not use the tables of the queue's store"
 
 # Mistakes of the caller, by SQLSTATE.
 _MISUSED = {
@@ -102,8 +102,8 @@ def transaction_on(connection: object) -> Transaction:
     if not isinstance(connection, psycopg.AsyncConnection | psycopg.Connection):
         kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
         raise UnusableConnection(
-            f"it is a {kind}, where the PostgreSQL store takes psycopg's, or from SQLAlchemy what "
-            "`asyncjobs.adapters.sqlalchemy.transaction_of` returns"
+            f"it is a {kind}, but the PostgreSQL store takes a connection of psycopg or, for "
+            "SQLAlchemy, the result of `asyncjobs.adapters.sqlalchemy.transaction_of`"
         )
     if connection.closed:
         raise UnusableConnection("it is closed")
@@ -191,7 +191,7 @@ class CommitWatch:
                 await self._look()
         except StoreError as error:
             # After a failover the numbers may be meaningless; the workers' polling finds the jobs.
-            log.debug("The end of transactions is unknown: %s", error)
+            log.debug("The outcome of transactions is unknown: %s", error)
             self._expected.clear()
         finally:
             self._task = None

@@ -35,11 +35,11 @@ async def inspect(server: RedisServer, schema_key: str) -> list[Finding]:
     found = [Finding(kind, about[name]) for kind, name in kinds.items() if name in about][:1]
     found.append(Finding("schema version", f"{schema} of {_SCHEMA_VERSION}"))
     if not config:
-        return [*found, Finding("settings", "not told", "look at them yourself: docs/howto/redis")]
+        return [*found, Finding("settings", "unknown", "check them yourself: docs/howto/redis")]
     policy, log_, sync = (config[n] for n in ("maxmemory-policy", "appendonly", "appendfsync"))
     what = _evicted_by(policy)
     evicts = f"{what} are evicted when memory is full; set it to noeviction" if what else ""
-    forgets = "a restart forgets jobs; set it to yes"
+    forgets = "a restart loses jobs; set it to yes"
     unsynced = "a crash of the machine may lose half a minute of jobs; set it to everysec or always"
     found.append(Finding("maxmemory-policy", policy, evicts))
     found.append(Finding("appendonly", log_, forgets if log_ == "no" else ""))
@@ -56,7 +56,7 @@ async def _check_version(server: RedisServer) -> None:
     if int(version.partition(".")[0]) < least:
         raise SchemaError(
             server.name,
-            f"it is {product.title()} {version}; version {least} is the first that can be used",
+            f"it is {product.title()} {version}; version {least} or later is required",
         )
 
 
@@ -81,7 +81,7 @@ async def _check_schema(server: RedisServer, key: str) -> None:
 
 
 def _foreign(server: RedisServer, key: str) -> SchemaError:
-    return SchemaError(server.name, f"the key {key} is of another program")
+    return SchemaError(server.name, f"the key {key} belongs to another program")
 
 
 async def _warn_of_losses(server: RedisServer) -> None:
@@ -99,8 +99,8 @@ async def _warn_of_losses(server: RedisServer) -> None:
         )
     if config.get("appendonly") == "no":
         log.warning(
-            "The store %s forgets jobs when it is restarted: it keeps no log of what is written "
-            "(appendonly no)",
+            "The store %s loses jobs when it is restarted, because it keeps no log of its writes "
+            "(appendonly no); set it to yes",
             server.name,
         )
 

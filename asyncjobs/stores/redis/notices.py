@@ -64,7 +64,7 @@ class ChangeSubscription:
         if message is None:
             if self._server.turns != self._turns:
                 # This connection may lead to the former server, which would still answer a ping.
-                raise StoreUnavailable(self._server.name, "another server may be in charge by now")
+                raise StoreUnavailable(self._server.name, "another server may be the primary now")
             await cast("Any", subscription).ping()
             message = await self._expect(subscription, "pong")
         while message is not None and len(ids) <= MAX_IDS_PER_BATCH:
@@ -79,7 +79,7 @@ class ChangeSubscription:
         """Read the answer to a command; a message that arrives first is accepted too."""
         message = await _message(subscription, self._server.timeout)
         if message is None or message["type"] not in (kind, "message"):
-            raise StoreUnavailable(self._server.name, "it does not answer on its subscription")
+            raise StoreUnavailable(self._server.name, "it does not respond on the subscription")
         return message
 
 

@@ -106,10 +106,10 @@ def split_url(url: str) -> tuple[str, str | None]:
     # For these URLs the driver would silently use database 0 of this machine, or another socket.
     if parts.scheme == "unix":
         if "://" not in url or parts.netloc.rpartition("@")[2] or len(parts.path) < 2:
-            raise ConfigurationError(f"{_FORM}; a socket's path is absolute, this one is not.")
+            raise ConfigurationError(f"{_FORM}; a socket's path must be absolute.")
     elif "://" not in url or _DATABASE.fullmatch(parts.path) is None:
         # The message must not quote the URL: a password with a slash in it looks like a path.
-        raise ConfigurationError(f"{_FORM}, where the database is a number; this one is not so.")
+        raise ConfigurationError(f"{_FORM}; the database must be a number.")
     known = _OPTIONS if parts.scheme == "unix" else _OPTIONS | _SENTINEL_OPTIONS
     check_parameters("Redis", url, known)
     query = parse_qsl(parts.query, keep_blank_values=True)
@@ -197,7 +197,7 @@ class Sentinels:
             host, port = await asked.discover_master(self._name)
         except MasterNotFoundError as error:
             # The driver's message shows its objects, including their options.
-            reason = f"no Sentinel that answers knows a primary {self._name!r} that is up"
+            reason = f"no reachable Sentinel reports a running primary {self._name!r}"
             raise RedisConnectionError(reason) from error
         finally:
             for client in asked.sentinels:

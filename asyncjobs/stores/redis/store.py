@@ -69,7 +69,7 @@ class RedisStore:
         self.namespace = namespace if named is None else named
         if not self.namespace or set(self.namespace) & set("{}"):
             raise ConfigurationError(
-                f"A namespace has at least one letter and no braces, got {self.namespace!r}."
+                f"A namespace must not be empty or contain braces, got {self.namespace!r}."
             )
         self._timeout = timeout
         self._connections = connections

@@ -119,7 +119,7 @@ class DatabaseFile:
         if self.path.exists():
             opener = _open_files.get(_identity_of(self.path))
             if opener is not None and opener != os.getpid():
-                reason = "it was open when this process was forked; open it after the fork only"
+                reason = "it was open when this process was forked; open it only after the fork"
                 raise StoreUnavailable(str(self.path), reason)
 
     @contextmanager

@@ -265,7 +265,7 @@ def from_url(url: str) -> SqliteStore:
     scheme, _, path = url.partition("?")[0].partition(":///")
     if scheme != "sqlite" or not path or path == ":memory:":
         raise ConfigurationError(
-            "The SQLite store's URL is sqlite:///relative/path or sqlite:////absolute/path; this "
-            "one is not. For jobs that need no disk there is memory://."
+            "The SQLite store's URL must be sqlite:///relative/path or sqlite:////absolute/path. "
+            "Use memory:// to keep jobs in memory."
         )
     return SqliteStore(path)

@@ -62,7 +62,7 @@ async def test_a_server_of_an_old_version_is_refused_and_left_as_it_is(
     assert isinstance(number, int)
     # There is no older server at hand; this one is old to who wants the next.
     monkeypatch.setattr("asyncjobs.stores.postgres.schema.MIN_SERVER_VERSION", number + 10_000)
-    told = f"it is PostgreSQL {version}; version {number // 10_000 + 1} is the first"
+    told = f"it is PostgreSQL {version}; version {number // 10_000 + 1} or later is required"
     with pytest.raises(SchemaError, match=told):
         await open_and_close(store)
     assert postgres.execute(f"SELECT to_regnamespace('{schema}') IS NULL") == [(True,)]

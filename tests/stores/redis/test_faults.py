@@ -253,7 +253,7 @@ async def test_what_forgets_jobs_is_warned_of(
     serve: Serve, options: list[str], warned: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with RedisStore(serve(*options).url) as store:
-        advised = [one for one in await store.inspect() if one.advice and one.found != "not told"]
+        advised = [one for one in await store.inspect() if one.advice and one.found != "unknown"]
     said = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
     assert len(said) == len(warned) == len(advised)
     assert all(text in one for text, one in zip(warned, said, strict=True))

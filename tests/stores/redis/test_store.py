@@ -89,7 +89,7 @@ def test_a_url_of_something_else_is_refused() -> None:
     ],
 )
 def test_a_url_whose_database_is_no_number_is_refused_and_its_password_not_shown(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="the database is a number") as caught:
+    with pytest.raises(ConfigurationError, match="the database must be a number") as caught:
         store_from_url(url)
     assert not any(part in str(caught.value) for part in ("secret", "sec/", "ret@"))
 

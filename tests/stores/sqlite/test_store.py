@@ -400,7 +400,7 @@ os.wait()
 def test_a_file_is_not_opened_again_by_the_child_of_who_has_it_open(path: Path, which: str) -> None:
     said = run(FORKED, str(path), which).splitlines()
     assert said == [
-        "it was open when this process was forked; open it after the fork only",
+        "it was open when this process was forked; open it only after the fork",
         "written without a lock",
     ]
 
