@@ -227,12 +227,12 @@ def _read_body(limit: int) -> bytes:
         # If the app has read the body before, the stream is empty, but Flask has cached the body.
         return body.content or flask.request.get_data()
     except ClientDisconnected as error:
-        raise MalformedBody("it is broken off") from error
+        raise MalformedBody("it is incomplete") from error
     except HTTPException:  # the app's own limits
         raise
     except Exception as error:
         # For invalid chunks, servers raise their own errors, not only `OSError`.
-        raise MalformedBody("it is broken off") from error
+        raise MalformedBody("it is incomplete") from error
 
 
 async def _awaited(value: Awaitable[T]) -> T:
@@ -311,7 +311,7 @@ def _add_sockets(app: Flask, mounted: _Mount) -> None:
     @sockets.errorhandler(RemoteProtocolError)
     @sockets.errorhandler(UnicodeError)  # for a Host that is not a name
     def refuse(_: Exception) -> flask.Response:
-        return flask.Response("This is no handshake of a WebSocket.\n", HTTPStatus.BAD_REQUEST)
+        return flask.Response("The request is not a WebSocket handshake.\n", HTTPStatus.BAD_REQUEST)
 
     def follow(socket: Any, job_id: str) -> None:  # noqa: ARG001  # the rule's own name
         _send_documents(socket, endpoints.follow(flask.g.asyncjobs_request), portal)

@@ -49,7 +49,7 @@ def transaction_of(session: Asynchronous | Synchronous) -> Transaction:
         return transaction_of(session())
     where = session.get_bind() if isinstance(session, AsyncSession | Session) else session
     if where.dialect.name != "postgresql":
-        raise UnusableConnection(f"it leads to {where.dialect.name}, the store is on PostgreSQL")
+        raise UnusableConnection(f"it uses {where.dialect.name}, but the store uses PostgreSQL")
     if isinstance(session, AsyncSession | AsyncConnection):
         return _Asynchronous(session)
     return _Synchronous(session)

@@ -232,7 +232,7 @@ async def body_for(
                 if not body.add(chunk):
                     break
     except ClientDisconnect as error:
-        raise MalformedBody("it is broken off") from error
+        raise MalformedBody("it is incomplete") from error
     return body
 
 

@@ -188,7 +188,7 @@ class JobDocument(Document):
     result: Annotated[JsonValue, Stored(_result)] = None
     error: _ErrorMessage = None
     error_code: Annotated[str | None, From(_error_code)] = None
-    attempt: int = Field(default=0, description="how many times the work was begun")
+    attempt: int = Field(default=0, description="how many times the job was started")
     created_at: datetime
     started_at: datetime | None = Field(default=None, description="of the latest attempt")
     completed_at: datetime | None = None
@@ -197,12 +197,12 @@ class JobDocument(Document):
         default=None, description="seconds"
     )
     trace_id: str
-    version: int = Field(description="grows with each change; the number in the ETag")
+    version: int = Field(description="increases with each change; the number in the ETag")
     retry_after: Annotated[int | None, WhenSent()] = Field(
         default=None, description="seconds; null once terminal"
     )
     position: Annotated[int | None, WhenSent()] = Field(
-        default=None, description="how far in front of its queue it waits"
+        default=None, description="place in its queue, 1 for the next job"
     )
 
 
@@ -233,7 +233,7 @@ class ListDocument(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     jobs: list[ListedDocument]
-    next: str | None = Field(default=None, description="where the list goes on")
+    next: str | None = Field(default=None, description="the URL of the next page")
 
 
 def encode_list(page: Page, links_of: Callable[[JobId], JobLinks], next_url: str | None) -> bytes:
@@ -310,7 +310,7 @@ class OperationDocument(Document):
     last_action_date_time: Annotated[datetime, From(_last_action)]
     error: Annotated[OperationError | None, From(_operation_error)] = None
     resource_location: Annotated[str | None, FromLinks(_result_location, omit_none=True)] = Field(
-        default=None, description="where the result is"
+        default=None, description="the URL of the result"
     )
     result: Annotated[JsonValue, Stored(_operation_result)] = None
 

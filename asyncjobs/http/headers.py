@@ -151,7 +151,7 @@ def idempotency_key_of(header: str | None) -> str | None:
         key = text
     else:
         raise InvalidIdempotencyKey(
-            "it is not one string of visible ASCII characters, quoted if it has blanks or commas"
+            "it is not one string of visible ASCII characters, quoted if it has spaces or commas"
         )
     if not 1 <= len(key) <= _MAX_KEY_CHARACTERS:
         raise InvalidIdempotencyKey(

@@ -82,7 +82,7 @@ class MountOptions:
         wrong = next((origin for origin in self.origins if not is_origin(origin)), None)
         if wrong is not None:
             raise ValueError(
-                f"MountOptions.origins: {wrong!r} is not a scheme and a host, with or without port."
+                f"MountOptions.origins: {wrong!r} is not a scheme and a host with an optional port."
             )
         if self.websocket_prefix is not None:
             _check_prefix(self.websocket_prefix)
@@ -117,7 +117,7 @@ class Mount:
         if self.prefix is not None:
             _check_prefix(self.prefix)
         if self.base_url is not None and self.base_url.endswith("/"):
-            raise ValueError(f"A base URL ends without a slash: {self.base_url!r}")
+            raise ValueError(f"A base URL must not end with a slash: {self.base_url!r}")
 
     @property
     def websocket_prefix(self) -> str:
@@ -167,7 +167,7 @@ def check_target(framework: type, app: object, jobs: object) -> None:
     if isinstance(app, type):
         raise ConfigurationError(
             f"mount() needs an application, got the class {app.__name__}: "
-            f"create one, app = {app.__name__}(...), and mount on that."
+            f"create one, app = {app.__name__}(...), and mount on it."
         )
     if not isinstance(app, framework):
         advice = {
@@ -187,7 +187,7 @@ def check_queue(jobs: object) -> None:
     """Raise `ConfigurationError` for an object that is not a queue."""
     if not isinstance(jobs, AsyncJobs):
         raise ConfigurationError(
-            f"The routes serve an AsyncJobs, got an object of type {type(jobs).__name__}."
+            f"The routes need an AsyncJobs, got an object of type {type(jobs).__name__}."
         )
 
 
@@ -202,7 +202,7 @@ def check_mounts(present: Iterable[Mount], added: Mount) -> None:
         if one.websocket_prefix == added.websocket_prefix:
             raise ConfigurationError(
                 f"The mounts at {one.prefix} and {added.prefix} would both serve WebSockets at "
-                f"{added.websocket_prefix}: set MountOptions(websocket_prefix=...) of one of them."
+                f"{added.websocket_prefix}: set MountOptions(websocket_prefix=...) for one of them."
             )
 
 
@@ -215,4 +215,4 @@ def owner_of(found: object) -> str | None:
 
 def _check_prefix(prefix: str) -> None:
     if not prefix.startswith("/") or prefix.endswith("/"):
-        raise ValueError(f"A prefix begins with a slash and ends without one: {prefix!r}")
+        raise ValueError(f"A prefix must start with a slash and not end with one: {prefix!r}")

@@ -40,11 +40,11 @@ JOB_ID: Schema = {
 _HEADERS: Mapping[str, Schema] = {
     "ETag": {"description": "changes with each visible change", "schema": {"type": "string"}},
     "Retry-After": {
-        "description": "seconds after which to ask again; not once the job is terminal",
+        "description": "seconds to wait before the next poll; absent when the job is terminal",
         "schema": {"type": "integer", "minimum": 1},
     },
     "Location": {
-        "description": "where to go on: the result's URL, or the job's",
+        "description": "the URL of the result or of the job",
         "schema": {"type": "string"},
     },
     "Operation-Location": {"description": "the operation's URL", "schema": {"type": "string"}},
@@ -53,14 +53,14 @@ _HEADERS: Mapping[str, Schema] = {
         "schema": {"type": "string"},
     },
     "Preference-Applied": {
-        "description": "the wait that was granted",
+        "description": "the wait that the server granted",
         "schema": {"type": "string"},
     },
     "Idempotency-Replayed": {
-        "description": "`true` where the key was used before",
+        "description": "`true` if the key was used before",
         "schema": {"type": "string", "enum": ["true"]},
     },
-    "Allow": {"description": "the methods there are", "schema": {"type": "string"}},
+    "Allow": {"description": "the allowed methods", "schema": {"type": "string"}},
 }
 
 
@@ -79,14 +79,14 @@ def _query(name: str, description: str, **schema: Any) -> Schema:
 
 _PREFER = _header("Prefer", "`wait=N`: hold the request for up to N seconds (RFC 7240)")
 _KNOWN = _header("If-None-Match", "the ETag the client has")
-_EXPECTED = _header("If-Match", "the ETag the job must have; if not, the answer is 412")
+_EXPECTED = _header("If-Match", "the ETag that the job must have; otherwise the response is 412")
 
 _PARAMETERS: Mapping[Operation, list[Schema]] = {
     Operation.LIST: [
         _query("type", "only jobs of this type", type="string"),
         _query("status", "only jobs of this status", type="string", enum=[*JobStatus]),
-        _query("limit", "how many", type="integer", minimum=1, maximum=100, default=20),
-        _query("cursor", "where the page before ended", type="string"),
+        _query("limit", "how many jobs", type="integer", minimum=1, maximum=100, default=20),
+        _query("cursor", "the cursor where the previous page ended", type="string"),
     ],
     Operation.STATUS: [_PREFER, _KNOWN, _EXPECTED],
     Operation.RESULT: [_KNOWN, _EXPECTED],
@@ -106,7 +106,7 @@ _SUBMISSION = [
         pattern=r'^(?:[!#-+\--~][!-+\--~]{0,254}|"(?:[ !#-\[\]-~]|\\["\\]){1,255}")$',
     ),
 ]
-_CALLBACK = _header("Callback-URL", "where the job's end is sent", format="uri", maxLength=2048)
+_CALLBACK = _header("Callback-URL", "called when the job ends", format="uri", maxLength=2048)
 
 
 def parameters_of(route: Route) -> list[Schema]:
@@ -130,14 +130,14 @@ def submission_responses(prefix: str | None) -> dict[int | str, Schema]:
     They link to the routes below the prefix, if it is known.
     """
     sentences = {
-        HTTPStatus.BAD_REQUEST: "The body is not JSON, or a header makes no sense.",
-        HTTPStatus.FORBIDDEN: "A page of another site has sent it.",
+        HTTPStatus.BAD_REQUEST: "The body is not JSON, or a header is not valid.",
+        HTTPStatus.FORBIDDEN: "A page of another site sent the request.",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The payload is too large.",
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is not declared as JSON.",
         HTTPStatus.UNPROCESSABLE_ENTITY: "The payload is not valid.",
         HTTPStatus.SERVICE_UNAVAILABLE: "The job could not be stored.",
     }
-    accepted = _json("The job is stored, and will be worked on.", AcceptedDocument)
+    accepted = _json("The job is stored and will run.", AcceptedDocument)
     accepted["headers"] = _headers(
         "Location",
         "Operation-Location",
@@ -254,7 +254,7 @@ def _events() -> Schema:
             "retry": {
                 "type": "integer",
                 "minimum": 0,
-                "description": "milliseconds after which to connect again",
+                "description": "milliseconds to wait before reconnecting",
             },
         },
         "required": ["data"],

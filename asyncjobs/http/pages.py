@@ -119,7 +119,7 @@ def problem_page(answer: Response, links: JobLinks | None) -> Response:
     head, seconds = "", answer.header("Retry-After")
     if links is None and seconds is not None:
         head = f'<meta http-equiv="refresh" content="{escape(seconds)}">'
-        body += '\n<p class="problem">This page tries again by itself.</p>'
+        body += '\n<p class="problem">This page reloads automatically.</p>'
     elif links is not None and answer.status != HTTPStatus.NOT_FOUND:
         back = f'<a class="button" href="{escape(links.status)}">Show the job</a>'
         body += f'\n<div part="actions">{back}</div>'
@@ -140,7 +140,7 @@ def _explained(status: HTTPStatus, sentence: str) -> tuple[str, str]:
         case HTTPStatus.UNAUTHORIZED:
             return "Not signed in", "Sign in, then open the link again."
         case HTTPStatus.GONE:
-            return "There is no result", sentence
+            return "No result", sentence
         case HTTPStatus.FAILED_DEPENDENCY:
             return "The job has failed", sentence
         case HTTPStatus.TOO_MANY_REQUESTS | HTTPStatus.SERVICE_UNAVAILABLE:

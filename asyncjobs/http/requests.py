@@ -144,9 +144,9 @@ def page_query_of(query: str) -> PageQuery:
     given = parameters_of(query)
     status, limit = given.get("status"), given.get("limit", str(_DEFAULT_PAGE_SIZE))
     if status is not None and status not in set(JobStatus):
-        raise InvalidQuery("status", f"it is one of {', '.join(JobStatus)}")
+        raise InvalidQuery("status", f"it must be one of {', '.join(JobStatus)}")
     if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= _MAX_PAGE_SIZE:
-        raise InvalidQuery("limit", f"it is a number from 1 to {_MAX_PAGE_SIZE}")
+        raise InvalidQuery("limit", f"it must be a number from 1 to {_MAX_PAGE_SIZE}")
     return PageQuery(
         type=given.get("type"),
         status=None if status is None else JobStatus(status),
@@ -171,7 +171,7 @@ def options_of(
     if url is not None and options.callback_url is None:
         if not callbacks:
             # Never ignored: a client that waits for a callback must know that it has to poll.
-            raise InvalidCallback("clients may not name one here")
+            raise InvalidCallback("this server does not accept callback URLs")
         options = replace(options, callback_url=url)
     return options
 

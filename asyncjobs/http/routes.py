@@ -39,17 +39,17 @@ class Route:
     media_type: str = "application/json"
 
 
-_UNKNOWN = {HTTPStatus.NOT_FOUND: "The caller has no job of this id."}
+_UNKNOWN = {HTTPStatus.NOT_FOUND: "The caller has no job with this id."}
 _AWAY = {HTTPStatus.SERVICE_UNAVAILABLE: "Jobs cannot be read or written at the moment."}
-_TOO_MANY = {HTTPStatus.TOO_MANY_REQUESTS: "The job is polled far too often."}
+_TOO_MANY = {HTTPStatus.TOO_MANY_REQUESTS: "The job is polled too often."}
 
 _CHANGED = {HTTPStatus.PRECONDITION_FAILED: "The job is not at the version in If-Match."}
 
 _CANCEL_ANSWERS = {
     HTTPStatus.OK: "The job is finished, or was cancelled at once.",
     HTTPStatus.ACCEPTED: "The job was asked to stop, and is still running.",
-    HTTPStatus.FORBIDDEN: "A page of another site has sent it.",
-    HTTPStatus.PRECONDITION_FAILED: "The job is at a version that a condition excludes: untouched.",
+    HTTPStatus.FORBIDDEN: "A page of another site sent the request.",
+    HTTPStatus.PRECONDITION_FAILED: "The job is not at the required version; it was not changed.",
     **_UNKNOWN,
     **_AWAY,
 }
@@ -60,8 +60,8 @@ LIST = Route(
     Operation.LIST,
     "List the caller's own jobs",
     {
-        HTTPStatus.OK: "Some jobs, the newest first.",
-        HTTPStatus.BAD_REQUEST: "A parameter makes no sense.",
+        HTTPStatus.OK: "A page of jobs, the newest first.",
+        HTTPStatus.BAD_REQUEST: "A parameter is not valid.",
         **_AWAY,
     },
     model=ListDocument,
@@ -74,7 +74,7 @@ ROUTES = (
         Operation.STATUS,
         "Read a job's status",
         {
-            HTTPStatus.OK: "The job as it stands.",
+            HTTPStatus.OK: "The current state of the job.",
             HTTPStatus.NOT_MODIFIED: "The job is still at the version in If-None-Match.",
             **_UNKNOWN,
             **_CHANGED,
@@ -88,9 +88,9 @@ ROUTES = (
         Operation.RESULT,
         "Read a job's result",
         {
-            HTTPStatus.OK: "The result alone.",
-            HTTPStatus.ACCEPTED: "The job is not finished: its status.",
-            HTTPStatus.NOT_MODIFIED: "The client has this result.",
+            HTTPStatus.OK: "The result.",
+            HTTPStatus.ACCEPTED: "The job is not finished; the body is its status.",
+            HTTPStatus.NOT_MODIFIED: "The client already has this result.",
             HTTPStatus.GONE: "The job was cancelled.",
             HTTPStatus.FAILED_DEPENDENCY: "The job has failed.",
             **_UNKNOWN,
@@ -106,8 +106,8 @@ ROUTES = (
         Operation.EVENTS,
         "Follow a job's status",
         {
-            HTTPStatus.OK: "The job as it stands, then at each change, to its end.",
-            HTTPStatus.NO_CONTENT: "The job is finished, and the client has seen it so.",
+            HTTPStatus.OK: "The current state of the job, then each change until its end.",
+            HTTPStatus.NO_CONTENT: "The job is finished, and the client has seen its final state.",
             **_UNKNOWN,
             **_AWAY,
         },
@@ -118,9 +118,9 @@ ROUTES = (
         "GET",
         "/operation",
         Operation.OPERATION,
-        "Read a job's status in the words of Azure's long-running operations",
+        "Read a job's status as an Azure long-running operation",
         {
-            HTTPStatus.OK: "The job as it stands.",
+            HTTPStatus.OK: "The current state of the job.",
             **_UNKNOWN,
             **_CHANGED,
             **_TOO_MANY,
@@ -135,7 +135,7 @@ ROUTES = (
         "Cancel a job",
         {
             **_CANCEL_ANSWERS,
-            HTTPStatus.SEE_OTHER: "The same for a person: back to the job's page.",
+            HTTPStatus.SEE_OTHER: "For browsers: redirects to the job's page.",
         },
     ),
     Route("DELETE", "", Operation.CANCEL, "Cancel a job", _CANCEL_ANSWERS),

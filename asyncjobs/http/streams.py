@@ -35,10 +35,10 @@ class Close:
 
 
 _FINISHED = Close(1000, "The job is finished.")
-_GOING_AWAY = Close(1001, "Connect again to go on.")
+_GOING_AWAY = Close(1001, "Connect again to continue.")
 _UNKNOWN = Close(1008, "Job not found")
 _AWAY = Close(1013, "Jobs cannot be read at the moment; try again later.")
-_SHED = Close(1013, "Too many are watching; try again later.")
+_SHED = Close(1013, "Too many connections; try again later.")
 
 
 class Streams:

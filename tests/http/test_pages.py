@@ -425,7 +425,7 @@ PROBLEMS = {
     HTTPStatus.UNAUTHORIZED: "Not signed in",
     HTTPStatus.FORBIDDEN: "Forbidden",
     HTTPStatus.NOT_FOUND: "Job not found",
-    HTTPStatus.GONE: "There is no result",
+    HTTPStatus.GONE: "No result",
     HTTPStatus.FAILED_DEPENDENCY: "The job has failed",
     HTTPStatus.TOO_MANY_REQUESTS: "Not available at the moment",
     HTTPStatus.SERVICE_UNAVAILABLE: "Not available at the moment",

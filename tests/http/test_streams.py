@@ -270,7 +270,7 @@ def test_a_quiet_websocket_is_kept_alive_and_closed_after_its_max_duration() -> 
             first, *quiet, last = await all_of(at.socket(await at.begun()))
         assert progress_of(first) == 10
         assert quiet == [None, None, None]
-        assert last == Close(1001, "Connect again to go on.")
+        assert last == Close(1001, "Connect again to continue.")
 
     assert in_simulated_time(follow) == pytest.approx(40, abs=1)
 
@@ -344,7 +344,7 @@ async def test_beyond_max_held_a_websocket_gets_the_job_and_1013(
         finished = await all_of(at.socket(done))
         await socket.aclose()
     assert progress_of(shown) == 10
-    assert end == Close(1013, "Too many are watching; try again later.")
+    assert end == Close(1013, "Too many connections; try again later.")
     assert finished[-1] == Close(1000, "The job is finished.")
 
 
@@ -354,7 +354,7 @@ async def test_websockets_and_events_count_together(place: PlaceOf) -> None:
         job = await at.begun()
         events = await at.events(job)
         assert (await all_of(at.socket(job)))[-1] == Close(
-            1013, "Too many are watching; try again later."
+            1013, "Too many connections; try again later."
         )
         await events.chunks.aclose()
 
@@ -408,7 +408,7 @@ async def test_all_followers_end_when_the_server_stops(place: PlaceOf) -> None:
             at.streams.end()
             await until(lambda: len(ended) == 4)  # each ends by itself
     assert 1 in ended
-    assert Close(1001, "Connect again to go on.") in ended
+    assert Close(1001, "Connect again to continue.") in ended
     assert ended.count(job) == 2
 
 
@@ -423,7 +423,7 @@ async def test_a_follower_that_begins_after_the_stop_gets_the_job_and_ends(
         document, end = await all_of(at.socket(job))
         held = [await at.streams.next_change(job, LONG), await at.streams.ended(job.id, LONG)]
     assert of(event)["progress"] == progress_of(document) == 10
-    assert end == Close(1001, "Connect again to go on.")
+    assert end == Close(1001, "Connect again to continue.")
     assert held == [job, job]
 
 
@@ -462,7 +462,7 @@ async def test_all_followers_end_when_the_job_is_deleted(place: PlaceOf) -> None
             await at.store.delete([job.id])
             await until(lambda: len(ended) == 3)  # each ends by itself
             assert await all_of(at.socket(job)) == [Close(1008, "Job not found")]
-    assert {1, Close(1001, "Connect again to go on.")} <= {one for one in ended if one != job}
+    assert {1, Close(1001, "Connect again to continue.")} <= {one for one in ended if one != job}
     assert job in ended
 
 
@@ -487,7 +487,7 @@ async def test_all_followers_end_when_the_queue_closes(place: PlaceOf) -> None:
         await followed(at.jobs, by=3)
     assert len(ended) == 3
     assert any(isinstance(one, Job) and one.progress == 10 for one in ended)
-    assert Close(1001, "Connect again to go on.") in ended
+    assert Close(1001, "Connect again to continue.") in ended
 
 
 async def test_a_closed_queue_cannot_be_followed(place: PlaceOf) -> None:
