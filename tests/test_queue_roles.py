@@ -128,7 +128,7 @@ async def test_what_makes_no_sense_is_refused_before_anything_is_opened(make: Ma
     with_queues(jobs)
     with pytest.raises(ConfigurationError, match=r"'nightly' \(known: slow, urgent, plain\)"):
         await jobs.as_worker(queues=["nightly"]).__aenter__()
-    with pytest.raises(ConfigurationError, match="At least one"):
+    with pytest.raises(ConfigurationError, match="at least 1"):
         await jobs.as_worker(concurrency=0).__aenter__()
     with pytest.raises(NotOpen):
         jobs.hurry()

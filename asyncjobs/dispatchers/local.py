@@ -26,7 +26,7 @@ class LocalDispatcher:
 
     def __init__(self, concurrency: int = 10) -> None:
         if concurrency < 1:
-            raise ConfigurationError(f"At least one job must run at a time, got {concurrency}.")
+            raise ConfigurationError(f"The concurrency must be at least 1, got {concurrency}.")
         self.concurrency = concurrency
         # In the order in which they came.
         self._waiting: dict[JobId, Job] = {}

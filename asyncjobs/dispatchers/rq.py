@@ -179,14 +179,14 @@ def _close(portal: Portal) -> None:
     try:
         portal.close()
     except AsyncJobsError as error:
-        log.warning("The queue was not closed in order: %s", error)
+        log.warning("The queue was not closed cleanly: %s", error)
 
 
 def _check_importable(name: str, registered: Callable[..., None] | None) -> None:
     """Raise `ConfigurationError` if RQ's workers would not find the task."""
     module, _, function = name.rpartition(".")
     if not module or module == "__main__":
-        reason = "the name must be that of a module and a function in it, as app.jobs.run_job"
+        reason = "the name must have a module and a function, such as app.jobs.run_job"
     elif module in sys.modules:
         found = getattr(sys.modules[module], function, None)
         if found is not None and registered in {None, unwrap(found)}:

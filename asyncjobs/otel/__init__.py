@@ -42,9 +42,9 @@ def instrument(
     instrumented already.
     """
     if jobs.is_open:
-        raise ConfigurationError("Instrument a queue before it is opened.")
+        raise ConfigurationError("This queue is already open: instrument it before it is opened.")
     if not isinstance(jobs.hooks.spans, NoSpans):
-        raise ConfigurationError("This queue is instrumented already.")
+        raise ConfigurationError("This queue is already instrumented.")
     scope = "asyncjobs", version("asyncjobs-http")
     tracer = get_tracer(*scope, tracer_provider, SCHEMA_URL)
     provider = meter_provider or get_meter_provider()

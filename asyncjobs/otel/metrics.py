@@ -39,7 +39,7 @@ class JobMetrics:
         self._ended = count(names.ENDED, "{job}", "Jobs that have ended, by outcome.")
         self._lost = count(names.LOST, "{worker}", "Attempts whose worker was lost.")
         self._running = meter.create_up_down_counter(
-            names.RUNNING, "{job}", "Handlers that run now."
+            names.RUNNING, "{job}", "Handlers that are running."
         )
         self._processing_time = _histogram(meter, names.PROCESSING, "How long handlers ran.")
         self._wait_time = _histogram(meter, names.WAIT, "How long due jobs waited for their start.")
@@ -168,7 +168,7 @@ class Gauges:
         # read it.
         self._queues: tuple[ref[QueueState], ...] = ()
         meter.create_observable_gauge(
-            names.OLDEST, [self._ages], "s", "How long the first job of a queue has waited."
+            names.OLDEST, [self._ages], "s", "How long the oldest due job of a queue has waited."
         )
         meter.create_observable_gauge(
             names.WATCHERS,

@@ -92,7 +92,7 @@ async def _run_due(
     """Run due jobs; return the jobs that ran, and an error to raise."""
     if jobs.runs_handlers:
         raise ConfigurationError(
-            "Handlers run by themselves in this process, so run_jobs would miss jobs. "
+            "Handlers run automatically in this process, so run_jobs would miss jobs. "
             "Open the queue inside `with jobs.using(...)`, or with `run_handlers=False`."
         )
     ran: dict[JobId, Job] = {}

@@ -175,7 +175,7 @@ class FaultyStore:
                 fate = self._fate("changes")
                 self._note("changes", ids, fate)
                 if fate is Fate.NOT_DONE:
-                    raise _lost("the stream of changes broke off")
+                    raise _lost("the stream of changes was interrupted")
                 if fate is Fate.ANSWERED:
                     yield ids
 

@@ -135,7 +135,7 @@ class TcpProxy:
     @property
     def _in_loop(self) -> BlockingPortal:
         if self._portal is None:
-            raise RuntimeError("The proxy is used outside of its `with` block.")
+            raise RuntimeError("The proxy was used outside its `with` block.")
         return self._portal
 
     # Everything below runs in the proxy's own event loop.

@@ -106,8 +106,8 @@ class WebhookOptions:
         longest = sum(self.schedule, timedelta(0)) * (1 + _JITTER)
         if min(self.schedule, default=timedelta(0)) < timedelta(0) or longest >= CALLBACK_PATIENCE:
             raise ValueError(
-                f"WebhookOptions.schedule must end within {CALLBACK_PATIENCE.days} days, jitter "
-                "included, and have no negative pause."
+                f"WebhookOptions.schedule must end within {CALLBACK_PATIENCE.days} days, including "
+                "jitter, and have no negative pauses."
             )
         if not timedelta(0) < self.timeout <= _MAX_TIMEOUT:
             raise ValueError("WebhookOptions.timeout must be more than 0 and at most 60 seconds.")
@@ -137,7 +137,7 @@ class Webhooks:
             check_receiver(pattern, loopback=self.options.loopback)
             secrets = [given] if isinstance(given, str) else given
             if not secrets:
-                raise ConfigurationError(f"The receiver {pattern} needs a secret.")
+                raise ConfigurationError(f"The receiver {pattern} has no secret.")
             self._secrets[pattern] = [parse_secret(secret) for secret in secrets]
 
     @property
@@ -170,7 +170,7 @@ class Webhooks:
             return CallbackResult(str(error), again)
         if 200 <= reply.status < 300:
             return CallbackResult()
-        return CallbackResult(f"it answered {reply.status}", _honour(reply, again))
+        return CallbackResult(f"it responded with {reply.status}", _honour(reply, again))
 
     async def _post(self, job: Job, now: datetime) -> Reply:
         destination, secrets = self._destination(job.callback_url or "")

@@ -97,7 +97,7 @@ def parse_destination(url: str) -> Destination:
         raise InvalidCallback("it is not of the form https://host/path, in ASCII")
     scheme, host = found["scheme"].lower(), found["host"].lower().strip("[]")
     if host not in THIS_MACHINE and not is_host_name(host):
-        raise InvalidCallback("its host is not a full name")
+        raise InvalidCallback("its host is not a fully qualified name")
     port = int(found["port"] or {"http": 80, "https": 443}[scheme])
     return Destination(scheme, host, port, f"{found['path'] or '/'}{found['query'] or ''}")
 
@@ -117,8 +117,8 @@ def check_receiver(pattern: str, *, loopback: bool) -> None:
     here = loopback and pattern in THIS_MACHINE
     if not here and not is_host_name(pattern.removeprefix("*.")):
         raise ConfigurationError(
-            f"A receiver of webhooks is a host in lower case, such as hooks.example.com, or all "
-            f"below a name, such as *.example.com; got {pattern!r}."
+            f"A receiver of webhooks must be a host in lower case, such as hooks.example.com, or a "
+            f"wildcard, such as *.example.com, got {pattern!r}."
         )
 
 

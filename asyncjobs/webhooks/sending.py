@@ -97,7 +97,7 @@ async def post(
     except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
         raise DeliveryFailed("the connection failed") from error
     except h11.ProtocolError as error:
-        raise DeliveryFailed("its answer is not HTTP") from error
+        raise DeliveryFailed("its response is not HTTP") from error
 
 
 async def _reply(stream: ByteStream, exchange: h11.Connection) -> Reply:
@@ -106,7 +106,7 @@ async def _reply(stream: ByteStream, exchange: h11.Connection) -> Reply:
         event = exchange.next_event()
         if event is h11.NEED_DATA:
             if received >= _MAX_HEAD_BYTES:
-                raise DeliveryFailed("its answer has too long a head")
+                raise DeliveryFailed("its response header is too long")
             data = await stream.receive(_MAX_HEAD_BYTES)
             received += len(data)
             exchange.receive_data(data)
@@ -114,7 +114,7 @@ async def _reply(stream: ByteStream, exchange: h11.Connection) -> Reply:
             headers = dict(event.headers)
             return Reply(event.status_code, _seconds(headers.get(b"retry-after", b"")))
         elif not isinstance(event, h11.InformationalResponse):
-            raise DeliveryFailed("its answer is not HTTP")
+            raise DeliveryFailed("its response is not HTTP")
 
 
 @asynccontextmanager

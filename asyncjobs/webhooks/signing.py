@@ -32,7 +32,7 @@ def parse_secret(text: str) -> bytes:
     if not exact or not 24 <= len(secret) <= 64:
         # The error does not contain the text, which may be a real secret with a typing mistake.
         raise ConfigurationError(
-            f"A webhook's secret is {_PREFIX} and the base64 of 24 to 64 random bytes."
+            f"A webhook's secret must be {_PREFIX} and the base64 of 24 to 64 random bytes."
         )
     return secret
 

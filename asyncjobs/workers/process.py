@@ -101,12 +101,12 @@ async def _serve(
             await stop.wait_for(StopLevel.DRAIN)
         except BaseException:  # a handler may stop the event loop, which then cancels its tasks
             log.critical(
-                "The event loop has stopped; worker %s ends. Running: %s",
+                "The event loop stopped; worker %s exits. Running jobs: %s",
                 os.getpid(),
                 stop.running() or "none",
             )
             raise
-        log.info("Worker %s starts no more jobs", os.getpid())
+        log.info("Worker %s is stopping and starts no more jobs", os.getpid())
         tasks.start_soon(_hurry, stop, jobs)
         drained = jobs.is_drained
     if drained:

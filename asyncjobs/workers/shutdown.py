@@ -135,6 +135,6 @@ class StopRequest:
 
     def _exit(self) -> None:
         jobs = self.running() or "none"
-        log.critical("Process %s is ended before it has stopped; its jobs: %s", os.getpid(), jobs)
+        log.critical("Process %s did not stop in time and exits; its jobs: %s", os.getpid(), jobs)
         standard_logging.shutdown()
         os._exit(_EXIT_CODE_FORCED)

@@ -89,7 +89,7 @@ class _Supervisor:
                 return
             if anyio.current_time() - started_at > _SETTLED_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
-            log.warning("A worker has ended (exit code %s); another starts in %s s", code, pause)
+            log.warning("A worker has ended (exit code %s); a new one starts in %s s", code, pause)
             with anyio.move_on_after(pause):
                 await self._stop.wait_for(StopLevel.DRAIN)
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)

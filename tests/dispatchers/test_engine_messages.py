@@ -95,7 +95,7 @@ async def test_a_message_that_is_none_of_ours_is_dropped(
         await run_message(jobs, OURS, {**message(job), **odd})
         await run_message(jobs, OURS, {})
         assert (await jobs.find(job.id)).status is JobStatus.PENDING
-    told = [one.levelno for one in caplog.records if "not of namespace" in one.message]
+    told = [one.levelno for one in caplog.records if "of another namespace" in one.message]
     assert told == [logging.WARNING] * 2
 
 

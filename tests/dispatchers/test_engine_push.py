@@ -81,7 +81,7 @@ async def test_the_queue_of_a_job_is_that_of_the_options_or_else_of_the_policy()
     assert engine.queue_for("optional", "policy") == "options"
     assert engine.queue_for("plain", "policy") == "policy"
     assert "serves the queue policy" in engine.how_to_serve("other", "policy")
-    assert "or more of them" in engine.how_to_serve("other", "default")
+    assert "or start more" in engine.how_to_serve("other", "default")
     assert engine.served_queues() is None
 
 

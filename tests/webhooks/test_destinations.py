@@ -157,7 +157,7 @@ def test_the_longest_host_is_accepted_and_the_next_one_refused() -> None:
     host = long_host(253)
     assert parse_destination(f"https://{host}/").host == host
     check_receiver(host, loopback=False)
-    with pytest.raises(InvalidCallback, match="full name"):
+    with pytest.raises(InvalidCallback, match="fully qualified name"):
         parse_destination(f"https://{long_host(254)}/")
     with pytest.raises(ConfigurationError):
         check_receiver(long_host(254), loopback=False)
@@ -249,7 +249,7 @@ def test_the_most_specific_receiver_counts(host: str, pattern: str | None) -> No
     "pattern", ["*", "*.com", "com", "A.example.com", "a.*.com", "", "1.2.3.4"]
 )
 def test_malformed_receivers_are_refused(pattern: str) -> None:
-    with pytest.raises(ConfigurationError, match="is a host"):
+    with pytest.raises(ConfigurationError, match="must be a host"):
         check_receiver(pattern, loopback=False)
 
 

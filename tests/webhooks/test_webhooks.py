@@ -178,7 +178,7 @@ async def test_schedule_and_retry_after_set_the_pause_after_a_failed_call(
     async with receiving(said) as receiver:
         sender = webhooks(schedule=(HOUR, 2 * HOUR))
         result = await sender.send(ended(url_of(receiver), calls), now=NOW)
-    assert result.error == f"it answered {said[9:12].decode()}"
+    assert result.error == f"it responded with {said[9:12].decode()}"
     if least is None or most is None:
         assert result.again is None
     else:

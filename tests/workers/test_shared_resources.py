@@ -78,4 +78,4 @@ async def test_a_worker_that_loses_it_ends_with_an_error(
         assert await workers.ended(worker) == 1
         later = await jobs.enqueue("use", 0)
         assert (await jobs.find(later.id)).status is JobStatus.PENDING
-    await workers.logged("No more jobs begin in this process")
+    await workers.logged("This process starts no more jobs")

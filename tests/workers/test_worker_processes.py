@@ -143,8 +143,8 @@ async def test_a_worker_serves_only_the_named_queues(
     [
         ("worked:nothing", (), "worked:nothing cannot be loaded"),
         ("worked:not_a_queue", (), "must be an AsyncJobs, got str"),
-        ("worked:jobs", ("--queues", "nightly"), "No handler is in the queue 'nightly'"),
-        ("worked:jobs", ("--queues", "nightly", "--processes", "2"), "No handler is in the queue"),
+        ("worked:jobs", ("--queues", "nightly"), "No handler uses the queue 'nightly'"),
+        ("worked:jobs", ("--queues", "nightly", "--processes", "2"), "No handler uses the queue"),
     ],
 )
 async def test_a_misconfigured_worker_exits_with_the_reason_and_is_not_restarted(

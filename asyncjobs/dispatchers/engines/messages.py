@@ -29,7 +29,7 @@ async def run_message(jobs: AsyncJobs, namespace: str, message: Mapping[str, obj
     """
     job_id = parse_job_id(str(message.get("id")))
     if message.get("namespace") != namespace or job_id is None:
-        log.warning("Dropped a message that is not of namespace %s: %s", namespace, dict(message))
+        log.warning("Dropped a message of another namespace than %s: %s", namespace, dict(message))
         return
     try:
         await jobs.run(job_id)

@@ -97,8 +97,8 @@ class PushDispatcher(ABC, Generic[O]):
     def how_to_serve(self, job_type: str, queue: str, /) -> str:
         name = self.queue_for(job_type, queue)
         if name is None:
-            return "Start workers of the engine, or more of them."
-        return f"If none serves it, {self.serve_by.format(name)}."
+            return "Start workers of the engine, or start more."
+        return f"If no worker serves it, {self.serve_by.format(name)}."
 
     def served_queues(self) -> frozenset[str] | None:
         return None
@@ -194,7 +194,7 @@ def require_asyncio(user: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         raise ConfigurationError(
-            f"{user} needs asyncio: the client of its engine runs on no other event loop."
+            f"{user} needs asyncio: the client of its engine supports no other event loop."
         ) from None
 
 
