@@ -160,7 +160,7 @@ def _handlers_of_module(module: ModuleType) -> list[AnyHandler]:
     declared = [one for one in found if one.declaration is None]
     if not declared:
         raise ConfigurationError(
-            f"Module {module.__name__} has no handlers to include: declare them by "
+            f"Module {module.__name__} has no handlers to include: declare them with "
             "`from asyncjobs import handler` and @handler(name)."
         )
     return declared
@@ -176,7 +176,7 @@ def _declared(one: object) -> AnyHandler:
     found: AnyHandler = one  # pyright: ignore[reportUnknownVariableType]  # any is one
     if found.declaration is not None:
         raise ConfigurationError(
-            f"Handler {found.name!r} was registered by @jobs.handler on a queue: declare it by "
+            f"Handler {found.name!r} was registered by @jobs.handler on a queue: declare it with "
             "`from asyncjobs import handler` and @handler(name) to include it."
         )
     return found

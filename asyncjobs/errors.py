@@ -105,7 +105,7 @@ class WrongEventLoop(ConfigurationError):
     def __init__(self, what: str) -> None:
         self.what = what
         super().__init__(
-            f"{what} is open in another event loop of this process, and can only be awaited there. "
+            f"{what} is open in another event loop of this process, and can only be used there. "
             "In a thread, a `def` function or a script, use `jobs.sync`: `jobs.sync.enqueue(...)`."
         )
 
@@ -181,7 +181,7 @@ class PayloadTooLarge(RequestRejected):
         self.size = size
         self.limit = limit
         found = "more" if size is None else f"{size} bytes"
-        super().__init__(f"The payload may have {limit} bytes, got {found}.")
+        super().__init__(f"The payload must have at most {limit} bytes, got {found}.")
 
 
 class InvalidPayload(RequestRejected):
@@ -241,8 +241,8 @@ class CrossSite(RequestRejected):
     def __init__(self, origin: str) -> None:
         self.origin = origin
         super().__init__(
-            f"Pages of {origin or 'other sites'} may not do this; "
-            "the server can allow them by their origin."
+            f"Requests from pages of {origin or 'other sites'} are not allowed; "
+            "the server can allow their origin."
         )
 
 
@@ -251,7 +251,7 @@ class TooManyPolls(RequestRejected):
 
     def __init__(self, seconds: int) -> None:
         self.seconds = seconds
-        super().__init__(f"This job is asked about too often; ask again in {seconds} s.")
+        super().__init__(f"This job is polled too often; poll again in {seconds} s.")
 
 
 class InvalidResult(AsyncJobsError):
@@ -339,7 +339,7 @@ class UnreadableJob(StoreError):
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        super().__init__(f"What is stored of job {job_id} cannot be read.")
+        super().__init__(f"The stored data of job {job_id} cannot be read.")
 
 
 class JobFailed(AsyncJobsError):
@@ -360,4 +360,4 @@ class JobCancelled(BaseException):
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        super().__init__(f"Job {job_id} was told to stop.")
+        super().__init__(f"Job {job_id} was asked to stop.")

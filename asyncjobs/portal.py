@@ -280,7 +280,7 @@ class LoopThread:
         of the event loop, and while the queue is being closed.
         """
         if self.is_own_thread:
-            raise RuntimeError("The thread of the event loop would wait for itself.")
+            raise RuntimeError("Called in the thread of the event loop, which would block forever.")
         call = Call(function, *arguments)
         # A call that is accepted here is begun, and `stop` waits for it.
         with self._lock:
@@ -371,7 +371,7 @@ class Call(Generic[T]):
         """Return the call's result or raise its error, or `concurrent.futures.CancelledError`."""
         task, self._task = self._task, None
         if task is None:
-            raise RuntimeError("The call has not begun, or what came of it was taken.")
+            raise RuntimeError("The call has not started, or its result was already taken.")
         try:
             return task.result()
         except asyncio.CancelledError as error:

@@ -193,7 +193,7 @@ class AsyncJobs(Registrar, Reports):
         the jobs.
         """
         if self._dispatcher.delivery is not Delivery.PULL:
-            raise ConfigurationError("Another engine runs the jobs of this queue: start its own.")
+            raise ConfigurationError("Another engine runs this queue's jobs: start its workers.")
         self.registry.check_queues(queues)
         await self._open(LocalDispatcher(concurrency), queues, run_handlers=True)
         try:
@@ -514,7 +514,7 @@ class AsyncJobs(Registrar, Reports):
         """
         job = await self.get(job_id)
         if job is None:
-            log.warning("An unknown job was delivered: %s", job_id, extra={"job_id": job_id})
+            log.warning("The engine delivered an unknown job: %s", job_id, extra={"job_id": job_id})
         elif job.status is JobStatus.PENDING:
             return await self._running.run(job)
         return None
@@ -576,7 +576,7 @@ class AsyncJobs(Registrar, Reports):
             by_hand=self._by_hand,
         )
 
-    def _check_closed(self, found: str = "is open already") -> None:
+    def _check_closed(self, found: str = "is already open") -> None:
         if self._host is not None and self._host.in_use:
             raise ConfigurationError(f"This AsyncJobs {found}.")
 

@@ -22,11 +22,11 @@ def duration(value: Seconds | None) -> timedelta | None:
     if value is None or isinstance(value, timedelta):
         return value
     if type(value) not in (int, float):
-        raise TypeError(f"A duration is a number of seconds or a timedelta, got {value!r}.")
+        raise TypeError(f"A duration must be a number of seconds or a timedelta, got {value!r}.")
     try:
         return timedelta(seconds=value)
     except (ValueError, OverflowError):
-        raise ValueError(f"A duration is a finite number of seconds, got {value!r}.") from None
+        raise ValueError(f"A duration must be a finite number of seconds, got {value!r}.") from None
 
 
 def seconds(value: Seconds) -> float:

@@ -81,7 +81,7 @@ async def test_a_closed_queue_says_so(jobs: AsyncJobs) -> None:
 async def test_a_queue_is_open_once_and_can_be_opened_again(jobs: AsyncJobs) -> None:
     async with jobs:
         assert jobs.is_open
-        with pytest.raises(ConfigurationError, match="open already"):
+        with pytest.raises(ConfigurationError, match="already open"):
             await jobs.__aenter__()
     with pytest.raises(NotOpen):
         await jobs.get(new_job_id())

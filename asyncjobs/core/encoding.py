@@ -66,7 +66,7 @@ def sequence_of(cursor: str | None, digits: int) -> int | None:
         return None
     if len(cursor) <= digits and _NUMBER.fullmatch(cursor):
         return int(cursor)
-    raise InvalidQuery("cursor", "no page ended there")
+    raise InvalidQuery("cursor", "it is not the cursor of a page")
 
 
 def to_microseconds(moment: datetime) -> int:

@@ -57,7 +57,7 @@ class ImportPath:
                 found = getattr(found, part)
         except (ImportError, AttributeError) as error:
             raise ConfigurationError(
-                f"The process of a job finds no {self.module}.{self.name}: {error}"
+                f"The process of a job cannot import {self.module}.{self.name}: {error}"
             ) from error
         function: Callable[..., Any] = getattr(found, "function", found)  # of a `Handler`
         return function
@@ -69,8 +69,8 @@ def import_path_of(name: str, function: Callable[..., Any]) -> ImportPath:
     # No <locals>, <lambda>, partial or callable object; and no method, whose object stays here.
     if "<" in qualified or not inspect.isfunction(function):
         raise ConfigurationError(
-            f"Handler {name!r} is {qualified}: to run in a process of its own, "
-            "it must be a function of a module, which can be imported by its name."
+            f"Handler {name!r} is {qualified}: to run in its own process, "
+            "it must be a module-level function that can be imported by its name."
         )
     return ImportPath(function.__module__, qualified)
 
@@ -88,7 +88,7 @@ def merged_policy(base: Policy, given: Policy | None, **limits: Any) -> Policy:
     try:
         return Policy(**fields)
     except ValidationError as error:
-        raise ConfigurationError(f"The limits of a job type make no sense: {error}") from error
+        raise ConfigurationError(f"The limits of a job type are not valid: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class JobType(Generic[P, R]):
         # Equal values need no further check; values that differ may still dump to the same data.
         dump = self._payload.dump_python
         if read != checked and dump(read) != dump(checked):
-            raise InvalidPayload([FieldIssue("", "it would be changed by being stored as JSON")])
+            raise InvalidPayload([FieldIssue("", "storing it as JSON would change it")])
         limit = self.policy.max_payload_bytes
         if len(text) > limit:
             raise PayloadTooLarge(len(text), limit)
@@ -191,7 +191,7 @@ class JobType(Generic[P, R]):
             raise InvalidResult(self.name, str(error)) from error
         limit = self.policy.max_result_bytes
         if len(text) > limit:
-            raise InvalidResult(self.name, f"it has {len(text)} bytes, {limit} are allowed")
+            raise InvalidResult(self.name, f"it has {len(text)} bytes, at most {limit} allowed")
         self._check_readable(text)
         return text
 
@@ -205,13 +205,13 @@ class JobType(Generic[P, R]):
             try:
                 json.loads(text)
             except ValueError as error:
-                raise InvalidResult(self.name, f"it cannot be read again: {error}") from error
+                raise InvalidResult(self.name, f"it cannot be read back: {error}") from error
         if b"null" in text:
             try:
                 self._result.validate_json(text)
             except ValidationError as error:
                 issues = "; ".join(map(str, _issues(error)))
-                reason = f"NaN and infinity are null in JSON, which does not fit: {issues}"
+                reason = f"NaN and infinity become null in JSON, which is not valid: {issues}"
                 raise InvalidResult(self.name, reason) from error
 
     def load_result(self, text: bytes) -> R:
@@ -315,15 +315,15 @@ class Registry:
         """Register a type under its name and aliases; each name can be used only once."""
         if kind.name in self._types:
             raise ConfigurationError(
-                f"Job type {kind.name!r} is registered twice; or its module is loaded twice, "
+                f"Job type {kind.name!r} is registered twice, or its module is loaded twice: "
                 "once as __main__ and once under its name."
             )
         for name in (kind.name, *kind.aliases):
             known = self._types.get(name) or self._aliases.get(name)
             if known is not None:
                 raise ConfigurationError(
-                    f"Job type {kind.name!r} cannot have the name {name!r}, "
-                    f"which {known.name!r} has already."
+                    f"Job type {kind.name!r} cannot have the name {name!r}: "
+                    f"job type {known.name!r} already has it."
                 )
         self._types[kind.name] = kind
         self._aliases.update(dict.fromkeys(kind.aliases, kind))
@@ -367,11 +367,11 @@ class Registry:
         """Raise `ConfigurationError` for a queue without handlers, or if there are no handlers."""
         known = self.queues
         if not known:
-            raise ConfigurationError("This queue has no handlers: are their modules imported?")
+            raise ConfigurationError("This queue has no handlers: import their modules.")
         for queue in queues or ():
             if queue not in known:
                 listed = ", ".join(known)
-                raise ConfigurationError(f"No handler is in the queue {queue!r} (known: {listed}).")
+                raise ConfigurationError(f"No handler uses the queue {queue!r} (known: {listed}).")
 
 
 def check_name(name: object, decorator: str) -> None:
@@ -388,12 +388,12 @@ def checked_aliases(name: str, aliases: Sequence[str]) -> tuple[str, ...]:
     given: object = aliases  # by any caller
     if isinstance(given, str) or not all(isinstance(one, str) for one in list[object](aliases)):
         raise ConfigurationError(
-            f'The aliases of handler {name!r} are names, as in aliases=("old_name",): '
+            f'The aliases of handler {name!r} must be names, as in aliases=("old_name",), '
             f"got {aliases!r}."
         )
     if name in aliases or len(set(aliases)) < len(aliases):
         raise ConfigurationError(
-            f"The aliases of handler {name!r} differ from its name and from each other: "
+            f"The aliases of handler {name!r} must differ from its name and from each other, "
             f"got {aliases!r}."
         )
     return tuple(aliases)
@@ -403,8 +403,8 @@ def check_run_in(name: str, run_in: object) -> None:
     """Raise `ConfigurationError` if `run_in` is not valid."""
     if run_in not in (None, "process"):
         raise ConfigurationError(
-            f'Handler {name!r}: run_in is "process" or is left out, got {run_in!r}. '
-            "A `def` runs in a thread without it."
+            f'Handler {name!r}: run_in must be "process" or omitted, got {run_in!r}. '
+            "Without it, a `def` runs in a thread."
         )
 
 
@@ -413,7 +413,7 @@ def checked_estimate(name: str, estimate: Seconds | None) -> timedelta | None:
     try:
         expected = duration(estimate)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"The estimate of job type {name!r}: {error}") from error
+        raise ConfigurationError(f"Invalid estimate of job type {name!r}: {error}") from error
     if expected is not None and expected < timedelta(0):
         raise ConfigurationError(f"The estimate of job type {name!r} is negative: {expected}.")
     return expected

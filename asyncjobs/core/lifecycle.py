@@ -90,7 +90,7 @@ MAX_ATTEMPT_ERRORS = 10
 DEADLINE_EXCEEDED = JobError(
     code="deadline_exceeded", message="The job did not finish before its deadline."
 )
-TIMED_OUT = JobError(code="timeout", message="The job took longer than it may.")
+TIMED_OUT = JobError(code="timeout", message="The job exceeded its time limit.")
 WORKER_LOST = JobError(
     code="worker_lost", message="The processes that worked on the job were lost."
 )
@@ -124,7 +124,7 @@ def start(job: Job, now: datetime, lease: Lease | None) -> Job:
     if now >= job.deadline:
         raise IllegalMove(job.id, Move.START, job.status, "its deadline has passed")
     if now < job.run_at - _CLOCKS_DIFFER:
-        raise IllegalMove(job.id, Move.START, job.status, "it is not yet to begin")
+        raise IllegalMove(job.id, Move.START, job.status, "its start time has not come")
     return _move(
         job,
         Move.START,
@@ -210,7 +210,7 @@ def leave_unhandled(job: Job, until: datetime) -> Job:
 def cancel(job: Job, now: datetime) -> Job:
     """Cancel a waiting job at once; ask a running one to stop. A second request is illegal."""
     if job.cancel_requested_at is not None:
-        raise IllegalMove(job.id, Move.CANCEL, job.status, "it was asked to stop before")
+        raise IllegalMove(job.id, Move.CANCEL, job.status, "it was already asked to stop")
     match job.status:
         case JobStatus.PENDING:
             return _end(job, Move.CANCEL, CANCELLED, now, cancel_requested_at=now)
@@ -226,21 +226,21 @@ def stop(job: Job, now: datetime, *, token: str | None) -> Job:
     """Record that the work stopped after a cancel request."""
     _fence(job, Move.STOP, token)
     if job.cancel_requested_at is None:
-        raise IllegalMove(job.id, Move.STOP, job.status, "nobody asked for it")
+        raise IllegalMove(job.id, Move.STOP, job.status, "no cancellation was requested")
     return _end(job, Move.STOP, CANCELLED, now)
 
 
 def expire(job: Job, now: datetime) -> Job:
     """Fail a job whose deadline has passed, even if a worker holds its lease."""
     if now < job.deadline:
-        raise IllegalMove(job.id, Move.EXPIRE, job.status, "its deadline is still ahead")
+        raise IllegalMove(job.id, Move.EXPIRE, job.status, "its deadline has not passed")
     return _end(job, Move.EXPIRE, FAILED, now, error=DEADLINE_EXCEEDED)
 
 
 def lose(job: Job, now: datetime) -> Job:
     """Take a job from a worker whose lease has lapsed; fail it if this was its last delivery."""
     if job.status is PROCESSING and (job.lease is None or now < job.lease.until):
-        raise IllegalMove(job.id, Move.LOSE, job.status, "no lease of it has lapsed")
+        raise IllegalMove(job.id, Move.LOSE, job.status, "its lease has not lapsed")
     return _lose(job, now)
 
 
@@ -253,7 +253,7 @@ def call_back(
     or not before `callback_end`. The outcome of the job does not change.
     """
     if job.status.terminal and not owes_callback(job):
-        raise IllegalMove(job.id, Move.CALL_BACK, job.status, "it owes no callback")
+        raise IllegalMove(job.id, Move.CALL_BACK, job.status, "no callback is due")
     before = job.callback or Callback()
     if again_at is not None and again_at >= callback_end(job):
         again_at = None
@@ -269,7 +269,7 @@ def call_back(
 def hold_callback(job: Job, until: datetime) -> Job:
     """Keep other processes from calling a job's callback URL until `until`, during a call."""
     if job.status.terminal and not owes_callback(job):
-        raise IllegalMove(job.id, Move.CALL_BACK, job.status, "it owes no callback")
+        raise IllegalMove(job.id, Move.CALL_BACK, job.status, "no callback is due")
     moved = _move(job, Move.CALL_BACK, job.status)
     vars(moved)["due_at"] = until
     return moved

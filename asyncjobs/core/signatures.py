@@ -16,8 +16,8 @@ from pydantic import JsonValue
 from asyncjobs.errors import ConfigurationError
 
 _ALLOWED = (
-    "A handler takes a payload, a job (annotated with JobContext), both or neither, and "
-    "dependencies (Annotated[..., Depends(...)])."
+    "A handler takes a payload, a job (annotated with JobContext), both or neither, and any "
+    "number of dependencies (Annotated[..., Depends(...)])."
 )
 
 # Annotations that carry no information.
@@ -150,7 +150,7 @@ def dependency_marker(annotation: Any, default: Any) -> Any:
         for kind in type(one).__mro__:
             if (kind.__module__, kind.__name__) == ("fastapi.params", "Depends"):
                 raise ValueError(
-                    "has FastAPI's Depends, which needs a request: declare it by "
+                    "has FastAPI's Depends, which needs a request: declare it with "
                     "`from fast_depends import Depends` (pip install 'asyncjobs-http[depends]')"
                 )
             if (kind.__module__, kind.__name__) == ("fast_depends.dependencies.model", "Dependant"):
@@ -172,10 +172,10 @@ def _roles(name: str, parameters: list[inspect.Parameter]) -> tuple[Taken, ...]:
     payloads = [one for one in plain if one is not job]
     for one in payloads[1:]:
         kept = payloads[0].name
-        raise _refused(name, repr(one.name), f"is neither: {kept!r} is the payload already")
+        raise _refused(name, repr(one.name), f"is not the job, and {kept!r} is already the payload")
     for one in payloads:
         if one.kind is one.KEYWORD_ONLY:
-            raise _refused(name, repr(one.name), "is the payload, which is given by position")
+            raise _refused(name, repr(one.name), "is the payload, so it must not be keyword-only")
     roles = {one.name: Role.PAYLOAD for one in payloads}
     if job is not None:
         roles[job.name] = Role.JOB
@@ -195,7 +195,7 @@ def _job_among(name: str, plain: list[inspect.Parameter]) -> inspect.Parameter |
     """Return the parameter that receives the job: by its annotation, else by name or position."""
     jobs = [one for one in plain if is_job(one.annotation)]
     if len(jobs) > 1:
-        raise _refused(name, repr(jobs[1].name), f"is a second job beside {jobs[0].name!r}")
+        raise _refused(name, repr(jobs[1].name), f"is a second job besides {jobs[0].name!r}")
     if jobs:
         return jobs[0]
     unsaid = [one for one in plain if one.annotation in _ANYTHING]

@@ -36,13 +36,13 @@ class EnqueueOptions:
         moment = self.run_at
         if isinstance(moment, datetime):
             if moment.tzinfo is None:
-                raise ValueError(f"run_at needs a time zone, got {moment}.")
+                raise ValueError(f"run_at must have a time zone, got {moment}.")
             # In a zone with daylight saving time, adding hours counts wall-clock hours.
             object.__setattr__(self, "run_at", moment.astimezone(UTC))
         elif moment is not None and abs(duration(moment)) > LONGEST:
-            raise ValueError(f"run_at is at most {LONGEST.days} days ahead, got {moment}.")
+            raise ValueError(f"run_at must be at most {LONGEST.days} days ahead, got {moment}.")
         if self.deadline is not None and not timedelta(0) < duration(self.deadline) <= LONGEST:
-            raise ValueError(f"A deadline is ahead, by at most {LONGEST.days} days.")
+            raise ValueError(f"A deadline must be ahead, by at most {LONGEST.days} days.")
 
     def begins(self, now: datetime) -> datetime:
         """Return the earliest moment at which the job may begin."""
@@ -175,7 +175,7 @@ def _check_text(name: str, value: str | None) -> None:
     if value is None:
         return
     if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # any caller
-        raise TypeError(f"{name} is a text, got {type(value).__name__}.")
+        raise TypeError(f"{name} must be a string, got {type(value).__name__}.")
     try:
         value.encode()
     except UnicodeEncodeError as error:

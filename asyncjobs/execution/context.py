@@ -84,7 +84,7 @@ def safe_text(value: object) -> str | None:
         # `str()` may return an instance of a subclass, which has methods of its own.
         return str.__str__(str(value)).encode("utf-8", "replace").decode()
     except BaseException:  # noqa: BLE001  # its class may raise anything
-        return f"<{type(value).__name__} that cannot be shown>"
+        return f"<{type(value).__name__} that cannot be displayed>"
 
 
 def cut_text(text: str, limit: int) -> str:
@@ -171,7 +171,7 @@ class JobContext(JobParameter, Generic[S]):
         """
         if self._queue is None:
             raise ConfigurationError(
-                "job.queue is not there in the process of a job, nor in a JobContext made by hand: "
+                "job.queue is not available in a job's process or in a JobContext made by hand: "
                 "import the AsyncJobs of your application and use its `sync`."
             )
         return self._queue
@@ -245,9 +245,9 @@ class JobContext(JobParameter, Generic[S]):
         is always written.
         """
         if not 0 <= percent <= 100:
-            raise ValueError(f"Progress is a percentage from 0 to 100, got {percent}.")
+            raise ValueError(f"Progress must be a percentage from 0 to 100, got {percent}.")
         if not (_is_count(current) and _is_count(total)):
-            raise TypeError("Progress counts in whole numbers of up to 64 bits.")
+            raise TypeError("`current` and `total` must be integers of at most 64 bits.")
         self.check()
         # Converted here, because `__str__` is the handler's code and must not run in the heartbeat.
         self._gauge.latest = (

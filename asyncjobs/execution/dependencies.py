@@ -109,7 +109,7 @@ class _Reader:
         if model.is_async and not self._handler.asynchronous:
             raise ConfigurationError(
                 f"Handler {self._name} is a `def`, and its dependency {name} is asynchronous: "
-                "declare the handler by `async def`, or the dependency by `def`."
+                "declare the handler with `async def`, or the dependency with `def`."
             )
         self._refuse_unknown(model, name)
         return _Dependency(
@@ -141,8 +141,8 @@ class _Reader:
             if required and not _is_job(one) and not self._is_payload(one):
                 raise ConfigurationError(
                     f"Dependency {name} of handler {self._name}: its parameter "
-                    f"{one.field_name!r} is no dependency, not the job (annotated with "
-                    "JobContext), and not the payload (by the name that the handler gives it)."
+                    f"{one.field_name!r} is neither a dependency, nor the job (annotated with "
+                    "JobContext), nor the payload (with the same name as in the handler)."
                 )
 
     def _is_payload(self, parameter: Any) -> bool:
@@ -240,7 +240,7 @@ def _refuse_awaitable(handler: AnyHandler, value: object) -> None:
         getattr(value, "close", lambda: None)()  # a coroutine that is not awaited would warn
         raise ConfigurationError(
             f"Handler {name_of(handler.function)} has dependencies and is a `def` that returns "
-            "something to be awaited: declare it by `async def`."
+            "an awaitable: declare it with `async def`."
         )
 
 

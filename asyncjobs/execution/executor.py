@@ -126,7 +126,7 @@ class Executor:
         handler = self._registry.handler(job.type)
         if handler is None:
             log.warning(
-                "No handler for type %r here; job left to others", job.type, extra=log_fields(job)
+                "No handler for type %r here; other workers run it", job.type, extra=log_fields(job)
             )
         if handler is None or self._stopping:  # delivered too late; the job comes up elsewhere
             freed()
@@ -243,7 +243,7 @@ class Executor:
         left = [attempt for attempt in self._attempts if not attempt.task_ended]
         for attempt in left:
             log.warning(
-                "Job %s (%s) did not stop when it was told to; its task is broken off",
+                "Job %s (%s) did not stop when asked to; its task is ended by force",
                 attempt.job.id,
                 attempt.job.type,
                 extra=log_fields(attempt.job),
@@ -338,7 +338,7 @@ class Executor:
         alone = job.delivery is Delivery.PULL and lifecycle.is_suspect(job)
         if alone and not one.is_suspect:
             # It was lost elsewhere while it waited here, and another suspect may already run here.
-            raise IllegalMove(job.id, "start", job.status, "it waits to run alone")
+            raise IllegalMove(job.id, "start", job.status, "it must wait until it can run alone")
         lease = Lease(worker=self._worker, token=one.token, until=now + self._settings.lease)
         return lifecycle.start(job, now, lease)
 

@@ -130,7 +130,7 @@ def decide(facts: Facts) -> Outcome | None:
     if cause is Cause.SHUTDOWN and facts.working and facts.cancel_requested:
         # The work goes on, so the job may not be called cancelled. Its lease lapses when this
         # process is gone.
-        return Unrecorded("it was asked to stop and goes on")
+        return Unrecorded("it was asked to stop but is still running")
     return Interrupted(cause, working=facts.working)
 
 
@@ -179,7 +179,7 @@ def log_end(job: Job, facts: Facts, outcome: Outcome) -> None:
             log.warning("Job %s (%s) in attempt %d: %s", *named, safe_text(error), extra=fields)
         case Interrupted(cause) if error is not None and not _is_cancellation(error):
             log.warning(
-                "Job %s (%s) raised in attempt %d while it was told to stop (%s)",
+                "Job %s (%s) raised in attempt %d while it was stopping (%s)",
                 *named,
                 cause.value,
                 exc_info=error,

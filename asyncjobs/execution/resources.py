@@ -46,7 +46,7 @@ def checked_lifespan(lifespan: Lifespan | None) -> Lifespan | None:
     ]
     if needed:
         raise ConfigurationError(
-            f"The lifespan is called without arguments, and it needs {needed[0]!r}: give it a "
+            f"The lifespan is called without arguments, but it requires {needed[0]!r}: give it a "
             "default, or use functools.partial."
         )
     return lifespan
@@ -66,8 +66,8 @@ def lifespan_path(lifespan: Lifespan | None, registry: Registry) -> ImportPath |
         return import_path_of("lifespan", lifespan)
     except ConfigurationError as error:
         raise ConfigurationError(
-            f"The lifespan must be a function of a module: {in_processes[0]!r} runs in a process "
-            "of its own, which imports the lifespan by its name."
+            f"The lifespan must be a module-level function: {in_processes[0]!r} runs in its own "
+            "process, which imports the lifespan by its name."
         ) from error
 
 
@@ -162,7 +162,7 @@ class Resources:
         self._ready.set()
         self.value = None
         if self._error is not None:
-            what = "has failed" if opened else "could not be opened: no job begins here"
+            what = "has failed" if opened else "could not be opened; this process runs no jobs"
             log.critical("The lifespan of the handlers %s", what, exc_info=self._error)
         if opened and not self._closing:
             self.on_loss()

@@ -83,7 +83,7 @@ class Doubts:
                 # Read here: a `stop` during the look wakes the wait below, for the last look.
                 await self._look(tuple(self._starts), last=self._stopping)
             except StoreError as error:
-                log.warning("Jobs that may be stored could not be looked for: %s", error)
+                log.warning("Could not check whether jobs were stored: %s", error)
             if not self._starts:
                 self._none.set()
             await self._news.wait(pause if self._starts else None)

@@ -360,7 +360,7 @@ class ProcessDied(Exception):
 
     def __init__(self, exit_code: int | None) -> None:
         self.exit_code = exit_code
-        super().__init__(f"The process of the job ended by itself (exit code {exit_code}).")
+        super().__init__(f"The process of the job ended unexpectedly (exit code {exit_code}).")
 
 
 class ChildProcesses:
@@ -380,7 +380,7 @@ class ChildProcesses:
         on; that raises `JobCancelled`. Raises `ProcessDied` if the process ends by itself.
         """
         if handler.import_path is None:
-            raise ConfigurationError(f"Handler {handler.name!r} runs in no process of its own.")
+            raise ConfigurationError(f"Handler {handler.name!r} does not run in its own process.")
         work = Work(
             handler.import_path,
             handler.name,

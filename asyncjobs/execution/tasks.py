@@ -223,7 +223,7 @@ async def apart(
         raise
     if results:
         return results[0]
-    error = errors[0] if errors else RuntimeError("The task was cancelled before it began.")
+    error = errors[0] if errors else RuntimeError("The task was cancelled before it started.")
     if isinstance(error, Exception):
         raise error
     raise RuntimeError(f"The call raised {type(error).__name__}.") from error

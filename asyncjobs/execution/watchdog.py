@@ -68,7 +68,7 @@ class Watchdog:
         """
         for job in () if self._ended.is_set() else self._running():
             log.error(
-                "The event loop has stopped while job %s (%s) ran",
+                "The event loop stopped while job %s (%s) was running",
                 job.id,
                 job.type,
                 extra=log_fields(job),
@@ -88,7 +88,7 @@ class Watchdog:
         lines = "".join(traceback.StackSummary.extract(iter(reversed(inner))).format())
         message = (
             "The handler of %r has blocked the event loop for more than %s s. Make it a `def`, "
-            f"which runs in a thread, or do this part in one:\n{lines.replace('%', '%%')}"
+            f"which runs in a thread, or run this part in one:\n{lines.replace('%', '%%')}"
         )
         log.warning(message, job.type, self._limit, extra=log_fields(job))
         return True

@@ -124,7 +124,7 @@ class ChangeFeed:
                     for hint in self._hints:
                         hint(None)
             except StoreError as error:
-                log.warning("The store's change notices broke off: %s", error)
+                log.warning("The store's change notices were interrupted: %s", error)
             # Also after a normal end: a store whose notices end at once must not cause a busy loop.
             await anyio.sleep(self._poll)
 

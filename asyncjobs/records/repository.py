@@ -148,7 +148,7 @@ class Repository:
     async def insert_within(self, connection: object, jobs: Sequence[Job]) -> Sequence[Job]:
         """Add jobs as `Transactions.insert_within` does; raise `UnusableConnection`."""
         if self._transactions is None:
-            raise UnusableConnection("the queue's store takes part in no transaction but its own")
+            raise UnusableConnection("the queue's store only supports its own transactions")
         insert = partial(self._transactions.insert_within, connection)
         stored: list[Job] = []
         for job, found in zip(jobs, await insert(jobs), strict=True):
@@ -190,7 +190,7 @@ class Repository:
             names = ", ".join(sorted(unknown))
             raise ConfigurationError(f"The store cannot list jobs by these fields: {names}.")
         if limit < 1:
-            raise InvalidQuery("limit", f"it is at least 1, got {limit}")
+            raise InvalidQuery("limit", f"it must be at least 1, got {limit}")
         page = await self._bound.wait_for(lambda: listing.list(which, limit=limit, after=after))
         now = self._clock.now()
         jobs = [await self._listed(job, now) for job in page.jobs]

@@ -77,7 +77,7 @@ class Callbacks:
         """Raise `InvalidCallback`, or `ConfigurationError` if the queue has no `callbacks`."""
         if self._sender is None:
             raise ConfigurationError(
-                "A job names a callback URL: give AsyncJobs `callbacks`, such as Webhooks(...)."
+                "A job has a callback URL: set `callbacks` of AsyncJobs, such as Webhooks(...)."
             )
         self._sender.check(url)
 
@@ -99,7 +99,7 @@ class Callbacks:
                     if self._sender is not None:
                         await self._take(self._sender)
                 except StoreError as error:
-                    log.warning("The store could not be asked for due callbacks: %s", error)
+                    log.warning("Due callbacks could not be read from the store: %s", error)
                 await self._wake.wait(self._pause())
 
     async def close(self) -> None:
@@ -167,7 +167,7 @@ class Callbacks:
             await self._send(sender, call)
         except StoreError as error:
             log.warning(
-                "The result of a callback was not recorded, so it is called again: %s",
+                "The result of a callback was not stored; it will be called again: %s",
                 error,
                 extra=log_fields(call.job),
             )
@@ -219,7 +219,7 @@ class Callbacks:
         try:
             [done] = await self._repository.replace([JobWrite(call.job, held)])
         except StoreError as error:
-            log.debug("A callback under way could not be held: %s", error)
+            log.debug("A callback in progress could not be reserved: %s", error)
         else:
             if done:
                 call.job = held
@@ -263,7 +263,7 @@ def _log_call(job: Job) -> None:
         log.info("The callback of job %s was delivered", job.id, extra=log_fields(job))
     elif callback.next_at is not None:
         log.info(
-            "The callback of job %s is called again at %s: %s",
+            "The callback of job %s failed and is called again at %s: %s",
             job.id,
             callback.next_at.isoformat(timespec="seconds"),
             callback.error,
@@ -271,7 +271,7 @@ def _log_call(job: Job) -> None:
         )
     else:
         log.warning(
-            "The callback of job %s is given up after %d calls: %s",
+            "The callback of job %s failed and is given up after %d calls: %s",
             job.id,
             callback.calls,
             callback.error,

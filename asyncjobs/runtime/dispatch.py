@@ -83,7 +83,7 @@ class DispatchRetrier:
                 count = min(len(self._held), _MAX_BATCH_SIZE)
                 await self._hand_on([self._held.popleft() for _ in range(count)])
         except AsyncJobsError as error:  # the queue is closing; the jobs are due again in the store
-            log.warning("Jobs were not dispatched; they are dispatched again later: %s", error)
+            log.warning("Jobs were not dispatched; they will be dispatched later: %s", error)
         finally:
             self._is_catching_up = False
 
@@ -110,7 +110,7 @@ class DispatchRetrier:
         # Once per type, since every job of the type is refused.
         log.log(
             logging.DEBUG if types <= self._refused_types else logging.WARNING,
-            "Jobs of type %s could not be dispatched; they are dispatched again later: %s",
+            "Jobs of type %s could not be dispatched; they will be dispatched later: %s",
             ", ".join(sorted(types)),
             str(error) or type(error).__name__,
             exc_info=error,

@@ -148,12 +148,12 @@ class RuntimeHost:
             return
         if self._parts.by_hand:
             raise ConfigurationError(
-                f"Job {job.id} does not run by itself inside jobs.using(...): call run_jobs of "
+                f"Job {job.id} does not run automatically inside jobs.using(...): call run_jobs of "
                 "asyncjobs.testing before you wait for it, or wait with a timeout."
             )
         if self._pauses:
             raise ConfigurationError(
-                f"Job {job.id} does not run while the application starts or stops: handlers begin "
+                f"Job {job.id} does not run while the application starts or stops: handlers start "
                 "after its startup and end before its shutdown. Wait elsewhere, or with a timeout."
             )
 
@@ -175,7 +175,7 @@ class RuntimeHost:
             await self._end.wait()
         if not self._ended:
             self._left_behind = True
-            log.error("The queue did not close within %s s; its tasks are left behind", limit)
+            log.error("The queue did not close within %s s; its tasks are abandoned", limit)
             self._scope.cancel()
         elif self._error is not None:
             raise self._error
@@ -193,7 +193,7 @@ class RuntimeHost:
         except BaseException as error:  # raised again in the task that opens or closes it
             self._error = alone(error)
             if self._ready.is_set() and not self._leave.is_set():
-                log.critical("The queue has ended by an error of its own", exc_info=error)
+                log.critical("The queue has stopped because of an internal error", exc_info=error)
         finally:
             self._ended = True
             self._end.set()

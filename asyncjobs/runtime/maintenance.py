@@ -66,7 +66,7 @@ class Maintenance:
                 if neglected := self._unserved():
                     await self.sweep_neglected(neglected)
             except StoreError as error:
-                log.warning("Maintenance could not be done: %s", error)
+                log.warning("Maintenance failed and will be retried: %s", error)
             await anyio.sleep(self._settings.sweep_interval.total_seconds())
 
     async def sweep(self) -> int:
@@ -100,7 +100,7 @@ class Maintenance:
         """
         log.log(
             logging.DEBUG if job.type in self._unhandled_types else logging.WARNING,
-            "No handler for type %r in this worker; its jobs are sent to others",
+            "No handler for type %r in this worker; its jobs are sent to other workers",
             job.type,
             extra=log_fields(job),
         )

@@ -330,7 +330,7 @@ class Runtime:
 
     def _stop_handlers(self) -> None:
         """Begin no more jobs here, since the handlers' shared resources are gone."""
-        log.critical("No more jobs begin in this process: the lifespan of the handlers has ended")
+        log.critical("This process starts no more jobs: the lifespan of the handlers has ended")
         self._tasks.start_soon(self.drain)
 
 
@@ -344,7 +344,7 @@ async def _give_back(fetcher: Fetcher, jobs: Sequence[Job]) -> None:
     try:
         await fetcher.give_back(jobs)
     except StoreError as error:
-        log.warning("Jobs that wait here come up elsewhere later: %s", error)
+        log.warning("Waiting jobs could not be given back; others take them later: %s", error)
 
 
 @asynccontextmanager
@@ -397,5 +397,5 @@ async def _keep_up(loop: Callable[[], Awaitable[None]]) -> None:
         try:
             await loop()
         except Exception:
-            log.exception("A loop of the engine broke off and begins anew")
+            log.exception("An internal loop failed and begins anew")
             await anyio.sleep(1)

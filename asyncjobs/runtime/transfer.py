@@ -95,7 +95,7 @@ async def plan_transfer(source: Store, target: Store) -> TransferPlan:
         present += len(jobs)
     if others:
         raise TransferRefused(
-            f"the target has jobs of its own, such as {others[0]}; transfer into an empty store"
+            f"the target has other jobs, such as {others[0]}; transfer into an empty store"
         )
     return TransferPlan(ids, present, running, unreadable)
 
@@ -135,8 +135,8 @@ async def verify(source: Store, target: Store, report: ReportProgress) -> Digest
     )
     if read != wrote:
         raise TransferRefused(
-            f"the source has {read.jobs} of checksum {str(read)[:12]}, the target {wrote.jobs} of "
-            f"{str(wrote)[:12]}; stop all processes that use either, and run the transfer again"
+            f"the source has {read.jobs} jobs (checksum {str(read)[:12]}), the target {wrote.jobs} "
+            f"({str(wrote)[:12]}); stop all processes that use them and run the transfer again"
         )
     return wrote
 
@@ -160,7 +160,7 @@ async def _insert(target: Store, jobs: Sequence[Job]) -> None:
     for job, found in zip(jobs, stored, strict=True):
         if found.id != job.id:
             raise TransferRefused(
-                f"the target has {found.id} under the idempotency key of {job.id}"
+                f"in the target, job {found.id} has the idempotency key of job {job.id}"
             )
 
 
@@ -168,7 +168,7 @@ async def _overwrite(target: Store, pairs: Sequence[tuple[Job, Job]]) -> None:
     """Update jobs that the source has changed since an earlier run copied them."""
     for job, found in pairs:
         if found.revision > job.revision:
-            raise TransferRefused(f"job {job.id} has already gone on in the target")
+            raise TransferRefused(f"job {job.id} has already changed in the target")
     changes = [Change(job, found.revision) for job, found in pairs]
     if changes and not all(await target.replace(changes)):
         raise TransferRefused("the target is in use; stop all processes that use it")
@@ -191,7 +191,7 @@ async def _pages(store: Store) -> AsyncGenerator[Sequence[Job]]:
     """Yield all jobs, the newest first, without payloads and results."""
     listing = power_of(store, Listing)
     if listing is None:
-        raise ConfigurationError("Jobs can only be transferred between stores that can list them.")
+        raise ConfigurationError("Jobs can only be transferred between stores that can list jobs.")
     after = None
     while True:
         page = await listing.list(Selection(), limit=_PAGE_SIZE, after=after)

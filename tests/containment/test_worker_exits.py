@@ -135,7 +135,7 @@ async def test_the_log_names_the_job_that_stops_the_event_loop(
     async with host.client(kinds) as jobs:
         host.start()
         job = await running(jobs, "async", name)
-        said = "has blocked the event loop" if name == "never_yields" else "event loop has stopped"
+        said = "has blocked the event loop" if name == "never_yields" else "event loop stopped"
         await until(lambda: said in host.log.read_text())
         if name == "stops_the_event_loop":
             assert job.id in host.log.read_text()

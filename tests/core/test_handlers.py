@@ -313,7 +313,7 @@ A_LAMBDA: Callable[[int, JobContext], int] = lambda number, _job: number  # noqa
 def test_a_handler_that_a_child_process_cannot_import_is_refused(
     jobs: AsyncJobs, function: Any
 ) -> None:
-    with pytest.raises(ConfigurationError, match="must be a function of a module"):
+    with pytest.raises(ConfigurationError, match="must be a module-level function"):
         jobs.handler("lost", run_in="process")(function)
     assert jobs.registry.handler("lost") is None
 

@@ -131,13 +131,13 @@ def of_a_route_by_default(order: int, session: str = FastAPIDepends(get_session)
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        (two_payloads, "'other' is neither: 'order' is the payload already"),
-        (a_third_parameter, "'limit' is neither: 'order' is the payload already"),
-        (a_third_with_default, "'limit' is neither: 'order' is the payload already"),
-        (two_jobs, "'other' is a second job beside 'job'"),
+        (two_payloads, "'other' is not the job, and 'order' is already the payload"),
+        (a_third_parameter, "'limit' is not the job, and 'order' is already the payload"),
+        (a_third_with_default, "'limit' is not the job, and 'order' is already the payload"),
+        (two_jobs, "'other' is a second job besides 'job'"),
         (many, r"'\*orders' takes any number of arguments"),
         (named, r"'\*\*orders' takes any number of arguments"),
-        (payload_by_name, "'order' is the payload, which is given by position"),
+        (payload_by_name, "'order' is the payload, so it must not be keyword-only"),
         (of_a_route, "'session' has FastAPI's Depends.*from fast_depends import Depends"),
         (of_a_route_by_default, "'session' has FastAPI's Depends.*from fast_depends import"),
     ],

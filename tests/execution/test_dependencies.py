@@ -412,7 +412,7 @@ async def test_a_def_that_returns_a_coroutine_cannot_have_dependencies(
     jobs.handler("export")(wrapped)
     async with jobs:
         assert (await finished(jobs, "export")).status is JobStatus.FAILED
-    assert "declare it by `async def`" in caplog.text
+    assert "declare it with `async def`" in caplog.text
 
 
 def test_a_handler_is_tested_by_a_call_with_what_it_takes(jobs: AsyncJobs) -> None:

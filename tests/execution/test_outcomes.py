@@ -112,7 +112,7 @@ TABLE: list[tuple[str, Facts, Outcome | None]] = [
     (
         "shut down, asked to stop, goes on",
         Facts(cause=Cause.SHUTDOWN, error=STOPPED, in_thread=True, cancel_requested=True),
-        Unrecorded("it was asked to stop and goes on"),
+        Unrecorded("it was asked to stop but is still running"),
     ),
     (
         "shut down, asked to stop, stopped",

@@ -149,7 +149,7 @@ async def test_a_queue_whose_lifespan_does_not_open_is_not_open_either(
         await jobs.open()
     assert isinstance(raised.value.__cause__, OSError)
     assert not jobs.is_open
-    assert "could not be opened: no job begins here" in caplog.text
+    assert "could not be opened; this process runs no jobs" in caplog.text
     async with jobs.open(run_handlers=False):
         assert jobs.is_open
 
@@ -225,7 +225,7 @@ async def test_no_more_jobs_begin_when_the_lifespan_ends_by_itself(
             await jobs.until_drained()
             job = await jobs.enqueue("async", None)
             assert (await jobs.find(job.id)).status is JobStatus.PENDING
-    assert "No more jobs begin in this process" in caplog.text
+    assert "This process starts no more jobs" in caplog.text
 
 
 async def test_a_lifespan_that_never_ends_keeps_no_queue_open(

@@ -286,7 +286,7 @@ def test_no_process_is_started_for_a_handler_that_wants_none_or_after_the_end(
 
     processes = ChildProcesses()
     no_job: Any = None
-    with pytest.raises(ConfigurationError, match="no process of its own"):
+    with pytest.raises(ConfigurationError, match="does not run in its own process"):
         processes.run(here, no_job, no_job)
     square = jobs.registry.handler("square")
     assert square is not None
@@ -359,6 +359,6 @@ async def test_dependencies_are_made_and_overridden_in_the_other_process(
         assert (tmp_path / "fake").read_text() == "declared closed"
         jobs.dependency_overrides[module.place] = lambda: tmp_path / "lost"
         assert (await finished(jobs, module.declared, str(tmp_path))).error is not None
-        assert "must be a function of a module" in caplog.text
+        assert "must be a module-level function" in caplog.text
         del jobs.dependency_overrides[module.place]
         assert (await finished(jobs, module.declared, str(tmp_path))).result == "real open"

@@ -136,7 +136,7 @@ async def test_a_url_is_checked_before_the_job_is_stored(make: Make, beside: Any
         with pytest.raises(InvalidCallback):
             await jobs.enqueue("double", 4, options=wrong)
     async with double_on(make()) as jobs:
-        with pytest.raises(ConfigurationError, match="give AsyncJobs `callbacks`"):
+        with pytest.raises(ConfigurationError, match="set `callbacks` of AsyncJobs"):
             await jobs.enqueue("double", 4, options=TOLD_OF)
     assert not (await beside.list(Selection(), limit=1)).jobs
 
@@ -221,7 +221,7 @@ async def test_a_call_whose_record_was_lost_is_made_again_by_whoever_finds_it(
     clock, receiver, unrecorded = ManualClock(), Receiver(), Unrecorded(store)
     async with double_on(make(store=unrecorded, callbacks=receiver, clock=clock)) as jobs:
         await jobs.enqueue("double", 4, options=TOLD_OF)
-        await until(lambda: "was not recorded" in caplog.text)
+        await until(lambda: "was not stored" in caplog.text)
     async with make(callbacks=receiver, clock=clock):
         clock.advance(timedelta(minutes=1))
         await settled(beside)

@@ -381,7 +381,7 @@ def test_an_error_that_names_no_job_is_logged_and_all_count_as_taken(
             assert engine.told == [job.id]
 
     simulated(work)
-    assert "could not be dispatched; they are dispatched again later: odd" in caplog.text
+    assert "could not be dispatched; they will be dispatched later: odd" in caplog.text
 
 
 @pytest.mark.anyio

@@ -239,7 +239,7 @@ def test_maintenance_does_not_hold_a_job_that_is_late(clock: ManualClock) -> Non
 
 def test_a_handler_that_waits_for_a_job_that_cannot_run_is_named(queue: AsyncJobs) -> None:
     queue.sync.enqueue(wait_for_another)
-    with pytest.raises(ConfigurationError, match="does not run by itself"):
+    with pytest.raises(ConfigurationError, match="does not run automatically"):
         run_jobs(queue)
 
 
@@ -278,7 +278,7 @@ def test_a_failure_on_purpose_is_raised(queue: AsyncJobs) -> None:
 
 def test_a_failure_without_an_error_of_the_handler_is_raised(queue: AsyncJobs) -> None:
     queue.sync.enqueue(hang)
-    with pytest.raises(JobUnsuccessful, match="longer than it may"):
+    with pytest.raises(JobUnsuccessful, match="exceeded its time limit"):
         run_jobs(queue)
 
 
@@ -464,7 +464,7 @@ def test_handlers_run_by_themselves_if_asked_for() -> None:
         accepted = client.post("/doubles?number=21").json()
         jobs.sync.wait(accepted["jobId"], timeout=60)
         assert client.get(accepted["resultUrl"]).json() == 42
-        with pytest.raises(ConfigurationError, match="by themselves"):
+        with pytest.raises(ConfigurationError, match="automatically"):
             run_jobs(jobs)
 
 
@@ -514,7 +514,7 @@ async def test_an_open_queue_keeps_its_store() -> None:
     own = AsyncJobs("memory://")
     store = own.store
     async with own:
-        with pytest.raises(ConfigurationError, match="open already"), own.using():
+        with pytest.raises(ConfigurationError, match="already open"), own.using():
             pass
         assert own.store is store
 
