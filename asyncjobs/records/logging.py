@@ -100,11 +100,11 @@ _SAID: Mapping[Event, tuple[int, str]] = MappingProxyType(
         Event.RETRIED: (logging.INFO, "is pending again after a failure"),
         Event.RELEASED: (logging.INFO, "is pending again after a shutdown"),
         Event.LOST: (logging.WARNING, "is pending again after its worker was lost"),
-        Event.CANCEL_REQUESTED: (logging.INFO, "is asked to stop"),
+        Event.CANCEL_REQUESTED: (logging.INFO, "was asked to stop"),
         Event.COMPLETED: (logging.INFO, "is completed"),
-        Event.FAILED: (logging.WARNING, "is failed"),
+        Event.FAILED: (logging.WARNING, "has failed"),
         Event.CANCELLED: (logging.INFO, "is cancelled"),
-        Event.FORGOTTEN: (logging.INFO, "is forgotten"),
+        Event.FORGOTTEN: (logging.INFO, "was deleted"),
     }
 )
 

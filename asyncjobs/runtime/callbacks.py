@@ -172,7 +172,7 @@ class Callbacks:
                 extra=log_fields(call.job),
             )
         except Exception:
-            log.exception("The callback sender raised", extra=log_fields(call.job))
+            log.exception("The callback sender raised an exception", extra=log_fields(call.job))
         finally:
             of_host = sum(it.host == call.host for it in self._in_progress)
             full = (

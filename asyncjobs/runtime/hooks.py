@@ -136,7 +136,7 @@ def _observe(observer: Callable[[Transition], None], transition: Transition) -> 
     try:
         observer(transition)
     except BaseException:  # raised by the application's code; logged
-        log.exception("An observer raised", extra=log_fields(transition.job))
+        log.exception("An observer raised an exception", extra=log_fields(transition.job))
 
 
 def _name_of(hook: Hook) -> str:

@@ -311,7 +311,7 @@ async def test_a_thread_past_its_timeout_fails_the_job_and_keeps_its_slot(
         after = await jobs.enqueue(following, None)
         let_go.set()
         assert await after.result(timeout=60) is True  # it has begun after the thread's end
-    ends = [record for record in caplog.records if "is failed" in record.message]
+    ends = [record for record in caplog.records if "has failed" in record.message]
     assert len(ends) == 1  # the end of the thread is no second outcome
 
 

@@ -187,4 +187,4 @@ async def test_the_log_does_not_repeat_the_error_of_a_forgotten_job(
             clock.advance(HOUR)
             await until(lambda: len(seen) == 1)
     [record] = [one for one in caplog.records if vars(one).get("job_event") == "forgotten"]
-    assert record.getMessage() == f"Job {job.id} (export) is forgotten, attempt 1"
+    assert record.getMessage() == f"Job {job.id} (export) was deleted, attempt 1"

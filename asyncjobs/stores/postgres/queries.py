@@ -192,7 +192,7 @@ async def insert(db: StatementRunner, jobs: Sequence[Job]) -> list[Job]:
                 if rest := [place for place in places if place not in stored]:
                     stored |= await _insert(db, {place: jobs[place] for place in rest})
     if len(stored) < len(jobs):
-        raise StoreUnavailable(db.server.name, "it refused a job without a conflicting one")
+        raise StoreUnavailable(db.server.name, "it rejected a job, but has no conflicting job")
     return [stored[place] for place in range(len(jobs))]
 
 

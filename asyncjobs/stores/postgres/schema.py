@@ -135,7 +135,7 @@ async def _make_tables(session: Session) -> None:
     except errors.InsufficientPrivilege as error:
         reason = (
             f"its schema {session.server.schema!r} is not of version {_SCHEMA_VERSION}, and this "
-            "role may not change it; run the script that `migration_sql` returns as its owner"
+            "role may not change it; run the script of `migration_sql` as its owner"
         )
         raise SchemaError(session.server.name, reason) from error
 
