@@ -1,9 +1,9 @@
-"""The store of a test: of a kind of its own, or of every kind where the test is marked so.
+"""The store of a test: memory by default, or every store if the test is marked `every_store`.
 
-A test marked `every_store` that asks for `new_url`, `new_store`, `store` or `beside`, itself or by
-a fixture, runs once on each kind; marked `every_store(without="memory")`, on those that processes
-can share. One that names its event loop itself, by `parametrize("anyio_backend", ...)`, keeps to
-that. `own_store` takes a test out whose store is what it is about: one that lacks a power, or is
+A test marked `every_store` runs once on each store if it uses `new_url`, `new_store`, `store` or
+`beside`, directly or through a fixture. `every_store(without="memory")` leaves out stores that
+processes cannot share. If the test sets its event loop by `parametrize("anyio_backend", ...)`, it
+runs on that loop only. `own_store` excludes tests of a special store: it lacks a power, is
 removed, or runs in simulated time, in which no server answers.
 """
 
@@ -27,12 +27,12 @@ GUNICORNS = ("used-before-the-fork", "sync", "sync-2", "gthread", "preload", "pr
 
 
 def each_on(kind: str, names: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Pair each name with a kind of store, and the first, which speaks for all, with servers."""
+    """Pair each name with one kind of store, and the first name with the servers, too."""
     return [*((name, kind) for name in names), *((names[0], server) for server in SERVERS)]
 
 
-#: With what a test marked `every_store` runs on which stores, by what it asks for beside its store.
-#: Drivers of servers know asyncio only.
+#: The variants of a test marked `every_store`, by the fixture that it uses beside its store.
+#: Drivers of servers need asyncio.
 EVERYWHERE: dict[str, list[tuple[str, ...]]] = {
     "asyncio_alone": [(kind,) for kind in KINDS],
     "stack": each_on("memory", FRAMEWORKS),
@@ -50,7 +50,7 @@ EVERYWHERE: dict[str, list[tuple[str, ...]]] = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Let a test that is marked so run on every store, as far as it asks for one."""
+    """Run a test marked `every_store` on every store, if it uses one."""
     every = metafunc.definition.get_closest_marker("every_store")
     own = metafunc.definition.get_closest_marker("own_store")
     if every is None or own is not None or "store_kind" not in metafunc.fixturenames:
@@ -67,7 +67,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def variant(values: tuple[str, ...]) -> Any:
-    """Name a test's variant; on servers it takes long."""
+    """Return a test's variant; tests on servers are slow."""
     marks = [pytest.mark.thorough] if values[-1] in SERVERS else []
     return pytest.param(*values, id="-".join(values), marks=marks)
 
@@ -80,7 +80,7 @@ def store_kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def new_url(store_kind: str, request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
-    """Name stores that nobody has used; what they keep is deleted at the end of the run."""
+    """Return URLs of unused stores; their data is deleted at the end of the run."""
     name = f"test_{uuid.uuid4().hex[:12]}_"
     numbers = count()
     match store_kind:
@@ -103,13 +103,13 @@ def new_url(store_kind: str, request: pytest.FixtureRequest) -> Iterator[Callabl
 
 @pytest.fixture
 def asyncio_alone() -> str:
-    """Be what a module's own `anyio_backend` returns, where a second loop shows nothing else."""
+    """Return the event loop for modules whose tests do not depend on it."""
     return "asyncio"
 
 
 @pytest.fixture
 def new_store(store_kind: str, new_url: Callable[[], str]) -> Callable[[], Any]:
-    """Make stores that share their jobs, as processes have them; not open."""
+    """Make stores that share their jobs, like those of several processes; they are not open."""
     if store_kind == "memory":
         shared = MemoryStore()
         return lambda: shared
@@ -119,12 +119,12 @@ def new_store(store_kind: str, new_url: Callable[[], str]) -> Callable[[], Any]:
 
 @pytest.fixture
 def store(new_store: Callable[[], Any]) -> Any:
-    """Make a store of the test's, for it to open."""
+    """Return the test's store, which is not open."""
     return new_store()
 
 
 @pytest.fixture
 async def beside(new_store: Callable[[], Any]) -> AsyncIterator[Any]:
-    """Open a store on the same jobs, as another process would."""
+    """Open a store on the same jobs, as another process does."""
     async with new_store() as opened:
         yield opened

@@ -43,7 +43,7 @@ def message_of(job: Job) -> dict[str, str]:
     return {"namespace": "asyncjobs", "id": job.id}
 
 
-async def test_a_job_of_a_cancelled_message_is_given_back_at_no_cost(tmp_path: Path) -> None:
+async def test_a_job_of_a_cancelled_message_is_released_without_an_attempt(tmp_path: Path) -> None:
     path = tmp_path / "job"
     async with opened() as (jobs, runner):
         job = (await jobs.enqueue("hold", path)).job
@@ -59,7 +59,7 @@ async def test_a_job_of_a_cancelled_message_is_given_back_at_no_cost(tmp_path: P
         assert (await jobs.find(job.id)).status is JobStatus.COMPLETED
 
 
-async def test_a_message_that_is_cancelled_twice_gives_its_job_back(
+async def test_a_message_that_is_cancelled_twice_releases_its_job(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "job"
@@ -89,7 +89,7 @@ async def test_a_time_limit_of_the_engine_does_not_end_the_job(tmp_path: Path) -
     assert (given_back.status, given_back.losses, began(path)) == (JobStatus.PENDING, 0, 1)
 
 
-async def test_running_jobs_are_given_back_when_the_runner_is_closed(tmp_path: Path) -> None:
+async def test_running_jobs_are_released_when_the_runner_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "job"
     async with opened() as (jobs, runner):
         job = (await jobs.enqueue("hold", path)).job
@@ -102,7 +102,7 @@ async def test_running_jobs_are_given_back_when_the_runner_is_closed(tmp_path: P
     assert (given_back.status, given_back.losses) == (JobStatus.PENDING, 0)
 
 
-async def test_a_store_that_is_away_raises_no_error_in_the_worker(
+async def test_an_unavailable_store_raises_no_error_in_the_worker(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = AsyncJobs(f"sqlite:///{tmp_path}/missing/jobs.db", dispatcher=NoEngine())

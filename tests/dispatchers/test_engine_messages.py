@@ -1,4 +1,4 @@
-"""What comes from an engine is run, or logged and dropped; the engine never hears of an error."""
+"""Messages from an engine are run, or logged and dropped; the engine never sees an error."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Shut(FaultyStore):
 
 
 class Told(WorkerDispatcher):
-    """An engine that the tests play."""
+    """An engine whose part the tests play."""
 
     delivery = Delivery.PUSH
 
 
 @pytest.fixture
 def queue(new_store: Callable[[], Any]) -> Queue:
-    """Make a queue, unless a test brings another store on one that all of them share."""
+    """Make a queue on the shared store, unless a test passes another one."""
 
     def make(store: Any = None) -> AsyncJobs:
         jobs = AsyncJobs(store or new_store(), dispatcher=Told())
@@ -87,7 +87,7 @@ async def test_the_job_that_a_message_names_is_run(queue: Queue) -> None:
     ],
     ids=str,
 )
-async def test_a_message_that_is_none_of_ours_is_dropped(
+async def test_a_message_of_another_kind_is_dropped(
     queue: Queue, odd: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with queue() as jobs:
@@ -108,7 +108,7 @@ async def test_an_unknown_job_is_dropped(queue: Queue, caplog: pytest.LogCapture
 
 
 @pytest.mark.anyio
-async def test_a_store_that_is_away_is_no_error_of_the_engine(
+async def test_an_unavailable_store_raises_no_error_in_the_engine(
     queue: Queue, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     faulty = FaultyStore(store)
@@ -123,12 +123,12 @@ async def test_a_store_that_is_away_is_no_error_of_the_engine(
 
 
 class Client(BlockingClientDispatcher[Any]):
-    """A dispatcher whose engine is of no matter."""
+    """A dispatcher for any engine."""
 
     def send_all(self, jobs: Sequence[Job]) -> None: ...
 
 
-def test_a_message_names_a_job_and_nothing_of_it() -> None:
+def test_a_message_only_holds_a_namespace_and_a_job_id() -> None:
     job = sample_job(payload_json=b'"secret"', user_id="ada")
     assert Client().message_of(job) == {"namespace": "asyncjobs", "id": job.id}
 
@@ -152,7 +152,7 @@ def test_a_thread_opens_the_queue_at_the_first_message(queue: Queue) -> None:
     portal.close()
 
 
-def test_a_queue_that_cannot_be_opened_in_a_thread_is_tried_again(
+def test_a_queue_that_cannot_be_opened_in_a_thread_is_opened_later(
     queue: Queue, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     shut = Shut(store)
@@ -166,9 +166,7 @@ def test_a_queue_that_cannot_be_opened_in_a_thread_is_tried_again(
     portal_for(jobs).close()
 
 
-def test_a_log_filter_that_raises_costs_an_engine_one_line(
-    queue: Queue, broken_filter: Any
-) -> None:
+def test_a_log_filter_that_raises_costs_one_log_line(queue: Queue, broken_filter: Any) -> None:
     jobs = queue()
     [job] = anyio.run(enqueued, queue(), 1)
     run_message_from_thread(jobs, OURS, {"namespace": "another", "id": job.id})
@@ -187,7 +185,7 @@ def test_the_queue_lives_in_the_loop_from_the_first_message_to_the_close(queue: 
     home = AsyncMessageRunner(jobs, OURS)
 
     async def work() -> None:
-        await home.close()  # as a worker that had nothing to do
+        await home.close()  # as a worker without jobs does
         await asyncio.gather(*(home.run(message(job)) for job in made))
         assert [(await jobs.find(job.id)).result for job in made] == [2 * n for n in range(9)]
         await home.close()
@@ -196,7 +194,7 @@ def test_the_queue_lives_in_the_loop_from_the_first_message_to_the_close(queue: 
     asyncio.run(work())
 
 
-def test_a_loop_that_ends_closes_the_queue_by_itself(queue: Queue) -> None:
+def test_the_end_of_the_loop_closes_the_queue(queue: Queue) -> None:
     jobs = queue()
     home = AsyncMessageRunner(jobs, OURS)
     for _ in range(2):
@@ -205,7 +203,7 @@ def test_a_loop_that_ends_closes_the_queue_by_itself(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("cancellations", [1, 2])
-def test_a_cancelled_message_gives_its_job_back_whose_handler_sees_no_failure(
+def test_a_cancelled_message_releases_its_job_without_a_failure(
     queue: Queue, cancellations: int
 ) -> None:
     async def work() -> None:
@@ -233,7 +231,7 @@ def test_a_cancelled_message_gives_its_job_back_whose_handler_sees_no_failure(
     asyncio.run(work())
 
 
-def test_a_queue_that_the_application_has_opened_is_left_open(queue: Queue) -> None:
+def test_a_queue_that_the_application_opened_stays_open(queue: Queue) -> None:
     async def work() -> None:
         async with queue() as jobs:
             home = AsyncMessageRunner(jobs, OURS)
@@ -245,7 +243,7 @@ def test_a_queue_that_the_application_has_opened_is_left_open(queue: Queue) -> N
     asyncio.run(work())
 
 
-def test_a_queue_that_cannot_be_opened_in_a_loop_is_tried_again(
+def test_a_queue_that_cannot_be_opened_in_a_loop_is_opened_later(
     queue: Queue, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     shut = Shut(store)
@@ -268,7 +266,7 @@ def test_a_queue_that_cannot_be_opened_in_a_loop_is_tried_again(
     assert caplog.text.count("could not be opened") == 2
 
 
-def test_who_is_cancelled_while_the_queue_opens_leaves_it_to_others(queue: Queue) -> None:
+def test_a_cancelled_open_does_not_affect_other_callers(queue: Queue) -> None:
     jobs = queue()
     home = AsyncMessageRunner(jobs, OURS)
 

@@ -1,4 +1,4 @@
-"""An asyncio client of an engine gets a few jobs at a time; an error does not affect others."""
+"""Jobs are pushed to an engine's asyncio client a few at a time; an error affects no others."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_dispatch_before_open_raises_not_open() -> None:
 
 @pytest.mark.parametrize("name", ["celery", "dramatiq", "procrastinate", "rq", "saq", "taskiq"])
 async def test_a_missing_engine_is_named_with_its_extra(name: str) -> None:
-    """In another process, since this one has loaded them."""
+    """Run in another process: this one has already imported the engines."""
     command = [sys.executable, "-c", IMPORT_WITHOUT_ENGINE.format(name=name)]
     done = await anyio.run_process(command)
     assert done.stdout.decode().strip() == (

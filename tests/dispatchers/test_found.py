@@ -53,10 +53,10 @@ def test_a_dispatcher_registered_as_an_entry_point_is_found(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "kind"), [("local", LocalDispatcher), ("worker", WorkerDispatcher)]
 )
-def test_those_that_come_with_the_package_need_no_entry_point(name: str, kind: type) -> None:
+def test_built_in_dispatchers_need_no_entry_point(name: str, kind: type) -> None:
     assert isinstance(dispatcher_from_name(name), kind)
 
 
-def test_a_name_that_nobody_has_registered_is_told() -> None:
+def test_an_unknown_dispatcher_name_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="'nothing'"):
         dispatcher_from_name("nothing")

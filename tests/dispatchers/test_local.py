@@ -1,4 +1,4 @@
-"""The dispatcher of a process that runs its own jobs: slots, and places to wait for one."""
+"""The dispatcher of a process that runs its own jobs: slots, and places in its waiting line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.queues import Make, settled
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_job_that_comes_up_while_it_ends_here_is_run_again() -> None:
+async def test_a_job_that_is_offered_while_it_ends_here_is_run_again() -> None:
     dispatcher = LocalDispatcher(concurrency=1)
     begun: list[int] = []
     slots: list[Callable[[], None]] = []
@@ -35,7 +35,7 @@ async def test_a_job_that_comes_up_while_it_ends_here_is_run_again() -> None:
         await dispatcher.wait_until_idle()
 
 
-async def test_a_job_that_waits_long_in_the_dispatcher_waits_there_once(make: Make) -> None:
+async def test_a_waiting_job_that_is_offered_again_is_kept_once(make: Make) -> None:
     dispatcher = LocalDispatcher(concurrency=1)
     jobs = make(dispatcher=dispatcher)
     let_go = anyio.Event()
@@ -55,7 +55,7 @@ async def test_a_job_that_waits_long_in_the_dispatcher_waits_there_once(make: Ma
             assert (await settled(jobs, job.id)).attempt == 1
 
 
-async def test_a_place_that_was_kept_for_nothing_is_free_again(make: Make) -> None:
+async def test_a_released_reservation_makes_room_again(make: Make) -> None:
     waiter = LocalDispatcher(concurrency=1)
     jobs = make(dispatcher=waiter)
 
@@ -103,7 +103,7 @@ async def test_a_dispatcher_that_is_not_running_has_no_room() -> None:
     assert dispatcher.claim(new_job_id()) is None
 
 
-async def test_what_is_freed_of_an_earlier_life_frees_nothing_now() -> None:
+async def test_a_slot_from_before_a_reopen_frees_nothing() -> None:
     dispatcher = LocalDispatcher(concurrency=1)
     slots: list[Callable[[], None]] = []
     dispatcher.open(lambda _job, freed: slots.append(freed))

@@ -1,4 +1,4 @@
-"""What the reference says of the command `asyncjobs` is what the command says of itself."""
+"""The reference of the command `asyncjobs` matches its help."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asyncjobs.cli.app import COMMANDS, EXIT_CODES, commands
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
 
-# What all commands have, and what is told once for all of them.
+# Options that all commands share, and that the page documents once.
 _EVERYWHERE = {"--help", "--jobs", "--store"}
 
 
@@ -46,7 +46,7 @@ def test_the_options_of_a_command_are_those_of_its_table(name: str) -> None:
 def test_the_arguments_of_a_command_are_in_its_heading(name: str) -> None:
     arguments = [one for one in command(name).params if isinstance(one, click.Argument)]
     context = click.Context(command(name))
-    # Not as usage has it, where what the environment may give is in brackets.
+    # Not from the usage line: it puts arguments with environment defaults in brackets.
     words = ["asyncjobs", name, *(one.metavar or one.make_metavar(context) for one in arguments)]
     assert section_of(name).splitlines()[0] == f"`{' '.join(words)}`"
 

@@ -1,7 +1,7 @@
 """Runs the curl lines of the HTTP reference against a real server, in order.
 
-They are translated, not run: curl is not everywhere. Behind each line stands the status to expect.
-Streams are read to their end.
+The lines are translated to requests, since curl is not installed everywhere. A comment after each
+line has the expected status. Streams are read to their end.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 10
 
 @pytest.fixture
 def client(tmp_path: Path, new_url: Callable[[], str]) -> Generator[httpx2.Client]:
-    """Start the FastAPI example; requests wait in the socket's queue until it accepts."""
+    """Start the FastAPI example; requests wait in the socket's backlog until it accepts them."""
     own = {"EXPORTS_STORE": new_url(), "EXPORTS_FOLDER": str(tmp_path)}
     with socket.create_server(("127.0.0.1", 0)) as listening:
         number = str(listening.fileno())
@@ -63,7 +63,7 @@ def request_of(arguments: str, variables: Mapping[str, str]) -> httpx2.Request:
     curl.add_argument("-H", dest="headers", action="append", default=[])
     curl.add_argument("-d", dest="data")
     curl.add_argument("url")
-    # As a shell does it: quotes in what a variable holds are no quotes of the line.
+    # Like a shell: quotes inside a variable's value are not syntax.
     words = [Template(word).safe_substitute(variables) for word in shlex.split(arguments)]
     asked = curl.parse_args(words)
     method = asked.method or ("POST" if asked.data else "GET")
@@ -71,7 +71,7 @@ def request_of(arguments: str, variables: Mapping[str, str]) -> httpx2.Request:
     return httpx2.Request(method, asked.url, headers=headers, content=asked.data)
 
 
-def test_curl_lines_answer_what_is_written_behind_them(client: httpx2.Client) -> None:
+def test_curl_lines_get_the_status_in_their_comment(client: httpx2.Client) -> None:
     page = (ROOT / "docs" / "reference" / "http.md").read_text(encoding="utf-8")
     lines = LINE.findall(page)
     assert len(lines) == page.count("\ncurl ")
@@ -80,7 +80,7 @@ def test_curl_lines_answer_what_is_written_behind_them(client: httpx2.Client) ->
         request = request_of(arguments, variables)
         patience = time.monotonic() + PATIENCE_SECONDS
         answer = client.send(request)
-        # A job needs its time to end: ask again.
+        # The job needs time to end: ask again.
         while answer.status_code != int(status) and answer.status_code == 202:
             assert time.monotonic() < patience, arguments
             answer = client.send(request)

@@ -1,4 +1,4 @@
-"""The page on installation has every extra, and Python's versions, as `pyproject.toml` has them."""
+"""The installation page lists every extra and the Python versions of `pyproject.toml`."""
 
 import re
 import tomllib
@@ -9,7 +9,7 @@ PAGE = (ROOT / "docs" / "howto" / "install.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def test_every_extra_is_in_the_page() -> None:
+def test_every_extra_is_on_the_page() -> None:
     rows = re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
     extras = set(PROJECT["optional-dependencies"])

@@ -1,4 +1,4 @@
-"""Dashboard, operating guide and reference name the metrics there are: all of them, no others."""
+"""Dashboard, operating guide and reference name every existing metric, and no others."""
 
 import json
 import re
@@ -66,7 +66,7 @@ async def series() -> dict[str, set[str]]:
         for kind in (fails, lost):
             await jobs.wait((await jobs.enqueue(kind, None)).id)
         await until(gauges_are_exported)
-    # Gauges are there while the queue is open; all events are counted when it is closed.
+    # Gauges exist while the queue is open; all events are counted when it is closed.
     collect()
     meters.shutdown()
     return found
@@ -84,7 +84,7 @@ def expressions_of_the_guide() -> list[str]:
 
 
 def labels_in(expression: str) -> set[str]:
-    """Name the labels by which an expression groups and selects."""
+    """Return the labels by which an expression groups and selects."""
     found: set[str] = set()
     for grouped, selected in LABEL.findall(expression):
         found |= {label.strip() for label in grouped.split(",") if label.strip()}
@@ -93,7 +93,7 @@ def labels_in(expression: str) -> set[str]:
 
 
 def metrics_in(expressions: Iterable[str]) -> set[str]:
-    """Name the series that expressions ask for."""
+    """Return the series that expressions query."""
     without_labels = (LABEL.sub("", expression) for expression in expressions)
     return {name for one in without_labels for name in OURS.findall(one)}
 
@@ -101,7 +101,7 @@ def metrics_in(expressions: Iterable[str]) -> set[str]:
 @pytest.mark.parametrize(
     "expressions", [expressions_of_the_dashboard, expressions_of_the_guide], ids=["board", "guide"]
 )
-async def test_every_metric_is_asked_for_and_every_one_asked_for_exists(
+async def test_every_metric_is_queried_and_every_queried_metric_exists(
     series: dict[str, set[str]], expressions: Callable[[], list[str]]
 ) -> None:
     asked = metrics_in(expressions())
@@ -112,7 +112,7 @@ async def test_every_metric_is_asked_for_and_every_one_asked_for_exists(
 @pytest.mark.parametrize(
     "expressions", [expressions_of_the_dashboard, expressions_of_the_guide], ids=["board", "guide"]
 )
-async def test_every_label_is_one_of_the_metric_it_is_asked_of(
+async def test_every_queried_label_exists_on_its_metric(
     series: dict[str, set[str]], expressions: Callable[[], list[str]]
 ) -> None:
     for expression in expressions():
@@ -144,7 +144,7 @@ async def test_the_reference_names_all_metrics_and_no_others() -> None:
     }
 
 
-def test_the_guide_quotes_the_log_as_it_is() -> None:
+def test_the_guide_quotes_log_messages_exactly() -> None:
     page = (DOCS / "howto" / "operate.md").read_text(encoding="utf-8")
     code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     quoted = re.findall(r"^\| `([A-Z][^`]*)` in the logs", page, re.MULTILINE)

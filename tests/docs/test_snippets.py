@@ -1,6 +1,6 @@
-"""Runs every Python block of the documentation, in order, a file at a time.
+"""Runs every Python block of the documentation, in order, one file at a time.
 
-Blocks in comments (`<!-- invisible-code-block: python`) check what the prose around them claims.
+Blocks in comments (`<!-- invisible-code-block: python`) check claims of the text around them.
 """
 
 import logging
@@ -14,7 +14,7 @@ from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).parents[2]
-# How a page's application names its store, where that is none of a server.
+# The store of a page's application, unless it is a server.
 STORE = re.compile(r'AsyncJobs\(\s*"(memory://|sqlite:///[^"]+)"')
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 MOVABLE = [page for page in PAGES if STORE.search(page.read_text(encoding="utf-8"))]
@@ -22,7 +22,7 @@ MOVABLE = [page for page in PAGES if STORE.search(page.read_text(encoding="utf-8
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Generator[None]:
-    """Undo what a page does to the process's logging, which others look at."""
+    """Undo a page's changes to the process's logging, which other tests inspect."""
     loggers = [logging.getLogger(), logging.getLogger("asyncjobs")]
     before = [(one.level, list(one.handlers), list(one.filters)) for one in loggers]
     yield
@@ -37,7 +37,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(page: Path, name: str) -> None:
-    """Run the blocks of a page; `name` is where to look for one that fails."""
+    """Run the blocks of a page; `name` locates a block that fails."""
     document = Document.parse(str(page), PythonCodeBlockParser())
     document.namespace["__name__"] = page.stem
     for example in document.examples():
@@ -49,7 +49,7 @@ def run(page: Path, name: str) -> None:
 
 
 def moved(text: str, new_url: Callable[[], str]) -> str:
-    """Give each application of a page a store elsewhere; those that shared a file share it."""
+    """Move each application of a page to another store; those that shared a file still do."""
     urls = defaultdict[str | int, str](new_url)
 
     def elsewhere(found: re.Match[str]) -> str:

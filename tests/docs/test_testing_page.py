@@ -1,4 +1,4 @@
-"""The tests on the page about testing pass, run by pytest as a reader would run them."""
+"""The tests on the testing page pass when pytest runs them as a reader would."""
 
 from __future__ import annotations
 

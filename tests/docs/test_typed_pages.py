@@ -1,4 +1,4 @@
-"""The code that authors copy from their pages passes the strict mode of mypy."""
+"""Example code of the authors' pages passes mypy's strict mode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def module_of(page: str) -> str:
     lines = [""] * len(document.text.splitlines())
     for example in document.examples():
         block = str(example.parsed).splitlines()
-        # The line of an example is that of its fence, or of the comment that holds it.
+        # An example's line is that of its fence, or of the comment that holds it.
         lines[example.line : example.line + len(block)] = block
     return "\n".join(lines) + "\n"
 
@@ -30,7 +30,7 @@ def module_of(page: str) -> str:
 def test_the_code_of_a_page_passes_strict_mypy(page: str, tmp_path: Path) -> None:
     module = tmp_path / f"{page.replace('-', '_')}.py"
     module.write_text(module_of(page), encoding="utf-8")
-    # The project's cache: without it, mypy reads pydantic and pytest for half a minute.
+    # The project's cache: without it, mypy parses pydantic and pytest for half a minute.
     options = [
         "--config-file",
         str(ROOT / "pyproject.toml"),

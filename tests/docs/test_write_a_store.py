@@ -1,4 +1,4 @@
-"""The stores and dispatchers that the documentation teaches pass the suites that it teaches."""
+"""The stores and dispatchers of the documentation pass the suites that it recommends."""
 
 from pathlib import Path
 from typing import Any
@@ -50,5 +50,5 @@ class TestTheDispatcherOfThePage(
 ):
     @pytest.fixture
     def anyio_backend(self) -> str:
-        """Name the one event loop that its queue knows, as the page does."""
+        """Run on the one event loop that the page's queue supports."""
         return "asyncio"

@@ -1,4 +1,4 @@
-"""The servers and the worker processes of the engine that a module tests: its `ENGINE`."""
+"""The servers and worker processes of the engine that a module tests: its `ENGINE`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Launch = Callable[..., WorkerProcesses]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test on all kinds of the engine's workers, or on those that its class names."""
+    """Run each test on all kinds of the engine's workers, or on the kinds of its class."""
     module = cast("Any", metafunc).module
     if "kind" in metafunc.fixturenames and len(module.ENGINE.kinds) > 1:
         kinds = getattr(cast("Any", metafunc).cls, "kinds", module.ENGINE.kinds)
@@ -39,13 +39,13 @@ def engine(request: pytest.FixtureRequest, kind: str) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def urls(redis_url: str, kind: str) -> Urls:  # noqa: ARG001  # kinds may keep messages differently
-    """Name the broker and the store of the workers that a module's tests share."""
+    """Return the broker and store URLs of the workers that a module's tests share."""
     return emptied(Urls(f"{redis_url}/1", f"{redis_url}/2"))
 
 
 @pytest.fixture
 def own_urls(redis_url: str) -> Urls:
-    """Name a broker and a store for one test, which the shared workers do not use."""
+    """Return broker and store URLs for one test, which the shared workers do not use."""
     return emptied(Urls(f"{redis_url}/3", f"{redis_url}/4"))
 
 
@@ -57,7 +57,7 @@ def emptied(urls: Urls) -> Urls:
 
 @pytest.fixture(scope="module")
 def launch(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """Make worker processes for a broker and a store, which end with the `with` block."""
+    """Make worker processes for a broker and a store; they end with the `with` block."""
 
     def launched(urls: Urls, *arguments: str, give_back: bool = False) -> WorkerProcesses:
         log = tmp_path_factory.mktemp("workers") / "log"
@@ -75,6 +75,6 @@ def processes(urls: Urls, launch: Launch) -> Iterator[WorkerProcesses]:
 
 @pytest.fixture(params=["asyncio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """The drivers of the store run on asyncio only; engines' workers have loops of their own."""
+    """The drivers of servers need asyncio; engines' workers have their own loops."""
     backend: str = request.param
     return backend

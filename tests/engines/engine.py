@@ -1,4 +1,4 @@
-"""How the tests drive an engine: its dispatcher, its messages and its worker processes."""
+"""A driver of an engine for the tests: its dispatcher, messages and worker processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STOP_SECONDS = 60
 
 @dataclass(frozen=True)
 class Urls:
-    """Where an engine keeps its messages, and where the jobs are."""
+    """The URLs of an engine's messages and of the jobs' store."""
 
     broker: str
     store: str
@@ -45,22 +45,22 @@ class Sent:
 
 
 class Engine(ABC):
-    """What the shared rules need of an engine, with one kind of its workers."""
+    """The hooks that the shared tests need of an engine, for one kind of its workers."""
 
-    #: The module and the arguments that start workers, and those of each kind of workers.
+    #: The module and arguments that start workers, and those of each kind of workers.
     worker: tuple[str, ...]
     kinds: ClassVar[Mapping[str, tuple[str, ...]]] = {"worker": ()}
-    #: More kinds, for tests of what only they have.
+    #: More kinds, for tests of features that only they have.
     more_kinds: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    #: The arguments with which workers do not wait for their jobs when they stop.
+    #: Arguments that make stopping workers not wait for their jobs.
     give_back: tuple[str, ...] = ()
     #: The text that a worker logs when it begins to stop.
     stopping: str
     default_queue = "default"
-    #: The engine's class of options, and those that the workers know.
+    #: The engine's class of options, and the options that the workers know.
     options: Callable[..., Any]
     options_by_type: ClassVar[Mapping[str, Any]] = {}
-    #: What every message has of the engine's settings.
+    #: The engine's settings in every message.
     settings: ClassVar[Mapping[str, object]] = {}
     #: See `WorkerPool`.
     slots, many, some = 2, 200, 20
@@ -82,11 +82,11 @@ class Engine(ABC):
 
     @abstractmethod
     async def results(self, broker: str) -> set[str]:
-        """Return the keys of what the engine keeps of tasks that have ended."""
+        """Return the keys of the engine's records of tasks that have ended."""
 
     @abstractmethod
     async def run_own_task(self, broker: str) -> str:
-        """Run a task of the application's own; return the key under which its result is kept."""
+        """Run a task of the application; return the key of its result."""
 
     def task_name(self, namespace: str) -> str:
         return f"{namespace}.run"
@@ -94,7 +94,7 @@ class Engine(ABC):
     def processes(
         self, urls: Urls, log: Path, *arguments: str, give_back: bool = False
     ) -> WorkerProcesses:
-        """Make worker processes, which have to be started, and end with the `with` block."""
+        """Make worker processes to start; they end with the `with` block."""
         kinds = {**self.kinds, **self.more_kinds}
         command = [*self.worker, *kinds[self.kind], *arguments]
         return WorkerProcesses(
@@ -108,15 +108,15 @@ class Engine(ABC):
         )
 
     def stop(self, processes: WorkerProcesses) -> None:
-        """Stop workers such that they give their jobs back."""
+        """Stop workers in the way that makes them release their jobs."""
         processes.stop()
 
     def close(self) -> None:  # noqa: B027  # most have none
-        """Close the connections that dispatchers do not close."""
+        """Close connections that dispatchers leave open."""
 
 
 class WorkerProcesses:
-    """Worker processes that one command starts, in a session of their own."""
+    """Worker processes that one command starts, in their own session."""
 
     def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
         path = os.pathsep.join([str(ROOT), str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
@@ -132,7 +132,7 @@ class WorkerProcesses:
         self.kill()
 
     def start(self) -> None:
-        """Start them, unless they run already."""
+        """Start the processes, unless they run already."""
         if self._process is not None and self._process.poll() is None:
             return
         with self._log.open("ab") as log:
@@ -156,7 +156,7 @@ class WorkerProcesses:
         return self._process.wait(STOP_SECONDS)
 
     def kill(self) -> None:
-        """End them all at once; return when none can take a message any more."""
+        """Kill all of them; return when none can take a message any more."""
         if self._process is not None:
             self.signal_all(signal.SIGKILL)
             until_sync(lambda: not list(self._pids()))
@@ -164,7 +164,7 @@ class WorkerProcesses:
     def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to all of them, as systemd does, and wait for the end of the first."""
         assert self._process is not None
-        # All at once: RQ's pool signals its workers, too, which kill what runs at a second signal.
+        # At once: RQ's pool also signals its workers, which kill running jobs at a second signal.
         for pid in list(self._pids()):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -173,7 +173,7 @@ class WorkerProcesses:
     def _pids(self) -> Iterator[int]:
         """List the processes of the session that have not ended, its leader first.
 
-        Not of a group: some engines give a process that runs a job a group of its own.
+        Not a process group: some engines give a process that runs a job its own group.
         """
         assert self._process is not None
         numbers = sorted(
@@ -203,7 +203,7 @@ class EngineWorkers(WorkerPool):
 
 @contextmanager
 def postgres_database(server: PostgresServer, schema: str = "") -> Generator[str]:
-    """Make a database inside the block, with the statements of a schema; yield its URL."""
+    """Make a database inside the block with the statements of a schema; yield its URL."""
     name = f"engine_{uuid.uuid4().hex[:12]}"
     url = urlsplit(server.url)._replace(path=f"/{name}").geturl()
     server.execute(f"CREATE DATABASE {name}")

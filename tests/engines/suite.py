@@ -1,4 +1,4 @@
-"""The rules that every engine keeps, on each kind of its workers."""
+"""Tests that every engine passes, on each kind of its workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.waiting import until
 
 
 class OnWorkers:
-    """Gives the suites of `asyncjobs.testing` the engine's workers."""
+    """Runs the suites of `asyncjobs.testing` on the engine's workers."""
 
     @pytest.fixture
     def workers(self, engine: Engine, urls: Urls, processes: WorkerProcesses) -> EngineWorkers:
@@ -39,7 +39,7 @@ class OnWorkers:
 
 @pytest.mark.anyio
 class EngineConformance(OnWorkers, DispatcherConformance, WorkerLossConformance):
-    """What holds for all engines."""
+    """Tests for all engines."""
 
     async def test_a_message_holds_a_namespace_and_a_job_id_only(
         self, engine: Engine, own_urls: Urls
@@ -88,10 +88,10 @@ class EngineConformance(OnWorkers, DispatcherConformance, WorkerLossConformance)
             await until(lambda: "can be dispatched again" in caplog.text)
         assert caplog.text.count("can be dispatched again") == 1
 
-    async def test_a_job_whose_handler_the_workers_lack_is_sent_again_while_they_answer(
+    async def test_a_job_without_handler_is_sent_again_while_workers_answer(
         self, workers: EngineWorkers
     ) -> None:
-        """As during a rolling deploy whose web processes came first."""
+        """As in a rolling deploy that updates the web processes first."""
         async with workers.opened() as jobs:
 
             @jobs.handler("of the next release")
@@ -106,7 +106,7 @@ class EngineConformance(OnWorkers, DispatcherConformance, WorkerLossConformance)
             await until(was_left_thrice)
             assert (await handle.cancel()).status is JobStatus.CANCELLED
 
-    async def test_results_are_kept_of_the_application_s_own_tasks_only(
+    async def test_the_engine_only_keeps_results_of_the_applications_own_tasks(
         self, engine: Engine, urls: Urls, workers: EngineWorkers, tmp_path: Path
     ) -> None:
         before = await engine.results(urls.broker)
@@ -143,9 +143,9 @@ class EngineConformance(OnWorkers, DispatcherConformance, WorkerLossConformance)
 
 @pytest.mark.anyio
 class GiveBackConformance:
-    """What holds for engines whose workers can stop before their jobs have ended."""
+    """Tests for engines whose workers can stop before their jobs have ended."""
 
-    async def test_a_stopped_worker_gives_its_job_back(
+    async def test_a_stopped_worker_releases_its_job(
         self, engine: Engine, own_urls: Urls, launch: Launch, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
@@ -157,7 +157,7 @@ class GiveBackConformance:
                 await to_thread.run_sync(engine.stop, processes)
                 given_back = await jobs.find(handle.id)
                 assert (given_back.status, given_back.losses) == (JobStatus.PENDING, 0)
-                # More than once if another of the stopping processes has started it again.
+                # Several times if another stopping process has started it again.
                 starts = began(path)
                 processes.start()
                 await until(lambda: began(path) > starts)
@@ -168,7 +168,7 @@ class GiveBackConformance:
 
 @pytest.mark.anyio
 class TimeLimitConformance(OnWorkers):
-    """What holds for engines whose application may limit the time of all tasks; the tests' do."""
+    """Tests for engines whose application can limit the time of all tasks, as the tests' does."""
 
     async def test_a_time_limit_of_the_application_does_not_end_a_job(
         self, workers: EngineWorkers, tmp_path: Path
@@ -186,13 +186,13 @@ class TimeLimitConformance(OnWorkers):
 
 @pytest.mark.anyio
 class AsyncClientConformance:
-    """What holds for engines with an asyncio client, which is opened when it is needed."""
+    """Tests for engines with an asyncio client, which is opened on demand."""
 
     @pytest.mark.parametrize("how", ["loops", "fork"])
     async def test_a_dispatcher_works_in_another_event_loop_and_in_a_forked_child(
         self, engine: Engine, own_urls: Urls, how: str
     ) -> None:
-        """The child leaves its parent's connections alone."""
+        """The child process does not use its parent's connections."""
         arguments = (engine.__module__, engine.kind, own_urls.broker, how)
         script = f"from tests.engines.apps.reopen import main; main{arguments}"
         command = [sys.executable, "-W", "error", "-c", script]
@@ -203,7 +203,7 @@ class AsyncClientConformance:
         )
         assert (done.returncode, done.stderr) == (0, "")
         sent = await engine.sent(own_urls.broker, engine.default_queue)
-        # A message may be sent twice if the first one took long.
+        # A message may be sent twice if the first send took long.
         assert len({message.message["id"] for message in sent}) == 150
 
     @pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)

@@ -1,4 +1,4 @@
-"""Celery's workers keep the rules of all engines, and Celery's own features do not affect jobs."""
+"""Celery's workers pass the shared tests, and Celery's own features do not affect jobs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CeleryEngine(Engine):
     stopping = "Warm shutdown"
     default_queue = "celery"
     options = CeleryOptions
-    # With Redis as the broker a lower number is more urgent, and a message without one has 0.
+    # With Redis as the broker a lower number is more urgent; a message without one has 0.
     options_by_type: ClassVar[Mapping[str, object]] = {
         "urgent": CeleryOptions(priority=0),
         "patient": CeleryOptions(priority=9),
@@ -93,7 +93,7 @@ class TestPrioritiesInRedis(PriorityConformance):
 
     @pytest.fixture
     def workers(self, engine: Engine, own_urls: Urls, launch: Launch) -> Iterator[EngineWorkers]:
-        # The shared workers fetch more messages than they run.
+        # The shared workers prefetch more messages than they run.
         with launch(own_urls, "--disable-prefetch") as processes:
             yield EngineWorkers(engine, own_urls, processes)
 
@@ -102,7 +102,7 @@ class TestPrioritiesInRedis(PriorityConformance):
 async def test_a_type_without_a_priority_has_the_default_of_the_app(
     engine: CeleryEngine, own_urls: Urls
 ) -> None:
-    """On Redis a message without a priority goes before all others."""
+    """On Redis a message without a priority comes before all others."""
     app = engine.app(own_urls.broker)
     app.conf.task_default_priority = 6
     options = {"urgent": CeleryOptions(priority=0)}
@@ -120,7 +120,7 @@ def test_the_queues_that_running_workers_serve_are_known(
     dispatcher = engine.dispatcher(own_urls.broker)
     assert dispatcher.served_queues() == frozenset(
         {"celery"}
-    )  # what a worker without -Q would serve
+    )  # the queue that a worker without -Q would serve
     assert "with -Q images" in dispatcher.how_to_serve("thumbnail", "images")
     with launch(own_urls, "-Q", "celery,images") as processes:
         processes.start()
@@ -135,7 +135,7 @@ def test_the_queues_of_the_app_s_configuration_are_served_by_any_worker(
     assert CeleryDispatcher(app).served_queues() == frozenset({"celery", "images"})
 
 
-def test_the_queues_are_found_while_the_broker_is_away(engine: CeleryEngine) -> None:
+def test_the_queues_are_known_while_the_broker_is_unavailable(engine: CeleryEngine) -> None:
     away = CeleryDispatcher(engine.app("redis://127.0.0.1:1/0"))
     assert away.served_queues() == frozenset({"celery"})
 
@@ -156,7 +156,7 @@ def test_a_rate_limit_for_all_tasks_can_be_lifted_for_jobs(
 class TestPrefork:
     kinds = ("prefork",)
 
-    async def test_a_job_is_given_back_if_all_processes_get_sigterm(
+    async def test_a_job_is_released_if_all_processes_get_sigterm(
         self, engine: Engine, own_urls: Urls, launch: Launch, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
@@ -202,10 +202,10 @@ def completed(port: Path) -> float:
 
 
 @pytest.mark.anyio
-async def test_options_name_the_priority_of_a_type(engine: CeleryEngine, own_urls: Urls) -> None:
+async def test_options_set_the_priority_of_a_type(engine: CeleryEngine, own_urls: Urls) -> None:
     options = {"urgent": CeleryOptions(queue="mails", priority=3)}
     await engine.dispatcher(own_urls.broker, options=options).dispatch([sample_job(type="urgent")])
-    # The Redis transport keeps a list for each of its priority steps.
+    # The Redis transport has one list for each of its priority steps.
     [message] = ask(own_urls.broker, "LRANGE", "mails\x06\x163", 0, -1)
     assert json.loads(message)["properties"]["priority"] == 3
 
@@ -220,7 +220,7 @@ async def test_options_name_the_priority_of_a_type(engine: CeleryEngine, own_url
         "amqp://ann:Zq7x?xXyYz@127.0.0.1:1//",
     ],
 )
-async def test_no_part_of_the_broker_s_password_is_shown(engine: CeleryEngine, broker: str) -> None:
+async def test_no_part_of_the_brokers_password_is_shown(engine: CeleryEngine, broker: str) -> None:
     with pytest.raises(NotDispatched) as caught:
         await engine.dispatcher(broker).dispatch([sample_job()])
     shown = "".join(traceback.format_exception(caught.value, limit=0))

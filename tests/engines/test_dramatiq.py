@@ -1,4 +1,4 @@
-"""Dramatiq's workers keep the rules of all engines."""
+"""Dramatiq's workers pass the shared tests."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DramatiqEngine(Engine):
 
     @property
     def environment(self) -> Mapping[str, str]:
-        # By itself a process fetches more than it can run, and an idle one looks each second only.
+        # By default a process prefetches more than it can run, and an idle one polls once a second.
         fetched = {"processes": "1", "threads": "2", "one thread": "9"}
         return {"dramatiq_worker_timeout": "20", "dramatiq_queue_prefetch": fetched[self.kind]}
 
@@ -86,7 +86,7 @@ ENGINE = DramatiqEngine
 
 
 class TestDramatiq(EngineConformance, GiveBackConformance, TimeLimitConformance):
-    async def test_a_queue_that_options_name_is_served(self, workers: EngineWorkers) -> None:
+    async def test_a_queue_named_in_options_is_served(self, workers: EngineWorkers) -> None:
         async with workers.opened() as jobs:
             register_more(jobs)
             handle = await jobs.enqueue("process_and_loop", None)
@@ -97,7 +97,7 @@ class TestPriorities(OnWorkers):
     kinds = ("one thread",)
 
     @pytest.mark.anyio
-    async def test_of_the_fetched_messages_the_more_urgent_goes_first(
+    async def test_the_most_urgent_fetched_message_runs_first(
         self, workers: EngineWorkers, urls: Urls, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
@@ -105,7 +105,7 @@ class TestPriorities(OnWorkers):
             held = await jobs.enqueue("hold", path)
             await until(lambda: began(path) == 1)
             waiting: list[JobHandle[Any]] = []
-            # A message that is fetched after others finds them where the next one is chosen.
+            # A message fetched later than others still competes with them for the next slot.
             for name in ("echo", "steps", "echo"):
                 waiting.append(await jobs.enqueue(name, 1))
                 await until(partial(is_fetched, urls.broker, waiting[-1].id))
@@ -154,7 +154,7 @@ class ThreadsBroker(StubBroker):
 
 
 @pytest.mark.anyio
-async def test_no_connection_is_kept_of_a_thread_that_has_ended() -> None:
+async def test_no_connection_of_the_ended_thread_is_kept() -> None:
     broker = ThreadsBroker()
     broker.declare_queue("default")
     await DramatiqDispatcher(broker).dispatch([sample_job(type="echo")])

@@ -1,4 +1,4 @@
-"""The short example of each engine, from the submission to the result, with its real workers."""
+"""The short example of each engine, from submission to result, with the engine's real workers."""
 
 from __future__ import annotations
 

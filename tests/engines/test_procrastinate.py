@@ -1,4 +1,4 @@
-"""Procrastinate's workers keep the rules of all engines."""
+"""Procrastinate's workers pass the shared tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_app(url: str) -> App:
 
 
 def rows(url: str) -> list[dict[str, Any]]:
-    """Read what Procrastinate has of its jobs."""
+    """Read Procrastinate's rows of its jobs."""
     with psycopg.connect(url) as connection, connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute("SELECT *, xmin FROM procrastinate_jobs ORDER BY id").fetchall()
 
@@ -71,7 +71,7 @@ class Procrastinate(Engine):
         ]
 
     async def results(self, broker: str) -> set[str]:
-        """Return the ids of those that did not succeed at the first attempt: all others do."""
+        """Return the ids of all jobs that did not succeed at the first attempt."""
         return {
             str(row["id"])
             for row in rows(broker)
@@ -108,7 +108,7 @@ class TestProcrastinate(
     async def test_jobs_are_accepted_during_an_outage_of_the_broker_and_sent_after_it(
         self, engine: Engine, serve: Serve, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Without the second part: the database is not stopped, which other tests use."""
+        """Without the second part: other tests use the database, so it is not stopped."""
         del serve, caplog
         jobs = AsyncJobs(
             MemoryStore(),
@@ -120,7 +120,7 @@ class TestProcrastinate(
             handle = await jobs.enqueue("steps", 1)
             assert (await jobs.find(handle.id)).status is JobStatus.PENDING
 
-    async def test_a_job_that_procrastinate_aborts_is_given_back(
+    async def test_a_job_that_procrastinate_aborts_is_released(
         self, workers: EngineWorkers, urls: Urls, tmp_path: Path
     ) -> None:
         path = tmp_path / "job"
@@ -137,7 +137,7 @@ class TestProcrastinate(
         assert (done.status, done.losses) == (JobStatus.COMPLETED, 0)
 
 
-# what is inserted
+# inserted rows
 
 
 async def test_jobs_with_the_same_options_are_inserted_by_one_statement(
@@ -151,7 +151,9 @@ async def test_jobs_with_the_same_options_are_inserted_by_one_statement(
     assert len({row["xmin"] for row in found}) == 2
 
 
-async def test_refused_options_do_not_affect_other_jobs(engine: Engine, own_urls: Urls) -> None:
+async def test_invalid_options_of_a_job_do_not_affect_other_jobs(
+    engine: Engine, own_urls: Urls
+) -> None:
     job = sample_job()
     async with engine.dispatcher(own_urls.broker, options=engine.options_by_type) as dispatcher:
         with pytest.raises(NotDispatched):
@@ -159,7 +161,7 @@ async def test_refused_options_do_not_affect_other_jobs(engine: Engine, own_urls
     assert [row["args"]["id"] for row in rows(own_urls.broker)] == [job.id]
 
 
-# whose connections
+# connections
 
 
 async def test_an_open_app_is_used_and_stays_open(own_urls: Urls) -> None:

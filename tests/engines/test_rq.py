@@ -1,4 +1,4 @@
-"""RQ's workers keep the rules of all engines."""
+"""RQ's workers pass the shared tests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.waiting import until, until_sync
 pytestmark = pytest.mark.anyio
 
 TASK = "rq_worker.run_job"
-# With `--config` the worker imports the app once, not each process that it forks.
+# With `--config` the worker imports the app once, instead of each process that it forks.
 APP = ("--config", "rq_worker", "urgent", "default")
 
 
@@ -42,7 +42,7 @@ def queue_of(url: str, name: str) -> Any:
 
 
 def failed_as_duplicate(broker: str, key: str) -> bool:
-    """Return whether RQ failed a message that was sent twice, and ended in two workers at once."""
+    """Return whether RQ failed a message that was sent twice and ended in two workers at once."""
     [job] = cast("Any", RQJob).fetch_many([key.removeprefix("rq:job:")], connect(broker))
     result = job and job.latest_result()
     return bool(result) and "InvalidJobOperation" in (result.exc_string or "")
@@ -94,7 +94,7 @@ class RQEngine(Engine):
         ]
 
     async def results(self, broker: str) -> set[str]:
-        """Return the keys of all messages, which are deleted at their end unless they failed."""
+        """Return the keys of all messages; RQ deletes those that did not fail."""
         keys: set[str] = set(ask(broker, "KEYS", "rq:job:*"))
         return {key for key in keys if not failed_as_duplicate(broker, key)}
 
@@ -146,7 +146,7 @@ class TestGiveBack(GiveBackConformance):
     kinds = ("forking",)
 
 
-# what is sent
+# sent messages
 
 
 async def test_a_serializer_may_be_chosen(own_urls: Urls) -> None:

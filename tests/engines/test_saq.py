@@ -1,4 +1,4 @@
-"""SAQ's workers keep the rules of all engines."""
+"""SAQ's workers pass the shared tests."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SAQ(Engine):
         "urgent": SAQOptions(priority=1),
         "patient": SAQOptions(priority=2),
     }
-    # Nothing runs longer than to its deadline; what does is of a worker that was killed.
+    # Nothing runs past its deadline, except in a worker that was killed.
     settings: ClassVar[Mapping[str, object]] = {
         "retries": 0,
         "ttl": -1,
@@ -147,7 +147,7 @@ class TestRedis(OnWorkers, AsyncClientConformance):
         assert sent.message["id"] == job.id
 
 
-def test_the_settings_of_a_worker_keep_those_of_the_application() -> None:
+def test_worker_settings_keep_the_applications_own_settings() -> None:
     queue, own = Queue.from_url("redis://localhost"), Queue.from_url("redis://localhost")
 
     async def hook(_context: object) -> None: ...
@@ -160,12 +160,12 @@ def test_the_settings_of_a_worker_keep_those_of_the_application() -> None:
     given = {"queue": own, "functions": [hook], "startup": hook, "shutdown": [hook], "burst": True}
     both = dispatcher.register_task(jobs, given)
     assert (both["queue"], both["burst"], both["functions"][0]) == (own, True, hook)
-    # What the application opens is open as long as the jobs are.
+    # The application's own resources are open while the jobs are.
     assert both["startup"][0] is hook
     assert both["shutdown"][-1] is hook
 
 
-async def test_the_queue_is_open_from_a_worker_s_startup_to_its_shutdown() -> None:
+async def test_the_queue_is_open_from_worker_startup_to_shutdown() -> None:
     dispatcher = SAQDispatcher(Queue.from_url("redis://localhost"))
     jobs = AsyncJobs("memory://", dispatcher=dispatcher)
     settings = dispatcher.register_task(jobs)

@@ -1,4 +1,4 @@
-"""taskiq's workers keep the rules of all engines."""
+"""taskiq's workers pass the shared tests."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class TestStreams:
 
 
 @pytest.mark.anyio
-async def test_options_name_the_priority_of_a_type(engine: Engine, own_urls: Urls) -> None:
+async def test_options_set_the_priority_of_a_type(engine: Engine, own_urls: Urls) -> None:
     options = {"mail": TaskiqOptions(priority=7)}
     async with engine.dispatcher(own_urls.broker, options=options) as dispatcher:
         await dispatcher.dispatch([sample_job(type="mail")])
@@ -135,7 +135,7 @@ async def test_a_broker_that_could_not_be_started_is_started_by_the_next_job(ser
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("by_the_application", [True, False])
-async def test_a_broker_is_started_once_and_shut_down_by_what_started_it(
+async def test_a_broker_is_started_once_and_shut_down_by_its_starter(
     own_urls: Urls, *, by_the_application: bool
 ) -> None:
     events: list[TaskiqEvents] = []

@@ -1,4 +1,4 @@
-"""The examples as their readers run them: as scripts and servers, in a folder of their own."""
+"""The examples, run as readers run them: as scripts and servers, each in its own folder."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def demo(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Callable[..., object]:
-    """Serve an example as its first line says."""
+    """Serve an example with the command in its first line."""
 
     @contextmanager
     def serving(command: Sequence[str]) -> Generator[httpx2.Client]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        # A server that is run elsewhere finds the example by its folder.
+        # In other folders the server finds the example by its path.
         filled = [part.format(port=port, examples=EXAMPLES) for part in command]
         with (
             (tmp_path / "server.log").open("wb") as log,
@@ -80,7 +80,7 @@ def wait_for(client: httpx2.Client, process: subprocess.Popen[bytes], log: Path)
 def environment(
     store_kind: str, new_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Move an example to a server by the one variable there is; unasked it has a file."""
+    """Move an example to a server by its one environment variable; by default it has a file."""
     for name in [name for name in os.environ if name.startswith("EXPORTS_")]:
         monkeypatch.delenv(name)
     if store_kind in SERVERS:

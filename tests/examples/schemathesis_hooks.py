@@ -1,4 +1,4 @@
-"""What schemathesis must know of the examples that OpenAPI has no words for."""
+"""Rules of the examples that OpenAPI cannot express, for schemathesis."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import schemathesis
 
 
-@schemathesis.hook  # pyright: ignore[reportUnknownMemberType]  # it is typed in part only
+@schemathesis.hook  # pyright: ignore[reportUnknownMemberType]  # partially typed
 def before_call(_: schemathesis.HookContext, case: Any, __: dict[str, Any]) -> None:
     """Use an idempotency key for one payload only.
 
-    Draft-ietf-httpapi-idempotency-key-header, section 2.2: a key must not be reused with another
-    payload. Section 2.7 has 422 for who does, however valid both are.
+    draft-ietf-httpapi-idempotency-key-header, section 2.2: a key must not be reused with another
+    payload. Section 2.7 answers that with 422, even if both payloads are valid.
     """
     headers: Any = case.headers
     valid = case.meta is not None and case.meta.generation.mode.is_positive
     if headers is not None and valid and (key := headers.get("Idempotency-Key")) is not None:
         digest = hashlib.sha256(repr(case.body).encode()).hexdigest()[:8]
         quote = '"' if key.startswith('"') else ""
-        # In front, since a cut at the end might part what is escaped.
+        # In front: cutting at the end could split an escape sequence.
         headers["Idempotency-Key"] = f"{quote}{digest}{key.removeprefix(quote)}"

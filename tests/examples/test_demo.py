@@ -1,4 +1,4 @@
-"""`python examples/demo.py --once`, on its good days and on the others."""
+"""`python examples/demo.py --once`, with and without faults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_demo_exports_the_whole_database_and_shows_each_step(
     assert (tmp_path / "asyncjobs-demo" / "jobs.db").exists()
 
 
-def test_the_demo_exports_one_category_as_lines_of_json(demo: Demo, tmp_path: Path) -> None:
+def test_the_demo_exports_one_category_as_json_lines(demo: Demo, tmp_path: Path) -> None:
     shown = demo("--format", "jsonl", "--category", "Lu", "--folder", "here")
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert len(list((tmp_path / "here").glob("job_*.jsonl"))) == 1
@@ -41,9 +41,7 @@ def test_the_demo_exports_one_category_as_lines_of_json(demo: Demo, tmp_path: Pa
 @pytest.mark.parametrize(
     ("category", "reason"), [("Xx", "No character has the category Xx"), ("nonsense", "202")]
 )
-def test_the_demo_fails_where_something_is_not_as_promised(
-    demo: Demo, category: str, reason: str
-) -> None:
+def test_the_demo_fails_if_the_export_is_wrong(demo: Demo, category: str, reason: str) -> None:
     shown = demo("--category", category)
     assert shown.returncode == 1
     assert "Not as promised" in shown.stdout
@@ -51,12 +49,12 @@ def test_the_demo_fails_where_something_is_not_as_promised(
     assert "Traceback" not in shown.stderr
 
 
-def test_the_demo_fails_where_its_port_is_taken(demo: Demo) -> None:
+def test_the_demo_fails_if_its_port_is_in_use(demo: Demo) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert demo("--port", str(taken.getsockname()[1])).returncode != 0
 
 
-def test_the_demo_fails_where_its_store_cannot_be_opened(demo: Demo, tmp_path: Path) -> None:
+def test_the_demo_fails_if_its_store_cannot_be_opened(demo: Demo, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "jobs.db").write_text("This is no database. " * 100)
     shown = demo("--folder", "here")

@@ -1,4 +1,4 @@
-"""What OpenAPI says of the FastAPI example, held against the live server by schemathesis."""
+"""schemathesis checks the OpenAPI document of the FastAPI example against the live server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Document = dict[str, Any]
 COMMAND = ("uvicorn", "--app-dir", "{examples}", "--port", "{port}", "fastapi_app:app")
 HERE = Path(__file__).parent
 
-# Every check is on, but where HTTP itself gives another answer than the check expects.
+# All checks, except if HTTP itself prescribes another answer than the check expects.
 CONFIGURATION = """
 [[operations]]
 include-path = "/api/jobs/{job_id}/result"
@@ -188,7 +188,7 @@ def call(name: str, *arguments: Any, **named: Any) -> Any:
 
 def test_the_document_is_openapi(document: Document) -> None:
     assert document["openapi"].startswith("3.1")
-    # FastAPI writes `itemSchema`, a word of version 3.2, into documents of any version.
+    # FastAPI writes `itemSchema`, a keyword of version 3.2, into documents of any version.
     schemathesis.openapi.from_dict({**document, "openapi": "3.2.0"}).validate()
 
 
@@ -208,9 +208,7 @@ def test_a_submission_is_described_without_a_response_model(document: Document, 
 
 
 @pytest.mark.parametrize("status", ["200", "202"])
-def test_a_submission_leads_to_all_that_can_be_done_with_its_job(
-    document: Document, status: str
-) -> None:
+def test_a_submission_links_to_every_operation_of_its_job(document: Document, status: str) -> None:
     links = answers_of(document, "/api/exports")[status]["links"]
     routes = {
         f"#/paths/{quote(path.replace('/', '~1'))}/{method}"
@@ -229,10 +227,10 @@ def test_an_event_is_described_with_its_document(document: Document) -> None:
     assert {"jobId", "status"} <= set(resolved(document, data["contentSchema"])["properties"])
 
 
-def test_a_refused_query_is_described_beside_a_refused_body(document: Document) -> None:
+def test_answers_to_an_invalid_query_and_body_are_described(document: Document) -> None:
     content = answers_of(document, "/api/paged")["422"]["content"]
     assert set(content) == {"application/problem+json", "application/json"}
 
 
-def test_a_person_s_cancel_is_described(document: Document) -> None:
+def test_cancel_by_a_browser_is_described(document: Document) -> None:
     assert "303" in answers_of(document, "/api/jobs/{job_id}/cancel")

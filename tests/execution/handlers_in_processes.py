@@ -1,4 +1,4 @@
-"""Handlers for the tests of `run_in="process"`: the processes import them from here."""
+"""Handlers for the tests of `run_in="process"`: child processes import them from here."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pydantic import BaseModel
 
 from asyncjobs import AsyncJobs, JobContext, JobFailed, Retry, handler
 
-#: Where the tests' queue takes these from, under a name and limits of its own.
+#: The tests' queue includes these under other names and limits.
 kinds = AsyncJobs("memory://")
 
 
 class Span(BaseModel):
-    """What to work on, and where to leave traces."""
+    """The number of steps, and a folder for traces."""
 
     steps: int = 1
     folder: Path = Path()
 
 
 class Unreadable(Exception):
-    """An error of which nothing can be read."""
+    """An error whose text and notes cannot be read."""
 
     def __str__(self) -> str:
         raise SystemExit(1)
@@ -42,7 +42,7 @@ class Unreadable(Exception):
 
 
 class Unsendable(Exception):
-    """An error that another process cannot make again."""
+    """An error that another process cannot recreate."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
@@ -79,7 +79,7 @@ def steps(span: Span, job: JobContext) -> None:
 
 @kinds.handler("stubborn", run_in="process")
 def stubborn(span: Span, _job: JobContext) -> None:
-    """Sleep, with a process of its own that sleeps, and listen to nobody."""
+    """Sleep, start a child process that sleeps, and ignore stop requests."""
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (span.folder / "other").write_text(str(sleeper.pid))
     (span.folder / "began").write_text(str(os.getpid()))

@@ -13,13 +13,13 @@ from asyncjobs import AsyncJobs, JobContext
 
 NOTES = "ASYNCJOBS_TEST_NOTES"
 
-#: Where the tests' queue takes these from.
+#: The tests' queue includes these.
 kinds = AsyncJobs("memory://")
 
 
 @dataclass
 class Shared:
-    """What belongs to the event loop in which it was opened."""
+    """A resource that belongs to the event loop in which it was opened."""
 
     loop: asyncio.AbstractEventLoop
     turns: asyncio.Queue[int]

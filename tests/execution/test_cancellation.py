@@ -1,4 +1,4 @@
-"""Whatever a handler does, it happens to its own job only."""
+"""A handler's cancellations and mistakes only affect its own job."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda one: str(one.__name__))
-async def test_a_handler_s_mistake_ends_its_job_and_nothing_else(
+async def test_a_handlers_mistake_only_ends_its_own_job(
     jobs: AsyncJobs, mistake: Callable[[JobContext], Any]
 ) -> None:
     @jobs.handler("mistaken")
@@ -110,7 +110,7 @@ async def test_a_handler_s_mistake_ends_its_job_and_nothing_else(
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, KeyboardInterrupt])
-async def test_what_means_something_to_an_event_loop_does_not_leave_its_thread(
+async def test_event_loop_exceptions_of_a_thread_fail_its_job_only(
     jobs: AsyncJobs, error: type[BaseException]
 ) -> None:
     @jobs.handler("thread")
@@ -123,7 +123,7 @@ async def test_what_means_something_to_an_event_loop_does_not_leave_its_thread(
     assert done.error.code == "internal_error"
 
 
-async def test_a_cancel_that_reaches_a_thread_inside_a_task_group_is_a_cancel(
+async def test_a_cancel_inside_a_task_group_of_a_thread_cancels_the_job(
     jobs: AsyncJobs,
 ) -> None:
     def loop(job: JobContext) -> None:
@@ -160,7 +160,7 @@ async def test_a_decorated_coroutine_can_be_cancelled(jobs: AsyncJobs) -> None:
         assert (await settled(jobs, job.id)).status is JobStatus.CANCELLED
 
 
-async def test_a_job_does_not_see_another_request_s_context(make: Make) -> None:
+async def test_a_job_does_not_see_the_context_of_another_request(make: Make) -> None:
     jobs = make(dispatcher=LocalDispatcher(concurrency=1))
 
     @jobs.handler("whose")
@@ -177,7 +177,7 @@ async def test_a_job_does_not_see_another_request_s_context(make: Make) -> None:
         user.set("nobody")
 
 
-async def test_a_cancelled_runner_gives_its_job_back_at_once(make: Make, beside: Any) -> None:
+async def test_a_cancelled_runner_releases_its_job_at_once(make: Make, beside: Any) -> None:
     jobs = make(settings=Settings(poll_interval=timedelta(1), sweep_interval=timedelta(1)))
     begun = anyio.Event()
 
@@ -201,7 +201,7 @@ async def test_a_cancelled_runner_gives_its_job_back_at_once(make: Make, beside:
     assert (left.status, left.attempt, left.losses) == (JobStatus.PENDING, 1, 0)
 
 
-async def test_an_error_belongs_to_the_loop_only_where_the_loop_ends_the_task() -> None:
+async def test_only_cancellations_by_the_loop_belong_to_the_loop() -> None:
     cancelled = anyio.get_cancelled_exc_class()
     assert not belongs_to_the_loop(GeneratorExit(), stopping=False)
     assert belongs_to_the_loop(KeyboardInterrupt(), stopping=False)
@@ -232,7 +232,7 @@ async def test_a_retry_in_any_process_waits_for_the_thread_that_timed_out(make: 
         overlaps.append(working)
         if job.attempt == 1:
             until_sync(lambda: job.cancelled)
-            time.sleep(0.5)  # the other process would begin a retry that did not wait
+            time.sleep(0.5)  # otherwise the other process would begin the retry at once
         working -= 1
         return job.attempt
 
@@ -244,7 +244,7 @@ async def test_a_retry_in_any_process_waits_for_the_thread_that_timed_out(make: 
     assert set(overlaps) == {1}
 
 
-async def test_no_delivery_begins_a_job_before_its_time(jobs: AsyncJobs) -> None:
+async def test_no_delivery_starts_a_job_before_its_run_at(jobs: AsyncJobs) -> None:
     runs: list[str] = []
 
     @jobs.handler("later")
@@ -259,7 +259,7 @@ async def test_no_delivery_begins_a_job_before_its_time(jobs: AsyncJobs) -> None
 
 
 @pytest.mark.own_store
-def test_bad_progress_takes_no_lease_from_the_neighbours() -> None:
+def test_invalid_progress_does_not_cost_other_jobs_their_lease() -> None:
     async def work() -> None:
         jobs = AsyncJobs("memory://", clock=LoopClock())
 
@@ -284,7 +284,7 @@ def test_bad_progress_takes_no_lease_from_the_neighbours() -> None:
 
 
 @pytest.mark.own_store
-def test_a_job_whose_handler_goes_on_after_the_grace_is_given_back_without_it() -> None:
+def test_a_job_whose_handler_ignores_the_grace_period_is_released() -> None:
     store = MemoryStore()
 
     async def work(loop: SimulatedLoop) -> None:
@@ -314,5 +314,5 @@ def test_a_job_whose_handler_goes_on_after_the_grace_is_given_back_without_it() 
     run_simulated(work, seed=0)
 
 
-def test_a_task_that_is_closed_after_its_loop_has_ended_is_closed_by_the_loop() -> None:
+def test_a_generator_exit_belongs_to_the_loop() -> None:
     assert belongs_to_the_loop(GeneratorExit(), stopping=False)

@@ -1,4 +1,4 @@
-"""What a handler sees, and what it may do with it."""
+"""The `JobContext` that handlers receive."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def job(gauge: Gauge) -> JobContext:
     return JobContext(sample_job(user_id="ann"), gauge)
 
 
-def test_a_handler_knows_its_job(job: JobContext) -> None:
+def test_the_context_has_the_values_of_the_job(job: JobContext) -> None:
     known = sample_job()
     assert job.id.startswith("job_")
     assert (job.type, job.user_id, job.payload) == ("export", "ann", {"format": "csv"})
@@ -40,7 +40,7 @@ def test_a_handler_knows_its_job(job: JobContext) -> None:
     assert not job.cancelled
 
 
-def test_progress_is_percent_and_what_it_stands_for(job: JobContext, gauge: Gauge) -> None:
+def test_progress_reports_a_percentage_and_its_detail(job: JobContext, gauge: Gauge) -> None:
     job.progress(12.9)
     assert reported(gauge) == (12, None)
     job.progress(50, "half", current=1, total=2, unit="cups")
@@ -48,13 +48,13 @@ def test_progress_is_percent_and_what_it_stands_for(job: JobContext, gauge: Gaug
 
 
 @pytest.mark.parametrize("percent", [-1, 100.5, float("nan")])
-def test_progress_that_is_no_percentage_is_refused(job: JobContext, percent: float) -> None:
+def test_progress_out_of_range_is_refused(job: JobContext, percent: float) -> None:
     with pytest.raises(ValueError, match="percentage"):
         job.progress(percent)
 
 
 @pytest.mark.parametrize("count", [1.5, 2**63, "3"])
-def test_what_is_no_count_is_refused(job: JobContext, count: Any) -> None:
+def test_counts_that_are_not_whole_numbers_are_refused(job: JobContext, count: Any) -> None:
     with pytest.raises(TypeError, match="integers"):
         job.progress(1, current=count)
     with pytest.raises(TypeError, match="integers"):
@@ -62,14 +62,12 @@ def test_what_is_no_count_is_refused(job: JobContext, count: Any) -> None:
 
 
 @pytest.mark.parametrize("percent", [0, 100])
-def test_the_ends_of_the_percentage_are_progress(
-    job: JobContext, gauge: Gauge, percent: int
-) -> None:
+def test_progress_accepts_0_and_100(job: JobContext, gauge: Gauge, percent: int) -> None:
     job.progress(percent)
     assert reported(gauge) == (percent, None)
 
 
-def test_texts_are_kept_up_to_their_limits_and_cut_beyond(job: JobContext, gauge: Gauge) -> None:
+def test_texts_over_their_limits_are_truncated(job: JobContext, gauge: Gauge) -> None:
     for extra in (0, 1):
         job.progress(1, "m" * (1000 + extra), current=1, unit="u" * (100 + extra))
         _, detail = reported(gauge)
@@ -78,7 +76,9 @@ def test_texts_are_kept_up_to_their_limits_and_cut_beyond(job: JobContext, gauge
         assert detail.unit == ("u" * 94 + " [cut]" if extra else "u" * 100)
 
 
-def test_a_stopping_handler_is_told_at_every_step(job: JobContext, gauge: Gauge) -> None:
+def test_every_call_of_a_stopping_handler_raises_job_cancelled(
+    job: JobContext, gauge: Gauge
+) -> None:
     gauge.stopping = True
     assert job.cancelled
     with pytest.raises(JobCancelled):
@@ -90,20 +90,20 @@ def test_a_stopping_handler_is_told_at_every_step(job: JobContext, gauge: Gauge)
     assert not issubclass(JobCancelled, Exception)
 
 
-def test_tracking_counts_what_is_done(job: JobContext, gauge: Gauge) -> None:
+def test_track_counts_the_processed_items(job: JobContext, gauge: Gauge) -> None:
     seen = [reported(gauge)[0] for _ in job.track("abcd")]
     assert seen == [0, 25, 50, 75]
     assert reported(gauge) == (100, Detail(current=4, total=4))
 
 
-def test_tracking_takes_a_total_and_words(job: JobContext, gauge: Gauge) -> None:
+def test_track_accepts_a_total_a_message_and_a_unit(job: JobContext, gauge: Gauge) -> None:
     for _ in job.track(iter("ab"), total=4, unit="rows", message="writing"):
         pass
     assert reported(gauge) == (50, Detail(message="writing", current=2, total=4, unit="rows"))
 
 
 @pytest.mark.parametrize(("total", "percent"), [(None, 0), (2, 100), (0, 0)])
-def test_a_wrong_or_missing_total_ends_no_loop(
+def test_track_yields_all_items_with_a_wrong_or_missing_total(
     job: JobContext, gauge: Gauge, total: int | None, percent: int
 ) -> None:
     for _ in job.track(iter("abc"), total=total):
@@ -117,7 +117,7 @@ async def numbers() -> AsyncIterator[int]:
 
 
 @pytest.mark.anyio
-async def test_tracking_works_in_async_for_over_both_kinds_of_iterables(
+async def test_track_works_in_async_for_over_both_kinds_of_iterables(
     job: JobContext, gauge: Gauge
 ) -> None:
     assert [number async for number in job.track(numbers(), total=3)] == [0, 1, 2]
@@ -125,13 +125,13 @@ async def test_tracking_works_in_async_for_over_both_kinds_of_iterables(
     assert reported(gauge) == (100, Detail(current=3, total=3))
 
 
-def test_asynchronous_items_cannot_be_looped_over_in_for(job: JobContext) -> None:
+def test_track_refuses_a_plain_loop_over_asynchronous_items(job: JobContext) -> None:
     with pytest.raises(TypeError, match="async for"):
         next(iter(job.track(numbers())))
 
 
 @pytest.mark.anyio
-async def test_a_long_loop_over_plain_items_lets_others_run(job: JobContext) -> None:
+async def test_an_async_loop_over_plain_items_lets_other_tasks_run(job: JobContext) -> None:
     turns = 0
 
     async def count() -> None:

@@ -1,4 +1,4 @@
-"""Dependencies: resolved for each attempt, cleaned up after it, and replaced by tests."""
+"""Dependencies: resolved for each attempt, cleaned up after it, and overridden by tests."""
 
 import functools
 import threading
@@ -22,9 +22,9 @@ AT_ONCE = Retry(max_attempts=3, initial_delay=timedelta(0))
 
 
 class Session:
-    """What handlers share in an application; it notes what is done with it."""
+    """A resource that handlers of an application share; it records its use."""
 
-    #: What was done in the present test.
+    #: The log of the present test.
     log: list[str]
 
     def __init__(self, name: str) -> None:
@@ -47,7 +47,7 @@ async def a_session() -> AsyncGenerator[Session]:
     try:
         yield session
     finally:
-        await checkpoint()  # a clean-up may await, whatever has ended the handler
+        await checkpoint()  # clean-up may await, however the handler ended
         session.close()
 
 
@@ -91,7 +91,7 @@ async def test_dependencies_are_made_before_the_handler_and_cleaned_up_after_it(
     assert log == ["open a", "open plain", "export 3", "close plain", "close a"]
 
 
-async def test_a_dependency_has_dependencies_the_job_and_the_payload(
+async def test_a_dependency_can_use_dependencies_the_job_and_the_payload(
     jobs: AsyncJobs, log: list[str]
 ) -> None:
     @jobs.handler("export")
@@ -106,7 +106,7 @@ async def test_a_dependency_has_dependencies_the_job_and_the_payload(
     assert log == ["open a", "open ledger", "close ledger", "close a"]
 
 
-async def test_a_dependency_gets_its_own_and_not_that_of_a_namesake(jobs: AsyncJobs) -> None:
+async def test_dependencies_with_equal_parameter_names_do_not_mix(jobs: AsyncJobs) -> None:
     def reader() -> str:
         return "reader"
 
@@ -128,7 +128,7 @@ async def test_a_dependency_gets_its_own_and_not_that_of_a_namesake(jobs: AsyncJ
         assert (await finished(jobs, export, 3)).result == "3 reader writer reader"
 
 
-async def test_a_def_handler_has_its_dependencies_in_its_own_thread(
+async def test_dependencies_of_a_def_handler_run_in_its_thread(
     jobs: AsyncJobs, log: list[str]
 ) -> None:
     def thread() -> int:
@@ -144,7 +144,7 @@ async def test_a_def_handler_has_its_dependencies_in_its_own_thread(
     assert log == ["open plain", "export", "close plain"]
 
 
-async def test_each_attempt_has_dependencies_of_its_own(jobs: AsyncJobs, log: list[str]) -> None:
+async def test_each_attempt_resolves_its_dependencies_anew(jobs: AsyncJobs, log: list[str]) -> None:
     @jobs.handler("export", retry=AT_ONCE)
     async def export(job: JobContext, session: AsyncSession) -> int:
         if job.attempt < 3:
@@ -157,7 +157,7 @@ async def test_each_attempt_has_dependencies_of_its_own(jobs: AsyncJobs, log: li
 
 
 @pytest.mark.parametrize("kind", ["async def", "def"])
-async def test_an_error_of_a_dependency_is_one_of_the_attempt(
+async def test_an_error_of_a_dependency_fails_the_attempt(
     jobs: AsyncJobs, log: list[str], kind: str
 ) -> None:
     attempts: list[int] = []
@@ -187,7 +187,7 @@ async def test_an_error_of_a_dependency_is_one_of_the_attempt(
 
 
 @pytest.mark.parametrize("kind", ["async def", "def"])
-async def test_a_clean_up_sees_the_error_and_one_that_swallows_it_changes_nothing(
+async def test_a_clean_up_sees_the_error_and_cannot_suppress_it(
     jobs: AsyncJobs, log: list[str], kind: str
 ) -> None:
     def swallowing() -> Generator[None]:
@@ -269,7 +269,7 @@ async def test_a_cancelled_thread_has_its_dependencies_cleaned_up(
     assert log == ["open plain", "close plain"]
 
 
-async def test_a_dependency_is_made_once_unless_it_says_otherwise(
+async def test_a_dependency_is_made_once_per_attempt_unless_use_cache_is_false(
     jobs: AsyncJobs, log: list[str]
 ) -> None:
     @jobs.handler("shared")
@@ -324,7 +324,7 @@ async def test_a_dependency_is_overridden_for_handlers_that_are_registered_alrea
         assert (await finished(jobs, direct)).result == "a"
 
 
-async def test_overrides_are_those_of_one_queue(make: Any) -> None:
+async def test_overrides_apply_to_one_queue(make: Any) -> None:
     @handler("direct")
     async def direct(session: AsyncSession) -> str:
         return session.name
@@ -381,7 +381,7 @@ def with_default(limit: int = 3, *more: int) -> int:
         (of_a_request, "'request' is no dependency, not the job"),
     ],
 )
-def test_a_dependency_that_nothing_can_be_given_to_is_refused(
+def test_a_dependency_with_unsupported_parameters_is_refused(
     jobs: AsyncJobs, dependency: Any, sentence: str
 ) -> None:
     async def export(_order: int, _given: Annotated[Any, Depends(dependency)]) -> None: ...
@@ -390,7 +390,7 @@ def test_a_dependency_that_nothing_can_be_given_to_is_refused(
         jobs.handler("export")(export)
 
 
-async def test_a_dependency_may_have_defaults_of_its_own(jobs: AsyncJobs) -> None:
+async def test_a_dependency_may_have_default_values(jobs: AsyncJobs) -> None:
     @jobs.handler("export")
     async def export(limit: Annotated[int, Depends(with_default)]) -> int:
         return limit
@@ -415,7 +415,7 @@ async def test_a_def_that_returns_a_coroutine_cannot_have_dependencies(
     assert "declare it with `async def`" in caplog.text
 
 
-def test_a_handler_is_tested_by_a_call_with_what_it_takes(jobs: AsyncJobs) -> None:
+def test_a_handler_can_be_tested_by_a_call_with_its_arguments(jobs: AsyncJobs) -> None:
     @jobs.handler("export")
     def export(order: int, session: PlainSession) -> str:
         return f"{session.name} {order}"

@@ -1,4 +1,4 @@
-"""Attempts: their limits, their ends, and who may write them."""
+"""Attempts: limits, outcomes, and which process may write them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_a_plain_function_runs_in_a_thread_of_its_own(jobs: AsyncJobs) -> 
         assert (await finished(jobs, where)).result is False
 
 
-async def test_what_a_handler_raises_is_kept_from_the_client(
+async def test_an_exception_of_a_handler_is_hidden_from_clients(
     jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
 ) -> None:
     @jobs.handler("secretive")
@@ -68,7 +68,7 @@ async def test_what_a_handler_raises_is_kept_from_the_client(
     assert "swordfish" in caplog.text
 
 
-async def test_what_a_handler_raises_on_purpose_reaches_the_client(jobs: AsyncJobs) -> None:
+async def test_a_job_failed_error_is_shown_to_clients(jobs: AsyncJobs) -> None:
     @jobs.handler("picky", retry=AT_ONCE)
     async def picky(_none: None, _job: JobContext) -> None:
         async with anyio.create_task_group() as tasks:
@@ -94,7 +94,7 @@ async def test_what_a_handler_raises_on_purpose_reaches_the_client(jobs: AsyncJo
     ],
     ids=repr,
 )
-async def test_whatever_a_handler_raises_fails_the_job_and_nothing_else(
+async def test_any_exception_of_a_handler_only_fails_its_job(
     jobs: AsyncJobs, error: BaseException
 ) -> None:
     @jobs.handler("raising")
@@ -132,7 +132,9 @@ async def test_a_result_that_cannot_be_stored_fails_the_job(jobs: AsyncJobs) -> 
             assert (done.error.code, done.attempt) == ("invalid_result", 1)
 
 
-async def test_a_payload_that_no_longer_fits_fails_the_job(jobs: AsyncJobs, beside: Any) -> None:
+async def test_a_payload_that_is_no_longer_valid_fails_the_job(
+    jobs: AsyncJobs, beside: Any
+) -> None:
     @jobs.handler("changed")
     async def changed(_number: int, _job: JobContext) -> None: ...
 
@@ -146,7 +148,7 @@ async def test_a_payload_that_no_longer_fits_fails_the_job(jobs: AsyncJobs, besi
     assert done.error.code == "invalid_payload"
 
 
-async def test_a_function_may_hand_out_an_awaitable(jobs: AsyncJobs) -> None:
+async def test_a_def_handler_may_return_an_awaitable(jobs: AsyncJobs) -> None:
     async def add(extra: int, number: int, _job: JobContext) -> int:
         return number + extra
 
@@ -158,7 +160,7 @@ async def test_a_function_may_hand_out_an_awaitable(jobs: AsyncJobs) -> None:
         assert (await finished(jobs, partial, 40)).result == 42
 
 
-async def test_a_type_without_handler_here_is_left_to_others(make: Make) -> None:
+async def test_a_job_without_handler_here_is_left_to_other_processes(make: Make) -> None:
     web, workers = make(), make()
     other = web.handler("elsewhere")
 
@@ -181,7 +183,7 @@ async def test_a_type_without_handler_here_is_left_to_others(make: Make) -> None
 # progress
 
 
-async def test_progress_is_seen_while_the_job_runs(jobs: AsyncJobs) -> None:
+async def test_progress_is_visible_while_the_job_runs(jobs: AsyncJobs) -> None:
     go_on = anyio.Event()
 
     @jobs.handler("slow")
@@ -202,7 +204,7 @@ async def test_progress_is_seen_while_the_job_runs(jobs: AsyncJobs) -> None:
 
 
 @pytest.mark.parametrize("error", [JobFailed("no"), KeyError("no")])
-async def test_the_last_progress_always_lands(jobs: AsyncJobs, error: Exception) -> None:
+async def test_the_last_progress_is_always_stored(jobs: AsyncJobs, error: Exception) -> None:
     @jobs.handler("breaking")
     async def breaking(_none: None, job: JobContext) -> None:
         for percent in range(78):
@@ -216,7 +218,7 @@ async def test_the_last_progress_always_lands(jobs: AsyncJobs, error: Exception)
     assert done.detail.message == "at 77"
 
 
-async def test_a_million_reports_are_few_writes(make: Make) -> None:
+async def test_a_million_reports_cause_few_writes(make: Make) -> None:
     jobs = make(settings=Settings(progress_interval=timedelta(seconds=0.2)))
 
     @jobs.handler("busy")
@@ -235,7 +237,7 @@ async def test_a_million_reports_are_few_writes(make: Make) -> None:
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
-async def test_an_attempt_that_raised_is_tried_again(jobs: AsyncJobs, *, in_thread: bool) -> None:
+async def test_an_attempt_that_raised_is_retried(jobs: AsyncJobs, *, in_thread: bool) -> None:
     fences: list[int] = []
 
     def attempted(_none: None, job: JobContext) -> int:
@@ -268,7 +270,7 @@ async def test_the_last_attempt_fails_the_job(jobs: AsyncJobs) -> None:
 # timeout and deadline
 
 
-async def test_a_timeout_costs_an_attempt(jobs: AsyncJobs) -> None:
+async def test_a_timeout_counts_as_an_attempt(jobs: AsyncJobs) -> None:
     @jobs.handler("slow at first", timeout=0.1, retry=AT_ONCE)
     async def slow_at_first(_none: None, job: JobContext) -> int:
         if job.attempt == 1:
@@ -310,12 +312,14 @@ async def test_a_thread_past_its_timeout_fails_the_job_and_keeps_its_slot(
         assert (done.status, done.error) == (JobStatus.FAILED, TIMED_OUT)
         after = await jobs.enqueue(following, None)
         let_go.set()
-        assert await after.result(timeout=60) is True  # it has begun after the thread's end
+        assert await after.result(timeout=60) is True  # it began after the thread's end
     ends = [record for record in caplog.records if "has failed" in record.message]
     assert len(ends) == 1  # the end of the thread is no second outcome
 
 
-async def test_a_handler_that_overruns_unnoticed_has_still_done_its_work(jobs: AsyncJobs) -> None:
+async def test_a_handler_that_completes_after_its_timeout_completes_the_job(
+    jobs: AsyncJobs,
+) -> None:
     @jobs.handler("deaf", timeout=0.05)
     async def deaf(_none: None, _job: JobContext) -> str:
         with anyio.CancelScope(shield=True):
@@ -327,7 +331,7 @@ async def test_a_handler_that_overruns_unnoticed_has_still_done_its_work(jobs: A
 
 
 @pytest.mark.parametrize("clumsy", [False, True])
-async def test_an_attempt_has_its_timeout_whatever_it_raises_on_the_way_out(
+async def test_an_error_raised_after_a_timeout_is_still_a_timeout(
     jobs: AsyncJobs, *, clumsy: bool
 ) -> None:
     @jobs.handler("endless", timeout=0.05)
@@ -365,7 +369,7 @@ async def test_a_waiting_job_is_cancelled_before_it_begins(make: Make) -> None:
     assert begun == [other.id]
 
 
-async def test_a_running_job_stops_and_is_cancelled_then(jobs: AsyncJobs) -> None:
+async def test_a_running_job_is_cancelled_when_its_handler_has_stopped(jobs: AsyncJobs) -> None:
     stopped: list[JobStatus] = []
 
     @jobs.handler("endless")
@@ -385,7 +389,7 @@ async def test_a_running_job_stops_and_is_cancelled_then(jobs: AsyncJobs) -> Non
     assert stopped == [JobStatus.PROCESSING]
 
 
-async def test_a_thread_is_cancelled_when_it_has_really_stopped(jobs: AsyncJobs) -> None:
+async def test_a_job_in_a_thread_is_cancelled_when_the_thread_has_stopped(jobs: AsyncJobs) -> None:
     let_go = threading.Event()
 
     told: list[bool] = []
@@ -407,7 +411,7 @@ async def test_a_thread_is_cancelled_when_it_has_really_stopped(jobs: AsyncJobs)
         assert (await settled(jobs, job.id)).status is JobStatus.CANCELLED
 
 
-async def test_a_thread_that_never_checks_may_complete_its_job(jobs: AsyncJobs) -> None:
+async def test_a_thread_that_ignores_a_cancel_may_complete_its_job(jobs: AsyncJobs) -> None:
     let_go = threading.Event()
 
     @jobs.handler("deaf")
@@ -422,7 +426,7 @@ async def test_a_thread_that_never_checks_may_complete_its_job(jobs: AsyncJobs) 
         assert (await settled(jobs, job.id)).result == "done"
 
 
-async def test_a_thread_that_outlives_a_cancel_and_its_timeout_is_not_called_cancelled(
+async def test_a_thread_that_outlives_cancel_and_timeout_is_not_cancelled(
     jobs: AsyncJobs,
 ) -> None:
     let_go = threading.Event()
@@ -439,13 +443,13 @@ async def test_a_thread_that_outlives_a_cancel_and_its_timeout_is_not_called_can
     assert (done.status, done.error) == (JobStatus.FAILED, TIMED_OUT)
 
 
-async def test_an_error_after_a_cancel_is_a_cancel(jobs: AsyncJobs) -> None:
+async def test_an_error_after_a_cancel_cancels_the_job(jobs: AsyncJobs) -> None:
     @jobs.handler("clumsy", retry=AT_ONCE)
     async def clumsy(_none: None, _job: JobContext) -> None:
         try:
             await anyio.sleep_forever()
         finally:
-            raise KeyError("while cleaning up")  # what is tested
+            raise KeyError("while cleaning up")  # the subject of the test
 
     async with jobs:
         job = await running(jobs, clumsy)
@@ -466,7 +470,7 @@ async def test_another_process_can_cancel(make: Make) -> None:
         assert (await settled(there, job.id)).status is JobStatus.CANCELLED
 
 
-async def test_racing_cancels_ask_once(jobs: AsyncJobs) -> None:
+async def test_concurrent_cancels_make_one_stop_request(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
         job = (await jobs.enqueue(kind, 1)).job
@@ -498,7 +502,7 @@ def test_a_long_job_keeps_its_lease() -> None:
     simulated(work)
 
 
-async def test_a_lost_attempt_is_broken_off_and_writes_nothing(
+async def test_an_attempt_that_lost_its_lease_is_stopped_and_writes_nothing(
     jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken_off = anyio.Event()
@@ -522,7 +526,7 @@ async def test_a_lost_attempt_is_broken_off_and_writes_nothing(
     assert "lease was lost" in caplog.text
 
 
-async def test_an_attempt_whose_job_was_deleted_is_broken_off(jobs: AsyncJobs) -> None:
+async def test_an_attempt_whose_job_was_deleted_is_stopped(jobs: AsyncJobs) -> None:
     broken_off = anyio.Event()
 
     @jobs.handler("endless")
@@ -539,7 +543,7 @@ async def test_an_attempt_whose_job_was_deleted_is_broken_off(jobs: AsyncJobs) -
             await broken_off.wait()
 
 
-async def test_an_outcome_nobody_waits_for_any_more_is_refused(
+async def test_the_outcome_of_a_job_that_has_ended_elsewhere_is_refused(
     jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
 ) -> None:
     @jobs.handler("late")
@@ -556,7 +560,7 @@ async def test_an_outcome_nobody_waits_for_any_more_is_refused(
     assert "refused" in caplog.text
 
 
-#: What a store does not do while it is away.
+#: The calls that fail while a store is unavailable.
 AWAY = Faults(before=1, only=["replace"])
 
 
@@ -582,7 +586,7 @@ async def test_an_outcome_is_written_when_the_store_is_back(make: Make, flaky: F
     assert (done.result, done.attempt) == ("done", 1)
 
 
-async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
+async def test_an_attempt_is_given_up_with_its_lease_if_the_store_stays_away(
     make: Make, flaky: FaultyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     dispatcher = LocalDispatcher(concurrency=1)
@@ -599,7 +603,7 @@ async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
 
     @jobs.handler("quick")
     async def quick(_none: None, job: JobContext) -> None:
-        if job.attempt == 1:  # else it would be away when the other job begins
+        if job.attempt == 1:  # otherwise the store would be unavailable when the other job begins
             flaky.faults = AWAY
 
     async with jobs:
@@ -613,7 +617,7 @@ async def test_a_job_whose_store_stays_away_is_given_up_with_the_lease(
         flaky.faults = Faults()
 
 
-async def test_a_job_that_cannot_be_started_comes_up_again(
+async def test_a_job_whose_start_was_not_stored_is_tried_again(
     make: Make, flaky: FaultyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = make(store=flaky, policy=Policy(max_deliveries=1))  # not stored as started
@@ -632,7 +636,7 @@ async def test_a_job_that_cannot_be_started_comes_up_again(
 
 
 class Faulty(FaultyStore):
-    """Raises what a store may not raise at its next changes."""
+    """Raises an undeclared error at its next changes."""
 
     faulty = 0
 
@@ -644,7 +648,7 @@ class Faulty(FaultyStore):
 
 
 @pytest.mark.parametrize("deliveries", [1, 3])
-async def test_a_fault_of_the_store_costs_neither_a_job_nor_a_slot(
+async def test_an_undeclared_error_of_the_store_loses_no_job_and_no_slot(
     make: Make, new_store: Callable[[], Any], deliveries: int
 ) -> None:
     store = Faulty(new_store())
@@ -662,10 +666,10 @@ async def test_a_fault_of_the_store_costs_neither_a_job_nor_a_slot(
 
 
 @pytest.mark.parametrize("lost", ["before", "after"])
-async def test_a_start_is_repeated_and_not_mistaken_for_somebody_else_s(
+async def test_a_repeated_start_is_recognised_as_its_own(
     make: Make, flaky: FaultyStore, lost: str
 ) -> None:
-    """`before`: the write was not done; `after`: it was, and only its answer was lost."""
+    """`before`: the write was not carried out; `after`: it was, and its answer was lost."""
     slow = timedelta(hours=1)
     jobs = make(
         store=flaky, settings=Settings(poll_interval=timedelta(seconds=0.02), redelivery=slow)
@@ -684,7 +688,7 @@ async def test_a_start_is_repeated_and_not_mistaken_for_somebody_else_s(
 
 
 @pytest.mark.own_store
-def test_a_job_that_ends_within_the_grace_completes() -> None:
+def test_a_job_that_ends_within_the_grace_period_completes() -> None:
     async def work() -> None:
         store = MemoryStore()
         jobs = AsyncJobs(store, clock=LoopClock())
@@ -702,7 +706,9 @@ def test_a_job_that_ends_within_the_grace_completes() -> None:
     simulated(work)
 
 
-async def test_what_does_not_end_is_given_back_at_no_cost(make: Make, beside: Any) -> None:
+async def test_a_job_that_outlives_the_grace_period_is_released_at_no_cost(
+    make: Make, beside: Any
+) -> None:
     jobs = make(dispatcher=LocalDispatcher(concurrency=2))
     let_go = threading.Event()
 
@@ -727,7 +733,7 @@ async def test_what_does_not_end_is_given_back_at_no_cost(make: Make, beside: An
 
 
 class Holding(FaultyStore):
-    """Keeps the answer to the next change back, which is that a job has begun."""
+    """Delays the answer to the next change: a job has started."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
@@ -748,7 +754,7 @@ class Delivered(WorkerDispatcher):
 
 
 def delivered(make: Make, store: Holding) -> tuple[AsyncJobs, list[str]]:
-    """Make a queue whose jobs an engine delivers; each job that runs is noted."""
+    """Make a queue whose jobs an engine delivers; each job that runs is recorded."""
     jobs = make(store=store, dispatcher=Delivered())
     worked: list[str] = []
 
@@ -759,7 +765,7 @@ def delivered(make: Make, store: Holding) -> tuple[AsyncJobs, list[str]]:
     return jobs, worked
 
 
-async def test_a_job_that_starts_while_the_queue_closes_is_given_back(
+async def test_a_job_that_starts_while_the_queue_closes_is_released(
     make: Make, new_store: Any, beside: Any
 ) -> None:
     store = Holding(new_store())
@@ -792,7 +798,7 @@ async def test_a_job_that_starts_while_the_queue_closes_is_given_back(
     assert worked == []
 
 
-async def test_a_job_that_starts_while_its_run_is_cancelled_is_given_back(
+async def test_a_job_that_starts_while_its_run_is_cancelled_is_released(
     make: Make, new_store: Any, beside: Any
 ) -> None:
     store = Holding(new_store())
@@ -809,7 +815,7 @@ async def test_a_job_that_starts_while_its_run_is_cancelled_is_given_back(
     assert (left.status, left.losses, worked) == (JobStatus.PENDING, 0, [])
 
 
-async def test_a_thread_that_outlives_a_shutdown_is_not_called_cancelled_before_its_lease_ends(
+async def test_a_thread_that_outlives_a_shutdown_is_not_cancelled_early(
     make: Make, beside: Any
 ) -> None:
     jobs = make()
@@ -830,7 +836,7 @@ async def test_a_thread_that_outlives_a_shutdown_is_not_called_cancelled_before_
         assert (await settled(later, job.id)).status is JobStatus.CANCELLED
 
 
-async def test_a_process_can_exit_while_a_thread_never_ends(new_url: Callable[[], str]) -> None:
+async def test_a_process_can_exit_although_a_thread_never_ends(new_url: Callable[[], str]) -> None:
     script = """
 import anyio
 from asyncjobs import AsyncJobs, JobContext, Settings

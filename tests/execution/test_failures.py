@@ -1,4 +1,4 @@
-"""What an attempt raised is stored with the job, for operators, whatever its class does."""
+"""An attempt's error is stored with the job for operators, for any exception class."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ AT_ONCE = Retry(max_attempts=12, initial_delay=timedelta(0))
 
 
 def caught(function: Callable[[], object]) -> AttemptError:
-    """Call what raises, and return what is stored of that."""
+    """Call a function that raises, and return the stored error."""
     try:
         function()
-    except BaseException as error:  # noqa: BLE001  # whatever it is
+    except BaseException as error:  # noqa: BLE001  # any exception
         return attempt_error(sample_job(), error, NOW, traced=True)
     raise AssertionError("it raises nothing")
 
@@ -49,7 +49,7 @@ def summary(job: Job) -> list[tuple[int, str, str]]:
     return [(error.attempt, error.type, error.message) for error in job.attempt_errors]
 
 
-# what is kept of an error
+# stored parts of an error
 
 
 def test_type_message_and_traceback_are_kept() -> None:
@@ -59,13 +59,13 @@ def test_type_message_and_traceback_are_kept() -> None:
     assert kept.traceback.endswith("KeyError: 'no such row'\n")
 
 
-def test_an_error_in_a_task_group_is_named_by_itself() -> None:
+def test_an_error_in_a_task_group_is_stored_without_the_group() -> None:
     kept = raising(ExceptionGroup("a task group", [ValueError("row 7")]))
     assert (kept.type, kept.message) == ("ValueError", "row 7")
     assert "a task group" in kept.traceback
 
 
-def test_a_long_message_is_cut_and_leaves_room_for_the_frames() -> None:
+def test_a_long_message_is_cut_to_leave_room_for_the_frames() -> None:
     kept = raising(ValueError("m" * 20_000_000))
     assert len(kept.message) == MAX_ATTEMPT_MESSAGE_CHARS
     assert kept.message.endswith("[cut]")
@@ -75,9 +75,9 @@ def test_a_long_message_is_cut_and_leaves_room_for_the_frames() -> None:
 
 def test_a_long_traceback_keeps_the_outermost_frames_and_the_error() -> None:
     namespace: dict[str, Callable[[int], object]] = {}
-    for number in range(300):  # no two frames alike, else they are shortened
+    for number in range(300):  # no two frames alike: equal frames are abbreviated
         body = f"def step{number}(n): return step{number - 1}(n)" if number else "def step0(n): 1/n"
-        exec(body, namespace)  # noqa: S102  # our own
+        exec(body, namespace)  # noqa: S102  # our own code
     kept = caught(lambda: namespace["step299"](0))
     assert len(kept.traceback) <= MAX_TRACEBACK_CHARS
     assert "in caught" in kept.traceback
@@ -131,7 +131,7 @@ NAMES = ["text", "notes", "cause", "traceback", "name", "no text"]
 
 
 @pytest.mark.parametrize("kind", HOSTILE, ids=NAMES)
-def test_whatever_the_class_of_an_error_does_something_is_kept(kind: type[Exception]) -> None:
+def test_an_error_with_a_hostile_class_is_still_stored(kind: type[Exception]) -> None:
     kept = raising(kind("x"))
     assert kept.type == type_name(kind("x"))
     assert kept.message
@@ -142,13 +142,13 @@ def test_lone_surrogates_can_be_stored() -> None:
     assert AttemptError.model_validate_json(kept.model_dump_json()) == kept
 
 
-# which attempts keep one
+# which attempts store an error
 
 
 @pytest.mark.anyio
 @pytest.mark.every_store
 class TestAttempts:
-    async def test_each_attempt_that_raised_is_kept_and_the_end_may_be_good(
+    async def test_errors_of_failed_attempts_are_kept_in_a_completed_job(
         self, jobs: AsyncJobs
     ) -> None:
         @jobs.handler("third time", retry=AT_ONCE)
@@ -166,7 +166,7 @@ class TestAttempts:
         assert job.completed_at is not None
         assert job.attempt_errors[1].at <= job.completed_at
 
-    async def test_only_the_newest_attempts_are_kept(self, jobs: AsyncJobs) -> None:
+    async def test_only_errors_of_the_newest_attempts_are_kept(self, jobs: AsyncJobs) -> None:
         @jobs.handler("never", retry=AT_ONCE)
         def never(_none: None, job: JobContext) -> None:
             raise ValueError(job.attempt)
@@ -175,7 +175,7 @@ class TestAttempts:
             job = await jobs.find((await finished(jobs, never)).id)
         assert [error.message for error in job.attempt_errors] == [str(n) for n in range(3, 13)]
 
-    async def test_an_error_on_purpose_is_kept_too(self, jobs: AsyncJobs) -> None:
+    async def test_a_job_failed_error_is_kept_too(self, jobs: AsyncJobs) -> None:
         @jobs.handler("picky")
         async def picky(_none: None, _job: JobContext) -> None:
             raise JobFailed("There is no such account.", "no_account")
@@ -191,7 +191,7 @@ class TestAttempts:
         assert invalid.type == InvalidResult.__name__
 
     @pytest.mark.parametrize("kind", HOSTILE, ids=NAMES)
-    async def test_a_hostile_error_fails_its_job_only(
+    async def test_a_hostile_error_only_fails_its_job(
         self, jobs: AsyncJobs, kind: type[Exception]
     ) -> None:
         @jobs.handler("hostile")
@@ -204,9 +204,7 @@ class TestAttempts:
             assert (job.error.code, job.attempt) == ("internal_error", 1)
             assert len(job.attempt_errors) == 1
 
-    async def test_what_is_raised_while_the_handler_is_told_to_stop_is_kept(
-        self, jobs: AsyncJobs
-    ) -> None:
+    async def test_an_error_raised_during_a_cancellation_is_kept(self, jobs: AsyncJobs) -> None:
         @jobs.handler("messy")
         async def messy(_none: None, _job: JobContext) -> None:
             try:
@@ -221,7 +219,7 @@ class TestAttempts:
         assert job.status is JobStatus.CANCELLED
         assert summary(job) == [(1, "OSError", "the cleanup failed")]
 
-    async def test_an_attempt_that_stops_as_it_should_keeps_nothing(self, jobs: AsyncJobs) -> None:
+    async def test_an_attempt_that_stops_on_request_stores_no_error(self, jobs: AsyncJobs) -> None:
         @jobs.handler("tidy")
         async def tidy(_none: None, _job: JobContext) -> None:
             await anyio.sleep_forever()
@@ -242,7 +240,7 @@ class TestAttempts:
 class TestProcesses:
     @pytest.fixture
     def anyio_backend(self, asyncio_alone: str) -> str:
-        return asyncio_alone  # a second one would start as many processes again
+        return asyncio_alone  # on a second loop as many processes would start again
 
     @pytest.fixture
     def jobs(self, monkeypatch: pytest.MonkeyPatch) -> AsyncJobs:
@@ -275,7 +273,7 @@ class TestProcesses:
         assert [part for part in shown if part not in error.traceback] == []
         assert "direct cause" not in error.traceback
 
-    async def test_a_process_that_died_is_named_without_frames_of_the_library(
+    async def test_the_error_of_a_dead_process_has_no_frames_of_the_library(
         self, jobs: AsyncJobs
     ) -> None:
         async with jobs:

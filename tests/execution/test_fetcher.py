@@ -1,4 +1,4 @@
-"""When jobs begin, and which ones never do."""
+"""When jobs start, and which jobs never start."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ NO_POLLING = Settings(
 )
 
 
-#: What was taken in vain would not come up again by itself.
+#: A job that was taken in vain would not be due again by itself.
 NO_REDELIVERY = Settings(poll_interval=0.05, redelivery=3600, lease=3600)
 
 
-async def test_delayed_jobs_begin_when_they_are_due_and_not_at_the_next_poll(make: Make) -> None:
+async def test_a_delayed_job_starts_when_it_is_due_and_not_at_the_next_poll(make: Make) -> None:
     jobs = make(settings=NO_POLLING)
 
     @jobs.handler("when")
@@ -51,7 +51,7 @@ async def test_delayed_jobs_begin_when_they_are_due_and_not_at_the_next_poll(mak
 
 
 class Told(MemoryStore):
-    """Notifies of a change when a test sends one."""
+    """Sends a change notice when the test sets an event."""
 
     powers = MemoryStore.powers | {ChangeNotices}
 
@@ -65,7 +65,7 @@ class Told(MemoryStore):
                 yield ()
 
 
-async def test_a_job_from_a_clock_that_is_a_little_ahead_does_not_wait_for_the_next_poll() -> None:
+async def test_a_job_from_a_fast_clock_does_not_wait_for_the_next_poll() -> None:
     store, begun = Told(), anyio.Event()
     jobs = AsyncJobs(store, settings=NO_POLLING)
 
@@ -82,7 +82,7 @@ async def test_a_job_from_a_clock_that_is_a_little_ahead_does_not_wait_for_the_n
             await begun.wait()
 
 
-async def test_a_job_that_misses_its_deadline_in_the_queue_has_failed_unread(
+async def test_a_waiting_job_past_its_deadline_fails_without_a_read(
     make: Make, beside: Any
 ) -> None:
     jobs = make()
@@ -101,7 +101,7 @@ async def test_a_job_that_misses_its_deadline_in_the_queue_has_failed_unread(
     assert [job.error for job in await beside.get(ids)] == [DEADLINE_EXCEEDED] * 2
 
 
-async def test_a_job_that_misses_its_deadline_in_the_last_moment_has_failed(
+async def test_a_job_that_misses_its_deadline_before_its_start_fails(
     make: Make, beside: Any
 ) -> None:
     dispatcher = LocalDispatcher()
@@ -125,7 +125,7 @@ async def is_terminal(store: Store, job: Job) -> bool:
     return found is not None and found.status.terminal
 
 
-async def test_many_submissions_at_once_all_begin(make: Make) -> None:
+async def test_many_concurrent_submissions_all_start(make: Make) -> None:
     jobs = make(settings=Settings(), dispatcher=LocalDispatcher(concurrency=2))
 
     @jobs.handler("quick")
@@ -142,7 +142,7 @@ async def test_many_submissions_at_once_all_begin(make: Make) -> None:
     assert ended == [JobStatus.COMPLETED] * 50
 
 
-async def test_what_there_is_no_room_for_is_given_back(make: Make, beside: Any) -> None:
+async def test_a_taken_job_without_room_is_put_back(make: Make, beside: Any) -> None:
     dispatcher = Full(concurrency=1)
     jobs = make(dispatcher=dispatcher, settings=NO_POLLING)
 
@@ -153,12 +153,12 @@ async def test_what_there_is_no_room_for_is_given_back(make: Make, beside: Any) 
     await beside.insert([job])
     async with jobs:
         done = await jobs.wait(job.id, timeout=60)
-    # Put back once, unseen by clients: one write more than a job takes.
+    # Put back once, invisibly to clients: one write more than usual.
     assert (done.status, done.attempt, done.revision) == (JobStatus.COMPLETED, 1, 4)
 
 
 class Full(LocalDispatcher):
-    """Loses its last place between the look and the offer."""
+    """Loses its last place between the check and the offer."""
 
     def __init__(self, concurrency: int) -> None:
         super().__init__(concurrency)
@@ -172,7 +172,7 @@ class Full(LocalDispatcher):
 
 
 class Asked(FaultyStore):
-    """Notes from which lanes how many jobs were taken at once, at most."""
+    """Records from which lanes jobs are taken, and the limit of each call."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
@@ -186,7 +186,7 @@ class Asked(FaultyStore):
 
 
 @pytest.mark.parametrize(("first", "asked"), [(0, [4, 4]), (1, [4, 3]), (3, [4, 1]), (4, [4])])
-async def test_a_later_lane_has_the_room_that_an_earlier_one_leaves(
+async def test_a_later_lane_uses_the_room_left_by_an_earlier_lane(
     make: Make, store: Any, beside: Any, first: int, asked: list[int]
 ) -> None:
     noting = Asked(store)
@@ -249,7 +249,7 @@ async def test_a_process_runs_one_suspect_at_a_time_and_other_jobs_beside_it(
     assert seen == [1, 1, 1]
 
 
-async def test_a_suspect_made_in_this_process_does_not_wait_for_the_next_poll(
+async def test_a_suspect_of_this_process_does_not_wait_for_the_next_poll(
     make: Make, beside: Any
 ) -> None:
     jobs = make(settings=NO_POLLING)
@@ -269,9 +269,7 @@ async def test_a_suspect_made_in_this_process_does_not_wait_for_the_next_poll(
         assert (await settled(jobs, job.id)).result == 2
 
 
-async def test_a_job_that_is_lost_elsewhere_while_it_waits_here_begins_alone(
-    make: Make, beside: Any
-) -> None:
+async def test_a_job_lost_elsewhere_while_it_waits_here_runs_alone(make: Make, beside: Any) -> None:
     dispatcher = LocalDispatcher(2)
     jobs = make(settings=NO_POLLING, dispatcher=dispatcher)
     running: set[str] = set()
@@ -294,7 +292,7 @@ async def test_a_job_that_is_lost_elsewhere_while_it_waits_here_begins_alone(
         lapsed = Lease(worker="dead:1", token="t", until=now)
         begun = lifecycle.start(waiting, now - timedelta(minutes=1), lapsed)
         await beside.insert([begun])
-        assert dispatcher.offer(waiting)  # as it was when this process took it
+        assert dispatcher.offer(waiting)  # its state when this process took it
         await until(lambda: dispatcher.room == 3)
         assert running == {first.id}
         go_on.set()
@@ -315,7 +313,7 @@ async def test_a_queue_without_handlers_takes_nothing(make: Make, store: Any, be
 async def test_a_job_without_a_handler_here_reaches_the_worker_that_has_one(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in a rolling deploy, where the worker of the old release is the first to look."""
+    """As in a rolling deploy, if the worker of the old release polls first."""
     old, new = make(settings=NO_REDELIVERY), make(settings=NO_REDELIVERY)
     for jobs in (old, new):
 

@@ -1,4 +1,4 @@
-"""The heartbeat of a process, while its store hangs."""
+"""The heartbeat of a process whose store does not answer."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Hanging(FaultyStore):
         return await super().replace(changes)
 
 
-def test_an_attempt_is_told_to_stop_when_its_lease_lapses_while_the_store_hangs(
+def test_an_attempt_is_stopped_when_its_lease_lapses_in_an_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def work() -> None:
         store = Hanging()
-        # The heartbeat's call would return after an hour only.
+        # The heartbeat's call would only return after an hour.
         settings = Settings(lease=LEASE, store_timeout=timedelta(hours=1), grace=0)
         jobs = AsyncJobs(store, clock=LoopClock(), settings=settings)
         held: list[float] = []

@@ -1,4 +1,4 @@
-"""asyncio's own cancellation ignores anyio's shields; it must hurt nobody but its target."""
+"""asyncio's own cancellation ignores anyio's shields; it must only affect its target."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def slowly(numbers: Sequence[int]) -> Sequence[int]:
     return [2 * number for number in numbers]
 
 
-async def test_a_caller_that_times_out_leaves_the_line_free() -> None:
+async def test_a_caller_that_times_out_does_not_block_later_calls() -> None:
     async with anyio.create_task_group() as tasks:
         merged = GroupCommit(slowly, tasks)
         for _ in range(3):
@@ -65,7 +65,7 @@ def test_the_end_of_the_event_loop_ends_every_call(turns: int) -> None:
 
 
 @pytest.mark.every_store
-async def test_whoever_is_cancelled_at_whatever_moment_leaves_the_queue_to_others(
+async def test_a_cancellation_at_any_step_does_not_affect_other_callers(
     jobs: AsyncJobs,
 ) -> None:
     kind = jobs.external("outside", payload=int, result=int)
@@ -89,10 +89,10 @@ async def test_whoever_is_cancelled_at_whatever_moment_leaves_the_queue_to_other
     assert 60 <= len(found) <= 120
 
 
-async def test_the_collector_can_meet_a_handler_that_was_broken_off_in_any_thread(
+async def test_any_thread_can_collect_an_abandoned_handler(
     make: Make,
 ) -> None:
-    """It would close it there, without an event loop, and never come back."""
+    """The collector would close it there, without an event loop, and never return."""
     handlers: list[Coroutine[Any, Any, None]] = []
     jobs = make()
 

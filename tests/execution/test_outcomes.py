@@ -1,4 +1,4 @@
-"""Why an attempt ended is decided in one function; this is its truth table."""
+"""One function decides how an attempt ends; this is its truth table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ UNEXPECTED = Failed(
     JobError(code="internal_error", message="The job failed unexpectedly"), final=False
 )
 
-#: The facts, and what is decided; None is "wait".
+#: The facts, and the decision; None means "wait".
 TABLE: list[tuple[str, Facts, Outcome | None]] = [
     ("runs", Facts(), None),
     ("returned", Facts(result=VALUE), Completed(VALUE)),
@@ -50,7 +50,7 @@ TABLE: list[tuple[str, Facts, Outcome | None]] = [
         Failed(JobError(code="why", message="no"), final=True),
     ),
     ("its process died", Facts(error=DIED), Interrupted(Cause.DIED)),
-    # told to stop, and stopped
+    # asked to stop, and stopped
     ("cancelled", Facts(cause=Cause.CANCEL, error=STOPPED), Interrupted(Cause.CANCEL)),
     (
         "cancelled, cleanup raised",
@@ -64,12 +64,12 @@ TABLE: list[tuple[str, Facts, Outcome | None]] = [
     ("shut down", Facts(cause=Cause.SHUTDOWN, error=STOPPED), Interrupted(Cause.SHUTDOWN)),
     ("lost", Facts(cause=Cause.LOST, error=STOPPED), Unrecorded("its lease was lost")),
     ("lost, still runs", Facts(cause=Cause.LOST), Unrecorded("its lease was lost")),
-    # told to stop, and returned a value all the same
+    # asked to stop, and returned a value
     *[
         (f"{one.value}, returned", Facts(cause=one, result=VALUE), Completed(VALUE))
         for one in Cause
     ],
-    # told to stop, and goes on
+    # asked to stop, and goes on
     ("cancelled, goes on", Facts(cause=Cause.CANCEL, waited=OVER), None),
     ("cancelled, thread", Facts(cause=Cause.CANCEL, error=STOPPED, in_thread=True), None),
     ("timed out a moment ago", Facts(cause=Cause.TIMEOUT), None),
@@ -148,19 +148,19 @@ def every_facts() -> list[Facts]:
     ]
 
 
-def test_a_job_is_called_cancelled_only_if_nothing_of_it_works_any_more() -> None:
+def test_a_job_is_only_cancelled_when_its_work_has_stopped() -> None:
     for facts in every_facts():
         if decide(facts) == Interrupted(Cause.CANCEL):
             assert not facts.working, facts
 
 
-def test_every_attempt_but_a_cancelled_one_ends_when_the_patience_is_over() -> None:
+def test_an_attempt_ends_after_patience_unless_it_is_cancelled() -> None:
     for facts in every_facts():
         if facts.waited == OVER and facts.cause not in (None, Cause.CANCEL, Cause.DIED):
             assert decide(facts) is not None, facts
 
 
-def test_a_handler_that_was_not_told_to_stop_ends_its_attempt_by_itself() -> None:
+def test_an_attempt_without_a_stop_request_ends_with_its_handler() -> None:
     for facts in every_facts():
         if facts.cause is None:
             assert (decide(facts) is None) == (not facts.task_ended), facts
@@ -190,7 +190,7 @@ def test_an_error_whose_class_raises_fails_the_job_for_good(error: JobFailed) ->
     assert failure_of(error) == Failed(UNEXPECTED.error, final=True)
 
 
-def test_an_error_on_purpose_keeps_its_words_out_of_a_group_of_one() -> None:
+def test_a_job_failed_error_in_a_group_of_one_keeps_its_message() -> None:
     error = BaseExceptionGroup("one", [JobFailed("no", "why")])
     assert failure_of(error) == Failed(JobError(code="why", message="no"), final=True)
 
@@ -203,7 +203,7 @@ def test_several_errors_at_once_are_unexpected() -> None:
     ("error", "code"),
     [(InvalidPayload([]), "invalid_payload"), (InvalidResult("export", "why"), "invalid_result")],
 )
-def test_what_does_not_fit_is_final(error: Exception, code: str) -> None:
+def test_an_invalid_payload_or_result_is_not_retried(error: Exception, code: str) -> None:
     failed = failure_of(error)
     assert (failed.error.code, failed.final) == (code, True)
 
@@ -217,7 +217,7 @@ def begun(**submission: object) -> Job:
     return lifecycle.start(sample_job(**submission), NOW, lease)
 
 
-def test_a_timeout_is_told_from_the_deadline_to_the_moment() -> None:
+def test_a_timeout_at_the_deadline_is_deadline_exceeded() -> None:
     job = begun(deadline=LATER)
     assert interrupted(job, LATER, Cause.TIMEOUT).error == lifecycle.DEADLINE_EXCEEDED
     just_before = LATER - timedelta(microseconds=1)
@@ -231,7 +231,7 @@ def test_a_cancelled_job_that_overruns_is_cancelled_only_if_its_work_has_stopped
     assert (working.status, working.error) == (JobStatus.FAILED, lifecycle.TIMED_OUT)
 
 
-def test_a_timeout_costs_an_attempt_though_the_work_goes_on() -> None:
+def test_a_timeout_counts_as_an_attempt_even_if_the_work_goes_on() -> None:
     job = begun(retry=Retry(max_attempts=2))
     for working in (False, True):
         again = interrupted(job, NOW, Cause.TIMEOUT, working=working)

@@ -1,4 +1,4 @@
-"""What handlers share: opened once per process before the first handler, closed after the last."""
+"""Shared resources: opened once per process before the first handler, closed after the last."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class NoNetwork(AbstractAsyncContextManager[None]):
 
 
 class Delivered(WorkerDispatcher):
-    """An engine that delivers when the test says so."""
+    """An engine whose deliveries the test triggers."""
 
     delivery = Delivery.PUSH
 
@@ -75,7 +75,7 @@ def with_handlers(jobs: AsyncJobs) -> AsyncJobs:
     return jobs
 
 
-def test_a_lifespan_that_makes_no_context_manager_is_refused() -> None:
+def test_a_lifespan_that_is_no_context_manager_is_refused() -> None:
     async def generator() -> AsyncGenerator[None]:
         yield
 
@@ -92,7 +92,7 @@ def test_a_lifespan_that_makes_no_context_manager_is_refused() -> None:
     AsyncJobs("memory://", lifespan=partial(needy, 1))
 
 
-async def test_a_handler_submits_further_jobs_by_the_queue_that_runs_it(make: Make) -> None:
+async def test_a_handler_can_submit_jobs_to_the_queue_that_runs_it(make: Make) -> None:
     jobs = make()
 
     @jobs.handler("last")
@@ -117,7 +117,7 @@ async def test_a_handler_submits_further_jobs_by_the_queue_that_runs_it(make: Ma
 
 
 @pytest.mark.every_store
-async def test_it_is_opened_before_the_first_handler_and_closed_after_the_last(
+async def test_a_lifespan_is_open_from_the_first_to_the_last_handler(
     make: Make, pool: Opened, notes: list[str]
 ) -> None:
     jobs = with_handlers(make(lifespan=pool))
@@ -141,7 +141,7 @@ async def test_a_queue_without_a_lifespan_has_none(make: Make) -> None:
         assert (await finished(jobs, look)).result is True
 
 
-async def test_a_queue_whose_lifespan_does_not_open_is_not_open_either(
+async def test_a_queue_whose_lifespan_fails_is_not_open(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = with_handlers(make(lifespan=NoNetwork))
@@ -155,7 +155,7 @@ async def test_a_queue_whose_lifespan_does_not_open_is_not_open_either(
 
 
 @pytest.mark.parametrize("how", ["cancels", "exits"])
-async def test_a_lifespan_can_harm_nothing_but_itself(make: Make, how: str) -> None:
+async def test_an_exit_or_cancellation_in_a_lifespan_is_contained(make: Make, how: str) -> None:
     class Harmful(NoNetwork):
         async def __aenter__(self) -> None:
             if how == "exits":
@@ -202,7 +202,7 @@ async def test_handlers_can_be_started_and_drained_while_the_queue_is_open(
         assert (await jobs.find(late.id)).status is JobStatus.PENDING
 
 
-async def test_no_more_jobs_begin_when_the_lifespan_ends_by_itself(
+async def test_no_jobs_start_after_the_lifespan_ends_by_itself(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     lose = anyio.Event()
@@ -228,7 +228,7 @@ async def test_no_more_jobs_begin_when_the_lifespan_ends_by_itself(
     assert "This process starts no more jobs" in caplog.text
 
 
-async def test_a_lifespan_that_never_ends_keeps_no_queue_open(
+async def test_a_lifespan_that_never_ends_does_not_keep_the_queue_open(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     @asynccontextmanager
@@ -244,7 +244,7 @@ async def test_a_lifespan_that_never_ends_keeps_no_queue_open(
     assert "did not end within" in caplog.text
 
 
-async def test_an_engine_opens_it_with_the_first_job_that_it_delivers(
+async def test_the_first_delivery_of_an_engine_opens_the_lifespan(
     make: Make, pool: Opened, notes: list[str]
 ) -> None:
     jobs = with_handlers(make(lifespan=pool, dispatcher=Delivered()))
@@ -256,7 +256,7 @@ async def test_an_engine_opens_it_with_the_first_job_that_it_delivers(
     assert notes == ["opened", "async", "thread", "closed"]
 
 
-async def test_a_job_that_an_engine_delivers_waits_while_it_cannot_be_opened(make: Make) -> None:
+async def test_a_delivered_job_waits_while_the_lifespan_cannot_be_opened(make: Make) -> None:
     jobs = with_handlers(make(lifespan=NoNetwork, dispatcher=Delivered()))
     async with jobs:
         job = await jobs.enqueue("async", None)
@@ -267,7 +267,7 @@ async def test_a_job_that_an_engine_delivers_waits_while_it_cannot_be_opened(mak
 
 
 class TestProcesses:
-    """Handlers with `run_in="process"`: the child processes open it for themselves."""
+    """Handlers with `run_in="process"`: each child process opens the resources itself."""
 
     pytestmark = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
@@ -275,7 +275,7 @@ class TestProcesses:
     def _notes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(NOTES, str(tmp_path / "notes"))
 
-    async def test_each_child_process_opens_it_once_and_closes_it(
+    async def test_each_child_process_opens_the_lifespan_once_and_closes_it(
         self, make: Make, tmp_path: Path
     ) -> None:
         jobs = make(lifespan=lifespan)
@@ -301,7 +301,7 @@ class TestProcesses:
         with pytest.raises(ConfigurationError, match="'count' runs in a process"):
             await jobs.open()
 
-    async def test_a_job_fails_where_the_child_process_cannot_open_it(
+    async def test_a_job_fails_if_its_child_process_cannot_open_the_lifespan(
         self, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         jobs = make(lifespan=shared_resources.fails_elsewhere)

@@ -1,4 +1,4 @@
-"""Handlers in processes of their own: what passes between, and that they can be killed."""
+"""Handlers in child processes: values pass between processes, and handlers can be killed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ QUICK = Settings(
 
 @pytest.fixture
 def anyio_backend(asyncio_alone: str) -> str:
-    return asyncio_alone  # a second one would start as many processes again
+    return asyncio_alone  # on a second loop as many processes would start again
 
 
 @pytest.fixture
@@ -70,13 +70,13 @@ def jobs(monkeypatch: pytest.MonkeyPatch, make: Callable[..., AsyncJobs]) -> Asy
 
 
 async def text_of(path: Path) -> str:
-    """Wait for what a handler writes."""
+    """Wait for text that a handler writes."""
     await until(lambda: path.exists() and path.read_text())
     return path.read_text()
 
 
 def lives(pid: str) -> bool:
-    """Tell whether a process runs; one that nobody has waited for yet does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -87,7 +87,7 @@ async def is_gone(pid: str) -> None:
     await until(lambda: not lives(pid))
 
 
-async def test_a_handler_runs_in_another_process_which_is_used_again(
+async def test_a_handler_runs_in_another_process_that_is_reused(
     jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "app")
@@ -126,7 +126,7 @@ async def test_progress_comes_from_another_process(jobs: AsyncJobs, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["steps", "asleep", "stubborn"])
-async def test_a_cancelled_job_has_stopped_when_it_is_called_cancelled(
+async def test_the_process_has_stopped_when_its_job_is_cancelled(
     jobs: AsyncJobs, tmp_path: Path, name: str
 ) -> None:
     async with jobs:
@@ -141,7 +141,7 @@ async def test_a_cancelled_job_has_stopped_when_it_is_called_cancelled(
         assert (tmp_path / "ended").exists() == (name == "asleep")
 
 
-async def test_a_handler_that_takes_too_long_is_killed_with_what_it_has_started(
+async def test_a_handler_past_its_timeout_is_killed_with_its_children(
     jobs: AsyncJobs, tmp_path: Path
 ) -> None:
     async with jobs:
@@ -153,7 +153,7 @@ async def test_a_handler_that_takes_too_long_is_killed_with_what_it_has_started(
             await is_gone((tmp_path / "other").read_text())
 
 
-async def test_what_a_handler_tells_the_client_comes_through(jobs: AsyncJobs) -> None:
+async def test_job_failed_and_invalid_results_pass_between_processes(jobs: AsyncJobs) -> None:
     async with jobs:
         purpose, text = [await finished(jobs, "fails", how) for how in ("on purpose", "text")]
     assert purpose.error == JobError(code="no_order", message="No such order.")
@@ -162,7 +162,7 @@ async def test_what_a_handler_tells_the_client_comes_through(jobs: AsyncJobs) ->
     assert (purpose.attempt, text.attempt) == (1, 1)
 
 
-async def test_an_error_is_logged_with_its_traceback_and_the_client_is_told_nothing(
+async def test_an_error_is_logged_with_its_traceback_and_hidden_from_clients(
     jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
 ) -> None:
     kind: JobType[Any, Any] = jobs.registry.find("fails")
@@ -191,7 +191,7 @@ async def test_a_process_that_dies_is_a_lost_worker_at_once(
     assert "exit code -9" in caplog.text
 
 
-async def test_a_process_that_died_while_it_waited_costs_nothing(jobs: AsyncJobs) -> None:
+async def test_a_process_that_died_while_idle_costs_no_attempt(jobs: AsyncJobs) -> None:
     async with jobs:
         first = await finished(jobs, "square", 12)
         assert isinstance(first.result, list)
@@ -203,7 +203,7 @@ async def test_a_process_that_died_while_it_waited_costs_nothing(jobs: AsyncJobs
     assert second.attempt == 1
 
 
-async def test_a_shutdown_kills_the_process_and_gives_the_job_back(
+async def test_a_shutdown_kills_the_process_and_releases_the_job(
     jobs: AsyncJobs, make: Callable[..., AsyncJobs], tmp_path: Path
 ) -> None:
     async with make(dispatcher="worker") as reader:
@@ -215,7 +215,7 @@ async def test_a_shutdown_kills_the_process_and_gives_the_job_back(
     assert (back.status, back.losses) == (JobStatus.PENDING, 0)
 
 
-async def test_a_process_ends_with_its_parent_whatever_kills_that(
+async def test_a_child_process_ends_when_its_parent_is_killed(
     tmp_path: Path, new_url: Callable[[], str]
 ) -> None:
     script = tmp_path / "parent.py"
@@ -278,7 +278,7 @@ def test_a_handler_of_the_main_script_is_found(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("[42, True]\n", "")
 
 
-def test_no_process_is_started_for_a_handler_that_wants_none_or_after_the_end(
+def test_no_process_starts_for_other_handlers_or_after_closing(
     jobs: AsyncJobs,
 ) -> None:
     @jobs.handler("here")
@@ -328,12 +328,12 @@ def test_a_process_that_starts_while_the_queue_closes_is_killed(
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_errors_pass_between_processes_whole(error: AsyncJobsError) -> None:
+def test_errors_pass_between_processes_unchanged(error: AsyncJobsError) -> None:
     again = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
-async def test_many_at_once_each_have_their_own(jobs: AsyncJobs) -> None:
+async def test_concurrent_jobs_get_their_own_results(jobs: AsyncJobs) -> None:
     async with jobs:
         sent = [await jobs.enqueue("square", number) for number in range(4)]
         done = [await jobs.wait(job.id, timeout=LONG) for job in sent]

@@ -1,4 +1,4 @@
-"""Threads that nobody has to wait for."""
+"""Daemon threads, which the interpreter does not join at exit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_the_end_of_a_call_is_reported_in_the_event_loop() -> None:
     assert not call.alive
 
 
-async def test_threads_are_daemons_that_the_interpreter_does_not_wait_for() -> None:
+async def test_the_interpreter_does_not_wait_for_daemon_threads() -> None:
     calls = ThreadQueue("test daemon")
     calls.start()
     assert (await calls.call(threading.current_thread)).daemon

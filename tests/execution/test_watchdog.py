@@ -1,4 +1,4 @@
-"""A handler that blocks the event loop is named; nothing else is."""
+"""A handler that blocks the event loop is named in the log; other code is not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 
 def compute(caplog: pytest.LogCaptureFixture) -> None:
-    """Keep the thread until the warning is there, and long enough for a second one."""
+    """Hold the thread until the warning is logged, and long enough for a second one."""
     until_sync(lambda: warned(caplog))
     block()
 
@@ -56,7 +56,7 @@ async def test_a_handler_that_blocks_the_event_loop_is_named_once_with_its_stack
     assert "event loop stopped" not in caplog.text
 
 
-async def test_what_blocks_the_event_loop_beside_a_handler_is_not_laid_to_it(
+async def test_code_that_blocks_the_loop_outside_handlers_names_no_handler(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = make(settings=WATCHFUL)
@@ -76,7 +76,7 @@ async def test_what_blocks_the_event_loop_beside_a_handler_is_not_laid_to_it(
     assert warned(caplog) == []
 
 
-async def test_a_handler_in_a_thread_blocks_nobody(
+async def test_a_handler_in_a_thread_does_not_block_the_loop(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = make(settings=WATCHFUL)

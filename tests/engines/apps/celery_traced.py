@@ -1,4 +1,4 @@
-"""A Celery app that exports metrics and spans from the processes of its pool, as the guide says."""
+"""A Celery app whose pool processes export metrics and spans, as the guide shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Celery app as the tests' workers have it, with defaults that would harm jobs."""
+"""The Celery app of the tests' workers, with defaults that would harm jobs."""
 
 from __future__ import annotations
 

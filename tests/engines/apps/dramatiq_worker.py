@@ -1,4 +1,4 @@
-"""A dramatiq app as the tests' workers have it, with defaults that would harm jobs."""
+"""The dramatiq app of the tests' workers, with defaults that would harm jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handlers of the workers in the tests, beside those of `asyncjobs.testing`."""
+"""Handlers of the tests' workers, in addition to those of `asyncjobs.testing`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asyncjobs import AsyncJobs, JobContext, Transition
 
 
 def register_more(jobs: AsyncJobs) -> None:
-    """Register them; in the tests' process, too, which only names them."""
+    """Register the handlers; the tests' process registers them, too, for their names."""
     jobs.handler("process_and_loop")(process_and_loop)
     jobs.handler("touched_by_hook")(touched_by_hook)
     jobs.on("completed", touch)
@@ -28,7 +28,7 @@ async def touched_by_hook(path: str, _job: JobContext) -> str:
 
 
 async def touch(transition: Transition) -> None:
-    """Take some time in the background, after the job has ended."""
+    """Work in the background for some time after the job has ended."""
     if transition.job.type == "touched_by_hook":
         await anyio.sleep(0.2)
         Path(str(transition.job.result)).touch()

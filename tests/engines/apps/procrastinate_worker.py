@@ -1,4 +1,4 @@
-"""A Procrastinate app as the tests' workers have it, with a time limit that would harm jobs."""
+"""The Procrastinate app of the tests' workers, with a time limit that would harm jobs."""
 
 from __future__ import annotations
 

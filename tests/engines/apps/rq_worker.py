@@ -1,4 +1,4 @@
-"""An RQ app as the tests' workers have it."""
+"""The RQ app of the tests' workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asyncjobs.testing import BRISK
 from asyncjobs.testing.dispatcher_handlers import register
 from tests.engines.apps.handlers import register_more
 
-REDIS_URL = os.environ["BROKER"]  # RQ's workers read it, too
+REDIS_URL = os.environ["BROKER"]  # RQ's workers read this variable, too
 
 connection = cast("Any", Redis).from_url(REDIS_URL)
 dispatcher = RQDispatcher(connection, "rq_worker.run_job")

@@ -1,4 +1,4 @@
-"""The settings of a SAQ worker as the tests' workers have them."""
+"""The SAQ settings of the tests' workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def plain(_context: object) -> str:
 
 
 def queue_of(url: str) -> Queue:
-    """Make a queue; on Redis without a timeout, with which Python 3.11 may miss a cancellation."""
+    """Make a queue; on Redis without a timeout: with one, Python 3.11 may miss a cancellation."""
     if url.startswith("postgres"):
         return Queue.from_url(url)
     return RedisQueue(cast("Any", Redis).from_url(url, socket_timeout=None))
@@ -32,5 +32,5 @@ jobs = AsyncJobs(os.environ["STORE"], dispatcher=dispatcher, settings=BRISK)
 register(jobs)
 own: dict[str, Any] = {"functions": [plain], "concurrency": 2}
 if not os.environ["GIVE_BACK"]:
-    own["shutdown_grace_period_s"] = 2  # SAQ waits for all of it, whether a job runs or not
+    own["shutdown_grace_period_s"] = 2  # SAQ always waits this long, even without jobs
 settings = dispatcher.register_task(jobs, own)

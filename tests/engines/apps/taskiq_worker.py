@@ -1,4 +1,4 @@
-"""A taskiq broker as the tests' workers have it, with defaults that would harm jobs."""
+"""The taskiq broker of the tests' workers, with defaults that would harm jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asyncjobs.testing.dispatcher_handlers import register
 
 
 class ShortTimeLimit(TaskiqMiddleware):
-    """Sets a short time limit for every task that has none."""
+    """Sets a short time limit for every task without one."""
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         message.labels.setdefault("timeout", 0.2)
