@@ -1,7 +1,7 @@
 """Queues with short intervals: the fixtures `make` and `jobs`, and waiting for one of their jobs.
 
-The lease is longer than a busy machine may pause. A test marked `every_store` that uses one of the
-fixtures runs on every store. `simulated` runs a test in a time that jumps to whatever comes next.
+The lease is longer than the pauses of a busy machine. A test marked `every_store` that uses a
+fixture runs on every store. `simulated` runs a test in simulated time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUICK = Settings(
     grace=timedelta(seconds=0.2),
 )
 
-#: Nothing happens by itself: no polling, no sweep but the one at the beginning.
+#: Nothing happens by itself: no polling, and no sweep except the first.
 IDLE = Settings(
     poll_interval=timedelta(hours=1), sweep_interval=timedelta(hours=1), grace=timedelta(0)
 )
@@ -37,7 +37,7 @@ Make = Callable[..., AsyncJobs]
 
 @pytest.fixture
 def make(new_store: Callable[[], Any]) -> Make:
-    """Make a queue on the test's store; several of them share it, as processes do."""
+    """Make queues on the test's store; they share it, as processes do."""
 
     def build(**arguments: Any) -> AsyncJobs:
         given: dict[str, Any] = {"store": new_store(), "settings": QUICK, **arguments}
@@ -65,7 +65,7 @@ async def settled(jobs: AsyncJobs, job_id: Any) -> Job:
 
 
 async def running(jobs: AsyncJobs, handler: Any, payload: Any = None) -> Job:
-    """Enqueue a job and return it when it has begun."""
+    """Enqueue a job and return it when it has started."""
     handle = await jobs.enqueue(handler, payload)
     with anyio.fail_after(PATIENCE_SECONDS):
         async for job in handle:

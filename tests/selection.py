@@ -1,11 +1,10 @@
-"""Which tests a run has: `pytest`, `pytest -m quick`, `pytest -m thorough`; and the quarantine.
+"""The tests of a run: `pytest`, `pytest -m quick`, `pytest -m thorough`; and the quarantine.
 
-`quick` is a part of the default run: the rules, proved in memory and on asyncio, without servers
-and without other processes. `thorough` is what takes long. Both are lists of paths below this
-folder.
+`quick` is a part of the default run: tests in memory and on asyncio, without servers and without
+other processes. `thorough` tests are slow. Both are lists of paths below this folder.
 
-A test in `quarantine.txt` is known to fail now and then, and its mending needs more than a moment.
-No run has it, except `pytest -m quarantined`, and each run reports how many there are.
+A test in `quarantine.txt` is known to be flaky, and its fix takes longer. Only
+`pytest -m quarantined` runs it; each run reports the size of the quarantine.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ THOROUGH = (
     "examples/test_openapi.py",
     "javascript/",
     "otel/test_alerts.py",
-    "records/test_change_feed.py::test_the_collector_may_come_at_any_moment",
+    "records/test_change_feed.py::test_garbage_collection_is_safe_at_any_moment",
     "servers/test_crash.py",
     "servers/test_wsgi_servers.py",
     "simulation/test_seeds.py",
@@ -59,17 +58,17 @@ NOT_QUICK = (
     "core/test_lifecycle_machine.py",
     "dispatchers/test_engine_push.py::test_a_missing_engine_is_named_with_its_extra",
     "dispatchers/test_found.py",
-    "execution/test_executor.py::test_an_attempt_is_given_up_with_its_lease_if_the_store_stays_away",
+    "execution/test_executor.py::test_an_attempt_ends_with_its_lease_if_the_store_stays_away",
     "execution/test_executor.py::test_a_process_can_exit_although_a_thread_never_ends",
     "execution/test_executor.py::test_a_thread_that_outlives_a_shutdown_is_not_cancelled_early",
     "execution/test_failures.py::TestProcesses::test_the_error_of_a_dead_process",
     "execution/test_failures.py::TestProcesses::test_the_traceback_of_the_other_process",
     "execution/test_subprocesses.py",
-    "records/test_change_feed.py::test_the_collector_may_come_at_any_moment",
-    "runtime/test_dispatch.py::test_a_job_that_waits_long_is_handed_on_ever_more_rarely",
+    "records/test_change_feed.py::test_garbage_collection_is_safe_at_any_moment",
+    "runtime/test_dispatch.py::test_a_waiting_job_is_dispatched_again_at_doubling_intervals",
 )
 
-#: A test that asks for one of these has a server.
+#: Tests that use one of these fixtures need a server.
 SERVERS = {"postgres", "redis_url", "serve", "serve_module"}
 
 _ENTRY = re.compile(r"(?P<test>\S+::\S.*?)\s+#\s*(?P<reason>\S.*)")
@@ -89,7 +88,7 @@ def quarantined() -> dict[str, str]:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` deselects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests, and take out those in quarantine."""
+    """Mark the tests, and deselect those in quarantine."""
     reasons = quarantined()
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
@@ -112,7 +111,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def is_quick(item: pytest.Item, name: str) -> bool:
-    """Return whether a test is of the quick paths, in memory, on asyncio, without a server."""
+    """Return whether a test is on the quick paths, in memory, on asyncio, without a server."""
     if not name.startswith(QUICK) or name.startswith(NOT_QUICK):
         return False
     if not SERVERS.isdisjoint(getattr(item, "fixturenames", ())):
@@ -126,7 +125,7 @@ def is_quick(item: pytest.Item, name: str) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import only the quick paths for `-m quick`: the other folders load frameworks and engines."""
+    """Import only the quick paths for `-m quick`: other folders import frameworks and engines."""
     if config.option.markexpr != "quick" or not collection_path.is_relative_to(HERE):
         return None
     path = _below_here(collection_path)
@@ -137,7 +136,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Report the quarantine, so that it is not forgotten."""
+    """Report the quarantine in each run."""
     reasons = quarantined()
     terminalreporter.write_line(f"quarantined: {len(reasons)}")
     for test, reason in reasons.items():

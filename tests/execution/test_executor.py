@@ -586,7 +586,7 @@ async def test_an_outcome_is_written_when_the_store_is_back(make: Make, flaky: F
     assert (done.result, done.attempt) == ("done", 1)
 
 
-async def test_an_attempt_is_given_up_with_its_lease_if_the_store_stays_away(
+async def test_an_attempt_ends_with_its_lease_if_the_store_stays_away(
     make: Make, flaky: FaultyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     dispatcher = LocalDispatcher(concurrency=1)

@@ -28,13 +28,13 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 NOTHING: dict[str, Any] = {}
 
-# No test comes to the end of a request that is held for so long.
+# Longer than any test waits for a held request.
 LONG = 10 * PATIENCE_SECONDS
 
 
 @dataclass
 class Place:
-    """A queue whose work is done by the test, and its streams."""
+    """A queue whose work the test does, and its streams."""
 
     store: FaultyStore
     jobs: AsyncJobs
@@ -57,7 +57,7 @@ class Place:
 
 
 class Events:
-    """What a client gets of an event stream."""
+    """The events that a client receives from a stream."""
 
     def __init__(self, response: Response) -> None:
         assert isinstance(response, StreamingResponse), response
@@ -93,7 +93,7 @@ def place_of(
 
 
 def simulated_place(**options: Any) -> Place:
-    """Make a place whose jobs know no time but the event loop's, as no server would."""
+    """Make a place whose jobs run on the event loop's time alone, which no real server does."""
     return place_of(MemoryStore(), LoopClock(), **options)
 
 
@@ -115,7 +115,7 @@ async def all_of(sayings: AsyncGenerator[bytes | Close | None]) -> list[bytes | 
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Waits for nothing that is not there: its clock jumps to the next timer instead."""
+    """Never blocks: its clock jumps to the next timer instead."""
 
     now = 0.0
 
@@ -127,7 +127,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class _JumpingLoop(asyncio.SelectorEventLoop):
-    """An event loop of asyncio whose time is that of its selector."""
+    """An asyncio event loop whose time is that of its selector."""
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
@@ -138,7 +138,7 @@ class _JumpingLoop(asyncio.SelectorEventLoop):
 
 
 def in_simulated_time(work: Callable[[], Awaitable[None]], *, backend: str = "trio") -> float:
-    """Run work whose clock jumps to whatever happens next; return how long it took by it."""
+    """Run work whose clock jumps to the next event; return the simulated duration."""
     took: list[float] = []
 
     async def measured() -> None:
@@ -156,12 +156,12 @@ def in_simulated_time(work: Callable[[], Awaitable[None]], *, backend: str = "tr
 
 
 async def followed(jobs: AsyncJobs, by: int = 1) -> None:
-    """Return when so many follow a job, and have read it."""
+    """Return when this many clients follow a job and have read it."""
     await until(lambda: jobs.watchers >= by)
-    await jobs.get(new_job_id())  # reads are answered in the order in which they are asked for
+    await jobs.get(new_job_id())  # reads are answered in the order of the requests
 
 
 async def read_again(store: FaultyStore, *, times: int) -> None:
-    """Return when jobs were read so often from now on, whatever came of it."""
+    """Return when jobs have been read this many more times, with any outcome."""
     before = len(store.calls)
     await until(lambda: [call.method for call in store.calls[before:]].count("get") >= times)

@@ -1,4 +1,4 @@
-"""Mounted endpoints, requests to them, and jobs whose work is done by the test."""
+"""Mounted endpoints, requests to them, and jobs whose work the test does."""
 
 from __future__ import annotations
 

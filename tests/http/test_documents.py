@@ -1,4 +1,4 @@
-"""Documents have the members that their models describe, and are encoded once per revision."""
+"""Documents have exactly the members of their models, and are encoded once per revision."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from asyncjobs.testing.samples import NOW, full_job
 
 Jobs = dict[JobStatus, Job]
 
-#: What only the server may know of `full_job()`, and of the jobs of each status.
+#: Server-only values of `full_job()`, and of the jobs of each status.
 SECRETS = ("世界", "ann@example.com", "8e03978e", "host:1", "the-token", "ffffffff", "high")
 
 
@@ -55,7 +55,7 @@ def texts_of(job: Job) -> list[bytes]:
     ]
 
 
-def test_nothing_that_only_the_server_may_know_is_in_a_document(job: Job) -> None:
+def test_no_document_contains_a_server_only_value(job: Job) -> None:
     for text in (*texts_of(job), *texts_of(full_job())):
         assert [secret for secret in SECRETS if secret in text.decode()] == []
 
@@ -158,7 +158,7 @@ class TestOperationDocument:
         assert (read.id, read.kind, read.percent_complete) == (job.id, "export", job.progress)
         assert read.status == operation_status(job.status)
 
-    def test_success_brings_the_result_and_its_absolute_url(self, job_of_each_status: Jobs) -> None:
+    def test_success_has_the_result_and_its_absolute_url(self, job_of_each_status: Jobs) -> None:
         job = job_of_each_status[JobStatus.COMPLETED]
         found = operation_of(job)
         assert found["result"] == {"rows": 2}
@@ -186,7 +186,7 @@ class TestOperationDocument:
             JobStatus.CANCELLED: {"code": "job_cancelled", "message": "The job was cancelled."},
         }
 
-    def test_the_last_action_is_the_latest_known(self, job_of_each_status: Jobs) -> None:
+    def test_last_action_is_the_latest_known_time(self, job_of_each_status: Jobs) -> None:
         found = {status: operation_of(job) for status, job in job_of_each_status.items()}
         begun, later = "2030-01-01T12:00:00.123456Z", "2030-01-01T12:00:03.123456Z"
         assert {status: one["lastActionDateTime"] for status, one in found.items()} == {
@@ -226,7 +226,7 @@ class TestOperationDocument:
 
 
 def sized(size: int) -> Job:
-    """Make a job with a result of so many bytes."""
+    """Make a job with a result of this many bytes."""
     result = b'"%s"' % (b"x" * (size - 2))
     return sample_job().model_copy(update={"status": JobStatus.COMPLETED, "result_json": result})
 
@@ -275,7 +275,7 @@ class TestDocumentCache:
 
     @settings(max_examples=30)
     @given(st.lists(st.tuples(st.integers(0, 5), st.integers(2, 400)), max_size=60))
-    def test_the_document_is_right_whatever_was_asked_for_before(
+    def test_the_cached_document_is_correct_after_any_reads(
         self, asked: list[tuple[int, int]]
     ) -> None:
         jobs = [sample_job() for _ in range(6)]

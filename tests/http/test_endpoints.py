@@ -1,4 +1,4 @@
-"""Each route below the prefix: its answers, its callers, its limits."""
+"""The routes below the prefix: answers, access and limits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ GETS = [route.suffix for route in ROUTES if route.method == "GET"]
 
 
 @pytest.mark.parametrize("path", ["", "nonsense", "job_1/result", f"{UNKNOWN}//", f"{UNKNOWN}/x"])
-async def test_a_path_of_no_job_is_not_found(made: Made, path: str) -> None:
+async def test_a_path_of_an_unknown_job_is_not_found(made: Made, path: str) -> None:
     endpoints = made()
     async with endpoints.jobs:
         for method in ("GET", "HEAD", "POST", "DELETE", "PUT"):
@@ -175,7 +175,7 @@ async def test_cancel_with_a_false_condition_changes_nothing(
 
 
 @CANCELS
-async def test_cancel_with_a_true_condition_is_done(made: Made, method: str, suffix: str) -> None:
+async def test_cancel_with_a_true_condition_cancels(made: Made, method: str, suffix: str) -> None:
     endpoints = made()
     async with endpoints.jobs:
         for conditions in ({"if-match": '"0", "1"'}, {"if-match": "*"}, {"if-none-match": '"0"'}):
@@ -213,7 +213,7 @@ async def test_a_read_with_a_false_if_match_gets_412(made: Made, suffix: str) ->
             assert (await endpoints.handle(asked)).status == status, tag
 
 
-async def test_a_condition_does_not_hide_why_there_is_no_result(made: Made) -> None:
+async def test_an_error_of_the_result_goes_before_its_conditions(made: Made) -> None:
     # RFC 9110 section 13.2.1: conditions are ignored if the answer is an error without them, too.
     endpoints = made()
     async with endpoints.jobs:
@@ -261,7 +261,7 @@ async def test_head_is_answered_with_the_status_and_headers_of_get(made: Made, s
             assert (head.status, head.headers) == (got.status, got.headers), status
 
 
-async def test_head_of_the_events_of_no_job_is_not_found(made: Made) -> None:
+async def test_head_of_the_events_of_an_unknown_job_is_not_found(made: Made) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         job_id = await an_order(endpoints, "ann")
@@ -379,7 +379,7 @@ async def test_cancel_by_a_browser_redirects_to_the_page(made: Made, status: Job
     assert job.status.terminal or job.cancel_requested_at is not None
 
 
-async def test_delete_is_answered_by_the_job_whatever_is_accepted(
+async def test_delete_returns_the_job_for_any_accept_header(
     made: Made,
 ) -> None:
     endpoints = made()
@@ -412,7 +412,7 @@ async def test_a_list_only_has_get_and_head(made: Made) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
-async def test_another_caller_gets_the_answer_of_no_job(made: Made, route: Route) -> None:
+async def test_another_caller_gets_the_answer_of_an_unknown_job(made: Made, route: Route) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         ids = (await of_each_status(endpoints, "ann")).values()
@@ -446,7 +446,7 @@ async def test_without_identify_the_id_gives_access(made: Made) -> None:
         assert (await endpoints.handle(Request("GET", job_id))).status == 200
 
 
-async def test_a_list_has_the_callers_own_jobs_the_newest_first(made: Made) -> None:
+async def test_a_list_has_the_callers_own_jobs_newest_first(made: Made) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         first, _, last = [await an_order(endpoints, owner) for owner in ("ann", "bob", "ann")]
@@ -540,7 +540,7 @@ async def test_events_and_cancel_are_not_polls(limited: Endpoints) -> None:
             assert cancel.status == 202
 
 
-async def test_polls_of_no_job_are_not_counted(limited: Endpoints) -> None:
+async def test_polls_of_unknown_jobs_are_not_counted(limited: Endpoints) -> None:
     async with limited.jobs:
         answers = [await limited.handle(Request("GET", UNKNOWN)) for _ in range(5)]
     assert {one.status for one in answers} == {404}
@@ -560,7 +560,7 @@ async def test_an_operation_has_a_retry_after_until_it_is_terminal(
 
 
 @pytest.mark.parametrize(("method", "suffix"), [("POST", "/cancel"), ("DELETE", "")])
-async def test_a_page_of_another_site_cancels_nothing(made: Made, method: str, suffix: str) -> None:
+async def test_a_cross_site_request_cannot_cancel(made: Made, method: str, suffix: str) -> None:
     endpoints = made()
     async with endpoints.jobs:
         job_id = await an_order(endpoints)
@@ -580,7 +580,7 @@ async def test_a_websocket_of_another_site_is_refused_before_it_is_accepted(made
     assert endpoints.refuse_socket(Request("GET", UNKNOWN)) is None
 
 
-async def test_a_websocket_is_for_the_owner_and_resumes_after_its_parameter(made: Made) -> None:
+async def test_a_websocket_needs_the_owner_and_resumes_after_its_parameter(made: Made) -> None:
     endpoints = made(Mount(identified=True))
     async with endpoints.jobs:
         job_id = (await of_each_status(endpoints, "ann"))[JobStatus.COMPLETED]
@@ -640,7 +640,7 @@ async def test_a_wait_without_a_change_is_answered_by_304(made: Made) -> None:
     assert answer.header("Retry-After") == "3"
 
 
-async def test_beyond_max_held_requests_are_answered_at_once(made: Made) -> None:
+async def test_requests_beyond_max_held_are_answered_at_once(made: Made) -> None:
     endpoints = made(Mount(options=MountOptions(max_held=1)))
     waits = {"prefer": "wait=20"}
     async with endpoints.jobs:

@@ -78,7 +78,7 @@ def test_a_header_that_does_not_name_the_tag_does_not_match(header: str | None) 
     assert not matches(header, TAG)
 
 
-def test_the_quote_between_two_tags_begins_no_tag() -> None:
+def test_a_quote_between_two_tags_does_not_start_a_tag() -> None:
     assert not matches('"6","8"', '","')
 
 
@@ -111,7 +111,7 @@ def test_if_match_names_the_tag_by_a_strong_comparison(header: str | None, same:
     assert allows_change(conditions, TAG) == same
 
 
-def test_the_quote_between_two_tags_begins_no_tag_of_if_match() -> None:
+def test_a_quote_between_two_tags_of_if_match_does_not_start_a_tag() -> None:
     assert not still_at('W/"6","8"', '","')
 
 
@@ -198,7 +198,7 @@ def test_programs_do_not_prefer_html(accept: str | None) -> None:
         ("application/json;q=0, */*", True),
     ],
 )
-def test_the_heavier_weight_wins_and_json_if_they_are_equal(accept: str, *, html: bool) -> None:
+def test_the_higher_weight_wins_and_json_if_they_are_equal(accept: str, *, html: bool) -> None:
     assert prefers_html(accept) == html
 
 
@@ -210,7 +210,7 @@ def test_the_heavier_weight_wins_and_json_if_they_are_equal(accept: str, *, html
         (
             "text/*;q=0.1, */*;q=0.9",
             False,
-        ),  # the narrower range counts for HTML, whatever its weight
+        ),  # the more specific range applies to HTML, whatever its weight
         ("*/*;q=0.1, text/*;q=0.9", True),
         ("text/*, text/html;q=0.1, application/json;q=0.5", False),
         ("text/html;q=0.1, text/*, application/json;q=0.5", False),
@@ -218,7 +218,7 @@ def test_the_heavier_weight_wins_and_json_if_they_are_equal(accept: str, *, html
         ("*/*;q=0.1, application/json;q=0.2, text/html;q=0.3", True),
     ],
 )
-def test_the_most_specific_range_counts_in_any_order(accept: str, *, html: bool) -> None:
+def test_the_most_specific_range_applies_in_any_order(accept: str, *, html: bool) -> None:
     assert prefers_html(accept) == html
 
 
@@ -282,7 +282,7 @@ def test_any_accept_header_can_be_read(accept: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["/", "a/", " ", ";", ";q", ";q=1", ",", "text/html;", "*"])
 def test_a_long_hostile_accept_header_is_read(pattern: str) -> None:
-    """A search that backtracks would not end."""
+    """A regular expression that backtracks would not end."""
     assert prefers_html(pattern * (65536 // len(pattern)) + " \x00") in {True, False}
 
 
@@ -323,7 +323,7 @@ def test_preferences_are_read_as_rfc_7240_defines_them(
     ],
 )
 def test_a_long_hostile_prefer_header_is_read(header: str) -> None:
-    """A search that backtracks would not end."""
+    """A regular expression that backtracks would not end."""
     assert wait_of(f"{header}, wait=5, wait=6") in {None, 5}
 
 
@@ -351,7 +351,7 @@ def test_any_prefer_header_can_be_read(header: str) -> None:
 
 
 @given(st.text(st.sampled_from('ab=,;" \\'), max_size=40))
-def test_any_prefer_header_of_odd_punctuation_can_be_read(header: str) -> None:
+def test_any_prefer_header_with_odd_punctuation_can_be_read(header: str) -> None:
     assert "" not in preferences(header)
 
 
@@ -427,14 +427,12 @@ def test_the_delay_is_a_tenth_of_the_expected_duration_within_the_bounds(
         (Pacing(20, 22), {20, 21, 22}),
     ],
 )
-def test_no_delay_is_the_keep_alive_of_a_common_server_if_the_bounds_have_others(
-    pacing: Pacing, delays: set[int]
-) -> None:
+def test_delays_avoid_the_keep_alive_of_common_servers(pacing: Pacing, delays: set[int]) -> None:
     assert pacing.delays() == delays
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.5, 3), (3.2, 4), (3600, 6)])
-def test_a_delayed_job_is_polled_when_it_is_due_to_begin(seconds: float, expected: int) -> None:
+def test_a_delayed_job_is_polled_at_its_run_at(seconds: float, expected: int) -> None:
     assert retry_after(delayed(seconds), NOW, Pacing(), None) == expected
 
 
@@ -442,13 +440,13 @@ def test_a_delayed_job_is_polled_when_it_is_due_to_begin(seconds: float, expecte
     ("elapsed", "progress", "expected", "answer"),
     [
         (0, 0, None, 1),
-        (30, 50, None, 6),  # a minute as a whole
-        (30, 50, 600, 6),  # what is seen goes before what was expected
+        (30, 50, None, 6),  # capped at one minute
+        (30, 50, 600, 6),  # the observed speed takes precedence over the estimate
         (57, 95, None, 3),  # nearly done
-        (60, 100, None, 6),  # done, and yet not ended
+        (60, 100, None, 6),  # at 100 percent, and not ended
         (5, 0, 80, 8),
         (79, 0, 80, 1),
-        (200, 0, 80, 20),  # longer than expected
+        (200, 0, 80, 20),  # longer than estimated
         (-5, 10, None, 1),  # clocks differ
     ],
 )
@@ -510,5 +508,5 @@ def test_the_delay_is_always_within_the_bounds(
         ("導出", "file.json"),
     ],
 )
-def test_an_attachment_has_a_name_that_every_file_system_takes(name: str, file: str) -> None:
+def test_attachment_names_are_valid_on_every_file_system(name: str, file: str) -> None:
     assert attachment(name, ".json") == ("Content-Disposition", f'attachment; filename="{file}"')

@@ -55,7 +55,7 @@ async def test_a_held_request_outlasts_reads_that_fail_or_are_slow(place: PlaceO
 
 @asynccontextmanager
 async def held(at: Place, answer: Coroutine[Any, Any, Job]) -> AsyncGenerator[list[Job]]:
-    """Hold a request in the block, which ends when that is answered: into the list."""
+    """Hold a request in the block, which ends with its answer; append that to the list."""
     found: list[Job] = []
 
     async def hold() -> None:
@@ -107,7 +107,7 @@ def test_a_terminal_job_is_answered_at_once() -> None:
     in_simulated_time(hold)
 
 
-def test_a_held_request_is_answered_by_the_job_when_its_time_is_over() -> None:
+def test_a_held_request_returns_the_job_when_its_wait_is_over() -> None:
     at = simulated_place()
 
     async def hold() -> None:

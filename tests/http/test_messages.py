@@ -10,12 +10,12 @@ def test_a_header_of_a_response_is_found_in_any_case() -> None:
     assert response.header("eTAG") == '"1"'
 
 
-def test_a_header_that_is_not_there_is_none() -> None:
+def test_a_missing_header_is_none() -> None:
     assert Response(200).header("ETag") is None
 
 
 @pytest.mark.parametrize("value", [Request("GET"), Response(200)])
-def test_requests_and_responses_are_values(value: object) -> None:
+def test_requests_and_responses_are_immutable(value: object) -> None:
     assert hash(type(value)) == hash(type(value))
     with pytest.raises(AttributeError):
         value.body = b""  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

@@ -37,7 +37,7 @@ def test_the_root_path_is_quoted_in_links(root: str, quoted: str) -> None:
     assert links.status == f"{quoted}/api/jobs/{JOB}"
 
 
-def test_with_a_base_url_links_are_absolute_whatever_the_request_has() -> None:
+def test_with_a_base_url_links_are_absolute_for_any_request() -> None:
     mount = Mount("/jobs", "https://example.com/v1")
     request = Request("POST", root="/v2", headers={"host": "evil.example"})
     links = mount.links(request, JOB)

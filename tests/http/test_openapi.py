@@ -1,4 +1,4 @@
-"""Whatever is answered is described, and what is described leads somewhere."""
+"""Every answer is described, and every description matches an answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NAMES = [f"{route.method} {route.suffix}" for route in EVERY]
 
 NOTHING: dict[str, Any] = {}
 
-# Plainly, for people, on a condition, again, and from elsewhere.
+# Plain, for browsers, conditional, repeated, and cross-site.
 WAYS_TO_ASK: list[dict[str, str]] = [
     {},
     {"accept": "text/html"},
@@ -76,7 +76,7 @@ def served(prefix: str = "/api/jobs", options: MountOptions | None = None) -> di
 
 
 def parts(value: JsonValue) -> Iterator[JsonValue]:
-    """Walk through all a document consists of."""
+    """Walk through all nodes of a document."""
     yield value
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     for one in inner:
@@ -150,7 +150,9 @@ def test_every_parameter_has_a_place_and_a_schema_and_is_named_once(route: Route
         (Operation.CANCEL, ["If-Match"]),
     ],
 )
-def test_each_operation_has_the_parameters_it_reads(operation: Operation, names: list[str]) -> None:
+def test_each_operation_describes_the_parameters_it_reads(
+    operation: Operation, names: list[str]
+) -> None:
     for route in EVERY:
         if route.operation is operation:
             assert [one["name"] for one in openapi.parameters_of(route)] == names
@@ -173,7 +175,7 @@ def test_each_document_is_a_component_that_is_described_once(model: type[BaseMod
     assert [one.get("title") for one in described].count(model.__name__) == 1
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_resolves() -> None:
     document = served()
     references = {
         str(one["$ref"]) for one in parts(document) if isinstance(one, dict) and "$ref" in one
@@ -184,7 +186,7 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 @every_route
-def test_every_route_is_in_the_apps_document_with_its_answers(route: Route) -> None:
+def test_the_apps_document_has_every_route_with_its_answers(route: Route) -> None:
     below = "" if route is LIST else f"/{{job_id}}{route.suffix}"
     operation = served()["paths"][f"/api/jobs{below}"][route.method.lower()]
     assert operation["summary"] == route.summary
@@ -227,12 +229,12 @@ def test_every_answer_to_a_submission_is_described() -> None:
         (True, ["Prefer", "Idempotency-Key", "Callback-URL"]),
     ],
 )
-def test_a_submission_has_the_parameters_it_reads(callbacks: bool, names: list[str]) -> None:
+def test_a_submission_describes_the_parameters_it_reads(callbacks: bool, names: list[str]) -> None:
     assert [one["name"] for one in openapi.submission_parameters(callbacks=callbacks)] == names
 
 
 @pytest.mark.parametrize("callbacks", [False, True])
-def test_a_callback_url_is_described_if_clients_may_name_one(callbacks: bool) -> None:
+def test_a_callback_url_is_described_if_clients_may_set_one(callbacks: bool) -> None:
     document = served(options=MountOptions(callbacks=callbacks))
     parameters = document["paths"]["/doubles"]["post"]["parameters"]
     assert ("Callback-URL" in {one["name"] for one in parameters}) == callbacks
@@ -246,7 +248,7 @@ def test_a_callback_url_is_described_if_clients_may_name_one(callbacks: bool) ->
 @example(r'"\""')
 @example('"a, b"')
 @example("a,b")
-def test_the_pattern_of_an_idempotency_key_matches_what_is_read(
+def test_the_pattern_of_an_idempotency_key_matches_its_parser(
     header: str,
 ) -> None:
     [key] = [
@@ -319,7 +321,7 @@ async def test_the_headers_of_a_submission_are_described(store: Any) -> None:
             assert {name for name, _ in response.headers} - always <= set(described)
 
 
-def test_an_event_is_described_as_fastapi_describes_those_of_its_own_streams() -> None:
+def test_events_are_described_like_those_of_fastapis_own_streams() -> None:
     fastapi_sse = pytest.importorskip("fastapi.sse")
     app = served_app()
 
@@ -340,7 +342,7 @@ def test_an_event_is_described_as_fastapi_describes_those_of_its_own_streams() -
 
 
 class Theirs:
-    """Documents of an application that have the names of ours."""
+    """Documents of an application with the names of the library's models."""
 
     class JobDocument(BaseModel):
         theirs: int
@@ -349,7 +351,7 @@ class Theirs:
         theirs: int
 
 
-def test_an_application_may_have_documents_of_the_same_names() -> None:
+def test_an_application_may_have_models_of_the_same_names() -> None:
     app = served_app()
 
     @app.post("/theirs")
@@ -368,7 +370,7 @@ def test_an_application_may_have_documents_of_the_same_names() -> None:
     assert "theirs" in found_at(document, own["schema"]["$ref"])["properties"]
 
 
-def test_only_a_stream_is_described_as_events_and_a_result_is_any_json() -> None:
+def test_streams_are_described_as_events_and_results_as_any_json() -> None:
     def content(suffix: str) -> Any:
         [described] = [
             item["get"]["responses"]["200"]["content"]

@@ -29,7 +29,7 @@ HOSTILE = "</title></style></script><script>alert(1)</script>\"'><img src=x oner
 
 
 class Page(HTMLParser):
-    """The elements of a response, and the text of each by its name: `part`, or its `<tag>`."""
+    """The elements of a response and the text of each, by `part` name or `<tag>`."""
 
     def __init__(self, response: Response) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def test_a_running_job_without_progress_has_a_bar_without_a_value(
     assert (page.text("percent"), page.text("<title>")) == ("", "In progress · Export")
 
 
-def test_every_status_has_a_word() -> None:
+def test_every_status_has_a_label() -> None:
     assert [WORDS[status] for status in JobStatus] == [
         "Waiting",
         "In progress",
@@ -276,7 +276,7 @@ def test_a_job_that_waits_for_its_next_attempt_does_not_run(job_of_each_status: 
     assert (page.part("bar") or {})["value"] == "0"
 
 
-def test_without_the_time_of_the_server_none_has_elapsed(job_of_each_status: Jobs) -> None:
+def test_without_a_server_time_no_elapsed_time_is_shown(job_of_each_status: Jobs) -> None:
     job = job_of_each_status[JobStatus.PROCESSING]
     page = Page(status_page(job, links_of(job), retry_after=2))
     [main] = page.all("main")
@@ -309,7 +309,7 @@ def test_times_are_readable_by_people_and_programs(job_of_each_status: Jobs) -> 
     assert "datetime" not in (page_of(sample_job()).part("completed") or {})
 
 
-def test_what_support_asks_for_is_folded_away(job: Job) -> None:
+def test_details_for_support_are_collapsed(job: Job) -> None:
     shown, _, folded = answer(job).body.decode().partition("<details>")
     for technical in (f"<code>{job.id}</code>", f"<code>{job.trace_id}</code>"):
         assert technical in folded
@@ -352,7 +352,7 @@ def test_the_script_is_small(job: Job) -> None:
     assert 1000 < len(page_of(job).text("<script>")) < 10_000
 
 
-def test_no_element_has_a_style_or_a_handler_or_an_asset_of_its_own(job: Job) -> None:
+def test_no_element_has_an_inline_style_a_handler_or_an_asset(job: Job) -> None:
     for _, attributes in page_of(job).elements:
         assert not {"style", "src", "srcset"} & attributes.keys()
         assert not [name for name in attributes if name.startswith("on")]

@@ -1,4 +1,4 @@
-"""OPTIONS: answered without a caller and without a job, for a CORS layer to add its headers."""
+"""OPTIONS is answered without identity or job; a CORS layer can add its headers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_options_lists_the_methods_of_a_script(made: Made) -> None:
 
 
 @pytest.mark.parametrize("path", ["job_1/nothing", "/x", "job_1//"])
-def test_only_a_preflight_passes_for_a_path_that_is_no_url(made: Made, path: str) -> None:
+def test_for_an_unknown_path_only_a_preflight_is_answered(made: Made, path: str) -> None:
     endpoints = made()
     answer = endpoints.answer_anyone(Request("OPTIONS", path, headers=PREFLIGHT))
     assert answer is not None
@@ -39,5 +39,5 @@ def test_only_a_preflight_passes_for_a_path_that_is_no_url(made: Made, path: str
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
-def test_other_requests_for_jobs_are_not_for_anyone(made: Made, method: str) -> None:
+def test_other_requests_for_jobs_are_not_answered_to_anyone(made: Made, method: str) -> None:
     assert made().answer_anyone(Request(method, UNKNOWN, headers=PREFLIGHT)) is None

@@ -59,7 +59,7 @@ from asyncjobs.testing import sample_job
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
-#: Every error of the library, and the status it is answered with; None is the server's own fault.
+#: Every error of the library and its status; None is an internal error.
 ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
     type(error): (error, status)
     for error, status in [
@@ -150,12 +150,12 @@ def test_a_subclass_of_an_error_is_answered_like_its_base() -> None:
     assert answered(DiskFull("jobs.db", "disk full")).status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
-def test_codes_are_distinct() -> None:
+def test_problem_codes_are_distinct() -> None:
     codes = [code for _, code in STATUSES.values()]
     assert len(set(codes)) == len(codes)
 
 
-def test_an_unknown_job_is_not_named() -> None:
+def test_the_problem_of_an_unknown_job_does_not_contain_its_id() -> None:
     document = written(problem_of(UnknownJob("<script>")))
     assert document["error"] == "Job not found"
 
@@ -176,7 +176,7 @@ def test_an_invalid_payload_names_the_fields() -> None:
     ]
 
 
-def test_a_problem_may_have_headers_and_members_of_its_own() -> None:
+def test_a_problem_may_have_additional_headers_and_members() -> None:
     response = problem(HTTPStatus.GONE, "gone", "It is gone.", headers=(("X", "y"),), jobId="1")
     assert response.header("x") == "y"
     assert written(response) == {
@@ -223,13 +223,13 @@ def test_the_type_of_each_code_is_a_section_of_the_documentation(code: str) -> N
     assert address.fragment == code
 
 
-def test_the_documentation_has_no_section_of_another_code() -> None:
+def test_the_documentation_has_no_section_of_an_unknown_code() -> None:
     sections = sections_of(ROOT / "docs/reference/problems.md")
     assert set(sections) == CODES
 
 
 @pytest.mark.parametrize("code", ["disk_full", "job_not_found", "job_cancelled"])
-def test_a_code_that_a_handler_has_chosen_has_no_type(
+def test_a_code_chosen_by_a_handler_has_no_type(
     job_of_each_status: dict[JobStatus, Job], code: str
 ) -> None:
     error = JobError(code=code, message="It went wrong.")

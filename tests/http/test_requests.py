@@ -1,4 +1,4 @@
-"""What is read from a request: the payload and the query of a list."""
+"""Reading a request: the payload, the options, and the query of a list."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_body_larger_than_the_limit_is_refused() -> None:
     assert caught.value.size is None
 
 
-def test_json_of_the_wrong_shape_names_the_fields() -> None:
+def test_json_of_the_wrong_shape_is_refused_with_its_fields() -> None:
     with pytest.raises(InvalidPayload) as caught:
         payload_of(request(b'{"rows":"many"}'), WISH)
     assert [issue.field for issue in caught.value.issues] == ["format", "rows"]
@@ -116,7 +116,7 @@ def test_errors_outside_the_body_are_left_to_the_framework() -> None:
     assert rejection_of(request(b""), []) is None
 
 
-def test_a_body_of_the_wrong_shape_read_by_a_framework_names_the_fields() -> None:
+def test_a_wrong_body_parsed_by_a_framework_is_refused_with_its_fields() -> None:
     rejection = rejection_of(request(b""), errors_of(b'{"rows":"many"}'))
     assert isinstance(rejection, InvalidPayload)
     assert [issue.field for issue in rejection.issues] == ["format", "rows"]
@@ -156,7 +156,7 @@ def test_each_parameter_narrows_the_list() -> None:
 
 
 @pytest.mark.parametrize("status", JobStatus)
-def test_jobs_of_every_status_can_be_asked_for(status: JobStatus) -> None:
+def test_a_list_can_select_every_status(status: JobStatus) -> None:
     assert page_query_of(f"status={status}").status is status
 
 
@@ -181,7 +181,7 @@ def test_an_invalid_limit_is_refused(limit: str) -> None:
         page_query_of(f"limit={quote_plus(limit)}")
 
 
-def test_the_first_of_a_repeated_parameter_counts() -> None:
+def test_the_first_value_of_a_repeated_parameter_applies() -> None:
     assert parameters_of("after=1&x=&after=2") == {"after": "1", "x": ""}
 
 
@@ -201,12 +201,12 @@ def test_malformed_percent_encoding_is_kept() -> None:
 
 
 @given(queries, texts)
-def test_the_next_query_asks_for_the_same_from_the_cursor_on(query: PageQuery, cursor: str) -> None:
+def test_the_next_query_has_the_same_filters_and_the_cursor(query: PageQuery, cursor: str) -> None:
     assert page_query_of(query.following(cursor)) == replace(query, cursor=cursor)
 
 
 @given(queries, texts)
-def test_the_next_query_can_stand_in_a_link(query: PageQuery, cursor: str) -> None:
+def test_the_next_query_is_escaped_for_a_link(query: PageQuery, cursor: str) -> None:
     written = query.following(cursor)
     assert written.isascii()
     assert written.isprintable()
@@ -228,7 +228,7 @@ def test_any_query_is_read_or_refused(query: str) -> None:
 # options
 
 
-def test_a_callback_url_is_taken_where_it_is_allowed_and_refused_elsewhere() -> None:
+def test_a_callback_url_is_accepted_only_if_allowed() -> None:
     url = "https://example.com/done"
     named = Request("POST", headers={"callback-url": url})
     assert options_of(named, None, callbacks=True).callback_url == url
@@ -237,7 +237,7 @@ def test_a_callback_url_is_taken_where_it_is_allowed_and_refused_elsewhere() -> 
     assert options_of(Request("POST"), None, callbacks=False).callback_url is None
 
 
-def test_options_of_the_application_go_before_those_of_the_request() -> None:
+def test_application_options_take_precedence_over_the_request() -> None:
     ours = EnqueueOptions(callback_url="https://example.com/ours", traceparent="00-ours")
     theirs = Request(
         "POST", headers={"callback-url": "https://example.org", "traceparent": "00-theirs"}
@@ -245,14 +245,14 @@ def test_options_of_the_application_go_before_those_of_the_request() -> None:
     assert options_of(theirs, ours, callbacks=False) == ours
 
 
-def test_a_body_is_kept_up_to_a_byte_more_than_the_limit() -> None:
+def test_a_body_is_read_up_to_one_byte_over_the_limit() -> None:
     body = IncomingBody(10)
     assert [body.add(b"abcd") for _ in range(4)] == [True] * 4
     assert body.content == b"abcdabcdabc"
     assert not body.is_unfinished
 
 
-def test_the_rest_of_a_body_is_dropped_up_to_a_size() -> None:
+def test_the_rest_of_a_body_is_discarded_up_to_a_limit() -> None:
     body = IncomingBody(10)
     chunk = bytes(1024 * 1024)
     read = 0

@@ -32,12 +32,12 @@ def test_one_slash_at_the_end_is_ignored(route: Route) -> None:
 
 
 @pytest.mark.parametrize("path", ["job_1/results", "job_1/result/x", "job_1//result", "job_1//"])
-def test_any_other_path_allows_nothing(path: str) -> None:
+def test_any_other_path_has_no_operation(path: str) -> None:
     assert operations_at(path) == ("job_1", {})
 
 
 @pytest.mark.parametrize("path", ["/", "//", "/job_1", "/result"])
-def test_a_path_that_begins_with_a_slash_allows_nothing(path: str) -> None:
+def test_a_path_that_begins_with_a_slash_has_no_operation(path: str) -> None:
     assert operations_at(path) == ("", {})
 
 
@@ -46,7 +46,7 @@ def test_the_prefix_itself_is_the_list() -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
-def test_each_route_says_what_it_answers(route: Route) -> None:
+def test_each_route_describes_its_answers(route: Route) -> None:
     assert {HTTPStatus.OK, HTTPStatus.NOT_FOUND} <= route.answers.keys()
     assert all(route.answers.values())
     assert route.summary

@@ -26,7 +26,7 @@ def test_a_script_is_a_module_that_is_revalidated_each_time(name: str, method: s
     assert b"import " in answer.body or b"export " in answer.body
 
 
-def test_a_client_that_has_a_script_gets_304() -> None:
+def test_a_client_with_the_current_script_gets_304() -> None:
     found = {name: script(Request("GET", name)) for name in NAMES}
     tags = {name: answer.header("ETag") for name, answer in found.items() if answer}
     assert len(set(tags.values())) == 4

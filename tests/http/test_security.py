@@ -1,4 +1,4 @@
-"""Requests of pages of other sites are refused, and so are polls that come too fast."""
+"""Cross-site requests and polls above the rate limit are refused."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_clients_that_are_not_browsers_are_allowed(method: str) -> None:
 
 @pytest.mark.parametrize("method", UNSAFE)
 @pytest.mark.parametrize("site", ["same-origin", "none"])
-def test_own_pages_and_navigation_by_the_user_are_allowed(method: str, site: str) -> None:
-    # A proxy may have changed the host; what the browser says of the site still stands.
+def test_same_origin_pages_and_user_navigation_are_allowed(method: str, site: str) -> None:
+    # A proxy may have changed the host; the browser's own headers still apply.
     assert not refused(sent(method, sec_fetch_site=site, origin="https://public.example"))
 
 
@@ -134,7 +134,7 @@ def test_a_trusted_origin_is_compared_by_scheme_host_and_port(origin: str) -> No
 
 
 @given(page=authorities, host=authorities, scheme=st.sampled_from(["http", "https"]))
-def test_by_the_origin_alone_only_the_same_host_and_port_are_allowed(
+def test_with_an_origin_alone_only_the_same_host_and_port_are_allowed(
     page: str, host: str, scheme: str
 ) -> None:
     assert refused(sent(origin=f"{scheme}://{page}", host=host)) == (page != host)
@@ -269,7 +269,7 @@ def test_the_servers_own_origin_is_built_from_a_valid_host_header(
         ("http://a.example:8080", "a.example:80", False),
     ],
 )
-def test_the_usual_port_may_be_spelt_out(origin: str, host: str, ours: bool) -> None:
+def test_the_default_port_may_be_explicit(origin: str, host: str, ours: bool) -> None:
     request = Request("POST", headers={"origin": origin, "host": host})
     with nullcontext() if ours else pytest.raises(CrossSite):
         refuse_cross_site(request, ())
@@ -277,7 +277,7 @@ def test_the_usual_port_may_be_spelt_out(origin: str, host: str, ours: bool) -> 
 
 JOB, OTHER = new_job_id(), new_job_id()
 
-# Quarters of a second, so that no rounding blurs what is exactly allowed.
+# Quarters of a second: exact sums, without rounding at the limit.
 poll_limits = st.builds(
     PollLimit, st.integers(1, 6), st.integers(1, 12).map(lambda quarters: quarters / 4)
 )
@@ -285,7 +285,7 @@ pauses = st.lists(st.integers(0, 8).map(lambda quarters: quarters / 4), max_size
 
 
 class Model:
-    """The same limit as a bucket of tokens, which fills up as time passes."""
+    """The same limit as a token bucket that fills up over time."""
 
     def __init__(self, limit: PollLimit) -> None:
         self.limit = limit
@@ -334,7 +334,7 @@ def test_the_first_poll_is_allowed(limit: PollLimit, now: float) -> None:
 
 
 @given(limit=poll_limits, pauses=pauses)
-def test_polls_are_allowed_as_by_a_token_bucket(limit: PollLimit, pauses: list[float]) -> None:
+def test_polls_are_allowed_like_a_token_bucket(limit: PollLimit, pauses: list[float]) -> None:
     limiter, model = Limiter(limit), Model(limit)
     for now in moments(pauses):
         assert (seconds_refused(limiter, now) is None) == model.allows(now), now
@@ -382,7 +382,7 @@ def test_each_job_is_counted_separately() -> None:
     assert seconds_refused(limiter, 0.0, OTHER) is None
 
 
-def test_the_job_not_polled_for_longest_is_forgotten_so_memory_is_bounded() -> None:
+def test_the_least_recently_polled_job_is_evicted_to_bound_memory() -> None:
     limiter = Limiter(PollLimit(burst=1, interval=60.0), max_jobs=10)
     seconds_refused(limiter, 0.0, OTHER)
     seconds_refused(limiter, 0.0)

@@ -1,4 +1,4 @@
-"""Another library's parser reads the events that are written here."""
+"""An independent parser reads the encoded events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ versions = st.integers(1, 10**18 - 1)
 
 
 class Pieces(httpx.SyncByteStream):
-    """A stream that is cut where networks like to cut: anywhere."""
+    """A stream cut at arbitrary positions, as networks do."""
 
     def __init__(self, text: bytes, size: int) -> None:
         self.text, self.size = text, size
@@ -30,7 +30,7 @@ class Pieces(httpx.SyncByteStream):
 
 def read(stream: bytes, size: int = 65536) -> list[ServerSentEvent]:
     response = httpx.Response(200, headers=[*sse.HEADERS], stream=Pieces(stream, size))
-    # An event without data is none (HTML, section 9.2.6); this parser hands it on.
+    # An event without data is dropped (HTML, section 9.2.6); this parser returns it.
     return [event for event in EventSource(response).iter_sse() if event.data]
 
 
@@ -39,7 +39,7 @@ def test_any_document_arrives_whole_with_its_version(
     sent: list[tuple[int, str]], size: int
 ) -> None:
     stream = b"".join(sse.event(version, text.encode()) + sse.KEEP_ALIVE for version, text in sent)
-    # Lines are joined by a line feed, whatever they were parted by.
+    # The parser joins lines by a line feed, whatever separated them.
     expected = [
         (str(version), text.replace("\r\n", "\n").replace("\r", "\n")) for version, text in sent
     ]
@@ -48,7 +48,7 @@ def test_any_document_arrives_whole_with_its_version(
 
 
 @pytest.mark.parametrize("hostile", ["\n\nevent: x", "\r\rid: 9", "\r\n\r\nretry: 1", "\ndata: y"])
-def test_a_document_cannot_start_another_event(hostile: str) -> None:
+def test_a_document_cannot_inject_another_event(hostile: str) -> None:
     [event] = read(sse.event(7, f"a{hostile}".encode()))
     assert (event.id, event.event, event.retry) == ("7", "message", None)
     assert event.data == f"a{hostile}".replace("\r\n", "\n").replace("\r", "\n")
@@ -94,7 +94,7 @@ def test_last_event_id_takes_precedence_over_the_parameter(version: int, after: 
 
 
 @given(versions)
-def test_without_last_event_id_the_parameter_counts(version: int) -> None:
+def test_without_last_event_id_the_parameter_applies(version: int) -> None:
     assert sse.resumes_after(None, str(version)) == version
     assert sse.resumes_after("", str(version)) == version
     assert sse.resumes_after("not one of ours", str(version)) == version

@@ -1,4 +1,4 @@
-"""Events and WebSockets: what they send, when they end, what they leave."""
+"""Event streams and WebSockets: messages, endings and resources."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def test_another_caller_gets_the_events_of_no_job(place: PlaceOf) -> None:
             await at.streams.events(new_job_id(), anyone, 0)
 
 
-async def test_beyond_max_held_a_client_gets_the_job_and_comes_again_at_the_pace_of_polls(
+async def test_events_beyond_max_held_return_the_job_and_a_retry_delay(
     place: PlaceOf,
 ) -> None:
     at = place(max_held=2)
@@ -144,7 +144,7 @@ async def test_beyond_max_held_a_client_gets_the_job_and_comes_again_at_the_pace
         job = await at.begun()
         kept = [await at.events(job) for _ in range(2)]
         crowded = await at.streams.events(job.id, anyone, 0)
-        # As is who has this version: a client with nothing to read would never come to an end.
+        # The client has this version already: with an empty answer it would never finish.
         again = await at.streams.events(job.id, anyone, job.version)
         for events in kept:
             await events.chunks.aclose()
@@ -157,7 +157,7 @@ async def test_beyond_max_held_a_client_gets_the_job_and_comes_again_at_the_pace
         assert of(text)["progress"] == 10
 
 
-async def test_beyond_max_held_a_terminal_version_still_gets_204(place: PlaceOf) -> None:
+async def test_events_beyond_max_held_return_204_for_a_terminal_version(place: PlaceOf) -> None:
     at = place(max_held=0)
     async with at.jobs:
         job = await at.done()
@@ -174,7 +174,7 @@ async def test_a_stream_that_is_closed_or_dropped_no_longer_counts(place: PlaceO
             await events.chunks.aclose()
             del events
             gc.collect()
-        # The answer may never be sent at all.
+        # The response may never be sent at all.
         response: Response | None = await at.streams.events(job.id, anyone, 0)
         assert isinstance(response, StreamingResponse)
         response = None
@@ -200,7 +200,7 @@ BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 @BACKENDS
-def test_a_quiet_stream_is_kept_alive_up_to_its_max_duration(backend: str) -> None:
+def test_an_idle_stream_is_kept_alive_up_to_its_max_duration(backend: str) -> None:
     at = simulated_place(keep_alive_interval=15, max_stream_duration=50)
 
     async def follow() -> None:
@@ -216,7 +216,7 @@ def test_a_quiet_stream_is_kept_alive_up_to_its_max_duration(backend: str) -> No
 
 
 @BACKENDS
-def test_a_comment_comes_when_nothing_was_sent_for_so_long(backend: str) -> None:
+def test_a_comment_is_sent_after_an_idle_interval(backend: str) -> None:
     at = simulated_place(keep_alive_interval=15, max_stream_duration=50)
 
     async def follow() -> None:
@@ -262,7 +262,7 @@ def test_a_busy_stream_ends_after_its_max_duration(backend: str) -> None:
     assert in_simulated_time(follow, backend=backend) == pytest.approx(50, abs=1)
 
 
-def test_a_quiet_websocket_is_kept_alive_and_closed_after_its_max_duration() -> None:
+def test_an_idle_websocket_is_kept_alive_up_to_its_max_duration() -> None:
     at = simulated_place(keep_alive_interval=15, max_stream_duration=40)
 
     async def follow() -> None:
@@ -310,7 +310,7 @@ async def test_a_websocket_that_has_the_terminal_version_gets_no_document(
         ]
 
 
-async def test_a_websocket_of_another_caller_is_closed_as_that_of_no_job(place: PlaceOf) -> None:
+async def test_a_websocket_of_another_caller_is_closed_as_not_found(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
@@ -332,7 +332,7 @@ async def test_a_websocket_is_closed_by_1013_if_the_store_is_unavailable(place: 
     assert end == Close(1013, "Jobs cannot be read at the moment; try again later.")
 
 
-async def test_beyond_max_held_a_websocket_gets_the_job_and_1013(
+async def test_a_websocket_beyond_max_held_gets_the_job_and_1013(
     place: PlaceOf,
 ) -> None:
     at = place(max_held=1)
@@ -348,7 +348,7 @@ async def test_beyond_max_held_a_websocket_gets_the_job_and_1013(
     assert finished[-1] == Close(1000, "The job is finished.")
 
 
-async def test_websockets_and_events_count_together(place: PlaceOf) -> None:
+async def test_websockets_and_events_share_one_limit(place: PlaceOf) -> None:
     at = place(max_held=1)
     async with at.jobs:
         job = await at.begun()
@@ -359,7 +359,7 @@ async def test_websockets_and_events_count_together(place: PlaceOf) -> None:
         await events.chunks.aclose()
 
 
-async def test_the_room_of_the_server_is_the_limit_unless_the_mount_has_one(
+async def test_the_servers_capacity_is_the_default_of_max_held(
     place: PlaceOf,
 ) -> None:
     for options, limit in (({}, 1), ({"max_held": 2}, 2), ({"max_held": 0}, 0)):
@@ -523,7 +523,7 @@ async def test_a_thousand_followers_share_one_text_per_change(place: PlaceOf) ->
     assert len(texts) == 1
 
 
-async def test_an_invisible_change_is_no_event(place: PlaceOf) -> None:
+async def test_a_change_without_a_new_version_sends_no_event(place: PlaceOf) -> None:
     at = place(settings=SHORT_POLL)
     async with at.jobs:
         job = await at.begun()
@@ -538,9 +538,7 @@ async def test_an_invisible_change_is_no_event(place: PlaceOf) -> None:
 
 
 @pytest.mark.parametrize("way", ["events", "socket"])
-async def test_a_closed_stream_leaves_nothing_for_the_garbage_collector_to_close(
-    place: PlaceOf, way: str
-) -> None:
+async def test_a_closed_stream_leaves_no_open_generator(place: PlaceOf, way: str) -> None:
     at = place()
     left: list[object] = []
     async with at.jobs:

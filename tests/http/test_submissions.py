@@ -1,4 +1,4 @@
-"""Submissions: what `accept` reads from a request, and how it answers."""
+"""Submissions: the inputs of `accept`, and its answers."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ async def _named(number: int) -> int:
     return number
 
 
-async def test_a_name_of_no_type_or_of_several_is_refused(made: Made) -> None:
+async def test_an_unknown_or_ambiguous_type_name_is_refused(made: Made) -> None:
     one, other = made(), made()
     with pytest.raises(UnknownType, match=r"'triple'.*double, order"):
         find_mount([one, other], "triple")
@@ -154,12 +154,12 @@ async def test_a_name_of_no_type_or_of_several_is_refused(made: Made) -> None:
         find_mount([], "double")
 
 
-async def test_find_mount_names_a_type_of_no_mounted_queue(made: Made) -> None:
+async def test_find_mount_names_a_type_that_no_mounted_queue_has(made: Made) -> None:
     with pytest.raises(ConfigurationError, match=r"'double'.*mounted"):
         find_mount([], made().jobs.registry.find("double"))
 
 
-async def test_a_handler_that_is_not_included_is_refused_with_what_to_do(made: Made) -> None:
+async def test_a_handler_that_is_not_included_is_refused_with_the_remedy(made: Made) -> None:
     @handler("declared")
     async def declared() -> None: ...
 
@@ -170,7 +170,7 @@ async def test_a_handler_that_is_not_included_is_refused_with_what_to_do(made: M
     assert find_mount([endpoints], declared) is endpoints
 
 
-async def test_an_answer_to_a_body_that_stays_unread_closes_the_connection(made: Made) -> None:
+async def test_an_answer_to_an_unread_body_closes_the_connection(made: Made) -> None:
     endpoints = made()
     async with endpoints.jobs:
         for body, status in ((b"21", 202), (b"x" * 1_100_000, 413)):

@@ -19,7 +19,7 @@ Node = Callable[..., str]
 
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
-    """Run Node among the tests' scripts and, below `client`, those that are shipped."""
+    """Run Node among the tests' scripts and, below `client`, the shipped ones."""
     folder = tmp_path_factory.mktemp("node") / "js"
     copytree(SCRIPTS, folder, ignore=ignore_patterns("node_modules"))
     copytree(BROWSER, folder / "client")

@@ -1,4 +1,4 @@
-"""The script shows a job as the server does: in the same words and figures."""
+"""The script renders a job exactly as the server does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DETAILS = (
     Detail(current=40100, total=40100),
 )
 
-# The parts of the page, as far as `paint` and `timed` use them.
+# The page's elements that `paint` and `timed` use.
 SHOW = """
 import { readFileSync } from "node:fs";
 import { paint, timed } from "./client/look.js";

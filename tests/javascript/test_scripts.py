@@ -1,4 +1,4 @@
-"""What browsers are served: its rules by Node's own test runner, its types, and its weight."""
+"""The scripts for browsers: their rules in Node's test runner, their types and their size."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ BROWSER = Path(asyncjobs.__file__).parent / "browser"
 Node = Callable[..., str]
 
 
-def test_the_client_keeps_its_rules(node: Node) -> None:
-    # Forced: a following that a failed test has left behind would go on for a day.
+def test_the_client_passes_its_node_tests(node: Node) -> None:
+    # Forced: a follower left behind by a failed test would run for a day.
     # Browsers have an EventSource; Node has it behind a flag.
     how = ("--experimental-eventsource", "--test-timeout=60000", "--test-force-exit")
     said = node("--test", *how, "--test-reporter=tap")
@@ -28,11 +28,11 @@ def test_the_client_keeps_its_rules(node: Node) -> None:
     assert int(said.partition("# pass ")[2].split()[0]) > 60
 
 
-def test_the_declarations_are_what_the_compiler_takes_them_for(node: Node) -> None:
+def test_the_declarations_have_the_expected_types(node: Node) -> None:
     node("node_modules/typescript/bin/tsc", "-p", ".")
 
 
-def test_the_client_weighs_less_than_six_kibibytes() -> None:
+def test_the_client_is_smaller_than_six_kibibytes() -> None:
     weight = len(gzip.compress((BROWSER / "client.js").read_bytes(), 9))
     assert weight < 6 * 1024
 
@@ -58,7 +58,7 @@ export const all: [typeof followJob, typeof AsyncJobElement, typeof useAsyncJob]
 FLAGS = ["--noEmit", "--strict", "--target", "es2022", "--skipLibCheck", "false"]
 
 
-def test_the_folder_can_be_installed_as_the_docs_say(tmp_path: Path, node: Node) -> None:
+def test_the_folder_can_be_installed_as_documented(tmp_path: Path, node: Node) -> None:
     page = (ROOT / "docs" / "howto" / "follow-a-job-from-a-browser.md").read_text()
     (line,) = re.findall(r"^npm (.*) \"\$\(python", page, re.MULTILINE)
     (tmp_path / "package.json").write_text('{"dependencies": {"react": "19.2.0"}}')

@@ -38,7 +38,7 @@ class Recorded:
         self.meters = MeterProvider([self.reader])
 
     def spans(self, beginning: str = "") -> list[ReadableSpan]:
-        """Return the ended spans whose names start so."""
+        """Return the ended spans whose names start with this text."""
         finished = self.exporter.get_finished_spans()
         return [span for span in finished if span.name.startswith(beginning)]
 
@@ -55,7 +55,7 @@ class Recorded:
         return found
 
     def total(self, name: str, **labels: str) -> float:
-        """Return the sum of a metric over all points with these labels, `_` standing for dots."""
+        """Return the sum of a metric over all points with these labels, with `_` for dots."""
         return sum(
             value
             for point, value in self.points(name).items()
@@ -74,7 +74,7 @@ def recorded() -> Generator[Recorded]:
 
 @pytest.fixture
 def make(recorded: Recorded, new_store: Callable[[], Any]) -> Make:
-    """Make an instrumented queue on the test's store; several share it, as processes do."""
+    """Make an instrumented queue on the test's store; several queues share it, like processes."""
 
     def build(**arguments: Any) -> AsyncJobs:
         given: dict[str, Any] = {"store": new_store(), "settings": QUICK, **arguments}

@@ -1,6 +1,6 @@
-"""The alerts fire at the first event of a process; Prometheus's own tool evaluates the rules.
+"""Alerts fire at the first event of a process; promtool evaluates the rules.
 
-The samples are scrapes of a real queue, from before and after something has happened to a job.
+The samples are scrapes of a real queue, from before and after an event of a job.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ pytestmark = [
 
 
 def scrape() -> Scrape:
-    """Return the present samples by series, as Prometheus writes them."""
+    """Return the current samples by series, in Prometheus' notation."""
     found: dict[str, float] = {}
     for sample in (one for family in REGISTRY.collect() for one in family.samples):
         if sample.name.startswith(("asyncjobs_", "messaging_")):
@@ -52,7 +52,7 @@ def scrape() -> Scrape:
 
 @dataclass
 class Observed:
-    """A queue whose metrics are scraped; its clock is moved by hand."""
+    """A queue whose metrics are scraped; the test moves its clock."""
 
     jobs: AsyncJobs
     store: MemoryStore
@@ -115,7 +115,7 @@ async def lose_a_worker(queue: Observed) -> None:
     async with lost:
         job = await lost.enqueue("stay", None)
         await until(lambda: lost.running)
-        store.faults = Faults(before=1)  # it can neither renew its lease nor notice
+        store.faults = Faults(before=1)  # it can neither renew its lease nor notice the loss
         queue.clock.advance(timedelta(minutes=1))
         await queue.jobs.find(job.id)
         await until(lambda: total("asyncjobs_workers_lost_total") == 1)
@@ -159,7 +159,7 @@ async def test_an_alert_fires_if_there_are_no_metrics(tmp_path: Path) -> None:
 
 
 def check(tmp_path: Path, scrapes: Sequence[Scrape], alerts: set[str]) -> None:
-    """Let promtool read the scrapes, and compare the alerts that fire at the last one."""
+    """Let promtool read the scrapes and compare the alerts that fire at the last one."""
     series = {name for found in scrapes for name in found}
     values = {name: " ".join(str(found.get(name, "_")) for found in scrapes) for name in series}
     test = {
@@ -183,7 +183,7 @@ def check(tmp_path: Path, scrapes: Sequence[Scrape], alerts: set[str]) -> None:
     file = tmp_path / "test.yml"
     file.write_text(json.dumps(test))  # JSON is YAML
     done = subprocess.run(
-        ["promtool", "test", "rules", str(file)],  # noqa: S607  # as it is installed
+        ["promtool", "test", "rules", str(file)],  # noqa: S607  # installed on the path
         check=False,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Metrics: what is counted when, and by which labels."""
+"""Metrics: what each one counts, and its labels."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_a_missed_deadline_is_counted_by_the_process_that_records_it(
     assert recorded.total(names.ENDED, error_type="deadline_exceeded") == 1
 
 
-async def test_a_job_that_is_forgotten_is_not_counted_again(make: Make, recorded: Any) -> None:
+async def test_a_forgotten_job_is_not_counted_again(make: Make, recorded: Any) -> None:
     clock, forgotten = ManualClock(), list[object]()
     limits = Policy(retention=timedelta(hours=1))
     jobs = make(clock=clock, policy=limits, settings=Settings(sweep_interval=0.01))
@@ -195,7 +195,7 @@ async def test_error_types_after_the_first_hundred_share_a_label(
 
 
 class Mute(MemoryStore):
-    """A store that does not know how long jobs wait."""
+    """A store that does not report how long jobs wait."""
 
     powers = MemoryStore.powers - {Listing}
 
@@ -226,7 +226,7 @@ async def test_a_store_without_the_power_exports_no_age(make: Make, recorded: An
         assert recorded.points(names.OLDEST) == {}
 
 
-async def test_watchers_are_counted_without_the_attempts(jobs: AsyncJobs, recorded: Any) -> None:
+async def test_the_watchers_of_attempts_are_not_counted(jobs: AsyncJobs, recorded: Any) -> None:
     go_on = anyio.Event()
 
     @jobs.handler("work")

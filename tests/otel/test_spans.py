@@ -1,4 +1,4 @@
-"""Traces: a span for each submission, and one for each attempt that is linked to it."""
+"""Traces: a span for each submission, and a linked span for each attempt."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Engine(WorkerDispatcher):
     delivery = Delivery.PUSH
 
 
-async def test_attempts_of_an_engine_s_worker_are_linked_to_the_submission(
+async def test_attempts_in_a_worker_of_an_engine_link_to_the_submission(
     make: Any, recorded: Any
 ) -> None:
     queues: list[AsyncJobs] = [make(dispatcher=Engine()) for _ in range(2)]
@@ -162,7 +162,7 @@ async def test_a_malformed_traceparent_starts_a_new_trace(jobs: AsyncJobs, recor
     assert (submit.parent, job.traceparent) == (None, traceparent(submit.context))
 
 
-async def test_a_retried_job_is_a_submission_of_its_own(jobs: AsyncJobs, recorded: Any) -> None:
+async def test_a_retried_job_has_its_own_submission_span(jobs: AsyncJobs, recorded: Any) -> None:
     kind = nothing(jobs)
     async with jobs:
         first = await done(jobs, kind, None)
@@ -235,7 +235,7 @@ async def test_a_handler_is_not_in_the_span_of_the_submission(
 
 
 @pytest.mark.parametrize("reason", ["cancel", "shutdown"])
-async def test_a_handler_that_the_runtime_stopped_is_no_error(
+async def test_a_handler_stopped_by_the_runtime_is_no_error(
     jobs: AsyncJobs, recorded: Any, reason: str
 ) -> None:
     started = anyio.Event()
@@ -279,7 +279,7 @@ async def test_a_timeout_is_an_error(jobs: AsyncJobs, recorded: Any, *, asynchro
 
 
 @pytest.mark.parametrize("error", [SystemExit(), JobFailed("No such customer.")])
-async def test_whatever_a_handler_raises_itself_is_an_error(
+async def test_any_exception_of_a_handler_is_an_error(
     jobs: AsyncJobs, recorded: Any, error: BaseException
 ) -> None:
     @jobs.handler("fails")
@@ -293,7 +293,7 @@ async def test_whatever_a_handler_raises_itself_is_an_error(
     assert attempt.attributes["error.type"] == type(error).__name__
 
 
-async def test_a_payload_or_result_that_does_not_fit_is_an_error_without_its_value(
+async def test_an_invalid_payload_or_result_is_an_error_without_its_value(
     jobs: AsyncJobs, store: Any, recorded: Any
 ) -> None:
     before = AsyncJobs(store, dispatcher="worker")

@@ -1,4 +1,4 @@
-"""A handler with `run_in="process"`, imported from here by its process."""
+"""A handler with `run_in="process"`, in a module that its process can import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever watches hears of changes, from wherever they come, at one read per change."""
+"""Every watcher gets every change, from any process, with one read per change."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEVER = 3600.0
 
 
 class Shelf:
-    """What there is to read, with what it costs."""
+    """Readable jobs, with a record of the reads."""
 
     def __init__(self, *jobs: Job) -> None:
         self.jobs = {job.id: job for job in jobs}
@@ -70,7 +70,7 @@ async def test_a_signal_given_early_is_kept_and_given_once() -> None:
     await signal.wait(timeout=0.01)
 
 
-async def test_a_watcher_sees_where_the_job_is_and_each_later_state() -> None:
+async def test_a_watcher_gets_the_current_and_each_later_state() -> None:
     job = sample_job()
     shelf, feed = Shelf(job), ChangeFeed(poll=NEVER)
     watch = feed.watch(job.id, shelf.read)
@@ -98,7 +98,7 @@ async def test_a_slow_watcher_gets_the_newest_state_only() -> None:
 
 
 class Busy:
-    """A store that others write all the time."""
+    """A store that other processes write to all the time."""
 
     powers = frozenset({ChangeNotices})
 
@@ -108,7 +108,7 @@ class Busy:
             await anyio.sleep(0.03)
 
 
-def test_news_of_others_take_no_more_than_half_of_the_time() -> None:
+def test_reading_changes_of_others_takes_half_of_the_time_at_most() -> None:
     async def run() -> None:
         async def read_slowly(ids: Sequence[JobId]) -> Sequence[Job | None]:
             await anyio.sleep(1)
@@ -125,14 +125,14 @@ def test_news_of_others_take_no_more_than_half_of_the_time() -> None:
     simulated(run)
 
 
-async def test_watching_what_is_not_there_says_so_and_leaves_nothing_behind() -> None:
+async def test_watching_an_unknown_job_raises_and_leaves_no_listener() -> None:
     feed = ChangeFeed(poll=NEVER)
     with pytest.raises(UnknownJob):
         await anext(feed.watch(new_job_id(), Shelf().read))
     assert feed.listeners == 0
 
 
-async def test_a_watch_left_in_the_middle_leaves_nothing_behind() -> None:
+async def test_a_watch_that_is_left_early_leaves_no_listener() -> None:
     job, other = sample_job(), sample_job()
     shelf, feed = Shelf(job, other), ChangeFeed(poll=0)
     watch = await begun(feed.watch(other.id, shelf.read))
@@ -146,7 +146,7 @@ async def test_a_watch_left_in_the_middle_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("doing", ["announce", "listen", "look", "count", "close"])
-async def test_the_collector_may_come_at_any_moment(doing: str) -> None:
+async def test_garbage_collection_is_safe_at_any_moment(doing: str) -> None:
     for after in range(1, 12):
         jobs = [sample_job() for _ in range(30)]
         shelf, feed = Shelf(*jobs), ChangeFeed(poll=0)
@@ -188,7 +188,7 @@ async def begun(watch: Watch) -> Watch:
 
 
 def cycle(watch: Watch) -> list[object]:
-    """Return what only the collector finds out to be of no use any more."""
+    """Return an object that only the garbage collector finds to be unused."""
     ring: list[object] = [watch]
     ring.append(ring)
     return ring
@@ -196,10 +196,10 @@ def cycle(watch: Watch) -> list[object]:
 
 @contextmanager
 def collecting(lost: list[list[object]], after: int) -> Generator[None]:
-    """Let the collector find these when the block has made so many objects, and not before."""
+    """Collect these objects once the block has allocated `after` objects, and not earlier."""
     usual = gc.get_threshold()
     gc.disable()
-    gc.collect(0)  # it counts anew, and looks at what it has seen once when it comes next
+    gc.collect(0)  # it starts counting anew, and looks once at objects it has seen
     lost.clear()
     gc.set_threshold(after, 0)
     gc.enable()
@@ -232,7 +232,7 @@ async def test_closing_the_feed_ends_every_watch() -> None:
         assert [one async for one in watch] == []
 
 
-async def test_what_others_write_is_found_by_reading_now_and_then() -> None:
+async def test_changes_of_others_are_found_by_polling() -> None:
     job, gone = sample_job(), sample_job()
     shelf, feed = Shelf(job, gone), ChangeFeed(poll=0.01)
     async with anyio.create_task_group() as tasks:
@@ -265,7 +265,7 @@ async def test_a_change_is_read_once_for_any_number_of_watchers() -> None:
 
 
 @pytest.mark.every_store
-async def test_what_others_write_to_a_store_reaches_all_who_watch_and_is_read_once(
+async def test_a_change_in_the_store_reaches_all_watchers_with_one_read(
     store: Any, beside: Any
 ) -> None:
     job, counted = sample_job(), FaultyStore(store)
@@ -282,7 +282,7 @@ async def test_what_others_write_to_a_store_reaches_all_who_watch_and_is_read_on
             assert [await anext(watch) for watch in watches] == [started] * 50
         tasks.cancel_scope.cancel()
     reads = sum(call.method == "get" for call in counted.calls)
-    assert reads <= 50 + 3 or not tells  # one more at the beginning, and a doubled notice
+    assert reads <= 50 + 3 or not tells  # one more at the beginning, and a repeated notice
 
 
 async def test_notices_of_other_jobs_cost_no_read() -> None:
@@ -302,7 +302,9 @@ async def test_notices_of_other_jobs_cost_no_read() -> None:
     assert hints == [None, job]
 
 
-async def test_one_bad_row_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_unreadable_row_does_not_hide_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     bad, good = sample_job(), sample_job()
     shelf, feed = Shelf(bad, good), ChangeFeed(poll=0.01)
 
@@ -324,7 +326,7 @@ async def test_one_bad_row_does_not_hide_the_others(caplog: pytest.LogCaptureFix
     assert bad.id in caplog.text
 
 
-async def test_reading_goes_on_after_a_fault(caplog: pytest.LogCaptureFixture) -> None:
+async def test_polling_continues_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
     job = sample_job()
     shelf, feed = Shelf(job), ChangeFeed(poll=0.01)
     watch = feed.watch(job.id, shelf.read)
@@ -345,7 +347,7 @@ async def test_reading_goes_on_after_a_fault(caplog: pytest.LogCaptureFixture) -
     assert "were interrupted" in caplog.text
 
 
-async def test_what_is_there_is_had_at_once_and_nothing_after_a_while() -> None:
+async def test_within_returns_a_known_state_at_once_or_none_after_its_timeout() -> None:
     job = sample_job()
     feed = ChangeFeed(poll=NEVER)
     watch = feed.watch(job.id, Shelf(job).read)
@@ -356,7 +358,7 @@ async def test_what_is_there_is_had_at_once_and_nothing_after_a_while() -> None:
     assert await watch.within(60) == started
 
 
-async def test_waiting_in_vain_loses_nothing_that_comes_later() -> None:
+async def test_a_timeout_of_within_loses_no_later_change() -> None:
     job = sample_job()
     feed = ChangeFeed(poll=NEVER)
     watch = feed.watch(job.id, Shelf(job).read)
@@ -369,7 +371,7 @@ async def test_waiting_in_vain_loses_nothing_that_comes_later() -> None:
         assert newest.version == version
 
 
-async def test_a_wait_is_over_when_the_job_has_ended() -> None:
+async def test_a_wait_ends_when_the_job_has_ended() -> None:
     job = lifecycle.cancel(sample_job(), NOW)
     watch = ChangeFeed(poll=NEVER).watch(job.id, Shelf(job).read)
     assert await watch.within(60) == job
@@ -377,7 +379,7 @@ async def test_a_wait_is_over_when_the_job_has_ended() -> None:
         await watch.within(60)
 
 
-async def test_a_watch_that_is_finished_ends_for_those_who_wait() -> None:
+async def test_finishing_a_watch_ends_its_pending_waits() -> None:
     job = sample_job()
     feed = ChangeFeed(poll=NEVER)
     watch = feed.watch(job.id, Shelf(job).read)
@@ -394,7 +396,7 @@ async def test_a_watch_that_is_finished_ends_for_those_who_wait() -> None:
     assert feed.listeners == 0
 
 
-async def test_a_finished_watch_still_yields_what_is_there() -> None:
+async def test_a_finished_watch_still_yields_the_known_state() -> None:
     job = sample_job()
     feed = ChangeFeed(poll=NEVER)
     unbegun, begun = (feed.watch(job.id, Shelf(job).read) for _ in range(2))
@@ -410,7 +412,7 @@ async def test_a_finished_watch_still_yields_what_is_there() -> None:
     assert feed.listeners == 0
 
 
-async def test_finishing_one_watch_leaves_the_others() -> None:
+async def test_finishing_one_watch_does_not_end_others() -> None:
     job = sample_job()
     feed = ChangeFeed(poll=NEVER)
     one, other = (feed.watch(job.id, Shelf(job).read) for _ in range(2))
@@ -430,7 +432,7 @@ async def test_a_watch_of_a_closed_feed_ends_before_it_begins() -> None:
     assert shelf.reads == []
 
 
-async def test_a_listener_hears_of_its_job_inside_the_block_only() -> None:
+async def test_a_listener_is_called_for_its_job_until_it_is_removed() -> None:
     job = sample_job()
     feed = ChangeFeed(poll=NEVER)
     heard: list[Job | None] = []
@@ -443,12 +445,12 @@ async def test_a_listener_hears_of_its_job_inside_the_block_only() -> None:
     assert feed.listeners == 0
 
 
-async def test_notices_that_end_are_asked_for_anew() -> None:
+async def test_notices_that_end_are_requested_again() -> None:
     job = sample_job()
     shelf, feed = Shelf(job), ChangeFeed(poll=0.01)
 
     class Brief:
-        """A store whose notices end quietly."""
+        """A store whose notices end without an error."""
 
         powers = frozenset({ChangeNotices})
 
@@ -470,7 +472,7 @@ async def test_notices_that_end_are_asked_for_anew() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_single_bad_row_is_told_of_and_read_again(
+async def test_a_single_unreadable_row_is_logged_and_read_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     job = sample_job()

@@ -1,4 +1,4 @@
-"""Machines that share a store agree on the time."""
+"""Machines that share a store use the store's time."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class StoreAhead(MemoryStore):
 
 
 def close(one: datetime, other: datetime) -> bool:
-    """Return whether two moments differ by less than the clocks of this test do."""
+    """Return whether two moments are equal up to the drift of a test's clocks."""
     return abs(one - other) < HOUR / 2
 
 
-async def test_the_time_of_jobs_is_the_stores() -> None:
+async def test_jobs_have_times_of_the_stores_clock() -> None:
     jobs = AsyncJobs(StoreAhead())
 
     @jobs.handler("double")
@@ -55,7 +55,7 @@ async def test_the_time_of_jobs_is_the_stores() -> None:
 
 
 @pytest.mark.every_store
-async def test_a_machine_whose_clock_is_wrong_goes_by_that_of_the_store(store: Any) -> None:
+async def test_a_machine_with_a_wrong_clock_uses_the_stores_time(store: Any) -> None:
     own = ManualClock(datetime.now(UTC) - 5 * HOUR)
     jobs = AsyncJobs(store, clock=SharedClock(own))
     kind = jobs.external("double", payload=int, result=int)
@@ -68,16 +68,16 @@ async def test_a_machine_whose_clock_is_wrong_goes_by_that_of_the_store(store: A
     assert close(done.completed_at, told)
 
 
-async def test_a_store_without_a_clock_goes_by_this_machines() -> None:
+async def test_without_a_clock_in_the_store_the_machines_clock_is_used() -> None:
     assert isinstance(AsyncJobs(MemoryStore()).clock, SystemClock)
 
 
-async def test_a_clock_that_was_given_is_kept() -> None:
+async def test_a_clock_passed_by_the_application_is_kept() -> None:
     clock = ManualClock()
     assert AsyncJobs(StoreAhead(), clock=clock).clock is clock
 
 
-async def test_a_clock_that_is_set_is_compared_anew() -> None:
+async def test_a_comparison_corrects_a_clock_that_was_set() -> None:
     own = ManualClock(datetime.now(UTC) - 5 * HOUR)
     clock = SharedClock(own)
     await clock.compare(StoreAhead())
@@ -88,7 +88,7 @@ async def test_a_clock_that_is_set_is_compared_anew() -> None:
 
 
 class StoreFarAway(StoreAhead):
-    """Takes its time for all answers but one, on the way back."""
+    """Delays all its answers on the way back, except one."""
 
     def __init__(self, own: ManualClock, *seconds: float) -> None:
         super().__init__()
@@ -100,14 +100,14 @@ class StoreFarAway(StoreAhead):
         return answer
 
 
-async def test_a_clock_goes_by_the_answer_that_came_soonest() -> None:
+async def test_the_fastest_answer_sets_the_clock() -> None:
     own = ManualClock(datetime.now(UTC))
     clock = SharedClock(own)
     await clock.compare(StoreFarAway(own, 3, 0.002, 5))
     assert abs(clock.now() - (own.now() + HOUR)) == timedelta(seconds=0.001)
 
 
-async def test_a_store_that_is_away_cannot_be_asked_for_the_time() -> None:
+async def test_comparing_with_an_unavailable_store_raises() -> None:
     store = StoreAhead()
     store.away = True
     with pytest.raises(StoreUnavailable):
@@ -115,7 +115,7 @@ async def test_a_store_that_is_away_cannot_be_asked_for_the_time() -> None:
             pass
 
 
-def test_clocks_are_compared_again_and_again_even_after_an_error() -> None:
+def test_clocks_are_compared_repeatedly_even_after_an_error() -> None:
     async def work() -> None:
         own, store = ManualClock(datetime.now(UTC) - 5 * HOUR), StoreAhead()
         clock = SharedClock(own)

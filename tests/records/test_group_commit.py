@@ -1,4 +1,4 @@
-"""Concurrent calls travel together, and no caller suffers for another."""
+"""Concurrent calls are merged, and no caller's error affects another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Recorder:
-    """Doubles numbers, slowly, and remembers how they came."""
+    """Doubles numbers slowly, and records the batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -34,7 +34,7 @@ class Recorder:
         return [2 * number for number in numbers]
 
 
-async def test_a_lone_call_goes_out_alone() -> None:
+async def test_a_single_call_is_sent_alone() -> None:
     recorder = Recorder()
     recorder.gate.set()
     async with anyio.create_task_group() as tasks:
@@ -44,7 +44,7 @@ async def test_a_lone_call_goes_out_alone() -> None:
     assert recorder.batches == [[1], [2, 3]]
 
 
-async def test_calls_that_arrive_meanwhile_go_out_together_with_their_own_answers() -> None:
+async def test_calls_during_another_call_are_merged_with_their_own_answers() -> None:
     recorder = Recorder()
     answers: dict[int, Sequence[int]] = {}
 
@@ -63,7 +63,7 @@ async def test_calls_that_arrive_meanwhile_go_out_together_with_their_own_answer
     assert answers == {n: [2 * n, 2 * n + 200] for n in range(20)}
 
 
-async def test_a_batch_has_its_limit() -> None:
+async def test_a_batch_has_a_size_limit() -> None:
     recorder = Recorder()
     recorder.gate.set()
     async with anyio.create_task_group() as tasks:
@@ -74,7 +74,7 @@ async def test_a_batch_has_its_limit() -> None:
     assert sorted(chain.from_iterable(recorder.batches)) == list(range(8))
 
 
-async def test_an_error_hits_the_call_that_caused_it() -> None:
+async def test_an_error_is_raised_to_the_call_that_caused_it() -> None:
     recorder = Recorder()
     failed: list[int] = []
 
@@ -97,7 +97,7 @@ async def test_an_error_hits_the_call_that_caused_it() -> None:
     assert failed == [666]
 
 
-async def test_a_cancelled_caller_learns_the_fate_of_its_call_and_disturbs_nobody() -> None:
+async def test_a_cancelled_caller_gets_its_answer_and_affects_no_others() -> None:
     recorder = Recorder()
     answers: list[int] = []
 
@@ -120,7 +120,7 @@ async def test_a_cancelled_caller_learns_the_fate_of_its_call_and_disturbs_nobod
     assert sorted(chain.from_iterable(recorder.batches)) == [1, 2, 3, 4]
 
 
-async def test_calls_under_way_when_everything_is_cancelled_still_end() -> None:
+async def test_calls_under_way_end_when_everything_is_cancelled() -> None:
     recorder = Recorder()
     ended: list[int] = []
 
@@ -141,7 +141,7 @@ async def test_calls_under_way_when_everything_is_cancelled_still_end() -> None:
 
 
 class Shelf(MemoryStore):
-    """Remembers how many ids it was asked for at once."""
+    """Records the number of ids in each read."""
 
     def __init__(self, *, reads_at_once: bool) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class Shelf(MemoryStore):
 
 
 @pytest.mark.parametrize(("reads_at_once", "asked"), [(True, [1, 1, 1]), (False, [3])])
-async def test_reads_are_merged_unless_the_store_reads_at_once(
+async def test_reads_are_merged_unless_the_store_has_immediate_reads(
     reads_at_once: bool, asked: list[int]
 ) -> None:
     shelf = Shelf(reads_at_once=reads_at_once)
@@ -165,7 +165,7 @@ async def test_reads_are_merged_unless_the_store_reads_at_once(
     assert shelf.asked == asked
 
 
-async def test_callers_that_ask_the_same_share_a_call_under_way() -> None:
+async def test_callers_with_the_same_question_share_a_call_under_way() -> None:
     asked: list[str] = []
     gate = anyio.Event()
     answers: list[str] = []

@@ -12,7 +12,7 @@ from asyncjobs.records.logging import owner_hash, working_on
 from asyncjobs.testing import sample_job
 
 
-def test_log_records_name_the_job_inside_and_outside_of_it(
+def test_log_records_name_the_job_inside_and_outside_of_a_handler(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -30,7 +30,9 @@ def test_log_records_name_the_job_inside_and_outside_of_it(
     assert told["own"]["name"] == "asyncjobs.job.export"
 
 
-def test_other_loggers_are_told_what_names_the_job(caplog: pytest.LogCaptureFixture) -> None:
+def test_job_log_fields_returns_the_fields_of_the_current_job(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     caplog.handler.addFilter(JobLogFilter())
     assert job_log_fields() == {}
@@ -42,7 +44,7 @@ def test_other_loggers_are_told_what_names_the_job(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.anyio
-async def test_each_transition_is_logged_once_as_data_without_the_owner(
+async def test_each_transition_is_logged_once_with_fields_and_no_owner(
     jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "asyncjobs")
@@ -65,7 +67,7 @@ async def test_each_transition_is_logged_once_as_data_without_the_owner(
 
 
 @pytest.mark.anyio
-async def test_what_handlers_log_names_their_job_on_the_loop_and_in_threads(
+async def test_log_records_of_handlers_name_their_job_in_loop_and_threads(
     jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "app")
@@ -89,6 +91,6 @@ async def test_what_handlers_log_names_their_job_on_the_loop_and_in_threads(
     assert told == {number: job.id for number, job in enumerate(made)}
 
 
-def test_equal_owners_have_equal_hashes_and_nobody_has_none() -> None:
+def test_equal_owners_have_equal_hashes_and_no_owner_has_none() -> None:
     assert owner_hash("ada") == owner_hash("ada") != owner_hash("bob")
     assert owner_hash(None) is None

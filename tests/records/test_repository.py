@@ -1,4 +1,4 @@
-"""Reads show jobs as they must stand now: overdue ones are repaired, in lists as well."""
+"""Reads return the present state of jobs: overdue jobs are repaired, in lists, too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from asyncjobs.testing.samples import NOW, sample_error, sample_submission
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
-# Nobody but the reader may find what is overdue.
+# Only the reader may find an overdue job.
 ASLEEP = Settings(poll_interval=timedelta(hours=1), sweep_interval=timedelta(hours=1))
 
 NOTHING: dict[str, Any] = {}
@@ -55,12 +55,12 @@ def jobs(store: Store, clock: ManualClock) -> AsyncJobs:
 
 
 def waiting(clock: ManualClock, **submission: Any) -> Job:
-    """Make a job that waits for a worker that this process does not have."""
+    """Make a job that waits for a worker of another process."""
     return sample_job(queue="elsewhere", created_at=clock.now(), **submission)
 
 
 async def begun(store: Any, job: Job, clock: ManualClock) -> Job:
-    """Let a worker of another process start a job, and never be heard of again."""
+    """Let a worker of another process start a job and then disappear."""
     lease = Lease(worker="lost", token="t", until=clock.now() + MINUTE)
     started = lifecycle.start(job, clock.now(), lease)
     await store.replace([Change(started, job.revision)])
@@ -71,7 +71,7 @@ def ids(found: Any) -> list[JobId]:
     return [job.id for job in found.jobs]
 
 
-async def test_fifty_jobs_are_a_page_unless_said_otherwise(jobs: AsyncJobs) -> None:
+async def test_a_page_has_50_jobs_by_default(jobs: AsyncJobs) -> None:
     async with jobs:
         for _ in range(51):
             await jobs.enqueue("order", NOTHING)
@@ -80,7 +80,7 @@ async def test_fifty_jobs_are_a_page_unless_said_otherwise(jobs: AsyncJobs) -> N
     assert page.next is not None
 
 
-async def test_a_list_reads_alone_only_the_jobs_that_it_repairs(
+async def test_a_list_only_reads_the_jobs_that_it_repairs_one_by_one(
     store: Store, clock: ManualClock
 ) -> None:
     counted = FaultyStore(store)
@@ -95,7 +95,7 @@ async def test_a_list_reads_alone_only_the_jobs_that_it_repairs(
     assert read == {late.id}
 
 
-async def test_the_age_of_a_queue_is_that_of_its_first_job_that_could_have_begun(
+async def test_the_age_of_a_queue_is_that_of_its_oldest_due_job(
     store: Store, clock: ManualClock
 ) -> None:
     jobs = AsyncJobs(store, clock=clock, settings=ASLEEP, dispatcher="worker")
@@ -153,7 +153,7 @@ async def test_a_job_repaired_by_a_list_keeps_its_payload(
         assert (await jobs.find(job.id)).payload_json == job.payload_json
 
 
-async def test_who_follows_a_job_that_a_list_repairs_is_shown_all_of_it(
+async def test_followers_of_a_job_repaired_by_a_list_get_all_of_it(
     jobs: AsyncJobs, store: Any, clock: ManualClock
 ) -> None:
     async with jobs:
@@ -169,7 +169,7 @@ async def test_who_follows_a_job_that_a_list_repairs_is_shown_all_of_it(
     assert again.payload_json == job.payload_json
 
 
-async def test_what_turns_out_to_be_otherwise_is_not_in_a_list_of_a_status(
+async def test_a_repaired_job_is_only_listed_under_its_new_status(
     jobs: AsyncJobs, clock: ManualClock
 ) -> None:
     async with jobs:
@@ -190,11 +190,11 @@ async def test_a_job_whose_retention_has_ended_is_in_no_list(
         page = await jobs.list(Selection(status=JobStatus.COMPLETED), limit=1)
         rest = await jobs.list(Selection(status=JobStatus.COMPLETED), limit=1, after=page.next)
     assert ids(page) == [young.id]
-    # An empty page may lead on, or to the end; a job that is gone is on none.
+    # An empty page may lead to another one or be the last; a deleted job is on none.
     assert ids(rest) == []
 
 
-async def test_jobs_know_how_many_are_before_them(
+async def test_position_counts_the_jobs_before_a_job(
     jobs: AsyncJobs, store: Any, clock: ManualClock
 ) -> None:
     async with jobs:
@@ -231,7 +231,7 @@ def finished(clock: ManualClock) -> Job:
 
 
 @pytest.mark.parametrize("make", [delayed, external, pushed, running, finished])
-async def test_a_job_that_waits_for_none_of_our_workers_has_no_position(
+async def test_a_job_that_waits_for_another_engine_has_no_position(
     make: Made, jobs: AsyncJobs, store: Any, clock: ManualClock
 ) -> None:
     async with jobs:
@@ -240,7 +240,7 @@ async def test_a_job_that_waits_for_none_of_our_workers_has_no_position(
         assert await jobs.position(job) is None
 
 
-async def test_delayed_jobs_are_not_before_anybody(
+async def test_delayed_jobs_do_not_count_in_a_position(
     jobs: AsyncJobs, store: Any, clock: ManualClock
 ) -> None:
     submission = sample_submission(queue="elsewhere", created_at=clock.now())
@@ -251,7 +251,7 @@ async def test_delayed_jobs_are_not_before_anybody(
         assert await jobs.position(job) == 1
 
 
-async def test_jobs_another_process_has_kept_a_place_for_are_before_the_rest(
+async def test_jobs_reserved_by_another_process_come_first_in_positions(
     jobs: AsyncJobs, store: Any, clock: ManualClock
 ) -> None:
     async with jobs:
@@ -261,7 +261,7 @@ async def test_jobs_another_process_has_kept_a_place_for_are_before_the_rest(
         assert await jobs.position(second) == 2
 
 
-async def test_behind_a_thousand_jobs_the_position_is_not_counted(
+async def test_a_position_over_a_thousand_is_not_counted(
     jobs: AsyncJobs, store: Any, clock: ManualClock
 ) -> None:
     async with jobs:
@@ -271,7 +271,7 @@ async def test_behind_a_thousand_jobs_the_position_is_not_counted(
         assert await jobs.position(queued[1000]) is None
 
 
-def test_a_write_has_wide_data_only_if_that_has_changed() -> None:
+def test_a_write_only_contains_wide_data_that_has_changed() -> None:
     lease = Lease(worker="host:1", token="t", until=NOW + MINUTE)
     started = lifecycle.start(sample_job(), NOW, lease)
     noted = lifecycle.note_error(started, sample_error(1))

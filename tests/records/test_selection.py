@@ -1,4 +1,4 @@
-"""A list shows what its selection means, whatever the store makes of it."""
+"""A list matches its selection, whatever subset of it the store supports."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.anyio
 
 @dataclass(frozen=True, slots=True)
 class NewerSelection(Selection):
-    """Stands for the `Selection` of a later version."""
+    """A `Selection` of a later version."""
 
     queue: str | None = None
 
 
 class OlderStore(MemoryStore):
-    """A store that was written before a selection could name a queue."""
+    """A store written before selections had a queue."""
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         known = Selection(which.user_id, which.type, which.status)
@@ -39,7 +39,7 @@ class NewerStore(MemoryStore):
 
 
 class ListsAll(MemoryStore):
-    """A store that takes any selection for none."""
+    """A store that ignores every selection."""
 
     async def list(self, _which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         return await super().list(Selection(), limit=limit, after=after)
@@ -63,7 +63,7 @@ async def test_a_field_that_the_store_declares_is_passed_on() -> None:
 @pytest.mark.parametrize(
     "which", [Selection(user_id="ann"), Selection(type="import"), Selection(user_id="")]
 )
-async def test_what_the_store_lists_is_filtered_again(which: Selection) -> None:
+async def test_jobs_listed_by_the_store_are_filtered_again(which: Selection) -> None:
     store = ListsAll()
     stored = [
         sample_job(user_id=owner, type=kind)
@@ -78,7 +78,7 @@ async def test_what_the_store_lists_is_filtered_again(which: Selection) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-async def test_a_page_has_room_for_a_job(limit: int) -> None:
+async def test_a_limit_below_one_is_refused(limit: int) -> None:
     async with AsyncJobs(MemoryStore()) as jobs:
         with pytest.raises(InvalidQuery, match="limit"):
             await jobs.list(Selection(), limit=limit)
@@ -102,7 +102,9 @@ def some_jobs() -> list[Job]:
         ({"user_id": "ann", "type": "import"}, []),
     ],
 )
-def test_a_job_fits_if_it_has_all_that_is_given(given: dict[str, Any], expected: list[int]) -> None:
+def test_a_job_fits_if_it_matches_every_given_field(
+    given: dict[str, Any], expected: list[int]
+) -> None:
     jobs, which = some_jobs(), replace(Selection(), **given)
     assert which.given() == given
     assert [place for place, job in enumerate(jobs) if which.fits(job)] == expected

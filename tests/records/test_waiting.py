@@ -1,4 +1,4 @@
-"""Signals and answers: kept if nobody waits, bounded in time, and safe from cancellations."""
+"""Signals and answers: kept until awaited, bounded in time, and safe from cancellations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_signal_that_nobody_waited_for_is_kept_once() -> None:
+async def test_a_signal_set_twice_before_a_wait_is_kept_once() -> None:
     signal = Signal()
     signal.set()
     signal.set()
@@ -38,7 +38,7 @@ async def test_a_signal_wakes_the_task_that_waits() -> None:
             await woken.wait()
 
 
-async def test_a_signal_wakes_all_that_wait() -> None:
+async def test_a_signal_wakes_all_waiting_tasks() -> None:
     signal = Signal()
     woken: list[float] = []
 
@@ -55,7 +55,7 @@ async def test_a_signal_wakes_all_that_wait() -> None:
     assert sorted(woken) == [0.01, 60, 70]
 
 
-async def test_waiting_for_a_signal_ends_in_time() -> None:
+async def test_a_wait_for_a_signal_has_a_timeout() -> None:
     signal = Signal()
     with anyio.fail_after(30):
         await signal.wait(0.01)
@@ -72,7 +72,7 @@ async def test_a_cancelled_wait_does_not_use_up_the_signal() -> None:
         await signal.wait()
 
 
-async def test_the_first_answer_counts() -> None:
+async def test_only_the_first_answer_is_kept() -> None:
     answer: Answer[int] = Answer()
     answer.succeed(1)
     answer.fail(ValueError())
@@ -85,11 +85,11 @@ async def test_the_first_answer_counts() -> None:
         refusal.get()
 
 
-async def test_an_answer_that_does_not_come_is_not_waited_for() -> None:
+async def test_a_wait_for_an_answer_has_a_timeout() -> None:
     assert not await Answer[int]().wait(0.01)
 
 
-async def test_a_caller_that_its_scope_cancels_learns_the_answer_first() -> None:
+async def test_a_caller_cancelled_by_a_scope_gets_its_answer_first() -> None:
     answer: Answer[int] = Answer()
     learned: list[int] = []
 
@@ -110,7 +110,7 @@ async def test_a_caller_that_its_scope_cancels_learns_the_answer_first() -> None
     assert learned == [1]
 
 
-async def test_a_cancelled_caller_waits_no_longer_than_any_other() -> None:
+async def test_a_cancelled_caller_waits_no_longer_than_its_timeout() -> None:
     with anyio.fail_after(30), anyio.CancelScope() as scope:
         scope.cancel()
         await Answer[int]().wait(0.05)
@@ -119,7 +119,7 @@ async def test_a_cancelled_caller_waits_no_longer_than_any_other() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_cancellation_by_asyncio_is_not_taken_for_that_of_a_scope() -> None:
+async def test_an_asyncio_cancellation_is_not_mistaken_for_that_of_a_scope() -> None:
     answer: Answer[int] = Answer()
     scope = anyio.CancelScope()
 
@@ -138,7 +138,7 @@ async def test_a_cancellation_by_asyncio_is_not_taken_for_that_of_a_scope() -> N
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_cancellation_by_asyncio_itself_comes_after_the_answer() -> None:
+async def test_an_asyncio_cancellation_is_raised_after_the_answer() -> None:
     answer: Answer[int] = Answer()
     task = asyncio.create_task(answer.wait(60))
     await anyio.wait_all_tasks_blocked()

@@ -1,4 +1,4 @@
-"""Callback URLs are told of jobs' ends: at least once, by whoever can, and never for ever."""
+"""Callback URLs are called at the end of jobs: at least once, by any process, up to a limit."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ URL = "https://hooks.example.com/ended"
 TOLD_OF = EnqueueOptions(callback_url=URL)
 DAY = timedelta(days=1)
 
-# The machine that runs this has to make each poll of the simulated days.
+# The machine has to execute each poll of the simulated days.
 SEDATE = Settings(
     poll_interval=timedelta(hours=1), sweep_interval=timedelta(minutes=10), lease=timedelta(hours=3)
 )
 
 
 class Receiver:
-    """A messenger whose receiver is told in this process; gives its answers in turn, then yes."""
+    """A messenger with its receiver in this process; it returns its answers in turn, then yes."""
 
     timeout = timedelta(seconds=2)
 
@@ -82,7 +82,7 @@ def double_on(jobs: AsyncJobs) -> AsyncJobs:
 
 
 async def settled(store: Any) -> None:
-    """Wait until every job has ended and owes nobody a call."""
+    """Wait until every job has ended and has no pending callback."""
     with anyio.fail_after(60):
         await settle(store, pause=0.005)
 
@@ -96,7 +96,7 @@ def is_settled(job: Job) -> bool:
     return job.status.terminal and not owes_callback(job)
 
 
-async def test_the_end_of_a_job_is_told_and_recorded(make: Make, beside: Any) -> None:
+async def test_the_end_of_a_job_is_sent_and_recorded(make: Make, beside: Any) -> None:
     receiver = Receiver()
     async with double_on(make(callbacks=receiver)) as jobs:
         job = await jobs.enqueue("double", 4, options=TOLD_OF)
@@ -110,7 +110,7 @@ async def test_the_end_of_a_job_is_told_and_recorded(make: Make, beside: Any) ->
     assert (after.status, after.version, after.result) == (done.status, done.version, 8)
 
 
-async def test_an_end_is_told_at_once_and_the_next_one_as_soon_as_there_is_room(
+async def test_callbacks_are_sent_at_once_within_the_concurrency_limit(
     make: Make, beside: Any
 ) -> None:
     receiver = Receiver(concurrency=1)
@@ -123,7 +123,7 @@ async def test_an_end_is_told_at_once_and_the_next_one_as_soon_as_there_is_room(
     assert receiver.most == 1
 
 
-async def test_a_job_without_a_callback_url_calls_nobody(make: Make) -> None:
+async def test_a_job_without_a_callback_url_sends_no_callback(make: Make) -> None:
     receiver = Receiver()
     async with double_on(make(callbacks=receiver)) as jobs:
         done = await jobs.wait((await jobs.enqueue("double", 4)).id)
@@ -141,7 +141,7 @@ async def test_a_url_is_checked_before_the_job_is_stored(make: Make, beside: Any
     assert not (await beside.list(Selection(), limit=1)).jobs
 
 
-async def test_a_cancelled_job_and_a_failed_one_are_told_as_well(make: Make) -> None:
+async def test_cancelled_and_failed_jobs_send_callbacks_as_well(make: Make) -> None:
     receiver = Receiver()
     jobs = make(callbacks=receiver)
     outside = jobs.external("outside", payload=int, result=int)
@@ -154,7 +154,7 @@ async def test_a_cancelled_job_and_a_failed_one_are_told_as_well(make: Make) -> 
     assert {job.status for job, _ in receiver.told} == {JobStatus.CANCELLED, JobStatus.FAILED}
 
 
-async def test_a_job_that_is_run_again_is_told_of_again(make: Make, beside: Any) -> None:
+async def test_a_retried_job_sends_its_own_callback(make: Make, beside: Any) -> None:
     receiver = Receiver()
     async with double_on(make(callbacks=receiver)) as jobs:
         job = await jobs.wait((await jobs.enqueue("double", 4, options=TOLD_OF)).id)
@@ -177,7 +177,7 @@ async def test_processes_share_the_calls_and_none_is_made_twice(make: Make, besi
     assert sorted(told) == sorted(job.id for job in made)
 
 
-async def test_calls_that_hang_leave_room_for_all_other_work(make: Make, beside: Any) -> None:
+async def test_hanging_calls_do_not_block_other_work(make: Make, beside: Any) -> None:
     receiver = Receiver(concurrency=2)
     receiver.open = anyio.Event()
     brief = Policy(retention=timedelta(0))
@@ -200,9 +200,7 @@ async def is_deleted(store: Any, job_id: JobId) -> bool:
     return bool(await store.get([job_id]) == [None])
 
 
-async def test_a_process_that_cannot_call_leaves_it_to_one_that_can(
-    make: Make, beside: Any
-) -> None:
+async def test_a_process_without_callbacks_leaves_them_to_others(make: Make, beside: Any) -> None:
     receiver = Receiver()
     async with double_on(make(callbacks=receiver, dispatcher="worker")) as web:
         job = await web.enqueue("double", 4, options=TOLD_OF)
@@ -215,7 +213,7 @@ async def test_a_process_that_cannot_call_leaves_it_to_one_that_can(
     assert [told.id for told, _ in receiver.told] == [job.id]
 
 
-async def test_a_call_whose_record_was_lost_is_made_again_by_whoever_finds_it(
+async def test_a_call_whose_outcome_was_not_recorded_is_repeated(
     make: Make, store: Any, beside: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock, receiver, unrecorded = ManualClock(), Receiver(), Unrecorded(store)
@@ -231,7 +229,7 @@ async def test_a_call_whose_record_was_lost_is_made_again_by_whoever_finds_it(
 
 
 class Unrecorded(FaultyStore):
-    """Is away for one moment: when the outcome of the first call is to be recorded."""
+    """Is unavailable once: when the outcome of the first call is recorded."""
 
     lost = 0
 
@@ -253,7 +251,7 @@ class Bug(Receiver):
 
 
 async def owed(store: Store, *ids: JobId) -> set[JobId]:
-    """Return which of these jobs owe a callback."""
+    """Return which of these jobs have a pending callback."""
     return {job.id for job in await store.get(ids) if job is not None and owes_callback(job)}
 
 
@@ -280,7 +278,7 @@ def test_a_bug_in_a_messenger_ends_neither_the_loop_nor_the_callback(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_call_that_failed_is_made_again_after_the_pause_it_asked_for(
+def test_a_failed_call_is_repeated_after_its_retry_after(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pauses = [timedelta(hours=1), timedelta(hours=5)]
@@ -322,7 +320,7 @@ def test_a_job_is_kept_beyond_its_retention_while_it_is_called_back() -> None:
 
 
 @pytest.mark.parametrize("retention", [DAY, None], ids=["a-day", "for-ever"])
-def test_what_nobody_can_call_is_given_up_at_last(
+def test_a_callback_that_no_process_can_send_is_given_up(
     retention: timedelta | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body() -> None:
@@ -351,7 +349,7 @@ EAGER = Settings(sweep_interval=5, poll_interval=60, lease=timedelta(hours=3))
 
 
 class Hosts(Receiver):
-    """Receivers at two hosts; calls to one of them last until their time limit."""
+    """Receivers on two hosts; calls to one of them last until their time limit."""
 
     timeout = timedelta(seconds=15)
 
@@ -393,7 +391,7 @@ def test_a_silent_host_leaves_room_for_calls_to_others(silent: int) -> None:
             told = [await jobs.enqueue("double", number, options=TOLD_OF) for number in range(20)]
             await anyio.sleep(10)
             assert {job for job, _ in receiver.ended} == {job.id for job in told}
-            # The calls to the silent host go on, four at a time.
+            # The calls to the silent host continue, four at a time.
             assert max(ended for _, ended in receiver.ended) - began < 3
             await anyio.sleep(600)
             silent_calls = [job for job, _ in receiver.told if job.callback_url == SILENT_URL]
@@ -417,7 +415,7 @@ def test_many_calls_to_one_host_are_made_without_pauses(answers_in: float, secon
     simulated(body)
 
 
-def test_a_call_that_lasts_is_made_by_one_process() -> None:
+def test_a_long_call_is_made_by_one_process() -> None:
     receivers = [Hosts(), Hosts()]
 
     async def body() -> None:
@@ -435,8 +433,8 @@ def test_a_call_that_lasts_is_made_by_one_process() -> None:
     simulated(body)
 
 
-def test_another_process_calls_within_the_time_limit_of_a_call_that_was_lost() -> None:
-    """The first process loses its store, as one that was killed does."""
+def test_another_process_repeats_a_lost_call_within_its_time_limit() -> None:
+    """The first process loses its store, as a killed process does."""
     first, second = Hosts(), Hosts()
 
     async def body() -> None:
@@ -456,7 +454,7 @@ def test_another_process_calls_within_the_time_limit_of_a_call_that_was_lost() -
     simulated(body)
 
 
-def test_a_shutdown_waits_for_the_call_under_way_and_begins_no_other() -> None:
+def test_a_shutdown_waits_for_the_call_under_way_and_starts_no_other() -> None:
     receiver = Receiver(concurrency=1)
 
     async def answer() -> None:

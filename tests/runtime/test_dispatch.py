@@ -1,4 +1,4 @@
-"""When a waiting job is handed to the dispatcher again."""
+"""When a waiting job is dispatched again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SWEEP = timedelta(seconds=5)
 
 
 class Engine(WorkerDispatcher):
-    """An engine outside, which may be away, or refuse jobs of one type."""
+    """An engine that may be unavailable or refuse jobs of one type."""
 
     delivery = Delivery.PUSH
 
@@ -65,22 +65,22 @@ class Prompt(Engine):
 
 
 @given(looks=st.lists(st.floats(30, 35), min_size=300, max_size=300))
-def test_a_job_that_waits_long_is_handed_on_ever_more_rarely(looks: list[float]) -> None:
-    """However the sweeps fall between the redelivery and that and a sweep."""
+def test_a_waiting_job_is_dispatched_again_at_doubling_intervals(looks: list[float]) -> None:
+    """However the sweeps fall between `redelivery` and `redelivery` plus a sweep."""
     waited = 0.0
     told: list[float] = []
     for pause in looks:
         waited += pause
         if is_time(timedelta(seconds=waited), PAUSE, PAUSE + SWEEP):
             told.append(waited)
-    # Once per doubling, and once more at most where two looks fall into one window.
+    # Once per doubling, and once more if two sweeps fall into one window.
     for power in range(8):
         begins, ends = 30 * 2**power, 30 * 2 ** (power + 1)
         assert 1 <= sum(begins <= one < ends + 35 for one in told) <= 4
     assert len(told) <= 2 * 9
 
 
-def test_a_job_that_becomes_due_is_handed_on_at_once() -> None:
+def test_a_job_that_becomes_due_is_dispatched_at_once() -> None:
     for waited in (-0.5, 0, 1, 29):
         assert is_time(timedelta(seconds=waited), PAUSE, PAUSE + SWEEP)
 
@@ -96,7 +96,7 @@ def with_task(engine: Engine, **arguments: Any) -> AsyncJobs:
     return web
 
 
-def test_a_job_that_an_engine_refused_is_dispatched_when_it_comes_up(
+def test_a_job_that_an_engine_refused_is_dispatched_when_it_is_due(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -106,7 +106,7 @@ def test_a_job_that_an_engine_refused_is_dispatched_when_it_comes_up(
         async with with_task(engine) as web:
             engine.away = True
             jobs = [await web.enqueue("task", number) for number in range(3)]
-            await anyio.sleep(130)  # to where, by its age alone, it would be left alone
+            await anyio.sleep(130)  # its age alone would not yet cause a dispatch
             engine.away = False
             await anyio.sleep((PAUSE + SWEEP).total_seconds())
             assert sorted(engine.told) == sorted(job.id for job in jobs)
@@ -121,7 +121,7 @@ def test_a_job_that_an_engine_refused_is_dispatched_when_it_comes_up(
     assert [one.levelname for one in told] == ["WARNING", "INFO"]
 
 
-def test_jobs_of_other_types_are_dispatched_when_the_pause_after_a_refusal_is_over(
+def test_jobs_of_other_types_are_dispatched_after_the_refusal_pause(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -155,7 +155,7 @@ def test_jobs_of_other_types_are_dispatched_when_the_pause_after_a_refusal_is_ov
     ]
 
 
-def test_what_arrives_while_the_engine_is_away_is_tried_after_the_pause_only_once() -> None:
+def test_jobs_that_arrive_in_an_outage_are_dispatched_after_the_pause() -> None:
     async def work() -> None:
         engine = Prompt()
         async with with_task(engine) as web:
@@ -171,7 +171,7 @@ def test_what_arrives_while_the_engine_is_away_is_tried_after_the_pause_only_onc
     simulated(work)
 
 
-def test_a_job_whose_workers_lack_the_handler_is_sent_again_soon(
+def test_a_job_whose_workers_lack_the_handler_is_soon_sent_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def work() -> None:
@@ -184,7 +184,7 @@ def test_a_job_whose_workers_lack_the_handler_is_sent_again_soon(
             job = await web.enqueue("task", 4)
             begins, sent = anyio.current_time(), list[float]()
             async with old:
-                while len(sent) < 20:  # an old worker gets each message
+                while len(sent) < 20:  # a worker of the old release gets each message
                     if engine.told or old_engine.told:
                         (engine.told or old_engine.told).clear()
                         sent.append(anyio.current_time() - begins)
@@ -192,7 +192,7 @@ def test_a_job_whose_workers_lack_the_handler_is_sent_again_soon(
                     await anyio.sleep(0.1)
             pauses = [after - before for before, after in pairwise(sent)]
             assert max(pauses) < 16
-            # No worker answers any more: the engine's queue does not fill.
+            # No worker answers any more: the engine's queue does not fill up.
             engine.told.clear()
             await anyio.sleep(1800)
             assert len(engine.told) <= 8
@@ -223,7 +223,7 @@ async def other(_none: None, _job: JobContext) -> None: ...
 
 
 class Named(Prompt):
-    """An engine whose queues have names."""
+    """An engine with named queues."""
 
     def queue_for(self, _job_type: str, queue: str, /) -> str | None:
         return queue
@@ -262,7 +262,7 @@ def test_a_warning_after_a_minute_names_the_queue_that_no_worker_may_serve(
     ]
 
 
-def test_how_long_jobs_wait_in_an_engine_is_known_from_looking_after_them() -> None:
+def test_sweeps_measure_how_long_jobs_wait_in_an_engine() -> None:
     async def work() -> None:
         web = with_task(Engine())
 
@@ -291,7 +291,7 @@ def test_how_long_jobs_wait_in_an_engine_is_known_from_looking_after_them() -> N
 
 
 class Mute(Prompt):
-    """An engine that takes messages and may not answer; it notes how many come at once."""
+    """An engine that takes messages and may not answer; it records the size of each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -323,7 +323,7 @@ def test_an_engine_that_does_not_answer_delays_one_submission(
     assert [(one.levelname, "TimeoutError" in one.message) for one in told] == [("WARNING", True)]
 
 
-def test_callers_behind_a_call_without_an_answer_wait_no_longer_than_it() -> None:
+def test_callers_behind_a_hanging_call_wait_no_longer_than_it() -> None:
     async def work() -> None:
         engine, waits = Mute(), list[float]()
         async with with_task(engine, settings=Settings(dispatch_timeout=20)) as web:
@@ -364,7 +364,7 @@ def test_more_jobs_than_are_held_in_a_pause_are_dispatched_when_they_are_due() -
     simulated(work)
 
 
-def test_an_error_that_names_no_job_is_logged_and_all_count_as_taken(
+def test_an_error_without_job_ids_counts_all_jobs_as_dispatched(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Odd(Prompt):
@@ -385,7 +385,7 @@ def test_an_error_that_names_no_job_is_logged_and_all_count_as_taken(
 
 
 @pytest.mark.anyio
-async def test_an_engine_is_told_at_once_of_what_came_while_it_was_told(
+async def test_jobs_that_arrive_during_a_dispatch_are_sent_in_one_call(
     make: Make, store: Any
 ) -> None:
     engine, counted = Mute(), FaultyStore(store)

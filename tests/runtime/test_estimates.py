@@ -1,4 +1,4 @@
-"""How long jobs take is learned from those that ended, without anybody waiting for it."""
+"""Durations of jobs are learned from ended jobs, in the background."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECOND = timedelta(seconds=1)
 
 
 def took(seconds: float, type: str = "export") -> Job:
-    """Make a job that was completed after so many seconds of work."""
+    """Make a job that completed after this many seconds of work."""
     changes = {
         "status": JobStatus.COMPLETED,
         "started_at": NOW,
@@ -36,7 +36,7 @@ def took(seconds: float, type: str = "export") -> Job:
 
 
 class Past:
-    """The jobs there are to learn from, with what it costs."""
+    """The past jobs to learn from, with a record of the reads."""
 
     def __init__(self, *jobs: Job) -> None:
         self.jobs = list(jobs)
@@ -67,7 +67,7 @@ Work = Callable[["Past", ChangeFeed, Estimates], Awaitable[None]]
 
 
 def learning(work: Work, *jobs: Job) -> None:
-    """Run work beside the loop that learns, in simulated time."""
+    """Run work beside the learning loop, in simulated time."""
 
     async def run() -> None:
         past, feed = Past(*jobs), ChangeFeed(poll=3600)
@@ -82,13 +82,13 @@ def learning(work: Work, *jobs: Job) -> None:
 
 
 def expected(seconds: Iterable[float], prior: float | None = None) -> float | None:
-    """Return the estimate in seconds, after jobs that took so long."""
+    """Return the estimate in seconds after jobs with these durations."""
     given = None if prior is None else timedelta(seconds=prior)
     found = most_take(durations([took(one) for one in seconds]), given)
     return None if found is None else found.total_seconds()
 
 
-def test_nothing_is_known_of_no_jobs() -> None:
+def test_without_jobs_there_is_no_estimate() -> None:
     assert expected([]) is None
 
 
@@ -117,7 +117,7 @@ def test_four_in_five_jobs_are_done_within_the_estimate(
         ([0.008] * 20, 30),
         ([0.008] * 21, 1),
         ([600], 30),
-        ([600] * 2, 600),  # an estimate that is too short is outweighed sooner
+        ([600] * 2, 600),  # an estimate that is too short is soon outweighed
     ],
 )
 def test_the_estimate_of_the_handler_counts_as_five_jobs(
@@ -139,7 +139,7 @@ def test_the_estimate_of_the_handler_is_not_rounded() -> None:
     assert expected([], 0) == 0
 
 
-def test_clocks_that_differ_make_no_negative_durations() -> None:
+def test_different_clocks_cause_no_negative_durations() -> None:
     assert durations([took(-5)]) == [timedelta(0)]
 
 
@@ -148,11 +148,11 @@ def test_clocks_that_differ_make_no_negative_durations() -> None:
     st.none() | st.integers(0, 10_000),
     st.integers(),
 )
-def test_an_estimate_is_long_enough_for_most_jobs_and_not_longer_than_needed(
+def test_an_estimate_covers_most_jobs_and_is_not_too_long(
     seconds: list[int], prior: int | None, seed: int
 ) -> None:
     found = expected(seconds, prior)
-    shuffled = random.Random(seed).sample(seconds, len(seconds))  # noqa: S311  # an order, no secret
+    shuffled = random.Random(seed).sample(seconds, len(seconds))  # noqa: S311  # no secret
     assert found == expected(shuffled, prior)
     counted = [max(0, one) for one in seconds] + ([] if prior is None else [prior] * 5)
     if not counted:
@@ -160,11 +160,11 @@ def test_an_estimate_is_long_enough_for_most_jobs_and_not_longer_than_needed(
         return
     assert found is not None
     assert sum(one <= found for one in counted) >= 0.8 * len(counted)
-    # Rounding adds at most a tenth, or makes one second of less.
+    # Rounding adds at most a tenth, or up to one second.
     assert any(one <= found <= max(one * 1.1, 1) for one in counted)
 
 
-def test_the_first_call_does_not_wait_and_the_next_one_knows() -> None:
+def test_the_first_call_returns_none_and_a_later_one_the_estimate() -> None:
     async def work(past: Past, _: ChangeFeed, estimates: Estimates) -> None:
         assert estimates.of("export", None) is None
         assert past.asked == []
@@ -175,7 +175,7 @@ def test_the_first_call_does_not_wait_and_the_next_one_knows() -> None:
     learning(work, took(7))
 
 
-def test_who_asks_again_and_again_costs_one_look() -> None:
+def test_repeated_calls_cost_one_read() -> None:
     async def work(past: Past, _: ChangeFeed, estimates: Estimates) -> None:
         for _number in range(280):
             estimates.of("export", None)
@@ -185,13 +185,13 @@ def test_who_asks_again_and_again_costs_one_look() -> None:
     learning(work, took(7))
 
 
-def test_what_is_old_is_served_and_learned_anew() -> None:
+def test_an_old_estimate_is_returned_while_it_is_refreshed() -> None:
     async def work(past: Past, _: ChangeFeed, estimates: Estimates) -> None:
         estimates.of("export", None)
         await anyio.sleep(1)
         past.jobs = [took(9)]
         await anyio.sleep(40)
-        assert len(past.asked) == 1  # nobody asks, nobody looks
+        assert len(past.asked) == 1  # no request, no read
         assert estimates.of("export", None) == 7 * SECOND
         await anyio.sleep(1.5)
         assert estimates.of("export", None) == 9 * SECOND
@@ -213,7 +213,7 @@ def test_a_completion_in_this_process_is_learned_from_without_delay() -> None:
     learning(work, took(7))
 
 
-def test_where_jobs_end_all_the_time_one_look_a_second_is_enough() -> None:
+def test_frequent_completions_cause_one_read_a_second() -> None:
     async def work(past: Past, feed: ChangeFeed, estimates: Estimates) -> None:
         for _number in range(500):
             feed.announce(took(1))
@@ -224,7 +224,7 @@ def test_where_jobs_end_all_the_time_one_look_a_second_is_enough() -> None:
     learning(work, took(1))
 
 
-def test_what_does_not_complete_a_job_of_that_type_teaches_nothing() -> None:
+def test_only_completions_of_the_type_refresh_its_estimate() -> None:
     async def work(past: Past, feed: ChangeFeed, estimates: Estimates) -> None:
         estimates.of("export", None)
         await anyio.sleep(2)
@@ -255,7 +255,7 @@ def test_types_are_learned_apart() -> None:
 @pytest.mark.parametrize(
     "fault", [StoreUnavailable("past", "it is away"), ConfigurationError("it cannot list")]
 )
-def test_a_store_that_is_away_or_cannot_list_leaves_what_is_known(fault: Exception) -> None:
+def test_an_error_of_the_store_keeps_the_known_estimate(fault: Exception) -> None:
     async def work(past: Past, _: ChangeFeed, estimates: Estimates) -> None:
         estimates.of("export", None)
         await anyio.sleep(40)
@@ -263,7 +263,7 @@ def test_a_store_that_is_away_or_cannot_list_leaves_what_is_known(fault: Excepti
         for _number in range(20):
             assert estimates.of("export", None) == 7 * SECOND
             await anyio.sleep(1)
-        assert len(past.asked) == 2  # it is not asked again and again
+        assert len(past.asked) == 2  # no repeated requests
         past.fault, past.jobs = None, [took(9)]
         await anyio.sleep(20)
         estimates.of("export", None)
@@ -273,7 +273,7 @@ def test_a_store_that_is_away_or_cannot_list_leaves_what_is_known(fault: Excepti
     learning(work, took(7))
 
 
-def test_jobs_that_are_gone_are_unlearned() -> None:
+def test_deleted_jobs_no_longer_count_in_the_estimate() -> None:
     async def work(past: Past, _: ChangeFeed, estimates: Estimates) -> None:
         estimates.of("export", None)
         await anyio.sleep(40)
@@ -291,7 +291,7 @@ class Mute(MemoryStore):
     powers = frozenset()
 
 
-def test_a_queue_expects_the_estimate_until_some_jobs_took_another_time() -> None:
+def test_the_handlers_estimate_is_used_until_jobs_have_ended() -> None:
     async def run() -> None:
         jobs = AsyncJobs(MemoryStore(), clock=LoopClock())
 
@@ -323,7 +323,7 @@ def test_a_queue_expects_the_estimate_until_some_jobs_took_another_time() -> Non
     simulated(run)
 
 
-def test_with_a_store_that_cannot_list_the_estimate_stands() -> None:
+def test_without_lists_the_handlers_estimate_is_used() -> None:
     async def run() -> None:
         jobs = AsyncJobs(Mute(), clock=LoopClock())
 

@@ -1,4 +1,4 @@
-"""The event `forgotten`: once for each job that the queue deletes, with the job as it was."""
+"""The event `forgotten`: sent once for each deleted job, with the job's last state."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_a_job_is_forgotten_when_its_retention_ends(
     assert not transition.worker_lost
 
 
-async def test_one_of_several_processes_is_told(
+async def test_one_of_several_processes_sends_the_event(
     new_queue: Callable[[], AsyncJobs], beside: Any, clock: ManualClock
 ) -> None:
     queues = [new_queue(), new_queue()]
@@ -106,14 +106,14 @@ async def test_one_of_several_processes_is_told(
 
 
 class PurgedInBetween(FaultyStore):
-    """A store of which another process deletes the first job a moment before this one does."""
+    """A store in which another process deletes the first job just before this one does."""
 
     async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
         await self.store.delete(ids[:1])
         return await super().delete(ids)
 
 
-async def test_a_job_that_another_process_deletes_is_no_event_here(
+async def test_a_job_deleted_by_another_process_sends_no_event_here(
     make: Make, store: Any, beside: Any, clock: ManualClock
 ) -> None:
     jobs = make(store=PurgedInBetween(store), clock=clock, settings=SWEEPING)
@@ -126,7 +126,7 @@ async def test_a_job_that_another_process_deletes_is_no_event_here(
     assert [transition.job.id for transition in seen] == [second.id]
 
 
-async def test_a_key_that_is_used_again_forgets_the_former_job(
+async def test_reusing_an_idempotency_key_forgets_the_former_job(
     make: Make, clock: ManualClock
 ) -> None:
     jobs = make(clock=clock, settings=IDLE, policy=Policy(retention=HOUR))
@@ -144,7 +144,7 @@ async def test_a_key_that_is_used_again_forgets_the_former_job(
     )
 
 
-async def test_jobs_are_kept_until_a_slow_hook_has_room(
+async def test_jobs_are_kept_while_a_slow_hook_is_behind(
     jobs: AsyncJobs, beside: Any, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: set[Any] = set()

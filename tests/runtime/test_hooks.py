@@ -1,4 +1,4 @@
-"""Hooks: each transition is told once, by the process that made it, to the harm of nobody."""
+"""Hooks: each transition is sent once, by its own process; a hook's errors stay its own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def told_of(jobs: AsyncJobs) -> list[Transition]:
     return told
 
 
-async def test_a_hook_is_told_of_the_life_of_a_job_in_order(jobs: AsyncJobs) -> None:
+async def test_a_hook_gets_the_events_of_a_job_in_order(jobs: AsyncJobs) -> None:
     told = told_of(jobs)
 
     @jobs.handler("double")
@@ -64,7 +64,7 @@ async def test_a_hook_is_told_of_the_life_of_a_job_in_order(jobs: AsyncJobs) -> 
     assert [one.at for one in told] == sorted(one.at for one in told)
 
 
-async def test_a_hook_may_be_either_kind_of_function_and_a_decorator(jobs: AsyncJobs) -> None:
+async def test_a_hook_may_be_async_or_plain_and_is_a_decorator(jobs: AsyncJobs) -> None:
     told: list[tuple[str, bool]] = []
 
     @jobs.on("completed")
@@ -83,7 +83,7 @@ async def test_a_hook_may_be_either_kind_of_function_and_a_decorator(jobs: Async
             told.append((f"object {transition.event}", True))
 
     jobs.on("completed", Object())
-    jobs.on("completed", lambda transition: soon(transition))  # noqa: PLW0108  # a `def` that returns an awaitable
+    jobs.on("completed", lambda transition: soon(transition))  # noqa: PLW0108  # returns an awaitable
 
     @jobs.handler("nothing")
     async def nothing(_payload: None, _job: JobContext) -> None: ...
@@ -105,7 +105,7 @@ def test_an_unknown_event_is_refused(jobs: AsyncJobs) -> None:
 
 
 class Strict(FaultyStore):
-    """Notes what was written, to be compared with what was told."""
+    """Records all writes, to compare them with the hooks' calls."""
 
     def __init__(self, store: Any, written: list[tuple[str, JobStatus]]) -> None:
         super().__init__(store)
@@ -115,7 +115,7 @@ class Strict(FaultyStore):
         stored = await super().insert(jobs)
         for job in stored:
             self.written.append((job.id, JobStatus.PENDING))
-            if job.status is JobStatus.PROCESSING:  # accepted and begun by one write
+            if job.status is JobStatus.PROCESSING:  # accepted and started by one write
                 self.written.append((job.id, job.status))
         return stored
 
@@ -130,7 +130,7 @@ class Strict(FaultyStore):
         return done
 
 
-async def test_every_change_of_status_is_told_once_by_one_of_many_processes(
+async def test_one_process_sends_each_status_change_once(
     make: Make, new_store: Callable[[], Any]
 ) -> None:
     written: list[tuple[str, JobStatus]] = []
@@ -161,7 +161,7 @@ async def test_every_change_of_status_is_told_once_by_one_of_many_processes(
     assert {one.event for one in told} >= {Event.RETRIED, Event.FAILED, Event.CANCELLED}
 
 
-async def test_a_missed_deadline_is_told_by_the_reader_who_records_it(make: Make) -> None:
+async def test_the_process_that_records_a_missed_deadline_sends_its_event(make: Make) -> None:
     clock, quiet = ManualClock(), Settings(sweep_interval=timedelta(hours=1))
     one, other = (make(clock=clock, settings=quiet) for _ in range(2))
     mine, theirs = told_of(one), told_of(other)
@@ -176,7 +176,7 @@ async def test_a_missed_deadline_is_told_by_the_reader_who_records_it(make: Make
     assert theirs[0].at == clock.now()
 
 
-async def test_a_deadline_missed_in_a_neglected_lane_is_told_with_the_payload(make: Make) -> None:
+async def test_the_event_of_a_deadline_in_a_neglected_lane_has_the_payload(make: Make) -> None:
     clock = ManualClock()
     jobs = make(clock=clock, dispatcher="worker", settings=IDLE)
     told = told_of(jobs)
@@ -187,7 +187,7 @@ async def test_a_deadline_missed_in_a_neglected_lane_is_told_with_the_payload(ma
     async with jobs:
         await jobs.enqueue(late, "words")
     clock.advance(timedelta(days=2))
-    async with jobs:  # which begins with a sweep
+    async with jobs:  # starts with a sweep
         await until(lambda: len(told) > 1)
     assert [(one.event, one.job.payload) for one in told] == [
         (Event.ENQUEUED, "words"),
@@ -195,9 +195,7 @@ async def test_a_deadline_missed_in_a_neglected_lane_is_told_with_the_payload(ma
     ]
 
 
-async def test_a_lost_worker_is_told_by_the_housekeeping_that_finds_it(
-    make: Make, beside: Any
-) -> None:
+async def test_the_sweep_that_finds_a_lost_worker_sends_its_event(make: Make, beside: Any) -> None:
     lost = begun(sample_job())
     jobs = make(clock=ManualClock(lost.run_at + timedelta(minutes=1)))
     told = told_of(jobs)
@@ -209,7 +207,7 @@ async def test_a_lost_worker_is_told_by_the_housekeeping_that_finds_it(
     ]
 
 
-async def test_a_repeated_submission_is_not_told(jobs: AsyncJobs) -> None:
+async def test_a_replayed_submission_sends_no_event(jobs: AsyncJobs) -> None:
     told = told_of(jobs)
     kind = jobs.external("once", payload=int, result=int)
     async with jobs:
@@ -229,7 +227,7 @@ class Joining(FaultyStore):
         return await self.insert(jobs)
 
 
-async def test_a_job_of_a_transaction_is_told_and_its_repetition_is_not(
+async def test_a_job_of_a_transaction_sends_one_event_and_its_replay_none(
     make: Make, store: Any
 ) -> None:
     jobs = make(store=Joining(store))
@@ -285,7 +283,7 @@ async def test_no_error_of_an_async_hook_ends_the_application(
 
 @pytest.mark.parametrize("own_task", [False, True], ids=["awaited", "itself"])
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_hook_that_was_cancelled_by_nobody_of_ours_is_called_again(
+async def test_a_hook_that_cancels_itself_is_called_again(
     jobs: AsyncJobs, *, own_task: bool
 ) -> None:
     told: list[int] = []
@@ -305,7 +303,7 @@ async def test_a_hook_that_was_cancelled_by_nobody_of_ours_is_called_again(
     assert told == [0, 0]
 
 
-async def test_an_observer_that_raises_harms_nobody(
+async def test_an_observer_that_raises_does_not_affect_others(
     jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(_transition: Transition) -> None:
@@ -356,7 +354,7 @@ async def test_closing_waits_for_the_hooks(jobs: AsyncJobs) -> None:
     assert found == made
 
 
-async def test_what_a_hook_was_not_told_of_is_counted_in_the_log(
+async def test_the_log_counts_the_events_that_a_hook_missed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     hooks = Hooks()
@@ -378,7 +376,7 @@ async def test_what_a_hook_was_not_told_of_is_counted_in_the_log(
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-async def test_a_hook_that_has_caught_up_is_told_again_and_what_it_missed_is_logged(
+async def test_a_hook_that_caught_up_is_called_again_and_its_misses_logged(
     asynchronous: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     hooks, told = Hooks(), list[Transition]()

@@ -1,4 +1,4 @@
-"""What happens to jobs that nobody looks after."""
+"""Maintenance: lost workers, missed deadlines and expired jobs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SWEEPING = replace(IDLE, sweep_interval=timedelta(seconds=0.01))
 
 
 async def abandoned(beside: Any, clock: ManualClock, **submission: object) -> Job:
-    """Store a job whose worker has died in the middle of it."""
+    """Store a job whose worker has died while running it."""
     now = clock.now()
     job = sample_job(created_at=now, **submission)
     lease = Lease(worker="dead:1", token="t", until=now + timedelta(seconds=30))
@@ -60,7 +60,7 @@ def sweeping(make: Make, clock: ManualClock) -> AsyncJobs:
 
 
 @pytest.mark.parametrize("max_deliveries", [3, 1])
-async def test_a_lost_worker_s_job_waits_again_or_fails(
+async def test_the_job_of_a_lost_worker_waits_again_or_fails(
     sweeping: AsyncJobs, beside: Any, clock: ManualClock, max_deliveries: int
 ) -> None:
     job = await abandoned(beside, clock, max_deliveries=max_deliveries)
@@ -98,7 +98,7 @@ async def test_a_reader_repairs_what_it_reads(
     assert await beside.get([job.id]) == [found]
 
 
-async def test_readers_that_race_repair_once(
+async def test_concurrent_readers_repair_once(
     idle: AsyncJobs, beside: Any, clock: ManualClock
 ) -> None:
     job = await abandoned(beside, clock)
@@ -130,7 +130,7 @@ async def test_a_repair_that_comes_too_late_reads_again(
 
 
 class Racing(FaultyStore):
-    """Lets somebody else write just before the next change."""
+    """Lets another process write just before the next change."""
 
     winner: Change | None = None
     gone: Job | None = None
@@ -174,7 +174,7 @@ async def test_a_watch_ends_when_its_job_is_deleted(jobs: AsyncJobs, beside: Any
             assert [update async for update in watch] == []
 
 
-async def test_outside_work_has_its_timeout_too(
+async def test_external_work_has_a_timeout_too(
     sweeping: AsyncJobs, beside: Any, clock: ManualClock
 ) -> None:
     kind = sweeping.external("render", payload=int, result=int, timeout=60)
@@ -186,7 +186,7 @@ async def test_outside_work_has_its_timeout_too(
     assert found.error == TIMED_OUT
 
 
-async def test_a_deadline_is_kept_in_a_lane_that_nobody_empties(
+async def test_deadlines_are_enforced_in_lanes_without_workers(
     make: Make, beside: Any, clock: ManualClock
 ) -> None:
     web = make(clock=clock, settings=IDLE, dispatcher="worker")
@@ -198,14 +198,14 @@ async def test_a_deadline_is_kept_in_a_lane_that_nobody_empties(
         options = [EnqueueOptions(deadline=seconds) for seconds in (3600, 30, 3600)]
         waiting = [(await web.enqueue(slow, None, options=one)).job for one in options]
     clock.advance(timedelta(seconds=90))
-    async with web:  # which begins with a sweep
+    async with web:  # starts with a sweep
         await changed(beside, waiting[2])  # put back when all have been seen
     found = await beside.get([job.id for job in waiting])
     assert [job.error for job in found] == [None, DEADLINE_EXCEEDED, None]
     assert [job.due_at for job in found][::2] == [job.run_at for job in waiting][::2]
 
 
-async def test_maintenance_outlives_a_store_that_is_away(
+async def test_maintenance_continues_after_an_outage_of_the_store(
     make: Make, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = FaultyStore(store, Faults(before=1, only=["take"]))
@@ -224,7 +224,7 @@ async def test_maintenance_outlives_a_store_that_is_away(
     assert "could not be taken" in caplog.text
 
 
-async def test_what_a_dead_process_left_is_taken_up(make: Make, beside: Any) -> None:
+async def test_jobs_of_a_dead_process_are_run(make: Make, beside: Any) -> None:
     jobs = make()
 
     @jobs.handler("export")
@@ -240,7 +240,7 @@ async def test_what_a_dead_process_left_is_taken_up(make: Make, beside: Any) -> 
         assert (await settled(jobs, begun.id)).result == 2
 
 
-async def test_a_bug_in_a_loop_does_not_end_the_application(
+async def test_an_error_in_a_background_loop_does_not_end_the_application(
     make: Make, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     buggy = Buggy(store)
@@ -258,7 +258,7 @@ async def test_a_bug_in_a_loop_does_not_end_the_application(
 
 
 class Buggy(FaultyStore):
-    """Has a bug that shows once."""
+    """Has a bug that raises once."""
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)

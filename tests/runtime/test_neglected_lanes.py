@@ -1,4 +1,4 @@
-"""Deadlines in lanes that are not served: how often they are looked at, and by which process."""
+"""Deadlines in unserved lanes: which process checks them, and how often."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class Looking(FaultyStore):
-    """Notes which lanes were asked for jobs that have been due for a minute, and when."""
+    """Records which lanes were searched for jobs due for at least a minute, and when."""
 
     def __init__(self) -> None:
         super().__init__(MemoryStore())
@@ -29,7 +29,7 @@ class Looking(FaultyStore):
 
     @property
     def later_looks(self) -> list[tuple[float, set[str]]]:
-        """Without that at the beginning, when the process has not taken anything yet."""
+        """Return these without the first one, which precedes all takes of the process."""
         return [look for look in self.looks if look[0] > 0]
 
     async def take(
@@ -60,19 +60,19 @@ def with_suspects(*queues: str) -> set[str]:
 
 
 async def stored(store: Any, job_id: JobId) -> Job:
-    """Return a job as it is kept: readers would repair it."""
+    """Return a job as it is stored: readers would repair it."""
     [job] = await store.get([job_id])
     assert isinstance(job, Job)
     return job
 
 
 @pytest.mark.parametrize("losses", [0, 2], ids=["queue", "suspects"])
-def test_an_overdue_job_in_a_lane_that_nobody_serves_fails_unread(losses: int) -> None:
+def test_an_overdue_job_in_an_unserved_lane_fails_without_a_read(losses: int) -> None:
     async def work() -> None:
         store = MemoryStore()
         jobs = queue_on(store)
         async with jobs.as_worker(queues=["mine"]):
-            await anyio.sleep(90)  # past the first look
+            await anyio.sleep(90)  # after the first search
             job = sample_job(
                 type="theirs",
                 queue="theirs",
@@ -89,7 +89,7 @@ def test_an_overdue_job_in_a_lane_that_nobody_serves_fails_unread(losses: int) -
     simulated(work)
 
 
-def test_a_process_looks_once_a_minute_into_the_lanes_that_it_does_not_serve() -> None:
+def test_a_process_checks_unserved_lanes_once_a_minute() -> None:
     async def work() -> None:
         store = Looking()
         async with queue_on(store).as_worker(queues=["mine"]):
@@ -100,7 +100,7 @@ def test_a_process_looks_once_a_minute_into_the_lanes_that_it_does_not_serve() -
     simulated(work)
 
 
-def test_a_process_that_serves_every_lane_looks_nowhere_else() -> None:
+def test_a_process_that_serves_every_lane_checks_no_other_lane() -> None:
     async def work() -> None:
         store = Looking()
         async with queue_on(store):
@@ -110,7 +110,7 @@ def test_a_process_that_serves_every_lane_looks_nowhere_else() -> None:
     simulated(work)
 
 
-def test_a_process_without_a_worker_looks_into_every_lane() -> None:
+def test_a_process_without_a_worker_checks_every_lane() -> None:
     async def work() -> None:
         store = Looking()
         jobs = queue_on(store)
@@ -122,7 +122,7 @@ def test_a_process_without_a_worker_looks_into_every_lane() -> None:
     simulated(work)
 
 
-def test_a_worker_too_busy_to_take_for_a_minute_looks_into_its_own_lanes() -> None:
+def test_a_worker_that_is_busy_for_a_minute_checks_its_own_lanes() -> None:
     async def work() -> None:
         store = Looking()
         jobs = queue_on(store)

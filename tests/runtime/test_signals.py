@@ -1,4 +1,4 @@
-"""A process that is told to stop goes on doing so in its own way, and we hear of it."""
+"""Stop signals are observed, and the process still handles them in its own way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def nobody() -> None: ...
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Generator[None]:
-    """Check that no test leaves a handler behind, nor the code it tests."""
+    """Check that neither the test nor the tested code leaves a signal handler behind."""
     before = {number: signal.getsignal(number) for number in NUMBERS}
     yield
     after = {number: signal.getsignal(number) for number in NUMBERS}
@@ -47,7 +47,7 @@ def caught() -> Generator[Caught]:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_whoever_handles_a_signal_still_does_and_we_are_told(
+def test_the_existing_handler_and_the_callback_are_both_called(
     number: signal.Signals, caught: Caught
 ) -> None:
     told = Event()
@@ -59,7 +59,7 @@ def test_whoever_handles_a_signal_still_does_and_we_are_told(
     assert frame is not None
 
 
-def test_every_signal_tells(caught: Caught) -> None:
+def test_every_signal_calls_the_callback(caught: Caught) -> None:
     tellings: list[Event] = [Event(), Event()]
     waiting = iter(tellings)
     with told_to_stop(lambda: next(waiting).set()):
@@ -69,7 +69,7 @@ def test_every_signal_tells(caught: Caught) -> None:
     assert len(caught) == 2
 
 
-def test_we_are_told_in_another_thread_so_that_nothing_interrupted_waits(caught: Caught) -> None:
+def test_the_callback_runs_in_another_thread(caught: Caught) -> None:
     threads: list[Thread] = []
     told, go_on = Event(), Event()
 
@@ -79,7 +79,7 @@ def test_we_are_told_in_another_thread_so_that_nothing_interrupted_waits(caught:
         go_on.wait(60)
 
     with told_to_stop(tell):
-        signal.raise_signal(signal.SIGTERM)  # returns, though `tell` has not
+        signal.raise_signal(signal.SIGTERM)  # returns before `tell` does
         assert len(caught) == 1
         assert told.wait(60)
         go_on.set()
@@ -89,7 +89,7 @@ def test_we_are_told_in_another_thread_so_that_nothing_interrupted_waits(caught:
     thread.join(60)
 
 
-def test_handlers_are_as_before_afterwards_even_after_an_error(caught: Caught) -> None:
+def test_signal_handlers_are_restored_even_after_an_error(caught: Caught) -> None:
     before = [signal.getsignal(number) for number in NUMBERS]
 
     def fail() -> None:
@@ -97,13 +97,13 @@ def test_handlers_are_as_before_afterwards_even_after_an_error(caught: Caught) -
             assert [signal.getsignal(number) for number in NUMBERS] != before
             raise OSError
 
-    with pytest.raises(OSError):  # noqa: PT011  # it is the one raised above
+    with pytest.raises(OSError):  # noqa: PT011  # the one raised above
         fail()
     assert [signal.getsignal(number) for number in NUMBERS] == before
     assert caught == []
 
 
-def test_a_handler_that_came_meanwhile_stays() -> None:
+def test_a_handler_that_was_installed_inside_the_block_stays() -> None:
     usual = signal.getsignal(signal.SIGTERM)
     outer = signal.getsignal(signal.SIGINT)
 
@@ -116,7 +116,7 @@ def test_a_handler_that_came_meanwhile_stays() -> None:
     signal.signal(signal.SIGINT, outer)
 
 
-def test_several_hear_of_one_signal_and_the_handler_runs_once(caught: Caught) -> None:
+def test_nested_blocks_each_get_a_signal_and_the_handler_runs_once(caught: Caught) -> None:
     one, other = Event(), Event()
     with told_to_stop(one.set), told_to_stop(other.set):
         signal.raise_signal(signal.SIGTERM)
@@ -126,7 +126,7 @@ def test_several_hear_of_one_signal_and_the_handler_runs_once(caught: Caught) ->
 
 
 @pytest.mark.parametrize("choice", [signal.SIG_DFL, signal.SIG_IGN])
-def test_where_nobody_handles_a_signal_it_stays_so(choice: signal.Handlers) -> None:
+def test_an_unhandled_or_ignored_signal_stays_so(choice: signal.Handlers) -> None:
     before = signal.signal(signal.SIGTERM, choice)
     with told_to_stop(nobody):
         assert signal.getsignal(signal.SIGTERM) is choice
@@ -173,7 +173,7 @@ print("restored", signal.getsignal(signal.SIGTERM) is handle, flush=True)
 
 
 def stopped_by(number: signal.Signals, how: str) -> tuple[int, list[str]]:
-    """Send a signal to a process that is inside the block; return how and with what it ended."""
+    """Send a signal to a process inside the block; return its exit code and its output."""
     command = [sys.executable, "-c", SERVER, how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
@@ -183,13 +183,13 @@ def stopped_by(number: signal.Signals, how: str) -> tuple[int, list[str]]:
     return process.returncode, output.decode().splitlines()
 
 
-def test_a_server_told_to_stop_by_another_process_tells_us_and_stops_as_it_would() -> None:
+def test_a_server_stopped_by_a_signal_calls_back_and_stops_as_usual() -> None:
     code, said = stopped_by(signal.SIGTERM, "handled")
     assert code == 0
     assert sorted(said) == ["handled 15", "restored True", "told"]
 
 
-def test_a_process_that_handles_nothing_ends_at_once() -> None:
+def test_a_process_without_a_handler_ends_at_once() -> None:
     assert stopped_by(signal.SIGTERM, "plain") == (-signal.SIGTERM, [])
 
 

@@ -1,4 +1,4 @@
-"""Jobs go from store to store exactly, whatever breaks a move off, or are said not to."""
+"""A transfer copies jobs exactly, resumes after an interruption, or is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Holding = Callable[[Sequence[Job]], AbstractAsyncContextManager[Any]]
 
 
 def quiet(_what: str, _done: int, _total: int) -> None:
-    """Tell nobody."""
+    """Report no progress."""
 
 
 def samples(number: int = 20) -> list[Job]:
@@ -44,7 +44,7 @@ def samples(number: int = 20) -> list[Job]:
 
 
 async def all_of(store: Any) -> list[Job]:
-    """Read all jobs, the oldest first."""
+    """Read all jobs, oldest first."""
     page = await store.list(Selection(), limit=10_000)
     found = await store.get([job.id for job in reversed(page.jobs)])
     return [job for job in found if job is not None]
@@ -52,7 +52,7 @@ async def all_of(store: Any) -> list[Job]:
 
 @pytest.fixture
 def holding(new_url: Callable[[], str]) -> Holding:
-    """Open stores of their own, with some jobs."""
+    """Open new stores, with some jobs."""
 
     @asynccontextmanager
     async def opened(jobs: Sequence[Job]) -> AsyncGenerator[Any]:
@@ -64,7 +64,7 @@ def holding(new_url: Callable[[], str]) -> Holding:
 
 
 class Breaking(MemoryStore):
-    """Breaks off at one of the writes, before or after it is done."""
+    """Fails at one of the writes, before or after it is carried out."""
 
     def __init__(self, calls: int, *, after: bool) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Breaking(MemoryStore):
         return stored
 
 
-async def test_all_of_every_job_is_there_and_in_the_same_order(holding: Holding) -> None:
+async def test_every_job_is_copied_completely_and_in_order(holding: Holding) -> None:
     jobs = samples()
     async with holding(jobs) as source, holding([]) as target:
         moved = await copy_jobs(source, target, await plan_transfer(source, target), quiet)
@@ -91,7 +91,7 @@ async def test_all_of_every_job_is_there_and_in_the_same_order(holding: Holding)
 
 @settings(max_examples=20)
 @given(call=st.integers(1, 3), after=st.booleans(), late=st.integers(0, 3))
-def test_a_move_that_was_broken_off_goes_on_and_doubles_nothing(
+def test_an_interrupted_transfer_resumes_without_duplicates(
     call: int, after: bool, late: int
 ) -> None:
     async def check() -> None:
@@ -109,7 +109,7 @@ def test_a_move_that_was_broken_off_goes_on_and_doubles_nothing(
     anyio.run(check)
 
 
-async def test_what_the_source_changed_between_two_runs_is_brought_up_to_date(
+async def test_changes_of_the_source_between_two_runs_are_copied(
     holding: Holding,
 ) -> None:
     waiting, running, taken = sample_job(), begun(sample_job()), sample_job()
@@ -124,7 +124,7 @@ async def test_what_the_source_changed_between_two_runs_is_brought_up_to_date(
         assert await all_of(target) == await all_of(source)
 
 
-async def test_a_target_that_has_gone_on_is_left_as_it_is(holding: Holding) -> None:
+async def test_a_target_whose_jobs_changed_is_left_unchanged(holding: Holding) -> None:
     job = sample_job()
     async with holding([job]) as source, holding([job]) as target:
         await target.replace([Change(begun(job), job.revision)])
@@ -133,13 +133,13 @@ async def test_a_target_that_has_gone_on_is_left_as_it_is(holding: Holding) -> N
         assert await all_of(target) == [begun(job)]
 
 
-async def test_a_target_with_jobs_of_its_own_is_refused(holding: Holding) -> None:
+async def test_a_target_with_other_jobs_is_refused(holding: Holding) -> None:
     async with holding(samples()) as source, holding([sample_job()]) as target:
         with pytest.raises(TransferRefused, match="has other jobs"):
             await plan_transfer(source, target)
 
 
-async def test_a_key_that_is_taken_in_the_target_is_told(holding: Holding) -> None:
+async def test_an_idempotency_key_in_use_in_the_target_is_an_error(holding: Holding) -> None:
     job = sample_job(idempotency_key="k")
     async with holding([job]) as source, holding([]) as target:
         planned = await plan_transfer(source, target)
@@ -149,7 +149,7 @@ async def test_a_key_that_is_taken_in_the_target_is_told(holding: Holding) -> No
             await copy_jobs(source, target, planned, quiet)
 
 
-async def test_a_source_that_is_served_meanwhile_is_noticed(holding: Holding) -> None:
+async def test_changes_of_the_source_during_a_transfer_are_detected(holding: Holding) -> None:
     job = sample_job()
 
     async with holding([job]) as source, holding([]) as target:
@@ -181,13 +181,13 @@ async def test_a_checksum_sees_every_part_of_a_job(change: dict[str, Any]) -> No
     assert Digest().plus([job]) != Digest().plus([other])
 
 
-async def test_a_checksum_does_not_go_by_order_and_sees_what_is_twice() -> None:
+async def test_a_checksum_ignores_order_and_detects_duplicates() -> None:
     one, two, three = (sample_job() for _ in range(3))
     assert Digest().plus([one, two]).plus([three]) == Digest().plus([three, one, two])
     assert Digest().plus([one, one]) != Digest().plus([two, two])
 
 
-async def test_jobs_that_run_are_counted_by_their_leases(holding: Holding) -> None:
+async def test_running_jobs_are_counted_by_their_leases(holding: Holding) -> None:
     now = datetime.now(UTC)
 
     def leased(until: datetime) -> Job:
@@ -199,7 +199,7 @@ async def test_jobs_that_run_are_counted_by_their_leases(holding: Holding) -> No
         assert (await plan_transfer(source, target)).running == 1
 
 
-async def test_a_job_that_cannot_be_read_is_named_and_the_others_moved(
+async def test_an_unreadable_job_is_named_and_the_others_are_copied(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = [sample_job() for _ in range(3)]
@@ -232,7 +232,7 @@ async def test_large_jobs_are_read_a_few_at_a_time() -> None:
     assert max(source.sizes) <= 17_000_000
 
 
-async def test_progress_is_told_to_its_end(holding: Holding) -> None:
+async def test_progress_is_reported_to_the_end(holding: Holding) -> None:
     told: list[tuple[str, int, int]] = []
     async with holding(samples(60)) as source, holding([]) as target:
         planned = await plan_transfer(source, target)
@@ -246,7 +246,7 @@ async def test_progress_is_told_to_its_end(holding: Holding) -> None:
     assert all(one[1] <= two[1] for one, two in pairwise(told) if one[0] == two[0])
 
 
-async def test_a_store_that_cannot_list_cannot_be_moved() -> None:
+async def test_a_store_without_lists_cannot_be_transferred() -> None:
     class Listless:
         async def now(self) -> datetime:
             return datetime.now(UTC)
@@ -255,7 +255,7 @@ async def test_a_store_that_cannot_list_cannot_be_moved() -> None:
         await plan_transfer(Listless(), MemoryStore())  # type: ignore[arg-type]
 
 
-async def test_an_empty_source_is_moved_at_once(holding: Holding) -> None:
+async def test_an_empty_source_is_transferred_at_once(holding: Holding) -> None:
     async with holding([]) as source, holding([]) as target:
         moved = await copy_jobs(source, target, await plan_transfer(source, target), quiet)
     assert moved.digest == Digest(0, 0)

@@ -1,4 +1,4 @@
-"""Real servers in processes of their own, and clients that wait for conditions."""
+"""Real servers in their own processes, and clients that wait for conditions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TERMINAL = {"completed", "failed", "cancelled"}
 
 
 class Server:
-    """One server on one port and one store; it may be started again and again."""
+    """One server on one port and one store; it can be restarted."""
 
     def __init__(
         self, folder: Path, command: Sequence[str], store: str, environment: Mapping[str, str]
@@ -73,7 +73,7 @@ class Server:
     def close(self) -> None:
         self.client.close()
         if self._process is not None:
-            with suppress(ProcessLookupError):  # of this server alone: a session of its own
+            with suppress(ProcessLookupError):  # of this server alone: it has its own session
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 

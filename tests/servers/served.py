@@ -1,4 +1,4 @@
-"""The applications that the tests of this folder run in processes of their own."""
+"""The applications that the tests of this folder run in other processes."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ jobs = AsyncJobs(
 
 class Nap(BaseModel):
     seconds: float = 0
-    #: Only the first attempt takes its time.
+    #: Only the first attempt is slow.
     once: bool = False
 
 
 class Waking(BaseModel):
-    """A result that no two runs of a job have in common."""
+    """A result that is unique per run of a job."""
 
     pid: int
     nonce: str
@@ -56,7 +56,7 @@ async def nap(cmd: Nap, job: JobContext) -> Waking:
     while (left := ends - time.monotonic()) > 0:
         await job.progress(50)
         await anyio.sleep(min(left, 0.02))
-    # A thread pool of the standard library, which refuses work when the interpreter ends.
+    # A thread pool of the standard library, which refuses work at interpreter shutdown.
     nonce = await asyncio.to_thread(lambda: uuid.uuid4().hex)
     return Waking(pid=os.getpid(), nonce=nonce)
 
@@ -70,17 +70,17 @@ def doze(cmd: Nap, job: JobContext) -> Waking:
     return Waking(pid=os.getpid(), nonce=uuid.uuid4().hex)
 
 
-# What nobody ever works on: it can be followed for as long as one likes.
+# No worker serves this type: clients can follow it for any time.
 outside = jobs.external("outside", payload=Nap, result=str)
 
 
 def followers() -> str:
-    """Count those who are told of changes."""
+    """Count the clients that get changes."""
     return str(jobs.watchers)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Open the queue in the main thread of one of gunicorn's workers, which hears signals."""
+    """Open the queue in the main thread of one of gunicorn's workers, which receives signals."""
     on_flask.portal_of(jobs, worker.wsgi).start()
 
 
@@ -127,6 +127,6 @@ def asgi_app() -> Starlette:
     app.add_route("/nap", begin_nap, methods=["POST"])
     app.add_route("/doze", begin_doze, methods=["POST"])
     app.add_route("/", pid)
-    # A held request outlasts the patience of a test unless the shutdown ends it.
+    # A held request outlasts a test's timeout unless the shutdown ends it.
     on_starlette.mount(app, jobs, options=MountOptions(max_wait=600))
     return app

@@ -1,4 +1,4 @@
-"""A server that is told to end finishes what it can and gives back the rest."""
+"""A server that gets a stop signal finishes short jobs and releases the others."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def begin(server: Any, name: str, **payload: Any) -> str:
     return url
 
 
-def test_short_jobs_are_finished_and_long_ones_given_back(uvicorn: Any) -> None:
+def test_short_jobs_are_finished_and_long_ones_released(uvicorn: Any) -> None:
     short = [begin(uvicorn, name, seconds=0.5) for name in ("nap", "doze")]
     long = [begin(uvicorn, name, seconds=60, once=True) for name in ("nap", "doze")]
-    # More than fit into the process: these wait, in it and in the store.
+    # More jobs than the process has slots: the others wait in it and in the store.
     waiting = [uvicorn.submit(seconds=0.2) for _ in range(40)]
     assert uvicorn.stop(signal.SIGTERM) in {0, -signal.SIGTERM}
     assert "Traceback" not in uvicorn.log
@@ -34,7 +34,7 @@ def test_short_jobs_are_finished_and_long_ones_given_back(uvicorn: Any) -> None:
     assert {uvicorn.ended(url)["status"] for url in waiting} == {"completed"}
 
 
-def test_a_job_that_is_given_back_starts_elsewhere_before_its_lease_lapses(
+def test_a_released_job_starts_elsewhere_before_its_lease_lapses(
     patient_uvicorn: Any,
 ) -> None:
     url = begin(patient_uvicorn, "nap", seconds=60, once=True)
@@ -43,7 +43,7 @@ def test_a_job_that_is_given_back_starts_elsewhere_before_its_lease_lapses(
     assert patient_uvicorn.ended(url)["attempt"] == 2
 
 
-def test_a_job_that_was_asked_to_stop_is_not_given_back(uvicorn: Any) -> None:
+def test_a_job_with_a_stop_request_is_not_released(uvicorn: Any) -> None:
     url = begin(uvicorn, "nap", seconds=60)
     assert uvicorn.client.delete(url).status_code == 202
     uvicorn.stop(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""`kill -9` at any moment loses nothing that was promised, and changes nothing that was said."""
+"""`kill -9` at any moment loses no accepted job and changes no final state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FINAL = ("status", "result", "error", "completedAt", "attempt", "etag")
 
 
 class Customers:
-    """Clients that submit and follow jobs for as long as the server answers, and remember all."""
+    """Clients that submit and follow jobs while the server answers, and record everything."""
 
     def __init__(self, server: Any) -> None:
         self.server = server
@@ -26,18 +26,18 @@ class Customers:
         self.broken: list[str] = []
 
     def visit(self, seconds: float) -> None:
-        """Let several come at once, until the server is killed under them."""
+        """Let several arrive at once, until the server is killed."""
         threads = [threading.Thread(target=self._one, args=(seed,)) for seed in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(seconds)  # the moment of the crash is what is tried here, not waited for
+        time.sleep(seconds)  # not a wait: the crash comes at a random moment
         self.server.stop(signal.SIGKILL)
         for thread in threads:
             thread.join()
 
     def look(self, url: str) -> bool:
-        """Read a job; tell whether it is terminal, and note where that changed."""
-        # What another customer sees while this one reads may be newer than what this one is told.
+        """Read a job; return whether it is terminal, and record violations."""
+        # Another client's answer in the meantime may be newer than this one.
         ended = self.seen.get(url)
         job = self.server.job(url)
         final = {name: job[name] for name in FINAL}
@@ -58,7 +58,7 @@ class Customers:
             return
 
 
-def test_every_job_that_was_promised_ends_and_no_end_changes(uvicorn: Any) -> None:
+def test_every_accepted_job_ends_and_no_final_state_changes(uvicorn: Any) -> None:
     customers = Customers(uvicorn)
     moments = random.Random(1)  # noqa: S311  # no secret
     for _ in range(4):

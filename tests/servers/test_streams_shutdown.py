@@ -1,4 +1,4 @@
-"""What is open when a server is told to end: it ends cleanly, and holds nobody up."""
+"""Open streams and held requests end cleanly at a shutdown, and do not delay it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Serve = Callable[..., Any]
 
 CONFIG = ("--bind", "127.0.0.1:{port}", "-k", "gthread", "--threads", "8")
 GTHREAD = ("gunicorn", "served:flask_app()", *CONFIG, "--graceful-timeout", "20")
-#: Going away, or the server's own word for it.
+#: Going away, or the server's own code.
 LEAVING = {1001, 1012}
 
 
 @contextmanager
 def asking(server: Any, head: str, count: int) -> Generator[list[socket.socket]]:
-    """Send the same request over so many connections, and read nothing yet."""
+    """Send the same request on this many connections, and read nothing yet."""
     with ExitStack() as stack:
         opened: list[socket.socket] = []
         for _ in range(count):
@@ -58,8 +58,8 @@ def read_and_close(opened: socket.socket) -> bytes:
 
 
 def stop(server: Any) -> None:
-    """Let the server end, which waits for its connections: far less than for a stream's life."""
-    server.client.close()  # a connection that is kept alive would be waited for
+    """Stop the server, which waits for its connections, far shorter than a stream lasts."""
+    server.client.close()  # the server would wait for a connection that is kept alive
     assert server.stop(signal.SIGTERM) in {0, -signal.SIGTERM}, server.log
 
 
@@ -121,13 +121,13 @@ def test_sockets_are_closed_when_the_server_stops(uvicorn: Any) -> None:
     assert "Traceback" not in uvicorn.log
 
 
-def test_streams_of_flask_end_cleanly_if_the_main_thread_has_opened_the_queue(
+def test_flask_streams_end_cleanly_if_the_main_thread_opened_the_queue(
     serve: Serve,
 ) -> None:
     server = serve(*GTHREAD, "-c", "python:served")
     url = server.submit("outside")
     with (
-        asking(server, f"GET {url}/events HTTP/1.1", 3) as streams,  # as many as Flask holds
+        asking(server, f"GET {url}/events HTTP/1.1", 3) as streams,  # the limit of Flask
         ThreadPoolExecutor(3) as readers,
     ):
         for one in streams:
@@ -139,7 +139,7 @@ def test_streams_of_flask_end_cleanly_if_the_main_thread_has_opened_the_queue(
     assert "Traceback" not in server.log
 
 
-def test_sockets_of_flask_are_closed_if_the_main_thread_has_opened_the_queue(
+def test_flask_sockets_are_closed_if_the_main_thread_opened_the_queue(
     serve: Serve,
 ) -> None:
     server = serve(*GTHREAD, "-c", "python:served")
@@ -151,7 +151,7 @@ def test_sockets_of_flask_are_closed_if_the_main_thread_has_opened_the_queue(
         assert {close_code(one), close_code(other)} == {1001}
 
 
-def test_streams_of_flask_end_with_the_graceful_time_where_a_request_has_opened_the_queue(
+def test_flask_streams_end_with_the_grace_if_a_request_opened_the_queue(
     serve: Serve,
 ) -> None:
     server = serve("gunicorn", "served:flask_app()", *CONFIG, "--graceful-timeout", "1")

@@ -1,4 +1,4 @@
-"""Flask under the servers it is run with: the loop is made in the process that needs it."""
+"""Flask under its usual servers: each process starts its own event loop on demand."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def server(serve: Serve, gunicorn: Sequence[str]) -> Any:
     return serve(*gunicorn)
 
 
-def test_jobs_run_in_the_workers_of_gunicorn_which_drains_when_told_to_end(server: Any) -> None:
+def test_gunicorn_workers_run_jobs_and_drain_at_sigterm(server: Any) -> None:
     urls = [server.submit(name) for name in ("nap", "doze") for _ in range(6)]
     ended = [server.ended(url) for url in urls]
     assert {job["status"] for job in ended} == {"completed"}
@@ -80,8 +80,8 @@ def test_a_server_with_one_thread_holds_no_request(serve: Serve) -> None:
     assert server.client.get(f"{url}/events").text.startswith("retry: 6000\n\n")
 
 
-@pytest.mark.every_store(without="sqlite")  # which says that it cannot be inherited
-def test_a_worker_that_inherited_an_open_queue_runs_jobs_and_ends_as_any_other(
+@pytest.mark.every_store(without="sqlite")  # its warning about the inherited queue
+def test_a_forked_worker_with_an_inherited_open_queue_runs_jobs(
     serve: Serve,
 ) -> None:
     used = "served:flask_app_used_before_the_fork(closed=False)"
@@ -91,7 +91,7 @@ def test_a_worker_that_inherited_an_open_queue_runs_jobs_and_ends_as_any_other(
     assert "Traceback" not in server.log
 
 
-def test_jobs_run_under_the_server_that_flask_is_developed_with(serve: Serve) -> None:
+def test_jobs_run_under_flasks_development_server(serve: Serve) -> None:
     server = serve("flask", "--app", "served:flask_app", "run", "--port", "{port}")
     urls = [server.submit(name) for name in ("nap", "doze") for _ in range(6)]
     assert {server.ended(url)["status"] for url in urls} == {"completed"}
