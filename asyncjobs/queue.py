@@ -321,9 +321,8 @@ class AsyncJobs(Registrar, Reports):
         is now; with another payload it raises `IdempotencyConflict`.
 
         With a `connection` to the store's own database, the job is inserted in the transaction in
-        progress there, and exists if and only if that commits; raises `UnusableConnection` if this
-        is impossible. The store's documentation lists the supported connections. Raises
-        `InvalidCallback` for a callback URL that will not be called.
+        progress there, and exists only if that commits. Raises `UnusableConnection` if this is
+        impossible, and `InvalidCallback` for a callback URL that will not be called.
         """
         kind = self.registry.find(handler)
         caller = Caller(user_id, idempotency_key)

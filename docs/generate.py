@@ -5,6 +5,7 @@ python docs/generate.py            # all pages of PARTS
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from asyncjobs.core.lifecycle import INVISIBLE, TRANSITIONS
 
 ROOT = Path(__file__).parents[1]
 LIFECYCLE = ROOT / "docs" / "reference" / "lifecycle.md"
+TESTING = ROOT / "docs" / "explanation" / "testing.md"
 ENGINES = ROOT / "docs" / "howto" / "choose-an-engine.md"
 PYTHON = ROOT / "docs" / "reference" / "python.md"
 BEGIN = re.compile(r"<!-- generated from .* by docs/generate.py -->")
@@ -174,10 +176,31 @@ def error_tree() -> str:
     return "\n".join(lines)
 
 
+def test_record() -> str:
+    """List how many tests passed in the runs that `.ci/record.py` has recorded."""
+    record = json.loads(TESTING.with_suffix(".json").read_text(encoding="utf-8"))
+    runs = [record["default"], record["thorough"]]
+    lines = [
+        f"Recorded on {record['date']} with Python {record['python']}.",
+        "",
+        "| folder of `tests` | default run | thorough run | recorded in the thorough run |",
+        "|---|---|---|---|",
+    ]
+    for folder in sorted({*runs[0], *runs[1]}):
+        default, thorough = ({**run.get(folder, {})} for run in runs)
+        counts = [f"{run.pop('tests', 0):,}" for run in (default, thorough)]
+        more = ", ".join(f"{value:,} {name}" for name, value in thorough.items())
+        lines.append(f"| `{folder}` | {' | '.join(counts)} | {more} |")
+    totals = (f"{sum(one['tests'] for one in run.values()):,}" for run in runs)
+    lines.append(f"| **all** | {' | '.join(totals)} | |")
+    return "\n".join(lines)
+
+
 #: The parts of each page, in the order of its markers.
 PARTS: dict[Path, list[Callable[[], str]]] = {
     LIFECYCLE: [moves],
     ENGINES: [matrix],
+    TESTING: [test_record],
     PYTHON: [limits(Policy, POLICY), limits(Retry, RETRY), settings, error_tree],
 }
 

@@ -74,7 +74,7 @@ def workers(request: pytest.FixtureRequest, site: Site, tmp_path: Path) -> Itera
 
 @pytest.mark.parametrize("workers", [2, 8], indirect=True)
 async def test_every_accepted_job_ends_once_by_its_recorded_attempt(
-    site: Site, workers: Workers, tmp_path: Path
+    site: Site, workers: Workers, tmp_path: Path, record_property: Callable[[str, int], None]
 ) -> None:
     customers = web_process(Recorded(store_from_url(site.url), Notes(tmp_path)), workers.size)
     await besiege(workers, customers, JOBS, site.restart)
@@ -82,5 +82,7 @@ async def test_every_accepted_job_ends_once_by_its_recorded_attempt(
     assert violations(history) == []
     losses = sum(event["losses"] for event in history if event["what"] == "final")
     assert losses > 0, "no worker was lost in the middle of a job"
+    record_property("jobs", JOBS)
+    record_property("attempts whose worker was killed", losses)
     assert len(set(customers.accepted)) == JOBS
     assert "begins anew" not in workers.log.read_text()

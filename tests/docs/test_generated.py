@@ -56,6 +56,7 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 GENERATED = [
     "reference/lifecycle.md",
     "reference/python.md",
+    "explanation/testing.md",
     pytest.param("howto/choose-an-engine.md", marks=pytest.mark.thorough),
 ]
 

@@ -7,6 +7,8 @@ breaks a rule breaks it again: `pytest -n 0 -m '' tests/simulation/test_seeds.py
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -17,5 +19,11 @@ SEEDS = int(os.environ.get("ASYNCJOBS_SIMULATION_SEEDS", "200"))
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_no_rule_is_broken_whatever_happens(seed: int) -> None:
-    assert violations(simulate(seed).history) == []
+def test_no_rule_is_broken_whatever_happens(
+    seed: int, record_property: Callable[[str, int], None]
+) -> None:
+    history = simulate(seed).history
+    assert violations(history) == []
+    what = Counter(event["what"] for event in history)
+    record_property("jobs", what["final"])
+    record_property("kills, pauses and cuts", what["trouble"])
