@@ -1,4 +1,4 @@
-"""Handlers that are declared without a queue, and included in one or several."""
+"""Handlers that are declared without a queue, and included in one or more."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ async def test_the_handlers_of_a_module_run_once_they_are_included(jobs: AsyncJo
 @pytest.mark.parametrize(
     "what", [(export, nightly), ([export], [nightly]), ({export, nightly},), ((nightly,), export)]
 )
-def test_handlers_are_included_alone_or_by_iterables(jobs: AsyncJobs, what: Any) -> None:
+def test_handlers_are_included_alone_or_in_iterables(jobs: AsyncJobs, what: Any) -> None:
     jobs.include(*what)
     assert {one.name for one in jobs.registry} == {"export", "nightly"}
 
 
-async def test_a_declared_handler_is_called_as_the_function_it_is() -> None:
+async def test_a_declared_handler_can_be_called_like_its_function() -> None:
     assert await export(3, JobContext(sample_job(type="export"))) == "export: 3"
     assert nightly() == 7
 
 
-async def test_one_handler_is_included_in_several_queues_with_the_limits_of_each(
+async def test_a_handler_in_several_queues_has_the_limits_of_each(
     make: Make,
 ) -> None:
     often = Retry(max_attempts=9)
@@ -63,14 +63,14 @@ async def test_one_handler_is_included_in_several_queues_with_the_limits_of_each
             assert (await finished(jobs, export, 3)).result == "export: 3"
 
 
-def test_what_is_included_already_stays_as_it_is(jobs: AsyncJobs) -> None:
+def test_including_a_handler_again_changes_nothing(jobs: AsyncJobs) -> None:
     jobs.include(declared_handlers)
     before = list(jobs.registry)
     jobs.include(declared_handlers, export)
     assert list(jobs.registry) == before
 
 
-async def test_a_handler_that_is_not_included_is_refused_with_what_to_do(jobs: AsyncJobs) -> None:
+async def test_a_handler_that_is_not_included_is_refused_with_the_remedy(jobs: AsyncJobs) -> None:
     async with jobs:
         with pytest.raises(ConfigurationError, match=r"'export' is not included.*jobs\.include"):
             await jobs.enqueue(export, 3)
@@ -85,7 +85,7 @@ def test_a_name_that_is_taken_is_refused(jobs: AsyncJobs) -> None:
         jobs.include(export)
 
 
-def test_what_has_no_handlers_is_refused(jobs: AsyncJobs) -> None:
+def test_including_an_object_without_handlers_is_refused(jobs: AsyncJobs) -> None:
     registered = AsyncJobs("memory://").handler("export")(export.function)
     empty = types.ModuleType("empty")
     empty.registered = registered  # type: ignore[attr-defined]
@@ -99,7 +99,7 @@ def test_what_has_no_handlers_is_refused(jobs: AsyncJobs) -> None:
         jobs.include([cast("Any", declared_handlers.not_a_handler)])
 
 
-def test_mistakes_are_found_where_the_handler_is_declared() -> None:
+def test_mistakes_raise_at_the_declaration_of_a_handler() -> None:
     with pytest.raises(ConfigurationError, match=r'write @handler\("nightly"\)'):
         handler(cast("Any", nightly.function))
     with pytest.raises(ConfigurationError, match="timeout"):
@@ -112,7 +112,7 @@ def test_mistakes_are_found_where_the_handler_is_declared() -> None:
         handler("never", aliases="old")
 
 
-async def test_jobs_that_wait_under_a_former_name_run_and_keep_their_type(make: Make) -> None:
+async def test_jobs_that_wait_under_an_alias_run_and_keep_their_type(make: Make) -> None:
     before, now = make(), make()
     old_export = before.handler("old_export")(export.function)
     now.include(declared_handlers)

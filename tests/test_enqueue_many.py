@@ -1,4 +1,4 @@
-"""Many jobs by one call, and jobs that are stored as started."""
+"""Many jobs in one call, and jobs that are stored as started."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_many_jobs_are_stored_by_one_call_in_their_order(
         assert await jobs.enqueue_many(double, []) == []
 
 
-async def test_an_invalid_payload_among_many_makes_no_job(make: Make) -> None:
+async def test_one_invalid_payload_among_many_creates_no_job(make: Make) -> None:
     jobs = make(dispatcher="worker")
 
     @jobs.handler("double")
@@ -64,7 +64,7 @@ async def test_an_invalid_payload_among_many_makes_no_job(make: Make) -> None:
         assert (await jobs.list(Selection(type="double"))).jobs == []
 
 
-async def test_many_delayed_jobs_wait_for_their_moment(make: Make) -> None:
+async def test_many_delayed_jobs_wait_for_their_run_at(make: Make) -> None:
     jobs = make()
 
     @jobs.handler("double")
@@ -81,9 +81,7 @@ async def test_many_delayed_jobs_wait_for_their_moment(make: Make) -> None:
 # jobs that are stored as started
 
 
-async def test_a_job_that_begins_here_is_written_twice_in_all(
-    make: Make, counted: FaultyStore
-) -> None:
+async def test_a_job_that_starts_here_is_written_twice(make: Make, counted: FaultyStore) -> None:
     jobs = make(store=counted, settings=IDLE)
     told: list[tuple[str, JobStatus]] = []
     jobs.hooks.observers.append(lambda one: told.append((one.event.value, one.job.status)))
@@ -119,7 +117,7 @@ async def test_a_job_with_a_single_delivery_is_stored_as_pending(
 
 
 @pytest.mark.parametrize("many", [1, 3])
-async def test_what_was_stored_without_an_answer_is_given_back_and_runs(
+async def test_jobs_stored_without_an_answer_are_released_and_run(
     make: Make, counted: FaultyStore, many: int
 ) -> None:
     jobs = make(store=counted, settings=QUICK)
@@ -141,9 +139,7 @@ async def test_what_was_stored_without_an_answer_is_given_back_and_runs(
     assert sorted(told) == sorted(events * many)
 
 
-async def test_what_may_not_have_been_stored_keeps_no_slot(
-    make: Make, counted: FaultyStore
-) -> None:
+async def test_jobs_that_may_not_be_stored_occupy_no_slot(make: Make, counted: FaultyStore) -> None:
     slow = replace(QUICK, lease=timedelta(hours=1), grace=timedelta(hours=1))
     jobs = make(store=counted, dispatcher=LocalDispatcher(2), settings=slow)
 
@@ -161,7 +157,7 @@ async def test_what_may_not_have_been_stored_keeps_no_slot(
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_job_whose_submission_asyncio_cancels_is_told_of_and_runs(
+async def test_a_job_of_a_cancelled_submission_sends_its_events_and_runs(
     make: Make, counted: FaultyStore
 ) -> None:
     jobs = make(store=counted)
@@ -181,7 +177,7 @@ async def test_a_job_whose_submission_asyncio_cancels_is_told_of_and_runs(
     assert told == ["enqueued", "started", "released", "started", "completed"]
 
 
-async def test_a_replayed_submission_does_not_begin_the_job_again(jobs: AsyncJobs) -> None:
+async def test_a_replayed_submission_does_not_start_the_job_again(jobs: AsyncJobs) -> None:
     begun: list[str] = []
 
     @jobs.handler("note")

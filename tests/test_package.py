@@ -1,4 +1,4 @@
-"""What an import brings along, and what the package promises by its names."""
+"""The modules that an import loads, and the package's public names."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_queue_loads_the_driver_of_its_own_store_only(url: str, driver: str | 
     assert loaded & {"sqlite3", "redis", "psycopg"} == {driver} - {None}
 
 
-def test_every_name_is_there_and_none_twice() -> None:
+def test_every_public_name_exists_and_is_listed_once() -> None:
     assert sorted(asyncjobs.__all__) == asyncjobs.__all__
     assert len(set(asyncjobs.__all__)) == len(asyncjobs.__all__)
     for name in asyncjobs.__all__:

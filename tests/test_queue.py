@@ -1,4 +1,4 @@
-"""The verbs of the queue, as an application uses them."""
+"""The queue's public methods, used as in an application."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ async def test_a_job_runs_and_its_result_is_kept(jobs: AsyncJobs) -> None:
         assert await jobs.get(job.id) == done
 
 
-async def test_a_payload_that_does_not_fit_never_becomes_a_job(
-    jobs: AsyncJobs, beside: Any
-) -> None:
+async def test_an_invalid_payload_creates_no_job(jobs: AsyncJobs, beside: Any) -> None:
     @jobs.handler("order")
     async def order(_order: Order, _job: JobContext) -> None: ...
 
@@ -73,12 +71,12 @@ async def test_a_payload_that_does_not_fit_never_becomes_a_job(
     assert not (await beside.list(Selection(), limit=9)).jobs
 
 
-async def test_a_closed_queue_says_so(jobs: AsyncJobs) -> None:
+async def test_a_closed_queue_raises_not_open(jobs: AsyncJobs) -> None:
     with pytest.raises(NotOpen, match="async with"):
         await jobs.get(new_job_id())
 
 
-async def test_a_queue_is_open_once_and_can_be_opened_again(jobs: AsyncJobs) -> None:
+async def test_a_queue_cannot_be_opened_twice_but_can_be_reopened(jobs: AsyncJobs) -> None:
     async with jobs:
         assert jobs.is_open
         with pytest.raises(ConfigurationError, match="already open"):
@@ -117,13 +115,13 @@ async def test_a_wait_raises_not_open_while_the_queue_closes(make: Make, store: 
         tasks.start_soon(wait_in_vain)
 
 
-async def test_closing_what_is_not_open_is_an_error(jobs: AsyncJobs) -> None:
+async def test_closing_a_queue_that_is_not_open_is_an_error(jobs: AsyncJobs) -> None:
     with pytest.raises(NotOpen):
         await jobs.__aexit__(None, None, None)
 
 
 @pytest.mark.own_store
-async def test_a_copy_made_by_a_fork_is_not_open_and_can_be_opened(
+async def test_a_queue_in_a_forked_child_is_not_open_and_can_be_opened(
     jobs: AsyncJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with jobs:
@@ -137,7 +135,7 @@ async def test_a_copy_made_by_a_fork_is_not_open_and_can_be_opened(
         assert jobs.is_open
 
 
-async def test_what_the_block_raises_comes_out_as_it_is(jobs: AsyncJobs) -> None:
+async def test_an_exception_in_the_block_is_raised_unchanged(jobs: AsyncJobs) -> None:
     with pytest.raises(KeyError):
         async with jobs:
             raise KeyError
@@ -146,7 +144,7 @@ async def test_what_the_block_raises_comes_out_as_it_is(jobs: AsyncJobs) -> None
 # options
 
 
-async def test_a_delayed_job_waits_and_its_deadline_counts_from_then(make: Make) -> None:
+async def test_a_delayed_job_waits_and_its_deadline_counts_from_run_at(make: Make) -> None:
     clock = ManualClock()
     jobs = make(clock=clock)
 
@@ -167,7 +165,7 @@ async def test_a_delayed_job_waits_and_its_deadline_counts_from_then(make: Make)
 # idempotency
 
 
-async def test_the_same_key_and_payload_is_the_same_job(jobs: AsyncJobs) -> None:
+async def test_the_same_key_and_payload_return_the_same_job(jobs: AsyncJobs) -> None:
     runs: list[int] = []
 
     @jobs.handler("order")
@@ -186,7 +184,7 @@ async def test_the_same_key_and_payload_is_the_same_job(jobs: AsyncJobs) -> None
 
 
 class Rivalled(FaultyStore):
-    """Another process is quicker to use a key that has become free."""
+    """Another process uses a key first that has become free."""
 
     @property
     def powers(self) -> frozenset[type]:
@@ -221,7 +219,7 @@ async def test_a_key_is_free_again_when_its_job_is_forgotten(
 
 
 @pytest.mark.parametrize("connection", [None, object()], ids=["alone", "within"])
-async def test_a_key_that_is_free_again_makes_one_job_of_two_submissions(
+async def test_two_submissions_under_a_freed_key_create_one_job(
     make: Make, store: Any, connection: object | None
 ) -> None:
     clock, rivalled = ManualClock(), Rivalled(store)
@@ -238,10 +236,10 @@ async def test_a_key_that_is_free_again_makes_one_job_of_two_submissions(
         assert found.id == rivalled.rival.id
 
 
-async def test_what_is_submitted_again_after_a_lost_answer_begins_at_once(
+async def test_a_submission_repeated_after_a_lost_answer_starts_at_once(
     make: Make, store: Any
 ) -> None:
-    """The first submission kept a place for its job here, and never came to use it."""
+    """The first submission reserved a slot here and never used it."""
     faulty = FaultyStore(store)
     jobs = make(store=faulty, settings=Settings(redelivery=timedelta(hours=1)))
 
@@ -257,7 +255,7 @@ async def test_what_is_submitted_again_after_a_lost_answer_begins_at_once(
         assert (await jobs.wait(job.id, timeout=30)).result == "done"
 
 
-async def test_a_replayed_job_is_told_as_it_must_stand(make: Make) -> None:
+async def test_a_replayed_submission_returns_the_present_state(make: Make) -> None:
     clock = ManualClock()
     jobs = make(clock=clock, settings=IDLE)
     kind = jobs.external("t", payload=int, result=int)
@@ -267,10 +265,10 @@ async def test_a_replayed_job_is_told_as_it_must_stand(make: Make) -> None:
         assert (await jobs.enqueue(kind, 1, idempotency_key="k")).job.status is JobStatus.FAILED
 
 
-# work done outside
+# external jobs
 
 
-async def test_outside_work_is_started_by_its_first_report(jobs: AsyncJobs) -> None:
+async def test_an_external_job_is_started_by_its_first_report(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=Order, result=Order)
     async with jobs:
         job = (await jobs.enqueue(kind, Order(amount=3))).job
@@ -284,7 +282,7 @@ async def test_outside_work_is_started_by_its_first_report(jobs: AsyncJobs) -> N
         assert kind.result_of(done) == Order(amount=9)
 
 
-async def test_outside_work_may_end_without_a_report(jobs: AsyncJobs) -> None:
+async def test_an_external_job_may_end_without_a_report(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
         one, two = (await jobs.enqueue(kind, 1)).job, (await jobs.enqueue(kind, 2)).job
@@ -308,7 +306,7 @@ async def test_an_ended_job_cannot_end_again(jobs: AsyncJobs) -> None:
         assert await jobs.get(job.id) == done
 
 
-async def test_a_result_that_does_not_fit_changes_nothing(jobs: AsyncJobs) -> None:
+async def test_an_invalid_result_changes_nothing(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
         job = (await jobs.enqueue(kind, 1)).job
@@ -317,7 +315,7 @@ async def test_a_result_that_does_not_fit_changes_nothing(jobs: AsyncJobs) -> No
         assert await jobs.get(job.id) == job
 
 
-async def test_outside_work_that_was_asked_to_stop_says_when_it_has(jobs: AsyncJobs) -> None:
+async def test_stop_cancels_an_external_job_after_a_stop_request(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
         job = (await jobs.enqueue(kind, 1)).job
@@ -327,7 +325,7 @@ async def test_outside_work_that_was_asked_to_stop_says_when_it_has(jobs: AsyncJ
         assert (await jobs.stop(job.id)).status is JobStatus.CANCELLED
 
 
-async def test_reporters_that_race_to_start_a_job_both_report(jobs: AsyncJobs) -> None:
+async def test_two_concurrent_first_reports_are_both_stored(jobs: AsyncJobs) -> None:
     kind = jobs.external("render", payload=int, result=int)
     async with jobs:
         job = (await jobs.enqueue(kind, 1)).job
@@ -338,7 +336,7 @@ async def test_reporters_that_race_to_start_a_job_both_report(jobs: AsyncJobs) -
     assert (found.attempt, found.version) == (1, 12)
 
 
-async def test_what_our_workers_hold_is_not_reported_from_outside(jobs: AsyncJobs) -> None:
+async def test_a_job_held_by_a_worker_cannot_be_reported_externally(jobs: AsyncJobs) -> None:
     @jobs.handler("slow")
     async def slow(_none: None, _job: JobContext) -> None:
         await anyio.sleep_forever()
@@ -350,7 +348,7 @@ async def test_what_our_workers_hold_is_not_reported_from_outside(jobs: AsyncJob
         await jobs.cancel(job.id)
 
 
-async def test_every_verb_knows_what_is_unknown(
+async def test_every_method_raises_unknown_job_for_an_unknown_id(
     jobs: AsyncJobs, caplog: pytest.LogCaptureFixture
 ) -> None:
     nobody = new_job_id()
@@ -384,7 +382,7 @@ async def test_a_subscriber_sees_growing_versions_up_to_the_end(jobs: AsyncJobs)
 
         async def follow() -> None:
             async for update in jobs.subscribe(job.id):
-                seen.append(update)  # noqa: PERF401  # what was seen before a failure counts
+                seen.append(update)  # noqa: PERF401  # keeps what was seen before a failure
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(follow)
@@ -396,7 +394,7 @@ async def test_a_subscriber_sees_growing_versions_up_to_the_end(jobs: AsyncJobs)
     assert seen[-1].status is JobStatus.COMPLETED
 
 
-async def test_the_next_change_is_the_next_visible_one(jobs: AsyncJobs) -> None:
+async def test_next_change_waits_for_the_next_visible_change(jobs: AsyncJobs) -> None:
     kind = jobs.external("t", payload=int, result=int)
     async with jobs:
         job = (await jobs.enqueue(kind, 1)).job

@@ -1,4 +1,4 @@
-"""A handle follows one job: its states, its end, its result."""
+"""A handle follows one job: its states, its end and its result."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_the_result_of_an_unsuccessful_job_raises_with_that_job(jobs: Asyn
 
 
 @pytest.mark.parametrize("timeout", [0.01, timedelta(seconds=0.01)])
-async def test_a_wait_for_a_job_that_goes_on_ends_after_its_timeout(
+async def test_a_wait_for_a_running_job_ends_after_its_timeout(
     jobs: AsyncJobs, timeout: float | timedelta
 ) -> None:
     kind = jobs.external("import", payload=int, result=int)
@@ -74,7 +74,9 @@ async def test_a_wait_for_a_job_that_goes_on_ends_after_its_timeout(
         assert await jobs.find(handle.id) == handle.job
 
 
-async def test_a_result_of_another_release_is_invalid(jobs: AsyncJobs, make: Any) -> None:
+async def test_a_result_that_does_not_match_the_type_raises_invalid_result(
+    jobs: AsyncJobs, make: Any
+) -> None:
     old = jobs.external("import", payload=int, result=str)
     later = make()
     new = later.external("import", payload=int, result=int)
@@ -84,9 +86,7 @@ async def test_a_result_of_another_release_is_invalid(jobs: AsyncJobs, make: Any
             await (await later.enqueue(new, 1, idempotency_key="k")).result()
 
 
-async def test_a_handle_of_a_job_that_is_gone_raises_unknown_job(
-    jobs: AsyncJobs, beside: Any
-) -> None:
+async def test_a_handle_of_a_deleted_job_raises_unknown_job(jobs: AsyncJobs, beside: Any) -> None:
     kind = jobs.external("import", payload=int, result=int)
     async with jobs:
         handle = await jobs.enqueue(kind, 1)
@@ -160,7 +160,7 @@ async def test_a_handler_that_awaits_a_cancelled_job_is_not_cancelled_itself(
         assert done.error.code == "internal_error"
 
 
-async def test_a_queue_of_the_protocol_returns_handles(jobs: AsyncJobs) -> None:
+async def test_the_queue_protocol_returns_handles(jobs: AsyncJobs) -> None:
     queue: JobQueue = jobs
     kind = jobs.external("import", payload=int, result=int)
     async with jobs:

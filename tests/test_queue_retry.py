@@ -1,4 +1,4 @@
-"""A job that has ended is run again as a new one, which points at it."""
+"""A job that has ended is retried as a new job, which refers to the old one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.queues import Make
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 
-async def test_the_new_job_has_the_limits_of_the_old_one_and_is_run(jobs: AsyncJobs) -> None:
+async def test_the_new_job_has_the_limits_of_the_old_one_and_runs(jobs: AsyncJobs) -> None:
     @jobs.handler("divide", timeout=7)
     async def divide(number: int, _job: JobContext) -> int:
         return 100 // number
@@ -38,7 +38,7 @@ async def test_the_new_job_has_the_limits_of_the_old_one_and_is_run(jobs: AsyncJ
     assert (new.traceparent, new.idempotency_key, new.fingerprint) == (None, None, None)
 
 
-async def test_a_process_without_the_handler_may_do_it(make: Make) -> None:
+async def test_a_process_without_the_handler_can_retry_a_job(make: Make) -> None:
     one, other = make(), make(dispatcher="worker")
 
     @one.handler("echo")
@@ -52,7 +52,7 @@ async def test_a_process_without_the_handler_may_do_it(make: Make) -> None:
         assert (await one.wait(new.id, timeout=60)).result == "a"
 
 
-async def test_what_was_done_elsewhere_is_done_elsewhere_again(jobs: AsyncJobs) -> None:
+async def test_a_retried_external_job_is_external_again(jobs: AsyncJobs) -> None:
     kind = jobs.external("print", payload=str, result=str)
     async with jobs:
         old = (await jobs.enqueue(kind, "a")).job
@@ -62,7 +62,7 @@ async def test_what_was_done_elsewhere_is_done_elsewhere_again(jobs: AsyncJobs) 
     assert (new.delivery, done.status) == (old.delivery, JobStatus.COMPLETED)
 
 
-async def test_a_job_that_has_not_ended_is_not_run_twice(make: Make) -> None:
+async def test_a_job_that_has_not_ended_cannot_be_retried(make: Make) -> None:
     jobs = make(dispatcher="worker")
 
     @jobs.handler("echo")

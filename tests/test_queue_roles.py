@@ -1,4 +1,4 @@
-"""Which process runs which jobs: web processes without a worker, workers for some queues."""
+"""Roles of processes: web processes without a worker, and workers for some queues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUICK = Settings(poll_interval=timedelta(seconds=0.02), grace=timedelta(hours=1)
 
 
 def with_queues(jobs: AsyncJobs) -> list[str]:
-    """Register one handler per queue; what runs is noted."""
+    """Register one handler per queue; executions are recorded."""
     began: list[str] = []
     for queue in ("slow", "urgent", "plain"):
 
@@ -30,7 +30,7 @@ def with_queues(jobs: AsyncJobs) -> list[str]:
     return began
 
 
-async def test_a_process_that_leaves_jobs_to_workers_runs_none_and_a_worker_does(
+async def test_jobs_of_a_web_process_run_in_a_worker_only(
     make: Make,
 ) -> None:
     web, worker = make(dispatcher="worker", settings=QUICK), make(settings=QUICK)
@@ -45,7 +45,7 @@ async def test_a_process_that_leaves_jobs_to_workers_runs_none_and_a_worker_does
     assert began == ["a"]
 
 
-async def test_a_worker_of_the_very_queue_that_leaves_jobs_to_workers_runs_them(
+async def test_as_worker_runs_the_jobs_of_its_own_queue(
     make: Make,
 ) -> None:
     jobs = make(dispatcher="worker", settings=QUICK)
@@ -57,7 +57,7 @@ async def test_a_worker_of_the_very_queue_that_leaves_jobs_to_workers_runs_them(
     assert not jobs.is_open
 
 
-async def test_an_earlier_queue_goes_before_a_later_one(make: Make) -> None:
+async def test_queues_are_served_in_the_given_order(make: Make) -> None:
     web, worker = make(dispatcher="worker"), make(settings=QUICK)
     with_queues(web)
     began = with_queues(worker)
@@ -71,7 +71,7 @@ async def test_an_earlier_queue_goes_before_a_later_one(make: Make) -> None:
     assert began.index("urgent 19") == 19
 
 
-async def test_queues_that_were_not_named_are_left_to_others(make: Make) -> None:
+async def test_unnamed_queues_are_left_to_other_workers(make: Make) -> None:
     web, worker = make(dispatcher="worker"), make(settings=QUICK)
     with_queues(web)
     began = with_queues(worker)
@@ -83,7 +83,7 @@ async def test_queues_that_were_not_named_are_left_to_others(make: Make) -> None
     assert began == ["urgent"]
 
 
-async def test_waiting_jobs_keep_their_order_within_a_rank(make: Make) -> None:
+async def test_without_named_queues_jobs_run_in_submission_order(make: Make) -> None:
     web, worker = make(dispatcher="worker"), make(settings=QUICK)
     with_queues(web)
     began = with_queues(worker)
@@ -96,7 +96,7 @@ async def test_waiting_jobs_keep_their_order_within_a_rank(make: Make) -> None:
     assert began == ["1", "2", "3", "4"]
 
 
-async def test_a_hurried_closing_gives_back_what_runs_without_waiting(make: Make) -> None:
+async def test_hurry_releases_running_jobs_without_waiting(make: Make) -> None:
     jobs = make(settings=QUICK)
     stopped = anyio.Event()
 
@@ -121,7 +121,7 @@ async def test_a_hurried_closing_gives_back_what_runs_without_waiting(make: Make
     assert (back.status, back.attempt, back.losses) == (JobStatus.PENDING, 1, 0)
 
 
-async def test_what_makes_no_sense_is_refused_before_anything_is_opened(make: Make) -> None:
+async def test_invalid_worker_options_are_refused_before_opening(make: Make) -> None:
     jobs = make()
     with pytest.raises(ConfigurationError, match="no handlers"):
         await jobs.as_worker().__aenter__()
@@ -135,7 +135,7 @@ async def test_what_makes_no_sense_is_refused_before_anything_is_opened(make: Ma
     assert not jobs.is_open
 
 
-async def test_the_jobs_of_another_engine_are_not_for_our_workers(make: Make) -> None:
+async def test_workers_do_not_run_the_jobs_of_an_engine(make: Make) -> None:
     class Elsewhere(WorkerDispatcher):
         delivery = Delivery.PUSH
 

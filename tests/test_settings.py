@@ -1,4 +1,4 @@
-"""The timing of a queue is given in seconds or as timedeltas, and checked at once."""
+"""Settings are seconds or timedeltas, and are validated at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ THREE = timedelta(seconds=3)
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("three", [3, 3.0, THREE])
-def test_each_setting_is_seconds_or_a_timedelta(name: str, three: float | timedelta) -> None:
+def test_each_setting_accepts_seconds_or_a_timedelta(name: str, three: float | timedelta) -> None:
     assert getattr(Settings(**{name: three}), name) == THREE
 
 
@@ -30,7 +30,7 @@ def test_a_setting_that_is_no_duration_is_refused_at_once(name: str, wrong: Any)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_interval_is_zero_but_a_shutdown_need_not_wait(name: str) -> None:
+def test_intervals_must_be_positive_except_the_grace_period(name: str) -> None:
     if name == "grace":
         assert Settings(grace=0).grace == timedelta(0)
     else:
@@ -39,7 +39,7 @@ def test_no_interval_is_zero_but_a_shutdown_need_not_wait(name: str) -> None:
 
 
 @pytest.mark.parametrize("three", [3, 3.0, THREE])
-def test_limits_and_pauses_are_seconds_or_a_timedelta(three: float | timedelta) -> None:
+def test_limits_and_delays_accept_seconds_or_a_timedelta(three: float | timedelta) -> None:
     policy = Policy(timeout=three, deadline=three, retention=three, inline_wait=three)
     assert (policy.timeout, policy.deadline, policy.retention) == (THREE, THREE, THREE)
     assert policy.inline_wait == THREE
@@ -61,12 +61,12 @@ def test_a_limit_that_is_no_duration_is_refused_at_once(kind: Any, name: str, wr
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, -math.inf])
-def test_a_duration_is_finite(value: float) -> None:
+def test_durations_must_be_finite(value: float) -> None:
     with pytest.raises(ValueError, match="finite"):
         Settings(lease=value)
 
 
 @pytest.mark.parametrize("value", [None, True, "3"])
-def test_a_duration_is_a_number_or_a_timedelta(value: Any) -> None:
+def test_durations_must_be_numbers_or_timedeltas(value: Any) -> None:
     with pytest.raises(TypeError, match="duration"):
         Settings(lease=value)

@@ -1,4 +1,4 @@
-"""`jobs.sync`: the verbs for code that cannot await, wherever it runs."""
+"""`jobs.sync`: the queue's methods for code that cannot await, in any context."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def jobs(new_store: Callable[[], Any]) -> Generator[AsyncJobs]:
     portal_for(made).close()
 
 
-def test_it_has_every_verb_of_the_queue() -> None:
+def test_sync_has_every_method_of_the_queue() -> None:
     def verbs(kind: type) -> set[str]:
         return {name for name, one in vars(kind).items() if callable(one) and name[0] != "_"}
 
@@ -71,7 +71,7 @@ def test_it_has_every_verb_of_the_queue() -> None:
     assert awaited - of_a_process - verbs(SyncJobs) == set()
 
 
-def test_it_opens_the_queue_to_submit_and_runs_no_handler(jobs: AsyncJobs) -> None:
+def test_a_sync_call_opens_the_queue_without_running_handlers(jobs: AsyncJobs) -> None:
     with jobs.sync as sync:
         job = sync.enqueue("double", 21, user_id="ann")
         assert not jobs.is_open
@@ -88,7 +88,7 @@ def test_it_opens_the_queue_to_submit_and_runs_no_handler(jobs: AsyncJobs) -> No
     assert jobs.event_loop is None
 
 
-def test_work_done_elsewhere_is_reported_by_it(jobs: AsyncJobs) -> None:
+def test_external_jobs_can_be_reported_synchronously(jobs: AsyncJobs) -> None:
     jobs.external("render", payload=int, result=str)
     with jobs.sync as sync:
         one, two, three = (sync.enqueue("render", number) for number in range(3))
@@ -100,7 +100,7 @@ def test_work_done_elsewhere_is_reported_by_it(jobs: AsyncJobs) -> None:
         assert sync.stop(three.id).status is JobStatus.CANCELLED
 
 
-def test_errors_are_those_of_the_verbs(jobs: AsyncJobs) -> None:
+def test_errors_are_those_of_the_async_methods(jobs: AsyncJobs) -> None:
     with jobs.sync as sync:
         with pytest.raises(UnknownType):
             sync.enqueue("missing")
@@ -110,7 +110,7 @@ def test_errors_are_those_of_the_verbs(jobs: AsyncJobs) -> None:
             sync.find("job_" + "0" * 32)  # type: ignore[arg-type]
 
 
-def test_many_threads_open_it_once(jobs: AsyncJobs) -> None:
+def test_many_threads_open_the_queue_once(jobs: AsyncJobs) -> None:
     def submit(number: int) -> SyncJobHandle[Any]:
         return jobs.sync.enqueue("double", number)
 
@@ -121,7 +121,7 @@ def test_many_threads_open_it_once(jobs: AsyncJobs) -> None:
 
 
 @pytest.mark.anyio
-async def test_in_the_event_loop_of_the_queue_it_names_the_verb_to_await(jobs: AsyncJobs) -> None:
+async def test_a_sync_call_in_the_event_loop_names_the_method_to_await(jobs: AsyncJobs) -> None:
     async with jobs:
         with pytest.raises(BlockingCall, match=r"write `await jobs\.enqueue\(\.\.\.\)`"):
             jobs.sync.enqueue("double", 21)
@@ -138,12 +138,12 @@ async def test_a_thread_uses_the_queue_that_is_open(jobs: AsyncJobs) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_def_handler_submits_a_job_and_waits_for_it(jobs: AsyncJobs) -> None:
+async def test_a_def_handler_can_submit_a_job_and_wait_for_it(jobs: AsyncJobs) -> None:
     async with jobs:
         assert await (await jobs.enqueue("follow", 21)).result(timeout=60) == 42
 
 
-def test_another_event_loop_may_be_running_as_in_a_notebook(jobs: AsyncJobs) -> None:
+def test_sync_calls_work_beside_another_loop_as_in_a_notebook(jobs: AsyncJobs) -> None:
     async def cell() -> str:
         return jobs.sync.enqueue("double", 21).id
 
@@ -152,13 +152,13 @@ def test_another_event_loop_may_be_running_as_in_a_notebook(jobs: AsyncJobs) -> 
 
 
 def result_at(client: TestClient, url: str) -> object:
-    """Return the result of a job when it has one."""
+    """Return the result of a job once it has one."""
     until_sync(lambda: client.get(url).json()["status"] == "completed")
     result: object = client.get(url).json()["result"]
     return result
 
 
-def test_def_routes_submit_by_it(jobs: AsyncJobs) -> None:
+def test_def_routes_can_submit_synchronously(jobs: AsyncJobs) -> None:
     app = FastAPI()
     on_fastapi.mount(app, jobs)
 
@@ -171,7 +171,7 @@ def test_def_routes_submit_by_it(jobs: AsyncJobs) -> None:
         assert result_at(client, f"/api/jobs/{job_id}") == 42
 
 
-def test_an_application_takes_over_what_a_def_route_has_opened(jobs: AsyncJobs) -> None:
+def test_an_application_takes_over_a_queue_that_a_def_route_opened(jobs: AsyncJobs) -> None:
     sub = FastAPI()
     on_fastapi.mount(sub, jobs)
 
@@ -193,7 +193,7 @@ def test_an_application_takes_over_what_a_def_route_has_opened(jobs: AsyncJobs) 
 
 
 @pytest.mark.anyio
-async def test_calls_that_are_under_way_end_before_it_is_taken_over(jobs: AsyncJobs) -> None:
+async def test_sync_calls_under_way_end_before_the_queue_is_taken_over(jobs: AsyncJobs) -> None:
     submitted: list[str] = []
     stop = threading.Event()
 
@@ -215,7 +215,7 @@ async def test_calls_that_are_under_way_end_before_it_is_taken_over(jobs: AsyncJ
     assert {job.status for job in ended} == {JobStatus.COMPLETED}
 
 
-def test_flask_lets_handlers_run_in_what_a_script_has_opened(jobs: AsyncJobs) -> None:
+def test_flask_starts_handlers_in_a_queue_that_a_script_opened(jobs: AsyncJobs) -> None:
     app = flask.Flask(__name__)
     on_flask.mount(app, jobs)
     job = jobs.sync.enqueue("double", 21)
@@ -226,7 +226,7 @@ def test_flask_lets_handlers_run_in_what_a_script_has_opened(jobs: AsyncJobs) ->
     assert jobs.sync.enqueue("follow", 4).result(timeout=60) == 8
 
 
-def test_an_interrupted_wait_leaves_nothing_behind(jobs: AsyncJobs, tmp_path: Path) -> None:
+def test_an_interrupted_wait_leaves_no_watcher(jobs: AsyncJobs, tmp_path: Path) -> None:
     main = threading.main_thread().ident
     assert main is not None
 
@@ -234,7 +234,7 @@ def test_an_interrupted_wait_leaves_nothing_behind(jobs: AsyncJobs, tmp_path: Pa
         until_sync(lambda: _watchers(jobs) == 1)
         signal.pthread_kill(main, signal.SIGINT)
 
-    # A process that was started in the background ignores SIGINT.
+    # A process started in the background ignores SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with jobs.sync as sync:
         job = sync.enqueue("wait for a file", tmp_path / "go on")

@@ -1,4 +1,4 @@
-"""Type checkers derive the types of handlers, handles and results, and find each wrong use."""
+"""Type checkers infer handler, handle and result types, and report each wrong use."""
 
 from __future__ import annotations
 
@@ -182,13 +182,13 @@ def check(request: pytest.FixtureRequest) -> Check:
     return chosen
 
 
-def test_a_right_use_has_no_error_and_its_types_are_exact(check: Check, tmp_path: Path) -> None:
+def test_correct_uses_have_exact_types_and_no_errors(check: Check, tmp_path: Path) -> None:
     file = tmp_path / "use.py"
     file.write_text(GOOD)
     assert check(file) == set()
 
 
-def test_each_wrong_use_is_an_error(check: Check, tmp_path: Path) -> None:
+def test_each_wrong_use_is_a_type_error(check: Check, tmp_path: Path) -> None:
     file = tmp_path / "use.py"
     file.write_text(GOOD + BAD.removeprefix("\n"))
     first = GOOD.count("\n") + 1

@@ -1,4 +1,4 @@
-"""Wait for a condition that nothing announces. Every such wait of the tests is one of these two."""
+"""Wait for a condition by polling, if no notification can be awaited. All tests use these two."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-#: A busy machine is slow; a test that fails takes this long, one that passes does not.
+#: For a busy machine; only a test that fails takes this long.
 PATIENCE_SECONDS = 60.0
 
 _PAUSE_SECONDS = 0.005

@@ -1,4 +1,4 @@
-"""The handlers of the simulated application: they work, mostly, and do all that they should not."""
+"""The handlers of the simulated application: most work; some misbehave in every known way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.chaos.recording import Notes
 
 
 class Errand(BaseModel):
-    """What a handler does after some seconds of work, in the first so many attempts."""
+    """What a handler does after some seconds of work, in its first attempts."""
 
     does: str = "work"
     seconds: float = 1
@@ -26,7 +26,7 @@ class Errand(BaseModel):
 
 
 class Trace(BaseModel):
-    """A result that no two attempts have in common; `worker` is the machine's number."""
+    """A result that is unique per attempt; `worker` is the machine's number."""
 
     worker: int
     attempt: int
@@ -34,7 +34,7 @@ class Trace(BaseModel):
 
 
 class Host(Protocol):
-    """The machine on which handlers run, which they may harm."""
+    """The machine on which handlers run; they may harm it."""
 
     number: int
 
@@ -182,7 +182,7 @@ async def _report(_: Handlers, job: JobContext) -> None:
         await anyio.sleep(0.5)
 
 
-#: What handlers may do, and how often.
+#: The actions of handlers, and their weights.
 DEEDS: Mapping[str, tuple[int, Callable[[Handlers, JobContext], Awaitable[None]]]] = (
     MappingProxyType(
         {

@@ -1,13 +1,13 @@
-"""An asyncio event loop without a world: time jumps, a seed decides who is late, machines stop.
+"""An asyncio event loop in simulated time: a seed decides delays, and machines can stop.
 
-Time goes to the next timer when nothing is ready, and a little further at each turn, so that the
-answers of simulated I/O arrive in the middle of chains of callbacks, as they do in reality. Each
-timer fires a little late. That is all that the seed permutes: callbacks of `call_soon` keep their
-order, which asyncio guarantees.
+If nothing is ready, time jumps to the next timer; each turn of the loop takes a moment, so that
+answers of simulated I/O arrive in the middle of chains of callbacks, as in reality. Each timer
+fires a little late. The seed permutes nothing else: callbacks of `call_soon` keep their order,
+which asyncio guarantees.
 
-A *machine* is what the context variable `MACHINE` names: all tasks and callbacks that began in its
-context. One that is frozen does nothing, as a process that got SIGSTOP; one that is frozen for ever
-was killed. Nothing that belongs to it runs, not even a `finally`.
+The context variable `MACHINE` names a *machine*: all tasks and callbacks that started in its
+context. A frozen machine does nothing, like a process after SIGSTOP; a machine that is frozen for
+ever was killed. None of its code runs, not even a `finally`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Ts = TypeVarTuple("Ts")
 
 MACHINE: contextvars.ContextVar[int | None] = contextvars.ContextVar("MACHINE", default=None)
 
-# A turn of the loop takes up to so many seconds. When a task spins (a handler that swallows its
+# A turn of the loop takes up to this many seconds. When a task spins (a handler that swallows its
 # cancellation is cancelled at each turn) time goes faster.
 _TURN_SECONDS = 50e-6
 _LONG_TURN_SECONDS = 0.01
@@ -43,15 +43,15 @@ _MANY_TURNS = 300
 _LATE_SECONDS = 100e-6
 
 
-class NothingHappens(AssertionError):  # what has happened
-    """Raised when every task waits for something that no timer and no callback will bring."""
+class NothingHappens(AssertionError):  # trace of the run
+    """Raised when every task waits and no timer or callback is left."""
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
     """The event loop; `time()` begins at 0."""
 
     def __init__(self, seed: int) -> None:
-        self._chance = random.Random(seed)  # noqa: S311  # to be had again, no secrets
+        self._chance = random.Random(seed)  # noqa: S311  # reproducible, no secrets
         self._time = 0.0
         self._spinning = 0
         self._numbers = count()
@@ -67,11 +67,11 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return [task for task in self._tasks[machine] if not task.done()]
 
     def freeze(self, machine: int) -> None:
-        """Let nothing of a machine run any more."""
+        """Stop all tasks and callbacks of a machine."""
         self._frozen.setdefault(machine, [])
 
     def thaw(self, machine: int) -> None:
-        """Let a machine go on; what came up meanwhile comes first."""
+        """Continue a machine, starting with the callbacks that became ready in the meantime."""
         for call in self._frozen.pop(machine, ()):
             super().call_soon(call, context=call.context)
 
@@ -167,7 +167,7 @@ class _Task(asyncio.Task[Any]):
 
 
 class _NoSelector(selectors.DefaultSelector):
-    """Waits for nothing and lets time pass instead."""
+    """Lets time pass instead of blocking."""
 
     def __init__(self, wait: Callable[[float | None], None]) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class _NoSelector(selectors.DefaultSelector):
 
 
 def run_simulated(work: Callable[[SimulatedLoop], Coroutine[Any, Any, T]], seed: int) -> T:
-    """Run a coroutine in an event loop of its own; the same seed gives the same run."""
+    """Run a coroutine in its own event loop; the same seed gives the same run."""
     loop = SimulatedLoop(seed)
     with seeded(seed), asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(work(loop))
@@ -187,11 +187,11 @@ def run_simulated(work: Callable[[SimulatedLoop], Coroutine[Any, Any, T]], seed:
 
 @contextmanager
 def _numbered_scopes() -> Generator[None]:
-    """Let the place of a cancel scope in a set be the same in every run, as that of a task is.
+    """Give cancel scopes reproducible places in sets, as `SimulatedTask` does for tasks.
 
     Tasks of a group are cancelled in the order of such a set.
     """
-    # With the scopes themselves, so that no id is used twice.
+    # The scopes are kept, so that no id is reused.
     numbered: dict[int, tuple[anyio.CancelScope, int]] = {}
 
     def number_of(scope: anyio.CancelScope) -> int:
@@ -203,12 +203,12 @@ def _numbered_scopes() -> Generator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Generator[None]:
-    """Let job ids, tokens and jitter come from a seed."""
-    chance = random.Random(seed)  # noqa: S311  # to be had again, no secrets
+    """Draw job ids, tokens and jitter from a seed."""
+    chance = random.Random(seed)  # noqa: S311  # reproducible, no secrets
     before = random.getstate()
     random.seed(seed)
     forget_spare()
-    gc.disable()  # it comes at moments of its own, and ends async generators
+    gc.disable()  # it runs at arbitrary moments, and ends async generators
     try:
         with patch.object(os, "urandom", chance.randbytes), _numbered_scopes():
             yield

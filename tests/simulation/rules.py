@@ -1,7 +1,7 @@
-"""What must hold in a simulated world beyond the rules of the chaos tests.
+"""Rules for a simulated world in addition to those of the chaos tests.
 
-There every write is known for sure, and so is when each handler began and stopped, and which
-machine was in trouble (cut off, paused, stopping, killed) when. So more can be judged.
+In a simulation every write is certain, and so are the times at which handlers started and stopped
+and machines were in trouble (cut off, paused, stopping, killed). This allows stricter rules.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from tests.chaos import checker
 from tests.chaos.checker import TERMINAL, Life, Lives
 from tests.chaos.recording import Event
 
-#: A deadline is enforced by machines that may all be away for some time, or be slow.
+#: Deadlines are enforced by machines that may all be away for some time, or be slow.
 LATE_SECONDS = 180.0
 
-#: Handlers that do not stop when they are told to: another attempt may begin beside them.
+#: Handlers that ignore stop requests: another attempt may start beside them.
 STUBBORN = frozenset({"swallow", "swallow all"})
 
-#: For so long after it a trouble may be the reason for what happens: a lease, and some slow calls.
+#: How long a trouble may have effects: a lease, and some slow calls.
 AFTERMATH_SECONDS = 45.0
 
 
 def violations(history: Sequence[Event]) -> list[str]:
-    """Name everything in a simulated history that must not be, in sentences."""
+    """Return all violations in a simulated history, as sentences."""
     found = checker.violations(history)
     found += [event["words"] for event in history if event["what"] == "wrong"]
     lives = checker.lives_of(history)
@@ -45,7 +45,7 @@ def violations(history: Sequence[Event]) -> list[str]:
 
 
 def _with_acceptance(writes: list[Event]) -> list[Event]:
-    """Put what it was before in front of a job that was stored as started."""
+    """Insert the state before the start of a job that was stored as started."""
     if not writes or writes[0]["expected"] != 0 or writes[0]["status"] != "processing":
         return writes
     [started, *_] = writes
@@ -61,7 +61,7 @@ class _Troubles:
         begun: dict[tuple[int, str], float] = {}
         for event in history:
             match event["what"]:
-                case "trouble" if event["kind"] != "stopping":  # which must do no harm
+                case "trouble" if event["kind"] != "stopping":  # these must do no harm
                     begun.setdefault((event["pid"], event["kind"]), event["at"])
                 case "calm":
                     since = begun.pop((event["pid"], event["kind"]), event["at"])
@@ -79,7 +79,7 @@ class _Troubles:
 
 
 def _fences(pairs: Sequence[tuple[Event, Event]]) -> Iterator[str]:
-    """Each start makes the next attempt, and nothing else does."""
+    """Each start makes the next attempt; no other move does."""
     for before, after in pairs:
         starts = before["status"] == "pending" and after["status"] == "processing"
         if after["attempt"] != before["attempt"] + starts:
@@ -120,7 +120,7 @@ def _losses(pairs: Sequence[tuple[Event, Event]], troubles: _Troubles) -> Iterat
 
 
 def _releases(pairs: Sequence[tuple[Event, Event]]) -> Iterator[str]:
-    """A job is given back so often, and fails at the next time."""
+    """A job is released up to its limit, and fails at the next release."""
     for before, after in pairs:
         if after["releases"] > after["max_releases"] and after["status"] != "failed":
             yield f"it was given back {after['releases']} times"
@@ -129,7 +129,7 @@ def _releases(pairs: Sequence[tuple[Event, Event]]) -> Iterator[str]:
 
 
 def _deadline(life: Life) -> Iterator[str]:
-    """What has not ended by its deadline ends soon after it."""
+    """A job that has not ended by its deadline ends soon after it."""
     final = life.final
     if final is None or final["status"] not in TERMINAL:
         return
@@ -139,7 +139,7 @@ def _deadline(life: Life) -> Iterator[str]:
 
 
 def _runs(history: Sequence[Event], life: Life) -> list[tuple[Event, float]]:
-    """Pair the beginnings of handlers with when they stopped; killed ones stop with the machine."""
+    """Pair the starts of handlers with their stops; killed ones stop with the machine."""
     stops = {e["nonce"]: e["at"] for e in history if e["what"] == "stop" and e["job"] == life.job}
     killed = {
         event["pid"]: event["at"]

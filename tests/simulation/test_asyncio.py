@@ -1,4 +1,4 @@
-"""The simulation on asyncio repeats itself, has what it promises, and finds planted bugs.
+"""The simulation on asyncio is reproducible, causes every trouble, and finds planted bugs.
 
 `test_seeds.py` runs many seeds of it.
 """
@@ -20,7 +20,7 @@ from tests.simulation.handlers import DEEDS
 from tests.simulation.rules import violations
 from tests.simulation.world import simulate
 
-#: A planted bug shows itself in one of so many seeds.
+#: One of this many seeds exposes each planted bug.
 SEEDS = 60
 
 
@@ -30,7 +30,7 @@ def test_the_same_seed_gives_the_same_history() -> None:
     assert one != other
 
 
-def test_a_few_seeds_break_no_rule_and_have_trouble_of_every_kind() -> None:
+def test_a_few_seeds_break_no_rule_and_cause_every_kind_of_trouble() -> None:
     stories = [simulate(seed) for seed in range(12)]
     assert [violations(story.history) for story in stories] == [[]] * len(stories)
     events = [event for story in stories for event in story.history]
@@ -54,7 +54,7 @@ class Overwriting(MemoryStore):
 
 
 def found(store: Callable[[], Store] = MemoryStore) -> str:
-    """Return all that the seeds bring to light, up to the first that does."""
+    """Return the violations of the first seed that has any."""
     for seed in range(SEEDS):
         if wrong := violations(simulate(seed, store).history):
             return "\n".join(wrong)
@@ -89,7 +89,7 @@ def test_a_lease_that_is_not_renewed_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.thorough
-def test_suspects_that_do_not_run_alone_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suspects_that_run_side_by_side_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "is_suspect", no)
     assert "and all are suspects" in found()
 

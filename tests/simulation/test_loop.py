@@ -1,4 +1,4 @@
-"""The simulated event loop: its time, its order, and machines that stand still."""
+"""The simulated event loop: time, order, and frozen machines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_time_jumps_to_the_next_timer() -> None:
     assert run_simulated(work, 0) == pytest.approx(1000 * HOUR, abs=1)
 
 
-def test_waiting_for_nothing_is_an_error() -> None:
+def test_a_wait_that_cannot_end_is_an_error() -> None:
     async def work(loop: SimulatedLoop) -> None:
         await loop.create_future()
 
@@ -32,7 +32,7 @@ def test_waiting_for_nothing_is_an_error() -> None:
         run_simulated(work, 0)
 
 
-def test_timers_of_one_moment_fire_in_an_order_of_the_seed() -> None:
+def test_the_seed_orders_timers_of_the_same_time() -> None:
     async def work(loop: SimulatedLoop) -> list[int]:
         fired: list[int] = []
         for number in range(8):
@@ -59,7 +59,7 @@ def test_callbacks_of_call_soon_keep_their_order() -> None:
 def test_a_task_that_spins_does_not_stop_time() -> None:
     async def work(loop: SimulatedLoop) -> None:
         async def spin() -> None:
-            while loop.time() < HOUR / 60:  # noqa: ASYNC110  # what is tested
+            while loop.time() < HOUR / 60:  # noqa: ASYNC110  # the subject of the test
                 await asyncio.sleep(0)
 
         await asyncio.gather(spin(), asyncio.sleep(HOUR / 60))
@@ -67,7 +67,7 @@ def test_a_task_that_spins_does_not_stop_time() -> None:
     run_simulated(work, 0)
 
 
-def test_ids_and_chance_come_from_the_seed() -> None:
+def test_ids_and_random_numbers_come_from_the_seed() -> None:
     async def work(_: SimulatedLoop) -> tuple[Any, ...]:
         return uuid4(), random.random()  # noqa: S311  # no secret
 
@@ -112,7 +112,7 @@ def test_a_frozen_machine_does_nothing_until_it_is_thawed() -> None:
     assert run_simulated(work, 0) == [1, 2, -1]
 
 
-def test_a_thawed_machine_goes_on_with_what_came_up_meanwhile() -> None:
+def test_a_thawed_machine_runs_what_became_ready_meanwhile() -> None:
     async def work(loop: SimulatedLoop) -> list[int]:
         seen: list[int] = []
         task = on_machine(loop, lambda: ticks(loop, seen))

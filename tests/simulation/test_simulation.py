@@ -1,7 +1,7 @@
-"""Hours of life under seeded faults, in seconds: processes are cut off and killed, calls fail.
+"""Hours of operation with seeded faults, in seconds: lost connections, kills, failed calls.
 
-Trio's clock jumps to whatever happens next, so leases, timeouts and deadlines have their real
-lengths. What must hold whatever happens is checked on every write that any process made.
+Trio's clock jumps to the next event, so leases, timeouts and deadlines have their real lengths. The
+invariants are checked on every write of every process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.queues import simulated
 
 JOBS = 60
 
-# The machine that runs this has to make each poll; the leases keep their length.
+# The machine has to execute each poll; the leases keep their length.
 SEDATE = Settings(
     poll_interval=timedelta(seconds=10),
     sweep_interval=timedelta(seconds=15),
@@ -68,7 +68,7 @@ class World:
         self.accepted: list[JobId] = []
 
     def process(self) -> tuple[AsyncJobs, FaultyStore]:
-        """Make one process, with the application's handlers and a connection of its own."""
+        """Make one process, with the application's handlers and its own connection."""
         line = FaultyStore(self.store, USUAL, seed=self.chance.getrandbits(32))
         jobs = AsyncJobs(
             line,
@@ -90,7 +90,7 @@ class World:
             return job.fence
 
     async def submit(self) -> None:
-        """Be the clients: submit now and then, cancel some."""
+        """Act as the clients: submit now and then, cancel some."""
         jobs, _ = self.process()
         async with jobs:
             for _ in range(JOBS):
@@ -103,7 +103,7 @@ class World:
                     await jobs.cancel(self.chance.choice(self.accepted))
 
     async def live_and_die(self) -> None:
-        """Be one machine: processes that work for a while and end in one way or another."""
+        """Act as one machine: its processes work for a while and end in one way or another."""
         while True:
             jobs, line = self.process()
             line.faults = self.chance.choice([USUAL, USUAL, SHAKY])
@@ -114,7 +114,7 @@ class World:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_accepted_job_ends_once_whatever_happens(seed: int) -> None:
+def test_every_accepted_job_ends_once_under_faults(seed: int) -> None:
     world = World(seed)
 
     async def simulate() -> None:
@@ -133,14 +133,14 @@ def test_every_accepted_job_ends_once_whatever_happens(seed: int) -> None:
 
 
 async def settled(store: History) -> None:
-    """Wait until every job has ended, and some time more, in which nothing may change."""
+    """Wait until every job has ended, and then some time in which nothing may change."""
     while not all(states[-1].status.terminal for states in store.states.values()):  # noqa: ASYNC110
         await anyio.sleep(60)
     await anyio.sleep(HOUR)
 
 
 def check(states: list[Job]) -> None:
-    """Check one job's whole life."""
+    """Check all states of one job."""
     end = states[-1]
     assert end.status.terminal
     assert [job.status.terminal for job in states].count(True) == 1
@@ -151,11 +151,11 @@ def check(states: list[Job]) -> None:
     assert end.completed_at is not None
     assert end.completed_at <= end.deadline + timedelta(minutes=1)
     if end.status is JobStatus.COMPLETED:
-        # The outcome is that of the attempt that held the lease when it was written.
+        # The outcome must be that of the attempt that held the lease when it was written.
         assert end.result == end.attempt == states[-2].attempt
 
 
-def test_the_check_can_fail() -> None:
+def test_the_check_detects_broken_histories() -> None:
     world = World(0)
 
     async def lose_one() -> None:

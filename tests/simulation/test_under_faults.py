@@ -1,4 +1,4 @@
-"""What holds while calls to the store fail by seed, before or after they are carried out."""
+"""Guarantees while store calls fail at random, before or after they take effect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 pytestmark = pytest.mark.every_store
 
 SHAKY = Faults(before=0.1, after=0.1, delay=0.02)
-# A clock that hurries leaves a busy machine little of a lease.
+# A faster clock leaves a busy machine little of a lease.
 SEDATE = Settings(
     poll_interval=timedelta(seconds=10),
     sweep_interval=timedelta(seconds=15),
@@ -40,7 +40,7 @@ KEYS = 30
 
 @dataclass(frozen=True)
 class Pace:
-    """How time goes: the settings that suit it, and how long what is called a second lasts."""
+    """The speed of time: suitable settings, and the length of a nominal second."""
 
     loop: dict[str, Any]
     settings: Settings
@@ -56,7 +56,7 @@ class Pace:
 
 @pytest.fixture
 def pace(store_kind: str) -> Pace:
-    """Let time jump in memory, hurry where a store's threads must keep up, and else go as usual."""
+    """Jump in memory, run faster on stores with threads, and in real time on all others."""
     match store_kind:
         case "memory":
             clock = MockClock(autojump_threshold=0)
@@ -68,7 +68,7 @@ def pace(store_kind: str) -> Pace:
 
 
 class Shop:
-    """A queue on a store that may be shaky, and a client that repeats what was not answered."""
+    """A queue on a store that may fail, and a client that repeats failed requests."""
 
     def __init__(self, store: Store, pace: Pace, seed: int) -> None:
         self.store = FaultyStore(store, seed=seed)
@@ -90,7 +90,7 @@ class Shop:
         return f"{number} by {job.fence}"
 
     async def ask_for(self, number: str) -> Job:
-        """Repeat under one key, as a client does that hears nothing, or 503."""
+        """Repeat under one key, like a client that gets no answer, or 503."""
         while True:
             try:
                 return (await self.jobs.enqueue("order", number, idempotency_key=number)).job
@@ -106,7 +106,7 @@ class Shop:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_repeated_under_its_key_ends_once_and_makes_no_twin(
+def test_submissions_repeated_under_a_key_make_one_job_that_ends_once(
     store: Store, pace: Pace, seed: int
 ) -> None:
     shop = Shop(store, pace, seed)

@@ -1,8 +1,7 @@
-"""A small world in simulated time: machines that run real queues, users, a network, accidents.
+"""A small world in simulated time: machines with real queues, users, a network, accidents.
 
-Several machines share one store. Calls travel in tasks of the network, so that what was sent is
-carried out although the machine that sent it stops in between. All that happens is noted as the
-chaos tests note it, and judged by the same rules.
+Several machines share one store. Calls travel in tasks of the network, so a call takes effect even
+if its machine stops in between. All events are recorded and judged like those of the chaos tests.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ T = TypeVar("T")
 
 MACHINES = 3
 JOBS = 16
-#: During which time jobs are submitted and accidents happen.
+#: How long jobs are submitted and accidents happen.
 STORMY_SECONDS = 300.0
-#: After which nothing can be left to do: every deadline has passed long ago.
+#: After this time everything has ended: every deadline has passed long ago.
 PATIENCE_SECONDS = 3600.0
 
 SETTINGS = Settings(
     poll_interval=timedelta(seconds=5),
     sweep_interval=timedelta(seconds=11),
     progress_interval=timedelta(seconds=2),
-    block_warning_after=timedelta(days=1),  # a thread in real time has no place here
+    block_warning_after=timedelta(days=1),  # the watchdog's thread runs in real time
 )
 
 POLICY = Policy(retention=None, deadline=timedelta(minutes=10))
@@ -51,10 +50,10 @@ POLICY = Policy(retention=None, deadline=timedelta(minutes=10))
 #: A queue closes within its grace period and five seconds; timers are late, too.
 CLOSE_SECONDS = SETTINGS.grace.total_seconds() + 5.1
 
-#: From then on the time that a call takes may be the reason for something.
+#: From this duration on, slow calls may explain other effects.
 SLOW_SECONDS = 3.0
 
-#: Most calls take no time to speak of, some are slow, a few very slow. A lease outlasts any two.
+#: Most calls take almost no time, some are slow, a few very slow. A lease outlasts any two.
 LATENCIES = ((0.6, 0.0003), (0.97, 0.02), (0.998, 2.0), (1.0, 10.0))
 
 FAULTS = (Faults(before=0.1, after=0.1), Faults(before=0.4, after=0.4), Faults(before=1, after=1))
@@ -64,7 +63,7 @@ def _ignored(_loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None
 
 
 class Ledger(Notes):
-    """Notes in memory, in simulated time."""
+    """Records in memory, in simulated time."""
 
     def __init__(self, history: list[Event], pid: int) -> None:
         self._history = history
@@ -128,7 +127,7 @@ class Line:
             yield await self._notices.get()
 
     def notice(self, ids: Sequence[JobId]) -> None:
-        """Let the machine know, if its process is still there to read it."""
+        """Record an event of the machine if its process still runs."""
         if self._notices.qsize() < 100:
             self._notices.put_nowait(ids)
 
@@ -184,7 +183,7 @@ class Machine:
         Handlers(self.jobs, self.notes, self).register()
 
     def do(self, call: Callable[[], Awaitable[T]]) -> asyncio.Task[T | AsyncJobsError | None]:
-        """Start something in this process; returns what it returns, or an error of the library."""
+        """Start a call in this process; return its result, or an error of the library."""
 
         async def body() -> T | AsyncJobsError | None:
             try:
@@ -196,7 +195,7 @@ class Machine:
         return self.world.loop.create_task(body(), context=context)
 
     async def answer(self, call: Callable[[], Awaitable[T]], seconds: float = 30) -> Any:
-        """Ask the process for something; None if there is no answer in time."""
+        """Call the process; return None if there is no answer in time."""
         task = self.do(call)
         await asyncio.wait({task}, timeout=seconds)
         return task.result() if task.done() else None
@@ -242,7 +241,7 @@ class Machine:
         self.notes.write("calm", kind="cut off")
 
     async def stop(self) -> None:
-        """Close the queue; nothing may be left behind."""
+        """Close the queue; no task may be left."""
         self.notes.write("trouble", kind="stopping")
         pauses = self._pauses - self.world.loop.is_frozen(self.number)
         task = self.do(self.jobs.close)
@@ -256,7 +255,7 @@ class Machine:
             return
         if isinstance(task.result(), Exception):
             self._wrong(f"raised {task.result()!r} when it closed")
-        # What a handler has started by itself ends by itself; what it swallows, in some seconds.
+        # A handler's own tasks end by themselves; swallowed cancellations end within seconds.
         await asyncio.sleep(CLOSE_SECONDS)
         left = [task.get_name() for task in self.world.loop.tasks_of(self.number)]
         if left and not self.dead and self._pauses == pauses:
@@ -268,12 +267,12 @@ class Machine:
 
 
 class World:
-    """All of it, for one seed."""
+    """The world of one seed."""
 
     def __init__(self, loop: SimulatedLoop, store: Store, seed: int) -> None:
         self.loop = loop
         self.store = store
-        self.chance = random.Random(seed)  # noqa: S311  # to be had again, no secrets
+        self.chance = random.Random(seed)  # noqa: S311  # reproducible, no secrets
         self.history: list[Event] = []
         self.notes = Ledger(self.history, 0)
         self.machines: list[Machine] = []
@@ -290,7 +289,7 @@ class World:
         return self.chance.uniform(0, longest)
 
     def do(self, call: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        """Start something that belongs to no machine."""
+        """Start a task that belongs to no machine."""
 
         async def body() -> None:
             await call()
@@ -340,7 +339,7 @@ class World:
     # machines
 
     async def _operate(self) -> None:
-        """Keep one machine running, through accidents of all kinds, and stop it in the end."""
+        """Keep one machine running through accidents of all kinds, and stop it at the end."""
         machine = await self._boot()
         while not self._settled:
             await asyncio.sleep(self.chance.uniform(1, 60 if self._stormy else 10))
@@ -387,7 +386,7 @@ class World:
             machine.notes.write("wrong", words=f"machine {machine.number} did not open: {error!r}")
 
     async def _bury(self) -> None:
-        """End the tasks of machines that were killed, which nothing may see any more."""
+        """End the tasks of killed machines, whose effects must stay invisible."""
         self.loop.set_exception_handler(_ignored)
         for machine in self._everyone:
             machine.store.faults = Faults(before=1)
@@ -403,7 +402,7 @@ class World:
     # users
 
     async def _use(self, key: str) -> None:
-        """Submit a job as a client does: again under its key, until there is an answer."""
+        """Submit a job like a client: repeat it under its key until there is an answer."""
         await asyncio.sleep(self.chance.uniform(0, STORMY_SECONDS * 0.8))
         kind, what = self._errand()
         options = EnqueueOptions(
@@ -446,7 +445,7 @@ class World:
         return ("brief" if brief else "long"), errand
 
     async def _follow(self, job_id: JobId) -> None:
-        """Follow a job to its end; a follower whose machine stops is no witness."""
+        """Follow a job to its end; a follower whose machine stops records nothing."""
         machine = self._machine()
         if machine is None:
             return
@@ -470,14 +469,14 @@ class World:
 
 @dataclass(frozen=True)
 class Story:
-    """What happened under one seed."""
+    """The outcome of one seed."""
 
     seed: int
     history: list[Event]
 
 
 class _Errors(logging.Handler):
-    """Notes what is logged as an error: whatever handlers do, none is to be expected."""
+    """Records logged errors: none is expected, whatever handlers do."""
 
     def __init__(self, notes: Ledger) -> None:
         super().__init__(logging.ERROR)
@@ -485,7 +484,7 @@ class _Errors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if "did not close within" in record.getMessage():
-            return  # judged by how long it took
+            return  # its duration is judged instead
         words = (
             f"{record.getMessage()} {record.exc_info[1]!r}"
             if record.exc_info

@@ -1,4 +1,4 @@
-"""Open a store for a moment."""
+"""Open a store and close it again."""
 
 from __future__ import annotations
 

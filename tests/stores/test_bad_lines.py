@@ -1,4 +1,4 @@
-"""A queue whose line to its server breaks, stalls and comes back: no twin, and no restart."""
+"""A queue whose server connection breaks, stalls and recovers: no duplicates, no restart."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(params=["postgres", "redis"])
 def reach(request: pytest.FixtureRequest) -> tuple[str, Reach]:
-    """Name a server, and make stores that reach it by another URL."""
+    """Return a server's URL, and a function that makes stores for another URL of it."""
     if request.param == "redis":
         namespace: str = request.getfixturevalue("namespace")
         url: str = request.getfixturevalue("redis_url")
@@ -54,7 +54,7 @@ def proxy(reach: tuple[str, Reach]) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def opened(reach: tuple[str, Reach], proxy: TcpProxy) -> Any:
-    """Open a queue on the far side of the proxy."""
+    """Open a queue behind the proxy."""
     url, make = reach
 
     @asynccontextmanager
@@ -71,7 +71,7 @@ def opened(reach: tuple[str, Reach], proxy: TcpProxy) -> Any:
     return open_
 
 
-async def test_an_enqueue_whose_answer_was_cut_off_makes_no_twin(
+async def test_an_enqueue_with_a_lost_answer_makes_no_duplicate(
     opened: Any, proxy: TcpProxy
 ) -> None:
     async with opened() as jobs:
@@ -86,7 +86,7 @@ async def test_an_enqueue_whose_answer_was_cut_off_makes_no_twin(
     assert [one.id for one in page.jobs] == [job.id, first.id]
 
 
-async def test_a_line_that_stalls_is_told_in_time_and_used_again(
+async def test_a_stalled_connection_times_out_and_is_used_again(
     opened: Any, proxy: TcpProxy
 ) -> None:
     async with opened() as jobs:
@@ -103,7 +103,7 @@ async def test_a_line_that_stalls_is_told_in_time_and_used_again(
             assert (await answered(lambda: jobs.wait(again.id))).result == 8
 
 
-async def test_a_server_that_was_away_is_found_again(opened: Any, proxy: TcpProxy) -> None:
+async def test_a_server_is_used_again_after_an_outage(opened: Any, proxy: TcpProxy) -> None:
     async with opened() as jobs:
         job = await jobs.enqueue("double", 21)
         await jobs.wait(job.id)
@@ -119,7 +119,7 @@ async def test_a_server_that_was_away_is_found_again(opened: Any, proxy: TcpProx
 
 
 async def answered(call: Callable[[], Any]) -> Any:
-    """Repeat what was answered by 503, as clients do."""
+    """Repeat calls that raise what 503 answers, as clients do."""
     while True:
         try:
             return await call()

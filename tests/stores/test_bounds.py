@@ -1,4 +1,4 @@
-"""Every wait for a store has a bound, counted from the call: silent servers, and a locked file."""
+"""Every wait for a store is bounded from the call on: silent servers, and a locked file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DRIVER_SECONDS = 30
 
 GRACE = 0.2
 
-#: The bounds, and what a busy machine may add: less than a driver's time-out would.
+#: The bounds, and the margin of a busy machine: less than a driver's time-out.
 CALL_BOUND = STORE_TIMEOUT + 4
 STOP_BOUND = GRACE + 5 + 4
 
@@ -53,14 +53,14 @@ def anyio_backend(asyncio_alone: str) -> str:
 
 
 def far_store(url: str) -> Any:
-    """Make a store whose own time-outs are long."""
+    """Make a store with long time-outs."""
     if url.startswith("redis"):
         return RedisStore(url, timeout=DRIVER_SECONDS)
     return store_from_url(url)  # 30 seconds a statement
 
 
 def queue_on(store: Any) -> AsyncJobs:
-    """Make a queue whose calls of the store have half a second."""
+    """Make a queue whose store calls have half a second."""
     jobs = AsyncJobs(store, settings=SETTINGS)
 
     @jobs.handler("double")
@@ -83,7 +83,7 @@ def proxy(new_url: Callable[[], str]) -> Generator[tuple[TcpProxy, str]]:
 
 
 def calls_of(jobs: AsyncJobs, job: Job) -> Calls:
-    """Name what clients ask of a queue."""
+    """Return the calls that clients make."""
     return {
         "enqueue": lambda: jobs.enqueue("double", 1),
         "get": lambda: jobs.get(job.id),
@@ -95,7 +95,7 @@ def calls_of(jobs: AsyncJobs, job: Job) -> Calls:
 
 @contextmanager
 def within(seconds: float) -> Generator[None]:
-    """Demand that the block takes no longer, also if it shields itself from a cancellation."""
+    """Check that the block takes no longer, even if it shields itself from a cancellation."""
     began = anyio.current_time()
     with anyio.fail_after(seconds, shield=True):
         yield
@@ -103,7 +103,7 @@ def within(seconds: float) -> Generator[None]:
 
 
 async def all_are_unavailable(calls: Calls) -> None:
-    """Make so many calls at once; demand that each is given up in time."""
+    """Make this many calls at once; check that each times out."""
     answered: list[str] = []
 
     async def make_call(name: str) -> None:
@@ -118,7 +118,7 @@ async def all_are_unavailable(calls: Calls) -> None:
 
 
 async def all_get_503(jobs: AsyncJobs, job: Job) -> None:
-    """Make requests at once; demand that each gets 503 in time."""
+    """Make requests at once; check that each gets 503 in time."""
     endpoints = Endpoints(jobs, Mount())
     answers: list[Response] = []
     requests: list[Callable[[], Any]] = [
@@ -142,7 +142,7 @@ async def all_get_503(jobs: AsyncJobs, job: Job) -> None:
 
 
 @on_servers
-async def test_calls_of_a_silent_server_are_given_up_in_time(proxy: tuple[TcpProxy, str]) -> None:
+async def test_calls_of_a_silent_server_time_out(proxy: tuple[TcpProxy, str]) -> None:
     wire, url = proxy
     async with queue_on(far_store(url)) as jobs:
         job = await running(jobs, "endless")
@@ -155,10 +155,10 @@ async def test_calls_of_a_silent_server_are_given_up_in_time(proxy: tuple[TcpPro
 
 
 @on_servers
-async def test_opening_is_given_up_in_time_if_the_server_is_silent(
+async def test_opening_times_out_if_the_server_is_silent(
     proxy: tuple[TcpProxy, str],
 ) -> None:
-    """By the store's own time-out, since a queue must not give up a change of its tables."""
+    """Uses the store's own time-out, since a queue must not give up a change of its tables."""
     wire, url = proxy
     wire.stall()
     store = RedisStore(url, timeout=1) if url.startswith("redis") else None
@@ -206,7 +206,7 @@ def locked(path: Path) -> Generator[None]:
         other.close()
 
 
-async def test_writes_to_a_locked_file_are_given_up_in_time(tmp_path: Path) -> None:
+async def test_writes_to_a_locked_file_time_out(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with queue_on(store_from_url(f"sqlite:///{path}")) as jobs:
         job = await running(jobs, "endless")

@@ -1,4 +1,4 @@
-"""The conformance suite is itself tested: broken stores must fail it, by the rule they break."""
+"""Tests of the conformance suite: each broken store fails the rule that it breaks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.testing.suites import StoreRules, keeps, named
 
 
 class AcceptsLostUpdates(MemoryStore):
-    """Writes whatever comes, without comparing revisions."""
+    """Writes without comparing revisions."""
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
         for change in changes:
@@ -62,7 +62,7 @@ class TakesTwice(MemoryStore):
 
 
 class TakesEarly(MemoryStore):
-    """Takes what is not yet due."""
+    """Takes jobs that are not yet due."""
 
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
@@ -72,7 +72,7 @@ class TakesEarly(MemoryStore):
 
 
 class TakesNewestFirst(MemoryStore):
-    """Starves the job that has waited for longest."""
+    """Starves the job that has waited longest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class TakesNewestFirst(MemoryStore):
 
 
 class ForgetsOnReopen(MemoryStore):
-    """Promises to keep jobs and keeps them until it is closed."""
+    """Claims to be persistent and keeps jobs only until it is closed."""
 
     async def __aexit__(
         self,
@@ -92,7 +92,7 @@ class ForgetsOnReopen(MemoryStore):
 
 
 class HandsOutLiveJobs(MemoryStore):
-    """Keeps one object per job, changes it in place, and gives it to everyone."""
+    """Keeps one mutable object per job and returns it to everyone."""
 
     def _put(self, job: Job) -> None:
         live = self._jobs.get(job.id)
@@ -149,7 +149,7 @@ class KeepsKeysOfTheDead(MemoryStore):
 
 
 class FindsEveryJobItDeletes(MemoryStore):
-    """Says of each job that it was there."""
+    """Reports each job as deleted by this call."""
 
     async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
         await super().delete(ids)
@@ -173,7 +173,7 @@ class LosesErrors(MemoryStore):
 
 
 class WritesStatesWhole(MemoryStore):
-    """Takes wide data that a change leaves out for wide data that is gone."""
+    """Treats wide data that a change leaves out as deleted."""
 
     def _replace(self, change: Change) -> bool:
         done = super()._replace(change)
@@ -184,7 +184,7 @@ class WritesStatesWhole(MemoryStore):
 
 
 class KeepsErrorsOfTheDead(MemoryStore):
-    """Forgets a job, and not what its attempts raised."""
+    """Deletes a job but not the errors of its attempts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class ListsOldestFirst(MemoryStore):
 
 
 class ListsByDate(MemoryStore):
-    """Takes the moment of creation, by clocks that differ, for the order of insertion."""
+    """Orders by creation time, by clocks that differ, instead of by insertion."""
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         page = await super().list(which, limit=limit, after=after)
@@ -223,7 +223,7 @@ class ListsPayloads(MemoryStore):
 
 
 class ListsJobsAsTheyWere(MemoryStore):
-    """Lists by an index that no change reaches."""
+    """Lists by an index that changes do not update."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ class ListsJobsAsTheyWere(MemoryStore):
 
 
 class TakesNoNameForAnyName(MemoryStore):
-    """Shows everybody's jobs to the user whose name is empty."""
+    """Returns all jobs to the user whose name is empty."""
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         which = replace(which, user_id=which.user_id or None)
@@ -262,7 +262,7 @@ class IgnoresStatuses(MemoryStore):
 
 
 class PagesByOffset(MemoryStore):
-    """Counts from the top, where new jobs come in."""
+    """Counts from the top, where new jobs arrive."""
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         start = int(after or 0)
@@ -271,7 +271,7 @@ class PagesByOffset(MemoryStore):
 
 
 class RepeatsTheLast(MemoryStore):
-    """Begins a page by the job that ended the page before."""
+    """Starts a page with the last job of the page before."""
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         again = after and str(int(after) + 1)
@@ -279,7 +279,7 @@ class RepeatsTheLast(MemoryStore):
 
 
 class LeadsToAnEmptyPage(MemoryStore):
-    """Names a next page wherever a page is full."""
+    """Returns a next cursor for every full page."""
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         page = await super().list(which, limit=limit, after=after)
@@ -288,7 +288,7 @@ class LeadsToAnEmptyPage(MemoryStore):
 
 
 class TakesAnyCursor(MemoryStore):
-    """Begins anew where a cursor is none."""
+    """Starts at the first page if the cursor is malformed."""
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         known = after if after and after.isascii() and after.isdigit() else None
@@ -296,7 +296,7 @@ class TakesAnyCursor(MemoryStore):
 
 
 class LetsOutWhatParsingRaises(MemoryStore):
-    """Answers a cursor that is none by an error of its own."""
+    """Raises its own error for a malformed cursor."""
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         known = None if after is None else str(int(after))
@@ -304,7 +304,7 @@ class LetsOutWhatParsingRaises(MemoryStore):
 
 
 class ListsTheDead(MemoryStore):
-    """Forgets a job and goes on listing it."""
+    """Deletes a job and goes on listing it."""
 
     async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
         jobs, order = dict(self._jobs), dict(self._order)
@@ -331,7 +331,7 @@ class CountsTheJobItself(MemoryStore):
 
 
 class CountsAsTheyCame(MemoryStore):
-    """Counts what was inserted before, though it is taken later."""
+    """Counts earlier insertions that are taken later."""
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         mine = self._order[job.id]
@@ -340,7 +340,7 @@ class CountsAsTheyCame(MemoryStore):
 
 
 class CountsTheDelayed(MemoryStore):
-    """Counts jobs that nobody will take before long."""
+    """Counts jobs that no process will take for a long time."""
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         lane = (one for one in self._jobs.values() if one.lane == job.lane)
@@ -349,14 +349,14 @@ class CountsTheDelayed(MemoryStore):
 
 
 class NeverCountsTheHeld(MemoryStore):
-    """Leaves out what was taken, and waits for its taker to begin it."""
+    """Leaves out jobs that were taken and have not started."""
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         return await super().count_before(job, until=until + timedelta(days=1), most=most)
 
 
 class CountsInOneOrder(MemoryStore):
-    """Counts what was taken as if it were taken last."""
+    """Counts taken jobs as if they were taken last."""
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         others = (one for one in self._jobs.values() if one.lane == job.lane and _due(one, until))
@@ -366,14 +366,14 @@ class CountsInOneOrder(MemoryStore):
 
 
 class CountsWhatOnceWaited(MemoryStore):
-    """Counts jobs that have begun since, or were deleted."""
+    """Counts jobs that have started since, or were deleted."""
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         return min(most, self._order.get(job.id, 0)) if job.run_at < until else 0
 
 
 class CountsToTheEnd(MemoryStore):
-    """Counts a million jobs for a figure that nobody reads."""
+    """Counts a million jobs, beyond the requested limit."""
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
         return await super().count_before(job, until=until, most=max(most, 10**9))
@@ -460,14 +460,14 @@ def test_a_broken_store_fails_the_rule_it_breaks(store: type[MemoryStore], rule:
 
 
 @pytest.mark.parametrize(("store", "rule"), BROKEN_AT_LISTING, ids=named)
-def test_a_store_that_lists_wrongly_fails_the_rule_it_breaks(
+def test_a_store_with_broken_lists_fails_the_rule_it_breaks(
     store: type[MemoryStore], rule: str
 ) -> None:
     assert not keeps(ListingConformance, rule, lambda: {"store": store()})
 
 
 class ManyClocks(MemoryStore):
-    """Tells some times, one after the other."""
+    """Returns some times, one after the other."""
 
     def __init__(self, *times: datetime) -> None:
         super().__init__()

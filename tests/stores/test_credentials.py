@@ -1,4 +1,4 @@
-"""No message shows a part of a password, whatever the URL of the store looks like."""
+"""No message shows any part of a password, for any URL of a store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asyncjobs.stores.redis import RedisStore
 
 SCHEMES = ["postgresql", "postgres", "redis", "rediss", "valkey", "unix", "memory", "sqlite"]
 
-# Words as are found nowhere else in a message, and digits that may be taken for a port.
+# Words that occur nowhere else in a message, and digits that may be parsed as a port.
 PARTS = ["Zq7x", "73915", "8246", "xXyYz"]
 DELIMITERS = ["", "@", ":", "/", "?", "#", "[", "]", "%", "%40", "&", "=", ",", " ", "\\", "'", "℀"]
 
@@ -44,7 +44,7 @@ shapes = st.sampled_from(
 
 
 def shown_of(url: str) -> str:
-    """Return what is shown of a URL: by errors with their causes, and by the store's texts."""
+    """Return all visible texts of a URL: errors with their causes, and the store's texts."""
     try:
         store = store_from_url(url)
     except ConfigurationError as error:
@@ -79,7 +79,7 @@ def test_no_part_of_a_password_is_shown(shape: str, scheme: str, password: str) 
 @pytest.mark.parametrize("make", [PostgresStore, RedisStore])
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_no_part_of_a_password_is_shown_if_the_server_is_away(
+async def test_no_part_of_a_password_is_shown_if_the_server_is_unavailable(
     make: type[PostgresStore | RedisStore], password: str
 ) -> None:
     scheme, database = ("postgresql", "app") if make is PostgresStore else ("redis", "0")
@@ -104,7 +104,7 @@ async def test_no_part_of_a_password_is_shown_if_the_server_is_away(
         ("postgresql://[::1]:5433/app", "postgresql://::1:5433/app"),
     ],
 )
-def test_the_server_is_shown(url: str, name: str) -> None:
+def test_the_store_has_a_name_without_credentials(url: str, name: str) -> None:
     store = store_from_url(url)
     assert isinstance(store, PostgresStore)
     assert store.server.name == name

@@ -1,6 +1,6 @@
-"""The example of a third party's store is short, and keeps what it was given.
+"""The example of a custom store is short, and persists its jobs.
 
-It passes the conformance suite on the page that teaches it: `tests/docs/test_write_a_store.py`.
+It passes the conformance suite on the page that explains it: `tests/docs/test_write_a_store.py`.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ for stop in range(int(sys.argv[2])):
 """
 
 
-def test_it_is_as_short_as_it_claims() -> None:
+def test_the_example_is_as_short_as_documented() -> None:
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) < MAX_LINES
 
 
 @pytest.mark.anyio
-async def test_it_runs_a_job(tmp_path: Path) -> None:
+async def test_the_example_runs_a_job(tmp_path: Path) -> None:
     jobs = AsyncJobs(from_url(f"folder://{tmp_path}"))
 
     @jobs.handler("greet")
@@ -91,7 +91,7 @@ async def test_it_runs_a_job(tmp_path: Path) -> None:
         assert (await jobs.wait(job.id, timeout=60)).result == "Hello, world!"
 
 
-def test_processes_never_take_the_same_job(tmp_path: Path) -> None:
+def test_two_processes_never_take_the_same_job(tmp_path: Path) -> None:
     jobs = [sample_job() for _ in range(60)]
 
     async def insert() -> None:
@@ -116,7 +116,7 @@ def test_processes_never_take_the_same_job(tmp_path: Path) -> None:
     assert sorted(told[0] + told[1]) == sorted(ids(jobs))
 
 
-def test_a_process_that_is_killed_at_any_step_leaves_whole_jobs(tmp_path: Path) -> None:
+def test_a_process_killed_at_any_step_leaves_complete_jobs(tmp_path: Path) -> None:
     first, second = sample_job(), sample_job()
     first, second = (sample_job(id=one.id, idempotency_key=one.id) for one in (first, second))
     said = run("-c", KILLED, str(tmp_path), str(KILLS), first.id, second.id, folder=EXAMPLE.parent)
@@ -148,7 +148,7 @@ def run(*arguments: str, folder: Path) -> str:
 
 
 @pytest.mark.anyio
-async def test_what_the_disk_refuses_is_told(tmp_path: Path) -> None:
+async def test_an_error_of_the_disk_raises_store_unavailable(tmp_path: Path) -> None:
     (tmp_path / "jobs").write_text("a file where the folder should be")
     with pytest.raises(StoreUnavailable, match="jobs"):
         async with FolderStore(tmp_path / "jobs"):
@@ -156,6 +156,6 @@ async def test_what_the_disk_refuses_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["folder://", "folder:jobs", "folder://host/jobs"])
-def test_a_url_that_names_no_folder_is_refused(url: str) -> None:
+def test_a_url_without_a_folder_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(repr(url))):
         from_url(url)

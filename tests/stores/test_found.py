@@ -1,4 +1,4 @@
-"""A third party's store is found by the scheme of a URL."""
+"""Third-party stores are found by the scheme of their URL."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_built_in_stores_need_no_entry_point() -> None:
 
 
 @pytest.mark.parametrize("url", ["", "jobs.db", "://", "shelf", "redis://[secret"])
-def test_what_is_no_url_of_a_store_is_told_without_what_it_holds(url: str) -> None:
+def test_an_unknown_url_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         store_from_url(url)
     assert "secret" not in str(caught.value)
@@ -73,7 +73,9 @@ def test_what_is_no_url_of_a_store_is_told_without_what_it_holds(url: str) -> No
         ("psycopg", "postgresql://me:secret@localhost/app", "postgres"),
     ],
 )
-def test_a_store_without_its_driver_says_what_to_install(driver: str, url: str, extra: str) -> None:
+def test_a_missing_driver_raises_an_error_with_the_extra_to_install(
+    driver: str, url: str, extra: str
+) -> None:
     script = f"""
 import sys
 sys.modules[{driver!r}] = None
@@ -91,7 +93,7 @@ except ConfigurationError as error:
     assert "secret" not in printed
 
 
-def test_a_driver_that_is_there_in_part_says_what_to_install() -> None:
+def test_an_incomplete_driver_raises_an_error_with_the_extra() -> None:
     script = """
 from asyncjobs import AsyncJobs
 from asyncjobs.errors import ConfigurationError
@@ -100,7 +102,7 @@ try:
 except ConfigurationError as error:
     print(error)
 """
-    # As psycopg fails where it finds no libpq.
+    # psycopg fails like this without libpq.
     environment = {**os.environ, "PSYCOPG_IMPL": "none"}
     command = [sys.executable, "-c", script]
     printed = subprocess.run(

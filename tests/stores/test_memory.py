@@ -24,14 +24,14 @@ class TestMemoryStore(StoreConformance, InlineReadsConformance, ListingConforman
         return MemoryStore()
 
 
-def test_its_url_has_nothing_after_the_scheme() -> None:
+def test_the_memory_url_has_nothing_after_its_scheme() -> None:
     assert isinstance(from_url("memory://"), MemoryStore)
     with pytest.raises(ConfigurationError, match="memory://"):
         from_url("memory://jobs")
 
 
 @pytest.mark.anyio
-async def test_thousands_of_jobs_that_come_in_any_order_are_counted_and_taken_in_order() -> None:
+async def test_thousands_of_jobs_are_counted_and_taken_in_order() -> None:
     moments = [NOW - timedelta(seconds=(number * 7919) % 3001) for number in range(3000)]
     jobs = [sample_job(created_at=moment) for moment in moments]
     order = sorted(jobs, key=lambda job: job.created_at)

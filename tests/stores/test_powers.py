@@ -1,4 +1,4 @@
-"""A queue uses the powers that its store declares, and no others."""
+"""A queue uses exactly the powers that its store declares."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POWERS = [ChangeNotices, Inspection, Listing, MigrationScript, StoreClock, Trans
 
 
 class FiveMethods:
-    """A store that has its five methods and no other."""
+    """A store with the five methods and no others."""
 
     def __init__(self, powers: frozenset[type]) -> None:
         inner = MemoryStore()
@@ -44,7 +44,7 @@ class FiveMethods:
 
 
 class Undeclared(MemoryStore):
-    """A store that has the methods of every power and declares none; each call is an error."""
+    """A store with the methods of every power that declares none; each call is an error."""
 
     powers: frozenset[type] = frozenset()
 
@@ -83,7 +83,7 @@ async def test_a_store_without_powers_runs_jobs() -> None:
         assert await job.result(timeout=60) == 42
 
 
-async def test_a_power_that_is_not_declared_is_not_used() -> None:
+async def test_an_undeclared_power_is_not_used() -> None:
     async with queue(Undeclared()) as jobs:
         job = await jobs.enqueue("double", 21)
         assert await job.result(timeout=60) == 42

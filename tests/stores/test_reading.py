@@ -1,4 +1,4 @@
-"""A row that cannot be read harms no other, whatever the application's logging does."""
+"""An unreadable row does not affect others, for any logging of the application."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read(row: Job | str) -> Job:
     return row
 
 
-def test_rows_that_cannot_be_read_are_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_rows_are_logged_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
     one, two = sample_job(), sample_job()
     rows: list[Job | str] = [one, "job_x", two]
     assert readable(rows, read) == [one, two]
@@ -27,7 +27,7 @@ def test_rows_that_cannot_be_read_are_named_and_left_out(caplog: pytest.LogCaptu
     ]
 
 
-def test_a_log_filter_that_raises_costs_no_job(broken_filter: Any) -> None:
+def test_a_log_filter_that_raises_hides_no_job(broken_filter: Any) -> None:
     job = sample_job()
     rows: list[Job | str] = ["job_x", job]
     assert readable(rows, read) == [job]

@@ -1,4 +1,4 @@
-"""Any sequence of calls: every store behaves as a few lines of plain Python do."""
+"""Any sequence of calls: every store behaves like a few lines of plain Python."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PAUSES = st.timedeltas(timedelta(microseconds=1), timedelta(minutes=1))
 
 
 class Agreement(RuleBasedStateMachine):
-    """A store beside a model of it: jobs in a dict, in the order they came."""
+    """A store beside a model of it: jobs in a dict, in insertion order."""
 
     jobs = Bundle("jobs")
 
@@ -133,7 +133,7 @@ class Agreement(RuleBasedStateMachine):
         ]
         waiting = [one for one in lane if is_due(one, now)]
         held = [one for one in lane if not is_due(one, now)]
-        # Held jobs first; each sort leaves those of one moment in the order of insertion.
+        # Held jobs first; each sort is stable.
         order = sorted(held, key=lambda one: one.due_at or now)
         order += sorted(waiting, key=lambda one: one.due_at or now)
         places = [one.id for one in order]
@@ -164,7 +164,7 @@ class Agreement(RuleBasedStateMachine):
 
 
 class SqliteAgreement(Agreement):
-    """The same with a file."""
+    """The same on a file."""
 
     def make_store(self) -> Store:
         folder = tempfile.mkdtemp()
@@ -173,7 +173,7 @@ class SqliteAgreement(Agreement):
 
 
 class FolderAgreement(Agreement):
-    """The same with the example of a third party's store."""
+    """The same on the example of a custom store."""
 
     def make_store(self) -> Store:
         folder = tempfile.mkdtemp()
@@ -182,7 +182,7 @@ class FolderAgreement(Agreement):
 
 
 class RedisAgreement(Agreement):
-    """The same with a server."""
+    """The same on a server."""
 
     url: ClassVar[str]
     namespace: ClassVar[str]
@@ -197,7 +197,7 @@ def server_for_machines(redis_url: str, namespace: str) -> None:
 
 
 class PostgresAgreement(Agreement):
-    """The same with a server, in a new schema each time."""
+    """The same on a server, in a new schema each time."""
 
     server: ClassVar[PostgresServer]
 

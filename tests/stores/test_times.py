@@ -1,4 +1,4 @@
-"""Times of clients in zones with daylight saving are converted to UTC on entry, on each store."""
+"""Local times with daylight saving are converted to UTC on entry, on each store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 NEW_YORK = ZoneInfo("America/New_York")
 
-#: Local times whose deadline lies beyond a change of the clock, or is in the hour that comes twice.
+#: Local times with a clock change before the deadline, or in the repeated hour.
 MOMENTS = [
     (datetime(2098, 3, 9, 1, 30, tzinfo=NEW_YORK), timedelta(minutes=90)),
     (datetime(2098, 3, 8, 12, tzinfo=NEW_YORK), timedelta(days=1)),

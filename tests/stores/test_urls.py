@@ -1,4 +1,4 @@
-"""A URL means what it says, or is refused with the reason: on every store."""
+"""Every part of a store's URL has an effect or is refused with the reason."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_password_that_looks_like_parameters_is_not_shown(url: str) -> None:
         "{}",
     ],
 )
-def test_a_url_with_a_character_of_no_url_is_refused(url: str, character: str) -> None:
+def test_a_url_with_an_invalid_character_is_refused(url: str, character: str) -> None:
     with pytest.raises(ConfigurationError, match=r"NUL|UTF-8"):
         store_from_url(url.format(character))
 
@@ -101,7 +101,9 @@ def test_a_store_made_in_python_refuses_the_same_characters(
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/jobs.db"])
-async def test_a_path_that_the_system_refuses_is_unavailable(tmp_path: Path, name: str) -> None:
+async def test_a_path_that_the_system_refuses_raises_store_unavailable(
+    tmp_path: Path, name: str
+) -> None:
     with pytest.raises(StoreUnavailable):
         await open_and_close(SqliteStore(tmp_path / name))
 
@@ -114,7 +116,7 @@ def test_a_socket_is_named_by_its_absolute_path(url: str) -> None:
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """Make a folder whose name leaves room for that of a socket: about a hundred bytes are few."""
+    """Make a folder whose path leaves room for a socket's name: the limit is about 100 bytes."""
     folder = tempfile.mkdtemp(prefix="asyncjobs-")
     yield Path(folder)
     shutil.rmtree(folder)
@@ -138,7 +140,7 @@ async def test_redis_is_reached_by_a_unix_socket(serve: Any, short_folder: Path)
     assert server.ask("KEYS", "*") == []  # those of database 0
 
 
-async def test_a_socket_without_a_server_is_unavailable(short_folder: Path) -> None:
+async def test_a_socket_without_a_server_raises_store_unavailable(short_folder: Path) -> None:
     url = f"unix://ann:secret@{short_folder}/redis.sock"
     with pytest.raises(StoreUnavailable, match=r"unix:///.*redis\.sock is") as caught:
         async with store_from_url(url) as store:

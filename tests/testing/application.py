@@ -1,4 +1,4 @@
-"""An application like those of users: one queue of the module, on FastAPI and on Flask."""
+"""An application as users write it: one queue in a module, on FastAPI and on Flask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asyncjobs import AsyncJobs, JobContext, JobFailed, Retry
 from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import flask as on_flask
 
-#: What the lifespan and the dependencies of handlers did.
+#: The log of the lifespan and the dependencies.
 notes: list[str] = []
 
 
@@ -26,7 +26,7 @@ async def lifespan() -> AsyncGenerator[str]:
     notes.append("pool closed")
 
 
-# No test reaches this server.
+# No test connects to this server.
 jobs = AsyncJobs("redis://localhost:1", dispatcher="worker", lifespan=lifespan)
 
 

@@ -1,6 +1,6 @@
-"""Stores in a folder that are atomic within one opener, or within one process, and no further.
+"""Folder stores that are only atomic within one opener or within one process.
 
-A second process makes them by name, so they have a module of their own.
+A second process creates them by name, so they are in a separate module.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 _LOCK = threading.Lock()
 
-# Between what a broken call reads and what it writes. Others go on meanwhile.
+# Between a broken call's read and its write, other calls run.
 _PAUSE_SECONDS = 0.002
 
 
 class TakesInTwoSteps(FolderStore):
-    """Looks up what is due in one step, and moves it in another, under a lock of its own."""
+    """Finds due jobs in one step, and moves them in another, under a lock of its own."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -100,7 +100,7 @@ class ReplacesUnderALockOfItsProcess(ReplacesInTwoSteps):
 
 
 class InsertsInTwoSteps(FolderStore):
-    """Looks for the key in one step, and adds the job in another, under a lock of its own."""
+    """Looks up the key in one step, and adds the job in another, under a lock of its own."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

@@ -1,4 +1,4 @@
-"""An engine as small as can be: a folder is its broker, its workers are processes.
+"""A minimal engine: a folder is its broker, and its workers are processes.
 
 python spool.py <url of the store> <folder of the broker>
 """
@@ -21,7 +21,7 @@ from asyncjobs.testing.dispatcher_handlers import register
 
 
 class SpoolDispatcher:
-    """Puts a file into the folder for each delivery."""
+    """Writes a file into the folder for each delivery."""
 
     delivery = Delivery.PUSH
 

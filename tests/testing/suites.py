@@ -1,4 +1,4 @@
-"""Runs rules of the shipped suites on stores that are made for them."""
+"""Runs rules of the shipped suites on given stores."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Fixtures = Callable[[], Mapping[str, Any]]
 
 
 class StoreRules(StoreConformance):
-    """The rules of each store; those of its powers are other suites."""
+    """The rules for all stores; those of its powers are in other suites."""
 
     tested_elsewhere = MemoryStore.powers
 
 
 def rules_of(suite: type, *fixtures: str) -> list[str]:
-    """Name the rules of a suite that need no other fixtures than these."""
+    """Return the rules of a suite that need no other fixtures than these."""
     return [
         name
         for name, rule in inspect.getmembers(suite, inspect.iscoroutinefunction)
@@ -39,7 +39,7 @@ def keeps(suite: type, name: str, fixtures: Fixtures) -> bool:
 
 
 def named(value: object) -> str:
-    """Name a parameter of a test after a class or function."""
+    """Return a test id for a class or function."""
     return getattr(value, "__name__", "")
 
 
@@ -48,7 +48,7 @@ def _holds(suite: type, name: str, case: Mapping[str, Any], fixtures: Mapping[st
     needed = {one: fixtures[one] for one in _needs(rule) if one in fixtures}
     try:
         anyio.run(partial(rule, **needed, **case))
-    except (Exception, BaseExceptionGroup, pytest.fail.Exception):  # noqa: BLE001  # however
+    except (Exception, BaseExceptionGroup, pytest.fail.Exception):  # noqa: BLE001  # any failure
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""`jobs.using` and `run_jobs`: how an application tests its handlers and routes."""
+"""`jobs.using` and `run_jobs`: testing the handlers and routes of an application."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def queue(clock: ManualClock) -> Generator[AsyncJobs]:
         yield replaced
 
 
-def test_jobs_of_a_fastapi_route_run_when_told_to(queue: AsyncJobs) -> None:
+def test_run_jobs_runs_the_jobs_of_a_fastapi_route(queue: AsyncJobs) -> None:
     with TestClient(application.app) as client:
         accepted = client.post("/doubles?number=21").json()
         assert client.get(accepted["statusUrl"]).json()["status"] == "pending"
@@ -85,13 +85,13 @@ def test_jobs_of_a_fastapi_route_run_when_told_to(queue: AsyncJobs) -> None:
         assert client.get(accepted["resultUrl"]).json() == 42
 
 
-def test_jobs_of_a_def_route_run_when_told_to(queue: AsyncJobs) -> None:
+def test_run_jobs_runs_the_jobs_of_a_def_route(queue: AsyncJobs) -> None:
     with TestClient(application.app) as client:
         job_id = client.post("/doubles-of-def?number=21").json()
         assert [(job.id, job.result) for job in run_jobs(queue)] == [(job_id, 42)]
 
 
-def test_jobs_of_a_flask_route_run_when_told_to(queue: AsyncJobs) -> None:
+def test_run_jobs_runs_the_jobs_of_a_flask_route(queue: AsyncJobs) -> None:
     client = application.flask_app.test_client()
     accepted = client.post("/doubles/21").get_json()
     assert client.get(accepted["statusUrl"]).get_json()["status"] == "pending"
@@ -100,7 +100,7 @@ def test_jobs_of_a_flask_route_run_when_told_to(queue: AsyncJobs) -> None:
     assert client.get(accepted["resultUrl"]).get_json() == 42
 
 
-def test_jobs_of_plain_code_run_when_told_to(queue: AsyncJobs) -> None:
+def test_run_jobs_runs_the_jobs_of_plain_code(queue: AsyncJobs) -> None:
     handle = queue.sync.enqueue(double, 21)
     assert queue.sync.find(handle.id).status is JobStatus.PENDING
     [job] = run_jobs(queue)
@@ -110,7 +110,7 @@ def test_jobs_of_plain_code_run_when_told_to(queue: AsyncJobs) -> None:
 
 
 @pytest.mark.anyio
-async def test_jobs_of_async_code_run_when_told_to(queue: AsyncJobs) -> None:
+async def test_run_jobs_async_runs_the_jobs_of_async_code(queue: AsyncJobs) -> None:
     async with queue:
         handle = await queue.enqueue(double, 21)
         [job] = await run_jobs_async(queue)
@@ -120,7 +120,7 @@ async def test_jobs_of_async_code_run_when_told_to(queue: AsyncJobs) -> None:
 
 
 @pytest.mark.anyio
-async def test_async_code_runs_the_jobs_of_a_queue_that_is_open_elsewhere(queue: AsyncJobs) -> None:
+async def test_run_jobs_async_works_with_a_queue_open_in_another_loop(queue: AsyncJobs) -> None:
     queue.sync.enqueue(double, 21)
     [job] = await run_jobs_async(queue)
     assert job.result == 42
@@ -131,7 +131,7 @@ async def test_async_code_runs_the_jobs_of_a_queue_that_is_open_elsewhere(queue:
 
 
 @pytest.mark.anyio
-async def test_run_jobs_in_the_event_loop_of_the_queue_names_the_other(queue: AsyncJobs) -> None:
+async def test_run_jobs_in_the_event_loop_names_the_async_variant(queue: AsyncJobs) -> None:
     async with queue:
         with pytest.raises(ConfigurationError, match=r"await run_jobs_async\("):
             run_jobs(queue)
@@ -220,14 +220,14 @@ def test_jobs_are_forgotten_at_the_end_of_their_retention(clock: ManualClock) ->
 
 
 class SlowStore(MemoryStore):
-    """Takes its time to write."""
+    """Writes slowly."""
 
     async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
         await anyio.sleep(0.2)
         return await super().replace(changes)
 
 
-def test_maintenance_does_not_hold_a_job_that_is_late(clock: ManualClock) -> None:
+def test_maintenance_does_not_delay_an_overdue_job(clock: ManualClock) -> None:
     with jobs.using(SlowStore(), clock=clock):
         with jobs.sync:
             jobs.sync.enqueue(double, 1)
@@ -237,7 +237,7 @@ def test_maintenance_does_not_hold_a_job_that_is_late(clock: ManualClock) -> Non
             assert len(run_jobs(jobs)) == 1
 
 
-def test_a_handler_that_waits_for_a_job_that_cannot_run_is_named(queue: AsyncJobs) -> None:
+def test_a_handler_that_waits_for_an_unrunnable_job_is_named(queue: AsyncJobs) -> None:
     queue.sync.enqueue(wait_for_another)
     with pytest.raises(ConfigurationError, match="does not run automatically"):
         run_jobs(queue)
@@ -255,7 +255,7 @@ def test_the_error_of_a_handler_is_raised_with_its_traceback(queue: AsyncJobs) -
     assert [job.id for job in run_jobs(queue)] == [after.id]
 
 
-def test_the_very_error_is_raised() -> None:
+def test_the_original_error_object_is_raised() -> None:
     own = AsyncJobs("memory://")
     error = LookupError("this one")
 
@@ -270,7 +270,7 @@ def test_the_very_error_is_raised() -> None:
     assert caught.value is error
 
 
-def test_a_failure_on_purpose_is_raised(queue: AsyncJobs) -> None:
+def test_a_job_failed_error_is_raised(queue: AsyncJobs) -> None:
     queue.sync.enqueue(refuse)
     with pytest.raises(JobFailed, match="I will not"):
         run_jobs(queue)
@@ -289,7 +289,7 @@ def test_a_job_that_missed_its_deadline_is_raised(queue: AsyncJobs, clock: Manua
         run_jobs(queue)
 
 
-def test_errors_are_left_in_the_jobs_if_they_are_not_to_be_raised(queue: AsyncJobs) -> None:
+def test_with_raise_errors_false_errors_stay_in_the_jobs(queue: AsyncJobs) -> None:
     for handler in (break_down, refuse):
         queue.sync.enqueue(handler)
     failed = run_jobs(queue, raise_errors=False)
@@ -297,7 +297,7 @@ def test_errors_are_left_in_the_jobs_if_they_are_not_to_be_raised(queue: AsyncJo
     assert failed[0].attempt_errors[0].message == "no such thing"
 
 
-def test_a_job_that_is_cancelled_while_it_runs_raises_nothing() -> None:
+def test_a_job_that_is_cancelled_while_it_runs_raises_no_error() -> None:
     own = AsyncJobs("memory://")
 
     @own.handler("cancels itself")
@@ -333,7 +333,7 @@ def test_a_dependency_is_replaced(queue: AsyncJobs, monkeypatch: pytest.MonkeyPa
     assert handle.result() == ["a", "pool", "fake"]
 
 
-def test_a_job_waits_on_if_the_resources_do_not_open() -> None:
+def test_a_job_keeps_waiting_if_the_resources_do_not_open() -> None:
     tried: list[int] = []
 
     class Lifespan:
@@ -377,12 +377,12 @@ def test_submitted_jobs_come_in_order_with_their_payloads(queue: AsyncJobs) -> N
     assert (saved.user_id, saved.status) == ("ann", JobStatus.PENDING)
 
 
-def test_nothing_is_submitted_at_first(queue: AsyncJobs) -> None:
+def test_submitted_jobs_is_empty_at_first(queue: AsyncJobs) -> None:
     assert submitted_jobs(queue) == []
     assert run_jobs(queue) == []
 
 
-def test_a_job_whose_handler_is_missing_is_left_to_others() -> None:
+def test_a_job_without_a_handler_is_left_alone() -> None:
     store, clock = MemoryStore(), ManualClock()
     one, other = AsyncJobs(store, clock=clock), AsyncJobs(store, clock=clock)
 
@@ -445,7 +445,7 @@ def open_as_worker(check: Callable[[], None]) -> None:
 @pytest.mark.parametrize(
     "opened", [open_by_lifespan, open_by_flask, open_by_async_with, open_as_worker]
 )
-def test_no_handler_runs_by_itself_however_the_queue_is_opened(
+def test_no_handler_runs_by_itself_in_any_open_queue(
     queue: AsyncJobs, opened: Callable[[Callable[[], None]], None]
 ) -> None:
     def check() -> None:
@@ -468,7 +468,7 @@ def test_handlers_run_by_themselves_if_asked_for() -> None:
             run_jobs(jobs)
 
 
-def test_store_and_clock_are_as_before_after_the_block() -> None:
+def test_store_and_clock_are_restored_after_the_block() -> None:
     store, clock = jobs.store, jobs.clock
     inner = MemoryStore()
     with jobs.using():
@@ -481,20 +481,20 @@ def test_store_and_clock_are_as_before_after_the_block() -> None:
     assert (jobs.store, jobs.clock) == (store, clock)
 
 
-def test_a_clock_that_the_queue_was_made_with_stays(clock: ManualClock) -> None:
+def test_the_clock_passed_to_the_queue_stays(clock: ManualClock) -> None:
     own = AsyncJobs("memory://", clock=clock)
     with own.using():
         assert own.clock is clock
 
 
-def test_the_next_block_sees_no_job_of_the_one_before() -> None:
+def test_a_later_block_sees_no_job_of_an_earlier_one() -> None:
     for _ in range(2):
         with jobs.using():
             assert submitted_jobs(jobs) == []
             jobs.sync.enqueue(double, 1)
 
 
-def test_what_a_call_has_opened_is_closed_at_the_end() -> None:
+def test_a_queue_opened_by_a_call_is_closed_at_the_end() -> None:
     def submit_on_flask() -> None:
         application.flask_app.test_client().post("/doubles/21")
 
@@ -529,7 +529,7 @@ async def test_a_queue_that_stays_open_after_the_block_is_reported() -> None:
     await own.close()
 
 
-def test_nothing_but_the_suites_needs_pytest() -> None:
+def test_only_the_suites_need_pytest() -> None:
     names = "run_jobs, run_jobs_async, submitted_jobs, ManualClock, sample_job, FaultyStore"
     script = f"import sys; sys.modules['pytest'] = None; from asyncjobs.testing import {names}"
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -566,7 +566,7 @@ BY_HAND = "import asyncio, test_app; asyncio.run(test_app.test_double())"
 @pytest.mark.parametrize(
     "plugin", [pytest.param("pytest-asyncio", marks=pytest.mark.thorough), "asyncio.run"]
 )
-def test_it_works_in_the_tests_of_asyncio_alone(tmp_path: Path, plugin: str) -> None:
+def test_using_works_in_tests_that_run_on_asyncio_only(tmp_path: Path, plugin: str) -> None:
     (tmp_path / "test_app.py").write_text(PLAIN)
     command = ["-c", BY_HAND]
     if plugin == "pytest-asyncio":

@@ -1,4 +1,4 @@
-"""The rules of dispatchers hold for whole ones, and are broken, by name, by broken ones."""
+"""Correct dispatchers pass the shared rules; each broken one fails its rule."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TestLocalDispatcher(DispatcherConformance):
 
 
 class SpoolWorkers(WorkerPool):
-    """Works in a process of its own, which can be killed."""
+    """Runs jobs in another process, which can be killed."""
 
     def __init__(self, folder: Path, dispatcher: Any = None) -> None:
         self.url, self.spool = f"sqlite:///{folder / 'jobs.db'}", folder / "spool"
@@ -75,11 +75,11 @@ class TestWorkersInOtherProcesses(DispatcherConformance, WorkerLossConformance):
         return SpoolWorkers(tmp_path)
 
 
-# An engine in this process, which can be broken in many ways.
+# An engine in this process, in many broken variants.
 
 
 class Engine:
-    """Hands ids to some tasks."""
+    """Passes ids to some tasks."""
 
     delivery = Delivery.PUSH
 
@@ -153,7 +153,7 @@ class TestEngine(DispatcherConformance):
 
 
 class HasPriorities(Engine):
-    """Lets what is patient wait for all others."""
+    """Runs jobs with low priority after all others."""
 
     def next(self) -> Job:
         self.jobs.sort(key=lambda job: job.type == "patient")
@@ -174,7 +174,7 @@ class Deaf(Engine):
 
 
 class RemembersIds(Engine):
-    """Takes what comes up again for a mistake."""
+    """Drops jobs that are delivered again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class RemembersIds(Engine):
 
 
 class DeliversWhatIsNew(Engine):
-    """Delivers what it kept a place for, and nothing that comes by the sweep."""
+    """Only delivers jobs with a reservation, and none from the sweep."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class RunsAtOnce(Engine):
 
 
 class BeginsAnew(Engine):
-    """Delivers the whole job, as it was when it was enqueued, and believes that."""
+    """Delivers the whole job in its enqueued state, and trusts that."""
 
     async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
         await workers.store.delete([job.id])
@@ -240,14 +240,14 @@ class TriesAgain(Engine):
 
 
 class RunsOnWhenCancelled(Engine):
-    """Leaves a job that it is told to stop to a task that goes on."""
+    """Leaves a stopped job running in a background task."""
 
     async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
         await asyncio.shield(asyncio.ensure_future(super().run(job, workers, jobs)))
 
 
 class ChokesOnTheUnknown(Engine):
-    """Loses a worker to each job that is not there."""
+    """Loses a worker at each unknown job."""
 
     async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
         if await jobs.get(job.id) is None:
@@ -256,7 +256,7 @@ class ChokesOnTheUnknown(Engine):
 
 
 class KeepsPlaces(Engine):
-    """Never gives back a place that was kept."""
+    """Never releases a reservation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ class KeepsPlaces(Engine):
 
 
 class RunsACopy(Engine):
-    """Runs a copy under another id, and tells nobody of it but its end."""
+    """Runs a copy under another id, and only reports its end."""
 
     async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
         copy = job.model_copy(update={"id": JobId(f"job_{job.id[5:][::-1]}")})
@@ -277,7 +277,7 @@ class RunsACopy(Engine):
 
 
 class OpensOnce(Engine):
-    """Is closed for ever once it was closed."""
+    """Cannot be opened again after it was closed."""
 
     closed = False
 
@@ -290,14 +290,14 @@ class OpensOnce(Engine):
 
 
 class Stacks(Engine):
-    """Begins with what came last."""
+    """Starts the newest jobs first."""
 
     def next(self) -> Job:
         return self.jobs.pop()
 
 
 class StarvesThePatient(HasPriorities):
-    """Lets what is patient wait for ever."""
+    """Never runs jobs with low priority."""
 
     async def run(self, job: Job, workers: WorkerPool, jobs: AsyncJobs) -> None:
         if job.type != "patient":
@@ -330,7 +330,7 @@ Rule = Callable[..., Awaitable[None]]
 
 
 class Rules(DispatcherConformance, PriorityConformance):
-    """Those that an engine in this process can break."""
+    """Return the rules that an engine in this process can break."""
 
 
 RULES: dict[str, Rule] = {
@@ -362,12 +362,12 @@ def test_a_broken_dispatcher_fails_the_rule_it_breaks(
         anyio.run(check)
 
 
-def test_every_rule_of_dispatchers_is_broken_by_some_dispatcher() -> None:
+def test_every_rule_is_broken_by_some_dispatcher() -> None:
     assert set(RULES) == {rule for _, rule in BROKEN}
 
 
 class LosesItsLast(SpoolWorkers):
-    """Has nobody to come after those who were killed."""
+    """Starts no replacement for killed workers."""
 
     async def kill(self) -> None:
         self._end()
@@ -384,7 +384,7 @@ class LosesItsLast(SpoolWorkers):
     ],
     ids=["running", "waiting"],
 )
-async def test_where_nobody_takes_over_the_rules_of_killed_workers_are_broken(
+async def test_without_replacement_workers_the_worker_loss_rules_fail(
     rule: Rule, tmp_path: Path
 ) -> None:
     workers = LosesItsLast(tmp_path)

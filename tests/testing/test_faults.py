@@ -1,4 +1,4 @@
-"""A faulty store fails as it is told to, and is else the store that it wraps."""
+"""A faulty store fails as configured, and otherwise behaves like the wrapped store."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Bare:
-    """A store of five methods, opened by nobody."""
+    """A store with five methods that needs no opening."""
 
     def __init__(self) -> None:
         inner = MemoryStore()
@@ -52,7 +52,7 @@ class Bare:
 
 
 class Talkative(MemoryStore):
-    """Tells of three changes, and the time."""
+    """Sends three notices, and has a clock."""
 
     powers = MemoryStore.powers | {ChangeNotices, StoreClock}
 
@@ -89,7 +89,7 @@ def test_it_declares_the_powers_of_the_wrapped_store(make: Callable[[], Store]) 
     check_powers(faulty)
 
 
-async def test_a_fault_before_a_call_leaves_it_undone() -> None:
+async def test_a_fault_before_a_call_prevents_it() -> None:
     job = sample_job()
     async with FaultyStore(MemoryStore(), Faults(before=1)) as store:
         with pytest.raises(StoreUnavailable, match="on the way there"):
@@ -98,7 +98,7 @@ async def test_a_fault_before_a_call_leaves_it_undone() -> None:
     assert store.calls == [StoreCall("insert", (job.id,), Fate.NOT_DONE)]
 
 
-async def test_a_fault_after_a_call_loses_the_answer_only() -> None:
+async def test_a_fault_after_a_call_only_loses_the_answer() -> None:
     job = sample_job()
     async with FaultyStore(MemoryStore()) as store:
         await store.insert([job])
@@ -141,14 +141,14 @@ async def heard(changes: AsyncIterator[Sequence[JobId]]) -> None:
         pass
 
 
-async def test_a_notice_is_lost_where_an_answer_would_be() -> None:
+async def test_a_fault_after_a_call_loses_a_notice() -> None:
     async with FaultyStore(Talkative(), Faults(after=1, most=2)) as store:
         told: list[Any] = [ids async for ids in store.changes()]
     assert len(told) == 1
     assert await store.now() == NOW
 
 
-async def test_faults_keep_to_the_methods_that_are_meant_and_to_their_number() -> None:
+async def test_faults_are_limited_by_only_and_most() -> None:
     async with FaultyStore(MemoryStore(), Faults(before=1, only=["get"], most=2)) as store:
         await store.insert([])
         for _ in range(2):
@@ -157,7 +157,7 @@ async def test_faults_keep_to_the_methods_that_are_meant_and_to_their_number() -
         await store.get([])
 
 
-async def test_one_seed_is_one_course_of_events() -> None:
+async def test_the_same_seed_causes_the_same_faults() -> None:
     async def course(seed: int) -> list[Fate]:
         async with FaultyStore(MemoryStore(), Faults(before=0.2, after=0.2), seed=seed) as store:
             for _ in range(200):
@@ -171,7 +171,7 @@ async def test_one_seed_is_one_course_of_events() -> None:
         assert (await course(1)).count(fate) in range(20, 60)
 
 
-async def test_what_the_store_itself_raises_is_noted() -> None:
+async def test_errors_of_the_wrapped_store_are_recorded() -> None:
     async with FaultyStore(MemoryStore()) as store:
         with pytest.raises(AttributeError):
             await store.insert([None])  # type: ignore[list-item]

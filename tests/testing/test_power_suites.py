@@ -1,4 +1,4 @@
-"""Each suite for a power finds stores that break its contract."""
+"""The suite of each power detects stores that break its contract."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ListsTypesByPattern(MemoryStore):
 
 
 class NumbersByTheLastJob(MemoryStore):
-    """Gives the number of a deleted job to the next one."""
+    """Reuses the number of a deleted job for the next one."""
 
     def _insert(self, job: Job) -> Job:
         self._counter = iter([max(self._order.values(), default=0) + 1])  # type: ignore[assignment]
@@ -97,7 +97,7 @@ BROKEN_AT_LISTING: list[tuple[type[MemoryStore], str]] = [
 
 
 class ReadsElsewhere(MemoryStore):
-    """Declares that reads wait for nothing, and waits."""
+    """Declares immediate reads, and waits."""
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
         await anyio.sleep(0.05)
@@ -165,7 +165,7 @@ class KnowsEveryVersion(HasAScript):
 
 
 class Notifies(MemoryStore):
-    """Yields the ids of each call to everybody who follows."""
+    """Yields the ids of each call to every listener."""
 
     powers = MemoryStore.powers | {ChangeNotices}
     most = 10**6
@@ -208,7 +208,7 @@ class NoticesNoDeletion(Notifies):
 
 
 class NoticesFirstOfAll(Notifies):
-    """Yields nothing until something is written."""
+    """Yields nothing until the first write."""
 
     async def changes(self) -> AsyncIterator[Sequence[JobId]]:
         changes = super().changes()
@@ -222,7 +222,7 @@ class NoticesUpToALimit(Notifies):
 
 
 class NotifiesOneFollower(Notifies):
-    """Yields to the first that ever followed, and to no other."""
+    """Only ever yields to its first listener."""
 
     followed = False
 
@@ -245,7 +245,7 @@ class Notices(ChangeNoticesConformance):
 
 
 class Transaction:
-    """A transaction of an application; its connection is itself."""
+    """A transaction of an application; it is its own connection."""
 
     def __init__(self, store: TakesPartInTransactions) -> None:
         self.store = store
@@ -266,7 +266,7 @@ class Transaction:
 
 
 class TakesPartInTransactions(MemoryStore):
-    """Adds what a transaction has inserted when it commits."""
+    """Adds the jobs of a transaction when it commits."""
 
     powers = MemoryStore.powers | {Transactions}
     transaction = Transaction
@@ -321,7 +321,7 @@ class TakesPartInTransactions(MemoryStore):
 
 
 class InsertsAtOnce(TakesPartInTransactions):
-    """Inserts by a connection of its own."""
+    """Inserts on a separate connection."""
 
     async def insert_one(self, transaction: Transaction, job: Job) -> Job:  # noqa: ARG002
         return self._insert(job)
@@ -334,7 +334,7 @@ class StickyTransaction(Transaction):
 
 
 class KeepsWhatIsRolledBack(TakesPartInTransactions):
-    """Adds jobs at the end of a transaction, however it ends."""
+    """Adds jobs at the end of a transaction, even after a rollback."""
 
     transaction = StickyTransaction
 
@@ -355,7 +355,7 @@ class LooksPastItsOwnTransaction(TakesPartInTransactions):
 
 class DoesNotWait(TakesPartInTransactions):
     async def wait_for_others(self, transaction: Transaction, job: Job) -> None:
-        """Go on at once."""
+        """Continue at once."""
 
 
 class TakesAnyConnection(TakesPartInTransactions):
@@ -441,7 +441,7 @@ def test_a_broken_store_fails_the_rule_it_breaks(
 
 
 @pytest.mark.parametrize(("suite", "given", "store"), SUITES, ids=named)
-def test_a_whole_store_fails_no_rule(
+def test_a_correct_store_fails_no_rule(
     suite: type, given: Callable[[Any], Fixtures], store: type[MemoryStore]
 ) -> None:
     rules = rules_of(suite, "store", "other", "begin")

@@ -1,4 +1,4 @@
-"""A proxy does to connections what a test tells it, at once."""
+"""A proxy changes its connections at once when a test requests it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATIENCE = 20.0
 
 
 class Echo:
-    """A server that answers with what it was told, in capitals, until its client says goodbye."""
+    """A server that answers each message in capitals until its client disconnects."""
 
     def __init__(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -84,12 +84,12 @@ def said(client: socket.socket, words: bytes) -> bytes:
     return client.recv(4096)
 
 
-def test_what_is_said_passes_both_ways(proxy: TcpProxy, client: socket.socket) -> None:
+def test_data_passes_both_ways(proxy: TcpProxy, client: socket.socket) -> None:
     assert said(client, b"again") == b"AGAIN"
     assert proxy.connections == 1
 
 
-def test_large_data_passes_whole(client: socket.socket) -> None:
+def test_large_data_passes_completely(client: socket.socket) -> None:
     data = bytes(range(97, 123)) * 50_000
     threading.Thread(target=client.sendall, args=(data,)).start()
     got = b""
@@ -98,7 +98,7 @@ def test_large_data_passes_whole(client: socket.socket) -> None:
     assert got == data.upper()
 
 
-def test_a_cut_resets_both_ends_and_lets_new_ones_in(
+def test_a_cut_resets_both_ends_and_allows_new_connections(
     proxy: TcpProxy, client: socket.socket, echo: Echo
 ) -> None:
     proxy.cut()
@@ -123,7 +123,7 @@ def test_new_connections_are_refused_while_old_ones_stay(
             assert said(again, b"hello") == b"HELLO"
 
 
-def test_a_stalled_proxy_holds_what_is_said(
+def test_a_stalled_proxy_holds_data_back(
     proxy: TcpProxy, client: socket.socket, echo: Echo
 ) -> None:
     proxy.stall()
@@ -147,7 +147,9 @@ def test_a_stalled_connection_can_be_cut(proxy: TcpProxy, client: socket.socket)
         client.recv(1)
 
 
-def test_a_lost_answer_was_asked_for(proxy: TcpProxy, client: socket.socket, echo: Echo) -> None:
+def test_the_server_gets_the_request_of_a_lost_answer(
+    proxy: TcpProxy, client: socket.socket, echo: Echo
+) -> None:
     proxy.lose(1, spare=[b"SELECT 1"])
     assert said(client, b"SELECT 1") == b"SELECT 1"
     with pytest.raises(ConnectionResetError):
@@ -156,7 +158,7 @@ def test_a_lost_answer_was_asked_for(proxy: TcpProxy, client: socket.socket, ech
     assert proxy.to_lose == 0
 
 
-def test_a_half_closed_client_hears_the_end_and_is_heard(
+def test_a_half_closed_client_reads_eof_and_can_still_write(
     proxy: TcpProxy, client: socket.socket, echo: Echo
 ) -> None:
     proxy.half_close()
@@ -166,7 +168,7 @@ def test_a_half_closed_client_hears_the_end_and_is_heard(
     assert echo.heard == [b"hello", b"one more"]
 
 
-def test_a_client_s_goodbye_is_passed_on(client: socket.socket, echo: Echo) -> None:
+def test_eof_of_a_client_is_passed_on(client: socket.socket, echo: Echo) -> None:
     client.sendall(b"last words")
     client.shutdown(socket.SHUT_WR)
     assert client.recv(4096) == b"LAST WORDS"
@@ -174,7 +176,7 @@ def test_a_client_s_goodbye_is_passed_on(client: socket.socket, echo: Echo) -> N
     assert echo.ended.acquire(timeout=PATIENCE)
 
 
-def test_a_client_that_is_gone_before_its_answer_leaves_no_error(
+def test_a_client_that_disconnects_early_causes_no_error(
     echo: Echo, caplog: pytest.LogCaptureFixture
 ) -> None:
     with TcpProxy("127.0.0.1", echo.port) as proxy:
@@ -184,11 +186,11 @@ def test_a_client_that_is_gone_before_its_answer_leaves_no_error(
         assert echo.ended.acquire(timeout=PATIENCE)
         with connected(proxy) as later:
             assert said(later, b"hello") == b"HELLO"
-    gc.collect()  # so that asyncio tells of what nobody has heard of
+    gc.collect()  # asyncio then logs exceptions that were never retrieved
     assert caplog.text == ""
 
 
-def test_a_delay_holds_what_is_said(proxy: TcpProxy, client: socket.socket) -> None:
+def test_a_delay_holds_data_back(proxy: TcpProxy, client: socket.socket) -> None:
     proxy.delay = 0.1
     client.settimeout(0.05)
     with pytest.raises(TimeoutError):
@@ -197,12 +199,12 @@ def test_a_delay_holds_what_is_said(proxy: TcpProxy, client: socket.socket) -> N
     assert client.recv(4096) == b"SLOWLY"
 
 
-def test_a_server_that_is_not_there_is_a_reset_connection() -> None:
+def test_an_unreachable_server_resets_the_connection() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         with (
             TcpProxy("127.0.0.1", nobody.getsockname()[1]) as proxy,
-            pytest.raises(ConnectionResetError),  # as early as on connecting
+            pytest.raises(ConnectionResetError),  # possibly already when connecting
             connected(proxy) as client,
         ):
             said(client, b"anyone?")
@@ -213,6 +215,6 @@ def test_a_url_leads_through_the_proxy(proxy: TcpProxy) -> None:
     assert url == f"postgresql://ann:s%40crt@127.0.0.1:{proxy.port}/app?sslmode=disable"
 
 
-def test_a_proxy_is_used_inside_its_block() -> None:
+def test_a_proxy_only_works_inside_its_block() -> None:
     with pytest.raises(RuntimeError, match="outside"):
         TcpProxy("127.0.0.1", 1).cut()

@@ -1,4 +1,4 @@
-"""The suite for several openers finds stores whose steps are atomic for one opener only."""
+"""The sharing suite detects stores whose steps are atomic for one opener only."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def fixtures_of(store: type[FolderStore], folder: Path, process: SecondProcess) 
 
 
 @pytest.mark.parametrize(("store", "rule"), BROKEN, ids=named)
-def test_a_store_that_shares_wrongly_fails_the_rule_it_breaks(
+def test_a_store_with_broken_sharing_fails_the_rule_it_breaks(
     store: type[FolderStore], rule: str, tmp_path: Path, process: SecondProcess
 ) -> None:
     assert not keeps(SharingConformance, rule, lambda: fixtures_of(store, tmp_path, process))
 
 
 @pytest.mark.parametrize(("store", "rule"), ALONE, ids=named)
-def test_only_another_process_shows_that_a_lock_is_of_one_process(
+def test_a_lock_of_one_process_passes_without_a_second_process(
     store: type[FolderStore], rule: str, tmp_path: Path, process: SecondProcess
 ) -> None:
     assert keeps(SharingConformance, rule, lambda: fixtures_of(store, tmp_path, process))

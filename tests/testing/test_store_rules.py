@@ -1,4 +1,4 @@
-"""The suite for stores finds loose comparisons, calls cut short, and blocked lanes."""
+"""The suite for stores detects loose comparisons, truncated calls and blocked lanes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Scope = Callable[[Job], Hashable]
 
 
 class ComparesKeysBy(MemoryStore):
-    """Looks for the job of a key by what a function makes of owner, type and key."""
+    """Finds the job of a key by a function of owner, type and key."""
 
     def __init__(self, scope: Scope) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def up_to_nul(text: str | None) -> str | None:
 
 
 def by(change: Callable[[str | None], str | None], *fields: str) -> Scope:
-    """Compare by three fields, of which those that are named are changed before."""
+    """Compare by three fields; the named ones are normalised first."""
     names = ("user_id", "type", "idempotency_key")
 
     def scope(job: Job) -> Hashable:
@@ -99,7 +99,7 @@ class TakesFromLanesOfAnyCase(MemoryStore):
 
 
 class WritesErrorsInLatin1(MemoryStore):
-    """Loses each letter of an error message that Western Europe does not know."""
+    """Drops letters of an error message that Western European encodings lack."""
 
     def _put(self, job: Job) -> None:
         if job.error is not None:
@@ -109,7 +109,7 @@ class WritesErrorsInLatin1(MemoryStore):
 
 
 class WritesTracebacksInLatin1(MemoryStore):
-    """Does the same to what attempts raised."""
+    """Does the same to errors of attempts."""
 
     def _put(self, job: Job) -> None:
         if job.errors_json is not None:
@@ -151,7 +151,7 @@ class DeletesUpToALimit(MemoryStore):
 
 
 class TakesWithoutLimitAtZero(MemoryStore):
-    """Takes all for a limit of 0, as the LIMIT of some servers means."""
+    """Takes all for a limit of 0, as the LIMIT of some servers does."""
 
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
@@ -160,7 +160,7 @@ class TakesWithoutLimitAtZero(MemoryStore):
 
 
 def read(job: Job) -> Job:
-    """Write a job down and read it back, as stores of text do; raise `UnreadableJob`."""
+    """Encode a job and decode it, as stores of text do; raise `UnreadableJob` on failure."""
     due_at = None if job.due_at is None else 0
     columns = Columns(job.payload_json, None, None, job.revision, job.lane, due_at)
     decode(job.id, encode_submission(job), encode_state(job), columns)
@@ -176,7 +176,7 @@ def is_readable(job: Job) -> bool:
 
 
 class StopsAtAnUnreadableJob(MemoryStore):
-    """Reads before it moves, and so meets the same job again and again."""
+    """Reads before it moves, and so finds the same job again and again."""
 
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
@@ -188,7 +188,7 @@ class StopsAtAnUnreadableJob(MemoryStore):
 
 
 class LeavesAnUnreadableJobInFront(MemoryStore):
-    """Leaves out what it cannot read, and leaves it where it is."""
+    """Skips unreadable jobs and leaves them due."""
 
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
@@ -252,11 +252,11 @@ def test_a_broken_store_fails_the_rule_it_breaks(store: type[MemoryStore], rule:
 
 
 @pytest.mark.parametrize("rule", rules_of(StoreRules, "store"))
-def test_a_whole_store_fails_no_rule(rule: str) -> None:
+def test_a_correct_store_fails_no_rule(rule: str) -> None:
     assert keeps(StoreRules, rule, lambda: {"store": MemoryStore()})
 
 
-def test_a_suite_for_each_declared_power_is_asked_for_or_found() -> None:
+def test_each_declared_power_needs_an_inherited_suite() -> None:
     class Inherited(StoreRules, ListingConformance, InlineReadsConformance):
         tested_elsewhere = frozenset()
 

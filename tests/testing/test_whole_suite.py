@@ -1,4 +1,4 @@
-"""Every rule of the suite for stores is broken by some store, and fails on it."""
+"""Every rule of the suite for stores is broken by some store, which fails it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.testing.suites import StoreRules, keeps, named, rules_of
 
 
 class WritesSubmissions(MemoryStore):
-    """Writes both halves of a job."""
+    """Overwrites both halves of a job."""
 
     def _replace(self, change: Change) -> bool:
         done = super()._replace(change)
@@ -27,7 +27,7 @@ class WritesSubmissions(MemoryStore):
 
 
 class TakesByTheQueue(MemoryStore):
-    """Looks for jobs by the queue of their submission, which does not change."""
+    """Finds jobs by the queue of their submission, which does not change."""
 
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
@@ -37,7 +37,7 @@ class TakesByTheQueue(MemoryStore):
 
 
 class AddsAnEntryForEachWrite(MemoryStore):
-    """Leaves the former entry of a job in the index by which jobs are taken."""
+    """Leaves a job's former entry in the index of due jobs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class AddsAnEntryForEachWrite(MemoryStore):
 
 
 class ReturnsTheJobAsItCame(MemoryStore):
-    """Keeps the answer to a submission with a key, and repeats it."""
+    """Caches the answer to a submission with a key, and repeats it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class ReturnsTheJobAsItCame(MemoryStore):
 
 
 class KeepsResultsByRow(MemoryStore):
-    """Finds a result by the number of a row, which another job gets after a deletion."""
+    """Finds a result by a row number, which another job gets after a deletion."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class ReplacesAllOrNone(MemoryStore):
 
 
 class TakesForGood(MemoryStore):
-    """Removes a job that it takes from its index."""
+    """Removes a taken job from its index."""
 
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int
@@ -111,7 +111,7 @@ class TakesForGood(MemoryStore):
 
 
 class ReplacesWhatIsNotThere(MemoryStore):
-    """Inserts a job that a change finds missing."""
+    """Inserts a job that a change does not find."""
 
     def _replace(self, change: Change) -> bool:
         if change.job.id not in self._jobs:
@@ -126,7 +126,7 @@ class AppliesChangesBackwards(MemoryStore):
 
 
 class AnswersInItsOwnOrder(MemoryStore):
-    """Returns the jobs of a read as its index has them, each once."""
+    """Returns the jobs of a read in the order of its index, each once."""
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
         return [job for job_id, job in self._jobs.items() if job_id in ids]
@@ -159,7 +159,7 @@ class RefusesEmptyCalls(MemoryStore):
 
 
 class LooksThenInserts(MemoryStore):
-    """Looks for the key in one step, and adds the job in another."""
+    """Looks up the key in one step, and adds the job in another."""
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
         keys = {job.idempotency_key: job for job in self._jobs.values()}
@@ -172,7 +172,7 @@ class LooksThenInserts(MemoryStore):
 
 
 class LooksForAllKeysFirst(MemoryStore):
-    """Looks for the keys of a call before it adds its jobs."""
+    """Looks up the keys of a call before it adds its jobs."""
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
         keys = {job.idempotency_key: job for job in self._jobs.values()}
@@ -223,7 +223,7 @@ class TakesInTheOrderOfInsertion(MemoryStore):
 
 
 class TakesWhatIsDueNever(MemoryStore):
-    """Takes no moment for the first of all moments."""
+    """Treats a missing time as the earliest of all."""
 
     async def take(
         self, lanes: Sequence[str], /, *, now: datetime, until: datetime, limit: int

@@ -1,4 +1,4 @@
-"""Receivers on loopback, with real sockets, real TLS and a certificate authority for tests."""
+"""Receivers on loopback with real sockets, real TLS and a certificate authority for tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anyio.abc import ByteStream, SocketAttribute, SocketStream
 from anyio.streams.stapled import MultiListener
 from anyio.streams.tls import TLSListener
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105  # of the tests alone
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105  # only for tests
 NAME = "hooks.example.com"
 
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"

@@ -1,4 +1,4 @@
-"""A process that makes a job, runs it and calls its receiver; it is killed while it does."""
+"""A process that makes a job, runs it and calls its receiver; the test kills it meanwhile."""
 
 from __future__ import annotations
 

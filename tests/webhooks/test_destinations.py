@@ -1,4 +1,4 @@
-"""Which URLs and addresses webhooks may call."""
+"""The URLs and addresses that webhooks may call."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LOCAL = words("""
 2606:4700:4700::1111%eth0 fec0::1 ff02::1
 """)
 
-# Not addresses for us, whatever a resolver takes them for.
+# Not addresses here, even if some resolvers accept them.
 NO_ADDRESS = ["", *words("localhost 2130706433 0x7f000001 0177.0.0.1 127.1 1.1.1.1. [::1]")]
 
 
@@ -129,9 +129,7 @@ def test_a_url_is_parsed_into_scheme_host_port_and_path(url: str, destination: D
         ("http://[::1]:8000/", "[::1]:8000"),
     ],
 )
-def test_the_authority_has_the_port_unless_it_is_that_of_the_scheme(
-    url: str, authority: str
-) -> None:
+def test_the_authority_omits_the_default_port_of_the_scheme(url: str, authority: str) -> None:
     assert parse_destination(url).authority == authority
 
 
@@ -141,19 +139,19 @@ def long_url(length: int) -> str:
 
 
 def long_host(length: int) -> str:
-    """Make a host of labels of 63 characters, the longest there are, and a shorter first one."""
+    """Make a host of 63-character labels, the longest allowed, after a shorter first one."""
     last = ".".join(["x" * 63] * 3)
     return "x" * (length - len(last) - 1) + "." + last
 
 
-def test_the_longest_url_is_accepted_and_the_next_one_refused() -> None:
+def test_the_longest_url_is_accepted_and_a_longer_one_refused() -> None:
     assert len(parse_destination(long_url(2048)).path) == 2048 - len("https://a.example.com")
     with pytest.raises(InvalidCallback, match="more than 2048 characters"):
         parse_destination(long_url(2049))
 
 
-def test_the_longest_host_is_accepted_and_the_next_one_refused() -> None:
-    """RFC 1035, section 2.3.4: 255 octets with the lengths of labels, so 253 characters."""
+def test_the_longest_host_is_accepted_and_a_longer_one_refused() -> None:
+    """RFC 1035, section 2.3.4: 255 octets including the lengths of labels, so 253 characters."""
     host = long_host(253)
     assert parse_destination(f"https://{host}/").host == host
     check_receiver(host, loopback=False)
@@ -163,7 +161,7 @@ def test_the_longest_host_is_accepted_and_the_next_one_refused() -> None:
         check_receiver(long_host(254), loopback=False)
 
 
-def test_the_longest_label_is_accepted_and_the_next_one_refused() -> None:
+def test_the_longest_label_is_accepted_and_a_longer_one_refused() -> None:
     assert is_host_name("x" * 63 + ".example.com")
     assert not is_host_name("x" * 64 + ".example.com")
 
@@ -241,7 +239,7 @@ PATTERNS = ["a.example.com", "*.example.com", "*.b.example.com", "example.org"]
         ("a.example.org", None),
     ],
 )
-def test_the_most_specific_receiver_counts(host: str, pattern: str | None) -> None:
+def test_the_most_specific_receiver_applies(host: str, pattern: str | None) -> None:
     assert closest_receiver(host, PATTERNS) == pattern
 
 
@@ -253,7 +251,7 @@ def test_malformed_receivers_are_refused(pattern: str) -> None:
         check_receiver(pattern, loopback=False)
 
 
-def test_this_machine_is_a_receiver_only_with_loopback() -> None:
+def test_loopback_receivers_need_the_loopback_option() -> None:
     for name in ("localhost", "127.0.0.1", "::1"):
         check_receiver(name, loopback=True)
         with pytest.raises(ConfigurationError):

@@ -1,4 +1,4 @@
-"""Several processes on each store: which one calls, and when it calls again."""
+"""Several processes on each store: which one calls, and when a call is repeated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.everywhere import KINDS, variant
 from tests.waiting import until
 from tests.webhooks.conftest import NAME, SECRET, Answering, answer, receiving
 
-# Processes have no memory in common.
+# Processes do not share memory.
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def sender(host: str = NAME) -> Webhooks:
 
 @pytest.fixture
 def process(new_store: Callable[[], Any]) -> Callable[[], AsyncJobs]:
-    """Make queues that share a store, each by a connection of its own."""
+    """Make queues that share a store, each with its own connection."""
 
     def build() -> AsyncJobs:
         jobs = AsyncJobs(new_store(), settings=QUICK, callbacks=sender())
@@ -63,7 +63,7 @@ def process(new_store: Callable[[], Any]) -> Callable[[], AsyncJobs]:
     return build
 
 
-async def test_processes_on_one_store_call_once_and_again_after_a_failure(
+async def test_processes_on_one_store_call_once_and_repeat_after_a_failure(
     process: Callable[[], AsyncJobs],
 ) -> None:
     async with receiving(answer(500), answer(204)) as receiver, AsyncExitStack() as stack:
@@ -91,7 +91,7 @@ async def owed(jobs: AsyncJobs, job_id: JobId) -> bool:
     return owes_callback(job) or not job.status.terminal
 
 
-async def test_another_process_calls_after_one_was_killed_during_its_call(
+async def test_another_process_repeats_the_call_of_a_killed_process(
     new_url: Callable[[], str],
 ) -> None:
     url = new_url()

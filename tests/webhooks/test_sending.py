@@ -1,4 +1,4 @@
-"""One POST goes to a checked address under the receiver's name, within limits."""
+"""One POST is sent to a checked address under the receiver's name, within limits."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ async def test_a_name_is_resolved_once() -> None:
     assert (found, rebinding.asked) == ([PUBLIC, "2606:4700:4700::1111"], [(NAME, 8443)])
 
 
-async def test_plain_http_stays_on_this_machine() -> None:
+async def test_plain_http_is_only_allowed_on_loopback() -> None:
     plain = parse_destination(f"http://{NAME}/")
     assert await resolve_destination(plain, Answering(HERE), loopback=True) == HERE
     for found in ([PUBLIC], ["127.0.0.1", PUBLIC], []):

@@ -20,7 +20,7 @@ from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, begun
 from asyncjobs.webhooks.signing import message_body, message_id, parse_secret, signature_headers
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105  # of the tests alone
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105  # only for tests
 OTHER = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 KEYS = [parse_secret(SECRET), parse_secret(OTHER)]
 
@@ -30,7 +30,7 @@ def done(result: bytes = b'{"rows":7}') -> Job:
 
 
 def test_the_signature_matches_the_test_vectors_of_the_standard() -> None:
-    """From the test vectors of the public libraries."""
+    """Uses the test vectors of the public libraries."""
     headers = dict(
         signature_headers(
             "msg_p5jXN8AQM9LWM0D4loKWxJek",
@@ -125,7 +125,7 @@ def test_a_shorter_or_longer_secret_is_refused(size: int) -> None:
 @pytest.mark.parametrize("stray", ["!", " ", "\n", "-", "_", "=", "é", "whsec_"])
 @pytest.mark.parametrize("place", ["start", "middle", "end"])
 def test_a_secret_with_stray_characters_is_refused(stray: str, place: str) -> None:
-    """A lenient decoder skips them, and signs with another secret than the receiver's."""
+    """A lenient decoder skips them, and signs with a different secret than the receiver's."""
     secret = secret_of(48)
     at = {"start": len("whsec_"), "middle": 20, "end": len(secret)}[place]
     with pytest.raises(ConfigurationError):

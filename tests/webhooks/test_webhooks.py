@@ -1,4 +1,4 @@
-"""Receivers get the ends of jobs, verified by the public library for receivers."""
+"""Receivers are called when jobs end; the public library for receivers verifies the calls."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def queue(store: Any, sender: Webhooks | None) -> AsyncJobs:
 
 
 async def settled(jobs: AsyncJobs, job: Job) -> Job:
-    """Return a job when it has ended and owes no callback."""
+    """Return a job when it has ended and has no pending callback."""
     await jobs.wait(job.id)
 
     async def owes_nothing() -> bool:
@@ -137,14 +137,14 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     assert (proxy.connections, receiver.connections) == (0, 1)
 
 
-async def test_a_silent_receiver_is_left_at_the_timeout() -> None:
+async def test_a_silent_receiver_times_out() -> None:
     async with receiving(b"") as receiver:
         with anyio.fail_after(20):
             result = await webhooks(timeout=0.2).send(ended(url_of(receiver)), now=NOW)
     assert result.error == "no answer within 0.2 s"
 
 
-async def test_a_silent_resolver_is_left_at_the_timeout() -> None:
+async def test_a_silent_resolver_times_out() -> None:
     async def silent(_host: str, _port: int) -> Sequence[str]:
         await anyio.sleep_forever()
         return []
@@ -212,7 +212,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("url", REFUSED.values(), ids=list(REFUSED))
-def test_a_url_of_no_receiver_is_refused(url: str) -> None:
+def test_a_url_that_matches_no_receiver_is_refused(url: str) -> None:
     with pytest.raises(InvalidCallback):
         Webhooks({NAME: SECRET}).check(url)
     Webhooks({NAME: SECRET}).check(f"https://{NAME}/")
@@ -283,7 +283,7 @@ URL = f"https://{NAME}/"
     ],
     ids=["client", "none", "app", "both"],
 )
-async def test_a_client_or_the_application_names_the_url(
+async def test_clients_or_the_application_can_set_the_callback_url(
     store: Any, beside: Any, allowed: bool, header: str | None, own: str | None, kept: str | None
 ) -> None:
     jobs = queue(store, webhooks(loopback=False))

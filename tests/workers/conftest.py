@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 class Workers:
-    """`asyncjobs worker` commands of one test, with their common log."""
+    """The `asyncjobs worker` commands of one test, with a common log."""
 
     def __init__(self, folder: Path, store: str) -> None:
         self.folder = folder
@@ -33,7 +33,7 @@ class Workers:
     def start(
         self, *options: str, target: str = "worked:jobs", grace: float = 60
     ) -> subprocess.Popen[str]:
-        """Start a command, in a group of its own as a service manager does."""
+        """Start a command in its own process group, as a service manager does."""
         environment = {**os.environ, "JOBS": self.store, "GRACE": str(grace)}
         with self.log.open("a") as log:
             process = subprocess.Popen(

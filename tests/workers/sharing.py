@@ -1,4 +1,4 @@
-"""An application whose handlers share what a lifespan opens; files say what becomes of it."""
+"""An application whose handlers share a lifespan's resource; files record its use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = Path(os.environ["FOLDER"])
 
 @dataclass
 class Pool:
-    """What stands for a pool of connections."""
+    """A stand-in for a connection pool."""
 
     open: bool = True
 

@@ -1,4 +1,4 @@
-"""A worker opens what its handlers share before its first job, and ends without it."""
+"""A worker opens shared resources before its first job, and ends if they are lost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def jobs(workers: Workers) -> AsyncJobs:
     return jobs
 
 
-async def test_a_worker_closes_it_when_its_last_job_has_ended(
+async def test_a_worker_closes_its_resources_after_its_last_job(
     workers: Workers, jobs: AsyncJobs, folder: Path
 ) -> None:
     worker = workers.start(target=TARGET)
@@ -54,7 +54,7 @@ async def test_a_worker_closes_it_when_its_last_job_has_ended(
     assert (folder / "closed").exists()
 
 
-async def test_a_worker_that_cannot_open_it_takes_no_job_and_says_so(
+async def test_a_worker_whose_lifespan_fails_takes_no_job_and_logs_why(
     workers: Workers, jobs: AsyncJobs, folder: Path
 ) -> None:
     (folder / "away").touch()
@@ -67,7 +67,7 @@ async def test_a_worker_that_cannot_open_it_takes_no_job_and_says_so(
     await workers.logged("Error: The lifespan of the handlers could not be opened")
 
 
-async def test_a_worker_that_loses_it_ends_with_an_error(
+async def test_a_worker_that_loses_its_resources_ends_with_an_error(
     workers: Workers, jobs: AsyncJobs, folder: Path
 ) -> None:
     worker = workers.start(target=TARGET)

@@ -1,4 +1,4 @@
-"""`asyncjobs worker`: runs jobs, stops in order, and is restarted after it died."""
+"""`asyncjobs worker` runs jobs, stops in order, and restarts dead processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_sigterm_lets_running_jobs_finish_and_starts_no_more(
         assert {(await web.find(one.id)).attempt for one in later} == {0}
 
 
-async def test_a_job_that_outlives_the_grace_period_is_given_back_at_no_cost(
+async def test_a_job_that_outlives_the_grace_period_is_released_at_no_cost(
     workers: Workers, web: AsyncJobs, tmp_path: Path
 ) -> None:
     async with web:
@@ -65,7 +65,7 @@ async def test_a_job_that_outlives_the_grace_period_is_given_back_at_no_cost(
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-async def test_a_second_signal_gives_everything_back_at_once(
+async def test_a_second_signal_releases_all_jobs_at_once(
     workers: Workers, web: AsyncJobs, tmp_path: Path, processes: str
 ) -> None:
     async with web:
@@ -79,7 +79,7 @@ async def test_a_second_signal_gives_everything_back_at_once(
         assert (await web.find(job.id)).status is JobStatus.PENDING
 
 
-async def test_a_signal_to_the_whole_group_counts_once(
+async def test_a_signal_to_the_process_group_counts_once(
     workers: Workers, web: AsyncJobs, tmp_path: Path
 ) -> None:
     """systemd and terminals signal all processes of a group."""
@@ -88,7 +88,7 @@ async def test_a_signal_to_the_whole_group_counts_once(
         job = await begun(web, tmp_path)
         await workers.logged(" serves ", 2)
         for pid in (supervisor.pid, *workers.pids()):
-            # The supervisor passes its signal on, and the idle worker may have ended by that.
+            # The supervisor passes its signal on, which may already have ended the idle worker.
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         await workers.logged("starts no more jobs", 2)

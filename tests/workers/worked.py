@@ -21,7 +21,7 @@ jobs = AsyncJobs(
 
 @jobs.handler("work")
 async def work(folder: Path, job: JobContext) -> int:
-    """Begin, go on until a file says so, and return who has done it."""
+    """Start, run until a file allows the end, and return the ids of the processes."""
     (folder / f"{job.id}.began").touch()
     while not (folder / "go on").exists():  # noqa: ASYNC110
         await anyio.sleep(0.01)
@@ -34,7 +34,7 @@ async def urgent(_none: None, _job: JobContext) -> int:
 
 
 def made_when_asked() -> AsyncJobs:
-    """Return the queue, as an application does that makes it in a function."""
+    """Return the queue, as an application with a factory function does."""
     return jobs
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the PostgreSQL store share."""
+"""Fixtures of the PostgreSQL store's tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Run on the one event loop that the driver knows."""
+    """Run on asyncio, which the driver needs."""
     return "asyncio"
 
 
@@ -33,13 +33,13 @@ def store(postgres: PostgresServer, schema: str) -> PostgresStore:
 
 @pytest.fixture
 def other(postgres: PostgresServer, schema: str) -> PostgresStore:
-    """Make a second store on the same schema, as another process would."""
+    """Make a second store on the same schema, as another process does."""
     return PostgresStore(postgres.url, schema=schema)
 
 
 @pytest.fixture
 def grants(schema: str) -> list[str]:
-    """Say what the owner of a schema grants to the role of an application."""
+    """Return the statements that grant an application's role its rights on a schema."""
     role = f"{schema}_app"
     return [
         f"GRANT USAGE ON SCHEMA {schema} TO {role}",
@@ -59,7 +59,7 @@ def humble(postgres: PostgresServer, schema: str) -> Iterator[PostgresStore]:
 
 @pytest.fixture
 def wire(postgres: PostgresServer) -> Iterator[TcpProxy]:
-    """Lie between a store and its server: it may fall silent, or break at the worst moment."""
+    """A proxy between a store and its server, which can stall or break connections."""
     address = conninfo_to_dict(postgres.url)
     with TcpProxy(str(address["host"]), int(address.get("port") or 5432)) as proxy:
         yield proxy
@@ -67,14 +67,14 @@ def wire(postgres: PostgresServer) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def far(postgres: PostgresServer, wire: TcpProxy, schema: str) -> PostgresStore:
-    """Make a store that reaches its server by the wire, and does not wait for long."""
+    """Make a store that reaches its server through the proxy, with short time-outs."""
     near = make_conninfo(postgres.url, host="127.0.0.1", port=wire.port, sslmode="disable")
     return PostgresStore(near, schema=schema, timeout=0.5)
 
 
 @pytest.fixture
 async def conn(postgres: PostgresServer) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    """Connect to the server as the application does, by its driver."""
+    """Connect to the server with the driver, as the application does."""
     async with await psycopg.AsyncConnection.connect(postgres.url) as connection:
         yield connection
 
@@ -83,7 +83,7 @@ async def conn(postgres: PostgresServer) -> AsyncIterator[psycopg.AsyncConnectio
 async def notified(
     postgres: PostgresServer, schema: str
 ) -> AsyncIterator[Callable[[JobId], Awaitable[None]]]:
-    """Return when a store of the schema has sent a notice of a job, as another program sees it."""
+    """Return when another program sees a store's notice of this job."""
     async with await psycopg.AsyncConnection.connect(postgres.url, autocommit=True) as listening:
         await listening.execute(f'LISTEN "{schema}"'.encode())
         async with aclosing(listening.notifies()) as notices:

@@ -1,8 +1,8 @@
-"""What pgbouncer is to its clients in transaction mode: each transaction meets another session.
+"""Behaves like pgbouncer in transaction mode: each transaction gets another session.
 
-Each client has two sessions on the server, and never the same one twice in a row. So whatever is
-left in a session, such as a prepared statement, a setting or a LISTEN, is missed by the next
-transaction at once, and not only when there is much to do.
+Each client has two sessions on the server and never the same one twice in a row. Any state left in
+a session, such as a prepared statement, a setting or a LISTEN, is therefore missing in the next
+transaction at once, and not only under load.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import Self
 
 from anyio.from_thread import start_blocking_portal
 
-# In place of a version, in a client's first message: it asks for TLS, or for Kerberos.
+# A client's first message has these instead of a version: it asks for TLS or Kerberos.
 _ENCRYPTION = (80877103, 80877104)
 
-# The messages after which a client waits: a query, and the end of what it sent piece by piece.
+# A client waits for an answer after these messages: a query, and the end of an extended query.
 _TURNS = (b"Q", b"S")
 _READY, _LEAVE, _IDLE = b"Z", b"X", b"I"
 
-# Process and secret of a session, which are not the client's; a pooler gives some of its own.
+# The process id and secret of a session, which are not the client's; a pooler sends its own.
 _KEY, _NO_KEY = re.compile(rb"K\0\0\0\x0c.{8}", re.DOTALL), b"K\0\0\0\x0c" + bytes(8)
 
 _Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class TransactionPooler:
-    """Lies between clients and a server that trusts them; `port` is the one to connect to."""
+    """A proxy between clients and a server that trusts them; clients connect to `port`."""
 
     def __init__(self, host: str, port: int) -> None:
         self.server = (host, port)
         self.port = 0
-        #: What clients have sent, message by message.
+        #: The messages of clients.
         self.messages: list[bytes] = []
         self._clients: set[asyncio.Task[None]] = set()
         self._stack = ExitStack()
@@ -79,7 +79,7 @@ class TransactionPooler:
             for session in cycle(lines[1:]):
                 await self._transaction(near, session)
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # one of the two has left
+            pass  # one of the two has disconnected
         finally:
             for _, writer in lines:
                 writer.close()
@@ -87,7 +87,7 @@ class TransactionPooler:
                     await writer.wait_closed()
 
     async def _transaction(self, near: _Line, session: _Line) -> None:
-        """Pass on what the client asks and the server answers, until no transaction is open."""
+        """Relay requests and answers until no transaction is open."""
         idle = False
         while not idle:
             message = b""
@@ -103,7 +103,7 @@ class TransactionPooler:
 
 
 async def _first_wish(near: _Line) -> bytes:
-    """Read who wants to talk about what; encryption is declined."""
+    """Read the startup message; encryption is declined."""
     while True:
         size = await near[0].readexactly(4)
         rest = await near[0].readexactly(int.from_bytes(size) - 4)
@@ -113,7 +113,7 @@ async def _first_wish(near: _Line) -> bytes:
 
 
 async def _answer(session: _Line) -> bytes:
-    """Read all that the server says until it is ready for more."""
+    """Read the server's messages until it is ready for the next one."""
     said = [await _message(session)]
     while said[-1][:1] != _READY:
         said.append(await _message(session))

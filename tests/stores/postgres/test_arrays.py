@@ -1,4 +1,4 @@
-"""What is packed here arrives at the server as the driver would send it."""
+"""Arrays packed by the store arrive at the server as the driver's own would."""
 
 from __future__ import annotations
 

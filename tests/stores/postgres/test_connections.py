@@ -1,4 +1,4 @@
-"""Connections that break, fall silent or are refused: typed errors, then recovery by itself."""
+"""Broken, silent and refused connections: typed errors, then recovery without a restart."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'"
 # broken connections
 
 
-async def test_a_connection_that_was_ended_while_idle_costs_no_call(
+async def test_a_connection_that_was_closed_while_idle_fails_no_call(
     postgres: PostgresServer, store: PostgresStore
 ) -> None:
     job = sample_job()
@@ -54,7 +54,7 @@ async def test_a_connection_that_was_ended_while_idle_costs_no_call(
         assert len(await store.take(["default"], now=NOW, until=LATER, limit=1)) == 0
 
 
-async def test_what_may_be_repeated_survives_a_lost_answer(
+async def test_idempotent_calls_are_repeated_after_a_lost_answer(
     far: PostgresStore, wire: TcpProxy
 ) -> None:
     job = sample_job(idempotency_key="k")
@@ -69,7 +69,7 @@ async def test_what_may_be_repeated_survives_a_lost_answer(
         assert wire.to_lose == 0
 
 
-async def test_a_change_whose_answer_is_lost_is_not_made_twice_but_told(
+async def test_a_change_with_a_lost_answer_raises_and_is_not_repeated(
     far: PostgresStore, store: PostgresStore, wire: TcpProxy
 ) -> None:
     job = sample_job()
@@ -83,7 +83,7 @@ async def test_a_change_whose_answer_is_lost_is_not_made_twice_but_told(
         assert await far.get([job.id]) == [started]
 
 
-async def test_a_take_whose_answer_is_lost_is_told_and_takes_no_more(
+async def test_a_take_with_a_lost_answer_raises_and_is_not_repeated(
     far: PostgresStore, store: PostgresStore, wire: TcpProxy
 ) -> None:
     jobs = [sample_job(), sample_job()]
@@ -95,7 +95,7 @@ async def test_a_take_whose_answer_is_lost_is_told_and_takes_no_more(
         assert ids(await far.take(["default"], now=NOW, until=LATER, limit=9)) == [jobs[1].id]
 
 
-async def test_repeating_ends_where_every_attempt_fails(far: PostgresStore, wire: TcpProxy) -> None:
+async def test_repetitions_are_bounded(far: PostgresStore, wire: TcpProxy) -> None:
     async with far as store:
         await store.get([])
         wire.lose(1000)
@@ -109,7 +109,7 @@ async def test_repeating_ends_where_every_attempt_fails(far: PostgresStore, wire
 # silence
 
 
-async def test_a_server_that_falls_silent_is_given_up_in_time_and_asked_once(
+async def test_a_server_that_stops_answering_times_out_after_one_attempt(
     far: PostgresStore, wire: TcpProxy
 ) -> None:
     async with far as store:
@@ -122,7 +122,7 @@ async def test_a_server_that_falls_silent_is_given_up_in_time_and_asked_once(
         assert await store.get([UNKNOWN]) == [None]
 
 
-async def test_the_server_ends_what_waits_for_a_lock_too_long(
+async def test_the_server_ends_a_statement_that_waits_too_long_for_a_lock(
     postgres: PostgresServer, schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     job = sample_job()
@@ -138,7 +138,7 @@ async def test_the_server_ends_what_waits_for_a_lock_too_long(
 # cancelled callers
 
 
-async def test_what_was_begun_is_done_even_where_the_caller_is_cancelled(
+async def test_a_started_statement_completes_although_its_caller_is_cancelled(
     postgres: PostgresServer, schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     job = sample_job()
@@ -154,7 +154,7 @@ async def test_what_was_begun_is_done_even_where_the_caller_is_cancelled(
         assert await store.get([job.id]) == [started]
 
 
-async def test_a_cancelled_caller_begins_nothing(store: PostgresStore) -> None:
+async def test_a_cancelled_caller_starts_no_statement(store: PostgresStore) -> None:
     job = sample_job()
     async with store:
         with anyio.CancelScope() as scope:
@@ -163,7 +163,7 @@ async def test_a_cancelled_caller_begins_nothing(store: PostgresStore) -> None:
         assert await store.get([job.id]) == [None]
 
 
-async def test_a_task_that_is_ended_by_force_leaves_no_connection_in_the_middle(
+async def test_a_task_killed_during_a_statement_leaves_no_busy_connection(
     postgres: PostgresServer, schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     job = sample_job()
@@ -181,7 +181,7 @@ async def test_a_task_that_is_ended_by_force_leaves_no_connection_in_the_middle(
 # refusals
 
 
-async def test_a_server_that_only_reads_says_so_and_is_left_for_a_better_one(
+async def test_a_read_only_server_raises_and_the_store_reconnects(
     postgres: PostgresServer, schema: str, humble: PostgresStore, grants: list[str]
 ) -> None:
     postgres.execute(migration_sql(schema), *grants)
@@ -195,7 +195,7 @@ async def test_a_server_that_only_reads_says_so_and_is_left_for_a_better_one(
         assert await store.insert([job]) == [job]
 
 
-async def test_too_many_connections_are_told(
+async def test_too_many_connections_raise_store_unavailable(
     postgres: PostgresServer, schema: str, humble: PostgresStore, grants: list[str]
 ) -> None:
     postgres.execute(migration_sql(schema), *grants)
@@ -209,7 +209,7 @@ async def test_too_many_connections_are_told(
         assert await store.get([UNKNOWN]) == [None]
 
 
-async def test_a_table_that_is_gone_is_told(
+async def test_a_missing_table_raises_store_unavailable(
     postgres: PostgresServer, schema: str, store: PostgresStore
 ) -> None:
     async with store:
@@ -222,7 +222,7 @@ async def test_a_table_that_is_gone_is_told(
 # restarts
 
 
-async def test_a_server_that_dies_under_load_breaks_no_promise_and_is_found_again(
+async def test_a_server_killed_under_load_loses_no_write_and_is_used_again(
     postgres: PostgresServer, store: PostgresStore
 ) -> None:
     promised: dict[JobId, Job] = {}

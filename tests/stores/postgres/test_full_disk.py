@@ -1,7 +1,7 @@
-"""A server whose disk is full: told as such, nothing half-written, and over when there is room.
+"""A full disk: the error is reported, no write is partial, and writes succeed when there is room.
 
-A table whose file is `/dev/full` is refused its first page by the kernel itself, on any machine and
-without privileges.
+If a table's file is `/dev/full`, the kernel refuses its first page, on any machine and without
+privileges.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FULL = Path("/dev/full")
 
-# Whoever has the file open would go on to write into the void, unlike on a disk that was full.
+# Processes that have the file open keep writing to it, unlike on a full disk.
 LET_GO = (
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
     " WHERE application_name = 'asyncjobs'"
@@ -44,7 +44,7 @@ NoRoom = Callable[[str], AbstractContextManager[None]]
 
 @pytest.fixture
 def no_room(postgres: PostgresServer, schema: str) -> NoRoom:
-    """Let an empty table find no room on the disk, inside a block."""
+    """Inside a block, leave an empty table no room on the disk."""
     if not isinstance(postgres, OwnServer):
         pytest.skip("the files of a server that is not ours are not ours")
 
@@ -73,7 +73,7 @@ async def store(postgres: PostgresServer, schema: str) -> PostgresStore:
     return PostgresStore(postgres.url, schema=schema)
 
 
-async def test_a_job_for_which_there_is_no_room_is_refused_as_a_whole(
+async def test_a_job_without_room_on_the_disk_is_refused_as_a_whole(
     postgres: PostgresServer, schema: str, store: PostgresStore, no_room: NoRoom
 ) -> None:
     jobs = [sample_job(idempotency_key=key) for key in ("k", None)]
@@ -89,7 +89,7 @@ async def test_a_job_for_which_there_is_no_room_is_refused_as_a_whole(
         assert list(await store.get([job.id for job in jobs])) == jobs
 
 
-async def test_a_result_for_which_there_is_no_room_leaves_its_job_running(
+async def test_a_result_without_room_on_the_disk_leaves_its_job_running(
     store: PostgresStore, no_room: NoRoom
 ) -> None:
     job, other = sample_job(), sample_job()
@@ -107,7 +107,7 @@ async def test_a_result_for_which_there_is_no_room_leaves_its_job_running(
         assert list(await store.get([job.id, other.id])) == [done, begun(other)]
 
 
-async def test_a_queue_goes_on_when_there_is_room_again(
+async def test_a_queue_continues_when_there_is_room_again(
     postgres: PostgresServer, schema: str, store: PostgresStore, no_room: NoRoom
 ) -> None:
     async with AsyncJobs(store) as jobs:

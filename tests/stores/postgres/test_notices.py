@@ -1,4 +1,4 @@
-"""Processes hear of each other, and queues on two of them work as one."""
+"""Processes notify each other, and queues in two of them work as one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-# Whoever is not told waits for minutes, and fails the test by that.
+# Without a notice the queue waits for minutes, which fails the test.
 PATIENT = Settings(poll_interval=timedelta(minutes=5), sweep_interval=timedelta(minutes=5))
 
 
@@ -38,7 +38,7 @@ Notified = Callable[[JobId], Awaitable[None]]
 async def heard(
     listener: PostgresStore, writer: PostgresStore, notified: Notified
 ) -> list[Sequence[JobId]]:
-    """Let a store write all it can, the listener write, too; return what the listener heard."""
+    """Make all kinds of writes in a store and in the listener; return the listener's notices."""
     job, own = sample_job(), sample_job()
     batches: list[Sequence[JobId]] = []
     async with aclosing(listener.changes()) as changes:
@@ -57,7 +57,7 @@ async def heard(
     return batches
 
 
-async def test_writes_of_others_are_heard_by_their_ids_and_one_s_own_are_not(
+async def test_notices_name_jobs_of_other_processes_but_not_own_writes(
     store: PostgresStore, other: PostgresStore, notified: Notified
 ) -> None:
     async with store, other:
@@ -65,7 +65,7 @@ async def test_writes_of_others_are_heard_by_their_ids_and_one_s_own_are_not(
             assert [len(batch) for batch in await heard(store, other, notified)] == [0, 1, 1, 1]
 
 
-async def test_through_a_pooler_others_are_noticed_and_oneself_is_not(
+async def test_through_a_pooler_only_changes_of_others_are_noticed(
     postgres: PostgresServer,
     schema: str,
     other: PostgresStore,
@@ -96,10 +96,10 @@ async def test_through_a_pooler_others_are_noticed_and_oneself_is_not(
     assert [*map(list, noticed)] == [[]]
 
 
-async def test_who_is_cancelled_while_it_begins_to_listen_breaks_no_statement_off(
+async def test_a_cancellation_while_starting_to_listen_aborts_no_statement(
     far: PostgresStore, wire: TcpProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The driver would warn of each, at the end of every process that does little."""
+    """The driver would log a warning each time, at the end of every short process."""
     async with far:
         wire.delay = 0.02
         for steps in range(12):
@@ -110,9 +110,7 @@ async def test_who_is_cancelled_while_it_begins_to_listen_breaks_no_statement_of
     assert [one for one in caplog.records if one.name == "psycopg"] == []
 
 
-async def test_what_is_written_in_one_moment_is_told_at_once(
-    store: PostgresStore, other: PostgresStore
-) -> None:
+async def test_concurrent_writes_share_notices(store: PostgresStore, other: PostgresStore) -> None:
     jobs = [sample_job() for _ in range(20)]
     async with store, other, aclosing(store.changes()) as changes:
         await anext(changes)
@@ -126,7 +124,7 @@ async def test_what_is_written_in_one_moment_is_told_at_once(
     assert len(told) < 10
 
 
-async def test_of_more_ids_than_a_notice_can_hold_any_may_be_meant(
+async def test_a_notice_with_too_many_ids_means_any_job(
     store: PostgresStore, other: PostgresStore
 ) -> None:
     async with store, other, aclosing(store.changes()) as changes:
@@ -137,7 +135,7 @@ async def test_of_more_ids_than_a_notice_can_hold_any_may_be_meant(
 
 
 @pytest.mark.parametrize("payload", ["", "hello", "[]", "7", json.dumps(["me"])])
-async def test_a_notice_of_somebody_else_means_any_job(
+async def test_a_foreign_notice_means_any_job(
     postgres: PostgresServer, store: PostgresStore, schema: str, payload: str
 ) -> None:
     async with store, aclosing(store.changes()) as changes:
@@ -147,7 +145,7 @@ async def test_a_notice_of_somebody_else_means_any_job(
             assert list(await anext(changes)) == []
 
 
-async def test_a_listener_whose_connection_breaks_says_so_and_may_listen_again(
+async def test_a_listener_with_a_broken_connection_raises_and_can_restart(
     postgres: PostgresServer, store: PostgresStore, other: PostgresStore, notified: Notified
 ) -> None:
     ending = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query ~ 'LISTEN'"
@@ -161,7 +159,7 @@ async def test_a_listener_whose_connection_breaks_says_so_and_may_listen_again(
             assert len(await heard(store, other, notified)) == 4
 
 
-async def test_what_is_told_while_the_server_is_away_stops_nobody(
+async def test_notices_during_an_outage_do_not_block_closing(
     far: PostgresStore, wire: TcpProxy
 ) -> None:
     job, other = sample_job(), sample_job()
@@ -174,7 +172,9 @@ async def test_what_is_told_while_the_server_is_away_stops_nobody(
         assert await far.insert([other]) == [other]
 
 
-async def test_closing_waits_until_all_is_told(store: PostgresStore, other: PostgresStore) -> None:
+async def test_closing_sends_pending_notices_first(
+    store: PostgresStore, other: PostgresStore
+) -> None:
     job = sample_job()
     async with store, aclosing(store.changes()) as changes:
         await anext(changes)
@@ -206,7 +206,7 @@ asyncio.run(main())
 """
 
 
-async def test_what_another_process_reports_is_seen_at_once(
+async def test_progress_of_another_process_is_visible_at_once(
     postgres: PostgresServer, schema: str
 ) -> None:
     jobs = AsyncJobs(PostgresStore(postgres.url, schema=schema), settings=PATIENT)
@@ -228,7 +228,7 @@ async def test_what_another_process_reports_is_seen_at_once(
             assert await process.wait() == 0
 
 
-async def test_a_job_that_one_process_has_no_room_for_is_begun_at_once_by_another(
+async def test_a_job_without_room_in_one_process_starts_at_once_in_another(
     postgres: PostgresServer, schema: str
 ) -> None:
     full, free = (

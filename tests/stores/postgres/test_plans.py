@@ -1,4 +1,4 @@
-"""What is asked all the time is answered by an index, however many jobs there are."""
+"""Frequent queries use an index, whatever the number of jobs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FILL_RESULTS = """
 INSERT INTO {s}.results SELECT seq, '42' FROM {s}.jobs WHERE status = 'completed'
 """
 
-# How much longer a call may take that has a million jobs to choose from.
+# How much longer a call may take with a million jobs.
 DEARER = 1.3
 ROUNDS, CALLS = 10, 100
 
@@ -105,7 +105,7 @@ async def test_no_statement_reads_a_million_jobs_to_find_a_few(
         postgres.execute(f"DROP SCHEMA IF EXISTS {schema}_few CASCADE")
 
 
-async def test_what_waits_is_not_sorted_where_the_planner_knows_no_figures(
+async def test_waiting_jobs_are_not_sorted_without_planner_statistics(
     store: PostgresStore,
 ) -> None:
     jobs = [sample_job() for _ in range(3_000)]
@@ -120,7 +120,7 @@ async def test_what_waits_is_not_sorted_where_the_planner_knows_no_figures(
 
 
 async def check_costs(few: Session, full: Session) -> None:
-    """An index of a million entries is one level deeper than that of a thousand, and no more."""
+    """An index of a million entries is only one level deeper than that of a thousand."""
     now, until = to_microseconds(NOW), to_microseconds(LATER)
     asked: dict[str, tuple[Any, ...]] = {
         sql.BY_ID: ([f"job_{FEW // 2}"],),
@@ -137,7 +137,7 @@ async def check_costs(few: Session, full: Session) -> None:
 
 
 async def dearer_by(few: Session, full: Session, statement: str, values: tuple[Any, ...]) -> float:
-    """Call both in turns; say by what factor the second one is slower, by their medians."""
+    """Call both in turns; return how many times slower the second one is, by medians."""
     taken: dict[Session, list[float]] = {few: [], full: []}
     for _ in range(CALLS):
         for session, times in taken.items():
@@ -149,10 +149,10 @@ async def dearer_by(few: Session, full: Session, statement: str, values: tuple[A
 
 
 async def pages_of(session: Session, statement: str, values: tuple[Any, ...]) -> int:
-    """Count the pages that a statement looks at, and undo what it does."""
+    """Count the pages that a statement reads, and roll it back."""
     await session.rows("SET plan_cache_mode = auto")
     pages = 0
-    for _ in "12":  # the first one on a connection reads the catalogue, too
+    for _ in "12":  # the first one on a connection also reads the catalogue
         async with session.connection.transaction(force_rollback=True):
             query = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
             [(explained,)] = await session.rows(query, *values)

@@ -1,4 +1,4 @@
-"""Behind a pooler in transaction mode, where no session is one's own, all is as without it."""
+"""Behind a pooler in transaction mode, without a session per client, everything still works."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-# Who is not noticed waits for minutes, and fails the test by that.
+# Without a notice a queue waits for minutes, which fails the test.
 PATIENT = Settings(poll_interval=timedelta(minutes=5), sweep_interval=timedelta(minutes=5))
 
 
@@ -44,7 +44,7 @@ def pooler(postgres: PostgresServer) -> Iterator[TransactionPooler]:
 
 @pytest.fixture
 def pooled(postgres: PostgresServer, pooler: TransactionPooler) -> str:
-    """Name the server by way of a pooler."""
+    """Return the URL of the server through a pooler."""
     return make_conninfo(postgres.url, host="127.0.0.1", port=pooler.port)
 
 
@@ -60,10 +60,10 @@ class TestPostgresStoreThroughAPooler(
         return PostgresStore(pooled, schema=schema, pgbouncer=True)
 
 
-async def test_a_store_that_is_not_told_of_the_pooler_misses_what_it_prepared(
+async def test_without_pgbouncer_true_prepared_statements_are_missing(
     pooled: str, schema: str
 ) -> None:
-    """What is tried here is the pooler: a store that leaves something behind must fail."""
+    """This tests the pooler itself: a store that leaves state in a session must fail."""
     job = sample_job()
 
     async def get_often(store: PostgresStore) -> None:
@@ -77,7 +77,7 @@ async def test_a_store_that_is_not_told_of_the_pooler_misses_what_it_prepared(
 
 
 @pytest.mark.parametrize("pgbouncer", [False, True])
-async def test_a_pooler_that_the_store_was_not_told_of_is_found(
+async def test_inspect_detects_a_pooler_without_pgbouncer_true(
     pooled: str, schema: str, *, pgbouncer: bool
 ) -> None:
     async with PostgresStore(pooled, schema=schema, pgbouncer=pgbouncer) as store:
@@ -87,7 +87,7 @@ async def test_a_pooler_that_the_store_was_not_told_of_is_found(
     assert ("pgbouncer=true" in told[1]) is not pgbouncer
 
 
-async def test_a_store_that_is_told_of_it_leaves_nothing_in_a_session(
+async def test_with_pgbouncer_true_no_state_is_left_in_a_session(
     pooler: TransactionPooler, pooled: str, schema: str
 ) -> None:
     job = sample_job()
@@ -101,11 +101,11 @@ async def test_a_store_that_is_told_of_it_leaves_nothing_in_a_session(
     for message in pooler.messages:
         lasting = rb"LISTEN|set_config\((?![^)]*, true\))|SET (?!LOCAL)|pg_advisory_lock"
         assert not re.search(lasting, message)
-        # The name of what is prepared comes first; without one it lasts for a transaction.
+        # The statement's name comes first; without a name it ends with its transaction.
         assert message[:1] != b"P" or message[5:6] == b"\0"
 
 
-async def test_two_queues_behind_it_and_a_transaction_of_the_application_work_as_one(
+async def test_two_queues_and_a_transaction_work_together_behind_a_pooler(
     pooled: str, schema: str
 ) -> None:
     stores = [PostgresStore(pooled, schema=schema, pgbouncer=True) for _ in "12"]

@@ -1,4 +1,4 @@
-"""What is written, read and chosen, also by two processes at once."""
+"""Writes, reads and takes, also by two concurrent processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ODD = ["", "\0", "a\0b", "\\0", "a\\0b", "\\", "\\\\", "Grüße 世界 🌍", "'
 # texts
 
 
-async def test_every_text_comes_back_and_none_is_taken_for_another(store: PostgresStore) -> None:
+async def test_every_text_is_stored_exactly_and_compared_exactly(store: PostgresStore) -> None:
     jobs = [
         sample_job(user_id=text, idempotency_key=text, type=text, queue=text or "default")
         for text in ODD
@@ -66,8 +66,8 @@ async def test_an_id_that_no_job_can_have_is_unknown(store: PostgresStore) -> No
         await store.delete(odd)
 
 
-async def test_what_clients_name_may_be_longer_than_an_index_entry(store: PostgresStore) -> None:
-    # Of a kind that cannot be compressed to fit.
+async def test_client_texts_may_be_longer_than_an_index_entry(store: PostgresStore) -> None:
+    # Incompressible, so that it does not fit.
     digests = (hashlib.sha256(bytes([number])).hexdigest() for number in range(200))
     noise = "".join(chr(0x1F300 + int(pair, 16)) for digest in digests for pair in digest)
     longs = [noise, noise + "x", noise[:200]]
@@ -80,7 +80,7 @@ async def test_what_clients_name_may_be_longer_than_an_index_entry(store: Postgr
             assert ids((await store.list(Selection(job.user_id), limit=9)).jobs) == [job.id]
 
 
-async def test_moments_keep_their_microseconds(store: PostgresStore) -> None:
+async def test_times_keep_their_microseconds(store: PostgresStore) -> None:
     moments = [
         datetime(1970, 1, 1, tzinfo=UTC),
         datetime(2030, 1, 1, 0, 0, 0, 1, tzinfo=UTC),
@@ -93,7 +93,7 @@ async def test_moments_keep_their_microseconds(store: PostgresStore) -> None:
     assert [job and job.due_at for job in found] == moments
 
 
-async def test_the_store_s_clock_is_the_server_s(
+async def test_the_store_uses_the_servers_clock(
     postgres: PostgresServer, store: PostgresStore
 ) -> None:
     async with store:
@@ -106,7 +106,7 @@ async def test_the_store_s_clock_is_the_server_s(
 # unreadable jobs
 
 
-async def test_a_job_that_cannot_be_read_stops_no_other(
+async def test_an_unreadable_job_does_not_block_others(
     postgres: PostgresServer, store: PostgresStore, schema: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad, good = sample_job(), sample_job()
@@ -126,7 +126,7 @@ async def test_a_job_that_cannot_be_read_stops_no_other(
 # one call
 
 
-async def test_jobs_of_one_call_that_are_in_each_other_s_way_go_in_one_by_one(
+async def test_conflicting_jobs_of_one_call_are_inserted_one_by_one(
     store: PostgresStore,
 ) -> None:
     first = sample_job(idempotency_key="k")
@@ -138,7 +138,7 @@ async def test_jobs_of_one_call_that_are_in_each_other_s_way_go_in_one_by_one(
         assert stored == [first, first, first, free, first]
 
 
-async def test_jobs_with_keys_and_without_are_due_in_the_order_of_the_call(
+async def test_jobs_with_and_without_keys_are_due_in_the_order_of_the_call(
     store: PostgresStore,
 ) -> None:
     keys = ["z", None, "a", None, "m", "b", None]
@@ -148,7 +148,7 @@ async def test_jobs_with_keys_and_without_are_due_in_the_order_of_the_call(
         assert ids(await store.take(["default"], now=NOW, until=LATER, limit=9)) == ids(jobs)
 
 
-async def test_what_is_too_large_for_one_statement_goes_in_several(
+async def test_jobs_too_large_for_one_statement_are_inserted_by_several(
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LIMIT, 10)
@@ -168,7 +168,7 @@ async def test_what_is_too_large_for_one_statement_goes_in_several(
         assert found == [*ended[:3], jobs[3], *ended[4:]]
 
 
-async def test_a_call_of_several_statements_that_a_deadlock_ends_is_made_again_as_a_whole(
+async def test_a_call_of_several_statements_is_repeated_after_a_deadlock(
     postgres: PostgresServer,
     schema: str,
     store: PostgresStore,
@@ -187,7 +187,7 @@ async def test_a_call_of_several_statements_that_a_deadlock_ends_is_made_again_a
     async def replace(where: PostgresStore) -> None:
         written.extend(await where.replace(changes))
 
-    # It, and not the other side, finds the deadlock, and is ended for that.
+    # This side, and not the other one, detects the deadlock, and is ended.
     victim = f"{postgres.url}?options=-c%20deadlock_timeout%3D1s"
     async with store, PostgresStore(victim, schema=schema) as other:
         await store.insert(jobs)
@@ -216,7 +216,7 @@ async def test_a_result_may_be_replaced(store: PostgresStore) -> None:
 # several processes
 
 
-async def test_two_processes_that_insert_the_same_keys_in_any_order_do_not_lock_each_other_out(
+async def test_concurrent_inserts_of_the_same_keys_do_not_deadlock(
     postgres: PostgresServer, schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     answers: list[dict[str | None, Job]] = []
@@ -237,7 +237,7 @@ async def test_two_processes_that_insert_the_same_keys_in_any_order_do_not_lock_
     assert answers[0] == answers[1]
 
 
-async def test_changes_of_two_processes_in_any_order_do_not_lock_each_other_out(
+async def test_concurrent_changes_in_any_order_do_not_deadlock(
     postgres: PostgresServer, schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     jobs = sorted((sample_job() for _ in range(3)), key=lambda job: job.id)
@@ -263,7 +263,7 @@ async def test_changes_of_two_processes_in_any_order_do_not_lock_each_other_out(
 def undetected(postgres: PostgresServer, schema: str) -> PostgresStore:
     """Make a store whose deadlocks last for minutes, and so fail a test.
 
-    It finds rows as it does in a large table: one by one, in the order of the call.
+    It finds rows as in a large table: one by one, in the order of the call.
     """
     settings = {
         "deadlock_timeout": "5min",
@@ -275,7 +275,7 @@ def undetected(postgres: PostgresServer, schema: str) -> PostgresStore:
     return PostgresStore(make_conninfo(postgres.url, options=options), schema=schema)
 
 
-async def test_an_insert_waits_for_one_of_the_same_key_that_is_under_way(
+async def test_an_insert_waits_for_a_concurrent_one_of_the_same_key(
     postgres: PostgresServer, store: PostgresStore, conn: Connection
 ) -> None:
     first, second = (sample_job(idempotency_key="k") for _ in range(2))
@@ -293,7 +293,7 @@ async def test_an_insert_waits_for_one_of_the_same_key_that_is_under_way(
     assert stored == [first]
 
 
-async def test_what_another_process_takes_at_this_moment_is_passed_by(
+async def test_jobs_that_another_process_is_taking_are_skipped(
     schema: str, store: PostgresStore, conn: Connection
 ) -> None:
     jobs = [sample_job() for _ in range(4)]

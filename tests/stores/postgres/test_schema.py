@@ -1,4 +1,4 @@
-"""How the tables are made, brought up to date and checked."""
+"""How the tables are created, migrated and checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_schema_of_another_version_is_left_as_it_is(
+async def test_a_schema_of_another_version_is_refused_and_not_changed(
     postgres: PostgresServer, store: PostgresStore, schema: str
 ) -> None:
     await open_and_close(store)
@@ -32,7 +32,7 @@ async def test_a_schema_of_another_version_is_left_as_it_is(
 @pytest.mark.parametrize(
     "table", ["jobs (day text)", "results (day text)", "asyncjobs_versions (day text)"]
 )
-async def test_another_program_s_tables_are_left_as_they_are(
+async def test_tables_of_another_program_are_refused_and_not_changed(
     postgres: PostgresServer, store: PostgresStore, schema: str, table: str
 ) -> None:
     postgres.execute(f"CREATE SCHEMA {schema}", f"CREATE TABLE {schema}.{table}")
@@ -53,14 +53,14 @@ async def test_a_database_that_cannot_hold_every_text_is_refused(
         postgres.execute(f"DROP DATABASE {schema} WITH (FORCE)")
 
 
-async def test_a_server_of_an_old_version_is_refused_and_left_as_it_is(
+async def test_a_server_of_an_old_version_is_refused_and_not_changed(
     postgres: PostgresServer, store: PostgresStore, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [(version, number)] = postgres.execute(
         "SELECT current_setting('server_version'), current_setting('server_version_num')::integer"
     )
     assert isinstance(number, int)
-    # There is no older server at hand; this one is old to who wants the next.
+    # No older server is available: require a newer version instead.
     monkeypatch.setattr("asyncjobs.stores.postgres.schema.MIN_SERVER_VERSION", number + 10_000)
     told = f"it is PostgreSQL {version}; version {number // 10_000 + 1} or later is required"
     with pytest.raises(SchemaError, match=told):
@@ -68,7 +68,7 @@ async def test_a_server_of_an_old_version_is_refused_and_left_as_it_is(
     assert postgres.execute(f"SELECT to_regnamespace('{schema}') IS NULL") == [(True,)]
 
 
-async def test_the_printed_script_makes_what_opening_makes(
+async def test_the_printed_script_creates_the_same_schema_as_opening(
     postgres: PostgresServer, schema: str
 ) -> None:
     postgres.execute(migration_sql(schema))
@@ -77,7 +77,7 @@ async def test_the_printed_script_makes_what_opening_makes(
     assert migration_sql(since=1) == ""
 
 
-async def test_those_who_open_a_new_schema_at_once_wait_for_each_other(
+async def test_stores_that_open_a_new_schema_concurrently_wait_in_turn(
     postgres: PostgresServer, store: PostgresStore, schema: str
 ) -> None:
     waiting = (
@@ -99,7 +99,7 @@ async def test_those_who_open_a_new_schema_at_once_wait_for_each_other(
 # rights
 
 
-async def test_a_role_that_may_not_change_tables_uses_those_that_are_up_to_date(
+async def test_a_role_without_ddl_rights_can_use_an_up_to_date_schema(
     postgres: PostgresServer, schema: str, humble: PostgresStore, grants: list[str]
 ) -> None:
     postgres.execute(migration_sql(schema), *grants)
@@ -109,12 +109,14 @@ async def test_a_role_that_may_not_change_tables_uses_those_that_are_up_to_date(
         await store.delete([job.id])
 
 
-async def test_a_role_that_may_not_make_tables_is_told_what_to_do(humble: PostgresStore) -> None:
+async def test_a_role_without_ddl_rights_gets_an_error_with_the_remedy(
+    humble: PostgresStore,
+) -> None:
     with pytest.raises(SchemaError, match="migration_sql"):
         await open_and_close(humble)
 
 
-async def test_a_role_without_any_right_is_told_so(
+async def test_a_role_without_any_rights_gets_permission_denied(
     postgres: PostgresServer, schema: str, humble: PostgresStore
 ) -> None:
     postgres.execute(migration_sql(schema))

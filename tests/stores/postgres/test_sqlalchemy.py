@@ -1,4 +1,4 @@
-"""Jobs that a transaction of SQLAlchemy's inserts, whatever its driver."""
+"""Jobs inserted in a transaction of SQLAlchemy, with any driver."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-# Text, bytes and NULLs, of which drivers have ideas of their own.
+# Text, bytes and NULLs, which drivers encode differently.
 PAYLOAD = {"text": "ä % :p0 \\ '", "list": [1, None]}
 
 
@@ -109,7 +109,7 @@ async def test_a_session_that_is_rolled_back_leaves_no_job(
     assert [one is not None for one in found] == [True, False, True, False]
 
 
-async def test_a_key_finds_the_job_that_has_it_and_the_session_goes_on(
+async def test_a_used_key_returns_its_job_and_the_session_continues(
     jobs: AsyncJobs, engine: AsyncEngine
 ) -> None:
     first = (await jobs.enqueue("export", PAYLOAD, idempotency_key="k")).job
@@ -124,13 +124,13 @@ async def test_a_key_finds_the_job_that_has_it_and_the_session_goes_on(
     await runs(jobs, other.id)
 
 
-async def test_a_connection_does_as_well(jobs: AsyncJobs, engine: AsyncEngine) -> None:
+async def test_a_connection_can_commit_a_job(jobs: AsyncJobs, engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
         job = (await jobs.enqueue("export", PAYLOAD, connection=transaction_of(connection))).job
     await runs(jobs, job.id)
 
 
-async def test_a_scoped_session_is_the_one_of_the_callers_scope(
+async def test_a_scoped_session_resolves_to_the_callers_session(
     jobs: AsyncJobs, engine: AsyncEngine
 ) -> None:
     scopes = [1]
@@ -144,7 +144,9 @@ async def test_a_scoped_session_is_the_one_of_the_callers_scope(
     await mine.close()
 
 
-async def test_sessions_for_threads_do_as_well(jobs: AsyncJobs, thread_engine: Engine) -> None:
+async def test_synchronous_sessions_can_commit_a_job(
+    jobs: AsyncJobs, thread_engine: Engine
+) -> None:
     with Session(thread_engine) as session:
         job = (await jobs.enqueue("export", PAYLOAD, connection=transaction_of(session))).job
         assert await jobs.get(job.id) is None
@@ -160,7 +162,7 @@ async def test_sessions_for_threads_do_as_well(jobs: AsyncJobs, thread_engine: E
     await runs(jobs, other.id)
 
 
-def test_a_thread_with_a_session_of_its_own_enqueues_through_a_portal(
+def test_a_thread_with_its_own_session_can_enqueue_through_a_portal(
     queue: AsyncJobs, thread_engine: Engine
 ) -> None:
     scoped = scoped_session(sessionmaker(thread_engine))
@@ -192,7 +194,9 @@ async def refused(jobs: AsyncJobs, session: object) -> str:
     return caught.value.reason
 
 
-async def test_what_cannot_commit_a_job_is_refused(jobs: AsyncJobs, engine: AsyncEngine) -> None:
+async def test_unusable_connections_and_sessions_are_refused(
+    jobs: AsyncJobs, engine: AsyncEngine
+) -> None:
     async with engine.connect() as connection:
         own = await connection.execution_options(isolation_level="AUTOCOMMIT")
         assert "autocommit" in await refused(jobs, transaction_of(own))
@@ -205,7 +209,7 @@ async def test_what_cannot_commit_a_job_is_refused(jobs: AsyncJobs, engine: Asyn
         assert "transaction_of" in await refused(jobs, session)
 
 
-async def test_what_cannot_commit_a_job_is_refused_in_threads(
+async def test_unusable_synchronous_connections_are_refused(
     jobs: AsyncJobs, thread_engine: Engine
 ) -> None:
     with thread_engine.connect() as connection:
@@ -214,14 +218,14 @@ async def test_what_cannot_commit_a_job_is_refused_in_threads(
     assert "closed" in await refused(jobs, transaction_of(connection))
 
 
-def test_another_database_is_refused_before_it_is_asked() -> None:
+def test_another_database_is_refused_before_any_statement() -> None:
     engine = create_engine("sqlite://")
     with Session(engine) as session, pytest.raises(UnusableConnection, match="leads to sqlite"):
         transaction_of(session)
     engine.dispose()
 
 
-async def test_a_lost_connection_is_the_stores_failure(
+async def test_a_lost_connection_raises_store_unavailable(
     jobs: AsyncJobs, engine: AsyncEngine, postgres: PostgresServer
 ) -> None:
     async with engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""The store as a whole: what all stores do, its URL, how it is opened and forked."""
+"""The store as a whole: the shared suites, URLs, opening and forking."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TestPostgresStore(
 
 @dataclass(frozen=True)
 class PsycopgTransaction:
-    """What an application has begun by its first statement."""
+    """A transaction of an application, begun by its first statement."""
 
     connection: psycopg.AsyncConnection[Any]
 
@@ -104,19 +104,19 @@ def test_a_url_names_server_schema_and_pooler() -> None:
     )
     given = conninfo_to_dict(server.conninfo)
     assert given["sslmode"] == "require"
-    assert given["password"] == "secret"  # noqa: S105  # of nobody
+    assert given["password"] == "secret"  # noqa: S105  # not a real one
     assert "asyncjobs_schema" not in given
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
-def test_both_schemes_lead_to_the_schema_asyncjobs(scheme: str) -> None:
+def test_both_url_schemes_use_the_schema_asyncjobs(scheme: str) -> None:
     store = store_from_url(f"{scheme}://localhost/app")
     assert isinstance(store, PostgresStore)
     assert (store.server.schema, store.server.pgbouncer) == ("asyncjobs", False)
     assert {ChangeNotices, Listing, StoreClock} <= store.powers
 
 
-def test_no_connection_waits_for_ever_unless_the_url_says_so() -> None:
+def test_connections_have_timeouts_that_the_url_can_override() -> None:
     server = from_url("postgresql://db/app?connect_timeout=3").server
     given = conninfo_to_dict(server.conninfo)
     assert given["connect_timeout"] == "3"
@@ -136,7 +136,7 @@ def test_no_connection_waits_for_ever_unless_the_url_says_so() -> None:
         "postgresql://ann:secret@db/app?asyncjobs_schema=",
     ],
 )
-def test_a_url_that_makes_no_sense_is_refused_and_its_password_not_shown(url: str) -> None:
+def test_an_invalid_url_is_refused_and_its_password_not_shown(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         from_url(url)
     assert "sec" not in str(caught.value).partition("The known ones are")[0]
@@ -146,7 +146,7 @@ def test_a_url_that_makes_no_sense_is_refused_and_its_password_not_shown(url: st
 # opening
 
 
-async def test_a_closed_store_says_so(store: PostgresStore) -> None:
+async def test_a_closed_store_raises_not_open(store: PostgresStore) -> None:
     with pytest.raises(NotOpen):
         await store.get([])
     async with store:
@@ -162,7 +162,7 @@ async def test_another_event_loop_is_refused_by_its_name(store: PostgresStore) -
         await open_and_close(store)
 
 
-async def test_a_server_that_is_not_there_is_unavailable() -> None:
+async def test_an_unreachable_server_raises_store_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         closed_port = closed.getsockname()[1]
     with pytest.raises(StoreUnavailable, match=r"(?i)refused") as caught:
@@ -171,7 +171,7 @@ async def test_a_server_that_is_not_there_is_unavailable() -> None:
     assert "secret" not in str(caught.value)
 
 
-async def test_a_server_that_never_answers_is_given_up_in_time_and_asked_once() -> None:
+async def test_a_silent_server_times_out_after_one_attempt() -> None:
     asked: list[asyncio.StreamWriter] = []
     silent = await asyncio.start_server(lambda _, back: asked.append(back), "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
@@ -223,7 +223,7 @@ asyncio.run(main(PostgresStore(sys.argv[1], schema=sys.argv[2])))
 """
 
 
-def test_a_forked_child_opens_connections_of_its_own_and_leaves_the_parent_s_alone(
+def test_a_forked_child_does_not_use_its_parents_connections(
     postgres: PostgresServer, schema: str
 ) -> None:
     command = [sys.executable, "-W", "error", "-c", FORKED, postgres.url, schema]

@@ -1,4 +1,4 @@
-"""Jobs that an application's own transaction inserts, on psycopg's connections."""
+"""Jobs inserted in an application's own transaction, on psycopg's connections."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 Connection = psycopg.AsyncConnection[Any]
 
-# Nothing is found by looking, so that what is found was told of.
+# Polling and sweeps find nothing, so every discovery is due to a notice.
 BLIND = Settings(poll_interval=timedelta(hours=1), sweep_interval=timedelta(hours=1))
 
 
@@ -49,7 +49,7 @@ WHERE query LIKE '%txid_status%' AND application_name = 'asyncjobs'
 
 
 class App:
-    """A queue, its one handler, and what the handler was given."""
+    """A queue with one handler, and the payloads that the handler got."""
 
     def __init__(self, store: PostgresStore, settings: Settings | None = None) -> None:
         self.dispatcher = LocalDispatcher(4)
@@ -80,10 +80,10 @@ def rows_of(postgres: PostgresServer, schema: str) -> list[object]:
     return list(postgres.execute(f"SELECT {', '.join(counts)}")[0])
 
 
-# what a commit makes
+# after a commit
 
 
-async def test_a_job_is_there_and_runs_once_its_transaction_has_committed(
+async def test_a_job_exists_and_runs_once_its_transaction_has_committed(
     app: App, conn: Connection
 ) -> None:
     job = (await app.jobs.enqueue(app.export, "one", connection=conn)).job
@@ -94,7 +94,7 @@ async def test_a_job_is_there_and_runs_once_its_transaction_has_committed(
     assert (done.status, done.result, app.seen) == (JobStatus.COMPLETED, job.id, ["one"])
 
 
-async def test_a_job_whose_transaction_is_rolled_back_has_never_been(
+async def test_a_job_whose_transaction_is_rolled_back_does_not_exist(
     app: App, conn: Connection, postgres: PostgresServer, schema: str
 ) -> None:
     job = (await app.jobs.enqueue(app.export, "one", idempotency_key="k", connection=conn)).job
@@ -106,7 +106,7 @@ async def test_a_job_whose_transaction_is_rolled_back_has_never_been(
     assert again.id != job.id
 
 
-async def test_it_shares_the_fate_of_the_callers_own_rows_and_savepoints(
+async def test_a_job_is_rolled_back_with_the_callers_savepoint(
     app: App, conn: Connection, schema: str
 ) -> None:
     await conn.execute(f"CREATE TABLE {schema}.orders (job text)".encode())
@@ -137,7 +137,7 @@ asyncio.run(main())
 """
     done = await anyio.run_process([sys.executable, "-c", script], check=False)
     assert done.returncode == 9, done.stderr
-    # A key that is held by a dead process is not waited for: the server has rolled back.
+    # A key held by a dead process is not waited for: the server has rolled back.
     with anyio.fail_after(30):
         job = (await app.jobs.enqueue(app.export, "next", idempotency_key="k")).job
         assert job.id != done.stdout.decode().strip()
@@ -145,7 +145,7 @@ asyncio.run(main())
     assert rows_of(postgres, schema) == [1, 1]
 
 
-async def test_many_jobs_of_one_transaction_come_up_together(app: App, conn: Connection) -> None:
+async def test_many_jobs_of_one_transaction_start_together(app: App, conn: Connection) -> None:
     async with conn.transaction():
         jobs = [
             (await app.jobs.enqueue(app.export, f"{n}", connection=conn)).job for n in range(20)
@@ -159,7 +159,7 @@ async def test_many_jobs_of_one_transaction_come_up_together(app: App, conn: Con
 
 @pytest.mark.parametrize("pgbouncer", [False, True])
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
-async def test_the_commit_is_told_to_all_processes(
+async def test_a_commit_notifies_all_processes(
     postgres: PostgresServer, schema: str, conn: Connection, where: str, *, pgbouncer: bool
 ) -> None:
     stores = [PostgresStore(postgres.url, schema=schema, pgbouncer=pgbouncer) for _ in "12"]
@@ -175,7 +175,7 @@ async def test_the_commit_is_told_to_all_processes(
 
 
 async def listening(postgres: PostgresServer, schema: str, stores: int) -> None:
-    """Return when so many stores of the schema know of each change, by notices or by polling."""
+    """Return when this many stores of the schema listen for changes, by notices or by polling."""
     follow = f"""
         SELECT count(*) FROM pg_stat_activity WHERE application_name = 'asyncjobs'
         AND query LIKE ANY (ARRAY['LISTEN "{schema}"', '%last_value%"{schema}".changes'])
@@ -183,7 +183,7 @@ async def listening(postgres: PostgresServer, schema: str, stores: int) -> None:
     await until(lambda: postgres.execute(follow) == [(stores,)])
 
 
-async def test_a_transaction_that_stays_open_for_long_is_still_heard_of(
+async def test_a_long_transaction_is_still_noticed_at_its_commit(
     store: PostgresStore, postgres: PostgresServer, schema: str, conn: Connection
 ) -> None:
     app = App(store, BLIND)
@@ -217,7 +217,7 @@ async def test_a_queue_that_closes_before_the_commit_leaves_the_job_to_the_next(
     assert app.seen == ["later"]
 
 
-async def test_a_job_of_a_transaction_may_begin_later(app: App, conn: Connection) -> None:
+async def test_a_job_of_a_transaction_can_be_delayed(app: App, conn: Connection) -> None:
     options = EnqueueOptions(run_at=timedelta(hours=1))
     job = (await app.jobs.enqueue(app.export, "x", options=options, connection=conn)).job
     await conn.commit()
@@ -225,7 +225,7 @@ async def test_a_job_of_a_transaction_may_begin_later(app: App, conn: Connection
     assert (stored.run_at, stored.due_at) == (job.run_at, job.run_at)
 
 
-async def test_connections_for_threads_do_as_well(
+async def test_synchronous_connections_can_commit_a_job(
     app: App, thread_conn: psycopg.Connection[Any]
 ) -> None:
     job = (await app.jobs.enqueue(app.export, "one", connection=thread_conn)).job
@@ -239,7 +239,7 @@ async def test_connections_for_threads_do_as_well(
 # idempotency keys
 
 
-async def test_a_key_returns_the_job_that_has_it(app: App, conn: Connection) -> None:
+async def test_a_used_key_returns_its_job(app: App, conn: Connection) -> None:
     first = (await app.jobs.enqueue(app.export, "x", idempotency_key="k")).job
     again = (await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=conn)).job
     assert again.id == first.id
@@ -254,7 +254,7 @@ async def test_a_key_returns_the_job_that_has_it(app: App, conn: Connection) -> 
 
 
 @pytest.mark.parametrize("commits", [True, False])
-async def test_a_twin_waits_for_the_transaction_that_was_first(
+async def test_a_second_submission_waits_for_the_first_transaction(
     app: App, conn: Connection, postgres: PostgresServer, schema: str, *, commits: bool
 ) -> None:
     first = (await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=conn)).job
@@ -276,7 +276,7 @@ async def test_a_twin_waits_for_the_transaction_that_was_first(
     assert (twin.id == first.id) == commits
 
 
-async def test_who_is_cancelled_while_it_waits_keeps_its_transaction(
+async def test_a_cancelled_enqueue_leaves_its_transaction_usable(
     app: App, conn: Connection, postgres: PostgresServer, schema: str
 ) -> None:
     await app.jobs.enqueue(app.export, "x", idempotency_key="k", connection=conn)
@@ -292,7 +292,7 @@ async def test_who_is_cancelled_while_it_waits_keeps_its_transaction(
     assert await app.jobs.get(job.id) is not None
 
 
-async def test_a_job_whose_retention_has_ended_makes_room_for_its_key(
+async def test_the_key_of_a_job_past_its_retention_is_free(
     app: App, conn: Connection, store: PostgresStore
 ) -> None:
     first = (await app.jobs.enqueue(app.export, "x", idempotency_key="k")).job
@@ -306,10 +306,10 @@ async def test_a_job_whose_retention_has_ended_makes_room_for_its_key(
     assert (await app.jobs.wait(job.id, timeout=30)).status is JobStatus.COMPLETED
 
 
-# what is the caller's stays as it is
+# the caller's connection is unchanged
 
 
-async def test_nothing_of_the_callers_connection_is_changed(
+async def test_settings_of_the_callers_connection_are_unchanged(
     app: App, postgres: PostgresServer
 ) -> None:
     conn: Connection = await psycopg.AsyncConnection.connect(
@@ -342,7 +342,7 @@ async def settings_of(conn: psycopg.AsyncConnection[Any]) -> dict[str, Any]:
     return found
 
 
-# what cannot be
+# invalid connections
 
 
 async def refused(app: App, connection: object) -> str:
@@ -352,20 +352,20 @@ async def refused(app: App, connection: object) -> str:
     return caught.value.reason
 
 
-async def test_a_connection_in_autocommit_has_no_transaction(app: App, conn: Connection) -> None:
+async def test_a_connection_in_autocommit_is_refused(app: App, conn: Connection) -> None:
     await conn.set_autocommit(True)
     assert "autocommit" in await refused(app, conn)
     async with conn.transaction():
         await app.jobs.enqueue(app.export, "x", connection=conn)
 
 
-async def test_a_failed_transaction_takes_no_job(app: App, conn: Connection) -> None:
+async def test_a_failed_transaction_is_refused(app: App, conn: Connection) -> None:
     with suppress(psycopg.errors.DivisionByZero):
         await conn.execute("SELECT 1 / 0")
     assert "has failed" in await refused(app, conn)
 
 
-async def test_a_closed_connection_takes_no_job(
+async def test_a_closed_connection_is_refused(
     app: App, conn: Connection, thread_conn: psycopg.Connection[Any]
 ) -> None:
     await conn.close()
@@ -373,13 +373,13 @@ async def test_a_closed_connection_takes_no_job(
     assert await refused(app, conn) == await refused(app, thread_conn) == "it is closed"
 
 
-async def test_a_connection_to_another_database_is_found_out(
+async def test_a_connection_to_another_database_is_refused(
     app: App, postgres: PostgresServer, schema: str
 ) -> None:
     postgres.execute(f"CREATE DATABASE {schema}")
     try:
         url = make_conninfo(postgres.url, dbname=schema)
-        # Where tables of the same name are, the jobs would be stored, and never be run.
+        # If it had tables of the same name, the jobs would be stored there and never run.
         async with PostgresStore(url, schema=schema):
             pass
         async with await psycopg.AsyncConnection.connect(url) as other:
@@ -390,14 +390,14 @@ async def test_a_connection_to_another_database_is_found_out(
         postgres.execute(f"DROP DATABASE {schema}")
 
 
-async def test_a_read_only_transaction_takes_no_job_and_goes_on(app: App, conn: Connection) -> None:
+async def test_a_read_only_transaction_is_refused_and_continues(app: App, conn: Connection) -> None:
     await conn.set_read_only(True)
     assert "read-only" in await refused(app, conn)
     cursor = await conn.execute("SELECT 1")
     assert await cursor.fetchone() == (1,)
 
 
-async def test_a_role_without_rights_takes_no_job_and_its_transaction_goes_on(
+async def test_a_role_without_rights_is_refused_and_its_transaction_continues(
     app: App, humble: PostgresStore
 ) -> None:
     async with await psycopg.AsyncConnection.connect(humble.server.conninfo) as conn:
@@ -406,11 +406,11 @@ async def test_a_role_without_rights_takes_no_job_and_its_transaction_goes_on(
         assert await cursor.fetchone() == (1,)
 
 
-async def test_what_is_no_connection_is_named(app: App) -> None:
+async def test_an_object_that_is_no_connection_is_named_in_the_error(app: App) -> None:
     assert "builtins.str" in await refused(app, "postgresql://localhost")
 
 
-async def test_other_stores_take_part_in_no_transaction(conn: Connection) -> None:
+async def test_other_stores_do_not_support_transactions(conn: Connection) -> None:
     jobs = AsyncJobs("memory://")
     kind = jobs.external("export", payload=int, result=int)
     async with jobs:
@@ -418,7 +418,7 @@ async def test_other_stores_take_part_in_no_transaction(conn: Connection) -> Non
             await jobs.enqueue(kind, 1, connection=conn)
 
 
-async def test_a_lost_connection_is_the_stores_failure(
+async def test_a_lost_connection_raises_store_unavailable(
     app: App, conn: Connection, postgres: PostgresServer
 ) -> None:
     postgres.execute(f"SELECT pg_terminate_backend({conn.info.backend_pid})")
@@ -427,7 +427,7 @@ async def test_a_lost_connection_is_the_stores_failure(
     assert isinstance(caught.value.__cause__, psycopg.Error)
 
 
-async def test_a_serialization_failure_leaves_a_transaction_that_can_go_on(
+async def test_a_transaction_can_continue_after_a_serialization_failure(
     app: App, conn: Connection
 ) -> None:
     await conn.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
@@ -441,7 +441,7 @@ async def test_a_serialization_failure_leaves_a_transaction_that_can_go_on(
     assert await app.jobs.get(job.id) is not None
 
 
-async def test_a_server_that_was_restarted_is_still_the_same(
+async def test_a_restarted_server_is_recognised_as_the_same(
     app: App, postgres: PostgresServer
 ) -> None:
     for _ in "12":

@@ -1,4 +1,4 @@
-"""What the tests of the Redis store share."""
+"""Fixtures of the Redis store's tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from asyncjobs.stores.redis import RedisStore
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Run on the one event loop that the driver knows."""
+    """Run on asyncio, which the driver needs."""
     return "asyncio"
 
 
@@ -20,5 +20,5 @@ def store(redis_url: str, namespace: str) -> RedisStore:
 
 @pytest.fixture
 def other(redis_url: str, namespace: str) -> RedisStore:
-    """Make a second store of the same jobs, as another process would."""
+    """Make a second store of the same jobs, as another process does."""
     return RedisStore(redis_url, namespace=namespace)

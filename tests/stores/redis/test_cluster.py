@@ -1,4 +1,4 @@
-"""A cluster that moves the slot of the jobs to another node, key by key or as a whole."""
+"""A cluster that moves the slot of the jobs to another node, by key or as a whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Serve = Callable[..., Any]
 
 
 class Cluster:
-    """Three nodes; the slot of the jobs is the first one's."""
+    """Three nodes; the first one has the slot of the jobs."""
 
     def __init__(self, serve: Serve) -> None:
         self.nodes = [serve("--cluster-enabled", "yes") for _ in range(3)]
@@ -42,19 +42,19 @@ class Cluster:
         until_sync(lambda: all(is_well(node) for node in self.nodes))
 
     def begin(self) -> None:
-        """Let the slot be on its way from the first node to the second."""
+        """Start moving the slot from the first node to the second."""
         first, second, _ = self.nodes
         second.ask("CLUSTER", "SETSLOT", self.slot, "IMPORTING", first.ask("CLUSTER", "MYID"))
         first.ask("CLUSTER", "SETSLOT", self.slot, "MIGRATING", second.ask("CLUSTER", "MYID"))
 
     def carry(self, *keys: str) -> None:
-        """Bring keys over."""
+        """Move these keys."""
         first, second, _ = self.nodes
         if keys:
             first.ask("MIGRATE", "127.0.0.1", second.port, "", 0, 5000, "KEYS", *keys)
 
     def end(self) -> None:
-        """Bring over all that are left, and put the second node in charge."""
+        """Move the remaining keys, and assign the slot to the second node."""
         first, second, _ = self.nodes
         self.carry(*first.ask("CLUSTER", "GETKEYSINSLOT", self.slot, 1000))
         owner = second.ask("CLUSTER", "MYID")
@@ -73,7 +73,7 @@ PARTS = ("completed:export", "owner:ann", "due:", "due:default", "held", "all")
 FAR = NOW + timedelta(days=3)
 
 
-async def test_a_slot_that_moves_key_by_key_leaves_every_job_whole(cluster: Cluster) -> None:
+async def test_a_slot_that_moves_by_key_keeps_every_job_complete(cluster: Cluster) -> None:
     waiting, running, done = ([sample_job(user_id="ann") for _ in PARTS] for _ in "123")
     async with RedisStore(cluster.nodes[0].url) as store:
         await store.insert([*waiting, *running, *done])
@@ -104,7 +104,7 @@ async def test_a_slot_that_moves_key_by_key_leaves_every_job_whole(cluster: Clus
     ]
 
 
-async def test_what_a_moving_slot_cannot_answer_is_told_and_not_done(cluster: Cluster) -> None:
+async def test_calls_that_a_moving_slot_cannot_serve_raise_without_effect(cluster: Cluster) -> None:
     node, job, new = cluster.nodes[0], sample_job(), sample_job()
     async with RedisStore(node.url) as store:
         await store.insert([job])
@@ -133,7 +133,7 @@ async def finish(store: RedisStore, started: Job) -> None:
 
 
 async def refused(node: Any, call: Awaitable[object]) -> None:
-    """See to it that a call is refused before anything is done, and tried three times."""
+    """Check that a call is refused before it takes effect, and tried three times."""
     node.ask("CONFIG", "RESETSTAT")
     with pytest.raises(StoreUnavailable) as caught:
         await call

@@ -1,4 +1,4 @@
-"""Jobs that the server itself forgets, where no process has looked after them for long."""
+"""Jobs that the server expires if no process has maintained them for long."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Expire = Callable[..., None]
 
 @pytest.fixture
 def expire(store: RedisStore, tell: Any) -> Expire:
-    """Let the server's own expiry of some jobs come."""
+    """Let the server expire some jobs."""
 
     def now(*jobs: Job) -> None:
         for job in jobs:
@@ -101,7 +101,7 @@ async def test_a_job_that_waits_or_runs_does_not_expire(store: RedisStore, tell:
         assert expiry_of(tell, store, job) is None
 
 
-async def test_a_job_that_owes_its_callback_is_kept_until_that_is_given_up(
+async def test_a_job_with_a_pending_callback_is_kept_until_it_is_given_up(
     store: RedisStore, tell: Any
 ) -> None:
     job = sample_job(callback_url="https://hooks.example.com/ended", retention=timedelta(hours=1))
@@ -115,7 +115,7 @@ async def test_a_job_that_owes_its_callback_is_kept_until_that_is_given_up(
     assert expiry_of(tell, store, job) == told.expires_at + DAY
 
 
-async def test_what_should_have_expired_long_ago_stays_for_a_day_where_it_is_written(
+async def test_a_write_keeps_a_job_for_a_day_after_an_old_retention(
     store: RedisStore, tell: Any
 ) -> None:
     job = sample_job(created_at=LONG_AGO)
@@ -130,10 +130,10 @@ async def test_what_should_have_expired_long_ago_stays_for_a_day_where_it_is_wri
     assert timedelta(minutes=-5) < expiry - now - DAY < timedelta(minutes=5)
 
 
-# what is left of a job that has expired
+# remains of an expired job
 
 
-async def test_a_job_that_has_expired_is_no_job_to_anyone(
+async def test_every_call_treats_an_expired_job_as_unknown(
     store: RedisStore, expire: Expire
 ) -> None:
     gone, kept = sample_job(user_id="ann"), sample_job(user_id="ann")
@@ -155,7 +155,7 @@ async def test_a_job_that_has_expired_is_no_job_to_anyone(
 OWNERS = (None, "", "ann", "{b}", 'a "b" [c]', "Zoë 🌍")
 
 
-async def test_who_meets_what_is_left_of_a_job_takes_all_of_it_away(
+async def test_a_call_that_finds_remains_of_a_job_removes_all_of_them(
     store: RedisStore, tell: Any, expire: Expire
 ) -> None:
     jobs = [
@@ -174,7 +174,7 @@ async def test_who_meets_what_is_left_of_a_job_takes_all_of_it_away(
     assert sorted(keys) == sorted([key_of(store, "schema"), key_of(store, "sequence")])
 
 
-async def test_jobs_behind_many_that_have_expired_are_reached(
+async def test_jobs_behind_many_expired_ones_are_found(
     store: RedisStore, tell: Any, expire: Expire
 ) -> None:
     jobs = [lifecycle.cancel(sample_job(user_id="ann"), NOW) for _ in range(300)]
@@ -206,7 +206,7 @@ async def test_a_key_whose_job_has_expired_is_free_and_stays_with_its_new_job(
         assert ids((await store.list(Selection("ann"), limit=9)).jobs) == [new.id]
 
 
-async def test_a_job_that_comes_back_after_it_expired_keeps_what_is_its_own(
+async def test_a_job_that_is_inserted_again_after_its_expiry_is_complete(
     store: RedisStore, tell: Any, expire: Expire
 ) -> None:
     job = by_completion(sample_job(user_id="ann", idempotency_key="k"))
@@ -240,7 +240,7 @@ async def test_an_entry_in_a_lane_that_its_job_has_left_is_removed(
         ]
 
 
-async def test_housekeeping_clears_up_after_jobs_that_expired_while_nobody_ran(
+async def test_maintenance_removes_remains_of_jobs_that_expired_in_downtime(
     store: RedisStore, redis_url: str, tell: Any, expire: Expire
 ) -> None:
     old = [sample_job(created_at=LONG_AGO, user_id="ann", idempotency_key=key) for key in "12"]
@@ -256,7 +256,7 @@ async def test_housekeeping_clears_up_after_jobs_that_expired_while_nobody_ran(
 
 
 def expiry_of(tell: Any, store: RedisStore, job: Job) -> datetime | None:
-    """Read when the server forgets a job; to the millisecond, as the job's own moments are here."""
+    """Read when the server expires a job, to the millisecond, like the times of the job."""
     found = tell("PEXPIRETIME", key_of(store, f"job:{job.id}"))
     assert found != -2
     if found == -1:

@@ -1,4 +1,4 @@
-"""Another server takes over: at the same address, or where Sentinels say."""
+"""Failover: a new primary at the same address, or one named by Sentinels."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ QUICK = Settings(
     grace=timedelta(seconds=1),
 )
 
-# Otherwise a replica waits for five seconds, in case another one comes.
+# Otherwise a replica waits five seconds for further ones.
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
 class Pair:
-    """A primary, its replica, and the address of whichever is in charge."""
+    """A primary, its replica, and one address that leads to the current primary."""
 
     def __init__(self, serve: Serve, address: TcpProxy, primary: Any) -> None:
         self.address = address
@@ -53,17 +53,17 @@ class Pair:
         until_sync(lambda: self.replica.ask("INFO", "replication")["master_link_status"] == "up")
 
     def wait(self) -> None:
-        """Wait until the replica has all that was written."""
+        """Wait until the replica has all writes."""
         told = self.primary.ask("INFO", "replication")["master_repl_offset"]
         until_sync(lambda: self.replica.ask("INFO", "replication")["master_repl_offset"] >= told)
 
     def promote(self) -> None:
-        """Let the replica take over, and the address lead to it; old connections stay."""
+        """Promote the replica, and let the address lead to it; old connections stay."""
         self.replica.ask("REPLICAOF", "NO", "ONE")
         self.address.server = ("127.0.0.1", self.replica.port)
 
     def demote(self) -> None:
-        """Let the former primary know."""
+        """Demote the former primary."""
         self.primary.ask("REPLICAOF", "127.0.0.1", self.replica.port)
         until_sync(lambda: self.primary.ask("INFO", "replication")["master_link_status"] == "up")
 
@@ -78,7 +78,7 @@ def pair(serve: Serve) -> Generator[Pair]:
 # at the same address
 
 
-async def test_a_replica_that_takes_over_from_a_dead_primary_is_found(pair: Pair) -> None:
+async def test_a_replica_that_takes_over_from_a_dead_primary_is_used(pair: Pair) -> None:
     job, other = sample_job(), sample_job()
     async with RedisStore(pair.url) as store:
         await store.insert([job])
@@ -92,7 +92,7 @@ async def test_a_replica_that_takes_over_from_a_dead_primary_is_found(pair: Pair
         assert ids(await store.take([LANE], now=NOW, until=LATER, limit=9)) == [other.id]
 
 
-async def test_no_call_fails_because_its_connection_leads_to_a_former_primary(pair: Pair) -> None:
+async def test_no_call_fails_on_a_connection_to_a_former_primary(pair: Pair) -> None:
     job, other, third = sample_job(), sample_job(), sample_job()
     async with RedisStore(pair.url) as store:
         await store.insert([job, other])
@@ -111,7 +111,7 @@ async def test_no_call_fails_because_its_connection_leads_to_a_former_primary(pa
         assert list(await store.get([job.id, other.id, third.id])) == [None, taken, third]
 
 
-async def test_a_replica_that_nobody_promotes_is_told_after_some_attempts(pair: Pair) -> None:
+async def test_a_replica_that_is_not_promoted_raises_after_some_attempts(pair: Pair) -> None:
     job = sample_job()
     async with RedisStore(pair.url) as store:
         pair.address.server = ("127.0.0.1", pair.replica.port)
@@ -123,7 +123,7 @@ async def test_a_replica_that_nobody_promotes_is_told_after_some_attempts(pair: 
         assert list(await store.insert([job])) == [job]
 
 
-async def test_who_is_told_of_changes_by_a_former_primary_asks_the_new_one(
+async def test_notices_from_a_former_primary_end_and_can_be_restarted(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncjobs.stores.redis.notices.SILENCE_SECONDS", 0.01)
@@ -131,7 +131,7 @@ async def test_who_is_told_of_changes_by_a_former_primary_asks_the_new_one(
     async with RedisStore(pair.url) as store, aclosing(store.changes()) as changes:
         await anext(changes)
         pair.promote()
-        pair.primary.ask("REPLICAOF", "127.0.0.1", 1)  # which tells it nothing
+        pair.primary.ask("REPLICAOF", "127.0.0.1", 1)  # which does not learn of the promotion
         await store.insert([job])
         with anyio.fail_after(60), pytest.raises(StoreUnavailable, match="primary now"):
             await anext(changes)
@@ -141,7 +141,7 @@ async def test_who_is_told_of_changes_by_a_former_primary_asks_the_new_one(
             assert list(await anext(anew)) == [job.id]
 
 
-async def test_a_queue_ends_its_jobs_on_the_server_that_takes_over(pair: Pair) -> None:
+async def test_a_queue_completes_its_jobs_on_the_new_primary(pair: Pair) -> None:
     jobs = AsyncJobs(RedisStore(pair.url, timeout=1), settings=QUICK)
     jobs.handler("double")(double)
     async with jobs:
@@ -159,12 +159,12 @@ async def double(number: int, _job: JobContext) -> int:
     return 2 * number
 
 
-# where Sentinels say
+# Sentinels
 
 
 @pytest.fixture
 def sentinel(pair: Pair, tmp_path: Path) -> Generator[str]:
-    """Start a Sentinel that watches the pair, and name its address."""
+    """Start a Sentinel that watches the pair, and return its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = tmp_path / "sentinel.conf"
@@ -181,7 +181,7 @@ def sentinel(pair: Pair, tmp_path: Path) -> Generator[str]:
 
 
 def watches(url: str) -> bool:
-    """Tell whether a Sentinel has heard from the replica itself, and so could choose it."""
+    """Return whether a Sentinel has heard from the replica itself, and so could choose it."""
     with suppress(redis.ConnectionError):
         known = [
             dict(zip(found[::2], found[1::2], strict=True))
@@ -192,12 +192,12 @@ def watches(url: str) -> bool:
 
 
 def primary_by(url: str) -> str:
-    """Ask a Sentinel for the port of the primary; it names the new one when all has been done."""
+    """Ask a Sentinel for the primary's port; it names the new one when the failover is done."""
     _, port = ask(url, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "jobs")
     return str(port)
 
 
-async def test_the_primary_that_sentinels_name_is_found_and_found_again(
+async def test_the_primary_named_by_sentinels_is_used_also_after_a_failover(
     pair: Pair, sentinel: str
 ) -> None:
     url = f"redis://127.0.0.1:1,{sentinel}/0?sentinel=jobs&sentinel_password=known&namespace=shop"
@@ -215,7 +215,7 @@ async def test_the_primary_that_sentinels_name_is_found_and_found_again(
 
 
 @pytest.mark.parametrize("options", ["sentinel=other&sentinel_password=known", "sentinel=jobs"])
-async def test_a_primary_that_no_sentinel_tells_is_told_without_passwords(
+async def test_an_unknown_primary_raises_an_error_without_passwords(
     sentinel: str, options: str
 ) -> None:
     with pytest.raises(StoreUnavailable, match="no reachable Sentinel reports") as caught:
@@ -229,6 +229,6 @@ async def test_options_for_sentinels_that_the_driver_does_not_know_are_named(opt
         await open_and_close(RedisStore(f"rediss://127.0.0.1:1?sentinel=jobs&{options}"))
 
 
-async def test_a_sentinel_s_port_is_a_number() -> None:
+async def test_a_sentinel_port_must_be_a_number() -> None:
     with pytest.raises(ConfigurationError, match="cannot be parsed"):
         await open_and_close(RedisStore("redis://:secret@127.0.0.1:x?sentinel=jobs"))

@@ -1,4 +1,4 @@
-"""A Redis server that is killed, full, read-only, mute, or another one than yesterday."""
+"""A Redis server that is killed, full, read-only, silent, or replaced by another one."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ Serve = Callable[..., Any]
 DAY = timedelta(days=1)
 
 
-# away, mute, or breaking off
+# unavailable, silent, or disconnecting
 
 
-async def test_a_server_that_is_not_there_is_named_without_the_password() -> None:
+async def test_an_unreachable_server_is_named_without_its_password() -> None:
     with pytest.raises(StoreUnavailable, match=r"redis://127.0.0.1:1 ") as caught:
         await open_and_close(RedisStore("valkey://:secret@127.0.0.1:1"))
     assert caught.value.__cause__ is not None
     assert "secret" not in str(caught.value)
 
 
-async def test_a_mute_server_does_not_hold_anyone_for_ever() -> None:
+async def test_calls_of_a_silent_server_time_out() -> None:
     async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.CancelledError):
             await anyio.sleep_forever()
@@ -75,7 +75,7 @@ async def test_a_server_of_an_old_version_is_refused(about: str, named: str) -> 
             await open_and_close(RedisStore(url))
 
 
-async def test_scripts_that_were_flushed_are_sent_again(store: RedisStore, tell: Any) -> None:
+async def test_flushed_scripts_are_sent_again(store: RedisStore, tell: Any) -> None:
     job, other = sample_job(), sample_job()
     async with store:
         for _ in range(2):
@@ -93,7 +93,7 @@ async def test_scripts_that_were_flushed_are_sent_again(store: RedisStore, tell:
             await store.delete([job.id, other.id])
 
 
-async def test_connections_that_were_killed_are_made_anew(serve: Serve) -> None:
+async def test_killed_connections_are_replaced(serve: Serve) -> None:
     server = serve()
     job = sample_job()
     async with RedisStore(server.url) as store:
@@ -105,7 +105,7 @@ async def test_connections_that_were_killed_are_made_anew(serve: Serve) -> None:
         assert list(await store.replace([Change(begun(job), job.revision)])) == [True]
 
 
-async def test_notices_that_break_off_say_so_and_begin_anew(serve: Serve) -> None:
+async def test_interrupted_notices_raise_and_can_be_restarted(serve: Serve) -> None:
     server = serve()
     async with RedisStore(server.url) as store:
         for _ in range(2):
@@ -116,7 +116,7 @@ async def test_notices_that_break_off_say_so_and_begin_anew(serve: Serve) -> Non
                 await anext(changes)
 
 
-async def test_a_subscription_that_went_dead_is_noticed(
+async def test_a_dead_subscription_is_detected(
     store: RedisStore, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncjobs.stores.redis.notices.SILENCE_SECONDS", 0.01)
@@ -128,9 +128,7 @@ async def test_a_subscription_that_went_dead_is_noticed(
             await anext(changes)
 
 
-async def test_an_insert_whose_answer_is_lost_is_repeated(
-    store: RedisStore, redis_url: str
-) -> None:
+async def test_an_insert_with_a_lost_answer_is_repeated(store: RedisStore, redis_url: str) -> None:
     job = sample_job(idempotency_key="k")
     async with far_from(redis_url, store.namespace) as (proxy, far):
         proxy.lose(1, spare=SETTING_UP)
@@ -142,13 +140,13 @@ async def test_an_insert_whose_answer_is_lost_is_repeated(
         assert list(await far.get([job.id])) == [None]
 
 
-async def test_a_change_whose_answer_is_lost_is_not_told_to_have_failed(
+async def test_a_change_with_a_lost_answer_raises_and_is_not_repeated(
     store: RedisStore, redis_url: str
 ) -> None:
     job, waiting = sample_job(), sample_job()
     async with far_from(redis_url, store.namespace) as (proxy, far):
         await far.insert([job, waiting])
-        # So that the server knows the scripts: what is lost shall not be its asking for them.
+        # The server must know the scripts: the lost answer must not be the request to send them.
         assert list(await far.replace([Change(begun(job), 7)])) == [False]
         assert list(await far.take([LANE], now=NOW - DAY, until=LATER, limit=1)) == []
         proxy.lose(1, spare=SETTING_UP)
@@ -161,7 +159,7 @@ async def test_a_change_whose_answer_is_lost_is_not_told_to_have_failed(
         assert list(await far.get([job.id, waiting.id])) == [begun(job), taken]
 
 
-async def test_repeating_comes_to_an_end(store: RedisStore, redis_url: str) -> None:
+async def test_repetitions_are_bounded(store: RedisStore, redis_url: str) -> None:
     async with far_from(redis_url, store.namespace) as (proxy, far):
         proxy.lose(99, spare=SETTING_UP)
         with pytest.raises(StoreUnavailable):
@@ -172,19 +170,19 @@ async def test_repeating_comes_to_an_end(store: RedisStore, redis_url: str) -> N
 # full
 
 
-async def test_a_full_server_writes_nothing_by_halves_and_can_be_emptied(serve: Serve) -> None:
+async def test_a_full_server_makes_no_partial_write_and_jobs_can_still_end(serve: Serve) -> None:
     server = serve("--maxmemory-policy", "noeviction", "--appendonly", "yes")
     async with RedisStore(server.url) as store:
         server.ask("CONFIG", "SET", "maxmemory", used(server) + 2_000_000)
         stored, refused = await filled(store)
         assert await store.get([job.id for job in refused]) == [None] * len(refused)
         assert list(await store.get([job.id for job in stored])) == stored
-        most = used(server) - 1_000_000  # half of what the jobs take
+        most = used(server) - 1_000_000  # half of the memory that the jobs use
         server.ask("CONFIG", "SET", "maxmemory", most)
         one, two, *_ = stored
         with pytest.raises(StoreUnavailable):
             await ended(store, two, b'"wide"')
-        # What ends jobs goes on, and so the memory becomes free.
+        # Jobs can still be ended, which frees memory.
         assert list(await store.replace([Change(begun(one), one.revision)])) == [True]
         taken = await store.take([LANE], now=NOW, until=LATER, limit=len(stored))
         assert len(taken) == len(stored) - 1
@@ -196,7 +194,7 @@ async def test_a_full_server_writes_nothing_by_halves_and_can_be_emptied(serve: 
 
 
 async def filled(store: RedisStore) -> tuple[list[Job], list[Job]]:
-    """Insert until the server is full; return what it took, and what it refused."""
+    """Insert until the server is full; return the accepted jobs, and the refused one."""
     stored: list[Job] = []
     while True:
         jobs = [sample_job(payload_json=b'"' + b"x" * 50_000 + b'"') for _ in range(5)]
@@ -216,7 +214,7 @@ def used(server: Any) -> int:
 # another server
 
 
-async def test_a_replica_can_be_read_and_not_written(serve: Serve) -> None:
+async def test_a_replica_allows_reads_and_refuses_writes(serve: Serve) -> None:
     first, second = serve(), serve()
     job, other = sample_job(), sample_job()
     async with RedisStore(second.url) as store:
@@ -249,7 +247,7 @@ async def test_a_replica_can_be_read_and_not_written(serve: Serve) -> None:
         (["--appendonly", "yes", "--rename-command", "CONFIG", ""], []),
     ],
 )
-async def test_what_forgets_jobs_is_warned_of(
+async def test_server_settings_that_lose_jobs_are_warned_about(
     serve: Serve, options: list[str], warned: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with RedisStore(serve(*options).url) as store:
@@ -265,7 +263,7 @@ RIGHTS = (
 )
 
 
-async def test_a_user_with_no_more_rights_than_needed_is_enough(
+async def test_a_user_with_the_documented_rights_can_use_everything(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = serve()
@@ -289,7 +287,7 @@ async def test_a_user_with_no_more_rights_than_needed_is_enough(
         await open_and_close(RedisStore(url.replace("pw", "px")))
 
 
-async def test_who_may_not_publish_may_still_write(serve: Serve) -> None:
+async def test_a_user_without_publish_rights_can_still_write(serve: Serve) -> None:
     server = serve()
     server.ask("ACL", "SETUSER", "app", "on", ">pw", *RIGHTS, "resetchannels", "-@pubsub")
     job = sample_job()
@@ -301,7 +299,7 @@ async def test_who_may_not_publish_may_still_write(serve: Serve) -> None:
     assert isinstance(caught.value.__cause__, NoPermissionError)
 
 
-# a cluster
+# cluster
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +311,7 @@ def cluster(serve_module: Serve) -> Any:
 
 
 class TestRedisStoreInACluster(StoreConformance, ListingConformance):
-    """A node of a cluster refuses scripts whose keys do not lie in one slot."""
+    """A node of a cluster refuses scripts whose keys are not in one slot."""
 
     tested_elsewhere = RedisStore.powers
 
@@ -323,7 +321,7 @@ class TestRedisStoreInACluster(StoreConformance, ListingConformance):
         return RedisStore(cluster.url)
 
 
-async def test_the_node_in_charge_is_found_and_found_again(serve: Serve) -> None:
+async def test_the_node_of_the_slot_is_found_also_after_a_move(serve: Serve) -> None:
     options = ["--cluster-enabled", "yes", "--appendonly", "yes", "--appendfsync", "always"]
     options += ["--cluster-require-full-coverage", "no"]
     near, far = serve(*options), serve(*options)
@@ -353,7 +351,7 @@ def is_well(node: Any) -> bool:
     return "cluster_state:ok" in str(node.ask("CLUSTER", "INFO"))
 
 
-# servers that are none
+# servers that are not Redis
 
 
 @asynccontextmanager
@@ -366,7 +364,7 @@ async def answering(answer: Any) -> AsyncGenerator[str]:
         server.close()
 
 
-# What sets a connection up; it is answered even where answers are to be lost.
+# Connection set-up; it is answered even if answers are to be lost.
 SETTING_UP = (b"CLIENT", b"PING")
 
 
@@ -374,7 +372,7 @@ SETTING_UP = (b"CLIENT", b"PING")
 async def far_from(
     url: str, namespace: str, *, timeout: float = 5.0
 ) -> AsyncGenerator[tuple[TcpProxy, RedisStore]]:
-    """Open a store from where answers may be lost."""
+    """Open a store through a proxy that can lose answers."""
     with TcpProxy("127.0.0.1", int(url.rpartition(":")[2])) as proxy:
         async with RedisStore(proxy.through(url), namespace=namespace, timeout=timeout) as store:
             yield proxy, store

@@ -1,4 +1,4 @@
-"""Queues that share a Redis server, as the processes of an application do."""
+"""Queues of several processes on one Redis server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUICK = Settings(
 )
 
 
-async def test_a_job_is_begun_and_its_end_noticed_in_other_processes_at_once(
+async def test_other_processes_start_a_job_and_notice_its_end_at_once(
     redis_url: str, namespace: str
 ) -> None:
     url = f"{redis_url}?namespace={namespace}"
@@ -36,7 +36,7 @@ async def test_a_job_is_begun_and_its_end_noticed_in_other_processes_at_once(
     for jobs in (desk, works):
         jobs.handler("double")(double)
     async with desk, works:
-        with anyio.fail_after(60):  # of an hour between two polls
+        with anyio.fail_after(60):  # out of an hour between two polls
             for number in range(20):
                 job = (await desk.enqueue("double", number)).job
                 assert (await desk.wait(job.id)).result == 2 * number
@@ -58,7 +58,7 @@ async def test_a_cancellation_reaches_the_process_that_runs_the_job(
             assert (await desk.wait(job.id)).status is JobStatus.CANCELLED
 
 
-async def test_a_killed_server_loses_no_accepted_job_and_nobody_starts_anew(
+async def test_a_killed_server_loses_no_accepted_job_and_needs_no_restart(
     serve: Callable[..., Any],
 ) -> None:
     server = serve("--appendonly", "yes", "--appendfsync", "always")

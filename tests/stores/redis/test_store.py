@@ -1,4 +1,4 @@
-"""One namespace of keys on a server that many share."""
+"""A store in one namespace of a shared server."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_url_names_a_server_and_a_namespace(scheme: str) -> None:
         await open_and_close(made)
 
 
-def test_a_url_of_something_else_is_refused() -> None:
+def test_a_url_of_another_service_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="redis://host:port/database"):
         RedisStore("memcached://localhost")
 
@@ -88,7 +88,7 @@ def test_a_url_of_something_else_is_refused() -> None:
         "valkey://host/-1",
     ],
 )
-def test_a_url_whose_database_is_no_number_is_refused_and_its_password_not_shown(url: str) -> None:
+def test_a_database_that_is_no_number_is_refused_without_the_password(url: str) -> None:
     with pytest.raises(ConfigurationError, match="the database must be a number") as caught:
         store_from_url(url)
     assert not any(part in str(caught.value) for part in ("secret", "sec/", "ret@"))
@@ -108,13 +108,13 @@ async def test_options_that_the_driver_does_not_know_are_named(
         await open_and_close(RedisStore(f"{redis_url}?{options}"))
 
 
-async def test_a_closed_store_says_so_without_its_password() -> None:
+async def test_a_closed_store_raises_not_open_without_its_password() -> None:
     with pytest.raises(NotOpen) as caught:
         await RedisStore("redis://:secret@localhost").get([])
     assert "secret" not in str(caught.value)
 
 
-def test_another_event_loop_than_asyncio_s_is_refused(store: RedisStore) -> None:
+def test_event_loops_other_than_asyncio_are_refused(store: RedisStore) -> None:
     with pytest.raises(ConfigurationError, match="asyncio"):
         anyio.run(open_and_close, store, backend="trio")
 
@@ -141,7 +141,7 @@ async def test_keys_of_another_version_or_program_are_left_alone(
         ("all", ("SADD", "monday")),
     ],
 )
-async def test_keys_of_another_kind_are_those_of_another_program(
+async def test_keys_of_another_redis_type_are_left_alone(
     store: RedisStore, tell: Any, name: str, put: tuple[str, ...]
 ) -> None:
     key = key_of(store, name)
@@ -151,7 +151,7 @@ async def test_keys_of_another_kind_are_those_of_another_program(
     assert tell("KEYS", f"{{{store.namespace}}}*") == [key]
 
 
-async def test_namespaces_of_one_server_are_apart(store: RedisStore, redis_url: str) -> None:
+async def test_namespaces_of_one_server_are_independent(store: RedisStore, redis_url: str) -> None:
     elsewhere = RedisStore(f"{redis_url}?namespace={store.namespace}-too")
     job = sample_job(idempotency_key="k")
     async with store, elsewhere:
@@ -193,7 +193,7 @@ anyio.run(main, RedisStore(sys.argv[1]))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forking is POSIX")
-def test_the_child_of_who_has_it_open_opens_it_anew(redis_url: str, namespace: str) -> None:
+def test_a_forked_child_opens_its_own_connections(redis_url: str, namespace: str) -> None:
     command = [sys.executable, "-W", "error", "-c", FORKED, f"{redis_url}?namespace={namespace}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == ["not open", "written", "and the parent goes on"]
@@ -204,7 +204,7 @@ def test_the_child_of_who_has_it_open_opens_it_anew(redis_url: str, namespace: s
 # many, and large
 
 
-async def test_many_jobs_keep_their_order_through_all_portions(store: RedisStore) -> None:
+async def test_many_jobs_keep_their_order_across_batches(store: RedisStore) -> None:
     jobs = [sample_job() for _ in range(700)]
     async with store:
         assert list(await store.insert(jobs)) == jobs
@@ -217,7 +217,7 @@ async def test_many_jobs_keep_their_order_through_all_portions(store: RedisStore
         assert all(await store.replace([Change(begun(job), job.revision) for job in jobs]))
 
 
-async def test_changes_of_one_job_keep_their_order_in_different_portions(
+async def test_changes_of_one_job_keep_their_order_across_batches(
     store: RedisStore,
 ) -> None:
     job, others = sample_job(), [sample_job() for _ in range(200)]
@@ -230,7 +230,7 @@ async def test_changes_of_one_job_keep_their_order_in_different_portions(
         assert all(await store.replace([first, *between, last]))
 
 
-async def test_large_jobs_are_written_and_taken_few_at_a_time(
+async def test_large_jobs_are_written_and_taken_in_small_batches(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncjobs.stores.redis.scripts.MAX_SCRIPT_BYTES", 2500)
@@ -240,7 +240,7 @@ async def test_large_jobs_are_written_and_taken_few_at_a_time(
         assert ids(await store.take([LANE], now=NOW, until=LATER, limit=9)) == ids(jobs[:9])
 
 
-async def test_large_jobs_are_read_few_at_a_time(
+async def test_large_jobs_are_read_in_small_batches(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch, tell: Any
 ) -> None:
     monkeypatch.setattr("asyncjobs.stores.redis.scripts.MAX_SCRIPT_BYTES", 2500)
@@ -255,7 +255,7 @@ async def test_large_jobs_are_read_few_at_a_time(
     assert calls >= 4
 
 
-async def test_a_rare_kind_is_found_among_many(store: RedisStore) -> None:
+async def test_jobs_of_a_rare_type_are_found_among_many(store: RedisStore) -> None:
     rare = [sample_job(type="rare") for _ in range(3)]
     many = [sample_job() for _ in range(600)]
     async with store:
@@ -304,10 +304,10 @@ async def test_deleting_every_job_leaves_a_counter_and_the_schema(
     assert sorted(keys) == sorted([key_of(store, "schema"), key_of(store, "sequence")])
 
 
-# what vanished, and what is damaged
+# missing and unreadable jobs
 
 
-async def test_a_job_that_vanished_hides_no_other(store: RedisStore, tell: Any) -> None:
+async def test_a_job_that_vanished_does_not_hide_others(store: RedisStore, tell: Any) -> None:
     gone = sample_job(user_id="ann", idempotency_key="k")
     kept, new = sample_job(user_id="ann"), sample_job(user_id="ann", idempotency_key="k")
     which = Selection(user_id="ann")
@@ -330,7 +330,7 @@ async def test_a_job_that_vanished_hides_no_other(store: RedisStore, tell: Any) 
 @pytest.mark.parametrize(
     "damage", [("HSET", "state", "{}"), ("HSET", "revision", "x"), ("HDEL", "payload")]
 )
-async def test_a_job_that_cannot_be_read_stops_no_other(
+async def test_an_unreadable_job_does_not_block_others(
     store: RedisStore, tell: Any, caplog: pytest.LogCaptureFixture, damage: tuple[str, ...]
 ) -> None:
     bad, good = sample_job(), sample_job()
@@ -345,7 +345,7 @@ async def test_a_job_that_cannot_be_read_stops_no_other(
     assert bad.id in caplog.text
 
 
-async def test_due_moments_are_exact_to_the_microsecond_for_centuries(store: RedisStore) -> None:
+async def test_due_times_are_exact_to_the_microsecond_for_centuries(store: RedisStore) -> None:
     moments = [datetime(2254, 12, 31, 23, 59, 59, n, tzinfo=UTC) for n in (999_999, 999_998)]
     jobs = [sample_job().model_copy(update={"due_at": moment}) for moment in moments]
     async with store:
@@ -353,17 +353,17 @@ async def test_due_moments_are_exact_to_the_microsecond_for_centuries(store: Red
         assert ids(await store.take([LANE], now=moments[1], until=LATER, limit=9)) == [jobs[1].id]
 
 
-async def test_a_cursor_is_not_taken_for_a_number_of_another_kind(store: RedisStore) -> None:
+async def test_a_cursor_with_other_number_syntax_is_refused(store: RedisStore) -> None:
     async with store:
         for cursor in ("+inf", "1e3", "٣"):
             with pytest.raises(InvalidQuery, match="cursor"):
                 await store.list(Selection(), limit=1, after=cursor)
 
 
-# others
+# notices
 
 
-async def test_other_processes_changes_are_told_by_id_and_one_s_own_are_not(
+async def test_notices_name_jobs_of_other_processes_but_not_own_changes(
     store: RedisStore, other: RedisStore
 ) -> None:
     mine, job = sample_job(), sample_job()
@@ -380,7 +380,7 @@ async def test_other_processes_changes_are_told_by_id_and_one_s_own_are_not(
             assert list(await anext(changes)) == [job.id]
 
 
-async def test_many_changes_at_once_are_told_once(
+async def test_many_concurrent_changes_share_one_notice(
     store: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [sample_job() for _ in range(3)]
@@ -396,7 +396,9 @@ async def test_many_changes_at_once_are_told_once(
             assert list(await anext(changes)) == []
 
 
-async def test_a_silent_subscription_goes_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_subscription_is_pinged_and_continues(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("asyncjobs.stores.redis.notices.SILENCE_SECONDS", 0.001)
     server, job = serve(), sample_job()
     noticed: list[Sequence[JobId]] = []

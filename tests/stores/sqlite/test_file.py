@@ -1,4 +1,4 @@
-"""What lies beside the jobs: the log that SQLite writes first."""
+"""The file beside the jobs: SQLite's write-ahead log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 MEBIBYTE = 1024 * 1024
 
 
-async def test_the_log_shrinks_when_a_long_reader_is_gone(tmp_path: Path) -> None:
+async def test_the_log_shrinks_after_a_long_read_has_ended(tmp_path: Path) -> None:
     path, log = tmp_path / "jobs.db", tmp_path / "jobs.db-wal"
     wide = b'"' + b"x" * MEBIBYTE + b'"'
     async with SqliteStore(path) as store:
@@ -28,6 +28,6 @@ async def test_the_log_shrinks_when_a_long_reader_is_gone(tmp_path: Path) -> Non
         assert log.stat().st_size > 8 * MEBIBYTE
         reader.execute("ROLLBACK")
         reader.close()
-        for _ in "12":  # the first write empties the log, the second begins it anew
+        for _ in "12":  # the first write empties the log, the second restarts it
             await store.insert([sample_job()])
         assert log.stat().st_size <= 4 * MEBIBYTE

@@ -1,4 +1,4 @@
-"""One file, whatever happens to it."""
+"""One file under all conditions."""
 
 from __future__ import annotations
 
@@ -112,12 +112,12 @@ def test_a_url_without_a_file_is_refused(url: str) -> None:
         store_from_url(url)
 
 
-async def test_a_closed_store_says_so(path: Path) -> None:
+async def test_a_closed_store_raises_not_open(path: Path) -> None:
     with pytest.raises(NotOpen):
         await SqliteStore(path).get([])
 
 
-async def test_others_come_to_their_turn_while_somebody_reads_in_a_loop(path: Path) -> None:
+async def test_a_loop_of_reads_lets_other_tasks_run(path: Path) -> None:
     seen = False
 
     async def look() -> None:
@@ -141,24 +141,24 @@ async def test_the_file_is_durable_and_marked_as_ours(path: Path) -> None:
     assert read(path, "PRAGMA user_version") == 1
 
 
-async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+async def test_a_missing_folder_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="folder does not exist"):
         await open_and_close(SqliteStore(tmp_path / "nowhere" / "jobs.db"))
 
 
-async def test_a_folder_is_no_file(tmp_path: Path) -> None:
+async def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="unable to open"):
         await open_and_close(SqliteStore(tmp_path))
 
 
-async def test_a_file_that_is_no_database_is_left_as_it_is(path: Path) -> None:
+async def test_a_file_that_is_no_database_is_refused_and_not_changed(path: Path) -> None:
     path.write_bytes(b"Dear diary, today " * 100)
     with pytest.raises(SchemaError, match="not an SQLite database"):
         await open_and_close(SqliteStore(path))
     assert path.read_bytes().startswith(b"Dear diary")
 
 
-async def test_another_program_s_database_is_left_as_it_is(path: Path) -> None:
+async def test_a_database_of_another_program_is_refused_and_not_changed(path: Path) -> None:
     write(path, "CREATE TABLE diary (day TEXT)")
     before = path.read_bytes()
     with pytest.raises(SchemaError, match="another program"):
@@ -167,7 +167,9 @@ async def test_another_program_s_database_is_left_as_it_is(path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 2])
-async def test_a_database_of_another_version_is_left_as_it_is(path: Path, version: int) -> None:
+async def test_a_database_of_another_version_is_refused_and_not_changed(
+    path: Path, version: int
+) -> None:
     await open_and_close(SqliteStore(path))
     write(path, f"PRAGMA user_version = {version}")
     with pytest.raises(SchemaError, match=f"schema version {version}"):
@@ -207,7 +209,7 @@ anyio.run(main)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
-async def test_tables_that_find_no_room_are_made_as_a_whole_later(path: Path) -> None:
+async def test_a_full_disk_leaves_no_partial_schema(path: Path) -> None:
     assert run(NO_ROOM, str(path)) == "refused\n"
     assert read(path, "SELECT count(*) FROM sqlite_schema") == 0
     assert read(path, "PRAGMA application_id") == 0
@@ -221,7 +223,7 @@ async def test_tables_that_find_no_room_are_made_as_a_whole_later(path: Path) ->
         ("type = ? AND seq < ? AND status = 'completed'", "jobs_completed"),
     ],
 )
-async def test_lists_that_are_read_often_have_an_index(path: Path, where: str, index: str) -> None:
+async def test_frequent_lists_use_an_index(path: Path, where: str, index: str) -> None:
     await open_and_close(SqliteStore(path))
     query = f"EXPLAIN QUERY PLAN SELECT * FROM jobs WHERE {where} ORDER BY seq DESC"  # noqa: S608
     with sqlite3.connect(path) as file:
@@ -230,10 +232,10 @@ async def test_lists_that_are_read_often_have_an_index(path: Path, where: str, i
     assert f"USING INDEX {index}" in plan
 
 
-# writing where it cannot be
+# writes that must fail
 
 
-async def test_a_removed_file_is_not_written_into_the_void(path: Path) -> None:
+async def test_writes_to_a_removed_file_are_refused(path: Path) -> None:
     async with SqliteStore(path) as store:
         await store.insert([sample_job()])
         path.unlink()
@@ -280,7 +282,7 @@ anyio.run(main)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
-def test_a_full_disk_loses_nothing_and_writes_nothing_by_halves(path: Path) -> None:
+def test_a_full_disk_loses_nothing_and_makes_no_partial_write(path: Path) -> None:
     assert run(FULL_DISK, str(path)).strip() == "True"
 
 
@@ -305,7 +307,7 @@ anyio.run(main)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions are POSIX")
 async def test_an_unwritable_file_is_refused_when_it_is_opened() -> None:
-    # Not in pytest's own folder, into which no other user may look.
+    # Other users cannot read pytest's own folder.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "jobs.db"
         await open_and_close(SqliteStore(path))
@@ -316,7 +318,7 @@ async def test_an_unwritable_file_is_refused_when_it_is_opened() -> None:
     assert "readonly" in said or "read-only" in said
 
 
-async def test_a_relative_path_means_where_the_store_was_opened(
+async def test_a_relative_path_is_resolved_when_the_store_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -334,7 +336,7 @@ async def test_a_removed_log_is_noticed(path: Path) -> None:
             await store.insert([sample_job()])
 
 
-async def test_a_job_that_cannot_be_read_stops_no_other(
+async def test_an_unreadable_job_does_not_block_others(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad, good = sample_job(), sample_job()
@@ -397,7 +399,7 @@ os.wait()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forking is POSIX")
 @pytest.mark.parametrize("which", ["same", "another"])
-def test_a_file_is_not_opened_again_by_the_child_of_who_has_it_open(path: Path, which: str) -> None:
+def test_a_forked_child_cannot_open_a_file_that_its_parent_has_open(path: Path, which: str) -> None:
     said = run(FORKED, str(path), which).splitlines()
     assert said == [
         "it was open when this process was forked; open it only after the fork",
@@ -405,7 +407,7 @@ def test_a_file_is_not_opened_again_by_the_child_of_who_has_it_open(path: Path, 
     ]
 
 
-def test_new_processes_may_all_open_a_new_file(path: Path) -> None:
+def test_many_processes_can_open_a_new_file_at_once(path: Path) -> None:
     script = """
 import anyio, sys
 from asyncjobs.stores.sqlite import SqliteStore
@@ -431,7 +433,7 @@ anyio.run(main)
         assert [one.communicate()[0].strip() for one in started] == ["opened"] * 4
 
 
-def test_being_busy_has_several_kinds() -> None:
+def test_every_busy_code_is_recognised() -> None:
     for code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY, sqlite3.SQLITE_BUSY_SNAPSHOT):
         assert is_busy(failed(code))
     assert not is_busy(failed(sqlite3.SQLITE_FULL))
@@ -444,7 +446,7 @@ def failed(code: int) -> sqlite3.OperationalError:
 
 
 class CommitTimer:
-    """A clock on which every commit takes the same time; it notes the thread that asks."""
+    """A clock by which every commit takes the same time; it records the calling thread."""
 
     def __init__(self) -> None:
         self.commit_seconds = 0.0
@@ -476,10 +478,10 @@ async def test_only_quick_commits_are_made_on_the_event_loop(
         assert timer.thread != threading.get_ident()
 
 
-# several at once
+# several processes
 
 
-async def test_a_write_waits_for_another_process_s_lock_without_stopping_the_loop(
+async def test_a_write_waits_for_a_lock_without_blocking_the_loop(
     path: Path,
 ) -> None:
     job, beats = sample_job(), 0
@@ -502,7 +504,7 @@ async def test_a_write_waits_for_another_process_s_lock_without_stopping_the_loo
     assert beats == 5
 
 
-async def test_writes_of_this_process_make_no_notice(path: Path) -> None:
+async def test_writes_of_this_process_send_no_notice(path: Path) -> None:
     noticed: list[Sequence[JobId]] = []
 
     async def listen(changes: AsyncIterator[Sequence[JobId]]) -> None:
@@ -514,14 +516,14 @@ async def test_writes_of_this_process_make_no_notice(path: Path) -> None:
             tasks.start_soon(listen, changes)
             for _ in range(50):
                 await store.insert([sample_job()])
-                await anyio.sleep(0.0002)  # in which it looks
+                await anyio.sleep(0.0002)  # in which it polls
             assert noticed == []
             async with SqliteStore(path) as other:
                 await other.insert([sample_job()])
     assert [*map(list, noticed)] == [[]]
 
 
-async def test_taking_needs_no_write_lock_where_nothing_is_due(path: Path) -> None:
+async def test_taking_needs_no_write_lock_if_nothing_is_due(path: Path) -> None:
     async with SqliteStore(path) as store:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -544,7 +546,7 @@ with open(sys.argv[1], "r+b") as shared:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="these locks are POSIX")
-async def test_a_reader_waits_for_a_recovery_and_the_event_loop_goes_on(path: Path) -> None:
+async def test_a_read_waits_for_a_recovery_without_blocking_the_loop(path: Path) -> None:
     job = sample_job()
     found: list[Job | None] = []
 
@@ -570,14 +572,14 @@ async def test_a_reader_waits_for_a_recovery_and_the_event_loop_goes_on(path: Pa
 
 
 def write(path: Path, statement: str) -> None:
-    """Let another program write into the file."""
+    """Let another program write to the file."""
     with sqlite3.connect(path) as connection:
         connection.execute(statement)
     connection.close()
 
 
 def read(path: Path, query: str) -> object:
-    """Read one value as another program would."""
+    """Read one value as another program does."""
     with sqlite3.connect(path) as connection:
         [value] = connection.execute(query).fetchone()
     connection.close()
@@ -585,6 +587,6 @@ def read(path: Path, query: str) -> object:
 
 
 def run(script: str, *arguments: str) -> str:
-    """Run a script in a process of its own; return what it printed."""
+    """Run a script in its own process; return its output."""
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
