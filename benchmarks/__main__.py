@@ -1,12 +1,12 @@
 """Measure asyncjobs beside hand-written floors and other libraries, in one run.
 
 python -m benchmarks                       # all parts; an hour
-python -m benchmarks stores http --quick   # to see that it works
+python -m benchmarks stores http --quick   # check that everything works
 python -m benchmarks stores --only asyncjobs/redis floor/redis SAQ
 
-It needs Linux and the extra `test`. Libraries that are not installed are left out. PostgreSQL and
-Valkey are started from the wheels of the extra, unless URLs are given. Run nothing else meanwhile,
-and compare only figures of one run: read the ratios.
+Requires Linux and the extra `test`. Libraries that are not installed are left out. PostgreSQL and
+Valkey are started from the wheels of the extra, unless URLs are given. Run nothing else at the same
+time, and only compare figures of one run: read the ratios.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def measured(given: argparse.Namespace, rounds: int) -> tuple[figures.Figures, list[str]]:
-    """Run the parts; return what they found, and what could not be measured."""
+    """Run the parts; return the figures, and the list of failed measurements."""
     logging.getLogger("asyncjobs").setLevel(logging.ERROR)  # Valkey keeps no log here
     with Servers(given.postgres, given.redis) as servers:
         run = Run(servers, rounds, given.quick, tuple(given.only))

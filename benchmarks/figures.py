@@ -1,4 +1,4 @@
-"""The figures of a run, and the file that keeps them with machine, versions and date."""
+"""The figures of a run, and their file, which includes machine, versions and date."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured of one side of a subject, once in each round.
+    """The measurements of one side of a subject, one per round.
 
-    `part` is the module that measured it, `subject` what the sides have in common, such as the
-    store; `side` is whose cost it is, and `measure` what was measured, in `unit`.
+    `part` is the module that measured. `subject` is common to all sides, for example the store.
+    `side` is the measured library or floor. `measure` is the measured quantity, in `unit`.
     """
 
     part: str
@@ -38,12 +38,12 @@ class Figure:
 
     @property
     def value(self) -> float:
-        """The median of the rounds."""
+        """Return the median of the rounds."""
         return statistics.median(self.rounds)
 
 
 class Figures:
-    """The figures of one run, in the order in which they came."""
+    """The figures of one run, in the order in which they were added."""
 
     def __init__(self, found: Iterable[Figure] = ()) -> None:
         self._rounds: dict[tuple[str, str, str, str, str], tuple[float, ...]] = {}
@@ -51,7 +51,7 @@ class Figures:
             self._rounds[one.part, one.subject, one.side, one.measure, one.unit] = one.rounds
 
     def add(self, part: str, subject: str, side: str, measured: Mapping[str, float]) -> None:
-        """Add a round; the unit of a measure is what its name has in brackets, if anything."""
+        """Add a round; the unit of a measure is the part of its name in brackets, if any."""
         for name, value in measured.items():
             measure, _, unit = name.partition(" [")
             key = (part, subject, side, measure, unit.rstrip("]"))
@@ -89,7 +89,7 @@ def read(file: Path) -> tuple[Figures, dict[str, Any]]:
 
 
 def described_run(*, rounds: int, quick: bool) -> dict[str, Any]:
-    """Describe when, on what and with what this run measures."""
+    """Describe the run: date, machine and versions."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "rounds": rounds,

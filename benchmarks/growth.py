@@ -1,7 +1,7 @@
-"""Part `growth`: calls of a store that keeps more and more jobs, and more and more workers.
+"""Part `growth`: calls of a store with more and more jobs, and with more and more workers.
 
-A call to the growing store and one to a store of a thousand jobs take turns: the ratio of the two
-is what the size costs, whatever else the machine does.
+Calls of the growing store and of a store with a thousand jobs take turns: the ratio of the two is
+the cost of the size, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def url(place: Place, store: str, namespace: str) -> str:
 
 
 def ended(job_id: JobId) -> Job:
-    """Make a job that has completed, and is kept for a day."""
+    """Make a job that has completed and is kept for a day."""
     now = datetime.now(UTC)
     job = sample_job(id=job_id, created_at=now)
     lease = Lease(worker="benchmark", token="t", until=now + timedelta(seconds=30))
@@ -81,7 +81,7 @@ def waiting(job_id: JobId) -> Job:
 
 
 class Heap:
-    """A store with jobs in it, and the calls that are measured."""
+    """A store with jobs, and the measured calls."""
 
     def __init__(self, queue: AsyncJobs) -> None:
         self._queue = queue
@@ -95,19 +95,19 @@ class Heap:
             self._ids += ids
 
     async def add_waiting(self, count: int) -> None:
-        """Add jobs that wait; the last one's position is measured."""
+        """Add waiting jobs; the position of the last one is measured."""
         jobs = [waiting(new_job_id()) for _ in range(count)]
         await self._queue.store.insert(jobs)
         self._last = jobs[-1]
 
     async def read(self, number: int) -> None:
-        self._turn += 7919  # apart from each other, as the jobs of clients are
+        self._turn += 7919  # spread over the store, like the jobs of clients
         size = len(self._ids)
         ids = [self._ids[(self._turn + place * size // number) % size] for place in range(number)]
         assert None not in await self._queue.store.get(ids)
 
     async def take(self, number: int) -> None:
-        now = datetime.now(UTC)  # what is taken is due again at once, behind the others
+        now = datetime.now(UTC)  # taken jobs are due again at once, behind the others
         taken = await self._queue.store.take(["default"], now=now, until=now, limit=number)
         assert len(taken) == number
 
@@ -158,7 +158,7 @@ class Growing:
 
 
 def settle(store: str) -> None:
-    """Do at once what PostgreSQL does by itself a while after many inserts."""
+    """Do at once what PostgreSQL's autovacuum does a while after many inserts."""
     if store.startswith("postgresql:"):
         with psycopg.connect(store, autocommit=True) as connection:
             connection.execute("VACUUM ANALYZE")
@@ -167,7 +167,7 @@ def settle(store: str) -> None:
 async def _in_turns(
     one: Callable[[], Awaitable[None]], other: Callable[[], Awaitable[None]], turns: int
 ) -> list[float]:
-    """Return the median of each call, in milliseconds."""
+    """Return the median duration of each call, in milliseconds."""
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(turns):
         for call, times in zip((one, other), taken, strict=True):
@@ -181,7 +181,7 @@ async def _in_turns(
 
 
 async def drained(place: Place, store: str, processes: int, count: int) -> float:
-    """Return how many jobs per second so many worker processes run.
+    """Return how many jobs per second this many worker processes run.
 
     The first quarter of the jobs does not count: not all processes have started by then.
     """

@@ -1,6 +1,6 @@
-"""Part `hooks`: what hooks and telemetry cost a job whose handler does nothing.
+"""Part `hooks`: the cost of hooks and telemetry for a job whose handler does nothing.
 
-Processor time only: what other processes take does not count.
+Only processor time is measured: other processes do not count.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ KINDS: dict[str, Callable[[AsyncJobs], None]] = {
 
 
 async def cpu(url: str, prepare: Callable[[AsyncJobs], None], count: int) -> float:
-    """Return the microseconds of processor time that a job takes, from `enqueue` to `wait`."""
+    """Return the microseconds of processor time of a job, from `enqueue` to `wait`."""
     jobs = AsyncJobs(url)
     prepare(jobs)
 

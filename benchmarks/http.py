@@ -1,4 +1,4 @@
-"""Part `http`: requests per second beside bare routes of the same app, with one server process."""
+"""Part `http`: requests per second compared with bare routes of the same app, on one process."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ APPS = {
     "flask": ("sqlite",),
 }
 BODY = b'{"x":1}'
-#: In how many parts the time of a request is taken, in turns with the bare route.
+#: The number of turns, alternating with the bare route, for each request.
 TURNS = 4
 
 
 @dataclass
 class Loaded:
-    """What came of all the turns of one request."""
+    """The totals of all turns of one request."""
 
     answered: int = 0
     seconds: float = 0.0
@@ -49,7 +49,7 @@ def serving(app: str, place: Place, store: str) -> Generator[tuple[int, Process]
         command = ("gunicorn", "-k", "gthread", "benchmarks.apps:flask()", *limits)
     else:
         quiet = ("--no-access-log", "--log-level=error", "--backlog=4096", "--loop=asyncio")
-        stop = ("--timeout-graceful-shutdown=1",)  # watchers stay
+        stop = ("--timeout-graceful-shutdown=1",)  # watchers never disconnect
         command = (
             "uvicorn",
             "--factory",
@@ -93,7 +93,7 @@ async def _measure(run: Run, subject: str, port: int, process: Process) -> None:
             Request("GET", "/bare", 200),
             Request("GET", completed, 304, headers=unchanged),
         ),
-        # Behind all that were posted.
+        # Queued behind all jobs that were posted.
         "GET waiting": (Request("GET", "/bare", 200), Request("GET", waiting, 200)),
     }
     seconds = Plan(run.quick).seconds

@@ -1,4 +1,4 @@
-"""Measure one side: submit, drain, follow, read. A process of its own does it for each round.
+"""Measure one side: submit, drain, follow, read. Each round runs it in a new process.
 
 The parts `stores` and `engines` start it: `python -m benchmarks.jobs REQUEST`, which prints JSON.
 """
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 60
 
 @dataclass(frozen=True)
 class Request:
-    """What the process is to measure: a side of the catalogue, or ours on the engine."""
+    """The process's task: a side of the catalogue, or an asyncjobs queue on the engine."""
 
     name: str
     on_engine: bool
@@ -42,7 +42,7 @@ class Request:
 
 
 def measured(servers: Servers, request: Request) -> Mapping[str, float]:
-    """Start the process, and return what it found."""
+    """Start the process, and return its figures."""
     with servers.place(request.entry.store) as place:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.jobs", json.dumps(asdict(request))],
@@ -114,7 +114,7 @@ async def _in_place(side: Side, plan: Plan) -> dict[str, float]:
 
 
 async def _all_ended(side: Side, tickets: list[Any], worker: Process | None) -> None:
-    """Wait until all handlers have run, and the results of some can be read."""
+    """Wait until all handlers have run, and a sample of the results can be read."""
     check = worker.check if worker else _nothing
     await until(lambda: stamps.count() >= len(tickets), check, PATIENCE_SECONDS)
     for ticket in tickets if len(tickets) < 100 else spread(tickets, 50):

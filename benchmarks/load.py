@@ -1,4 +1,4 @@
-"""Clients that keep connections to a server of this machine busy, with as little HTTP as needed."""
+"""Clients that keep connections to a local server busy, with as little HTTP as needed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Request:
 
 
 class _Caller(asyncio.Protocol):
-    """Sends a request again when its answer has come, until it is time to stop."""
+    """Repeats a request whenever its answer has arrived, until the time is over."""
 
     def __init__(self, request: Request, until: float) -> None:
         self._request = request.encoded()
@@ -82,7 +82,7 @@ class Load:
 
 
 async def answers(port: int, request: Request, seconds: float) -> Load:
-    """Send a request again and again by several connections."""
+    """Repeat a request on several connections."""
     loop, begun = asyncio.get_running_loop(), time.perf_counter()
 
     def caller() -> _Caller:
@@ -96,7 +96,7 @@ async def answers(port: int, request: Request, seconds: float) -> Load:
 
 
 async def ask(port: int, request: Request) -> tuple[bytes, Any]:
-    """Send one request on a connection of its own; return the head and the JSON body."""
+    """Send one request on a new connection; return the head and the JSON body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request.encoded())
     head = await reader.readuntil(b"\r\n\r\n")

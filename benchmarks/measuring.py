@@ -1,4 +1,4 @@
-"""How rates, latencies and processor time are taken."""
+"""Measurements of rates, latencies and processor time."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CALLERS = 100
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """The amount of measuring."""
 
     quick: bool
 
     @property
     def seconds(self) -> float:
-        """How long each rate is taken."""
+        """Return the seconds of each rate measurement."""
         return 0.1 if self.quick else 1.0
 
     @property
@@ -46,14 +46,14 @@ async def one_after_another(call: Callable[[], Any], seconds: float) -> float:
 
 
 async def in_flight(call: Callable[[], Any], seconds: float) -> float:
-    """Return how many calls per second a hundred callers make, each one after another."""
+    """Return how many calls per second a hundred callers make, each one call at a time."""
     begun = time.perf_counter()
     made = await _called(call, lambda _: time.perf_counter() - begun < seconds)
     return len(made) / (time.perf_counter() - begun)
 
 
 async def many(call: Callable[[], Any], count: int) -> list[Any]:
-    """Return what so many calls return, a hundred at a time."""
+    """Return the results of this many calls, a hundred at a time."""
     return await _called(call, lambda begun: begun < count)
 
 
@@ -70,7 +70,7 @@ async def _called(call: Callable[[], Any], more: Callable[[int], bool]) -> list[
     def blocking_caller() -> None:
         nonlocal begun
         while more(begun):
-            begun += 1  # two threads may count one: a call more, which is counted by `found`
+            begun += 1  # two threads may count one: an additional call, which `found` includes
             found.append(call())
 
     if inspect.iscoroutinefunction(call):
@@ -83,10 +83,10 @@ async def _called(call: Callable[[], Any], more: Callable[[int], bool]) -> list[
 
 
 async def latencies(call: Callable[[], Awaitable[object]], count: int) -> dict[str, float]:
-    """Return how many milliseconds a call takes, of calls with pauses between them."""
+    """Return the milliseconds of a call, for calls with pauses between them."""
     taken: list[float] = []
     for number in range(count):
-        # Of different lengths, so that no timer of the other side keeps step with them.
+        # Pauses of different lengths: no timer of the other side can synchronise with them.
         await asyncio.sleep(0.004 + 0.008 * (number * 37 % 100) / 100)
         begun = time.perf_counter()
         await call()
@@ -96,7 +96,7 @@ async def latencies(call: Callable[[], Awaitable[object]], count: int) -> dict[s
 
 
 async def until(condition: Callable[[], Any], check: Callable[[], None], seconds: float) -> None:
-    """Wait until a condition is true; `check` raises if that can no longer come."""
+    """Wait until a condition is true; `check` raises if it can no longer become true."""
     give_up = time.perf_counter() + seconds
     while not await settled(condition()):
         check()
@@ -106,6 +106,6 @@ async def until(condition: Callable[[], Any], check: Callable[[], None], seconds
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """Return some of the items, evenly apart, the last among them."""
+    """Return some of the items, evenly spaced, including the last one."""
     step = max(1, len(items) // count)
     return list(items[::-step])

@@ -1,4 +1,4 @@
-"""The tables and plots of the documentation page, made from the figures of a run."""
+"""Writes the tables and plots of the documentation page from the figures of a run."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ BARS = (
 )
 ROUTES = ("POST", "GET completed", "GET unchanged", "GET waiting")
 CALLS = ("read 1", f"read {BATCH}", "take 1", f"take {BATCH}", "position of the last")
-#: The calls of the plots of growth, by how the plots call them.
+#: The calls in the plots of growth, with their names in the plots.
 PLOTTED = {f"read {BATCH}": "read", f"take {BATCH}": "take", CALLS[-1]: "position"}
 
 Row = Sequence[str]
 
 
 def rewritten(text: str, figures: Figures, run: Mapping[str, Any]) -> str:
-    """Return the page with each table between its markers as the figures are."""
+    """Return the page, with the table between each pair of markers replaced."""
 
     def replace(found: re.Match[str]) -> str:
         name = found["name"]
@@ -57,7 +57,7 @@ def rewritten(text: str, figures: Figures, run: Mapping[str, Any]) -> str:
 
 
 def machine(run: Mapping[str, Any]) -> str:
-    """Describe the run: date, machine, versions."""
+    """Describe the run: date, machine and versions."""
     where = run["machine"]
     rounds = f"medians of {run['rounds']} rounds" if run["rounds"] > 1 else "one round"
     short = ", a quick run whose figures mean little" if run["quick"] else ""
@@ -70,7 +70,7 @@ def machine(run: Mapping[str, Any]) -> str:
 
 
 def stores(figures: Figures) -> str:
-    """Make a table for each store: its sides, and ours of the floor."""
+    """Make a table for each store: its sides, and the ratio of asyncjobs to the floor."""
     tables: list[str] = []
     for store in STORES:
         sides = _sides(figures, "stores", store)
@@ -111,7 +111,7 @@ def http(figures: Figures) -> str:
 
 
 def watchers(figures: Figures) -> str:
-    """Make the table of watchers, by how many there are."""
+    """Make the table of watchers, by their number."""
     measures = {
         "memory of each": "memory of each (KiB)",
         "CPU of each event": "CPU of each event (us)",
@@ -158,7 +158,7 @@ def processes(figures: Figures) -> str:
 
 
 def engines(figures: Figures) -> str:
-    """Make the table of engines: the engine's own task, and a job of ours on it."""
+    """Make the table of engines: the engine's own task, and an asyncjobs job on it."""
     rows = [
         [
             f"{engine}{'' if engine != 'Procrastinate' else ' (keeps no result)'}",
@@ -216,7 +216,7 @@ TABLES: Mapping[str, Callable[[Figures], str]] = {
 
 
 def draw(folder: Path, figures: Figures) -> None:
-    """Write the plots for which there are figures."""
+    """Write the plots that have figures."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, plot in drawn(figures).items():
         (folder / f"{name}.svg").write_text(plot, encoding="utf-8")
@@ -257,7 +257,7 @@ def drawn(figures: Figures) -> dict[str, str]:
     return found
 
 
-# the figures, by what a table or a plot wants
+# selections of figures for tables and plots
 
 
 def _subjects(figures: Figures, part: str) -> list[str]:
@@ -278,7 +278,7 @@ def _groups(figures: Figures, part: str, measure: str) -> dict[str, dict[str, fl
 
 
 def _by_size(figures: Figures, part: str, measure: str) -> dict[str, plots.Points]:
-    """Return a series for each side, if there are two sizes or more; the subjects are the sizes."""
+    """Return a series for each side if there are at least two sizes; the subjects are the sizes."""
     found: dict[str, list[tuple[float, float]]] = {}
     for one in figures.of(part):
         if one.measure == measure:

@@ -1,4 +1,4 @@
-"""The servers of a run, and the place on them that one measurement has for itself."""
+"""The servers of a run, and the exclusive place of each measurement on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOBODY = 65534  # PostgreSQL refuses to run as root
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, a database and a Redis that nothing else uses meanwhile."""
+    """A folder, a database and a Redis that nothing else uses at the same time."""
 
     folder: str
     postgres: str
@@ -31,11 +31,11 @@ class Place:
 
     @classmethod
     def current(cls) -> Place:
-        """Return the place that the starter of this process has named."""
+        """Return the place that the parent process has passed on."""
         return cls(**json.loads(os.environ[_VARIABLE]))
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of a process that measures, or works, here."""
+        """Return the environment of a child process that measures or works here."""
         return {
             **os.environ,
             _VARIABLE: json.dumps(asdict(self)),
@@ -44,13 +44,13 @@ class Place:
         }
 
     def store(self, kind: str) -> str:
-        """Return the URL of a store of ours."""
+        """Return the URL of an asyncjobs store."""
         urls = {"postgres": self.postgres, "redis": self.redis, "memory": "memory://"}
         return urls.get(kind, f"sqlite:///{self.folder}/jobs.db")
 
 
 class Servers:
-    """PostgreSQL and Redis: those of the URLs, or started from the wheels that the tests use.
+    """PostgreSQL and Redis: given by URLs, or started from the wheels of the tests.
 
     Servers of the wheels have the durability that PostgreSQL and Valkey have by default, except
     that Valkey writes no snapshots.
@@ -77,7 +77,7 @@ class Servers:
 
     @contextmanager
     def place(self, store: str) -> Generator[Place]:
-        """Make a place, and clean it up; it has a database only for the store `postgres`."""
+        """Make a place, and clean it up; only the store `postgres` gets a database."""
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(dir=self._folder))
             database = stack.enter_context(self._database()) if store == "postgres" else ""
@@ -102,7 +102,7 @@ class Servers:
         from tests.conftest import OwnServer, is_root  # noqa: PLC0415  # only without a URL
 
         class Durable(OwnServer):
-            """The tests' server, with PostgreSQL's own durability."""
+            """The tests' server, with PostgreSQL's default durability."""
 
             def resume(self) -> None:
                 options = "-c listen_addresses=127.0.0.1 -c unix_socket_directories=''"

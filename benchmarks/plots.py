@@ -1,4 +1,4 @@
-"""Plots as SVG text: bars of one unit, and lines over a size. They need nothing but a browser."""
+"""Plots as SVG text: bars with one unit, and lines over a size. They only need a browser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTH, MARGIN, LEFT, ROW, GAP = 800, 16, 290, 20, 14
 TOP, LINES_HEIGHT, LEGEND = 60, 260, 190
 OURS, FLOOR = "#0a7d5a", "#8a8f98"
 COLOURS = ("#4c78a8", "#e0a030", "#b5639a", "#72b7b2", "#c44e52")
-#: What others are measured against.
+#: The reference of the comparison.
 GREY = ("floor", "own", "bare")
 DASHES = ("none", "6 3", "2 3")
 
@@ -20,7 +20,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def bars(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> str:
-    """Draw a bar for each side of each group, by one scale."""
+    """Draw a bar for each side of each group, on one scale."""
     most = max(value for sides in groups.values() for value in sides.values())
     room = WIDTH - LEFT - MARGIN - 90
     parts, y = _title(title, unit), TOP
@@ -94,7 +94,7 @@ def _colour(side: str, place: int) -> str:
 
 
 def _round_up(value: float) -> float:
-    """Return the next value that quarters well."""
+    """Return the next higher value that divides well by four."""
     power = 10 ** math.floor(math.log10(value)) if value > 0 else 1.0
     return next(power * step for step in (1, 2, 4, 8, 10, 20) if power * step >= value)
 
@@ -121,6 +121,6 @@ def _text(
 def _svg(height: float, parts: Sequence[str]) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}"'
     font = 'font-family="system-ui, sans-serif"'
-    # White, so that it can be read on a dark page.
+    # White, so that it is readable on a dark page.
     ground = f'<rect width="{WIDTH}" height="{height:.0f}" fill="#fff"/>'
     return "\n".join([f"{head} {font}>", ground, *parts, "</svg>", ""])

@@ -1,4 +1,4 @@
-"""Processes that are measured: how they are started, and what they take."""
+"""Measured processes: how they are started, and the resources that they use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Process:
-    """A Python process that runs inside a `with` block, and what it says."""
+    """A Python process that runs inside a `with` block, and its output."""
 
     def __init__(self, arguments: Sequence[str], place: Place, **environment: str) -> None:
         self._arguments = arguments
@@ -44,21 +44,21 @@ class Process:
         self._log.close()
 
     def check(self) -> None:
-        """Raise if it has ended, with what it said."""
+        """Raise an error with the output if the process has ended."""
         if self._process.poll() is not None:
             raise RuntimeError(f"{self._arguments} has ended: {self.log()}")
 
     def log(self) -> str:
-        """Return the end of what it said."""
+        """Return the end of the output."""
         self._log.seek(0)
         return self._log.read()[-3000:]
 
     def cpu(self) -> float:
-        """Return the seconds of processor time that it and its children have taken (Linux)."""
+        """Return the processor seconds of the process and its children (Linux)."""
         return sum(_cpu_of(one) for one in _with_children(self._process.pid))
 
     def memory(self) -> int:
-        """Return the bytes of memory that it holds, without its children (Linux)."""
+        """Return the resident memory in bytes, without its children (Linux)."""
         status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8")
         [line] = (line for line in status.splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) * 1024

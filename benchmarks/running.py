@@ -1,4 +1,4 @@
-"""What a run gives to each part."""
+"""The arguments that a run passes to each part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Run:
     servers: Servers
     rounds: int
     quick: bool
-    #: Names of sides; all, if there are none.
+    #: Names of sides; all if empty.
     only: tuple[str, ...] = ()
     figures: Figures = field(default_factory=Figures)
     failed: list[str] = field(default_factory=list[str])
@@ -26,9 +26,9 @@ class Run:
 
     @contextmanager
     def attempt(self, what: str) -> Generator[None]:
-        """Go on with the others if this cannot be measured; the run fails at its end."""
+        """Continue with other measurements if this one fails; the run fails at its end."""
         try:
             yield
-        except Exception:  # noqa: BLE001  # whatever a library raises
+        except Exception:  # noqa: BLE001  # any error of a library
             traceback.print_exc()
             self.failed.append(what)

@@ -1,6 +1,6 @@
-"""What a handler does that is measured: it leaves the moment at which it ran in a file.
+"""The measured handler appends the time at which it ran to a file.
 
-The process that measures reads the file, so that the store is not asked meanwhile.
+The measuring process reads the file, so that it does not query the store at the same time.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _VARIABLE = "BENCHMARK_STAMPS"
 
 
 def use(file: Path) -> None:
-    """Name the file to this process and to those it starts."""
+    """Set the file for this process and its children."""
     file.touch()
     os.environ[_VARIABLE] = str(file)
     _descriptor.cache_clear()
 
 
 def stamp(now: float) -> None:
-    """Append a moment; appends of this size are atomic, whatever process or thread makes them."""
+    """Append a time; appends of this size are atomic in all processes and threads."""
     os.write(_descriptor(), _MOMENT.pack(now))
 
 
@@ -40,5 +40,5 @@ def read() -> list[float]:
 
 
 def clear() -> None:
-    """Forget the moments; no handler may be running."""
+    """Delete the times; no handler may be running."""
     os.truncate(os.environ[_VARIABLE], 0)

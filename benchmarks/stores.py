@@ -1,4 +1,4 @@
-"""Part `stores`: ours, a floor and others on each store, in turns."""
+"""Part `stores`: asyncjobs, a floor and other libraries on each store, in turns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.sides.catalogue import SIDES
 
 def measure(run: Run) -> None:
     names = [name for name, entry in SIDES.items() if entry.installed and run.wants(name)]
-    if run.quick and not run.only:  # the part `engines` has the engines
+    if run.quick and not run.only:  # the part `engines` measures these
         names = [name for name in names if "/" in name]
     for number in range(run.rounds):
         for name in names if number % 2 == 0 else reversed(names):

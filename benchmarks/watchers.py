@@ -1,4 +1,4 @@
-"""Part `watchers`: what each watcher of a job takes, and how soon all know of a change."""
+"""Part `watchers`: the resources of each watcher of a job, and the delay until all get a change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHANGES = 15
 
 
 class Watcher(asyncio.Protocol):
-    """Reads events; notes how long after its change each came."""
+    """Reads events; records the delay of each."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -60,10 +60,10 @@ def measure(run: Run) -> None:
 
 async def _measure(port: int, process: Process, count: int) -> dict[str, float]:
     _, ids = await ask(port, Request("GET", "/ids", 200))
-    await _watch(port, ids["path"], 20)  # what the first ones load is not theirs
+    await _watch(port, ids["path"], 20)  # the first ones load modules
     before = process.memory()
     watchers: list[Watcher] = []
-    while len(watchers) < count:  # not more at once than a server has room to queue
+    while len(watchers) < count:  # no more at once than the server's backlog
         watchers += await _watch(port, ids["path"], min(200, count - len(watchers)))
     found = {"memory of each [KiB]": (process.memory() - before) / count / 1024}
     medians: list[float] = []
@@ -93,5 +93,5 @@ async def _watch(port: int, path: str, count: int) -> list[Watcher]:
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  # all of some thousand watchers
+        while not condition():  # noqa: ASYNC110  # checks some thousand watchers
             await asyncio.sleep(0.002)

@@ -1,4 +1,4 @@
-"""The sides there are, by name, and which of them this machine can measure."""
+"""All sides by name, and the subset that this machine can measure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STORES = ("memory", "sqlite", "postgres", "redis")
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a side is found: its class, what that takes, and the package that it needs."""
+    """The location of a side: its class, its arguments, and the package that it needs."""
 
     store: str
     module: str
@@ -38,7 +38,7 @@ def _ours(store: str, dispatcher: str) -> Entry:
     return Entry(store, "ours", "Ours", arguments=(store, dispatcher))
 
 
-#: Ours first, then the floor, then others, for each store.
+#: asyncjobs first, then the floor, then others, for each store.
 SIDES = {
     "asyncjobs local/memory": _ours("memory", "local"),
     "floor/memory": Entry("memory", "floor_memory", "MemoryFloor"),
@@ -60,7 +60,7 @@ SIDES = {
     "taskiq": Entry("redis", "on_taskiq", "TaskiqTasks", "taskiq_redis"),
 }
 
-#: Jobs of ours on an engine, by the name of the engine.
+#: asyncjobs queues on an engine, by the name of the engine.
 ON_ENGINES = {
     "Celery": Entry("redis", "on_celery", "OnCelery", "celery"),
     "dramatiq": Entry("redis", "on_dramatiq", "OnDramatiq", "dramatiq"),

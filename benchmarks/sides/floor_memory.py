@@ -32,7 +32,7 @@ class MemoryFloor(Side):
         task = asyncio.create_task(self._run(record))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        await asyncio.sleep(0)  # as a caller does that waits for a store
+        await asyncio.sleep(0)  # like a caller that waits for a store
         return ticket
 
     async def _run(self, record: Record) -> None:

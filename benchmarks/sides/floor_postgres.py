@@ -1,6 +1,6 @@
-"""The floor on PostgreSQL, by asyncpg: arrays instead of rows, and one notice per statement.
+"""The floor on PostgreSQL with asyncpg: arrays instead of rows, and one notice per statement.
 
-Submissions, outcomes and reads that come together are one statement each. The worker claims in
+Concurrent submissions, outcomes and reads are merged to one statement each. The worker claims in
 batches (`SKIP LOCKED`) and listens for notices.
 """
 

@@ -1,8 +1,8 @@
-"""The floor on Redis: a hash per job, and the ids of those that are due in a sorted set.
+"""The floor on Redis: a hash per job, and the ids of due jobs in a sorted set.
 
 Commands of one turn of the event loop leave in one write; a script submits, one takes and one
-finishes a batch. A job that was taken is due again when its lease has lapsed, so that a worker that
-dies loses none.
+finishes a batch. A taken job is due again when its lease has lapsed, so no job is lost with a
+worker that dies.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ end
 
 
 class Wire(asyncio.Protocol):
-    """A connection; what is asked in one turn of the event loop leaves in one write."""
+    """A connection; commands of one turn of the event loop leave in one write."""
 
     def __init__(self) -> None:
         self._reader = cast("Any", hiredis).Reader()
@@ -84,7 +84,7 @@ class Wire(asyncio.Protocol):
 
 
 async def connect(url: str) -> Wire:
-    """Connect to the server of a URL, which asks for no password."""
+    """Connect to the server of a URL without a password."""
     parts = urlsplit(url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 6379
     _, wire = await asyncio.get_running_loop().create_connection(Wire, host, port)

@@ -1,8 +1,8 @@
-"""The floor on SQLite: one writing thread, and transactions of all that came meanwhile.
+"""The floor on SQLite: one writing thread, and a transaction for all pending writes.
 
-As durable as the SQLite store (WAL, `synchronous=FULL`), with a row of the same kind: id, state,
-payload, times, result. The worker claims and finishes in batches. It notices new rows by the file's
-`data_version`, read each millisecond.
+As durable as the SQLite store (WAL, `synchronous=FULL`), with similar rows: id, state, payload,
+times, result. The worker claims and finishes in batches. It notices new rows by the file's
+`data_version`, which it reads each millisecond.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def connect(folder: str) -> sqlite3.Connection:
 
 
 class Writer:
-    """A connection and the thread that writes by it."""
+    """A connection and the thread that writes with it."""
 
     def __init__(self, folder: str) -> None:
         self._db = connect(folder)
         self._thread = ThreadPoolExecutor(1)
 
     async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
-        """Change something in a transaction, on the thread."""
+        """Make a change in a transaction, on the thread."""
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, self._transact, change
         )
@@ -132,7 +132,7 @@ async def work(folder: str) -> None:
             continue
         claimed = await writer.write(lambda db: db.execute(CLAIM, (time.time(),)).fetchall())
         await asyncio.gather(*(run(one) for one, _payload in claimed))
-        # The writes of this process change the version too: only after none were found is it known.
+        # Writes of this process change the version, too: only an empty claim makes it valid.
         version = None if claimed else found
 
 

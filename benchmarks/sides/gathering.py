@@ -1,4 +1,4 @@
-"""What calls of a floor have in common: those that come while one is under way go out together."""
+"""Batching for the floors: calls that arrive while one is under way are sent together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Gathering(Generic[T, R]):
         self._sender: asyncio.Task[None] | None = None
 
     def __call__(self, item: T) -> asyncio.Future[R]:
-        """Return the future of what comes back for the item."""
+        """Return the future of the item's result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._waiting.append((item, future))

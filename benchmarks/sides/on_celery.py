@@ -1,4 +1,4 @@
-"""Celery with Redis, and jobs of ours on it; one worker with `--pool solo`."""
+"""Celery with Redis, and asyncjobs on it; one worker with `--pool solo`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dramatiq with Redis and its results, and jobs of ours on it; one process of eight threads."""
+"""dramatiq with Redis and its results, and asyncjobs on it; one process with eight threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the modules of engines share: the queue of ours that runs its jobs on the engine."""
+"""Shared by the modules of engines: the asyncjobs queue that runs its jobs on the engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from asyncjobs import AsyncJobs, Dispatcher
 from benchmarks.places import Place
 from benchmarks.sides.ours import with_handler
 
-#: An engine's module is loaded by its worker, too, which learns from the environment where it is.
+#: The engine's worker loads its module, too, and gets its place from the environment.
 PLACE = Place.current()
 
 

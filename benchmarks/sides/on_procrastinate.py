@@ -1,4 +1,4 @@
-"""Procrastinate, and jobs of ours on it, in one PostgreSQL; one worker."""
+"""Procrastinate, and asyncjobs on it, in one PostgreSQL; one worker."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Worker(Side):
 
 
 class ProcrastinateTasks(_Worker):
-    """Procrastinate keeps no results; it is asked for the status."""
+    """Procrastinate keeps no results; its status is read instead."""
 
     keeps_results = False
     opened = _Worker.connected

@@ -1,4 +1,4 @@
-"""RQ, and jobs of ours on it; one `SimpleWorker`, which does not fork."""
+"""RQ, and asyncjobs on it; one `SimpleWorker`, which does not fork."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.stamps import stamp
 
 MODULE = "benchmarks.sides.on_rq"
 
-# redis-py and RQ type these by dicts of anything.
+# redis-py and RQ type these as dicts of any value.
 connection: Any = cast("Any", Redis).from_url(PLACE.redis)
 queue: Any = Queue(connection=connection)
 dispatcher = RQDispatcher(connection, f"{MODULE}.run_job")

@@ -1,4 +1,4 @@
-"""SAQ with Redis, and jobs of ours on it; one worker."""
+"""SAQ with Redis, and asyncjobs on it; one worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.sides.ours import OnQueue
 from benchmarks.sides.side import CONCURRENCY, PAYLOAD, RESULT, Side
 from benchmarks.stamps import stamp
 
-# Each of the worker's jobs waits on a connection of its own; the driver allows a hundred.
+# Each of the worker's jobs waits on its own connection; the driver allows a hundred.
 queue = Queue.from_url(f"{PLACE.redis}?max_connections=500")
 dispatcher = SAQDispatcher(queue)
 jobs = queue_on(dispatcher)
@@ -37,8 +37,8 @@ class _Worker(Side):
     @asynccontextmanager
     async def connected(self) -> AsyncGenerator[None]:
         await queue.connect()
-        # The worker's sweep would abort jobs that it has fetched and not begun. The first sweep
-        # has a lock for as long as is asked for.
+        # The worker's sweep would abort jobs that it has fetched but not started. The first sweep
+        # locks out others for the requested time.
         await queue.sweep(lock=3600)
         yield
         await queue.disconnect()

@@ -1,4 +1,4 @@
-"""taskiq with taskiq-redis, and jobs of ours on it; one worker process."""
+"""taskiq with taskiq-redis, and asyncjobs on it; one worker process."""
 
 from __future__ import annotations
 

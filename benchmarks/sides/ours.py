@@ -1,4 +1,4 @@
-"""asyncjobs: with a worker process apart (the command's own), and with the jobs run in place."""
+"""asyncjobs: with a separate worker process (the command's own), and with jobs run in place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _VARIABLE = "BENCHMARK_STORE"
 
 
 def with_handler(jobs: AsyncJobs) -> AsyncJobs:
-    """Give a queue its one handler."""
+    """Register the one handler of a queue."""
 
     @jobs.handler("noop")
     async def noop(_payload: dict[str, int], _job: JobContext) -> int:
@@ -29,7 +29,7 @@ def with_handler(jobs: AsyncJobs) -> AsyncJobs:
 
 
 class OnQueue(Side):
-    """Jobs of a queue of ours, whatever runs them."""
+    """Jobs of an asyncjobs queue, on any dispatcher."""
 
     jobs: AsyncJobs
 
@@ -48,7 +48,7 @@ class OnQueue(Side):
 
 
 class Ours(OnQueue):
-    """A store of ours, and how its jobs are run: `local` in this process, or by `worker`."""
+    """An asyncjobs store; jobs run `local` in this process, or in a `worker`."""
 
     def __init__(self, place: Place, store: str, dispatcher: str) -> None:
         super().__init__(place)
@@ -60,7 +60,7 @@ class Ours(OnQueue):
     def worker(self) -> Sequence[str]:
         if not self._apart:
             return ()
-        os.environ[_VARIABLE] = self._url  # for the process that is started
+        os.environ[_VARIABLE] = self._url  # for the child process
         target, concurrency = "benchmarks.sides.ours:jobs", f"--concurrency={CONCURRENCY}"
         return ("-m", "asyncjobs", "worker", target, concurrency, "--log-level=warning")
 

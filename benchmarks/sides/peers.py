@@ -1,4 +1,4 @@
-"""Libraries that no dispatcher of ours uses: they are measured if they are installed."""
+"""Libraries without an asyncjobs dispatcher; they are measured if they are installed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from benchmarks.places import Place
 from benchmarks.sides.side import CONCURRENCY, RESULT, Side
 from benchmarks.stamps import stamp
 
-# Neither is part of the extra `test`, so that no type checker knows them.
+# Neither is part of the extra `test`, so type checkers do not know them.
 _Library = Any
 
 
 def _worker(kind: str) -> Sequence[str]:
-    # Not by `-m`: Huey finds a task by its module, which would be `__main__`.
+    # Not with `-m`: Huey finds a task by its module, which would be `__main__`.
     names = "from benchmarks.places import Place; from benchmarks.sides import peers"
     return ("-c", f"{names}; peers.{kind}(Place.current()).work()")
 
 
 class Litequeue(Side):
-    """A queue in a SQLite file; the loop of its worker is ours. It keeps no results."""
+    """A queue in a SQLite file, with a worker loop of its own here. It keeps no results."""
 
     blocking = True
     keeps_results = False
@@ -58,7 +58,7 @@ class Litequeue(Side):
 
 
 class Huey(Side):
-    """Huey in a SQLite file, whose `fsync` is off by default; four threads."""
+    """Huey in a SQLite file, with `fsync` off by default; four threads."""
 
     blocking = True
 
@@ -88,7 +88,7 @@ class Huey(Side):
 
 
 class PgQueuer(Side):
-    """PgQueuer by asyncpg. It keeps no results; the status is read from its log."""
+    """PgQueuer with asyncpg. It keeps no results; the status is read from its log."""
 
     keeps_results = False
 

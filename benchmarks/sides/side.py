@@ -1,4 +1,4 @@
-"""A way to run jobs, behind the few calls that measurements make."""
+"""A library or floor, behind the few methods that measurements call."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from benchmarks.places import Place
 
-#: How many jobs a worker process may hold at once, if its library lets one say so.
+#: How many jobs a worker process may hold at once, if its library has such a setting.
 CONCURRENCY = 100
 
-#: What each job gets, and what it returns.
+#: The payload and the result of each job.
 PAYLOAD = {"x": 1}
 RESULT = 1
 
@@ -25,28 +25,28 @@ async def nothing() -> AsyncGenerator[None]:
 class Side:
     """A library, or a floor.
 
-    Where a library blocks, `blocking` is set and the methods are plain functions: measurements then
-    use threads where several callers are wanted.
+    Blocking libraries set `blocking`, and their methods are plain functions: measurements then use
+    threads for several callers.
     """
 
     blocking = False
-    #: Whether a result is kept in the store, and read by `ended`.
+    #: Whether the store keeps a result, which `ended` reads.
     keeps_results = True
-    #: Jobs that a worker process is given at once; fewer for those that would take minutes.
+    #: The number of jobs in a drain; lower if that would take minutes.
     drained = 5000
 
     def __init__(self, place: Place) -> None:
         self.place = place
 
     def opened(self) -> AbstractAsyncContextManager[object]:
-        """Return what must be open while jobs are submitted."""
+        """Return the context manager that is open while jobs are submitted."""
         return nothing()
 
     def submit(self) -> Any:
-        """Submit one job that does nothing; return by what it is found again."""
+        """Submit one job that does nothing; return the ticket by which it is found again."""
         raise NotImplementedError
 
-    #: `submit_many(count)` submits that many by one call, and returns their tickets in order.
+    #: `submit_many(count)` submits that many in one call, and returns their tickets in order.
     submit_many: Any = None
 
     def ended(self, ticket: Any) -> Any:
@@ -59,5 +59,5 @@ class Side:
 
 
 async def settled(value: Any) -> Any:
-    """Return the value, or what it comes to."""
+    """Return a value, or the result of an awaitable."""
     return await value if inspect.isawaitable(value) else value
