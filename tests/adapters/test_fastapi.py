@@ -89,7 +89,7 @@ def nested(accept: Accept) -> Acceptor:
     return accept
 
 
-def test_operations_have_ids_of_their_own_with_several_mounts() -> None:
+def test_operation_ids_are_distinct_with_several_mounts() -> None:
     app, _ = make_app()
     mount(app, AsyncJobs("memory://"), prefix="/other")
     document = app.openapi()

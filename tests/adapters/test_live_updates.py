@@ -91,7 +91,7 @@ def ended(site: Any) -> tuple[str, int]:
     return url, finish(site, job_id)
 
 
-def test_a_stream_begins_with_retry_and_the_job_and_ends_after_the_terminal_event(
+def test_a_stream_starts_with_the_job_and_ends_after_its_terminal_event(
     site: Any,
 ) -> None:
     url, job_id = begin(site)

@@ -329,9 +329,7 @@ def test_a_hook_sends_no_request_if_the_submission_returned_the_end(
     assert [one.url for one in seen.requests if job.id in one.url] == []
 
 
-def test_a_hook_has_failed_if_a_newer_server_ended_the_job_with_an_unknown_status(
-    hooked: Hooked, job: Any
-) -> None:
+def test_a_hook_treats_an_unknown_terminal_status_as_failed(hooked: Hooked, job: Any) -> None:
     job.tell(result={"rows": 7})
     document = {**job.until_ended(), "status": "skipped", "result": None}
     page = hooked("events", {"jobId": job.id, "statusUrl": None, "document": document})

@@ -304,7 +304,7 @@ def test_a_cancellation_returns_the_version() -> None:
 ETAG = {"etag": '"4"'}
 
 
-def test_a_status_that_the_client_does_not_know_ends_the_job_if_the_job_is_complete() -> None:
+def test_an_unknown_status_of_a_complete_job_ends_the_job() -> None:
     ended = {"jobId": "1", "status": "skipped", "completedAt": "2026-01-01T00:00:00Z"}
     job = client_of({"/j": [Reply(200, json=ended)]}).attach("/j")
     with pytest.raises(RemoteJobFailed, match="'skipped', which this client does not know") as no:

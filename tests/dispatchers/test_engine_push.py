@@ -74,7 +74,7 @@ async def test_a_refused_job_does_not_affect_others() -> None:
     assert engine.ids == [job.id for job in jobs if job.type == "taken"]
 
 
-async def test_the_queue_of_a_job_is_that_of_the_options_or_else_of_the_policy() -> None:
+async def test_the_queue_of_the_options_overrides_that_of_the_policy() -> None:
     engine = SlowEngine(options={"optional": Named("options"), "plain": Named(None)})
     assert engine.queue_for("other", "default") is None
     assert engine.queue_for("other", "policy") == "policy"

@@ -52,7 +52,7 @@ class EngineConformance(OnWorkers, DispatcherConformance, WorkerLossConformance)
             Sent(engine.task_name("shop"), message, engine.settings)
         ]
 
-    async def test_the_queue_is_that_of_the_options_or_else_of_the_policy(
+    async def test_the_queue_of_the_options_overrides_that_of_the_policy(
         self, engine: Engine, own_urls: Urls
     ) -> None:
         jobs = {

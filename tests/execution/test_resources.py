@@ -75,7 +75,7 @@ def with_handlers(jobs: AsyncJobs) -> AsyncJobs:
     return jobs
 
 
-def test_a_lifespan_that_is_no_context_manager_is_refused() -> None:
+def test_a_lifespan_that_returns_no_context_manager_is_refused() -> None:
     async def generator() -> AsyncGenerator[None]:
         yield
 

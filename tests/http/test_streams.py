@@ -126,7 +126,7 @@ async def test_events_of_a_terminal_job_are_its_terminal_state(place: PlaceOf, a
     assert of(only)["status"] == "completed"
 
 
-async def test_another_caller_gets_the_events_of_no_job(place: PlaceOf) -> None:
+async def test_another_caller_gets_the_events_of_an_unknown_job(place: PlaceOf) -> None:
     at = place()
     async with at.jobs:
         job = await at.begun()
