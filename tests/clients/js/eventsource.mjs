@@ -1,8 +1,8 @@
-// Prints each event that an EventSource gets, until it is closed for good.
+// Prints each event of an EventSource until it is closed.
 import { EventSource } from "eventsource";
 
 const source = new EventSource(process.argv[2]);
-// A pause before it connects again is no reason for Node to go on.
+// Node would exit in the pause before a reconnection.
 const alive = setInterval(() => {}, 60_000);
 
 source.onmessage = ({ lastEventId, data }) =>

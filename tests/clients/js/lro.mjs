@@ -1,4 +1,4 @@
-// Follows jobs by @azure/core-lro, and prints how each of them ended.
+// Follows jobs with @azure/core-lro, and prints their outcomes.
 import { createHttpPoller } from "@azure/core-lro";
 
 const base = process.argv[2];
@@ -13,7 +13,7 @@ async function send(method, path, options = {}) {
     headers: Object.fromEntries(response.headers),
     body,
   };
-  // As the pipelines of Azure's own clients do with what is no success.
+  // The pipelines of Azure's own clients throw such errors.
   if (response.status >= 400) {
     throw Object.assign(new Error(body.error), { name: "RestError", code: body.code });
   }
@@ -40,7 +40,7 @@ async function follow(kind, withoutOperation) {
         return send("GET", path);
       },
     },
-    // Far too long for the test: it is the server's Retry-After that counts.
+    // Far too long for the test: the server's Retry-After applies.
     { intervalInMs: 60_000 },
   );
   try {

@@ -1,4 +1,4 @@
-// Whatever the network does: what is seen only grows, the end is seen once, nobody asks too soon.
+// Under any network faults, versions increase, the end is seen once, and no request is too early.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { followJob } from "./client/client.js";
@@ -23,7 +23,7 @@ const storyOf = (random) => {
   return states;
 };
 
-/** Streams as they are, and as they are not meant to be. */
+/** Correct and faulty streams. */
 const streamOf = (random) => async (source, world) => {
   const kind = Math.floor(random() * 6);
   await world.clock.wait(5);
@@ -33,7 +33,7 @@ const streamOf = (random) => async (source, world) => {
   source.say(world.present);
   while (world.next()) {
     await world.clock.wait(world.next().at - world.clock.at);
-    if (kind === 3) return; // it dies, and nobody is told
+    if (kind === 3) return; // it ends without an error
     if (kind === 4) source.fail(random() < 0.3);
     for (let copies = random() * 3; copies > 0; copies--) source.say(world.present);
     if (random() < 0.3) source.say(world.states[0].document); // out of order
@@ -89,7 +89,7 @@ for (const transport of ["events", "wait", "poll"]) {
   });
 }
 
-test("a poll is at most as frequent as told, and a held read costs one request in 25 seconds", async () => {
+test("polls respect Retry-After, and held reads cost one request in 25 seconds", async () => {
   const states = [
     { at: -1, document: { jobId: "job_1", status: "processing", progress: 1, version: 1 } },
     { at: 74_000, document: { jobId: "job_1", status: "completed", progress: 100, version: 2 } },
@@ -108,7 +108,7 @@ test("a poll is at most as frequent as told, and a held read costs one request i
   assert.ok(costs.poll[0] <= 38 && costs.poll[1] < 76_050);
 });
 
-test("a held read tells each change at once", async () => {
+test("a held read returns each change at once", async () => {
   const at = [-1, 100, 1_000, 5_000, 5_400, 30_000];
   const states = at.map((at, place) => {
     const status = place === 5 ? "completed" : "processing";
@@ -123,7 +123,7 @@ test("a held read tells each change at once", async () => {
   assert.equal(told.length, at.length);
 });
 
-test("a server that asks for a pause until the year 9999 is asked again after a day", async () => {
+test("a Retry-After until the year 9999 is capped at one day", async () => {
   const document = { jobId: "job_1", status: "processing", progress: 1, version: 4, retryAfter: 2.5e11 };
   const clock = new Clock();
   clock.install(Math.random);
@@ -134,7 +134,7 @@ test("a server that asks for a pause until the year 9999 is asked again after a 
   assert.equal(world.requests.length, 2);
 });
 
-test("a job that never ends is followed to the deadline, and not beyond", async () => {
+test("a job that never ends is followed until the timeout", async () => {
   const document = { jobId: "job_1", status: "processing", progress: 1, version: 4 };
   const clock = new Clock();
   clock.install(Math.random);

@@ -16,9 +16,9 @@ const following = async (context, ...answers) => {
   return { ...server, job: followJob(server.origin + PATH, { transport: "poll" }) };
 };
 
-// Most of them wait for the pace of a server.
+// Most tests wait for the polling interval of a server.
 describe("the client", { concurrency: true }, () => {
-  test("a page in place of a job is named as what it is", async (context) => {
+  test("an HTML page in place of a job is named in the error", async (context) => {
     const { job, origin } = await following(context, text("<!doctype html><title>Log in"));
     const error = await failing(job);
     assert.equal(error.code, "not_a_job");
@@ -27,13 +27,13 @@ describe("the client", { concurrency: true }, () => {
     assert.match(error.message, /is not a job\. It answered text\/html/);
   });
 
-  test("a redirect to somewhere else is named", async (context) => {
+  test("a redirect to another page is named in the error", async (context) => {
     const { job, origin } = await following(context, redirect("/login"), text("<title>Log in"));
     assert.ok((await failing(job)).message.includes(`redirected to ${origin}/login`));
   });
 
   for (const document of [{}, [], null, 7, { jobId: "job_1" }, { jobId: 1, status: "completed" }, { jobId: "job_1", status: 7 }]) {
-    test(`JSON that is no job's document: ${JSON.stringify(document)}`, async (context) => {
+    test(`JSON that is not a job document: ${JSON.stringify(document)}`, async (context) => {
       assert.equal((await failing((await following(context, json(document))).job)).code, "not_a_job");
     });
   }
@@ -55,7 +55,7 @@ describe("the client", { concurrency: true }, () => {
   });
 
   for (const body of ["[".repeat(200_000), '{"jobId":"job_1","status":"completed","version":NaN}']) {
-    test(`JSON that cannot be read: ${body.slice(0, 9)}`, async (context) => {
+    test(`invalid JSON: ${body.slice(0, 9)}`, async (context) => {
       assert.equal((await failing((await following(context, text(body, "application/json"))).job)).code, "not_a_job");
     });
   }
@@ -65,23 +65,23 @@ describe("the client", { concurrency: true }, () => {
     assert.equal((await failing(followed)).code, "not_a_job");
   });
 
-  test("a version may be told by the ETag alone", async (context) => {
+  test("the version may come from the ETag alone", async (context) => {
     const { job: followed } = await following(context, json(job("completed", undefined), 200, { etag: '"7"' }));
     assert.equal((await followed).status, "completed");
   });
 
-  test("redirects that lead nowhere end the following", async (context) => {
+  test("a redirect loop of a job is an error", async (context) => {
     const { job, requests } = await following(context, redirect(PATH));
     assert.equal((await failing(job)).code, "redirect_loop");
     assert.ok(requests.length < 100);
   });
 
-  test("redirects that lead nowhere end a submission", async (context) => {
+  test("a redirect loop of a submission is an error", async (context) => {
     const { origin } = await serving(context, redirect("/here"));
     assert.equal((await failing(submitJob(`${origin}/here`, {}))).code, "redirect_loop");
   });
 
-  test("a refusal has the server's own words and code", async (context) => {
+  test("a refusal has the server's message and code", async (context) => {
     const { job } = await following(context, json({ error: "Job not found", code: "job_not_found" }, 404));
     const error = await failing(job);
     assert.deepEqual([error.code, error.status], ["job_not_found", 404]);
@@ -89,13 +89,13 @@ describe("the client", { concurrency: true }, () => {
   });
 
   for (const [status, code] of [[404, "job_not_found"], [401, "refused"], [410, "refused"]]) {
-    test(`a refusal without words: ${status}`, async (context) => {
+    test(`a refusal without a message: ${status}`, async (context) => {
       const { job } = await following(context, text("", "text/plain", status));
       assert.equal((await failing(job)).code, code);
     });
   }
 
-  test("a server that never answers is given up at the deadline", async (context) => {
+  test("a server that never answers times out", async (context) => {
     const { origin } = await serving(context, never);
     const begun = { transport: "poll", timeout: 100 };
     assert.equal((await failing(followJob(origin + PATH, begun))).code, "timeout");
@@ -103,14 +103,14 @@ describe("the client", { concurrency: true }, () => {
   });
 
   for (const url of ["", "job_1", "javascript:alert(1)", "file:///etc/passwd", null, undefined, {}]) {
-    test(`no URL of a job: ${String(url)}`, async () => {
+    test(`an invalid job URL: ${String(url)}`, async () => {
       assert.equal((await failing(followJob(url))).code, "invalid_url");
       assert.equal((await failing(cancelJob(url))).code, "invalid_url");
       assert.equal((await failing(submitJob(url))).code, "invalid_url");
     });
   }
 
-  test("a submission is sent with one key until it is answered", async (context) => {
+  test("a submission is repeated under one key until it is answered", async (context) => {
     const accepted = { status: "accepted", jobId: "job_1", statusUrl: PATH };
     const { origin, requests } = await serving(context, drop, json({}, 503), json(accepted, 202));
     const submitted = await submitJob(`${origin}/api/exports`, { format: "csv" });
@@ -122,7 +122,7 @@ describe("the client", { concurrency: true }, () => {
     assert.equal(requests[2].headers["content-type"], "application/json");
   });
 
-  test("each submission has a key of its own, or the one that is given", async (context) => {
+  test("each submission has a new key unless one is given", async (context) => {
     const { origin, requests } = await serving(context, json({ status: "accepted", jobId: "job_1" }, 202));
     await submitJob(origin, 1);
     await submitJob(origin, 1);
@@ -133,7 +133,7 @@ describe("the client", { concurrency: true }, () => {
     assert.equal(requests[2].headers.authorization, "Bearer x");
   });
 
-  test("the first poll comes when the 202 has told", async (context) => {
+  test("the first poll waits for the Retry-After of the 202", async (context) => {
     const accepted = json({ status: "accepted", jobId: "job_1", statusUrl: PATH }, 202, { "retry-after": "1" });
     const { origin, requests } = await serving(context, accepted, json(job("completed", 2)));
     const submitted = await submitJob(origin, {});
@@ -150,7 +150,7 @@ describe("the client", { concurrency: true }, () => {
     assert.equal(requests.length, 1);
   });
 
-  test("a submission may be answered by the end, and is followed without a request", async (context) => {
+  test("a submission answered with the end needs no further request", async (context) => {
     const link = { link: `<${PATH}>; rel="monitor"` };
     const { origin, requests } = await serving(context, json(job("completed", 3), 200, link));
     const submitted = await submitJob(origin, {});
@@ -167,7 +167,7 @@ describe("the client", { concurrency: true }, () => {
     assert.deepEqual([requests[0].method, requests[0].url], ["POST", `${PATH}/cancel`]);
   });
 
-  test("what a cancel answers is an update, and may be the end", async (context) => {
+  test("the answer to a cancel is an update, and may be the end", async (context) => {
     const { job: followed } = await following(context, json(job("processing", 1)), json(job("cancelled", 4)));
     const updates = [];
     for await (const { status } of followed) {
@@ -185,21 +185,21 @@ describe("the client", { concurrency: true }, () => {
     assert.deepEqual(seen, [1, 2, 5]);
   });
 
-  test("two iterations see the same", async (context) => {
+  test("two iterations yield the same documents", async (context) => {
     const { job: followed } = await following(context, json(job("processing", 1)), json(job("completed", 5)));
     const both = await Promise.all([Array.fromAsync(followed), Array.fromAsync(followed)]);
     assert.deepEqual(both[0].map(isTerminal), [false, true]);
     assert.deepEqual(both[0], both[1]);
   });
 
-  test("who leaves an iteration ends the following", async (context) => {
+  test("leaving an iteration stops the follower", async (context) => {
     const { job: followed, requests } = await following(context, json(job("processing", 1)));
     for await (const _ of followed) break;
     await assert.rejects(followed, { name: "AbortError" });
     assert.equal(requests.length, 1);
   });
 
-  test("an iteration raises what ends the following", async (context) => {
+  test("an iteration raises the error of the follower", async (context) => {
     const { job: followed } = await following(context, json(job("processing", 1)), json({}, 404));
     const seen = [];
     const error = await failing((async () => {
@@ -208,7 +208,7 @@ describe("the client", { concurrency: true }, () => {
     assert.deepEqual([seen, error.code, error.document.version], [[1], "job_not_found", 1]);
   });
 
-  test("a signal ends the following by its own reason", async (context) => {
+  test("an aborted signal rejects with its reason", async (context) => {
     const { origin, requests } = await serving(context, json(job("processing", 1)));
     const leaving = new AbortController();
     const reason = new Error("enough");
@@ -219,7 +219,7 @@ describe("the client", { concurrency: true }, () => {
     assert.equal(requests.length, 1);
   });
 
-  test("what a listener throws is not taken for a fault of the network", async (context) => {
+  test("an error thrown by a listener is not retried as a network error", async (context) => {
     const { origin } = await serving(context, json(job("processing", 1)));
     const thrown = new TypeError("mine");
     const onUpdate = () => {
@@ -228,7 +228,7 @@ describe("the client", { concurrency: true }, () => {
     await assert.rejects(followJob(origin + PATH, { transport: "poll", onUpdate }), thrown);
   });
 
-  test("a paced server is not asked sooner, even if it says nonsense", async (context) => {
+  test("an invalid retryAfter does not shorten the polling interval", async (context) => {
     for (const retryAfter of [0, -5, "soon", {}]) {
       const { job: followed, requests } = await following(context, json(job("processing", 1, { retryAfter })));
       for await (const _ of followed) break;

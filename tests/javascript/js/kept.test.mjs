@@ -15,7 +15,7 @@ class Shelf {
   }
 }
 
-test("an unfinished job is kept, and forgotten at its end", async (context) => {
+test("an unfinished job is kept until its end", async (context) => {
   globalThis.localStorage = new Shelf();
   context.after(() => delete globalThis.localStorage);
   localStorage.setItem("another's", "{}");
@@ -32,7 +32,7 @@ test("an unfinished job is kept, and forgotten at its end", async (context) => {
   assert.deepEqual(Object.keys(localStorage), ["another's"]);
 });
 
-test("a kept job that is gone is forgotten", async (context) => {
+test("a kept job that was deleted is forgotten", async (context) => {
   globalThis.localStorage = new Shelf();
   context.after(() => delete globalThis.localStorage);
   const { origin } = await serving(context, json({ code: "job_not_found" }, 404));
@@ -42,7 +42,7 @@ test("a kept job that is gone is forgotten", async (context) => {
 });
 
 for (const answer of [json({ error: "Log in." }, 401), text("<title>Log in"), redirect(PATH)]) {
-  test("a kept job outlives a login that has run out", async (context) => {
+  test("a kept job survives an expired login", async (context) => {
     globalThis.localStorage = new Shelf();
     context.after(() => delete globalThis.localStorage);
     const { origin } = await serving(context, answer);
@@ -51,7 +51,7 @@ for (const answer of [json({ error: "Log in." }, 401), text("<title>Log in"), re
   });
 }
 
-test("where nothing can be kept, jobs are followed all the same", async (context) => {
+test("without storage jobs are followed and not kept", async (context) => {
   Object.defineProperty(globalThis, "localStorage", {
     configurable: true,
     get() {

@@ -1,4 +1,4 @@
-// A real server that answers as a test says.
+// A real server with scripted answers.
 import { createServer } from "node:http";
 
 export const job = (status, version, more = {}) => ({
@@ -28,7 +28,7 @@ export const redirect = (to) => (_, answer) => {
 export const drop = (request) => request.socket.destroy();
 export const never = () => {};
 
-/** Serve; the answers come one after the other, the last one for ever. */
+/** Serve the answers in order; the last one is repeated. */
 export const serving = async (context, ...answers) => {
   const requests = [];
   const server = createServer(async (request, answer) => {

@@ -1,4 +1,4 @@
-// What the declarations promise to who writes TypeScript; the compiler is the test.
+// Uses of the declarations in TypeScript; the compiler is the test.
 import { followJob, followJobWs, JobError, resumeJobs, submitJob, type JobDocument } from "./client/client.js";
 import { AsyncJobElement } from "./client/element.js";
 import { useAsyncJob, useAsyncJobWs } from "./client/react.js";
@@ -31,8 +31,8 @@ export function listen(element: HTMLElementTagNameMap["async-job"]): void {
   const error = new JobError("timeout", "late", { url: "/" });
   // @ts-expect-error: it is read only
   error.status = 3;
-  // @ts-expect-error: no such way
+  // @ts-expect-error: no such transport
   followJob("/", { transport: "pigeon" });
-  // @ts-expect-error: the way is the socket's own
+  // @ts-expect-error: the transport is always the socket
   followJobWs("/", { transport: "poll" });
 }

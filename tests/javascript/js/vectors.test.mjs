@@ -1,4 +1,4 @@
-// The vectors that clients in every language replay: what a server says, and what is made of it.
+// Replays the vectors that the clients in every language share: answers and expected updates.
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { createServer } from "node:http";
@@ -15,7 +15,7 @@ const say = async (said, request, answer) => {
   if (said.body !== undefined) return answer.end(said.body);
   for (const chunk of said.chunks ?? []) {
     answer.write(chunk);
-    await after(20); // each on its own
+    await after(20); // each chunk separately
   }
   if (said.end === "cut") request.socket.destroy();
   else answer.end();

@@ -1,11 +1,11 @@
-// A world in which time passes at once, and in which a server follows a script of faults.
-// The client finds it by the globals that a browser has; nothing of the client itself is replaced.
+// A world in simulated time, with a server whose faults are scripted. It replaces globals of the
+// browser; the client itself is unchanged.
 
 const real = { setImmediate, setTimeout: globalThis.setTimeout };
 const STATUSES = ["pending", "processing", "completed", "failed", "cancelled"];
 export const isTerminal = ({ status }) => STATUSES.indexOf(status) > 1;
 
-/** Seeded (mulberry32), so that what has failed once fails again. */
+/** Seeded (mulberry32): failures are reproducible. */
 export const randomFrom = (seed) => () => {
   seed = (seed + 0x6d2b79f5) | 0;
   let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed);
@@ -64,7 +64,7 @@ export class Clock {
   }
 }
 
-/** A server of one job whose states come at given moments, behind a network with given faults. */
+/** A server of one job with timed states, behind a network with given faults. */
 export class World {
   requests = [];
   sources = new Set();
@@ -109,7 +109,7 @@ export class World {
 
   async #fetch(url, { signal, redirect, headers = {} }) {
     const asked = { at: this.clock.at, held: "Prefer" in headers, told: 0 };
-    // One that looks for redirects after two failures learns nothing else.
+    // The request that looks for redirects after two failures does not count.
     if (redirect !== "manual") this.requests.push(asked);
     const fault = this.fault();
     await this.clock.wait(5, signal);
