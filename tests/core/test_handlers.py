@@ -238,7 +238,7 @@ async def test_a_handler_without_job_gets_its_payload(jobs: AsyncJobs) -> None:
 def test_a_handler_with_another_signature_is_refused(jobs: AsyncJobs) -> None:
     async def greedy(_payload: int, _job: JobContext, _limit: int) -> None: ...
 
-    with pytest.raises(ConfigurationError, match="its parameter '_limit' is neither"):
+    with pytest.raises(ConfigurationError, match="its parameter '_limit' is not the job"):
         jobs.handler("greedy")(greedy)
     assert list(jobs.registry) == []
 
@@ -342,9 +342,11 @@ def test_an_alias_that_is_another_types_name_is_refused(
     jobs: AsyncJobs, taken: str, options: dict[str, Any]
 ) -> None:
     jobs.handler("double", aliases=("former",))(double)
-    with pytest.raises(ConfigurationError, match="which 'double' has already"):
+    with pytest.raises(ConfigurationError, match="job type 'double' already has it"):
         jobs.handler("treble", **options)(double)
-    with pytest.raises(ConfigurationError, match=r"registered twice|which 'double' has already"):
+    with pytest.raises(
+        ConfigurationError, match=r"registered twice|job type 'double' already has it"
+    ):
         jobs.external(taken, payload=int, result=int)
     assert len(list(jobs.registry)) == 1
 
