@@ -544,8 +544,8 @@ def _pickled(handler: Handler[Any, Any]) -> bytes:
         return pickle.dumps(overrides)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigurationError(
-            f"Handler {handler.name!r} runs in a process: what overrides its dependencies must be "
-            f"a function of a module, which can be imported by its name: {error}"
+            f"Handler {handler.name!r} runs in its own process: the overrides of its dependencies "
+            f"must be module-level functions that can be imported by their names: {error}"
         ) from error
 
 

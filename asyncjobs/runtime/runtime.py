@@ -397,5 +397,5 @@ async def _keep_up(loop: Callable[[], Awaitable[None]]) -> None:
         try:
             await loop()
         except Exception:
-            log.exception("An internal loop failed and begins anew")
+            log.exception("An internal loop failed and is restarted")
             await anyio.sleep(1)

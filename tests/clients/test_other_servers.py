@@ -328,7 +328,7 @@ def test_the_result_type_can_be_bytes() -> None:
     image = Reply(200, content=b"\xff\0", headers={"content-type": "image/png"})
     job = submitted(Reply(202, headers={"location": "/r"}), {"/r": [image]})
     assert job.result(type=bytes) == b"\xff\0"
-    for expected, name in ((int, "no int"), (list[int], r"no list\[int\]")):
+    for expected, name in ((int, "not a valid int"), (list[int], r"not a valid list\[int\]")):
         with pytest.raises(ResultMismatch, match=name):
             job.result(type=expected)
 

@@ -378,7 +378,7 @@ def with_default(limit: int = 3, *more: int) -> int:
     ("dependency", "sentence"),
     [
         (of_a_route, "Dependency of_a_route of handler .*'session' has FastAPI's Depends"),
-        (of_a_request, "'request' is no dependency, not the job"),
+        (of_a_request, "'request' is neither a dependency, nor the job"),
     ],
 )
 def test_a_dependency_with_unsupported_parameters_is_refused(

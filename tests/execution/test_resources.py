@@ -87,7 +87,7 @@ def test_a_lifespan_that_returns_no_context_manager_is_refused() -> None:
     needy: Any = of_an_app
     with pytest.raises(ConfigurationError, match="decorate it with @asynccontextmanager"):
         AsyncJobs("memory://", lifespan=bare)
-    with pytest.raises(ConfigurationError, match="it needs 'app'"):
+    with pytest.raises(ConfigurationError, match="it requires 'app'"):
         AsyncJobs("memory://", lifespan=needy)
     AsyncJobs("memory://", lifespan=partial(needy, 1))
 
@@ -298,7 +298,7 @@ class TestProcesses:
     ) -> None:
         jobs = make(lifespan=pool)
         jobs.registry.add(kinds.registry.find("count"))
-        with pytest.raises(ConfigurationError, match="'count' runs in a process"):
+        with pytest.raises(ConfigurationError, match="'count' runs in its own"):
             await jobs.open()
 
     async def test_a_job_fails_if_its_child_process_cannot_open_the_lifespan(
