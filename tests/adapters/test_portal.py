@@ -25,7 +25,7 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.every_store
 
-# SQLite's file must not be.
+# An SQLite file must not be open across a fork.
 OPEN_ACROSS_FORKS = [variant((kind,)) for kind in ("memory", *SERVERS)]
 
 VARIABLE = ContextVar("VARIABLE", default="")

@@ -112,7 +112,7 @@ def trouble(what: Errand, job: JobContext) -> None:
 
 @cache
 def notes() -> Notes:
-    """Return the notes of this process and its relatives by fork."""
+    """Return the notes of this process; forked processes share them."""
     return Notes(Path(os.environ[NOTES]))
 
 
