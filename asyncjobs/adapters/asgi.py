@@ -80,7 +80,7 @@ class StatusMonitor:
         elif scope["type"] == "http":
             await respond(await self.answer(scope), receive, send)
         else:
-            raise RuntimeError(f"The status monitor does not serve {scope['type']!r} connections.")
+            raise RuntimeError(f"The status monitor does not support ASGI scope {scope['type']!r}.")
 
     async def asked(self, scope: Scope) -> Request:
         """Translate a request and identify its owner; raise what `identify` raises."""

@@ -242,7 +242,7 @@ def test_the_bare_monitor_serves_with_a_stripped_or_a_full_path(
 
 
 def test_the_bare_monitor_has_no_lifespan_of_its_own(jobs: AsyncJobs) -> None:
-    with pytest.raises(RuntimeError, match="no lifespan"), TestClient(StatusMonitor(jobs)):
+    with pytest.raises(RuntimeError, match="scope 'lifespan'"), TestClient(StatusMonitor(jobs)):
         pass
 
 

@@ -344,9 +344,7 @@ def test_an_alias_that_is_another_types_name_is_refused(
     jobs.handler("double", aliases=("former",))(double)
     with pytest.raises(ConfigurationError, match="'double' already has it"):
         jobs.handler("treble", **options)(double)
-    with pytest.raises(
-        ConfigurationError, match=r"registered twice|'double' already has it"
-    ):
+    with pytest.raises(ConfigurationError, match=r"registered twice|'double' already has it"):
         jobs.external(taken, payload=int, result=int)
     assert len(list(jobs.registry)) == 1
 
