@@ -220,7 +220,7 @@ async def test_unusable_synchronous_connections_are_refused(
 
 def test_another_database_is_refused_before_any_statement() -> None:
     engine = create_engine("sqlite://")
-    with Session(engine) as session, pytest.raises(UnusableConnection, match="leads to sqlite"):
+    with Session(engine) as session, pytest.raises(UnusableConnection, match="it uses sqlite"):
         transaction_of(session)
     engine.dispose()
 
