@@ -126,6 +126,7 @@ def test_handlers_run_only_between_the_apps_startup_and_its_shutdown(
 
     app.add_route("/begin", begin, methods=["POST"])
     with TestClient(app) as client:
+        until_sync(lambda: "backlog" in seen)
         assert client.post("/begin").status_code == 202
         until_sync(lambda: "slow" in seen)
     assert seen.index("started") < seen.index("backlog")
