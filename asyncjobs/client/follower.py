@@ -78,7 +78,7 @@ class Transport(StrEnum):
 class Following:
     """How jobs are followed; durations are seconds or a timedelta.
 
-    - `timeout`: how long a job is followed before `JobTimeout`; None is for ever.
+    - `timeout`: how long a job is followed before `JobTimeout`; None is forever.
     - `patience`: how long requests may fail in a row before `ServerUnreachable`.
     - `submit_for`: how long a submission or cancellation is repeated.
     - `transports`: the transports that may be used; the best that works is chosen.

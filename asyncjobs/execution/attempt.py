@@ -122,7 +122,7 @@ class Attempt:
         """
         if self.settled:
             return
-        # A cancel request may wait for ever, so every other cause replaces it. A lost lease
+        # A cancel request may wait forever, so every other cause replaces it. A lost lease
         # replaces all of them, since then no outcome can be written.
         if self.cause in (None, Cause.CANCEL) or cause is Cause.LOST:
             self.cause = cause

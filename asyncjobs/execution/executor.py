@@ -291,7 +291,7 @@ class Executor:
                 others.append(one)
         try:
             written = await self._repository.replace([write for _, write in writes])
-        except Exception as error:  # noqa: BLE001  # a bug must not block the slots for ever
+        except Exception as error:  # noqa: BLE001  # a bug must not block the slots forever
             return self._start_later(batch, error)
         for (one, write), done in zip(writes, written, strict=True):
             if done:

@@ -80,7 +80,7 @@ class Outbox:
                 writes.append((attempt, move, attempt.sent))
         try:
             written = await self._repository.replace([write for _, _, write in writes])
-        except Exception as error:  # noqa: BLE001  # a bug must not block the slots for ever
+        except Exception as error:  # noqa: BLE001  # a bug must not block the slots forever
             return self._record_later(batch, error)
         for (attempt, move, _), done in zip(writes, written, strict=True):
             if done:

@@ -48,7 +48,7 @@ class Task:
         """End the task by force on asyncio, even if its code catches every exception.
 
         The code is closed like a forgotten coroutine: it gets a GeneratorExit and is not resumed.
-        Without this, the end of the event loop would wait for it for ever.
+        Without this, the end of the event loop would wait for it forever.
         """
         self.cancel()
         if self._leavable is not None and self._task is not None:
@@ -141,7 +141,7 @@ def _never_free(coroutine: object) -> None:
     """Keep a coroutine that refuses to be closed until the process ends.
 
     The garbage collector would close it again, in any thread. Without an event loop there,
-    `while True: with suppress(BaseException): await sleep(1)` spins in that thread for ever, maybe
+    `while True: with suppress(BaseException): await sleep(1)` spins in that thread forever, maybe
     in the middle of a log call that holds locks. References in modules are dropped when the
     interpreter exits, so its reference count is increased as well.
     """

@@ -87,7 +87,7 @@ def _quality(accept: str, kind: str, subtype: str) -> float:
 
 
 # Possessive quantifiers (`*+`) allow one way to read a header, so a malicious header cannot make
-# the search backtrack for ever.
+# the search backtrack forever.
 _NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _VALUE = rf'(?:{_NAME}|"(?:[^"\\]|\\.)*+")'
 _PARAMETERS = rf"(?:\s*+;(?:\s*+{_NAME}(?:\s*+=\s*+{_VALUE}?+)?+)?+)*+"

@@ -392,7 +392,7 @@ async def _open_parts(parts: RuntimeParts) -> AsyncGenerator[None]:
 
 
 async def _keep_up(loop: Callable[[], Awaitable[None]]) -> None:
-    """Run a loop for ever; a bug in it must not end the application it runs in."""
+    """Run a loop forever; a bug in it must not end the application it runs in."""
     while True:
         try:
             await loop()
