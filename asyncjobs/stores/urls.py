@@ -51,13 +51,18 @@ def check_parameters(store: str, url: str, known: Collection[str]) -> None:
     """Raise `ConfigurationError` for an unknown parameter of a URL, and list the known ones."""
     beyond = url.partition("?")[2]
     query = beyond.partition("#")[0]
-    names = [unquote_plus(part.partition("=")[0]) for part in query.split("&") if part]
-    unknown = {name for name in names if name not in known}
+    parts = [part.partition("=") for part in query.split("&") if part]
+    unknown = {unquote_plus(name): equals for name, equals, _ in parts}
+    for name in known:
+        unknown.pop(name, None)
     if not unknown:
         return
-    # After an unescaped "?" or "&" in a password, the names may be parts of the password.
-    is_safe = "@" not in beyond and "password" not in query
-    shown = sorted(name for name in unknown if is_safe and _NAME.fullmatch(name))
+    # After an unescaped "?" or "&" in a password, the names may be parts of the password. Such a
+    # part has no "=", most likely.
+    is_safe = "@" not in beyond and "pass" not in unquote_plus(query).lower()
+    shown = sorted(
+        name for name, equals in unknown.items() if is_safe and equals and _NAME.fullmatch(name)
+    )
     raise ConfigurationError(
         f"The URL of the {store} store cannot be used: it has an unknown parameter"
         f"{': ' if shown else ''}{', '.join(shown)}. "

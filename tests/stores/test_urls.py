@@ -57,7 +57,14 @@ def test_a_parameter_of_a_third_party_s_store_is_refused_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://ann:top?hunter=1@db/app", "redis://:top?hunter&hidden=1@host/0"]
+    "url",
+    [
+        "postgresql://ann:top?hunter=1@db/app",
+        "redis://:top?hunter&hidden=1@host/0",
+        "postgresql://db/app?Password=top&hunter",
+        "postgresql://db/app?PassWord=top&hunter=1",
+        "redis://host/0?timeout=top&hunter",
+    ],
 )
 def test_a_password_that_looks_like_parameters_is_not_shown(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
