@@ -333,7 +333,7 @@ def test_a_hook_treats_an_unknown_terminal_status_as_failed(hooked: Hooked, job:
     job.tell(result={"rows": 7})
     document = {**job.until_ended(), "status": "skipped", "result": None}
     page = hooked("events", {"jobId": job.id, "statusUrl": None, "document": document})
-    shows(page, isFailed=True, isLoading=False, error="The job has ended: skipped.")
+    shows(page, isFailed=True, isLoading=False, error="The job ended with the status skipped.")
 
 
 def test_a_hook_cancels_its_job(hooked: Hooked, job: Any) -> None:
