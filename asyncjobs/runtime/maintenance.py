@@ -72,9 +72,11 @@ class Maintenance:
     async def sweep(self) -> int:
         """Handle due jobs; return how many there were."""
         until = self._repository.now() + self._settings.redelivery
-        jobs = await self._repository.take(
-            [MAINTENANCE_LANE, lifecycle.UNHANDLED_LANE], until=until, limit=_MAX_BATCH_SIZE
-        )
+        # A process that cannot send leaves unhandled jobs to processes that can.
+        lanes = [MAINTENANCE_LANE]
+        if self._retrier.pushes:
+            lanes.append(lifecycle.UNHANDLED_LANE)
+        jobs = await self._repository.take(lanes, until=until, limit=_MAX_BATCH_SIZE)
         now = self._repository.now()
         # Jobs for which the hooks have no room come up again after `redelivery`.
         forgettable = [job for job in jobs if lifecycle.forgettable(job, now)][: self._room()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import pairwise
@@ -155,6 +156,113 @@ def test_jobs_of_other_types_are_dispatched_after_the_refusal_pause(
     ]
 
 
+class Slow(Engine):
+    """An engine that takes some seconds for each call; it counts attempts by job type."""
+
+    def __init__(self, seconds: float, refuses: str = "") -> None:
+        super().__init__(refuses)
+        self.seconds = seconds
+        self.tried = Counter[str]()
+
+    async def dispatch(self, jobs: Sequence[Job], /) -> None:
+        self.tried.update(job.type for job in jobs)
+        await anyio.sleep(self.seconds)
+        await super().dispatch(jobs)
+
+    def reserve(self, most: int, /) -> int:
+        return most
+
+
+def test_a_backlog_of_a_refused_type_does_not_delay_jobs_of_other_types() -> None:
+    async def work() -> None:
+        engine = Slow(0, refuses="refused")
+        web = with_task(engine)
+        web.handler("refused")(other)
+        async with web:
+            for _ in range(12):
+                await web.enqueue_many("refused", [None] * 1000)
+            await anyio.sleep(2)
+            engine.tried.clear()
+            for number in range(700):
+                job = await web.enqueue("task", number)
+                assert job.id in engine.told
+                await anyio.sleep(0.1)
+            # The pages of the sweeps do not all reach an engine that refuses them.
+            assert 30 <= engine.tried["refused"] <= 71
+            engine.refuses = ""
+            await anyio.sleep(2 * (PAUSE + SWEEP).total_seconds())
+            assert len(set(engine.told)) == 12_700
+
+    simulated(work)
+
+
+def test_a_refusal_of_one_type_in_a_batch_starts_no_pause_for_others() -> None:
+    async def work() -> None:
+        engine = Slow(1, refuses="refused")
+        web = with_task(engine)
+        web.handler("refused")(other)
+        async with web, anyio.create_task_group() as tasks:
+            tasks.start_soon(web.enqueue, "task", 1)
+            await anyio.sleep(0.5)
+            tasks.start_soon(web.enqueue, "refused", None)
+            tasks.start_soon(web.enqueue, "task", 2)
+            await anyio.sleep(1.6)
+            assert engine.batches == [1, 2]
+            job = await web.enqueue("task", 3)
+            assert job.id in engine.told
+
+    simulated(work)
+
+
+def test_submissions_wait_for_at_most_two_calls_of_a_slow_engine() -> None:
+    submissions = 3000
+
+    async def work() -> None:
+        engine, waits, ids = Slow(4), list[float](), set[str]()
+        async with with_task(engine) as web:
+
+            async def submit(number: int) -> None:
+                began = anyio.current_time()
+                ids.add((await web.enqueue("task", number)).id)
+                waits.append(anyio.current_time() - began)
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(submissions):
+                    tasks.start_soon(submit, number)
+            assert len(waits) == submissions
+            assert max(waits) <= 8
+            await anyio.sleep(4 * submissions / 512 + 4)
+            assert set(engine.told) == ids
+            assert len(engine.told) == submissions
+
+    simulated(work)
+
+
+def test_a_call_that_cannot_be_cancelled_does_not_fail_submissions(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Stuck(Mute):
+        async def dispatch(self, jobs: Sequence[Job], /) -> None:
+            with anyio.CancelScope(shield=True):
+                await super().dispatch(jobs)
+
+    async def work() -> None:
+        engine = Stuck()
+        async with with_task(engine, settings=Settings(dispatch_timeout=5)) as web:
+            async with anyio.create_task_group() as tasks:
+                for number in range(5):
+                    tasks.start_soon(web.enqueue, "task", number)
+            job = await web.enqueue("task", 5)
+            engine.answers.set()
+            await anyio.sleep((PAUSE + SWEEP).total_seconds())
+            assert len(set(engine.told)) == 6
+            assert job.id in engine.told
+
+    simulated(work)
+    levels = [one.levelname for one in caplog.records if "Jobs were not dispatched" in one.message]
+    assert levels == ["WARNING"]
+
+
 def test_jobs_that_arrive_in_an_outage_are_dispatched_after_the_pause() -> None:
     async def work() -> None:
         engine = Prompt()
@@ -215,6 +323,27 @@ def test_a_job_without_handler_in_an_engine_s_worker_keeps_its_deadline() -> Non
             async with old:
                 await old.run(job.id)
             assert (await job.wait()).status is JobStatus.FAILED
+
+    simulated(work)
+
+
+def test_a_process_that_cannot_send_leaves_the_early_repeat_to_others() -> None:
+    async def work() -> None:
+        engine = Engine()
+        web = with_task(engine)
+        old = AsyncJobs(web.store, dispatcher=Engine(), clock=web.clock)
+        old.handler("other")(other)
+        puller = AsyncJobs(web.store, dispatcher="worker", clock=web.clock)
+        puller.handler("other")(other)
+        async with web:
+            job = await web.enqueue("task", 4)
+        async with old:
+            await old.run(job.id)
+        engine.told.clear()
+        async with puller:
+            await anyio.sleep(14)
+            async with web:
+                await until(lambda: engine.told == [job.id])
 
     simulated(work)
 
