@@ -169,7 +169,7 @@ export async function submitJob(url, body, options = {}) {
     },
     options,
   );
-  const monitor = /<([^>]*)>; rel="monitor"/.exec(answer.headers.get("link") ?? "");
+  const monitor = /<([^<>]*)>; rel="monitor"/.exec(answer.headers.get("link") ?? "");
   const found = document.statusUrl ?? monitor?.[1];
   return {
     jobId: document.jobId,
@@ -237,7 +237,7 @@ class Follower {
   /** Store a document that is newer than all before; return whether it is. */
   show(document, hint) {
     const version = Number(document.version ?? hint);
-    if (this.ended || !(version > this.version)) return false;
+    if (this.ended || !(version > this.version || isTerminal(document))) return false;
     this.version = version;
     this.document = document;
     this.ended = isTerminal(document);

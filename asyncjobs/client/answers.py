@@ -34,7 +34,11 @@ from asyncjobs.client.exchange import Answered
 from asyncjobs.client.pace import retry_after
 from asyncjobs.core.status import JobStatus
 
-_MONITOR_LINK = re.compile(r"""<([^>]*)>[^,]*?;\s*rel="?monitor"?(?:\s*[;,]|\s*$)""", re.IGNORECASE)
+# RFC 8288, section 3. No part of these patterns can begin inside a match of its own: their time is
+# linear in the length of any header.
+_LINK = re.compile(r"""<([^<>]*)>((?:[^,"]|"[^"]*")*)""")
+_LINK_PARAMETER = re.compile(r""";\s*([^\s=;,"]+)\s*=\s*(?:"([^"]*)"|([^\s;,"]+))""")
+_MAX_LINK_LENGTH = 8_192
 _OPERATION_HEADERS = ("operation-location", "azure-asyncoperation")
 _PUTS = frozenset({"PUT", "PATCH"})
 _UNSUCCESSFUL = frozenset({JobStatus.FAILED, JobStatus.CANCELLED})
@@ -152,11 +156,11 @@ def _monitor_of(answer: Answered, method: str) -> Monitor | None:
             cancel=absolute(document.get("cancelUrl")),
             job_id=document["jobId"] if isinstance(document.get("jobId"), str) else None,
         )
-    link = _MONITOR_LINK.search(answer.headers.get("link", ""))
+    link = _monitor_link(answer.headers.get("link", ""))
     if link is not None:
         job = read_job(document)
         kind = MonitorKind.UNKNOWN if job is None else MonitorKind.JOB
-        return Monitor(_joined(answer, link[1]), kind, job_id=job.job_id if job else None)
+        return Monitor(_joined(answer, link), kind, job_id=job.job_id if job else None)
     operation = _operation_of(answer)
     location = answer.headers.get("location")
     if operation is not None:
@@ -167,6 +171,19 @@ def _monitor_of(answer: Answered, method: str) -> Monitor | None:
         )
     if location and answer.status == 202:
         return Monitor(_joined(answer, location), MonitorKind.LOCATION)
+    return None
+
+
+def _monitor_link(header: str) -> str | None:
+    """Return the target of the first link to a monitor (RFC 8288); ignore a header beyond 8 KB."""
+    if len(header) > _MAX_LINK_LENGTH:
+        return None
+    for target, parameters in _LINK.findall(header):
+        for name, quoted, token in _LINK_PARAMETER.findall(parameters):
+            if name.lower() == "rel":
+                if "monitor" in (quoted or token).lower().split():
+                    return str(target)
+                break  # section 3.3: a second `rel` is ignored
     return None
 
 

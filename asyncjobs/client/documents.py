@@ -144,16 +144,23 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON (RFC 8259).
 
     Raises ValueError for any other text (NaN is not JSON), and for JSON that Python cannot read:
-    nested too deeply, or with an integer of thousands of digits.
+    nested too deeply, with an integer of thousands of digits, or with a number beyond a float.
     """
     try:
-        return json.loads(text, parse_constant=_refused)
+        return json.loads(text, parse_constant=_refused, parse_float=_finite)
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
 
 
 def _refused(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number} is beyond the range of a float")
+    return value
 
 
 def object_of(value: Any) -> dict[str, Any]:
@@ -173,6 +180,7 @@ def _text(value: Any) -> str | None:
 
 
 def _percent(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    # `math.isfinite` raises OverflowError for an integer beyond the range of a float.
+    if type(value) is not int and not (isinstance(value, float) and math.isfinite(value)):
         return None
     return int(max(0, min(100, value)))

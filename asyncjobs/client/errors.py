@@ -36,6 +36,10 @@ _SHOWN_BYTES = 200
 class ClientError(AsyncJobsError):
     """Base class of all errors of the client."""
 
+    def __init__(self, sentence: str) -> None:
+        # Lone surrogates are legal in a server's JSON, and no log or terminal can encode them.
+        super().__init__(sentence.encode("utf-8", "replace").decode())
+
 
 class RemoteJobUnsuccessful(ClientError):
     """Raised when a job has ended without a result; `update` is its last state."""

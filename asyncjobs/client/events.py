@@ -31,11 +31,12 @@ class EventParser:
         self._id = ""
         self._name = ""
         self._data: list[str] = []
+        self._data_length = 0
 
     @property
     def held(self) -> int:
         """The number of buffered bytes of an unfinished event."""
-        return len(self._rest) + sum(map(len, self._data))
+        return len(self._rest) + self._data_length
 
     def feed(self, data: bytes) -> list[ServerEvent]:
         """Add the next piece; return the events that it completes."""
@@ -71,6 +72,7 @@ class EventParser:
         value = value.removeprefix(" ")
         if name == "data":
             self._data.append(value)
+            self._data_length += len(value) + 1
         elif name == "event":
             self._name = value
         elif name == "id" and "\0" not in value:
@@ -81,5 +83,5 @@ class EventParser:
 
     def _dispatch(self) -> ServerEvent | None:
         data, name = self._data, self._name
-        self._data, self._name = [], ""
+        self._data, self._data_length, self._name = [], 0, ""
         return ServerEvent(self._id, name or "message", "\n".join(data)) if data else None

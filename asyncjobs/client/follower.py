@@ -121,9 +121,14 @@ class _KnownState:
         return None if self.last is None else self.last.version
 
     def take(self, update: JobUpdate) -> bool:
-        """Store a state and return True, unless it is known already or older."""
+        """Store a state and return True, unless it is known already or older.
+
+        The end of a job is never older than a state before it: a store that was restored from a
+        backup numbers its versions anew.
+        """
         known = self.last
-        if known is not None:
+        ends = known is not None and update.status.terminal and not known.status.terminal
+        if known is not None and not ends:
             if known.version is not None and update.version is not None:
                 if update.version <= known.version:
                     return False
@@ -414,13 +419,16 @@ class Follower:
     def _troubled(self, trouble: Trouble, now: float, *, evidence: bool) -> Step:
         """Try again later; `evidence` counts the failure against the current transport."""
         self._failures.add(trouble.reason, now)
-        if now - self._failures.since > self._options.patience:
+        gives_up = self._failures.since + self._options.patience
+        asked = trouble.pause or 0.0
+        if now >= gives_up or now + asked > gives_up:
             raise ServerUnreachable(self.monitor.status, trouble.reason, self.last)
         if evidence:
             self._failures.strikes += 1
             if self._failures.strikes >= _MAX_STRIKES:
                 self._lower()
-        return Step(Wait(backoff(self._failures.count, trouble.pause, self._random)))
+        pause = backoff(self._failures.count, trouble.pause, self._random)
+        return Step(Wait(min(pause, gives_up - now)))
 
     def _lower(self) -> None:
         self._failures.strikes = 0

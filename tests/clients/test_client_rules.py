@@ -22,7 +22,9 @@ from asyncjobs.client.base import RepeatedRequest, outcome_of
 from asyncjobs.client.documents import JobUpdate
 from asyncjobs.client.errors import (
     AccessRefused,
+    ClientError,
     NotAJob,
+    NotJson,
     RemoteJobCancelled,
     RemoteJobFailed,
     RequestRefused,
@@ -70,6 +72,14 @@ def test_events_are_read_from_any_pieces_and_line_ends(
     found = [event for piece in pieces for event in parser.feed(piece)]
     assert found == [ServerEvent(name, "message", "\n".join(data)) for name, data in sent]
     assert parser.held <= 1
+
+
+def test_empty_lines_of_data_count_as_held() -> None:
+    parser = EventParser()
+    parser.feed(b"data\n" * 1_000)
+    assert parser.held >= 1_000
+    assert len(parser.feed(b"\n")) == 1
+    assert parser.held == 0
 
 
 def test_the_fields_of_an_event_are_those_of_the_standard() -> None:
@@ -191,6 +201,43 @@ def test_the_status_monitor_is_found_in_the_answer(answer: Answered, monitor: Mo
     assert read_submission(answer).monitor == monitor
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        "</j/1>; rel=monitor",
+        "</j/1>;rel=MONITOR",
+        '</j/1>; title="a, b; c"; rel="monitor"',
+        '</j/1>; rel="status monitor"; type="application/json"',
+        '<a,b>; title="<x>; rel=monitor", </j/1> ; rel = "monitor"',
+        '<<</j/1>; rel="monitor"',
+    ],
+)
+def test_a_link_to_the_monitor_is_found_among_other_links(link: str) -> None:
+    assert read_submission(answered(202, link=link)).monitor.status == "http://h/j/1"
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        '</j/1>; rel="next"; title="monitor"',
+        '</j/1>; rel="next"; rel="monitor"',
+        '</j/1>; rel="monitors"',
+        '</j/1, rel="monitor"',
+        '</j/1>; rel="monitor',
+        '</n>; rel="next", rel="monitor"',
+        # Longer than 8 KB.
+        f'</j/1>; rel="monitor"; title="{"x" * 8_192}"',
+        "<" * 60_000,
+        "<a>;" * 20_000,
+        "<a>; rel" + " " * 60_000,
+    ],
+    ids=lambda link: link[:30],
+)
+def test_a_link_header_without_a_monitor_is_ignored(link: str) -> None:
+    answer = answered(202, link=link, location="/r/1")
+    assert read_submission(answer).monitor.kind is MonitorKind.LOCATION
+
+
 CANCELLED = b'{"code": "job_cancelled"}'
 
 
@@ -213,6 +260,38 @@ CANCELLED = b'{"code": "job_cancelled"}'
 )
 def test_the_status_is_read_in_each_protocol(kind: str, answer: Answered, status: str) -> None:
     assert read_status(answer, MonitorKind(kind))[1].status == status
+
+
+@pytest.mark.parametrize(
+    ("progress", "percent"),
+    [
+        ("1" + "0" * 400, 100),
+        ("-1" + "0" * 400, 0),
+        ("1e300", 100),
+        ("41.9", 41),
+        ("true", None),
+        ('"41"', None),
+    ],
+)
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"jobId": "1", "status": "processing", "progress": %s}',
+        '{"id": "1", "status": "Running", "percentComplete": %s}',
+    ],
+)
+def test_any_progress_of_a_server_is_whole_percent(
+    document: str, progress: str, percent: int | None
+) -> None:
+    answer = answered(200, (document % progress).encode())
+    assert read_status(answer, MonitorKind.UNKNOWN)[1].progress == percent
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity", "9" * 5_000])
+def test_numbers_that_python_cannot_represent_are_not_json(number: str) -> None:
+    body = b'{"jobId": "1", "status": "completed", "result": %s}' % number.encode()
+    with pytest.raises(NotJson):
+        read_status(answered(200, body), MonitorKind.UNKNOWN)
 
 
 ASK = Ask("POST", "http://h/api/exports", {"idempotency-key": "1"})
@@ -257,6 +336,25 @@ def test_a_request_is_given_up_with_an_error(result: ActionResult, error: type[E
     assert type(end.error) is error
     assert sum(pauses) <= 30
     assert (pauses == []) is (error is not ServerUnreachable)
+
+
+SURROGATE = b"\\ud800"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answered(200, b'{"jobId": "%s", "status": "cancelled"}' % SURROGATE),
+        answered(200, b'{"jobId": "1", "status": "failed", "error": "%s"}' % SURROGATE),
+        answered(400, b'{"detail": "%s"}' % SURROGATE),
+        answered(404, b'{"error": {"message": "%s"}}' % SURROGATE),
+    ],
+    ids=["id", "error", "refused", "not-found"],
+)
+def test_the_message_of_every_error_can_be_encoded(answer: Answered) -> None:
+    with pytest.raises(ClientError) as raised:
+        outcome_of(read_status(answer, MonitorKind.UNKNOWN)[1], None)
+    assert str(raised.value).encode()
 
 
 @pytest.mark.parametrize("status", JobStatus)

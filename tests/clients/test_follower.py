@@ -289,6 +289,43 @@ def test_an_unreachable_server_is_given_up_when_patience_is_over() -> None:
 
 
 @dataclass
+class Overloaded:
+    """Answers every request with 503 and a `Retry-After`."""
+
+    pause: str
+    asked: int = 0
+    took: float = 0.0
+
+    def perform(self, action: Ask | Read, _now: float) -> ActionResult:
+        assert isinstance(action, Ask)
+        self.asked += 1
+        return Answered(action.url, action.url, 503, {"retry-after": self.pause})
+
+
+@pytest.mark.parametrize("transport", list(Transport))
+def test_a_retry_after_beyond_the_patience_gives_the_server_up_at_once(
+    transport: Transport,
+) -> None:
+    server = Overloaded("86400")
+    found = follow(server, patience=300, transports=[transport])
+    assert isinstance(found.error, ServerUnreachable)
+    assert (server.asked, found.seconds) == (1, 0)
+
+
+def test_a_retry_after_within_the_patience_is_waited_for() -> None:
+    server = Overloaded("100")
+    found = follow(server, patience=300, transports=[Transport.POLL])
+    assert isinstance(found.error, ServerUnreachable)
+    assert (server.asked, found.seconds) == (4, 300)
+
+
+def test_the_own_pauses_of_the_client_end_when_the_patience_is_over() -> None:
+    found = follow(Moody(["drop"] * 1000, held=True, versions=2), patience=50)
+    assert isinstance(found.error, ServerUnreachable)
+    assert found.seconds == pytest.approx(50)
+
+
+@dataclass
 class Recorded:
     """Refuses every request and records it."""
 
