@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from asyncjobs.core.printable import plain
 from asyncjobs.errors import (
     AsyncJobsError,
     ConfigurationError,
@@ -57,7 +58,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except AsyncJobsError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {plain(str(error))}", err=True)
             ctx.exit(exit_code_of(error))
 
 

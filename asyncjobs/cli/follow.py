@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ from typing import Any
 
 import click
 
-from asyncjobs.cli.output import print_json
 from asyncjobs.client import JobNotFound, JobsClient, RemoteJob, ServerUnreachable
+from asyncjobs.core.printable import plain
 from asyncjobs.errors import ConfigurationError
 
 # RFC 9110 sections 5.1 and 5.5. Servers do not agree on an encoding of values beyond ASCII.
@@ -63,7 +64,7 @@ def follow(*, url: str, timeout: float | None, headers: tuple[str, ...], as_json
         try:
             _follow(job, timeout, as_json=as_json)
         except (ServerUnreachable, JobNotFound) as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {plain(str(error))}", err=True)
             sys.exit(4 if isinstance(error, JobNotFound) else 3)
 
 
@@ -73,10 +74,23 @@ def _follow(job: RemoteJob[Any], timeout: float | None, *, as_json: bool) -> Non
         for _ in updates:
             pass
     if as_json and job.last is not None:
-        print_json(dict(job.last.document))
+        _print(job.last.document)
     result = job.result()
     if not as_json:
-        print_json(result)
+        _print(result)
+
+
+def _print(value: Any) -> None:
+    """Print a value of the server in ASCII; raise `ClickException` if JSON cannot have it."""
+    try:
+        # Escapes in ASCII: a terminal interprets some characters, and cannot show others.
+        text = json.dumps(value, indent=2, allow_nan=False, default=bytes.decode)
+    except RecursionError:
+        raise click.ClickException("The result is nested too deeply to be printed.") from None
+    except ValueError:
+        # Of `bytes.decode`: the result has a media type of its own.
+        raise click.ClickException("The result is neither JSON nor text.") from None
+    click.echo(text)
 
 
 def _pair(header: str) -> tuple[str, str]:

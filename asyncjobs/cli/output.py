@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncjobs.core.job import AttemptError, Delivery, Job, JobId, JobStatus
+from asyncjobs.core.printable import plain
 from asyncjobs.http.documents import From, JobDocument
 
 # Without a terminal, rows are not wrapped: other programs read them line by line.
@@ -159,7 +160,7 @@ def print_rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a plain table."""
     table = _table(*heads)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     _print(table)
 
 
@@ -170,11 +171,6 @@ def age(duration: timedelta) -> str:
         if seconds >= size:
             return f"{seconds // size}{unit}"
     return f"{seconds}s"
-
-
-def plain(text: str) -> str:
-    """Replace unprintable characters: escape sequences must not reach the terminal."""
-    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _print(table: Table) -> None:

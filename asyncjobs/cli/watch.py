@@ -13,9 +13,10 @@ import anyio
 import click
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from asyncjobs.cli.output import colour_of, console, listed_document, plain, print_json
+from asyncjobs.cli.output import colour_of, console, listed_document, print_json
 from asyncjobs.cli.target import Target, open_repository, run_async, with_target
 from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.core.printable import plain
 from asyncjobs.errors import UnknownJob
 from asyncjobs.protocols import Selection
 from asyncjobs.records.repository import Repository

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from asyncjobs.client.documents import JobUpdate
+from asyncjobs.core.printable import plain
 from asyncjobs.core.status import JobStatus
 
 
@@ -47,5 +48,5 @@ class ProgressBar:
             status=str(update.status),
             total=None if percent is None else 100,
             completed=percent or 0,
-            description=update.error or update.message or "",
+            description=plain(update.error or update.message or ""),
         )

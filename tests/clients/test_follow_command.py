@@ -68,6 +68,103 @@ def test_an_unknown_job_exits_with_4(served: Served) -> None:
 
 
 @contextmanager
+def answering(body: bytes, *statuses: int, media_type: str = "application/json") -> Generator[str]:
+    """Answer each request with the same body, and with the next status or else the last one."""
+    left = list(statuses or (200,))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(left.pop(0) if len(left) > 1 else left[0])
+            self.send_header("Content-Type", media_type)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/api/jobs/job_1"
+        server.shutdown()
+
+
+def ended(status: str, **members: str) -> bytes:
+    """Return the document of a job that has ended; the members are JSON."""
+    more = "".join(f', "{name}": {text}' for name, text in members.items())
+    return f'{{"jobId": "job_1", "status": "{status}", "version": 1{more}}}'.encode()
+
+
+HOSTILE = r'"\u001b]0;owned\u0007 \u009b2J \ud800 \u202e"'
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (ended("failed", error=HOSTILE), 200, 1),
+        (ended("failed", error=HOSTILE, errorCode=HOSTILE), 200, 1),
+        (ended("cancelled").replace(b'"job_1"', HOSTILE.encode()), 200, 1),
+        (ended("completed", result=HOSTILE), 200, 0),
+        (b'{"detail": %s}' % HOSTILE.encode(), 404, 4),
+        (b'{"detail": %s}' % HOSTILE.encode(), 400, 1),
+        (ended("processing").replace(b"processing", b"\x9b2J"), 200, 1),
+    ],
+    ids=["error", "code", "id", "result", "not-found", "refused", "status"],
+)
+@pytest.mark.parametrize("more", [(), ("--json",)], ids=["plain", "json"])
+def test_no_unprintable_character_of_the_server_reaches_the_terminal(
+    body: bytes, status: int, code: int, more: tuple[str, ...]
+) -> None:
+    with answering(body, status) as url:
+        result = follow(url, *more)
+    assert result.exit_code == code
+    assert all(char.isprintable() or char == "\n" for char in result.output)
+
+
+def test_a_result_is_printed_in_ascii() -> None:
+    with answering(ended("completed", result=r'"\ud800 ä"')) as url:
+        result = follow(url)
+    assert result.stdout == '"\\ud800 \\u00e4"\n'
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)], ids=["plain", "json"])
+@pytest.mark.parametrize("depth", [300, 900, 950, 980, 5_000, 200_000])
+def test_a_deep_result_is_printed_or_refused_in_a_sentence(
+    depth: int, more: tuple[str, ...]
+) -> None:
+    with answering(ended("completed", result="[" * depth + "]" * depth)) as url:
+        result = follow(url, *more)
+    if result.exit_code == 0:
+        assert result.stdout.count("[") == depth
+    else:
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith("Error: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_a_result_with_a_number_beyond_a_float_is_refused() -> None:
+    with answering(ended("completed", result="1e999")) as url:
+        result = follow(url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "stdout", "stderr"),
+    [
+        (b"\xff\xfe", 1, "", "Error: The result is neither JSON nor text.\n"),
+        (b"12 rows", 0, '"12 rows"\n', ""),
+    ],
+)
+def test_a_result_of_another_media_type_is_printed_if_it_is_text(
+    body: bytes, code: int, stdout: str, stderr: str
+) -> None:
+    with answering(body, 202, 200, media_type="image/png") as url:
+        result = follow(url)
+    assert (result.exit_code, result.stdout, result.stderr) == (code, stdout, stderr)
+
+
+@contextmanager
 def listening(heard: list[tuple[str | None, str | None]]) -> Generator[str]:
     """Serve a job that does not exist, and collect two headers of each request."""
 
