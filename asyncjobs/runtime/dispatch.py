@@ -39,7 +39,7 @@ class _RefusedType:
     """A job type whose jobs wait here until the engine accepts a job of the type."""
 
     next_attempt: float
-    jobs: dict[JobId, Job] = field(default_factory=dict)
+    jobs: dict[JobId, Job] = field(default_factory=dict[JobId, Job])
 
 
 class DispatchRetrier:

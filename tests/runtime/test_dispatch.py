@@ -249,11 +249,13 @@ def test_a_call_that_cannot_be_cancelled_does_not_fail_submissions(
     async def work() -> None:
         engine = Stuck()
         async with with_task(engine, settings=Settings(dispatch_timeout=5)) as web:
-            async with anyio.create_task_group() as tasks:
-                for number in range(5):
-                    tasks.start_soon(web.enqueue, "task", number)
-            job = await web.enqueue("task", 5)
-            engine.answers.set()
+            try:
+                async with anyio.create_task_group() as tasks:
+                    for number in range(5):
+                        tasks.start_soon(web.enqueue, "task", number)
+                job = await web.enqueue("task", 5)
+            finally:
+                engine.answers.set()
             await anyio.sleep((PAUSE + SWEEP).total_seconds())
             assert len(set(engine.told)) == 6
             assert job.id in engine.told
