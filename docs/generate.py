@@ -32,7 +32,7 @@ END = "<!-- end of the generated part -->"
 # What an engine can do, by the test that proves it.
 POWERS = {
     "delayed jobs": "a_delayed_job_is_delivered",
-    "urgent jobs first": "more_urgent",
+    "urgent jobs first": "_urgent",
     "cancel a waiting job": "cancelled_while_it_waits",
     "cancel a running job": "cancelled_while_it_runs",
     "a killed worker's job runs again": "whose_worker_is_killed",
