@@ -128,6 +128,8 @@ def shown(default: object) -> str:
         case Pacing():
             bounds = {field.name: getattr(default, field.name) for field in fields_of(default)}
             return f"Pacing({', '.join(f'{name}={shown(one)}' for name, one in bounds.items())})"
+        case bool():
+            return f"`{default}`"
         case int() | float():
             return f"{default:,}"
         case _:
