@@ -79,7 +79,7 @@ def expressions_of_the_dashboard() -> list[str]:
 
 
 def expressions_of_the_guide() -> list[str]:
-    page = (DOCS / "howto" / "operate.md").read_text(encoding="utf-8")
+    page = (DOCS / "howto" / "monitoring.md").read_text(encoding="utf-8")
     return re.findall(r"```promql\n(.*?)```", page, re.DOTALL)
 
 
@@ -145,7 +145,7 @@ async def test_the_reference_names_all_metrics_and_no_others() -> None:
 
 
 def test_the_guide_quotes_log_messages_exactly() -> None:
-    page = (DOCS / "howto" / "operate.md").read_text(encoding="utf-8")
+    page = (DOCS / "howto" / "monitoring.md").read_text(encoding="utf-8")
     code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     quoted = re.findall(r"^\| `([A-Z][^`]*)` in the logs", page, re.MULTILINE)
     assert len(quoted) == 5
