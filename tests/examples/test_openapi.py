@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -141,7 +141,7 @@ def test_a_generated_client_has_the_types_of_the_documents(
 ) -> None:
     settings, package = tmp_path / "generator.yaml", tmp_path / "generated" / "exports_client"
     settings.write_text("post_hooks: []\n")
-    with serve(COMMAND) as server:
+    with serve(COMMAND) as server, ExitStack() as stack:
         said = subprocess.run(
             [
                 *(sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none"),
@@ -156,7 +156,8 @@ def test_a_generated_client_has_the_types_of_the_documents(
         assert said.returncode == 0, said.stdout + said.stderr
         monkeypatch.setattr(sys, "path", [str(package.parent), *sys.path])
         models = import_module("exports_client.models")
-        client = import_module("exports_client").Client(str(server.base_url))
+        made = import_module("exports_client").Client(str(server.base_url))
+        client = stack.enter_context(made)
 
         order = models.ExportRequest.from_dict({"format": "csv"})
         accepted = call("default.create_export_api_exports_post", client=client, body=order)

@@ -188,7 +188,8 @@ async def test_a_queue_closes_in_time_although_its_server_is_silent(
     wire.cut()
     wire.flow()
     async with queue_on(far_store(url)) as others:
-        assert (await others.find(job.id)).status is JobStatus.PROCESSING
+        # The release may have been delivered after all, when the connection was cut.
+        assert not (await others.find(job.id)).status.terminal
 
 
 # a file that another program has locked
