@@ -2,7 +2,7 @@
 
 python .ci/floors.py [extra ...]
 
-These lines are a constraints file for pip. Without arguments every extra counts, except `test`
+These lines are a constraints file for pip. Without arguments every extra counts, except `test`, `docs`
 and `dev`, whose packages are never installed by a user.
 """
 
@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-TOOLS = ("dev", "test")
+TOOLS = ("dev", "docs", "test")
 
 REQUIREMENT = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*>=\s*(?P<floor>[0-9][^\s,;]*)(?P<rest>.*)"
