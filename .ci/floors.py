@@ -2,8 +2,8 @@
 
 python .ci/floors.py [extra ...]
 
-These lines are a constraints file for pip. Without arguments every extra counts, except `test`, `docs`
-and `dev`, whose packages are never installed by a user.
+These lines are a constraints file for pip. Without arguments every extra counts, except `test`,
+`docs` and `dev`, whose packages are never installed by a user.
 """
 
 from __future__ import annotations
