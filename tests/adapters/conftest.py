@@ -26,7 +26,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
-from werkzeug.serving import make_server
 
 from asyncjobs import (
     AsyncJobs,
@@ -43,6 +42,7 @@ from asyncjobs.adapters import flask as on_flask
 from asyncjobs.adapters import starlette as on_starlette
 from asyncjobs.dispatchers.local import LocalDispatcher
 from tests.waiting import until_sync
+from tests.wsgi import serving_wsgi
 
 QUICK = Settings(
     progress_interval=timedelta(seconds=0.02),
@@ -299,15 +299,10 @@ class FlaskStack(Stack):
     @contextmanager
     def serving(self, app: Any, root: str = "") -> Generator[str]:
         below: Any = DispatcherMiddleware(_nothing, {root: app}) if root else app
-        server = make_server("127.0.0.1", 0, below, threaded=True)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
         try:
-            yield f"http://127.0.0.1:{server.port}"
+            with serving_wsgi(below) as url:
+                yield url
         finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
             for mounted in app.extensions.get("asyncjobs", ()):
                 mounted.portal.close()
 

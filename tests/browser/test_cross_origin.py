@@ -20,7 +20,6 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from werkzeug.serving import make_server
 
 from asyncjobs import AsyncJobs, MountOptions
 from asyncjobs.adapters import fastapi as on_fastapi
@@ -28,6 +27,7 @@ from asyncjobs.adapters import flask as on_flask
 from asyncjobs.adapters import starlette as on_starlette
 from asyncjobs.adapters.asgi import StatusMonitor
 from tests.waiting import until_sync
+from tests.wsgi import serving_wsgi
 
 METHODS = ["GET", "POST", "DELETE"]
 ALLOWED = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Prefer"]
@@ -140,15 +140,10 @@ def on_werkzeug(jobs: AsyncJobs, origin: str) -> Generator[str]:
         allow_headers=ALLOWED,
         expose_headers=EXPOSED,
     )
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
     try:
-        yield f"http://127.0.0.1:{server.port}"
+        with serving_wsgi(app) as url:
+            yield url
     finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
         on_flask.portal_of(jobs, app).close()
 
 

@@ -24,7 +24,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from werkzeug.serving import make_server
 
 from asyncjobs import AsyncJobs, JobContext, JobFailed, JobType, Settings
 from asyncjobs.adapters import fastapi as on_fastapi
@@ -35,6 +34,7 @@ from asyncjobs.http.mounts import MountOptions
 from asyncjobs.testing import TcpProxy
 from tests.npm import NODE, install_packages
 from tests.waiting import until_sync
+from tests.wsgi import serving_wsgi
 
 SCRIPTS = Path(__file__).parent / "js"
 SETTINGS = Settings(progress_interval=timedelta(seconds=0.02), grace=timedelta(seconds=0.2))
@@ -188,21 +188,16 @@ def serving_asgi(app: Any, served: Served) -> Generator[str]:
 
 
 @contextmanager
-def serving_wsgi(app: flask.Flask, served: Served) -> Generator[str]:
+def serving_flask(app: flask.Flask, served: Served) -> Generator[str]:
     def recorded(environ: Any, start_response: Any) -> Any:
         sent = (environ.get("HTTP_LAST_EVENT_ID"), environ.get("HTTP_IDEMPOTENCY_KEY"))
         served.seen.append(Asked(environ["REQUEST_METHOD"], environ["PATH_INFO"], *sent))
         return app(environ, start_response)
 
-    server = make_server("127.0.0.1", 0, recorded, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
     try:
-        yield f"http://127.0.0.1:{server.port}"
+        with serving_wsgi(recorded) as url:
+            yield url
     finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
         for mounted in app.extensions["asyncjobs"]:
             mounted.portal.close()
 
@@ -211,7 +206,7 @@ def serving_wsgi(app: flask.Flask, served: Served) -> Generator[str]:
 def serving(framework: str, store: str) -> Generator[Served]:
     served, jobs = Served(), make_jobs(store)
     if framework == "flask":
-        running = serving_wsgi(flask_app(jobs), served)
+        running = serving_flask(flask_app(jobs), served)
     elif framework == "fastapi":
         running = serving_asgi(fastapi_app(jobs), served)
     else:
