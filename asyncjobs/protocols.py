@@ -10,14 +10,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar, assert_never, cast, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
 
-from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import Delivery, Job, JobId, JobStatus
-from asyncjobs.errors import ConfigurationError, JobUnsuccessful
+from asyncjobs.core.labels import Tallies as TallyChanges
+from asyncjobs.core.labels import Tally, label_of_batch, label_of_tag
+from asyncjobs.errors import ConfigurationError
+from asyncjobs.handles import JobHandle as JobHandle  # noqa: PLC0414  # part of the interface
 from asyncjobs.settings import Seconds
 
-R = TypeVar("R")
 T = TypeVar("T")
 
 #: Runs a job in this process and returns at once; calls the function when the slot is free again.
@@ -35,10 +36,17 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A job to write if the stored job still has the expected revision."""
+    """A job to write if the stored job still has the expected revision.
+
+    `labels` are those that the job gets by this change, for a store with the filters `tag` and
+    `batch`. `tallies` are added to the counters of the labels, by a store that has the power
+    `Tallies`.
+    """
 
     job: Job
     expected_revision: int
+    labels: tuple[str, ...] = ()
+    tallies: TallyChanges | None = None
 
 
 class _Opened(Protocol):
@@ -148,6 +156,18 @@ class Selection:
     user_id: str | None = None
     type: str | None = None
     status: JobStatus | None = None
+    tag: str | None = None
+    batch: JobId | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The label under which a store finds the jobs; None if there is no tag and no batch.
+
+        A selection has a tag or a batch, not both.
+        """
+        if self.batch is not None:
+            return label_of_batch(self.batch, failed=self.status is JobStatus.FAILED)
+        return None if self.tag is None else label_of_tag(self.tag, self.user_id)
 
     def given(self) -> dict[str, object]:
         """Return the properties that are not None, by name."""
@@ -156,7 +176,10 @@ class Selection:
 
     def fits(self, job: Job) -> bool:
         """Return whether a job has all of the given properties."""
-        return all(getattr(job, name) == value for name, value in self.given().items())
+        return all(
+            value in job.tags if name == "tag" else getattr(job, name) == value
+            for name, value in self.given().items()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +218,9 @@ class Listing(Protocol):
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         """Return up to `limit` matching jobs after the cursor `after`, the latest inserted first.
 
-        `limit` is at least 1. Values are compared exactly. Payloads and results are not read: they
+        `limit` is at least 1. Values are compared exactly. If the selection has a `label`, the
+        store finds the jobs by an index of labels, see `core.labels.labels_of` and
+        `Change.labels`. Payloads and results are not read: they
         are empty and None. If jobs are inserted or deleted between two calls, no other job is
         repeated or left out, and no new job appears behind `after`. Unreadable jobs are left out.
         Raises `InvalidQuery` for an `after` that was not the `next` of a page of this store.
@@ -219,6 +244,24 @@ class Listing(Protocol):
         """Return for each lane the earliest `due_at` of its jobs, None if it has none.
 
         This is called every few seconds, however many jobs wait, so an index must answer it.
+        """
+        ...
+
+
+@runtime_checkable
+class Tallies(Protocol):
+    """A store that counts jobs by label, in the same atomic step in which it writes them.
+
+    `insert` adds `core.labels.tallies_of` each job that it adds, but of none that exists already.
+    `replace` adds `Change.tallies` of each change that it writes, but of none that it refuses.
+    `delete` subtracts nothing, but removes the counters of a label with the last job that has it.
+    `take` changes no counter.
+    """
+
+    async def tally(self, labels: Sequence[str], /) -> Sequence[Tally]:
+        """Return the counters of each label; a label without jobs has none.
+
+        Counters that are 0 may be left out. Takes the same time whatever the number of jobs.
         """
         ...
 
@@ -456,63 +499,6 @@ class Traced(Protocol):
     def spans(self) -> Spans:
         """The current tracer."""
         ...
-
-
-class JobHandle(Generic[R]):
-    """One job of a queue, as returned by `enqueue`. Iterate over it for the job's states.
-
-    `job` is the job as it was accepted. The methods read the store each time.
-    """
-
-    __slots__ = ("_kind", "_queue", "job")
-
-    def __init__(self, queue: JobQueue, job: Job, kind: JobType[Any, R] | None = None) -> None:
-        self.job = job
-        self._queue = queue
-        self._kind = kind
-
-    def __repr__(self) -> str:
-        return f"<JobHandle {self.job.id} ({self.job.type})>"
-
-    @property
-    def id(self) -> JobId:
-        """The job's id."""
-        return self.job.id
-
-    async def wait(self, *, timeout: Seconds | None = None) -> Job:
-        """Return the job when it has ended, or its current state after `timeout`.
-
-        Raises `UnknownJob` if its retention has ended.
-        """
-        return await self._queue.wait(self.job.id, timeout=timeout)
-
-    async def result(self, *, timeout: Seconds | None = None) -> R:
-        """Wait for the end of the job and return its result, in the handler's return type.
-
-        Raises `JobUnsuccessful` if the job failed or was cancelled, `TimeoutError` if it has not
-        ended after `timeout`, `InvalidResult` if the result no longer fits the type, and
-        `UnknownJob` if the job's retention has ended. None of these stops the job.
-        """
-        job = await self.wait(timeout=timeout)
-        match job.status:
-            case JobStatus.PENDING | JobStatus.PROCESSING:
-                raise TimeoutError(f"Job {job.id} ({job.type}) is {job.status} after {timeout} s.")
-            case JobStatus.FAILED | JobStatus.CANCELLED:
-                raise JobUnsuccessful(job)
-            case JobStatus.COMPLETED if self._kind is not None:
-                return self._kind.result_of(job)
-            case JobStatus.COMPLETED:
-                return cast("R", job.result)
-            case _:
-                assert_never(job.status)
-
-    async def cancel(self) -> Job:
-        """Cancel a waiting job or ask a running one to stop; see `JobQueue.cancel`."""
-        return await self._queue.cancel(self.job.id)
-
-    def __aiter__(self) -> AsyncIterator[Job]:
-        """Yield the job now and at each visible change; see `JobQueue.subscribe`."""
-        return self._queue.subscribe(self.job.id)
 
 
 class JobQueue(Protocol):

@@ -38,8 +38,16 @@ CALLBACKS_LANE = "asyncjobs.callbacks"
 
 DEFAULT_QUEUE = "default"
 
-#: Lanes with this prefix belong to the library; no queue may have such a name.
+#: Lanes and types with this prefix belong to the library; no queue may have such a name.
 RESERVED_PREFIX = "asyncjobs."
+
+#: The lane of every batch whose jobs have not all ended, and the type of its own job.
+BATCHES_LANE = "asyncjobs.batches"
+BATCH_TYPE = "asyncjobs.batch"
+
+#: The lane and the type of the records of schedules.
+SCHEDULES_LANE = "asyncjobs.schedules"
+SCHEDULE_TYPE = "asyncjobs.schedule"
 
 
 def suspects_lane(queue: str) -> str:
@@ -76,6 +84,8 @@ class Delivery(StrEnum):
     PULL = "pull"  # our workers take it from its queue's lane
     PUSH = "push"  # sent to an engine; maintenance sends it again
     EXTERNAL = "external"  # work outside our runner reports by job id
+    BATCH = "batch"  # not run: it stands for a batch, and ends when the batch's jobs have ended
+    SCHEDULE = "schedule"  # not run: it is the record of a schedule
 
 
 class _Value(BaseModel):
@@ -261,11 +271,68 @@ class Callback(_Value):
     error: str | None = None
 
 
+class JobFile(_Value):
+    """A file that a job has saved; `size` is None until all of its content is stored.
+
+    `key` names the content in the file storage, `digest` is its SHA-256 in hexadecimal.
+    """
+
+    name: str
+    key: str
+    media_type: str = "application/octet-stream"
+    size: int | None = None
+    digest: str = ""
+    attempt: int = 0
+    saved_at: datetime | None = None
+
+
+class BatchFailure(_Value):
+    """A failed job of a batch, and why it failed."""
+
+    job_id: JobId
+    code: str
+    message: str
+
+
+class BatchCounts(_Value):
+    """The jobs of a batch by status, and the first that failed.
+
+    `total` is the number of jobs that the batch was given; the other numbers cover stored jobs.
+    """
+
+    total: int = 0
+    pending: int = 0
+    processing: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    failures: tuple[BatchFailure, ...] = ()
+
+
+class ScheduleState(_Value):
+    """The state of a schedule: its definition, its latest tick and the next one.
+
+    `definition` is the canonical text of what is enqueued and when. `next_at` is None while the
+    schedule is paused.
+    """
+
+    definition: str
+    paused: bool = False
+    next_at: datetime | None = None
+    last_at: datetime | None = None
+    last_job: JobId | None = None
+
+
 ATTEMPT_ERRORS = TypeAdapter(list[AttemptError])
 
 
 class Submission(_Value):
-    """The half of a job that is written once. `retry_of` is the finished job that it runs again."""
+    """The half of a job that is written once. `retry_of` is the finished job that it runs again.
+
+    `given_title` and `given_metadata_json` are those of the submission; the handler may change
+    them later (`Job.title`, `Job.metadata`). `batch` is the id of the batch to which the job
+    belongs.
+    """
 
     id: JobId
     type: str
@@ -286,11 +353,18 @@ class Submission(_Value):
     retention: timedelta | None = None
     estimated_duration: timedelta | None = None
     callback_url: str | None = None
+    given_title: str | None = None
+    given_metadata_json: bytes | None = None
+    tags: tuple[str, ...] = ()
+    batch: JobId | None = None
     created_at: datetime
 
 
 class State(_Value):
     """The half of a job that changes. `errors_json` has the errors of its attempts, newest last.
+
+    `new_title` and `new_metadata_json` are set by the handler; None leaves those of the submission.
+    `counts` is that of a batch, `schedule` that of the record of a schedule.
 
     `attempt` counts starts and is the fence a handler may pass on; `failures`, `losses` and
     `releases` count the attempts that raised, lost their worker, and were given back at a shutdown.
@@ -315,6 +389,11 @@ class State(_Value):
     expires_at: datetime | None = None
     lease: Lease | None = None
     callback: Callback | None = None
+    new_title: str | None = None
+    new_metadata_json: bytes | None = None
+    files: tuple[JobFile, ...] = ()
+    counts: BatchCounts | None = None
+    schedule: ScheduleState | None = None
     version: int = 1
     revision: int = Field(default=1, exclude=True)
     lane: str = Field(default=MAINTENANCE_LANE, exclude=True)
@@ -336,6 +415,25 @@ class Job(Submission, State):
         if self.result_json is None:
             return None
         parsed: JsonValue = json.loads(self.result_json)
+        return parsed
+
+    @property
+    def title(self) -> str | None:
+        """The title that people see; None if the job has none."""
+        return self.given_title if self.new_title is None else self.new_title
+
+    @property
+    def metadata_json(self) -> bytes | None:
+        """The metadata as JSON text; None if the job has none."""
+        return (
+            self.given_metadata_json if self.new_metadata_json is None else self.new_metadata_json
+        )
+
+    @property
+    def metadata(self) -> dict[str, JsonValue]:
+        """The parsed metadata; each access returns a new value."""
+        text = self.metadata_json
+        parsed: dict[str, JsonValue] = {} if text is None else json.loads(text)
         return parsed
 
     @property

@@ -15,9 +15,11 @@ from typing import Any, assert_never
 
 from asyncjobs.core.job import (
     ATTEMPT_ERRORS,
+    BATCHES_LANE,
     CALLBACKS_LANE,
     MAINTENANCE_LANE,
     RESERVED_PREFIX,
+    SCHEDULES_LANE,
     AttemptError,
     Callback,
     Delivery,
@@ -429,10 +431,11 @@ def _schedule(job: Job, waits_until: datetime | None) -> tuple[str, datetime | N
     """Return lane and due_at: which loop must look at the job next, and when."""
     match job.status:
         case JobStatus.PENDING:
-            if job.delivery is Delivery.EXTERNAL:
-                return MAINTENANCE_LANE, job.deadline
-            lane = pull_lane(job) if job.delivery is Delivery.PULL else MAINTENANCE_LANE
-            return lane, min(waits_until or job.run_at, job.deadline)
+            return _schedule_waiting(job, waits_until)
+        case JobStatus.PROCESSING if job.delivery is Delivery.BATCH:
+            # After a cancel request it is due at once, to cancel the jobs of the batch.
+            look_at = waits_until or job.cancel_requested_at or job.run_at
+            return BATCHES_LANE, min(look_at, job.deadline)
         case JobStatus.PROCESSING:
             lapse = job.lease.until if job.lease else attempt_end(job)
             return MAINTENANCE_LANE, min(lapse, job.deadline)
@@ -442,6 +445,15 @@ def _schedule(job: Job, waits_until: datetime | None) -> tuple[str, datetime | N
             return MAINTENANCE_LANE, job.expires_at
         case _:
             assert_never(job.status)
+
+
+def _schedule_waiting(job: Job, waits_until: datetime | None) -> tuple[str, datetime | None]:
+    if job.delivery is Delivery.EXTERNAL:
+        return MAINTENANCE_LANE, job.deadline
+    if job.schedule is not None:
+        return SCHEDULES_LANE, job.schedule.next_at
+    lane = pull_lane(job) if job.delivery is Delivery.PULL else MAINTENANCE_LANE
+    return lane, min(waits_until or job.run_at, job.deadline)
 
 
 def may_be_stored_started(job: Job) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict, TypeVar
 
+from asyncjobs.core.descriptions import checked_tags, checked_title, metadata_text
 from asyncjobs.core.handlers import Handler, JobType
 from asyncjobs.core.job import LONGEST, Delivery, Job, Submission, new_job_id
 from asyncjobs.core.tracing import new_trace_id, trace_id_of
@@ -22,8 +24,14 @@ class EnqueueOptions:
     The job does not begin before `run_at`: an aware datetime, or a duration from now. `deadline`
     counts from then on and replaces the handler's. `traceparent` (W3C) or `trace_id` links the job
     to a trace; a malformed `traceparent` is ignored, as the standard requires. `callback_url` is
-    called when the job has ended; the queue needs `callbacks` for it. Raises `ValueError` for a
-    datetime without a time zone, and for durations out of range.
+    called when the job has ended; the queue needs `callbacks` for it.
+
+    People see the `title` (at most 200 characters) and the `metadata` (JSON values, at most 16
+    KiB), and the handler may change both. Jobs are found by their `tags`: at most 10 of 128
+    characters.
+
+    Raises `ValueError` for a datetime without a time zone, for durations out of range, and for
+    titles, tags and metadata beyond these limits.
     """
 
     run_at: datetime | Seconds | None = None
@@ -31,8 +39,18 @@ class EnqueueOptions:
     traceparent: str | None = None
     trace_id: str | None = None
     callback_url: str | None = None
+    title: str | None = None
+    tags: Sequence[str] = ()
+    metadata: Mapping[str, Any] | None = field(default=None, hash=False)
+    #: The metadata as it is stored.
+    metadata_json: bytes | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
+        checked_title(self.title)
+        if self.tags != ():
+            object.__setattr__(self, "tags", checked_tags(self.tags))
+        if self.metadata is not None:
+            object.__setattr__(self, "metadata_json", metadata_text(self.metadata))
         moment = self.run_at
         if isinstance(moment, datetime):
             if moment.tzinfo is None:
@@ -129,6 +147,10 @@ def make_submission(
             "retention": policy.retention,
             "estimated_duration": terms.estimate,
             "callback_url": options.callback_url,
+            "given_title": options.title,
+            "given_metadata_json": options.metadata_json,
+            "tags": options.tags,
+            "batch": None,
             "created_at": terms.now,
         }
     )
@@ -138,8 +160,9 @@ def submit_again(job: Job, terms: Terms, traceparent: str | None = None) -> Subm
     """Return the submission of a new job that runs a finished one again; `retry_of` names that one.
 
     The limits are the same, and the deadline is as far ahead as it was then. The new job has its
-    own trace and no idempotency key, which stands for the first job. Raises `IllegalMove` if the
-    job has not ended.
+    own trace and no idempotency key, which stands for the first job. It has the title, tags and
+    metadata of the submission, and is not part of a batch. Raises `IllegalMove` if the job has not
+    ended.
     """
     if not job.status.terminal:
         raise IllegalMove(job.id, "be run again", job.status, "it has not ended")
@@ -149,6 +172,7 @@ def submit_again(job: Job, terms: Terms, traceparent: str | None = None) -> Subm
         "retry_of": job.id,
         "idempotency_key": None,
         "fingerprint": None,
+        "batch": None,
         "trace_id": trace_id_of(traceparent) or new_trace_id(),
         "traceparent": traceparent,
         "deadline": terms.now + (job.deadline - job.created_at),

@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Event, Transition, event_of
 from asyncjobs.core.job import Job, JobId, JobStatus, suspects_lane
+from asyncjobs.core.labels import Tally, new_labels, tally_changes
 from asyncjobs.errors import ConfigurationError, InvalidQuery, UnknownJob, UnusableConnection
 from asyncjobs.protocols import (
     HOLD,
@@ -29,6 +30,7 @@ from asyncjobs.protocols import (
     Page,
     Selection,
     Store,
+    Tallies,
     Transactions,
     power_of,
 )
@@ -56,7 +58,10 @@ class JobWrite:
             job = job.changed(errors_json=None)
         if before.result_json is not None and before.result_json is job.result_json:
             job = job.changed(result_json=None)
-        return Change(job, before.revision)
+        if before.batch is None:  # nearly always
+            return Change(job, before.revision)
+        labels, tallies = new_labels(before, self.job), tally_changes(before, self.job)
+        return Change(job, before.revision, labels, tallies)
 
 
 class Audience(Protocol):
@@ -115,6 +120,7 @@ class Repository:
         self._clock = clock
         self._listing = power_of(base, Listing)
         self._transactions = power_of(base, Transactions)
+        self._tallies = power_of(base, Tallies)
 
     def now(self) -> datetime:
         """Return the time that moves use."""
@@ -191,10 +197,24 @@ class Repository:
             raise ConfigurationError(f"The store cannot list jobs by these fields: {names}.")
         if limit < 1:
             raise InvalidQuery("limit", f"it must be at least 1, got {limit}")
+        if which.tag is not None and which.batch is not None:
+            raise InvalidQuery("tag", "jobs are listed by a tag or by a batch, not by both")
         page = await self._bound.wait_for(lambda: listing.list(which, limit=limit, after=after))
         now = self._clock.now()
         jobs = [await self._listed(job, now) for job in page.jobs]
         return Page([job for job in jobs if job and which.fits(job)], page.next)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the store counts jobs by label."""
+        return self._tallies is not None
+
+    async def tally(self, labels: Sequence[str]) -> Sequence[Tally]:
+        """Return the counters of each label; raise `ConfigurationError` if the store has none."""
+        tallies = self._tallies
+        if tallies is None:
+            raise ConfigurationError("The store does not count jobs, which batches need.")
+        return await self._bound_reads.wait_for(lambda: tallies.tally(labels))
 
     async def position(self, job: Job) -> int | None:
         """Return a job's position in its queue: 1 is next; None if it is not known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from heapq import merge
@@ -16,8 +17,9 @@ import anyio.lowlevel
 
 from asyncjobs.core.encoding import sequence_of
 from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.labels import Tally, labels_of, tallies_of
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.protocols import HOLD, Change, InlineReads, Listing, Page, Selection
+from asyncjobs.protocols import HOLD, Change, InlineReads, Listing, Page, Selection, Tallies
 from asyncjobs.stores.urls import check_parameters
 
 _Key = tuple[str | None, str, str]
@@ -44,8 +46,8 @@ class MemoryStore:
     method yields to other tasks first, as a remote store would.
     """
 
-    powers: frozenset[type] = frozenset({InlineReads, Listing})
-    filters: frozenset[str] = frozenset({"user_id", "type", "status"})
+    powers: frozenset[type] = frozenset({InlineReads, Listing, Tallies})
+    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
 
     def __init__(self) -> None:
         self._jobs: dict[JobId, Job] = {}
@@ -53,6 +55,10 @@ class MemoryStore:
         self._due: dict[str, _Lane] = {}
         self._order: dict[JobId, int] = {}
         self._counter = count()
+        # The jobs of each label in the order of insertion, and the labels and counters of jobs.
+        self._labelled: dict[str, dict[JobId, int]] = {}
+        self._labels: dict[JobId, tuple[str, ...]] = {}
+        self._tallies: dict[str, Counter[str]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,12 +100,14 @@ class MemoryStore:
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         await anyio.lowlevel.checkpoint()
-        before, wanted = sequence_of(after, _DIGITS), which.given()
-        # A dict keeps the order of insertion, and no id is inserted twice.
+        before, label = sequence_of(after, _DIGITS), which.label
+        index = self._order if label is None else self._labelled.get(label, {})
+        # Most dicts are in the order of insertion; jobs get later labels in any order.
+        entries = reversed(index.items()) if label is None else _newest_first(index)
         newest = (
             (order, job)
-            for job_id, order in reversed(self._order.items())
-            if (before is None or order < before) and _fits(job := self._jobs[job_id], wanted)
+            for job_id, order in entries
+            if (before is None or order < before) and which.fits(job := self._jobs[job_id])
         )
         found = [*islice(newest, limit + 1)]
         jobs = [job.narrow() for _, job in found[:limit]]
@@ -121,6 +129,10 @@ class MemoryStore:
         first = (next(iter(self._due.get(lane, ())), None) for lane in lanes)
         return [None if entry is None else entry[0] for entry in first]
 
+    async def tally(self, labels: Sequence[str], /) -> Sequence[Tally]:
+        await anyio.lowlevel.checkpoint()
+        return [dict(self._tallies.get(label, {})) for label in labels]
+
     def _insert(self, job: Job) -> Job:
         key = _key(job)
         taken_by = self._keys.get(key) if key else None
@@ -131,6 +143,8 @@ class MemoryStore:
             self._keys[key] = job.id
         self._order[job.id] = next(self._counter)
         self._put(job)
+        self._label(job.id, labels_of(job))
+        self._count(tallies_of(job))
         return job
 
     def _replace(self, change: Change) -> bool:
@@ -138,7 +152,29 @@ class MemoryStore:
         if stored is None or stored.revision != change.expected_revision:
             return False
         self._put(stored.updated(change.job))
+        self._label(stored.id, change.labels)
+        self._count(change.tallies)
         return True
+
+    def _label(self, job_id: JobId, labels: Sequence[str]) -> None:
+        had = self._labels.get(job_id, ())
+        new = [label for label in labels if label not in had]
+        for label in new:
+            self._labelled.setdefault(label, {})[job_id] = self._order[job_id]
+        if new:
+            self._labels[job_id] = (*had, *new)
+
+    def _count(self, changes: Mapping[str, Tally] | None) -> None:
+        for label, tally in (changes or {}).items():
+            self._tallies.setdefault(label, Counter()).update(tally)
+
+    def _unlabel(self, job_id: JobId) -> None:
+        for label in self._labels.pop(job_id, ()):
+            ids = self._labelled[label]
+            del ids[job_id]
+            if not ids:
+                del self._labelled[label]
+                self._tallies.pop(label, None)
 
     def _put(self, job: Job) -> None:
         if (stored := self._jobs.get(job.id)) is not None:
@@ -159,6 +195,7 @@ class MemoryStore:
         if job is None:
             return False
         self._leave(job)
+        self._unlabel(job_id)
         del self._order[job_id]
         if (key := _key(job)) is not None:
             del self._keys[key]
@@ -219,8 +256,8 @@ class _Lane:
         return place, bisect_left(self._pieces[place], bound) if place < len(self._pieces) else 0
 
 
-def _fits(job: Job, wanted: Mapping[str, object]) -> bool:
-    return all(getattr(job, name) == value for name, value in wanted.items())
+def _newest_first(index: Mapping[JobId, int]) -> list[tuple[JobId, int]]:
+    return sorted(index.items(), key=itemgetter(1), reverse=True)
 
 
 def _key(job: Job) -> _Key | None:

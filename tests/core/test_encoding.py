@@ -81,6 +81,8 @@ def test_defaults_that_the_texts_leave_out_never_change() -> None:
         ),
         "max_deliveries": 3,
         "max_releases": 100,
+        "tags": (),
+        "files": (),
         "status": JobStatus.PENDING,
         "progress": 0,
         "attempt": 0,

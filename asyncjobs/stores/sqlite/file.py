@@ -37,8 +37,8 @@ _SYNCHRONOUS_LEVELS = ("OFF", "NORMAL", "FULL", "EXTRA")
 # number is never reused, since cursors of lists contain it: `deleted` stores the highest one of a
 # deleted job.
 #
-# The last two indexes are for lists of an owner's jobs and of a type's completed jobs. They are
-# partial, so other jobs cost nothing there.
+# The last two indexes of jobs are for lists of an owner's jobs and of a type's completed jobs. They
+# are partial, so other jobs cost nothing there. Only jobs with tags or in a batch have `labels`.
 _SCHEMA = (
     """CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, lane TEXT NOT NULL, due_at INTEGER,
@@ -55,6 +55,12 @@ _SCHEMA = (
         seq INTEGER NOT NULL UNIQUE, PRIMARY KEY (owner, type, key)) WITHOUT ROWID""",
     "CREATE INDEX jobs_owned ON jobs (owner, seq) WHERE owner IS NOT NULL",
     "CREATE INDEX jobs_completed ON jobs (type, seq) WHERE status = 'completed'",
+    """CREATE TABLE labels (
+        label TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (label, seq)) WITHOUT ROWID""",
+    "CREATE INDEX labels_of_job ON labels (seq)",
+    """CREATE TABLE tallies (
+        label TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,
+        PRIMARY KEY (label, name)) WITHOUT ROWID""",
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {_SCHEMA_VERSION}",
 )

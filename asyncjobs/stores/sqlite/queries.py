@@ -9,6 +9,7 @@ from datetime import datetime
 
 from asyncjobs.core.encoding import encode_state, encode_submission
 from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.labels import Tallies, Tally, labels_of, tallies_of, total_of
 from asyncjobs.protocols import Change, Page, Selection
 from asyncjobs.stores.reading import readable
 from asyncjobs.stores.sql import (
@@ -29,6 +30,12 @@ _JOB = (
 _NARROW_JOB = (
     "SELECT id, submission, state, x'', NULL, NULL, revision, lane, due_at, seq"
     " FROM jobs JOIN submissions USING (seq)"
+)
+# CROSS JOIN keeps this order, in which no row is sorted.
+_LABELLED = (
+    "SELECT id, submission, state, x'', NULL, NULL, revision, lane, due_at, jobs.seq"
+    " FROM labels CROSS JOIN jobs ON jobs.seq = labels.seq"
+    " CROSS JOIN submissions ON submissions.seq = labels.seq"
 )
 _BY_ONE_ID = f"{_JOB} WHERE id = ?"
 _BY_ID = f"{_JOB} WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608  # constants
@@ -61,7 +68,19 @@ _INSERT = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_WIDE = "INSERT INTO submissions VALUES (?, ?, ?)"
 _INSERT_RESULT = "INSERT INTO results VALUES (?, ?, ?)"
 _INSERT_KEY = "INSERT INTO idempotency_keys VALUES (?, ?, ?, ?)"
+_INSERT_LABEL = "INSERT OR IGNORE INTO labels VALUES (?, ?)"
+_ADD_LABEL = "INSERT OR IGNORE INTO labels SELECT ?, seq FROM jobs WHERE id = ?"
+_LABELS = "SELECT DISTINCT label FROM labels WHERE seq IN (SELECT value FROM json_each(?))"
+_COUNT = (
+    "INSERT INTO tallies VALUES (?, ?, ?)"
+    " ON CONFLICT (label, name) DO UPDATE SET number = number + excluded.number"
+)
+_UNCOUNT = (
+    "DELETE FROM tallies WHERE label = ?1 AND NOT EXISTS (SELECT 1 FROM labels WHERE label = ?1)"
+)
+_TALLY = "SELECT name, number FROM tallies WHERE label = ?"
 _FORGET = (
+    "DELETE FROM labels WHERE seq = ?",
     "DELETE FROM idempotency_keys WHERE seq = ?",
     "DELETE FROM results WHERE seq = ?",
     "DELETE FROM submissions WHERE seq = ?",
@@ -86,13 +105,16 @@ def any_due(db: sqlite3.Connection, lanes: Sequence[str], now: int) -> bool:
 
 def select(db: sqlite3.Connection, which: Selection, limit: int, after: str | None) -> Page:
     """Read a page of a list."""
+    label = which.label
+    table, jobs = ("jobs", _NARROW_JOB) if label is None else ("labels", _LABELLED)
     terms = {
+        "label = ?": label,
         "owner = ?": which.user_id,
         "type = ?": which.type,
-        "seq < ?": cursor_from(after),
+        f"{table}.seq < ?": cursor_from(after),
     }
     where, values = condition(terms, which.status)
-    query = f"{_NARROW_JOB} WHERE {where} ORDER BY seq DESC LIMIT ?"
+    query = f"{jobs} WHERE {where} ORDER BY {table}.seq DESC LIMIT ?"
     return page_of(db.execute(query, (*values, limit + 1)).fetchall(), limit)
 
 
@@ -143,6 +165,10 @@ def _add(db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
     keys = [(*_key(job), seq) for seq, job in numbered if job.idempotency_key is not None]
     db.executemany(_INSERT_RESULT, results)
     db.executemany(_INSERT_KEY, keys)
+    labelled = [(label, seq) for seq, job in numbered for label in labels_of(job)]
+    if labelled:
+        db.executemany(_INSERT_LABEL, labelled)
+        _count(db, [tallies_of(job) for job in jobs])
 
 
 def _add_where_new(db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Job]:
@@ -177,7 +203,24 @@ def replace(db: sqlite3.Connection, changes: Sequence[Change]) -> list[bool]:
     done = [change.job for change, won in zip(changes, written, strict=True) if won]
     results = [(job.result_json, job.errors_json, job.id) for job in done if _has_result(job)]
     db.executemany(_KEEP, results)
+    done_changes = [change for change, won in zip(changes, written, strict=True) if won]
+    labelled = [(label, one.job.id) for one in done_changes for label in one.labels]
+    if labelled:
+        db.executemany(_ADD_LABEL, labelled)
+    _count(db, [one.tallies for one in done_changes if one.tallies])
     return written
+
+
+def tally(db: sqlite3.Connection, labels: Sequence[str]) -> list[Tally]:
+    """Read the counters of labels."""
+    return [dict(db.execute(_TALLY, (label,)).fetchall()) for label in labels]
+
+
+def _count(db: sqlite3.Connection, tallies: Sequence[Tallies]) -> None:
+    if tallies:
+        totals = total_of(tallies).items()
+        rows = [(label, *pair) for label, tally in totals for pair in tally.items()]
+        db.executemany(_COUNT, rows)
 
 
 def _columns(seq: int, job: Job) -> tuple[object, ...]:
@@ -214,8 +257,10 @@ def delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[bool]:
     find = "SELECT id, seq FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
     found = dict(db.execute(find, (json.dumps(ids),)).fetchall())
     [last] = db.execute("SELECT max(seq) FROM jobs").fetchone()
+    labels = db.execute(_LABELS, (json.dumps([*found.values()]),)).fetchall()
     for statement in _FORGET:
         db.executemany(statement, [(seq,) for seq in found.values()])
+    db.executemany(_UNCOUNT, labels)
     highest = max(found.values(), default=0)
     # Only deleting the newest job could let its number be reused, so only then is it recorded.
     if highest == last:

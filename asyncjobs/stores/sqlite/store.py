@@ -21,6 +21,7 @@ import anyio.lowlevel
 
 from asyncjobs.core.encoding import to_microseconds
 from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.labels import Tally
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.execution.threads import ThreadQueue
 from asyncjobs.protocols import (
@@ -34,6 +35,7 @@ from asyncjobs.protocols import (
     MigrationScript,
     Page,
     Selection,
+    Tallies,
 )
 from asyncjobs.stores.opening import OpenState
 from asyncjobs.stores.sqlite import queries
@@ -68,9 +70,9 @@ class SqliteStore:
     """A store in the file at `path`, which is created if it does not exist."""
 
     powers: frozenset[type] = frozenset(
-        {ChangeNotices, InlineReads, Inspection, Listing, MigrationScript}
+        {ChangeNotices, InlineReads, Inspection, Listing, MigrationScript, Tallies}
     )
-    filters: frozenset[str] = frozenset({"user_id", "type", "status"})
+    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
 
     def __init__(self, path: str | Path, *, notice: float = 0.03) -> None:
         self.path = Path(path)
@@ -135,6 +137,9 @@ class SqliteStore:
 
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
         return await self._read(lambda db: queries.first_due(db, lanes))
+
+    async def tally(self, labels: Sequence[str], /) -> Sequence[Tally]:
+        return await self._read(lambda db: queries.tally(db, labels))
 
     async def inspect(self) -> Sequence[Finding]:
         opened = self._state.get()

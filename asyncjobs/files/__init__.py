@@ -1,0 +1,1 @@
+"""Storages of the files that jobs save."""

@@ -1,0 +1,80 @@
+"""What `enqueue` returns: a job and the queue in which to follow it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Generic, Protocol, TypeVar, assert_never, cast
+
+from asyncjobs.core.handlers import JobType
+from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.errors import JobUnsuccessful
+from asyncjobs.settings import Seconds
+
+R = TypeVar("R")
+
+
+class FollowedQueue(Protocol):
+    """The operations of a queue that a handle needs; see `JobQueue`."""
+
+    async def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job: ...
+
+    def subscribe(self, job_id: JobId, /) -> AsyncIterator[Job]: ...
+
+    async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job: ...
+
+
+class JobHandle(Generic[R]):
+    """One job of a queue, as returned by `enqueue`. Iterate over it for the job's states.
+
+    `job` is the job as it was accepted. The methods read the store each time.
+    """
+
+    __slots__ = ("_kind", "_queue", "job")
+
+    def __init__(self, queue: FollowedQueue, job: Job, kind: JobType[Any, R] | None = None) -> None:
+        self.job = job
+        self._queue = queue
+        self._kind = kind
+
+    def __repr__(self) -> str:
+        return f"<JobHandle {self.job.id} ({self.job.type})>"
+
+    @property
+    def id(self) -> JobId:
+        """The job's id."""
+        return self.job.id
+
+    async def wait(self, *, timeout: Seconds | None = None) -> Job:
+        """Return the job when it has ended, or its current state after `timeout`.
+
+        Raises `UnknownJob` if its retention has ended.
+        """
+        return await self._queue.wait(self.job.id, timeout=timeout)
+
+    async def result(self, *, timeout: Seconds | None = None) -> R:
+        """Wait for the end of the job and return its result, in the handler's return type.
+
+        Raises `JobUnsuccessful` if the job failed or was cancelled, `TimeoutError` if it has not
+        ended after `timeout`, `InvalidResult` if the result no longer fits the type, and
+        `UnknownJob` if the job's retention has ended. None of these stops the job.
+        """
+        job = await self.wait(timeout=timeout)
+        match job.status:
+            case JobStatus.PENDING | JobStatus.PROCESSING:
+                raise TimeoutError(f"Job {job.id} ({job.type}) is {job.status} after {timeout} s.")
+            case JobStatus.FAILED | JobStatus.CANCELLED:
+                raise JobUnsuccessful(job)
+            case JobStatus.COMPLETED if self._kind is not None:
+                return self._kind.result_of(job)
+            case JobStatus.COMPLETED:
+                return cast("R", job.result)
+            case _:
+                assert_never(job.status)
+
+    async def cancel(self) -> Job:
+        """Cancel a waiting job or ask a running one to stop; see `JobQueue.cancel`."""
+        return await self._queue.cancel(self.job.id)
+
+    def __aiter__(self) -> AsyncIterator[Job]:
+        """Yield the job now and at each visible change; see `JobQueue.subscribe`."""
+        return self._queue.subscribe(self.job.id)

@@ -1,0 +1,1 @@
+"""Enqueues the jobs of schedules, one for each tick."""
