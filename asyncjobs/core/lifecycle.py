@@ -21,6 +21,7 @@ from asyncjobs.core.job import (
     RESERVED_PREFIX,
     SCHEDULES_LANE,
     AttemptError,
+    BatchCounts,
     Callback,
     Delivery,
     Job,
@@ -153,10 +154,30 @@ def extend(job: Job, now: datetime, *, token: str, until: datetime) -> Job:
     return _move(job, Move.EXTEND, PROCESSING, lease=renewed)
 
 
-def report(job: Job, progress: Progress, *, token: str | None) -> Job:
-    """Record the progress of the attempt."""
+def report(
+    job: Job,
+    progress: Progress | None = None,
+    *,
+    token: str | None,
+    title: str | None = None,
+    metadata_json: bytes | None = None,
+) -> Job:
+    """Record progress, title and metadata of the attempt; None leaves a value as it is."""
     _fence(job, Move.REPORT, token)
-    return _move(job, Move.REPORT, PROCESSING, progress=progress.percent, detail=progress.detail)
+    return _move(job, Move.REPORT, PROCESSING, **_reported(progress, title, metadata_json))
+
+
+def count(
+    job: Job, counts: BatchCounts, progress: Progress, *, look_at: datetime | None = None
+) -> Job:
+    """Record the state of a batch's jobs; the batch is due again at `look_at`."""
+    if job.delivery is not Delivery.BATCH:
+        raise IllegalMove(job.id, Move.REPORT, job.status, "it is not a batch")
+    changes = {"counts": counts, "progress": progress.percent, "detail": progress.detail}
+    moved = _move(job, Move.REPORT, PROCESSING, **changes)
+    if look_at is not None:
+        vars(moved)["due_at"] = look_at
+    return moved
 
 
 def complete(job: Job, now: datetime, *, token: str | None, result: bytes) -> Job:
@@ -281,9 +302,10 @@ def overdue(job: Job, now: datetime) -> Job | None:
     """Return the job after a move that is overdue, such as a missed deadline; None if none is.
 
     Any reader may write it, under compare-and-swap. The end of a terminal job's retention is not a
-    move: see `forgettable`.
+    move: see `forgettable`. A batch is never overdue: it ends when its jobs have, and their
+    deadlines are not after its own.
     """
-    if job.status.terminal:
+    if job.status.terminal or job.delivery is Delivery.BATCH:
         return None
     lapsed = job.status is PROCESSING and now >= (
         job.lease.until if job.lease else attempt_end(job)
@@ -353,9 +375,16 @@ def settle_loss(job: Job, now: datetime, *, token: str) -> Job:
     return _lose(job, now)
 
 
-def catch_up(job: Job, last: Progress) -> Job:
-    """Add an unwritten progress report to the move that follows. Not a move itself."""
-    return job.changed(progress=last.percent, detail=last.detail)
+def catch_up(
+    job: Job,
+    last: Progress | None = None,
+    *,
+    title: str | None = None,
+    metadata_json: bytes | None = None,
+) -> Job:
+    """Add unwritten reports to the move that follows. Not a move itself."""
+    changes = _reported(last, title, metadata_json)
+    return job.changed(**changes) if changes else job
 
 
 def note_error(job: Job, error: AttemptError) -> Job:
@@ -379,6 +408,19 @@ def attempt_end(job: Job) -> datetime:
     if job.started_at is None or job.timeout is None:
         return job.deadline
     return min(job.started_at + job.timeout, job.deadline)
+
+
+def _reported(
+    progress: Progress | None, title: str | None, metadata_json: bytes | None
+) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if progress is not None:
+        changes["progress"], changes["detail"] = progress.percent, progress.detail
+    if title is not None:
+        changes["new_title"] = title
+    if metadata_json is not None:
+        changes["new_metadata_json"] = metadata_json
+    return changes
 
 
 def _lose(job: Job, now: datetime) -> Job:

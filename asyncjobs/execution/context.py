@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import suppress
 from datetime import datetime
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, cast
 
 import anyio.lowlevel
 from pydantic import JsonValue
 from typing_extensions import TypeVar
 
+from asyncjobs.core.descriptions import checked_title, metadata_text
 from asyncjobs.core.job import Detail, Job, JobId, Progress
 from asyncjobs.core.signatures import JobParameter
 from asyncjobs.errors import ConfigurationError, JobCancelled
@@ -41,23 +51,63 @@ _TOO_MANY = 2**63
 _NO_DETAIL = (None, None, None, None)
 
 
+class News(NamedTuple):
+    """What a handler has set; None for what it has not."""
+
+    report: Report | None = None
+    title: str | None = None
+    metadata_json: bytes | None = None
+
+    @property
+    def progress(self) -> Progress | None:
+        """The stored form of the report."""
+        return None if self.report is None else progress_of(self.report)
+
+
+_NO_NEWS = News()
+
+
 class Gauge:
     """Connects a handler, perhaps in a thread, with the runner.
 
-    The handler sets the latest progress, the runner sets the order to stop. Both are single
-    attributes, so neither side needs a lock, and a report costs an assignment.
+    The handler sets the latest progress, title and metadata, the runner sets the order to stop.
+    Each is a single attribute, so neither side needs a lock, and a report costs an assignment.
     """
 
-    __slots__ = ("latest", "stopping", "written")
+    __slots__ = ("latest", "metadata_json", "stopping", "title", "written")
 
     def __init__(self) -> None:
         self.latest: Report | None = None
-        self.written: Report | None = None
+        self.title: str | None = None
+        self.metadata_json: bytes | None = None
+        self.written: News = _NO_NEWS
         self.stopping = False
 
-    def unwritten(self) -> Report | None:
-        """Return the latest report; None if it was already written."""
-        return self.latest if self.latest is not self.written else None
+    @property
+    def news(self) -> News:
+        """The latest of all that the handler has set."""
+        return News(self.latest, self.title, self.metadata_json)
+
+    def take_over(self, news: News) -> None:
+        """Set what another gauge has; None leaves the value of this one."""
+        self.latest = news.report or self.latest
+        self.title = news.title or self.title
+        self.metadata_json = news.metadata_json or self.metadata_json
+
+    def unwritten(self) -> News | None:
+        """Return the latest news; None if there are none that were not written."""
+        written = self.written
+        if (
+            self.latest is written.report
+            and self.title == written.title
+            and self.metadata_json == written.metadata_json
+        ):
+            return None
+        return self.news
+
+    def forget_written(self) -> None:
+        """Make all news count as unwritten, because a write failed or was refused."""
+        self.written = _NO_NEWS
 
 
 def progress_of(report: Report) -> Progress:
@@ -258,6 +308,33 @@ class JobContext(JobParameter, Generic[S]):
             unit if unit is None else cut_text(safe_text(unit) or "", MAX_UNIT_CHARS),
         )
         return _CHECKPOINT
+
+    @property
+    def title(self) -> str | None:
+        """The title that people see: the last that was set, else that of the submission."""
+        return self._gauge.title or self._job.title
+
+    @property
+    def metadata(self) -> dict[str, JsonValue]:
+        """The metadata that were last set, else those of the submission; a new value each time."""
+        text = self._gauge.metadata_json
+        return self._job.metadata if text is None else json.loads(text)
+
+    def set_title(self, title: str) -> None:
+        """Replace the title that people see; it is written like progress, the last one always.
+
+        Raises `ValueError` for an empty title, or one of more than 200 characters.
+        """
+        if title is None:  # pyright: ignore[reportUnnecessaryComparison]
+            raise TypeError("A title must be a string, got None.")
+        self._gauge.title = checked_title(title)
+
+    def set_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Replace all metadata; they are written like progress, the last ones always.
+
+        Raises `TypeError` or `ValueError` for other than JSON values, or more than 16 KiB of them.
+        """
+        self._gauge.metadata_json = metadata_text(metadata)
 
     def track(
         self,

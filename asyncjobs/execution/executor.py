@@ -32,7 +32,7 @@ from asyncjobs.core.randomness import random_hex
 from asyncjobs.errors import IllegalMove, JobCancelled, StoreError, UnknownJob
 from asyncjobs.execution.attempt import Attempt, Cause
 from asyncjobs.execution.cancellation import loop_runs
-from asyncjobs.execution.context import JobContext, classified, progress_of
+from asyncjobs.execution.context import JobContext, classified
 from asyncjobs.execution.dependencies import call
 from asyncjobs.execution.leases import Heartbeat
 from asyncjobs.execution.outbox import Outbox
@@ -485,9 +485,8 @@ class Executor:
         if isinstance(outcome, Unrecorded):
             self._leave(attempt)
             return
-        # The heartbeat no longer writes progress now, so the outcome carries the last report.
-        latest = attempt.gauge.latest
-        last = None if latest is None else progress_of(latest)
+        # The heartbeat no longer writes reports now, so the outcome carries the last one.
+        last = attempt.gauge.news
         # Drawn once: the move may be made several times, and must choose the same delay each time.
         jitter = random.random()  # noqa: S311  # not a secret
         raised = error_to_keep(attempt.job, facts, outcome, self._repository.now())

@@ -1,4 +1,4 @@
-"""The heartbeat of a process: renews the leases of its attempts and writes their progress."""
+"""The heartbeat of a process: renews the leases of its attempts and writes what handlers report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import anyio
 from asyncjobs.core import lifecycle
 from asyncjobs.errors import IllegalMove, LostLease, StoreError
 from asyncjobs.execution.attempt import Attempt, Cause
-from asyncjobs.execution.context import progress_of
 from asyncjobs.records.logging import log
 from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.records.waiting import Signal
@@ -17,7 +16,7 @@ from asyncjobs.settings import Settings
 
 
 class Heartbeat:
-    """Renews the leases of all attempts and writes their progress: one batch per beat.
+    """Renews the leases of all attempts and writes their reports: one batch per beat.
 
     Its writes do not wait behind those of outcomes: `Repository.renew` bypasses them.
     """
@@ -115,7 +114,13 @@ class Heartbeat:
             if latest is not None:
                 # Marked as written already; a write that fails or is refused resets it.
                 attempt.gauge.written = latest
-                moved = lifecycle.report(job, progress_of(latest), token=attempt.token)
+                moved = lifecycle.report(
+                    job,
+                    latest.progress,
+                    token=attempt.token,
+                    title=latest.title,
+                    metadata_json=latest.metadata_json,
+                )
             elif not attempt.wants_renewal():
                 return None
             until = now + self._settings.lease
@@ -126,13 +131,13 @@ class Heartbeat:
 
     async def _catch_up(self, attempt: Attempt) -> None:
         """Read what was written in between; the next beat sends a refused report again."""
-        attempt.gauge.written = None
+        attempt.gauge.forget_written()
         [fresh] = await self._repository.get([attempt.job.id])
         attempt.adopt(fresh)
 
     def _drop_lapsed(self) -> None:
         for attempt in self:
             # The failed write may have lost the report: send it again.
-            attempt.gauge.written = None
+            attempt.gauge.forget_written()
             if attempt.lapsed():
                 attempt.interrupt(Cause.LOST)

@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import NamedTuple, assert_never
 
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import AttemptError, Job, JobError, JobStatus, Progress
+from asyncjobs.core.job import AttemptError, Job, JobError, JobStatus
 from asyncjobs.errors import InvalidPayload, InvalidResult, JobCancelled, JobFailed
 from asyncjobs.execution.attempt import Cause
-from asyncjobs.execution.context import alone, cut_text, safe_text
+from asyncjobs.execution.context import News, alone, cut_text, safe_text
 from asyncjobs.execution.failures import attempt_error, type_name
 from asyncjobs.execution.subprocesses import ProcessDied
 from asyncjobs.records.logging import log, log_fields
@@ -228,18 +228,20 @@ def move_of(
     *,
     token: str,
     jitter: float,
-    last: Progress | None = None,
+    last: News | None = None,
     raised: AttemptError | None = None,
 ) -> Move:
     """Return the move that records an outcome on the job's state at the time of the write.
 
-    `last` is the newest unwritten progress, `raised` the error of the attempt; both go into the
-    same write.
+    `last` are the handler's last progress, title and metadata, `raised` is the error of the
+    attempt; all go into the same write.
     """
 
     def move(job: Job, now: datetime) -> Job:
         if last is not None and job.status is JobStatus.PROCESSING:
-            job = lifecycle.catch_up(job, last)
+            job = lifecycle.catch_up(
+                job, last.progress, title=last.title, metadata_json=last.metadata_json
+            )
         if raised is not None:
             job = lifecycle.note_error(job, raised)
         match outcome:

@@ -3,7 +3,7 @@
 The processes are spawned, not forked: a fork would copy event loops, connections and locks. A
 process that has done its work waits for more, because starting one takes as long as importing the
 application. In the child, the main thread runs the handler. Another thread talks to the parent: it
-receives work and the order to stop, sends progress a few times a second, and ends the process when
+receives work and the order to stop, sends reports a few times a second, and ends the process when
 the parent is gone.
 """
 
@@ -35,7 +35,7 @@ from anyio.lowlevel import current_token
 from asyncjobs.core.handlers import Handler, ImportPath
 from asyncjobs.core.job import Job, Policy
 from asyncjobs.errors import ConfigurationError, JobCancelled, NotOpen, ResourcesUnavailable
-from asyncjobs.execution.context import Gauge, JobContext, Report, classified, safe_text
+from asyncjobs.execution.context import Gauge, JobContext, News, classified, safe_text
 from asyncjobs.execution.dependencies import call
 from asyncjobs.execution.failures import Remote, traceback_of
 from asyncjobs.records.logging import log, working_on
@@ -65,9 +65,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Ended:
-    """How an attempt ended in its process, with the last progress reported there."""
+    """How an attempt ended in its process, with all that its handler last reported there."""
 
-    report: Report | None
+    news: News
     result: bytes = b""
     error: BaseException | None = None
     trace: str = ""
@@ -100,7 +100,7 @@ class _Parent:
             self._pipe.send(message)
 
     def ended(self, ended: Ended) -> None:
-        # Under the lock of `_report`: progress sent after the end would count for the next job.
+        # Under the lock of `_report`: a report sent after the end would count for the next job.
         with self._lock:
             self._busy = False
             self._pipe.send(ended)
@@ -108,7 +108,7 @@ class _Parent:
     def listen(self) -> None:
         try:
             while True:
-                # Without work there is no progress to send, so an idle process need not wake up.
+                # Without work there is no report to send, so an idle process need not wake up.
                 if self._pipe.poll(_REPORT_SECONDS if self._busy else None):
                     self._heard(self._pipe.recv())
                 self._report()
@@ -211,10 +211,10 @@ def _attempt(parent: _Parent, work: Work, shared: _Shared) -> None:
     try:
         with working_on(work.job):
             result = _call(parent, work, gauge, shared)
-        ended = Ended(gauge.latest, result)
+        ended = Ended(gauge.news, result)
     except BaseException as raised:  # noqa: BLE001  # the parent decides what it means
         error = classified(raised)
-        ended = Ended(gauge.latest, error=_told(error), trace=traceback_of(error))
+        ended = Ended(gauge.news, error=_told(error), trace=traceback_of(error))
     try:
         parent.ended(ended)
     except OSError:
@@ -498,7 +498,7 @@ class _Child:
                 if self._pipe.poll(_LOOK_SECONDS):
                     message = self._pipe.recv()
                     if isinstance(message, Ended):
-                        gauge.latest = message.report or gauge.latest
+                        gauge.take_over(message.news)
                         return message
                     _take_note(message, gauge)
         except (EOFError, OSError) as error:
@@ -559,8 +559,8 @@ def _log_levels() -> dict[str | None, int]:
     return levels
 
 
-def _take_note(message: Report | logging.LogRecord, gauge: Gauge) -> None:
+def _take_note(message: News | logging.LogRecord, gauge: Gauge) -> None:
     if isinstance(message, logging.LogRecord):
         logging.getLogger(message.name).handle(message)
     else:
-        gauge.latest = message
+        gauge.take_over(message)

@@ -231,6 +231,20 @@ def test_a_progress_report_is_visible() -> None:
     assert (job.progress, job.detail) == (40, progress.detail)
 
 
+def test_a_new_title_and_new_metadata_are_visible_and_stay_with_a_retry() -> None:
+    before = processing().changed(given_title="Given", progress=3)
+    job = lifecycle.report(before, token="t", title="New", metadata_json=b'{"a":1}')
+    assert (job.title, job.metadata, job.progress) == ("New", {"a": 1}, 3)
+    assert job.version == before.version + 1
+    again = lifecycle.retry(job, NOW, token="t", jitter=0)
+    assert (again.title, again.metadata, again.given_title) == ("New", {"a": 1}, "Given")
+
+
+def test_only_the_attempt_that_has_the_lease_sets_a_title() -> None:
+    with pytest.raises(LostLease):
+        lifecycle.report(processing(), token="another", title="New")
+
+
 def test_an_unwritten_report_is_merged_into_the_next_move() -> None:
     job = lifecycle.catch_up(processing(), Progress(percent=40))
     failed = lifecycle.fail(job, NOW, token="t", error=ERROR)

@@ -77,6 +77,18 @@ def steps(span: Span, job: JobContext) -> None:
         time.sleep(0.001)
 
 
+@kinds.handler("named", run_in="process")
+def named(folder: Path, job: JobContext) -> tuple[str | None, int]:
+    """Set title and metadata, and again once a file exists."""
+    job.set_title("Begun")
+    job.set_metadata({"step": 1})
+    while not (folder / "go on").exists():
+        time.sleep(0.01)
+    job.set_title(f"{job.title}, and ended")
+    job.set_metadata({"step": len(job.metadata) + 1})
+    return job.title, 1
+
+
 @kinds.handler("stubborn", run_in="process")
 def stubborn(span: Span, _job: JobContext) -> None:
     """Sleep, start a child process that sleeps, and ignore stop requests."""

@@ -125,6 +125,20 @@ async def test_progress_comes_from_another_process(jobs: AsyncJobs, tmp_path: Pa
         await jobs.wait(job.id, timeout=LONG)
 
 
+async def test_titles_and_metadata_come_from_another_process(
+    jobs: AsyncJobs, tmp_path: Path
+) -> None:
+    async with jobs:
+        handle = await jobs.enqueue("named", str(tmp_path))
+        with anyio.fail_after(LONG):
+            async for seen in handle:
+                if seen.title == "Begun" and seen.metadata == {"step": 1}:
+                    (tmp_path / "go on").touch()
+        done = await jobs.find(handle.id)
+    assert done.result == ["Begun, and ended", 1]
+    assert (done.title, done.metadata) == ("Begun, and ended", {"step": 2})
+
+
 @pytest.mark.parametrize("name", ["steps", "asleep", "stubborn"])
 async def test_the_process_has_stopped_when_its_job_is_cancelled(
     jobs: AsyncJobs, tmp_path: Path, name: str
