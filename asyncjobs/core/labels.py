@@ -41,6 +41,13 @@ def labels_of(job: Job) -> tuple[str, ...]:
     return tuple(labels)
 
 
+def possible_labels(job: Job) -> tuple[str, ...]:
+    """Return the labels that a job has or may get, for a store that must know them at insertion."""
+    if job.batch is None or job.status is JobStatus.FAILED:
+        return labels_of(job)
+    return (*labels_of(job), label_of_batch(job.batch, failed=True))
+
+
 def new_labels(before: Job, job: Job) -> tuple[str, ...]:
     """Return the labels that a job gets by a change."""
     if job.batch is None:  # tags never change

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 import anyio
 
 from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.labels import Tally
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import (
     Change,
@@ -23,12 +24,15 @@ from asyncjobs.protocols import (
     Selection,
     Store,
     StoreClock,
+    Tallies,
     Transactions,
 )
 
 T = TypeVar("T")
 
-_POWERS: frozenset[type] = frozenset({ChangeNotices, Listing, StoreClock, Transactions})
+_POWERS: frozenset[type] = frozenset(
+    {ChangeNotices, Listing, StoreClock, Tallies, Transactions}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +157,11 @@ class FaultyStore:
             "first_due", (), lambda: store.first_due(lanes)
         )
         return moments
+
+    async def tally(self, labels: Sequence[str], /) -> Sequence[Tally]:
+        store: Any = self.store
+        tallies: Sequence[Tally] = await self._call("tally", (), lambda: store.tally(labels))
+        return tallies
 
     async def insert_within(self, connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
         store: Any = self.store

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 
 from asyncjobs.core.encoding import encode_state, encode_submission
 from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.labels import Tallies, Tally, labels_of, tallies_of, total_of
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import Change, Page, Selection
 from asyncjobs.stores.postgres.connections import Session, StatementRunner
@@ -53,10 +54,55 @@ SELECT id, submission, state, ''::bytea, NULL, NULL, revision, lane, due_at, seq
 FROM {_JOBS} WHERE {{where}} ORDER BY seq DESC LIMIT %b::bigint
 """  # noqa: S608  # constants
 
+LIST_BY_LABEL = f"""
+SELECT id, submission, state, ''::bytea, NULL, NULL, revision, lane, due_at, seq
+FROM {{s}}.labels JOIN {_JOBS.replace(" JOIN", " USING (seq) JOIN")}
+WHERE {{where}} ORDER BY seq DESC LIMIT %b::bigint
+"""  # noqa: S608  # constants
+
+# Adds to the counters of each label in `{counts}`, and to the number of its stored jobs, which has
+# no name there. Rows are written in the order of their labels, after all jobs: two processes would
+# deadlock otherwise. The counters of a row without stored jobs belong to jobs that are gone.
+_COUNT = """
+    INSERT INTO {s}.tallies AS old (label, stored, counters)
+    SELECT label, coalesce(sum(number) FILTER (WHERE name = ''), 0),
+        coalesce(jsonb_object_agg(name, number) FILTER (WHERE name <> ''), '{}')
+    FROM (SELECT label, name, sum(number) AS number FROM {counts} GROUP BY label, name) AS totals
+    GROUP BY label ORDER BY label
+    ON CONFLICT (label) DO UPDATE SET stored = old.stored + excluded.stored, counters = (
+        SELECT coalesce(jsonb_object_agg(name, number), '{}') FROM (
+            SELECT name, sum(number::bigint) AS number FROM (
+                SELECT * FROM jsonb_each_text(old.counters) WHERE old.stored > 0
+                UNION ALL SELECT * FROM jsonb_each_text(excluded.counters)
+            ) AS _(name, number) GROUP BY name
+        ) AS totals
+    )
+"""
+
+COUNT = _COUNT.replace(
+    "{counts}", "unnest(%b::text[], %b::text[], %b::bigint[]) AS _(label, name, number)"
+)
+
+# Labels and counts the jobs in `{written}`.
+_LABEL = """, labelled AS (
+    INSERT INTO {s}.labels (label, seq)
+    SELECT label, seq FROM {written}
+        JOIN unnest(%b::text[], %b::text[]) AS _(id, label) USING (id)
+    ON CONFLICT DO NOTHING
+), counted AS ({count})
+""".replace(
+    "{count}",
+    _COUNT.replace(
+        "{counts}",
+        "{written} JOIN unnest(%b::text[], %b::text[], %b::text[], %b::bigint[])"
+        " AS _(id, label, name, number) USING (id)",
+    ),
+)
+
 # One statement, so that a job is never visible without its payload. Rows are inserted in the order
 # of their unique values: two processes that add the same jobs in different orders would deadlock.
 # `seq` is assigned before that, in the order of the call.
-INSERT = """
+_INSERT = """
 WITH given AS MATERIALIZED (
     SELECT nextval('{s}.jobs_seq') AS seq, * FROM unnest(
         %b::text[], %b::text[], %b::bigint[], %b::bigint[], %b::text[],
@@ -77,9 +123,11 @@ WITH given AS MATERIALIZED (
     INSERT INTO {s}.results (seq, result, errors)
     SELECT seq, result, errors FROM added JOIN given USING (seq)
     WHERE result IS NOT NULL OR errors IS NOT NULL
-)
-SELECT id FROM added JOIN given USING (seq)
-"""
+)"""
+_ADDED = "added JOIN given USING (seq)"
+_ADDED_IDS = f" SELECT id FROM {_ADDED}"  # noqa: S608  # constants
+INSERT = _INSERT + _ADDED_IDS
+INSERT_LABELLED = _INSERT + _LABEL.replace("{written}", _ADDED) + _ADDED_IDS
 
 # For each refused job, finds the stored job with its id or else with its idempotency key.
 IN_THE_WAY = f"""
@@ -97,7 +145,7 @@ CROSS JOIN LATERAL (
 """  # noqa: S608  # constants
 
 # A change without result or errors keeps the stored ones.
-UPDATE = """
+_UPDATE = """
 WITH given AS (
     SELECT * FROM unnest(
         %b::text[], %b::bigint[], %b::bigint[], %b::text[], %b::bigint[], %b::text[],
@@ -113,9 +161,10 @@ WITH given AS (
     SELECT seq, result, errors FROM done WHERE result IS NOT NULL OR errors IS NOT NULL
     ON CONFLICT (seq) DO UPDATE SET result = coalesce(excluded.result, stored.result),
         errors = coalesce(excluded.errors, stored.errors)
-)
-SELECT id FROM done
-"""
+)"""
+_DONE_IDS = " SELECT id FROM done"
+UPDATE = _UPDATE + _DONE_IDS
+UPDATE_LABELLED = _UPDATE + _LABEL.replace("{written}", "done") + _DONE_IDS
 
 # One scan per lane, in the order of the index. Rows that another process is taking are skipped.
 TAKE = f"""
@@ -135,6 +184,8 @@ SELECT {JOB_COLUMNS} FROM moved JOIN {{s}}.submissions USING (seq)
 ORDER BY was_due, seq
 """  # noqa: S608  # constants
 
+# Returns the ids of the deleted jobs, and the labels that have no job any more. Numbers of jobs are
+# subtracted by an insertion that always conflicts, since that writes the rows in order.
 DELETE = """
 WITH gone AS (
     DELETE FROM {s}.jobs WHERE id = ANY (%b::text[]) RETURNING seq, id
@@ -142,8 +193,30 @@ WITH gone AS (
     DELETE FROM {s}.submissions USING gone WHERE submissions.seq = gone.seq
 ), results AS (
     DELETE FROM {s}.results USING gone WHERE results.seq = gone.seq
+), unlabelled AS (
+    DELETE FROM {s}.labels USING gone WHERE labels.seq = gone.seq RETURNING labels.label
+), uncounted AS (
+    INSERT INTO {s}.tallies AS old (label, stored, counters)
+    SELECT label, -number, '{}'
+    FROM (SELECT label, count(*) AS number FROM unlabelled GROUP BY label) AS fewer
+    WHERE EXISTS (SELECT FROM {s}.tallies WHERE tallies.label = fewer.label) ORDER BY label
+    ON CONFLICT (label) DO UPDATE SET stored = old.stored + excluded.stored
+    RETURNING label, stored
 )
-SELECT id FROM gone
+SELECT id, NULL FROM gone UNION ALL SELECT NULL, label FROM uncounted WHERE stored = 0
+"""
+
+# Another process may have added a job to a label in the meantime.
+FORGET_TALLIES = """
+WITH empty AS MATERIALIZED (
+    SELECT label FROM {s}.tallies WHERE label = ANY (%b::text[]) AND stored = 0
+    ORDER BY label FOR UPDATE
+)
+DELETE FROM {s}.tallies USING empty WHERE tallies.label = empty.label
+"""
+
+TALLY = """
+SELECT label, counters FROM {s}.tallies WHERE label = ANY (%b::text[]) AND stored > 0
 """
 
 # Held jobs are due after now, and are one range of the index; waiting jobs are another. Both are
@@ -198,7 +271,13 @@ async def insert(db: StatementRunner, jobs: Sequence[Job]) -> list[Job]:
 
 async def _insert(db: StatementRunner, jobs: dict[int, Job]) -> dict[int, Job]:
     """Add jobs that do not conflict with each other; return those for which a job is stored now."""
-    added = {name for (name,) in await db.rows(INSERT, *_columns(list(jobs.values())))}
+    new = list(jobs.values())
+    labels = [(job.id, label) for job in new for label in labels_of(job)]
+    statement, labelled = INSERT, list[list[Any]]()
+    if labels:
+        counts = [(job.id, _with_stored(tallies_of(job))) for job in new]
+        statement, labelled = INSERT_LABELLED, _labelled(labels, counts)
+    added = {name for (name,) in await db.rows(statement, *_columns(new), *labelled)}
     stored = {place: job for place, job in jobs.items() if _text(job.id) in added}
     refused = [place for place in jobs if place not in stored]
     if refused:
@@ -223,10 +302,33 @@ async def replace(db: Session, changes: Sequence[Change]) -> list[bool]:
     # One transaction, because a call that ends in a deadlock is repeated as a whole.
     async with db.transaction() if len(statements) > 1 else nullcontext():
         for places in statements:
-            done = await db.rows(UPDATE, *_changed([changes[place] for place in places]))
-            names = {name for (name,) in done}
+            names = await _replace(
+                db, [changes[place] for place in places], counts=len(statements) == 1
+            )
             written |= {place for place in places if _text(changes[place].job.id) in names}
+        if len(statements) > 1:
+            await _count(db, [changes[place].tallies or {} for place in sorted(written)])
     return [place in written for place in range(len(changes))]
+
+
+async def _replace(db: Session, changes: list[Change], *, counts: bool) -> set[str]:
+    """Write changes of different jobs, with or without their tallies; return the ids written."""
+    statement, labelled = UPDATE, list[list[Any]]()
+    if any(one.labels or one.tallies for one in changes):
+        labels = [(one.job.id, label) for one in changes for label in one.labels]
+        tallies = [(one.job.id, one.tallies or {}) for one in changes if counts]
+        statement, labelled = UPDATE_LABELLED, _labelled(labels, tallies)
+    return {name for (name,) in await db.rows(statement, *_changed(changes), *labelled)}
+
+
+async def _count(db: Session, tallies: Sequence[Tallies]) -> None:
+    counts = [
+        (_label(label), name, number)
+        for label, tally in total_of(tallies).items()
+        for name, number in tally.items()
+    ]
+    if counts:
+        await db.rows(COUNT, *_transposed(counts, 3))
 
 
 async def take(db: Session, lanes: Sequence[str], now: int, until: int, limit: int) -> list[Job]:
@@ -237,19 +339,32 @@ async def take(db: Session, lanes: Sequence[str], now: int, until: int, limit: i
 
 async def delete(db: Session, ids: Sequence[JobId]) -> list[bool]:
     """Delete jobs with all their data; return which of them existed."""
-    gone = {job_id for (job_id,) in await db.rows(DELETE, [_text(it) for it in sorted(ids)])}
+    rows = await db.rows(DELETE, [_text(job_id) for job_id in sorted(ids)])
+    gone = {job_id for job_id, _ in rows if job_id is not None}
+    if empty := [label for _, label in rows if label is not None]:
+        await db.rows(FORGET_TALLIES, empty)
     return [_text(job_id) in gone for job_id in ids]
+
+
+async def tally(db: Session, labels: Sequence[str]) -> list[Tally]:
+    """Read the counters of labels."""
+    names = [_label(label) for label in labels]
+    found: dict[str, Tally] = {row[0]: row[1] for row in await db.rows(TALLY, names)}
+    return [found.get(name, {}) for name in names]
 
 
 async def select(db: Session, which: Selection, limit: int, after: str | None) -> Page:
     """Read a page of a list."""
+    label = which.label
     terms = {
+        "label = %b::text": None if label is None else _label(label),
         "owner = %b::text": _indexed(which.user_id),
         "type = %b::text": None if which.type is None else _text(which.type),
         "seq < %b::bigint": cursor_from(after),
     }
     where, values = condition(terms, which.status)
-    return page_of(await db.rows(LIST.replace("{where}", where), *values, limit + 1), limit, _job)
+    statement = (LIST if label is None else LIST_BY_LABEL).replace("{where}", where)
+    return page_of(await db.rows(statement, *values, limit + 1), limit, _job)
 
 
 async def count_before(db: Session, job: Job, now: int, until: int, most: int) -> int:
@@ -346,6 +461,28 @@ def _keys(jobs: list[Job]) -> list[list[Any]]:
     ]
 
 
+def _labelled(
+    labels: Iterable[tuple[JobId, str]], tallies: Iterable[tuple[JobId, Tallies]]
+) -> list[list[Any]]:
+    rows = [(_text(job_id), _label(label)) for job_id, label in labels]
+    counts = [
+        (_text(job_id), _label(label), name, number)
+        for job_id, of_job in tallies
+        for label, tally in of_job.items()
+        for name, number in tally.items()
+    ]
+    return [*_transposed(rows, 2), *_transposed(counts, 4)]
+
+
+def _with_stored(tallies: Tallies) -> Tallies:
+    """Add the counter without a name, which is the number of stored jobs of the label."""
+    return {label: {"": 1, **tally} for label, tally in tallies.items()}
+
+
+def _transposed(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
+    return [[row[place] for row in rows] for place in range(width)]
+
+
 def _unique_of(job: Job) -> set[Hashable]:
     if job.idempotency_key is None:
         return {job.id}
@@ -367,6 +504,10 @@ def _text(value: str) -> str:
 
 def _unescaped(value: str) -> str:
     return _ESCAPED.sub(lambda found: found[1].replace("0", "\0"), value)
+
+
+def _label(label: str) -> str:
+    return _indexed(label) or label  # never empty
 
 
 def _indexed(value: str | None) -> str | None:

@@ -20,6 +20,9 @@ _SCHEMA_VERSION = 1
 # which grows, so jobs with the same due time run in the order in which they came. Times are
 # microseconds since 1970.
 #
+# Only jobs with tags or in a batch have rows in `labels`. `tallies` has a row for each batch, which
+# most changes of its jobs write. `stored` is the number of its jobs that are stored now.
+#
 # The idempotency key is part of the hot row, so a single unique index decides between racing
 # submissions. Jobs without an owner count as having one common owner, distinct from every name.
 _TABLES = """
@@ -51,6 +54,13 @@ CREATE TABLE {s}.submissions (
     seq bigint PRIMARY KEY, submission bytea NOT NULL, payload bytea NOT NULL
 );
 CREATE TABLE {s}.results (seq bigint PRIMARY KEY, result bytea, errors bytea);
+CREATE TABLE {s}.labels (
+    label text COLLATE "C" NOT NULL, seq bigint NOT NULL, PRIMARY KEY (label, seq)
+);
+CREATE INDEX labels_of_job ON {s}.labels (seq);
+CREATE TABLE {s}.tallies (
+    label text COLLATE "C" PRIMARY KEY, stored bigint NOT NULL, counters jsonb NOT NULL
+) WITH (fillfactor = 20);
 """
 
 # Not CREATE SCHEMA IF NOT EXISTS: that needs the right to create one even if it exists.

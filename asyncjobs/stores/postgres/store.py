@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 
 from asyncjobs.core.encoding import from_microseconds, to_microseconds
 from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.labels import Tally
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import (
     HOLD,
@@ -27,6 +28,7 @@ from asyncjobs.protocols import (
     Page,
     Selection,
     StoreClock,
+    Tallies,
     Transactions,
 )
 from asyncjobs.stores.opening import OpenState, require_asyncio
@@ -59,9 +61,9 @@ class PostgresStore:
     """
 
     powers: frozenset[type] = frozenset(
-        {ChangeNotices, Inspection, Listing, MigrationScript, StoreClock, Transactions}
+        {ChangeNotices, Inspection, Listing, MigrationScript, StoreClock, Tallies, Transactions}
     )
-    filters: frozenset[str] = frozenset({"user_id", "type", "status"})
+    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
 
     def __init__(
         self,
@@ -150,6 +152,11 @@ class PostgresStore:
     async def first_due(self, lanes: Sequence[str], /) -> Sequence[datetime | None]:
         return await self._state.get().pool.use(
             lambda db: queries.first_due(db, lanes), repeatable=True
+        )
+
+    async def tally(self, labels: Sequence[str], /) -> Sequence[Tally]:
+        return await self._state.get().pool.use(
+            lambda db: queries.tally(db, labels), repeatable=True
         )
 
     async def now(self) -> datetime:

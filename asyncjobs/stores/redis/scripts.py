@@ -1,4 +1,4 @@
-"""The keys of the Redis store, the scripts that read and write them, and their arguments.
+"""The keys of the Redis store, and the scripts that read and write them.
 
 All keys share one hash tag, the namespace in braces, so they lie in one slot of a cluster. Callers
 pass the keys they know to a script. Only the server knows a job's lane, its owner and the job of an
@@ -13,36 +13,25 @@ at all. Changes are published last, by `pcall`, so a user without the right to p
 While a cluster migrates the slot key by key, a script may need a key that has already moved, and
 stops there. Therefore index entries are written before the job's hash, and removed after it or
 together with steps that can be repeated. An interrupted script leaves a superfluous entry, which
-`TAKE` and lists remove when they meet it, but never a job without an index entry.
+`TAKE` and lists remove when they meet it, but never a job without an index entry. Counters change
+directly before the hash, so a stopped script has either counted and written a job or neither.
+
+Calls in which no job has a label use shorter scripts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from datetime import datetime
 from hashlib import sha1
 from typing import TypeVar
 
-from pydantic_core import to_json
-
-from asyncjobs.core.encoding import (
-    Columns,
-    decode,
-    encode_state,
-    encode_submission,
-    from_microseconds,
-    to_microseconds,
-)
-from asyncjobs.core.job import Job, JobId
-from asyncjobs.core.lifecycle import forgettable_from
-from asyncjobs.errors import UnreadableJob
+from asyncjobs.core.job import JobId
 from asyncjobs.protocols import Change
 
 T = TypeVar("T")
 
 #: The types of values that a command can send.
 Argument = str | bytes | int
-Row = Sequence[bytes | None]
 
 # The most jobs per script, so that other clients of the server do not wait for long.
 _MAX_SCRIPT_JOBS = 128
@@ -87,9 +76,10 @@ class Keys:
         """Return the name of the sorted set of due jobs in a lane.
 
         The scores are microseconds, which a double holds exactly up to the year 2255. A member
-        consists of the order of insertion in 16 digits, which breaks ties; the id; a space; and the
-        job's trace: owner, type and idempotency key. The trace finds all other index entries of a
-        job whose hash has expired. The job's hash stores its member as `entry`.
+        consists of the order of insertion in 16 digits, which breaks ties; the id; a space; the
+        job's trace: owner, type and idempotency key; and, if the job has or may get labels, a tab
+        and these labels. Trace and labels find all other index entries of a job whose hash has
+        expired. The job's hash stores its member as `entry`.
         """
         return f"{self.prefix}due:{lane}"
 
@@ -100,6 +90,14 @@ class Keys:
     def completed(self, type: str) -> str:
         """Return the name of the sorted set of a type's completed ids, by order of insertion."""
         return f"{self.prefix}completed:{type}"
+
+    def labelled(self, label: str) -> str:
+        """Return the name of the sorted set of a label's ids, by order of insertion."""
+        return f"{self.prefix}label:{label}"
+
+    def tally(self, label: str) -> str:
+        """Return the name of the hash of a label's counters, which goes with its last job."""
+        return f"{self.prefix}tally:{label}"
 
 
 #: The fields read of a job, and the fields read of a job in a list.
@@ -199,14 +197,43 @@ local function keep(job, ends)
 end
 """
 
+# Adds labels and counts, in the scripts for calls with labels. They have further arguments for each
+# job: the number of its labels, and those; the number of arguments for counters, and those, three
+# for each counter: label, name and number.
+_LABEL = """
+    local last = labels + ARGV[labels]
+    for place = labels + 1, last do
+      redis.call('ZADD', prefix .. 'label:' .. ARGV[place], string.sub(entry, 1, 16), id)
+    end
+    for place = last + 2, last + 1 + ARGV[last + 1], 3 do
+      redis.call('HINCRBY', prefix .. 'tally:' .. ARGV[place], ARGV[place + 1], ARGV[place + 2])
+    end
+"""
+
+# Removes the labels at the end of an entry, and the counters of a label without jobs.
+_UNLABEL = """
+local function unlabel(entry, tab)
+  local order = string.sub(entry, 1, 16)
+  local readable, labels = pcall(cjson.decode, string.sub(entry, tab + 1))
+  for _, label in ipairs(readable and labels or {}) do
+    local key = prefix .. 'label:' .. label
+    redis.call('ZREMRANGEBYSCORE', key, order, order)
+    if redis.call('EXISTS', key) == 0 then
+      redis.call('UNLINK', prefix .. 'tally:' .. label)
+    end
+  end
+end
+"""
+
 # KEYS: sequence, held, all, then each job.
 # ARGV: prefix, writer, then for each job: id, lane, due_at, status, type, revision, submission,
 #       state, payload, trace, whether it has an idempotency key, owner index, end of retention, the
 #       number of further arguments for its hash, and those.
+# INSERT_LABELLED: also the labels that the job has or may get, as JSON, or ''; then see `_LABEL`.
 # Returns an id for each job: '' if it was added, else the id of the stored job.
 # A held key whose job has expired does not count: expiry removes only the hash. Entries in the
 # indexes are written before the hash; see the top of the module.
-INSERT = Script(
+_INSERT = (
     "#!lua"
     + _KEEP
     + """
@@ -226,6 +253,7 @@ for place = 4, #KEYS do
   if not stored then
     local order = string.format('%016d', redis.call('INCR', KEYS[1]))
     local entry = order .. id .. ' ' .. trace
+--entry
     if due_at ~= '' then
       redis.call('ZADD', prefix .. 'due:' .. lane, due_at, entry)
     end
@@ -235,6 +263,7 @@ for place = 4, #KEYS do
     if status == 'completed' then
       redis.call('ZADD', prefix .. 'completed:' .. type, order, id)
     end
+--label
     redis.call('HSET', job, 'entry', entry, 'lane', lane, 'due_at', due_at, 'status', status,
       'type', type, 'revision', revision, 'submission', submission, 'state', state,
       'payload', payload, unpack(ARGV, at + 14, at + 13 + size))
@@ -249,15 +278,45 @@ for place = 4, #KEYS do
   end
   answers[#answers + 1] = stored or ''
   at = at + 14 + size
+--next
 end
 """
     + _PUBLISH
     + "return answers"
 )
 
+# Skips the arguments for labels.
+_NEXT = """
+  at = at + 1 + ARGV[at]
+  at = at + 1 + ARGV[at]
+"""
+
+
+def _variant(text: str, **parts: str) -> Script:
+    for name in ("entry", "label", "next"):
+        text = text.replace(f"--{name}\n", parts.get(name, ""))
+    return Script(text)
+
+
+INSERT = _variant(_INSERT)
+INSERT_LABELLED = _variant(
+    _INSERT,
+    entry="""
+    local labels = at + 15 + size
+    if ARGV[labels - 1] ~= '' then
+      entry = entry .. '\\t' .. ARGV[labels - 1]
+    end
+""",
+    label=_LABEL,
+    next=f"""
+  at = at + 1
+{_NEXT}""",
+)
+
 # KEYS: the job of each change.
 # ARGV: prefix, writer, then for each change: id, expected revision, lane, due_at, status, revision,
 #       state, end of retention, the number of further arguments for its hash, and those.
+# The labelled variants: then see `_LABEL`.
 # Returns 1 or 0 for each change.
 # New entries are added before the hash changes, and old ones removed after it, so that a stopped
 # script leaves an entry too many, never too few. PERSIST removes the expiry of an earlier status,
@@ -280,6 +339,7 @@ for place = 1, #KEYS do
     if due_at ~= '' then
       redis.call('ZADD', prefix .. 'due:' .. lane, due_at, entry)
     end
+--label
     redis.call('HSET', job, 'lane', lane, 'due_at', due_at, 'status', status,
       'revision', revision, 'state', state, unpack(ARGV, at + 9, at + 8 + size))
     if due_at == '' or lane ~= found[2] then
@@ -297,6 +357,7 @@ for place = 1, #KEYS do
   end
   answers[#answers + 1] = fits and 1 or 0
   at = at + 9 + size
+--next
 end
 """
     + _PUBLISH
@@ -304,11 +365,19 @@ end
 )
 
 #: For changes with results; refused when memory is full.
-REPLACE = Script("#!lua" + _REPLACE)
+REPLACE = _variant("#!lua" + _REPLACE)
 
 #: For all other changes. They hardly grow the data (errors of attempts are few and truncated).
 #: They must work on a full server: they end jobs and renew leases, and so let it free memory.
-REPLACE_STATE = Script("#!lua flags=allow-oom" + _REPLACE)
+REPLACE_STATE = _variant("#!lua flags=allow-oom" + _REPLACE)
+
+_LABELS_OF_CHANGE = """
+    local labels = at + 9 + size
+"""
+REPLACE_LABELLED = _variant("#!lua" + _REPLACE, label=_LABELS_OF_CHANGE + _LABEL, next=_NEXT)
+REPLACE_STATE_LABELLED = _variant(
+    "#!lua flags=allow-oom" + _REPLACE, label=_LABELS_OF_CHANGE + _LABEL, next=_NEXT
+)
 
 # KEYS: held, all, then the due jobs of each lane. ARGV: prefix, now, until, most jobs, most bytes.
 # Returns whether more jobs may be due, and the id and fields of each job taken.
@@ -320,8 +389,15 @@ TAKE = Script(
     """#!lua flags=allow-oom
 local prefix, now, moved = ARGV[1], ARGV[2], ARGV[3]
 local most, bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
+"""
+    + _UNLABEL
+    + """
 local function clean(id, entry)
-  local order, trace = string.sub(entry, 1, 16), string.sub(entry, #id + 18)
+  local order, tab = string.sub(entry, 1, 16), string.find(entry, '\\t', 17, true)
+  local trace = string.sub(entry, #id + 18, tab and tab - 1)
+  if tab then
+    unlabel(entry, tab)
+  end
   redis.call('ZREMRANGEBYSCORE', KEYS[2], order, order)
   if redis.call('HGET', KEYS[1], trace) == id then
     redis.call('HDEL', KEYS[1], trace)
@@ -382,6 +458,9 @@ return {more, taken}"""
 DELETE = Script(
     """#!lua flags=allow-oom
 local prefix = ARGV[1]
+"""
+    + _UNLABEL
+    + """
 local changed = {}
 for place = 3, #KEYS do
   local job, id = KEYS[place], ARGV[place]
@@ -389,7 +468,11 @@ for place = 3, #KEYS do
     unpack(redis.call('HMGET', job, 'entry', 'lane', 'owner', 'status', 'type'))
   redis.call('ZREM', KEYS[2], id)
   if entry then
-    local trace = string.sub(entry, #id + 18)
+    local tab = string.find(entry, '\\t', 17, true)
+    local trace = string.sub(entry, #id + 18, tab and tab - 1)
+    if tab then
+      unlabel(entry, tab)
+    end
     if redis.call('HGET', KEYS[1], trace) == id then
       redis.call('HDEL', KEYS[1], trace)
     end
@@ -410,11 +493,6 @@ end
 )
 
 
-def first_score(entries: Sequence[bytes]) -> datetime | None:
-    """Return when the first entry of a lane is due, from the entry and its score."""
-    return from_microseconds(int(float(entries[1]))) if entries else None
-
-
 def in_portions(items: Sequence[T], size: Callable[[T], int]) -> Generator[Sequence[T]]:
     """Split items into portions for one script each; an item that is too large goes alone."""
     start, total = 0, 0
@@ -427,63 +505,8 @@ def in_portions(items: Sequence[T], size: Callable[[T], int]) -> Generator[Seque
         yield items[start:]
 
 
-def insertion(job: Job, keys: Keys) -> list[Argument]:
-    """Return the arguments with which the script adds a job."""
-    more = _wide(job)
-    owned = ""
-    if job.user_id is not None:
-        owned = keys.owned(job.user_id)
-        more += ["owner", job.user_id]
-    keyed = "" if job.idempotency_key is None else "1"
-    # JSON distinguishes no owner (null) from an owner with an empty name ("").
-    trace = to_json([job.user_id, job.type, job.idempotency_key])
-    indexed = (job.id, job.lane, _due_at(job), job.status, job.type, job.revision)
-    texts = (encode_submission(job), encode_state(job), job.payload_json)
-    return [*indexed, *texts, trace, keyed, owned, _retention_end(job), len(more), *more]
-
-
-def replacement(change: Change) -> list[Argument]:
-    """Return the arguments with which the script compares and writes."""
-    job = change.job
-    more = _wide(job)
-    indexed = (job.id, change.expected_revision, job.lane, _due_at(job), job.status, job.revision)
-    return [*indexed, encode_state(job), _retention_end(job), len(more), *more]
-
-
-def _due_at(job: Job) -> Argument:
-    return "" if job.due_at is None else to_microseconds(job.due_at)
-
-
-def _retention_end(job: Job) -> Argument:
-    """Return the end of the job's retention in milliseconds since 1970, '' if it has none."""
-    end = forgettable_from(job)
-    return "" if end is None else to_microseconds(end) // 1000
-
-
-def _wide(job: Job) -> list[Argument]:
-    result: list[Argument] = [] if job.result_json is None else ["result", job.result_json]
-    return result if job.errors_json is None else [*result, "errors", job.errors_json]
-
-
-def read(job_id: JobId | str, row: Row) -> Job:
-    """Decode a job from its `FIELDS`."""
-    submission, state, payload, result, errors, revision, lane, due = row[: len(FIELDS)]
-    if submission is None or state is None or payload is None or revision is None or lane is None:
-        raise UnreadableJob(job_id)
-    try:
-        due_at = int(due) if due else None
-        columns = Columns(payload, result, errors, int(revision), lane.decode(), due_at)
-    except ValueError as error:
-        raise UnreadableJob(job_id) from error
-    return decode(job_id, submission, state, columns)
-
-
-def read_narrow(job_id: JobId | str, row: Row) -> Job:
-    """Decode a job from its `NARROW` fields, without payload, result and errors."""
-    submission, state, *others = row[: len(NARROW)]
-    return read(job_id, (submission, state, b"", None, None, *others))
-
-
-def with_id(read_one: Callable[[str, Row], Job]) -> Callable[[Row], Job]:
-    """Return a function that reads rows which begin with the job's id."""
-    return lambda row: read_one((row[0] or b"").decode(), row[1:])
+def script_for(changes: Sequence[Change], *, labelled: bool) -> Script:
+    """Return the script that writes some changes."""
+    if any(change.job.result_json is not None for change in changes):
+        return REPLACE_LABELLED if labelled else REPLACE
+    return REPLACE_STATE_LABELLED if labelled else REPLACE_STATE

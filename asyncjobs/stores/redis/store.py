@@ -19,6 +19,7 @@ import anyio
 
 from asyncjobs.core.encoding import from_microseconds, sequence_of, to_microseconds
 from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.core.labels import Tally
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.protocols import (
     HOLD,
@@ -30,10 +31,11 @@ from asyncjobs.protocols import (
     Page,
     Selection,
     StoreClock,
+    Tallies,
 )
 from asyncjobs.stores.opening import OpenState, require_asyncio
 from asyncjobs.stores.reading import readable
-from asyncjobs.stores.redis import scripts
+from asyncjobs.stores.redis import rows, scripts
 from asyncjobs.stores.redis.checks import check, inspect
 from asyncjobs.stores.redis.notices import ChangeSubscription
 from asyncjobs.stores.redis.server import RedisServer, name_of, split_url
@@ -53,8 +55,8 @@ class RedisStore:
     open, plus one that receives changes, on average at most once every `notice` seconds.
     """
 
-    powers: frozenset[type] = frozenset({ChangeNotices, Inspection, Listing, StoreClock})
-    filters: frozenset[str] = frozenset({"user_id", "type", "status"})
+    powers: frozenset[type] = frozenset({ChangeNotices, Inspection, Listing, StoreClock, Tallies})
+    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
 
     def __init__(
         self,
@@ -99,21 +101,25 @@ class RedisStore:
         holders: list[bytes] = []
         for some in scripts.in_portions(jobs, lambda job: job.wide_bytes):
             names = [keys.sequence, keys.held, keys.all, *(keys.job(job.id) for job in some)]
-            args = [arg for job in some for arg in scripts.insertion(job, keys)]
+            labelled = any(job.tags or job.batch for job in some)
+            args = [arg for job in some for arg in rows.insertion(job, keys, labelled=labelled)]
             # Repeatable: a job that is already stored is not added again.
             holders += await opened.server.run(
-                scripts.INSERT, names, [keys.prefix, opened.writer, *args], repeat=True
+                scripts.INSERT_LABELLED if labelled else scripts.INSERT,
+                names,
+                [keys.prefix, opened.writer, *args],
+                repeat=True,
             )
         return await self._stored(jobs, [holder.decode() for holder in holders])
 
     async def get(self, ids: Sequence[JobId], /) -> Sequence[Job | None]:
         server, names = self._state.get().server, [*map(self._keys.job, ids)]
-        found: list[scripts.Row] = []
+        found: list[rows.Row] = []
         while len(found) < len(names):
             some = names[len(found) : len(found) + _MAX_JOBS_READ]
             found += await server.run(scripts.READ, some, [scripts.MAX_SCRIPT_BYTES], repeat=True)
         return [
-            scripts.read(job_id, row) if any(value is not None for value in row) else None
+            rows.read(job_id, row) if any(value is not None for value in row) else None
             for job_id, row in zip(ids, found, strict=True)
         ]
 
@@ -121,10 +127,10 @@ class RedisStore:
         opened, keys = self._state.get(), self._keys
         answers: list[bool] = []
         for some in scripts.in_portions(changes, lambda change: change.job.wide_bytes):
-            args = [arg for change in some for arg in scripts.replacement(change)]
-            grows = any(change.job.result_json is not None for change in some)
+            labelled = any(change.labels or change.tallies for change in some)
+            args = [arg for one in some for arg in rows.replacement(one, labelled=labelled)]
             answer = await opened.server.run(
-                scripts.REPLACE if grows else scripts.REPLACE_STATE,
+                scripts.script_for(some, labelled=labelled),
                 [keys.job(change.job.id) for change in some],
                 [keys.prefix, opened.writer, *args],
                 # Not repeatable: a repeated change is refused, although the first one was written.
@@ -151,7 +157,7 @@ class RedisStore:
             )
             # Unreadable jobs count, too: the script has moved their entries.
             left -= len(found)
-            taken += readable(found, scripts.with_id(scripts.read))
+            taken += readable(found, rows.with_id(rows.read))
             # With a deadline that is already over, the next script would take the same jobs again.
             more = more and until > now
         return [job.changed(due_at=until) for job in taken]
@@ -170,7 +176,7 @@ class RedisStore:
         server, index = self._state.get().server, self._index(which)
         before = sequence_of(after, _MAX_CURSOR_DIGITS)
         start: str | bytes = "+inf" if before is None else f"({before}"
-        found: list[scripts.Row] = []
+        found: list[rows.Row] = []
         while start and len(found) <= limit:
             bounds = [limit + 1 - len(found), _MAX_ENTRIES]
             go_on, fitting, gone = await server.run(
@@ -183,7 +189,7 @@ class RedisStore:
             start = b"(" + go_on if go_on else b""
             with suppress(StoreUnavailable):  # a replica may be read, and refuses this write
                 await server.read([("ZREMRANGEBYSCORE", index, order, order) for order in gone])
-        jobs = readable([row[1:] for row in found[:limit]], scripts.with_id(scripts.read_narrow))
+        jobs = readable([row[1:] for row in found[:limit]], rows.with_id(rows.read_narrow))
         return Page(jobs, str(int(found[limit - 1][0] or 0)) if len(found) > limit else None)
 
     async def count_before(self, job: Job, /, *, until: datetime, most: int) -> int:
@@ -197,7 +203,12 @@ class RedisStore:
         found = await self._state.get().server.read(
             [("ZRANGE", name, 0, 0, "WITHSCORES") for name in names]
         )
-        return [scripts.first_score(entries) for entries in found]
+        return [rows.first_score(entries) for entries in found]
+
+    async def tally(self, labels: Sequence[str], /) -> Sequence[Tally]:
+        names = [self._keys.tally(label) for label in labels]
+        found = await self._state.get().server.read([("HGETALL", name) for name in names])
+        return [rows.tally_from(values) for values in found]
 
     async def inspect(self) -> Sequence[Finding]:
         return await inspect(self._state.get().server, self._keys.schema)
@@ -225,6 +236,8 @@ class RedisStore:
 
     def _index(self, which: Selection) -> str:
         """Return the shortest index that contains every matching job."""
+        if which.label is not None:
+            return self._keys.labelled(which.label)
         if which.user_id is not None:
             return self._keys.owned(which.user_id)
         if which.type is not None and which.status is JobStatus.COMPLETED:
