@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any, Generic, Protocol, TypeVar, assert_never, cast
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Generic, Protocol, TypeVar, assert_never, cast, overload
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.errors import JobUnsuccessful
 from asyncjobs.settings import Seconds
 
+P = TypeVar("P")
 R = TypeVar("R")
 
 
@@ -21,6 +22,20 @@ class FollowedQueue(Protocol):
     def subscribe(self, job_id: JobId, /) -> AsyncIterator[Job]: ...
 
     async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job: ...
+
+
+class BatchQueue(FollowedQueue, Protocol):
+    """The operations of a queue that the handle of a batch needs; see `AsyncJobs`."""
+
+    async def add_to_batch(
+        self, batch_id: JobId, handler: Any, payloads: Iterable[Any], /
+    ) -> Job: ...
+
+    def jobs_of_batch(
+        self, batch_id: JobId, /, *, status: JobStatus | None = None
+    ) -> AsyncIterator[Job]: ...
+
+    async def retry(self, job_id: JobId, /) -> JobHandle[Any]: ...
 
 
 class JobHandle(Generic[R]):
@@ -78,3 +93,44 @@ class JobHandle(Generic[R]):
     def __aiter__(self) -> AsyncIterator[Job]:
         """Yield the job now and at each visible change; see `JobQueue.subscribe`."""
         return self._queue.subscribe(self.job.id)
+
+
+class BatchHandle(JobHandle[dict[str, int]]):
+    """One batch of a queue, as returned by `enqueue_batch`. Iterate over it for its states.
+
+    `job` is the job that stands for the batch, as it was accepted; `job.counts` has the numbers of
+    the batch's jobs. The result of a completed batch has its `total`.
+    """
+
+    __slots__ = ("_batches",)
+
+    def __init__(self, queue: BatchQueue, job: Job) -> None:
+        super().__init__(queue, job)
+        self._batches = queue
+
+    def __repr__(self) -> str:
+        return f"<BatchHandle {self.job.id}>"
+
+    @overload
+    async def add(self, handler: JobType[P, Any], payloads: Iterable[P], /) -> Job: ...
+
+    @overload
+    async def add(self, handler: str, payloads: Iterable[Any], /) -> Job: ...
+
+    async def add(self, handler: JobType[Any, Any] | str, payloads: Iterable[Any], /) -> Job:
+        """Add jobs of any handler; return the batch with its new total.
+
+        Raises as `AsyncJobs.add_to_batch`.
+        """
+        return await self._batches.add_to_batch(self.id, handler, payloads)
+
+    def jobs(self, *, status: JobStatus | None = None) -> AsyncIterator[Job]:
+        """Yield the jobs of the batch, the newest first, without their payloads and results."""
+        return self._batches.jobs_of_batch(self.id, status=status)
+
+    async def retry_failed(self) -> BatchHandle:
+        """Run the failed and cancelled jobs of an ended batch again, as a new batch.
+
+        Raises `IllegalMove` if the batch has not ended, or no job failed or was cancelled.
+        """
+        return BatchHandle(self._batches, (await self._batches.retry(self.id)).job)

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 import anyio
 from anyio.lowlevel import EventLoopToken
 
+from asyncjobs.batches import Batching
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Event, EventName
 from asyncjobs.core.handlers import JobType
@@ -25,12 +26,10 @@ from asyncjobs.core.job import (
 from asyncjobs.core.submission import (
     NO_OPTIONS,
     Accepted,
-    BatchTerms,
     Caller,
     EnqueueOptions,
     EnqueueTerms,
-    Terms,
-    submit_again,
+    ManyTerms,
 )
 from asyncjobs.declarations import Registrar
 from asyncjobs.dispatchers import dispatcher_from_name
@@ -43,6 +42,7 @@ from asyncjobs.errors import (
     WrongEventLoop,
 )
 from asyncjobs.execution.resources import Lifespan, checked_lifespan
+from asyncjobs.lists import Lists
 from asyncjobs.portal import portal_for
 from asyncjobs.protocols import (
     CallbackSender,
@@ -50,9 +50,6 @@ from asyncjobs.protocols import (
     Dispatcher,
     Embedded,
     JobHandle,
-    Listing,
-    Page,
-    Selection,
     Store,
     StoreClock,
 )
@@ -78,7 +75,7 @@ H = TypeVar("H", bound=Hook)
 _inherited: list[object] = []
 
 
-class AsyncJobs(Registrar, Reports):
+class AsyncJobs(Registrar, Reports, Batching, Lists):
     """A job queue: register handlers on it, enter it with `async with`, enqueue jobs.
 
     `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is an object, or
@@ -332,12 +329,12 @@ class AsyncJobs(Registrar, Reports):
 
     @overload
     async def enqueue_many(
-        self, handler: JobType[P, R], payloads: Iterable[P], /, **terms: Unpack[BatchTerms]
+        self, handler: JobType[P, R], payloads: Iterable[P], /, **terms: Unpack[ManyTerms]
     ) -> Sequence[JobHandle[R]]: ...
 
     @overload
     async def enqueue_many(
-        self, handler: str, payloads: Iterable[Any], /, **terms: Unpack[BatchTerms]
+        self, handler: str, payloads: Iterable[Any], /, **terms: Unpack[ManyTerms]
     ) -> Sequence[JobHandle[Any]]: ...
 
     async def enqueue_many(
@@ -385,27 +382,6 @@ class AsyncJobs(Registrar, Reports):
         """Return the job as it is now; raise `UnknownJob` if `get` returns None."""
         return await self._repository.find(job_id)
 
-    @property
-    def can_list(self) -> bool:
-        """Whether the store can list jobs."""
-        return Listing in self._store.powers
-
-    async def list(self, which: Selection, /, *, limit: int = 50, after: str | None = None) -> Page:
-        """Return jobs, the newest first, without their payloads and results.
-
-        `after` is the `next` of the previous page. Raises `ConfigurationError` if the store cannot
-        list jobs, and `InvalidQuery` for an `after` that was not the `next` of a page.
-        """
-        return await self._repository.list(which, limit=limit, after=after)
-
-    async def position(self, job: Job, /) -> int | None:
-        """Return the job's position in its queue; 1 is next.
-
-        Returns None if it does not wait for one of our workers, if a thousand jobs are before it,
-        or if the store cannot count them.
-        """
-        return await self._repository.position(job)
-
     async def oldest_waiting(self) -> Mapping[str, timedelta]:
         """Return how long the first job that could have begun has waited in each handler's queue.
 
@@ -426,8 +402,9 @@ class AsyncJobs(Registrar, Reports):
         return self._running.fetcher is not None
 
     async def sweep(self) -> None:
-        """Record missed deadlines and delete old jobs; an open queue does so regularly."""
+        """Record missed deadlines, count batches, delete old jobs; an open queue does so itself."""
         await self._running.maintenance.sweep()
+        await self._running.batches.look()
 
     async def until_hooks_called(self) -> None:
         """Return when the hooks were called for all events so far, or after the grace period."""
@@ -455,21 +432,6 @@ class AsyncJobs(Registrar, Reports):
             )
         except IllegalMove:  # it ended, or another caller cancelled it meanwhile
             return await repository.find(job_id)
-
-    async def retry(self, job_id: JobId, /) -> JobHandle[Any]:
-        """Run an ended job again as a new job, whose `retry_of` is the id of the old one.
-
-        The type need not be registered here: payload, owner and limits are those of the old job.
-        Each call makes another job. Raises `UnknownJob`, and `IllegalMove` if the job has not
-        ended.
-        """
-        runtime = self._running
-        old = await runtime.repository.find(job_id)
-        terms = Terms(runtime.repository.now(), old.delivery, expected_duration(runtime, old))
-        with self.hooks.spans.submitting(old.type, old.queue, None) as traceparent:
-            submission = submit_again(old, terms, traceparent)
-            [job] = await runtime.accept([submission], submission.created_at)
-        return JobHandle(self, job)
 
     def subscribe(self, job_id: JobId, /) -> Watch:
         """Yield the job now and at each visible change, to its end; see `JobQueue.subscribe`."""

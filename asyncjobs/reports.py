@@ -13,6 +13,9 @@ from asyncjobs.core.job import Delivery, Detail, Job, JobError, JobId, JobStatus
 from asyncjobs.errors import IllegalMove
 from asyncjobs.records.repository import Repository
 
+# Their jobs stand for other jobs, and no work is done for them.
+_NOT_WORK = frozenset({Delivery.BATCH, Delivery.SCHEDULE})
+
 
 class Reports(ABC):
     """Takes reports by job id; the first one starts the job."""
@@ -36,7 +39,7 @@ class Reports(ABC):
 
     async def complete(self, job_id: JobId, result: Any = None, /) -> Job:
         """Record the result of work done elsewhere; see `JobQueue.complete`."""
-        job = await self._repository.find(job_id)
+        job = _working(await self._repository.find(job_id))
         kind: JobType[Any, Any] = self.registry.find(job.type)
         text = kind.dump_result(result)
         return await self._report(
@@ -59,7 +62,7 @@ class Reports(ABC):
 
     async def _report(self, job_id: JobId, move: Callable[[Job, datetime], Job]) -> Job:
         repository = self._repository
-        job = await repository.find(job_id)
+        job = _working(await repository.find(job_id))
         if job.status is JobStatus.PENDING and job.delivery is Delivery.EXTERNAL:
             try:
                 job = await repository.advance(
@@ -68,3 +71,10 @@ class Reports(ABC):
             except IllegalMove:  # another reporter has started it
                 job = await repository.find(job_id)
         return await repository.advance(job, move)
+
+
+def _working(job: Job) -> Job:
+    """Return the job; raise `IllegalMove` for a batch and for the record of a schedule."""
+    if job.delivery in _NOT_WORK:
+        raise IllegalMove(job.id, "take reports", job.status, "it stands for other jobs")
+    return job

@@ -16,10 +16,11 @@ from anyio import from_thread
 from anyio.lowlevel import EventLoopToken
 
 from asyncjobs.core.handlers import JobType
-from asyncjobs.core.job import Job, JobId
-from asyncjobs.core.submission import BatchTerms, EnqueueTerms
+from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.core.submission import BatchTerms, EnqueueTerms, ManyTerms
 from asyncjobs.errors import BlockingCall, ConfigurationError, NotOpen, UnknownJob
 from asyncjobs.execution.tasks import current_loop
+from asyncjobs.handles import BatchHandle
 from asyncjobs.portal import Call, portal_for
 from asyncjobs.protocols import JobHandle, Page, Selection
 from asyncjobs.settings import Seconds, seconds
@@ -34,6 +35,8 @@ T = TypeVar("T")
 # How long another thread may take to open the queue.
 _OPENING_SECONDS = 30.0
 _LOOK_SECONDS = 0.005
+
+_PAGE_SIZE = 200
 
 # Calls in progress: an event loop keeps only weak references to its tasks.
 _calls: set[asyncio.Task[object]] = set()
@@ -90,12 +93,12 @@ class SyncJobs:
 
     @overload
     def enqueue_many(
-        self, handler: JobType[P, R], payloads: Iterable[P], /, **terms: Unpack[BatchTerms]
+        self, handler: JobType[P, R], payloads: Iterable[P], /, **terms: Unpack[ManyTerms]
     ) -> Sequence[SyncJobHandle[R]]: ...
 
     @overload
     def enqueue_many(
-        self, handler: str, payloads: Iterable[Any], /, **terms: Unpack[BatchTerms]
+        self, handler: str, payloads: Iterable[Any], /, **terms: Unpack[ManyTerms]
     ) -> Sequence[SyncJobHandle[Any]]: ...
 
     def enqueue_many(
@@ -104,6 +107,45 @@ class SyncJobs:
         """Store a job for each payload, in one call; see `AsyncJobs.enqueue_many`."""
         call = partial(self._jobs.enqueue_many, handler, payloads, **terms)
         return [SyncJobHandle(self, one) for one in self.call("enqueue_many", call)]
+
+    @overload
+    def enqueue_batch(
+        self, handler: JobType[P, Any], payloads: Iterable[P], /, **terms: Unpack[BatchTerms]
+    ) -> SyncBatchHandle: ...
+
+    @overload
+    def enqueue_batch(
+        self, handler: str, payloads: Iterable[Any], /, **terms: Unpack[BatchTerms]
+    ) -> SyncBatchHandle: ...
+
+    def enqueue_batch(
+        self, handler: JobType[Any, Any] | str, payloads: Iterable[Any], /, **terms: Any
+    ) -> SyncBatchHandle:
+        """Store a batch and a job for each payload; see `AsyncJobs.enqueue_batch`."""
+        call = partial(self._jobs.enqueue_batch, handler, payloads, **terms)
+        return SyncBatchHandle(self, self.call("enqueue_batch", call))
+
+    def batch(self, batch_id: JobId, /) -> SyncBatchHandle:
+        """Return the handle of a batch; see `AsyncJobs.batch`."""
+        return SyncBatchHandle(self, self.call("batch", partial(self._jobs.batch, batch_id)))
+
+    def add_to_batch(
+        self, batch_id: JobId, handler: JobType[Any, Any] | str, payloads: Iterable[Any], /
+    ) -> Job:
+        """Add jobs to a batch; see `AsyncJobs.add_to_batch`."""
+        call = partial(self._jobs.add_to_batch, batch_id, handler, payloads)
+        return self.call("add_to_batch", call)
+
+    def jobs_of_batch(
+        self, batch_id: JobId, /, *, status: JobStatus | None = None
+    ) -> Iterator[Job]:
+        """Yield the jobs of a batch, the newest first; see `AsyncJobs.jobs_of_batch`."""
+        which, after = Selection(batch=batch_id, status=status), None
+        while True:
+            page = self.list(which, limit=_PAGE_SIZE, after=after)
+            yield from page.jobs
+            if (after := page.next) is None:
+                return
 
     def get(self, job_id: JobId, /) -> Job | None:
         """Return the job as it is now; None if the id never existed or the job was deleted."""
@@ -147,8 +189,11 @@ class SyncJobs:
         return self.call("cancel", partial(self._jobs.cancel, job_id, version=version))
 
     def retry(self, job_id: JobId, /) -> SyncJobHandle[Any]:
-        """Run an ended job again as a new job; see `AsyncJobs.retry`."""
-        return SyncJobHandle(self, self.call("retry", partial(self._jobs.retry, job_id)))
+        """Run an ended job or batch again as a new one; see `AsyncJobs.retry`."""
+        handle = self.call("retry", partial(self._jobs.retry, job_id))
+        if isinstance(handle, BatchHandle):
+            return SyncBatchHandle(self, handle)
+        return SyncJobHandle(self, handle)
 
     def update_progress(self, job_id: JobId, percent: int, /, message: str | None = None) -> Job:
         """Report progress of work done elsewhere; see `JobQueue.update_progress`."""
@@ -248,6 +293,30 @@ class SyncJobHandle(Generic[R]):
     def __iter__(self) -> Iterator[Job]:
         """Yield the job now and at each visible change; see `JobQueue.subscribe`."""
         return self._door.subscribe(self.id)
+
+
+class SyncBatchHandle(SyncJobHandle[dict[str, int]]):
+    """One batch of a queue, for code that cannot await; see `BatchHandle`."""
+
+    __slots__ = ()
+
+    def __init__(self, door: SyncJobs, handle: BatchHandle) -> None:
+        super().__init__(door, handle)
+
+    def __repr__(self) -> str:
+        return f"<SyncBatchHandle {self.job.id}>"
+
+    def add(self, handler: JobType[Any, Any] | str, payloads: Iterable[Any], /) -> Job:
+        """Add jobs of any handler; return the batch with its new total."""
+        return self._door.add_to_batch(self.id, handler, payloads)
+
+    def jobs(self, *, status: JobStatus | None = None) -> Iterator[Job]:
+        """Yield the jobs of the batch, the newest first, without their payloads and results."""
+        return self._door.jobs_of_batch(self.id, status=status)
+
+    def retry_failed(self) -> SyncBatchHandle:
+        """Run the failed and cancelled jobs of an ended batch again, as a new batch."""
+        return self._door.batch(self._door.retry(self.id).id)
 
 
 def _run(function: Callable[[], Awaitable[T]], token: EventLoopToken) -> T:

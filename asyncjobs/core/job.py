@@ -12,6 +12,7 @@ import re
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NewType, Self
+from urllib.parse import quote
 
 from pydantic import (
     AfterValidator,
@@ -45,8 +46,7 @@ RESERVED_PREFIX = "asyncjobs."
 BATCHES_LANE = "asyncjobs.batches"
 BATCH_TYPE = "asyncjobs.batch"
 
-#: The lane and the type of the records of schedules.
-SCHEDULES_LANE = "asyncjobs.schedules"
+#: The type of the records of schedules.
 SCHEDULE_TYPE = "asyncjobs.schedule"
 
 
@@ -58,6 +58,11 @@ def suspects_lane(queue: str) -> str:
     return f"{RESERVED_PREFIX}suspects:{queue}"
 
 
+def schedule_lane(name: str) -> str:
+    """Return the lane of the record of a schedule: processes take from those that they declare."""
+    return f"{RESERVED_PREFIX}schedule:{name}"
+
+
 # uuid4 in the layout of RFC 9562 section 5.4: version nibble 4, variant bits 10.
 _JOB_ID = re.compile(r"job_[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -67,7 +72,11 @@ def new_job_id() -> JobId:
 
     Built by hand because `uuid.uuid4` takes several times as long.
     """
-    digits = random_hex()
+    return job_id_of(random_hex())
+
+
+def job_id_of(digits: str) -> JobId:
+    """Return the id that is made of 32 hexadecimal digits."""
     variant = "89ab"[int(digits[16], 16) & 3]
     tail = f"4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
     return JobId(f"job_{digits[:8]}-{digits[8:12]}-{tail}")
@@ -136,8 +145,11 @@ class Lease(_Value):
 #: The error codes that the library itself sets; handlers choose others.
 JOB_ERROR_CODES = frozenset(
     {
+        "batch_failed",
+        "batch_incomplete",
         "deadline_exceeded",
         "internal_error",
+        "invalid_file",
         "invalid_payload",
         "invalid_result",
         "timeout",
@@ -243,6 +255,8 @@ class Policy(_Value):
             max_releases: int = ...,
             max_payload_bytes: int = ...,
             max_result_bytes: int = ...,
+            max_file_bytes: int = ...,
+            max_files: int = ...,
             inline_wait: Seconds = ...,
         ) -> None: ...
 
@@ -255,6 +269,8 @@ class Policy(_Value):
     max_releases: int = Field(default=100, ge=1)
     max_payload_bytes: int = Field(default=1024 * 1024, ge=1)
     max_result_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
+    max_file_bytes: int = Field(default=10 * 1024**3, ge=1)
+    max_files: int = Field(default=100, ge=1)
     inline_wait: Duration = timedelta(0)
 
 
@@ -285,6 +301,11 @@ class JobFile(_Value):
     attempt: int = 0
     saved_at: datetime | None = None
 
+    @property
+    def path(self) -> str:
+        """The URL of the file below the prefix of a mount, such as `job_.../files/a.csv`."""
+        return f"{self.key.partition('/')[0]}/files/{quote(self.name, safe='')}"
+
 
 class BatchFailure(_Value):
     """A failed job of a batch, and why it failed."""
@@ -298,6 +319,7 @@ class BatchCounts(_Value):
     """The jobs of a batch by status, and the first that failed.
 
     `total` is the number of jobs that the batch was given; the other numbers cover stored jobs.
+    `grown_at` is when `total` or the number of stored jobs last grew.
     """
 
     total: int = 0
@@ -307,13 +329,25 @@ class BatchCounts(_Value):
     failed: int = 0
     cancelled: int = 0
     failures: tuple[BatchFailure, ...] = ()
+    grown_at: datetime | None = None
+
+    @property
+    def stored(self) -> int:
+        """The number of jobs that were stored."""
+        return self.pending + self.processing + self.ended
+
+    @property
+    def ended(self) -> int:
+        """The number of jobs that have ended."""
+        return self.completed + self.failed + self.cancelled
 
 
 class ScheduleState(_Value):
     """The state of a schedule: its definition, its latest tick and the next one.
 
-    `definition` is the canonical text of what is enqueued and when. `next_at` is None while the
-    schedule is paused.
+    `definition` is the canonical text of what is enqueued and when. `last_job` is the job of the
+    tick `last_at`, None while `enqueuing`: that job may not be stored yet. A paused schedule is not
+    due; `next_at` is then its first missed tick.
     """
 
     definition: str
@@ -321,6 +355,7 @@ class ScheduleState(_Value):
     next_at: datetime | None = None
     last_at: datetime | None = None
     last_job: JobId | None = None
+    enqueuing: bool = False
 
 
 ATTEMPT_ERRORS = TypeAdapter(list[AttemptError])
@@ -331,7 +366,7 @@ class Submission(_Value):
 
     `given_title` and `given_metadata_json` are those of the submission; the handler may change
     them later (`Job.title`, `Job.metadata`). `batch` is the id of the batch to which the job
-    belongs.
+    belongs. `scheduled_at` is the tick for which a schedule enqueued the job.
     """
 
     id: JobId
@@ -357,6 +392,7 @@ class Submission(_Value):
     given_metadata_json: bytes | None = None
     tags: tuple[str, ...] = ()
     batch: JobId | None = None
+    scheduled_at: datetime | None = None
     created_at: datetime
 
 

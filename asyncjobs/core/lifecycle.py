@@ -13,25 +13,28 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, assert_never
 
+from asyncjobs.core.files import announced, recorded
 from asyncjobs.core.job import (
     ATTEMPT_ERRORS,
     BATCHES_LANE,
     CALLBACKS_LANE,
     MAINTENANCE_LANE,
     RESERVED_PREFIX,
-    SCHEDULES_LANE,
     AttemptError,
     BatchCounts,
     Callback,
     Delivery,
     Job,
     JobError,
+    JobFile,
     JobStatus,
     Lease,
     Progress,
     Retry,
+    ScheduleState,
     State,
     Submission,
+    schedule_lane,
     suspects_lane,
 )
 from asyncjobs.errors import IllegalMove, LostLease, UnreadableJob
@@ -46,6 +49,8 @@ class Move(StrEnum):
     START = "start"
     EXTEND = "extend"
     REPORT = "report"
+    ANNOUNCE_FILE = "announce_file"
+    RECORD_FILE = "record_file"
     COMPLETE = "complete"
     FAIL = "fail"
     RETRY = "retry"
@@ -56,6 +61,7 @@ class Move(StrEnum):
     EXPIRE = "expire"
     LOSE = "lose"
     CALL_BACK = "call_back"
+    RESCHEDULE = "reschedule"
 
 
 #: Move -> status before -> possible statuses after. Everything else is illegal.
@@ -64,6 +70,8 @@ TRANSITIONS: Mapping[Move, Mapping[JobStatus, frozenset[JobStatus]]] = MappingPr
         Move.START: {PENDING: frozenset({PROCESSING})},
         Move.EXTEND: {PROCESSING: frozenset({PROCESSING})},
         Move.REPORT: {PROCESSING: frozenset({PROCESSING})},
+        Move.ANNOUNCE_FILE: {PROCESSING: frozenset({PROCESSING})},
+        Move.RECORD_FILE: {PROCESSING: frozenset({PROCESSING})},
         Move.COMPLETE: {PROCESSING: frozenset({COMPLETED})},
         Move.FAIL: {PROCESSING: frozenset({FAILED})},
         Move.RETRY: {PROCESSING: frozenset({PENDING})},
@@ -74,11 +82,14 @@ TRANSITIONS: Mapping[Move, Mapping[JobStatus, frozenset[JobStatus]]] = MappingPr
         Move.EXPIRE: {PENDING: frozenset({FAILED}), PROCESSING: frozenset({FAILED})},
         Move.LOSE: {PROCESSING: frozenset({PENDING, FAILED})},
         Move.CALL_BACK: {end: frozenset({end}) for end in (COMPLETED, FAILED, CANCELLED)},
+        Move.RESCHEDULE: {PENDING: frozenset({PENDING})},
     }
 )
 
 #: Moves that clients cannot see; they keep the version.
-INVISIBLE = frozenset({Move.EXTEND, Move.REQUEUE, Move.CALL_BACK})
+INVISIBLE = frozenset(
+    {Move.EXTEND, Move.ANNOUNCE_FILE, Move.REQUEUE, Move.CALL_BACK, Move.RESCHEDULE}
+)
 
 #: The lane of jobs that an engine delivered to a worker without their handler, as during a rolling
 #: deploy. They are dispatched again when they are due.
@@ -104,6 +115,8 @@ _NEW_STATE = {
     name: field.default for name, field in State.model_fields.items() if not field.is_required()
 }
 
+_IS_RECORD = "it is the record of a schedule"
+
 # A job is delivered by one machine's clock and started by another's.
 _CLOCKS_DIFFER = timedelta(seconds=1)
 
@@ -122,8 +135,18 @@ def submit(
     return _scheduled(job, start_at + hold if at_once else None)
 
 
+def submit_schedule(submission: Submission, schedule: ScheduleState) -> Job:
+    """Return the record of a schedule, which is due at the next tick and never run."""
+    run_at = submission.created_at
+    return _scheduled(
+        Job.of({**_NEW_STATE, **submission.__dict__, "run_at": run_at, "schedule": schedule})
+    )
+
+
 def start(job: Job, now: datetime, lease: Lease | None) -> Job:
     """Begin the next attempt. External work has no lease; only timeout and deadline bound it."""
+    if job.schedule is not None:
+        raise IllegalMove(job.id, Move.START, job.status, _IS_RECORD)
     if now >= job.deadline:
         raise IllegalMove(job.id, Move.START, job.status, "its deadline has passed")
     if now < job.run_at - _CLOCKS_DIFFER:
@@ -180,6 +203,25 @@ def count(
     return moved
 
 
+def announce_file(job: Job, file: JobFile, *, token: str | None, limit: int) -> Job:
+    """List a file without a size, which clients do not see, before its content is stored.
+
+    Raises `DuplicateFile`, and `TooManyFiles` beyond the limit.
+    """
+    _fence(job, Move.ANNOUNCE_FILE, token)
+    files = announced(job.files, file, limit=limit)
+    return _move(job, Move.ANNOUNCE_FILE, PROCESSING, files=files)
+
+
+def record_file(job: Job, file: JobFile, *, token: str | None) -> Job:
+    """List a file whose content is stored, in place of an earlier attempt's of the same name."""
+    _fence(job, Move.RECORD_FILE, token)
+    files = recorded(job.files, file)
+    if files is None:
+        raise IllegalMove(job.id, Move.RECORD_FILE, job.status, "the file was not announced")
+    return _move(job, Move.RECORD_FILE, PROCESSING, files=files)
+
+
 def complete(job: Job, now: datetime, *, token: str | None, result: bytes) -> Job:
     """Record the result, a JSON text."""
     _fence(job, Move.COMPLETE, token)
@@ -232,6 +274,8 @@ def leave_unhandled(job: Job, until: datetime) -> Job:
 
 def cancel(job: Job, now: datetime) -> Job:
     """Cancel a waiting job at once; ask a running one to stop. A second request is illegal."""
+    if job.schedule is not None:
+        raise IllegalMove(job.id, Move.CANCEL, job.status, _IS_RECORD)
     if job.cancel_requested_at is not None:
         raise IllegalMove(job.id, Move.CANCEL, job.status, "it was already asked to stop")
     match job.status:
@@ -296,6 +340,14 @@ def hold_callback(job: Job, until: datetime) -> Job:
     moved = _move(job, Move.CALL_BACK, job.status)
     vars(moved)["due_at"] = until
     return moved
+
+
+def reschedule(record: Job, schedule: ScheduleState, *, waits_until: datetime | None = None) -> Job:
+    """Change the state of the record of a schedule; with `waits_until` it is due at that time."""
+    moved = _move(record, Move.RESCHEDULE, PENDING, schedule=schedule)
+    if record.schedule is None:
+        raise IllegalMove(record.id, Move.RESCHEDULE, record.status, "it is not a schedule")
+    return moved if waits_until is None else _scheduled(moved, waits_until)
 
 
 def overdue(job: Job, now: datetime) -> Job | None:
@@ -493,7 +545,8 @@ def _schedule_waiting(job: Job, waits_until: datetime | None) -> tuple[str, date
     if job.delivery is Delivery.EXTERNAL:
         return MAINTENANCE_LANE, job.deadline
     if job.schedule is not None:
-        return SCHEDULES_LANE, job.schedule.next_at
+        due_at = None if job.schedule.paused else waits_until or job.schedule.next_at
+        return schedule_lane(job.idempotency_key or ""), due_at
     lane = pull_lane(job) if job.delivery is Delivery.PULL else MAINTENANCE_LANE
     return lane, min(waits_until or job.run_at, job.deadline)
 

@@ -9,9 +9,9 @@ from typing import Any, TypedDict, TypeVar
 
 from asyncjobs.core.descriptions import checked_tags, checked_title, metadata_text
 from asyncjobs.core.handlers import Handler, JobType
-from asyncjobs.core.job import LONGEST, Delivery, Job, Submission, new_job_id
+from asyncjobs.core.job import LONGEST, RESERVED_PREFIX, Delivery, Job, Submission, new_job_id
 from asyncjobs.core.tracing import new_trace_id, trace_id_of
-from asyncjobs.errors import FieldIssue, IllegalMove, InvalidPayload
+from asyncjobs.errors import FieldIssue, IllegalMove, InvalidIdempotencyKey, InvalidPayload
 from asyncjobs.settings import Seconds, duration
 
 P = TypeVar("P")
@@ -73,7 +73,7 @@ class EnqueueOptions:
 NO_OPTIONS = EnqueueOptions()
 
 
-class BatchTerms(TypedDict, total=False):
+class ManyTerms(TypedDict, total=False):
     """Options of `AsyncJobs.enqueue_many` beside the handler and payloads, for type checkers."""
 
     user_id: str | None
@@ -81,10 +81,16 @@ class BatchTerms(TypedDict, total=False):
     connection: object
 
 
-class EnqueueTerms(BatchTerms, total=False):
+class EnqueueTerms(ManyTerms, total=False):
     """Options of `AsyncJobs.enqueue` beside the handler and the payload, for type checkers."""
 
     idempotency_key: str | None
+
+
+class BatchTerms(EnqueueTerms, total=False):
+    """Options of `AsyncJobs.enqueue_batch` beside handler and payloads, for type checkers."""
+
+    title: str | None
 
 
 @dataclass(frozen=True)
@@ -118,23 +124,41 @@ def make_submission(
     """Return the half of a new job that never changes, including a new id.
 
     The type's limits are copied: a later release that changes them does not affect jobs that wait.
-    Raises `InvalidPayload` or `PayloadTooLarge`.
+    Raises `InvalidPayload` or `PayloadTooLarge`, and `InvalidIdempotencyKey` for a reserved key.
     """
+    if isinstance(caller.idempotency_key, str) and caller.idempotency_key.startswith(
+        RESERVED_PREFIX
+    ):
+        raise InvalidIdempotencyKey(f"keys that begin with {RESERVED_PREFIX!r} are reserved")
+    text = kind.dump_payload(payload)
+    fingerprint = None if caller.idempotency_key is None else kind.fingerprint(payload)
+    return submission_of(kind, (text, fingerprint), caller, options, terms)
+
+
+def submission_of(
+    kind: JobType[Any, Any],
+    payload: tuple[bytes, str | None],
+    caller: Caller,
+    options: EnqueueOptions,
+    terms: Terms,
+) -> Submission:
+    """Return the submission of a payload, given as its JSON text and its fingerprint."""
     policy, key = kind.policy, caller.idempotency_key
     traced = trace_id_of(options.traceparent)
     _check_text("user_id", caller.user_id)
     _check_text("idempotency_key", key)
     _check_text("trace_id", options.trace_id)
     deadline = policy.deadline if options.deadline is None else duration(options.deadline)
+    text, fingerprint = payload
     return Submission.of(
         {
             "id": new_job_id(),
             "type": kind.name,
-            "payload_json": kind.dump_payload(payload),
+            "payload_json": text,
             "retry_of": None,
             "user_id": caller.user_id,
             "idempotency_key": key,
-            "fingerprint": None if key is None else kind.fingerprint(payload),
+            "fingerprint": fingerprint,
             "trace_id": options.trace_id or traced or new_trace_id(),
             "traceparent": options.traceparent if traced else None,
             "queue": policy.queue,
@@ -151,6 +175,7 @@ def make_submission(
             "given_metadata_json": options.metadata_json,
             "tags": options.tags,
             "batch": None,
+            "scheduled_at": None,
             "created_at": terms.now,
         }
     )

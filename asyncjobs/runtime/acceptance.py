@@ -1,16 +1,19 @@
-"""Accepts jobs: checks payloads and stores a job for each."""
+"""Accepts jobs and batches: checks payloads and stores a job for each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import anyio.lowlevel
 
+from asyncjobs.core import batches
 from asyncjobs.core.handlers import JobType
-from asyncjobs.core.job import Job, Submission
+from asyncjobs.core.job import Job, JobId, JobStatus, Submission
+from asyncjobs.core.labels import TOTAL, label_of_batch
 from asyncjobs.core.submission import (
     Accepted,
     Caller,
@@ -18,14 +21,30 @@ from asyncjobs.core.submission import (
     Terms,
     make_submission,
     same_payload,
+    submission_of,
+    submit_again,
 )
-from asyncjobs.errors import IdempotencyConflict
+from asyncjobs.errors import (
+    ConfigurationError,
+    FieldIssue,
+    IdempotencyConflict,
+    IllegalMove,
+    InvalidPayload,
+)
+from asyncjobs.protocols import Selection
+from asyncjobs.runtime.batches import pages_of
 from asyncjobs.runtime.runtime import Runtime
 
 P = TypeVar("P")
 
 # How many payloads are checked before other tasks get a turn.
 _PAYLOADS_PER_TURN = 200
+
+# How many jobs of a batch are stored in one call.
+_PORTION = 500
+
+# A pause after which the batch may have ended because the rest of its jobs was missing.
+_LONG_PAUSE = batches.PATIENCE / 2
 
 
 async def accept_jobs(
@@ -63,6 +82,241 @@ def _accepted(kind: JobType[Any, Any], submission: Submission, job: Job) -> Acce
     if not same_payload(kind, job, submission):
         raise IdempotencyConflict(submission.idempotency_key or "", job.id)
     return Accepted(job, replayed=True)
+
+
+async def accept_batch(
+    runtime: Runtime,
+    kind: JobType[P, Any],
+    payloads: Sequence[P],
+    caller: Caller,
+    options: EnqueueOptions,
+    connection: object = None,
+    /,
+) -> Accepted:
+    """Store a batch, then its jobs in portions; see `AsyncJobs.enqueue_batch`."""
+    _check_batches(runtime)
+    if options.callback_url is not None:
+        runtime.callbacks.check(options.callback_url)
+    terms = Terms(
+        runtime.repository.now(), runtime.dispatcher.delivery, expected_duration(runtime, kind)
+    )
+    with runtime.hooks.spans.submitting(
+        kind.name, kind.policy.queue, options.traceparent
+    ) as traceparent:
+        options = replace(options, traceparent=traceparent)
+        members = await _checked_members(kind, payloads, caller.user_id, options, terms)
+        mark = None
+        if caller.idempotency_key is not None:
+            mark = f"{len(payloads)}:{await _fingerprint(kind, payloads)}"
+        own = submission_of(kind, (b"null", mark), caller, options, terms)
+        pending, started = batches.batch_of(own, len(members))
+        batch = await _insert_batch(runtime, pending, started, connection)
+        replayed = batch.id != pending.id
+        if replayed:
+            await _check_same(runtime, kind, batch, mark, members)
+            members = await _missing(runtime, batch, members)
+        given = [batches.member_of(batch, one, index) for index, one in members.items()]
+        await _insert_members(runtime, batch, given, options.begins(terms.now), connection)
+        # What is inserted in a transaction cannot be changed before the commit.
+        if not payloads and connection is None:
+            batch = await _end_empty(runtime, batch)
+    return Accepted(batch, replayed=replayed)
+
+
+async def add_to_batch(
+    runtime: Runtime, batch_id: JobId, kind: JobType[P, Any], payloads: Sequence[P]
+) -> Job:
+    """Give more jobs to a batch that has not ended; see `BatchHandle.add`."""
+    _check_batches(runtime)
+    batch = await runtime.repository.find(batch_id)
+    batches.counts_of(batch)
+    terms = Terms(
+        runtime.repository.now(), runtime.dispatcher.delivery, expected_duration(runtime, kind)
+    )
+    with runtime.hooks.spans.submitting(kind.name, kind.policy.queue, None) as traceparent:
+        options = EnqueueOptions(traceparent=traceparent)
+        members = await _checked_members(kind, payloads, batch.user_id, options, terms)
+        if not members:
+            return batch
+        # Written before the jobs, so that the batch does not end without them.
+        batch = await runtime.repository.advance(
+            batch, lambda job, now: batches.grow(job, now, len(members))
+        )
+        first = batches.counts_of(batch).total - len(members)
+        given = [batches.member_of(batch, one, first + index) for index, one in members.items()]
+        await _insert_members(runtime, batch, given, terms.now)
+    return batch
+
+
+async def retry_batch(runtime: Runtime, old: Job) -> Job:
+    """Store a new batch of the failed and cancelled jobs of one that has ended."""
+    _check_batches(runtime)
+    terms = Terms(runtime.repository.now(), old.delivery)
+    with runtime.hooks.spans.submitting(old.type, old.queue, None) as traceparent:
+        own = submit_again(old, terms, traceparent)
+        ids = [job_id async for job_id in _unsuccessful(runtime, old.id)][::-1]
+        if not ids:
+            reason = "none of its jobs failed or was cancelled"
+            raise IllegalMove(old.id, batches.RUN_AGAIN, old.status, reason)
+        pending, started = batches.batch_of(own, len(ids))
+        batch = await _insert_batch(runtime, pending, started)
+        for start in range(0, len(ids), _PORTION):
+            found = await runtime.repository.get(ids[start : start + _PORTION])
+            again = [
+                # Its retention is already that of a batch's job.
+                batches.member_of(batch, submit_again(job, terms, traceparent), index).changed(
+                    retention=job.retention
+                )
+                for index, job in enumerate(found, start)
+                if job is not None
+            ]
+            await _insert_members(runtime, batch, again, terms.now)
+    return batch
+
+
+def _check_batches(runtime: Runtime) -> None:
+    if not runtime.repository.counts:
+        raise ConfigurationError(
+            "The store of this queue cannot count jobs by label, which batches need: "
+            "use a store with the power Tallies."
+        )
+
+
+async def _checked_members(
+    kind: JobType[P, Any],
+    payloads: Sequence[P],
+    user_id: str | None,
+    options: EnqueueOptions,
+    terms: Terms,
+) -> dict[int, Submission]:
+    """Return the submissions of a batch's jobs by index; errors name the payload's index."""
+    if len(payloads) > batches.MAX_PAYLOADS:
+        found = f"at most {batches.MAX_PAYLOADS:,} per call, got {len(payloads):,}"
+        raise InvalidPayload([FieldIssue("payloads", found)])
+    members: dict[int, Submission] = {}
+    caller = Caller(user_id)
+    for index, payload in enumerate(payloads):
+        try:
+            members[index] = make_submission(kind, payload, caller, options, terms)
+        except InvalidPayload as error:
+            issues = [FieldIssue.at((index, *_path(one)), one.message) for one in error.issues]
+            raise InvalidPayload(issues) from error
+        if not len(members) % _PAYLOADS_PER_TURN:
+            await anyio.lowlevel.checkpoint()
+    return members
+
+
+def _path(issue: FieldIssue) -> tuple[str, ...]:
+    return (issue.field,) if issue.field else ()
+
+
+async def _fingerprint(kind: JobType[P, Any], payloads: Sequence[P]) -> str:
+    found: list[str] = []
+    for payload in payloads:
+        found.append(kind.fingerprint(payload))
+        if not len(found) % _PAYLOADS_PER_TURN:
+            await anyio.lowlevel.checkpoint()
+    return batches.fingerprint(kind.name, found)
+
+
+async def _insert_batch(
+    runtime: Runtime, pending: Job, started: Job, connection: object = None
+) -> Job:
+    if connection is not None:
+        [batch] = await runtime.repository.insert_within(connection, [started])
+    else:
+        [batch] = await runtime.repository.insert([pending], {pending.id: started})
+    return batch
+
+
+async def _insert_members(
+    runtime: Runtime,
+    batch: Job,
+    given: Sequence[Submission],
+    run_at: datetime,
+    connection: object = None,
+) -> None:
+    """Insert jobs of a batch in portions, each in one call of the store."""
+    inserted_at = runtime.repository.now()
+    for start in range(0, len(given), _PORTION):
+        now = runtime.repository.now()
+        if connection is None and now - inserted_at > _LONG_PAUSE:
+            found = await runtime.repository.find(batch.id)
+            if found.status.terminal:
+                raise IllegalMove(batch.id, batches.ADD, found.status, "it has ended")
+        inserted_at = now
+        for alike in _alike(given[start : start + _PORTION]):
+            await runtime.accept(alike, run_at, connection)
+
+
+def _alike(submissions: Iterable[Submission]) -> Iterable[Sequence[Submission]]:
+    """Group submissions by what `Runtime.accept` expects to be the same for all."""
+    groups: dict[object, list[Submission]] = {}
+    for one in submissions:
+        groups.setdefault((one.type, one.queue, one.delivery), []).append(one)
+    return groups.values()
+
+
+async def _check_same(
+    runtime: Runtime,
+    kind: JobType[Any, Any],
+    batch: Job,
+    mark: str | None,
+    members: dict[int, Submission],
+) -> None:
+    """Raise `IdempotencyConflict` unless a stored batch has the same type and payloads."""
+    if batch.fingerprint == mark:
+        return
+    same = (batch.fingerprint or "").split(":")[0] == str(len(members))
+    indices = [*members]
+    for start in range(0, len(indices) if same else 0, _PORTION):
+        some = indices[start : start + _PORTION]
+        stored = await runtime.repository.get([batches.member_id(batch.id, one) for one in some])
+        same = same and all(
+            job is not None and job.type == kind.name and same_payload(kind, job, members[index])
+            for index, job in zip(some, stored, strict=True)
+        )
+    if not same:
+        raise IdempotencyConflict(batch.idempotency_key or "", batch.id)
+
+
+async def _missing(
+    runtime: Runtime, batch: Job, members: dict[int, Submission]
+) -> dict[int, Submission]:
+    """Return the jobs that an earlier submission of the batch did not store."""
+    if batch.status.terminal:
+        return {}
+    [tally] = await runtime.repository.tally([label_of_batch(batch.id)])
+    if tally.get(TOTAL, 0) >= batches.counts_of(batch).total:
+        return {}
+    missing: dict[int, Submission] = {}
+    indices = [*members]
+    for start in range(0, len(indices), _PORTION):
+        some = indices[start : start + _PORTION]
+        stored = await runtime.repository.get([batches.member_id(batch.id, one) for one in some])
+        missing |= {
+            index: members[index] for index, job in zip(some, stored, strict=True) if job is None
+        }
+    return missing
+
+
+async def _end_empty(runtime: Runtime, batch: Job) -> Job:
+    def end(job: Job, now: datetime) -> Job:
+        return batches.follow(job, {}, (), now) or job
+
+    try:
+        return await runtime.repository.advance(batch, end)
+    except IllegalMove:  # another process has ended it
+        return await runtime.repository.find(batch.id)
+
+
+async def _unsuccessful(runtime: Runtime, batch: JobId) -> AsyncGenerator[JobId]:
+    for status in (JobStatus.CANCELLED, JobStatus.FAILED):
+        which = Selection(batch=batch, status=status)
+        async with aclosing(pages_of(runtime.repository, which)) as pages:
+            async for page in pages:
+                for job in page:
+                    yield job.id
 
 
 def expected_duration(runtime: Runtime, what: JobType[Any, Any] | Job) -> timedelta | None:

@@ -29,6 +29,8 @@ from asyncjobs.protocols import (
     Clock,
     Dispatcher,
     Embedded,
+    Page,
+    Selection,
     Store,
     StoreClock,
     check_powers,
@@ -37,8 +39,10 @@ from asyncjobs.protocols import (
 from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.clock import SharedClock
 from asyncjobs.records.group_commit import GroupCommitStore
+from asyncjobs.records.list_feed import ListFeed
 from asyncjobs.records.logging import log
 from asyncjobs.records.repository import Repository
+from asyncjobs.runtime.batches import Batches
 from asyncjobs.runtime.callbacks import Callbacks
 from asyncjobs.runtime.dispatch import DispatchRetrier
 from asyncjobs.runtime.estimates import Estimates
@@ -101,8 +105,9 @@ class Runtime:
             tasks=tasks,
             audience=self.hook_runner,
         )
-        self.estimates = Estimates(
-            lambda which, limit: self.repository.list(which, limit=limit), self.feed
+        self.estimates = Estimates(self._latest, self.feed)
+        self.lists = ListFeed(
+            self._latest, self.feed, poll=settings.poll_interval.total_seconds()
         )
         path = lifespan_path(parts.lifespan, parts.registry)
         self.resources = Resources(parts.lifespan, tasks, path, parts.queue)
@@ -137,11 +142,17 @@ class Runtime:
         )
         self.callbacks = Callbacks(self.repository, parts.callback_sender, settings)
         self.feed.on_any(self.callbacks.hint)
+        self.batches = Batches(self.repository, settings)
+        if self.repository.counts:
+            self.feed.on_any(self.batches.hint)
 
     @property
     def watchers(self) -> int:
         """How many callers follow a job here, except attempts that listen for their own job."""
         return max(0, self.feed.listeners - len(self.executor.heartbeat))
+
+    async def _latest(self, which: Selection, limit: int) -> Page:
+        return await self.repository.list(which, limit=limit)
 
     async def begin(self) -> None:
         """Start the handlers of this process, once, if the dispatcher runs any.
@@ -364,8 +375,11 @@ async def open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
             tasks.start_soon(_keep_up, runtime.executor.run_loops)
             if not parts.by_hand:
                 tasks.start_soon(_keep_up, runtime.maintenance.run)
+                if runtime.repository.counts:
+                    tasks.start_soon(_keep_up, runtime.batches.run)
             tasks.start_soon(_keep_up, runtime.callbacks.run)
             tasks.start_soon(_keep_up, runtime.estimates.run)
+            tasks.start_soon(_keep_up, runtime.lists.run)
             for loop in (runtime.hook_runner.run, *parts.hooks.loops):
                 tasks.start_soon(_keep_up, loop)
             tasks.start_soon(
@@ -378,6 +392,7 @@ async def open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
                     await runtime.drain()
                     await runtime.finish()
                 runtime.feed.close()
+                runtime.lists.close()
                 tasks.cancel_scope.cancel()
 
 
