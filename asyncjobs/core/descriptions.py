@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from asyncjobs.errors import InvalidQuery
+
 #: The longest title, in characters.
 MAX_TITLE_CHARS = 200
 
@@ -44,6 +46,14 @@ def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
 def tag_fault(tag: str) -> str | None:
     """Return why a text is not a valid tag, as a sentence; None if it is one."""
     return _fault_of("A tag", tag, MAX_TAG_CHARS)
+
+
+def tag_to_find(tag: str) -> str:
+    """Return a tag by which jobs are looked up; raise `InvalidQuery` if no job can have it."""
+    fault = tag_fault(tag)
+    if fault is not None:
+        raise InvalidQuery("tag", fault[:1].lower() + fault[1:].rstrip("."))
+    return tag
 
 
 def metadata_text(metadata: Mapping[str, Any]) -> bytes:

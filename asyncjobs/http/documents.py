@@ -151,6 +151,10 @@ def _estimated_seconds(job: Job) -> float | None:
     return int(seconds) if seconds.is_integer() else seconds
 
 
+def _metadata(job: Job) -> bytes:
+    return job.metadata_json or b"{}"
+
+
 def _result(job: Job) -> bytes:
     return job.result_json or b"null"
 
@@ -159,6 +163,7 @@ _Id = Annotated[JobId, From(attrgetter("id"))]
 _StatusUrl = Annotated[str, FromLinks(lambda _job, links: links.status)]
 _Percent = Annotated[int, Field(ge=0, le=100)]
 _ErrorMessage = Annotated[str | None, From(_error_message)]
+_Metadata = Annotated[dict[str, JsonValue], Stored(_metadata)]
 # Serialized by its actual type: the serializer of floats would turn 30 into 30.0.
 _Seconds = SerializeAsAny[float]
 
@@ -182,6 +187,7 @@ class JobDocument(Document):
 
     job_id: _Id
     type: str
+    title: str | None = Field(default=None, description="what people see; the handler may set it")
     status: JobStatus
     progress: _Percent
     detail: Detail | None = None
@@ -197,6 +203,8 @@ class JobDocument(Document):
         default=None, description="seconds"
     )
     trace_id: str
+    tags: tuple[str, ...] = ()
+    metadata: _Metadata = Field(default={}, description="the handler may replace it")
     version: int = Field(description="increases with each change; the number in the ETag")
     retry_after: Annotated[int | None, WhenSent()] = Field(
         default=None, description="seconds; null once terminal"
@@ -219,12 +227,15 @@ class ListedDocument(Document):
     job_id: _Id
     status_url: _StatusUrl
     type: str
+    title: str | None = None
     status: JobStatus
     progress: _Percent
     error: _ErrorMessage = None
     created_at: datetime
     started_at: datetime | None = Field(default=None, description="of the latest attempt")
     completed_at: datetime | None = None
+    tags: tuple[str, ...] = ()
+    metadata: _Metadata = {}
 
 
 class ListDocument(BaseModel):
@@ -238,8 +249,38 @@ class ListDocument(BaseModel):
 
 def encode_list(page: Page, links_of: Callable[[JobId], JobLinks], next_url: str | None) -> bytes:
     """Return a `ListDocument` as JSON."""
-    jobs = [ListedDocument.members(job, links_of(job.id)) for job in page.jobs]
-    return to_json({"jobs": jobs, "next": next_url})
+    jobs = b",".join(ListedDocument.encode(job, links_of(job.id)) for job in page.jobs)
+    return b'{"jobs":[%s],"next":%s}' % (jobs, to_json(next_url))
+
+
+class ListEvents:
+    """Makes the events of one stream of a list, from one page after the other.
+
+    The first event is `list`, with the page. Then each job that is new or has changed is an event
+    without a name. A `removed` is a job that was deleted, or is not among the newest any more.
+    """
+
+    def __init__(
+        self,
+        links_of: Callable[[JobId], JobLinks],
+        next_url: Callable[[str | None], str | None] = lambda _: None,
+    ) -> None:
+        self._links_of = links_of
+        self._next_url = next_url
+        self._seen: dict[JobId, int] | None = None
+
+    def events(self, page: Page) -> bytes:
+        """Return the events that lead from the page before to this one; empty if there are none."""
+        before, self._seen = self._seen, {job.id: job.version for job in page.jobs}
+        if before is None:
+            following = self._next_url(page.next)
+            return sse.unnumbered_event(encode_list(page, self._links_of, following), "list")
+        gone = [to_json({"jobId": job_id}) for job_id in before if job_id not in self._seen]
+        # The newest last: clients put each new one before the others.
+        changed = [job for job in reversed(page.jobs) if before.get(job.id) != job.version]
+        texts = [ListedDocument.encode(job, self._links_of(job.id)) for job in changed]
+        removals = [sse.unnumbered_event(text, "removed") for text in gone]
+        return b"".join([*removals, *(sse.unnumbered_event(text) for text in texts)])
 
 
 OperationStatus = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]

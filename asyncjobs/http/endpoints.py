@@ -18,6 +18,7 @@ from asyncjobs.core.submission import Accepted, Caller, EnqueueOptions
 from asyncjobs.errors import (
     AsyncJobsError,
     ConfigurationError,
+    InvalidQuery,
     PreconditionFailed,
     UnknownJob,
     UnknownType,
@@ -26,6 +27,7 @@ from asyncjobs.http import sse
 from asyncjobs.http.documents import (
     AcceptedDocument,
     DocumentCache,
+    ListEvents,
     OperationDocument,
     encode_list,
     with_pace,
@@ -36,6 +38,7 @@ from asyncjobs.http.headers import (
     etag_of,
     idempotency_key_of,
     matches,
+    prefers_events,
     prefers_html,
     retry_after,
     still_at,
@@ -66,6 +69,7 @@ _NO_STORE = ("Cache-Control", "no-store")
 # A status may be cached by one user, and must be revalidated each time.
 _REVALIDATE = ("Cache-Control", "private, no-cache")
 _VARY = ("Vary", "Accept, Prefer")
+_VARY_BY_ACCEPT = ("Vary", "Accept")
 _JSON: Headers = (("Content-Type", "application/json"), _NOSNIFF)
 # A result may contain text by strangers: browsers must never render it as a page of this site.
 _INERT = ("Content-Security-Policy", "default-src 'none'; sandbox")
@@ -256,16 +260,26 @@ class Endpoints:
 
     async def _list(self, request: Request) -> Response:
         asked = page_query_of(request.query)
+        which = Selection(request.owner, asked.type, asked.status, asked.tag)
+        follows = prefers_events(request.headers.get("accept"))
+        base, links_of = self.mount.base(request), partial(self.mount.links, request)
+
+        def next_url(cursor: str | None) -> str | None:
+            return None if cursor is None else f"{base}?{asked.following(cursor)}"
+
+        if follows and asked.cursor is not None:
+            raise InvalidQuery("cursor", "events are those of the first page")
+        if follows:
+            events = ListEvents(links_of, next_url)
+            # Anonymous callers own no jobs.
+            watched = None if request.owner is None else (which, asked.limit)
+            return await self.streams.list_events(watched, events, request.room)
         page = Page([])
-        if request.owner is not None:  # anonymous callers own no jobs
-            which = Selection(request.owner, asked.type, asked.status)
+        if request.owner is not None:
             page = await self.jobs.list(which, limit=asked.limit, after=asked.cursor)
-        following = None
-        if page.next is not None:
-            following = f"{self.mount.base(request)}?{asked.following(page.next)}"
+        following = next_url(page.next)
         link = () if following is None else (("Link", f'<{following}>; rel="next"'),)
-        links_of = partial(self.mount.links, request)
-        headers = (*_JSON, *link, _NO_STORE)
+        headers = (*_JSON, *link, _NO_STORE, _VARY_BY_ACCEPT)
         return Response(HTTPStatus.OK, headers, encode_list(page, links_of, following))
 
     async def _events(self, request: Request, job_id: JobId) -> Response:

@@ -73,6 +73,13 @@ def prefers_html(accept: str | None) -> bool:
     return _quality(accept, "text", "html") > _quality(accept, "application", "json")
 
 
+def prefers_events(accept: str | None) -> bool:
+    """Return whether a stream of events is preferred to JSON, as by EventSource."""
+    if not accept or "text/event-stream" not in accept.lower():
+        return False
+    return _quality(accept, "text", "event-stream") > _quality(accept, "application", "json")
+
+
 def _quality(accept: str, kind: str, subtype: str) -> float:
     """Return the weight of a media type: that of the most specific matching range."""
     wanted = {f"{kind}/{subtype}": 2, f"{kind}/*": 1, "*/*": 0}

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
+from asyncjobs.core.descriptions import MAX_TAG_CHARS
 from asyncjobs.core.job import JobStatus
 from asyncjobs.http.documents import AcceptedDocument, JobDocument, ListDocument, OperationDocument
 from asyncjobs.http.problems import ProblemDocument
@@ -85,6 +86,13 @@ _PARAMETERS: Mapping[Operation, list[Schema]] = {
     Operation.LIST: [
         _query("type", "only jobs of this type", type="string"),
         _query("status", "only jobs of this status", type="string", enum=[*JobStatus]),
+        _query(
+            "tag",
+            "only jobs with this tag",
+            type="string",
+            minLength=1,
+            maxLength=MAX_TAG_CHARS,
+        ),
         _query("limit", "how many jobs", type="integer", minimum=1, maximum=100, default=20),
         _query("cursor", "the cursor where the previous page ended", type="string"),
     ],
@@ -194,6 +202,8 @@ def _response(route: Route, status: HTTPStatus) -> Schema:
         described = {"description": text, "content": {route.media_type: content}}
     if route.operation is Operation.STATUS and status is HTTPStatus.OK:
         described["content"].update(_PAGE)
+    if route.operation is Operation.LIST:
+        described["content"]["text/event-stream"] = _list_events()
     names = _answered_headers(route.operation, status)
     return {**described, "headers": _headers(*names)} if names else described
 
@@ -237,26 +247,44 @@ def _headers(*names: str) -> Schema:
 
 
 def _events() -> Schema:
+    """Describe each event of a job's stream."""
+    version = {"type": "string", "description": "the job's version, to resume after"}
+    return _stream("one event of the stream", _reference_to(JobDocument), id=version)
+
+
+def _list_events() -> Schema:
+    """Describe each event of a list's stream.
+
+    The documents are not referenced: FastAPI adapts one reference of an answer, if an application
+    has a model of the same name.
+    """
+    kinds = {
+        "type": "string",
+        "enum": ["list", "message", "removed"],
+        "default": "message",
+        "description": "`list`: the whole list, first; `message`: a job of the list that is new or "
+        "has changed; `removed`: the `jobId` of one that is no longer in it",
+    }
+    return _stream("one event of the stream", None, event=kinds)
+
+
+def _stream(description: str, document: Schema | None, **more: Schema) -> Schema:
     """Describe each event of a stream by `itemSchema` (OpenAPI 3.2, section 4.14.2).
 
     FastAPI does the same for its own streams in documents of version 3.1.
     """
-    document = {
-        "contentMediaType": "application/json",
-        "contentSchema": _reference_to(JobDocument),
+    data: Schema = {"contentMediaType": "application/json"}
+    if document is not None:
+        data["contentSchema"] = document
+    pause = {
+        "type": "integer",
+        "minimum": 0,
+        "description": "milliseconds to wait before reconnecting",
     }
     item = {
         "type": "object",
-        "description": "one event of the stream",
-        "properties": {
-            "data": {"type": "string", **document},
-            "id": {"type": "string", "description": "the job's version, to resume after"},
-            "retry": {
-                "type": "integer",
-                "minimum": 0,
-                "description": "milliseconds to wait before reconnecting",
-            },
-        },
+        "description": description,
+        "properties": {"data": {"type": "string", **data}, **more, "retry": pause},
         "required": ["data"],
     }
     return {"itemSchema": item}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
+from asyncjobs.core.descriptions import tag_to_find
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import JobStatus
 from asyncjobs.core.submission import NO_OPTIONS, EnqueueOptions
@@ -116,6 +117,7 @@ class PageQuery:
 
     type: str | None = None
     status: JobStatus | None = None
+    tag: str | None = None
     limit: int = _DEFAULT_PAGE_SIZE
     cursor: str | None = None
 
@@ -124,6 +126,7 @@ class PageQuery:
         given = {
             "type": self.type,
             "status": self.status,
+            "tag": self.tag,
             "limit": None if self.limit == _DEFAULT_PAGE_SIZE else self.limit,
             "cursor": cursor,
         }
@@ -143,6 +146,7 @@ def page_query_of(query: str) -> PageQuery:
     """Parse the query of a list, or raise `InvalidQuery`. Unknown parameters are ignored."""
     given = parameters_of(query)
     status, limit = given.get("status"), given.get("limit", str(_DEFAULT_PAGE_SIZE))
+    tag = given.get("tag")
     if status is not None and status not in set(JobStatus):
         raise InvalidQuery("status", f"it must be one of {', '.join(JobStatus)}")
     if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= _MAX_PAGE_SIZE:
@@ -150,6 +154,7 @@ def page_query_of(query: str) -> PageQuery:
     return PageQuery(
         type=given.get("type"),
         status=None if status is None else JobStatus(status),
+        tag=None if tag is None else tag_to_find(tag),
         limit=int(limit),
         cursor=given.get("cursor"),
     )

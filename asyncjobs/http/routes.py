@@ -60,7 +60,7 @@ LIST = Route(
     Operation.LIST,
     "List the caller's own jobs",
     {
-        HTTPStatus.OK: "A page of jobs, the newest first.",
+        HTTPStatus.OK: "A page of jobs, the newest first; as events, the first page and its changes.",
         HTTPStatus.BAD_REQUEST: "A parameter is not valid.",
         **_AWAY,
     },

@@ -29,8 +29,14 @@ def retry(seconds: float) -> bytes:
 
 def event(version: int, document: bytes) -> bytes:
     """Return one event; a client that reconnects sends its id."""
+    return b"id: %d\n%s" % (version, unnumbered_event(document))
+
+
+def unnumbered_event(document: bytes, name: str | None = None) -> bytes:
+    """Return one event without an id, and of a type of its own if it has a name."""
+    kind = b"" if name is None else b"event: %s\n" % name.encode()
     lines = _LINE_END.split(document)
-    return b"id: %d\n%s\n\n" % (version, b"\n".join(b"data: " + line for line in lines))
+    return b"%s%s\n\n" % (kind, b"\n".join(b"data: " + line for line in lines))
 
 
 def resumes_after(last_event_id: str | None, after: str | None) -> int:

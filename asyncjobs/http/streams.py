@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 from weakref import WeakSet, ref
 
 import anyio
@@ -15,12 +15,18 @@ import anyio
 from asyncjobs.core.job import Job, JobId, parse_job_id
 from asyncjobs.errors import StoreUnavailable, UnknownJob
 from asyncjobs.http import sse
-from asyncjobs.http.documents import DocumentCache, with_pace
+from asyncjobs.http.documents import DocumentCache, ListEvents, with_pace
 from asyncjobs.http.messages import EVENT_LOOP_ROOM, Response, StreamingResponse
 from asyncjobs.http.mounts import MountOptions
+from asyncjobs.protocols import Page, Selection
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.change_feed import Watch
+from asyncjobs.records.list_feed import ListWatch
 from asyncjobs.records.waiting import event_loop_clock, running_asyncio_loop
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+W = TypeVar("W", Watch, ListWatch)
 
 #: Returns the job if the caller may see it; raises `UnknownJob` if not.
 Check = Callable[[Job], Job]
@@ -49,7 +55,7 @@ class Streams:
         self._options = options
         self._documents = documents
         # Weak references: a stream that is no longer iterated must not count.
-        self._held: WeakSet[Watch] = WeakSet()
+        self._held: WeakSet[Watch | ListWatch] = WeakSet()
         self._ended = False
 
     def begin(self) -> None:
@@ -107,8 +113,37 @@ class Streams:
         first = sse.retry(self._options.pacing.seconds())
         if job.version != after:
             first += self._documents.event(job)
-        frames = _Frames(watch, self._options, self._documents, first)
+        frames = _Frames(watch, self._options, self._documents.event, first)
         return StreamingResponse(HTTPStatus.OK, sse.HEADERS, chunks=frames)
+
+    async def list_events(
+        self,
+        watched: tuple[Selection, int] | None,
+        events: ListEvents,
+        room: int = EVENT_LOOP_ROOM,
+    ) -> Response:
+        """Return the stream of a list's events: its jobs, and how many at most.
+
+        None is an empty list. Such clients, and those without room, get the current list and
+        reconnect as often as they would poll.
+        """
+        headers = (*sse.HEADERS, ("Vary", "Accept"))
+        crowded = not self.has_room(room)
+        page, watch = Page([]), None
+        if watched is not None:
+            which, limit = watched
+            watch = self._hold(self._jobs.subscribe_list(which, limit=limit))
+            page = await anext(watch, page)
+        if watch is None or crowded:
+            if watch is not None:
+                await watch.aclose()
+            pacing = self._options.pacing
+            pause = pacing.seconds(pacing.max_delay)
+            snapshot = sse.retry(pause) + events.events(page)
+            return Response(HTTPStatus.OK, (*headers, ("Retry-After", str(pause))), snapshot)
+        first = sse.retry(self._options.pacing.seconds()) + events.events(page)
+        frames = _Frames(watch, self._options, events.events, first)
+        return StreamingResponse(HTTPStatus.OK, headers, chunks=frames)
 
     async def socket(
         self, job_id: JobId, check: Check, after: int, room: int = EVENT_LOOP_ROOM
@@ -149,11 +184,25 @@ class Streams:
             self._held.discard(watch)
 
     def _watch(self, job_id: JobId) -> Watch:
-        watch = self._jobs.subscribe(job_id)
+        return self._hold(self._jobs.subscribe(job_id))
+
+    def _hold(self, watch: W) -> W:
         self._held.add(watch)
         if self._ended:
             watch.finish()
         return watch
+
+
+class _Watched(Protocol[T_co]):
+    """What a stream needs of a watch, whose first state it has; see `Watch`."""
+
+    def take(self) -> T_co | None: ...
+
+    def wait(self, seconds: float | None) -> Awaitable[None]: ...
+
+    def wake(self) -> None: ...
+
+    async def aclose(self) -> None: ...
 
 
 class _Changes:
@@ -174,8 +223,10 @@ class _Changes:
         return await self._watch.within(min(left, self._pause))
 
 
-class _Frames:
-    """The chunks of an event stream: changes until the job or the stream ends, and comments.
+class _Frames(Generic[T]):
+    """The chunks of an event stream: changes until the watch or the stream ends, and comments.
+
+    `encode` returns the events of a state, which may be none.
 
     One change may wake thousands of streams, so a stream leaves no objects behind except a future:
     objects that outlive a change make the garbage collector scan all streams. Streams of one job
@@ -184,8 +235,8 @@ class _Frames:
 
     __slots__ = (
         "__weakref__",
-        "_documents",
         "_due",
+        "_encode",
         "_ends_at",
         "_first",
         "_loop",
@@ -196,10 +247,14 @@ class _Frames:
     )
 
     def __init__(
-        self, watch: Watch, options: MountOptions, documents: DocumentCache, first: bytes
+        self,
+        watch: _Watched[T],
+        options: MountOptions,
+        encode: Callable[[T], bytes],
+        first: bytes,
     ) -> None:
         self._watch = watch
-        self._documents = documents
+        self._encode = encode
         self._first: bytes | None = first
         self._loop = running_asyncio_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -221,10 +276,10 @@ class _Frames:
         first, self._first = self._first, None
         if first is not None:
             return first
-        job = self._watch.take()
-        if job is not None:
+        state = self._watch.take()
+        if state is not None and (events := self._encode(state)):
             self._due = None
-            return self._documents.event(job)
+            return events
         now = self._now()
         if self._due is not None and now >= self._due:
             self._due = None
@@ -259,7 +314,7 @@ class _Frames:
             self._watch.wake()
 
     def _look_after(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
-        weak: ref[_Frames] = ref(self)
+        weak: ref[_Frames[Any]] = ref(self)
         self._timer = loop.call_later(seconds, _look, weak)
 
     def _left(self) -> float:
@@ -267,7 +322,7 @@ class _Frames:
         return 0.0 if self._due is None else max(self._due - self._now(), 0.0)
 
 
-def _look(frames: ref[_Frames]) -> None:
+def _look(frames: ref[_Frames[Any]]) -> None:
     # Weak references: a stream that is no longer iterated must not count.
     found = frames()
     if found is not None:

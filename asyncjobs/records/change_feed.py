@@ -7,7 +7,6 @@ one read, however many watchers the job has.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ import anyio
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import NotOpen, StoreError, UnknownJob, UnreadableJob
 from asyncjobs.protocols import ChangeNotices, power_of
+from asyncjobs.records.inbox import JobInbox
 from asyncjobs.records.logging import log
-from asyncjobs.records.waiting import Signal, running_asyncio_loop
+from asyncjobs.records.waiting import Signal
 
 _MAX_READ_SIZE = 500
 
@@ -56,7 +56,12 @@ class ChangeFeed:
 
     def on_any(self, hint: Callable[[Job | None], None]) -> None:
         """Call `hint` with every announced state, and with None when another process wrote."""
-        self._hints.append(hint)
+        self._hints = [*self._hints, hint]
+
+    def off_any(self, hint: Callable[[Job | None], None]) -> None:
+        """Undo `on_any`; a second call does nothing."""
+        # New lists, because a hint may come while this one is iterated.
+        self._hints = [one for one in self._hints if one != hint]
 
     def listen(self, job_id: JobId, listener: Listener) -> None:
         """Call the listener with states of one job, until `unlisten`."""
@@ -174,7 +179,7 @@ class Watch:
         self._feed = feed
         self._job_id = job_id
         self._read = read
-        self._inbox = _Inbox()
+        self._inbox = JobInbox()
         self._begun = False
         self._ended = False
 
@@ -263,63 +268,3 @@ class Watch:
         self._ended = True
         self._inbox.wake()
         self._feed.unlisten(self._job_id, self._inbox.put)
-
-
-class _Inbox:
-    """Holds only the newest state, so a slow reader costs no memory."""
-
-    __slots__ = ("_new", "_timer", "_version", "_waiting", "ended")
-
-    def __init__(self) -> None:
-        self._new: Job | None = None
-        # The newest version that was put here, read or not: older states may be announced later.
-        self._version = 0
-        self._waiting: asyncio.Future[None] | Signal | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        #: Whether no more states will come.
-        self.ended = False
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no state yet and more may come."""
-        return self._new is None and not self.ended
-
-    def put(self, job: Job | None) -> None:
-        if job is None:
-            self.ended = True
-        elif job.version > self._version:
-            self._new, self._version = job, job.version
-        else:
-            return
-        self.wake()
-
-    def take(self) -> Job | None:
-        """Return the newest state; None if it was already taken."""
-        job, self._new = self._new, None
-        return job
-
-    def wait(self, seconds: float | None) -> Awaitable[None]:
-        """Return when it is no longer empty, or after that time; await it immediately."""
-        if self._timer is not None:
-            self.wake()  # a cancelled wait left its timer, which would end this wait too early
-        loop = running_asyncio_loop()
-        if loop is None:
-            self._waiting = signal = Signal()
-            return signal.wait(seconds)
-        # The bare future: a coroutine around it takes half as much memory again.
-        self._waiting = future = loop.create_future()
-        if seconds is not None:
-            self._timer = loop.call_later(seconds, self.wake)
-        return future
-
-    def wake(self) -> None:
-        """End the wait."""
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-        waiting, self._waiting = self._waiting, None
-        if isinstance(waiting, Signal):
-            waiting.set()
-        # A future whose task was cancelled is done, and would raise.
-        elif waiting is not None and not waiting.done():
-            waiting.set_result(None)

@@ -16,8 +16,9 @@ from typing import Protocol
 from anyio.abc import TaskGroup
 
 from asyncjobs.core import lifecycle
+from asyncjobs.core.descriptions import tag_to_find
 from asyncjobs.core.events import Event, Transition, event_of
-from asyncjobs.core.job import Job, JobId, JobStatus, suspects_lane
+from asyncjobs.core.job import SCHEDULE_TYPE, Job, JobId, JobStatus, suspects_lane
 from asyncjobs.core.labels import Tally, new_labels, tally_changes
 from asyncjobs.errors import ConfigurationError, InvalidQuery, UnknownJob, UnusableConnection
 from asyncjobs.protocols import (
@@ -39,6 +40,7 @@ from asyncjobs.records.group_commit import Bound
 from asyncjobs.records.logging import is_logged, log_transition
 
 _MAX_POSITION = 1000
+_RECORDS_PER_PAGE = 500
 
 _NONE_STARTED: Mapping[JobId, Job] = MappingProxyType({})
 
@@ -115,6 +117,9 @@ class Repository:
         inline = power_of(base, InlineReads) is not None
         self._bound_reads = Bound(limit.total_seconds(), None if inline else tasks)
         self._store = store
+        #: The store, for the records of schedules. They are not jobs of users: the other methods
+        #: do not return them, and what happens to them is not an event.
+        self.records = store
         self._feed = feed
         self._audience = audience
         self._clock = clock
@@ -197,12 +202,29 @@ class Repository:
             raise ConfigurationError(f"The store cannot list jobs by these fields: {names}.")
         if limit < 1:
             raise InvalidQuery("limit", f"it must be at least 1, got {limit}")
+        if which.tag is not None:
+            tag_to_find(which.tag)
         if which.tag is not None and which.batch is not None:
             raise InvalidQuery("tag", "jobs are listed by a tag or by a batch, not by both")
         page = await self._bound.wait_for(lambda: listing.list(which, limit=limit, after=after))
         now = self._clock.now()
-        jobs = [await self._listed(job, now) for job in page.jobs]
+        jobs = [await self._listed(job, now) for job in page.jobs if job.schedule is None]
         return Page([job for job in jobs if job and which.fits(job)], page.next)
+
+    async def list_records(self) -> Sequence[Job] | None:
+        """Return the records of all schedules; None if the store cannot list jobs by type."""
+        listing = self._listing
+        if listing is None or "type" not in listing.filters:
+            return None
+        which = Selection(type=SCHEDULE_TYPE)
+        records: list[Job] = []
+        after: str | None = None
+        while True:
+            read = partial(listing.list, which, limit=_RECORDS_PER_PAGE, after=after)
+            page = await self._bound.wait_for(read)
+            records += [job for job in page.jobs if job.schedule is not None]
+            if (after := page.next) is None:
+                return records
 
     @property
     def counts(self) -> bool:
@@ -337,7 +359,7 @@ class Repository:
             self._audience.notify(Transition(event, job, before, self._clock.now()))
 
     async def _repaired(self, job: Job, now: datetime) -> Job | None:
-        if lifecycle.forgettable(job, now):
+        if job.schedule is not None or lifecycle.forgettable(job, now):
             return None
         while (moved := lifecycle.overdue(job, now)) is not None:
             [done] = await self.replace([JobWrite(job, moved)])
@@ -353,4 +375,8 @@ class Repository:
 
 def _is_broken(job: Job, now: datetime) -> bool:
     """Return whether a job must be repaired or left out now."""
-    return lifecycle.forgettable(job, now) or lifecycle.overdue(job, now) is not None
+    return (
+        job.schedule is not None
+        or lifecycle.forgettable(job, now)
+        or lifecycle.overdue(job, now) is not None
+    )

@@ -97,8 +97,8 @@ async def test_a_cancelled_job_has_what_its_handler_set_while_it_stopped(jobs: A
 async def test_a_handler_that_sets_the_same_again_causes_no_more_writes(jobs: AsyncJobs) -> None:
     @jobs.handler("steady")
     async def steady(_none: None, job: JobContext) -> None:
-        for _ in range(20):
-            job.set_title("".join(["St", "eady"]))
+        for number in range(20):
+            job.set_title(f"Steady {0 * number}")
             job.set_metadata({"same": 1})
             await anyio.sleep(0.01)
 

@@ -123,7 +123,7 @@ class TestJobDocument:
     def test_a_result_is_passed_on_byte_for_byte(self, job_of_each_status: Jobs) -> None:
         odd = b'{"z": 1.10, "a":  "\\u00e9"}'
         job = job_of_each_status[JobStatus.COMPLETED].model_copy(update={"result_json": odd})
-        assert JobDocument.encode(job).endswith(b'"result":' + odd + b"}")
+        assert b',"result":' + odd + b"," in JobDocument.encode(job)
 
 
 def test_a_list_has_the_members_of_its_model(job_of_each_status: Jobs) -> None:

@@ -151,8 +151,8 @@ def test_an_empty_query_is_the_first_page_of_all_jobs() -> None:
 
 
 def test_each_parameter_narrows_the_list() -> None:
-    query = "type=export&status=failed&limit=5&cursor=17&unknown=x"
-    assert page_query_of(query) == PageQuery("export", JobStatus.FAILED, 5, "17")
+    query = "type=export&status=failed&tag=customer%3A42&limit=5&cursor=17&unknown=x"
+    assert page_query_of(query) == PageQuery("export", JobStatus.FAILED, "customer:42", 5, "17")
 
 
 @pytest.mark.parametrize("status", JobStatus)
