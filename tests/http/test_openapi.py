@@ -145,7 +145,7 @@ def test_every_parameter_has_a_place_and_a_schema_and_is_named_once(route: Route
         (Operation.STATUS, ["Prefer", "If-None-Match", "If-Match"]),
         (Operation.RESULT, ["If-None-Match", "If-Match"]),
         (Operation.EVENTS, ["Last-Event-ID", "after"]),
-        (Operation.LIST, ["type", "status", "limit", "cursor"]),
+        (Operation.LIST, ["type", "status", "tag", "batch", "limit", "cursor"]),
         (Operation.OPERATION, ["If-Match"]),
         (Operation.CANCEL, ["If-Match"]),
     ],

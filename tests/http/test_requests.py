@@ -141,6 +141,7 @@ queries = st.builds(
     PageQuery,
     type=st.none() | texts,
     status=st.none() | st.sampled_from(JobStatus),
+    tag=st.none() | st.sampled_from(["customer:42", "a b&c", "märz"]),
     limit=st.integers(1, 100),
     cursor=st.none() | texts,
 )
@@ -152,7 +153,9 @@ def test_an_empty_query_is_the_first_page_of_all_jobs() -> None:
 
 def test_each_parameter_narrows_the_list() -> None:
     query = "type=export&status=failed&tag=customer%3A42&limit=5&cursor=17&unknown=x"
-    assert page_query_of(query) == PageQuery("export", JobStatus.FAILED, "customer:42", 5, "17")
+    assert page_query_of(query) == PageQuery(
+        type="export", status=JobStatus.FAILED, tag="customer:42", limit=5, cursor="17"
+    )
 
 
 @pytest.mark.parametrize("status", JobStatus)
@@ -179,6 +182,12 @@ def test_a_page_has_one_to_a_hundred_jobs(limit: str) -> None:
 def test_an_invalid_limit_is_refused(limit: str) -> None:
     with pytest.raises(InvalidQuery, match=r"'limit'.*from 1 to 100"):
         page_query_of(f"limit={quote_plus(limit)}")
+
+
+@pytest.mark.parametrize("tag", ["", " x", "x ", "a\nb", "a\x00b", "t" * 129])
+def test_a_tag_that_no_job_can_have_is_refused(tag: str) -> None:
+    with pytest.raises(InvalidQuery, match=r"'tag' cannot be used: a tag (must|has).*[^.]\.$"):
+        page_query_of(f"tag={quote_plus(tag)}")
 
 
 def test_the_first_value_of_a_repeated_parameter_applies() -> None:
