@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         WorkerPool,
     )
     from asyncjobs.testing.faults import Fate, Faults, FaultyStore, StoreCall
+    from asyncjobs.testing.label_conformance import TalliesConformance
     from asyncjobs.testing.power_conformance import (
         ApplicationTransaction,
         ChangeNoticesConformance,
@@ -66,6 +67,7 @@ __all__ = [
     "StoreCall",
     "StoreClockConformance",
     "StoreConformance",
+    "TalliesConformance",
     "TcpProxy",
     "TransactionsConformance",
     "WorkerLossConformance",
@@ -97,6 +99,7 @@ _MODULES = {
     "StoreCall": "faults",
     "StoreClockConformance": "power_conformance",
     "StoreConformance": "store_conformance",
+    "TalliesConformance": "label_conformance",
     "TcpProxy": "proxies",
     "TransactionsConformance": "power_conformance",
     "WorkerLossConformance": "dispatcher_conformance",
@@ -111,7 +114,10 @@ _MODULES = {
 # Before they are imported, so that pytest rewrites the suites' assertions in any test run.
 if sys.modules.get("pytest"):
     sys.modules["pytest"].register_assert_rewrite(
-        *(f"{__name__}.{name}_conformance" for name in ("dispatcher", "power", "sharing", "store"))
+        *(
+            f"{__name__}.{name}_conformance"
+            for name in ("dispatcher", "label", "power", "sharing", "store")
+        )
     )
 
 if not TYPE_CHECKING:

@@ -32,7 +32,8 @@ def run_jobs(jobs: AsyncJobs, *, raise_errors: bool = True) -> list[Job]:
     raised.
 
     Delayed jobs and retries stay pending until their time has come by the clock of the queue. Jobs
-    whose retention has ended are deleted.
+    whose retention has ended are deleted. Batches end with their last job, but do not run and are
+    not returned.
 
     If the queue is open, it is used in its event loop; otherwise it is opened to submit, as by
     `jobs.sync`. Raises `ConfigurationError` if handlers run by themselves, and in the event loop of
@@ -121,6 +122,7 @@ async def _next_due(jobs: AsyncJobs) -> Job | None:
     """Take the job that has been due for the longest, after the hooks had time to submit jobs."""
     job = await _take(jobs)
     if job is None:
+        await jobs.sweep()  # ends batches
         await jobs.until_hooks_called()
         job = await _take(jobs)
     return job

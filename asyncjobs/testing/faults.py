@@ -30,9 +30,7 @@ from asyncjobs.protocols import (
 
 T = TypeVar("T")
 
-_POWERS: frozenset[type] = frozenset(
-    {ChangeNotices, Listing, StoreClock, Tallies, Transactions}
-)
+_POWERS: frozenset[type] = frozenset({ChangeNotices, Listing, StoreClock, Tallies, Transactions})
 
 
 @dataclass(frozen=True, kw_only=True)

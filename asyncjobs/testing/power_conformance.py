@@ -27,8 +27,10 @@ from asyncjobs.protocols import (
     Selection,
     Store,
     StoreClock,
+    Tallies,
     Transactions,
 )
+from asyncjobs.testing.label_conformance import LabelRules, TalliesConformance
 from asyncjobs.testing.samples import (
     LANE,
     LATER,
@@ -53,7 +55,7 @@ _TURNS = 20
 
 
 @pytest.mark.anyio
-class ListingConformance:
+class ListingConformance(LabelRules):
     """The contract of `asyncjobs.protocols.Listing`; override the fixture `store`."""
 
     @pytest.fixture
@@ -519,6 +521,7 @@ SUITES: Mapping[type, type] = MappingProxyType(
         Listing: ListingConformance,
         MigrationScript: MigrationScriptConformance,
         StoreClock: StoreClockConformance,
+        Tallies: TalliesConformance,
         Transactions: TransactionsConformance,
     }
 )

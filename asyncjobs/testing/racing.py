@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import traceback
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -17,9 +17,9 @@ import anyio
 import anyio.lowlevel
 from anyio.to_thread import run_sync
 
-from asyncjobs.core.job import JobId
+from asyncjobs.core.job import Job, JobId
 from asyncjobs.protocols import Change, Store
-from asyncjobs.testing.samples import LANE, LATER, NOW, sample_job
+from asyncjobs.testing.samples import LANE, LATER, NOW, change_of, failed, sample_job
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -55,6 +55,20 @@ async def insert_keyed(store: Store, number: int) -> tuple[list[JobId], list[Job
     jobs = [sample_job(idempotency_key=f"k{place}") for place in range(number)]
     stored = [(await store.insert([job]))[0].id for job in jobs]
     return [job.id for job in jobs], stored
+
+
+async def insert_members(store: Store, batches: Sequence[JobId], rounds: int) -> list[Job]:
+    """Insert a job of each batch in each round, all of a round in one call; return the jobs."""
+    inserted: list[Job] = []
+    for _ in range(rounds):
+        inserted += await store.insert([sample_job(batch=batch) for batch in batches])
+    return inserted
+
+
+async def fail_all(store: Store, jobs: Sequence[Job]) -> None:
+    """Let jobs fail, two in one call."""
+    for one, two in zip(jobs[::2], jobs[1::2], strict=True):
+        await store.replace([change_of(job, failed(job)) for job in (one, two)])
 
 
 async def play_both(first: Part[T], one: Store, second: Part[U], two: Store) -> tuple[T, U]:

@@ -20,6 +20,7 @@ from asyncjobs.core.job import (
     Submission,
     new_job_id,
 )
+from asyncjobs.core.labels import new_labels, tally_changes
 from asyncjobs.protocols import Change, Store
 
 #: The time at which sample jobs are made.
@@ -76,6 +77,10 @@ def full_job() -> Job:
         max_deliveries=7,
         estimated_duration=timedelta(seconds=12.5),
         callback_url="https://hooks.example.com/ended",
+        given_title=f"Customers {_TEXT}",
+        given_metadata_json='{"text":"Grüße, 世界 🌍"}'.encode(),
+        tags=("customer:42", _TEXT),
+        batch=new_job_id(),
     )
     started = lifecycle.note_error(begun(job), sample_error(1))
     again = lifecycle.retry(started, NOW, token="t", jitter=0)
@@ -96,7 +101,8 @@ def full_job() -> Job:
         failed, LATER, error=f"away {_TEXT}", again_at=LATER + timedelta(hours=1)
     )
     lease = Lease(worker="host:1", token="w", until=LATER)
-    return called.changed(lease=lease, result_json=b'{"rows": 1e2}')
+    described = called.changed(new_title=_TEXT, new_metadata_json=b'{"rows":100}')
+    return described.changed(lease=lease, result_json=b'{"rows": 1e2}')
 
 
 def sample_error(attempt: int) -> AttemptError:
@@ -131,6 +137,18 @@ async def ended(store: Store, job: Job, result: bytes) -> Job:
     written = await store.replace([Change(started, job.revision), Change(done, started.revision)])
     assert list(written) == [True, True]
     return done
+
+
+def failed(job: Job) -> Job:
+    """Start a job and let it fail."""
+    error = JobError(code="bad_input", message="There is no such file.")
+    return lifecycle.fail(begun(job), NOW, token="t", error=error)
+
+
+def change_of(before: Job, job: Job) -> Change:
+    """Return the change from one state of a job to another, with its labels and tallies."""
+    labels, tallies = new_labels(before, job), tally_changes(before, job)
+    return Change(job, before.revision, labels, tallies)
 
 
 def ids(jobs: Sequence[Job]) -> list[JobId]:

@@ -13,12 +13,15 @@ from asyncjobs.testing import (
     InlineReadsConformance,
     ListingConformance,
     StoreConformance,
+    TalliesConformance,
     sample_job,
 )
 from asyncjobs.testing.samples import LANE, LATER, NOW
 
 
-class TestMemoryStore(StoreConformance, InlineReadsConformance, ListingConformance):
+class TestMemoryStore(
+    StoreConformance, InlineReadsConformance, ListingConformance, TalliesConformance
+):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore()

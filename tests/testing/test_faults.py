@@ -19,6 +19,7 @@ from asyncjobs.protocols import (
     Selection,
     Store,
     StoreClock,
+    Tallies,
     Transactions,
     check_powers,
 )
@@ -33,6 +34,7 @@ from asyncjobs.testing import (
     ListingConformance,
     StoreCall,
     StoreConformance,
+    TalliesConformance,
     sample_job,
 )
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun
@@ -74,7 +76,7 @@ STORES: list[Callable[[], Store]] = [
 ]
 
 
-class TestFaultyStoreWithoutFaults(StoreConformance, ListingConformance):
+class TestFaultyStoreWithoutFaults(StoreConformance, ListingConformance, TalliesConformance):
     @pytest.fixture
     def store(self) -> FaultyStore:
         return FaultyStore(MemoryStore())
@@ -84,7 +86,7 @@ class TestFaultyStoreWithoutFaults(StoreConformance, ListingConformance):
 def test_it_declares_the_powers_of_the_wrapped_store(make: Callable[[], Store]) -> None:
     store = make()
     faulty = FaultyStore(store)
-    passed_on = {ChangeNotices, Listing, StoreClock, Transactions}
+    passed_on = {ChangeNotices, Listing, StoreClock, Tallies, Transactions}
     assert faulty.powers == passed_on & store.powers
     check_powers(faulty)
 

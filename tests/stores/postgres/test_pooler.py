@@ -20,6 +20,7 @@ from asyncjobs.testing import (
     ListingConformance,
     StoreClockConformance,
     StoreConformance,
+    TalliesConformance,
     sample_job,
 )
 from tests.stores.postgres.pooler import TransactionPooler
@@ -52,6 +53,7 @@ class TestPostgresStoreThroughAPooler(
     StoreConformance,
     ListingConformance,
     StoreClockConformance,
+    TalliesConformance,
 ):
     tested_elsewhere = PostgresStore.powers
 

@@ -28,6 +28,7 @@ from asyncjobs.testing import (
     MigrationScriptConformance,
     StoreClockConformance,
     StoreConformance,
+    TalliesConformance,
     TransactionsConformance,
 )
 from asyncjobs.testing.power_conformance import Begin
@@ -46,6 +47,7 @@ class TestPostgresStore(
     ListingConformance,
     MigrationScriptConformance,
     StoreClockConformance,
+    TalliesConformance,
     TransactionsConformance,
 ):
     @pytest.fixture

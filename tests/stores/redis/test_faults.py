@@ -20,6 +20,7 @@ from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import (
     ListingConformance,
     StoreConformance,
+    TalliesConformance,
     TcpProxy,
     sample_job,
 )
@@ -310,7 +311,7 @@ def cluster(serve_module: Serve) -> Any:
     return server
 
 
-class TestRedisStoreInACluster(StoreConformance, ListingConformance):
+class TestRedisStoreInACluster(StoreConformance, ListingConformance, TalliesConformance):
     """A node of a cluster refuses scripts whose keys are not in one slot."""
 
     tested_elsewhere = RedisStore.powers

@@ -33,6 +33,7 @@ from asyncjobs.testing import (
     ListingConformance,
     StoreClockConformance,
     StoreConformance,
+    TalliesConformance,
     sample_job,
 )
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, full_job, ids
@@ -51,6 +52,7 @@ class TestRedisStore(
     InspectionConformance,
     ListingConformance,
     StoreClockConformance,
+    TalliesConformance,
 ):
     @pytest.fixture
     def store(self, redis_url: str, namespace: str) -> RedisStore:

@@ -37,6 +37,7 @@ from asyncjobs.testing import (
     MigrationScriptConformance,
     SharingConformance,
     StoreConformance,
+    TalliesConformance,
     sample_job,
 )
 from asyncjobs.testing.samples import NOW
@@ -58,6 +59,7 @@ class TestSqliteStore(
     InspectionConformance,
     ListingConformance,
     MigrationScriptConformance,
+    TalliesConformance,
 ):
     @pytest.fixture
     def store(self, path: Path) -> SqliteStore:
