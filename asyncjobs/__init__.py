@@ -10,13 +10,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from asyncjobs.core.events import Event, Transition
     from asyncjobs.core.handlers import Handler, JobType
-    from asyncjobs.core.job import Detail, Job, JobError, JobId, JobStatus, Policy, Progress, Retry
-    from asyncjobs.core.submission import EnqueueOptions
+    from asyncjobs.core.job import (
+        BatchCounts,
+        BatchFailure,
+        Detail,
+        Job,
+        JobError,
+        JobId,
+        JobStatus,
+        Policy,
+        Progress,
+        Retry,
+    )
+    from asyncjobs.core.schedules import Schedule
+    from asyncjobs.core.submission import Batch, EnqueueOptions
     from asyncjobs.declarations import handler
     from asyncjobs.dispatchers.local import LocalDispatcher
     from asyncjobs.dispatchers.worker import WorkerDispatcher
     from asyncjobs.errors import AsyncJobsError, JobCancelled, JobFailed
     from asyncjobs.execution.context import JobContext
+    from asyncjobs.handles import BatchHandle
     from asyncjobs.http.headers import Pacing
     from asyncjobs.http.mounts import MountOptions
     from asyncjobs.http.security import PollLimit
@@ -28,6 +41,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncJobs",
     "AsyncJobsError",
+    "Batch",
+    "BatchCounts",
+    "BatchFailure",
+    "BatchHandle",
     "Detail",
     "Dispatcher",
     "EnqueueOptions",
@@ -52,6 +69,7 @@ __all__ = [
     "PollLimit",
     "Progress",
     "Retry",
+    "Schedule",
     "Selection",
     "Settings",
     "Store",
@@ -64,6 +82,10 @@ __all__ = [
 _MODULES = {
     "AsyncJobs": "queue",
     "AsyncJobsError": "errors",
+    "Batch": "core.submission",
+    "BatchCounts": "core.job",
+    "BatchFailure": "core.job",
+    "BatchHandle": "handles",
     "Detail": "core.job",
     "Dispatcher": "protocols",
     "EnqueueOptions": "core.submission",
@@ -88,6 +110,7 @@ _MODULES = {
     "PollLimit": "http.security",
     "Progress": "core.job",
     "Retry": "core.job",
+    "Schedule": "core.schedules",
     "Selection": "protocols",
     "Settings": "settings",
     "Store": "protocols",

@@ -22,7 +22,15 @@ AsyncJobsError
 ├── ResourcesUnavailable      the handlers' shared resources could not be opened
 ├── NotDispatched             an engine refused some of several jobs
 ├── InvalidResult             the handler returned a value that cannot be stored
+├── FileError                 a file cannot be saved or read
+│   ├── DuplicateFile         the attempt has saved a file of that name already
+│   ├── TooManyFiles          more files than the policy allows
+│   ├── FileTooLarge          more bytes than the policy allows
+│   ├── UnknownFile           the job has no such file
+│   ├── FileMissing           the job lists the file, and the storage does not have it
+│   └── StorageUnavailable    the storage cannot do its work now
 ├── UnknownJob                no job has that id
+├── UnknownSchedule           no schedule has that name
 ├── JobUnsuccessful           the awaited job has failed or was cancelled
 ├── IllegalMove               the job's status does not allow the change
 ├── TransferRefused           the jobs cannot be transferred between these stores now
@@ -263,12 +271,78 @@ class InvalidResult(AsyncJobsError):
         super().__init__(f"The result of job type {type!r} cannot be used: {reason}")
 
 
+class FileError(AsyncJobsError):
+    """The base of the errors of files."""
+
+
+class DuplicateFile(FileError):
+    """Raised when an attempt saves a second file of the same name; the first one stays."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"This attempt has already saved a file named {name!r}.")
+
+
+class TooManyFiles(FileError):
+    """Raised when a job saves more files than `Policy.max_files`; the earlier ones stay."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"A job of this type may save at most {limit} files (Policy.max_files).")
+
+
+class FileTooLarge(FileError):
+    """Raised for a file of more than `Policy.max_file_bytes`; it is not stored."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name = name
+        self.limit = limit
+        super().__init__(
+            f"The file {name!r} must have at most {limit} bytes (Policy.max_file_bytes)."
+        )
+
+
+class UnknownFile(FileError):
+    """Raised when a job has no file of that name."""
+
+    def __init__(self, job_id: str, name: str) -> None:
+        self.job_id = job_id
+        self.name = name
+        super().__init__(f"Job {job_id} has no file named {name!r}.")
+
+
+class FileMissing(FileError):
+    """Raised when the content of a listed file is not in the storage, or only a part of it."""
+
+    def __init__(self, storage: str, key: str) -> None:
+        self.storage = storage
+        self.key = key
+        super().__init__(f"The file storage {storage} lacks the content {key}.")
+
+
+class StorageUnavailable(FileError):
+    """Raised when the file storage cannot do its work now; its own error is the `__cause__`."""
+
+    def __init__(self, storage: str, reason: str) -> None:
+        self.storage = storage
+        self.reason = reason
+        super().__init__(f"The file storage {storage} is unavailable: {reason}")
+
+
 class UnknownJob(AsyncJobsError):
     """Raised when no job has that id: it never existed, or its retention has ended."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(f"No job has the id {job_id!r}.")
+
+
+class UnknownSchedule(AsyncJobsError):
+    """Raised for a schedule that neither the store nor the code of this process has."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"There is no schedule {name!r}.")
 
 
 class JobUnsuccessful(AsyncJobsError):

@@ -62,6 +62,7 @@ from asyncjobs.runtime.acceptance import accept_jobs, expected_duration
 from asyncjobs.runtime.hooks import Hook, Hooks
 from asyncjobs.runtime.host import Opening, RunHandlers, RuntimeHost
 from asyncjobs.runtime.runtime import Runtime, RuntimeParts
+from asyncjobs.schedules import Scheduling
 from asyncjobs.settings import Seconds, Settings, seconds
 from asyncjobs.stores import store_from_url
 from asyncjobs.sync import SyncJobs
@@ -75,7 +76,7 @@ H = TypeVar("H", bound=Hook)
 _inherited: list[object] = []
 
 
-class AsyncJobs(Registrar, Reports, Batching, Lists):
+class AsyncJobs(Registrar, Reports, Batching, Lists, Scheduling):
     """A job queue: register handlers on it, enter it with `async with`, enqueue jobs.
 
     `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is an object, or
@@ -535,6 +536,7 @@ class AsyncJobs(Registrar, Reports, Batching, Lists):
             queue=self,
             callback_sender=self._callbacks,
             by_hand=self._by_hand,
+            schedules=self.declared_schedules,
         )
 
     def _check_closed(self, found: str = "is already open") -> None:

@@ -17,6 +17,7 @@ from anyio.lowlevel import EventLoopToken
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.core.schedules import Schedule
 from asyncjobs.core.submission import BatchTerms, EnqueueTerms, ManyTerms
 from asyncjobs.errors import BlockingCall, ConfigurationError, NotOpen, UnknownJob
 from asyncjobs.execution.tasks import current_loop
@@ -211,6 +212,27 @@ class SyncJobs:
     def stop(self, job_id: JobId, /) -> Job:
         """Record that work done elsewhere has stopped; see `AsyncJobs.stop`."""
         return self.call("stop", partial(self._jobs.stop, job_id))
+
+    def schedules(self) -> Sequence[Schedule]:
+        """Return all schedules of the store, by name; see `AsyncJobs.schedules`."""
+        return self.call("schedules", self._jobs.schedules)
+
+    def pause_schedule(self, name: str, /) -> None:
+        """Let a schedule enqueue no jobs until it is resumed; see `AsyncJobs.pause_schedule`."""
+        self.call("pause_schedule", partial(self._jobs.pause_schedule, name))
+
+    def resume_schedule(self, name: str, /) -> None:
+        """Let a paused schedule go on; see `AsyncJobs.resume_schedule`."""
+        self.call("resume_schedule", partial(self._jobs.resume_schedule, name))
+
+    def run_schedule_now(self, name: str, /) -> SyncJobHandle[Any]:
+        """Enqueue a job of a schedule now; see `AsyncJobs.run_schedule_now`."""
+        call = partial(self._jobs.run_schedule_now, name)
+        return SyncJobHandle(self, self.call("run_schedule_now", call))
+
+    def remove_schedule(self, name: str, /) -> None:
+        """Forget a schedule that no code declares any more; see `AsyncJobs.remove_schedule`."""
+        self.call("remove_schedule", partial(self._jobs.remove_schedule, name))
 
     def call(self, verb: str, function: Callable[[], Awaitable[T]]) -> T:
         """Await a function's result in the event loop of the queue; errors name `verb`."""

@@ -213,10 +213,10 @@ def announce_file(job: Job, file: JobFile, *, token: str | None, limit: int) -> 
     return _move(job, Move.ANNOUNCE_FILE, PROCESSING, files=files)
 
 
-def record_file(job: Job, file: JobFile, *, token: str | None) -> Job:
+def record_file(job: Job, now: datetime, file: JobFile, *, token: str | None) -> Job:
     """List a file whose content is stored, in place of an earlier attempt's of the same name."""
     _fence(job, Move.RECORD_FILE, token)
-    files = recorded(job.files, file)
+    files = recorded(job.files, file.changed(saved_at=now))
     if files is None:
         raise IllegalMove(job.id, Move.RECORD_FILE, job.status, "the file was not announced")
     return _move(job, Move.RECORD_FILE, PROCESSING, files=files)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from asyncjobs.core.descriptions import checked_tags, checked_title, metadata_text
 from asyncjobs.core.handlers import Handler, JobType
@@ -91,6 +91,13 @@ class BatchTerms(EnqueueTerms, total=False):
     """Options of `AsyncJobs.enqueue_batch` beside handler and payloads, for type checkers."""
 
     title: str | None
+
+
+@dataclass(frozen=True)
+class Batch(Generic[P]):
+    """The payloads of a batch, where a route would give one payload to `accept`."""
+
+    payloads: Iterable[P]
 
 
 @dataclass(frozen=True)

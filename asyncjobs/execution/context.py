@@ -8,6 +8,7 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
+    Coroutine,
     Generator,
     Iterable,
     Iterator,
@@ -23,12 +24,14 @@ from pydantic import JsonValue
 from typing_extensions import TypeVar
 
 from asyncjobs.core.descriptions import checked_title, metadata_text
-from asyncjobs.core.job import Detail, Job, JobId, Progress
+from asyncjobs.core.job import Detail, Job, JobFile, JobId, Progress
 from asyncjobs.core.signatures import JobParameter
 from asyncjobs.errors import ConfigurationError, JobCancelled
+from asyncjobs.execution.tasks import current_loop
 from asyncjobs.records.logging import log_fields
 
 if TYPE_CHECKING:
+    from asyncjobs.execution.files import FileSaver, FileSource
     from asyncjobs.queue import AsyncJobs
 
 T = TypeVar("T")
@@ -182,11 +185,14 @@ class JobContext(JobParameter, Generic[S]):
         gauge: Gauge | None = None,
         resources: Any = None,
         queue: AsyncJobs | None = None,
+        files: Callable[[], FileSaver] | None = None,
     ) -> None:
         self._job = job
         self._gauge = gauge or Gauge()
         self._resources: S = resources
         self._queue = queue
+        self._make_saver = files
+        self._saver: FileSaver | None = None
 
     @property
     def id(self) -> JobId:
@@ -240,6 +246,11 @@ class JobContext(JobParameter, Generic[S]):
     def traceparent(self) -> str | None:
         """The span of this attempt (W3C) if it has one, else that of the submission."""
         return self._job.traceparent
+
+    @property
+    def scheduled_at(self) -> datetime | None:
+        """The tick for which a schedule enqueued the job, in UTC; None for other jobs."""
+        return self._job.scheduled_at
 
     @property
     def attempt(self) -> int:
@@ -336,6 +347,40 @@ class JobContext(JobParameter, Generic[S]):
         """
         self._gauge.metadata_json = metadata_text(metadata)
 
+    def save_file(
+        self, name: str, source: FileSource, *, media_type: str | None = None
+    ) -> Coroutine[Any, Any, JobFile]:
+        """Save a file that belongs to the job: `await job.save_file("a.csv", Path("/tmp/a.csv"))`.
+
+        The source is a path, bytes, a binary file object, or an iterable of bytes, maybe an
+        asynchronous one. It may be larger than the memory. All sources but asynchronous ones are
+        read in a thread. When the call returns, clients see the file. The default of `media_type`
+        is the usual one for the name's suffix. A later attempt replaces the file by one of the same
+        name. In a `def` handler, use `job.sync.save_file`.
+
+        Raises `ValueError` for a name or media type that cannot be used, `DuplicateFile`,
+        `TooManyFiles`, `FileTooLarge`, `StorageUnavailable`, what the source raises, and
+        `JobCancelled` if the attempt must stop. After an error the file is not listed.
+        """
+        if current_loop() is None:
+            raise ConfigurationError(
+                "job.save_file needs an event loop: in a `def` handler, use job.sync.save_file."
+            )
+        return self._files.save(name, source, media_type)
+
+    @property
+    def sync(self) -> SyncContext:
+        """What `def` handlers call instead of coroutines: `job.sync.save_file(...)`."""
+        return SyncContext(lambda: self._files)
+
+    @property
+    def _files(self) -> FileSaver:
+        if self._make_saver is None:
+            raise ConfigurationError("A JobContext made by hand cannot save files.")
+        if self._saver is None:
+            self._saver = self._make_saver()
+        return self._saver
+
     def track(
         self,
         items: Iterable[T] | AsyncIterable[T],
@@ -353,6 +398,22 @@ class JobContext(JobParameter, Generic[S]):
         if total is None:
             total = _length_of(items)
         return Tracked(self, items, (message, total, unit))
+
+
+class SyncContext:
+    """The calls of a running job that block, for `def` handlers."""
+
+    def __init__(self, files: Callable[[], FileSaver]) -> None:
+        self._files = files
+
+    def save_file(
+        self, name: str, source: FileSource, *, media_type: str | None = None
+    ) -> JobFile:
+        """Save a file that belongs to the job, and return when it is stored.
+
+        As `JobContext.save_file`, but the source is not asynchronous and is read in this thread.
+        """
+        return self._files().save_and_block(name, source, media_type)
 
 
 def _length_of(items: object) -> int | None:

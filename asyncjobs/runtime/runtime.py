@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Event
 from asyncjobs.core.handlers import Registry
 from asyncjobs.core.job import Delivery, Job, JobStatus, Submission
+from asyncjobs.core.schedules import Declared, submission_at
+from asyncjobs.core.submission import Terms
 from asyncjobs.errors import StoreError
 from asyncjobs.execution.executor import Executor
 from asyncjobs.execution.fetcher import Fetcher, Lanes
@@ -48,6 +50,7 @@ from asyncjobs.runtime.dispatch import DispatchRetrier
 from asyncjobs.runtime.estimates import Estimates
 from asyncjobs.runtime.hooks import HookRunner, Hooks
 from asyncjobs.runtime.maintenance import Maintenance
+from asyncjobs.runtime.schedules import Schedules
 from asyncjobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -78,6 +81,8 @@ class RuntimeParts:
     callback_sender: CallbackSender | None = None
     #: Whether nothing runs by itself, neither handlers nor maintenance: for tests of applications.
     by_hand: bool = False
+    #: The schedules by name; more may be declared while the queue is open.
+    schedules: Mapping[str, Declared] = field(default_factory=dict[str, Declared])
 
 
 class Runtime:
@@ -106,9 +111,7 @@ class Runtime:
             audience=self.hook_runner,
         )
         self.estimates = Estimates(self._latest, self.feed)
-        self.lists = ListFeed(
-            self._latest, self.feed, poll=settings.poll_interval.total_seconds()
-        )
+        self.lists = ListFeed(self._latest, self.feed, poll=settings.poll_interval.total_seconds())
         path = lifespan_path(parts.lifespan, parts.registry)
         self.resources = Resources(parts.lifespan, tasks, path, parts.queue)
         self.resources.on_loss = self._stop_handlers
@@ -142,6 +145,9 @@ class Runtime:
         )
         self.callbacks = Callbacks(self.repository, parts.callback_sender, settings)
         self.feed.on_any(self.callbacks.hint)
+        self.schedules = Schedules(
+            parts.schedules, self.repository, settings, self.submit_scheduled
+        )
         self.batches = Batches(self.repository, settings)
         if self.repository.counts:
             self.feed.on_any(self.batches.hint)
@@ -193,6 +199,16 @@ class Runtime:
         if self.fetcher is None or not self.fetcher.serves(first.queue):
             return await self.repository.insert([lifecycle.submit(one) for one in submissions])
         return await self._accept_here(self._embedded, self.fetcher, submissions)
+
+    async def submit_scheduled(self, schedule: Declared, at: datetime, key: str | None) -> Job:
+        """Store the job of a schedule for the tick `at`, or return the one with this key."""
+        kind, now = schedule.kind, self.repository.now()
+        estimate = self.estimates.of(kind.name, kind.estimate)
+        terms = Terms(now, self.dispatcher.delivery, estimate)
+        with self.hooks.spans.submitting(kind.name, kind.policy.queue, None) as traceparent:
+            submission = submission_at(schedule, at, terms, key, traceparent)
+            [job] = await self.accept([submission], now)
+        return job
 
     async def _accept_elsewhere(self, submissions: Sequence[Submission]) -> Sequence[Job]:
         """Store due jobs; dispatch the first ones, as many as the dispatcher has places for."""
@@ -375,6 +391,7 @@ async def open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
             tasks.start_soon(_keep_up, runtime.executor.run_loops)
             if not parts.by_hand:
                 tasks.start_soon(_keep_up, runtime.maintenance.run)
+                tasks.start_soon(_keep_up, runtime.schedules.run)
                 if runtime.repository.counts:
                     tasks.start_soon(_keep_up, runtime.batches.run)
             tasks.start_soon(_keep_up, runtime.callbacks.run)

@@ -1,1 +1,259 @@
-"""Enqueues the jobs of schedules, one for each tick."""
+"""Enqueues the jobs of schedules, one for each tick, and reads and changes their records.
+
+The record of a schedule is due at its next tick, in a lane of its own. The store gives it to one
+process at a time. That process writes the tick into the record, stores the job, and writes the
+job's id. If it dies in between, the record is due again soon, and another process continues; the
+job's idempotency key is made of the tick.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import anyio
+
+from asyncjobs.core import lifecycle, schedules
+from asyncjobs.core.job import Job, ScheduleState, schedule_lane
+from asyncjobs.core.schedules import Declared, Definition, Schedule, Timetable
+from asyncjobs.cron import timetable_of
+from asyncjobs.errors import ConfigurationError, StoreError, UnknownSchedule, UnreadableJob
+from asyncjobs.records.logging import log
+from asyncjobs.records.repository import JobWrite, Repository
+from asyncjobs.records.waiting import Signal
+from asyncjobs.settings import Settings
+
+#: Stores the job of a schedule: its tick, and its idempotency key if it has one.
+Submit = Callable[[Declared, datetime, str | None], Awaitable[Job]]
+
+# How often the records of declared schedules are checked: another process may have removed one.
+_CHECK_SECONDS = 60.0
+
+# How long a record waits whose ticks this process cannot compute; another process may.
+_LEFT_ALONE = timedelta(minutes=1)
+
+# A look finishes an interrupted tick, enqueues a new one, and sees that no more is due.
+_MAX_ROUNDS = 3
+
+_MIN_PAUSE = timedelta(milliseconds=1)
+
+
+class Schedules:
+    """The loop that enqueues the jobs of ticks: one per process; any number may share a store."""
+
+    def __init__(
+        self,
+        declared: Mapping[str, Declared],
+        repository: Repository,
+        settings: Settings,
+        submit: Submit,
+    ) -> None:
+        self._declared = declared
+        self._repository = repository
+        self._settings = settings
+        self._submit = submit
+        self._wake = Signal()
+        # The schedules whose records have the definition of this process or a later one.
+        self._begun: set[str] = set()
+        self._checked_at = -math.inf
+        # The next ticks by the definitions of this process.
+        self._next: dict[str, datetime | None] = {}
+        self._not_computable: set[str] = set()
+
+    def wake(self) -> None:
+        """Look at the schedules now: one of them was changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Enqueue the jobs of ticks until cancelled."""
+        while True:
+            try:
+                if self._declared:
+                    await self.look()
+            except StoreError as error:
+                log.warning("Schedules could not be read from the store: %s", error)
+            await self._wake.wait(self._pause())
+
+    async def look(self) -> list[Job]:
+        """Store records of new schedules, and enqueue the jobs of due ticks; return the jobs."""
+        await self.begin()
+        lanes = [schedule_lane(name) for name in self._declared]
+        jobs: list[Job] = []
+        for _ in range(_MAX_ROUNDS):
+            until = self._repository.now() + self._settings.redelivery
+            records = await self._repository.take(lanes, until=until, limit=len(lanes) or 1)
+            if not records:
+                break
+            for record in records:
+                try:
+                    job = await self._look_at(record, until)
+                except StoreError:
+                    raise  # the others are not reachable either
+                except Exception:
+                    log.exception("The job of schedule %r failed", record.idempotency_key)
+                    continue
+                if job is not None:
+                    jobs.append(job)
+        return jobs
+
+    async def begin(self) -> None:
+        """Store the records of the declared schedules that have none.
+
+        The first time, a record with another definition gets that of this process: the process
+        that opened the queue last decides.
+        """
+        rested = anyio.current_time() - self._checked_at
+        if rested < _CHECK_SECONDS and self._begun.issuperset(self._declared):
+            return
+        for name, declared in list(self._declared.items()):
+            try:
+                await self._begin(name, declared)
+            except UnreadableJob as error:
+                log.error("The record of schedule %r cannot be used: %s", name, error)
+            self._begun.add(name)
+        self._checked_at = anyio.current_time()
+
+    async def _begin(self, name: str, declared: Declared) -> None:
+        repository = self._repository
+        [record] = await repository.records.get([schedules.record_id(name)])
+        if record is None:
+            new = schedules.new_record(declared, repository.now())
+            [record] = await repository.records.insert([new])
+        if name not in self._begun:
+            now = repository.now()
+            await _change(repository, record, lambda it: schedules.redefined(it, declared, now))
+
+    async def _look_at(self, record: Job, until: datetime) -> Job | None:
+        """Enqueue the job of a record's tick, if one is due; return the job."""
+        name, state = record.idempotency_key or "", record.schedule
+        declared = self._declared.get(name)
+        if declared is None or state is None:
+            return None
+        # Another version of the code may have written the definition: it says when, and this
+        # process what.
+        now = self._repository.now()
+        try:
+            definition, timetable = _timing(state, declared)
+        except (ConfigurationError, ValueError, TypeError) as error:
+            await self._leave_alone(record, state, now, error)
+            return None
+        retention = declared.kind.policy.retention
+        step = schedules.look_at(state, timetable, definition.missed, now, retention)
+        if step.tick is None:
+            if state.next_at is not None and state.next_at <= now:
+                log.warning("A tick of schedule %r was missed: %s", name, state.next_at)
+            await self._write(record, lifecycle.reschedule(record, step.state))
+            return None
+        marked = lifecycle.reschedule(record, step.state, waits_until=until)
+        # Too late, another process may have taken the record as well.
+        if not await self._write(record, marked) or self._repository.now() >= until:
+            return None
+        key = schedules.tick_key(name, step.tick)
+        job = await self._submit(declared, step.tick, key)
+        tick, job_id = step.tick, job.id
+        await _change(self._repository, marked, lambda it: schedules.enqueued(it, tick, job_id))
+        return job
+
+    async def _leave_alone(
+        self, record: Job, state: ScheduleState, now: datetime, error: Exception
+    ) -> None:
+        name = record.idempotency_key or ""
+        if name not in self._not_computable:
+            log.warning("The ticks of schedule %r are left to other processes: %s", name, error)
+        self._not_computable.add(name)
+        until = now + _LEFT_ALONE
+        await self._write(record, lifecycle.reschedule(record, state, waits_until=until))
+
+    async def _write(self, before: Job, after: Job) -> bool:
+        [done] = await self._repository.replace([JobWrite(before, after)])
+        return done
+
+    def _pause(self) -> float:
+        """Return the seconds until the next tick, at most until changed schedules are looked for."""
+        now = self._repository.now()
+        pause = self._settings.sweep_interval
+        for name, declared in self._declared.items():
+            upcoming = self._next.get(name)
+            if name not in self._next or (upcoming is not None and upcoming <= now):
+                upcoming = self._next[name] = declared.timetable.after(now)
+            if upcoming is not None:
+                pause = min(pause, upcoming - now)
+        return max(pause, _MIN_PAUSE).total_seconds()
+
+
+async def read_schedules(
+    repository: Repository, declared: Collection[str] = ()
+) -> Sequence[Schedule]:
+    """Return all schedules of the store, by name; of a store that cannot list, the declared ones.
+
+    A record that cannot be read is left out.
+    """
+    records = await repository.list_records()
+    if records is None:
+        records = [record for name in declared if (record := await _find(repository, name))]
+    found = schedules.described(records, declared)
+    ids = [one.last_job for one in found if one.last_job is not None]
+    status = {job.id: job.status for job in await repository.get(ids) if job is not None}
+    return [
+        one if one.last_job is None else replace(one, last_status=status.get(one.last_job))
+        for one in found
+    ]
+
+
+async def set_paused(repository: Repository, name: str, *, paused: bool) -> None:
+    """Pause or resume a schedule; raise `UnknownSchedule` if it has no record."""
+    record = await _find(repository, name)
+    if record is None:
+        raise UnknownSchedule(name)
+
+    def change(state: ScheduleState) -> ScheduleState | None:
+        return None if state.paused is paused else state.changed(paused=paused)
+
+    if not await _change(repository, record, change):
+        raise UnknownSchedule(name)
+
+
+async def remove_record(repository: Repository, name: str) -> None:
+    """Delete the record of a schedule; raise `UnknownSchedule` if it has none."""
+    [existed] = await repository.records.delete([schedules.record_id(name)])
+    if not existed:
+        raise UnknownSchedule(name)
+
+
+async def has_record(repository: Repository, name: str) -> bool:
+    """Return whether the store has a record of a schedule."""
+    return await _find(repository, name) is not None
+
+
+async def _find(repository: Repository, name: str) -> Job | None:
+    [record] = await repository.records.get([schedules.record_id(name)])
+    return record
+
+
+async def _change(
+    repository: Repository,
+    record: Job,
+    change: Callable[[ScheduleState], ScheduleState | None],
+) -> bool:
+    """Change the newest state of a record; return False if the record is gone."""
+    found: Job | None = record
+    while found is not None and found.schedule is not None:
+        state = change(found.schedule)
+        if state is None:
+            return True
+        written = lifecycle.reschedule(found, state)
+        [done] = await repository.replace([JobWrite(found, written)])
+        if done:
+            return True
+        [found] = await repository.records.get([record.id])
+    return False
+
+
+def _timing(state: ScheduleState, declared: Declared) -> tuple[Definition, Timetable]:
+    """Return the stored definition of a schedule and its ticks."""
+    if state.definition == declared.definition.text():
+        return declared.definition, declared.timetable
+    definition = Definition.parse(state.definition)
+    return definition, timetable_of(definition)

@@ -1,0 +1,65 @@
+"""The ticks of cron expressions; only this module loads the library that evaluates them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, tzinfo
+from typing import cast
+from zoneinfo import ZoneInfo
+
+from asyncjobs.core.schedules import Definition, Every, Timetable
+from asyncjobs.errors import ConfigurationError
+
+_Iterate = Callable[[str, datetime], Iterator[datetime]]
+
+
+class Cron:
+    """Ticks by a cron expression in a time zone, as Debian's cron has them.
+
+    A fixed time of day that a change of the clocks leaves out runs when the clocks have changed,
+    and a repeated one runs once; expressions with `*` for the minute or hour follow real time.
+    """
+
+    def __init__(self, expression: str, zone: tzinfo, iterate: _Iterate) -> None:
+        self._expression = expression
+        self._zone = zone
+        self._iterate = iterate
+
+    def after(self, moment: datetime, /) -> datetime | None:
+        for found in self._iterate(self._expression, moment.astimezone(self._zone)):
+            tick = found.astimezone(UTC)
+            # In an hour that the clocks repeat, the library begins with the first one.
+            if tick > moment:
+                return tick
+        return None  # not in the next 50 years
+
+
+def timetable_of(definition: Definition) -> Timetable:
+    """Return the ticks of a definition; raise `ConfigurationError` if they cannot be computed."""
+    if definition.every is not None:
+        return Every(definition.every)
+    expression = definition.cron or ""
+    try:
+        from cronsim import CronSim, CronSimError  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise ConfigurationError(
+            "cron expressions need the package 'cronsim': pip install 'asyncjobs-http[cron]'."
+        ) from error
+    try:
+        CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        raise ConfigurationError(
+            f"the cron expression {expression!r} is not valid: {error}."
+        ) from error
+    iterate = cast("_Iterate", CronSim)
+    return Cron(expression, _zone_of(definition.timezone or "UTC"), iterate)
+
+
+def _zone_of(name: str) -> tzinfo:
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    # Depending on the name and the data: no such key, not a name, a folder of names.
+    except (KeyError, ValueError, OSError) as error:
+        raise ConfigurationError(f"there is no time zone {name!r}.") from error
