@@ -51,7 +51,7 @@ from asyncjobs.adapters.submissions import (
     with_models,
 )
 from asyncjobs.core.handlers import JobType
-from asyncjobs.core.submission import EnqueueOptions
+from asyncjobs.core.submission import Batch, EnqueueOptions
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.http.documents import AcceptedDocument
 from asyncjobs.http.endpoints import Body, Submit, find_mount
@@ -99,7 +99,7 @@ class Acceptor:
     def __call__(
         self,
         handler: JobType[P, Any] | str,
-        payload: P | Body = Body.UNREAD,
+        payload: P | Body | Batch[P] = Body.UNREAD,
         /,
         *,
         user_id: str | None = None,
@@ -107,6 +107,8 @@ class Acceptor:
         idempotency_key: str | None = None,
     ) -> Awaitable[Response]:
         """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
+
+        With `Batch(payloads)` as the payload, it submits a batch, with a job for each of them.
 
         The handler is given itself or by its name. The job belongs to `user_id`, or to the owner
         that `identify` returns. An `idempotency_key` takes precedence over the request's header.
@@ -172,7 +174,7 @@ class JobsRouter(APIRouter):
         request: Request,
         owner: str | None,
         handler: JobType[P, Any] | str,
-        payload: P | Body,
+        payload: P | Body | Batch[P],
         submit: Submit,
     ) -> Awaitable[Response]:
         monitor = self._monitor

@@ -24,7 +24,7 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException
 from werkzeug.routing import BaseConverter, PathConverter
 
 from asyncjobs.core.handlers import JobType
-from asyncjobs.core.submission import EnqueueOptions
+from asyncjobs.core.submission import Batch, EnqueueOptions
 from asyncjobs.errors import (
     AsyncJobsError,
     ConfigurationError,
@@ -135,7 +135,7 @@ def mount(
 
 def accept(
     handler: JobType[P, Any] | str,
-    payload: P | Body = Body.UNREAD,
+    payload: P | Body | Batch[P] = Body.UNREAD,
     /,
     *,
     user_id: str | None = None,
@@ -143,6 +143,8 @@ def accept(
     idempotency_key: str | None = None,
 ) -> flask.Response:
     """Submit the payload, or the JSON body of the request, as a job, and answer 202.
+
+    With `Batch(payloads)` as the payload, it submits a batch, with a job for each of them.
 
     The handler is given itself or by its name. The job belongs to `user_id`, or to the owner that
     the mount's `identify` returns. An `idempotency_key` takes precedence over the request's header.

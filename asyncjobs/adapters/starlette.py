@@ -30,7 +30,7 @@ from asyncjobs.adapters.asgi import (
     wire_headers,
 )
 from asyncjobs.core.handlers import JobType
-from asyncjobs.core.submission import EnqueueOptions
+from asyncjobs.core.submission import Batch, EnqueueOptions
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, MalformedBody
 from asyncjobs.execution.tasks import current_loop
 from asyncjobs.http import messages
@@ -131,7 +131,7 @@ def join(app: Starlette, monitor: StatusMonitor, socket: ASGIApp) -> None:
 def accept(
     request: Request,
     handler: JobType[P, Any] | str,
-    payload: P | Body = Body.UNREAD,
+    payload: P | Body | Batch[P] = Body.UNREAD,
     /,
     *,
     user_id: str | None = None,
@@ -139,6 +139,8 @@ def accept(
     idempotency_key: str | None = None,
 ) -> Awaitable[Response]:
     """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
+
+    With `Batch(payloads)` as the payload, it submits a batch, with a job for each of them.
 
     The handler is given itself or by its name. The job belongs to `user_id`, or to the owner that
     the mount's `identify` returns. An `idempotency_key` takes precedence over the request's header.
@@ -240,7 +242,7 @@ async def submitted(
     monitor: StatusMonitor,
     asked: messages.Request,
     handler: JobType[P, Any] | str,
-    payload: P | Body,
+    payload: P | Body | Batch[P],
     submit: Submit,
 ) -> Response:
     """Submit a job to the queue, opening it if needed."""

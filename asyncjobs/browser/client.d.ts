@@ -12,6 +12,17 @@ export interface JobDetail {
   unit: string | null;
 }
 
+/** The jobs of a batch by status, and the first that failed. */
+export interface JobBatch {
+  total: number;
+  pending: number;
+  processing: number;
+  completed: number;
+  failed: number;
+  cancelled: number;
+  failures: { jobId: string; error: string; errorCode: string }[];
+}
+
 /** The status document. Times are ISO 8601 in UTC, durations are seconds. */
 export interface JobDocument<Result = unknown> {
   jobId: string;
@@ -29,6 +40,10 @@ export interface JobDocument<Result = unknown> {
   startedAt: string | null;
   completedAt: string | null;
   cancelRequestedAt: string | null;
+  /** Only of a batch. */
+  batch?: JobBatch;
+  /** The batch to which the job belongs. */
+  batchId?: string;
   estimatedDuration: number | null;
   traceId: string;
   /** Grows with each change. */

@@ -37,7 +37,10 @@ _PAGE_SIZE = 500
 @click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
 @as_json
 def cancel(target: Target, *, job_ids: tuple[str, ...], as_json: bool) -> None:
-    """Cancel waiting jobs, ask running ones to stop, and leave ended ones as they are."""
+    """Cancel waiting jobs, ask running ones to stop, and leave ended ones as they are.
+
+    The id of a batch cancels all of its jobs.
+    """
 
     async def cancel_job(jobs: AsyncJobs, job_id: JobId) -> Job:
         return await jobs.cancel(job_id)
@@ -74,7 +77,8 @@ def retry(
 ) -> None:
     """Run ended jobs again, each as a new job that names the old one.
 
-    Give the ids of the jobs, or --failed for all failed ones.
+    For a batch, its failed and cancelled jobs run again as a new batch. Give the ids of the jobs,
+    or --failed for all failed ones.
     """
     if bool(job_ids) is failed:
         raise click.UsageError("Give the ids of jobs, or --failed, but not both.")
@@ -108,7 +112,9 @@ def _failed_jobs(target: Target, which: Selection) -> tuple[str, ...]:
             after: str | None = None
             while True:
                 page = await repository.list(which, limit=_PAGE_SIZE, after=after)
-                found.extend(job.id for job in page.jobs if job.status is JobStatus.FAILED)
+                # The retry of a batch runs its jobs again; a type selects no batches.
+                alone = [job for job in page.jobs if job.batch is None or which.type is not None]
+                found.extend(job.id for job in alone if job.status is JobStatus.FAILED)
                 retried.update(job.retry_of for job in page.jobs if job.retry_of is not None)
                 if (after := page.next) is None:
                     break

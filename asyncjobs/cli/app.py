@@ -22,6 +22,7 @@ COMMANDS = {
     "worker": ("worker", "worker"),
     "list": ("listing", "list_"),
     "show": ("listing", "show"),
+    "batch": ("listing", "batch"),
     "watch": ("watch", "watch"),
     "cancel": ("actions", "cancel"),
     "retry": ("actions", "retry"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import wraps
 from typing import Any
@@ -15,11 +16,13 @@ from asyncjobs.cli.output import (
     job_document,
     listed_document,
     print_attempt_errors,
+    print_batch,
     print_json,
     print_sheet,
     print_table,
 )
 from asyncjobs.cli.target import Target, open_repository, run_async, with_target
+from asyncjobs.core.batches import counts_of
 from asyncjobs.core.job import JobId, JobStatus
 from asyncjobs.protocols import Selection
 
@@ -71,11 +74,20 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 @with_selection(*JobStatus)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @click.option("--after", metavar="CURSOR", help="Continue after an earlier list.")
+@click.option("--batch", "batch_id", metavar="ID", help="Only jobs of this batch.")
 @as_json
 def list_(
-    target: Target, *, which: Selection, limit: int, after: str | None, as_json: bool
+    target: Target,
+    *,
+    which: Selection,
+    limit: int,
+    after: str | None,
+    batch_id: str | None,
+    as_json: bool,
 ) -> None:
     """List jobs, the newest first."""
+    if batch_id is not None:
+        which = replace(which, batch=JobId(batch_id))
 
     async def work() -> None:
         async with open_repository(target) as repository:
@@ -87,6 +99,25 @@ def list_(
         print_table(page.jobs, now)
         if page.next is not None:
             click.echo(f"There are more jobs: --after {page.next}", err=True)
+
+    run_async(work)
+
+
+@click.command()
+@with_target
+@click.argument("batch_id")
+@as_json
+def batch(target: Target, *, batch_id: str, as_json: bool) -> None:
+    """Show how many jobs of a batch have which status, and the first that failed."""
+
+    async def work() -> None:
+        async with open_repository(target) as repository:
+            job = await repository.find(JobId(batch_id))
+        counts_of(job)
+        if as_json:
+            print_json(job_document(job))
+            return
+        print_batch(job)
 
     run_async(work)
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from asyncjobs.core.job import AttemptError, Delivery, Job, JobId, JobStatus
 from asyncjobs.core.printable import plain
-from asyncjobs.http.documents import From, JobDocument
+from asyncjobs.http.documents import BatchDocument, From, JobDocument
 
 # Without a terminal, rows are not wrapped: other programs read them line by line.
 _UNLIMITED_WIDTH = 10_000
@@ -145,6 +145,20 @@ def print_sheet(document: dict[str, Any]) -> None:
             text = value if isinstance(value, str) else to_json(value).decode()
             table.add_row(name, plain(text))
     _print(table)
+
+
+def print_batch(job: Job) -> None:
+    """Print the numbers of a batch's jobs, and the first that failed."""
+    document: BatchDocument = job_document(job)["batch"]
+    failures = document["failures"]
+    rows = [("id", job.id), ("status", job.status.value), ("progress", f"{job.progress}%")]
+    rows += [(name, str(number)) for name, number in document.items() if name != "failures"]
+    print_rows(("", ""), rows)
+    if failures:
+        click.echo()
+        print_rows(
+            ("failed job", "error"), [(failure["jobId"], failure["error"]) for failure in failures]
+        )
 
 
 def print_attempt_errors(errors: Iterable[AttemptError]) -> None:

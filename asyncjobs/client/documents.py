@@ -29,6 +29,7 @@ class JobUpdate:
 
     `document` is the JSON as received. `version` grows with each change that a client can see; it
     is None if the server sends no version. `progress` is whole percent, None if it is unknown.
+    `batch` has the numbers of a batch's jobs: `total`, those of each status, and `failures`.
 
     A job of a newer server may end with a status that this client does not know. Its `status` is
     FAILED then, and `error` names the status unless the server sent an error.
@@ -43,6 +44,7 @@ class JobUpdate:
     result: Any = None
     error: str | None = None
     error_code: str | None = None
+    batch: Mapping[str, Any] | None = None
     document: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     def with_result(self, result: Any) -> JobUpdate:
@@ -80,6 +82,7 @@ def read_job(document: Any, version: int | None = None) -> JobUpdate | None:
         result=known.get("result"),
         error=error,
         error_code=code,
+        batch=object_of(known.get("batch")) or None,
         document=known,
     )
 

@@ -18,7 +18,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
-from asyncjobs.core.job import Detail, Job, JobId, JobStatus
+from asyncjobs.core.job import BatchFailure, Detail, Job, JobId, JobStatus
 from asyncjobs.http import sse
 from asyncjobs.http.mounts import JobLinks
 from asyncjobs.protocols import Page
@@ -159,6 +159,26 @@ def _result(job: Job) -> bytes:
     return job.result_json or b"null"
 
 
+def _failure(failure: BatchFailure) -> BatchFailureDocument:
+    return {"jobId": failure.job_id, "error": failure.message, "errorCode": failure.code}
+
+
+def _batch(job: Job) -> BatchDocument | None:
+    counts = job.counts
+    if counts is None:
+        return None
+    return {
+        "total": counts.total,
+        # Jobs that are not stored yet will be pending.
+        "pending": counts.total - counts.processing - counts.ended,
+        "processing": counts.processing,
+        "completed": counts.completed,
+        "failed": counts.failed,
+        "cancelled": counts.cancelled,
+        "failures": [_failure(one) for one in counts.failures],
+    }
+
+
 _Id = Annotated[JobId, From(attrgetter("id"))]
 _StatusUrl = Annotated[str, FromLinks(lambda _job, links: links.status)]
 _Percent = Annotated[int, Field(ge=0, le=100)]
@@ -182,6 +202,26 @@ class AcceptedDocument(Document):
     )
 
 
+class BatchFailureDocument(TypedDict):
+    """A failed job of a batch."""
+
+    jobId: JobId
+    error: str
+    errorCode: str
+
+
+class BatchDocument(TypedDict):
+    """The jobs of a batch by status, and the first that failed."""
+
+    total: int
+    pending: int
+    processing: int
+    completed: int
+    failed: int
+    cancelled: int
+    failures: list[BatchFailureDocument]
+
+
 class JobDocument(Document):
     """A job as its owner sees it."""
 
@@ -201,6 +241,12 @@ class JobDocument(Document):
     cancel_requested_at: datetime | None = None
     estimated_duration: Annotated[_Seconds | None, From(_estimated_seconds)] = Field(
         default=None, description="seconds"
+    )
+    batch: Annotated[BatchDocument | None, From(_batch, omit_none=True)] = Field(
+        default=None, description="the jobs of a batch; only a batch has it"
+    )
+    batch_id: Annotated[JobId | None, From(attrgetter("batch"), omit_none=True)] = Field(
+        default=None, description="the batch to which the job belongs"
     )
     trace_id: str
     tags: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ import anyio
 
 from asyncjobs.core.handlers import Handler, JobType
 from asyncjobs.core.job import Job, JobId, JobStatus, parse_job_id
-from asyncjobs.core.submission import Accepted, Caller, EnqueueOptions
+from asyncjobs.core.submission import Accepted, Batch, Caller, EnqueueOptions
 from asyncjobs.errors import (
     AsyncJobsError,
     ConfigurationError,
@@ -152,9 +152,16 @@ class Endpoints:
         return answer
 
     async def accept(
-        self, request: Request, kind: JobType[P, Any] | str, payload: P | Body, submit: Submit
+        self,
+        request: Request,
+        kind: JobType[P, Any] | str,
+        payload: P | Body | Batch[P],
+        submit: Submit,
     ) -> Response:
-        """Store and dispatch a job, then answer 202. Errors that a client caused are problems."""
+        """Store and dispatch a job or a batch, then answer 202.
+
+        Errors that a client caused are problems.
+        """
         try:
             answer = await self._accept(request, kind, payload, submit)
         except AsyncJobsError as error:
@@ -222,17 +229,26 @@ class Endpoints:
         return job
 
     async def _accept(
-        self, request: Request, kind: JobType[P, Any] | str, payload: P | Body, submit: Submit
+        self,
+        request: Request,
+        kind: JobType[P, Any] | str,
+        payload: P | Body | Batch[P],
+        submit: Submit,
     ) -> Response:
         refuse_cross_site(request, self._trusted)
         kind = self.jobs.registry.find(kind)
-        value = payload_of(request, kind) if isinstance(payload, Body) else payload
         options = options_of(request, submit.options, callbacks=self.mount.options.callbacks)
         key = submit.idempotency_key
         if key is None:
             key = idempotency_key_of(request.headers.get("idempotency-key"))
         owner = request.owner if submit.user_id is None else submit.user_id
-        accepted = await self.jobs.accept(kind, value, Caller(owner, key), options)
+        caller = Caller(owner, key)
+        if isinstance(payload, Batch):
+            given: Batch[Any] = payload
+            accepted = await self.jobs.accept_batch(kind, given.payloads, caller, options)
+        else:
+            value = payload_of(request, kind) if isinstance(payload, Body) else payload
+            accepted = await self.jobs.accept(kind, value, caller, options)
         wait = self._patience(request, kind.policy.inline_wait)
         links = self.mount.links(request, accepted.job.id)
         follow = where_to_follow(links, replayed=accepted.replayed)
@@ -260,7 +276,7 @@ class Endpoints:
 
     async def _list(self, request: Request) -> Response:
         asked = page_query_of(request.query)
-        which = Selection(request.owner, asked.type, asked.status, asked.tag)
+        which = Selection(request.owner, asked.type, asked.status, asked.tag, asked.batch)
         follows = prefers_events(request.headers.get("accept"))
         base, links_of = self.mount.base(request), partial(self.mount.links, request)
 

@@ -93,6 +93,7 @@ _PARAMETERS: Mapping[Operation, list[Schema]] = {
             minLength=1,
             maxLength=MAX_TAG_CHARS,
         ),
+        _query("batch", "only jobs of this batch", type="string"),
         _query("limit", "how many jobs", type="integer", minimum=1, maximum=100, default=20),
         _query("cursor", "the cursor where the previous page ended", type="string"),
     ],

@@ -21,6 +21,23 @@ const name = (state) => { document.title = `${state} · ${parts.type.textContent
 const tick = () => { if (!over || job.completedAt) put(parts.elapsed, timed(job, Date.now() + behind)); };
 const finish = () => { over = true; clearInterval(ticking); };
 
+// The jobs of a batch by status, and the first that failed.
+const showBatch = ({ jobId, batch }) => {
+  if (!batch) return;
+  for (const [status, number] of Object.entries(batch)) {
+    put(parts[`jobs-${status}`], number ? number.toLocaleString("en") : "");
+  }
+  for (const failure of batch.failures.slice(parts.failures.children.length)) {
+    const link = document.createElement("a");
+    link.href = statusUrl.replace(jobId, failure.jobId);
+    link.dir = "auto";
+    link.textContent = failure.error;
+    const item = document.createElement("li");
+    item.append(link);
+    parts.failures.append(item);
+  }
+};
+
 const show = (found) => {
   if (over) return;
   job = found;
@@ -28,6 +45,7 @@ const show = (found) => {
   name(state === "processing" && job.progress ? `${job.progress}%` : parts.status.textContent);
   for (const moment of ["started", "completed"]) setTime(moment, job[`${moment}At`]);
   put(parts.code, job.errorCode);
+  showBatch(job);
   put(parts.attempt, job.attempt > 1 ? `${job.attempt}` : "");
   if (announced !== (announced = spoken(job))) put(parts.announced, announced);
   tick();

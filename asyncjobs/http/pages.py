@@ -20,7 +20,7 @@ from importlib.resources import files
 from math import ceil
 from typing import assert_never
 
-from asyncjobs.core.job import Detail, Job, JobStatus
+from asyncjobs.core.job import RESERVED_PREFIX, BatchCounts, Detail, Job, JobStatus
 from asyncjobs.http.messages import Headers, Response
 from asyncjobs.http.mounts import JobLinks
 
@@ -100,7 +100,7 @@ def status_page(
     body = f"""<main class="job" {_data(job, links, again, now)}>
 {_heading(job, now)}
 {_outcome(job, links)}
-{_facts(job)}
+{_batch(job, links)}{_facts(job)}
 </main>
 <script type="module">{_SCRIPT}</script>"""
     return Response(HTTPStatus.OK, (*_HEADERS, *pace), _document(_title(job), refresh, body))
@@ -245,6 +245,35 @@ def _cancel(job: Job, links: JobLinks) -> str:
     )
 
 
+def _batch(job: Job, links: JobLinks) -> str:
+    """Return the jobs of a batch by status, and the first that failed; empty for other jobs."""
+    counts = job.counts
+    if counts is None:
+        return ""
+    waiting = counts.total - counts.processing - counts.ended
+    rows = tuple(
+        (WORDS[status], f'<span part="jobs-{status}">{f"{number:,}" if number else ""}</span>')
+        for status, number in (("pending", waiting), *_by_status(counts))
+    )
+    failures = "\n".join(
+        f'<li><a href="{escape(links.status.replace(job.id, one.job_id))}" dir="auto">'
+        f"{escape(one.message)}</a></li>"
+        for one in counts.failures
+    )
+    return f"""{_list(rows)}
+<ul part="failures">{failures}</ul>
+"""
+
+
+def _by_status(counts: BatchCounts) -> tuple[tuple[JobStatus, int], ...]:
+    return (
+        (JobStatus.PROCESSING, counts.processing),
+        (JobStatus.COMPLETED, counts.completed),
+        (JobStatus.FAILED, counts.failed),
+        (JobStatus.CANCELLED, counts.cancelled),
+    )
+
+
 def _facts(job: Job) -> str:
     code = "" if job.error is None else job.error.code
     times = (
@@ -282,7 +311,8 @@ _BETWEEN_WORDS = re.compile(r"[\s._:/-]+|(?<=[a-z0-9])(?=[A-Z][a-z])")
 
 def title_of(type: str) -> str:
     """Return the type of a job in words: "Export customers" for `export_customers`."""
-    words = [word for word in _BETWEEN_WORDS.split(type) if word]
+    own = type.removeprefix(RESERVED_PREFIX)  # "Batch" for the type of batches
+    words = [word for word in _BETWEEN_WORDS.split(own) if word]
     if not words:
         return type
     first, *others = words

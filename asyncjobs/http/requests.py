@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from asyncjobs.core.descriptions import tag_to_find
 from asyncjobs.core.handlers import JobType
-from asyncjobs.core.job import JobStatus
+from asyncjobs.core.job import JobId, JobStatus, parse_job_id
 from asyncjobs.core.submission import NO_OPTIONS, EnqueueOptions
 from asyncjobs.errors import (
     FieldIssue,
@@ -118,6 +118,7 @@ class PageQuery:
     type: str | None = None
     status: JobStatus | None = None
     tag: str | None = None
+    batch: JobId | None = None
     limit: int = _DEFAULT_PAGE_SIZE
     cursor: str | None = None
 
@@ -127,6 +128,7 @@ class PageQuery:
             "type": self.type,
             "status": self.status,
             "tag": self.tag,
+            "batch": self.batch,
             "limit": None if self.limit == _DEFAULT_PAGE_SIZE else self.limit,
             "cursor": cursor,
         }
@@ -146,15 +148,18 @@ def page_query_of(query: str) -> PageQuery:
     """Parse the query of a list, or raise `InvalidQuery`. Unknown parameters are ignored."""
     given = parameters_of(query)
     status, limit = given.get("status"), given.get("limit", str(_DEFAULT_PAGE_SIZE))
-    tag = given.get("tag")
+    tag, batch = given.get("tag"), given.get("batch")
     if status is not None and status not in set(JobStatus):
         raise InvalidQuery("status", f"it must be one of {', '.join(JobStatus)}")
     if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= _MAX_PAGE_SIZE:
         raise InvalidQuery("limit", f"it must be a number from 1 to {_MAX_PAGE_SIZE}")
+    if batch is not None and parse_job_id(batch) is None:
+        raise InvalidQuery("batch", "it must be the id of a batch")
     return PageQuery(
         type=given.get("type"),
         status=None if status is None else JobStatus(status),
         tag=None if tag is None else tag_to_find(tag),
+        batch=None if batch is None else JobId(batch),
         limit=int(limit),
         cursor=given.get("cursor"),
     )

@@ -11,7 +11,7 @@ import anyio
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 
 from asyncjobs.core.events import Event, Transition
-from asyncjobs.core.job import Job
+from asyncjobs.core.job import RESERVED_PREFIX, Job
 from asyncjobs.errors import StoreError
 from asyncjobs.otel import names
 from asyncjobs.queue import AsyncJobs
@@ -65,8 +65,10 @@ class JobMetrics:
         return made
 
     def observe(self, transition: Transition) -> None:
-        """Count an event of this process."""
+        """Count an event of this process, except those of jobs that stand for other jobs."""
         job = transition.job
+        if job.type.startswith(RESERVED_PREFIX):
+            return
         labels = self.labels(job.type, job.queue)
         if transition.worker_lost:
             self._lost.add(1, labels)
