@@ -31,9 +31,11 @@ from asyncjobs.testing import (
     InspectionConformance,
     ListingConformance,
     MigrationScriptConformance,
+    TalliesConformance,
     TransactionsConformance,
 )
 from tests.stores.test_conformance import BROKEN_AT_LISTING as BROKEN_BEFORE
+from tests.testing.broken_labels import BROKEN_AT_LABELS, BROKEN_AT_TALLIES
 from tests.testing.suites import Fixtures, keeps, named, rules_of
 from tests.testing.test_store_rules import is_readable
 
@@ -370,7 +372,8 @@ def alone(make: Callable[[], MemoryStore]) -> Fixtures:
 def shared(make: Callable[[], MemoryStore]) -> Fixtures:
     def fixtures() -> dict[str, Any]:
         store = make()
-        return {"store": store, "other": store}
+        again = getattr(store, "opened_again", lambda: store)
+        return {"store": store, "other": again()}
 
     return fixtures
 
@@ -389,11 +392,14 @@ SUITES: list[tuple[type, Callable[[Any], Fixtures], type[MemoryStore]]] = [
     (InspectionConformance, alone, Inspects),
     (MigrationScriptConformance, alone, HasAScript),
     (Notices, shared, Notifies),
+    (TalliesConformance, shared, MemoryStore),
     (TransactionsConformance, in_transactions, TakesPartInTransactions),
 ]
 
 BROKEN: list[tuple[type, Callable[[Any], Fixtures], type[MemoryStore], str]] = [
     *((ListingConformance, alone, store, rule) for store, rule in BROKEN_AT_LISTING),
+    *((ListingConformance, alone, store, rule) for store, rule in BROKEN_AT_LABELS),
+    *((TalliesConformance, shared, store, rule) for store, rule in BROKEN_AT_TALLIES),
     (InlineReadsConformance, alone, ReadsElsewhere, "test_a_read_waits_for_nothing"),
     *(
         (InspectionConformance, alone, store, rule)
