@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,19 +21,31 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobId, Lease
-from asyncjobs.protocols import HOLD, Change, Listing, Store, power_of
+from asyncjobs.core.job import (
+    MAINTENANCE_LANE,
+    Job,
+    JobError,
+    JobId,
+    JobStatus,
+    Lease,
+    Progress,
+    new_job_id,
+)
+from asyncjobs.core.labels import Tally, label_of_batch, tallies_of
+from asyncjobs.protocols import HOLD, Listing, Selection, Store, Tallies, power_of
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import ManualClock, sample_job
+from asyncjobs.testing.samples import change_of
 from custom_store import FolderStore
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
 
 LANES = ("high", "default", MAINTENANCE_LANE)
+BATCHES = (new_job_id(), new_job_id())
 PAUSES = st.timedeltas(timedelta(microseconds=1), timedelta(minutes=1))
 
 
@@ -43,6 +58,7 @@ class Agreement(RuleBasedStateMachine):
         super().__init__()
         self.clock = ManualClock()
         self.model: dict[JobId, Job] = {}
+        self.tallies: dict[JobId, Counter[str]] = {batch: Counter() for batch in BATCHES}
         self.stack = ExitStack()
         self.portal = self.stack.enter_context(start_blocking_portal())
         self.store = self.make_store()
@@ -62,9 +78,17 @@ class Agreement(RuleBasedStateMachine):
         owner=st.sampled_from([None, "ann"]),
         queue=st.sampled_from(["high", "default"]),
         retention=st.none() | PAUSES,
+        tags=st.sampled_from([(), ("a",), ("b", "a")]),
+        batch=st.sampled_from([None, *BATCHES]),
     )
     def insert(
-        self, key: str | None, owner: str | None, queue: str, retention: timedelta | None
+        self,
+        key: str | None,
+        owner: str | None,
+        queue: str,
+        retention: timedelta | None,
+        tags: tuple[str, ...],
+        batch: JobId | None,
     ) -> JobId:
         job = sample_job(
             created_at=self.clock.now(),
@@ -72,6 +96,8 @@ class Agreement(RuleBasedStateMachine):
             user_id=owner,
             queue=queue,
             retention=retention,
+            tags=tags,
+            batch=batch,
         )
         same = [
             stored
@@ -80,27 +106,44 @@ class Agreement(RuleBasedStateMachine):
         ]
         expected = same[0] if same else self.model.setdefault(job.id, job)
         assert list(self.portal.call(self.store.insert, [job])) == [expected]
+        if not same:
+            self.count(tallies_of(job))
         return expected.id
 
-    @rule(job_id=jobs, again=st.booleans(), seconds=st.integers(1, 30), stale=st.booleans())
-    def move(self, job_id: JobId, again: bool, seconds: int, stale: bool) -> None:
+    def count(self, changes: Mapping[str, Tally] | None) -> None:
+        for batch, tally in self.tallies.items():
+            tally.update((changes or {}).get(label_of_batch(batch), {}))
+
+    @rule(
+        job_id=jobs,
+        move=st.sampled_from(["complete", "release", "report", "fail"]),
+        seconds=st.integers(1, 30),
+        stale=st.booleans(),
+    )
+    def move(self, job_id: JobId, move: str, seconds: int, stale: bool) -> None:
         job = self.model.get(job_id)
         if job is None or job.status.terminal:
             return
-        expected_revision = job.revision - stale
-        moved = self.next_state(job, again, seconds)
-        change = Change(moved, expected_revision)
+        moved = self.next_state(job, move, seconds)
+        change = replace(change_of(job, moved), expected_revision=job.revision - stale)
         assert list(self.portal.call(self.store.replace, [change])) == [not stale]
         if not stale:
             self.model[job_id] = moved
+            self.count(change.tallies)
 
-    def next_state(self, job: Job, again: bool, seconds: int) -> Job:
+    def next_state(self, job: Job, move: str, seconds: int) -> Job:
         now = self.clock.now()
         if job.lease is None:
             until = now + timedelta(seconds=seconds)
             return lifecycle.start(job, now, Lease(worker="w", token="t", until=until))
-        if again:
-            return lifecycle.release(job, now, token="t")
+        match move:
+            case "release":
+                return lifecycle.release(job, now, token="t")
+            case "report":
+                return lifecycle.report(job, Progress(percent=seconds), token="t")
+            case "fail":
+                error = JobError(code="broken", message="It broke.")
+                return lifecycle.fail(job, now, token="t", error=error)
         return lifecycle.complete(job, now, token="t", result=b'"%d"' % seconds)
 
     @rule(lanes=st.sets(st.sampled_from(LANES)), until=PAUSES, limit=st.integers(1, 4))
@@ -145,6 +188,38 @@ class Agreement(RuleBasedStateMachine):
     def delete(self, job_id: JobId) -> None:
         self.model.pop(job_id, None)
         self.portal.call(self.store.delete, [job_id])
+        for batch, tally in self.tallies.items():
+            if not any(job.batch == batch for job in self.model.values()):
+                tally.clear()
+
+    @rule(
+        owner=st.sampled_from([None, "ann"]),
+        status=st.sampled_from([None, JobStatus.FAILED, JobStatus.PENDING]),
+        tag=st.sampled_from([None, "a", "b", "c"]),
+        batch=st.sampled_from([None, *BATCHES]),
+        limit=st.integers(1, 3),
+    )
+    def list_jobs(
+        self,
+        owner: str | None,
+        status: JobStatus | None,
+        tag: str | None,
+        batch: JobId | None,
+        limit: int,
+    ) -> None:
+        listing = power_of(self.store, Listing)
+        if listing is not None:
+            which = Selection(owner, None, status, None if batch else tag, batch)
+            expected = [job.narrow() for job in self.model.values() if which.fits(job)]
+            found: list[Job] = []
+            after = None
+            while not found or after is not None:
+                page = self.portal.call(partial(listing.list, which, limit=limit, after=after))
+                found += page.jobs
+                after = page.next
+                if not page.jobs:
+                    break
+            assert found == expected[::-1]
 
     @rule(by=PAUSES)
     def time_passes(self, by: timedelta) -> None:
@@ -161,6 +236,14 @@ class Agreement(RuleBasedStateMachine):
     def reads_agree(self) -> None:
         found = self.portal.call(self.store.get, list(self.model))
         assert list(found) == list(self.model.values())
+
+    @invariant()
+    def tallies_agree(self) -> None:
+        counting = power_of(self.store, Tallies)
+        if counting is not None:
+            labels = [label_of_batch(batch) for batch in self.tallies]
+            found = self.portal.call(counting.tally, labels)
+            assert [+Counter(tally) for tally in found] == [+one for one in self.tallies.values()]
 
 
 class SqliteAgreement(Agreement):
