@@ -51,7 +51,10 @@ SLOWER_TESTS = (
     "tests/containment",
 )
 #: Asked about a module that runs in child processes, where coverage does not look.
-UNSEEN = {"execution/subprocesses.py": ("tests/execution/test_subprocesses.py",)}
+UNSEEN = {
+    f"execution/{name}.py": ("tests/execution/test_subprocesses.py",)
+    for name in ("child", "subprocesses")
+}
 
 NEEDED_SHARE = 0.9
 COPIES = 2

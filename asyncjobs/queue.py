@@ -34,6 +34,7 @@ from asyncjobs.core.submission import (
 from asyncjobs.declarations import Registrar
 from asyncjobs.dispatchers import dispatcher_from_name
 from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.downloads import Files
 from asyncjobs.errors import (
     ConfigurationError,
     IllegalMove,
@@ -42,6 +43,8 @@ from asyncjobs.errors import (
     WrongEventLoop,
 )
 from asyncjobs.execution.resources import Lifespan, checked_lifespan
+from asyncjobs.files import storage_of
+from asyncjobs.files.choice import FilesAt
 from asyncjobs.lists import Lists
 from asyncjobs.portal import portal_for
 from asyncjobs.protocols import (
@@ -76,7 +79,7 @@ H = TypeVar("H", bound=Hook)
 _inherited: list[object] = []
 
 
-class AsyncJobs(Registrar, Reports, Batching, Lists, Scheduling):
+class AsyncJobs(Registrar, Reports, Batching, Lists, Scheduling, Files):
     """A job queue: register handlers on it, enter it with `async with`, enqueue jobs.
 
     `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is an object, or
@@ -84,12 +87,14 @@ class AsyncJobs(Registrar, Reports, Batching, Lists, Scheduling):
     processes. `policy` holds the limits of handlers that set none of their own. `callbacks` calls
     the URLs of jobs that have ended (`asyncjobs.webhooks.Webhooks` does). `lifespan` returns an
     async context manager that yields the handlers' shared resources, their `job.resources`: each
-    process enters it before its first handler begins, and leaves it after its last has ended. A
-    queue is open at most once per process; it can be opened again after it was closed, and in a
-    forked child.
+    process enters it before its first handler begins, and leaves it after its last has ended.
+    `files` is where the files of jobs are stored: a folder, or the URL of an object store
+    (`s3://bucket/prefix`, of the extra `objects`); the default is a folder beside an SQLite
+    database. A queue is open at most once per process; it can be opened again after it was closed,
+    and in a forked child.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one parameter per part
         self,
         store: str | Store,
         *,
@@ -99,11 +104,13 @@ class AsyncJobs(Registrar, Reports, Batching, Lists, Scheduling):
         clock: Clock | None = None,
         callbacks: CallbackSender | None = None,
         lifespan: Lifespan | None = None,
+        files: FilesAt | None = None,
     ) -> None:
         super().__init__(policy or Policy())
         self.hooks = Hooks()
         self.settings = settings or Settings()
         self._store: Store = _store_of(store)
+        self.file_storage = storage_of(files, self._store)
         self._given_clock = clock
         self.clock: Clock = clock or _clock_of(self._store)
         self._by_hand: bool = False
@@ -205,9 +212,10 @@ class AsyncJobs(Registrar, Reports, Batching, Lists, Scheduling):
         store: str | Store = "memory://",
         *,
         clock: Clock | None = None,
+        files: FilesAt | None = None,
         run_handlers: bool = False,
     ) -> Generator[Self]:
-        """Replace the store and the clock in the block, for a test; restore both at the end.
+        """Replace store, clock and file storage in the block, for a test; restore them at the end.
 
         However the queue is opened in the block, no handler runs by itself: `run_jobs` of
         `asyncjobs.testing` runs the jobs, and waiting for a job without a timeout raises. With
@@ -217,8 +225,9 @@ class AsyncJobs(Registrar, Reports, Batching, Lists, Scheduling):
         """
         self.sync.close()
         self._check_closed()
-        before = self._store, self.clock, self._dispatcher, self._by_hand
+        before = self._store, self.clock, self._dispatcher, self._by_hand, self.file_storage
         self._store = _store_of(store)
+        self.file_storage = storage_of(files, self._store)
         self.clock = clock or self._given_clock or _clock_of(self._store)
         if not isinstance(self._dispatcher, Embedded):
             self._dispatcher = LocalDispatcher()
@@ -226,7 +235,7 @@ class AsyncJobs(Registrar, Reports, Batching, Lists, Scheduling):
         try:
             yield self
         finally:
-            self._store, self.clock, self._dispatcher, self._by_hand = before
+            self._store, self.clock, self._dispatcher, self._by_hand, self.file_storage = before
             portal_for(self).close()
         self._check_closed("is still open at the end of `using`: close it inside the block")
 
@@ -414,7 +423,7 @@ class AsyncJobs(Registrar, Reports, Batching, Lists, Scheduling):
 
     @property
     def watchers(self) -> int:
-        """How many callers follow a job here, by events, held requests, `subscribe` or `wait`."""
+        """How many callers follow jobs here: by events, held requests, `subscribe` or `wait`."""
         return self._anywhere.watchers if self.event_loop else 0
 
     def expected_duration(self, what: JobType[Any, Any] | Job, /) -> timedelta | None:
@@ -535,6 +544,7 @@ class AsyncJobs(Registrar, Reports, Batching, Lists, Scheduling):
             lifespan=self.lifespan,
             queue=self,
             callback_sender=self._callbacks,
+            files=self.file_storage,
             by_hand=self._by_hand,
             schedules=self.declared_schedules,
         )

@@ -406,9 +406,7 @@ class SyncContext:
     def __init__(self, files: Callable[[], FileSaver]) -> None:
         self._files = files
 
-    def save_file(
-        self, name: str, source: FileSource, *, media_type: str | None = None
-    ) -> JobFile:
+    def save_file(self, name: str, source: FileSource, *, media_type: str | None = None) -> JobFile:
         """Save a file that belongs to the job, and return when it is stored.
 
         As `JobContext.save_file`, but the source is not asynchronous and is read in this thread.

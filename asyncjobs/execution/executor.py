@@ -24,6 +24,7 @@ from typing import Any, ClassVar, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
+from anyio.lowlevel import current_token
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.handlers import Handler, Registry
@@ -34,6 +35,7 @@ from asyncjobs.execution.attempt import Attempt, Cause
 from asyncjobs.execution.cancellation import loop_runs
 from asyncjobs.execution.context import JobContext, classified
 from asyncjobs.execution.dependencies import call
+from asyncjobs.execution.files import FileSaver
 from asyncjobs.execution.leases import Heartbeat
 from asyncjobs.execution.outbox import Outbox
 from asyncjobs.execution.outcomes import (
@@ -44,6 +46,7 @@ from asyncjobs.execution.outcomes import (
     log_end,
     move_of,
 )
+from asyncjobs.execution.recorder import AttemptRecorder
 from asyncjobs.execution.resources import Resources
 from asyncjobs.execution.starts import Doubts, Start, holds
 from asyncjobs.execution.subprocesses import ChildProcesses
@@ -91,9 +94,10 @@ class Executor:
         self._tasks = tasks
         self._resources = resources
         self._context = copy_context()
+        self._loop = current_token()
         self._clock = event_loop_clock()
         self.heartbeat = Heartbeat(repository, settings)
-        self.processes = ChildProcesses(resources.import_path)
+        self.processes = ChildProcesses(resources.import_path, repository.files)
         self._starts: deque[Start] = deque()
         self._in_flight: Sequence[Start] = ()
         self._new_start = Signal()
@@ -386,12 +390,25 @@ class Executor:
             if traceparent != job.traceparent:
                 job = job.changed(traceparent=traceparent)
             if handler.import_path is not None:
-                work = partial(self.processes.run, handler, job, attempt.gauge)
+                recorder = partial(self._recorder, attempt)
+                work = partial(self.processes.run, handler, job, attempt.gauge, recorder)
                 return await _in_thread(attempt, work)
             payload = handler.load_payload(job.payload_json)
             shared = self._resources
-            context: JobContext[Any] = JobContext(job, attempt.gauge, shared.value, shared.queue)
+            saver = partial(self._file_saver, attempt)
+            context: JobContext[Any] = JobContext(
+                job, attempt.gauge, shared.value, shared.queue, saver
+            )
             return handler.dump_result(await _call(handler, payload, context, attempt))
+
+    def _file_saver(self, attempt: Attempt) -> FileSaver:
+        policy, files = attempt.handler.policy, self._repository.files
+        recorder = self._recorder(attempt)
+        return FileSaver(attempt.job, policy, files, recorder, lambda: attempt.gauge.stopping)
+
+    def _recorder(self, attempt: Attempt) -> AttemptRecorder:
+        pause = self._settings.poll_interval.total_seconds()
+        return AttemptRecorder(attempt, self._repository, pause, self._loop)
 
     #: The watchdog looks for this frame on the stack, and reads its local `job`.
     CALLER: ClassVar = _perform.__code__

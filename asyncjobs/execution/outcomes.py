@@ -10,7 +10,15 @@ from typing import NamedTuple, assert_never
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import AttemptError, Job, JobError, JobStatus
-from asyncjobs.errors import InvalidPayload, InvalidResult, JobCancelled, JobFailed
+from asyncjobs.errors import (
+    DuplicateFile,
+    FileTooLarge,
+    InvalidPayload,
+    InvalidResult,
+    JobCancelled,
+    JobFailed,
+    TooManyFiles,
+)
 from asyncjobs.execution.attempt import Cause
 from asyncjobs.execution.context import News, alone, cut_text, safe_text
 from asyncjobs.execution.failures import attempt_error, type_name
@@ -147,6 +155,8 @@ def failure_of(error: BaseException) -> Failed:
                 return _final("invalid_payload", str(invalid))
             case InvalidResult() as invalid:
                 return _final("invalid_result", str(invalid))
+            case DuplicateFile() | TooManyFiles() | FileTooLarge() as refused:
+                return _final("invalid_file", str(refused))
             case _:
                 return Failed(UNEXPECTED, final=False)
     except BaseException:  # noqa: BLE001  # its class may raise anything

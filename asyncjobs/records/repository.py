@@ -13,6 +13,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
+import anyio
 from anyio.abc import TaskGroup
 
 from asyncjobs.core import lifecycle
@@ -20,7 +21,15 @@ from asyncjobs.core.descriptions import tag_to_find
 from asyncjobs.core.events import Event, Transition, event_of
 from asyncjobs.core.job import SCHEDULE_TYPE, Job, JobId, JobStatus, suspects_lane
 from asyncjobs.core.labels import Tally, new_labels, tally_changes
-from asyncjobs.errors import ConfigurationError, InvalidQuery, UnknownJob, UnusableConnection
+from asyncjobs.errors import (
+    ConfigurationError,
+    InvalidQuery,
+    StorageUnavailable,
+    UnknownJob,
+    UnusableConnection,
+)
+from asyncjobs.files.contents import delete_files_of
+from asyncjobs.files.storage import FileStorage
 from asyncjobs.protocols import (
     HOLD,
     Change,
@@ -37,7 +46,7 @@ from asyncjobs.protocols import (
 )
 from asyncjobs.records.change_feed import ChangeFeed, Watch
 from asyncjobs.records.group_commit import Bound
-from asyncjobs.records.logging import is_logged, log_transition
+from asyncjobs.records.logging import is_logged, log, log_fields, log_transition
 
 _MAX_POSITION = 1000
 _RECORDS_PER_PAGE = 500
@@ -120,6 +129,8 @@ class Repository:
         #: The store, for the records of schedules. They are not jobs of users: the other methods
         #: do not return them, and what happens to them is not an event.
         self.records = store
+        #: The contents of the jobs' files, set by the runtime; None if the queue stores none.
+        self.files: FileStorage | None = None
         self._feed = feed
         self._audience = audience
         self._clock = clock
@@ -316,7 +327,13 @@ class Repository:
         return await self._store.take(lanes, now=now, until=until, limit=limit)
 
     async def forget(self, jobs: Sequence[Job]) -> None:
-        """Delete jobs, end their watches, and report an event for each that still existed."""
+        """Delete jobs, end their watches, and report an event for each that still existed.
+
+        A job's files are deleted first: without the job, no code would find them. If that fails,
+        the job is left for a later call.
+        """
+        if any(job.files for job in jobs):
+            jobs = await self._without_files(jobs)
         deleted = await self._store.delete([job.id for job in jobs])
         for job, was_there in zip(jobs, deleted, strict=True):
             self._feed.forget(job.id)
@@ -346,7 +363,32 @@ class Repository:
         # Readers treat it as gone, so it must not keep its key until maintenance deletes it.
         await self.forget([found])
         [stored] = await insert_again()
+        if stored.id == found.id and self.files is not None:
+            raise StorageUnavailable(repr(self.files), "files of an old job cannot be deleted")
         return stored
+
+    async def _without_files(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Delete the files of jobs; return the jobs that have none now."""
+        kept: set[JobId] = set()
+
+        async def delete(job: Job) -> None:
+            problem: object = "this process has no file storage"
+            if self.files is not None:
+                try:
+                    await delete_files_of(self.files, job.id)
+                except StorageUnavailable as error:
+                    problem = error
+                else:
+                    return
+            kept.add(job.id)
+            words = "Job %s (%s) cannot be deleted yet, because of its files: %s"
+            log.warning(words, job.id, job.type, problem, extra=log_fields(job))
+
+        async with anyio.create_task_group() as tasks:
+            for job in jobs:
+                if job.files:
+                    tasks.start_soon(delete, job)
+        return [job for job in jobs if job.id not in kept]
 
     def _written(self, before: Job | None, job: Job) -> None:
         """Announce a write and report its event; every write of this process passes here."""

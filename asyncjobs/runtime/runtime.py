@@ -26,6 +26,7 @@ from asyncjobs.execution.resources import Lifespan, Resources, lifespan_path
 from asyncjobs.execution.starts import Start
 from asyncjobs.execution.threads import in_new_thread
 from asyncjobs.execution.watchdog import Watchdog
+from asyncjobs.files.storage import FileStorage
 from asyncjobs.protocols import (
     CallbackSender,
     Clock,
@@ -79,6 +80,7 @@ class RuntimeParts:
     lifespan: Lifespan | None = None
     queue: AsyncJobs | None = None
     callback_sender: CallbackSender | None = None
+    files: FileStorage | None = None
     #: Whether nothing runs by itself, neither handlers nor maintenance: for tests of applications.
     by_hand: bool = False
     #: The schedules by name; more may be declared while the queue is open.
@@ -110,6 +112,7 @@ class Runtime:
             tasks=tasks,
             audience=self.hook_runner,
         )
+        self.repository.files = parts.files
         self.estimates = Estimates(self._latest, self.feed)
         self.lists = ListFeed(self._latest, self.feed, poll=settings.poll_interval.total_seconds())
         path = lifespan_path(parts.lifespan, parts.registry)
@@ -154,8 +157,11 @@ class Runtime:
 
     @property
     def watchers(self) -> int:
-        """How many callers follow a job here, except attempts that listen for their own job."""
-        return max(0, self.feed.listeners - len(self.executor.heartbeat))
+        """How many callers follow a job or a list here.
+
+        Attempts that listen for their own job do not count.
+        """
+        return max(0, self.feed.listeners - len(self.executor.heartbeat)) + self.lists.watchers
 
     async def _latest(self, which: Selection, limit: int) -> Page:
         return await self.repository.list(which, limit=limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,8 +11,13 @@ from heapq import merge
 from itertools import chain, count, islice, takewhile
 from math import inf
 from operator import itemgetter
+from pathlib import Path
+from shutil import rmtree
+from tempfile import gettempdir
 from types import TracebackType
 from typing import Self
+from uuid import uuid4
+from weakref import finalize
 
 import anyio.lowlevel
 
@@ -59,6 +65,14 @@ class MemoryStore:
         self._labelled: dict[str, dict[JobId, int]] = {}
         self._labels: dict[JobId, tuple[str, ...]] = {}
         self._tallies: dict[str, Counter[str]] = {}
+        self._folder: Path | None = None
+
+    def folder_for_files(self) -> Path:
+        """Return a folder for the files of jobs, deleted with the store or at the process's end."""
+        if self._folder is None:
+            self._folder = Path(gettempdir()) / f"asyncjobs-{uuid4().hex}"
+            finalize(self, _remove, self._folder, os.getpid())
+        return self._folder
 
     async def __aenter__(self) -> Self:
         return self
@@ -254,6 +268,12 @@ class _Lane:
         """Return the list, and the index in it, of the first entry that is not before a bound."""
         place = bisect_left(self._pieces, bound, key=_last_of)
         return place, bisect_left(self._pieces[place], bound) if place < len(self._pieces) else 0
+
+
+def _remove(folder: Path, pid: int) -> None:
+    # A forked child has a copy of the store, and ends earlier.
+    if os.getpid() == pid:
+        rmtree(folder, ignore_errors=True)
 
 
 def _newest_first(index: Mapping[JobId, int]) -> list[tuple[JobId, int]]:

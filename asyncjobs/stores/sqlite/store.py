@@ -80,6 +80,10 @@ class SqliteStore:
         self._notice = notice
         self._state: OpenState[_OpenFile] = OpenState(str(self.path))
 
+    def folder_for_files(self) -> Path:
+        """Return the folder beside the database in which jobs save their files by default."""
+        return self.path.with_name(f"{self.path.name}-files")
+
     async def __aenter__(self) -> Self:
         thread = ThreadQueue("asyncjobs sqlite")
         thread.start()
