@@ -126,8 +126,11 @@ def follow(
     batch that has not ended is due again at `look_at`.
     """
     before = counts_of(job)
-    counts = _counted(before, tally, failed, now)
-    progress = _progress(counts, tally.get(PROGRESS, 0))
+    if tally.get(TOTAL, 0) < before.stored:  # its jobs were deleted by hand
+        counts, done = before, job.progress * before.total
+    else:
+        counts, done = _counted(before, tally, failed, now), tally.get(PROGRESS, 0)
+    progress = _progress(counts, done)
     if counts.ended == counts.total:
         return _end(job, counts, progress, now)
     if counts.ended == counts.stored and counts.grown_at and now - counts.grown_at >= PATIENCE:
@@ -147,9 +150,6 @@ def counts_of(job: Job) -> BatchCounts:
 def _counted(
     before: BatchCounts, tally: Tally, failed: Sequence[Job], now: datetime
 ) -> BatchCounts:
-    stored = tally.get(TOTAL, 0)
-    if stored < before.stored:  # its jobs were deleted by hand
-        return before
     known = {failure.job_id for failure in before.failures}
     found = [
         BatchFailure(job_id=job.id, code=job.error.code, message=job.error.message)
@@ -160,13 +160,13 @@ def _counted(
     return before.changed(
         **numbers,
         failures=(*before.failures, *found)[:MAX_FAILURES],
-        grown_at=now if stored > before.stored else before.grown_at,
+        grown_at=now if tally.get(TOTAL, 0) > before.stored else before.grown_at,
     )
 
 
 def _progress(counts: BatchCounts, done: int) -> Progress:
     """Return the progress of a batch, given the sum of the progress of its jobs in percent."""
-    percent = min(done // counts.total, 100) if counts.total else 0
+    percent = min(done // counts.total, 100) if counts.total else 100
     return Progress(
         percent=percent, detail=Detail(current=counts.ended, total=counts.total, unit="jobs")
     )
