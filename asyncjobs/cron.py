@@ -52,7 +52,9 @@ def timetable_of(definition: Definition) -> Timetable:
             f"the cron expression {expression!r} is not valid: {error}."
         ) from error
     iterate = cast("_Iterate", CronSim)
-    return Cron(expression, _zone_of(definition.timezone or "UTC"), iterate)
+    return Cron(
+        expression, _zone_of("UTC" if definition.timezone is None else definition.timezone), iterate
+    )
 
 
 def _zone_of(name: str) -> tzinfo:

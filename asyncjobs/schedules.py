@@ -119,7 +119,7 @@ class Scheduling(ABC):
         definition = Definition(
             type=kind.name,
             cron=None if cron is None else " ".join(cron.split()),
-            timezone=None if cron is None else timezone or "UTC",
+            timezone="UTC" if cron is not None and timezone is None else timezone,
             every=None if every is None else checked_interval(name, every),
             missed=missed,
         )
@@ -143,6 +143,14 @@ class Scheduling(ABC):
         runtime = self._running
         await runtime.schedules.begin()
         return await read_schedules(runtime.repository, self.declared_schedules)
+
+    async def enqueue_ticks(self) -> Sequence[Job]:
+        """Enqueue the jobs of due ticks and return them; an open queue does so itself.
+
+        In a block of `using`, only this call does. The first one begins the declared schedules, as
+        `schedules` does: their ticks come after it.
+        """
+        return await self._running.schedules.look()
 
     async def pause_schedule(self, name: str, /) -> None:
         """Let a schedule enqueue no jobs until it is resumed, also after a restart.

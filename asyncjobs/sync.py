@@ -217,6 +217,10 @@ class SyncJobs:
         """Return all schedules of the store, by name; see `AsyncJobs.schedules`."""
         return self.call("schedules", self._jobs.schedules)
 
+    def enqueue_ticks(self) -> Sequence[Job]:
+        """Enqueue the jobs of due ticks and return them; see `AsyncJobs.enqueue_ticks`."""
+        return self.call("enqueue_ticks", self._jobs.enqueue_ticks)
+
     def pause_schedule(self, name: str, /) -> None:
         """Let a schedule enqueue no jobs until it is resumed; see `AsyncJobs.pause_schedule`."""
         self.call("pause_schedule", partial(self._jobs.pause_schedule, name))

@@ -22,6 +22,8 @@ from asyncjobs.core.job import (
     Policy,
     Progress,
     Retry,
+    ScheduleState,
+    schedule_lane,
     suspects_lane,
 )
 from asyncjobs.core.lifecycle import INVISIBLE, TRANSITIONS, Move
@@ -60,8 +62,10 @@ MOVES: dict[Move, Callable[[Job], Job]] = {
     Move.EXPIRE: lambda job: lifecycle.expire(job, AFTER_ALL),
     Move.LOSE: lambda job: lifecycle.lose(job, AFTER_ALL),
     Move.CALL_BACK: lambda job: lifecycle.call_back(job, NOW),
+    Move.RESCHEDULE: lambda job: lifecycle.reschedule(job, SCHEDULE.changed(last_at=NOW)),
 }
 
+SCHEDULE = ScheduleState(definition="{}", next_at=NOW + MINUTE)
 URL = "https://hooks.example.com/ended"
 
 
@@ -70,7 +74,8 @@ def job_in(status: JobStatus, move: Move) -> Job:
     running = asked_to_stop() if move is Move.STOP else processing(callback_url=URL)
     match status:
         case JobStatus.PENDING:
-            return sample_job(retry=PATIENT)
+            schedule = SCHEDULE if move is Move.RESCHEDULE else None
+            return sample_job(retry=PATIENT).changed(schedule=schedule)
         case JobStatus.PROCESSING:
             return running
         case JobStatus.COMPLETED:
@@ -331,6 +336,42 @@ def test_a_requeued_job_keeps_its_place_without_a_new_version() -> None:
     taken = sample_job().model_copy(update={"due_at": NOW + MINUTE})
     put_back = lifecycle.requeue(taken)
     assert (put_back.due_at, put_back.version) == (NOW, taken.version)
+
+
+# schedules
+
+
+def record(**state: object) -> Job:
+    submission = sample_submission(delivery=Delivery.SCHEDULE, idempotency_key="nightly")
+    return lifecycle.submit_schedule(submission, SCHEDULE.changed(**state))
+
+
+def test_the_record_of_a_schedule_is_due_at_its_next_tick_in_its_own_lane() -> None:
+    job = record()
+    assert (job.status, job.lane) == (JobStatus.PENDING, schedule_lane("nightly"))
+    assert job.due_at == NOW + MINUTE
+    assert record(paused=True).due_at is None
+
+
+def test_a_record_is_rescheduled_without_a_new_version() -> None:
+    later = SCHEDULE.changed(last_at=NOW + MINUTE, next_at=NOW + 2 * MINUTE)
+    moved = lifecycle.reschedule(record(), later)
+    assert (moved.schedule, moved.due_at, moved.version) == (later, NOW + 2 * MINUTE, 1)
+    held = lifecycle.reschedule(record(), later, waits_until=NOW + SECOND)
+    assert held.due_at == NOW + SECOND
+    paused = lifecycle.reschedule(record(), later.changed(paused=True), waits_until=NOW)
+    assert paused.due_at is None
+
+
+def test_a_record_is_neither_started_nor_cancelled() -> None:
+    for move in (Move.START, Move.CANCEL):
+        with pytest.raises(IllegalMove, match="record of a schedule"):
+            MOVES[move](record())
+
+
+def test_only_the_record_of_a_schedule_is_rescheduled() -> None:
+    with pytest.raises(IllegalMove, match="not a schedule"):
+        lifecycle.reschedule(sample_job(), SCHEDULE)
 
 
 def test_a_callback_under_way_is_held_without_a_new_version() -> None:
