@@ -215,11 +215,11 @@ def submit_again(job: Job, terms: Terms, traceparent: str | None = None) -> Subm
 
 
 def same_payload(kind: JobType[Any, Any], one: Submission, other: Submission) -> bool:
-    """Return whether two submissions under one idempotency key mean the same.
+    """Return whether two submissions have the same payload, by their fingerprints if they have any.
 
-    If the texts differ, the values decide: a set, for example, is written in any order.
+    If these differ, the values decide: a set, for example, is written in any order.
     """
-    if one.fingerprint == other.fingerprint:
+    if one.fingerprint is not None and one.fingerprint == other.fingerprint:
         return True
     try:
         return bool(kind.load_payload(one.payload_json) == kind.load_payload(other.payload_json))

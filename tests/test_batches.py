@@ -1,0 +1,518 @@
+"""Batches: many jobs that are submitted, followed, cancelled and retried under one id."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncjobs import (
+    AsyncJobs,
+    BatchHandle,
+    EnqueueOptions,
+    JobContext,
+    JobFailed,
+    JobStatus,
+    LocalDispatcher,
+    Policy,
+    Selection,
+    Transition,
+)
+from asyncjobs.core import batches
+from asyncjobs.core.job import Job
+from asyncjobs.errors import (
+    ConfigurationError,
+    IdempotencyConflict,
+    IllegalMove,
+    InvalidPayload,
+    StoreUnavailable,
+    UnknownJob,
+    UnknownType,
+)
+from asyncjobs.protocols import Tallies
+from asyncjobs.testing import Faults, FaultyStore, ManualClock, run_jobs_async
+from tests.queues import IDLE, Make, settled
+from tests.waiting import PATIENCE_SECONDS, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
+
+
+def register(jobs: AsyncJobs, **options: Any) -> Any:
+    """Register a handler that fails for numbers that end with 3."""
+
+    @jobs.handler("check", **options)
+    async def check(number: int, _job: JobContext) -> int:
+        if number % 10 == 3:
+            raise JobFailed(f"{number} was bad.", code="bad")
+        return number
+
+    return check
+
+
+async def ended(jobs: AsyncJobs, batch: BatchHandle) -> Job:
+    return await settled(jobs, batch.id)
+
+
+async def members(batch: BatchHandle, status: JobStatus | None = None) -> list[Job]:
+    return [job async for job in batch.jobs(status=status)]
+
+
+def numbers(job: Job) -> dict[str, int]:
+    """Return how many jobs of a batch have which status, without zeros."""
+    assert job.counts is not None
+    found = {status.value: getattr(job.counts, status) for status in JobStatus}
+    return {"total": job.counts.total} | {name: number for name, number in found.items() if number}
+
+
+async def test_a_batch_completes_when_all_of_its_jobs_have(jobs: AsyncJobs) -> None:
+    check = register(jobs)
+    async with jobs:
+        options = EnqueueOptions(tags=("a",), metadata={"month": 3})
+        batch = await jobs.enqueue_batch(
+            check, range(10, 13), title="March", user_id="ann", options=options
+        )
+        assert batch.job.status is JobStatus.PROCESSING
+        done = await ended(jobs, batch)
+        assert (done.status, done.progress, done.title) == ("completed", 100, "March")
+        assert (done.user_id, done.tags, done.metadata) == ("ann", ("a",), {"month": 3})
+        assert numbers(done) == {"total": 3, "completed": 3}
+        assert await batch.result(timeout=PATIENCE_SECONDS) == {"total": 3, "completed": 3}
+        found = [await jobs.find(job.id) for job in await members(batch)]
+        assert sorted(job.result for job in found) == [10, 11, 12]
+        assert {(job.batch, job.user_id, job.title, job.tags) for job in found} == {
+            (batch.id, "ann", None, ())
+        }
+        assert await jobs.batch(batch.id) != batch
+        assert (await jobs.batch(batch.id)).job.counts == done.counts
+
+
+async def test_a_batch_with_a_failed_job_fails_and_names_it(jobs: AsyncJobs) -> None:
+    check = register(jobs)
+    async with jobs:
+        batch = await jobs.enqueue_batch(check, range(40))
+        done = await ended(jobs, batch)
+        assert (done.status, done.progress) == ("failed", 100)
+        assert numbers(done) == {"total": 40, "completed": 36, "failed": 4}
+        assert done.error is not None
+        assert (done.error.code, done.error.message) == ("batch_failed", "4 of 40 jobs failed.")
+        assert done.counts is not None
+        failed = await members(batch, JobStatus.FAILED)
+        assert {(one.job_id, one.code) for one in done.counts.failures} == {
+            (job.id, "bad") for job in failed
+        }
+
+
+async def test_an_empty_batch_is_completed_at_once(jobs: AsyncJobs) -> None:
+    check = register(jobs)
+    async with jobs:
+        batch = await jobs.enqueue_batch(check, [], idempotency_key="k")
+        assert (batch.job.status, batch.job.result) == ("completed", {"total": 0, "completed": 0})
+        again = await jobs.enqueue_batch(check, [], idempotency_key="k")
+        assert again.id == batch.id
+        with pytest.raises(IllegalMove, match="it has ended"):
+            await batch.add(check, [1])
+
+
+async def test_one_invalid_payload_is_named_and_nothing_is_stored(jobs: AsyncJobs) -> None:
+    check = register(jobs)
+    async with jobs:
+        with pytest.raises(InvalidPayload) as refused:
+            await jobs.enqueue_batch("check", [1, "two", 3])
+        [issue] = refused.value.issues
+        assert issue.field == "1"
+        with pytest.raises(InvalidPayload, match="at most 100,000"):
+            await jobs.enqueue_batch(check, [1] * 100_001)
+        with pytest.raises(UnknownType):
+            await jobs.enqueue_batch("unknown", [1])
+        options = EnqueueOptions(callback_url="https://hooks.example.com")
+        with pytest.raises(ConfigurationError, match="callbacks"):
+            await jobs.enqueue_batch(check, [1], options=options)
+        assert (await jobs.list(Selection())).jobs == []
+
+
+async def test_a_store_that_does_not_count_refuses_batches(make: Make, new_store: Any) -> None:
+    store = FaultyStore(new_store())
+    store.store.powers = store.store.powers - {Tallies}
+    jobs = make(store=store)
+    check = register(jobs)
+    async with jobs:
+        with pytest.raises(ConfigurationError, match="cannot count jobs"):
+            await jobs.enqueue_batch(check, [1])
+        await jobs.sweep()
+
+
+async def test_other_jobs_are_no_batches(jobs: AsyncJobs) -> None:
+    check = register(jobs)
+    async with jobs:
+        job = await jobs.enqueue(check, 1)
+        with pytest.raises(IllegalMove, match="it is not one"):
+            await jobs.batch(job.id)
+        with pytest.raises(IllegalMove, match="it is not one"):
+            await jobs.add_to_batch(job.id, check, [1])
+        with pytest.raises(UnknownJob):
+            await jobs.batch(batches.member_id(job.id, 0))
+
+
+async def test_a_key_returns_the_batch_that_exists(make: Make) -> None:
+    jobs = make(dispatcher="worker")
+    check = register(jobs)
+    async with jobs:
+        batch = await jobs.enqueue_batch(check, [1, 2], user_id="ann", idempotency_key="k")
+        again = await jobs.enqueue_batch(check, [1, 2], user_id="ann", idempotency_key="k")
+        other = await jobs.enqueue_batch(check, [1, 2], user_id="bob", idempotency_key="k")
+        assert again.id == batch.id != other.id
+        for payloads in ([1], [1, 3], [2, 1], [1, 2, 3]):
+            with pytest.raises(IdempotencyConflict):
+                await jobs.enqueue_batch(check, payloads, user_id="ann", idempotency_key="k")
+        assert len(await members(batch)) == 2
+
+
+async def test_payloads_with_sets_are_compared_by_value(make: Make) -> None:
+    jobs = make(dispatcher="worker")
+
+    @jobs.handler("sets")
+    async def sets(names: set[str], _job: JobContext) -> None:
+        del names
+
+    async with jobs:
+        batch = await jobs.enqueue_batch(sets, [{"a", "b"}, {"c"}], idempotency_key="k")
+        stored = await jobs.find(batches.member_id(batch.id, 0))
+        other_order: Any = json.loads(stored.payload_json)[::-1]
+        # Lists keep their order, and are the same sets.
+        again = await jobs.enqueue_batch("sets", [other_order, ["c"]], idempotency_key="k")
+        assert again.id == batch.id
+
+
+async def test_a_repeated_submission_stores_what_the_first_one_did_not(
+    make: Make, new_store: Any
+) -> None:
+    store = FaultyStore(new_store())
+    jobs = make(store=store, dispatcher="worker", settings=IDLE)
+    check = register(jobs)
+    async with jobs:
+        await jobs.sweep()
+        for fault in ({"before": 1.0}, {"after": 1.0}):
+            key = f"{fault}"
+            store.faults = Faults(only=("insert",))
+            batch = await _interrupted(jobs, store, check, key, Faults(only=("insert",), **fault))
+            assert len(await members(batch)) < 1200
+            again = await jobs.enqueue_batch(check, range(1200), idempotency_key=key)
+            assert again.id == batch.id
+            assert len({job.id for job in await members(batch)}) == 1200
+
+
+async def _interrupted(
+    jobs: AsyncJobs, store: FaultyStore, check: Any, key: str, faults: Faults
+) -> BatchHandle:
+    """Enqueue a batch, and let its submission fail when some of its jobs are stored."""
+    errors: list[Exception] = []
+
+    async def submit() -> None:
+        try:
+            await jobs.enqueue_batch(check, range(1200), idempotency_key=key)
+        except StoreUnavailable as error:
+            errors.append(error)
+
+    before = len(store.calls)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(submit)
+        await until(lambda: len(store.calls) > before + 1)
+        store.faults = faults
+    store.faults = Faults()
+    assert errors
+    batch = await jobs.enqueue_batch(check, range(1200), idempotency_key="other")
+    page = await jobs.list(Selection(type="asyncjobs.batch"))
+    [found] = [job for job in page.jobs if job.id != batch.id and job.idempotency_key == key]
+    return await jobs.batch(found.id)
+
+
+async def test_an_open_batch_accepts_more_jobs_of_any_handler(jobs: AsyncJobs) -> None:
+    check = register(jobs)
+
+    @jobs.handler("other")
+    async def other(text: str, _job: JobContext) -> str:
+        return text
+
+    async with jobs:
+        later = EnqueueOptions(run_at=timedelta(hours=1))
+        batch = await jobs.enqueue_batch(check, [1], user_id="ann", options=later)
+        grown = await batch.add(other, ["a", "b"])
+        assert numbers(grown) | {"total": 3} == numbers(grown)
+        await batch.add("check", [2])
+        await until(lambda: _counted(jobs, batch, completed=3))
+        assert (await batch.add(check, [])).id == batch.id
+        with pytest.raises(InvalidPayload):
+            await batch.add("check", ["x"])
+        found = await members(batch)
+        assert Counter(job.type for job in found) == {"check": 2, "other": 2}
+        assert {job.user_id for job in found} == {"ann"}
+        assert max(job.deadline for job in found) <= batch.job.deadline
+        assert (await jobs.find(batch.id)).status is JobStatus.PROCESSING
+        await batch.cancel()
+        with pytest.raises(IllegalMove, match=r"asked to stop|ended"):
+            await batch.add(check, [1])
+        done = await ended(jobs, batch)
+        assert numbers(done) == {"total": 4, "completed": 3, "cancelled": 1}
+
+
+async def _counted(jobs: AsyncJobs, batch: BatchHandle, **wanted: int) -> bool:
+    found = numbers(await jobs.find(batch.id))
+    return {name: found.get(name, 0) for name in wanted} == wanted
+
+
+async def test_cancelling_a_batch_cancels_all_of_its_jobs(jobs: AsyncJobs) -> None:
+    @jobs.handler("wait")
+    async def wait(_number: int, job: JobContext) -> None:
+        await anyio.sleep(PATIENCE_SECONDS)
+        del job
+
+    async with jobs:
+        batch = await jobs.enqueue_batch(wait, range(700))
+        await until(lambda: _running(jobs))
+        asked = await batch.cancel()
+        assert asked.status is JobStatus.PROCESSING
+        done = await ended(jobs, batch)
+        assert done.status is JobStatus.CANCELLED
+        assert numbers(done) == {"total": 700, "cancelled": 700}
+        assert (await batch.cancel()).status is JobStatus.CANCELLED
+
+
+def _running(jobs: AsyncJobs) -> bool:
+    return len(jobs.running) > 0
+
+
+async def test_the_failed_and_cancelled_jobs_of_a_batch_run_again(jobs: AsyncJobs) -> None:
+    check = register(jobs)
+    async with jobs:
+        batch = await jobs.enqueue_batch(check, range(30), title="Thirty", user_id="ann")
+        done = await ended(jobs, batch)
+        again = await batch.retry_failed()
+        assert again.id != batch.id
+        assert (again.job.retry_of, again.job.title, again.job.user_id) == (
+            batch.id,
+            "Thirty",
+            "ann",
+        )
+        result = await ended(jobs, again)
+        assert numbers(result) == {"total": 3, "failed": 3}
+        old = {job.id: job for job in await members(batch, JobStatus.FAILED)}
+        new = await members(again)
+        assert {job.retry_of for job in new} == old.keys()
+        for job in new:
+            first = await jobs.find(job.retry_of or job.id)
+            assert (await jobs.find(job.id)).payload == first.payload
+            assert (job.batch, job.retention) == (again.id, first.retention)
+        assert await jobs.find(batch.id) == done
+        third = await jobs.retry(again.id)
+        assert isinstance(third, BatchHandle)
+
+
+async def test_only_an_ended_batch_with_unsuccessful_jobs_is_retried(make: Make) -> None:
+    jobs = make()
+    check = register(jobs)
+    async with jobs:
+        later = EnqueueOptions(run_at=timedelta(hours=1))
+        waiting = await jobs.enqueue_batch(check, [1], options=later)
+        with pytest.raises(IllegalMove, match="it has not ended"):
+            await waiting.retry_failed()
+        batch = await jobs.enqueue_batch(check, [1])
+        await ended(jobs, batch)
+        with pytest.raises(IllegalMove, match="none of its jobs failed or was cancelled"):
+            await batch.retry_failed()
+
+
+async def test_a_job_of_a_batch_is_retried_alone_outside_of_it(jobs: AsyncJobs) -> None:
+    check = register(jobs)
+    async with jobs:
+        batch = await jobs.enqueue_batch(check, [3])
+        await ended(jobs, batch)
+        [member] = await members(batch)
+        new = await jobs.retry(member.id)
+        assert (await settled(jobs, new.id)).batch is None
+        assert len(await members(batch)) == 1
+
+
+async def test_a_batch_takes_no_reports_and_does_not_run(jobs: AsyncJobs) -> None:
+    check = register(jobs)
+    async with jobs:
+        later = EnqueueOptions(run_at=timedelta(hours=1))
+        batch = await jobs.enqueue_batch(check, [1], options=later)
+        for report in (
+            lambda: jobs.update_progress(batch.id, 50),
+            lambda: jobs.complete(batch.id, 1),
+            lambda: jobs.fail(batch.id, "no"),
+            lambda: jobs.stop(batch.id),
+        ):
+            with pytest.raises(IllegalMove, match="it stands for other jobs"):
+                await report()
+        assert await jobs.run(batch.id) is None
+        assert (await jobs.find(batch.id)).status is JobStatus.PROCESSING
+
+
+async def test_external_jobs_make_a_batch(jobs: AsyncJobs) -> None:
+    kind = jobs.external("print", payload=str, result=str)
+    async with jobs:
+        batch = await jobs.enqueue_batch(kind, ["a", "b"])
+        one, two = await members(batch)
+        await jobs.update_progress(one.id, 50)
+        await until(lambda: _counted(jobs, batch, processing=1))
+        assert (await jobs.find(batch.id)).progress == 25
+        await jobs.complete(one.id, "done")
+        await jobs.fail(two.id, "No paper.")
+        assert numbers(await ended(jobs, batch)) == {"total": 2, "completed": 1, "failed": 1}
+
+
+async def test_hooks_are_called_for_the_batch_and_for_each_job(jobs: AsyncJobs) -> None:
+    check = register(jobs)
+    seen: Counter[tuple[str, str]] = Counter()
+
+    def note(transition: Transition) -> None:
+        seen[transition.job.type, transition.event.value] += 1
+
+    for event in ("enqueued", "started", "completed", "failed"):
+        jobs.on(event, note)
+    async with jobs:
+        await ended(jobs, await jobs.enqueue_batch(check, [1, 2, 3]))
+        await jobs.until_hooks_called()
+    assert seen["asyncjobs.batch", "enqueued"] == seen["asyncjobs.batch", "started"] == 1
+    assert seen["asyncjobs.batch", "failed"] == 1
+    assert seen["check", "enqueued"] == seen["check", "started"] == 3
+    assert (seen["check", "completed"], seen["check", "failed"]) == (2, 1)
+
+
+async def test_another_process_ends_a_batch_whose_process_has_died(
+    make: Make, new_store: Any
+) -> None:
+    clock = ManualClock()
+    dying = make(clock=clock, settings=IDLE, dispatcher=LocalDispatcher())
+    check = register(dying)
+    async with dying:
+        await dying.sweep()
+        batch = await dying.enqueue_batch(check, [1, 2])
+        # Its loop looks at nothing before an hour has passed.
+        await until(lambda: _all_ended(batch))
+    clock.advance(timedelta(minutes=1))
+    async with make(clock=clock) as other:
+        assert numbers(await ended(other, batch)) == {"total": 2, "completed": 2}
+    del new_store
+
+
+async def _all_ended(batch: BatchHandle) -> bool:
+    return all([job.status.terminal async for job in batch.jobs()])
+
+
+async def test_a_batch_of_a_process_that_died_while_storing_it_fails(
+    make: Make, new_store: Any
+) -> None:
+    clock = ManualClock()
+    store = FaultyStore(new_store())
+    jobs = make(store=store, clock=clock)
+    check = register(jobs)
+    async with jobs:
+        later = EnqueueOptions(run_at=timedelta(hours=1))
+        batch = await jobs.enqueue_batch(check, [1], options=later)
+        store.faults = Faults(before=1, only=("insert",))
+        with pytest.raises(StoreUnavailable):
+            await batch.add(check, [2])
+        store.faults = Faults()
+        await jobs.cancel(batches.member_id(batch.id, 0))
+        await until(lambda: _counted(jobs, batch, cancelled=1, total=2))
+        clock.advance(batches.PATIENCE + timedelta(seconds=1))
+        done = await ended(jobs, batch)
+    assert done.error is not None
+    assert (done.status, done.error.code) == ("failed", "batch_incomplete")
+
+
+async def test_the_jobs_of_a_batch_fail_at_its_deadline_and_the_batch_with_them(
+    make: Make,
+) -> None:
+    clock = ManualClock()
+    jobs = make(clock=clock, dispatcher="worker", policy=Policy(deadline=60))
+    check = register(jobs)
+    async with jobs:
+        batch = await jobs.enqueue_batch(check, [1, 2])
+        clock.advance(timedelta(seconds=30))
+        await batch.add(check, [4])
+        assert {job.deadline for job in await members(batch)} == {batch.job.deadline}
+        clock.advance(timedelta(seconds=40))
+        with pytest.raises(IllegalMove, match="its deadline has passed"):
+            await batch.add(check, [5])
+        await members(batch)  # listing repairs what is overdue
+        done = await ended(jobs, batch)
+    assert numbers(done) == {"total": 3, "failed": 3}
+
+
+async def test_run_jobs_runs_a_batch_to_its_end(jobs: AsyncJobs, new_store: Any) -> None:
+    check = register(jobs)
+    with jobs.using(new_store()):
+        async with jobs:
+            batch = await jobs.enqueue_batch(check, [1, 2, 4])
+            ran = await run_jobs_async(jobs)
+            assert {job.type for job in ran} == {"check"}
+            done = await jobs.find(batch.id)
+            assert (done.status, numbers(done)) == ("completed", {"total": 3, "completed": 3})
+            later = EnqueueOptions(run_at=timedelta(hours=1))
+            waiting = await jobs.enqueue_batch(check, [1, 2], options=later)
+            await waiting.cancel()
+            await run_jobs_async(jobs)
+            assert (await jobs.find(waiting.id)).status is JobStatus.CANCELLED
+
+
+async def test_following_a_batch_costs_the_same_whatever_its_size(
+    make: Make, new_store: Any
+) -> None:
+    costs = [await _cost(make, new_store, size) for size in (10, 2_000)]
+    assert costs[0] == costs[1]
+
+
+async def _cost(make: Make, new_store: Any, size: int) -> Counter[str]:
+    """Return the store's calls for a look at a batch and a read of its status.
+
+    With each call comes how many jobs it named.
+    """
+    store = FaultyStore(new_store())
+    jobs = make(store=store, settings=IDLE, dispatcher="worker")
+    check = register(jobs)
+    async with jobs:
+        await jobs.sweep()
+        batch = await jobs.enqueue_batch(check, range(size))
+        await jobs.sweep()
+        before = len(store.calls)
+        await jobs.cancel(batches.member_id(batch.id, 0))
+        await jobs.sweep()
+        done = await jobs.find(batch.id)
+        assert numbers(done) == {"total": size, "pending": size - 1, "cancelled": 1}
+        calls = store.calls[before:]
+    return Counter(f"{call.method} {len(call.ids)}" for call in calls)
+
+
+@pytest.mark.thorough
+async def test_a_batch_of_ten_thousand_jobs_is_cancelled(make: Make) -> None:
+    jobs = make()
+    check = register(jobs)
+    async with jobs:
+        later = EnqueueOptions(run_at=timedelta(hours=1))
+        batch = await jobs.enqueue_batch(check, range(10_000), options=later)
+        await batch.cancel()
+        assert numbers(await ended(jobs, batch)) == {"total": 10_000, "cancelled": 10_000}
+
+
+def test_batches_without_an_event_loop(make: Make) -> None:
+    jobs = make()
+    check = register(jobs)
+    with jobs.sync:
+        batch = jobs.sync.enqueue_batch(check, [1, 3], title="Two", user_id="ann")
+        assert repr(batch) == f"<SyncBatchHandle {batch.id}>"
+        assert batch.add(check, [5]).counts is not None
+        assert len([*batch.jobs()]) == 3
+        assert [*batch.jobs(status=JobStatus.FAILED)] == []
+        assert jobs.sync.batch(batch.id).id == batch.id
+        batch.cancel()
+        assert batch.wait(timeout=PATIENCE_SECONDS).status is JobStatus.CANCELLED
+        again = batch.retry_failed()
+        assert again.job.retry_of == batch.id
+        assert jobs.sync.retry(batch.id).job.counts is not None
