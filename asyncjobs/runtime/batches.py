@@ -64,7 +64,7 @@ class Batches:
                     await self._look_once(tasks)
                 except StoreError as error:
                     log.warning("Batches could not be read from the store: %s", error)
-                await anyio.sleep(_PAUSE)
+                await anyio.sleep(min(_PAUSE, self._interval))
                 due_in = self._interval - (anyio.current_time() - self._took_at)
                 await self._wake.wait(max(0.0, due_in))
 
