@@ -399,7 +399,8 @@ def _rest_endpoint(monitor: StatusMonitor, identify: Any) -> Any:
 
 def _add_route(router: APIRouter, monitor: StatusMonitor, route: Route, identify: Any) -> None:
     async def answer(request: Request, owner: Any = identify) -> Response:
-        path = request.path_params["job_id"] + route.suffix if below else ""
+        given = request.path_params
+        path = given["job_id"] + route.suffix.format(**given) if below else ""
         asked = routed_request_of(request.scope, path, owner_of(owner))
         await monitor.ready()
         return starlette.response_of(await monitor.endpoints.handle(asked))

@@ -11,14 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, Literal, assert_never
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, assert_never
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializeAsAny, TypeAdapter
 from pydantic.alias_generators import to_camel
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
-from asyncjobs.core.job import BatchFailure, Detail, Job, JobId, JobStatus
+from asyncjobs.core.files import listed_files
+from asyncjobs.core.job import BatchFailure, Detail, Job, JobFile, JobId, JobStatus
 from asyncjobs.http import sse
 from asyncjobs.http.mounts import JobLinks
 from asyncjobs.protocols import Page
@@ -41,6 +42,13 @@ class FromLinks:
 
 
 @dataclass(frozen=True)
+class FromAny:
+    """Reads a field from the job, and from its URLs if they are known; None leaves it out."""
+
+    read: Callable[[Job, JobLinks | None], object]
+
+
+@dataclass(frozen=True)
 class Stored:
     """Copies JSON text that the job stores, without parsing it; None leaves the field out."""
 
@@ -52,7 +60,7 @@ class WhenSent:
     """Marks a field that depends on more than the job; `with_pace` adds it."""
 
 
-_Source = From | FromLinks | Stored | WhenSent
+_Source = From | FromLinks | FromAny | Stored | WhenSent
 
 
 class _Writer:
@@ -62,6 +70,7 @@ class _Writer:
         # The fields by their JSON names, sorted by source.
         self._from_job: list[tuple[str, Callable[[Job], object]]] = []
         self._from_links: list[tuple[str, Callable[[Job, JobLinks], object]]] = []
+        self._from_any: list[tuple[str, Callable[[Job, JobLinks | None], object]]] = []
         self._stored: list[tuple[bytes, Callable[[Job], bytes | None]]] = []
         self._omit_none: list[str] = []
         types: dict[str, Any] = {}
@@ -80,6 +89,8 @@ class _Writer:
                 self._from_job.append((name, source.read))
             case FromLinks():
                 self._from_links.append((name, source.read))
+            case FromAny():
+                self._from_any.append((name, source.read))
             case Stored():
                 self._stored.append((b',"%s":' % name.encode(), source.read))
             case WhenSent():
@@ -94,6 +105,9 @@ class _Writer:
         if links is not None:
             for name, read in self._from_links:
                 members[name] = read(job, links)
+        for name, read in self._from_any:
+            if (value := read(job, links)) is not None:
+                members[name] = value
         for name in self._omit_none:
             if members[name] is None:
                 del members[name]
@@ -179,6 +193,23 @@ def _batch(job: Job) -> BatchDocument | None:
     }
 
 
+def _files(job: Job, links: JobLinks | None) -> list[FileDocument] | None:
+    if not job.files:  # nearly always
+        return None
+    return [_file(one, links) for one in listed_files(job.files)] or None
+
+
+def _file(file: JobFile, links: JobLinks | None) -> FileDocument:
+    document: FileDocument = {
+        "name": file.name,
+        "size": file.size or 0,
+        "mediaType": file.media_type,
+    }
+    if links is not None:
+        document["url"] = links.file(file.name)
+    return document
+
+
 _Id = Annotated[JobId, From(attrgetter("id"))]
 _StatusUrl = Annotated[str, FromLinks(lambda _job, links: links.status)]
 _Percent = Annotated[int, Field(ge=0, le=100)]
@@ -222,6 +253,15 @@ class BatchDocument(TypedDict):
     failures: list[BatchFailureDocument]
 
 
+class FileDocument(TypedDict):
+    """A file that the job has saved; `url` is its download."""
+
+    name: str
+    size: int
+    mediaType: str
+    url: NotRequired[str]
+
+
 class JobDocument(Document):
     """A job as its owner sees it."""
 
@@ -247,6 +287,9 @@ class JobDocument(Document):
     )
     batch_id: Annotated[JobId | None, From(attrgetter("batch"), omit_none=True)] = Field(
         default=None, description="the batch to which the job belongs"
+    )
+    files: Annotated[list[FileDocument] | None, FromAny(_files)] = Field(
+        default=None, description="what the job has saved; absent if there is none"
     )
     trace_id: str
     tags: tuple[str, ...] = ()
@@ -404,39 +447,47 @@ class OperationDocument(Document):
 
 _MAX_CACHE_BYTES = 8 * 1024 * 1024
 
-_Key = tuple[JobId, int]
+_Key = tuple[JobId, int, str]
 
 
 class DocumentCache:
     """Caches the latest encoded documents and events, each up to `max_bytes`."""
 
     def __init__(self, *, max_bytes: int = _MAX_CACHE_BYTES) -> None:
-        self._documents = _Cache(JobDocument.encode, max_bytes)
-        self._events = _Cache(
-            lambda job: sse.event(job.version, with_pace(self.document(job), None)), max_bytes
-        )
+        self._documents = _Cache(_encode_below, max_bytes)
+        self._events = _Cache(self._encode_event, max_bytes)
 
-    def document(self, job: Job) -> bytes:
-        """Return the `JobDocument` of a job, to be completed by `with_pace`."""
-        return self._documents.get(job)
+    def document(self, job: Job, base: str = "") -> bytes:
+        """Return the `JobDocument` of a job, to be completed by `with_pace`.
 
-    def event(self, job: Job) -> bytes:
-        """Return the Server-Sent Event with the job's current state."""
-        return self._events.get(job)
+        `base` is the URL of the list; only the document of a job with files depends on it.
+        """
+        return self._documents.get(job, base)
+
+    def event(self, job: Job, base: str = "") -> bytes:
+        """Return the Server-Sent Event with the job's current state; `base` as above."""
+        return self._events.get(job, base)
+
+    def _encode_event(self, job: Job, base: str) -> bytes:
+        return sse.event(job.version, with_pace(self.document(job, base), None))
+
+
+def _encode_below(job: Job, base: str) -> bytes:
+    return JobDocument.encode(job, JobLinks.below(base, job.id) if job.files else None)
 
 
 class _Cache:
-    def __init__(self, encode: Callable[[Job], bytes], max_bytes: int) -> None:
+    def __init__(self, encode: Callable[[Job, str], bytes], max_bytes: int) -> None:
         self._encode = encode
         self._max_bytes = max_bytes
         self._kept: OrderedDict[_Key, bytes] = OrderedDict()
         self._bytes = 0
 
-    def get(self, job: Job) -> bytes:
-        key = (job.id, job.revision)
+    def get(self, job: Job, base: str) -> bytes:
+        key = (job.id, job.revision, base if job.files else "")
         text = self._kept.get(key)
         if text is None:
-            text = self._kept[key] = self._encode(job)
+            text = self._kept[key] = self._encode(job, base)
             self._bytes += len(text)
             while self._bytes > self._max_bytes:
                 _, oldest = self._kept.popitem(last=False)

@@ -12,14 +12,18 @@ from typing import Any, TypeVar, assert_never
 
 import anyio
 
+from asyncjobs.core.files import file_named
 from asyncjobs.core.handlers import Handler, JobType
 from asyncjobs.core.job import Job, JobId, JobStatus, parse_job_id
 from asyncjobs.core.submission import Accepted, Batch, Caller, EnqueueOptions
 from asyncjobs.errors import (
     AsyncJobsError,
     ConfigurationError,
+    FileMissing,
     InvalidQuery,
     PreconditionFailed,
+    StorageUnavailable,
+    UnknownFile,
     UnknownJob,
     UnknownType,
 )
@@ -32,6 +36,7 @@ from asyncjobs.http.documents import (
     encode_list,
     with_pace,
 )
+from asyncjobs.http.files import file_etag, part_of
 from asyncjobs.http.headers import (
     allows_change,
     attachment,
@@ -47,7 +52,14 @@ from asyncjobs.http.headers import (
 from asyncjobs.http.messages import Headers, Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount
 from asyncjobs.http.pages import problem_page, status_page
-from asyncjobs.http.problems import methods_of, no_result, not_allowed, problem_of
+from asyncjobs.http.problems import (
+    methods_of,
+    no_result,
+    no_such_range,
+    not_allowed,
+    other_file,
+    problem_of,
+)
 from asyncjobs.http.requests import (
     options_of,
     page_query_of,
@@ -55,12 +67,13 @@ from asyncjobs.http.requests import (
     payload_of,
     where_to_follow,
 )
-from asyncjobs.http.routes import Operation, operations_at
+from asyncjobs.http.routes import Operation, file_in, operations_at
 from asyncjobs.http.scripts import SCRIPTS, script
 from asyncjobs.http.security import Limiter, refuse_cross_site, refuse_foreign_socket
 from asyncjobs.http.streams import Close, Streams
 from asyncjobs.protocols import Page, Selection
 from asyncjobs.queue import AsyncJobs
+from asyncjobs.records.logging import log
 
 P = TypeVar("P")
 
@@ -140,7 +153,7 @@ class Endpoints:
         """
         is_head = request.method == "HEAD"
         try:
-            answer = await self._answer(request._replace(method="GET") if is_head else request)
+            answer = await self._answer(_as_get(request) if is_head else request)
         except AsyncJobsError as error:
             answer = _problem_or_raise(error)
         if answer.status >= HTTPStatus.BAD_REQUEST and prefers_html(request.headers.get("accept")):
@@ -182,7 +195,10 @@ class Endpoints:
         """Yield the documents to send over an accepted WebSocket, and finally its close."""
         after = sse.resumes_after(None, parameters_of(request.query).get("after"))
         check = partial(self._checked, request.owner)
-        return self.streams.socket(JobId(request.path), check, after, request.room)
+        base = self.mount.base(request)
+        if self.mount.prefix is None:
+            base = base.removesuffix(self.mount.websocket_prefix)
+        return self.streams.socket(JobId(request.path), check, after, request.room, base)
 
     async def _answer(self, request: Request) -> Response:  # noqa: PLR0911  # one per operation
         job_id, operations = self._operations_at(request.path)
@@ -207,6 +223,8 @@ class Endpoints:
                 return await self._cancel(request, await self._find(request, job_id))
             case Operation.LIST:
                 return await self._list(request)
+            case Operation.FILE:
+                return await self._file(request, await self._find(request, job_id))
             case _:
                 assert_never(operation)
 
@@ -256,7 +274,7 @@ class Endpoints:
         if wait.seconds:
             ended = await self._ended(accepted.job, wait.seconds)
             if ended is not None:
-                return Response(HTTPStatus.OK, headers, await self._document(ended, None))
+                return Response(HTTPStatus.OK, headers, await self._document(request, ended, None))
         # A replayed 202 of an ended job also has a delay, like the first one.
         pause = self._first_pause(accepted) or self.mount.options.pacing.seconds()
         headers = (*headers, ("Location", links.result), *_retry_after_header(pause))
@@ -302,7 +320,8 @@ class Endpoints:
         given = parameters_of(request.query).get("after")
         after = sse.resumes_after(request.headers.get("last-event-id"), given)
         check = partial(self._checked, request.owner)
-        return await self.streams.events(job_id, check, after, request.room)
+        base = self.mount.base(request)
+        return await self.streams.events(job_id, check, after, request.room, base)
 
     async def _status(self, request: Request, job: Job) -> Response:
         if prefers_html(request.headers.get("accept")):
@@ -328,12 +347,13 @@ class Endpoints:
         )
         if is_known:
             return Response(HTTPStatus.NOT_MODIFIED, headers)
-        return Response(HTTPStatus.OK, (*_JSON, *headers), await self._document(job, seconds))
+        document = await self._document(request, job, seconds)
+        return Response(HTTPStatus.OK, (*_JSON, *headers), document)
 
     async def _result(self, request: Request, job: Job) -> Response:
         match job.status:
             case JobStatus.PENDING | JobStatus.PROCESSING:
-                return await self._unlasting(HTTPStatus.ACCEPTED, job)
+                return await self._unlasting(request, HTTPStatus.ACCEPTED, job)
             case JobStatus.FAILED | JobStatus.CANCELLED:
                 return no_result(job)
             case JobStatus.COMPLETED:
@@ -349,6 +369,27 @@ class Endpoints:
         headers = (*_JSON, attachment(job.type, ".json"), _INERT, *fresh)
         return Response(HTTPStatus.OK, headers, job.result_json or b"null")
 
+    async def _file(self, request: Request, job: Job) -> Response:
+        name = file_in(request.path)
+        file = file_named(job, name)
+        if file is None:
+            raise UnknownFile(job.id, name)
+        status, headers, start, stop = part_of(file, request.headers)
+        match status:
+            case HTTPStatus.NOT_MODIFIED:
+                return Response(status, headers)
+            case HTTPStatus.PRECONDITION_FAILED:
+                return other_file(file_etag(file))
+            case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return no_such_range(headers)
+            case _:
+                try:
+                    content = await self.jobs.read_content(file, start, stop)
+                except (FileMissing, StorageUnavailable):
+                    log.exception("A file of job %s cannot be read", job.id)
+                    raise
+                return StreamingResponse(status, headers, chunks=content)
+
     def _operation(self, request: Request, job: Job) -> Response:
         headers = (*_JSON, *_retry_after_header(self._retry_after(job)), _NO_STORE)
         links = self.mount.links(request, job.id)
@@ -361,7 +402,7 @@ class Endpoints:
             back = ("Location", self.mount.links(request, job.id).status)
             return Response(HTTPStatus.SEE_OTHER, (back, _NO_STORE))
         status = HTTPStatus.OK if job.status.terminal else HTTPStatus.ACCEPTED
-        return await self._unlasting(status, job)
+        return await self._unlasting(request, status, job)
 
     async def _cancelled(self, request: Request, job: Job) -> Job:
         """Cancel a job; checking the request's conditions and cancelling are one atomic step."""
@@ -374,11 +415,11 @@ class Endpoints:
                 job = await self.jobs.find(job.id)
         raise PreconditionFailed(job.id, job.version)
 
-    async def _unlasting(self, status: HTTPStatus, job: Job) -> Response:
+    async def _unlasting(self, request: Request, status: HTTPStatus, job: Job) -> Response:
         """Return the status document, uncached, at a URL of another resource."""
         seconds = self._retry_after(job)
         headers = (*_JSON, _NO_STORE, *_retry_after_header(seconds))
-        return Response(status, headers, await self._document(job, seconds))
+        return Response(status, headers, await self._document(request, job, seconds))
 
     def _checked(self, owner: str | None, job: Job) -> Job:
         """Check the owner of a job; other callers get the same answer as for an unknown job."""
@@ -399,9 +440,10 @@ class Endpoints:
             return _NO_PATIENCE
         return patience
 
-    async def _document(self, job: Job, seconds: int | None) -> bytes:
+    async def _document(self, request: Request, job: Job, seconds: int | None) -> bytes:
         position = await self.jobs.position(job) if job.status is JobStatus.PENDING else None
-        return with_pace(self._documents.document(job), seconds, position)
+        base = self.mount.base(request) if job.files else ""
+        return with_pace(self._documents.document(job, base), seconds, position)
 
     def _retry_after(self, job: Job) -> int | None:
         if job.status.terminal:
@@ -460,6 +502,14 @@ def _find_named(mounts: Sequence[Endpoints], having: Sequence[Endpoints], name: 
             "call accept() with the handler instead of its name."
         )
     return having[0]
+
+
+def _as_get(request: Request) -> Request:
+    """Return the GET of a HEAD, which has no Range (RFC 9110, section 14.2)."""
+    headers = request.headers
+    if "range" in headers:
+        headers = {name: value for name, value in headers.items() if name != "range"}
+    return request._replace(method="GET", headers=headers)
 
 
 def _unchanged(request: Request, job: Job) -> Job:

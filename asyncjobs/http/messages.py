@@ -27,6 +27,17 @@ def room_in(*, threads: bool) -> int:
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
+class Grant(NamedTuple):
+    """What a verified token allows; `subject` is the id of a job, or `tag:` and a tag.
+
+    `owner` is that of the jobs with the tag.
+    """
+
+    subject: str
+    owner: str | None
+    scopes: tuple[str, ...]
+
+
 # A tuple, since each request makes one: a frozen dataclass takes twice the time.
 class Request(NamedTuple):
     """The data of a request.
@@ -38,7 +49,8 @@ class Request(NamedTuple):
     server itself was reached. `owner` is the caller that `identify` returned, if the mount has such
     a function. `closes` is whether the connection must end with the answer, since a part of the
     body stays unread (RFC 9112, section 9.6). `room` is how many connections the server may hold at
-    once unless the mount has its own limit.
+    once unless the mount has its own limit. `grant` is what the request's token allows, if it has
+    one: then `identify` was not called.
     """
 
     method: str
@@ -52,6 +64,7 @@ class Request(NamedTuple):
     owner: str | None = None
     closes: bool = False
     room: int = EVENT_LOOP_ROOM
+    grant: Grant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +108,8 @@ class StreamingResponse(Response):
     async def without_body(self) -> StreamingResponse:
         """Close the chunks and return the answer for HEAD on the same resource.
 
-        It is still a stream, since the answer to a GET has no Content-Length (RFC 9110, section
-        8.6).
+        It is still a stream: it has a Content-Length only if the answer to a GET has one (RFC 9110,
+        section 8.6).
         """
         await self.chunks.aclose()
         return replace(self, chunks=_NoChunks())

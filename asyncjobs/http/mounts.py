@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import quote
 
 from asyncjobs.core.job import JobId
@@ -98,6 +98,22 @@ class JobLinks(NamedTuple):
     cancel: str
     operation: str
 
+    @classmethod
+    def below(cls, base: str, job_id: JobId, host: str = "") -> Self:
+        """Return the URLs of a job below that of the list; that of the operation has a host."""
+        status = f"{base}/{job_id}"
+        return cls(
+            status=status,
+            result=f"{status}/result",
+            events=f"{status}/events",
+            cancel=f"{status}/cancel",
+            operation=f"{host}{status}/operation",
+        )
+
+    def file(self, name: str) -> str:
+        """Return the URL of a file of the job."""
+        return f"{self.status}/files/{quote(name, safe='')}"
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -149,17 +165,10 @@ class Mount:
     def links(self, request: Request, job_id: JobId) -> JobLinks:
         """Return a job's URLs; all but that of the operation are relative to the server."""
         base = self.base(request)
-        status = f"{base}/{job_id}"
         # Clients of that resource expect an absolute URL. It uses the `Host` that this client sent,
         # and only this client receives the answer.
         host = "" if self.base_url is not None else own_origin(request) or ""
-        return JobLinks(
-            status=status,
-            result=f"{status}/result",
-            events=f"{status}/events",
-            cancel=f"{status}/cancel",
-            operation=f"{host}{status}/operation",
-        )
+        return JobLinks.below(base, job_id, host)
 
 
 def check_target(framework: type, app: object, jobs: object) -> None:

@@ -61,6 +61,13 @@ _HEADERS: Mapping[str, Schema] = {
         "description": "`true` if the key was used before",
         "schema": {"type": "string", "enum": ["true"]},
     },
+    "Last-Modified": {"description": "when the file was saved", "schema": {"type": "string"}},
+    "Content-Disposition": {"description": "the name of the file", "schema": {"type": "string"}},
+    "Content-Range": {
+        "description": "the range of the body, and the size of the file",
+        "schema": {"type": "string"},
+    },
+    "Accept-Ranges": {"description": "`bytes`", "schema": {"type": "string"}},
     "Allow": {"description": "the allowed methods", "schema": {"type": "string"}},
 }
 
@@ -105,6 +112,19 @@ _PARAMETERS: Mapping[Operation, list[Schema]] = {
     ],
     Operation.OPERATION: [_EXPECTED],
     Operation.CANCEL: [_EXPECTED],
+    Operation.FILE: [
+        {
+            "name": "name",
+            "in": "path",
+            "required": True,
+            "description": "the name of the file",
+            "schema": {"type": "string"},
+        },
+        _header("Range", "one range of bytes, such as `bytes=1000-`; several are ignored"),
+        _header("If-Range", "the ETag for which the range counts"),
+        _KNOWN,
+        _EXPECTED,
+    ],
 }
 
 _SUBMISSION = [
@@ -209,7 +229,9 @@ def _response(route: Route, status: HTTPStatus) -> Schema:
     return {**described, "headers": _headers(*names)} if names else described
 
 
-def _answered_headers(operation: Operation, status: HTTPStatus) -> list[str]:
+def _answered_headers(  # noqa: PLR0911  # one per operation
+    operation: Operation, status: HTTPStatus
+) -> list[str]:
     match operation:
         case Operation.LIST:
             return ["Link"]
@@ -224,8 +246,18 @@ def _answered_headers(operation: Operation, status: HTTPStatus) -> list[str]:
             return ["Retry-After"]
         case Operation.CANCEL:
             return ["Location"] if status is HTTPStatus.SEE_OTHER else ["Retry-After"]
+        case Operation.FILE:
+            return _file_headers(status)
         case _:
             assert_never(operation)
+
+
+def _file_headers(status: HTTPStatus) -> list[str]:
+    if status is HTTPStatus.NOT_MODIFIED:
+        return ["ETag", "Last-Modified"]
+    if status is HTTPStatus.PARTIAL_CONTENT:
+        return ["ETag", "Last-Modified", "Content-Disposition", "Content-Range"]
+    return ["ETag", "Last-Modified", "Content-Disposition", "Accept-Ranges"]
 
 
 def _json(description: str, model: type[BaseModel]) -> Schema:
@@ -303,6 +335,7 @@ def _links(prefix: str | None) -> Schema:
             "parameters": {"job_id": "$response.body#/jobId"},
         }
         for route in ROUTES
+        if route.operation is not Operation.FILE  # a document may have many files, or none
     }
 
 

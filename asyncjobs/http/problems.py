@@ -14,19 +14,24 @@ from asyncjobs.errors import (
     AsyncJobsError,
     CrossSite,
     FieldIssue,
+    FileMissing,
     IdempotencyConflict,
     IllegalMove,
+    InsufficientScope,
     InvalidCallback,
     InvalidIdempotencyKey,
     InvalidPayload,
     InvalidQuery,
+    InvalidToken,
     LostLease,
     MalformedBody,
     PayloadTooLarge,
     PreconditionFailed,
     ResourcesUnavailable,
+    StorageUnavailable,
     StoreUnavailable,
     TooManyPolls,
+    UnknownFile,
     UnknownJob,
     UnsupportedMediaType,
 )
@@ -48,9 +53,14 @@ STATUSES: Mapping[type[AsyncJobsError], tuple[HTTPStatus, str]] = {
     InvalidCallback: (HTTPStatus.BAD_REQUEST, "invalid_callback"),
     InvalidQuery: (HTTPStatus.BAD_REQUEST, "invalid_query"),
     CrossSite: (HTTPStatus.FORBIDDEN, "cross_site"),
+    InvalidToken: (HTTPStatus.UNAUTHORIZED, "invalid_token"),
+    InsufficientScope: (HTTPStatus.FORBIDDEN, "insufficient_scope"),
     TooManyPolls: (HTTPStatus.TOO_MANY_REQUESTS, "too_many_polls"),
     StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "store_unavailable"),
     ResourcesUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "handlers_unavailable"),
+    UnknownFile: (HTTPStatus.NOT_FOUND, "file_not_found"),
+    FileMissing: (HTTPStatus.INTERNAL_SERVER_ERROR, "file_missing"),
+    StorageUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "storage_unavailable"),
 }
 
 #: Sentences that replace an error's own message if it is for operators, or names an id.
@@ -58,17 +68,27 @@ _SENTENCES: Mapping[type[AsyncJobsError], str] = {
     UnknownJob: "Job not found",
     StoreUnavailable: "Jobs cannot be read or written at the moment.",
     ResourcesUnavailable: "Jobs cannot be run at the moment.",
+    UnknownFile: "The job has no such file.",
+    FileMissing: "The file has been lost.",
+    StorageUnavailable: "Files cannot be read at the moment.",
 }
 
 _RETRY_AFTER_SECONDS = "6"
 
 _NOT_ALLOWED = "method_not_allowed"
 _CANCELLED = "job_cancelled"
+_NO_SUCH_RANGE = "range_not_satisfiable"
+_OTHER_FILE = "precondition_failed"
 
 _JOB_CODES = JOB_ERROR_CODES | {DEFAULT_ERROR_CODE}
 
 #: Every code with a problem type: a section on the page that the type names.
-CODES = {code for _, code in STATUSES.values()} | {_NOT_ALLOWED, _CANCELLED} | _JOB_CODES
+CODES = {code for _, code in STATUSES.values()} | {
+    _NOT_ALLOWED,
+    _CANCELLED,
+    _NO_SUCH_RANGE,
+    *_JOB_CODES,
+}
 
 #: The beginning of a problem's `type`, followed by the code: the documentation of problems.
 TYPE_PREFIX = "https://asyncjobs-http.readthedocs.io/en/stable/reference/problems.html#"
@@ -125,6 +145,11 @@ def problem_of(error: AsyncJobsError) -> Response | None:
         return problem(status, code, sentence, errors=error.issues)
     if isinstance(error, PreconditionFailed):
         return problem(status, code, sentence, headers=(("ETag", etag_of(error.version)),))
+    if isinstance(error, InvalidToken):
+        return problem(status, code, sentence, headers=_challenge(code, sentence))
+    if isinstance(error, InsufficientScope):
+        challenge = _challenge(code, sentence.replace("'", ""), f', scope="{error.scope}"')
+        return problem(status, code, sentence, headers=challenge)
     if isinstance(error, TooManyPolls):
         return problem(
             status,
@@ -132,9 +157,14 @@ def problem_of(error: AsyncJobsError) -> Response | None:
             sentence,
             headers=(("Retry-After", str(clear_of_keep_alive(error.seconds))),),
         )
-    if isinstance(error, (StoreUnavailable, ResourcesUnavailable)):
+    if isinstance(error, (StoreUnavailable, ResourcesUnavailable, StorageUnavailable)):
         return problem(status, code, sentence, headers=(("Retry-After", _RETRY_AFTER_SECONDS),))
     return problem(status, code, sentence)
+
+
+def _challenge(code: str, sentence: str, more: str = "") -> Headers:
+    """Return the header of RFC 6750, section 3; the sentence must have no quotes."""
+    return (("WWW-Authenticate", f'Bearer error="{code}", error_description="{sentence}"{more}'),)
 
 
 def methods_of(operations: Iterable[str]) -> str:
@@ -152,6 +182,19 @@ def not_allowed(method: str, operations: Iterable[str]) -> Response:
         f"This URL allows {listed}, not {method}.",
         headers=(("Allow", listed),),
     )
+
+
+def no_such_range(headers: Headers) -> Response:
+    """Return the answer to a Range that a file does not have."""
+    status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+    return problem(status, _NO_SUCH_RANGE, "The file does not have these bytes.", headers=headers)
+
+
+def other_file(etag: str) -> Response:
+    """Return the answer if a file is not the one that the request's conditions name."""
+    sentence = "The file is not the one that the request allows."
+    headers = (("ETag", etag),)
+    return problem(HTTPStatus.PRECONDITION_FAILED, _OTHER_FILE, sentence, headers=headers)
 
 
 def no_result(job: Job) -> Response:

@@ -21,6 +21,7 @@ class Operation(Enum):
     EVENTS = "events"
     OPERATION = "operation"
     CANCEL = "cancel"
+    FILE = "file"
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,16 @@ _CANCEL_ANSWERS = {
     **_AWAY,
 }
 
+# Between the id of a job and the name of a file.
+_FILES = "/files/"
+
 LIST = Route(
     "GET",
     "",
     Operation.LIST,
     "List the caller's own jobs",
     {
-        HTTPStatus.OK: "A page of jobs, the newest first; as events, the first page and its changes.",
+        HTTPStatus.OK: "A page of jobs, the newest first; as events, the first page kept current.",
         HTTPStatus.BAD_REQUEST: "A parameter is not valid.",
         **_AWAY,
     },
@@ -139,6 +143,24 @@ ROUTES = (
         },
     ),
     Route("DELETE", "", Operation.CANCEL, "Cancel a job", _CANCEL_ANSWERS),
+    Route(
+        "GET",
+        f"{_FILES}{{name}}",
+        Operation.FILE,
+        "Download a file of a job",
+        {
+            HTTPStatus.OK: "The whole file.",
+            HTTPStatus.PARTIAL_CONTENT: "The bytes that Range names.",
+            HTTPStatus.NOT_MODIFIED: "The client already has this file.",
+            HTTPStatus.NOT_FOUND: "The caller has no such job, or the job has no such file.",
+            HTTPStatus.PRECONDITION_FAILED: "The file is not the one in If-Match.",
+            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "The file does not have these bytes.",
+            HTTPStatus.INTERNAL_SERVER_ERROR: "The storage has lost the file.",
+            HTTPStatus.SERVICE_UNAVAILABLE: "Jobs or files cannot be read at the moment.",
+        },
+        model=None,
+        media_type="*/*",
+    ),
 )
 
 
@@ -148,6 +170,7 @@ _OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
     for suffix in dict.fromkeys(route.suffix for route in ROUTES)
 }
 _LIST_OPERATIONS: Mapping[str, Operation] = {LIST.method: LIST.operation}
+_FILE_OPERATIONS: Mapping[str, Operation] = {"GET": Operation.FILE}
 _NO_OPERATIONS: Mapping[str, Operation] = {}
 
 
@@ -162,4 +185,14 @@ def operations_at(path: str) -> tuple[str, Mapping[str, Operation]]:
     job_id, slash, rest = path.partition("/")
     if not job_id:
         return "", _NO_OPERATIONS
-    return job_id, _OPERATIONS.get((slash + rest).removesuffix("/"), _NO_OPERATIONS)
+    suffix = (slash + rest).removesuffix("/")
+    found = _OPERATIONS.get(suffix)
+    if found is None:
+        found = _FILE_OPERATIONS if file_in(path) else _NO_OPERATIONS
+    return job_id, found
+
+
+def file_in(path: str) -> str:
+    """Return the name of the file in a path below the prefix; empty if there is none."""
+    name = path.partition(_FILES)[2].removesuffix("/")
+    return "" if "/" in name else name

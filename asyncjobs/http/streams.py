@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Generic, Protocol, Self, TypeVar
 from weakref import WeakSet, ref
@@ -91,11 +92,17 @@ class Streams:
             return job
 
     async def events(
-        self, job_id: JobId, check: Check, after: int, room: int = EVENT_LOOP_ROOM
+        self,
+        job_id: JobId,
+        check: Check,
+        after: int,
+        room: int = EVENT_LOOP_ROOM,
+        base: str = "",
     ) -> Response:
         """Return the stream of a job's events after version `after`.
 
-        Without room, clients get the current state and reconnect as often as they would poll.
+        `base` is the URL of the list, below which the job's files are. Without room, clients get
+        the current state and reconnect as often as they would poll.
         """
         crowded = not self.has_room(room)
         watch = self._watch(job_id)
@@ -107,13 +114,14 @@ class Streams:
             # Not 429 or 503: EventSource does not reconnect after these.
             pacing = self._options.pacing
             pause = pacing.seconds(pacing.max_delay)
-            snapshot = sse.retry(pause) + self._documents.event(job)
+            snapshot = sse.retry(pause) + self._documents.event(job, base)
             headers = (*sse.HEADERS, ("Retry-After", str(pause)))
             return Response(HTTPStatus.OK, headers, snapshot)
         first = sse.retry(self._options.pacing.seconds())
         if job.version != after:
-            first += self._documents.event(job)
-        frames = _Frames(watch, self._options, self._documents.event, first)
+            first += self._documents.event(job, base)
+        encode = partial(self._documents.event, base=base)
+        frames = _Frames(watch, self._options, encode, first)
         return StreamingResponse(HTTPStatus.OK, sse.HEADERS, chunks=frames)
 
     async def list_events(
@@ -146,7 +154,12 @@ class Streams:
         return StreamingResponse(HTTPStatus.OK, headers, chunks=frames)
 
     async def socket(
-        self, job_id: JobId, check: Check, after: int, room: int = EVENT_LOOP_ROOM
+        self,
+        job_id: JobId,
+        check: Check,
+        after: int,
+        room: int = EVENT_LOOP_ROOM,
+        base: str = "",
     ) -> AsyncGenerator[bytes | Close | None]:
         """Yield a job's documents for a WebSocket, None when it is quiet, and finally a `Close`."""
         if parse_job_id(job_id) is None:
@@ -163,17 +176,17 @@ class Streams:
             yield _AWAY
             return
         if job.version != after:
-            yield self._text(job)
+            yield self._text(job, base)
         if crowded and not job.status.terminal:
             yield _SHED
             return
         async for newest in _Changes(watch, self._options):
             job = newest or job
-            yield self._text(job) if newest else None
+            yield self._text(job, base) if newest else None
         yield _FINISHED if job.status.terminal else _GOING_AWAY
 
-    def _text(self, job: Job) -> bytes:
-        return with_pace(self._documents.document(job), None)
+    def _text(self, job: Job, base: str) -> bytes:
+        return with_pace(self._documents.document(job, base), None)
 
     @contextmanager
     def _holding(self, job_id: JobId) -> Generator[Watch]:
