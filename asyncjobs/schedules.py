@@ -92,8 +92,8 @@ class Scheduling(ABC):
         """Declare a schedule: enqueue a job of a handler at each tick.
 
         Call it when the module is imported, in each process that may enqueue the jobs. The ticks
-        come from a `cron` expression in a time zone (UTC by default), or at the multiples of `every`
-        since 1970. However many processes declare the schedule, each tick has one job; the
+        are those of a `cron` expression in a time zone (UTC by default), or the multiples of
+        `every` since 1970. However many processes declare the schedule, each tick has one job; the
         handler finds the tick in `job.scheduled_at`. Ticks are missed while no process is open or
         the schedule is paused: `missed="skip"` runs none of them that is more than a minute late,
         `missed="once"` runs one job for the latest of them. The jobs have the owner `user_id` and

@@ -111,7 +111,7 @@ class Schedules:
             try:
                 await self._begin(name, declared)
             except UnreadableJob as error:
-                log.error("The record of schedule %r cannot be used: %s", name, error)
+                log.warning("The record of schedule %r cannot be used: %s", name, error)
             self._begun.add(name)
         self._checked_at = anyio.current_time()
 
@@ -171,7 +171,7 @@ class Schedules:
         return done
 
     def _pause(self) -> float:
-        """Return the seconds until the next tick, at most until changed schedules are looked for."""
+        """Return the seconds until the next tick; in the meantime, look for changed schedules."""
         now = self._repository.now()
         pause = self._settings.sweep_interval
         for name, declared in self._declared.items():
