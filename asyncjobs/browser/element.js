@@ -81,6 +81,7 @@ export class AsyncJobElement extends Base {
     const { words } = this;
     const parts = {
       root: made("div", "job", { class: "job" }),
+      title: made("p", "title", { dir: "auto" }),
       status: made("span", "status", { tabindex: -1 }),
       percent: made("span", "percent"),
       bar: made("progress", "bar", { max: 100, "aria-label": words.progress }),
@@ -100,8 +101,8 @@ export class AsyncJobElement extends Base {
     head.append(parts.status, parts.percent);
     detail.append(parts.elapsed, parts.count);
     actions.append(parts.result, parts.cancel);
-    const { root, bar, message, announced, error, note } = parts;
-    root.append(head, bar, message, detail, announced, error, note, actions);
+    const { root, title, bar, message, announced, error, note } = parts;
+    root.append(title, head, bar, message, detail, announced, error, note, actions);
     const shadow = this.attachShadow({ mode: "open" });
     // A sheet of its own is no inline style, which a page's policy may forbid.
     const sheet = new CSSStyleSheet();
@@ -140,7 +141,7 @@ export class AsyncJobElement extends Base {
 
   #reset() {
     const { bar, cancel, result, root, status } = this.#parts;
-    for (const name of ["percent", "message", "count", "elapsed", "error", "note"]) this.#parts[name].textContent = "";
+    for (const name of ["title", "percent", "message", "count", "elapsed", "error", "note"]) this.#parts[name].textContent = "";
     bar.removeAttribute("value");
     bar.hidden = false;
     cancel.hidden = result.hidden = true;

@@ -58,7 +58,7 @@ export const STYLE = `
 [part="percent"], [part="count"], [part="elapsed"] { font-variant-numeric: tabular-nums; }
 [part="count"], [part="elapsed"] { color: var(--faint); }
 [part="message"], [part="count"], [part="elapsed"] { font-size: 0.875em; }
-[part="percent"] { font-weight: 600; }
+[part="percent"], .job p[part="title"] { font-weight: 600; }
 [part="bar"] { display: block; height: 0.5rem; margin: 0.5rem 0; width: 100%; }
 @media (forced-colors: none) {
   [part="bar"] {
@@ -80,7 +80,7 @@ export const STYLE = `
 .job [part="error"] { border-inline-start: 0.25rem solid var(--bad); margin-top: 0.75rem; padding-inline-start: 0.75rem; }
 .job [part="note"] { color: var(--bad); margin-top: 0.75rem; }
 :is([data-state="gone"], [data-state="refused"], [data-state="lost"]) [part="note"] { color: inherit; }
-[part="message"]:empty, [part="error"]:empty, [part="note"]:empty { display: none; }
+[part="title"]:empty, [part="message"]:empty, [part="error"]:empty, [part="note"]:empty { display: none; }
 .row:not(:has(> :not(:empty))), [part="actions"]:not(:has(> :not([hidden]))) { display: none; }
 .job [part="announced"] { clip-path: inset(50%); height: 1px; overflow: hidden; position: absolute; width: 1px; }
 [part="actions"] { display: flex; flex-wrap: wrap; gap: 0.75rem; margin-top: 1rem; }
@@ -183,6 +183,8 @@ export const paint = (parts, job, words = WORDS) => {
   parts.bar.hidden = false;
   if (silent) parts.bar.removeAttribute("value");
   else parts.bar.value = waits ? 0 : job.progress;
+  // A page has the type in words for a job without a title.
+  if (job.title) put(parts.title, job.title);
   put(parts.status, words[state] ?? state);
   put(parts.percent, percent);
   put(parts.message, works ? job.detail?.message : "");

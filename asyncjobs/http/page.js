@@ -17,9 +17,26 @@ const setTime = (name, iso) => {
   put(parts[name], new Date(iso).toLocaleString([], { dateStyle: "medium", timeStyle: "medium" }));
 };
 
-const name = (state) => { document.title = `${state} · ${parts.type.textContent}`; };
+const name = (state) => { document.title = `${state} · ${parts.title.textContent}`; };
 const tick = () => { if (!over || job.completedAt) put(parts.elapsed, timed(job, Date.now() + behind)); };
 const finish = () => { over = true; clearInterval(ticking); };
+
+// A row for each member of the metadata, as the server writes it; all of it is text.
+let known = "";
+const showMetadata = (metadata = {}) => {
+  if (known === (known = JSON.stringify(metadata))) return;
+  const cell = (kind, part, text) => {
+    const node = Object.assign(document.createElement(kind), { dir: "auto", textContent: text });
+    node.setAttribute("part", part);
+    return node;
+  };
+  parts.metadata.replaceChildren(...Object.entries(metadata).map(([name, value]) => {
+    const row = document.createElement("div");
+    const text = typeof value === "string" ? value : JSON.stringify(value);
+    row.append(cell("dt", "name", name), cell("dd", "value", text));
+    return row;
+  }));
+};
 
 // The jobs of a batch by status, and the first that failed.
 const showBatch = ({ jobId, batch }) => {
@@ -45,6 +62,7 @@ const show = (found) => {
   name(state === "processing" && job.progress ? `${job.progress}%` : parts.status.textContent);
   for (const moment of ["started", "completed"]) setTime(moment, job[`${moment}At`]);
   put(parts.code, job.errorCode);
+  showMetadata(job.metadata);
   showBatch(job);
   put(parts.attempt, job.attempt > 1 ? `${job.attempt}` : "");
   if (announced !== (announced = spoken(job))) put(parts.announced, announced);

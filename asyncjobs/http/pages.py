@@ -20,6 +20,8 @@ from importlib.resources import files
 from math import ceil
 from typing import assert_never
 
+from pydantic import JsonValue
+
 from asyncjobs.core.job import RESERVED_PREFIX, BatchCounts, Detail, Job, JobStatus
 from asyncjobs.http.messages import Headers, Response
 from asyncjobs.http.mounts import JobLinks
@@ -203,7 +205,7 @@ def _heading(job: Job, now: datetime | None) -> str:
     value = "" if silent else f' value="{0 if waits else job.progress}"'
     message = (detail.message or "") if works else ""
     count = "" if waits else _count(detail)
-    return f"""<h1 dir="auto" part="type">{escape(title_of(job.type))}</h1>
+    return f"""<h1 dir="auto" part="title">{escape(heading_of(job))}</h1>
 <p class="row"><span part="status" tabindex="-1">{WORDS[_state(job)]}</span>
 <span part="percent">{percent}</span></p>
 <progress part="bar" aria-label="{WORDS["progress"]}" max="100"{value}></progress>
@@ -288,10 +290,27 @@ def _facts(job: Job) -> str:
         ("Trace", f"<code>{escape(job.trace_id)}</code>"),
         ("Error code", f'<code part="code">{escape(code)}</code>'),
     )
+    tags = "".join(f'<span part="tag" dir="auto">{escape(tag)}</span>' for tag in job.tags)
+    described = _list((("Tags", tags),)) + "\n" if tags else ""
     return f"""{_list(times)}
+{described}<dl part="metadata">{_metadata(job)}</dl>
 <details><summary>Technical details</summary>
 {_list(technical)}
 </details>"""
+
+
+def _metadata(job: Job) -> str:
+    """Return a row for each member of the metadata: texts as they are, other values as JSON."""
+    return "".join(
+        f'<div><dt part="name" dir="auto">{escape(name)}</dt><dd part="value" dir="auto">{escape(_shown(value))}</dd></div>'
+        for name, value in job.metadata.items()
+    )
+
+
+def _shown(value: JsonValue) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _list(rows: tuple[tuple[str, str], ...]) -> str:
@@ -304,6 +323,11 @@ def _state(job: Job) -> str:
     if job.cancel_requested_at is not None and not job.status.terminal:
         return "stopping"
     return job.status
+
+
+def heading_of(job: Job) -> str:
+    """Return what people see as the job's name: its title, else its type in words."""
+    return job.title or title_of(job.type)
 
 
 _BETWEEN_WORDS = re.compile(r"[\s._:/-]+|(?<=[a-z0-9])(?=[A-Z][a-z])")
@@ -323,7 +347,7 @@ def title_of(type: str) -> str:
 
 def _title(job: Job) -> str:
     running = _state(job) == JobStatus.PROCESSING and job.progress
-    return f"{f'{job.progress}%' if running else WORDS[_state(job)]} · {title_of(job.type)}"
+    return f"{f'{job.progress}%' if running else WORDS[_state(job)]} · {heading_of(job)}"
 
 
 def _count(detail: Detail) -> str:

@@ -92,6 +92,12 @@ class ListFeed:
         if not self._lists:
             self._feed.off_any(self._hint)
 
+    @property
+    def watchers(self) -> int:
+        """The number of watchers; any thread may read it."""
+        # `list` copies in one step that other threads cannot interrupt.
+        return sum(len(one.listeners) for one in list(self._lists.values())) - len(self._left)
+
     def leave_later(self, key: _Key, listener: _Listener) -> None:
         """Schedule `leave`; safe in any thread and at any moment, even in a collector's run."""
         self._left.append((key, listener))

@@ -47,9 +47,7 @@ def submit(site: Any, *tags: str, owner: str = "alice", title: str | None = None
 
 
 @contextmanager
-def following(
-    site: Any, query: str, who: dict[str, str]
-) -> Generator[Iterator[tuple[str, Any]]]:
+def following(site: Any, query: str, who: dict[str, str]) -> Generator[Iterator[tuple[str, Any]]]:
     with site.client.stream("GET", f"{PREFIX}?{query}", headers=EVENTS | who) as answer:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"].partition(";")[0] == "text/event-stream"
@@ -197,9 +195,7 @@ def test_head_of_a_list_of_events_has_its_headers_and_ends_at_once(site: Any, ta
         ("text/event-stream, */*;q=0.1", "text/event-stream"),
     ],
 )
-def test_a_client_chooses_between_json_and_events(
-    site: Any, tag: str, accept: str, kind: str
-) -> None:
+def test_a_client_chooses_between_json_and_events(site: Any, accept: str, kind: str) -> None:
     answer = site.client.head(PREFIX, headers=ALICE | {"Accept": accept})
     assert answer.headers["content-type"].partition(";")[0] == kind
 
