@@ -1,4 +1,4 @@
-"""What `enqueue` returns: a job and the queue in which to follow it."""
+"""The operations of a queue, and what `enqueue` returns: a job in its queue."""
 
 from __future__ import annotations
 
@@ -134,3 +134,66 @@ class BatchHandle(JobHandle[dict[str, int]]):
         Raises `IllegalMove` if the batch has not ended, or no job failed or was cancelled.
         """
         return BatchHandle(self._batches, (await self._batches.retry(self.id)).job)
+
+
+class JobQueue(Protocol):
+    """The operations of a queue that applications use."""
+
+    async def enqueue(self, handler: Any, payload: Any, /) -> JobHandle[Any]:
+        """Store a job durably, then dispatch it.
+
+        Raises `InvalidPayload`, `PayloadTooLarge`, `UnknownType`, `IdempotencyConflict` or
+        `StoreUnavailable`. In each case this call made no job, except that one may exist after
+        `StoreUnavailable`.
+        """
+        ...
+
+    async def get(self, job_id: JobId, /) -> Job | None:
+        """Return the job as it is now; None if the id never existed or the job was deleted."""
+        ...
+
+    async def update_progress(
+        self, job_id: JobId, percent: int, /, message: str | None = None
+    ) -> Job:
+        """Report progress of work done elsewhere; the first report starts the job.
+
+        "Elsewhere" means outside this library's workers, for a type of `AsyncJobs.external`.
+
+        Raises `UnknownJob`, `IllegalMove`, or `LostLease` if one of our workers holds the job.
+        """
+        ...
+
+    async def complete(self, job_id: JobId, result: Any = None, /) -> Job:
+        """Record the result of work done elsewhere; raises as `update_progress`.
+
+        A result that does not fit the type raises `InvalidResult` and changes nothing.
+        """
+        ...
+
+    async def fail(self, job_id: JobId, message: str, /, *, code: str = "job_failed") -> Job:
+        """Record the failure of work done elsewhere; raises as `update_progress`."""
+        ...
+
+    async def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job:
+        """Cancel a waiting job, ask a running one to stop, leave a finished one as it is.
+
+        May be repeated. If a `version` is given and the job is at another one, nothing is changed
+        and `PreconditionFailed` is raised. Comparing and writing are one atomic step. Raises
+        `UnknownJob`.
+        """
+        ...
+
+    def subscribe(self, job_id: JobId, /) -> AsyncIterator[Job]:
+        """Yield the job now, then at each visible change; end after its terminal state.
+
+        A slow consumer misses states in between, never the newest. Raises `UnknownJob`. Ends
+        without a terminal state if the job is deleted or the queue closes meanwhile.
+        """
+        ...
+
+    async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job:
+        """Return the job when it is terminal, or its current state after `timeout`.
+
+        Raises `UnknownJob`.
+        """
+        ...

@@ -10,14 +10,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
+from typing import Protocol, Self, TypeVar, cast, runtime_checkable
 
 from asyncjobs.core.job import Delivery, Job, JobId, JobStatus
 from asyncjobs.core.labels import Tallies as TallyChanges
 from asyncjobs.core.labels import Tally, label_of_batch, label_of_tag
+from asyncjobs.core.output import Append, Appended, OutputPart, ReadFrom, StreamInfo
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.handles import JobHandle as JobHandle  # noqa: PLC0414  # part of the interface
-from asyncjobs.settings import Seconds
+from asyncjobs.handles import JobQueue as JobQueue  # noqa: PLC0414  # as above
 
 T = TypeVar("T")
 
@@ -267,6 +268,45 @@ class Tallies(Protocol):
 
 
 @runtime_checkable
+class OutputStreams(Protocol):
+    """A store that keeps the output of jobs; see `core.output`.
+
+    Streams are deleted with their job. Appending changes neither the job nor its revision, but
+    counts as a change of the job for `ChangeNotices`.
+    """
+
+    async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
+        """Add items to streams; return for each append the new end, or why it was refused.
+
+        In one atomic step, an append is checked and stored as one chunk. It is refused if there is
+        no such job (GONE), the job is not processing (ENDED), a higher epoch has begun (STALE), the
+        stream is of another kind (KIND), or the job's items or bytes would exceed the limits of the
+        append, or its streams `MAX_STREAMS` (FULL). Appends of one call to one stream apply in
+        order; after a refused one, later ones to the same stream are refused, too. Of two appends
+        whose calls do not overlap, the earlier one comes first.
+        """
+        ...
+
+    async def begin_epoch(self, job_id: JobId, epoch: int, /) -> None:
+        """Refuse appends of lower epochs to all streams of a job from now on, also to new ones.
+
+        A lower epoch than before changes nothing; neither does an unknown job.
+        """
+        ...
+
+    async def read_output(self, reads: Sequence[ReadFrom], /) -> Sequence[OutputPart | None]:
+        """Return the chunks after each position, in order; None for a stream that does not exist.
+
+        At the end of a stream or beyond it there are no chunks.
+        """
+        ...
+
+    async def outputs(self, ids: Sequence[JobId], /) -> Sequence[Sequence[StreamInfo]]:
+        """Return the streams of each job, by name."""
+        ...
+
+
+@runtime_checkable
 class Transactions(Protocol):
     """A store that can insert jobs in a transaction of the application."""
 
@@ -498,67 +538,4 @@ class Traced(Protocol):
     @property
     def spans(self) -> Spans:
         """The current tracer."""
-        ...
-
-
-class JobQueue(Protocol):
-    """The operations of a queue that applications use."""
-
-    async def enqueue(self, handler: Any, payload: Any, /) -> JobHandle[Any]:
-        """Store a job durably, then dispatch it.
-
-        Raises `InvalidPayload`, `PayloadTooLarge`, `UnknownType`, `IdempotencyConflict` or
-        `StoreUnavailable`. In each case this call made no job, except that one may exist after
-        `StoreUnavailable`.
-        """
-        ...
-
-    async def get(self, job_id: JobId, /) -> Job | None:
-        """Return the job as it is now; None if the id never existed or the job was deleted."""
-        ...
-
-    async def update_progress(
-        self, job_id: JobId, percent: int, /, message: str | None = None
-    ) -> Job:
-        """Report progress of work done elsewhere; the first report starts the job.
-
-        "Elsewhere" means outside this library's workers, for a type of `AsyncJobs.external`.
-
-        Raises `UnknownJob`, `IllegalMove`, or `LostLease` if one of our workers holds the job.
-        """
-        ...
-
-    async def complete(self, job_id: JobId, result: Any = None, /) -> Job:
-        """Record the result of work done elsewhere; raises as `update_progress`.
-
-        A result that does not fit the type raises `InvalidResult` and changes nothing.
-        """
-        ...
-
-    async def fail(self, job_id: JobId, message: str, /, *, code: str = "job_failed") -> Job:
-        """Record the failure of work done elsewhere; raises as `update_progress`."""
-        ...
-
-    async def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job:
-        """Cancel a waiting job, ask a running one to stop, leave a finished one as it is.
-
-        May be repeated. If a `version` is given and the job is at another one, nothing is changed
-        and `PreconditionFailed` is raised. Comparing and writing are one atomic step. Raises
-        `UnknownJob`.
-        """
-        ...
-
-    def subscribe(self, job_id: JobId, /) -> AsyncIterator[Job]:
-        """Yield the job now, then at each visible change; end after its terminal state.
-
-        A slow consumer misses states in between, never the newest. Raises `UnknownJob`. Ends
-        without a terminal state if the job is deleted or the queue closes meanwhile.
-        """
-        ...
-
-    async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job:
-        """Return the job when it is terminal, or its current state after `timeout`.
-
-        Raises `UnknownJob`.
-        """
         ...

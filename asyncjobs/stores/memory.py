@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -22,10 +22,30 @@ from weakref import finalize
 import anyio.lowlevel
 
 from asyncjobs.core.encoding import sequence_of
-from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.core.labels import Tally, labels_of, tallies_of
+from asyncjobs.core.output import (
+    MAX_STREAMS,
+    Append,
+    Appended,
+    Chunk,
+    OutputPart,
+    ReadFrom,
+    Refusal,
+    StreamInfo,
+    StreamKind,
+)
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.protocols import HOLD, Change, InlineReads, Listing, Page, Selection, Tallies
+from asyncjobs.protocols import (
+    HOLD,
+    Change,
+    InlineReads,
+    Listing,
+    OutputStreams,
+    Page,
+    Selection,
+    Tallies,
+)
 from asyncjobs.stores.urls import check_parameters
 
 _Key = tuple[str | None, str, str]
@@ -52,7 +72,7 @@ class MemoryStore:
     method yields to other tasks first, as a remote store would.
     """
 
-    powers: frozenset[type] = frozenset({InlineReads, Listing, Tallies})
+    powers: frozenset[type] = frozenset({InlineReads, Listing, OutputStreams, Tallies})
     filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
 
     def __init__(self) -> None:
@@ -65,6 +85,7 @@ class MemoryStore:
         self._labelled: dict[str, dict[JobId, int]] = {}
         self._labels: dict[JobId, tuple[str, ...]] = {}
         self._tallies: dict[str, Counter[str]] = {}
+        self._outputs: dict[JobId, _Output] = {}
         self._folder: Path | None = None
 
     def folder_for_files(self) -> Path:
@@ -147,6 +168,44 @@ class MemoryStore:
         await anyio.lowlevel.checkpoint()
         return [dict(self._tallies.get(label, {})) for label in labels]
 
+    async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
+        await anyio.lowlevel.checkpoint()
+        done: list[Appended] = []
+        refused: dict[tuple[JobId, str], Appended] = {}
+        for one in appends:
+            key = one.job_id, one.stream
+            answer = refused.get(key) or self._append(one)
+            if answer.refusal is not None:
+                refused[key] = answer
+            done.append(answer)
+        return done
+
+    async def begin_epoch(self, job_id: JobId, epoch: int, /) -> None:
+        await anyio.lowlevel.checkpoint()
+        if job_id in self._jobs:
+            output = self._outputs.setdefault(job_id, _Output())
+            output.epoch = max(output.epoch, epoch)
+
+    async def read_output(self, reads: Sequence[ReadFrom], /) -> Sequence[OutputPart | None]:
+        await anyio.lowlevel.checkpoint()
+        return [self._read_output(read) for read in reads]
+
+    async def outputs(self, ids: Sequence[JobId], /) -> Sequence[Sequence[StreamInfo]]:
+        await anyio.lowlevel.checkpoint()
+        return [self._outputs[one].infos() if one in self._outputs else [] for one in ids]
+
+    def _append(self, one: Append) -> Appended:
+        job = self._jobs.get(one.job_id)
+        if job is None:
+            return Appended(refusal=Refusal.GONE)
+        if job.status is not JobStatus.PROCESSING:
+            return Appended(refusal=Refusal.ENDED)
+        return self._outputs.setdefault(one.job_id, _Output()).append(one)
+
+    def _read_output(self, read: ReadFrom) -> OutputPart | None:
+        output = self._outputs.get(read.job_id)
+        return None if output is None else output.read(read)
+
     def _insert(self, job: Job) -> Job:
         key = _key(job)
         taken_by = self._keys.get(key) if key else None
@@ -210,10 +269,62 @@ class MemoryStore:
             return False
         self._leave(job)
         self._unlabel(job_id)
+        self._outputs.pop(job_id, None)
         del self._order[job_id]
         if (key := _key(job)) is not None:
             del self._keys[key]
         return True
+
+
+class _Output:
+    """The streams of one job."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._streams: dict[str, tuple[StreamKind, list[Chunk]]] = {}
+        self._items: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}
+
+    def append(self, one: Append) -> Appended:
+        if one.epoch < self.epoch:
+            return Appended(refusal=Refusal.STALE)
+        known = self._streams.get(one.stream)
+        if known is not None and known[0] is not one.kind:
+            return Appended(refusal=Refusal.KIND)
+        if (
+            (known is None and len(self._streams) >= MAX_STREAMS)
+            or sum(self._items.values()) + one.items > one.max_items
+            or sum(self._bytes.values()) + len(one.data) > one.max_bytes
+        ):
+            return Appended(refusal=Refusal.FULL)
+        _, chunks = self._streams.setdefault(one.stream, (one.kind, []))
+        chunk = Chunk(chunks[-1].end if chunks else 0, one.units, one.epoch, one.data)
+        chunks.append(chunk)
+        self.epoch = one.epoch
+        self._items[one.stream] = self._items.get(one.stream, 0) + one.items
+        self._bytes[one.stream] = self._bytes.get(one.stream, 0) + len(one.data)
+        return Appended(chunk.end)
+
+    def read(self, read: ReadFrom) -> OutputPart | None:
+        if read.stream not in self._streams:
+            return None
+        kind, chunks = self._streams[read.stream]
+        first = bisect_right(chunks, read.position, key=lambda chunk: chunk.end)
+        found: list[Chunk] = []
+        size = 0
+        for chunk in islice(chunks, first, None):
+            if found and size + len(chunk.data) > read.max_bytes:
+                break
+            found.append(chunk)
+            size += len(chunk.data)
+        last = chunks[-1]
+        return OutputPart(kind, tuple(found), last.end, last.epoch)
+
+    def infos(self) -> list[StreamInfo]:
+        return [
+            StreamInfo(name, kind, self._items[name], self._bytes[name], chunks[-1].epoch)
+            for name, (kind, chunks) in sorted(self._streams.items())
+        ]
 
 
 class _Lane:

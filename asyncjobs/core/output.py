@@ -1,0 +1,119 @@
+"""The output of jobs: streams of items that handlers emit, and the values that stores keep."""
+
+A job has any number of named streams. What the handler emits is an *item*. A *position* counts the
+units before it, through all attempts: items in a JSON stream, bytes in a text or bytes stream. The
+*epoch* of an item is the number of the attempt that emitted it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from asyncjobs.core.job import JobId
+
+#: The stream that has no name of its own.
+DEFAULT_STREAM = "output"
+
+#: The longest name of a stream, and the most streams of a job.
+MAX_STREAM_NAME_CHARS = 64
+MAX_STREAMS = 20
+
+
+class StreamKind(StrEnum):
+    """What a stream consists of; the first append decides."""
+
+    JSON = "json"  # JSON values
+    TEXT = "text"  # UTF-8
+    BYTES = "bytes"
+
+
+class Refusal(StrEnum):
+    """Why an append was not stored."""
+
+    GONE = "gone"  # there is no such job
+    ENDED = "ended"  # the job is not processing
+    STALE = "stale"  # a later attempt has begun
+    FULL = "full"  # the job would exceed its limits
+    KIND = "kind"  # the stream is of another kind
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Items to add to a stream.
+
+    `data` is JSON values joined by commas, or the bytes of the items. `units` is the number of
+    items in a JSON stream, the number of bytes in another. `max_items` and `max_bytes` limit the
+    job as a whole.
+    """
+
+    job_id: JobId
+    stream: str
+    kind: StreamKind
+    epoch: int
+    items: int
+    data: bytes
+    max_items: int
+    max_bytes: int
+
+    @property
+    def units(self) -> int:
+        """How far the append moves the end of the stream."""
+        return self.items if self.kind is StreamKind.JSON else len(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The position after an append, or why it was refused."""
+
+    end: int = 0
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFrom:
+    """Where to read a stream, and how much: whole chunks up to `max_bytes`, but at least one."""
+
+    job_id: JobId
+    stream: str
+    position: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The items of one append, as they are stored."""
+
+    position: int
+    units: int
+    epoch: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        """The position after its last item."""
+        return self.position + self.units
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPart:
+    """A part of a stream: chunks in order, and the position and epoch at the end of the stream.
+
+    The first chunk contains the position that was asked for, and may begin before it.
+    """
+
+    kind: StreamKind
+    chunks: tuple[Chunk, ...]
+    end: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """The name, kind and size of a stream."""
+
+    name: str
+    kind: StreamKind
+    items: int
+    bytes: int
+    epoch: int
