@@ -13,6 +13,7 @@ from asyncjobs.core.job import (
     Detail,
     Job,
     JobError,
+    JobFile,
     JobId,
     Lease,
     Progress,
@@ -101,8 +102,28 @@ def full_job() -> Job:
         failed, LATER, error=f"away {_TEXT}", again_at=LATER + timedelta(hours=1)
     )
     lease = Lease(worker="host:1", token="w", until=LATER)
-    described = called.changed(new_title=_TEXT, new_metadata_json=b'{"rows":100}')
+    file = sample_file(job, name=f"{_TEXT}.csv", media_type="text/csv")
+    described = called.changed(
+        new_title=_TEXT,
+        new_metadata_json=b'{"rows":100}',
+        files=(file, JobFile(name="next.csv", key=f"{job.id}/3-b", attempt=3)),
+    )
     return described.changed(lease=lease, result_json=b'{"rows": 1e2}')
+
+
+def sample_file(job: Job, **file: Any) -> JobFile:
+    """Make the record of a saved file."""
+    return JobFile(
+        **{
+            "name": "export.csv",
+            "key": f"{job.id}/1-a",
+            "size": 11,
+            "digest": "9b" * 32,
+            "attempt": 1,
+            "saved_at": NOW,
+            **file,
+        }
+    )
 
 
 def sample_error(attempt: int) -> AttemptError:

@@ -17,6 +17,7 @@ from asyncjobs.core.job import (
     Detail,
     Job,
     JobError,
+    JobFile,
     JobStatus,
     Lease,
     Policy,
@@ -36,6 +37,8 @@ MINUTE = timedelta(minutes=1)
 LEASE = Lease(worker="host:1", token="t", until=NOW + 30 * SECOND)
 ERROR = JobError(code="bad", message="It was bad.")
 PATIENT = Retry(max_attempts=3, initial_delay=10 * SECOND, factor=2, max_delay=15 * SECOND)
+FILE = JobFile(name="export.csv", key="job_1/1-a", attempt=1)
+SAVED = FILE.changed(size=3, digest="0f")
 AFTER_ALL = NOW + timedelta(days=2)
 
 
@@ -52,6 +55,8 @@ MOVES: dict[Move, Callable[[Job], Job]] = {
     Move.START: lambda job: lifecycle.start(job, NOW, LEASE),
     Move.EXTEND: lambda job: lifecycle.extend(job, NOW, token="t", until=NOW + MINUTE),
     Move.REPORT: lambda job: lifecycle.report(job, Progress(percent=5), token="t"),
+    Move.ANNOUNCE_FILE: lambda job: lifecycle.announce_file(job, FILE, token="t", limit=9),
+    Move.RECORD_FILE: lambda job: lifecycle.record_file(job, NOW, SAVED, token="t"),
     Move.COMPLETE: lambda job: lifecycle.complete(job, NOW, token="t", result=b"1"),
     Move.FAIL: lambda job: lifecycle.fail(job, NOW, token="t", error=ERROR),
     Move.RETRY: lambda job: lifecycle.retry(job, NOW, token="t", jitter=0.5),
@@ -72,6 +77,8 @@ URL = "https://hooks.example.com/ended"
 def job_in(status: JobStatus, move: Move) -> Job:
     """Make a job of that status that meets every other condition of the move."""
     running = asked_to_stop() if move is Move.STOP else processing(callback_url=URL)
+    if move is Move.RECORD_FILE:
+        running = running.changed(files=(FILE,))
     match status:
         case JobStatus.PENDING:
             schedule = SCHEDULE if move is Move.RESCHEDULE else None
@@ -115,7 +122,17 @@ def test_terminal_statuses_allow_no_visible_move() -> None:
         assert after == {end}
 
 
-FENCED = (Move.EXTEND, Move.REPORT, Move.COMPLETE, Move.FAIL, Move.RETRY, Move.RELEASE, Move.STOP)
+FENCED = (
+    Move.EXTEND,
+    Move.REPORT,
+    Move.ANNOUNCE_FILE,
+    Move.RECORD_FILE,
+    Move.COMPLETE,
+    Move.FAIL,
+    Move.RETRY,
+    Move.RELEASE,
+    Move.STOP,
+)
 
 
 @pytest.mark.parametrize("move", FENCED)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from asyncjobs import Job, JobError, JobStatus
+from asyncjobs.core.job import JobFile
 from asyncjobs.http.documents import (
     AcceptedDocument,
     DocumentCache,
@@ -27,12 +28,16 @@ from asyncjobs.http.messages import Request
 from asyncjobs.http.mounts import JobLinks, Mount
 from asyncjobs.protocols import Page
 from asyncjobs.testing import sample_job
-from asyncjobs.testing.samples import NOW, full_job
+from asyncjobs.testing.samples import NOW, full_job, sample_file
 
 Jobs = dict[JobStatus, Job]
 
 #: Server-only values of `full_job()`, and of the jobs of each status.
 SECRETS = ("世界", "ann@example.com", "8e03978e", "host:1", "the-token", "ffffffff", "high")
+
+
+#: Members that only some jobs have.
+SOME_HAVE = {"batch", "batchId", "files"}
 
 
 def links_of(job: Job, mount: Mount | None = None) -> JobLinks:
@@ -105,11 +110,32 @@ class TestAcceptedDocument:
 
 class TestJobDocument:
     def test_it_has_the_members_of_its_model(self, job: Job) -> None:
-        text = with_pace(JobDocument.encode(job), 3, 17)
+        text = with_pace(JobDocument.encode(job, links_of(job)), 3, 17)
         document = JobDocument.model_validate_json(text, strict=True)
-        assert json.loads(text).keys() == names(JobDocument)
-        assert json.loads(document.model_dump_json(by_alias=True)) == json.loads(text)
+        assert json.loads(text).keys() == names(JobDocument) - SOME_HAVE
+        dumped = document.model_dump_json(by_alias=True, exclude_unset=True)
+        assert json.loads(dumped) == json.loads(text)
         assert (document.retry_after, document.position) == (3, 17)
+
+    def test_files_are_listed_with_their_urls_once_their_content_is_stored(self) -> None:
+        job = sample_job()
+        file = sample_file(job, name="März 50%.csv", size=0)
+        job = job.changed(files=(JobFile(name="next.csv", key=f"{job.id}/1-b"), file))
+        document = json.loads(JobDocument.encode(job, links_of(job, Mount("/v1/jobs"))))
+        url = f"/v1/jobs/{job.id}/files/M%C3%A4rz%2050%25.csv"
+        assert document["files"] == [
+            {"name": "März 50%.csv", "size": 0, "mediaType": file.media_type, "url": url}
+        ]
+        assert file.path == url.removeprefix("/v1/jobs/")
+        [alone] = json.loads(JobDocument.encode(job))["files"]
+        assert "url" not in alone
+        assert "files" not in json.loads(JobDocument.encode(job.changed(files=job.files[:1])))
+
+    def test_cached_documents_of_two_mounts_have_the_urls_of_each(self) -> None:
+        job, cache = sample_job(), DocumentCache()
+        job = job.changed(files=(sample_file(job),))
+        urls = [json.loads(cache.document(job, base))["files"][0]["url"] for base in ("/a", "/b")]
+        assert urls == [f"/{base}/{job.id}/files/export.csv" for base in "ab"]
 
     def test_a_failed_job_has_a_sentence_and_a_code(self, job_of_each_status: Jobs) -> None:
         document = json.loads(JobDocument.encode(job_of_each_status[JobStatus.FAILED]))

@@ -134,7 +134,7 @@ def test_every_parameter_has_a_place_and_a_schema_and_is_named_once(route: Route
     places = [(one["in"], one["name"]) for one in parameters]
     assert len(places) == len(set(places))
     for one in parameters:
-        assert one["in"] in {"header", "query"}
+        assert one["in"] in {"header", "query", "path"}
         assert one["description"]
         assert one["schema"]["type"] in {"string", "integer"}
 
@@ -148,6 +148,7 @@ def test_every_parameter_has_a_place_and_a_schema_and_is_named_once(route: Route
         (Operation.LIST, ["type", "status", "tag", "batch", "limit", "cursor"]),
         (Operation.OPERATION, ["If-Match"]),
         (Operation.CANCEL, ["If-Match"]),
+        (Operation.FILE, ["name", "Range", "If-Range", "If-None-Match", "If-Match"]),
     ],
 )
 def test_each_operation_describes_the_parameters_it_reads(
@@ -192,7 +193,8 @@ def test_the_apps_document_has_every_route_with_its_answers(route: Route) -> Non
     assert operation["summary"] == route.summary
     assert operation["responses"].keys() >= {str(int(status)) for status in route.answers}
     in_path = [one["name"] for one in operation["parameters"] if one["in"] == "path"]
-    assert in_path == ([] if route is LIST else ["job_id"])
+    named = ["name"] if route.operation is Operation.FILE else []
+    assert in_path == ([] if route is LIST else ["job_id", *named])
 
 
 @pytest.mark.parametrize("prefix", ["/api/jobs", "/jobs", "/a~b/c", "/v1/api/long-running"])
