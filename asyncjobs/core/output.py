@@ -1,4 +1,4 @@
-"""The output of jobs: streams of items that handlers emit, and the values that stores keep."""
+"""The output of jobs: streams of items that handlers emit, and the values that stores keep.
 
 A job has any number of named streams. What the handler emits is an *item*. A *position* counts the
 units before it, through all attempts: items in a JSON stream, bytes in a text or bytes stream. The
