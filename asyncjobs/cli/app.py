@@ -15,6 +15,7 @@ from asyncjobs.errors import (
     SchemaError,
     StoreUnavailable,
     UnknownJob,
+    UnknownSchedule,
 )
 
 #: The commands in the order of the help, each with its module and its name there.
@@ -27,6 +28,7 @@ COMMANDS = {
     "cancel": ("actions", "cancel"),
     "retry": ("actions", "retry"),
     "purge": ("actions", "purge"),
+    "schedules": ("schedules", "schedules"),
     "migrate": ("schema", "migrate"),
     "check": ("check", "check"),
     "transfer": ("transfer", "transfer"),
@@ -39,6 +41,7 @@ EXIT_CODES: dict[type[AsyncJobsError], int] = {
     StoreUnavailable: 3,
     SchemaError: 3,
     UnknownJob: 4,
+    UnknownSchedule: 4,
 }
 
 

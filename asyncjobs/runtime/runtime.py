@@ -350,6 +350,7 @@ class Runtime:
         self._store.set_limit(_LAST_WRITE_SECONDS)
         until = max(self._hooks_until, anyio.current_time() + _LAST_SECONDS)
         with anyio.CancelScope(deadline=until):
+            await self.schedules.close()
             await self.callbacks.close()
         await self.hook_runner.finish(max(until - anyio.current_time(), 0.0))
         await self._store.finish()

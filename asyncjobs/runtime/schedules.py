@@ -61,6 +61,8 @@ class Schedules:
         # The next ticks by the definitions of this process.
         self._next: dict[str, datetime | None] = {}
         self._not_computable: set[str] = set()
+        self._looking = self._closed = False
+        self._looked = Signal()
 
     def wake(self) -> None:
         """Look at the schedules now: one of them was changed."""
@@ -70,18 +72,28 @@ class Schedules:
         """Enqueue the jobs of ticks until cancelled."""
         while True:
             try:
-                if self._declared:
+                self._looking = bool(self._declared) and not self._closed
+                if self._looking:
                     await self.look()
             except StoreError as error:
                 log.warning("Schedules could not be read from the store: %s", error)
+            finally:
+                self._looking = False
+                self._looked.set()
             await self._wake.wait(self._pause())
+
+    async def close(self) -> None:
+        """Enqueue no more jobs; return when those of due ticks are stored and recorded."""
+        self._closed = True
+        while self._looking:
+            await self._looked.wait()
 
     async def look(self) -> list[Job]:
         """Store records of new schedules, and enqueue the jobs of due ticks; return the jobs."""
         await self.begin()
         lanes = [schedule_lane(name) for name in self._declared]
         jobs: list[Job] = []
-        for _ in range(_MAX_ROUNDS):
+        for _ in range(0 if self._closed else _MAX_ROUNDS):
             until = self._repository.now() + self._settings.redelivery
             records = await self._repository.take(lanes, until=until, limit=len(lanes) or 1)
             if not records:
