@@ -199,7 +199,7 @@ WITH gone AS (
     INSERT INTO {s}.tallies AS old (label, stored, counters)
     SELECT label, -number, '{}'
     FROM (SELECT label, count(*) AS number FROM unlabelled GROUP BY label) AS fewer
-    WHERE EXISTS (SELECT FROM {s}.tallies WHERE tallies.label = fewer.label) ORDER BY label
+    WHERE (SELECT true FROM {s}.tallies WHERE tallies.label = fewer.label) ORDER BY label
     ON CONFLICT (label) DO UPDATE SET stored = old.stored + excluded.stored
     RETURNING label, stored
 )
