@@ -13,7 +13,7 @@ import click
 
 from asyncjobs import AsyncJobs
 from asyncjobs.cli.app import exit_code_of
-from asyncjobs.cli.listing import as_json, duration, with_selection
+from asyncjobs.cli.listing import as_json, duration, with_selection, with_tag
 from asyncjobs.cli.output import listed_document, print_json
 from asyncjobs.cli.target import (
     Target,
@@ -63,15 +63,17 @@ def cancel(target: Target, *, job_ids: tuple[str, ...], as_json: bool) -> None:
 @click.option("--failed", is_flag=True, help="All failed jobs that were not yet retried.")
 @click.option("--user", metavar="ID", help="With --failed: only jobs of this owner.")
 @click.option("--type", metavar="NAME", help="With --failed: only jobs of this type.")
+@with_tag
 @click.option("--yes", is_flag=True, help="With --failed: do not ask for confirmation.")
 @as_json
-def retry(
+def retry(  # noqa: PLR0913  # one parameter per option
     target: Target,
     *,
     job_ids: tuple[str, ...],
     failed: bool,
     user: str | None,
     type: str | None,
+    tag: str | None,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -82,8 +84,9 @@ def retry(
     """
     if bool(job_ids) is failed:
         raise click.UsageError("Give the ids of jobs, or --failed, but not both.")
-    if not failed and (user is not None or type is not None):
-        raise click.UsageError("--user and --type require --failed.")
+    which = Selection(user_id=user, type=type, tag=tag)
+    if not failed and which.given():
+        raise click.UsageError("--user, --type and --tag require --failed.")
 
     async def retry_job(jobs: AsyncJobs, job_id: JobId) -> Job:
         return (await jobs.retry(job_id)).job
@@ -92,7 +95,7 @@ def retry(
         return f"{job.id} retries {job.retry_of}"
 
     if failed:
-        job_ids = _failed_jobs(target, Selection(user_id=user, type=type))
+        job_ids = _failed_jobs(target, which)
         if job_ids:
             _confirm(f"Retry {_jobs(len(job_ids))}?", yes=yes)
         elif not as_json:

@@ -23,6 +23,7 @@ from asyncjobs.cli.output import (
 )
 from asyncjobs.cli.target import Target, open_repository, run_async, with_target
 from asyncjobs.core.batches import counts_of
+from asyncjobs.core.descriptions import tag_fault
 from asyncjobs.core.job import JobId, JobStatus
 from asyncjobs.protocols import Selection
 
@@ -38,12 +39,25 @@ def duration(_context: click.Context, _parameter: click.Parameter, value: str) -
     return timedelta(**{_UNITS[found[2]]: float(found[1])})
 
 
+def _tag(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Check the option of a tag; a store would find nothing for a malformed one."""
+    fault = None if value is None else tag_fault(value)
+    if fault is not None:
+        raise click.BadParameter(fault)
+    return value
+
+
+#: The option that selects the jobs with a tag.
+with_tag = click.option("--tag", metavar="TAG", callback=_tag, help="Only jobs with this tag.")
+
+
 def with_selection(*statuses: JobStatus) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add options that select jobs to a command; it is called with `which`, a `Selection`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @click.option("--user", metavar="ID", help="Only jobs of this owner.")
         @click.option("--type", metavar="NAME", help="Only jobs of this type.")
+        @with_tag
         @click.option("--status", type=click.Choice([status.value for status in statuses]))
         @click.option("--failed", is_flag=True, help="The same as --status failed.")
         @wraps(command)
@@ -51,6 +65,7 @@ def with_selection(*statuses: JobStatus) -> Callable[[Callable[..., None]], Call
             *args: Any,
             user: str | None,
             type: str | None,
+            tag: str | None,
             status: str | None,
             failed: bool,
             **others: Any,
@@ -58,7 +73,7 @@ def with_selection(*statuses: JobStatus) -> Callable[[Callable[..., None]], Call
             if failed and status not in (None, JobStatus.FAILED):
                 raise click.UsageError(f"Give --failed or --status {status}, not both.")
             chosen = JobStatus.FAILED if failed else None if status is None else JobStatus(status)
-            which = Selection(user_id=user, type=type, status=chosen)
+            which = Selection(user_id=user, type=type, status=chosen, tag=tag)
             command(*args, which=which, **others)
 
         return called

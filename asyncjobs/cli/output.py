@@ -22,12 +22,13 @@ from asyncjobs.http.documents import BatchDocument, From, JobDocument
 _UNLIMITED_WIDTH = 10_000
 
 # The columns that may be wrapped.
-_FOLDED = ("", "owner", "error", "found", "advice")
+_FOLDED = ("", "title", "owner", "error", "found", "advice")
 
 #: The members of a job in a list, by their JSON names, in order.
 _LISTED = (
     "jobId",
     "type",
+    "title",
     "status",
     "progress",
     "userId",
@@ -38,6 +39,8 @@ _LISTED = (
     "createdAt",
     "startedAt",
     "completedAt",
+    "tags",
+    "metadata",
 )
 
 
@@ -70,8 +73,8 @@ def _seconds(duration: timedelta | None) -> float | None:
 
 
 def job_document(job: Job) -> dict[str, Any]:
-    """Return the members of an `OperatorDocument`."""
-    return OperatorDocument.members(job)
+    """Return the members of an `OperatorDocument` except the result."""
+    return {**OperatorDocument.members(job), "metadata": job.metadata}
 
 
 def attempt_error_document(error: AttemptError) -> dict[str, Any]:
@@ -119,13 +122,16 @@ def colour_of(status: JobStatus) -> str:
             assert_never(status)
 
 
-def print_table(jobs: Iterable[Job], now: datetime) -> None:
-    """Print one line for each job."""
-    table = _table("id", "type", "status", "progress", "age", "owner", "error")
+def print_table(jobs: Sequence[Job], now: datetime) -> None:
+    """Print one line for each job; titles have a column if there are any."""
+    titled = any(job.title for job in jobs)
+    titles = ["title"] if titled else []
+    table = _table("id", "type", *titles, "status", "progress", "age", "owner", "error")
     for job in jobs:
         table.add_row(
             job.id,
             plain(job.type),
+            *([plain(job.title or "")] if titled else []),
             Text(job.status, colour_of(job.status)),
             f"{job.progress}%",
             age(now - job.created_at),
@@ -141,7 +147,7 @@ def print_sheet(document: dict[str, Any]) -> None:
     table.show_header = False
     members: dict[str, Any] = to_jsonable_python(document)
     for name, value in members.items():
-        if value is not None:
+        if value not in (None, [], {}):
             text = value if isinstance(value, str) else to_json(value).decode()
             table.add_row(name, plain(text))
     _print(table)

@@ -181,9 +181,16 @@ class Bars:
 
     def _update(self, job: Job) -> None:
         if job.id not in self._bars:
-            self._bars[job.id] = self._progress.add_task(job.type, total=100, id=job.id, message="")
+            self._bars[job.id] = self._progress.add_task(
+                _name(job), total=100, id=job.id, message=""
+            )
         message = _message(job) or _activity(job.status)
-        self._progress.update(self._bars[job.id], completed=job.progress, message=message)
+        self._progress.update(
+            self._bars[job.id],
+            description=_name(job),
+            completed=job.progress,
+            message=message,
+        )
 
     def _end(self, job: Job) -> None:
         bar = self._bars.pop(job.id, None)
@@ -191,7 +198,7 @@ class Bars:
             self._progress.remove_task(bar)
         if job.id not in self._ended:
             self._ended.add(job.id)
-            text = f"{job.id} {job.type} {job.status} {_message(job)}".rstrip()
+            text = f"{job.id} {_name(job)} {job.status} {_message(job)}".rstrip()
             self._console.print(text, style=colour_of(job.status))
 
 
@@ -204,6 +211,11 @@ def _activity(status: JobStatus) -> str:
             return ""
         case _:
             assert_never(status)
+
+
+def _name(job: Job) -> str:
+    """Return what people see as the job's name."""
+    return plain(job.title or job.type)
 
 
 def _message(job: Job) -> str:

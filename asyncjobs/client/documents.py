@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ class JobUpdate:
 
     `document` is the JSON as received. `version` grows with each change that a client can see; it
     is None if the server sends no version. `progress` is whole percent, None if it is unknown.
+    `title`, `tags` and `metadata` are what people see of the job, if the server sends them.
     `batch` has the numbers of a batch's jobs: `total`, those of each status, and `failures`.
 
     A job of a newer server may end with a status that this client does not know. Its `status` is
@@ -38,12 +39,15 @@ class JobUpdate:
     status: JobStatus
     job_id: str | None = None
     type: str | None = None
+    title: str | None = None
     version: int | None = None
     progress: int | None = None
     message: str | None = None
     result: Any = None
     error: str | None = None
     error_code: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     batch: Mapping[str, Any] | None = None
     document: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
@@ -76,12 +80,15 @@ def read_job(document: Any, version: int | None = None) -> JobUpdate | None:
         status=status,
         job_id=known["jobId"],
         type=_text(known.get("type")),
+        title=_text(known.get("title")),
         version=own if numbered else version,
         progress=_percent(known.get("progress")),
         message=_text(object_of(known.get("detail")).get("message")),
         result=known.get("result"),
         error=error,
         error_code=code,
+        tags=_texts(known.get("tags")),
+        metadata=object_of(known.get("metadata")),
         batch=object_of(known.get("batch")) or None,
         document=known,
     )
@@ -180,6 +187,13 @@ def code_of(problem: Any) -> str | None:
 def _text(value: Any) -> str | None:
     # A lone surrogate is legal in JSON and cannot be printed.
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        return ()
+    texts = (_text(one) for one in cast("Sequence[Any]", value))
+    return tuple(text for text in texts if text is not None)
 
 
 def _percent(value: Any) -> int | None:

@@ -48,5 +48,7 @@ class ProgressBar:
             status=str(update.status),
             total=None if percent is None else 100,
             completed=percent or 0,
-            description=plain(update.error or update.message or ""),
+            description=" · ".join(
+                plain(text) for text in (update.title, update.error or update.message) if text
+            ),
         )

@@ -76,6 +76,45 @@ def test_filters_select_by_owner_type_and_status(
     assert listed(asyncjobs, url, "--failed", "--type", "export") == []
 
 
+def test_jobs_are_selected_by_tag_and_shown_with_their_titles(
+    asyncjobs: Shell, url: str, fill: Fill, made: Made
+) -> None:
+    described = {"given_title": "Customers\x1b[2J", "given_metadata_json": b'{"rows":[1,"a"]}'}
+    tagged = made(tags=("customer:42", "monthly"), **described)
+    other = made(tags=("monthly",))
+    fill(url, [tagged, other])
+    assert listed(asyncjobs, url, "--tag", "customer:42") == [tagged.id]
+    assert listed(asyncjobs, url, "--tag", "monthly") == [other.id, tagged.id]
+    assert listed(asyncjobs, url, "--tag", "monthly", "--user", "ann") == []
+    heads, row = asyncjobs("list", "--tag", "customer:42", "--store", url).stdout.splitlines()
+    assert heads.split()[:3] == ["id", "type", "title"]
+    assert "Customers" in row
+    assert "\x1b" not in row
+    words = asyncjobs("list", "--json", "--tag", "customer:42", "--store", url).stdout
+    [document] = json.loads(words)["jobs"]
+    assert (document["title"], document["tags"]) == (tagged.title, ["customer:42", "monthly"])
+    assert document["metadata"] == {"rows": [1, "a"]}
+    sheet = asyncjobs("show", "--store", url, tagged.id).stdout
+    assert "customer:42" in sheet
+    assert '{"rows":[1,"a"]}' in sheet
+    plain = asyncjobs("show", "--store", url, made_without(url, fill, made)).stdout
+    assert not {"title", "tags", "metadata"} & {line.split()[0] for line in plain.splitlines()}
+
+
+def made_without(url: str, fill: Fill, made: Made) -> str:
+    """Store a job without title, tags and metadata; return its id."""
+    job = made()
+    fill(url, [job])
+    return job.id
+
+
+@pytest.mark.parametrize("command", ["list", "purge", "retry"])
+def test_a_malformed_tag_is_refused(asyncjobs: Shell, url: str, command: str) -> None:
+    result = asyncjobs(command, "--store", url, "--tag", " x")
+    assert result.exit_code == 2
+    assert "A tag must not" in result.stderr
+
+
 def test_two_statuses_at_once_are_refused(asyncjobs: Shell, url: str) -> None:
     result = asyncjobs("list", "--store", url, "--failed", "--status", "completed")
     assert (result.exit_code, "--failed or --status" in result.stderr) == (2, True)

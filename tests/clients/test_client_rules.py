@@ -287,6 +287,19 @@ def test_any_progress_of_a_server_is_whole_percent(
     assert read_status(answer, MonitorKind.UNKNOWN)[1].progress == percent
 
 
+def test_title_tags_and_metadata_are_those_of_the_document() -> None:
+    def read(described: str) -> tuple[object, ...]:
+        body = f'{{"jobId": "1", "status": "pending", {described}}}'.encode()
+        update = read_status(answered(200, body), MonitorKind.UNKNOWN)[1]
+        return update.title, update.tags, update.metadata
+
+    told = '"title": "Customers", "tags": ["customer:42", "a"], "metadata": {"file": "a.csv"}'
+    assert read(told) == ("Customers", ("customer:42", "a"), {"file": "a.csv"})
+    assert read('"title": null, "tags": [], "metadata": {}') == (None, (), {})
+    assert read('"title": 5, "tags": {"a": 1}, "metadata": [1]') == (None, (), {})
+    assert read('"tags": [1, "a"]') == (None, ("a",), {})
+
+
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity", "9" * 5_000])
 def test_numbers_that_python_cannot_represent_are_not_json(number: str) -> None:
     body = b'{"jobId": "1", "status": "completed", "result": %s}' % number.encode()

@@ -20,3 +20,10 @@ def test_the_bar_shows_no_escape_sequence_of_the_server() -> None:
     assert "12 rows" in shown
     assert "[b]" in shown
     assert all(char.isprintable() or char == "\n" for char in shown)
+
+
+def test_the_bar_shows_the_title_of_the_job() -> None:
+    screen = StringIO()
+    with ProgressBar(Console(file=screen, width=100)) as bar:
+        bar.show(JobUpdate(JobStatus.PROCESSING, title="Customers", message="12 rows"))
+    assert "Customers · 12 rows" in screen.getvalue()
