@@ -25,7 +25,7 @@ from tests.chaos.recording import Notes, Recorded, state_of
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-COMMAND = ("-m", "asyncjobs", "worker", "--concurrency", "6", "tests.chaos.application:jobs")
+COMMAND = ("-m", "asyncjobs", "worker", "--concurrency", "6")
 PATIENCE = 240.0
 ROUNDS = 12
 #: The rounds in which the store is restarted.
@@ -38,10 +38,11 @@ SOON = timedelta(seconds=0.5)
 class Workers:
     """A number of `asyncjobs worker` processes; dead ones are replaced."""
 
-    def __init__(self, folder: Path, url: str, size: int) -> None:
+    def __init__(self, folder: Path, url: str, size: int, queue: str = "jobs") -> None:
         self.size = size
+        self._target = f"tests.chaos.application:{queue}"
         self.log = folder / "workers.log"
-        self._environment = {
+        self.environment = {
             **os.environ,
             application.STORE: url,
             application.NOTES: str(folder),
@@ -57,8 +58,8 @@ class Workers:
             with self.log.open("ab") as log:
                 self._running.append(
                     subprocess.Popen(
-                        [sys.executable, *COMMAND],
-                        env=self._environment,
+                        [sys.executable, *COMMAND, self._target],
+                        env=self.environment,
                         cwd=ROOT,
                         stdin=subprocess.DEVNULL,
                         stdout=log,

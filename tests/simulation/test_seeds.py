@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.simulation.batches import BatchWorld
 from tests.simulation.rules import violations
 from tests.simulation.world import simulate
 
@@ -27,3 +28,9 @@ def test_no_rule_is_broken_whatever_happens(
     what = Counter(event["what"] for event in history)
     record_property("jobs", what["final"])
     record_property("kills, pauses and cuts", what["trouble"])
+
+
+@pytest.mark.parametrize("seed", range(SEEDS // 2))
+def test_the_numbers_of_batches_are_exact_whatever_happens(seed: int) -> None:
+    history = simulate(seed, kind=BatchWorld).history
+    assert [event["words"] for event in history if event["what"] == "wrong"] == []

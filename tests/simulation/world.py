@@ -167,7 +167,7 @@ class Machine:
         self.world = world
         self.number = number
         self.notes = Ledger(world.history, number)
-        self.line = Line(world, self.notes)
+        self.line = world.connection(world, self.notes)
         self.store = FaultyStore(self.line, seed=world.chance.getrandbits(32))
         self.jobs = AsyncJobs(
             self.store,
@@ -268,6 +268,8 @@ class Machine:
 
 class World:
     """The world of one seed."""
+
+    connection: type[Line] = Line
 
     def __init__(self, loop: SimulatedLoop, store: Store, seed: int) -> None:
         self.loop = loop
@@ -493,12 +495,14 @@ class _Errors(logging.Handler):
         self._notes.write("wrong", words=f"logged: {words}")
 
 
-def simulate(seed: int, store: Callable[[], Store] = MemoryStore) -> Story:
-    """Let a world live through the storm of a seed."""
+def simulate(
+    seed: int, store: Callable[[], Store] = MemoryStore, kind: type[World] = World
+) -> Story:
+    """Let a world of a kind live through the storm of a seed."""
     histories: list[list[Event]] = []
 
     async def live(loop: SimulatedLoop) -> None:
-        world = World(loop, store(), seed)
+        world = kind(loop, store(), seed)
         histories.append(world.history)
         errors = _Errors(world.notes)
         log = logging.getLogger("asyncjobs")
