@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         WorkerPool,
     )
     from asyncjobs.testing.faults import Fate, Faults, FaultyStore, StoreCall
+    from asyncjobs.testing.files_conformance import FilesConformance
     from asyncjobs.testing.label_conformance import TalliesConformance
     from asyncjobs.testing.power_conformance import (
         ApplicationTransaction,
@@ -55,6 +56,7 @@ __all__ = [
     "Fate",
     "Faults",
     "FaultyStore",
+    "FilesConformance",
     "InlineReadsConformance",
     "InspectionConformance",
     "KillableWorkerPool",
@@ -87,6 +89,7 @@ _MODULES = {
     "Fate": "faults",
     "Faults": "faults",
     "FaultyStore": "faults",
+    "FilesConformance": "files_conformance",
     "InlineReadsConformance": "power_conformance",
     "InspectionConformance": "power_conformance",
     "KillableWorkerPool": "dispatcher_conformance",
@@ -116,7 +119,7 @@ if sys.modules.get("pytest"):
     sys.modules["pytest"].register_assert_rewrite(
         *(
             f"{__name__}.{name}_conformance"
-            for name in ("dispatcher", "label", "power", "sharing", "store")
+            for name in ("dispatcher", "files", "label", "power", "sharing", "store")
         )
     )
 
