@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from asyncjobs import AsyncJobs, JobContext
+from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, Selection
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ids
@@ -89,6 +89,25 @@ async def test_the_example_runs_a_job(tmp_path: Path) -> None:
     async with jobs:
         job = await jobs.enqueue(greet, "world")
         assert (await jobs.wait(job.id, timeout=60)).result == "Hello, world!"
+
+
+@pytest.mark.anyio
+async def test_a_store_without_labels_keeps_tags_and_refuses_to_list_by_them(
+    tmp_path: Path,
+) -> None:
+    jobs = AsyncJobs(from_url(f"folder://{tmp_path}"))
+
+    @jobs.handler("greet")
+    async def greet(name: str, _job: JobContext) -> str:
+        return f"Hello, {name}!"
+
+    async with jobs:
+        options = EnqueueOptions(title="A greeting", tags=("team:7",), metadata={"n": 1})
+        job_id = (await jobs.enqueue(greet, "world", options=options)).id
+        job = await jobs.wait(job_id, timeout=60)
+        assert (job.title, job.tags, job.metadata) == ("A greeting", ("team:7",), {"n": 1})
+        with pytest.raises(ConfigurationError):
+            await jobs.list(Selection(tag="team:7"))
 
 
 def test_two_processes_never_take_the_same_job(tmp_path: Path) -> None:

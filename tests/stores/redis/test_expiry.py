@@ -10,12 +10,13 @@ import pytest
 
 from asyncjobs import AsyncJobs, Settings
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobError, JobStatus
+from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobError, JobStatus, new_job_id
+from asyncjobs.core.labels import label_of_batch
 from asyncjobs.errors import UnknownJob
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import sample_job
-from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
+from asyncjobs.testing.samples import LANE, LATER, NOW, begun, change_of, ended, failed, ids
 from tests.stores.redis.keys import key_of
 from tests.waiting import until
 
@@ -163,13 +164,42 @@ async def test_a_call_that_finds_remains_of_a_job_removes_all_of_them(
         for owner in OWNERS
         for key, kind in ((None, "export"), ("k", "export"), ("a b\u2028", "a b"))
     ]
+    batch = new_job_id()
+    members = [
+        sample_job(user_id=owner, idempotency_key=one, batch=one, tags=("a\tb", "ü"))
+        for owner in OWNERS
+        for one in (None, batch, new_job_id())
+    ]
     async with store:
-        await store.insert(jobs)
+        await store.insert([*jobs, *members])
         done = [await ended(store, job, b"1") for job in jobs]
-        expire(*done)
+        await store.replace([change_of(job, failed(job)) for job in members])
+        expire(*done, *members)
         assert (
             list(await store.take([MAINTENANCE_LANE], now=AFTER, until=AFTER + DAY, limit=9)) == []
         )
+        assert list(await store.tally([label_of_batch(batch)])) == [{}]
+    keys = tell("KEYS", f"{{{store.namespace}}}*")
+    assert sorted(keys) == sorted([key_of(store, "schema"), key_of(store, "sequence")])
+
+
+async def test_a_list_of_a_label_forgets_expired_jobs_and_keeps_counters_of_the_others(
+    store: RedisStore, tell: Any, expire: Expire
+) -> None:
+    batch = new_job_id()
+    gone, last = (by_failure(sample_job(batch=batch, tags=("a",))) for _ in "12")
+    which = Selection(status=JobStatus.FAILED, batch=batch)
+    counted = {"total": 2, "failed": 2, "progress": 200}
+    async with store:
+        await store.insert([gone, last])
+        expire(gone)
+        assert ids((await store.list(which, limit=9)).jobs) == [last.id]
+        assert tell("ZCARD", key_of(store, f"label:failed:{batch}")) == 1
+        await store.take([MAINTENANCE_LANE], now=AFTER, until=AFTER + DAY, limit=9)
+        assert tell("ZCARD", key_of(store, f"label:batch:{batch}")) == 1
+        assert list(await store.tally([label_of_batch(batch)])) == [counted]
+        await store.delete([last.id])
+        assert list(await store.tally([label_of_batch(batch)])) == [{}]
     keys = tell("KEYS", f"{{{store.namespace}}}*")
     assert sorted(keys) == sorted([key_of(store, "schema"), key_of(store, "sequence")])
 

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import JobId, JobStatus
+from asyncjobs.core.job import JobId, JobStatus, new_job_id
 from asyncjobs.errors import (
     ConfigurationError,
     InvalidQuery,
@@ -36,7 +36,17 @@ from asyncjobs.testing import (
     TalliesConformance,
     sample_job,
 )
-from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, full_job, ids
+from asyncjobs.testing.samples import (
+    LANE,
+    LATER,
+    NOW,
+    begun,
+    change_of,
+    ended,
+    failed,
+    full_job,
+    ids,
+)
 from tests.stores.opening import open_and_close
 from tests.stores.redis.keys import key_of
 from tests.waiting import until
@@ -295,12 +305,14 @@ async def test_deleting_every_job_leaves_a_counter_and_the_schema(
     store: RedisStore, tell: Any
 ) -> None:
     owned = [sample_job(user_id=owner, idempotency_key=owner) for owner in ("", "ann", "{b}")]
-    jobs = [*owned, full_job(), sample_job(queue="other"), sample_job(retention=None)]
+    member = sample_job(batch=new_job_id(), tags=("a", "b\t{c}"), user_id="ann")
+    jobs = [*owned, full_job(), member, sample_job(queue="other"), sample_job(retention=None)]
     async with store:
         await store.insert(jobs)
         await store.take([LANE], now=NOW, until=LATER, limit=2)
         await ended(store, jobs[0], b"1")
         await ended(store, jobs[-1], b"1")
+        await store.replace([change_of(member, failed(member))])
         await store.delete(ids(jobs))
     keys = tell("KEYS", f"{{{store.namespace}}}*")
     assert sorted(keys) == sorted([key_of(store, "schema"), key_of(store, "sequence")])

@@ -234,6 +234,20 @@ async def test_frequent_lists_use_an_index(path: Path, where: str, index: str) -
     assert f"USING INDEX {index}" in plan
 
 
+async def test_lists_of_a_label_are_read_in_the_order_of_their_index(path: Path) -> None:
+    await open_and_close(SqliteStore(path))
+    query = (
+        "EXPLAIN QUERY PLAN SELECT jobs.seq FROM labels CROSS JOIN jobs ON jobs.seq = labels.seq"
+        " WHERE label = ? AND labels.seq < ? AND status = 'failed' ORDER BY labels.seq DESC"
+    )
+    with sqlite3.connect(path) as file:
+        plan = [row[-1] for row in file.execute(query, ("x", 9)).fetchall()]
+    file.close()
+    assert len(plan) == 2  # and no sorting
+    assert "SEARCH labels USING PRIMARY KEY" in plan[0]
+    assert "SEARCH jobs USING INTEGER PRIMARY KEY" in plan[1]
+
+
 # writes that must fail
 
 
