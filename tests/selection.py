@@ -36,6 +36,7 @@ THOROUGH = (
     "records/test_change_feed.py::test_garbage_collection_is_safe_at_any_moment",
     "servers/test_crash.py",
     "servers/test_wsgi_servers.py",
+    "simulation/test_schedules.py",
     "simulation/test_seeds.py",
     "simulation/test_simulation.py",
     "stores/postgres/test_plans.py",
