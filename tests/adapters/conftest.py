@@ -29,6 +29,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from asyncjobs import (
     AsyncJobs,
+    Batch,
     EnqueueOptions,
     JobContext,
     JobFailed,
@@ -50,6 +51,7 @@ QUICK = Settings(
     grace=timedelta(seconds=0.2),
 )
 LATER = EnqueueOptions(run_at=timedelta(hours=1))
+DESCRIBED = EnqueueOptions(title="Orders", tags=("orders",))
 
 Mount = tuple[AsyncJobs, dict[str, Any]]
 
@@ -123,6 +125,8 @@ def handler_of(kind: JobType[Any, Any]) -> JobType[Any, Any] | str:
 class Stack(ABC):
     """A framework: `POST /submit/{type}` for each type, `POST /repeat/{id}` of the application.
 
+    `POST /batch` submits a batch of orders to double.
+
     In the query, `later` delays a submission, `owner` names its owner and `key` sets its
     idempotency key.
     """
@@ -142,6 +146,8 @@ class Stack(ABC):
             self.mount(app, jobs, options)
             for kind in jobs.registry:
                 self.add_submission(app, kind)
+                if kind.name == "double":
+                    self.add_batch(app, kind)
         for kind in others:
             self.add_submission(app, kind)
         if mounts:
@@ -154,6 +160,8 @@ class Stack(ABC):
     def mount(self, app: Any, jobs: AsyncJobs, options: dict[str, Any]) -> None: ...
     @abstractmethod
     def add_submission(self, app: Any, kind: JobType[Any, Any]) -> None: ...
+    @abstractmethod
+    def add_batch(self, app: Any, kind: JobType[Order, Any]) -> None: ...
     @abstractmethod
     def add_repetition(self, app: Any, jobs: AsyncJobs) -> None: ...
     @abstractmethod
@@ -189,6 +197,16 @@ class StarletteStack(Stack):
             )
 
         app.add_route(f"/submit/{kind.name}", submit, methods=["POST"])
+
+    def add_batch(self, app: Any, kind: JobType[Order, Any]) -> None:
+        async def submit(request: Request) -> Response:
+            orders = [Order(**order) for order in await request.json()]
+            owner = request.query_params.get("owner")
+            return await on_starlette.accept(
+                request, kind, Batch(orders), user_id=owner, options=DESCRIBED
+            )
+
+        app.add_route("/batch", submit, methods=["POST"])
 
     def add_repetition(self, app: Any, jobs: AsyncJobs) -> None:
         async def repeat(request: Request) -> Response:
@@ -259,6 +277,14 @@ class FastAPIStack(StarletteStack):
         route = app.post(f"/submit/{kind.name}", response_model=on_fastapi.AcceptedDocument)
         route(submit if kind.takes_payload else submit_nothing)
 
+    def add_batch(self, app: Any, kind: JobType[Order, Any]) -> None:
+        async def submit(
+            orders: list[Order], accept: on_fastapi.Accept, owner: str | None = None
+        ) -> Response:
+            return await accept(kind, Batch(orders), user_id=owner, options=DESCRIBED)
+
+        app.post("/batch", response_model=on_fastapi.AcceptedDocument)(submit)
+
 
 class FlaskStack(Stack):
     def new(self) -> Any:
@@ -279,6 +305,14 @@ class FlaskStack(Stack):
             )
 
         app.add_url_rule(f"/submit/{kind.name}", kind.name, submit, methods=["POST"])
+
+    def add_batch(self, app: Any, kind: JobType[Order, Any]) -> None:
+        def submit() -> flask.Response:
+            orders = [Order(**order) for order in flask.request.get_json()]
+            owner = flask.request.args.get("owner")
+            return on_flask.accept(kind, Batch(orders), user_id=owner, options=DESCRIBED)
+
+        app.add_url_rule("/batch", "batch", submit, methods=["POST"])
 
     def add_repetition(self, app: Any, jobs: AsyncJobs) -> None:
         def repeat(job_id: str) -> str:
