@@ -20,6 +20,7 @@ from hashlib import sha256
 
 from asyncjobs.core.encoding import encode_state, encode_submission, to_microseconds
 from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.labels import new_labels, tally_changes
 from asyncjobs.errors import ConfigurationError, TransferRefused
 from asyncjobs.protocols import Change, Listing, Selection, Store, StoreClock, power_of
 from asyncjobs.records.clock import SystemClock
@@ -169,7 +170,10 @@ async def _overwrite(target: Store, pairs: Sequence[tuple[Job, Job]]) -> None:
     for job, found in pairs:
         if found.revision > job.revision:
             raise TransferRefused(f"job {job.id} has already changed in the target")
-    changes = [Change(job, found.revision) for job, found in pairs]
+    changes = [
+        Change(job, found.revision, new_labels(found, job), tally_changes(found, job))
+        for job, found in pairs
+    ]
     if changes and not all(await target.replace(changes)):
         raise TransferRefused("the target is in use; stop all processes that use it")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 
 from asyncjobs import Job
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import Lease, new_job_id
+from asyncjobs.core.job import JobStatus, Lease, new_job_id
+from asyncjobs.core.labels import label_of_batch
 from asyncjobs.errors import ConfigurationError, StoreUnavailable, TransferRefused
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.runtime.transfer import Digest, TransferPlan, copy_jobs, plan_transfer, same_job
@@ -26,7 +28,7 @@ from asyncjobs.stores import store_from_url
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import sample_job
-from asyncjobs.testing.samples import LATER, NOW, begun, full_job
+from asyncjobs.testing.samples import LATER, NOW, begun, change_of, failed, full_job, ids
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Holding = Callable[[Sequence[Job]], AbstractAsyncContextManager[Any]]
@@ -122,6 +124,35 @@ async def test_changes_of_the_source_between_two_runs_are_copied(
         moved = await copy_jobs(source, target, await plan_transfer(source, target), quiet)
         assert (moved.copied, moved.updated) == (0, 3)
         assert await all_of(target) == await all_of(source)
+
+
+async def test_labels_and_counters_are_copied(holding: Holding) -> None:
+    batch = new_job_id()
+    first = sample_job(batch=batch, tags=("a",), user_id="ann")
+    waiting, plain = sample_job(batch=batch, tags=("a", "b")), sample_job()
+    early, late = failed(sample_job(batch=batch)), sample_job(batch=batch)
+    selections = [
+        *(Selection(tag=tag) for tag in "abc"),
+        Selection("ann", tag="a"),
+        Selection(batch=batch),
+        Selection(status=JobStatus.FAILED, batch=batch),
+    ]
+
+    async def seen(store: Any) -> list[object]:
+        pages = [await store.list(which, limit=99) for which in selections]
+        [tally] = await store.tally([label_of_batch(batch)])
+        return [+Counter(tally), *(ids(page.jobs) for page in pages)]
+
+    async with holding([first, waiting, plain, early, late]) as source, holding([]) as target:
+        await copy_jobs(source, target, await plan_transfer(source, target), quiet)
+        assert await seen(target) == await seen(source)
+        # What has changed in the source when a transfer is repeated is counted again.
+        await source.replace([change_of(late, failed(late)), change_of(first, begun(first))])
+        await copy_jobs(source, target, await plan_transfer(source, target), quiet)
+        assert await seen(target) == await seen(source)
+        counts = {"total": 4, "pending": 1, "processing": 1, "failed": 2, "progress": 200}
+        assert (await seen(target))[0] == counts
+        assert (await seen(target))[-1] == ids([late, early])
 
 
 async def test_a_target_whose_jobs_changed_is_left_unchanged(holding: Holding) -> None:

@@ -13,7 +13,7 @@ import anyio
 import pytest
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError
 
-from asyncjobs.core.job import Job
+from asyncjobs.core.job import Job, new_job_id
 from asyncjobs.errors import SchemaError, StoreUnavailable
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.redis import RedisStore
@@ -24,7 +24,7 @@ from asyncjobs.testing import (
     TcpProxy,
     sample_job,
 )
-from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
+from asyncjobs.testing.samples import LANE, LATER, NOW, begun, change_of, ended, failed, ids
 from tests.stores.opening import open_and_close
 from tests.waiting import until_sync
 
@@ -173,7 +173,9 @@ async def test_repetitions_are_bounded(store: RedisStore, redis_url: str) -> Non
 
 async def test_a_full_server_makes_no_partial_write_and_jobs_can_still_end(serve: Serve) -> None:
     server = serve("--maxmemory-policy", "noeviction", "--appendonly", "yes")
+    member = sample_job(batch=new_job_id(), queue="other")
     async with RedisStore(server.url) as store:
+        await store.insert([member])
         server.ask("CONFIG", "SET", "maxmemory", used(server) + 2_000_000)
         stored, refused = await filled(store)
         assert await store.get([job.id for job in refused]) == [None] * len(refused)
@@ -185,9 +187,10 @@ async def test_a_full_server_makes_no_partial_write_and_jobs_can_still_end(serve
             await ended(store, two, b'"wide"')
         # Jobs can still be ended, which frees memory.
         assert list(await store.replace([Change(begun(one), one.revision)])) == [True]
+        assert list(await store.replace([change_of(member, failed(member))])) == [True]
         taken = await store.take([LANE], now=NOW, until=LATER, limit=len(stored))
         assert len(taken) == len(stored) - 1
-        assert len((await store.list(Selection(), limit=999)).jobs) == len(stored)
+        assert len((await store.list(Selection(), limit=999)).jobs) == len(stored) + 1
         await open_and_close(RedisStore(server.url))
         await store.delete([job.id for job in stored])
         until_sync(lambda: used(server) < most)  # large values are freed in the background
