@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from asyncjobs.http.headers import Pacing
     from asyncjobs.http.mounts import MountOptions
     from asyncjobs.http.security import PollLimit
+    from asyncjobs.http.tokens import Tokens
     from asyncjobs.protocols import Dispatcher, JobHandle, JobQueue, Page, Selection, Store
     from asyncjobs.queue import AsyncJobs
     from asyncjobs.records.logging import JobLogFilter, job_log_fields
@@ -73,6 +74,7 @@ __all__ = [
     "Selection",
     "Settings",
     "Store",
+    "Tokens",
     "Transition",
     "WorkerDispatcher",
     "handler",
@@ -114,6 +116,7 @@ _MODULES = {
     "Selection": "protocols",
     "Settings": "settings",
     "Store": "protocols",
+    "Tokens": "http.tokens",
     "Transition": "core.events",
     "WorkerDispatcher": "dispatchers.worker",
     "handler": "declarations",

@@ -18,6 +18,8 @@ AsyncJobsError
 │   ├── InvalidQuery          an invalid query parameter
 │   ├── PreconditionFailed    the job is at another version than the caller requires
 │   ├── CrossSite             sent by a page of another site
+│   ├── InvalidToken          a token that opens nothing: expired, or not signed by us
+│   ├── InsufficientScope     a token that does not allow the operation
 │   └── TooManyPolls          polled far too often
 ├── ResourcesUnavailable      the handlers' shared resources could not be opened
 ├── NotDispatched             an engine refused some of several jobs
@@ -252,6 +254,22 @@ class CrossSite(RequestRejected):
             f"Requests from pages of {origin or 'other sites'} are not allowed; "
             "the server can allow their origin."
         )
+
+
+class InvalidToken(RequestRejected):
+    """Raised for a token that opens nothing; `reason` never quotes it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The token cannot be used: {reason}.")
+
+
+class InsufficientScope(RequestRejected):
+    """Raised for a token of the right job that does not allow the operation."""
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+        super().__init__(f"The token does not have the scope {scope}.")
 
 
 class TooManyPolls(RequestRejected):

@@ -21,7 +21,7 @@ from contextlib import (
 )
 from functools import cache, partial
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from anyio import from_thread, to_thread
@@ -36,6 +36,9 @@ from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.waiting import running_asyncio_loop
 from asyncjobs.runtime.host import RunHandlers
 from asyncjobs.runtime.signals import told_to_stop
+
+if TYPE_CHECKING:
+    from asyncjobs.http.tokens import Tokens
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -66,8 +69,9 @@ class StatusMonitor:
         base_url: str | None = None,
         identify: Identify | None = None,
         options: MountOptions | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
-        mount = Mount(prefix, base_url, identify is not None, options or MountOptions())
+        mount = Mount(prefix, base_url, identify is not None, options or MountOptions(), tokens)
         self.endpoints = Endpoints(jobs, mount)
         self._identify = identify
         self._keeper: object = None
@@ -84,7 +88,13 @@ class StatusMonitor:
 
     async def asked(self, scope: Scope) -> Request:
         """Translate a request and identify its owner; raise what `identify` raises."""
-        return request_of(scope, owner=await self.owner(scope))
+        return await self.identified(request_of(scope), scope)
+
+    async def identified(self, asked: Request, scope: Scope) -> Request:
+        """Add the owner of a request, unless a token takes its place."""
+        if self._identify is None or self.endpoints.carries_token(asked):
+            return asked
+        return asked._replace(owner=await self.owner(scope))
 
     async def owner(self, scope: Scope) -> str | None:
         """Call `identify`; raise what it raises."""
@@ -153,8 +163,7 @@ class StatusMonitor:
         found = self.endpoints.answer_anyone(asked)
         if found is not None:
             return found
-        if self._identify is not None:
-            asked = asked._replace(owner=await self.owner(scope))
+        asked = await self.identified(asked, scope)
         if not self._is_running:
             await self.ready()
         return await self.endpoints.handle(asked)

@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,7 @@ except ImportError as error:
     ) from error
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
@@ -34,6 +35,7 @@ from starlette.websockets import WebSocketDisconnect
 from asyncjobs.adapters import starlette
 from asyncjobs.adapters.asgi import (
     StatusMonitor,
+    request_of,
     routed_request_of,
     submission_of,
 )
@@ -55,15 +57,18 @@ from asyncjobs.core.submission import Batch, EnqueueOptions
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.http.documents import AcceptedDocument
 from asyncjobs.http.endpoints import Body, Submit, find_mount
-from asyncjobs.http.mounts import MountOptions, check_queue, check_target, owner_of
+from asyncjobs.http.mounts import Mount, MountOptions, check_queue, check_target, owner_of
 from asyncjobs.http.openapi import (
     JOB_ID,
     parameters_of,
     responses_of,
 )
-from asyncjobs.http.routes import LIST, ROUTES, Route
+from asyncjobs.http.routes import LIST, RENEWAL, ROUTES, TAG_RENEWAL, Route
 from asyncjobs.http.scripts import SCRIPTS
 from asyncjobs.queue import AsyncJobs
+
+if TYPE_CHECKING:
+    from asyncjobs.http.tokens import Tokens
 
 __all__ = [
     "Accept",
@@ -85,6 +90,16 @@ Identify = Callable[..., Any]
 _AnyHandler = Callable[[Request, Any], Any]
 
 _FOUND = "asyncjobs.owner"
+
+# In OpenAPI, an alternative to the schemes of `identify`.
+_JOB_TOKEN = Depends(
+    HTTPBearer(
+        scheme_name="JobToken",
+        bearerFormat="JWT",
+        description="The `token` of the 202.",
+        auto_error=False,
+    )
+)
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 _METHODS_WITH_BODY = {"POST", "PUT", "PATCH"}
 _POLICY_VIOLATION = 1008
@@ -220,6 +235,7 @@ def jobs_router(
     identify: Identify | None = None,
     base_url: str | None = None,
     options: MountOptions | None = None,
+    tokens: Tokens | None = None,
 ) -> JobsRouter:
     """Return a router with the status monitor: `app.include_router(jobs_router(jobs), prefix=...)`.
 
@@ -236,6 +252,7 @@ def jobs_router(
         base_url=base_url,
         identify=None if identify is None else _Resolver(identify),
         options=options,
+        tokens=tokens,
     )
     return JobsRouter(monitor, _dependency(identify))
 
@@ -248,6 +265,7 @@ def mount(
     base_url: str | None = None,
     identify: Identify | None = None,
     options: MountOptions | None = None,
+    tokens: Tokens | None = None,
 ) -> None:
     """Serve the routes of `jobs_router` below `prefix`, and keep `jobs` open while the app runs.
 
@@ -259,10 +277,14 @@ def mount(
     """
     check_target(FastAPI, app, jobs)
     owner = None if identify is None else _Resolver(identify)
-    monitor = StatusMonitor(jobs, prefix=prefix, base_url=base_url, identify=owner, options=options)
+    monitor = StatusMonitor(
+        jobs, prefix=prefix, base_url=base_url, identify=owner, options=options, tokens=tokens
+    )
     guards = app.router.dependencies
     resolver = _Resolver(identify, guards) if identify or guards else None
-    starlette.join(app, monitor, _Socket(monitor, resolver))
+    # A token takes the place of the caller, and not of the app's own dependencies.
+    guard = _Resolver(None, guards) if guards else None
+    starlette.join(app, monitor, _Socket(monitor, resolver, guard))
     if resolver is None:
         # Without dependencies, Starlette's routes answer requests in a third of the time.
         starlette.serve(app, monitor, prefix)
@@ -342,18 +364,23 @@ class _Resolver:
 class _Socket:
     """Answers the WebSockets of a mount, and refuses those that the app's dependencies refuse."""
 
-    def __init__(self, monitor: StatusMonitor, resolver: _Resolver | None) -> None:
+    def __init__(
+        self, monitor: StatusMonitor, resolver: _Resolver | None, guard: _Resolver | None
+    ) -> None:
         self._monitor = monitor
         self._resolver = resolver
+        self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = routed_request_of(scope, scope["path_params"]["job_id"], None)
+        by_token = self._monitor.endpoints.carries_token(asked)
+        resolver = self._guard if by_token else self._resolver
         try:
-            owner = None if self._resolver is None else await self._resolver(scope)
+            owner = None if resolver is None else await resolver(scope)
         except (HTTPException, RequestValidationError):
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
-        asked = routed_request_of(scope, scope["path_params"]["job_id"], owner)
-        await self._monitor.talk(asked, receive, send)
+        await self._monitor.talk(asked._replace(owner=owner), receive, send)
 
 
 def _add_routes(
@@ -367,12 +394,36 @@ def _add_routes(
         endpoint = _public_endpoint(monitor, name)
         for path in (f"/{name}", f"/{name}/"):
             router.add_api_route(path, endpoint, methods=_METHODS, include_in_schema=False)
-    for route in [LIST, *ROUTES] if monitor.endpoints.mount.identified else ROUTES:
-        _add_route(router, monitor, route, identify)
+    served = _owner_without_token(monitor) if monitor.endpoints.mount.tokens else identify
+    for route in _routes_of(monitor.endpoints.mount):
+        _add_route(router, monitor, route, served, described_by=identify)
     path = f"/{{path:{ANY_PATH}}}"
     router.add_api_route(path, anyone, methods=["OPTIONS"], include_in_schema=False)
-    rest = _rest_endpoint(monitor, identify)
+    rest = _rest_endpoint(monitor, served)
     router.add_api_route(path, rest, name=anchor, methods=_METHODS, include_in_schema=False)
+
+
+def _routes_of(mount: Mount) -> Iterator[Route]:
+    if mount.identified:
+        yield LIST
+    yield from ROUTES
+    if mount.tokens is not None:
+        yield RENEWAL
+    if mount.tokens is not None and mount.identified:
+        yield TAG_RENEWAL
+
+
+def _owner_without_token(monitor: StatusMonitor) -> Any:
+    """Return a dependency on `identify`, which is not resolved for requests with a token.
+
+    FastAPI itself resolves all dependencies of a route, and `identify` may refuse such requests.
+    """
+
+    async def owner(request: Request) -> Any:
+        asked = await monitor.identified(request_of(request.scope), request.scope)
+        return asked.owner
+
+    return Depends(owner)
 
 
 def _public_endpoint(monitor: StatusMonitor, path: str | None = None) -> Any:
@@ -397,25 +448,41 @@ def _rest_endpoint(monitor: StatusMonitor, identify: Any) -> Any:
     return answer
 
 
-def _add_route(router: APIRouter, monitor: StatusMonitor, route: Route, identify: Any) -> None:
+def _add_route(
+    router: APIRouter, monitor: StatusMonitor, route: Route, identify: Any, described_by: Any
+) -> None:
     async def answer(request: Request, owner: Any = identify) -> Response:
         given = request.path_params
-        path = given["job_id"] + route.suffix.format(**given) if below else ""
+        path = given["job_id"] + route.suffix.format(**given) if of_job else route.suffix[1:]
         asked = routed_request_of(request.scope, path, owner_of(owner))
         await monitor.ready()
         return starlette.response_of(await monitor.endpoints.handle(asked))
 
-    below = "" if route is LIST else f"/{{job_id}}{route.suffix}"
+    async def described(owner: Any = described_by) -> None: ...
+
+    tokens = monitor.endpoints.mount.tokens is not None
+    of_job = route is not LIST and route is not TAG_RENEWAL
+    below = f"/{{job_id}}{route.suffix}" if of_job else route.suffix
+    if tokens:
+        # The route that follows is only for OpenAPI, where it names the schemes of `identify`.
+        router.add_api_route(below, answer, methods=[route.method], include_in_schema=False)
+    secured = tokens and monitor.endpoints.mount.identified
     router.add_api_route(
         below,
-        answer,
+        described if tokens else answer,
         methods=[route.method],
+        dependencies=[_JOB_TOKEN] if secured else None,
         summary=route.summary,
         name=f"asyncjobs_{route.method.lower()}_{route.operation.value}",
         tags=["jobs"],
         response_class=Response,
-        responses=with_models(responses_of(route)),
-        openapi_extra={"parameters": [*([JOB_ID] if below else []), *parameters_of(route)]},
+        responses=with_models(responses_of(route, tokens=tokens)),
+        openapi_extra={
+            "parameters": [
+                *([JOB_ID] if of_job else []),
+                *parameters_of(route, tokens=tokens),
+            ]
+        },
     )
     if route.method == "GET":
         # After the GET: a 405 lists the methods of the first route of a path.
@@ -438,12 +505,12 @@ def _socket_endpoint(monitor: StatusMonitor) -> Callable[[WebSocket], Awaitable[
             except WebSocketDisconnect as error:
                 raise OSError("the client has disconnected") from error
 
+        asked = routed_request_of(websocket.scope, websocket.path_params["job_id"], None)
         try:
-            owner = await monitor.owner(websocket.scope)
+            asked = await monitor.identified(asked, websocket.scope)
         except (HTTPException, RequestValidationError):
             await websocket.close(_POLICY_VIOLATION)
             return
-        asked = routed_request_of(websocket.scope, websocket.path_params["job_id"], owner)
         await monitor.talk(asked, websocket.receive, send)
 
     return follow

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -42,6 +42,9 @@ from asyncjobs.http.streams import Close
 from asyncjobs.portal import Portal, portal_for
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.logging import log
+
+if TYPE_CHECKING:
+    from asyncjobs.http.tokens import Tokens
 
 __all__ = ["accept", "mount", "portal_of"]
 
@@ -79,8 +82,17 @@ class _Mount:
         """Answer a request for a path below the prefix."""
         asked = _request(path)
         found = self.endpoints.answer_anyone(asked)
-        found = found or self.portal.call(self.endpoints.handle, self._identified(asked))
+        found = found or self.portal.call(self.endpoints.handle, self._entered(asked))
         return _sent_by(self.portal, found)
+
+    def asked_by_socket(self) -> Request:
+        """Translate the handshake of a WebSocket and identify its owner."""
+        path = flask.request.path.removesuffix("/").rpartition("/")[2]
+        return self._entered(_request(path))
+
+    def _entered(self, asked: Request) -> Request:
+        """Identify the owner of a request, unless a token takes its place."""
+        return asked if self.endpoints.carries_token(asked) else self._identified(asked)
 
     def _identified(self, asked: Request) -> Request:
         if self.identify is None:
@@ -99,18 +111,20 @@ def mount(
     base_url: str | None = None,
     identify: Identify | None = None,
     options: MountOptions | None = None,
+    tokens: Tokens | None = None,
 ) -> None:
     """Serve the status monitor below `prefix`.
 
     `identify` returns the owner of a request, None for an anonymous caller; it may abort with 401
-    or 403. A job belongs to the owner that submitted it, and no other caller finds it. The queue is
-    opened by the first request of each process, never before a server forks its workers; see
-    `portal_of` to open it earlier. If a route of the app raises an error of this library, the
-    answer is a problem document. WebSockets are served if flask-sock is installed. Raises
-    `ConfigurationError` for an app that is not one, and for a second mount at the same prefix.
+    or 403. A job belongs to the owner that submitted it, and no other caller finds it. With
+    `tokens`, each 202 has a token that opens its job, too. The queue is opened by the first request
+    of each process, never before a server forks its workers; see `portal_of` to open it earlier. If
+    a route of the app raises an error of this library, the answer is a problem document. WebSockets
+    are served if flask-sock is installed. Raises `ConfigurationError` for an app that is not one,
+    and for a second mount at the same prefix.
     """
     check_target(Flask, app, jobs)
-    where = Mount(prefix, base_url, identify is not None, options or MountOptions())
+    where = Mount(prefix, base_url, identify is not None, options or MountOptions(), tokens)
     check_mounts([one.endpoints.mount for one in _mounts_of(app)], where)
     endpoints, portal = Endpoints(jobs, where), portal_for(jobs)
     portal.keep(endpoints.streams)
@@ -302,9 +316,7 @@ def _add_sockets(app: Flask, mounted: _Mount) -> None:
 
     @sockets.before_request
     def check() -> flask.Response | None:
-        flask.g.asyncjobs_request = mounted.asked(
-            flask.request.path.removesuffix("/").rpartition("/")[2]
-        )
+        flask.g.asyncjobs_request = mounted.asked_by_socket()
         refusal = endpoints.refuse_socket(flask.g.asyncjobs_request)
         if refusal is None:
             return None

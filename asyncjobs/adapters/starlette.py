@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 try:
     from starlette.applications import Starlette
@@ -39,6 +39,9 @@ from asyncjobs.http.mounts import MountOptions, check_mounts, check_target
 from asyncjobs.http.problems import STATUSES, problem_of
 from asyncjobs.http.requests import IncomingBody
 from asyncjobs.queue import AsyncJobs
+
+if TYPE_CHECKING:
+    from asyncjobs.http.tokens import Tokens
 
 __all__ = ["accept", "mount", "problem_response"]
 
@@ -81,17 +84,24 @@ def mount(
     base_url: str | None = None,
     identify: Identify | None = None,
     options: MountOptions | None = None,
+    tokens: Tokens | None = None,
 ) -> None:
     """Serve the status monitor below `prefix`, and keep `jobs` open while the app runs.
 
     `identify` returns the owner of a request, None for an anonymous caller; it may raise an
-    `HTTPException`. A job belongs to the owner that submitted it, and no other caller finds it. If
-    a route of the app raises an error of this library, the answer is a problem document. Raises
-    `ConfigurationError` for an app that is not one, and for a second mount at the same prefix.
+    `HTTPException`. A job belongs to the owner that submitted it, and no other caller finds it.
+    With `tokens`, each 202 has a token that opens its job, too. If a route of the app raises an
+    error of this library, the answer is a problem document. Raises `ConfigurationError` for an app
+    that is not one, and for a second mount at the same prefix.
     """
     check_target(Starlette, app, jobs)
     monitor = StatusMonitor(
-        jobs, prefix=prefix, base_url=base_url, identify=by_scope(identify), options=options
+        jobs,
+        prefix=prefix,
+        base_url=base_url,
+        identify=by_scope(identify),
+        options=options,
+        tokens=tokens,
     )
     join(app, monitor, Socket(monitor))
     serve(app, monitor, prefix)

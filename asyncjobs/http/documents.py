@@ -231,6 +231,26 @@ class AcceptedDocument(Document):
     estimated_duration: Annotated[_Seconds | None, From(_estimated_seconds, omit_none=True)] = (
         Field(default=None, description="seconds")
     )
+    token: Annotated[str | None, WhenSent()] = Field(
+        default=None, description="opens the job for some minutes, if the server gives tokens"
+    )
+    token_url: Annotated[str | None, WhenSent()] = Field(
+        default=None, description="where the token is renewed"
+    )
+
+
+def with_token(document: bytes, token: str, url: str) -> bytes:
+    """Add a token and the URL where it is renewed to an encoded `AcceptedDocument`."""
+    return b'%s,"token":%s,"tokenUrl":%s}' % (document[:-1], to_json(token), to_json(url))
+
+
+class TokenDocument(BaseModel):
+    """A renewed token."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+    token: str
+    expires_at: datetime
 
 
 class BatchFailureDocument(TypedDict):

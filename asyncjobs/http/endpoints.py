@@ -28,6 +28,7 @@ from asyncjobs.errors import (
     UnknownType,
 )
 from asyncjobs.http import sse
+from asyncjobs.http.access import Access, token_answer
 from asyncjobs.http.documents import (
     AcceptedDocument,
     DocumentCache,
@@ -35,6 +36,7 @@ from asyncjobs.http.documents import (
     OperationDocument,
     encode_list,
     with_pace,
+    with_token,
 )
 from asyncjobs.http.files import file_etag, part_of
 from asyncjobs.http.headers import (
@@ -67,9 +69,9 @@ from asyncjobs.http.requests import (
     payload_of,
     where_to_follow,
 )
-from asyncjobs.http.routes import Operation, file_in, operations_at
+from asyncjobs.http.routes import Operation, file_in, gives_tokens, operations_at
 from asyncjobs.http.scripts import SCRIPTS, script
-from asyncjobs.http.security import Limiter, refuse_cross_site, refuse_foreign_socket
+from asyncjobs.http.security import Limiter
 from asyncjobs.http.streams import Close, Streams
 from asyncjobs.protocols import Page, Selection
 from asyncjobs.queue import AsyncJobs
@@ -120,11 +122,15 @@ class Endpoints:
     def __init__(self, jobs: AsyncJobs, mount: Mount) -> None:
         self.jobs = jobs
         self.mount = mount
-        self._trusted = mount.trusted
+        self.access = Access(mount)
         self._documents = DocumentCache()
         self.streams = Streams(jobs, mount.options, self._documents)
         limit = mount.options.poll_limit
         self._limiter = None if limit is None else Limiter(limit)
+
+    def carries_token(self, request: Request) -> bool:
+        """Return whether a token takes the place of the caller, who then is not identified."""
+        return self.access.token_in(request) is not None
 
     def answer_anyone(self, request: Request) -> Response | None:
         """Answer a request for a script or by OPTIONS; None for any other.
@@ -138,7 +144,8 @@ class Endpoints:
 
     def _options(self, request: Request) -> Response | None:
         _, operations = operations_at(request.path)
-        methods = ["GET"] if request.path.removesuffix("/") in SCRIPTS else [*operations]
+        offered = operations if self._offers(operations) else ()
+        methods = ["GET"] if request.path.removesuffix("/") in SCRIPTS else [*offered]
         if not methods and "access-control-request-method" not in request.headers:
             return None
         # A preflight passes for any path. The application's CORS layer decides what it permits, and
@@ -159,7 +166,10 @@ class Endpoints:
         if answer.status >= HTTPStatus.BAD_REQUEST and prefers_html(request.headers.get("accept")):
             job_id, slash, _ = request.path.partition("/")
             links = self.mount.links(request, JobId(job_id)) if job_id and slash else None
-            return problem_page(answer, links)
+            # A caller with a token cannot open the page of the job by its plain URL.
+            shown = problem_page(answer, None if self.access.token_in(request) else links)
+            return self.access.sent(request, shown)
+        answer = self.access.sent(request, answer)
         if is_head and isinstance(answer, StreamingResponse):
             return await answer.without_body()
         return answer
@@ -186,7 +196,7 @@ class Endpoints:
     def refuse_socket(self, request: Request) -> Response | None:
         """Return the refusal of a WebSocket, or None if it may be accepted."""
         try:
-            refuse_foreign_socket(request, self._trusted)
+            self.access.refuse_socket(request, self.jobs.clock.now())
         except AsyncJobsError as error:
             return problem_of(error)
         return None
@@ -194,7 +204,8 @@ class Endpoints:
     def follow(self, request: Request) -> AsyncGenerator[bytes | Close | None]:
         """Yield the documents to send over an accepted WebSocket, and finally its close."""
         after = sse.resumes_after(None, parameters_of(request.query).get("after"))
-        check = partial(self._checked, request.owner)
+        entered = self.access.enter_socket(request, self.jobs.clock.now())
+        check = partial(self.access.check, entered)
         base = self.mount.base(request)
         if self.mount.prefix is None:
             base = base.removesuffix(self.mount.websocket_prefix)
@@ -205,7 +216,7 @@ class Endpoints:
         operation = operations.get(request.method)
         if operation is None:
             return not_allowed(request.method, operations)
-        refuse_cross_site(request, self._trusted)
+        request = self.access.enter(request, job_id, operation, self.jobs.clock.now())
         match operation:
             case Operation.STATUS:
                 return await self._status(
@@ -225,6 +236,8 @@ class Endpoints:
                 return await self._list(request)
             case Operation.FILE:
                 return await self._file(request, await self._find(request, job_id))
+            case Operation.RENEW | Operation.RENEW_TAG:
+                return await self._renewed(request, job_id)
             case _:
                 assert_never(operation)
 
@@ -232,16 +245,19 @@ class Endpoints:
         """Return the job and the operations of a path; raise `UnknownJob` if it has none."""
         job_id, operations = operations_at(path)
         known = parse_job_id(job_id) is not None if job_id else self._lists
-        if not operations or not known:
+        if not operations or not known or not self._offers(operations):
             raise UnknownJob(job_id)
         return JobId(job_id), operations
 
+    def _offers(self, operations: Mapping[str, Operation]) -> bool:
+        return self.mount.tokens is not None or not gives_tokens(operations)
+
     async def _find(self, request: Request, job_id: JobId) -> Job:
-        return self._checked(request.owner, await self.jobs.find(job_id))
+        return self.access.check(request, await self.jobs.find(job_id))
 
     async def _poll(self, request: Request, job_id: JobId) -> Job:
         """Find a job, and count this as a poll of it."""
-        job = self._checked(request.owner, await self.jobs.find(job_id))
+        job = self.access.check(request, await self.jobs.find(job_id))
         if self._limiter is not None:
             self._limiter.count(job_id, anyio.current_time())
         return job
@@ -253,7 +269,7 @@ class Endpoints:
         payload: P | Body | Batch[P],
         submit: Submit,
     ) -> Response:
-        refuse_cross_site(request, self._trusted)
+        self.access.refuse_cross_site(request)
         kind = self.jobs.registry.find(kind)
         options = options_of(request, submit.options, callbacks=self.mount.options.callbacks)
         key = submit.idempotency_key
@@ -278,7 +294,11 @@ class Endpoints:
         # A replayed 202 of an ended job also has a delay, like the first one.
         pause = self._first_pause(accepted) or self.mount.options.pacing.seconds()
         headers = (*headers, ("Location", links.result), *_retry_after_header(pause))
-        return Response(HTTPStatus.ACCEPTED, headers, AcceptedDocument.encode(accepted.job, links))
+        document = AcceptedDocument.encode(accepted.job, links)
+        if self.mount.tokens is not None:
+            issued = self.access.token_for(accepted.job.id, self.jobs.clock.now())
+            document = with_token(document, issued.text, links.token)
+        return Response(HTTPStatus.ACCEPTED, headers, document)
 
     async def _ended(self, job: Job, seconds: float) -> Job | None:
         """Return the job if it ends within that time."""
@@ -294,6 +314,9 @@ class Endpoints:
 
     async def _list(self, request: Request) -> Response:
         asked = page_query_of(request.query)
+        if request.grant is not None and request.grant.subject == asked.batch:
+            # The token of a batch names no owner: all its jobs have that of the batch.
+            request = request._replace(owner=(await self.jobs.find(asked.batch)).user_id)
         which = Selection(request.owner, asked.type, asked.status, asked.tag, asked.batch)
         follows = prefers_events(request.headers.get("accept"))
         base, links_of = self.mount.base(request), partial(self.mount.links, request)
@@ -319,7 +342,7 @@ class Endpoints:
     async def _events(self, request: Request, job_id: JobId) -> Response:
         given = parameters_of(request.query).get("after")
         after = sse.resumes_after(request.headers.get("last-event-id"), given)
-        check = partial(self._checked, request.owner)
+        check = partial(self.access.check, request)
         base = self.mount.base(request)
         return await self.streams.events(job_id, check, after, request.room, base)
 
@@ -327,7 +350,8 @@ class Endpoints:
         if prefers_html(request.headers.get("accept")):
             links = self.mount.links(request, job.id)
             now = self.jobs.clock.now()
-            return status_page(job, links, retry_after=self._retry_after(job), now=now)
+            pause = self._retry_after(job)
+            return status_page(job, links, retry_after=pause, now=now, grant=request.grant)
         known = request.headers.get("if-none-match")
         etag = etag_of(job.version)
         is_known = known is not None and matches(known, etag)
@@ -390,6 +414,13 @@ class Endpoints:
                     raise
                 return StreamingResponse(status, headers, chunks=content)
 
+    async def _renewed(self, request: Request, job_id: JobId) -> Response:
+        now = self.jobs.clock.now()
+        if not job_id:
+            return token_answer(self.access.token_for_tag(request, now))
+        job = await self._find(request, job_id)
+        return token_answer(self.access.token_for(job.id, now, like=request.grant))
+
     def _operation(self, request: Request, job: Job) -> Response:
         headers = (*_JSON, *_retry_after_header(self._retry_after(job)), _NO_STORE)
         links = self.mount.links(request, job.id)
@@ -420,12 +451,6 @@ class Endpoints:
         seconds = self._retry_after(job)
         headers = (*_JSON, _NO_STORE, *_retry_after_header(seconds))
         return Response(status, headers, await self._document(request, job, seconds))
-
-    def _checked(self, owner: str | None, job: Job) -> Job:
-        """Check the owner of a job; other callers get the same answer as for an unknown job."""
-        if self.mount.identified and job.user_id != owner:
-            raise UnknownJob(job.id)
-        return job
 
     def _patience(self, request: Request, usual: timedelta = timedelta(0)) -> _Patience:
         """Return how long to hold a request: as preferred (RFC 7240, 4.3), up to `max_wait`."""

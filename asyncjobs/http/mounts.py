@@ -16,6 +16,9 @@ from asyncjobs.http.security import PollLimit, is_origin, origin_of, own_origin
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.settings import Seconds, duration
 
+if TYPE_CHECKING:
+    from asyncjobs.http.tokens import Tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class MountOptions:
@@ -97,6 +100,7 @@ class JobLinks(NamedTuple):
     events: str
     cancel: str
     operation: str
+    token: str
 
     @classmethod
     def below(cls, base: str, job_id: JobId, host: str = "") -> Self:
@@ -108,6 +112,7 @@ class JobLinks(NamedTuple):
             events=f"{status}/events",
             cancel=f"{status}/cancel",
             operation=f"{host}{status}/operation",
+            token=f"{status}/token",
         )
 
     def file(self, name: str) -> str:
@@ -121,13 +126,14 @@ class Mount:
 
     URLs in answers are paths below `prefix`; with a `base_url` (such as `https://api.example.com`)
     they are absolute. They are never built from headers that a proxy sets. If `prefix` is None,
-    each request has its own, as with an included router.
+    each request has its own, as with an included router. `tokens` signs and verifies tokens.
     """
 
     prefix: str | None = "/api/jobs"
     base_url: str | None = None
     identified: bool = False
     options: MountOptions = field(default_factory=MountOptions)
+    tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
         if self.prefix is not None:

@@ -14,7 +14,13 @@ from pydantic import BaseModel
 
 from asyncjobs.core.descriptions import MAX_TAG_CHARS
 from asyncjobs.core.job import JobStatus
-from asyncjobs.http.documents import AcceptedDocument, JobDocument, ListDocument, OperationDocument
+from asyncjobs.http.documents import (
+    AcceptedDocument,
+    JobDocument,
+    ListDocument,
+    OperationDocument,
+    TokenDocument,
+)
 from asyncjobs.http.problems import ProblemDocument
 from asyncjobs.http.routes import ROUTES, Operation, Route
 
@@ -23,7 +29,14 @@ Schema = dict[str, Any]
 #: The documents that are components, by name.
 MODELS: Mapping[str, type[BaseModel]] = {
     model.__name__: model
-    for model in (AcceptedDocument, JobDocument, ListDocument, OperationDocument, ProblemDocument)
+    for model in (
+        AcceptedDocument,
+        JobDocument,
+        ListDocument,
+        OperationDocument,
+        ProblemDocument,
+        TokenDocument,
+    )
 }
 
 _COMPONENTS = "#/components/schemas/"
@@ -89,6 +102,8 @@ _PREFER = _header("Prefer", "`wait=N`: hold the request for up to N seconds (RFC
 _KNOWN = _header("If-None-Match", "the ETag the client has")
 _EXPECTED = _header("If-Match", "the ETag that the job must have; otherwise the response is 412")
 
+_TOKEN = _query("token", "a token, for clients that cannot send headers", type="string")
+
 _PARAMETERS: Mapping[Operation, list[Schema]] = {
     Operation.LIST: [
         _query("type", "only jobs of this type", type="string"),
@@ -112,6 +127,9 @@ _PARAMETERS: Mapping[Operation, list[Schema]] = {
     ],
     Operation.OPERATION: [_EXPECTED],
     Operation.CANCEL: [_EXPECTED],
+    Operation.RENEW_TAG: [
+        {**_query("tag", "the tag", type="string", maxLength=MAX_TAG_CHARS), "required": True}
+    ],
     Operation.FILE: [
         {
             "name": "name",
@@ -127,6 +145,11 @@ _PARAMETERS: Mapping[Operation, list[Schema]] = {
     ],
 }
 
+_TOKEN_REFUSALS = {
+    HTTPStatus.UNAUTHORIZED: "The token has expired, or is not valid.",
+    HTTPStatus.FORBIDDEN: "The token does not allow this.",
+}
+
 _SUBMISSION = [
     _PREFER,
     _header(
@@ -138,9 +161,10 @@ _SUBMISSION = [
 _CALLBACK = _header("Callback-URL", "called when the job ends", format="uri", maxLength=2048)
 
 
-def parameters_of(route: Route) -> list[Schema]:
-    """Describe the parameters of a route, except the job's id."""
-    return _PARAMETERS.get(route.operation, [])
+def parameters_of(route: Route, *, tokens: bool = False) -> list[Schema]:
+    """Describe the parameters of a route, except the job's id; with tokens, that of a token, too."""
+    by_link = [_TOKEN] if tokens and route.method == "GET" else []
+    return [*_PARAMETERS.get(route.operation, []), *by_link]
 
 
 def submission_parameters(*, callbacks: bool) -> list[Schema]:
@@ -148,9 +172,11 @@ def submission_parameters(*, callbacks: bool) -> list[Schema]:
     return [*_SUBMISSION, *([_CALLBACK] if callbacks else [])]
 
 
-def responses_of(route: Route) -> dict[int | str, Schema]:
-    """Describe all answers of a route."""
-    return {int(status): _response(route, status) for status in route.answers}
+def responses_of(route: Route, *, tokens: bool = False) -> dict[int | str, Schema]:
+    """Describe all answers of a route; with tokens, also the refusals of a token."""
+    refusals: Mapping[HTTPStatus, str] = _TOKEN_REFUSALS if tokens else {}
+    answers = {**refusals, **route.answers}
+    return {int(status): _response(route, status, answers) for status in answers}
 
 
 def submission_responses(prefix: str | None) -> dict[int | str, Schema]:
@@ -205,8 +231,8 @@ def _reference_to(model: type[BaseModel]) -> Schema:
     return {"$ref": f"{_COMPONENTS}{model.__name__}"}
 
 
-def _response(route: Route, status: HTTPStatus) -> Schema:
-    text = route.answers[status]
+def _response(route: Route, status: HTTPStatus, answers: Mapping[HTTPStatus, str]) -> Schema:
+    text = answers[status]
     if status >= HTTPStatus.BAD_REQUEST:
         described: Schema = _problem(status, text)
         described["content"].update(_PAGE)
@@ -244,6 +270,8 @@ def _answered_headers(  # noqa: PLR0911  # one per operation
             return []
         case Operation.OPERATION:
             return ["Retry-After"]
+        case Operation.RENEW | Operation.RENEW_TAG:
+            return []
         case Operation.CANCEL:
             return ["Location"] if status is HTTPStatus.SEE_OTHER else ["Retry-After"]
         case Operation.FILE:

@@ -1,11 +1,12 @@
 // Keeps the page up to date: follows the job by its events, else by polling.
 const root = document.querySelector("main");
-const { eventsUrl, now, retryAfter, statusUrl } = root.dataset;
+const { eventsUrl, now, retryAfter, statusUrl, tokenUrl } = root.dataset;
 const parts = { root };
 for (const node of document.querySelectorAll("[part]")) parts[node.getAttribute("part")] = node;
 // How far this machine's clock is behind the server's.
 const behind = Date.parse(now) - Date.now() || 0;
 const headers = { Accept: "application/json" };
+let token = null;
 let job = JSON.parse(root.dataset.job);
 let pause = Number(retryAfter) || 2;
 let over = false;
@@ -76,6 +77,39 @@ const abandon = (state) => {
   finish();
 };
 
+// A page opened by a link with a token sends it along, and renews it before it ends.
+const withToken = (url) => (token ? `${url}?token=${token}` : url);
+
+const keep = (given) => {
+  token = given;
+  headers.Authorization = `Bearer ${token}`;
+  const { exp, iat } = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+  setTimeout(renew, Math.max((exp - iat) * 500, 1000));
+};
+
+const renew = async () => {
+  const answer = await fetch(tokenUrl, { method: "POST", headers }).catch(() => null);
+  if (answer?.ok) return keep((await answer.json()).token);
+  if (!answer || answer.status > 404) setTimeout(renew, 10_000);
+};
+
+const takeToken = () => {
+  const here = new URL(location.href);
+  const given = here.searchParams.get("token");
+  if (!tokenUrl || !given) return;
+  // Neither history nor a copied address shows it.
+  here.searchParams.delete("token");
+  history.replaceState(history.state, "", here);
+  keep(given);
+  // A link gets it when it is about to be used.
+  for (const kind of ["pointerdown", "click"]) {
+    root.addEventListener(kind, ({ target }) => {
+      const link = target.closest?.("a");
+      if (link?.pathname.startsWith(`${new URL(statusUrl, here).pathname}/`)) link.search = withToken("");
+    });
+  }
+};
+
 const read = async (answer) => {
   const why = whyNone(answer.status);
   if (why) return abandon(why);
@@ -101,7 +135,7 @@ const poll = async () => {
 };
 
 const follow = () => {
-  const source = new EventSource(eventsUrl);
+  const source = new EventSource(withToken(eventsUrl));
   let failures = 2;
   const giveUp = () => {
     clearTimeout(patience);
@@ -134,6 +168,8 @@ parts.cancel?.addEventListener("submit", async (event) => {
 });
 
 for (const moment of ["created", "started", "completed"]) setTime(moment, parts[moment].dateTime);
+takeToken();
+if (token && parts.cancel && !job.completedAt && !job.cancelRequestedAt) parts.cancel.hidden = false;
 const ticking = setInterval(tick, 1000);
 if (job.completedAt) finish();
 else if (window.EventSource) follow();

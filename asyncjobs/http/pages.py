@@ -23,7 +23,7 @@ from typing import assert_never
 from pydantic import JsonValue
 
 from asyncjobs.core.job import RESERVED_PREFIX, BatchCounts, Detail, Job, JobStatus
-from asyncjobs.http.messages import Headers, Response
+from asyncjobs.http.messages import Grant, Headers, Response
 from asyncjobs.http.mounts import JobLinks
 
 
@@ -85,12 +85,18 @@ _HEADERS: Headers = (
 
 
 def status_page(
-    job: Job, links: JobLinks, *, retry_after: int | None, now: datetime | None = None
+    job: Job,
+    links: JobLinks,
+    *,
+    retry_after: int | None,
+    now: datetime | None = None,
+    grant: Grant | None = None,
 ) -> Response:
     """Return the page of a job.
 
     `retry_after` is the delay in seconds before a page without JavaScript reloads. The elapsed time
-    counts from `now`; without it, from the reader's own clock.
+    counts from `now`; without it, from the reader's own clock. `grant` is what the token in the
+    page's URL allows: then the script takes the token from there.
     """
     again = None if job.status.terminal else retry_after
     pace = () if again is None else (("Retry-After", str(again)),)
@@ -99,9 +105,9 @@ def status_page(
         if again is None
         else f'<noscript><meta http-equiv="refresh" content="{again}"></noscript>'
     )
-    body = f"""<main class="job" {_data(job, links, again, now)}>
+    body = f"""<main class="job" {_data(job, links, again, now, grant)}>
 {_heading(job, now)}
-{_outcome(job, links)}
+{_outcome(job, links, grant)}
 {_batch(job, links)}{_facts(job)}
 </main>
 <script type="module">{_SCRIPT}</script>"""
@@ -140,7 +146,10 @@ def _explained(status: HTTPStatus, sentence: str) -> tuple[str, str]:
                 "again."
             )
         case HTTPStatus.UNAUTHORIZED:
-            return "Not signed in", "Sign in, then open the link again."
+            return "Not signed in", (
+                f"{sentence} A link with a token opens the job for some minutes: get a new one, "
+                "or sign in and open the job there."
+            )
         case HTTPStatus.GONE:
             return "No result", sentence
         case HTTPStatus.FAILED_DEPENDENCY:
@@ -172,7 +181,9 @@ def _document(title: str, head: str, body: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _data(job: Job, links: JobLinks, again: int | None, now: datetime | None) -> str:
+def _data(
+    job: Job, links: JobLinks, again: int | None, now: datetime | None, grant: Grant | None
+) -> str:
     usual = job.estimated_duration
     shown = {
         "status": job.status,
@@ -190,6 +201,7 @@ def _data(job: Job, links: JobLinks, again: int | None, now: datetime | None) ->
         "retry-after": "" if again is None else str(again),
         "now": _iso(now),
         "job": json.dumps(shown),
+        **({} if grant is None else {"token-url": links.token}),
     }
     return " ".join(f'data-{name}="{escape(value)}"' for name, value in values.items())
 
@@ -214,13 +226,13 @@ def _heading(job: Job, now: datetime | None) -> str:
 <span part="count" dir="auto">{escape(count)}</span></p>"""
 
 
-def _outcome(job: Job, links: JobLinks) -> str:
+def _outcome(job: Job, links: JobLinks, grant: Grant | None) -> str:
     error = "" if job.error is None else job.error.message
     return f"""<p part="announced" role="status" aria-live="polite"></p>
 <p part="error" dir="auto">{escape(error)}</p>
 <p part="note" role="alert"></p>
 <div part="actions">
-{_result(job, links)}{_cancel(job, links)}
+{_result(job, links)}{_cancel(job, links, grant)}
 </div>"""
 
 
@@ -238,11 +250,15 @@ def _result(job: Job, links: JobLinks) -> str:
     return f'<a class="button main" href="{address}" part="result"{hidden}>{WORDS["result"]}</a>'
 
 
-def _cancel(job: Job, links: JobLinks) -> str:
+def _cancel(job: Job, links: JobLinks, grant: Grant | None) -> str:
     if job.status.terminal or job.cancel_requested_at is not None:
         return ""
+    if grant is not None and "cancel" not in grant.scopes:
+        return ""
+    # A form cannot send the token, so it is the script that shows the button.
+    hidden = "" if grant is None else " hidden"
     return (
-        f'<form method="post" action="{escape(links.cancel)}" part="cancel">'
+        f'<form method="post" action="{escape(links.cancel)}" part="cancel"{hidden}>'
         f'<button class="button">{WORDS["cancel"]}</button></form>'
     )
 

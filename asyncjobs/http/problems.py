@@ -141,25 +141,25 @@ def problem_of(error: AsyncJobsError) -> Response | None:
         return None
     status, code = STATUSES[found]
     sentence = _SENTENCES.get(found, str(error))
-    if isinstance(error, InvalidPayload):
-        return problem(status, code, sentence, errors=error.issues)
-    if isinstance(error, PreconditionFailed):
-        return problem(status, code, sentence, headers=(("ETag", etag_of(error.version)),))
-    if isinstance(error, InvalidToken):
-        return problem(status, code, sentence, headers=_challenge(code, sentence))
-    if isinstance(error, InsufficientScope):
-        challenge = _challenge(code, sentence.replace("'", ""), f', scope="{error.scope}"')
-        return problem(status, code, sentence, headers=challenge)
-    if isinstance(error, TooManyPolls):
-        return problem(
-            status,
-            code,
-            sentence,
-            headers=(("Retry-After", str(clear_of_keep_alive(error.seconds))),),
-        )
-    if isinstance(error, (StoreUnavailable, ResourcesUnavailable, StorageUnavailable)):
-        return problem(status, code, sentence, headers=(("Retry-After", _RETRY_AFTER_SECONDS),))
-    return problem(status, code, sentence)
+    members = {"errors": error.issues} if isinstance(error, InvalidPayload) else {}
+    return problem(status, code, sentence, headers=_headers_of(error, code, sentence), **members)
+
+
+def _headers_of(error: AsyncJobsError, code: str, sentence: str) -> Headers:
+    """Return the headers that the answer to an error has in addition."""
+    match error:
+        case PreconditionFailed():
+            return (("ETag", etag_of(error.version)),)
+        case InvalidToken():
+            return _challenge(code, sentence)
+        case InsufficientScope():
+            return _challenge(code, sentence, f', scope="{error.scope}"')
+        case TooManyPolls():
+            return (("Retry-After", str(clear_of_keep_alive(error.seconds))),)
+        case StoreUnavailable() | ResourcesUnavailable() | StorageUnavailable():
+            return (("Retry-After", _RETRY_AFTER_SECONDS),)
+        case _:
+            return ()
 
 
 def _challenge(code: str, sentence: str, more: str = "") -> Headers:

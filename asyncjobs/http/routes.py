@@ -9,7 +9,12 @@ from http import HTTPStatus
 
 from pydantic import BaseModel
 
-from asyncjobs.http.documents import JobDocument, ListDocument, OperationDocument
+from asyncjobs.http.documents import (
+    JobDocument,
+    ListDocument,
+    OperationDocument,
+    TokenDocument,
+)
 
 
 class Operation(Enum):
@@ -22,6 +27,8 @@ class Operation(Enum):
     OPERATION = "operation"
     CANCEL = "cancel"
     FILE = "file"
+    RENEW = "renew"
+    RENEW_TAG = "renew_tag"
 
 
 @dataclass(frozen=True)
@@ -163,13 +170,44 @@ ROUTES = (
     ),
 )
 
+_TOKEN_ANSWERS = {
+    HTTPStatus.OK: "A new token.",
+    HTTPStatus.UNAUTHORIZED: "The token has expired, or is not valid.",
+    HTTPStatus.FORBIDDEN: "A page of another site sent the request without a token.",
+}
+
+#: Exists only if a mount has tokens.
+RENEWAL = Route(
+    "POST",
+    "/token",
+    Operation.RENEW,
+    "Renew the token of a job",
+    {**_TOKEN_ANSWERS, **_UNKNOWN, **_AWAY},
+    model=TokenDocument,
+)
+
+#: Exists only if a mount has tokens and lists jobs.
+TAG_RENEWAL = Route(
+    "POST",
+    "/token",
+    Operation.RENEW_TAG,
+    "Get a token for the caller's jobs with a tag",
+    {
+        **_TOKEN_ANSWERS,
+        HTTPStatus.BAD_REQUEST: "The tag is missing or not valid.",
+        HTTPStatus.NOT_FOUND: "The caller is anonymous, or the token is not of this tag.",
+    },
+    model=TokenDocument,
+)
 
 # By suffix, then by method: computed once, since each request uses it.
+_BELOW = (*ROUTES, RENEWAL)
 _OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
-    suffix: {route.method: route.operation for route in ROUTES if route.suffix == suffix}
-    for suffix in dict.fromkeys(route.suffix for route in ROUTES)
+    suffix: {route.method: route.operation for route in _BELOW if route.suffix == suffix}
+    for suffix in dict.fromkeys(route.suffix for route in _BELOW)
 }
 _LIST_OPERATIONS: Mapping[str, Operation] = {LIST.method: LIST.operation}
+_TAG_RENEWAL_OPERATIONS: Mapping[str, Operation] = {TAG_RENEWAL.method: TAG_RENEWAL.operation}
 _FILE_OPERATIONS: Mapping[str, Operation] = {"GET": Operation.FILE}
 _NO_OPERATIONS: Mapping[str, Operation] = {}
 
@@ -177,12 +215,14 @@ _NO_OPERATIONS: Mapping[str, Operation] = {}
 def operations_at(path: str) -> tuple[str, Mapping[str, Operation]]:
     """Split a path below the prefix into a job id and the operations of its suffix, by method.
 
-    The empty path is the prefix itself, and has no job id. One slash at the end is ignored, since
-    some frameworks add it.
+    The empty path is the prefix itself, and has no job id; nor has the path of a tag's token. One
+    slash at the end is ignored, since some frameworks add it.
     """
     if not path:
         return "", _LIST_OPERATIONS
     job_id, slash, rest = path.partition("/")
+    if job_id == "token" and not rest:
+        return "", _TAG_RENEWAL_OPERATIONS
     if not job_id:
         return "", _NO_OPERATIONS
     suffix = (slash + rest).removesuffix("/")
@@ -190,6 +230,11 @@ def operations_at(path: str) -> tuple[str, Mapping[str, Operation]]:
     if found is None:
         found = _FILE_OPERATIONS if file_in(path) else _NO_OPERATIONS
     return job_id, found
+
+
+def gives_tokens(operations: Mapping[str, Operation]) -> bool:
+    """Return whether operations are those of a URL that gives tokens."""
+    return operations is _TAG_RENEWAL_OPERATIONS or operations is _OPERATIONS[RENEWAL.suffix]
 
 
 def file_in(path: str) -> str:

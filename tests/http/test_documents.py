@@ -23,6 +23,7 @@ from asyncjobs.http.documents import (
     encode_list,
     operation_status,
     with_pace,
+    with_token,
 )
 from asyncjobs.http.messages import Request
 from asyncjobs.http.mounts import JobLinks, Mount
@@ -95,7 +96,7 @@ class TestAcceptedDocument:
     def test_it_has_the_members_of_its_model(self) -> None:
         job = sample_job(estimated_duration=timedelta(seconds=30))
         links = links_of(job)
-        text = AcceptedDocument.encode(job, links)
+        text = with_token(AcceptedDocument.encode(job, links), "a.b.c", links.token)
         assert json.loads(text).keys() == names(AcceptedDocument)
         document = AcceptedDocument.model_validate_json(text, strict=True)
         assert (document.status, document.job_id) == ("accepted", job.id)
@@ -105,7 +106,8 @@ class TestAcceptedDocument:
     def test_an_unknown_estimate_is_left_out(self) -> None:
         job = sample_job()
         document = json.loads(AcceptedDocument.encode(job, links_of(job)))
-        assert document.keys() == names(AcceptedDocument) - {"estimatedDuration"}
+        usual = names(AcceptedDocument) - {"token", "tokenUrl"}
+        assert document.keys() == usual - {"estimatedDuration"}
 
 
 class TestJobDocument:

@@ -440,7 +440,7 @@ def test_hostile_units_traces_and_links_stay_text(job: Job) -> None:
     waits = job.status is JobStatus.PENDING
     detail = Detail(current=1, unit=HOSTILE)
     odd = job.model_copy(update={"detail": detail, "trace_id": HOSTILE})
-    links = JobLinks(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    links = JobLinks(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     page = Page(status_page(odd, links, retry_after=3, now=NOW))
     assert page.text("count") == ("" if waits else f"1 {HOSTILE}")
     assert [main["data-events-url"] for main in page.all("main")] == [HOSTILE]

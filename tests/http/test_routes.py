@@ -4,7 +4,15 @@ from http import HTTPStatus
 
 import pytest
 
-from asyncjobs.http.routes import LIST, ROUTES, Operation, Route, operations_at
+from asyncjobs.http.routes import (
+    LIST,
+    RENEWAL,
+    ROUTES,
+    TAG_RENEWAL,
+    Operation,
+    Route,
+    operations_at,
+)
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.suffix}")
@@ -15,7 +23,13 @@ def test_each_route_is_found_by_its_path_and_method(route: Route) -> None:
 
 
 def test_each_operation_has_a_route() -> None:
-    assert {route.operation for route in (LIST, *ROUTES)} == set(Operation)
+    assert {route.operation for route in (LIST, *ROUTES, RENEWAL, TAG_RENEWAL)} == set(Operation)
+
+
+def test_tokens_are_given_for_a_job_and_for_a_tag() -> None:
+    assert operations_at("job_1/token") == ("job_1", {"POST": Operation.RENEW})
+    assert operations_at("token") == operations_at("token/") == ("", {"POST": Operation.RENEW_TAG})
+    assert operations_at("token/token") == ("token", {"POST": Operation.RENEW})
 
 
 def test_a_path_allows_its_own_methods_only() -> None:
