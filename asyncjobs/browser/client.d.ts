@@ -27,6 +27,8 @@ export interface JobBatch {
 export interface JobDocument<Result = unknown> {
   jobId: string;
   type: string;
+  /** What people see; the handler may change it. */
+  title: string | null;
   status: JobStatus;
   /** Whole percent. */
   progress: number;
@@ -46,10 +48,29 @@ export interface JobDocument<Result = unknown> {
   batchId?: string;
   estimatedDuration: number | null;
   traceId: string;
+  tags: string[];
+  metadata: Record<string, unknown>;
   /** Grows with each change. */
   version: number;
   retryAfter: number | null;
   position: number | null;
+}
+
+/** A job in a list. */
+export interface ListedJob {
+  jobId: string;
+  statusUrl: string;
+  type: string;
+  title: string | null;
+  status: JobStatus;
+  /** Whole percent. */
+  progress: number;
+  error: string | null;
+  createdAt: string;
+  startedAt: string | null;
+  completedAt: string | null;
+  tags: string[];
+  metadata: Record<string, unknown>;
 }
 
 /** How to ask; each is given to `fetch`. */
@@ -77,6 +98,26 @@ export interface FollowOptions<Result = unknown> extends RequestOptions {
   keep?: boolean;
   /** Where the job's WebSocket is, if not where the server's own rule puts it. */
   socketUrl?: string;
+}
+
+/** Which of the caller's own jobs: all of them unless given. */
+export interface JobSelection {
+  tag?: string;
+  type?: string;
+  status?: JobStatus;
+  /** How many of the newest, up to 100. 20 unless given. */
+  limit?: number;
+}
+
+export interface FollowJobsOptions extends RequestOptions, JobSelection {
+  /** Where the list is: `/api/jobs` unless given. */
+  prefix?: string | URL;
+  /** Called with each list that differs from the one before; what it throws ends the following. */
+  onUpdate?: (jobs: ListedJob[]) => void;
+  /** `"events"` unless given. */
+  transport?: "events" | "poll";
+  /** Go on while the tab is hidden. */
+  background?: boolean;
 }
 
 export interface SubmitOptions extends RequestOptions {
@@ -166,6 +207,15 @@ export function followJobWs<Result = unknown>(
   job: JobTarget<Result>,
   options?: Omit<FollowOptions<Result>, "transport">,
 ): Following<Result>;
+
+/**
+ * Rejects with a `JobError`, or with the signal's reason; it has no end of its own. Iterated, it
+ * yields the newest list each time it has changed; leaving the loop ends the following.
+ */
+export interface FollowingJobs extends Promise<never>, AsyncIterable<ListedJob[]> {}
+
+/** Follow a list of the caller's own jobs, the newest first. */
+export function followJobs(options?: FollowJobsOptions): FollowingJobs;
 
 /** Submit a job by POST, as JSON; it is one job however often it had to be sent. */
 export function submitJob<Result = unknown>(

@@ -12,6 +12,8 @@ const FIRST_WORD = 5_000; // a stream that is silent for so long at first is hel
 const QUIET = 45_000; // one that is silent for so long may be dead: a read tells
 const OFFLINE = 10_000; // browsers are not always right about being offline
 const SHED = 30_000; // before the next WebSocket, where there are too many
+const LIST_PACE = 5_000; // between two reads of a list
+const LIST_LAG = 3_000; // how long a change of a list may take to reach its stream
 const KEPT = "asyncjobs:";
 
 const WAYS = ["socket", "events", "wait", "poll"];
@@ -100,18 +102,22 @@ const parsed = (text) => {
 
 const isJob = (found) => typeof found?.jobId === "string" && typeof found.status === "string";
 const isDocument = (found) => isJob(found) && rank(found) >= 0;
+const isList = (found) => Array.isArray(found?.jobs) && found.jobs.every(isJob);
 
 /** Return the document in an answer, or throw its error. */
-const documentIn = async (answer, url) => {
+const documentIn = async (answer, url, isRight = isDocument) => {
   const text = await answer.text();
   const found = parsed(text);
-  if (answer.ok && isDocument(found)) return found;
+  if (answer.ok && isRight(found)) return found;
   const received = `${answer.headers.get("content-type") ?? "no type"}: ${text.trim().slice(0, 80)}`;
   const about = { url, status: answer.status, received };
   if (answer.ok) {
-    if (isJob(found)) throw new JobError("unknown_status", `${url} has the unknown status ${found.status}`, about);
+    if (isJob(found) && isRight === isDocument) {
+      throw new JobError("unknown_status", `${url} has the unknown status ${found.status}`, about);
+    }
     const moved = answer.redirected ? `, redirected to ${answer.url},` : "";
-    throw new JobError("not_a_job", `${url}${moved} is not a job. It answered ${received}`, about);
+    const what = isRight === isList ? "list of jobs" : "job";
+    throw new JobError("not_a_job", `${url}${moved} is not a ${what}. It answered ${received}`, about);
   }
   const code = found?.code ?? (answer.status === 404 ? "job_not_found" : "refused");
   const words = found?.error ?? (answer.statusText || "Refused");
@@ -199,6 +205,8 @@ const storage = (use) => {
 
 /** Follows one job. */
 class Follower {
+  ways = WAYS;
+  kinds = [];
   document = null;
   version = -1;
   told = 2000;
@@ -223,15 +231,19 @@ class Follower {
     if (job?.document) return void this.show(job.document, Infinity);
     const url = (this.url = absolute(job?.statusUrl ?? job));
     if (keep) storage((kept) => kept.setItem(KEPT + url, new Date().toISOString()));
-    this.way = WAYS.indexOf(transport);
+    this.way = Math.max(this.ways.indexOf(transport), 0);
     // EventSource sends no headers of ours.
     if (transport === "events" && (headers || !globalThis.EventSource)) this.way++;
     if (transport === "poll") this.rest(job.retryAfter * 1000 || 0);
     signal?.addEventListener("abort", () => this.fail(signal.reason), { signal: this.#life.signal });
     const late = () => this.fail(new JobError("timeout", `${url} did not end within ${timeout} ms.`, { url }));
-    this.timer = setTimeout(late, Math.min(timeout, TIMER_MOST));
+    if (timeout < Infinity) this.timer = setTimeout(late, Math.min(timeout, TIMER_MOST));
     this.#watchPage();
     return this.#run();
+  }
+
+  get eventsUrl() {
+    return below(this.url, "/events");
   }
 
   /** Store a document that is newer than all before; return whether it is. */
@@ -248,8 +260,25 @@ class Follower {
       this.fail(error);
     }
     if (this.ended) this.#close(() => this.resolve(document));
-    this.#tell();
+    this.tell();
     return true;
+  }
+
+  /** Take in what a connection sent; return false if it is no document. */
+  hear(text, hint) {
+    const document = parsed(text);
+    if (!isDocument(document)) return false;
+    this.show(document, hint);
+    return true;
+  }
+
+  /** Read it once. */
+  ask(signal) {
+    return ask(this, signal);
+  }
+
+  take(signal) {
+    return TAKE[this.ways[this.way]](this, signal);
   }
 
   fail(error) {
@@ -257,11 +286,11 @@ class Follower {
     this.ended = true;
     this.error = error;
     if (error instanceof JobError) {
-      error.document ??= this.document;
+      if (isJob(this.document)) error.document ??= this.document;
       if (error.status === 404 || error.status === 410) this.#forget();
     }
     this.#close(() => this.reject(error));
-    this.#tell();
+    this.tell();
   }
 
   /** Yield the newest document each time there is a newer one. Leaving the loop ends the following. */
@@ -288,7 +317,7 @@ class Follower {
     return { credentials, headers: { Accept: "application/json", ...headers, ...more } };
   }
 
-  #tell() {
+  tell() {
     this.#news = null;
     this.#hear();
   }
@@ -337,7 +366,7 @@ class Follower {
     if (signal.aborted) return;
     let how = "broken";
     try {
-      how = await TAKE[WAYS[this.way]](this, signal);
+      how = await this.take(signal);
     } catch (error) {
       if (error instanceof JobError) throw error;
     }
@@ -355,7 +384,7 @@ class Follower {
   async #stumble(signal) {
     this.rest(Math.max(this.notBefore - now(), backoff(this.failures++)));
     if (this.failures === 2 && !this.document) await checkRedirects(this.url, { ...this.init(), signal });
-    if (this.failures > (this.worked ? 4 : 1) && this.way < WAYS.length - 1) this.#descend();
+    if (this.failures > (this.worked ? 4 : 1) && this.way < this.ways.length - 1) this.#descend();
   }
 }
 
@@ -406,7 +435,7 @@ const listen = (job, signal, connect) =>
       if (!heard) return leave("next");
       try {
         // The connection has missed a change: it is dead.
-        if ((await ask(job, signal)) === "news") leave("next");
+        if ((await job.ask(signal)) === "news") leave("next");
         else wait(QUIET);
       } catch (error) {
         if (error instanceof JobError) reject(error);
@@ -414,12 +443,10 @@ const listen = (job, signal, connect) =>
       }
     };
     const hear = (text, hint) => {
-      const document = parsed(text);
-      if (!isDocument(document)) return leave("next");
       heard = job.worked = true;
       job.failures = 0;
-      job.show(document, hint);
-      wait(QUIET);
+      if (job.hear(text, hint)) wait(QUIET);
+      else leave("next");
     };
     const wait = (ms) => {
       clearTimeout(timer);
@@ -449,12 +476,14 @@ const TAKE = {
   events: (job, signal) =>
     listen(job, signal, (hear, leave) => {
       const withCredentials = job.options.credentials === "include";
-      const source = new EventSource(below(job.url, "/events"), { withCredentials });
+      const source = new EventSource(job.eventsUrl, { withCredentials });
       let failures = 3;
-      source.onmessage = ({ data, lastEventId }) => {
+      const take = (kind) => ({ data, lastEventId }) => {
         failures = 0;
-        hear(data, lastEventId);
+        hear(data, kind ?? lastEventId);
       };
+      source.onmessage = take();
+      for (const kind of job.kinds) source.addEventListener(kind, take(kind));
       source.onerror = () => {
         // It reconnects by itself, unless the server has refused it.
         if (source.readyState === EventSource.CLOSED || ++failures > 3) leave("next");
@@ -463,8 +492,73 @@ const TAKE = {
     }),
 
   wait: (job, signal) => ask(job, signal, true),
-  poll: (job, signal) => ask(job, signal, false),
+  poll: (job, signal) => job.ask(signal),
 };
+
+/** Follows a list of jobs. */
+class ListFollower extends Follower {
+  ways = ["events", "poll"];
+  kinds = ["list", "removed"];
+  heard = 0;
+
+  begin() {
+    const { prefix = "/api/jobs", tag, type, status, limit } = this.options;
+    const url = new URL(absolute(prefix));
+    const filters = Object.entries({ tag, type, status, limit });
+    for (const [name, value] of filters) if (value != null) url.searchParams.set(name, value);
+    return super.begin(url);
+  }
+
+  get eventsUrl() {
+    return this.url;
+  }
+
+  show(jobs) {
+    if (this.ended || JSON.stringify(jobs) === JSON.stringify(this.document)) return false;
+    this.document = jobs;
+    try {
+      this.options.onUpdate?.(jobs);
+    } catch (error) {
+      this.fail(error);
+    }
+    this.tell();
+    return true;
+  }
+
+  hear(text, kind) {
+    const found = parsed(text);
+    this.heard++;
+    if (kind === "list" ? !isList(found) : typeof found?.jobId !== "string") return false;
+    const jobs = this.document ?? [];
+    const others = jobs.filter(({ jobId }) => jobId !== found.jobId);
+    if (kind === "list") this.show(found.jobs);
+    else if (kind === "removed") this.show(others);
+    else if (others.length < jobs.length) this.show(jobs.map((job) => (job.jobId === found.jobId ? found : job)));
+    else {
+      // A new job is mostly the newest.
+      const isNewer = ({ createdAt }) => createdAt > found.createdAt;
+      this.show([...jobs.filter(isNewer), found, ...jobs.filter((job) => !isNewer(job))]);
+    }
+    return true;
+  }
+
+  async ask(signal) {
+    const { heard } = this;
+    const life = within(signal, HOLD * 1000 + SLACK);
+    const answer = await fetch(this.url, { ...this.init(), cache: "no-cache", signal: life });
+    if (passes(answer)) {
+      this.rest(respite(answer, this.failures++));
+      return "again";
+    }
+    const { jobs } = await documentIn(answer, this.url, isList);
+    this.failures = 0;
+    this.rest(LIST_PACE);
+    if (!this.show(jobs)) return "again";
+    // Beside a stream, the same change may be on its way there.
+    if (this.ways[this.way] === "events") await pause(LIST_LAG, signal);
+    return this.heard === heard ? "news" : "again";
+  }
+}
 
 /** Follow a job: a promise of the final document, and an iterable of each newer one. */
 export function followJob(job, options = {}) {
@@ -488,6 +582,21 @@ export function followJob(job, options = {}) {
 
 /** The same, beginning with a WebSocket. */
 export const followJobWs = (job, options = {}) => followJob(job, { ...options, transport: "socket" });
+
+/** Follow the caller's own jobs, such as those with a tag: an iterable of each newer list. */
+export function followJobs(options = {}) {
+  const follower = new ListFollower({ timeout: Infinity, ...options });
+  const { settled } = follower;
+  Promise.resolve()
+    .then(() => follower.begin())
+    .catch((error) => follower.fail(error));
+  return Object.assign(settled, {
+    [Symbol.asyncIterator]: () => {
+      settled.catch(() => {}); // the iteration raises it
+      return follower.updates();
+    },
+  });
+}
 
 /** Follow the jobs that were followed with `keep` and whose end was not seen. */
 export function resumeJobs(options = {}) {

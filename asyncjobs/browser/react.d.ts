@@ -1,4 +1,4 @@
-import type { FollowOptions, JobDocument, Submitted } from "./client.js";
+import type { FollowJobsOptions, FollowOptions, JobDocument, JobSelection, ListedJob, Submitted } from "./client.js";
 
 export interface UseAsyncJobOptions<Result = unknown> extends Omit<FollowOptions<Result>, "signal"> {
   /** Where ids are looked up: `/api/jobs` unless given. */
@@ -47,3 +47,21 @@ export function useAsyncJobWs<Result = unknown>(
   job: AsyncJobTarget,
   options?: Omit<UseAsyncJobOptions<Result>, "transport">,
 ): AsyncJobState<Result>;
+
+export interface JobsState {
+  /** The jobs, the newest first; empty until the first answer. */
+  jobs: ListedJob[];
+  /** There is no answer yet. */
+  isLoading: boolean;
+  /** Why the list cannot be followed, as a sentence; the jobs are the last known then. */
+  error: string | undefined;
+}
+
+/**
+ * Follow a list of the caller's own jobs, such as `{ tag: "customer:42" }`; `null` follows none.
+ * Options are read when the following begins; it begins anew when the selection changes.
+ */
+export function useJobs(
+  selection?: JobSelection | null,
+  options?: Omit<FollowJobsOptions, "signal" | keyof JobSelection>,
+): JobsState;

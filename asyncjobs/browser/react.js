@@ -1,6 +1,6 @@
-// Hooks that follow one job: by the best way there is, or by a WebSocket.
+// Hooks that follow one job, by the best way there is or by a WebSocket, and lists of jobs.
 import { useCallback, useEffect, useRef, useState } from "react";
-import { followJob, followJobWs, isTerminal } from "./client.js";
+import { followJob, followJobs, followJobWs, isTerminal } from "./client.js";
 
 const NOTHING = { url: null, document: null, fault: null };
 
@@ -76,3 +76,50 @@ export const useAsyncJob = (job, options = {}) => useJob(job, options, followJob
 
 /** The same by a WebSocket, and by the other ways where there is none. */
 export const useAsyncJobWs = (job, options = {}) => useJob(job, options, followJobWs);
+
+const NO_JOBS = { key: null, jobs: null, fault: null };
+
+/** Follow a list of the caller's own jobs, such as those with a tag; `null` follows none. */
+export const useJobs = (selection = {}, options = {}) => {
+  const { tag, type, status, limit } = selection ?? {};
+  const { prefix = "/api/jobs" } = options;
+  const key = selection && JSON.stringify([String(prefix), tag, type, status, limit]);
+  const [seen, setSeen] = useState(NO_JOBS);
+  const latest = useRef(options);
+
+  useEffect(() => {
+    latest.current = options;
+  });
+
+  useEffect(() => {
+    if (key === null) return undefined;
+    const leaving = new AbortController();
+    const put = (change) => {
+      if (leaving.signal.aborted) return;
+      setSeen((before) => ({ ...(before.key === key ? before : NO_JOBS), key, ...change }));
+    };
+    followJobs({
+      ...latest.current,
+      prefix,
+      tag,
+      type,
+      status,
+      limit,
+      signal: leaving.signal,
+      onUpdate: (jobs) => {
+        put({ jobs });
+        latest.current.onUpdate?.(jobs);
+      },
+    }).catch((fault) => put({ fault }));
+    return () => leaving.abort();
+    // The key stands for prefix and selection.
+  }, [key]);
+
+  // The list of another selection is not that of this one.
+  const { jobs, fault } = seen.key === key ? seen : NO_JOBS;
+  return {
+    jobs: jobs ?? [],
+    isLoading: key !== null && jobs === null && fault === null,
+    error: fault?.message,
+  };
+};

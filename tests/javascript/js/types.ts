@@ -1,7 +1,16 @@
 // Uses of the declarations in TypeScript; the compiler is the test.
-import { followJob, followJobWs, JobError, resumeJobs, submitJob, type JobDocument } from "./client/client.js";
+import {
+  followJob,
+  followJobs,
+  followJobWs,
+  JobError,
+  resumeJobs,
+  submitJob,
+  type JobDocument,
+  type ListedJob,
+} from "./client/client.js";
 import { AsyncJobElement } from "./client/element.js";
-import { useAsyncJob, useAsyncJobWs } from "./client/react.js";
+import { useAsyncJob, useAsyncJobWs, useJobs } from "./client/react.js";
 
 interface ExportResult {
   download_url: string;
@@ -35,4 +44,21 @@ export function listen(element: HTMLElementTagNameMap["async-job"]): void {
   followJob("/", { transport: "pigeon" });
   // @ts-expect-error: the transport is always the socket
   followJobWs("/", { transport: "poll" });
+}
+
+export async function list(signal: AbortSignal): Promise<ListedJob[]> {
+  const following = followJobs({ tag: "customer:42", limit: 100, signal, onUpdate: (jobs) => jobs.map(({ title }) => title?.trim()) });
+  for await (const jobs of following) return jobs.filter(({ tags, metadata }) => tags.includes("a") && metadata.file);
+  // @ts-expect-error: a list has no result
+  (await following).trim();
+  // @ts-expect-error: no such status
+  followJobs({ status: "done" });
+  return [];
+}
+
+export function Jobs(): string {
+  const { jobs, isLoading, error } = useJobs({ tag: "customer:42" }, { prefix: "/api/jobs", background: true });
+  useJobs();
+  useJobs(null);
+  return isLoading ? "" : (error ?? jobs.map((job) => job.title ?? job.type).join());
 }
