@@ -145,8 +145,6 @@ class Lease(_Value):
 #: The error codes that the library itself sets; handlers choose others.
 JOB_ERROR_CODES = frozenset(
     {
-        "batch_failed",
-        "batch_incomplete",
         "deadline_exceeded",
         "internal_error",
         "invalid_file",
@@ -156,6 +154,8 @@ JOB_ERROR_CODES = frozenset(
         "worker_lost",
     }
 )
+#: The error codes of batches.
+BATCH_ERROR_CODES = frozenset({"batch_failed", "batch_incomplete"})
 #: The error code if a handler chooses none.
 DEFAULT_ERROR_CODE = "job_failed"
 

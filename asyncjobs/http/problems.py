@@ -9,7 +9,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
-from asyncjobs.core.job import DEFAULT_ERROR_CODE, JOB_ERROR_CODES, Job, JobStatus
+from asyncjobs.core.job import (
+    BATCH_ERROR_CODES,
+    DEFAULT_ERROR_CODE,
+    JOB_ERROR_CODES,
+    Job,
+    JobStatus,
+)
 from asyncjobs.errors import (
     AsyncJobsError,
     CrossSite,
@@ -80,7 +86,7 @@ _CANCELLED = "job_cancelled"
 _NO_SUCH_RANGE = "range_not_satisfiable"
 _OTHER_FILE = "precondition_failed"
 
-_JOB_CODES = JOB_ERROR_CODES | {DEFAULT_ERROR_CODE}
+_JOB_CODES = JOB_ERROR_CODES | BATCH_ERROR_CODES | {DEFAULT_ERROR_CODE}
 
 #: Every code with a problem type: a section on the page that the type names.
 CODES = {code for _, code in STATUSES.values()} | {
