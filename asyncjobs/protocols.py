@@ -278,12 +278,23 @@ class OutputStreams(Protocol):
     async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
         """Add items to streams; return for each append the new end, or why it was refused.
 
-        In one atomic step, an append is checked and stored as one chunk. It is refused if there is
-        no such job (GONE), the job is not processing (ENDED), a higher epoch has begun (STALE), the
-        stream is of another kind (KIND), or the job's items or bytes would exceed the limits of the
-        append, or its streams `MAX_STREAMS` (FULL). Appends of one call to one stream apply in
-        order; after a refused one, later ones to the same stream are refused, too. Of two appends
-        whose calls do not overlap, the earlier one comes first.
+        In one atomic step, an append is checked and stored as one chunk. These are the reasons to
+        refuse it; if there are several, the first one is returned:
+
+        - GONE: there is no such job.
+        - ENDED: the job is not processing. After a read of the ended job, nothing is appended.
+        - STALE: a higher epoch has begun.
+        - KIND: the stream is of another kind.
+        - MOVED: the append has a `position`, and the stream does not end there. If a chunk with the
+          same epoch and data begins there, this is a repetition: nothing is stored, and the end of
+          that chunk is returned.
+        - FULL: the job's items or bytes would exceed the limits of the append, or its streams
+          `MAX_STREAMS`.
+
+        An append without units makes the stream, but adds no chunk; its `position` is ignored.
+        Appends of one call to one stream apply in order; after a refused one, later ones to the
+        same stream are refused for the same reason. Of two appends whose calls do not overlap, the
+        earlier one comes first.
         """
         ...
 

@@ -7,8 +7,10 @@ units before it, through all attempts: items in a JSON stream, bytes in a text o
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, assert_never
 
 from asyncjobs.core.job import JobId
 
@@ -18,6 +20,8 @@ DEFAULT_STREAM = "output"
 #: The longest name of a stream, and the most streams of a job.
 MAX_STREAM_NAME_CHARS = 64
 MAX_STREAMS = 20
+
+_DECODER = json.JSONDecoder()
 
 
 class StreamKind(StrEnum):
@@ -36,6 +40,7 @@ class Refusal(StrEnum):
     STALE = "stale"  # a later attempt has begun
     FULL = "full"  # the job would exceed its limits
     KIND = "kind"  # the stream is of another kind
+    MOVED = "moved"  # the stream does not end at the position of the append
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,10 @@ class Append:
     `data` is JSON values joined by commas, or the bytes of the items. `units` is the number of
     items in a JSON stream, the number of bytes in another. `max_items` and `max_bytes` limit the
     job as a whole.
+
+    A caller that knows where the stream ends gives that `position`. Then the append can be repeated
+    after `StoreUnavailable`: if it is stored already, it is not stored again. Without a position, a
+    repeated append may be stored twice.
     """
 
     job_id: JobId
@@ -55,6 +64,7 @@ class Append:
     data: bytes
     max_items: int
     max_bytes: int
+    position: int | None = None
 
     @property
     def units(self) -> int:
@@ -117,3 +127,32 @@ class StreamInfo:
     items: int
     bytes: int
     epoch: int
+
+
+def items_of(kind: StreamKind, data: bytes) -> list[Any]:
+    """Return the items of a JSON chunk; the text or the bytes of another chunk, as one item."""
+    match kind:
+        case StreamKind.JSON:
+            found: list[Any] = json.loads(b"[%b]" % data)
+            return found
+        case StreamKind.TEXT:
+            return [data.decode()]
+        case StreamKind.BYTES:
+            return [data]
+        case _:
+            assert_never(kind)
+
+
+def after(kind: StreamKind, chunk: Chunk, position: int) -> Chunk:
+    """Return the part of a chunk from a position on; without units if there is none."""
+    skipped = min(max(0, position - chunk.position), chunk.units)
+    start = skipped
+    if kind is StreamKind.JSON:
+        text, start = chunk.data.decode(), 0
+        for _ in range(skipped):
+            _, start = _DECODER.raw_decode(text, start)
+            start += 1  # the comma
+        data = text[start:].encode()
+    else:
+        data = chunk.data[start:]
+    return Chunk(chunk.position + skipped, chunk.units - skipped, chunk.epoch, data)

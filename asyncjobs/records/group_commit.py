@@ -11,15 +11,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from asyncjobs.core.job import Job, JobId
-from asyncjobs.errors import NotOpen, StoreUnavailable
-from asyncjobs.protocols import Change, InlineReads, OpenStore, power_of
+from asyncjobs.core.output import Append, Appended, OutputPart, ReadFrom, StreamInfo
+from asyncjobs.errors import ConfigurationError, NotOpen, StoreUnavailable
+from asyncjobs.protocols import Change, InlineReads, OpenStore, OutputStreams, power_of
 from asyncjobs.records.waiting import Answer, start_call
 
 T = TypeVar("T")
@@ -150,7 +151,8 @@ class GroupCommit(Generic[T, R]):
 class GroupCommitStore:
     """An open store in front of another one: the same contract, with concurrent calls merged.
 
-    Each call raises `StoreUnavailable` after `limit`.
+    Each call raises `StoreUnavailable` after `limit`. It has the power `OutputStreams` if the other
+    store has it, and no other power.
     """
 
     def __init__(
@@ -162,18 +164,23 @@ class GroupCommitStore:
         self._read = GroupCommit(store.get, tasks, limit)
         self._replace = GroupCommit(store.replace, tasks, limit)
         self._inline = power_of(store, InlineReads) is not None
+        streams = power_of(store, OutputStreams)
+        self.powers: frozenset[type] = frozenset({OutputStreams} if streams else ())
+        self._streams = streams or NO_STREAMS
+        self._append = GroupCommit(self._streams.append, tasks, limit)
+        self._outputs = GroupCommit(self._streams.outputs, tasks, limit)
+        self._merged = (self._insert, self._read, self._replace, self._append, self._outputs)
 
     def set_limit(self, seconds: float) -> None:
         """Set the limit of later calls, in seconds; a queue that closes has less time."""
         self._bound.seconds = seconds
-        for merged in (self._insert, self._read, self._replace):
+        for merged in self._merged:
             merged.limit = seconds
 
     async def finish(self) -> None:
         """Return when no call is under way, or after the limit."""
-        merged = (self._insert, self._read, self._replace)
         with anyio.move_on_after(self._bound.seconds):
-            while any(one.busy for one in merged):  # noqa: ASYNC110  # once, at the end
+            while any(one.busy for one in self._merged):  # noqa: ASYNC110  # once, at the end
                 await anyio.sleep(_LOOK_SECONDS)
 
     async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
@@ -195,6 +202,32 @@ class GroupCommitStore:
 
     async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
         return await self._bound.wait_for(lambda: self._store.delete(ids))
+
+    async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
+        return await self._append(appends)
+
+    async def begin_epoch(self, job_id: JobId, epoch: int, /) -> None:
+        await self._bound.wait_for(lambda: self._streams.begin_epoch(job_id, epoch))
+
+    async def read_output(self, reads: Sequence[ReadFrom], /) -> Sequence[OutputPart | None]:
+        if self._inline:
+            return await self._streams.read_output(reads)
+        return await self._bound.wait_for(lambda: self._streams.read_output(reads))
+
+    async def outputs(self, ids: Sequence[JobId], /) -> Sequence[Sequence[StreamInfo]]:
+        return await (self._streams.outputs(ids) if self._inline else self._outputs(ids))
+
+
+class _NoStreams:
+    @staticmethod
+    async def append(*_: object) -> NoReturn:
+        raise ConfigurationError("The store does not keep the output of jobs.")
+
+    begin_epoch = read_output = outputs = append
+
+
+#: The streams of a store that keeps no output: each call raises `ConfigurationError`.
+NO_STREAMS: OutputStreams = _NoStreams()
 
 
 class Bound:

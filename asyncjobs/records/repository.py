@@ -21,6 +21,7 @@ from asyncjobs.core.descriptions import tag_to_find
 from asyncjobs.core.events import Event, Transition, event_of
 from asyncjobs.core.job import SCHEDULE_TYPE, Job, JobId, JobStatus, suspects_lane
 from asyncjobs.core.labels import Tally, new_labels, tally_changes
+from asyncjobs.core.output import Append, Appended, OutputPart, ReadFrom, StreamInfo
 from asyncjobs.errors import (
     ConfigurationError,
     InvalidQuery,
@@ -37,6 +38,7 @@ from asyncjobs.protocols import (
     InlineReads,
     Listing,
     OpenStore,
+    OutputStreams,
     Page,
     Selection,
     Store,
@@ -45,7 +47,7 @@ from asyncjobs.protocols import (
     power_of,
 )
 from asyncjobs.records.change_feed import ChangeFeed, Watch
-from asyncjobs.records.group_commit import Bound
+from asyncjobs.records.group_commit import NO_STREAMS, Bound
 from asyncjobs.records.logging import is_logged, log, log_fields, log_transition
 
 _MAX_POSITION = 1000
@@ -137,6 +139,8 @@ class Repository:
         self._listing = power_of(base, Listing)
         self._transactions = power_of(base, Transactions)
         self._tallies = power_of(base, Tallies)
+        # The store itself, since it merges appends.
+        self._streams = power_of(store, OutputStreams) or NO_STREAMS
 
     def now(self) -> datetime:
         """Return the time that moves use."""
@@ -248,6 +252,30 @@ class Repository:
         if tallies is None:
             raise ConfigurationError("The store does not count jobs, which batches need.")
         return await self._bound_reads.wait_for(lambda: tallies.tally(labels))
+
+    @property
+    def has_output(self) -> bool:
+        """Whether the store keeps the output of jobs; else the next four methods raise.
+
+        They raise `ConfigurationError`.
+        """
+        return self._streams is not NO_STREAMS
+
+    async def append(self, appends: Sequence[Append]) -> Sequence[Appended]:
+        """Add items to streams as `OutputStreams.append` does."""
+        return await self._streams.append(appends)
+
+    async def begin_epoch(self, job_id: JobId, epoch: int) -> None:
+        """Refuse appends of lower epochs from now on."""
+        await self._streams.begin_epoch(job_id, epoch)
+
+    async def read_output(self, reads: Sequence[ReadFrom]) -> Sequence[OutputPart | None]:
+        """Return the chunks after each position; None for a stream that does not exist."""
+        return await self._streams.read_output(reads)
+
+    async def outputs(self, ids: Sequence[JobId]) -> Sequence[Sequence[StreamInfo]]:
+        """Return the streams of each job, by name."""
+        return await self._streams.outputs(ids)
 
     async def position(self, job: Job) -> int | None:
         """Return a job's position in its queue: 1 is next; None if it is not known."""

@@ -282,6 +282,7 @@ class _Output:
     def __init__(self) -> None:
         self.epoch = 0
         self._streams: dict[str, tuple[StreamKind, list[Chunk]]] = {}
+        self._epochs: dict[str, int] = {}
         self._items: dict[str, int] = {}
         self._bytes: dict[str, int] = {}
 
@@ -291,19 +292,26 @@ class _Output:
         known = self._streams.get(one.stream)
         if known is not None and known[0] is not one.kind:
             return Appended(refusal=Refusal.KIND)
+        chunks = [] if known is None else known[1]
+        end = chunks[-1].end if chunks else 0
+        if one.units and one.position not in (None, end):
+            same = Chunk(one.position or 0, one.units, one.epoch, one.data)
+            place = bisect_left(chunks, same.position, key=lambda chunk: chunk.position)
+            found = place < len(chunks) and chunks[place] == same
+            return Appended(same.end) if found else Appended(refusal=Refusal.MOVED)
         if (
             (known is None and len(self._streams) >= MAX_STREAMS)
             or sum(self._items.values()) + one.items > one.max_items
             or sum(self._bytes.values()) + len(one.data) > one.max_bytes
         ):
             return Appended(refusal=Refusal.FULL)
-        _, chunks = self._streams.setdefault(one.stream, (one.kind, []))
-        chunk = Chunk(chunks[-1].end if chunks else 0, one.units, one.epoch, one.data)
-        chunks.append(chunk)
-        self.epoch = one.epoch
+        self._streams[one.stream] = one.kind, chunks
+        if one.units:
+            chunks.append(Chunk(end, one.units, one.epoch, one.data))
+        self.epoch = self._epochs[one.stream] = one.epoch
         self._items[one.stream] = self._items.get(one.stream, 0) + one.items
         self._bytes[one.stream] = self._bytes.get(one.stream, 0) + len(one.data)
-        return Appended(chunk.end)
+        return Appended(end + one.units)
 
     def read(self, read: ReadFrom) -> OutputPart | None:
         if read.stream not in self._streams:
@@ -317,13 +325,13 @@ class _Output:
                 break
             found.append(chunk)
             size += len(chunk.data)
-        last = chunks[-1]
-        return OutputPart(kind, tuple(found), last.end, last.epoch)
+        end = chunks[-1].end if chunks else 0
+        return OutputPart(kind, tuple(found), end, self._epochs[read.stream])
 
     def infos(self) -> list[StreamInfo]:
         return [
-            StreamInfo(name, kind, self._items[name], self._bytes[name], chunks[-1].epoch)
-            for name, (kind, chunks) in sorted(self._streams.items())
+            StreamInfo(name, kind, self._items[name], self._bytes[name], self._epochs[name])
+            for name, (kind, _) in sorted(self._streams.items())
         ]
 
 

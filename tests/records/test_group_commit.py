@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -11,10 +12,15 @@ import pytest
 
 from asyncjobs import Job
 from asyncjobs.core.job import JobId, new_job_id
-from asyncjobs.errors import StoreUnavailable
-from asyncjobs.protocols import InlineReads
+from asyncjobs.core.output import Append, Appended, ReadFrom, StreamKind
+from asyncjobs.errors import ConfigurationError, StoreUnavailable
+from asyncjobs.protocols import InlineReads, OutputStreams
+from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.group_commit import Bound, GroupCommit, GroupCommitStore
+from asyncjobs.records.repository import Repository
 from asyncjobs.stores.memory import MemoryStore
+from asyncjobs.testing import ManualClock, sample_job
+from asyncjobs.testing.samples import begun
 
 pytestmark = pytest.mark.anyio
 
@@ -163,6 +169,80 @@ async def test_reads_are_merged_unless_the_store_has_immediate_reads(
         for _ in range(3):
             tasks.start_soon(store.get, [new_job_id()])
     assert shelf.asked == asked
+
+
+class Scroll(MemoryStore):
+    """Records the number of appends of each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
+        self.sizes.append(len(appends))
+        return await super().append(appends)
+
+
+class Stuck(MemoryStore):
+    """Answers no call that concerns output until the gate is open."""
+
+    powers = MemoryStore.powers - {InlineReads}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = anyio.Event()
+
+    async def append(self, *_: object) -> Any:
+        await self.gate.wait()
+        return [None]
+
+    begin_epoch = read_output = outputs = append
+
+
+async def test_concurrent_appends_are_merged() -> None:
+    job, scroll = begun(sample_job()), Scroll()
+    ends: list[int] = []
+
+    async def append(number: int) -> None:
+        data = Append(job.id, f"s{number % 3}", StreamKind.BYTES, 1, 1, b"x", 99, 999)
+        [answer] = await store.append([data])
+        ends.append(answer.end)
+
+    await scroll.insert([job])
+    async with anyio.create_task_group() as tasks:
+        store = GroupCommitStore(scroll, tasks)
+        for number in range(9):
+            tasks.start_soon(append, number)
+    assert sum(scroll.sizes) == 9
+    assert len(scroll.sizes) < 9
+    assert sorted(ends) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+async def test_calls_for_output_have_a_time_limit() -> None:
+    job_id = new_job_id()
+    async with anyio.create_task_group() as tasks:
+        store = GroupCommitStore(stuck := Stuck(), tasks)
+        store.set_limit(0.01)
+        calls = [
+            store.append([Append(job_id, "output", StreamKind.TEXT, 1, 1, b"x", 99, 999)]),
+            store.begin_epoch(job_id, 2),
+            store.read_output([ReadFrom(job_id, "output", 0, 999)]),
+            store.outputs([job_id]),
+        ]
+        for call in calls:
+            with pytest.raises(StoreUnavailable):
+                await call
+        stuck.gate.set()
+
+
+async def test_a_store_without_output_refuses_calls_for_it() -> None:
+    async with anyio.create_task_group() as tasks:
+        store = GroupCommitStore(Shelf(reads_at_once=True), tasks)
+        assert OutputStreams not in store.powers
+        repository = Repository(store, ChangeFeed(poll=1), ManualClock())
+        assert not repository.has_output
+        with pytest.raises(ConfigurationError, match="output of jobs"):
+            await repository.outputs([new_job_id()])
 
 
 async def test_callers_with_the_same_question_share_a_call_under_way() -> None:
