@@ -32,6 +32,7 @@ BLOCKS = visible_blocks_of(HOWTO / "write-a-store.md")
 
 TestTheStoreOfThePage = BLOCKS["TestDictStore"]
 TestTheListingStoreOfThePage = BLOCKS["TestListingDictStore"]
+TestTheCountingStoreOfThePage = BLOCKS["TestCountingDictStore"]
 
 
 SharedStoreOfThePage: Any = BLOCKS["TestFolderStore"]
