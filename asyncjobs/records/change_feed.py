@@ -8,7 +8,7 @@ one read, however many watchers the job has.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -38,6 +38,10 @@ class ChangeFeed:
         # Filled by the garbage collector in any thread; `_let_go` applies it on the event loop.
         self._left: deque[tuple[JobId, Listener]] = deque()
         self._hints: list[Callable[[Job | None], None]] = []
+        self._notice_hints: list[Callable[[Sequence[JobId]], None]] = []
+        # The watched jobs that notices have named; `_stale_all` if any job may have changed.
+        self._stale_ids: set[JobId] = set()
+        self._stale_all = False
         self._stale = Signal()
         self.closed = False
 
@@ -62,6 +66,14 @@ class ChangeFeed:
         """Undo `on_any`; a second call does nothing."""
         # New lists, because a hint may come while this one is iterated.
         self._hints = [one for one in self._hints if one != hint]
+
+    def on_notice(self, hint: Callable[[Sequence[JobId]], None]) -> None:
+        """Call `hint` with the ids in each notice of another process; none means any job."""
+        self._notice_hints = [*self._notice_hints, hint]
+
+    def off_notice(self, hint: Callable[[Sequence[JobId]], None]) -> None:
+        """Undo `on_notice`; a second call does nothing."""
+        self._notice_hints = [one for one in self._notice_hints if one != hint]
 
     def listen(self, job_id: JobId, listener: Listener) -> None:
         """Call the listener with states of one job, until `unlisten`."""
@@ -104,11 +116,17 @@ class ChangeFeed:
         async with anyio.create_task_group() as tasks:
             if (notices := power_of(store, ChangeNotices)) is not None:
                 tasks.start_soon(self._follow, notices)
+            polled_at = anyio.current_time()
             while True:
                 # The wait resets the signal: a notice during the refresh causes another refresh.
-                await self._stale.wait(self._poll)
+                await self._stale.wait(max(0.0, polled_at + self._poll - anyio.current_time()))
                 began = anyio.current_time()
-                await self._refresh(read)
+                named, self._stale_ids = self._stale_ids, set()
+                if self._stale_all or began >= polled_at + self._poll:
+                    self._stale_all, polled_at = False, began
+                    await self._refresh(read, None)
+                else:
+                    await self._refresh(read, named)
                 # Rest as long as the refresh took: with thousands of watched jobs and constant
                 # writes elsewhere, refreshes without a break would slow down everything else.
                 await anyio.sleep(min(self._poll, anyio.current_time() - began))
@@ -123,8 +141,7 @@ class ChangeFeed:
         while True:
             try:
                 async for ids in store.changes():
-                    if not ids or any(job_id in self._listeners for job_id in ids):
-                        self._stale.set()
+                    self._note(ids)
                     # Hints wait for due jobs, which are not watched: every notice may be one.
                     for hint in self._hints:
                         hint(None)
@@ -133,13 +150,24 @@ class ChangeFeed:
             # Also after a normal end: a store whose notices end at once must not cause a busy loop.
             await anyio.sleep(self._poll)
 
+    def _note(self, ids: Sequence[JobId]) -> None:
+        watched = [job_id for job_id in ids if job_id in self._listeners]
+        if watched or not ids:
+            self._stale_ids.update(watched)
+            self._stale_all = self._stale_all or not ids
+            self._stale.set()
+        for hint in self._notice_hints:
+            hint(ids)
+
     def _let_go(self) -> None:
         while self._left:
             self.unlisten(*self._left.popleft())
 
-    async def _refresh(self, read: Read) -> None:
+    async def _refresh(self, read: Read, ids: Collection[JobId] | None) -> None:
+        """Read the watched jobs of these ids; None means all."""
         self._let_go()
-        watched = tuple(self._listeners)
+        named = self._listeners if ids is None else ids
+        watched = [job_id for job_id in named if job_id in self._listeners]
         for start in range(0, len(watched), _MAX_READ_SIZE):
             ids = watched[start : start + _MAX_READ_SIZE]
             try:

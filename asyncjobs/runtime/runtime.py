@@ -44,6 +44,7 @@ from asyncjobs.records.clock import SharedClock
 from asyncjobs.records.group_commit import GroupCommitStore
 from asyncjobs.records.list_feed import ListFeed
 from asyncjobs.records.logging import log
+from asyncjobs.records.output_hub import OutputHub
 from asyncjobs.records.repository import Repository
 from asyncjobs.runtime.batches import Batches
 from asyncjobs.runtime.callbacks import Callbacks
@@ -115,6 +116,9 @@ class Runtime:
         self.repository.files = parts.files
         self.estimates = Estimates(self._latest, self.feed)
         self.lists = ListFeed(self._latest, self.feed, poll=settings.poll_interval.total_seconds())
+        self.hub = OutputHub(
+            self.repository, self.feed, poll=settings.poll_interval.total_seconds()
+        )
         path = lifespan_path(parts.lifespan, parts.registry)
         self.resources = Resources(parts.lifespan, tasks, path, parts.queue)
         self.resources.on_loss = self._stop_handlers
@@ -157,11 +161,12 @@ class Runtime:
 
     @property
     def watchers(self) -> int:
-        """How many callers follow a job or a list here.
+        """How many callers follow a job, a list or an output here.
 
-        Attempts that listen for their own job do not count.
+        Attempts that listen for their own job do not count, nor does the hub of outputs.
         """
-        return max(0, self.feed.listeners - len(self.executor.heartbeat)) + self.lists.watchers
+        jobs = self.feed.listeners - len(self.executor.heartbeat) - self.hub.followed
+        return max(0, jobs) + self.lists.watchers + self.hub.readers
 
     async def _latest(self, which: Selection, limit: int) -> Page:
         return await self.repository.list(which, limit=limit)
@@ -404,6 +409,7 @@ async def open_runtime(parts: RuntimeParts) -> AsyncGenerator[Runtime]:
             tasks.start_soon(_keep_up, runtime.callbacks.run)
             tasks.start_soon(_keep_up, runtime.estimates.run)
             tasks.start_soon(_keep_up, runtime.lists.run)
+            tasks.start_soon(_keep_up, runtime.hub.run)
             for loop in (runtime.hook_runner.run, *parts.hooks.loops):
                 tasks.start_soon(_keep_up, loop)
             tasks.start_soon(
