@@ -162,7 +162,7 @@ _CALLBACK = _header("Callback-URL", "called when the job ends", format="uri", ma
 
 
 def parameters_of(route: Route, *, tokens: bool = False) -> list[Schema]:
-    """Describe the parameters of a route, except the job's id; with tokens, that of a token, too."""
+    """Describe the parameters of a route, without the job's id; with tokens, that of a token, too."""
     by_link = [_TOKEN] if tokens and route.method == "GET" else []
     return [*_PARAMETERS.get(route.operation, []), *by_link]
 

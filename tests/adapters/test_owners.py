@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 from asyncjobs import JobId
 from asyncjobs.core.job import new_job_id
 from asyncjobs.errors import ConfigurationError
-from asyncjobs.http.routes import LIST, ROUTES, Operation
+from asyncjobs.http.routes import LIST, RENEWAL, ROUTES, TAG_RENEWAL, Operation
 
 OpenSite = Callable[..., AbstractContextManager[Any]]
 
@@ -137,7 +137,9 @@ def test_the_owner_finds_a_job_by_its_socket_and_in_the_list(site: Any) -> None:
 
 
 def test_the_table_of_routes_is_complete() -> None:
-    assert {route.operation for route in [LIST, *ROUTES]} == set(Operation)
+    # The routes of tokens are in test_tokens.py.
+    tokens = [RENEWAL, TAG_RENEWAL]
+    assert {route.operation for route in [LIST, *ROUTES, *tokens]} == set(Operation)
 
 
 def test_an_owner_named_by_the_app_takes_precedence_over_the_caller(site: Any) -> None:
