@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request as Asked
 from starlette.responses import RedirectResponse, Response
 
-from asyncjobs import AsyncJobs, JobContext, JobFailed, Settings
+from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, JobFailed, Settings
 from asyncjobs.adapters.starlette import accept, mount
 from asyncjobs.testing import TcpProxy
 from tests.waiting import until_sync
@@ -45,7 +45,10 @@ Step = dict[str, Any]
 
 
 def make_app(store: str, base_url: str | None = None) -> Starlette:
-    """Serve jobs of type `export`; each `POST /tell/{id}` makes the job take one step."""
+    """Serve jobs of type `export`; each `POST /tell/{id}` makes the job take one step.
+
+    The cookie `user` names the caller.
+    """
     app, jobs = Starlette(), AsyncJobs(store, settings=SETTINGS)
     steps: defaultdict[str, asyncio.Queue[Step]] = defaultdict(asyncio.Queue)
 
@@ -57,10 +60,16 @@ def make_app(store: str, base_url: str | None = None) -> Starlette:
                 return step["result"]
             if "error" in step:
                 raise JobFailed(step["error"], step["code"])
+            if "title" in step:
+                job.set_title(step["title"])
+                job.set_metadata(step["metadata"])
+                continue
             await job.progress(**step)
 
     async def submit(request: Asked) -> Response:
-        return await accept(request, export)
+        tags = request.query_params.getlist("tag")
+        title = request.query_params.get("title")
+        return await accept(request, export, options=EnqueueOptions(tags=tags, title=title))
 
     async def tell(request: Asked) -> Response:
         steps[request.path_params["job_id"]].put_nowait(await request.json())
@@ -76,7 +85,7 @@ def make_app(store: str, base_url: str | None = None) -> Starlette:
     app.add_route("/circle", circle)
     app.add_route("/exports", submit, methods=["POST"])
     app.add_route("/tell/{job_id}", tell, methods=["POST"])
-    mount(app, jobs, base_url=base_url)
+    mount(app, jobs, base_url=base_url, identify=lambda asked: asked.cookies.get("user"))
     return app
 
 
@@ -129,23 +138,39 @@ def client(new_url: Callable[[], str]) -> Generator[httpx2.Client]:
         yield served
 
 
-def begin(client: httpx2.Client) -> Export:
-    accepted = client.post("/exports", json={}).raise_for_status().json()
+def submitted(client: httpx2.Client, user: str | None = None, **query: str) -> Export:
+    headers = {} if user is None else {"Cookie": f"user={user}"}
+    answer = client.post("/exports", json={}, params=query, headers=headers)
+    accepted = answer.raise_for_status().json()
     return Export(client, accepted["jobId"], accepted["statusUrl"])
 
 
 @pytest.fixture
 def job(client: httpx2.Client) -> Generator[Export]:
-    begun = begin(client)
+    begun = submitted(client)
     yield begun
     client.delete(begun.path)  # only so many run at a time
+
+
+@pytest.fixture
+def begin(client: httpx2.Client) -> Generator[Callable[..., Export]]:
+    """Return a function that submits a job as a user, with a tag and a title."""
+    begun: list[tuple[Export, str]] = []
+
+    def submit(user: str, **query: str) -> Export:
+        begun.append((submitted(client, user, **query), user))
+        return begun[-1][0]
+
+    yield submit
+    for job, user in begun:
+        client.delete(job.path, headers={"Cookie": f"user={user}"})
 
 
 @pytest.fixture
 def absolute_job(new_url: Callable[[], str]) -> Generator[Export]:
     """A job of an application with a `base_url`."""
     with serving(new_url(), absolute=True) as client:
-        yield begin(client)
+        yield submitted(client)
 
 
 # Not for the session: while Playwright is open, it keeps this thread's event loop for itself.

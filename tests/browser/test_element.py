@@ -62,6 +62,16 @@ def test_it_shows_a_job_up_to_its_result(show: Show, job: Any) -> None:
     expect(page.get_by_role("button")).to_be_hidden()
 
 
+def test_it_shows_the_title_of_a_job_that_has_one(show: Show, job: Any) -> None:
+    page = show(job.path)
+    state(page, "processing")
+    title = page.locator("async-job").locator("[part=title]")
+    expect(title).to_be_hidden()
+    job.tell(title="<b>Customers</b>", metadata={})
+    expect(title).to_have_text("<b>Customers</b>")
+    expect(title).to_be_visible()
+
+
 @pytest.mark.parametrize(
     ("link", "found"),
     [

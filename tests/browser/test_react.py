@@ -20,6 +20,7 @@ from tests.npm import install_packages
 
 OpenPage = Callable[..., Page]
 Hooked = Callable[..., Page]
+Begin = Callable[..., Any]
 
 ROOT = Path(__file__).parents[2]
 
@@ -242,8 +243,8 @@ HOOKED = """<!doctype html><meta charset="utf-8"><title>A page</title>
 <body><script type="module">
 import {createElement as h, StrictMode} from "react";
 import {createRoot} from "react-dom/client";
-import {useAsyncJob, useAsyncJobWs} from "/api/jobs/react.js";
-const hook = location.hash === "#socket" ? useAsyncJobWs : useAsyncJob;
+import {useAsyncJob, useAsyncJobWs, useJobs} from "/api/jobs/react.js";
+const hook = {"#socket": useAsyncJobWs, "#jobs": useJobs}[location.hash] ?? useAsyncJob;
 const Shown = ({job}) => {
     window.shown = hook(job);
     return h("output", null, JSON.stringify(shown));
@@ -354,3 +355,39 @@ def test_an_unmounted_hook_stops_following(hooked: Hooked, job: Any) -> None:
     job.tell(result=7)
     job.until_ended()
     assert page.evaluate("shown.progress") == 42
+
+
+def titles(page: Page, *wanted: str) -> None:
+    page.wait_for_function(
+        "wanted => JSON.stringify(window.shown?.jobs.map(job => job.title)) === wanted",
+        arg=json.dumps(wanted, separators=(",", ":")),
+    )
+
+
+def as_user(page: Page, client: Any, name: str) -> None:
+    page.context.add_cookies([{"name": "user", "value": name, "url": str(client.base_url)}])
+
+
+def test_a_hook_keeps_the_list_of_a_tag_current(
+    hooked: Hooked, open_page: OpenPage, client: Any, begin: Begin, seen: Any
+) -> None:
+    first = begin("ann", tag="customer:42", title="First")
+    begin("ann", tag="other", title="Other")
+    begin("bob", tag="customer:42", title="Not ann's")
+    page = hooked("jobs", None)
+    shows(page, jobs=[], isLoading=False)
+    as_user(page, client, "ann")
+    page.evaluate("render({tag: 'customer:42'})")
+    titles(page, "First")
+    shows(page, isLoading=False)
+    begin("ann", tag="customer:42", title="Second")
+    titles(page, "Second", "First")
+    first.tell(title="First, half done", metadata={})
+    titles(page, "Second", "First, half done")
+    page.evaluate("render({tag: 'other'})")
+    titles(page, "Other")
+    page.evaluate("render({tag: ' x'})")
+    page.wait_for_function("window.shown.error?.includes('a tag must not be empty')")
+    page.evaluate("render(undefined)")
+    expect(page.locator("output")).to_have_count(0)
+    assert seen.count("/api/jobs?tag=customer%3A42") <= 2  # strict mode begins twice

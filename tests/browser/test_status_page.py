@@ -52,6 +52,26 @@ def test_progress_reaches_the_page_without_a_reload(page: Page, job: Any, seen: 
     assert [request.url for request in seen.requests] == [job.url, f"{job.url}/events"]
 
 
+def test_a_new_title_and_new_metadata_reach_the_page(page: Page, job: Any) -> None:
+    page.goto(job.url)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Export")
+    hostile = "<img src=x onerror=alert(1)>"
+    job.tell(title=f"Customers {hostile}", metadata={"file": hostile, "rows": [1, "a"]})
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"Customers {hostile}")
+    expect(page).to_have_title(f"In progress · Customers {hostile}")
+    expect(part(page, "name")).to_have_text(["file", "rows"])
+    expect(part(page, "value")).to_have_text([hostile, '[1,"a"]'])
+    shown = part(page, "metadata").inner_html()
+    job.tell(title="All customers", metadata={})
+    expect(page.get_by_role("heading", level=1)).to_have_text("All customers")
+    expect(part(page, "value")).to_have_count(0)
+    job.tell(title=f"Customers {hostile}", metadata={"file": hostile, "rows": [1, "a"]})
+    expect(part(page, "value")).to_have_count(2)
+    page.reload()
+    expect(part(page, "value")).to_have_count(2)
+    assert part(page, "metadata").inner_html() == shown
+
+
 def test_completion_shows_the_result_and_ends_the_stream(page: Page, job: Any, seen: Any) -> None:
     page.add_init_script(KEEPING_SOURCES)
     page.goto(job.url)
