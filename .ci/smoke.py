@@ -122,6 +122,15 @@ def otel() -> None:
     instrument(AsyncJobs(MEMORY))
 
 
+def cron() -> None:
+    jobs = AsyncJobs(MEMORY)
+
+    @jobs.handler("export")
+    def export() -> None: ...
+
+    jobs.schedule("nightly", export, cron="0 3 * * *", timezone="Europe/Berlin")
+
+
 def celery() -> None:
     from celery import Celery
 
@@ -183,6 +192,7 @@ EXTRAS: dict[str, Callable[[], None]] = {
         client,
         webhooks,
         otel,
+        cron,
         celery,
         rq,
         taskiq,
