@@ -19,6 +19,7 @@ from asyncjobs.core.job import BATCHES_LANE, Delivery, Job, JobId, JobStatus
 from asyncjobs.core.labels import label_of_batch
 from asyncjobs.errors import StoreError, UnreadableJob
 from asyncjobs.protocols import Selection
+from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.logging import log, log_fields
 from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.records.waiting import Signal
@@ -34,7 +35,7 @@ _PAGE_SIZE = 200
 class Batches:
     """The loop that follows batches: one per process; any number may share a store."""
 
-    def __init__(self, repository: Repository, settings: Settings) -> None:
+    def __init__(self, repository: Repository, feed: ChangeFeed, settings: Settings) -> None:
         self._repository = repository
         self._settings = settings
         self._wake = Signal()
@@ -42,18 +43,8 @@ class Batches:
         self._changed: dict[JobId, None] = {}
         self._cancelling: set[JobId] = set()
         self._took_at = -math.inf
-
-    def hint(self, job: Job | None) -> None:
-        """Wake the loop if a job of a batch has changed here, or a batch was asked to stop."""
-        if job is None:
-            return
-        batch = job.batch
-        if batch is None:
-            if job.delivery is not Delivery.BATCH or job.cancel_requested_at is None:
-                return
-            batch = job.id
-        self._changed[batch] = None
-        self._wake.set()
+        if repository.counts:
+            feed.on_any(self._hint)
 
     async def run(self) -> None:
         """Follow batches until cancelled."""
@@ -78,6 +69,18 @@ class Batches:
             async with anyio.create_task_group() as tasks:
                 await self._look_once(tasks)
             again = bool(self._changed)
+
+    def _hint(self, job: Job | None) -> None:
+        """Wake the loop if a job of a batch has changed here, or a batch was asked to stop."""
+        if job is None:
+            return
+        batch = job.batch
+        if batch is None:
+            if job.delivery is not Delivery.BATCH or job.cancel_requested_at is None:
+                return
+            batch = job.id
+        self._changed[batch] = None
+        self._wake.set()
 
     @property
     def _interval(self) -> float:

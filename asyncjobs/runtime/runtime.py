@@ -104,16 +104,7 @@ class Runtime:
         self.hook_runner = HookRunner(parts.hooks)
         self.hooks = parts.hooks
         self._store = GroupCommitStore(parts.store, tasks, settings.store_timeout)
-        self.repository = Repository(
-            self._store,
-            self.feed,
-            parts.clock,
-            base=parts.store,
-            limit=settings.store_timeout,
-            tasks=tasks,
-            audience=self.hook_runner,
-        )
-        self.repository.files = parts.files
+        self.repository = self._repository_of(parts, tasks)
         self.estimates = Estimates(self._latest, self.feed)
         self.lists = ListFeed(self._latest, self.feed, poll=settings.poll_interval.total_seconds())
         self.hub = OutputHub(
@@ -155,9 +146,20 @@ class Runtime:
         self.schedules = Schedules(
             parts.schedules, self.repository, settings, self.submit_scheduled
         )
-        self.batches = Batches(self.repository, settings)
-        if self.repository.counts:
-            self.feed.on_any(self.batches.hint)
+        self.batches = Batches(self.repository, self.feed, settings)
+
+    def _repository_of(self, parts: RuntimeParts, tasks: TaskGroup) -> Repository:
+        made = Repository(
+            self._store,
+            self.feed,
+            parts.clock,
+            base=parts.store,
+            limit=parts.settings.store_timeout,
+            tasks=tasks,
+            audience=self.hook_runner,
+        )
+        made.files = parts.files
+        return made
 
     @property
     def watchers(self) -> int:
