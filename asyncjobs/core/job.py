@@ -11,6 +11,7 @@ import json
 import re
 from datetime import datetime, timedelta
 from enum import StrEnum
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, NewType, Self
 from urllib.parse import quote
 
@@ -148,8 +149,10 @@ JOB_ERROR_CODES = frozenset(
         "deadline_exceeded",
         "internal_error",
         "invalid_file",
+        "invalid_output",
         "invalid_payload",
         "invalid_result",
+        "output_too_large",
         "timeout",
         "worker_lost",
     }
@@ -238,7 +241,8 @@ class Policy(_Value):
 
     Durations are seconds or a timedelta. `timeout=None` lets an attempt run until the job's
     deadline, `retention=None` keeps a finished job until it is deleted by hand. `inline_wait` is
-    how long a submission over HTTP waits for the job's end before it returns 202.
+    how long a submission over HTTP waits for the job's end before it returns 202. With `emit_every`,
+    emitted items are collected for so long before they are stored; 0 stores each of them at once.
     """
 
     if TYPE_CHECKING:
@@ -257,6 +261,9 @@ class Policy(_Value):
             max_result_bytes: int = ...,
             max_file_bytes: int = ...,
             max_files: int = ...,
+            max_output_bytes: int = ...,
+            max_output_items: int = ...,
+            emit_every: Seconds = ...,
             inline_wait: Seconds = ...,
         ) -> None: ...
 
@@ -271,6 +278,9 @@ class Policy(_Value):
     max_result_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
     max_file_bytes: int = Field(default=10 * 1024**3, ge=1)
     max_files: int = Field(default=100, ge=1)
+    max_output_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    max_output_items: int = Field(default=1_000_000, ge=1)
+    emit_every: Duration = timedelta(0)
     inline_wait: Duration = timedelta(0)
 
 
@@ -436,6 +446,11 @@ class State(_Value):
     due_at: datetime | None = Field(default=None, exclude=True)
 
 
+# For `Job.updated`; looking up the fields of a class at each call costs as much as the copy.
+_SUBMITTED = tuple(Submission.model_fields)
+_submission_of = itemgetter(*_SUBMITTED)
+
+
 class Job(Submission, State):
     """One job as it stands at one revision. A new state is a new object."""
 
@@ -493,10 +508,11 @@ class Job(Submission, State):
         It has this job's submission and the state of `newer`. A result or errors that are None in
         `newer` stay as they are here.
         """
-        values = newer.__dict__ | {name: self.__dict__[name] for name in Submission.model_fields}
+        mine = self.__dict__
+        values = newer.__dict__ | dict(zip(_SUBMITTED, _submission_of(mine), strict=True))
         for name in ("result_json", "errors_json"):
             if values[name] is None:
-                values[name] = self.__dict__[name]
+                values[name] = mine[name]
         return self.of(values)
 
     def narrow(self) -> Self:

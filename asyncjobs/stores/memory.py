@@ -216,8 +216,9 @@ class MemoryStore:
             self._keys[key] = job.id
         self._order[job.id] = next(self._counter)
         self._put(job)
-        self._label(job.id, labels_of(job))
-        self._count(tallies_of(job))
+        if labels := labels_of(job):
+            self._label(job.id, labels)
+            self._count(tallies_of(job))
         return job
 
     def _replace(self, change: Change) -> bool:
@@ -225,8 +226,10 @@ class MemoryStore:
         if stored is None or stored.revision != change.expected_revision:
             return False
         self._put(stored.updated(change.job))
-        self._label(stored.id, change.labels)
-        self._count(change.tallies)
+        if change.labels:
+            self._label(stored.id, change.labels)
+        if change.tallies:
+            self._count(change.tallies)
         return True
 
     def _label(self, job_id: JobId, labels: Sequence[str]) -> None:
@@ -237,8 +240,8 @@ class MemoryStore:
         if new:
             self._labels[job_id] = (*had, *new)
 
-    def _count(self, changes: Mapping[str, Tally] | None) -> None:
-        for label, tally in (changes or {}).items():
+    def _count(self, changes: Mapping[str, Tally]) -> None:
+        for label, tally in changes.items():
             self._tallies.setdefault(label, Counter()).update(tally)
 
     def _unlabel(self, job_id: JobId) -> None:

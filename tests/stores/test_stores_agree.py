@@ -144,7 +144,8 @@ class Agreement(RuleBasedStateMachine):
             case "fail":
                 error = JobError(code="broken", message="It broke.")
                 return lifecycle.fail(job, now, token="t", error=error)
-        return lifecycle.complete(job, now, token="t", result=b'"%d"' % seconds)
+            case _:
+                return lifecycle.complete(job, now, token="t", result=b'"%d"' % seconds)
 
     @rule(lanes=st.sets(st.sampled_from(LANES)), until=PAUSES, limit=st.integers(1, 4))
     def take(self, lanes: set[str], until: timedelta, limit: int) -> None:

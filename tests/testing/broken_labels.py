@@ -198,7 +198,7 @@ class CountsWhatItRefuses(MemoryStore):
     def _replace(self, change: Change) -> bool:
         done = super()._replace(change)
         if not done and change.job.id in self._jobs:
-            self._count(change.tallies)
+            self._count(change.tallies or {})
         return done
 
 
@@ -209,7 +209,7 @@ class CountsRacingChanges(MemoryStore):
         found = [self._jobs.get(change.job.id) for change in changes]
         for change, job in zip(changes, found, strict=True):
             if job is not None and job.revision == change.expected_revision:
-                self._count(change.tallies)
+                self._count(change.tallies or {})
         await anyio.lowlevel.checkpoint()
         return await super().replace([replace(change, tallies=None) for change in changes])
 
@@ -276,7 +276,7 @@ class KeepsCountersOfTheDead(MemoryStore):
 class CountsWhatItCanRead(MemoryStore):
     """Reads the labels of a job from its text."""
 
-    def _count(self, changes: Mapping[str, Tally] | None) -> None:
+    def _count(self, changes: Mapping[str, Tally]) -> None:
         if all(is_readable(job) for job in self._jobs.values()):
             super()._count(changes)
 

@@ -79,8 +79,8 @@ _UNCOUNT = (
     "DELETE FROM tallies WHERE label = ?1 AND NOT EXISTS (SELECT 1 FROM labels WHERE label = ?1)"
 )
 _TALLY = "SELECT name, number FROM tallies WHERE label = ?"
+_UNLABEL = "DELETE FROM labels WHERE seq = ?"
 _FORGET = (
-    "DELETE FROM labels WHERE seq = ?",
     "DELETE FROM idempotency_keys WHERE seq = ?",
     "DELETE FROM results WHERE seq = ?",
     "DELETE FROM submissions WHERE seq = ?",
@@ -258,7 +258,7 @@ def delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[bool]:
     found = dict(db.execute(find, (json.dumps(ids),)).fetchall())
     [last] = db.execute("SELECT max(seq) FROM jobs").fetchone()
     labels = db.execute(_LABELS, (json.dumps([*found.values()]),)).fetchall()
-    for statement in _FORGET:
+    for statement in (_UNLABEL, *_FORGET) if labels else _FORGET:
         db.executemany(statement, [(seq,) for seq in found.values()])
     db.executemany(_UNCOUNT, labels)
     highest = max(found.values(), default=0)
