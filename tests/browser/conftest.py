@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request as Asked
 from starlette.responses import RedirectResponse, Response
 
-from asyncjobs import AsyncJobs, EnqueueOptions, JobContext, JobFailed, Settings
+from asyncjobs import AsyncJobs, Batch, EnqueueOptions, JobContext, JobFailed, Settings
 from asyncjobs.adapters.starlette import accept, mount
 from asyncjobs.testing import TcpProxy
 from tests.waiting import until_sync
@@ -84,9 +84,17 @@ def make_app(store: str, base_url: str | None = None) -> Starlette:
     app.add_route("/empty", empty)
     app.add_route("/circle", circle)
     app.add_route("/exports", submit, methods=["POST"])
+    app.add_route("/batches", _submit_batch, methods=["POST"])
     app.add_route("/tell/{job_id}", tell, methods=["POST"])
     mount(app, jobs, base_url=base_url, identify=lambda asked: asked.cookies.get("user"))
     return app
+
+
+async def _submit_batch(request: Asked) -> Response:
+    """Submit a batch of exports; the query has their number."""
+    payloads: list[dict[str, Any]] = [{}] * int(request.query_params["jobs"])
+    options = EnqueueOptions(title="All exports")
+    return await accept(request, "export", Batch(payloads), options=options)
 
 
 @dataclass(frozen=True)

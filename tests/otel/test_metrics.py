@@ -48,6 +48,20 @@ async def test_jobs_are_counted_by_type_queue_and_outcome(jobs: AsyncJobs, recor
     assert recorded.total(names.RUNNING) == 0
 
 
+async def test_the_jobs_of_a_batch_are_counted_and_not_the_batch(
+    jobs: AsyncJobs, recorded: Any
+) -> None:
+    @jobs.handler("work")
+    async def work(_number: int, _job: JobContext) -> None:
+        return None
+
+    async with jobs:
+        batch = await jobs.enqueue_batch(work, [1, 2])
+        await batch.wait(timeout=30)
+    assert recorded.total(names.SENT) == recorded.total(names.CONSUMED) == 2
+    assert recorded.total(names.ENDED) == recorded.total(names.WAIT) == 2
+
+
 async def test_running_handlers_are_counted_while_they_run(jobs: AsyncJobs, recorded: Any) -> None:
     @jobs.handler("long")
     async def long(_payload: None, _job: JobContext) -> None:

@@ -106,6 +106,33 @@ async def test_a_job_whose_transaction_is_rolled_back_does_not_exist(
     assert again.id != job.id
 
 
+async def test_a_batch_exists_with_all_of_its_jobs_once_its_transaction_has_committed(
+    app: App, conn: Connection
+) -> None:
+    batch = await app.jobs.enqueue_batch(
+        app.export, ["one", "two"], idempotency_key="k", connection=conn
+    )
+    empty = await app.jobs.enqueue_batch(app.export, [], connection=conn)
+    again = await app.jobs.enqueue_batch(
+        app.export, ["one", "two"], idempotency_key="k", connection=conn
+    )
+    assert again.id == batch.id
+    assert await app.jobs.get(batch.id) is None
+    await conn.commit()
+    with anyio.fail_after(60):
+        done = await batch.wait()
+        assert (await empty.wait()).status is JobStatus.COMPLETED
+    assert done.counts is not None
+    assert (done.status, done.counts.completed) == (JobStatus.COMPLETED, 2)
+
+
+async def test_a_batch_is_rolled_back_whole(app: App, conn: Connection) -> None:
+    batch = await app.jobs.enqueue_batch(app.export, ["one", "two"], connection=conn)
+    await conn.rollback()
+    assert await app.jobs.get(batch.id) is None
+    assert [job async for job in batch.jobs()] == []
+
+
 async def test_a_job_is_rolled_back_with_the_callers_savepoint(
     app: App, conn: Connection, schema: str
 ) -> None:
