@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from fast_depends import Depends
 from pydantic import BaseModel
 
 from asyncjobs import AsyncJobs, JobContext, JobFailed, Retry, handler
+from asyncjobs.errors import DuplicateFile
 
 #: The tests' queue includes these under other names and limits.
 kinds = AsyncJobs("memory://")
@@ -145,3 +146,35 @@ async def declared(folder: str, trace: Annotated[Path, Depends(trace)]) -> str:
 @kinds.handler("nothing", run_in="process")
 def nothing() -> int:
     return os.getpid()
+
+
+@kinds.handler("save", run_in="process")
+def save(span: Span, job: JobContext) -> str:
+    chunks = (b"%d\n" % step for step in range(span.steps))
+    saved = job.sync.save_file("steps.csv", chunks)
+    try:
+        job.sync.save_file("steps.csv", b"again")
+    except DuplicateFile:
+        return saved.path
+    return "saved twice"
+
+
+@kinds.handler("save later", run_in="process")
+async def save_later(span: Span, job: JobContext) -> str:
+    async def chunks() -> AsyncGenerator[bytes]:
+        for step in range(span.steps):
+            await anyio.lowlevel.checkpoint()
+            yield b"%d\n" % step
+
+    saved = await job.save_file("steps.csv", chunks())
+    return saved.path
+
+
+@kinds.handler("save for ever", run_in="process")
+def save_for_ever(span: Span, job: JobContext) -> None:
+    def chunks() -> Generator[bytes]:
+        while True:
+            yield b"x" * 1_000_000
+            (span.folder / "began").write_text("began")
+
+    job.sync.save_file("endless.bin", chunks())

@@ -40,6 +40,7 @@ from asyncjobs.errors import (
     StoreUnavailable,
 )
 from asyncjobs.execution.subprocesses import ChildProcesses
+from asyncjobs.files import FolderStorage
 from tests.queues import finished
 from tests.waiting import until
 
@@ -60,10 +61,12 @@ def anyio_backend(asyncio_alone: str) -> str:
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch, make: Callable[..., AsyncJobs]) -> AsyncJobs:
+def jobs(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[..., AsyncJobs], tmp_path: Path
+) -> AsyncJobs:
     monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
     kinds = import_module("handlers_in_processes").kinds
-    made = make(settings=QUICK)
+    made = make(settings=QUICK, files=tmp_path / "files")
     for kind in kinds.registry:
         made.registry.add(kind)
     return made
@@ -376,3 +379,36 @@ async def test_dependencies_are_made_and_overridden_in_the_other_process(
         assert "must be module-level functions" in caplog.text
         del jobs.dependency_overrides[module.place]
         assert (await finished(jobs, module.declared, str(tmp_path))).result == "real open"
+
+
+@pytest.mark.parametrize("name", ["save", "save later"])
+async def test_a_handler_saves_a_file_through_its_parent(jobs: AsyncJobs, name: str) -> None:
+    async with jobs:
+        job = await finished(jobs, name, {"steps": 50_000})
+        assert job.status is JobStatus.COMPLETED, job.attempt_errors
+        text = b"".join([chunk async for chunk in await jobs.read_file(job.id, "steps.csv")])
+    [file] = job.files
+    assert job.result == file.path
+    assert text.split() == [b"%d" % step for step in range(50_000)]
+
+
+async def test_a_process_that_saves_is_killed_without_a_listed_file(
+    jobs: AsyncJobs, tmp_path: Path
+) -> None:
+    async with jobs:
+        handle = await jobs.enqueue("save for ever", {"folder": str(tmp_path)})
+        await text_of(tmp_path / "began")
+        await jobs.cancel(handle.id)
+        job = await jobs.wait(handle.id, timeout=LONG)
+    assert job.status is JobStatus.CANCELLED
+    assert [file.size for file in job.files] == [None]
+
+
+async def test_a_storage_that_cannot_be_pickled_is_named(jobs: AsyncJobs, tmp_path: Path) -> None:
+    class Local(FolderStorage):
+        """Only this process has the class."""
+
+    jobs.file_storage = Local(tmp_path)
+    async with jobs:
+        job = await finished(jobs, "save", {})
+    assert "cannot be pickled" in job.attempt_errors[0].message
