@@ -98,6 +98,10 @@ export interface FollowOptions<Result = unknown> extends RequestOptions {
   keep?: boolean;
   /** Where the job's WebSocket is, if not where the server's own rule puts it. */
   socketUrl?: string;
+  /** The `token` of the 202, if the job is given by its URL. It is renewed before it ends. */
+  token?: string;
+  /** The `tokenUrl` of the 202; `/token` below the status URL unless given. */
+  tokenUrl?: string;
 }
 
 /** Which of the caller's own jobs: all of them unless given. */
@@ -110,6 +114,8 @@ export interface JobSelection {
 }
 
 export interface FollowJobsOptions extends RequestOptions, JobSelection {
+  /** A token for the jobs with the tag. It is renewed before it ends. */
+  token?: string;
   /** Where the list is: `/api/jobs` unless given. */
   prefix?: string | URL;
   /** Called with each list that differs from the one before; what it throws ends the following. */
@@ -128,6 +134,8 @@ export interface SubmitOptions extends RequestOptions {
 }
 
 export interface CancelOptions extends RequestOptions {
+  /** A token of the job. */
+  token?: string | null;
   /** Milliseconds after which to give up. A minute unless given. */
   timeout?: number;
 }
@@ -137,6 +145,10 @@ export interface Submitted<Result = unknown> {
   jobId: string;
   /** Absolute; `null` where a server answered by the end itself and CORS hides the rest. */
   statusUrl: string | null;
+  /** Opens the job for some minutes, if the server gives tokens; else `null`. */
+  token: string | null;
+  /** Where the token is renewed. */
+  tokenUrl: string | null;
   /** For how many seconds the server is not to be polled; 0 where CORS hides it. */
   retryAfter: number;
   /** The final document, where the server waited for the end, else `null`. */
@@ -146,7 +158,10 @@ export interface Submitted<Result = unknown> {
 /**
  * Where a job is: its status URL, or what `submitJob` returned.
  */
-export type JobTarget<Result = unknown> = string | URL | Submitted<Result>;
+export type JobTarget<Result = unknown> =
+  | string
+  | URL
+  | (Pick<Submitted, "statusUrl"> & Partial<Submitted<Result>>);
 
 /**
  * The final document to come, of whichever terminal status. Iterated, it yields the newest document
@@ -157,6 +172,8 @@ export interface Following<Result = unknown>
     AsyncIterable<JobDocument<Result>> {
   /** Ask the job to stop; its new document is an update at once. */
   cancel(): Promise<JobDocument<Result>>;
+  /** The token that opens the job now; `null` without one. */
+  readonly token: string | null;
 }
 
 /**

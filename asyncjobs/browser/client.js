@@ -14,6 +14,7 @@ const OFFLINE = 10_000; // browsers are not always right about being offline
 const SHED = 30_000; // before the next WebSocket, where there are too many
 const LIST_PACE = 5_000; // between two reads of a list
 const LIST_LAG = 3_000; // how long a change of a list may take to reach its stream
+const TOKEN_LIFE = 300_000; // of a token whose times cannot be read
 const KEPT = "asyncjobs:";
 
 const WAYS = ["socket", "events", "wait", "poll"];
@@ -63,6 +64,29 @@ const absolute = (url) => {
 const below = (url, suffix) => {
   const made = new URL(url);
   made.pathname += suffix;
+  return made.href;
+};
+
+// From one to the other time of the token, on whatever clock.
+const lifeOf = (token) => {
+  try {
+    const { iat, exp } = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+    return (exp - iat) * 1000 || TOKEN_LIFE;
+  } catch {
+    return TOKEN_LIFE;
+  }
+};
+
+// Headers of the application that name a caller take precedence.
+const bearing = (token, headers = {}) => {
+  const named = Object.keys(headers).some((name) => name.toLowerCase() === "authorization");
+  return token && !named ? { Authorization: `Bearer ${token}`, ...headers } : headers;
+};
+
+// EventSource and WebSocket send no headers of ours.
+const linked = (url, token) => {
+  const made = new URL(url);
+  if (token) made.searchParams.set("token", token);
   return made.href;
 };
 
@@ -176,10 +200,12 @@ export async function submitJob(url, body, options = {}) {
     options,
   );
   const monitor = /<([^<>]*)>; rel="monitor"/.exec(answer.headers.get("link") ?? "");
-  const found = document.statusUrl ?? monitor?.[1];
+  const based = (url) => (url == null ? null : new URL(url, answer.url || target).href);
   return {
     jobId: document.jobId,
-    statusUrl: found == null ? null : new URL(found, answer.url || target).href,
+    statusUrl: based(document.statusUrl ?? monitor?.[1]),
+    token: document.token ?? null,
+    tokenUrl: based(document.tokenUrl),
     retryAfter: toldBy(answer) / 1000,
     // A server that waited may answer with the end.
     document: isTerminal(document) ? document : null,
@@ -188,9 +214,16 @@ export async function submitJob(url, body, options = {}) {
 
 /** Ask a job to stop; return its document. */
 export async function cancelJob(statusUrl, options = {}) {
-  const { headers, credentials } = options;
-  const init = { method: "POST", credentials, headers: { Accept: "application/json", ...headers } };
-  const [document] = await send(below(absolute(statusUrl), "/cancel"), init, options);
+  const { token, headers, credentials } = options;
+  const asked = (held) => {
+    const given = { Accept: "application/json", ...bearing(held, headers) };
+    return send(below(absolute(statusUrl), "/cancel"), { method: "POST", credentials, headers: given }, options);
+  };
+  const [document] = await asked(token).catch((error) => {
+    // The token may only read: the caller may have other credentials.
+    if (token && (error.status === 401 || error.status === 403)) return asked(null);
+    throw error;
+  });
   return document;
 }
 
@@ -214,6 +247,7 @@ class Follower {
   failures = 0;
   worked = false;
   ended = false;
+  token = null;
   #life = new AbortController();
   #stay = new AbortController();
   #wake = () => {};
@@ -230,10 +264,11 @@ class Follower {
     if (signal?.aborted) throw signal.reason;
     if (job?.document) return void this.show(job.document, Infinity);
     const url = (this.url = absolute(job?.statusUrl ?? job));
-    if (keep) storage((kept) => kept.setItem(KEPT + url, new Date().toISOString()));
+    this.#hold(this.options.token ?? job?.token, this.options.tokenUrl ?? job?.tokenUrl, job?.kept);
+    if (keep) this.#keep();
     this.way = Math.max(this.ways.indexOf(transport), 0);
     // EventSource sends no headers of ours.
-    if (transport === "events" && (headers || !globalThis.EventSource)) this.way++;
+    if (transport === "events" && ((headers && !this.token) || !globalThis.EventSource)) this.way++;
     if (transport === "poll") this.rest(job.retryAfter * 1000 || 0);
     signal?.addEventListener("abort", () => this.fail(signal.reason), { signal: this.#life.signal });
     const late = () => this.fail(new JobError("timeout", `${url} did not end within ${timeout} ms.`, { url }));
@@ -314,7 +349,63 @@ class Follower {
 
   init(more) {
     const { headers, credentials } = this.options;
-    return { credentials, headers: { Accept: "application/json", ...headers, ...more } };
+    return { credentials, headers: { Accept: "application/json", ...bearing(this.token, headers), ...more } };
+  }
+
+  /** Send a read; return null if its token was refused, and it has to be sent again. */
+  async read(init) {
+    const { token } = this;
+    const answer = await fetch(this.url, init);
+    if (!token || answer.status !== 401) return answer;
+    answer.body?.cancel();
+    // Without a token, other credentials may still open the job.
+    if (this.token === token) await this.#renew();
+    if (this.token === token) this.token = null;
+    this.rest(PACE_LEAST);
+    return null;
+  }
+
+  #hold(token, tokenUrl, kept) {
+    if (!token) return;
+    const own = below(this.url, "/token");
+    const found = new URL(tokenUrl ?? own, this.url);
+    // No other server gets it.
+    this.tokenUrl = found.origin === new URL(this.url).origin ? found.href : own;
+    this.#bear(token, kept ? 0 : lifeOf(token) / 2);
+  }
+
+  #bear(token, renewIn) {
+    this.token = token;
+    if (this.options.keep) this.#keep();
+    this.#renewIn(renewIn);
+  }
+
+  #renewIn(ms) {
+    clearTimeout(this.renewing);
+    if (!this.ended) this.renewing = setTimeout(() => this.#renew(), Math.min(Math.max(ms, 0), TIMER_MOST));
+  }
+
+  async #renew() {
+    const used = this.token;
+    if (!used) return;
+    let refused = false;
+    try {
+      const signal = within(this.#life.signal, SLACK);
+      const answer = await fetch(this.tokenUrl, { ...this.init(), method: "POST", signal });
+      const { token } = answer.ok ? await answer.json() : {};
+      if (typeof token === "string") return this.#bear(token, Math.max(lifeOf(token) / 2, PACE_LEAST));
+      refused = !passes(answer);
+    } catch {
+      // The server is away: the token may last until it is back.
+    }
+    if (refused && this.token === used) this.token = null;
+    else this.#renewIn(OFFLINE);
+  }
+
+  #keep() {
+    const { token, tokenUrl } = this;
+    const text = JSON.stringify({ at: new Date().toISOString(), token, tokenUrl });
+    storage((kept) => kept.setItem(KEPT + this.url, text));
   }
 
   tell() {
@@ -324,6 +415,7 @@ class Follower {
 
   #close(settle) {
     clearTimeout(this.timer);
+    clearTimeout(this.renewing);
     this.#life.abort();
     this.#stay.abort();
     this.#wake();
@@ -398,7 +490,8 @@ const ask = async (job, signal, hold) => {
     cache: held ? "no-store" : "no-cache",
     signal: within(signal, HOLD * 1000 + SLACK),
   };
-  const answer = await fetch(job.url, init);
+  const answer = await job.read(init);
+  if (!answer) return "again";
   if (passes(answer)) {
     job.rest(respite(answer, job.failures++));
     return "again";
@@ -460,7 +553,7 @@ const listen = (job, signal, connect) =>
 const TAKE = {
   socket: (job, signal) =>
     listen(job, signal, (hear, leave) => {
-      const socket = new WebSocket(job.options.socketUrl ?? socketUrl(job.url));
+      const socket = new WebSocket(linked(job.options.socketUrl ?? socketUrl(job.url), job.token));
       socket.onmessage = ({ data }) => hear(data);
       socket.onclose = ({ code }) => {
         if (code === 1013) job.rest(SHED);
@@ -476,7 +569,8 @@ const TAKE = {
   events: (job, signal) =>
     listen(job, signal, (hear, leave) => {
       const withCredentials = job.options.credentials === "include";
-      const source = new EventSource(job.eventsUrl, { withCredentials });
+      const { token } = job;
+      const source = new EventSource(linked(job.eventsUrl, token), { withCredentials });
       let failures = 3;
       const take = (kind) => ({ data, lastEventId }) => {
         failures = 0;
@@ -485,6 +579,8 @@ const TAKE = {
       source.onmessage = take();
       for (const kind of job.kinds) source.addEventListener(kind, take(kind));
       source.onerror = () => {
+        // It would connect again with the token that it began with.
+        if (token !== job.token) return leave("again");
         // It reconnects by itself, unless the server has refused it.
         if (source.readyState === EventSource.CLOSED || ++failures > 3) leave("next");
       };
@@ -545,7 +641,8 @@ class ListFollower extends Follower {
   async ask(signal) {
     const { heard } = this;
     const life = within(signal, HOLD * 1000 + SLACK);
-    const answer = await fetch(this.url, { ...this.init(), cache: "no-cache", signal: life });
+    const answer = await this.read({ ...this.init(), cache: "no-cache", signal: life });
+    if (!answer) return "again";
     if (passes(answer)) {
       this.rest(respite(answer, this.failures++));
       return "again";
@@ -567,9 +664,11 @@ export function followJob(job, options = {}) {
   Promise.resolve()
     .then(() => follower.begin(job))
     .catch((error) => follower.fail(error));
+  Object.defineProperty(settled, "token", { get: () => follower.token });
   return Object.assign(settled, {
     cancel: async () => {
-      const document = await cancelJob(job?.statusUrl ?? job, { ...options, timeout: MINUTE });
+      const { token } = follower;
+      const document = await cancelJob(job?.statusUrl ?? job, { ...options, token, timeout: MINUTE });
       follower.show(document);
       return document;
     },
@@ -600,7 +699,14 @@ export function followJobs(options = {}) {
 
 /** Follow the jobs that were followed with `keep` and whose end was not seen. */
 export function resumeJobs(options = {}) {
-  const names = storage((kept) => Object.keys(kept)) ?? [];
-  const urls = names.filter((name) => name.startsWith(KEPT)).map((name) => name.slice(KEPT.length));
-  return new Map(urls.map((url) => [url, followJob(url, { ...options, keep: true })]));
+  const entries = storage((kept) => Object.entries(kept)) ?? [];
+  const found = entries.filter(([name]) => name.startsWith(KEPT));
+  return new Map(
+    found.map(([name, text]) => {
+      const { token, tokenUrl } = parsed(text) ?? {};
+      const statusUrl = name.slice(KEPT.length);
+      // Its token is renewed at once: how old it is cannot be known.
+      return [statusUrl, followJob({ statusUrl, token, tokenUrl, kept: true }, { ...options, keep: true })];
+    }),
+  );
 }

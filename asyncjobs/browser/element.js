@@ -95,6 +95,10 @@ export class AsyncJobElement extends Base {
       cancel: slotted(made("button", "cancel", { class: "button", type: "button" }), "cancel", words.cancel),
     };
     parts.cancel.addEventListener("click", () => this.cancel());
+    // With the token that is valid now.
+    for (const kind of ["pointerdown", "click"]) {
+      parts.result.addEventListener(kind, () => (parts.result.href = this.#resultOf(this.job)));
+    }
     const head = made("p", "head", { class: "row" });
     const detail = made("p", "detail", { class: "row" });
     const actions = made("div", "actions");
@@ -172,6 +176,8 @@ export class AsyncJobElement extends Base {
     const named = this.getAttribute("result-link");
     const found = named && linkIn(job.result, named, own);
     own.pathname += "/result";
+    const token = this.#following?.token;
+    if (token) own.searchParams.set("token", token);
     return found || own.href;
   }
 

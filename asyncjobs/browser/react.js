@@ -30,7 +30,8 @@ const useJob = (job, options, follow) => {
     const { prefix, onUpdate, ...rest } = latest.current.options;
     // What was accepted may have ended by then, and needs no request.
     const { job } = latest.current;
-    following.current = follow(job.document ? job : url, {
+    const { token, tokenUrl } = job;
+    following.current = follow(job.document ? job : { statusUrl: url, token, tokenUrl }, {
       ...rest,
       signal: leaving.signal,
       onUpdate: (document) => {
