@@ -369,7 +369,7 @@ def as_user(page: Page, client: Any, name: str) -> None:
 
 
 def test_a_hook_keeps_the_list_of_a_tag_current(
-    hooked: Hooked, open_page: OpenPage, client: Any, begin: Begin, seen: Any
+    hooked: Hooked, client: Any, begin: Begin, seen: Any
 ) -> None:
     first = begin("ann", tag="customer:42", title="First")
     begin("ann", tag="other", title="Other")
