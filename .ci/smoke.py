@@ -131,6 +131,10 @@ def cron() -> None:
     jobs.schedule("nightly", export, cron="0 3 * * *", timezone="Europe/Berlin")
 
 
+def objects() -> None:
+    AsyncJobs(MEMORY, files="s3://bucket/files")
+
+
 def celery() -> None:
     from celery import Celery
 
@@ -193,6 +197,7 @@ EXTRAS: dict[str, Callable[[], None]] = {
         webhooks,
         otel,
         cron,
+        objects,
         celery,
         rq,
         taskiq,

@@ -4,11 +4,11 @@ The applications beside this file serve it over HTTP.
 """
 
 import csv
+import io
 import json
 import os
 import unicodedata
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Annotated, Literal, TextIO
 
 import anyio.to_thread
@@ -17,12 +17,12 @@ from pydantic import BaseModel, Field
 from asyncjobs import AsyncJobs, JobContext, JobFailed
 
 STORE = os.environ.get("EXPORTS_STORE", "sqlite:///exports.db")
-FOLDER = Path(os.environ.get("EXPORTS_FOLDER", "exports"))
+FOLDER = os.environ.get("EXPORTS_FOLDER", "exports")
 
 # Unassigned, surrogate and private-use code points are not characters.
 NO_CHARACTERS = frozenset({"Cn", "Cs", "Co"})
 
-jobs = AsyncJobs(STORE)
+jobs = AsyncJobs(STORE, files=FOLDER)
 
 
 class ExportRequest(BaseModel):
@@ -67,21 +67,24 @@ async def export(cmd: ExportRequest, job: JobContext) -> ExportResult:
     characters = await anyio.to_thread.run_sync(assigned, cmd.category)
     if not characters:
         raise JobFailed(f"No character has the category {cmd.category}.", "empty_export")
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    target = FOLDER / f"{job.id}.{cmd.format}"
-    # Each attempt writes its own file and renames it at the end, so that a download is always
-    # complete, even after several attempts.
-    partial = FOLDER / f"{job.id}.{job.fence}.partial"
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            write = writer(file, cmd.format)
-            async for character in job.track(characters, unit="rows", message="writing"):
-                write(described(character))
-            size = file.tell()
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return ExportResult(download_url=f"/exports/{target.name}", rows=len(characters), size=size)
+    rows = job.track(characters, unit="rows", message="writing")
+    saved = await job.save_file(f"characters.{cmd.format}", lines(rows, cmd.format))
+    # The applications serve the jobs and their files below this prefix.
+    url = f"/api/jobs/{saved.path}"
+    return ExportResult(download_url=url, rows=len(characters), size=saved.size or 0)
+
+
+async def lines(
+    characters: AsyncIterable[str], format: Literal["csv", "jsonl"]
+) -> AsyncIterator[bytes]:
+    """Yield the rows as bytes, so that no more than one of them is in memory."""
+    text = io.StringIO(newline="")
+    write = writer(text, format)
+    async for character in characters:
+        write(described(character))
+        yield text.getvalue().encode()
+        text.seek(0)
+        text.truncate()
 
 
 def assigned(category: str | None) -> list[str]:
@@ -121,10 +124,3 @@ def writer(file: TextIO, format: Literal["csv", "jsonl"]) -> Callable[[Character
     columns = csv.DictWriter(file, fieldnames=list(Character.model_fields))
     columns.writeheader()
     return lambda row: columns.writerow(row.model_dump())
-
-
-def exported(name: str) -> Path | None:
-    """Return the path of a finished file, or None if it does not exist."""
-    path = FOLDER / name
-    known = path.suffix in {".csv", ".jsonl"} and path.parent == FOLDER
-    return path if known and path.is_file() else None

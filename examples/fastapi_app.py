@@ -1,10 +1,10 @@
 """The export on FastAPI: `uvicorn --app-dir examples fastapi_app:app`."""
 
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse, Response
+from fastapi import FastAPI
+from fastapi.responses import Response
 
 from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, mount
-from exports import ExportRequest, export, exported, jobs
+from exports import ExportRequest, export, jobs
 
 app = FastAPI(title="Exports")
 mount(app, jobs, prefix="/api/jobs")
@@ -14,16 +14,3 @@ mount(app, jobs, prefix="/api/jobs")
 async def create_export(cmd: ExportRequest, accept: Accept) -> Response:
     """Submit an export."""
     return await accept(export, cmd)
-
-
-@app.get(
-    "/exports/{name}",
-    response_class=FileResponse,
-    responses={404: {"description": "There is no such export."}},
-)
-async def download(name: str) -> FileResponse:
-    """Download a finished export."""
-    path = exported(name)
-    if path is None:
-        raise HTTPException(404)
-    return FileResponse(path, filename=name)

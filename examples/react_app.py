@@ -7,12 +7,12 @@ visitor, so visitors see only their own exports; your application has users inst
 import secrets
 from pathlib import Path
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, mount
-from exports import ExportRequest, export, exported, jobs
+from exports import ExportRequest, export, jobs
 
 PAGE = Path(__file__).parent / "react"
 
@@ -31,15 +31,6 @@ mount(app, jobs, prefix="/api/jobs", identify=visitor)
 async def create_export(cmd: ExportRequest, accept: Accept) -> Response:
     """Submit an export."""
     return await accept(export, cmd)
-
-
-@app.get("/exports/{name}", response_class=FileResponse)
-async def download(name: str) -> FileResponse:
-    """Download a finished export."""
-    path = exported(name)
-    if path is None:
-        raise HTTPException(404)
-    return FileResponse(path, filename=f"characters{path.suffix}")
 
 
 @app.get("/react/", include_in_schema=False)

@@ -10,7 +10,7 @@ from celery import Celery
 
 from asyncjobs import AsyncJobs
 from asyncjobs.dispatchers.celery import CeleryDispatcher
-from exports import export
+from exports import FOLDER, export
 
 REDIS = os.environ.get("EXPORTS_REDIS", "redis://localhost:6379")
 
@@ -19,6 +19,8 @@ celery_app = Celery("exports", broker=f"{REDIS}/0")
 celery_app.conf.worker_prefetch_multiplier = 1
 
 dispatcher = CeleryDispatcher(celery_app)
-jobs = AsyncJobs(os.environ.get("EXPORTS_STORE", f"{REDIS}/1"), dispatcher=dispatcher)
+# The workers write the files and the web process reads them, so they need the same folder.
+store = os.environ.get("EXPORTS_STORE", f"{REDIS}/1")
+jobs = AsyncJobs(store, dispatcher=dispatcher, files=FOLDER)
 jobs.registry.add(export)
 dispatcher.register_task(jobs)

@@ -1,11 +1,11 @@
 """The web process: returns 202 and serves the status of jobs; Celery's workers run them."""
 
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse, Response
+from fastapi import FastAPI
+from fastapi.responses import Response
 
 from asyncjobs.adapters.fastapi import Accept, AcceptedDocument, mount
 from celery_app.jobs import jobs
-from exports import ExportRequest, export, exported
+from exports import ExportRequest, export
 
 app = FastAPI(title="Exports by Celery")
 mount(app, jobs, prefix="/api/jobs")
@@ -15,16 +15,3 @@ mount(app, jobs, prefix="/api/jobs")
 async def create_export(cmd: ExportRequest, accept: Accept) -> Response:
     """Submit an export."""
     return await accept(export, cmd)
-
-
-@app.get(
-    "/exports/{name}",
-    response_class=FileResponse,
-    responses={404: {"description": "No such export."}},
-)
-async def download(name: str) -> FileResponse:
-    """Download a finished export."""
-    path = exported(name)
-    if path is None:
-        raise HTTPException(404)
-    return FileResponse(path, filename=name)

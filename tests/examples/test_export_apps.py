@@ -68,6 +68,7 @@ def test_an_export_is_made_followed_and_downloaded(client: httpx2.Client) -> Non
         result = job["result"]
         download = client.get(result["download_url"]).raise_for_status()
         assert "attachment" in download.headers["content-disposition"]
+        assert [file["url"] for file in job["files"]] == [result["download_url"]]
         assert len(download.content) == result["size"]
         rows = rows_of(download.content.decode(), suffix)
         assert len(rows) == result["rows"] == total
@@ -82,5 +83,5 @@ def test_an_export_is_made_followed_and_downloaded(client: httpx2.Client) -> Non
     empty = export(client, category="Xx")
     assert (empty["status"], empty["errorCode"]) == ("failed", "empty_export")
 
-    for name in ("nothing.csv", f"{new_job_id()}.csv", "..%2Fjobs.csv", "exports.db"):
-        assert client.get(f"/exports/{name}").status_code == 404
+    for path in (f"{job['jobId']}/files/nothing.csv", f"{new_job_id()}/files/characters.csv"):
+        assert client.get(f"/api/jobs/{path}").status_code == 404
