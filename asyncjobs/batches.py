@@ -110,18 +110,8 @@ class Batching(ABC):
         batches.counts_of(job)
         return BatchHandle(self, job)
 
-    @overload
     async def add_to_batch(
-        self, batch_id: JobId, handler: JobType[P, Any], payloads: Iterable[P], /
-    ) -> Job: ...
-
-    @overload
-    async def add_to_batch(
-        self, batch_id: JobId, handler: str, payloads: Iterable[Any], /
-    ) -> Job: ...
-
-    async def add_to_batch(
-        self, batch_id: JobId, handler: JobType[Any, Any] | str, payloads: Iterable[Any], /
+        self, batch_id: JobId, handler: JobType[P, Any] | str, payloads: Iterable[P], /
     ) -> Job:
         """Add jobs of any handler to a batch; return the batch with its new total.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Generic, Protocol, TypeVar, assert_never, cast, overload
+from typing import Any, Generic, Protocol, TypeVar, assert_never, cast
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import Job, JobId, JobStatus
@@ -111,13 +111,7 @@ class BatchHandle(JobHandle[dict[str, int]]):
     def __repr__(self) -> str:
         return f"<BatchHandle {self.job.id}>"
 
-    @overload
-    async def add(self, handler: JobType[P, Any], payloads: Iterable[P], /) -> Job: ...
-
-    @overload
-    async def add(self, handler: str, payloads: Iterable[Any], /) -> Job: ...
-
-    async def add(self, handler: JobType[Any, Any] | str, payloads: Iterable[Any], /) -> Job:
+    async def add(self, handler: JobType[P, Any] | str, payloads: Iterable[P], /) -> Job:
         """Add jobs of any handler; return the batch with its new total.
 
         Raises as `AsyncJobs.add_to_batch`.

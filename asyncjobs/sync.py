@@ -131,7 +131,7 @@ class SyncJobs:
         return SyncBatchHandle(self, self.call("batch", partial(self._jobs.batch, batch_id)))
 
     def add_to_batch(
-        self, batch_id: JobId, handler: JobType[Any, Any] | str, payloads: Iterable[Any], /
+        self, batch_id: JobId, handler: JobType[P, Any] | str, payloads: Iterable[P], /
     ) -> Job:
         """Add jobs to a batch; see `AsyncJobs.add_to_batch`."""
         call = partial(self._jobs.add_to_batch, batch_id, handler, payloads)
@@ -332,7 +332,7 @@ class SyncBatchHandle(SyncJobHandle[dict[str, int]]):
     def __repr__(self) -> str:
         return f"<SyncBatchHandle {self.job.id}>"
 
-    def add(self, handler: JobType[Any, Any] | str, payloads: Iterable[Any], /) -> Job:
+    def add(self, handler: JobType[P, Any] | str, payloads: Iterable[P], /) -> Job:
         """Add jobs of any handler; return the batch with its new total."""
         return self._door.add_to_batch(self.id, handler, payloads)
 

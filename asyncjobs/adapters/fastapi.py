@@ -12,7 +12,7 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, overload
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -110,6 +110,30 @@ class Acceptor:
 
     def __init__(self, submit: Callable[[Any, Any, Submit], Awaitable[Response]]) -> None:
         self._submit = submit
+
+    @overload
+    def __call__(
+        self,
+        handler: JobType[P, Any],
+        payload: P | Body | Batch[P] = ...,
+        /,
+        *,
+        user_id: str | None = ...,
+        options: EnqueueOptions | None = ...,
+        idempotency_key: str | None = ...,
+    ) -> Awaitable[Response]: ...
+
+    @overload
+    def __call__(
+        self,
+        handler: str,
+        payload: object = ...,
+        /,
+        *,
+        user_id: str | None = ...,
+        options: EnqueueOptions | None = ...,
+        idempotency_key: str | None = ...,
+    ) -> Awaitable[Response]: ...
 
     def __call__(
         self,

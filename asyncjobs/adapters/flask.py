@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
 
@@ -145,6 +145,30 @@ def mount(
         _add_sockets(app, mounted)
     app.before_request(lambda: _open(mounted.portal))
     app.register_error_handler(AsyncJobsError, _answer_error)
+
+
+@overload
+def accept(
+    handler: JobType[P, Any],
+    payload: P | Body | Batch[P] = ...,
+    /,
+    *,
+    user_id: str | None = ...,
+    options: EnqueueOptions | None = ...,
+    idempotency_key: str | None = ...,
+) -> flask.Response: ...
+
+
+@overload
+def accept(
+    handler: str,
+    payload: object = ...,
+    /,
+    *,
+    user_id: str | None = ...,
+    options: EnqueueOptions | None = ...,
+    idempotency_key: str | None = ...,
+) -> flask.Response: ...
 
 
 def accept(

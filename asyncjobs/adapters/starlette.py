@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 try:
     from starlette.applications import Starlette
@@ -136,6 +136,32 @@ def join(app: Starlette, monitor: StatusMonitor, socket: ASGIApp) -> None:
         app.add_exception_handler(kind, problem_response)
     path = f"{monitor.endpoints.mount.websocket_prefix}/{{job_id}}"
     app.router.routes += [WebSocketRoute(path, socket), WebSocketRoute(f"{path}/", socket)]
+
+
+@overload
+def accept(
+    request: Request,
+    handler: JobType[P, Any],
+    payload: P | Body | Batch[P] = ...,
+    /,
+    *,
+    user_id: str | None = ...,
+    options: EnqueueOptions | None = ...,
+    idempotency_key: str | None = ...,
+) -> Awaitable[Response]: ...
+
+
+@overload
+def accept(
+    request: Request,
+    handler: str,
+    payload: object = ...,
+    /,
+    *,
+    user_id: str | None = ...,
+    options: EnqueueOptions | None = ...,
+    idempotency_key: str | None = ...,
+) -> Awaitable[Response]: ...
 
 
 def accept(

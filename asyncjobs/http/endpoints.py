@@ -8,7 +8,7 @@ from datetime import timedelta
 from enum import Enum
 from functools import partial
 from http import HTTPStatus
-from typing import Any, TypeVar, assert_never
+from typing import Any, TypeVar, assert_never, cast
 
 import anyio
 
@@ -278,8 +278,8 @@ class Endpoints:
         owner = request.owner if submit.user_id is None else submit.user_id
         caller = Caller(owner, key)
         if isinstance(payload, Batch):
-            given: Batch[Any] = payload
-            accepted = await self.jobs.accept_batch(kind, given.payloads, caller, options)
+            payloads = cast("Batch[P]", payload).payloads
+            accepted = await self.jobs.accept_batch(kind, payloads, caller, options)
         else:
             value = payload_of(request, kind) if isinstance(payload, Body) else payload
             accepted = await self.jobs.accept(kind, value, caller, options)

@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ async def _check(batch: BatchHandle, total: int) -> None:
 
 
 @asynccontextmanager
-async def _under_fire(workers: Workers, chance: random.Random) -> AsyncIterator[None]:
+async def _under_fire(workers: Workers, chance: random.Random) -> AsyncGenerator[None]:
     """Kill and suspend workers all the time."""
 
     async def fire() -> None:

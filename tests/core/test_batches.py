@@ -232,6 +232,18 @@ def test_a_batch_is_never_overdue_since_it_ends_with_its_jobs() -> None:
     assert lifecycle.overdue(lifecycle.cancel(job, NOW), job.deadline + timedelta(days=1)) is None
 
 
+def _end(job: Job) -> Job:
+    return followed(job, tally(completed=2))
+
+
+def _ask_to_stop(job: Job) -> Job:
+    return lifecycle.cancel(job, NOW)
+
+
+def _pass_the_deadline(job: Job) -> Job:
+    return job.changed(deadline=NOW)
+
+
 def test_an_open_batch_grows() -> None:
     job = followed(batch(2), tally(completed=1, processing=1))
     grown = batches.grow(job, LATER + timedelta(seconds=1), 2)
@@ -245,9 +257,9 @@ def test_an_open_batch_grows() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda job: followed(job, tally(completed=2)), "it has ended"),
-        (lambda job: lifecycle.cancel(job, NOW), "it was asked to stop"),
-        (lambda job: job.changed(deadline=NOW), "its deadline has passed"),
+        (_end, "it has ended"),
+        (_ask_to_stop, "it was asked to stop"),
+        (_pass_the_deadline, "its deadline has passed"),
     ],
 )
 def test_a_batch_that_is_not_open_refuses_jobs(change: Callable[[Job], Job], reason: str) -> None:
