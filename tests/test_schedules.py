@@ -54,7 +54,8 @@ def declare(jobs: AsyncJobs, **terms: Any) -> Any:
     async def export(_number: int, job: JobContext) -> datetime | None:
         return job.scheduled_at
 
-    jobs.schedule("hourly", export, 7, **{"every": HOUR, **terms})
+    given: dict[str, Any] = {"every": HOUR, **terms}
+    jobs.schedule("hourly", export, 7, **given)
     return export
 
 
@@ -77,6 +78,9 @@ def by_hand(new_store: Callable[[], Any], clock: ManualClock) -> Iterator[Callab
         block.__exit__(None, None, None)
 
 
+def ignored(_phase: str, _done: int, _total: int) -> None: ...
+
+
 async def the_only(jobs: AsyncJobs) -> Schedule:
     [schedule] = await jobs.schedules()
     return schedule
@@ -97,10 +101,10 @@ async def test_each_tick_makes_one_job_with_the_payload_of_the_schedule(
             [ran] = await run_jobs_async(jobs)
             assert (ran.id, ran.scheduled_at) == (job.id, MIDNIGHT + hour * HOUR)
             assert ran.result == f"2030-01-01T0{hour}:00:00Z"
-        schedule = await the_only(jobs)
-        assert (schedule.last_at, schedule.last_job) == (clock.now(), job.id)
-        assert schedule.last_status is JobStatus.COMPLETED
-        assert schedule.next_at == MIDNIGHT + 3 * HOUR
+            schedule = await the_only(jobs)
+            assert (schedule.last_at, schedule.last_job) == (clock.now(), job.id)
+            assert schedule.last_status is JobStatus.COMPLETED
+            assert schedule.next_at == clock.now() + HOUR
 
 
 async def test_processes_share_the_ticks_of_a_schedule(
@@ -250,7 +254,7 @@ async def test_a_transfer_carries_schedules(
     target = MemoryStore()
     async with new_store() as source:
         plan = await plan_transfer(source, target)
-        assert (await copy_jobs(source, target, plan, lambda *_: None)).copied == 1
+        assert (await copy_jobs(source, target, plan, ignored)).copied == 1
     async with AsyncJobs(target) as moved:
         assert (await the_only(moved)).paused
 
@@ -445,10 +449,8 @@ def test_a_mistake_is_reported_where_it_is_made(terms: dict[str, Any], message: 
     jobs = AsyncJobs("memory://", policy=Policy(max_payload_bytes=10))
     export = jobs.handler("export")(lambda_of_number)
     jobs.schedule("used", export, 1, every=1)
-    given = {"every": 1, **terms}
-    name, handler, payload = (
-        given.pop(key, other) for key, other in (("name", "n"), ("handler", export), ("payload", 1))
-    )
+    given: dict[str, Any] = {"name": "n", "handler": export, "payload": 1, "every": 1, **terms}
+    name, handler, payload = (given.pop(key) for key in ("name", "handler", "payload"))
     with pytest.raises(ConfigurationError, match=message):
         jobs.schedule(name, handler, payload, **given)
     assert [*jobs.declared_schedules] == ["used"]

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, Selection
+from asyncjobs.cli.target import find_jobs
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Shell
@@ -51,9 +52,7 @@ def app(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> str:
             jobs.schedule(name, export, 1, every=3600)
         async with jobs:
             assert len(await jobs.schedules()) == 3
-        import scheduled_app  # type: ignore[import-not-found]  # noqa: PLC0415
-
-        async with scheduled_app.jobs as declared:
+        async with find_jobs("scheduled_app:jobs") as declared:
             await declared.schedules()
 
     anyio.run(begin)

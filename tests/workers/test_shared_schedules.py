@@ -51,6 +51,11 @@ async def more_ticks(web: AsyncJobs, number: int) -> None:
     await until(grown)
 
 
+async def started(workers: Workers, number: int) -> None:
+    """Return when this many worker processes have started."""
+    await until(lambda: len(workers.pids()) >= number)
+
+
 def check(jobs: list[Job]) -> None:
     """Check that no tick has two jobs, and that the ticks are those of their schedule."""
     moments = Counter((job.tags[0], job.scheduled_at) for job in jobs)
@@ -78,7 +83,7 @@ async def test_no_kill_gives_a_tick_two_jobs_or_ends_a_schedule(
         for number in range(9):
             await more_ticks(web, 1)
             os.kill(workers.pids()[number], signal.SIGKILL)
-            await until(lambda started=number + 4: len(workers.pids()) >= started)
+            await started(workers, number + 4)
         await more_ticks(web, 2)
         command.terminate()
         await workers.ended(command)
