@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, Concatenate, Protocol, TypeVar, overload
 
@@ -29,6 +29,9 @@ S = TypeVar("S")
 
 AnyHandler = Handler[Any, Any]
 
+#: What a handler returns, for type checkers, that yields its output.
+Yielding = AsyncIterator[Any] | Iterator[Any]
+
 
 class NotGiven:
     """Marks a limit that the handler leaves to the policies; None is a value of its own."""
@@ -51,12 +54,22 @@ class Decorator(Protocol):
     ) -> Handler[P, R]: ...
 
     @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[[P, JobContext[S]], Yielding], /
+    ) -> Handler[P, Any]: ...
+
+    @overload
     def __call__(self, function: Callable[[P, JobContext[S]], R], /) -> Handler[P, R]: ...  # type: ignore[overload-overlap]
 
     @overload
     def __call__(
         self, function: Callable[Concatenate[JobContext[S], ...], Coroutine[Any, Any, R]], /
     ) -> Handler[None, R]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[JobContext[S], ...], Yielding], /
+    ) -> Handler[None, Any]: ...
 
     @overload
     def __call__(
@@ -69,6 +82,11 @@ class Decorator(Protocol):
     ) -> Handler[P, R]: ...
 
     @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[Concatenate[P, ...], Yielding], /
+    ) -> Handler[P, Any]: ...
+
+    @overload
     def __call__(self, function: Callable[Concatenate[P, ...], R], /) -> Handler[P, R]: ...
 
     # For functions without positional parameters; pyright considers it unreachable.
@@ -76,6 +94,11 @@ class Decorator(Protocol):
     def __call__(  # pyright: ignore[reportOverlappingOverload]
         self, function: Callable[..., Coroutine[Any, Any, R]], /
     ) -> Handler[None, R]: ...
+
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[..., Yielding], /
+    ) -> Handler[None, Any]: ...
 
     @overload
     def __call__(  # pyright: ignore[reportOverlappingOverload]
@@ -98,6 +121,8 @@ def handler(  # noqa: PLR0913  # one parameter per option
     timeout: Seconds | NotGiven | None = NOT_GIVEN,
     inline_wait: Seconds | NotGiven = NOT_GIVEN,
     retry: Retry | NotGiven = NOT_GIVEN,
+    output: Any = None,
+    emit_every: Seconds | NotGiven = NOT_GIVEN,
     policy: Policy | None = None,
 ) -> Decorator:
     """Declare the decorated function as a handler, without a queue.
@@ -106,8 +131,10 @@ def handler(  # noqa: PLR0913  # one parameter per option
     of each; then it can be enqueued there. Options and errors are those of `AsyncJobs.handler`.
     """
     check_name(name, "@handler")
-    limits = given_limits(policy, timeout=timeout, inline_wait=inline_wait, retry=retry)
-    return declaring(name, limits, estimate=estimate, run_in=run_in, aliases=aliases)
+    limits = given_limits(
+        policy, timeout=timeout, inline_wait=inline_wait, retry=retry, emit_every=emit_every
+    )
+    return declaring(name, limits, estimate=estimate, run_in=run_in, aliases=aliases, output=output)
 
 
 def declaring(
@@ -117,6 +144,7 @@ def declaring(
     estimate: Seconds | None,
     run_in: RunIn | None,
     aliases: Sequence[str],
+    output: Any,
 ) -> Callable[[Callable[..., Any]], AnyHandler]:
     """Return a decorator that declares a handler; all options are checked at once."""
     chosen = limits.merged(Policy())
@@ -133,6 +161,7 @@ def declaring(
             run_in=run_in,
             aliases=names,
             limits=limits,
+            output=output,
         )
 
     return declare
@@ -201,6 +230,8 @@ class Registrar:
         timeout: Seconds | NotGiven | None = NOT_GIVEN,
         inline_wait: Seconds | NotGiven = NOT_GIVEN,
         retry: Retry | NotGiven = NOT_GIVEN,
+        output: Any = None,
+        emit_every: Seconds | NotGiven = NOT_GIVEN,
         policy: Policy | None = None,
     ) -> Decorator:
         """Register the decorated function as the handler of a job type.
@@ -211,8 +242,10 @@ class Registrar:
         `timeout` limits one attempt (None: only the deadline does). A submission over HTTP waits
         for `inline_wait` and answers 200 if the job has ended by then: 0.2, for example, for work
         that usually ends at once. `policy` has more limits; limits in neither come from the queue's
-        own policy. `aliases` are earlier names of the type: jobs waiting under them run with this
-        handler.
+        own policy. `output` is the type of the items that `job.emit` takes; a handler that yields
+        them has it in its annotation. With `emit_every`, items are collected for so long before
+        they are stored. `aliases` are earlier names of the type: jobs waiting under them run with
+        this handler.
 
         An `async def` runs on the event loop, a `def` in a thread, and either with
         `run_in="process"` in a child process, which is killed if the handler has to stop. The child
@@ -223,8 +256,12 @@ class Registrar:
         could not find.
         """
         check_name(name, "@jobs.handler")
-        limits = given_limits(policy, timeout=timeout, inline_wait=inline_wait, retry=retry)
-        declare = declaring(name, limits, estimate=estimate, run_in=run_in, aliases=aliases)
+        limits = given_limits(
+            policy, timeout=timeout, inline_wait=inline_wait, retry=retry, emit_every=emit_every
+        )
+        declare = declaring(
+            name, limits, estimate=estimate, run_in=run_in, aliases=aliases, output=output
+        )
         limits.merged(self.policy)  # raises for inconsistent limits
 
         def register(function: Callable[..., Any]) -> Handler[Any, Any]:

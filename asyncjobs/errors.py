@@ -24,6 +24,10 @@ AsyncJobsError
 ├── ResourcesUnavailable      the handlers' shared resources could not be opened
 ├── NotDispatched             an engine refused some of several jobs
 ├── InvalidResult             the handler returned a value that cannot be stored
+├── OutputError               an item cannot be emitted
+│   ├── InvalidOutput         the item does not fit its stream
+│   ├── OutputTooLarge        more output than the policy allows
+│   └── NotAwaited            `job.emit` was not awaited; also a RuntimeError
 ├── FileError                 a file cannot be saved or read
 │   ├── DuplicateFile         the attempt has saved a file of that name already
 │   ├── TooManyFiles          more files than the policy allows
@@ -287,6 +291,41 @@ class InvalidResult(AsyncJobsError):
         self.type = type
         self.reason = reason
         super().__init__(f"The result of job type {type!r} cannot be used: {reason}")
+
+
+class OutputError(AsyncJobsError):
+    """The base of the errors of output."""
+
+
+class InvalidOutput(OutputError):
+    """Raised for an item that does not fit the type or the kind of its stream; it is not stored."""
+
+    def __init__(self, stream: str, reason: str) -> None:
+        self.stream = stream
+        self.reason = reason
+        super().__init__(f"An item of the stream {stream!r} cannot be used: {reason}")
+
+
+class OutputTooLarge(OutputError):
+    """Raised when a job emits more than its policy allows; what it emitted before stays."""
+
+    def __init__(self, limit: int, unit: str, option: str = "") -> None:
+        self.limit = limit
+        self.unit = unit
+        self.option = option
+        named = f" ({option})" if option else ""
+        super().__init__(f"A job of this type may emit at most {limit} {unit}{named}.")
+
+
+class NotAwaited(OutputError, RuntimeError):
+    """Raised when an `async def` handler calls `job.emit` without `await`: nothing was stored."""
+
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
+        super().__init__(
+            f"An item of the stream {stream!r} was not stored, because the call was not awaited: "
+            "write `await job.emit(item)`."
+        )
 
 
 class FileError(AsyncJobsError):

@@ -6,7 +6,16 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import closing
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,7 +26,8 @@ from typing import Any, Generic, Literal, TypeVar, assert_never, cast
 from pydantic import JsonValue, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from asyncjobs.core.job import Job, JobStatus, Policy
+from asyncjobs.core.job import RESERVED_PREFIX, Job, JobStatus, Policy
+from asyncjobs.core.output import ItemType
 from asyncjobs.core.signatures import read_signature
 from asyncjobs.errors import (
     ConfigurationError,
@@ -246,7 +256,7 @@ class Handler(JobType[P, R]):
     Without a queue it is a declaration; `bound` returns the handler for one queue.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one parameter per option
         self,
         name: str,
         function: Callable[..., Any],
@@ -256,6 +266,7 @@ class Handler(JobType[P, R]):
         run_in: RunIn | None = None,
         aliases: Sequence[str] = (),
         limits: Limits | None = None,
+        output: Any = None,
     ) -> None:
         signature = read_signature(function)
         super().__init__(
@@ -268,6 +279,8 @@ class Handler(JobType[P, R]):
         self.function = function
         self.signature = signature
         self.asynchronous = signature.asynchronous
+        #: The type of the items of its unnamed stream; None if they may be anything.
+        self.items = item_type(name, signature.output, output)
         self.import_path = None if run_in is None else import_path_of(name, function)
         self.aliases = checked_aliases(name, aliases)
         #: The declaration that this handler was made from; None if it is one itself.
@@ -281,9 +294,15 @@ class Handler(JobType[P, R]):
         return self.function(*args, **kwargs)
 
     def call(self, payload: P, job: Any, dependencies: Mapping[str, Any] | None = None) -> Any:
-        """Call the function with only the arguments that it takes."""
+        """Call the function with only the arguments that it takes.
+
+        What a generator yields is emitted by `job`.
+        """
         args, kwargs = self.signature.arguments(payload, job, dependencies or {})
-        return self.function(*args, **kwargs)
+        value = self.function(*args, **kwargs)
+        if not self.signature.generator:
+            return value
+        return _emit_each(value, job) if self.asynchronous else _emit_all(value, job)
 
     def bound(self, base: Policy, overrides: Overrides) -> Handler[P, R]:
         """Return the handler for a queue with this policy and these dependency overrides."""
@@ -292,6 +311,27 @@ class Handler(JobType[P, R]):
         made.overrides = overrides
         made.declaration = self
         return made
+
+
+async def _emit_each(items: AsyncGenerator[Any, None], job: Any) -> None:
+    try:
+        async for item in items:
+            await job.emit(item)
+    except GeneratorExit:  # ended by force: nothing can be awaited
+        raise
+    except BaseException:
+        await items.aclose()
+        raise
+
+
+def _emit_all(items: Generator[Any, None, Any], job: Any) -> Any:
+    with closing(items):
+        while True:
+            try:
+                item = next(items)
+            except StopIteration as end:
+                return end.value
+            job.emit(item)
 
 
 class Registry:
@@ -319,6 +359,8 @@ class Registry:
                 "once as __main__ and once under its name."
             )
         for name in (kind.name, *kind.aliases):
+            if name.startswith(RESERVED_PREFIX):
+                raise ConfigurationError(f"The name {name!r} is reserved: choose another one.")
             known = self._types.get(name) or self._aliases.get(name)
             if known is not None:
                 raise ConfigurationError(
@@ -406,6 +448,17 @@ def check_run_in(name: str, run_in: object) -> None:
             f'Handler {name!r}: run_in must be "process" or omitted, got {run_in!r}. '
             "Without it, a `def` runs in a thread."
         )
+
+
+def item_type(name: str, yielded: Any, declared: Any) -> ItemType | None:
+    """Return the type of the items that a handler yields or declares; None if there is none."""
+    if yielded is not None and declared is not None:
+        raise ConfigurationError(
+            f"Handler {name!r} yields its output, whose type is that of its annotation: "
+            "leave out `output`."
+        )
+    annotation = declared if yielded is None else yielded
+    return None if annotation is None else ItemType(annotation)
 
 
 def checked_estimate(name: str, estimate: Seconds | None) -> timedelta | None:

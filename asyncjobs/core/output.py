@@ -8,11 +8,16 @@ units before it, through all attempts: items in a JSON stream, bytes in a text o
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, assert_never
+from typing import Annotated, Any, Literal, assert_never, get_args, get_origin
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from asyncjobs.core.job import JobId
+from asyncjobs.errors import ConfigurationError, InvalidOutput
 
 #: The stream that has no name of its own.
 DEFAULT_STREAM = "output"
@@ -20,6 +25,11 @@ DEFAULT_STREAM = "output"
 #: The longest name of a stream, and the most streams of a job.
 MAX_STREAM_NAME_CHARS = 64
 MAX_STREAMS = 20
+
+_STREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+# Python's own default limit (`sys.int_info.default_max_str_digits`).
+_MAX_INTEGER_DIGITS = 4300
 
 _DECODER = json.JSONDecoder()
 
@@ -30,6 +40,10 @@ class StreamKind(StrEnum):
     JSON = "json"  # JSON values
     TEXT = "text"  # UTF-8
     BYTES = "bytes"
+
+
+#: How a handler names the kind of a stream.
+KindName = Literal["json", "text", "bytes"]
 
 
 class Refusal(StrEnum):
@@ -156,3 +170,97 @@ def after(kind: StreamKind, chunk: Chunk, position: int) -> Chunk:
     else:
         data = chunk.data[start:]
     return Chunk(chunk.position + skipped, chunk.units - skipped, chunk.epoch, data)
+
+
+def checked_stream_name(name: str) -> str:
+    """Return the name of a stream; raise `ValueError` if it is not valid."""
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"The name of a stream must be a string, got {name!r}.")
+    if len(name) > MAX_STREAM_NAME_CHARS or not _STREAM_NAME.fullmatch(name):
+        raise ValueError(
+            f"The name of a stream has 1 to {MAX_STREAM_NAME_CHARS} letters, digits, '.', '_' and "
+            f"'-', and begins with a letter or digit, got {name!r}."
+        )
+    return name
+
+
+class ItemType:
+    """The type of the items of a stream: `str` and `bytes` make text and bytes, others JSON."""
+
+    def __init__(self, annotation: Any) -> None:
+        self.annotation = annotation
+        self.kind = _kind_of_type(annotation)
+        try:
+            self._adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        except PydanticUserError as error:
+            raise ConfigurationError(
+                f"Output of type {annotation!r} cannot be written as JSON: {error.message}"
+            ) from error
+
+    def dump(self, stream: str, item: Any) -> bytes:
+        """Validate an item and return its bytes; raise `InvalidOutput`."""
+        try:
+            checked = self._adapter.validate_python(item)
+            if self.kind is StreamKind.JSON:
+                return _readable(stream, self._adapter.dump_json(checked, by_alias=True))
+        except ValidationError as error:
+            raise InvalidOutput(stream, _described(error)) from error
+        except (PydanticSerializationError, ValueError) as error:
+            raise InvalidOutput(stream, str(error)) from error
+        return dump_item(stream, self.kind, checked)
+
+
+def kind_of_item(item: object) -> StreamKind:
+    """Return the kind of a stream whose first item this is."""
+    if isinstance(item, str):
+        return StreamKind.TEXT
+    return StreamKind.BYTES if isinstance(item, bytes | bytearray | memoryview) else StreamKind.JSON
+
+
+def dump_item(stream: str, kind: StreamKind, item: Any) -> bytes:
+    """Return the bytes of an item without a type; raise `InvalidOutput` if it does not fit."""
+    match kind:
+        case StreamKind.TEXT if isinstance(item, str):
+            try:
+                return item.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidOutput(stream, f"the text is not valid Unicode: {error}") from error
+        case StreamKind.BYTES if isinstance(item, bytes | bytearray | memoryview):
+            return bytes(item)
+        case StreamKind.JSON:
+            try:
+                text = to_json(item, by_alias=True, inf_nan_mode="null")
+            except (PydanticSerializationError, ValueError) as error:
+                raise InvalidOutput(stream, str(error)) from error
+            return _readable(stream, text)
+        case StreamKind.TEXT | StreamKind.BYTES:
+            reason = f"the stream consists of {kind.value}, and the item is a {type(item).__name__}"
+            raise InvalidOutput(stream, reason)
+        case _:
+            assert_never(kind)
+
+
+def _readable(stream: str, text: bytes) -> bytes:
+    """Return a JSON text; raise `InvalidOutput` if Python could not read it."""
+    if len(text) > _MAX_INTEGER_DIGITS:
+        try:
+            json.loads(text)
+        except ValueError as error:
+            raise InvalidOutput(stream, f"it cannot be read back: {error}") from error
+    return text
+
+
+def _described(error: ValidationError) -> str:
+    issues = (
+        (".".join(map(str, one["loc"])), one["msg"])
+        for one in error.errors(include_url=False, include_input=False)
+    )
+    return "; ".join(f"{field}: {message}" if field else message for field, message in issues)
+
+
+def _kind_of_type(annotation: Any) -> StreamKind:
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if isinstance(annotation, type) and issubclass(annotation, str | bytes):
+        return StreamKind.TEXT if issubclass(annotation, str) else StreamKind.BYTES
+    return StreamKind.JSON

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, partial
+from types import NoneType
 from typing import Annotated, Any, Union, assert_never
 
 from pydantic import JsonValue
@@ -51,12 +52,18 @@ class Taken:
 
 @dataclass(frozen=True)
 class Signature:
-    """The parameters and the result of a handler; `payload` is None if it takes no payload."""
+    """The parameters and the result of a handler; `payload` is None if it takes no payload.
+
+    `generator` is whether it yields its output, `output` the type of what it yields, None if that
+    is not known.
+    """
 
     payload: Any
     result: Any
     asynchronous: bool
     taken: tuple[Taken, ...]
+    generator: bool = False
+    output: Any = None
 
     @cached_property
     def dependencies(self) -> tuple[Taken, ...]:
@@ -110,12 +117,30 @@ def read_signature(function: Callable[..., Any]) -> Signature:
             raise _refused(name, repr(str(one).partition(":")[0]), "takes any number of arguments")
     taken = _roles(name, parameters)
     payload = next((one.annotation for one in taken if one.role is Role.PAYLOAD), None)
+    plain = annotated(function)
+    yields = inspect.isasyncgenfunction(plain)
+    generator = yields or inspect.isgeneratorfunction(plain)
+    result, output = hints.get("return", JsonValue), None
+    if generator:
+        output, result = _yielded(result)
     return Signature(
         payload=JsonValue if payload is inspect.Parameter.empty else payload,
-        result=hints.get("return", JsonValue),
-        asynchronous=inspect.iscoroutinefunction(annotated(function)),
+        result=result,
+        asynchronous=yields or inspect.iscoroutinefunction(plain),
         taken=taken,
+        generator=generator,
+        output=output,
     )
+
+
+def _yielded(annotation: Any) -> tuple[Any, Any]:
+    """Return the types of what a generator yields and returns; None and any JSON if unknown."""
+    arguments = typing.get_args(annotation)
+    output = arguments[0] if arguments and arguments[0] not in _ANYTHING else None
+    # Only `Generator` names the type of the returned value.
+    named = typing.get_origin(annotation) is Generator and len(arguments) == 3
+    result = arguments[2] if named and arguments[2] is not NoneType else JsonValue
+    return output, result
 
 
 def annotated(function: Callable[..., Any]) -> Callable[..., Any]:

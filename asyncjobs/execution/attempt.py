@@ -13,6 +13,7 @@ from asyncjobs.core.handlers import Handler
 from asyncjobs.core.job import Job
 from asyncjobs.errors import JobCancelled
 from asyncjobs.execution.context import Gauge
+from asyncjobs.execution.output import Holder, OutputWriter
 from asyncjobs.execution.tasks import Task
 from asyncjobs.execution.threads import Call
 from asyncjobs.records.repository import JobWrite
@@ -60,6 +61,8 @@ class Attempt:
         #: `settled` once its outcome is decided; `left` once that is recorded or never will be.
         self.settled = False
         self.left = False
+        #: Writes what its handler emits; None while that is nothing.
+        self.writer: OutputWriter | None = None
         #: The outcome as last sent to the store, whose answer may have been lost.
         self.sent: JobWrite | None = None
         self._on_change = on_change
@@ -163,6 +166,16 @@ class Attempt:
     def wants_renewal(self) -> bool:
         """Whether a third of the lease has passed."""
         return anyio.current_time() >= self._renew_at
+
+    def holder(self) -> Holder:
+        """Return what the writer of its output must know."""
+        return Holder(
+            self.job,
+            self.handler.policy,
+            self.lapsed,
+            lambda: self.gauge.stopping,
+            lambda: self.interrupt(Cause.LOST),
+        )
 
     def lapsed(self) -> bool:
         """Whether the lease has certainly lapsed."""

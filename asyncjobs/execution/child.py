@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock, Thread, current_thread, local, main_thread
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from anyio.from_thread import run_sync
@@ -34,6 +34,7 @@ from asyncjobs.execution.context import Gauge, JobContext, News, classified, saf
 from asyncjobs.execution.dependencies import call
 from asyncjobs.execution.failures import Remote, traceback_of
 from asyncjobs.execution.files import FileSaver, FileStep, PipeRecorder, Recorded
+from asyncjobs.execution.output import Output, Piece, PipeSink
 from asyncjobs.records.logging import log, working_on
 
 STOP = "stop"
@@ -58,6 +59,7 @@ class Work:
     name: str
     policy: Policy
     job: Job
+    #: The dependency overrides and the type of the items, as a pickle.
     overrides: bytes
     lifespan: ImportPath | None = None
     files: bytes | None = None
@@ -79,6 +81,13 @@ class Ended:
         return self.result
 
 
+@dataclass(frozen=True)
+class Answered:
+    """The answer to an emitted piece, and its error, if it was not stored."""
+
+    error: BaseException | None = None
+
+
 class _Parent:
     """The connection to the parent, and the work that it sent."""
 
@@ -89,7 +98,7 @@ class _Parent:
         self._busy = False
         self.work: SimpleQueue[Work | None] = SimpleQueue()
         self._asking = Lock()
-        self._answers: SimpleQueue[Recorded | BaseException] = SimpleQueue()
+        self._answers: SimpleQueue[Recorded | Answered | BaseException] = SimpleQueue()
         self.stop: Callable[[], object] = lambda: None
 
     @property
@@ -103,8 +112,17 @@ class _Parent:
 
     def ask(self, step: FileStep) -> Recorded:
         """Let the parent record a file; return its answer, or raise its error."""
+        return cast("Recorded", self._ask(step))
+
+    def emit(self, piece: Piece) -> None:
+        """Let the parent store an emitted item; return when it is stored, or raise its error."""
+        answer = cast("Answered", self._ask(piece))
+        if answer.error is not None:
+            raise answer.error
+
+    def _ask(self, question: FileStep | Piece) -> Recorded | Answered:
         with self._asking:
-            self.send(step)
+            self.send(question)
             answer = self._answers.get()
         if isinstance(answer, BaseException):
             raise answer
@@ -126,14 +144,14 @@ class _Parent:
         except BaseException:  # noqa: BLE001  # the parent is gone, or no longer understood
             os._exit(1)
 
-    def _heard(self, message: Work | Recorded | BaseException | str) -> None:
+    def _heard(self, message: Work | Recorded | Answered | BaseException | str) -> None:
         if isinstance(message, Work):
             # Replaced before the main thread gets the work: an order to stop that comes now must
             # reach this attempt, and not the event loop of the one before.
             self._gauge, self._busy = Gauge(), True
             self.stop = lambda: None
             self.work.put(message)
-        elif isinstance(message, Recorded | BaseException):
+        elif isinstance(message, Recorded | Answered | BaseException):
             self._answers.put(message)
         elif message == CLOSE:
             self.work.put(None)
@@ -235,8 +253,10 @@ def _attempt(parent: _Parent, work: Work, shared: _Shared) -> None:
 
 
 def _call(parent: _Parent, work: Work, gauge: Gauge, shared: _Shared) -> bytes:
-    declared = Handler[Any, Any](work.name, work.import_path.find(), policy=work.policy)
-    handler = declared.bound(work.policy, pickle.loads(work.overrides))  # noqa: S301  # our own
+    overrides, items = pickle.loads(work.overrides)  # noqa: S301  # our own
+    function = work.import_path.find()
+    declared = Handler[Any, Any](work.name, function, policy=work.policy, output=items)
+    handler = declared.bound(work.policy, overrides)
     payload = handler.load_payload(work.job.payload_json)
     if work.lifespan is not None:
         shared.open(work.lifespan)
@@ -246,10 +266,13 @@ def _call(parent: _Parent, work: Work, gauge: Gauge, shared: _Shared) -> bytes:
         recorder = PipeRecorder(parent.ask)
         return FileSaver(work.job, work.policy, storage, recorder, lambda: gauge.stopping)
 
-    context: JobContext[Any] = JobContext(work.job, gauge, shared.value, files=saver)
-    function = partial(call, handler, payload, context)
-    value = _awaited(parent, function, shared.run) if handler.asynchronous else function()
-    return handler.dump_result(value)
+    def output() -> Output:
+        return Output(PipeSink(parent.emit), handler.items)
+
+    context: JobContext[Any] = JobContext(work.job, gauge, shared.value, files=saver, output=output)
+    run = partial(call, handler, payload, context)
+    value = _awaited(parent, run, shared.run) if handler.asynchronous else run()
+    return handler.dump_result(context.result_of(value))
 
 
 def _awaited(parent: _Parent, function: Callable[[], Any], run: Callable[..., object]) -> Any:

@@ -25,6 +25,7 @@ from typing_extensions import TypeVar
 
 from asyncjobs.core.descriptions import checked_title, metadata_text
 from asyncjobs.core.job import Detail, Job, JobFile, JobId, Progress
+from asyncjobs.core.output import DEFAULT_STREAM, KindName
 from asyncjobs.core.signatures import JobParameter
 from asyncjobs.errors import ConfigurationError, JobCancelled
 from asyncjobs.execution.tasks import current_loop
@@ -32,6 +33,7 @@ from asyncjobs.records.logging import log_fields
 
 if TYPE_CHECKING:
     from asyncjobs.execution.files import FileSaver, FileSource
+    from asyncjobs.execution.output import Emission, Output, OutputStream
     from asyncjobs.queue import AsyncJobs
 
 T = TypeVar("T")
@@ -186,6 +188,7 @@ class JobContext(JobParameter, Generic[S]):
         resources: Any = None,
         queue: AsyncJobs | None = None,
         files: Callable[[], FileSaver] | None = None,
+        output: Callable[[], Output] | None = None,
     ) -> None:
         self._job = job
         self._gauge = gauge or Gauge()
@@ -193,6 +196,9 @@ class JobContext(JobParameter, Generic[S]):
         self._queue = queue
         self._make_saver = files
         self._saver: FileSaver | None = None
+        self._make_output = output
+        self._output: Output | None = None
+        self._result: object = None
 
     @property
     def id(self) -> JobId:
@@ -367,6 +373,47 @@ class JobContext(JobParameter, Generic[S]):
                 "job.save_file needs an event loop: in a `def` handler, use job.sync.save_file."
             )
         return self._files.save(name, source, media_type)
+
+    def emit(self, item: Any) -> Emission:
+        """Add an item to the job's output: `await job.emit(item)`, in a `def` without `await`.
+
+        Readers get it at once. When the call returns, the item is stored as durably as the job; a
+        handler with `emit_every` collects items, and waits only if too many of them are not stored.
+        The type of the first item decides: a stream of `str` is text, one of `bytes` is binary, and
+        all other items are JSON.
+
+        Raises `InvalidOutput` for an item that does not fit, `OutputTooLarge`, `JobCancelled` if
+        the attempt must stop, `StoreError` if it must stop while the store is unavailable, and
+        `NotAwaited` if an earlier call in an `async def` was not awaited.
+        """
+        self.check()
+        return self._streams.emit(DEFAULT_STREAM, item)
+
+    def stream(self, name: str = DEFAULT_STREAM, *, kind: KindName | None = None) -> OutputStream:
+        """Return a stream of the job's output: `await job.stream("log").emit("line")`.
+
+        The `kind` is "json", "text" or "bytes"; without it, the first item decides. Raises
+        `ValueError` for an invalid name, and `InvalidOutput` for another kind than before.
+        """
+        return self._streams.stream(name, kind, self.check)
+
+    def set_result(self, result: Any) -> None:
+        """Set the result of a handler that yields its output, and so returns none."""
+        self._result = result
+
+    def result_of(self, returned: Any) -> Any:
+        """Return the result of the handler; raise `NotAwaited` if it has not awaited an `emit`."""
+        if self._output is not None:
+            self._output.check()
+        return self._result if returned is None else returned
+
+    @property
+    def _streams(self) -> Output:
+        if self._make_output is None:
+            raise ConfigurationError("A JobContext made by hand cannot emit output.")
+        if self._output is None:
+            self._output = self._make_output()
+        return self._output
 
     @property
     def sync(self) -> SyncContext:

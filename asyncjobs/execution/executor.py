@@ -46,7 +46,8 @@ from asyncjobs.execution.outcomes import (
     log_end,
     move_of,
 )
-from asyncjobs.execution.recorder import AttemptRecorder
+from asyncjobs.execution.output import Output, OutputWriter
+from asyncjobs.execution.recorder import AttemptRecorder, begin_epoch
 from asyncjobs.execution.resources import Resources
 from asyncjobs.execution.starts import Doubts, Start, holds
 from asyncjobs.execution.subprocesses import ChildProcesses
@@ -377,11 +378,25 @@ class Executor:
     async def _handle(self, attempt: Attempt) -> None:
         """Run the handler and record on the attempt how it ended; never raises."""
         try:
-            result = await self._perform(attempt)
+            result = await self._performed(attempt)
         except BaseException as error:  # noqa: BLE001  # KeyboardInterrupt and SystemExit as well
             attempt.end(error=classified(error))
         else:
             attempt.end(result=result)
+
+    async def _performed(self, attempt: Attempt) -> bytes:
+        """Perform the attempt; return when all that it emitted is stored."""
+        if attempt.job.attempt > 1 and self._repository.has_output:
+            await begin_epoch(self._repository, attempt, self._settings.poll_interval)
+        try:
+            result = await self._perform(attempt)
+        except BaseException as error:
+            if attempt.writer is not None:
+                await attempt.writer.close(error)
+            raise
+        if attempt.writer is not None:
+            await attempt.writer.close(None)
+        return result
 
     async def _perform(self, attempt: Attempt) -> bytes:
         """Call the handler on the loop, in a thread or in a process; return the result as JSON."""
@@ -390,21 +405,33 @@ class Executor:
             if traceparent != job.traceparent:
                 job = job.changed(traceparent=traceparent)
             if handler.import_path is not None:
-                recorder = partial(self._recorder, attempt)
-                work = partial(self.processes.run, handler, job, attempt.gauge, recorder)
+                recorder, sink = partial(self._recorder, attempt), partial(self._writer, attempt)
+                work = partial(self.processes.run, handler, job, attempt.gauge, recorder, sink)
                 return await _in_thread(attempt, work)
             payload = handler.load_payload(job.payload_json)
             shared = self._resources
-            saver = partial(self._file_saver, attempt)
+            saver, output = partial(self._file_saver, attempt), partial(self._output, attempt)
             context: JobContext[Any] = JobContext(
-                job, attempt.gauge, shared.value, shared.queue, saver
+                job, attempt.gauge, shared.value, shared.queue, saver, output
             )
-            return handler.dump_result(await _call(handler, payload, context, attempt))
+            value = await _call(handler, payload, context, attempt)
+            return handler.dump_result(context.result_of(value))
 
     def _file_saver(self, attempt: Attempt) -> FileSaver:
         policy, files = attempt.handler.policy, self._repository.files
         recorder = self._recorder(attempt)
         return FileSaver(attempt.job, policy, files, recorder, lambda: attempt.gauge.stopping)
+
+    def _output(self, attempt: Attempt) -> Output:
+        return Output(self._writer(attempt), attempt.handler.items, self._loop.native_token)
+
+    def _writer(self, attempt: Attempt) -> OutputWriter:
+        if attempt.writer is None:
+            pause = self._settings.poll_interval.total_seconds()
+            attempt.writer = OutputWriter(
+                attempt.holder(), self._repository, self._tasks, pause, self._loop
+            )
+        return attempt.writer
 
     def _recorder(self, attempt: Attempt) -> AttemptRecorder:
         pause = self._settings.poll_interval.total_seconds()

@@ -13,10 +13,12 @@ from asyncjobs.core.job import AttemptError, Job, JobError, JobStatus
 from asyncjobs.errors import (
     DuplicateFile,
     FileTooLarge,
+    InvalidOutput,
     InvalidPayload,
     InvalidResult,
     JobCancelled,
     JobFailed,
+    OutputTooLarge,
     TooManyFiles,
 )
 from asyncjobs.execution.attempt import Cause
@@ -142,6 +144,16 @@ def decide(facts: Facts) -> Outcome | None:
     return Interrupted(cause, working=facts.working)
 
 
+# The library's own errors that a repetition would raise again.
+_CODES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
+    ((InvalidPayload,), "invalid_payload"),
+    ((InvalidResult,), "invalid_result"),
+    ((InvalidOutput,), "invalid_output"),
+    ((OutputTooLarge,), "output_too_large"),
+    ((DuplicateFile, TooManyFiles, FileTooLarge), "invalid_file"),
+)
+
+
 def failure_of(error: BaseException) -> Failed:
     """Return the error that clients see: one that was raised on purpose, else a fixed sentence.
 
@@ -151,14 +163,9 @@ def failure_of(error: BaseException) -> Failed:
         match alone(error):
             case JobFailed() as failed:
                 return _final(failed.code, failed.message)
-            case InvalidPayload() as invalid:
-                return _final("invalid_payload", str(invalid))
-            case InvalidResult() as invalid:
-                return _final("invalid_result", str(invalid))
-            case DuplicateFile() | TooManyFiles() | FileTooLarge() as refused:
-                return _final("invalid_file", str(refused))
-            case _:
-                return Failed(UNEXPECTED, final=False)
+            case inner:
+                code = next((code for kinds, code in _CODES if isinstance(inner, kinds)), None)
+                return Failed(UNEXPECTED, final=False) if code is None else _final(code, str(inner))
     except BaseException:  # noqa: BLE001  # its class may raise anything
         return Failed(UNEXPECTED, final=isinstance(error, JobFailed))
 

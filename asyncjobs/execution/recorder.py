@@ -1,9 +1,9 @@
-"""Writes the records of files, fenced by the lease of their attempt."""
+"""Writes what an attempt records while it runs, fenced by its lease or its number."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 import anyio
@@ -74,3 +74,20 @@ class AttemptRecorder:
             else:
                 attempt.adopt(moved)
                 return moved
+
+
+async def begin_epoch(repository: Repository, attempt: Attempt, pause: timedelta) -> None:
+    """Refuse further output of earlier attempts, before the handler of this one runs.
+
+    While the store is away and the lease holds, this is tried again after each `pause`.
+    """
+    job = attempt.job
+    while True:
+        try:
+            await repository.begin_epoch(job.id, job.attempt)
+        except StoreError:
+            if attempt.lapsed() or attempt.gauge.stopping:
+                raise
+            await anyio.sleep(pause.total_seconds())
+        else:
+            return

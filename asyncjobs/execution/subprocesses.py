@@ -23,9 +23,10 @@ from typing import Any
 from asyncjobs.core.handlers import Handler, ImportPath
 from asyncjobs.core.job import Job
 from asyncjobs.errors import ConfigurationError, JobCancelled, NotOpen
-from asyncjobs.execution.child import CLOSE, LAST_WORDS, STOP, Ended, Work, main
+from asyncjobs.execution.child import CLOSE, LAST_WORDS, STOP, Answered, Ended, Work, main
 from asyncjobs.execution.context import Gauge, News
 from asyncjobs.execution.files import FileStep, Recorder, recorded_for
+from asyncjobs.execution.output import Piece, Sink, written_for
 from asyncjobs.files.storage import FileStorage
 
 _LOOK_SECONDS = 0.1
@@ -58,6 +59,7 @@ class ChildProcesses:
         job: Job,
         gauge: Gauge,
         recorder: Callable[[], Recorder],
+        sink: Callable[[], Sink],
     ) -> bytes:
         """Run a handler in another process; return its result as JSON, or raise its error.
 
@@ -77,7 +79,7 @@ class ChildProcesses:
         )
         one = self._begin(work)
         try:
-            ended = one.finish(job, gauge, recorder)
+            ended = one.finish(job, gauge, recorder, sink)
         except BaseException:
             # Only a process that has reported its end can be used again.
             self._end(one)
@@ -171,7 +173,13 @@ class _Child:
     def begin(self, work: Work) -> None:
         self._pipe.send(work)
 
-    def finish(self, job: Job, gauge: Gauge, recorder: Callable[[], Recorder]) -> Ended:
+    def finish(
+        self,
+        job: Job,
+        gauge: Gauge,
+        recorder: Callable[[], Recorder],
+        sink: Callable[[], Sink],
+    ) -> Ended:
         kill_at = math.inf
         try:
             while True:
@@ -188,6 +196,8 @@ class _Child:
                         return message
                     if isinstance(message, FileStep):
                         self._pipe.send(recorded_for(recorder(), message))
+                    elif isinstance(message, Piece):
+                        self._pipe.send(Answered(written_for(sink(), message)))
                     else:
                         _take_note(message, gauge)
         except (EOFError, OSError) as error:
@@ -235,14 +245,19 @@ def _pickled_storage(files: FileStorage | None) -> bytes | None:
 
 
 def _pickled(handler: Handler[Any, Any]) -> bytes:
-    """Return the dependency overrides of a handler as a pickle; empty if it has no dependencies."""
+    """Return a handler's dependency overrides and the type of its items as a pickle.
+
+    The overrides are left out if it has no dependencies, the type if its annotation names it.
+    """
     overrides = dict(handler.overrides) if handler.signature.dependencies else {}
+    typed = None if handler.signature.generator else handler.items
     try:
-        return pickle.dumps(overrides)
+        return pickle.dumps((overrides, typed and typed.annotation))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigurationError(
             f"Handler {handler.name!r} runs in its own process: the overrides of its dependencies "
-            f"must be module-level functions that can be imported by their names: {error}"
+            "and the type of its output must be of module level, so that they can be imported by "
+            f"their names: {error}"
         ) from error
 
 

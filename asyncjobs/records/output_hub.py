@@ -16,7 +16,15 @@ from typing import Protocol, Self
 import anyio
 
 from asyncjobs.core.job import Job, JobId
-from asyncjobs.core.output import Chunk, OutputPart, ReadFrom, StreamKind, after
+from asyncjobs.core.output import (
+    Append,
+    Appended,
+    Chunk,
+    OutputPart,
+    ReadFrom,
+    StreamKind,
+    after,
+)
 from asyncjobs.errors import StoreError, UnknownJob
 from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.inbox import Inbox
@@ -80,18 +88,20 @@ class OutputHub:
         """Return a reader of one stream that begins at a position."""
         return OutputReader(self, job_id, stream, position)
 
-    def appended(self, job_id: JobId, stream: str, kind: StreamKind, chunk: Chunk) -> None:
-        """Give a chunk that this process has just appended to the readers of the stream."""
-        one = self._streams.get(job_id, {}).get(stream)
-        if one is None:
-            return
-        if chunk.position == one.tail:
-            one.kind = kind
-            one.keep((chunk,))
-            one.tail = chunk.end
-            one.wake()
-        elif chunk.position > one.tail:  # other processes have appended as well
-            self._mark(one)
+    def appended(self, appends: Sequence[Append], answers: Sequence[Appended]) -> None:
+        """Give what this process has just appended to the readers of the streams."""
+        for append, answer in zip(appends, answers, strict=True):
+            one = self._streams.get(append.job_id, {}).get(append.stream)
+            if one is None or answer.refusal is not None:
+                continue
+            begin = answer.end - append.units
+            if begin == one.tail and append.units:
+                one.kind = append.kind
+                one.keep((Chunk(begin, append.units, append.epoch, append.data),))
+                one.tail = answer.end
+                one.wake()
+            elif answer.end > one.tail or one.kind is None:
+                self._mark(one)  # other processes have appended as well, or the stream is new
 
     @property
     def is_closed(self) -> bool:

@@ -102,6 +102,9 @@ class _Log:
 LOG_ALONE = _Log()
 
 
+def _ignore(_appends: Sequence[Append], _answers: Sequence[Appended]) -> None: ...
+
+
 class Repository:
     """Reads and writes jobs by the rules of `lifecycle`."""
 
@@ -133,6 +136,8 @@ class Repository:
         self.records = store
         #: The contents of the jobs' files, set by the runtime; None if the queue stores none.
         self.files: FileStorage | None = None
+        #: Called with appends and their answers; set by the runtime.
+        self.on_append: Callable[[Sequence[Append], Sequence[Appended]], None] = _ignore
         self._feed = feed
         self._audience = audience
         self._clock = clock
@@ -262,8 +267,10 @@ class Repository:
         return self._streams is not NO_STREAMS
 
     async def append(self, appends: Sequence[Append]) -> Sequence[Appended]:
-        """Add items to streams as `OutputStreams.append` does."""
-        return await self._streams.append(appends)
+        """Add items to streams as `OutputStreams.append` does, and announce what was added."""
+        answers = await self._streams.append(appends)
+        self.on_append(appends, answers)
+        return answers
 
     async def begin_epoch(self, job_id: JobId, epoch: int) -> None:
         """Refuse appends of lower epochs from now on."""

@@ -110,6 +110,7 @@ class Runtime:
         self.hub = OutputHub(
             self.repository, self.feed, poll=settings.poll_interval.total_seconds()
         )
+        self.repository.on_append = self.hub.appended
         path = lifespan_path(parts.lifespan, parts.registry)
         self.resources = Resources(parts.lifespan, tasks, path, parts.queue)
         self.resources.on_loss = self._stop_handlers
