@@ -59,8 +59,8 @@ def fingerprint(kind: str, payloads: Iterable[str]) -> str:
     return whole.hexdigest()
 
 
-def batch_of(submission: Submission, total: int) -> tuple[Job, Job]:
-    """Return the new job of a batch with a number of jobs, as it is pending and as it begins.
+def batch_of(submission: Submission, total: int) -> Job:
+    """Return the new job of a batch with a number of jobs, which begins at once.
 
     The submission is like that of one of its jobs, but has a description and a callback URL.
     """
@@ -74,7 +74,7 @@ def batch_of(submission: Submission, total: int) -> tuple[Job, Job]:
     counts = BatchCounts(total=total, grown_at=own.created_at)
     pending = lifecycle.submit(own).changed(counts=counts)
     started = lifecycle.start(pending, own.created_at, None)
-    return pending, started.changed(detail=_progress(counts, 0).detail)
+    return started.changed(detail=_progress(counts, 0).detail)
 
 
 def member_of(batch: Job, submission: Submission, index: int) -> Submission:

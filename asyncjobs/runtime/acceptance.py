@@ -12,7 +12,7 @@ import anyio.lowlevel
 
 from asyncjobs.core import batches
 from asyncjobs.core.handlers import JobType
-from asyncjobs.core.job import Job, JobId, JobStatus, Submission
+from asyncjobs.core.job import Delivery, Job, JobId, JobStatus, Submission
 from asyncjobs.core.labels import TOTAL, label_of_batch
 from asyncjobs.core.submission import (
     Accepted,
@@ -109,9 +109,8 @@ async def accept_batch(
         if caller.idempotency_key is not None:
             mark = f"{len(payloads)}:{await _fingerprint(kind, payloads)}"
         own = submission_of(kind, (b"null", mark), caller, options, terms)
-        pending, started = batches.batch_of(own, len(members))
-        batch = await _insert_batch(runtime, pending, started, connection)
-        replayed = batch.id != pending.id
+        batch = await _insert_batch(runtime, batches.batch_of(own, len(members)), connection)
+        replayed = batch.id != own.id
         if replayed:
             await _check_same(runtime, kind, batch, mark, members)
             members = await _missing(runtime, batch, members)
@@ -158,8 +157,7 @@ async def retry_batch(runtime: Runtime, old: Job) -> Job:
         if not ids:
             reason = "none of its jobs failed or was cancelled"
             raise IllegalMove(old.id, batches.RUN_AGAIN, old.status, reason)
-        pending, started = batches.batch_of(own, len(ids))
-        batch = await _insert_batch(runtime, pending, started)
+        batch = await _insert_batch(runtime, batches.batch_of(own, len(ids)))
         for start in range(0, len(ids), _PORTION):
             found = await runtime.repository.get(ids[start : start + _PORTION])
             again = [
@@ -219,14 +217,13 @@ async def _fingerprint(kind: JobType[P, Any], payloads: Sequence[P]) -> str:
     return batches.fingerprint(kind.name, found)
 
 
-async def _insert_batch(
-    runtime: Runtime, pending: Job, started: Job, connection: object = None
-) -> Job:
+async def _insert_batch(runtime: Runtime, batch: Job, connection: object = None) -> Job:
+    """Store a batch; return it, or the one with the same idempotency key."""
     if connection is not None:
-        [batch] = await runtime.repository.insert_within(connection, [started])
+        [stored] = await runtime.repository.insert_within(connection, [batch])
     else:
-        [batch] = await runtime.repository.insert([pending], {pending.id: started})
-    return batch
+        [stored] = await runtime.repository.insert([batch])
+    return stored
 
 
 async def _insert_members(
@@ -322,5 +319,7 @@ async def _unsuccessful(runtime: Runtime, batch: JobId) -> AsyncGenerator[JobId]
 def expected_duration(runtime: Runtime, what: JobType[Any, Any] | Job) -> timedelta | None:
     """Return how long a job takes, by its handler's estimate and the latest jobs."""
     if isinstance(what, Job):
+        if what.delivery is Delivery.BATCH:  # as long as its jobs, which its progress shows
+            return None
         return runtime.estimates.of(what.type, what.estimated_duration)
     return runtime.estimates.of(what.name, what.estimate)

@@ -34,8 +34,7 @@ AFTER_PATIENCE = NOW + batches.PATIENCE
 
 def batch(total: int, **changes: Any) -> Job:
     """Make a batch of so many jobs, none of which is stored."""
-    _, started = batches.batch_of(sample_submission(**changes), total)
-    return started
+    return batches.batch_of(sample_submission(**changes), total)
 
 
 def tally(**numbers: int) -> Mapping[str, int]:
@@ -362,7 +361,7 @@ TestBatch.settings = settings(max_examples=60, stateful_step_count=30)
 
 def test_a_retried_batch_names_the_old_one() -> None:
     old = followed(batch(1, given_title="Old", tags=("a",)), tally(failed=1), failed_job(1))
-    _, new = batches.batch_of(submit_again(old, Terms(LATER, Delivery.PULL)), 1)
+    new = batches.batch_of(submit_again(old, Terms(LATER, Delivery.PULL)), 1)
     assert (new.retry_of, new.title, new.tags, new.delivery) == (
         old.id,
         "Old",
