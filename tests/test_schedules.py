@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from asyncjobs import (
     AsyncJobs,
@@ -19,6 +21,7 @@ from asyncjobs import (
     Schedule,
     Selection,
 )
+from asyncjobs.adapters.starlette import mount
 from asyncjobs.core.job import JobId
 from asyncjobs.core.schedules import record_id
 from asyncjobs.errors import (
@@ -458,6 +461,23 @@ def test_a_mistake_is_reported_where_it_is_made(terms: dict[str, Any], message: 
 
 def lambda_of_number(number: int) -> int:
     return number
+
+
+@pytest.mark.own_store
+def test_the_record_of_a_schedule_has_no_url() -> None:
+    jobs, app = AsyncJobs("memory://"), Starlette()
+    declare(jobs)
+    mount(app, jobs)
+    with TestClient(app) as client:
+        assert len(jobs.sync.schedules()) == 1
+        url = f"/api/jobs/{record_id('hourly')}"
+        assert {client.get(url).status_code, client.delete(url).status_code} == {404}
+
+
+@pytest.mark.own_store
+def test_the_types_of_the_library_are_no_names_for_handlers() -> None:
+    with pytest.raises(ConfigurationError, match="reserved"):
+        AsyncJobs("memory://").handler("asyncjobs.schedule")(lambda_of_number)
 
 
 @pytest.mark.own_store

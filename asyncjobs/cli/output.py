@@ -50,6 +50,7 @@ class OperatorDocument(JobDocument):
     user_id: str | None
     idempotency_key: str | None
     retry_of: JobId | None
+    scheduled_at: datetime | None
     queue: str
     delivery: Delivery
     failures: int

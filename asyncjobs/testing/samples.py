@@ -78,6 +78,7 @@ def full_job() -> Job:
         max_deliveries=7,
         estimated_duration=timedelta(seconds=12.5),
         callback_url="https://hooks.example.com/ended",
+        scheduled_at=NOW,
         given_title=f"Customers {_TEXT}",
         given_metadata_json='{"text":"Grüße, 世界 🌍"}'.encode(),
         tags=("customer:42", _TEXT),

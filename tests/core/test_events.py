@@ -11,12 +11,13 @@ import pytest
 from asyncjobs import Event, Job, Retry, Transition
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import EventName, event_of
-from asyncjobs.core.job import JobError, Lease, Progress
+from asyncjobs.core.job import JobError, Lease, Progress, ScheduleState
 from asyncjobs.core.lifecycle import TRANSITIONS, Move
 from asyncjobs.testing import sample_job
 
 TOKEN = "t"  # noqa: S105  # of a lease
 ERROR = JobError(code="broken", message="It broke.")
+SCHEDULE = ScheduleState(definition="{}")
 BRIEFLY = Retry(max_attempts=2, initial_delay=timedelta(0))
 
 
@@ -95,6 +96,9 @@ MOVES: dict[Move, list[tuple[Job, Callable[[Job], Job], Event | None]]] = {
         (running(), lambda job: lifecycle.expire(job, job.deadline), Event.FAILED),
     ],
     Move.CALL_BACK: [(owing(), lambda job: lifecycle.call_back(job, job.run_at), None)],
+    Move.RESCHEDULE: [
+        (waiting(schedule=SCHEDULE), lambda job: lifecycle.reschedule(job, SCHEDULE), None)
+    ],
     Move.LOSE: [
         (running(), lambda job: lifecycle.lose(job, job.deadline), Event.LOST),
         (running(max_deliveries=1), lambda job: lifecycle.lose(job, job.deadline), Event.FAILED),
