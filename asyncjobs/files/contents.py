@@ -50,15 +50,15 @@ class Reading:
     `StorageUnavailable`. Always close it.
     """
 
-    __slots__ = ("_chunks", "_key", "_left", "_ready", "_storage")
+    __slots__ = ("_chunks", "_closed", "_key", "_left", "_range", "_ready", "_storage")
 
     def __init__(self, storage: FileStorage, key: str, start: int, stop: int) -> None:
         self._storage = storage
         self._key = key
+        self._range = (start, stop)
         self._left = stop - start
         self._chunks: Iterator[bytes] | None = None
-        if self._left:
-            self._chunks = storage.read(key, start, stop)
+        self._closed = False
         self._ready: bytes | None = None
 
     async def begin(self) -> Self:
@@ -86,12 +86,11 @@ class Reading:
 
     async def wait(self) -> None:
         """Read the next chunk."""
-        chunks = self._chunks
-        if chunks is None:
+        if self._closed:
             await checkpoint()
             return
         try:
-            chunk = await _in_thread(self._storage, lambda: next(chunks, None))
+            chunk = await _in_thread(self._storage, self._next)
         except FileNotFoundError as error:
             raise FileMissing(repr(self._storage), self._key) from error
         if not chunk or len(chunk) > self._left:
@@ -99,8 +98,14 @@ class Reading:
         self._left -= len(chunk)
         self._ready = bytes(chunk)
 
+    def _next(self) -> bytes | None:
+        if self._chunks is None:
+            self._chunks = iter(self._storage.read(self._key, *self._range))
+        return next(self._chunks, None)
+
     async def aclose(self) -> None:
         """Close the storage's iterator; never raises."""
+        self._closed = True
         chunks, self._chunks, self._ready = self._chunks, None, None
         close = getattr(chunks, "close", None)
         if close is None:

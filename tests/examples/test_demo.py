@@ -20,7 +20,7 @@ def test_the_demo_exports_the_whole_database_and_shows_each_step(
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "202 Accepted" in shown.stdout
     assert "completed" in shown.stdout
-    [file] = (tmp_path / "asyncjobs-demo").glob("job_*.csv")
+    [file] = (tmp_path / "asyncjobs-demo").glob("characters.csv")
     with file.open(encoding="utf-8", newline="") as lines:
         header = lines.readline()
     assert header.startswith("code_point,character,name,category")
@@ -35,7 +35,7 @@ def test_the_demo_exports_the_whole_database_and_shows_each_step(
 def test_the_demo_exports_one_category_as_json_lines(demo: Demo, tmp_path: Path) -> None:
     shown = demo("--format", "jsonl", "--category", "Lu", "--folder", "here")
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert len(list((tmp_path / "here").glob("job_*.jsonl"))) == 1
+    assert len(list((tmp_path / "here").glob("characters.jsonl"))) == 1
 
 
 @pytest.mark.parametrize(
