@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Progress,
         Retry,
     )
+    from asyncjobs.core.output import OutputItem
     from asyncjobs.core.schedules import Schedule
     from asyncjobs.core.submission import Batch, EnqueueOptions
     from asyncjobs.declarations import handler
@@ -64,6 +65,7 @@ __all__ = [
     "JobType",
     "LocalDispatcher",
     "MountOptions",
+    "OutputItem",
     "Pacing",
     "Page",
     "Policy",
@@ -106,6 +108,7 @@ _MODULES = {
     "JobType": "core.handlers",
     "LocalDispatcher": "dispatchers.local",
     "MountOptions": "http.mounts",
+    "OutputItem": "core.output",
     "Pacing": "http.headers",
     "Page": "protocols",
     "Policy": "core.job",

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Unpack, overload
 from asyncjobs.core import batches
 from asyncjobs.core.handlers import JobType, Registry
 from asyncjobs.core.job import Delivery, Job, JobId, JobStatus
+from asyncjobs.core.output import OutputItem
 from asyncjobs.core.submission import (
     NO_OPTIONS,
     Accepted,
@@ -162,3 +163,8 @@ class Batching(ABC):
 
     @abstractmethod
     async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job: ...
+
+    @abstractmethod
+    def output(
+        self, job_id: JobId, stream: str = ..., *, after: int | None = None
+    ) -> AsyncIterator[OutputItem]: ...

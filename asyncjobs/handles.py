@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar, assert_never, cast
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.core.output import DEFAULT_STREAM, OutputItem
 from asyncjobs.errors import JobUnsuccessful
 from asyncjobs.settings import Seconds
 
@@ -22,6 +23,10 @@ class FollowedQueue(Protocol):
     def subscribe(self, job_id: JobId, /) -> AsyncIterator[Job]: ...
 
     async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job: ...
+
+    def output(
+        self, job_id: JobId, stream: str = ..., *, after: int | None = None
+    ) -> AsyncIterator[OutputItem]: ...
 
 
 class BatchQueue(FollowedQueue, Protocol):
@@ -89,6 +94,12 @@ class JobHandle(Generic[R]):
     async def cancel(self) -> Job:
         """Cancel a waiting job or ask a running one to stop; see `JobQueue.cancel`."""
         return await self._queue.cancel(self.job.id)
+
+    def output(
+        self, stream: str = DEFAULT_STREAM, *, after: int | None = None
+    ) -> AsyncIterator[OutputItem]:
+        """Yield the items that the job emits, to its end; see `AsyncJobs.output`."""
+        return self._queue.output(self.job.id, stream, after=after)
 
     def __aiter__(self) -> AsyncIterator[Job]:
         """Yield the job now and at each visible change; see `JobQueue.subscribe`."""

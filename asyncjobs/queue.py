@@ -46,6 +46,7 @@ from asyncjobs.execution.resources import Lifespan, checked_lifespan
 from asyncjobs.files import storage_of
 from asyncjobs.files.choice import FilesAt
 from asyncjobs.lists import Lists
+from asyncjobs.outputs import Outputs
 from asyncjobs.portal import portal_for
 from asyncjobs.protocols import (
     CallbackSender,
@@ -79,7 +80,7 @@ H = TypeVar("H", bound=Hook)
 _inherited: list[object] = []
 
 
-class AsyncJobs(Registrar, Reports, Batching, Lists, Scheduling, Files):
+class AsyncJobs(Registrar, Reports, Outputs, Batching, Lists, Scheduling, Files):
     """A job queue: register handlers on it, enter it with `async with`, enqueue jobs.
 
     `store` is a URL (`sqlite:///jobs.db`, `memory://`) or a store. `dispatcher` is an object, or

@@ -17,6 +17,7 @@ from anyio.lowlevel import EventLoopToken
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import Job, JobId, JobStatus
+from asyncjobs.core.output import DEFAULT_STREAM, OutputItem, checked_stream_name, numbered_items
 from asyncjobs.core.schedules import Schedule
 from asyncjobs.core.submission import BatchTerms, EnqueueTerms, ManyTerms
 from asyncjobs.errors import BlockingCall, ConfigurationError, NotOpen, UnknownJob
@@ -185,6 +186,28 @@ class SyncJobs:
                 job = self.next_change(job_id, after=job.version)
                 yield job
 
+    def output(
+        self, job_id: JobId, stream: str = DEFAULT_STREAM, *, after: int | None = None
+    ) -> Iterator[OutputItem]:
+        """Yield the items of a job's output, to its end; see `AsyncJobs.output`."""
+        checked_stream_name(stream)
+        position, known = after or 0, False
+        while True:
+            read = partial(self._jobs.next_output, job_id, stream, position)
+            try:
+                portion = self.call("output", read)
+            except UnknownJob:
+                if known:  # deleted meanwhile
+                    return
+                raise
+            # None if the queue was closed; the next call uses the one that is open then.
+            if portion is not None:
+                known, position = True, portion.end
+                if portion.kind is not None:
+                    yield from numbered_items(portion.kind, portion.chunks)
+                if portion.closed:
+                    return
+
     def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job:
         """Cancel a waiting job or ask a running one to stop; see `JobQueue.cancel`."""
         return self.call("cancel", partial(self._jobs.cancel, job_id, version=version))
@@ -311,6 +334,12 @@ class SyncJobHandle(Generic[R]):
         """Wait for the end of the job and return its result; raises as `JobHandle.result`."""
         self.wait(timeout=timeout)
         return self._door.call("result", partial(self._handle.result, timeout=0))
+
+    def output(
+        self, stream: str = DEFAULT_STREAM, *, after: int | None = None
+    ) -> Iterator[OutputItem]:
+        """Yield the items that the job emits, to its end; see `AsyncJobs.output`."""
+        return self._door.output(self.id, stream, after=after)
 
     def cancel(self) -> Job:
         """Cancel a waiting job or ask a running one to stop; see `JobQueue.cancel`."""

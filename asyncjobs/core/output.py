@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal, assert_never, get_args, get_origin
@@ -150,11 +151,36 @@ def items_of(kind: StreamKind, data: bytes) -> list[Any]:
             found: list[Any] = json.loads(b"[%b]" % data)
             return found
         case StreamKind.TEXT:
-            return [data.decode()]
+            # A reader may begin inside a character.
+            return [data.decode(errors="replace")]
         case StreamKind.BYTES:
             return [data]
         case _:
             assert_never(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputItem:
+    """An item that a handler has emitted.
+
+    Short items of a text or bytes stream that were stored together are one item. `position` is that
+    after the item, with which reading goes on later; `epoch` is the attempt that emitted it.
+    """
+
+    value: Any
+    position: int
+    epoch: int
+
+
+def numbered_items(kind: StreamKind, chunks: Iterable[Chunk]) -> Iterator[OutputItem]:
+    """Yield the items of chunks."""
+    for chunk in chunks:
+        if kind is not StreamKind.JSON:
+            [value] = items_of(kind, chunk.data)
+            yield OutputItem(value, chunk.end, chunk.epoch)
+            continue
+        for place, value in enumerate(items_of(kind, chunk.data), chunk.position + 1):
+            yield OutputItem(value, place, chunk.epoch)
 
 
 def after(kind: StreamKind, chunk: Chunk, position: int) -> Chunk:

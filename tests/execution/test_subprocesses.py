@@ -304,12 +304,12 @@ def test_no_process_starts_for_other_handlers_or_after_closing(
     processes = ChildProcesses()
     no_job: Any = None
     with pytest.raises(ConfigurationError, match="does not run in its own process"):
-        processes.run(here, no_job, no_job, no_job)
+        processes.run(here, no_job, no_job, no_job, no_job)
     square = jobs.registry.handler("square")
     assert square is not None
     processes.close()
     with pytest.raises(NotOpen):
-        processes.run(square, no_job, no_job, no_job)
+        processes.run(square, no_job, no_job, no_job, no_job)
 
 
 def test_a_process_that_starts_while_the_queue_closes_is_killed(
@@ -329,7 +329,7 @@ def test_a_process_that_starts_while_the_queue_closes_is_killed(
     assert square is not None
     no_job: Any = None
     with pytest.raises(NotOpen):
-        processes.run(square, no_job, no_job, no_job)
+        processes.run(square, no_job, no_job, no_job, no_job)
     [pid] = pids
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
