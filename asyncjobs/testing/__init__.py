@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from asyncjobs.testing.faults import Fate, Faults, FaultyStore, StoreCall
     from asyncjobs.testing.files_conformance import FilesConformance
     from asyncjobs.testing.label_conformance import TalliesConformance
+    from asyncjobs.testing.output_conformance import OutputStreamsConformance
     from asyncjobs.testing.power_conformance import (
         ApplicationTransaction,
         ChangeNoticesConformance,
@@ -64,6 +65,7 @@ __all__ = [
     "LoopClock",
     "ManualClock",
     "MigrationScriptConformance",
+    "OutputStreamsConformance",
     "PriorityConformance",
     "SharingConformance",
     "StoreCall",
@@ -97,6 +99,7 @@ _MODULES = {
     "LoopClock": "clocks",
     "ManualClock": "clocks",
     "MigrationScriptConformance": "power_conformance",
+    "OutputStreamsConformance": "output_conformance",
     "PriorityConformance": "dispatcher_conformance",
     "SharingConformance": "sharing_conformance",
     "StoreCall": "faults",
@@ -119,7 +122,7 @@ if sys.modules.get("pytest"):
     sys.modules["pytest"].register_assert_rewrite(
         *(
             f"{__name__}.{name}_conformance"
-            for name in ("dispatcher", "files", "label", "power", "sharing", "store")
+            for name in ("dispatcher", "files", "label", "output", "power", "sharing", "store")
         )
     )
 

@@ -24,6 +24,7 @@ from asyncjobs.protocols import (
     Inspection,
     Listing,
     MigrationScript,
+    OutputStreams,
     Selection,
     Store,
     StoreClock,
@@ -31,6 +32,7 @@ from asyncjobs.protocols import (
     Transactions,
 )
 from asyncjobs.testing.label_conformance import LabelRules, TalliesConformance
+from asyncjobs.testing.output_conformance import OutputStreamsConformance
 from asyncjobs.testing.samples import (
     LANE,
     LATER,
@@ -520,6 +522,7 @@ SUITES: Mapping[type, type] = MappingProxyType(
         Inspection: InspectionConformance,
         Listing: ListingConformance,
         MigrationScript: MigrationScriptConformance,
+        OutputStreams: OutputStreamsConformance,
         StoreClock: StoreClockConformance,
         Tallies: TalliesConformance,
         Transactions: TransactionsConformance,

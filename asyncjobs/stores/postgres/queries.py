@@ -7,7 +7,6 @@ are arrays: a call for many jobs is one statement, and each statement is one tra
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from datetime import datetime
@@ -19,6 +18,7 @@ from asyncjobs.core.labels import Tallies, Tally, labels_of, tallies_of, total_o
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import Change, Page, Selection
 from asyncjobs.stores.postgres.connections import Session, StatementRunner
+from asyncjobs.stores.postgres.values import escaped, portions, unescaped
 from asyncjobs.stores.reading import readable
 from asyncjobs.stores.sql import (
     JOB_COLUMNS,
@@ -30,9 +30,6 @@ from asyncjobs.stores.sql import (
     page_of,
 )
 
-#: The most bytes of payloads or results in one statement, unless a single one is larger.
-MAX_STATEMENT_BYTES = 32 * 1024 * 1024
-
 # How often an insertion is tried if the job that conflicts is deleted before it can be read.
 _MAX_INSERT_ATTEMPTS = 9
 
@@ -40,7 +37,6 @@ _MAX_INSERT_ATTEMPTS = 9
 _MAX_INDEXED_CHARACTERS = 200
 
 _LANE = JOB_COLUMNS.split(", ").index("lane")
-_ESCAPED = re.compile(r"\\([\\0])")
 
 
 _JOBS = "{s}.jobs JOIN {s}.submissions USING (seq)"
@@ -185,7 +181,8 @@ ORDER BY was_due, seq
 """  # noqa: S608  # constants
 
 # Returns the ids of the deleted jobs, and the labels that have no job any more. Numbers of jobs are
-# subtracted by an insertion that always conflicts, since that writes the rows in order.
+# subtracted by an insertion that always conflicts, since that writes the rows in order. Output is
+# deleted by a function: its statements see appends that were committed after this one began.
 DELETE = """
 WITH gone AS (
     DELETE FROM {s}.jobs WHERE id = ANY (%b::text[]) RETURNING seq, id
@@ -204,6 +201,7 @@ WITH gone AS (
     RETURNING label, stored
 )
 SELECT id, NULL FROM gone UNION ALL SELECT NULL, label FROM uncounted WHERE stored = 0
+UNION ALL SELECT {s}.forget_output(array_agg(seq)), NULL FROM gone
 """
 
 # Another process may have added a job to a label in the meantime.
@@ -251,7 +249,7 @@ NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 async def get(db: Session, ids: Sequence[JobId]) -> list[Job | None]:
     """Read jobs in the order of the ids."""
-    names = [_text(job_id) for job_id in ids]
+    names = [escaped(job_id) for job_id in ids]
     jobs = {row[0]: _job(row) for row in await db.rows(BY_ID, names)}
     return [jobs.get(name) for name in names]
 
@@ -260,7 +258,7 @@ async def insert(db: StatementRunner, jobs: Sequence[Job]) -> list[Job]:
     """Add jobs and return what is stored for each."""
     stored: dict[int, Job] = {}
     for round_ in _rounds([_unique_of(job) for job in jobs]):
-        for places in _portions(round_, [job.wide_bytes for job in jobs]):
+        for places in portions(round_, [job.wide_bytes for job in jobs]):
             for _ in range(_MAX_INSERT_ATTEMPTS):
                 if rest := [place for place in places if place not in stored]:
                     stored |= await _insert(db, {place: jobs[place] for place in rest})
@@ -278,12 +276,12 @@ async def _insert(db: StatementRunner, jobs: dict[int, Job]) -> dict[int, Job]:
         counts = [(job.id, _with_stored(tallies_of(job))) for job in new]
         statement, labelled = INSERT_LABELLED, _labelled(labels, counts)
     added = {name for (name,) in await db.rows(statement, *_columns(new), *labelled)}
-    stored = {place: job for place, job in jobs.items() if _text(job.id) in added}
+    stored = {place: job for place, job in jobs.items() if escaped(job.id) in added}
     refused = [place for place in jobs if place not in stored]
     if refused:
         # A new statement, which sees rows that were committed after the first one began.
         asked = [jobs[place] for place in refused]
-        ids = [_text(job.id) for job in asked]
+        ids = [escaped(job.id) for job in asked]
         found = await db.rows(IN_THE_WAY, ids, *_keys(asked))
         stored |= {refused[place - 1]: _job(row) for place, *row in found}
     return stored
@@ -296,7 +294,7 @@ async def replace(db: Session, changes: Sequence[Change]) -> list[bool]:
     statements = [
         portion
         for round_ in _rounds([{change.job.id} for change in changes])
-        for portion in _portions(sorted(round_, key=lambda at: changes[at].job.id), sizes)
+        for portion in portions(sorted(round_, key=lambda at: changes[at].job.id), sizes)
     ]
     written: set[int] = set()
     # One transaction, because a call that ends in a deadlock is repeated as a whole.
@@ -305,7 +303,7 @@ async def replace(db: Session, changes: Sequence[Change]) -> list[bool]:
             names = await _replace(
                 db, [changes[place] for place in places], counts=len(statements) == 1
             )
-            written |= {place for place in places if _text(changes[place].job.id) in names}
+            written |= {place for place in places if escaped(changes[place].job.id) in names}
         if len(statements) > 1:
             await _count(db, [changes[place].tallies or {} for place in sorted(written)])
     return [place in written for place in range(len(changes))]
@@ -333,17 +331,17 @@ async def _count(db: Session, tallies: Sequence[Tallies]) -> None:
 
 async def take(db: Session, lanes: Sequence[str], now: int, until: int, limit: int) -> list[Job]:
     """Take due jobs, the longest due first, by moving their due time."""
-    names = [_text(lane) for lane in sorted(set(lanes))]
+    names = [escaped(lane) for lane in sorted(set(lanes))]
     return readable(await db.rows(TAKE, names, now, limit, limit, until), _job)
 
 
 async def delete(db: Session, ids: Sequence[JobId]) -> list[bool]:
     """Delete jobs with all their data; return which of them existed."""
-    rows = await db.rows(DELETE, [_text(job_id) for job_id in sorted(ids)])
+    rows = await db.rows(DELETE, [escaped(job_id) for job_id in sorted(ids)])
     gone = {job_id for job_id, _ in rows if job_id is not None}
     if empty := [label for _, label in rows if label is not None]:
         await db.rows(FORGET_TALLIES, empty)
-    return [_text(job_id) in gone for job_id in ids]
+    return [escaped(job_id) in gone for job_id in ids]
 
 
 async def tally(db: Session, labels: Sequence[str]) -> list[Tally]:
@@ -359,7 +357,7 @@ async def select(db: Session, which: Selection, limit: int, after: str | None) -
     terms = {
         "label = %b::text": None if label is None else _label(label),
         "owner = %b::text": _indexed(which.user_id),
-        "type = %b::text": None if which.type is None else _text(which.type),
+        "type = %b::text": None if which.type is None else escaped(which.type),
         "seq < %b::bigint": cursor_from(after),
     }
     where, values = condition(terms, which.status)
@@ -369,13 +367,13 @@ async def select(db: Session, which: Selection, limit: int, after: str | None) -
 
 async def count_before(db: Session, job: Job, now: int, until: int, most: int) -> int:
     """Count the jobs of the lane that begin before a job, up to `most`."""
-    [(number,)] = await db.rows(BEFORE, now, until, _text(job.id), _text(job.lane), most)
+    [(number,)] = await db.rows(BEFORE, now, until, escaped(job.id), escaped(job.lane), most)
     return min(int(number), most)
 
 
 async def first_due(db: Session, lanes: Sequence[str]) -> list[datetime | None]:
     """Read when the first job of each lane is due."""
-    return moments_from(await db.rows(FIRST_DUE, [_text(lane) for lane in lanes]))
+    return moments_from(await db.rows(FIRST_DUE, [escaped(lane) for lane in lanes]))
 
 
 async def now(db: Session) -> int:
@@ -399,23 +397,10 @@ def _rounds(names: Sequence[set[Hashable]]) -> list[list[int]]:
     return rounds
 
 
-def _portions(places: list[int], sizes: Sequence[int]) -> list[list[int]]:
-    """Split places so that a statement sends far less than PostgreSQL's limit of 1 GiB."""
-    portions: list[list[int]] = []
-    room = 0
-    for place in places:
-        if not portions or sizes[place] > room:
-            portions.append([])
-            room = MAX_STATEMENT_BYTES
-        portions[-1].append(place)
-        room -= sizes[place]
-    return portions
-
-
 def _columns(jobs: list[Job]) -> list[list[Any]]:
     types, owners, keys = _keys(jobs)
     return [
-        [_text(job.id) for job in jobs],
+        [escaped(job.id) for job in jobs],
         *_moving(jobs),
         types,
         owners,
@@ -432,7 +417,7 @@ def _changed(changes: list[Change]) -> list[list[Any]]:
     jobs = [change.job for change in changes]
     lanes, due, revisions, statuses = _moving(jobs)
     return [
-        [_text(job.id) for job in jobs],
+        [escaped(job.id) for job in jobs],
         [change.expected_revision for change in changes],
         revisions,
         lanes,
@@ -446,7 +431,7 @@ def _changed(changes: list[Change]) -> list[list[Any]]:
 
 def _moving(jobs: list[Job]) -> list[list[Any]]:
     return [
-        [_text(job.lane) for job in jobs],
+        [escaped(job.lane) for job in jobs],
         [due_column(job) for job in jobs],
         [job.revision for job in jobs],
         [job.status.value for job in jobs],
@@ -455,7 +440,7 @@ def _moving(jobs: list[Job]) -> list[list[Any]]:
 
 def _keys(jobs: list[Job]) -> list[list[Any]]:
     return [
-        [_text(job.type) for job in jobs],
+        [escaped(job.type) for job in jobs],
         [_indexed(job.user_id) for job in jobs],
         [_indexed(job.idempotency_key) for job in jobs],
     ]
@@ -464,9 +449,9 @@ def _keys(jobs: list[Job]) -> list[list[Any]]:
 def _labelled(
     labels: Iterable[tuple[JobId, str]], tallies: Iterable[tuple[JobId, Tallies]]
 ) -> list[list[Any]]:
-    rows = [(_text(job_id), _label(label)) for job_id, label in labels]
+    rows = [(escaped(job_id), _label(label)) for job_id, label in labels]
     counts = [
-        (_text(job_id), _label(label), name, number)
+        (escaped(job_id), _label(label), name, number)
         for job_id, of_job in tallies
         for label, tally in of_job.items()
         for name, number in tally.items()
@@ -491,19 +476,7 @@ def _unique_of(job: Job) -> set[Hashable]:
 
 def _job(row: Sequence[Any]) -> Job:
     lane = row[_LANE]
-    return job_from((*row[:_LANE], _unescaped(lane), *row[_LANE + 1 :]) if "\\" in lane else row)
-
-
-def _text(value: str) -> str:
-    """Escape what PostgreSQL's text cannot hold (NUL, lone surrogates), without collisions."""
-    if value.isascii() and "\\" not in value and "\0" not in value:
-        return value
-    escaped = value.replace("\\", "\\\\").replace("\0", "\\0")
-    return escaped.encode("utf-8", "backslashreplace").decode()
-
-
-def _unescaped(value: str) -> str:
-    return _ESCAPED.sub(lambda found: found[1].replace("0", "\0"), value)
+    return job_from((*row[:_LANE], unescaped(lane), *row[_LANE + 1 :]) if "\\" in lane else row)
 
 
 def _label(label: str) -> str:
@@ -513,8 +486,8 @@ def _label(label: str) -> str:
 def _indexed(value: str | None) -> str | None:
     """Shorten a client's value that is only looked up to a length that an index entry can hold."""
     if value is None or len(value) <= _MAX_INDEXED_CHARACTERS:
-        return None if value is None else _text(value)
-    # The digest keeps shortened values distinct. `_text` makes no escape `\#`, so none of them
+        return None if value is None else escaped(value)
+    # The digest keeps shortened values distinct. `escaped` makes no escape `\#`, so none of them
     # equals a short value.
     digest = hashlib.sha256(value.encode("utf-8", "backslashreplace")).hexdigest()
-    return f"{_text(value[: _MAX_INDEXED_CHARACTERS - 100])}\\#{digest}"
+    return f"{escaped(value[: _MAX_INDEXED_CHARACTERS - 100])}\\#{digest}"

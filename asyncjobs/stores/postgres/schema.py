@@ -8,6 +8,7 @@ from asyncjobs.errors import SchemaError
 from asyncjobs.protocols import Finding
 from asyncjobs.stores.opening import require_version
 from asyncjobs.stores.postgres.connections import Session
+from asyncjobs.stores.postgres.output import FUNCTIONS
 from asyncjobs.stores.sql import script_since
 
 #: The first version that supports all statements; a `server_version_num`.
@@ -23,9 +24,13 @@ _SCHEMA_VERSION = 1
 # Only jobs with tags or in a batch have rows in `labels`. `tallies` has a row for each batch, which
 # most changes of its jobs write. `stored` is the number of its jobs that are stored now.
 #
+# Only jobs with output have rows in the last three tables: the epoch and the sizes of the job, the
+# sizes of each stream, and a chunk for each append.
+#
 # The idempotency key is part of the hot row, so a single unique index decides between racing
 # submissions. Jobs without an owner count as having one common owner, distinct from every name.
-_TABLES = """
+_TABLES = (
+    """
 CREATE SEQUENCE {s}.jobs_seq;
 CREATE SEQUENCE {s}.changes;
 CREATE TABLE {s}.jobs (
@@ -61,7 +66,30 @@ CREATE INDEX labels_of_job ON {s}.labels (seq);
 CREATE TABLE {s}.tallies (
     label text COLLATE "C" PRIMARY KEY, stored bigint NOT NULL, counters jsonb NOT NULL
 ) WITH (fillfactor = 20);
+CREATE TABLE {s}.outputs (
+    seq bigint PRIMARY KEY, epoch bigint NOT NULL, items bigint NOT NULL, bytes bigint NOT NULL
+) WITH (fillfactor = 50);
+CREATE TABLE {s}.output_streams (
+    seq bigint NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    kind text COLLATE "C" NOT NULL,
+    items bigint NOT NULL,
+    bytes bigint NOT NULL,
+    epoch bigint NOT NULL,
+    PRIMARY KEY (seq, name)
+) WITH (fillfactor = 50);
+CREATE TABLE {s}.output_chunks (
+    seq bigint NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    position bigint NOT NULL,
+    units bigint NOT NULL,
+    epoch bigint NOT NULL,
+    data bytea NOT NULL,
+    PRIMARY KEY (seq, name, position)
+);
 """
+    + FUNCTIONS
+)
 
 # Not CREATE SCHEMA IF NOT EXISTS: that needs the right to create one even if it exists.
 _BEGIN = """

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 from asyncjobs.core.encoding import from_microseconds, to_microseconds
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.core.labels import Tally
+from asyncjobs.core.output import Append, Appended, OutputPart, ReadFrom, StreamInfo
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import (
     HOLD,
@@ -25,6 +26,7 @@ from asyncjobs.protocols import (
     Inspection,
     Listing,
     MigrationScript,
+    OutputStreams,
     Page,
     Selection,
     StoreClock,
@@ -32,7 +34,7 @@ from asyncjobs.protocols import (
     Transactions,
 )
 from asyncjobs.stores.opening import OpenState, require_asyncio
-from asyncjobs.stores.postgres import queries
+from asyncjobs.stores.postgres import output, queries
 from asyncjobs.stores.postgres.connections import ConnectionPool, address_of, libpq_parameters
 from asyncjobs.stores.postgres.notices import Notices
 from asyncjobs.stores.postgres.schema import inspect, migration_sql, prepare
@@ -61,7 +63,10 @@ class PostgresStore:
     """
 
     powers: frozenset[type] = frozenset(
-        {ChangeNotices, Inspection, Listing, MigrationScript, StoreClock, Tallies, Transactions}
+        {
+            *(ChangeNotices, Inspection, Listing, MigrationScript, OutputStreams, StoreClock),
+            *(Tallies, Transactions),
+        }
     )
     filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
 
@@ -158,6 +163,30 @@ class PostgresStore:
         return await self._state.get().pool.use(
             lambda db: queries.tally(db, labels), repeatable=True
         )
+
+    async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
+        opened = self._state.get()
+        done = await opened.pool.use(
+            partial(output.append, appends=appends),
+            # A repetition is recognised by its position.
+            repeatable=all(one.position is not None for one in appends),
+        )
+        both = zip(appends, done, strict=True)
+        opened.notices.send(one.job_id for one, answer in both if answer.refusal is None)
+        return done
+
+    async def begin_epoch(self, job_id: JobId, epoch: int, /) -> None:
+        await self._state.get().pool.use(
+            lambda db: output.begin_epoch(db, job_id, epoch), repeatable=True
+        )
+
+    async def read_output(self, reads: Sequence[ReadFrom], /) -> Sequence[OutputPart | None]:
+        return await self._state.get().pool.use(
+            lambda db: output.read_output(db, reads), repeatable=True
+        )
+
+    async def outputs(self, ids: Sequence[JobId], /) -> Sequence[Sequence[StreamInfo]]:
+        return await self._state.get().pool.use(lambda db: output.outputs(db, ids), repeatable=True)
 
     async def now(self) -> datetime:
         return from_microseconds(await self._state.get().pool.use(queries.now, repeatable=True))

@@ -39,6 +39,10 @@ _SYNCHRONOUS_LEVELS = ("OFF", "NORMAL", "FULL", "EXTRA")
 #
 # The last two indexes of jobs are for lists of an owner's jobs and of a type's completed jobs. They
 # are partial, so other jobs cost nothing there. Only jobs with tags or in a batch have `labels`.
+#
+# Only jobs with output have rows in the last three tables: the epoch and the sizes of the job, the
+# sizes of each stream, and a chunk for each append. Chunks have row numbers: without them, inserts
+# of some kilobytes take twice as long.
 _SCHEMA = (
     """CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, lane TEXT NOT NULL, due_at INTEGER,
@@ -61,6 +65,16 @@ _SCHEMA = (
     """CREATE TABLE tallies (
         label TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,
         PRIMARY KEY (label, name)) WITHOUT ROWID""",
+    """CREATE TABLE outputs (
+        seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, items INTEGER NOT NULL,
+        bytes INTEGER NOT NULL)""",
+    """CREATE TABLE output_streams (
+        seq INTEGER NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, items INTEGER NOT NULL,
+        bytes INTEGER NOT NULL, epoch INTEGER NOT NULL, PRIMARY KEY (seq, name)) WITHOUT ROWID""",
+    """CREATE TABLE output_chunks (
+        seq INTEGER NOT NULL, name TEXT NOT NULL, position INTEGER NOT NULL,
+        units INTEGER NOT NULL, epoch INTEGER NOT NULL, data BLOB NOT NULL,
+        PRIMARY KEY (seq, name, position))""",
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {_SCHEMA_VERSION}",
 )

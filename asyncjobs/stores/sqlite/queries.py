@@ -21,6 +21,7 @@ from asyncjobs.stores.sql import (
     moments_from,
     page_of,
 )
+from asyncjobs.stores.sqlite import output
 
 _JOB = (
     f"SELECT {JOB_COLUMNS}"  # noqa: S608  # constants
@@ -261,6 +262,7 @@ def delete(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[bool]:
     for statement in (_UNLABEL, *_FORGET) if labels else _FORGET:
         db.executemany(statement, [(seq,) for seq in found.values()])
     db.executemany(_UNCOUNT, labels)
+    output.forget(db, [*found.values()])
     highest = max(found.values(), default=0)
     # Only deleting the newest job could let its number be reused, so only then is it recorded.
     if highest == last:

@@ -22,6 +22,7 @@ import anyio.lowlevel
 from asyncjobs.core.encoding import to_microseconds
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.core.labels import Tally
+from asyncjobs.core.output import Append, Appended, OutputPart, ReadFrom, StreamInfo
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.execution.threads import ThreadQueue
 from asyncjobs.protocols import (
@@ -33,12 +34,13 @@ from asyncjobs.protocols import (
     Inspection,
     Listing,
     MigrationScript,
+    OutputStreams,
     Page,
     Selection,
     Tallies,
 )
 from asyncjobs.stores.opening import OpenState
-from asyncjobs.stores.sqlite import queries
+from asyncjobs.stores.sqlite import output, queries
 from asyncjobs.stores.sqlite.file import (
     DatabaseFile,
     inspect,
@@ -62,15 +64,20 @@ _TURN_SECONDS = 0.001
 _BUSY_NOTICE_SECONDS = 0.002
 _BUSY_SECONDS = 1.0
 
-# Writing more jobs than this blocks the event loop for longer than the commit does.
+# Writing more jobs than this blocks the event loop for longer than the commit does. Appending or
+# deleting so many bytes of output takes as long as writing a job.
 _MAX_JOBS_IN_LOOP = 200
+_BYTES_PER_JOB = 4096
 
 
 class SqliteStore:
     """A store in the file at `path`, which is created if it does not exist."""
 
     powers: frozenset[type] = frozenset(
-        {ChangeNotices, InlineReads, Inspection, Listing, MigrationScript, Tallies}
+        {
+            *(ChangeNotices, InlineReads, Inspection, Listing),
+            *(MigrationScript, OutputStreams, Tallies),
+        }
     )
     filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
 
@@ -130,7 +137,9 @@ class SqliteStore:
         return await self._write(lambda db: queries.take(db, lanes, moment, due_next, limit), limit)
 
     async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
-        return await self._write(lambda db: queries.delete(db, ids), len(ids))
+        size = await self._read(lambda db: output.bytes_of(db, ids))
+        weight = len(ids) + size // _BYTES_PER_JOB
+        return await self._write(lambda db: queries.delete(db, ids), weight)
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
         return await self._read(lambda db: queries.select(db, which, limit, after))
@@ -144,6 +153,19 @@ class SqliteStore:
 
     async def tally(self, labels: Sequence[str], /) -> Sequence[Tally]:
         return await self._read(lambda db: queries.tally(db, labels))
+
+    async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
+        weight = len(appends) + sum(len(one.data) for one in appends) // _BYTES_PER_JOB
+        return await self._write(lambda db: output.append(db, appends), weight)
+
+    async def begin_epoch(self, job_id: JobId, epoch: int, /) -> None:
+        await self._write(lambda db: output.begin_epoch(db, job_id, epoch), 1)
+
+    async def read_output(self, reads: Sequence[ReadFrom], /) -> Sequence[OutputPart | None]:
+        return await self._read(lambda db: output.read_output(db, reads))
+
+    async def outputs(self, ids: Sequence[JobId], /) -> Sequence[Sequence[StreamInfo]]:
+        return await self._read(lambda db: output.outputs(db, ids))
 
     async def inspect(self) -> Sequence[Finding]:
         opened = self._state.get()

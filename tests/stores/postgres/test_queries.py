@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 
 Connection = psycopg.AsyncConnection[Any]
 
-LIMIT = "asyncjobs.stores.postgres.queries.MAX_STATEMENT_BYTES"
+LIMIT = "asyncjobs.stores.postgres.values.MAX_STATEMENT_BYTES"
 CONNECTIONS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'asyncjobs'"
 WAITING = (
     "SELECT count(*) FROM pg_stat_activity"

@@ -35,6 +35,7 @@ from asyncjobs.testing import (
     InspectionConformance,
     ListingConformance,
     MigrationScriptConformance,
+    OutputStreamsConformance,
     SharingConformance,
     StoreConformance,
     TalliesConformance,
@@ -59,6 +60,7 @@ class TestSqliteStore(
     InspectionConformance,
     ListingConformance,
     MigrationScriptConformance,
+    OutputStreamsConformance,
     TalliesConformance,
 ):
     @pytest.fixture
