@@ -157,15 +157,15 @@ def test_a_download_is_saved_and_never_rendered() -> None:
     assert re.fullmatch(r"sha-256=:[A-Za-z0-9+/=]{44}:", named["Repr-Digest"])
 
 
-NAMES = st.text(min_size=1, max_size=60).filter(usable)
-
-
 def usable(name: str) -> bool:
     try:
         check_file_name(name)
     except ValueError:
         return False
     return True
+
+
+NAMES = st.text(min_size=1, max_size=60).filter(usable)
 
 
 @given(NAMES)
