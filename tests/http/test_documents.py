@@ -153,6 +153,17 @@ class TestJobDocument:
         job = job_of_each_status[JobStatus.COMPLETED].model_copy(update={"result_json": odd})
         assert b',"result":' + odd + b"," in JobDocument.encode(job)
 
+    def test_metadata_are_passed_on_byte_for_byte(self) -> None:
+        odd = b'{"z": 1.10, "a":  "\\u00e9"}'
+        job = sample_job(given_title="Given", tags=("a", "b"), given_metadata_json=odd)
+        assert b',"metadata":' + odd + b"}" in JobDocument.encode(job)
+        document = json.loads(JobDocument.encode(job))
+        assert (document["title"], document["tags"]) == ("Given", ["a", "b"])
+        changed = json.loads(
+            JobDocument.encode(job.changed(new_title="N", new_metadata_json=b"{}"))
+        )
+        assert (changed["title"], changed["metadata"]) == ("N", {})
+
 
 def test_a_list_has_the_members_of_its_model(job_of_each_status: Jobs) -> None:
     page, mount, request = Page([*job_of_each_status.values()]), Mount(), Request("GET")

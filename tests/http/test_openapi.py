@@ -381,6 +381,8 @@ def test_streams_are_described_as_events_and_results_as_any_json() -> None:
         ]
         return described
 
+    [change] = content("/api/jobs")["text/event-stream"].values()
+    assert set(change["properties"]) == {"event", "data", "retry"}
     [event] = content("/events")["text/event-stream"].values()
     assert set(event["properties"]) == {"id", "data", "retry"}
     assert content("/result")["application/json"]["schema"] == {}

@@ -29,6 +29,17 @@ def done(result: bytes = b'{"rows":7}') -> Job:
     return lifecycle.complete(begun(sample_job()), NOW, token="t", result=result)
 
 
+def test_the_message_has_the_title_the_tags_and_the_metadata() -> None:
+    job = sample_job(
+        given_title="Given", tags=("customer:42",), given_metadata_json=b'{"a":"\xc3\xa9"}'
+    )
+    ended = lifecycle.complete(begun(job).changed(new_title="New"), NOW, token="t", result=b"1")
+    data = json.loads(message_body(ended, 100))["data"]
+    assert (data["title"], data["tags"], data["metadata"]) == ("New", ["customer:42"], {"a": "é"})
+    plain = json.loads(message_body(done(), 100))["data"]
+    assert (plain["title"], plain["tags"], plain["metadata"]) == (None, [], {})
+
+
 def test_the_signature_matches_the_test_vectors_of_the_standard() -> None:
     """Uses the test vectors of the public libraries."""
     headers = dict(
