@@ -287,6 +287,15 @@ def test_any_progress_of_a_server_is_whole_percent(
     assert read_status(answer, MonitorKind.UNKNOWN)[1].progress == percent
 
 
+@pytest.mark.parametrize(
+    ("text", "batch"),
+    [('{"total": 3}', {"total": 3}), ("null", None), ("[1]", None), ('"a"', None)],
+)
+def test_the_numbers_of_a_batch_are_those_of_the_document(text: str, batch: object) -> None:
+    body = f'{{"jobId": "1", "status": "pending", "batch": {text}}}'.encode()
+    assert read_status(answered(200, body), MonitorKind.UNKNOWN)[1].batch == batch
+
+
 def test_title_tags_and_metadata_are_those_of_the_document() -> None:
     def read(described: str) -> tuple[object, ...]:
         body = f'{{"jobId": "1", "status": "pending", {described}}}'.encode()
