@@ -25,6 +25,7 @@ from asyncjobs.core.output import (
     StreamInfo,
     StreamKind,
 )
+from asyncjobs.stores.appends import append_in_portions
 from asyncjobs.stores.postgres.connections import Session
 from asyncjobs.stores.postgres.values import escaped, portions, unescaped
 
@@ -220,21 +221,17 @@ FROM {s}.jobs JOIN {s}.output_streams USING (seq) WHERE id = ANY (%b::text[])
 
 async def append(db: Session, appends: Sequence[Append]) -> list[Appended]:
     """Add items to streams; return for each append the new end, or why it was refused."""
-    done: dict[int, Appended] = {}
-    refused: dict[tuple[JobId, str], Appended] = {}
+
+    async def send(some: list[Append]) -> list[Appended]:
+        rows = await db.rows(APPEND, *_columns(some))
+        return [
+            Appended(end) if refusal is None else Appended(refusal=Refusal(refusal))
+            for end, refusal in rows
+        ]
+
     order = sorted(range(len(appends)), key=lambda place: appends[place].job_id)
-    for places in portions(order, [len(one.data) for one in appends]):
-        # A stream may go on in the next portion, which must not follow one that was refused.
-        for place in places:
-            if answer := refused.get((appends[place].job_id, appends[place].stream)):
-                done[place] = answer
-        rest = [place for place in places if place not in done]
-        rows = await db.rows(APPEND, *_columns([appends[place] for place in rest])) if rest else []
-        for place, (end, refusal) in zip(rest, rows, strict=True):
-            done[place] = Appended(end) if refusal is None else Appended(refusal=Refusal(refusal))
-            if refusal is not None:
-                refused[appends[place].job_id, appends[place].stream] = done[place]
-    return [done[place] for place in range(len(appends))]
+    sizes = [len(one.data) for one in appends]
+    return await append_in_portions(appends, portions(order, sizes), send)
 
 
 async def begin_epoch(db: Session, job_id: JobId, epoch: int) -> None:

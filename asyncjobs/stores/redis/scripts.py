@@ -99,6 +99,17 @@ class Keys:
         """Return the name of the hash of a label's counters, which goes with its last job."""
         return f"{self.prefix}tally:{label}"
 
+    def output(self, job_id: JobId | str) -> str:
+        """Return the name of the hash that describes a job's output.
+
+        It has the fields `epoch`, `items`, `bytes` and `streams` of the job, and `kind:NAME`,
+        `items:NAME`, `bytes:NAME` and `epoch:NAME` of each stream. The chunks of a stream are a
+        Redis stream, with the same name and `:NAME`. The id of an entry is the position after the
+        chunk. All these keys are deleted and expire with the job, whose hash has the field `output`
+        then.
+        """
+        return f"{self.prefix}output:{job_id}"
+
 
 #: The fields read of a job, and the fields read of a job in a list.
 FIELDS = ("submission", "state", "payload", "result", "errors", "revision", "lane", "due_at")
@@ -181,7 +192,8 @@ end
 return found"""
 )
 
-_PUBLISH = """
+#: Publishes the ids in `changed`; the argument after the prefix is the writer.
+PUBLISH = """
 if #changed > 0 then
   redis.pcall('PUBLISH', prefix .. 'changes', ARGV[2] .. ' ' .. table.concat(changed, ' '))
 end
@@ -194,6 +206,20 @@ local now
 local function keep(job, ends)
   now = now or redis.call('TIME')[1] * 1000
   redis.call('PEXPIREAT', job, math.max(ends, now) + {_EXPIRY_MARGIN_MS})
+end
+"""
+
+# Returns the keys of a job's output.
+_OUTPUT = """
+local function output_of(prefix, id)
+  local output = prefix .. 'output:' .. id
+  local keys = {output}
+  for _, field in ipairs(redis.call('HKEYS', output)) do
+    if string.sub(field, 1, 5) == 'kind:' then
+      keys[#keys + 1] = output .. ':' .. string.sub(field, 6)
+    end
+  end
+  return keys
 end
 """
 
@@ -281,7 +307,7 @@ for place = 4, #KEYS do
 --next
 end
 """
-    + _PUBLISH
+    + PUBLISH
     + "return answers"
 )
 
@@ -323,13 +349,15 @@ INSERT_LABELLED = _variant(
 # which would delete a job that is no longer terminal.
 _REPLACE = (
     _KEEP
+    + _OUTPUT
     + """
 local prefix, at = ARGV[1], 3
 local answers, changed = {}, {}
 for place = 1, #KEYS do
   local job = KEYS[place]
   local id, expected, lane, due_at, status, revision, state, ends, size = unpack(ARGV, at, at + 8)
-  local found = redis.call('HMGET', job, 'revision', 'lane', 'entry', 'status', 'type')
+  local found = redis.call(
+    'HMGET', job, 'revision', 'lane', 'entry', 'status', 'type', 'output')
   local fits = found[1] == expected
   if fits then
     local entry, completed = found[3], prefix .. 'completed:' .. found[5]
@@ -348,10 +376,16 @@ for place = 1, #KEYS do
     if found[4] == 'completed' and status ~= found[4] then
       redis.call('ZREM', completed, id)
     end
-    if ends ~= '' then
-      keep(job, ends)
-    elseif status ~= found[4] then
-      redis.call('PERSIST', job)
+    if ends ~= '' or status ~= found[4] then
+      local keys = found[6] and output_of(prefix, id) or {}
+      keys[#keys + 1] = job
+      for _, key in ipairs(keys) do
+        if ends ~= '' then
+          keep(key, ends)
+        else
+          redis.call('PERSIST', key)
+        end
+      end
     end
     changed[#changed + 1] = id
   end
@@ -360,7 +394,7 @@ for place = 1, #KEYS do
 --next
 end
 """
-    + _PUBLISH
+    + PUBLISH
     + "return answers"
 )
 
@@ -460,12 +494,13 @@ DELETE = Script(
 local prefix = ARGV[1]
 """
     + _UNLABEL
+    + _OUTPUT
     + """
 local changed = {}
 for place = 3, #KEYS do
   local job, id = KEYS[place], ARGV[place]
-  local entry, lane, owner, status, type =
-    unpack(redis.call('HMGET', job, 'entry', 'lane', 'owner', 'status', 'type'))
+  local entry, lane, owner, status, type, output =
+    unpack(redis.call('HMGET', job, 'entry', 'lane', 'owner', 'status', 'type', 'output'))
   redis.call('ZREM', KEYS[2], id)
   if entry then
     local tab = string.find(entry, '\\t', 17, true)
@@ -485,10 +520,13 @@ for place = 3, #KEYS do
     redis.call('ZREM', prefix .. 'due:' .. (lane or ''), entry)
     changed[#changed + 1] = id
   end
+  if output then
+    redis.call('UNLINK', unpack(output_of(prefix, id)))
+  end
   redis.call('UNLINK', job)
 end
 """
-    + _PUBLISH
+    + PUBLISH
     + "return changed"
 )
 

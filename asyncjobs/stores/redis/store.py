@@ -20,6 +20,7 @@ import anyio
 from asyncjobs.core.encoding import from_microseconds, sequence_of, to_microseconds
 from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.core.labels import Tally
+from asyncjobs.core.output import Append, Appended, OutputPart, ReadFrom, StreamInfo
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.protocols import (
     HOLD,
@@ -28,14 +29,16 @@ from asyncjobs.protocols import (
     Finding,
     Inspection,
     Listing,
+    OutputStreams,
     Page,
     Selection,
     StoreClock,
     Tallies,
 )
+from asyncjobs.stores.appends import append_in_portions
 from asyncjobs.stores.opening import OpenState, require_asyncio
 from asyncjobs.stores.reading import readable
-from asyncjobs.stores.redis import rows, scripts
+from asyncjobs.stores.redis import output, rows, scripts
 from asyncjobs.stores.redis.checks import check, inspect
 from asyncjobs.stores.redis.notices import ChangeSubscription
 from asyncjobs.stores.redis.server import RedisServer, name_of, split_url
@@ -55,7 +58,9 @@ class RedisStore:
     open, plus one that receives changes, on average at most once every `notice` seconds.
     """
 
-    powers: frozenset[type] = frozenset({ChangeNotices, Inspection, Listing, StoreClock, Tallies})
+    powers: frozenset[type] = frozenset(
+        {ChangeNotices, Inspection, Listing, OutputStreams, StoreClock, Tallies}
+    )
     filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
 
     def __init__(
@@ -209,6 +214,40 @@ class RedisStore:
         names = [self._keys.tally(label) for label in labels]
         found = await self._state.get().server.read([("HGETALL", name) for name in names])
         return [rows.tally_from(values) for values in found]
+
+    async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
+        opened, keys = self._state.get(), self._keys
+
+        async def send(some: list[Append]) -> list[Appended]:
+            answers = await opened.server.run(
+                output.APPEND,
+                [key for one in some for key in (keys.job(one.job_id), keys.output(one.job_id))],
+                [keys.prefix, opened.writer, *(arg for one in some for arg in output.append(one))],
+                # A repetition is recognised by its position.
+                repeat=all(one.position is not None for one in some),
+            )
+            return [*map(output.appended, answers)]
+
+        places = scripts.in_portions(range(len(appends)), lambda place: len(appends[place].data))
+        return await append_in_portions(appends, places, send)
+
+    async def begin_epoch(self, job_id: JobId, epoch: int, /) -> None:
+        names = [self._keys.job(job_id), self._keys.output(job_id)]
+        await self._state.get().server.run(output.BEGIN_EPOCH, names, [epoch], repeat=True)
+
+    async def read_output(self, reads: Sequence[ReadFrom], /) -> Sequence[OutputPart | None]:
+        server, found = self._state.get().server, list[OutputPart | None]()
+        for some in scripts.in_portions(reads, lambda one: one.max_bytes):
+            names = [self._keys.output(one.job_id) for one in some]
+            args = [arg for one in some for arg in (one.stream, one.position, one.max_bytes)]
+            answers = await server.run(output.READ, names, args, repeat=True)
+            found += map(output.part, answers)
+        return found
+
+    async def outputs(self, ids: Sequence[JobId], /) -> Sequence[Sequence[StreamInfo]]:
+        names = [self._keys.output(job_id) for job_id in ids]
+        found = await self._state.get().server.read([("HGETALL", name) for name in names])
+        return [output.streams_in(values) for values in found]
 
     async def inspect(self) -> Sequence[Finding]:
         return await inspect(self._state.get().server, self._keys.schema)

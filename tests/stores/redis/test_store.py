@@ -31,6 +31,7 @@ from asyncjobs.testing import (
     ChangeNoticesConformance,
     InspectionConformance,
     ListingConformance,
+    OutputStreamsConformance,
     StoreClockConformance,
     StoreConformance,
     TalliesConformance,
@@ -61,6 +62,7 @@ class TestRedisStore(
     ChangeNoticesConformance,
     InspectionConformance,
     ListingConformance,
+    OutputStreamsConformance,
     StoreClockConformance,
     TalliesConformance,
 ):
