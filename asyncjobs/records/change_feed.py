@@ -131,6 +131,16 @@ class ChangeFeed:
                 # writes elsewhere, refreshes without a break would slow down everything else.
                 await anyio.sleep(min(self._poll, anyio.current_time() - began))
 
+    def notice(self, ids: Sequence[JobId]) -> None:
+        """Note that another process has changed these jobs; none means any job."""
+        watched = [job_id for job_id in ids if job_id in self._listeners]
+        if watched or not ids:
+            self._stale_ids.update(watched)
+            self._stale_all = self._stale_all or not ids
+            self._stale.set()
+        for hint in self._notice_hints:
+            hint(ids)
+
     def close(self) -> None:
         """End every watch, including those that begin later."""
         self.closed = True
@@ -141,7 +151,7 @@ class ChangeFeed:
         while True:
             try:
                 async for ids in store.changes():
-                    self._note(ids)
+                    self.notice(ids)
                     # Hints wait for due jobs, which are not watched: every notice may be one.
                     for hint in self._hints:
                         hint(None)
@@ -149,15 +159,6 @@ class ChangeFeed:
                 log.warning("The store's change notices were interrupted: %s", error)
             # Also after a normal end: a store whose notices end at once must not cause a busy loop.
             await anyio.sleep(self._poll)
-
-    def _note(self, ids: Sequence[JobId]) -> None:
-        watched = [job_id for job_id in ids if job_id in self._listeners]
-        if watched or not ids:
-            self._stale_ids.update(watched)
-            self._stale_all = self._stale_all or not ids
-            self._stale.set()
-        for hint in self._notice_hints:
-            hint(ids)
 
     def _let_go(self) -> None:
         while self._left:

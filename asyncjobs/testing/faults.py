@@ -15,11 +15,13 @@ import anyio
 
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.core.labels import Tally
+from asyncjobs.core.output import Append, Appended, OutputPart, ReadFrom, StreamInfo
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import (
     Change,
     ChangeNotices,
     Listing,
+    OutputStreams,
     Page,
     Selection,
     Store,
@@ -30,7 +32,9 @@ from asyncjobs.protocols import (
 
 T = TypeVar("T")
 
-_POWERS: frozenset[type] = frozenset({ChangeNotices, Listing, StoreClock, Tallies, Transactions})
+_POWERS: frozenset[type] = frozenset(
+    {ChangeNotices, Listing, OutputStreams, StoreClock, Tallies, Transactions}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +164,31 @@ class FaultyStore:
         store: Any = self.store
         tallies: Sequence[Tally] = await self._call("tally", (), lambda: store.tally(labels))
         return tallies
+
+    async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
+        store: Any = self.store
+        appended: Sequence[Appended] = await self._call(
+            "append", [one.job_id for one in appends], lambda: store.append(appends)
+        )
+        return appended
+
+    async def begin_epoch(self, job_id: JobId, epoch: int, /) -> None:
+        store: Any = self.store
+        await self._call("begin_epoch", [job_id], lambda: store.begin_epoch(job_id, epoch))
+
+    async def read_output(self, reads: Sequence[ReadFrom], /) -> Sequence[OutputPart | None]:
+        store: Any = self.store
+        parts: Sequence[OutputPart | None] = await self._call(
+            "read_output", [one.job_id for one in reads], lambda: store.read_output(reads)
+        )
+        return parts
+
+    async def outputs(self, ids: Sequence[JobId], /) -> Sequence[Sequence[StreamInfo]]:
+        store: Any = self.store
+        infos: Sequence[Sequence[StreamInfo]] = await self._call(
+            "outputs", ids, lambda: store.outputs(ids)
+        )
+        return infos
 
     async def insert_within(self, connection: object, jobs: Sequence[Job], /) -> Sequence[Job]:
         store: Any = self.store
