@@ -106,6 +106,8 @@ def shown(default: object) -> str:
                 if seconds >= length:
                     return f"{seconds / length:g} {unit}{'s' if seconds > length else ''}"
             return f"{seconds:g} s"
+        case int() if default and default % 2**30 == 0:
+            return f"{default // 2**30} GiB"
         case int() if default and default % 2**20 == 0:
             return f"{default // 2**20} MiB"
         case BaseModel():
@@ -152,6 +154,8 @@ POLICY = {
     "max_releases": "times that a shutdown may give the job back before it fails",
     "max_payload_bytes": "the size of the payload as JSON",
     "max_result_bytes": "the size of the result as JSON",
+    "max_file_bytes": "the size of a [file](../howto/files.md) that a job saves",
+    "max_files": "how many files a job saves",
     "inline_wait": "how long a submission over HTTP waits for the job's end before it answers 202",
 }
 
