@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from pathlib import Path
 from typing import Annotated
 
@@ -178,3 +178,43 @@ def save_for_ever(span: Span, job: JobContext) -> None:
             (span.folder / "began").write_text("began")
 
     job.sync.save_file("endless.bin", chunks())
+
+
+@handler("emits", run_in="process", output=int)
+def emits(number: int, job: JobContext) -> int:
+    for value in range(number):
+        job.emit(value)
+    if number < 0:
+        job.emit("no number")
+    return number
+
+
+@handler("emits async", run_in="process", output=int)
+async def emits_async(number: int, job: JobContext) -> int:
+    for value in range(number):
+        await job.emit(value)
+    return number
+
+
+@handler("yields", run_in="process")
+def yields(number: int) -> Generator[int, None, int]:
+    yield from range(number)
+    return number
+
+
+@handler("yields async", run_in="process")
+async def yields_async(number: int, job: JobContext) -> AsyncIterator[int]:
+    for value in range(number):
+        yield value
+    job.set_result(number)
+
+
+@handler("dies once", run_in="process")
+def dies_once(number: int, job: JobContext) -> None:
+    for value in range(number):
+        job.emit(value)
+    if job.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+emitting = (emits, emits_async, yields, yields_async, dies_once)
