@@ -23,6 +23,15 @@ export interface JobBatch {
   failures: { jobId: string; error: string; errorCode: string }[];
 }
 
+/** A file that a job has saved; `url` is its download. */
+export interface JobFile {
+  name: string;
+  /** In bytes. */
+  size: number;
+  mediaType: string;
+  url: string;
+}
+
 /** The status document. Times are ISO 8601 in UTC, durations are seconds. */
 export interface JobDocument<Result = unknown> {
   jobId: string;
@@ -42,6 +51,8 @@ export interface JobDocument<Result = unknown> {
   startedAt: string | null;
   completedAt: string | null;
   cancelRequestedAt: string | null;
+  /** What the job has saved; absent if there is none. */
+  files?: JobFile[];
   /** Only of a batch. */
   batch?: JobBatch;
   /** The batch to which the job belongs. */

@@ -39,6 +39,27 @@ const showMetadata = (metadata = {}) => {
   }));
 };
 
+// A link to each file that the job has saved, as the server writes it.
+let listed = "";
+const showFiles = (files = []) => {
+  if (listed === (listed = JSON.stringify(files))) return;
+  parts.files.replaceChildren(...files.map(({ name, size, url }) => {
+    const link = Object.assign(document.createElement("a"), { href: url, download: name, dir: "auto", textContent: name });
+    const told = Object.assign(document.createElement("span"), { textContent: bytes(size) });
+    told.setAttribute("part", "size");
+    const item = document.createElement("li");
+    item.append(link, told);
+    return item;
+  }));
+};
+const bytes = (size) => {
+  for (const unit of ["B", "kB", "MB"]) {
+    if (size < 1000) return `${size} ${unit}`;
+    size = Math.floor(size / 1000);
+  }
+  return `${size.toLocaleString("en")} GB`;
+};
+
 // The jobs of a batch by status, and the first that failed.
 const showBatch = ({ jobId, batch }) => {
   if (!batch) return;
@@ -65,6 +86,7 @@ const show = (found) => {
   put(parts.code, job.errorCode);
   showMetadata(job.metadata);
   showBatch(job);
+  showFiles(job.files);
   put(parts.attempt, job.attempt > 1 ? `${job.attempt}` : "");
   if (announced !== (announced = spoken(job))) put(parts.announced, announced);
   tick();

@@ -22,6 +22,7 @@ from typing import assert_never
 
 from pydantic import JsonValue
 
+from asyncjobs.core.files import listed_files
 from asyncjobs.core.job import RESERVED_PREFIX, BatchCounts, Detail, Job, JobStatus
 from asyncjobs.http.messages import Grant, Headers, Response
 from asyncjobs.http.mounts import JobLinks
@@ -233,7 +234,24 @@ def _outcome(job: Job, links: JobLinks, grant: Grant | None) -> str:
 <p part="note" role="alert"></p>
 <div part="actions">
 {_result(job, links)}{_cancel(job, links, grant)}
-</div>"""
+</div>
+<ul part="files">{_files(job, links)}</ul>"""
+
+
+def _files(job: Job, links: JobLinks) -> str:
+    return "".join(
+        f'<li><a href="{escape(links.file(one.name))}" download="{escape(one.name)}" dir="auto">'
+        f'{escape(one.name)}</a><span part="size">{_bytes(one.size or 0)}</span></li>'
+        for one in listed_files(job.files)
+    )
+
+
+def _bytes(size: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:  # as in the script
+            return f"{size} {unit}"
+        size //= 1000
+    return f"{size:,} GB"
 
 
 def _result(job: Job, links: JobLinks) -> str:

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncjobs import Job, JobError, JobStatus
-from asyncjobs.core.job import Detail
+from asyncjobs.core.job import Detail, JobFile
 from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.mounts import JobLinks, Mount
 from asyncjobs.http.pages import WORDS, problem_page, status_page, title_of
 from asyncjobs.http.problems import problem
 from asyncjobs.testing import sample_job
-from asyncjobs.testing.samples import NOW
+from asyncjobs.testing.samples import NOW, sample_file
 
 Jobs = dict[JobStatus, Job]
 Attributes = dict[str, str | None]
@@ -509,3 +509,14 @@ def test_the_page_of_a_problem_with_a_job_leads_to_the_job(status: HTTPStatus) -
 def test_only_problems_become_pages() -> None:
     other = Response(404, (("Content-Type", "text/plain"),), b"No.")
     assert problem_page(other, None) is other
+
+
+def test_a_page_links_to_each_file_that_is_stored() -> None:
+    job = sample_job()
+    file = sample_file(job, name='<b>"&.csv', size=13_237_598)
+    pending = JobFile(name="next.csv", key=f"{job.id}/1-b")
+    page = page_of(job.changed(files=(file, pending)))
+    [link] = [one for one in page.all("a") if "download" in one]
+    assert link["download"] == file.name
+    assert link["href"].endswith(f"/{job.id}/files/%3Cb%3E%22%26.csv")
+    assert page.text("size") == "13 MB"
