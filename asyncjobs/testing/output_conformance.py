@@ -65,7 +65,7 @@ async def read(
 ) -> OutputPart:
     """Read a stream that exists."""
     [part] = await store.read_output([ReadFrom(job.id, stream, position, most)])
-    assert part is not None
+    assert isinstance(part, OutputPart)
     return part
 
 
@@ -141,8 +141,8 @@ class OutputStreamsConformance(TwoOpeners):
         async with store:
             one, two = await begun_job(store), await begun_job(store)
             await store.append([text(one, b"one"), text(two, b"two"), items(two, 1, b"2")])
-            asked = ((two, "log"), (one, "items"), (sample_job(), "log"), (two, "items"))
-            asked = (*asked, (one, "log"), (two, "log"))
+            asked = [(two, "log"), (one, "items"), (sample_job(), "log"), (two, "items")]
+            asked += [(one, "log"), (two, "log")]
             found = await store.read_output([ReadFrom(job.id, name, 0, 9) for job, name in asked])
             data = [part and part.chunks[0].data for part in found]
             assert data == [b"two", None, None, b"2", b"one", b"two"]
@@ -285,11 +285,11 @@ class OutputStreamsConformance(TwoOpeners):
     async def test_items_and_bytes_of_a_job_are_limited(self, store: Any) -> None:
         async with store:
             one, two = await begun_job(store), await begun_job(store)
-            limited = {"max_items": 5, "max_bytes": 10}
+            limited: dict[str, Any] = {"max_items": 5, "max_bytes": 10}
             await store.append([text(one, b"1234", items=2, **limited)])
-            for more in ((4, b"1,2,3,4"), (1, b"1234567"), (4, b"1"), (3, b"1234567")):
-                [done] = await store.append([items(one, *more, **limited)])
-                assert done.refusal is FULL, more
+            for number, data in ((4, b"1,2,3,4"), (1, b"1234567"), (4, b"1"), (3, b"1234567")):
+                [done] = await store.append([items(one, number, data, **limited)])
+                assert done.refusal is FULL, data
             # Exactly as many as are allowed.
             assert list(await store.append([items(one, 3, b"[],[],", **limited)])) == [Appended(3)]
             for more in (text(one, b"x", **limited), text(one, b"", **limited)):
@@ -531,11 +531,10 @@ class OutputStreamsConformance(TwoOpeners):
         if noticing is None:
             pytest.skip("The store has no notices.")
         async with store, other:
-            job = await begun_job(store)
+            job = await begun_job(other)
             changes: Any = noticing.changes()
             with anyio.fail_after(self.patience):
                 await anext(changes)
-                await store.replace([])
                 await store.append([text(job, b"x")])
                 await _noticed(changes, job.id)
             await changes.aclose()

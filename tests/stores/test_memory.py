@@ -12,6 +12,7 @@ from asyncjobs.stores.memory import MemoryStore, from_url
 from asyncjobs.testing import (
     InlineReadsConformance,
     ListingConformance,
+    OutputStreamsConformance,
     StoreConformance,
     TalliesConformance,
     sample_job,
@@ -20,7 +21,11 @@ from asyncjobs.testing.samples import LANE, LATER, NOW
 
 
 class TestMemoryStore(
-    StoreConformance, InlineReadsConformance, ListingConformance, TalliesConformance
+    StoreConformance,
+    InlineReadsConformance,
+    ListingConformance,
+    OutputStreamsConformance,
+    TalliesConformance,
 ):
     @pytest.fixture
     def store(self) -> MemoryStore:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from asyncjobs.core.job import JobId, new_job_id
+from asyncjobs.core.output import Append, ReadFrom, StreamKind
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import (
     Change,
     ChangeNotices,
     Listing,
+    OutputStreams,
     Selection,
     Store,
     StoreClock,
@@ -32,6 +34,7 @@ from asyncjobs.testing import (
     Faults,
     FaultyStore,
     ListingConformance,
+    OutputStreamsConformance,
     StoreCall,
     StoreConformance,
     TalliesConformance,
@@ -76,7 +79,9 @@ STORES: list[Callable[[], Store]] = [
 ]
 
 
-class TestFaultyStoreWithoutFaults(StoreConformance, ListingConformance, TalliesConformance):
+class TestFaultyStoreWithoutFaults(
+    StoreConformance, ListingConformance, OutputStreamsConformance, TalliesConformance
+):
     @pytest.fixture
     def store(self) -> FaultyStore:
         return FaultyStore(MemoryStore())
@@ -86,7 +91,7 @@ class TestFaultyStoreWithoutFaults(StoreConformance, ListingConformance, Tallies
 def test_it_declares_the_powers_of_the_wrapped_store(make: Callable[[], Store]) -> None:
     store = make()
     faulty = FaultyStore(store)
-    passed_on = {ChangeNotices, Listing, StoreClock, Tallies, Transactions}
+    passed_on = {ChangeNotices, Listing, OutputStreams, StoreClock, Tallies, Transactions}
     assert faulty.powers == passed_on & store.powers
     check_powers(faulty)
 
@@ -128,13 +133,17 @@ async def test_every_method_can_fail() -> None:
             store.delete([job.id]),
             store.list(Selection(), limit=1),
             store.count_before(job, until=NOW, most=1),
+            store.append([Append(job.id, "log", StreamKind.TEXT, 1, 1, b"x", 9, 9)]),
+            store.begin_epoch(job.id, 2),
+            store.read_output([ReadFrom(job.id, "log", 0, 9)]),
+            store.outputs([job.id]),
             store.now(),
             heard(store.changes()),
         ]
         for call in calls:
             with pytest.raises(StoreUnavailable):
                 await call
-    assert len(store.calls) == 9
+    assert len(store.calls) == 13
     assert {call.fate for call in store.calls} == {Fate.NOT_DONE}
 
 

@@ -13,6 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.output import Append, Appended
 from asyncjobs.errors import ConfigurationError, NotOpen, UnreadableJob, UnusableConnection
 from asyncjobs.protocols import (
     Change,
@@ -31,11 +32,13 @@ from asyncjobs.testing import (
     InspectionConformance,
     ListingConformance,
     MigrationScriptConformance,
+    OutputStreamsConformance,
     TalliesConformance,
     TransactionsConformance,
 )
 from tests.stores.test_conformance import BROKEN_AT_LISTING as BROKEN_BEFORE
 from tests.testing.broken_labels import BROKEN_AT_LABELS, BROKEN_AT_TALLIES
+from tests.testing.broken_output import BROKEN_AT_OUTPUT
 from tests.testing.suites import Fixtures, keeps, named, rules_of
 from tests.testing.test_store_rules import is_readable
 
@@ -204,6 +207,12 @@ class Notifies(MemoryStore):
                 self.followers.remove(send.send_nowait)
 
 
+class NoticesAppends(Notifies):
+    async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
+        self.publish([one.job_id for one in appends])
+        return await super().append(appends)
+
+
 class NoticesNoDeletion(Notifies):
     async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
         return await MemoryStore.delete(self, ids)
@@ -240,6 +249,10 @@ class NotifiesOneFollower(Notifies):
 
 
 class Notices(ChangeNoticesConformance):
+    patience = 0.2
+
+
+class Output(OutputStreamsConformance):
     patience = 0.2
 
 
@@ -392,6 +405,7 @@ SUITES: list[tuple[type, Callable[[Any], Fixtures], type[MemoryStore]]] = [
     (InspectionConformance, alone, Inspects),
     (MigrationScriptConformance, alone, HasAScript),
     (Notices, shared, Notifies),
+    (Output, shared, NoticesAppends),
     (TalliesConformance, shared, MemoryStore),
     (TransactionsConformance, in_transactions, TakesPartInTransactions),
 ]
@@ -400,6 +414,8 @@ BROKEN: list[tuple[type, Callable[[Any], Fixtures], type[MemoryStore], str]] = [
     *((ListingConformance, alone, store, rule) for store, rule in BROKEN_AT_LISTING),
     *((ListingConformance, alone, store, rule) for store, rule in BROKEN_AT_LABELS),
     *((TalliesConformance, shared, store, rule) for store, rule in BROKEN_AT_TALLIES),
+    *((Output, shared, store, rule) for store, rule in BROKEN_AT_OUTPUT),
+    (Output, shared, Notifies, "test_an_append_is_noticed_by_other_openers"),
     (InlineReadsConformance, alone, ReadsElsewhere, "test_a_read_waits_for_nothing"),
     *(
         (InspectionConformance, alone, store, rule)

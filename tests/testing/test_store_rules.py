@@ -13,7 +13,12 @@ from asyncjobs.core.job import ATTEMPT_ERRORS, Job, JobError, JobId
 from asyncjobs.errors import UnreadableJob
 from asyncjobs.protocols import Change, Listing, StoreClock
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.testing import InlineReadsConformance, ListingConformance, TalliesConformance
+from asyncjobs.testing import (
+    InlineReadsConformance,
+    ListingConformance,
+    OutputStreamsConformance,
+    TalliesConformance,
+)
 from asyncjobs.testing.samples import NOW
 from tests.testing.suites import StoreRules, keeps, named, rules_of
 
@@ -257,7 +262,13 @@ def test_a_correct_store_fails_no_rule(rule: str) -> None:
 
 
 def test_each_declared_power_needs_an_inherited_suite() -> None:
-    class Inherited(StoreRules, ListingConformance, InlineReadsConformance, TalliesConformance):
+    class Inherited(
+        StoreRules,
+        ListingConformance,
+        InlineReadsConformance,
+        OutputStreamsConformance,
+        TalliesConformance,
+    ):
         tested_elsewhere = frozenset()
 
     class OnlyOne(StoreRules, ListingConformance):

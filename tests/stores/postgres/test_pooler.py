@@ -18,6 +18,7 @@ from asyncjobs.errors import StoreUnavailable
 from asyncjobs.stores.postgres import PostgresStore
 from asyncjobs.testing import (
     ListingConformance,
+    OutputStreamsConformance,
     StoreClockConformance,
     StoreConformance,
     TalliesConformance,
@@ -52,6 +53,7 @@ def pooled(postgres: PostgresServer, pooler: TransactionPooler) -> str:
 class TestPostgresStoreThroughAPooler(
     StoreConformance,
     ListingConformance,
+    OutputStreamsConformance,
     StoreClockConformance,
     TalliesConformance,
 ):

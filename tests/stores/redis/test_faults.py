@@ -19,6 +19,7 @@ from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import (
     ListingConformance,
+    OutputStreamsConformance,
     StoreConformance,
     TalliesConformance,
     TcpProxy,
@@ -314,7 +315,9 @@ def cluster(serve_module: Serve) -> Any:
     return server
 
 
-class TestRedisStoreInACluster(StoreConformance, ListingConformance, TalliesConformance):
+class TestRedisStoreInACluster(
+    StoreConformance, ListingConformance, OutputStreamsConformance, TalliesConformance
+):
     """A node of a cluster refuses scripts whose keys are not in one slot."""
 
     tested_elsewhere = RedisStore.powers

@@ -72,7 +72,7 @@ class TestSqliteStore(
         return partial(SqliteStore, path)
 
 
-class TestSqliteStoreOnASlowDisk(StoreConformance):
+class TestSqliteStoreOnASlowDisk(StoreConformance, OutputStreamsConformance):
     """If commits are slow, every write goes through the store's thread."""
 
     tested_elsewhere = SqliteStore.powers
