@@ -12,8 +12,9 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import anyio
 from anyio import to_thread
@@ -368,7 +369,7 @@ class _Joiner:
             return
         if not isinstance(chunk, bytes | bytearray | memoryview):
             raise TypeError(f"The chunks of a file must be bytes, got {type(chunk).__name__}.")
-        view = memoryview(chunk).cast("B")
+        view = memoryview(cast("bytes", chunk)).cast("B")
         for start in range(0, len(view), _CHUNK_BYTES):
             self._kept += view[start : start + _CHUNK_BYTES]
             if len(self._kept) >= _CHUNK_BYTES:
@@ -410,10 +411,10 @@ async def _chunks_from(source: Any) -> AsyncGenerator[object]:
 def _chunks_of(source: Any, content: _Content) -> Iterator[object]:
     """Yield the chunks of a source, in the thread of the storage."""
     if isinstance(source, bytes | bytearray | memoryview):
-        content.check_size(memoryview(source).nbytes)
+        content.check_size(memoryview(cast("bytes", source)).nbytes)
         yield source
     elif isinstance(source, os.PathLike):
-        with open(source, "rb", buffering=0) as file:  # noqa: PTH123  # any path-like object
+        with Path(cast("os.PathLike[str]", source)).open("rb", buffering=0) as file:
             content.check_size(os.fstat(file.fileno()).st_size)
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk

@@ -32,13 +32,14 @@ class ObjectStorage:
     """
 
     def __init__(self, store: str | ObjectStore) -> None:
-        obstore = _obstore()
+        _obstore()
         if isinstance(store, str):
-            from obstore.store import from_url  # noqa: PLC0415  # of an extra
+            from obstore.exceptions import BaseError  # noqa: PLC0415  # of an extra
+            from obstore.store import from_url  # noqa: PLC0415
 
             try:
                 self._store: Any = from_url(store)
-            except (obstore.exceptions.BaseError, ValueError) as error:
+            except (BaseError, ValueError) as error:
                 # Not the message, which may quote a URL with a password.
                 raise ConfigurationError(
                     "obstore refuses the URL of the file storage; see the cause of this error."
@@ -108,7 +109,6 @@ class ObjectStorage:
 def _obstore() -> ModuleType:
     try:
         import obstore  # noqa: PLC0415  # of an extra
-        import obstore.exceptions  # noqa: PLC0415
     except ImportError as error:
         raise ConfigurationError(
             "Object stores need an extra: pip install 'asyncjobs-http[objects]'"

@@ -129,4 +129,4 @@ async def listed_jobs(url: str) -> list[JobId]:
 
 
 if __name__ == "__main__":
-    anyio.run(die, *sys.argv[1:])
+    anyio.run(die, sys.argv[1], sys.argv[2], sys.argv[3])

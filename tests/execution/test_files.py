@@ -169,7 +169,7 @@ async def test_the_call_of_the_other_kind_of_handler_is_refused(jobs: AsyncJobs)
     @jobs.handler("function")
     def function(job: JobContext) -> None:
         with pytest.raises(ConfigurationError, match=r"job\.sync\.save_file"):
-            job.save_file("a.csv", b"one")
+            _ = job.save_file("a.csv", b"one")
         with pytest.raises(TypeError, match="async def"):
             job.sync.save_file("a.csv", slowly(b"one"))
 
@@ -363,10 +363,10 @@ async def test_a_file_is_listed_at_once_and_is_a_visible_change(jobs: AsyncJobs)
 
     async with jobs:
         handle = await jobs.enqueue(export)
-        async for job in handle:
-            if job.files:
-                assert job.files[0].size == 3
-                break
+        job = await jobs.find(handle.id)
+        while not lifecycle_listed(job):
+            job = await jobs.next_change(handle.id, after=job.version, timeout=60)
+        assert job.status is JobStatus.PROCESSING
         assert await content(jobs, handle.id, "a.csv") == b"one"
         go_on.set()
         assert (await settled(jobs, handle.id)).version > job.version
