@@ -17,11 +17,13 @@ from litestar.config.cors import CORSConfig
 from litestar.types import Receive, Scope, Send
 from playwright.sync_api import Page
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncjobs import AsyncJobs, MountOptions
+from asyncjobs import AsyncJobs, MountOptions, Tokens
 from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import flask as on_flask
 from asyncjobs.adapters import starlette as on_starlette
@@ -31,6 +33,7 @@ from tests.wsgi import serving_wsgi
 
 METHODS = ["GET", "POST", "DELETE"]
 ALLOWED = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Prefer"]
+TOKENS = Tokens("the secret of the tests, in 32 bytes or more")
 EXPOSED = ["Link", "Preference-Applied", "Retry-After"]
 
 OpenPage = Callable[..., Page]
@@ -236,3 +239,124 @@ def test_refusals_of_the_server_can_be_read(api: str, page: Page) -> None:
     for path in ("job_x", "job_x/nothing"):
         answer = page.evaluate(FETCH, [f"{api}/api/jobs/{path}", "DELETE", {}])
         assert (answer[0], answer[1]["code"]) == (404, "job_not_found")
+
+
+FOLLOW_ACCEPTED = """async ([api, transport]) => {
+    const {submitJob, followJob} = await import(`${api}/api/jobs/client.js`);
+    const job = await submitJob(`${api}/exports`, 1, {headers: {"X-User": "ann"}});
+    window.seen = [];
+    // Nothing but the document of the 202: no header and no cookie names the caller.
+    const onUpdate = (document) => seen.push(document.status);
+    const followed = followJob({...job, retryAfter: 0}, {transport, onUpdate});
+    while (!seen.length) await new Promise((resolve) => setTimeout(resolve, 10));
+    const {status} = await followed.cancel();
+    await followed;
+    return [job.statusUrl, status, seen];
+}"""
+
+BY_HAND = """async (api) => {
+    const headers = {"Content-Type": "application/json", "X-User": "ann"};
+    const answer = await fetch(`${api}/exports`, {method: "POST", body: "1", headers});
+    const {jobId, eventsUrl, token} = await answer.json();
+    const first = (source) => new Promise((resolve) => {
+        const leave = (found) => { source.close(); resolve(found); };
+        source.onmessage = ({data}) => leave(JSON.parse(data).jobId === jobId);
+        source.onerror = () => leave("refused");
+    });
+    const sockets = `${api.replace("http", "ws")}/ws/jobs/${jobId}`;
+    return Promise.all([
+        first(new EventSource(`${api}${eventsUrl}?token=${token}`)),
+        first(new WebSocket(`${sockets}?token=${token}`)),
+        first(new EventSource(`${api}${eventsUrl}`)),
+    ]);
+}"""
+
+
+def refusing(request: Request) -> str:
+    """Identify callers by a header that pages cannot send with EventSource or a WebSocket."""
+    name = request.headers.get("X-User")
+    if name is None:
+        raise HTTPException(401)
+    return name
+
+
+def accepting_starlette(jobs: AsyncJobs, origin: str) -> AbstractContextManager[str]:
+    app = Starlette(middleware=[by_token(origin)])
+
+    async def submit(request: Request) -> Response:
+        return await on_starlette.accept(request, "outside")
+
+    app.add_route("/exports", submit, methods=["POST"])
+    options = MountOptions(origins=(origin,))
+    on_starlette.mount(app, jobs, identify=refusing, options=options, tokens=TOKENS)
+    return by_uvicorn(app)
+
+
+def accepting_fastapi(jobs: AsyncJobs, origin: str) -> AbstractContextManager[str]:
+    app = FastAPI(middleware=[by_token(origin)])
+    options = MountOptions(origins=(origin,))
+    on_fastapi.mount(app, jobs, identify=refusing, options=options, tokens=TOKENS)
+
+    @app.post("/exports")
+    async def submit(accept: on_fastapi.Accept) -> Response:
+        return await accept("outside")
+
+    return by_uvicorn(app)
+
+
+@contextmanager
+def accepting_flask(jobs: AsyncJobs, origin: str) -> Generator[str]:
+    app = flask.Flask(__name__)
+
+    def identify(request: Any) -> str:
+        if "X-User" not in request.headers:
+            flask.abort(401)
+        return str(request.headers["X-User"])
+
+    options = MountOptions(origins=(origin,))
+    on_flask.mount(app, jobs, identify=identify, options=options, tokens=TOKENS)
+    app.add_url_rule("/exports", "exports", lambda: on_flask.accept("outside"), methods=["POST"])
+    CORS(app, origins=[origin], methods=METHODS, allow_headers=[*ALLOWED, "X-User"])
+    try:
+        with serving_wsgi(app) as url:
+            yield url
+    finally:
+        on_flask.portal_of(jobs, app).close()
+
+
+def by_token(origin: str) -> Any:
+    """Allow another origin, without credentials."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=[origin],
+        allow_methods=METHODS,
+        allow_headers=[*ALLOWED, "X-User"],
+    )
+
+
+ACCEPTING: dict[str, Serve] = {
+    "starlette": accepting_starlette,
+    "fastapi": accepting_fastapi,
+    "flask": accepting_flask,
+}
+
+
+@pytest.fixture(params=ACCEPTING)
+def accepting(request: pytest.FixtureRequest, jobs: AsyncJobs, origin: str) -> Generator[str]:
+    with ACCEPTING[request.param](jobs, origin) as url:
+        yield url
+
+
+@pytest.mark.parametrize("transport", ["socket", "events", "wait", "poll"])
+def test_a_job_is_followed_and_cancelled_with_nothing_but_its_202(
+    accepting: str, page: Page, transport: str
+) -> None:
+    url, status, seen = page.evaluate(FOLLOW_ACCEPTED, [accepting, transport])
+    assert url.startswith(f"{accepting}/api/jobs/job_")
+    assert (status, seen) == ("cancelled", ["pending", "cancelled"])
+
+
+def test_events_and_sockets_of_another_site_open_by_a_token_alone(
+    accepting: str, page: Page
+) -> None:
+    assert page.evaluate(BY_HAND, accepting) == [True, True, "refused"]
