@@ -156,6 +156,9 @@ POLICY = {
     "max_result_bytes": "the size of the result as JSON",
     "max_file_bytes": "the size of a [file](../howto/files.md) that a job saves",
     "max_files": "how many files a job saves",
+    "max_output_bytes": "the size of the [output](../howto/stream-output.md) that a job emits",
+    "max_output_items": "how many items a job emits",
+    "emit_every": "how long emitted items are collected before they are stored",
     "inline_wait": "how long a submission over HTTP waits for the job's end before it answers 202",
 }
 
