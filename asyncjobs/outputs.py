@@ -11,6 +11,8 @@ from asyncjobs.core.job import JobId
 from asyncjobs.core.output import (
     DEFAULT_STREAM,
     OutputItem,
+    OutputPart,
+    ReadFrom,
     StreamInfo,
     checked_stream_name,
     numbered_items,
@@ -57,14 +59,23 @@ class Outputs(ABC):
 
     def output_reader(self, job_id: JobId, stream: str, position: int) -> OutputReader:
         """Return a reader of the stored chunks from a position on; see `output`."""
-        if not self._repository.has_output:
+        if not self.keeps_output:
             raise ConfigurationError("The store does not keep the output of jobs.")
         return self._running.hub.reader(job_id, stream, position)
 
+    @property
+    def keeps_output(self) -> bool:
+        """Whether the store keeps the output of jobs."""
+        return self._repository.has_output
+
+    async def read_output(self, read: ReadFrom, /) -> OutputPart | None:
+        """Return a part of a stream; None if the stream does not exist."""
+        [part] = await self._repository.read_output([read])
+        return part
+
     async def outputs(self, job_ids: Sequence[JobId], /) -> Sequence[Sequence[StreamInfo]]:
         """Return the names and sizes of the streams of each job."""
-        repository = self._repository
-        return await repository.outputs(job_ids) if repository.has_output else [()] * len(job_ids)
+        return await self._repository.outputs(job_ids) if self.keeps_output else [()] * len(job_ids)
 
     async def check_output(self, job_id: JobId, /) -> None:
         """Raise `UnknownJob`, or `ConfigurationError` if nothing runs the job automatically."""

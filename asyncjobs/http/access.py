@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _SCOPES: Mapping[Operation, str | None] = {
     **dict.fromkeys(Operation, "read"),
     Operation.CANCEL: "cancel",
+    Operation.OUTPUT: "output",
     Operation.RENEW: None,
     Operation.RENEW_TAG: None,
 }

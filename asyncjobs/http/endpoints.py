@@ -53,6 +53,7 @@ from asyncjobs.http.headers import (
 )
 from asyncjobs.http.messages import Headers, Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount
+from asyncjobs.http.output_answers import OutputAnswers, Wish
 from asyncjobs.http.pages import problem_page, status_page
 from asyncjobs.http.problems import (
     methods_of,
@@ -69,7 +70,7 @@ from asyncjobs.http.requests import (
     payload_of,
     where_to_follow,
 )
-from asyncjobs.http.routes import Operation, file_in, gives_tokens, operations_at
+from asyncjobs.http.routes import Operation, file_in, gives_tokens, operations_at, stream_in
 from asyncjobs.http.scripts import SCRIPTS, script
 from asyncjobs.http.security import Limiter
 from asyncjobs.http.streams import Close, Streams
@@ -125,6 +126,7 @@ class Endpoints:
         self.access = Access(mount)
         self._documents = DocumentCache()
         self.streams = Streams(jobs, mount.options, self._documents)
+        self._outputs = OutputAnswers(jobs, mount.options, self.streams)
         limit = mount.options.poll_limit
         self._limiter = None if limit is None else Limiter(limit)
 
@@ -160,7 +162,8 @@ class Endpoints:
         """
         is_head = request.method == "HEAD"
         try:
-            answer = await self._answer(_as_get(request) if is_head else request)
+            asked = _as_get(request) if is_head else request
+            answer = await self._answer(asked, is_head=is_head)
         except AsyncJobsError as error:
             answer = _problem_or_raise(error)
         if answer.status >= HTTPStatus.BAD_REQUEST and prefers_html(request.headers.get("accept")):
@@ -211,7 +214,9 @@ class Endpoints:
             base = base.removesuffix(self.mount.websocket_prefix)
         return self.streams.socket(JobId(request.path), check, after, request.room, base)
 
-    async def _answer(self, request: Request) -> Response:  # noqa: PLR0911  # one per operation
+    async def _answer(  # noqa: C901, PLR0911  # one per operation
+        self, request: Request, *, is_head: bool
+    ) -> Response:
         job_id, operations = self._operations_at(request.path)
         operation = operations.get(request.method)
         if operation is None:
@@ -236,6 +241,10 @@ class Endpoints:
                 return await self._list(request)
             case Operation.FILE:
                 return await self._file(request, await self._find(request, job_id))
+            case Operation.OUTPUT:
+                job = await self._find(request, job_id)
+                wish = Wish(request.query, request.headers, request.room, is_head)
+                return await self._outputs.answer(job, stream_in(request.path), wish)
             case Operation.RENEW | Operation.RENEW_TAG:
                 return await self._renewed(request, job_id)
             case _:

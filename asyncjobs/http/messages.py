@@ -112,10 +112,10 @@ class StreamingResponse(Response):
         section 8.6).
         """
         await self.chunks.aclose()
-        return replace(self, chunks=_NoChunks())
+        return replace(self, chunks=NoChunks())
 
 
-class _NoChunks:
+class NoChunks:
     """A body that has ended."""
 
     def __aiter__(self) -> Self:

@@ -119,6 +119,10 @@ class JobLinks(NamedTuple):
         """Return the URL of a file of the job."""
         return f"{self.status}/files/{quote(name, safe='')}"
 
+    def stream(self, name: str) -> str:
+        """Return the URL of a stream of the job's output."""
+        return f"{self.status}/output/{name}"
+
 
 @dataclass(frozen=True)
 class Mount:

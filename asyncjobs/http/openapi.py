@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from asyncjobs.core.descriptions import MAX_TAG_CHARS
 from asyncjobs.core.job import JobStatus
+from asyncjobs.core.output import StreamKind
 from asyncjobs.http.documents import (
     AcceptedDocument,
     JobDocument,
@@ -81,6 +82,34 @@ _HEADERS: Mapping[str, Schema] = {
         "schema": {"type": "string"},
     },
     "Accept-Ranges": {"description": "`bytes`", "schema": {"type": "string"}},
+    "Stream-Next-Offset": {
+        "description": "the offset with which to read on",
+        "schema": {"type": "string"},
+    },
+    "Stream-Epoch": {
+        "description": "the attempt of the job that emitted the items, or the one before them",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "Stream-Kind": {
+        "description": "what the stream consists of; absent while it does not exist",
+        "schema": {"type": "string", "enum": [*StreamKind]},
+    },
+    "Stream-Up-To-Date": {
+        "description": "`true` if nothing follows at the moment",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
+    "Stream-Closed": {
+        "description": "`true` if nothing will follow: the job has ended",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
+    "Stream-Cursor": {
+        "description": "to be sent along as `cursor`, so that caches do not repeat an answer",
+        "schema": {"type": "string"},
+    },
+    "Stream-SSE-Data-Encoding": {
+        "description": "`base64` if the data of the events is encoded so",
+        "schema": {"type": "string", "enum": ["base64"]},
+    },
     "Allow": {"description": "the allowed methods", "schema": {"type": "string"}},
 }
 
@@ -101,6 +130,14 @@ def _query(name: str, description: str, **schema: Any) -> Schema:
 _PREFER = _header("Prefer", "`wait=N`: hold the request for up to N seconds (RFC 7240)")
 _KNOWN = _header("If-None-Match", "the ETag the client has")
 _EXPECTED = _header("If-Match", "the ETag that the job must have; otherwise the response is 412")
+
+_STREAM_NAME: Schema = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "the name of the stream",
+    "schema": {"type": "string"},
+}
 
 _TOKEN = _query("token", "a token, for clients that cannot send headers", type="string")
 
@@ -129,6 +166,22 @@ _PARAMETERS: Mapping[Operation, list[Schema]] = {
     Operation.CANCEL: [_EXPECTED],
     Operation.RENEW_TAG: [
         {**_query("tag", "the tag", type="string", maxLength=MAX_TAG_CHARS), "required": True}
+    ],
+    Operation.OUTPUT: [
+        _query(
+            "offset",
+            "read what follows: the `Stream-Next-Offset` of an answer, `-1` for all, or `now`",
+            type="string",
+            default="-1",
+        ),
+        _query(
+            "live",
+            "hold the request until something follows, or stream events; needs `offset`",
+            type="string",
+            enum=["long-poll", "sse"],
+        ),
+        _query("cursor", "the `Stream-Cursor` of the last answer", type="string"),
+        _KNOWN,
     ],
     Operation.FILE: [
         {
@@ -162,9 +215,12 @@ _CALLBACK = _header("Callback-URL", "called when the job ends", format="uri", ma
 
 
 def parameters_of(route: Route, *, tokens: bool = False) -> list[Schema]:
-    """Describe the parameters of a route, without the job's id; with tokens, that of a token, too."""
+    """Describe the parameters of a route but the job's id; with tokens, also that of a token."""
     by_link = [_TOKEN] if tokens and route.method == "GET" else []
-    return [*_PARAMETERS.get(route.operation, []), *by_link]
+    named = (
+        [_STREAM_NAME] if "{name}" in route.suffix and route.operation is not Operation.FILE else []
+    )
+    return [*named, *_PARAMETERS.get(route.operation, []), *by_link]
 
 
 def submission_parameters(*, callbacks: bool) -> list[Schema]:
@@ -249,6 +305,8 @@ def _response(route: Route, status: HTTPStatus, answers: Mapping[HTTPStatus, str
         described = {"description": text, "content": {route.media_type: content}}
     if route.operation is Operation.STATUS and status is HTTPStatus.OK:
         described["content"].update(_PAGE)
+    if route.operation is Operation.OUTPUT and status is HTTPStatus.OK:
+        described["content"] = _output_contents()
     if route.operation is Operation.LIST:
         described["content"]["text/event-stream"] = _list_events()
     names = _answered_headers(route.operation, status)
@@ -276,8 +334,21 @@ def _answered_headers(  # noqa: PLR0911  # one per operation
             return ["Location"] if status is HTTPStatus.SEE_OTHER else ["Retry-After"]
         case Operation.FILE:
             return _file_headers(status)
+        case Operation.OUTPUT:
+            return _output_headers(status)
         case _:
             assert_never(operation)
+
+
+def _output_headers(status: HTTPStatus) -> list[str]:
+    names = ["Stream-Next-Offset", "Stream-Epoch", "Stream-Up-To-Date", "Stream-Closed"]
+    if status is HTTPStatus.NO_CONTENT:
+        return [*names, "Stream-Cursor"]
+    return (
+        [*names, "Stream-Kind", "ETag"]
+        if status is HTTPStatus.NOT_MODIFIED
+        else [*names, "Stream-Kind", "Stream-Cursor", "ETag", "Stream-SSE-Data-Encoding"]
+    )
 
 
 def _file_headers(status: HTTPStatus) -> list[str]:
@@ -311,6 +382,22 @@ def _events() -> Schema:
     """Describe each event of a job's stream."""
     version = {"type": "string", "description": "the job's version, to resume after"}
     return _stream("one event of the stream", _reference_to(JobDocument), id=version)
+
+
+def _output_contents() -> Schema:
+    """Describe the bodies of output: JSON values, text or bytes, also as events."""
+    kinds = {
+        "type": "string",
+        "enum": ["data", "control"],
+        "description": "`data`: the items, as in the other bodies; `control`: a JSON object with "
+        "`streamNextOffset`, `streamEpoch`, `streamCursor`, `upToDate` and `streamClosed`",
+    }
+    return {
+        "application/json": {"schema": {"type": "array", "items": {}}},
+        "text/plain": {"schema": {"type": "string"}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "text/event-stream": _stream("one event of the stream", None, event=kinds),
+    }
 
 
 def _list_events() -> Schema:
@@ -363,7 +450,8 @@ def _links(prefix: str | None) -> Schema:
             "parameters": {"job_id": "$response.body#/jobId"},
         }
         for route in ROUTES
-        if route.operation is not Operation.FILE  # a document may have many files, or none
+        # A document may have many files and streams, or none.
+        if "{name}" not in route.suffix
     }
 
 

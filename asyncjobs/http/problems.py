@@ -85,6 +85,8 @@ _NOT_ALLOWED = "method_not_allowed"
 _CANCELLED = "job_cancelled"
 _NO_SUCH_RANGE = "range_not_satisfiable"
 _OTHER_FILE = "precondition_failed"
+_NO_SUCH_STREAM = "stream_not_found"
+_TOO_MANY_HELD = "too_many_connections"
 
 _JOB_CODES = JOB_ERROR_CODES | BATCH_ERROR_CODES | {DEFAULT_ERROR_CODE}
 
@@ -93,6 +95,8 @@ CODES = {code for _, code in STATUSES.values()} | {
     _NOT_ALLOWED,
     _CANCELLED,
     _NO_SUCH_RANGE,
+    _NO_SUCH_STREAM,
+    _TOO_MANY_HELD,
     *_JOB_CODES,
 }
 
@@ -201,6 +205,21 @@ def other_file(etag: str) -> Response:
     sentence = "The file is not the one that the request allows."
     headers = (("ETag", etag),)
     return problem(HTTPStatus.PRECONDITION_FAILED, _OTHER_FILE, sentence, headers=headers)
+
+
+def no_such_stream(reason: str) -> Response:
+    """Return the answer to a request for a stream of output that no job can have."""
+    return problem(HTTPStatus.NOT_FOUND, _NO_SUCH_STREAM, reason)
+
+
+def too_many_held(seconds: int) -> Response:
+    """Return the answer to a request that would have to be held, but there is no room for it."""
+    return problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        _TOO_MANY_HELD,
+        "There is nothing new, and too many connections wait for more.",
+        headers=(("Retry-After", str(seconds)),),
+    )
 
 
 def no_result(job: Job) -> Response:

@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 from pydantic import BaseModel
 
+from asyncjobs.core.output import DEFAULT_STREAM
 from asyncjobs.http.documents import (
     JobDocument,
     ListDocument,
@@ -27,6 +28,7 @@ class Operation(Enum):
     OPERATION = "operation"
     CANCEL = "cancel"
     FILE = "file"
+    OUTPUT = "output"
     RENEW = "renew"
     RENEW_TAG = "renew_tag"
 
@@ -64,6 +66,18 @@ _CANCEL_ANSWERS = {
 
 # Between the id of a job and the name of a file.
 _FILES = "/files/"
+
+# After the id of a job, before the name of a stream.
+_OUTPUT = "/output"
+
+_OUTPUT_ANSWERS = {
+    HTTPStatus.OK: "What was emitted after the offset; as events, also what follows.",
+    HTTPStatus.NO_CONTENT: "Nothing was emitted while the request was held, or ever will be.",
+    HTTPStatus.NOT_MODIFIED: "The client already has this part.",
+    HTTPStatus.BAD_REQUEST: "A parameter is not valid, or the offset is that of another stream.",
+    HTTPStatus.NOT_FOUND: "The caller has no such job, or no job has such a stream.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Jobs cannot be read, or no request held, at the moment.",
+}
 
 LIST = Route(
     "GET",
@@ -168,6 +182,22 @@ ROUTES = (
         model=None,
         media_type="*/*",
     ),
+    Route(
+        "GET",
+        _OUTPUT,
+        Operation.OUTPUT,
+        "Read a job's output",
+        _OUTPUT_ANSWERS,
+        model=None,
+    ),
+    Route(
+        "GET",
+        f"{_OUTPUT}/{{name}}",
+        Operation.OUTPUT,
+        "Read a named stream of a job's output",
+        _OUTPUT_ANSWERS,
+        model=None,
+    ),
 )
 
 _TOKEN_ANSWERS = {
@@ -209,6 +239,7 @@ _OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
 _LIST_OPERATIONS: Mapping[str, Operation] = {LIST.method: LIST.operation}
 _TAG_RENEWAL_OPERATIONS: Mapping[str, Operation] = {TAG_RENEWAL.method: TAG_RENEWAL.operation}
 _FILE_OPERATIONS: Mapping[str, Operation] = {"GET": Operation.FILE}
+_OUTPUT_OPERATIONS: Mapping[str, Operation] = {"GET": Operation.OUTPUT}
 _NO_OPERATIONS: Mapping[str, Operation] = {}
 
 
@@ -229,6 +260,8 @@ def operations_at(path: str) -> tuple[str, Mapping[str, Operation]]:
     found = _OPERATIONS.get(suffix)
     if found is None:
         found = _FILE_OPERATIONS if file_in(path) else _NO_OPERATIONS
+        if suffix.startswith(f"{_OUTPUT}/"):
+            found = _OUTPUT_OPERATIONS
     return job_id, found
 
 
@@ -241,3 +274,9 @@ def file_in(path: str) -> str:
     """Return the name of the file in a path below the prefix; empty if there is none."""
     name = path.partition(_FILES)[2].removesuffix("/")
     return "" if "/" in name else name
+
+
+def stream_in(path: str) -> str:
+    """Return the name of the stream in a path below the prefix, which may not be valid."""
+    suffix = path.partition("/")[2].removesuffix("/")
+    return suffix.partition("/")[2] or DEFAULT_STREAM

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -23,11 +24,12 @@ from asyncjobs.protocols import Page, Selection
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.change_feed import Watch
 from asyncjobs.records.list_feed import ListWatch
+from asyncjobs.records.output_hub import OutputReader
 from asyncjobs.records.waiting import event_loop_clock, running_asyncio_loop
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-W = TypeVar("W", Watch, ListWatch)
+W = TypeVar("W", Watch, ListWatch, OutputReader)
 
 #: Returns the job if the caller may see it; raises `UnknownJob` if not.
 Check = Callable[[Job], Job]
@@ -56,7 +58,7 @@ class Streams:
         self._options = options
         self._documents = documents
         # Weak references: a stream that is no longer iterated must not count.
-        self._held: WeakSet[Watch | ListWatch] = WeakSet()
+        self._held: WeakSet[Watch | ListWatch | OutputReader] = WeakSet()
         self._ended = False
 
     def begin(self) -> None:
@@ -121,7 +123,7 @@ class Streams:
         if job.version != after:
             first += self._documents.event(job, base)
         encode = partial(self._documents.event, base=base)
-        frames = _Frames(watch, self._options, encode, first)
+        frames = Frames(watch, self._options, encode, first)
         return StreamingResponse(HTTPStatus.OK, sse.HEADERS, chunks=frames)
 
     async def list_events(
@@ -140,7 +142,7 @@ class Streams:
         page, watch = Page([]), None
         if watched is not None:
             which, limit = watched
-            watch = self._hold(self._jobs.subscribe_list(which, limit=limit))
+            watch = self.hold(self._jobs.subscribe_list(which, limit=limit))
             page = await anext(watch, page)
         if watch is None or crowded:
             if watch is not None:
@@ -150,7 +152,7 @@ class Streams:
             snapshot = sse.retry(pause) + events.events(page)
             return Response(HTTPStatus.OK, (*headers, ("Retry-After", str(pause))), snapshot)
         first = sse.retry(self._options.pacing.seconds()) + events.events(page)
-        frames = _Frames(watch, self._options, events.events, first)
+        frames = Frames(watch, self._options, events.events, first)
         return StreamingResponse(HTTPStatus.OK, headers, chunks=frames)
 
     async def socket(
@@ -194,12 +196,17 @@ class Streams:
         try:
             yield watch
         finally:
-            self._held.discard(watch)
+            self.let_go(watch)
 
     def _watch(self, job_id: JobId) -> Watch:
-        return self._hold(self._jobs.subscribe(job_id))
+        return self.hold(self._jobs.subscribe(job_id))
 
-    def _hold(self, watch: W) -> W:
+    def let_go(self, watch: Watch | OutputReader) -> None:
+        """Undo `hold`."""
+        self._held.discard(watch)
+
+    def hold(self, watch: W) -> W:
+        """Count what is followed for a connection, and end it with the streams."""
         self._held.add(watch)
         if self._ended:
             watch.finish()
@@ -236,7 +243,7 @@ class _Changes:
         return await self._watch.within(min(left, self._pause))
 
 
-class _Frames(Generic[T]):
+class Frames(Generic[T]):
     """The chunks of an event stream: changes until the watch or the stream ends, and comments.
 
     `encode` returns the events of a state, which may be none.
@@ -265,7 +272,10 @@ class _Frames(Generic[T]):
         options: MountOptions,
         encode: Callable[[T], bytes],
         first: bytes,
+        *,
+        lasts: timedelta | None = None,
     ) -> None:
+        """End after `max_stream_duration`, or after `lasts` if that is given."""
         self._watch = watch
         self._encode = encode
         self._first: bytes | None = first
@@ -273,7 +283,7 @@ class _Frames(Generic[T]):
         self._timer: asyncio.TimerHandle | None = None
         self._now = event_loop_clock()
         self._pause = options.keep_alive_interval.total_seconds()
-        self._ends_at = self._now() + options.max_stream_duration.total_seconds()
+        self._ends_at = self._now() + (lasts or options.max_stream_duration).total_seconds()
         # When the next comment is due if nothing happens; None right after a chunk.
         self._due: float | None = None
 
@@ -327,7 +337,7 @@ class _Frames(Generic[T]):
             self._watch.wake()
 
     def _look_after(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
-        weak: ref[_Frames[Any]] = ref(self)
+        weak: ref[Frames[Any]] = ref(self)
         self._timer = loop.call_later(seconds, _look, weak)
 
     def _left(self) -> float:
@@ -335,7 +345,7 @@ class _Frames(Generic[T]):
         return 0.0 if self._due is None else max(self._due - self._now(), 0.0)
 
 
-def _look(frames: ref[_Frames[Any]]) -> None:
+def _look(frames: ref[Frames[Any]]) -> None:
     # Weak references: a stream that is no longer iterated must not count.
     found = frames()
     if found is not None:
