@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64decode
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -52,6 +53,13 @@ _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CANCELLED = "job_cancelled"
 
 
+# RFC 6750, section 2.1.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,8192}=*")
+# Seconds, of a token whose own times cannot be read, and the longest that is believed.
+_TOKEN_LIFETIME = 300.0
+_MAX_TOKEN_LIFETIME = 10.0**9
+
+
 class MonitorKind(StrEnum):
     """The protocol of a status monitor."""
 
@@ -62,9 +70,22 @@ class MonitorKind(StrEnum):
     UNKNOWN = "unknown"  # not known before its first answer
 
 
+@dataclass(frozen=True)
+class JobToken:
+    """A token that opens one job for some minutes, and the URL where it is renewed."""
+
+    text: str = field(repr=False)
+    url: str
+    #: How many seconds it lasts, by the clock of the server that made it.
+    lifetime: float
+
+
 @dataclass(frozen=True, repr=False)
 class Monitor:
-    """The URLs of one job. `result` is for operations whose document has no result."""
+    """The URLs of one job, and its token if the server gave one.
+
+    `result` is for operations whose document has no result.
+    """
 
     status: str
     kind: MonitorKind = MonitorKind.UNKNOWN
@@ -72,6 +93,7 @@ class Monitor:
     result: str | None = None
     cancel: str | None = None
     job_id: str | None = None
+    token: JobToken | None = None
 
     def __repr__(self) -> str:
         return f"Monitor({shown_url(self.status)!r}, {self.kind.value!r})"
@@ -119,7 +141,8 @@ def read_submission(
             return SubmittedJob(Monitor(answer.asked, MonitorKind.RESOURCE), resource)
     if monitor is None:
         return _without_monitor(answer, verb, update)
-    for url in (monitor.status, monitor.events, monitor.result, monitor.cancel):
+    renewal = None if monitor.token is None else monitor.token.url
+    for url in (monitor.status, monitor.events, monitor.result, monitor.cancel, renewal):
         require_origin(url, answer.asked, origins)
     ended = update if update is not None and update.status.terminal else None
     return SubmittedJob(monitor, ended, retry_after(answer.headers) or 0.0)
@@ -155,6 +178,7 @@ def _monitor_of(answer: Answered, method: str) -> Monitor | None:
             events=absolute(document.get("eventsUrl")),
             cancel=absolute(document.get("cancelUrl")),
             job_id=document["jobId"] if isinstance(document.get("jobId"), str) else None,
+            token=_token_of(document.get("token"), absolute(document.get("tokenUrl"))),
         )
     link = _monitor_link(answer.headers.get("link", ""))
     if link is not None:
@@ -172,6 +196,31 @@ def _monitor_of(answer: Answered, method: str) -> Monitor | None:
     if location and answer.status == 202:
         return Monitor(_joined(answer, location), MonitorKind.LOCATION)
     return None
+
+
+def renewed_token(answer: Answered, before: JobToken) -> JobToken | None:
+    """Return the token in the answer to a renewal; None if it has none."""
+    if answer.status != 200:
+        return None
+    return _token_of(object_of(problem_of(answer)).get("token"), before.url)
+
+
+def _token_of(text: Any, url: str | None) -> JobToken | None:
+    # A header cannot have any other text.
+    if url is None or not isinstance(text, str) or not _TOKEN.fullmatch(text):
+        return None
+    return JobToken(text, url, _lifetime_of(text))
+
+
+def _lifetime_of(token: str) -> float:
+    """Return how long a token lasts, from its own times: those of no other clock are needed."""
+    payload = [*token.split("."), ""][1]
+    try:
+        claims = object_of(parse_json(urlsafe_b64decode(payload + "=" * (-len(payload) % 4))))
+        lifetime = float(claims["exp"]) - float(claims["iat"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return _TOKEN_LIFETIME
+    return lifetime if 0 < lifetime < _MAX_TOKEN_LIFETIME else _TOKEN_LIFETIME
 
 
 def _monitor_link(header: str) -> str | None:

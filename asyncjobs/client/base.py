@@ -25,6 +25,7 @@ from asyncjobs.client.answers import (
     trouble_of,
     version_of,
 )
+from asyncjobs.client.credential import Credential
 from asyncjobs.client.documents import JobUpdate, read_job
 from asyncjobs.client.errors import (
     AccessRefused,
@@ -47,6 +48,7 @@ from asyncjobs.client.exchange import (
     Woke,
 )
 from asyncjobs.client.follower import Follower, Following
+from asyncjobs.client.output import BEGINNING, OutputFollower, output_url
 from asyncjobs.client.pace import backoff
 from asyncjobs.core.status import JobStatus
 from asyncjobs.errors import ConfigurationError
@@ -59,10 +61,16 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class RepeatedRequest:
-    """Sends an idempotent request again until it is answered; a rule (`exchange.Rule`)."""
+    """Sends an idempotent request again until it is answered; a rule (`exchange.Rule`).
 
-    def __init__(self, ask: Ask, give_up_after: float, random: Random) -> None:
+    `fallback` is sent if the request is refused: the one without the job's token.
+    """
+
+    def __init__(
+        self, ask: Ask, give_up_after: float, random: Random, *, fallback: Ask | None = None
+    ) -> None:
         self._ask = ask
+        self._fallback = fallback
         self._give_up_after = give_up_after
         self._random = random
         self._give_up_at = 0.0
@@ -95,6 +103,9 @@ class RepeatedRequest:
                 return self._again(Trouble("the response was an event stream", None), now)
 
     def _done(self, answer: Answered) -> Step:
+        if answer.status in {401, 403} and self._fallback is not None:
+            self._ask, self._fallback = self._fallback, None
+            return Step(self._ask)
         if answer.status in {401, 403}:
             return Step(End(AccessRefused(answer.url, answer.status)))
         if not 200 <= answer.status < 300:
@@ -189,6 +200,7 @@ class RemoteJobBase(Generic[T, H]):
         self._client = client
         self._type = type
         self._not_before = not_before
+        self._credential = Credential(submitted.monitor.token, not_before - submitted.pause)
 
     def __repr__(self) -> str:
         state = "unknown" if self.last is None else self.last.status
@@ -203,7 +215,21 @@ class RemoteJobBase(Generic[T, H]):
         options = self._client.options
         chosen = options if timeout is None else replace(options, timeout=seconds(timeout))
         random = Random()  # noqa: S311  # pauses
-        return Follower(self.monitor, chosen, random, self.last, not_before=self._not_before)
+        return Follower(
+            self.monitor,
+            chosen,
+            random,
+            self.last,
+            not_before=self._not_before,
+            credential=self._credential,
+        )
+
+    def _output(self, stream: str, after: str | None, timeout: Seconds | None) -> OutputFollower:
+        options = self._client.options
+        chosen = options if timeout is None else replace(options, timeout=seconds(timeout))
+        random = Random()  # noqa: S311  # pauses
+        url = output_url(self.monitor.status, stream)
+        return OutputFollower(url, after or BEGINNING, chosen, random, self._credential)
 
     def _learn(self, update: JobUpdate, follower: Follower) -> None:
         self.last, self.monitor = update, follower.monitor
@@ -216,7 +242,8 @@ class RemoteJobBase(Generic[T, H]):
         parts = urlsplit(self.monitor.status)
         derived = parts._replace(path=f"{parts.path}/cancel").geturl()
         ask = Ask("POST", self.monitor.cancel or derived, {"accept": "application/json"})
-        return _repeated(ask, self._client.options)
+        token = self._credential.headers_for(ask.url)
+        return _repeated(ask, self._client.options, token=token)
 
     def _cancelled(self, cancellation: RepeatedRequest) -> JobUpdate:
         answer = cancellation.answer
@@ -249,9 +276,14 @@ def _base_of(http: object) -> str:
     return base if _SCHEME.match(base) else ""
 
 
-def _repeated(ask: Ask, options: Following) -> RepeatedRequest:
-    ask = replace(ask, origins=options.origins)
-    return RepeatedRequest(ask, options.submit_for, Random())  # noqa: S311  # pauses
+def _repeated(
+    ask: Ask, options: Following, *, token: Mapping[str, str] | None = None
+) -> RepeatedRequest:
+    own = replace(ask, origins=options.origins)
+    first = replace(own, headers={**own.headers, **token}) if token else own
+    fallback = own if token else None
+    random = Random()  # noqa: S311  # pauses
+    return RepeatedRequest(first, options.submit_for, random, fallback=fallback)
 
 
 def _validated(result: Any, type: Any) -> Any:

@@ -28,6 +28,7 @@ from asyncjobs.client.answers import (
     trouble_of,
     version_of,
 )
+from asyncjobs.client.credential import Credential
 from asyncjobs.client.documents import JobUpdate, parse_json, read_job, unknown_status
 from asyncjobs.client.errors import (
     AnswerTooLarge,
@@ -167,7 +168,7 @@ class Follower:
     """Follows one job to its end; a rule (`exchange.Rule`).
 
     `known` is the job's state if the caller has one. `not_before` is the earliest moment of the
-    first poll.
+    first poll. `credential` has the job's token.
     """
 
     def __init__(
@@ -178,8 +179,11 @@ class Follower:
         known: JobUpdate | None = None,
         *,
         not_before: float = -math.inf,
+        credential: Credential | None = None,
     ) -> None:
         self.monitor = monitor
+        self._credential = credential or Credential(None, -math.inf)
+        self._renewing = False
         self._options = options
         self._random = random
         self._seen = _KnownState()
@@ -223,6 +227,10 @@ class Follower:
             return Step(End(NotAJob(self.monitor.status, received)))
 
     def _on(self, result: ActionResult, now: float) -> Step:
+        if self._renewing:
+            self._renewing = False
+            self._credential.receive(result, now)
+            result = Woke()
         match result:
             case Woke():
                 return Step(self._ask(now))
@@ -269,6 +277,10 @@ class Follower:
         return usable[0] if usable else Transport.POLL
 
     def _ask(self, now: float) -> Ask:
+        renewal = self._credential.renewal(now, self._options.origins)
+        if renewal is not None:
+            self._renewing = True
+            return renewal
         left = self._ends - now
         headers = {"accept": "application/json"}
         self._held = False
@@ -291,6 +303,7 @@ class Follower:
 
     def _get(self, url: str, headers: dict[str, str], silence: float, left: float) -> Ask:
         origins = self._options.origins
+        headers |= self._credential.headers_for(url)
         return Ask("GET", url, headers, timeout=silence, total=left, origins=origins)
 
     def _ask_events(self, url: str, left: float) -> Ask:
@@ -326,6 +339,9 @@ class Follower:
             self._failures = _FailureStreak()
         # A stream's read keeps the timeout with which the stream was opened. Near the end of the
         # caller's timeout that is too long; a held read can be shorter.
+        if self._credential.is_due(now):
+            self._stream = None
+            return Step(self._ask(now), tuple(updates))
         if self._ends - now < self._silence - 1:
             self._stream = None
             self._lower()
@@ -345,6 +361,8 @@ class Follower:
     # Answers
 
     def _answered(self, answer: Answered, now: float) -> Step:
+        if self._credential.refuse(answer.status, now):
+            return Step(self._ask(now))
         trouble = trouble_of(answer)
         if trouble is not None:
             return self._troubled(trouble, now, evidence=True)
