@@ -26,6 +26,8 @@ from asyncjobs.cli.target import (
 )
 from asyncjobs.core.job import Job, JobId, JobStatus
 from asyncjobs.errors import IllegalMove, UnknownJob
+from asyncjobs.files import FileStorage
+from asyncjobs.files.contents import delete_files_of
 from asyncjobs.protocols import Selection, Store
 
 _TERMINAL = tuple(status for status in JobStatus if status.terminal)
@@ -186,7 +188,10 @@ def purge(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Delete ended jobs with their payloads and results. Other jobs are never deleted."""
+    """Delete ended jobs with their payloads, results and files. Other jobs are never deleted.
+
+    Jobs with files are only deleted if --jobs names the queue, which knows where the files are.
+    """
     found = deleted = 0
 
     async def work() -> None:
@@ -196,7 +201,7 @@ def purge(
             found = await _count(store, which, before)
             if found and not dry_run:
                 _confirm(f"Delete {_jobs(found)}?", yes=yes)
-                deleted = await _delete(store, which, before)
+                deleted = await _delete(store, which, before, target.find_files())
 
     run_async(work)
     if as_json:
@@ -205,31 +210,40 @@ def purge(
         click.echo(f"{_jobs(found)} would be deleted.")
     else:
         click.echo(f"{_jobs(deleted)} deleted.")
+    if deleted < found and not dry_run:
+        click.echo(f"{_jobs(found - deleted)} with files left: name the queue by --jobs.", err=True)
 
 
 async def _count(store: Store, which: Selection, before: datetime) -> int:
-    return sum([len(ids) async for ids in _ended(store, which, before)])
+    return sum([len(jobs) async for jobs in _ended(store, which, before)])
 
 
-async def _delete(store: Store, which: Selection, before: datetime) -> int:
+async def _delete(
+    store: Store, which: Selection, before: datetime, files: FileStorage | None
+) -> int:
+    """Delete the jobs; leave those with files if their storage is not known."""
     number = 0
     async with aclosing(_ended(store, which, before)) as pages:
-        async for ids in pages:
-            await store.delete(ids)
-            number += len(ids)
+        async for jobs in pages:
+            wanted = [job for job in jobs if not job.files or files is not None]
+            for job in wanted:
+                if job.files and files is not None:
+                    await delete_files_of(files, job.id)
+            await store.delete([job.id for job in wanted])
+            number += len(wanted)
     return number
 
 
-async def _ended(store: Store, which: Selection, before: datetime) -> AsyncGenerator[list[JobId]]:
-    """Yield ids page by page. A terminal job stays terminal, so none can start meanwhile."""
+async def _ended(store: Store, which: Selection, before: datetime) -> AsyncGenerator[list[Job]]:
+    """Yield jobs page by page. A terminal job stays terminal, so none can start meanwhile."""
     listing = listing_of(store)
     for status in (which.status,) if which.status else _TERMINAL:
         after = None
         while True:
             page = await listing.list(replace(which, status=status), limit=_PAGE_SIZE, after=after)
             ended = [job for job in page.jobs if job.status.terminal]
-            if ids := [job.id for job in ended if (job.completed_at or before) <= before]:
-                yield ids
+            if jobs := [job for job in ended if (job.completed_at or before) <= before]:
+                yield jobs
             if (after := page.next) is None:
                 break
 

@@ -12,8 +12,11 @@ from asyncjobs.core.printable import plain
 from asyncjobs.errors import (
     AsyncJobsError,
     ConfigurationError,
+    FileMissing,
     SchemaError,
+    StorageUnavailable,
     StoreUnavailable,
+    UnknownFile,
     UnknownJob,
     UnknownSchedule,
 )
@@ -28,6 +31,7 @@ COMMANDS = {
     "cancel": ("actions", "cancel"),
     "retry": ("actions", "retry"),
     "purge": ("actions", "purge"),
+    "files": ("files", "files"),
     "schedules": ("schedules", "schedules"),
     "migrate": ("schema", "migrate"),
     "check": ("check", "check"),
@@ -41,6 +45,9 @@ EXIT_CODES: dict[type[AsyncJobsError], int] = {
     StoreUnavailable: 3,
     SchemaError: 3,
     UnknownJob: 4,
+    UnknownFile: 4,
+    StorageUnavailable: 3,
+    FileMissing: 3,
     UnknownSchedule: 4,
 }
 

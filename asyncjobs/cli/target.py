@@ -19,6 +19,7 @@ from click.core import ParameterSource
 
 from asyncjobs import AsyncJobs
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
+from asyncjobs.files import FileStorage
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.protocols import Clock, Listing, Store, StoreClock, power_of
 from asyncjobs.records.change_feed import ChangeFeed
@@ -51,6 +52,14 @@ class Target:
                 "variable ASYNCJOBS_STORE or ASYNCJOBS_JOBS."
             )
         return store_from_url(self.store)
+
+    def find_files(self) -> FileStorage | None:
+        """Return the file storage of the queue; None if only a store was named.
+
+        The default folder of a store is not used: the application may have another one.
+        """
+        jobs = self.find_jobs()
+        return None if jobs is None else jobs.file_storage
 
 
 pass_target = click.make_pass_decorator(Target, ensure=True)
@@ -192,7 +201,9 @@ async def open_repository(target: Target) -> AsyncGenerator[Repository]:
 @asynccontextmanager
 async def open_queue(target: Target) -> AsyncGenerator[AsyncJobs]:
     """Open a queue on the store that runs no jobs."""
-    async with AsyncJobs(require_file(target.find_store()), dispatcher="worker") as jobs:
+    jobs = AsyncJobs(require_file(target.find_store()), dispatcher="worker")
+    jobs.file_storage = target.find_files()
+    async with jobs:
         yield jobs
 
 
