@@ -24,7 +24,7 @@ from benchmarks.running import Run
 from benchmarks.sides.catalogue import ON_ENGINES, SIDES
 
 #: Each is a module with a function `measure`.
-PARTS = ("stores", "http", "watchers", "growth", "engines", "hooks", "clients")
+PARTS = ("stores", "output", "http", "watchers", "growth", "engines", "hooks", "clients")
 
 
 def arguments() -> argparse.Namespace:
