@@ -24,6 +24,7 @@ from asyncjobs.client.errors import (
     UnknownStatus,
 )
 from asyncjobs.client.follower import Following, Transport
+from asyncjobs.client.output import ReceivedItem
 from asyncjobs.client.sync import JobsClient, RemoteJob, follow
 from asyncjobs.core.status import JobStatus
 
@@ -42,6 +43,7 @@ __all__ = [
     "JobsClient",
     "NotAJob",
     "NotJson",
+    "ReceivedItem",
     "RedirectLoop",
     "RemoteJob",
     "RemoteJobCancelled",

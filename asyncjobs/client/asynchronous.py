@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 import anyio
 from typing_extensions import TypeVar
@@ -19,14 +19,15 @@ from asyncjobs.client.exchange import (
     Ask,
     Broken,
     End,
-    Opened,
     Read,
     Rule,
     Step,
+    U,
     Wait,
     Woke,
 )
-from asyncjobs.client.transport import AsyncHttpClient, HttpLibrary, IncomingAnswer, arrived
+from asyncjobs.client.output import ReceivedItem
+from asyncjobs.client.transport import AsyncHttpClient, HttpLibrary, IncomingAnswer, arrived, opened
 from asyncjobs.settings import Seconds
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ class AsyncJobsClient(ClientBase[AsyncHttpClient]):
 class AsyncRemoteJob(RemoteJobBase[T, AsyncHttpClient]):
     """A job at a server; `last` is its newest known state, `monitor` has its URLs."""
 
-    def updates(self, *, timeout: Seconds | None = None, progress: bool = False) -> Updates:
+    def updates(
+        self, *, timeout: Seconds | None = None, progress: bool = False
+    ) -> Updates[JobUpdate]:
         """Iterate (`async for`) over each new state, up to and including the job's end.
 
         After `timeout` (default: the client's), `JobTimeout` is raised. `progress` draws a bar on
@@ -127,6 +130,19 @@ class AsyncRemoteJob(RemoteJobBase[T, AsyncHttpClient]):
                 pass
         return self._outcome(type)
 
+    def output(
+        self,
+        stream: str = "output",
+        *,
+        after: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> Updates[ReceivedItem]:
+        """Iterate (`async for`) over each item that the job emits; see `RemoteJob.output`.
+
+        If you stop early, use it in `async with` or call its `aclose`.
+        """
+        return Updates(self._output(stream, after, timeout), self._client.http)
+
     async def cancel(self) -> JobUpdate:
         """Ask the job to stop; it may still end in another way. Raises `RequestRefused`."""
         cancellation = self._cancellation()
@@ -141,7 +157,7 @@ async def run(rule: Rule, http: AsyncHttpClient) -> None:
             pass
 
 
-class Updates:
+class Updates(Generic[U]):
     """The updates of one rule, to be iterated over once. Raises the error with which the rule ends.
 
     This is not a generator: an event loop may never finalize a generator that is left early.
@@ -149,24 +165,24 @@ class Updates:
 
     def __init__(
         self,
-        rule: Rule,
+        rule: Rule[U],
         http: AsyncHttpClient,
-        learn: Callable[[JobUpdate], None] | None = None,
+        learn: Callable[[U], None] | None = None,
         *,
         progress: bool = False,
     ) -> None:
         self._rule = rule
         self._connection = AsyncConnection(http)
         self._learn = learn
-        self._step: Step | None = None
-        self._ready: deque[JobUpdate] = deque()
+        self._step: Step[U] | None = None
+        self._ready: deque[U] = deque()
         self._wants_bar = progress
         self._bar: ProgressBar | None = None
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> JobUpdate:
+    async def __anext__(self) -> U:
         if self._wants_bar and self._bar is None:
             from asyncjobs.client.progress_bar import ProgressBar  # noqa: PLC0415  # slow to load
 
@@ -181,11 +197,11 @@ class Updates:
         update = self._ready.popleft()
         if self._learn is not None:
             self._learn(update)
-        if self._bar is not None:
+        if self._bar is not None and isinstance(update, JobUpdate):
             self._bar.show(update)
         return update
 
-    async def _next_step(self) -> Step:
+    async def _next_step(self) -> Step[U]:
         if self._step is None:
             return self._rule.start(anyio.current_time())
         if isinstance(self._step.then, End):
@@ -245,7 +261,7 @@ class AsyncConnection:
             return Broken("the response did not start in time")
         self._chunks = chunks = self._response.aiter_bytes()
         if answer.is_stream(self._response):
-            return Opened()
+            return opened(self._response)
         async for chunk in chunks:
             refused = answer.add(chunk, anyio.current_time())
             if refused is not None:

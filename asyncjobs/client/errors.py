@@ -6,7 +6,7 @@ ClientError (an AsyncJobsError)
 │   └── RemoteJobCancelled
 ├── JobTimeout               the caller's timeout is over; the job goes on
 ├── ServerUnreachable        nothing but refused connections, 5xx or 429 for too long
-├── RequestRefused           the server rejected a submission or a cancellation
+├── RequestRefused           the server rejected a submission, a cancellation or an offset
 ├── NotAJob                  the URL is not a job's status monitor
 │   ├── JobNotFound          404 or 410
 │   ├── NotJson              an HTML page, for example
@@ -93,7 +93,10 @@ class ServerUnreachable(ClientError):
 
 
 class RequestRefused(ClientError):
-    """Raised when the server rejects a submission or a cancellation; `document` is its problem."""
+    """Raised when the server rejects a submission, a cancellation or an offset.
+
+    `document` is its problem.
+    """
 
     def __init__(self, url: str, status: int, document: Any) -> None:
         self.url = url

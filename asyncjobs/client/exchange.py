@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
+
+from typing_extensions import TypeVar
 
 from asyncjobs.client.documents import JobUpdate
 from asyncjobs.client.errors import ClientError
@@ -75,7 +77,9 @@ class Answered:
 
 @dataclass(frozen=True)
 class Opened:
-    """A stream of Server-Sent Events has begun."""
+    """A stream of Server-Sent Events has begun. Header names are lower case."""
+
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -108,21 +112,26 @@ class Woke:
 ActionResult = Answered | Opened | Arrived | Broken | Hopeless | Woke
 
 
+#: What a rule returns to the caller.
+U = TypeVar("U", default=JobUpdate)
+U_co = TypeVar("U_co", covariant=True, default=JobUpdate)
+
+
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[U_co]):
     """The updates to return to the caller, and then the action to perform."""
 
     then: Action
-    updates: tuple[JobUpdate, ...] = ()
+    updates: tuple[U_co, ...] = ()
 
 
-class Rule(Protocol):
+class Rule(Protocol[U_co]):
     """Decides what to do next; `now` is in seconds of a monotonic clock."""
 
-    def start(self, now: float) -> Step:
+    def start(self, now: float) -> Step[U_co]:
         """Return the first step."""
         ...
 
-    def receive(self, result: ActionResult, now: float) -> Step:
+    def receive(self, result: ActionResult, now: float) -> Step[U_co]:
         """Return the step that follows the result of the last one's action."""
         ...

@@ -14,8 +14,9 @@ from typing_extensions import TypeVar
 from asyncjobs.client.answers import Monitor, SubmittedJob
 from asyncjobs.client.base import ClientBase, RemoteJobBase
 from asyncjobs.client.documents import JobUpdate
-from asyncjobs.client.exchange import ActionResult, Ask, End, Opened, Read, Rule, Wait, Woke
-from asyncjobs.client.transport import HttpClient, HttpLibrary, IncomingAnswer, arrived
+from asyncjobs.client.exchange import ActionResult, Ask, End, Read, Rule, U, Wait, Woke
+from asyncjobs.client.output import ReceivedItem
+from asyncjobs.client.transport import HttpClient, HttpLibrary, IncomingAnswer, arrived, opened
 from asyncjobs.settings import Seconds
 
 T = TypeVar("T", default=Any)
@@ -122,6 +123,21 @@ class RemoteJob(RemoteJobBase[T, HttpClient]):
                 pass
         return self._outcome(type)
 
+    def output(
+        self,
+        stream: str = "output",
+        *,
+        after: str | None = None,
+        timeout: Seconds | None = None,
+    ) -> Generator[ReceivedItem]:
+        """Yield each item that the job emits, those that exist and each new one, to its end.
+
+        Begins after the item whose `offset` is `after`. It ends with the job, however the job ends.
+        After `timeout` (default: the client's), `JobTimeout` is raised. Raises `RequestRefused` for
+        an invalid offset, or `JobNotFound`. Call `close` on the generator if you stop early.
+        """
+        return drive(self._output(stream, after, timeout), self._client.http)
+
     def cancel(self) -> JobUpdate:
         """Ask the job to stop; it may still end in another way. Raises `RequestRefused`."""
         cancellation = self._cancellation()
@@ -147,7 +163,7 @@ def run(rule: Rule, http: HttpClient) -> None:
         pass
 
 
-def drive(rule: Rule, http: HttpClient) -> Generator[JobUpdate]:
+def drive(rule: Rule[U], http: HttpClient) -> Generator[U]:
     """Carry out a rule, and raise the error with which it ends."""
     with closing(BlockingConnection(http)) as connection:
         step = rule.start(time.monotonic())
@@ -190,7 +206,7 @@ class BlockingConnection:
         response = self._response = self._begin(answer)
         self._chunks = response.iter_bytes()
         if answer.is_stream(response):
-            return Opened()
+            return opened(response)
         with closing(self):
             for chunk in self._chunks:
                 refused = answer.add(chunk, time.monotonic())

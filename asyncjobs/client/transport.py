@@ -16,6 +16,7 @@ from asyncjobs.client.exchange import (
     Ask,
     Broken,
     Hopeless,
+    Opened,
     Read,
     Wait,
 )
@@ -126,14 +127,23 @@ class IncomingAnswer:
 
     def complete(self, response: Any) -> Answered:
         """Return the answer after its last part."""
-        headers = {name.lower(): value for name, value in response.headers.items()}
         asked, url = str(self.request.url), str(response.url)
+        headers = _headers_of(response)
         return Answered(asked, url, response.status_code, headers, bytes(self._body))
+
+
+def opened(response: Any) -> Opened:
+    """Return the result of a request whose answer is the requested stream."""
+    return Opened(_headers_of(response))
 
 
 def arrived(chunk: bytes | None) -> ActionResult:
     """Return the result of reading a stream; None stands for its end."""
     return Broken("the stream ended") if chunk is None else Arrived(chunk)
+
+
+def _headers_of(response: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
 
 
 def _library_of(client: object) -> Any:
