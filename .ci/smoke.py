@@ -131,6 +131,12 @@ def cron() -> None:
     jobs.schedule("nightly", export, cron="0 3 * * *", timezone="Europe/Berlin")
 
 
+def tokens() -> None:
+    from asyncjobs import Tokens
+
+    Tokens("a secret for this check, 32 bytes or more")
+
+
 def objects() -> None:
     AsyncJobs(MEMORY, files="s3://bucket/files")
 
@@ -198,6 +204,7 @@ EXTRAS: dict[str, Callable[[], None]] = {
         otel,
         cron,
         objects,
+        tokens,
         celery,
         rq,
         taskiq,

@@ -1,0 +1,317 @@
+"""The rules of tokens: secrets, times by the queue's clock, lists, and any text as a token."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import jwt
+import pytest
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.security import OAuth2PasswordBearer
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncjobs import AsyncJobs, Batch, EnqueueOptions, JobId, Tokens
+from asyncjobs.adapters.fastapi import jobs_router, mount
+from asyncjobs.errors import ConfigurationError, InvalidToken
+from asyncjobs.http.endpoints import Endpoints
+from asyncjobs.http.messages import Request, Response
+from asyncjobs.http.mounts import Mount
+from asyncjobs.testing import ManualClock
+
+FIRST, SECOND = "the first of two secrets, in 32 bytes", "the second of two secrets, in 32 bytes"
+TOKENS = Tokens(FIRST, lifetime=900, leeway=30)
+NOW = ManualClock().now()
+JOB = JobId("job_8e03978e-40d5-43dd-bc93-6894a57f9324")
+NOTHING: dict[str, Any] = {}
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    found: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    return found
+
+
+@pytest.mark.parametrize(
+    "secret", ["", "short", "x" * 31, [], {}, ["x" * 32, "short"], {"a": "b"}, [7]]
+)
+def test_a_secret_that_is_missing_or_short_is_a_mistake_and_never_shown(secret: Any) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Tokens(secret)
+    assert "x" * 9 not in str(error.value)
+    assert FIRST not in repr(TOKENS)
+
+
+@pytest.mark.parametrize(
+    "terms", [{"lifetime": 0}, {"leeway": -1}, {"scopes": []}, {"scopes": ["write"]}]
+)
+def test_values_out_of_range_are_a_mistake(terms: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        Tokens(FIRST, **terms)
+
+
+def test_the_first_secret_signs_and_all_verify() -> None:
+    before, both = Tokens([FIRST]), Tokens([SECOND, FIRST])
+    old, new = before.issue(JOB, NOW).text, both.issue(JOB, NOW).text
+    assert both.read(old, NOW) == both.read(new, NOW)
+    with pytest.raises(InvalidToken, match="its key is unknown"):
+        before.read(new, NOW)
+    # The order of the secrets changes no key's id, nor does another process.
+    assert Tokens([FIRST, SECOND]).read(new, NOW).subject == JOB
+
+
+def test_keys_may_have_ids_of_ones_own() -> None:
+    tokens = Tokens({"new": SECOND, "old": FIRST})
+    issued = tokens.issue(JOB, NOW).text
+    assert jwt.get_unverified_header(issued) == {"alg": "HS256", "kid": "new", "typ": "JWT"}
+    # A token without an id is that of the first secret.
+    without = jwt.encode(claims_of(issued), SECOND, "HS256")
+    assert tokens.read(without, NOW).subject == JOB
+    with pytest.raises(InvalidToken, match="its signature is wrong"):
+        tokens.read(jwt.encode(claims_of(issued), FIRST, "HS256"), NOW)
+
+
+def test_a_token_says_nothing_but_what_it_opens_and_for_how_long() -> None:
+    claims = claims_of(TOKENS.issue(JOB, NOW).text)
+    assert claims == {
+        "iss": "asyncjobs",
+        "aud": "asyncjobs",
+        "sub": JOB,
+        "scope": "read output cancel",
+        "iat": int(NOW.timestamp()),
+        "exp": int(NOW.timestamp()) + 900,
+    }
+
+
+@pytest.mark.parametrize(
+    ("after", "renews", "allowed"),
+    [
+        (-31, False, False), (-30, False, True), (0, False, True), (929, False, True),
+        (930, False, False), (989, True, True), (990, True, False),
+    ],
+)  # fmt: skip
+def test_clocks_may_differ_by_the_leeway_and_a_renewal_may_be_late(
+    after: int, renews: bool, allowed: bool
+) -> None:
+    token, moment = TOKENS.issue(JOB, NOW).text, NOW + timedelta(seconds=after)
+    if allowed:
+        assert TOKENS.read(token, moment, renews=renews).subject == JOB
+    else:
+        with pytest.raises(InvalidToken):
+            TOKENS.read(token, moment, renews=renews)
+
+
+def test_a_mount_that_gives_fewer_scopes_takes_them_from_older_tokens() -> None:
+    fewer = Tokens(FIRST, scopes=["read"])
+    grant = fewer.read(TOKENS.issue(JOB, NOW).text, NOW)
+    assert grant.scopes == ("read",)
+    renewed = fewer.issue(JOB, NOW, like=grant).text
+    assert TOKENS.read(renewed, NOW).scopes == ("read",)
+
+
+parts = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(TOKENS.issue(JOB, NOW).text.split(".")),
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+        lambda one: (
+            st.lists(one, max_size=3) | st.dictionaries(st.text(max_size=5), one, max_size=3)
+        ),
+    ).map(lambda value: jwt.utils.base64url_encode(json.dumps(value).encode()).decode()),
+)
+
+
+@given(st.one_of(st.text(max_size=60), st.lists(parts, max_size=5).map(".".join)))
+def test_any_other_text_is_an_invalid_token(text: str) -> None:
+    if text != TOKENS.issue(JOB, NOW).text:
+        with pytest.raises(InvalidToken):
+            TOKENS.read(text, NOW)
+    TOKENS.find(Request("GET", headers=bearer(text)))
+    TOKENS.find(Request("GET", query=f"token={text}"))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["iss", "aud", "sub", "scope", "iat", "exp", "nbf", "owner", "jti"]),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+        | st.lists(st.text(max_size=3), max_size=2),
+        max_size=4,
+    )
+)  # fmt: skip
+def test_signed_claims_of_any_type_are_read_or_refused(change: dict[str, Any]) -> None:
+    claims = {**claims_of(TOKENS.issue(JOB, NOW).text), **change}
+    text = jwt.api_jws.encode(json.dumps(claims).encode(), FIRST, "HS256")
+    try:
+        grant = TOKENS.read(text, NOW)
+    except InvalidToken:
+        return
+    assert isinstance(grant.subject, str)
+    assert set(grant.scopes) <= {"read", "output", "cancel"}
+
+
+def test_nesting_and_length_are_refused_like_any_other_mistake() -> None:
+    deep = jwt.utils.base64url_encode(b"[" * 2_000).decode()
+    for text in (f"{deep}.{deep}.x", f"e30.{deep}.x", "a" * 100_000, "." * 5_000):
+        with pytest.raises(InvalidToken):
+            TOKENS.read(text, NOW)
+        assert TOKENS.find(Request("GET", headers=bearer(text))) is None
+
+
+@asynccontextmanager
+async def opened(clock: ManualClock | None = None) -> Any:
+    jobs = AsyncJobs("memory://", clock=clock)
+    jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
+    endpoints = Endpoints(jobs, Mount(identified=True, tokens=TOKENS))
+    async with jobs:
+        yield endpoints
+
+
+def document(response: Response) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(response.body)
+    return found
+
+
+def test_a_token_ends_by_the_clock_of_the_queue() -> None:
+    async def use() -> None:
+        clock = ManualClock()
+        async with opened(clock) as endpoints:
+            job = (await endpoints.jobs.enqueue("order", NOTHING, user_id="ann")).job
+            given = await endpoints.handle(Request("POST", f"{job.id}/token", owner="ann"))
+            headers = bearer(document(given)["token"])
+            read, renew = (
+                Request("GET", job.id, headers=headers),
+                Request("POST", f"{job.id}/token", headers=headers),
+            )
+            assert (await endpoints.handle(read)).status == 200
+            clock.advance(timedelta(minutes=15, seconds=31))
+            assert (await endpoints.handle(read)).status == 401
+            assert (await endpoints.handle(renew)).status == 200
+            clock.advance(timedelta(minutes=1))
+            assert (await endpoints.handle(renew)).status == 401
+
+    anyio.run(use)
+
+
+def test_no_url_in_an_answer_repeats_the_token() -> None:
+    async def use() -> None:
+        async with opened() as endpoints:
+            options = EnqueueOptions(tags=["nightly"])
+            for _ in range(3):
+                await endpoints.jobs.enqueue("order", NOTHING, user_id="ann", options=options)
+            given = Request("POST", "token", query="tag=nightly", owner="ann")
+            token = document(await endpoints.handle(given))["token"]
+            query = f"tag=nightly&limit=1&token={token}"
+            first = await endpoints.handle(Request("GET", "", query=query))
+            assert document(first)["next"].startswith("/api/jobs?tag=nightly&limit=1&cursor=")
+            assert token not in str(first)
+            # The next page has the same token, given again by the client.
+            following = document(first)["next"].partition("?")[2]
+            second = Request("GET", "", query=f"{following}&token={token}")
+            assert len(document(await endpoints.handle(second))["jobs"]) == 1
+            events = Request("GET", "", query=query, headers={"accept": "text/event-stream"})
+            stream = await endpoints.handle(events)
+            assert (stream.status, stream.header("Referrer-Policy")) == (200, "no-referrer")
+            await stream.chunks.aclose()  # type: ignore[attr-defined]
+
+    anyio.run(use)
+
+
+def test_the_token_of_a_batch_lists_its_jobs_and_opens_none_of_them() -> None:
+    async def use() -> None:
+        async with opened() as endpoints:
+            jobs = endpoints.jobs
+            batch = await jobs.enqueue_batch("order", [NOTHING, NOTHING], user_id="ann")
+            headers = bearer(TOKENS.issue(batch.id, jobs.clock.now()).text)
+            answer = await endpoints.handle(
+                Request("GET", "", query=f"batch={batch.id}", headers=headers)
+            )
+            members = [one["jobId"] for one in document(answer)["jobs"]]
+            assert len(members) == 2
+            assert (await endpoints.handle(Request("GET", batch.id, headers=headers))).status == 200
+            assert (
+                await endpoints.handle(Request("GET", members[0], headers=headers))
+            ).status == 404
+            other = Request("GET", "", query=f"batch={members[0]}", headers=headers)
+            assert (await endpoints.handle(other)).status == 404
+
+    anyio.run(use)
+
+
+@pytest.fixture(params=["mount", "router"])
+def app(request: pytest.FixtureRequest) -> tuple[FastAPI, AsyncJobs]:
+    """An application whose callers have the app's own bearer tokens; its whole is guarded, too."""
+    scheme = OAuth2PasswordBearer("login")
+
+    def guard(x_blocked: str | None = None) -> None:
+        if x_blocked is not None:
+            raise HTTPException(418)
+
+    async def current_user(token: str = Depends(scheme)) -> str:
+        return f"user of {token}"
+
+    app = FastAPI(dependencies=[Depends(guard)])
+    jobs = AsyncJobs("memory://")
+    jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
+    if request.param == "mount":
+        mount(app, jobs, identify=current_user, tokens=TOKENS)
+    else:
+        app.include_router(
+            jobs_router(jobs, identify=current_user, tokens=TOKENS), prefix="/api/jobs"
+        )
+    app.dependency_overrides[guard] = guard
+    return app, jobs
+
+
+def test_on_fastapi_identify_is_resolved_only_without_a_token(
+    app: tuple[FastAPI, AsyncJobs],
+) -> None:
+    site, jobs = app
+    with TestClient(site) as client:
+        job = jobs.sync.enqueue("order", NOTHING, user_id="user of x").job
+        token = TOKENS.issue(job.id, jobs.clock.now()).text
+        url = f"/api/jobs/{job.id}"
+        assert client.get(url).status_code == 401
+        assert client.get(url, headers={"Authorization": "Bearer x"}).status_code == 200
+        assert client.get(url, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        # The dependencies of the whole app still apply.
+        blocked = client.get(url, params={"token": token, "x_blocked": "1"})
+        assert blocked.status_code == 418
+
+
+def test_openapi_names_the_schemes_of_identify_and_the_token(
+    app: tuple[FastAPI, AsyncJobs],
+) -> None:
+    described = app[0].openapi()
+    paths = described["paths"]
+    assert {"/api/jobs/{job_id}/token", "/api/jobs/token"} <= paths.keys()
+    schemes = described["components"]["securitySchemes"]
+    assert schemes["JobToken"]["bearerFormat"] == "JWT"
+    for path in (one for one in paths if one.startswith("/api/jobs")):
+        for method, operation in paths[path].items():
+            named = {name for one in operation["security"] for name in one}
+            assert named == {"OAuth2PasswordBearer", "JobToken"}, (method, path)
+            assert {"401", "403"} <= operation["responses"].keys()
+            parameters = {one["name"] for one in operation["parameters"]}
+            assert ("token" in parameters) == (method == "get")
+
+
+def test_a_batch_submitted_by_a_route_has_a_token_of_its_own() -> None:
+    async def use() -> None:
+        from asyncjobs.http.endpoints import Submit  # noqa: PLC0415
+
+        async with opened() as endpoints:
+            asked = Request("POST", owner="ann")
+            answer = await endpoints.accept(asked, "order", Batch([NOTHING]), Submit())
+            accepted = document(answer)
+            assert claims_of(accepted["token"])["sub"] == accepted["jobId"]
+            assert accepted["tokenUrl"] == f"/api/jobs/{accepted['jobId']}/token"
+
+    anyio.run(use)
