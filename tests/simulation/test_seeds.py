@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.simulation.batches import BatchWorld
+from tests.simulation.outputs import OutputWorld
 from tests.simulation.rules import violations
 from tests.simulation.world import simulate
 
@@ -33,4 +34,10 @@ def test_no_rule_is_broken_whatever_happens(
 @pytest.mark.parametrize("seed", range(SEEDS // 2))
 def test_the_numbers_of_batches_are_exact_whatever_happens(seed: int) -> None:
     history = simulate(seed, kind=BatchWorld).history
+    assert [event["words"] for event in history if event["what"] == "wrong"] == []
+
+
+@pytest.mark.parametrize("seed", range(SEEDS // 2))
+def test_output_is_complete_and_in_order_whatever_happens(seed: int) -> None:
+    history = simulate(seed, kind=OutputWorld).history
     assert [event["words"] for event in history if event["what"] == "wrong"] == []
