@@ -11,11 +11,12 @@ import pytest
 from asyncjobs import Event, Job, Retry, Transition
 from asyncjobs.core import lifecycle
 from asyncjobs.core.events import EventName, event_of
-from asyncjobs.core.job import JobError, Lease, Progress, ScheduleState
+from asyncjobs.core.job import JobError, JobFile, Lease, Progress, ScheduleState
 from asyncjobs.core.lifecycle import TRANSITIONS, Move
 from asyncjobs.testing import sample_job
 
 TOKEN = "t"  # noqa: S105  # of a lease
+FILE = JobFile(name="export.csv", key="job_1/1-a", attempt=1)
 ERROR = JobError(code="broken", message="It broke.")
 SCHEDULE = ScheduleState(definition="{}")
 BRIEFLY = Retry(max_attempts=2, initial_delay=timedelta(0))
@@ -54,6 +55,16 @@ MOVES: dict[Move, list[tuple[Job, Callable[[Job], Job], Event | None]]] = {
     Move.REPORT: [
         (running(), lambda job: lifecycle.report(job, Progress(percent=5), token=TOKEN), None),
         (asked_to_stop(), lambda job: lifecycle.report(job, Progress(), token=TOKEN), None),
+    ],
+    Move.ANNOUNCE_FILE: [
+        (running(), lambda job: lifecycle.announce_file(job, FILE, token=TOKEN, limit=9), None)
+    ],
+    Move.RECORD_FILE: [
+        (
+            running().changed(files=(FILE,)),
+            lambda job: lifecycle.record_file(job, job.run_at, FILE, token=TOKEN),
+            None,
+        )
     ],
     Move.COMPLETE: [
         (
