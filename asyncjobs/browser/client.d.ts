@@ -118,6 +118,8 @@ export interface FollowOptions<Result = unknown> extends RequestOptions {
 /** Which of the caller's own jobs: all of them unless given. */
 export interface JobSelection {
   tag?: string;
+  /** The id of a batch, whose jobs are followed; not with a tag. */
+  batch?: string;
   type?: string;
   status?: JobStatus;
   /** How many of the newest, up to 100. 20 unless given. */
@@ -135,6 +137,34 @@ export interface FollowJobsOptions extends RequestOptions, JobSelection {
   transport?: "events" | "poll";
   /** Go on while the tab is hidden. */
   background?: boolean;
+}
+
+/** Items that arrived together; `offset` is that after the last of them. */
+export interface OutputPortion<Item = unknown> {
+  items: Item[];
+  /** Where to go on later: the option `offset`. */
+  offset: string;
+  /** The number of the attempt that emitted the items; a retry of the job begins a new one. */
+  epoch: number;
+}
+
+export interface FollowOutputOptions<Item = unknown> extends RequestOptions {
+  /** The name of a stream; `output` unless given. */
+  stream?: string;
+  /** Begin after the items that this offset follows; with the first item unless given. */
+  offset?: string;
+  /** Called with the items of each portion; what it throws ends the following. */
+  onItems?: (items: Item[], portion: OutputPortion<Item>) => void;
+  /** Milliseconds after which to give up, with the code `timeout`. A day unless given. */
+  timeout?: number;
+  /** `"events"` unless given; then `"wait"`, if events do not come through. */
+  transport?: "events" | "wait";
+  /** Go on while the tab is hidden. */
+  background?: boolean;
+  /** The `token` of the 202, if the job is given by its URL. It is renewed before it ends. */
+  token?: string;
+  /** The `tokenUrl` of the 202; `/token` below the status URL unless given. */
+  tokenUrl?: string;
 }
 
 export interface SubmitOptions extends RequestOptions {
@@ -188,13 +218,25 @@ export interface Following<Result = unknown>
 }
 
 /**
- * `invalid_url`, `not_a_job` (an answer that is no job's document), `unknown_status` (of a newer
+ * The offset and epoch of the end to come. Iterated, it yields the portions, unless there is an
+ * `onItems`; leaving the loop ends the following.
+ */
+export interface FollowingOutput<Item = unknown>
+  extends Promise<Omit<OutputPortion, "items">>,
+    AsyncIterable<OutputPortion<Item>> {
+  /** The token that opens the job now; `null` without one. */
+  readonly token: string | null;
+}
+
+/**
+ * `invalid_url`, `not_a_job` (an answer that is no job's document), `not_a_stream` (one that is no output), `unknown_status` (of a newer
  * server, before the job's end), `redirect_loop`, `timeout`, `job_not_found`, `refused` (without a
  * reason), or the code of the server's own problem.
  */
 export type JobErrorCode =
   | "invalid_url"
   | "not_a_job"
+  | "not_a_stream"
   | "unknown_status"
   | "redirect_loop"
   | "timeout"
@@ -244,6 +286,15 @@ export interface FollowingJobs extends Promise<never>, AsyncIterable<ListedJob[]
 
 /** Follow a list of the caller's own jobs, the newest first. */
 export function followJobs(options?: FollowJobsOptions): FollowingJobs;
+
+/**
+ * Follow a stream of a job's output to its end: JSON values, strings, or `Uint8Array`s. Rejects with
+ * a `JobError`, or with the signal's reason.
+ */
+export function followOutput<Item = unknown>(
+  job: JobTarget,
+  options?: FollowOutputOptions<Item>,
+): FollowingOutput<Item>;
 
 /** Submit a job by POST, as JSON; it is one job however often it had to be sent. */
 export function submitJob<Result = unknown>(

@@ -16,6 +16,8 @@ const LIST_PACE = 5_000; // between two reads of a list
 const LIST_LAG = 3_000; // how long a change of a list may take to reach its stream
 const TOKEN_LIFE = 300_000; // of a token whose times cannot be read
 const KEPT = "asyncjobs:";
+const TYPES = { json: "application/json", text: "text/plain", bytes: "application/octet-stream" };
+const WAITING = 100; // portions of output that the loop over them has not taken yet
 
 const WAYS = ["socket", "events", "wait", "poll"];
 const STATUSES = ["accepted", "pending", "processing", "completed", "failed", "cancelled"];
@@ -248,6 +250,7 @@ class Follower {
   worked = false;
   ended = false;
   token = null;
+  fetches = false;
   #life = new AbortController();
   #stay = new AbortController();
   #wake = () => {};
@@ -268,7 +271,8 @@ class Follower {
     if (keep) this.#keep();
     this.way = Math.max(this.ways.indexOf(transport), 0);
     // EventSource sends no headers of ours.
-    if (transport === "events" && ((headers && !this.token) || !globalThis.EventSource)) this.way++;
+    const sourceless = (headers && !this.token) || !globalThis.EventSource;
+    if (transport === "events" && sourceless && !this.fetches) this.way++;
     if (transport === "poll") this.rest(job.retryAfter * 1000 || 0);
     signal?.addEventListener("abort", () => this.fail(signal.reason), { signal: this.#life.signal });
     const late = () => this.fail(new JobError("timeout", `${url} did not end within ${timeout} ms.`, { url }));
@@ -294,9 +298,15 @@ class Follower {
     } catch (error) {
       this.fail(error);
     }
-    if (this.ended) this.#close(() => this.resolve(document));
+    if (this.ended) this.end(document);
     this.tell();
     return true;
+  }
+
+  end(value) {
+    this.ended = true;
+    this.#close(() => this.resolve(value));
+    this.tell();
   }
 
   /** Take in what a connection sent; return false if it is no document. */
@@ -336,11 +346,15 @@ class Follower {
         if (this.document !== seen) yield (seen = this.document);
         else if (this.error) throw this.error;
         else if (this.ended) return;
-        else await (this.#news ??= new Promise((resolve) => (this.#hear = resolve)));
+        else await this.news();
       }
     } finally {
       this.fail(new DOMException("The job is not followed any more.", "AbortError"));
     }
+  }
+
+  news() {
+    return (this.#news ??= new Promise((resolve) => (this.#hear = resolve)));
   }
 
   rest(ms) {
@@ -353,9 +367,9 @@ class Follower {
   }
 
   /** Send a read; return null if its token was refused, and it has to be sent again. */
-  async read(init) {
+  async read(init, url = this.url) {
     const { token } = this;
-    const answer = await fetch(this.url, init);
+    const answer = await fetch(url, init);
     if (!token || answer.status !== 401) return answer;
     answer.body?.cancel();
     // Without a token, other credentials may still open the job.
@@ -598,9 +612,9 @@ class ListFollower extends Follower {
   heard = 0;
 
   begin() {
-    const { prefix = "/api/jobs", tag, type, status, limit } = this.options;
+    const { prefix = "/api/jobs", tag, batch, type, status, limit } = this.options;
     const url = new URL(absolute(prefix));
-    const filters = Object.entries({ tag, type, status, limit });
+    const filters = Object.entries({ tag, batch, type, status, limit });
     for (const [name, value] of filters) if (value != null) url.searchParams.set(name, value);
     return super.begin(url);
   }
@@ -655,6 +669,220 @@ class ListFollower extends Follower {
     if (this.ways[this.way] === "events") await pause(LIST_LAG, signal);
     return this.heard === heard ? "news" : "again";
   }
+}
+
+/** Read the events of a stream until `hear` returns true, or to their end. */
+const readEvents = async (body, hear, ready) => {
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  let [rest, kind, data] = ["", "", []];
+  while (true) {
+    await ready();
+    const { done, value } = await reader.read();
+    if (done) return;
+    // A CR at the end may be half of a CRLF.
+    const lines = (rest + decoder.decode(value, { stream: true })).split(/\r\n|\n|\r(?!$)/);
+    rest = lines.pop();
+    for (const line of lines) {
+      if (line === "") {
+        if (data.length && hear(kind, data.join("\n"))) return;
+        [kind, data] = ["", []];
+      }
+      const [, name, text] = /^([^:]*):? ?(.*)$/s.exec(line);
+      if (name === "data") data.push(text);
+      if (name === "event") kind = text;
+    }
+  }
+};
+
+const bytesIn = (base64) => Uint8Array.from(atob(base64.replace(/\s/g, "")), (char) => char.charCodeAt(0));
+
+/** Follows a stream of output: Durable Streams, the half that reads. */
+class OutputFollower extends Follower {
+  ways = ["events", "wait"];
+  fetches = true; // so tokens and headers are sent along with streams, too
+  portions = [];
+  epoch = 0;
+  type = null;
+  untyped = false;
+
+  begin(job) {
+    const { stream = "output", offset = "-1" } = this.options;
+    const statusUrl = absolute(job?.statusUrl ?? job);
+    this.offset = offset;
+    this.output = below(statusUrl, stream === "output" ? "/output" : `/output/${encodeURIComponent(stream)}`);
+    return super.begin({ statusUrl, token: job?.token, tokenUrl: job?.tokenUrl });
+  }
+
+  async *updates() {
+    this.iterated = true;
+    try {
+      while (true) {
+        if (this.portions.length) yield this.portions.shift();
+        else if (this.error) throw this.error;
+        else if (this.ended) return;
+        else await this.news();
+        this.drained?.();
+      }
+    } finally {
+      this.fail(new DOMException("The output is not followed any more.", "AbortError"));
+    }
+  }
+
+  async take(signal) {
+    await this.#room(signal);
+    if (signal.aborted) return "again";
+    return this.ways[this.way] === "events" && !this.untyped ? this.#stream(signal) : this.#hold(signal);
+  }
+
+  async #room(signal) {
+    while (this.iterated && this.portions.length >= WAITING && !signal.aborted) {
+      await new Promise((drained) => {
+        this.drained = drained;
+        signal.addEventListener("abort", drained, { once: true });
+      });
+    }
+  }
+
+  /** Move to an offset; what came before it are these items. */
+  #advance(items, offset, epoch, closed) {
+    if (this.ended) return;
+    this.worked = true;
+    this.failures = 0;
+    this.offset = offset;
+    this.epoch = Number(epoch ?? this.epoch);
+    const portion = { items, offset, epoch: this.epoch };
+    if (items.length) {
+      if (!this.options.onItems) this.portions.push(portion);
+      try {
+        this.options.onItems?.(items, portion);
+      } catch (error) {
+        this.fail(error);
+      }
+    }
+    if (closed && !this.error) this.end({ offset, epoch: this.epoch });
+    this.tell();
+  }
+
+  async #ask(live, accept, signal) {
+    const url = new URL(this.output);
+    url.searchParams.set("offset", this.offset);
+    url.searchParams.set("live", live);
+    const answer = await this.read({ ...this.init({ Accept: accept }), cache: "no-store", signal }, url.href);
+    if (!answer) return null;
+    if (passes(answer)) return void this.rest(respite(answer, this.failures++));
+    if (!answer.ok) await documentIn(answer, this.output);
+    return answer;
+  }
+
+  async #stream(signal) {
+    const silence = new AbortController();
+    const begun = now();
+    let timer;
+    const wait = (ms) => {
+      clearTimeout(timer);
+      timer = setTimeout(() => silence.abort(), ms);
+    };
+    let heard = false;
+    let how = "again";
+    let items = [];
+    const hear = (kind, data) => {
+      heard = true;
+      if (kind === "data") {
+        // The server of another library, or CORS hides the header: the answer to a read has the type.
+        this.untyped = !this.type;
+        if (this.untyped) return true;
+        items.push(...this.#itemsOf(this.#isText() ? data : bytesIn(data)));
+      }
+      if (kind !== "control") return false;
+      const { streamNextOffset, streamEpoch, streamClosed } = parsed(data) ?? {};
+      if (typeof streamNextOffset !== "string") throw this.#notAStream("a control event without an offset");
+      this.#advance(items, streamNextOffset, streamEpoch, streamClosed);
+      items = [];
+      return this.ended;
+    };
+    try {
+      wait(HOLD * 1000 + SLACK);
+      const answer = await this.#ask("sse", "text/event-stream", AbortSignal.any([signal, silence.signal]));
+      if (!answer) return "again";
+      if (!answer.headers.get("content-type")?.startsWith("text/event-stream")) return "next";
+      this.type = TYPES[answer.headers.get("stream-kind")] ?? this.type;
+      how = "next"; // unless there is a first word
+      const ready = async () => {
+        clearTimeout(timer);
+        await this.#room(signal);
+        wait(heard ? QUIET : FIRST_WORD);
+      };
+      await readEvents(answer.body, hear, ready);
+      how = heard ? "again" : "next";
+      // Servers end each stream after about a minute.
+      if (!this.untyped && !this.ended && now() - begun < PACE_LEAST) this.rest(Math.max(toldBy(answer), PACE_LEAST));
+    } catch (error) {
+      if (error instanceof JobError) throw error;
+      if (heard || how !== "next") how = "broken";
+    } finally {
+      clearTimeout(timer);
+      silence.abort();
+    }
+    return how;
+  }
+
+  async #hold(signal) {
+    const begun = now();
+    const answer = await this.#ask("long-poll", "*/*", within(signal, HOLD * 1000 + SLACK));
+    if (!answer) return "again";
+    const header = (name) => answer.headers.get(`stream-${name}`);
+    const type = answer.headers.get("content-type")?.split(";")[0];
+    const bytes = answer.status === 200 ? new Uint8Array(await answer.arrayBuffer()) : [];
+    const before = this.type;
+    this.type = type;
+    const items = bytes.length ? this.#itemsOf(this.#isText() ? new TextDecoder().decode(bytes) : bytes) : [];
+    if (items.length) this.untyped = false;
+    else this.type = before;
+    const offset = header("next-offset");
+    if (offset !== null) this.#advance(items, offset, header("epoch"), header("closed") === "true");
+    else if (this.ways[this.way] !== "events") throw this.#notAStream(`${type}, without a visible Stream-Next-Offset`);
+    const took = now() - begun;
+    this.rest(items.length ? LEAST - took : took < PACE_LEAST ? this.told : 0);
+    return "again";
+  }
+
+  #isText() {
+    return this.type === TYPES.json || this.type.startsWith("text/");
+  }
+
+  #itemsOf(data) {
+    if (this.type !== TYPES.json) return data.length ? [data] : [];
+    const found = parsed(data);
+    if (Array.isArray(found)) return found;
+    throw this.#notAStream(`data that are not JSON: ${data.slice(0, 80)}`);
+  }
+
+  #notAStream(received) {
+    return new JobError("not_a_stream", `${this.output} is not a stream of output. It answered ${received}.`, {
+      url: this.output,
+      received,
+    });
+  }
+}
+
+/**
+ * Follow the output of a job: an iterable of its portions, and a promise of its end.
+ * With `onItems`, portions are passed to it instead.
+ */
+export function followOutput(job, options = {}) {
+  const follower = new OutputFollower(options);
+  const { settled } = follower;
+  Promise.resolve()
+    .then(() => follower.begin(job))
+    .catch((error) => follower.fail(error));
+  Object.defineProperty(settled, "token", { get: () => follower.token });
+  return Object.assign(settled, {
+    [Symbol.asyncIterator]: () => {
+      settled.catch(() => {}); // the iteration raises it
+      return follower.updates();
+    },
+  });
 }
 
 /** Follow a job: a promise of the final document, and an iterable of each newer one. */

@@ -1,4 +1,4 @@
-import type { FollowJobsOptions, FollowOptions, JobDocument, JobSelection, ListedJob, Submitted } from "./client.js";
+import type { FollowJobsOptions, FollowOptions, FollowOutputOptions, JobDocument, JobSelection, ListedJob, Submitted } from "./client.js";
 
 export interface UseAsyncJobOptions<Result = unknown> extends Omit<FollowOptions<Result>, "signal"> {
   /** Where ids are looked up: `/api/jobs` unless given. */
@@ -65,3 +65,42 @@ export function useJobs(
   selection?: JobSelection | null,
   options?: Omit<FollowJobsOptions, "signal" | keyof JobSelection>,
 ): JobsState;
+
+export interface UseJobOutputOptions<Item = unknown> extends Omit<FollowOutputOptions<Item>, "signal" | "offset"> {
+  /** Where ids are looked up: `/api/jobs` unless given. */
+  prefix?: string;
+  /** Milliseconds between two renders. 50 unless given. */
+  throttle?: number;
+  /**
+   * Keep what was received in sessionStorage, up to half a megabyte of JSON, so that a reload goes
+   * on from there. True unless given. Without it, and for bytes, a reload reads from the start.
+   */
+  keep?: boolean;
+  /** Show only the items of the job's last attempt, which is the default, or those of all. */
+  attempts?: "last" | "all";
+}
+
+export interface JobOutputState<Item = unknown> {
+  /** What was received, in order. */
+  items: Item[];
+  /** The strings among the items, joined: all of a text stream. */
+  text: string;
+  /** The attempt that emitted the last item; 0 before the first. */
+  epoch: number;
+  /** There is a job, and its output may grow. */
+  isLoading: boolean;
+  /** All was received, however the job ended. */
+  isComplete: boolean;
+  /** Why the output cannot be followed, as a sentence. */
+  error: string | undefined;
+}
+
+/**
+ * Follow a stream of a job's output from the first render with a job to its end. Each item is there
+ * once, also after a reload. Options are read when the following begins; it begins anew when the
+ * job, the stream or `attempts` changes.
+ */
+export function useJobOutput<Item = unknown>(
+  job: AsyncJobTarget,
+  options?: UseJobOutputOptions<Item>,
+): JobOutputState<Item>;

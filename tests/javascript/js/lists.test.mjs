@@ -45,7 +45,7 @@ const until = async (fits, origin, options = {}) => {
 describe("a followed list", { concurrency: true }, () => {
   test("asks for the events of the selection", async (context) => {
     const { origin, requests } = await serving(context, stream([["list", { jobs: [], next: null }]]));
-    const chosen = { tag: "customer:42 & more", type: "export", status: "failed", limit: 5 };
+    const chosen = { tag: "customer:42 & more", batch: "job_1", type: "export", status: "failed", limit: 5 };
     await until(() => true, origin, chosen);
     const url = new URL(requests[0].url, origin);
     assert.equal(url.pathname, "/api/jobs");

@@ -3,6 +3,7 @@ import {
   followJob,
   followJobs,
   followJobWs,
+  followOutput,
   JobError,
   resumeJobs,
   submitJob,
@@ -10,7 +11,7 @@ import {
   type ListedJob,
 } from "./client/client.js";
 import { AsyncJobElement } from "./client/element.js";
-import { useAsyncJob, useAsyncJobWs, useJobs } from "./client/react.js";
+import { useAsyncJob, useAsyncJobWs, useJobOutput, useJobs } from "./client/react.js";
 
 interface ExportResult {
   download_url: string;
@@ -61,4 +62,20 @@ export function Jobs(): string {
   useJobs();
   useJobs(null);
   return isLoading ? "" : (error ?? jobs.map((job) => job.title ?? job.type).join());
+}
+
+export async function read(offset: string): Promise<string> {
+  const options = { stream: "log", offset, onItems: (items: string[], { epoch }: { epoch: number }) => items.join() + epoch };
+  const end = await followOutput<string>("/api/jobs/job_1", options);
+  for await (const { items, offset } of followOutput<{ n: number }>("/")) items[0]?.n.toFixed() && offset.trim();
+  // @ts-expect-error: output has no result
+  (await followOutput("/")).result;
+  return end.offset;
+}
+
+export function Output({ id }: { id: string | null }): string {
+  const { items, text, isLoading, error } = useJobOutput<{ n: number }>(id, { stream: "rows", throttle: 16, attempts: "all" });
+  // @ts-expect-error: no such choice
+  useJobOutput(id, { attempts: "first" });
+  return isLoading ? text : (error ?? items.map(({ n }) => n).join());
 }
