@@ -186,7 +186,7 @@ def token_for(job_id: str, *, at: timedelta = timedelta(0), tokens: Tokens = TOK
 
 def unsigned(job_id: str) -> str:
     claims = jwt.decode(token_for(job_id), options={"verify_signature": False})
-    return jwt.encode(claims, None, "none")
+    return jwt.encode(claims, "", "none")
 
 
 def signed_by(job_id: str, algorithm: str, key: str = KEY) -> str:

@@ -219,7 +219,7 @@ def test_no_url_in_an_answer_repeats_the_token() -> None:
             events = Request("GET", "", query=query, headers={"accept": "text/event-stream"})
             stream = await endpoints.handle(events)
             assert (stream.status, stream.header("Referrer-Policy")) == (200, "no-referrer")
-            await stream.chunks.aclose()  # type: ignore[attr-defined]
+            await stream.chunks.aclose()
 
     anyio.run(use)
 
