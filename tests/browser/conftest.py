@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request as Asked
 from starlette.responses import RedirectResponse, Response
 
-from asyncjobs import AsyncJobs, Batch, EnqueueOptions, JobContext, JobFailed, Settings
+from asyncjobs import AsyncJobs, Batch, EnqueueOptions, JobContext, JobFailed, Retry, Settings
 from asyncjobs.adapters.starlette import accept, mount
 from asyncjobs.testing import TcpProxy
 from tests.waiting import until_sync
@@ -52,7 +52,7 @@ def make_app(store: str, base_url: str | None = None) -> Starlette:
     app, jobs = Starlette(), AsyncJobs(store, settings=SETTINGS)
     steps: defaultdict[str, asyncio.Queue[Step]] = defaultdict(asyncio.Queue)
 
-    @jobs.handler("export", estimate=30)
+    @jobs.handler("export", estimate=30, retry=Retry(max_attempts=2, initial_delay=timedelta(0)))
     async def export(_: dict[str, Any], job: JobContext) -> Any:
         while True:
             step = await steps[job.id].get()
@@ -60,6 +60,11 @@ def make_app(store: str, base_url: str | None = None) -> Starlette:
                 return step["result"]
             if "error" in step:
                 raise JobFailed(step["error"], step["code"])
+            if "emit" in step:
+                await job.stream(step.get("stream", "output")).emit(step["emit"])
+                continue
+            if "fault" in step:
+                raise LookupError(step["fault"])
             if "title" in step:
                 job.set_title(step["title"])
                 job.set_metadata(step["metadata"])
