@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Unpack, overload
 
 from asyncjobs.core.handlers import JobType, Registry
 from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.output import OutputItem
 from asyncjobs.core.schedules import (
     Declared,
     Definition,
@@ -209,6 +210,11 @@ class Scheduling(ABC):
 
     @abstractmethod
     async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job: ...
+
+    @abstractmethod
+    def output(
+        self, job_id: JobId, stream: str = ..., *, after: int | None = None
+    ) -> AsyncIterator[OutputItem]: ...
 
     def _check_callback(self, name: str, options: EnqueueOptions) -> None:
         if options.callback_url is None:

@@ -39,6 +39,7 @@ ERROR = JobError(code="bad", message="It was bad.")
 PATIENT = Retry(max_attempts=3, initial_delay=10 * SECOND, factor=2, max_delay=15 * SECOND)
 FILE = JobFile(name="export.csv", key="job_1/1-a", attempt=1)
 SAVED = FILE.changed(size=3, digest="0f")
+SCHEDULE = ScheduleState(definition="{}", next_at=NOW + MINUTE)
 AFTER_ALL = NOW + timedelta(days=2)
 
 
@@ -70,7 +71,6 @@ MOVES: dict[Move, Callable[[Job], Job]] = {
     Move.RESCHEDULE: lambda job: lifecycle.reschedule(job, SCHEDULE.changed(last_at=NOW)),
 }
 
-SCHEDULE = ScheduleState(definition="{}", next_at=NOW + MINUTE)
 URL = "https://hooks.example.com/ended"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,6 +10,7 @@ import httpx2
 import pytest
 
 from tests.everywhere import SERVERS
+from tests.waiting import until_sync
 
 pytestmark = pytest.mark.every_store(without="memory")
 
@@ -30,14 +30,12 @@ def client(
         yield client
 
 
-def until_ended(client: httpx2.Client, url: str, headers: Mapping[str, str]) -> dict[str, Any]:
-    patience = time.monotonic() + 30
-    while True:
-        job: dict[str, Any] = client.get(url, headers=headers).raise_for_status().json()
-        if job["status"] not in {"pending", "processing"}:
-            return job
-        assert time.monotonic() < patience, job
-        time.sleep(0.05)
+def ended(client: httpx2.Client, url: str) -> dict[str, Any]:
+    def read() -> dict[str, Any]:
+        return client.get(url, headers=ANN).raise_for_status().json()  # type: ignore[no-any-return]
+
+    until_sync(lambda: read()["status"] not in {"pending", "processing"})
+    return read()
 
 
 def submitted(client: httpx2.Client, path: str, body: object) -> str:
@@ -56,7 +54,7 @@ def test_an_export_has_a_title_a_tag_metadata_and_a_file_for_its_owner(
     client: httpx2.Client,
 ) -> None:
     url = submitted(client, "/api/exports", {"rows": 500})
-    job = until_ended(client, url, ANN)
+    job = ended(client, url)
     assert (job["status"], job["title"]) == ("completed", "500 rows for ann")
     assert (job["tags"], job["metadata"]) == (["exports"], {"plan": "basic", "rows": 500})
     assert listed(client, ANN, tag="exports") == ["500 rows for ann"]
@@ -73,7 +71,7 @@ def test_an_export_has_a_title_a_tag_metadata_and_a_file_for_its_owner(
 
 def test_a_batch_has_one_status_with_its_counts_and_first_failures(client: httpx2.Client) -> None:
     url = submitted(client, "/api/invoices", list(range(1, 31)))
-    batch = until_ended(client, url, ANN)
+    batch = ended(client, url)
     assert (batch["status"], batch["title"]) == ("failed", "30 invoices")
     counts = batch["batch"]
     assert (counts["total"], counts["completed"], counts["failed"]) == (30, 29, 1)
@@ -87,13 +85,12 @@ def test_a_batch_has_one_status_with_its_counts_and_first_failures(client: httpx
 
 
 def test_a_schedule_runs_while_the_application_is_up(client: httpx2.Client) -> None:
-    patience = time.monotonic() + 30
-    while True:
-        [schedule] = client.get("/api/schedules").raise_for_status().json()
-        if schedule["last"] is not None:
-            break
-        assert time.monotonic() < patience, schedule
-        time.sleep(0.05)
+    def read() -> dict[str, Any]:
+        [found] = client.get("/api/schedules").raise_for_status().json()
+        return found  # type: ignore[no-any-return]
+
+    until_sync(lambda: read()["last"] is not None)
+    schedule = read()
     assert schedule["name"] == "statistics"
     assert schedule["last"] < schedule["next"]
     # Its jobs have no owner, so no customer sees them.

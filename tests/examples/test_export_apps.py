@@ -83,5 +83,5 @@ def test_an_export_is_made_followed_and_downloaded(client: httpx2.Client) -> Non
     empty = export(client, category="Xx")
     assert (empty["status"], empty["errorCode"]) == ("failed", "empty_export")
 
-    for path in (f"{job['jobId']}/files/nothing.csv", f"{new_job_id()}/files/characters.csv"):
+    for path in (f"{empty['jobId']}/files/nothing.csv", f"{new_job_id()}/files/characters.csv"):
         assert client.get(f"/api/jobs/{path}").status_code == 404

@@ -518,5 +518,5 @@ def test_a_page_links_to_each_file_that_is_stored() -> None:
     page = page_of(job.changed(files=(file, pending)))
     [link] = [one for one in page.all("a") if "download" in one]
     assert link["download"] == file.name
-    assert link["href"].endswith(f"/{job.id}/files/%3Cb%3E%22%26.csv")
+    assert str(link["href"]).endswith(f"/{job.id}/files/%3Cb%3E%22%26.csv")
     assert page.text("size") == "13 MB"
