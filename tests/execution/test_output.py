@@ -21,6 +21,8 @@ from asyncjobs.errors import (
     OutputTooLarge,
     UnknownJob,
 )
+from asyncjobs.protocols import OutputStreams
+from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import Faults, FaultyStore, run_jobs_async
 from asyncjobs.testing.samples import sample_job
 from tests.execution import handlers_in_processes
@@ -30,6 +32,12 @@ from tests.waiting import PATIENCE_SECONDS, until
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 AT_ONCE = timedelta(0)
+
+
+class Forgetful(MemoryStore):
+    """A store that does not keep output."""
+
+    powers = MemoryStore.powers - {OutputStreams}
 
 
 class Token(BaseModel):
@@ -584,17 +592,20 @@ async def test_an_attempt_that_lost_its_job_can_emit_nothing_more(
 ) -> None:
     store = FaultyStore(new_store())
     first, second = make(store=store), make()
-    emitted, resume = anyio.Event(), anyio.Event()
+    emitted, begun = anyio.Event(), anyio.Event()
     stale: list[object] = []
 
     async def emit(job: JobContext) -> None:
-        await job.emit(f"attempt {job.attempt} ")
         if job.attempt > 1:
+            begun.set()
+            await until(lambda: stale)
+            await job.emit(f"attempt {job.attempt}")
             return
+        await job.emit("attempt 1 ")
         emitted.set()
         try:
             with anyio.CancelScope(shield=True):
-                await resume.wait()
+                await begun.wait()
                 await job.emit("stale")
                 stale.append("stored")
         except BaseException as error:
@@ -610,11 +621,50 @@ async def test_an_attempt_that_lost_its_job_can_emit_nothing_more(
         store.faults = Faults(before=1, only={"replace"})
         async with second:
             job = await settled(second, handle.id)
-            resume.set()
-            await until(lambda: stale)
             assert "stored" not in stale
             assert job.attempt == 2
-            assert "".join(await values(second, job)) == "attempt 1 attempt 2 "
+            assert "".join(await values(second, job)) == "attempt 1 attempt 2"
+
+
+async def test_jobs_without_output_cost_no_call_of_the_store(
+    make: Make, new_store: Callable[[], Any]
+) -> None:
+    store = FaultyStore(new_store())
+    jobs = make(store=store)
+
+    @jobs.handler("plain")
+    async def plain(number: int, _job: JobContext) -> int:
+        return number
+
+    @jobs.handler("emits")
+    async def emits(number: int, job: JobContext) -> int:
+        await job.emit(number)
+        return number
+
+    async with jobs:
+        store.calls.clear()
+        await finished(jobs, plain, 1)
+        calls = {call.method for call in store.calls}
+        assert not calls & {"append", "begin_epoch", "read_output", "outputs"}
+        await finished(jobs, emits, 1)
+        calls = {call.method for call in store.calls}
+        assert calls & {"append", "begin_epoch", "read_output", "outputs"} == {"append"}
+
+
+async def test_a_store_without_output_refuses_it(make: Make) -> None:
+    jobs = make(store=Forgetful())
+
+    @jobs.handler("emits", retry=Retry(max_attempts=2, initial_delay=AT_ONCE))
+    async def emits(job: JobContext) -> None:
+        await job.emit(1)
+
+    async with jobs:
+        job = await finished(jobs, emits)
+        assert job.attempt == 2
+        assert job.attempt_errors[0].type == "ConfigurationError"
+        assert await jobs.outputs([job.id]) == [()]
+        with pytest.raises(ConfigurationError, match="output"):
+            jobs.output(job.id)
 
 
 async def test_a_killed_process_leaves_a_prefix_and_the_retry_adds_its_own(
