@@ -58,6 +58,8 @@ _BYTES = (
     "SELECT coalesce(sum(bytes), 0) FROM outputs"
     " WHERE seq IN (SELECT seq FROM jobs WHERE id IN (SELECT value FROM json_each(?)))"
 )
+# Most queues have no output: then nothing else is asked.
+_ANY = "SELECT 1 FROM outputs LIMIT 1"
 _WITH_OUTPUT = "SELECT seq FROM outputs WHERE seq IN (SELECT value FROM json_each(?))"
 _FORGET = (
     "DELETE FROM output_chunks WHERE seq = ?",
@@ -179,14 +181,16 @@ def outputs(db: sqlite3.Connection, ids: Sequence[JobId]) -> list[list[StreamInf
 
 def bytes_of(db: sqlite3.Connection, ids: Sequence[JobId]) -> int:
     """Return how many bytes of output jobs have."""
+    if db.execute(_ANY).fetchone() is None:
+        return 0
     [number] = db.execute(_BYTES, (json.dumps(ids),)).fetchone()
     return int(number)
 
 
 def forget(db: sqlite3.Connection, seqs: Sequence[int]) -> None:
     """Delete the output of jobs."""
-    found = db.execute(_WITH_OUTPUT, (json.dumps(seqs),)).fetchall()
-    if found:  # seldom
+    if db.execute(_ANY).fetchone() is not None:
+        found = db.execute(_WITH_OUTPUT, (json.dumps(seqs),)).fetchall()
         for statement in _FORGET:
             db.executemany(statement, found)
 
