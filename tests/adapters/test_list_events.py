@@ -25,9 +25,14 @@ EVENTS = {"Accept": "text/event-stream"}
 ALICE, BOB, NOBODY = {"X-User": "alice"}, {"X-User": "bob"}, dict[str, str]()
 
 
+def by_header(request: Any) -> str | None:
+    name: str | None = request.headers.get("X-User")
+    return name
+
+
 @pytest.fixture(scope="module")
 def site(open_site: OpenSite) -> Generator[Any]:
-    with open_site(identify=lambda request: request.headers.get("X-User")) as opened:
+    with open_site(identify=by_header) as opened:
         yield opened
 
 
@@ -145,7 +150,7 @@ def test_a_job_that_leaves_the_selection_is_removed(site: Any, tag: str) -> None
 def test_a_stream_without_a_tag_follows_all_jobs_of_the_caller(
     open_site: OpenSite, tag: str
 ) -> None:
-    with open_site(identify=lambda request: request.headers.get("X-User")) as site:
+    with open_site(identify=by_header) as site:
         submit(site, owner="bob")
         with following(site, "", ALICE) as events:
             assert next(events)[1]["jobs"] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -121,30 +120,44 @@ async def test_the_context_has_the_current_values_and_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error"),
+    ("title", "error"),
     [
-        (lambda job: job.set_title(None), TypeError),
-        (lambda job: job.set_title(5), TypeError),
-        (lambda job: job.set_title(""), ValueError),
-        (lambda job: job.set_title(" padded"), ValueError),
-        (lambda job: job.set_title("a" * 201), ValueError),
-        (lambda job: job.set_title("two\nlines"), ValueError),
-        (lambda job: job.set_metadata([1]), TypeError),
-        (lambda job: job.set_metadata({1: 2}), TypeError),
-        (lambda job: job.set_metadata({"a": object()}), ValueError),
-        (lambda job: job.set_metadata({"a": float("nan")}), ValueError),
-        (lambda job: job.set_metadata({"a": "b" * 20_000}), ValueError),
+        (None, TypeError),
+        (5, TypeError),
+        ("", ValueError),
+        (" padded", ValueError),
+        ("a" * 201, ValueError),
+        ("two\nlines", ValueError),
     ],
 )
-async def test_what_a_submission_may_not_have_is_refused(
-    change: Callable[[JobContext[Any]], None], error: type[Exception]
+async def test_a_title_that_no_submission_may_have_is_refused(
+    title: Any, error: type[Exception]
 ) -> None:
     gauge = Gauge()
     job: JobContext[Any] = JobContext(sample_job(given_title="Given"), gauge)
     with pytest.raises(error):
-        change(job)
-    assert gauge.unwritten() is None
-    assert job.title == "Given"
+        job.set_title(title)
+    assert (gauge.unwritten(), job.title) == (None, "Given")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error"),
+    [
+        ([1], TypeError),
+        ({1: 2}, TypeError),
+        ({"a": object()}, ValueError),
+        ({"a": float("nan")}, ValueError),
+        ({"a": "b" * 20_000}, ValueError),
+    ],
+)
+async def test_metadata_that_no_submission_may_have_are_refused(
+    metadata: Any, error: type[Exception]
+) -> None:
+    gauge = Gauge()
+    job: JobContext[Any] = JobContext(sample_job(given_metadata_json=b'{"a":1}'), gauge)
+    with pytest.raises(error):
+        job.set_metadata(metadata)
+    assert (gauge.unwritten(), job.metadata) == (None, {"a": 1})
 
 
 async def test_news_that_a_write_lost_are_unwritten_again() -> None:
@@ -152,6 +165,7 @@ async def test_news_that_a_write_lost_are_unwritten_again() -> None:
     assert gauge.unwritten() is None
     gauge.title = "Now"
     news = gauge.unwritten()
+    assert news is not None
     assert news == News(title="Now")
     gauge.written = news
     assert gauge.unwritten() is None

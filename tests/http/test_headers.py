@@ -21,6 +21,7 @@ from asyncjobs.http.headers import (
     idempotency_key_of,
     matches,
     preferences,
+    prefers_events,
     prefers_html,
     retry_after,
     still_at,
@@ -220,6 +221,27 @@ def test_the_higher_weight_wins_and_json_if_they_are_equal(accept: str, *, html:
 )
 def test_the_most_specific_range_applies_in_any_order(accept: str, *, html: bool) -> None:
     assert prefers_html(accept) == html
+
+
+@pytest.mark.parametrize(
+    ("accept", "events"),
+    [
+        ("text/event-stream", True),
+        ("Text/Event-Stream, */*;q=0.1", True),
+        ("text/event-stream;q=0.5, application/json", False),
+        ("text/event-stream, application/json", False),
+        ("text/event-stream;q=0", False),
+        ("text/html, */*", False),
+        ("text/*", False),
+        ("*/*", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_only_a_client_that_prefers_events_to_json_gets_a_stream(
+    accept: str | None, *, events: bool
+) -> None:
+    assert prefers_events(accept) == events
 
 
 @pytest.mark.parametrize(
