@@ -18,7 +18,8 @@ import anyio.lowlevel
 from anyio.to_thread import run_sync
 
 from asyncjobs.core.job import Job, JobId
-from asyncjobs.protocols import Change, Store
+from asyncjobs.core.output import Append, StreamKind
+from asyncjobs.protocols import Change, OutputStreams, Store, power_of
 from asyncjobs.testing.samples import LANE, LATER, NOW, change_of, failed, sample_job
 
 T = TypeVar("T")
@@ -55,6 +56,14 @@ async def insert_keyed(store: Store, number: int) -> tuple[list[JobId], list[Job
     jobs = [sample_job(idempotency_key=f"k{place}") for place in range(number)]
     stored = [(await store.insert([job]))[0].id for job in jobs]
     return [job.id for job in jobs], stored
+
+
+async def append_many(store: Store, job_id: JobId, number: int) -> list[int]:
+    """Append to the output of a job `number` times; return the ends."""
+    streams = power_of(store, OutputStreams)
+    assert streams is not None
+    one = Append(job_id, "log", StreamKind.TEXT, 1, 1, b"ab", 10**9, 10**9)
+    return [(await streams.append([one]))[0].end for _ in range(number)]
 
 
 async def insert_members(store: Store, batches: Sequence[JobId], rounds: int) -> list[Job]:

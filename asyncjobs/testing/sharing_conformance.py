@@ -7,10 +7,12 @@ from functools import partial
 
 import pytest
 
-from asyncjobs.protocols import Change, Store
+from asyncjobs.core.output import ReadFrom
+from asyncjobs.protocols import Change, OutputStreams, Store, power_of
 from asyncjobs.testing.racing import (
     Opener,
     SecondProcess,
+    append_many,
     count_up,
     insert_keyed,
     play_both,
@@ -132,3 +134,21 @@ class SharingConformance(TwoOpeners):
             there = [job.id for job in await store.get(mine + theirs) if job is not None]
         assert stored == found
         assert sorted(there) == sorted(stored)
+
+    async def test_another_process_appends_without_gap(
+        self, store: Store, opener: Opener, process: SecondProcess
+    ) -> None:
+        streams = power_of(store, OutputStreams)
+        if streams is None:
+            pytest.skip("The store keeps no output.")
+        job = begun(sample_job())
+        append = partial(append_many, job_id=job.id, number=_ROUNDS)
+        async with store:
+            await store.insert([job])
+            mine, theirs = await process.race(opener, append, partial(append, store))
+            [part] = await streams.read_output([ReadFrom(job.id, "log", 0, 10**9)])
+        ends = [2 * number + 2 for number in range(2 * _ROUNDS)]
+        assert sorted(mine + theirs) == ends
+        assert part is not None
+        assert [chunk.end for chunk in part.chunks] == ends
+        assert b"".join(chunk.data for chunk in part.chunks) == b"ab" * len(ends)

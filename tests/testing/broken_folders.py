@@ -14,8 +14,17 @@ from typing import TypeVar
 
 from anyio.to_thread import run_sync
 
-from asyncjobs.core.job import Job
-from asyncjobs.protocols import Change
+from asyncjobs.core.job import Job, JobId
+from asyncjobs.core.output import (
+    Append,
+    Appended,
+    Chunk,
+    OutputPart,
+    ReadFrom,
+    StreamInfo,
+    StreamKind,
+)
+from asyncjobs.protocols import Change, OutputStreams
 from custom_store import FolderStore
 
 T = TypeVar("T")
@@ -132,6 +141,53 @@ class InsertsUnderALockOfItsProcess(InsertsInTwoSteps):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.lock = _LOCK
+
+
+class KeepsOutput(FolderStore):
+    """Keeps what is appended in a file of the job."""
+
+    powers = FolderStore.powers | {OutputStreams}
+
+    async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
+        def append() -> list[Appended]:
+            return self._locked(lambda _: [Appended(self._append(one)) for one in appends])
+
+        return await run_sync(append)
+
+    def _append(self, one: Append) -> int:
+        file = self._output_of(one.job_id)
+        stored = file.read_bytes() if file.exists() else b""
+        time.sleep(_PAUSE_SECONDS)
+        file.write_bytes(stored + one.data)
+        return len(stored + one.data)
+
+    async def begin_epoch(self, job_id: JobId, epoch: int, /) -> None:
+        raise NotImplementedError
+
+    async def read_output(self, reads: Sequence[ReadFrom], /) -> Sequence[OutputPart | None]:
+        return [self._read_output(self._output_of(one.job_id).read_bytes()) for one in reads]
+
+    def _read_output(self, stored: bytes) -> OutputPart:
+        places = range(0, len(stored), 2)
+        chunks = tuple(Chunk(place, 2, 1, stored[place : place + 2]) for place in places)
+        return OutputPart(StreamKind.TEXT, chunks, len(stored), 1)
+
+    async def outputs(self, ids: Sequence[JobId], /) -> Sequence[Sequence[StreamInfo]]:
+        raise NotImplementedError
+
+    def _output_of(self, job_id: JobId) -> Path:
+        return self._folder / f"{job_id}.output"
+
+
+class AppendsUnderALockOfItsProcess(KeepsOutput):
+    """Reads the end of a stream, and writes there, under a lock that one process shares."""
+
+    async def append(self, appends: Sequence[Append], /) -> Sequence[Appended]:
+        def append() -> list[Appended]:
+            with _LOCK:
+                return [Appended(self._append(one)) for one in appends]
+
+        return await run_sync(append)
 
 
 class KeepsAFolderPerOpener(FolderStore):

@@ -23,6 +23,7 @@ BROKEN: list[tuple[type[FolderStore], str]] = [
     (broken.TakesUnderALockOfItsProcess, "test_another_process_never_takes_the_same_job"),
     (broken.ReplacesUnderALockOfItsProcess, "test_another_process_loses_no_update"),
     (broken.InsertsUnderALockOfItsProcess, "test_another_process_stores_one_job_for_a_key"),
+    (broken.AppendsUnderALockOfItsProcess, "test_another_process_appends_without_gap"),
 ]
 
 ALONE = [
@@ -59,6 +60,14 @@ def test_a_lock_of_one_process_passes_without_a_second_process(
     store: type[FolderStore], rule: str, tmp_path: Path, process: SecondProcess
 ) -> None:
     assert keeps(SharingConformance, rule, lambda: fixtures_of(store, tmp_path, process))
+
+
+def test_a_store_that_keeps_output_under_a_lock_of_all_processes_passes(
+    tmp_path: Path, process: SecondProcess
+) -> None:
+    rule = "test_another_process_appends_without_gap"
+    fixtures = fixtures_of(broken.KeepsOutput, tmp_path / "jobs", process)
+    assert keeps(SharingConformance, rule, lambda: fixtures)
 
 
 def test_every_rule_of_sharing_is_broken_by_some_store() -> None:
