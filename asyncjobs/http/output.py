@@ -39,6 +39,7 @@ LONGEST = timedelta(minutes=1)
 _START, _NOW = "-1", "now"
 
 _OFFSET = re.compile(r"([0-9]{6})-([0-9]{16})-([0-9a-f]{8})")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 _CURSOR = re.compile(r"[0-9]{1,15}")
 
 _MAX_PARAMETERS = 50
@@ -240,15 +241,22 @@ def _events_of(address: StreamAddress, portion: Portion, cursor: int) -> bytes:
         control["upToDate"] = True
     if portion.closed:
         control["streamClosed"] = True
-    # Without a blank after the colon, as in the protocol's own servers.
-    text = json.dumps(control, separators=(",", ":")).encode()
-    after_data = b"event: control\ndata:%b\n\n" % text
+    after_data = _event(b"control", json.dumps(control, separators=(",", ":")).encode())
     if not portion.chunks:
         return after_data
     body = body_of(portion)
     if portion.kind is StreamKind.BYTES:
         body = b64encode(body)
-    return sse.unnumbered_event(body, "data") + after_data
+    return _event(b"data", body) + after_data
+
+
+def _event(kind: bytes, data: bytes) -> bytes:
+    """Return an event as the protocol's own servers write it, without a blank after the colon.
+
+    A client removes one blank, so a line that begins with one gets another.
+    """
+    lines = (b" " + line if line.startswith(b" ") else line for line in _LINE_END.split(data))
+    return b"event: %b\n%b\n\n" % (kind, b"\n".join(b"data:" + line for line in lines))
 
 
 def cursor_at(now: datetime, least: int = 0) -> int:

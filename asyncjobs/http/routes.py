@@ -260,7 +260,8 @@ def operations_at(path: str) -> tuple[str, Mapping[str, Operation]]:
     found = _OPERATIONS.get(suffix)
     if found is None:
         found = _FILE_OPERATIONS if file_in(path) else _NO_OPERATIONS
-        if suffix.startswith(f"{_OUTPUT}/"):
+        # Of any name: the answer explains which names streams have.
+        if suffix.startswith(f"{_OUTPUT}/") and not suffix.endswith("/"):
             found = _OUTPUT_OPERATIONS
     return job_id, found
 

@@ -40,7 +40,12 @@ from tests.http.mounted import (
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
-GETS = [route.suffix for route in ROUTES if route.method == "GET"]
+# HEAD of output asks for its end instead.
+GETS = [
+    route.suffix
+    for route in ROUTES
+    if route.method == "GET" and route.operation is not Operation.OUTPUT
+]
 
 
 @pytest.mark.parametrize("path", ["", "nonsense", "job_1/result", f"{UNKNOWN}//", f"{UNKNOWN}/x"])
@@ -432,7 +437,7 @@ async def test_the_owner_gets_the_job(made: Made, route: Route) -> None:
     async with endpoints.jobs:
         job_id = await an_order(endpoints, "ann")
         answer = await endpoints.handle(
-            Request(route.method, f"{job_id}{route.suffix}", owner="ann")
+            Request(route.method, f"{job_id}{route.suffix.format(name='log')}", owner="ann")
         )
         if isinstance(answer, StreamingResponse):
             await answer.chunks.aclose()

@@ -193,7 +193,7 @@ def test_the_apps_document_has_every_route_with_its_answers(route: Route) -> Non
     assert operation["summary"] == route.summary
     assert operation["responses"].keys() >= {str(int(status)) for status in route.answers}
     in_path = [one["name"] for one in operation["parameters"] if one["in"] == "path"]
-    named = ["name"] if route.operation is Operation.FILE else []
+    named = ["name"] if "{name}" in route.suffix else []
     assert in_path == ([] if route is LIST else ["job_id", *named])
 
 
