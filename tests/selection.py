@@ -30,6 +30,7 @@ THOROUGH = (
     "clients/test_python_client.py",
     "engines/",
     "examples/test_celery_app.py",
+    "examples/test_chat_app_with_ai.py",
     "examples/test_openapi.py",
     "javascript/",
     "otel/test_alerts.py",

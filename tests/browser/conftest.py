@@ -58,18 +58,7 @@ def make_app(store: str, base_url: str | None = None) -> Starlette:
             step = await steps[job.id].get()
             if "result" in step:
                 return step["result"]
-            if "error" in step:
-                raise JobFailed(step["error"], step["code"])
-            if "emit" in step:
-                await job.stream(step.get("stream", "output")).emit(step["emit"])
-                continue
-            if "fault" in step:
-                raise LookupError(step["fault"])
-            if "title" in step:
-                job.set_title(step["title"])
-                job.set_metadata(step["metadata"])
-                continue
-            await job.progress(**step)
+            await _take(step, job)
 
     async def submit(request: Asked) -> Response:
         tags = request.query_params.getlist("tag")
@@ -93,6 +82,21 @@ def make_app(store: str, base_url: str | None = None) -> Starlette:
     app.add_route("/tell/{job_id}", tell, methods=["POST"])
     mount(app, jobs, base_url=base_url, identify=lambda asked: asked.cookies.get("user"))
     return app
+
+
+async def _take(step: Step, job: JobContext) -> None:
+    """Do what the test told the job; raise how it is to fail."""
+    if "error" in step:
+        raise JobFailed(step["error"], step["code"])
+    if "fault" in step:
+        raise LookupError(step["fault"])
+    if "emit" in step:
+        await job.stream(step.get("stream", "output")).emit(step["emit"])
+    elif "title" in step:
+        job.set_title(step["title"])
+        job.set_metadata(step["metadata"])
+    else:
+        await job.progress(**step)
 
 
 async def _submit_batch(request: Asked) -> Response:

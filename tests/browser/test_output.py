@@ -81,9 +81,7 @@ def test_many_items_are_rendered_together(hooked: Hooked, job: Any) -> None:
     assert page.evaluate("window.renders") < 300
 
 
-def test_output_goes_on_after_the_connection_was_cut(
-    page: Page, client: Any, job: Any, proxy: Any
-) -> None:
+def test_output_goes_on_after_the_connection_was_cut(page: Page, job: Any, proxy: Any) -> None:
     page.goto(f"http://127.0.0.1:{proxy.port}/empty")
     page.evaluate(
         """url => import("/api/jobs/client.js").then(({ followOutput }) => {

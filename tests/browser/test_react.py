@@ -244,7 +244,8 @@ HOOKED = """<!doctype html><meta charset="utf-8"><title>A page</title>
 import {createElement as h, StrictMode} from "react";
 import {createRoot} from "react-dom/client";
 import {useAsyncJob, useAsyncJobWs, useJobOutput, useJobs} from "/api/jobs/react.js";
-const hook = {"#socket": useAsyncJobWs, "#jobs": useJobs, "#output": useJobOutput}[location.hash] ?? useAsyncJob;
+const hooks = {"#socket": useAsyncJobWs, "#jobs": useJobs, "#output": useJobOutput};
+const hook = hooks[location.hash] ?? useAsyncJob;
 const Shown = ({job}) => {
     window.shown = hook(job);
     return h("output", null, JSON.stringify(shown));
