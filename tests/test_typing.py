@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 GOOD = """
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -19,8 +20,8 @@ from typing import Annotated, Any, assert_type
 from fast_depends import Depends
 
 from asyncjobs import (
-    AsyncJobs, EnqueueOptions, Handler, Job, JobContext, JobHandle, JobQueue, Policy, Retry,
-    Settings, handler,
+    AsyncJobs, EnqueueOptions, Handler, Job, JobContext, JobHandle, JobQueue, OutputItem, Policy,
+    Retry, Settings, handler,
 )
 
 @dataclass
@@ -88,6 +89,20 @@ def payload_and_name(given: Order, name: Name) -> int:
 def job_and_name(job: JobContext, name: Name) -> int:
     return 1
 
+@jobs.handler("tokens")
+async def tokens(given: Order, job: JobContext) -> AsyncIterator[str]:
+    await job.emit("a")
+    await job.stream("log", kind="text").emit("b")
+    yield "c"
+
+@jobs.handler("lines", emit_every=0.02)
+def lines() -> Iterator[bytes]:
+    yield b"a"
+
+@jobs.handler("weights", output=float)
+def weights(job: JobContext) -> None:
+    job.emit(1.5)
+
 class Service:
     async def method(self, given: Order, job: JobContext) -> int:
         return 1
@@ -106,6 +121,9 @@ jobs.include(payload, [job_alone, job_by_name])
 async def submit() -> None:
     for without in (nothing, job_alone, job_by_name, job_and_name, called):
         assert_type(without, Handler[None, int])
+    assert_type(tokens, Handler[Order, Any])
+    assert_type(lines, Handler[None, Any])
+    assert_type(weights, Handler[None, None])
     for one in (payload, both_by_name, all_three, payload_and_name, method):
         assert_type(one, Handler[Order, int])
     assert_type(await jobs.enqueue(nothing), JobHandle[int])
@@ -128,6 +146,10 @@ async def use(job: Job, queue: JobQueue) -> None:
     assert_type(await handle.cancel(), Job)
     async for state in handle:
         assert_type(state, Job)
+    async for item in handle.output(after=3):
+        assert_type(item, OutputItem)
+    for item in jobs.sync.output(job.id, "log"):
+        assert_type(item, OutputItem)
     assert_type(order.result_of(job), list[str])
     assert_type(count.result_of(job), int)
     assert_type(kind.result_of(job), int)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal, assert_never, get_args, get_origin
+from typing import Annotated, Any, Literal, assert_never, cast, get_args, get_origin
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
@@ -252,7 +252,7 @@ def dump_item(stream: str, kind: StreamKind, item: Any) -> bytes:
             except UnicodeEncodeError as error:
                 raise InvalidOutput(stream, f"the text is not valid Unicode: {error}") from error
         case StreamKind.BYTES if isinstance(item, bytes | bytearray | memoryview):
-            return bytes(item)
+            return bytes(cast("bytes", item))  # a `memoryview` has a type parameter
         case StreamKind.JSON:
             try:
                 text = to_json(item, by_alias=True, inf_nan_mode="null")

@@ -24,6 +24,8 @@ _ALLOWED = (
 # Annotations that carry no information.
 _ANYTHING = (inspect.Parameter.empty, Any, object)
 
+_NONE = (None, NoneType)
+
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -139,7 +141,7 @@ def _yielded(annotation: Any) -> tuple[Any, Any]:
     output = arguments[0] if arguments and arguments[0] not in _ANYTHING else None
     # Only `Generator` names the type of the returned value.
     named = typing.get_origin(annotation) is Generator and len(arguments) == 3
-    result = arguments[2] if named and arguments[2] is not NoneType else JsonValue
+    result = arguments[2] if named and arguments[2] not in _NONE else JsonValue
     return output, result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Annotated, Any, Generic, TypeVar
 
 import pytest
@@ -148,3 +148,47 @@ def test_an_unsupported_parameter_is_refused_by_name(
     with pytest.raises(ConfigurationError, match=sentence) as refused:
         read_signature(function)
     assert function.__name__ in str(refused.value)
+
+
+async def yields_text(_order: int) -> AsyncIterator[str]:
+    yield "a"
+
+
+async def yields_anything(_order: int):  # type: ignore[no-untyped-def]  # noqa: ANN201  # on purpose
+    yield "a"
+
+
+def yields_numbers() -> Iterator[int]:
+    yield 1
+
+
+def yields_and_returns() -> Generator[int, None, str]:
+    yield 1
+    return "a"
+
+
+def yields_and_returns_none() -> Generator[Any, None, None]:
+    yield 1
+
+
+def returns_an_iterator() -> Iterator[int]:
+    return iter([1])
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (yields_text, (True, True, str, JsonValue)),
+        (functools.partial(yields_text, _order=1), (True, True, str, JsonValue)),
+        (yields_anything, (True, True, None, JsonValue)),
+        (yields_numbers, (True, False, int, JsonValue)),
+        (yields_and_returns, (True, False, int, str)),
+        (yields_and_returns_none, (True, False, None, JsonValue)),
+        (returns_an_iterator, (False, False, None, Iterator[int])),
+    ],
+)
+def test_what_a_generator_yields_is_the_type_of_its_output(
+    function: Callable[..., Any], expected: tuple[bool, bool, object, object]
+) -> None:
+    found = read_signature(function)
+    assert (found.generator, found.asynchronous, found.output, found.result) == expected

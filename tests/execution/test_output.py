@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import anyio
 import pytest
 from annotated_types import Gt
+from fast_depends import Depends
 from pydantic import BaseModel
 
 from asyncjobs import AsyncJobs, Job, JobContext, JobStatus, OutputItem, Policy, Retry
@@ -282,6 +283,31 @@ async def test_a_generator_is_closed_when_its_job_is_cancelled(jobs: AsyncJobs) 
             [[info]] = await jobs.outputs([job.id])
             assert await values(jobs, job) == [1] * info.items
         await until(lambda: sorted(closed) == ["async", "thread"])
+
+
+def get_prefix() -> Generator[str]:
+    yield "a "
+    cleaned.append("prefix")
+
+
+cleaned: list[str] = []
+
+
+async def test_a_generator_may_have_dependencies(jobs: AsyncJobs) -> None:
+    cleaned.clear()
+
+    @jobs.handler("with")
+    async def with_prefix(
+        number: int, prefix: Annotated[str, Depends(get_prefix)]
+    ) -> AsyncIterator[str]:
+        for value in range(number):
+            assert not cleaned
+            yield f"{prefix}{value} "
+
+    async with jobs:
+        job = await finished(jobs, with_prefix, 2)
+        assert "".join(await values(jobs, job)) == "a 0 a 1 "
+        assert cleaned == ["prefix"]
 
 
 # mistakes

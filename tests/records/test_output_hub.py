@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -57,7 +57,7 @@ class World:
 
 
 @asynccontextmanager
-async def opened(*, poll: float = 3600) -> AsyncIterator[World]:
+async def opened(*, poll: float = 3600) -> AsyncGenerator[World]:
     world = World(poll=poll)
     await world.kept.insert([world.job])
     async with anyio.create_task_group() as tasks:
