@@ -132,7 +132,7 @@ async def postgres_floor(place: Place, batch: int) -> AsyncGenerator[dict[str, W
 @asynccontextmanager
 async def redis_floor(place: Place, batch: int) -> AsyncGenerator[dict[str, Write]]:
     data = b",".join([ITEM] * batch)
-    client: Any = Redis.from_url(place.redis)
+    client: Any = cast("Any", Redis).from_url(place.redis)
 
     async def rows(_position: int) -> None:
         pipeline = client.pipeline(transaction=False)

@@ -31,7 +31,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SqliteStore:
 
 async def turns_during(call: Callable[[], Awaitable[object]]) -> int:
     """Return how many turns another task gets during a call."""
-    turns = 0
+    turns = found = 0
 
     async def count() -> None:
         nonlocal turns
