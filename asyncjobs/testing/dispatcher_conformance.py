@@ -146,6 +146,19 @@ class DispatcherConformance:
             release(path)
             assert (await ended(jobs, job, workers)).result == 1
 
+    async def test_output_is_read_while_a_job_runs(
+        self, workers: WorkerPool, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "job"
+        async with workers.opened() as jobs:
+            items = (await jobs.enqueue("emit", path)).output()
+            with anyio.fail_after(workers.patience):
+                first = [(await anext(items)).value for _ in range(STEPS)]
+                release(path)
+                rest = [item.value async for item in items]
+        assert first == [[1, number] for number in range(STEPS)]
+        assert rest == [[1, STEPS]]
+
     async def test_dispatching_does_not_wait_for_the_job(
         self, workers: WorkerPool, tmp_path: Path
     ) -> None:
@@ -344,6 +357,24 @@ class WorkerLossConformance:
             release(path)
             done = await ended(jobs, job, workers)
         assert (done.status, done.result, done.losses) == (JobStatus.COMPLETED, 2, 1)
+
+    async def test_the_output_of_a_killed_worker_is_kept_and_continued(
+        self, workers: KillableWorkerPool, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "job"
+        async with workers.opened() as jobs:
+            handle = await jobs.enqueue("emit", path)
+            await until(lambda: began(path) == 1, workers.patience)
+            await workers.kill()
+            await until(lambda: began(path) == 2, workers.patience)
+            release(path)
+            with anyio.fail_after(workers.patience):
+                items = [item async for item in handle.output()]
+        assert [item.value for item in items] == [
+            *([1, number] for number in range(STEPS)),
+            *([2, number] for number in range(STEPS + 1)),
+        ]
+        assert [item.epoch for item in items] == [1] * STEPS + [2] * (STEPS + 1)
 
     async def test_what_waited_for_a_killed_worker_is_run_by_others(
         self, workers: KillableWorkerPool

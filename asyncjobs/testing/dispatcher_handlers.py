@@ -28,6 +28,7 @@ def register(jobs: AsyncJobs) -> None:
     """Register the handlers on a queue; required in every process that runs its jobs."""
     jobs.handler("echo")(_echo)
     jobs.handler("steps")(_steps)
+    jobs.handler("emit")(_emit)
     jobs.handler("hold")(_hold)
     jobs.handler("urgent")(_hold)
     jobs.handler("patient")(_hold)
@@ -54,6 +55,13 @@ async def _steps(number: int, job: JobContext) -> int:
     async for _ in job.track(range(STEPS), unit="steps"):
         await anyio.lowlevel.checkpoint()
     return 2 * number
+
+
+async def _emit(path: Path, job: JobContext) -> None:
+    for number in range(STEPS):
+        await job.emit([job.fence, number])
+    await _hold(path, job)
+    await job.emit([job.fence, STEPS])
 
 
 async def _hold(path: Path, job: JobContext) -> int:
