@@ -253,7 +253,7 @@ async def read_output(db: Session, reads: Sequence[ReadFrom]) -> list[OutputPart
             [one.max_bytes for one in some],
         )
         for number, *ends, position, units, epoch, data in rows:
-            place = places[number - 1]
+            place = places[int(number) - 1]
             found[place] = tuple(ends)
             if units is not None:
                 chunks[place].append(Chunk(position, units, epoch, bytes(data)))

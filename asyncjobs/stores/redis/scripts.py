@@ -345,8 +345,9 @@ INSERT_LABELLED = _variant(
 # The labelled variants: then see `_LABEL`.
 # Returns 1 or 0 for each change.
 # New entries are added before the hash changes, and old ones removed after it, so that a stopped
-# script leaves an entry too many, never too few. PERSIST removes the expiry of an earlier status,
-# which would delete a job that is no longer terminal.
+# script leaves an entry too many, never too few. EXISTS stops it before the first write if a key of
+# the output has moved. PERSIST removes the expiry of an earlier status, which would delete a job
+# that is no longer terminal.
 _REPLACE = (
     _KEEP
     + _OUTPUT
@@ -361,6 +362,14 @@ for place = 1, #KEYS do
   local fits = found[1] == expected
   if fits then
     local entry, completed = found[3], prefix .. 'completed:' .. found[5]
+    local expiring = {}
+    if ends ~= '' or status ~= found[4] then
+      if found[6] then
+        expiring = output_of(prefix, id)
+        redis.call('EXISTS', unpack(expiring))
+      end
+      expiring[#expiring + 1] = job
+    end
     if status == 'completed' and status ~= found[4] then
       redis.call('ZADD', completed, string.sub(entry, 1, 16), id)
     end
@@ -376,15 +385,11 @@ for place = 1, #KEYS do
     if found[4] == 'completed' and status ~= found[4] then
       redis.call('ZREM', completed, id)
     end
-    if ends ~= '' or status ~= found[4] then
-      local keys = found[6] and output_of(prefix, id) or {}
-      keys[#keys + 1] = job
-      for _, key in ipairs(keys) do
-        if ends ~= '' then
-          keep(key, ends)
-        else
-          redis.call('PERSIST', key)
-        end
+    for _, key in ipairs(expiring) do
+      if ends ~= '' then
+        keep(key, ends)
+      else
+        redis.call('PERSIST', key)
       end
     end
     changed[#changed + 1] = id

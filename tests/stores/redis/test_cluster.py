@@ -12,10 +12,12 @@ from redis.exceptions import ResponseError
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import MAINTENANCE_LANE, Job, JobStatus
+from asyncjobs.core.output import Appended
 from asyncjobs.errors import StoreUnavailable
 from asyncjobs.protocols import Change, Selection
 from asyncjobs.stores.redis import RedisStore
 from asyncjobs.testing import sample_job
+from asyncjobs.testing.output_conformance import contents, items, text
 from asyncjobs.testing.samples import LANE, LATER, NOW, begun, ended, ids
 from tests.stores.redis.keys import key_of
 from tests.waiting import until_sync
@@ -119,6 +121,32 @@ async def test_calls_that_a_moving_slot_cannot_serve_raise_without_effect(cluste
         assert list(await store.get([job.id, new.id])) == [job, None]
         assert list(await store.insert([new])) == [new]
         assert ids(await store.take([LANE], now=NOW, until=LATER, limit=9)) == ids([job, new])
+
+
+async def test_a_moving_slot_leaves_no_part_of_an_append_or_of_an_end(cluster: Cluster) -> None:
+    async with RedisStore(cluster.nodes[0].url) as store:
+        [job] = await store.insert([begun(sample_job())])
+        await store.append([text(job, b"one"), items(job, 1, b"1")])
+        output = key_of(store, f"output:{job.id}")
+        cluster.begin()
+        for key in (f"{output}:log", f"{output}:items", output):
+            cluster.carry(key)
+            with pytest.raises(StoreUnavailable):
+                await store.append([text(job, b"two", position=3)])
+            with pytest.raises(StoreUnavailable):
+                await finish(store, job)
+        cluster.end()
+        assert list(await store.get([job.id])) == [job]
+        assert await contents(store, job) == b"one"
+        assert list(await store.append([text(job, b"two", position=3)])) == [Appended(6)]
+        await finish(store, job)
+        assert await contents(store, job) == b"onetwo"
+        ends = {
+            cluster.nodes[1].ask("PEXPIRETIME", key)
+            for key in (key_of(store, f"job:{job.id}"), output, f"{output}:log", f"{output}:items")
+        }
+    assert len(ends) == 1
+    assert -1 not in ends
 
 
 async def begin(store: RedisStore, job: Job) -> Job:
