@@ -318,6 +318,7 @@ BROKEN: list[tuple[type[Engine], str]] = [
     (RunsOnWhenCancelled, "test_a_job_whose_run_is_cancelled_is_given_back"),
     (ChokesOnTheUnknown, "test_what_is_delivered_after_it_was_forgotten_harms_nobody"),
     (KeepsPlaces, "test_a_place_that_was_kept_and_not_used_is_given_back"),
+    (RunsACopy, "test_output_is_read_while_a_job_runs"),
     (RunsACopy, "test_progress_shows_while_a_job_runs"),
     (RunsACopy, "test_a_job_that_is_cancelled_while_it_runs_stops"),
     (OpensOnce, "test_what_was_enqueued_before_a_restart_is_delivered_after_it"),
@@ -380,9 +381,10 @@ class LosesItsLast(SpoolWorkers):
     "rule",
     [
         WorkerLossConformance.test_a_job_whose_worker_is_killed_runs_again,
+        WorkerLossConformance.test_the_output_of_a_killed_worker_is_kept_and_continued,
         WorkerLossConformance.test_what_waited_for_a_killed_worker_is_run_by_others,
     ],
-    ids=["running", "waiting"],
+    ids=["running", "output", "waiting"],
 )
 async def test_without_replacement_workers_the_worker_loss_rules_fail(
     rule: Rule, tmp_path: Path
