@@ -349,8 +349,10 @@ def accepting(request: pytest.FixtureRequest, jobs: AsyncJobs, origin: str) -> G
 
 @pytest.mark.parametrize("transport", ["socket", "events", "wait", "poll"])
 def test_a_job_is_followed_and_cancelled_with_nothing_but_its_202(
-    accepting: str, page: Page, transport: str
+    accepting: str, page: Page, transport: str, request: pytest.FixtureRequest
 ) -> None:
+    if transport == "socket" and request.node.callspec.params["accepting"] == "flask":
+        pytest.skip("Werkzeug's own server writes after the close frame, which the console reports")
     url, status, seen = page.evaluate(FOLLOW_ACCEPTED, [accepting, transport])
     assert url.startswith(f"{accepting}/api/jobs/job_")
     assert (status, seen) == ("cancelled", ["pending", "cancelled"])
