@@ -25,6 +25,7 @@ THOROUGH = (
     "chaos/",
     "clients/test_azure_operations.py",
     "clients/test_node.py",
+    "clients/test_output.py",
     "containment/test_worker",
     "docs/test_typed_pages.py",
     "clients/test_python_client.py",

@@ -54,6 +54,7 @@ BEGINNING = "-1"
 
 #: Between an offset and the number of items after it; offsets contain no comma.
 _MARK = ","
+_MAX_SKIP_DIGITS = 10
 
 #: The media types by the kinds of asyncjobs, for streams of events.
 _MEDIA_TYPES = {
@@ -110,8 +111,9 @@ class OutputFollower:
         self._random = random
         self._credential = credential
         # The items that are known already, of those after the offset.
-        self._offset, _, skip = after.partition(_MARK)
-        self._skip = int(skip) if skip.isascii() and skip.isdigit() else 0
+        begin, _, skip = after.partition(_MARK)
+        known = skip.isascii() and skip.isdigit() and len(skip) < _MAX_SKIP_DIGITS
+        self._offset, self._skip = (begin, int(skip)) if known else (after, 0)
         self._epoch = 0
         self._media_type: str | None = None
         allowed = [each for each in Transport if each in options.transports]
@@ -280,9 +282,12 @@ class OutputFollower:
             control = object_of(parse_json(event.data))
         except ValueError:
             control = {}
-        if not isinstance(control.get("streamNextOffset"), str):
-            raise NotAJob(self._url, "a control event without streamNextOffset")
+        self._check_offset(control.get("streamNextOffset"))
         return control
+
+    def _check_offset(self, offset: Any) -> None:
+        if not isinstance(offset, str) or not offset.isascii() or not offset.isprintable():
+            raise NotAJob(self._url, "no next offset, or a malformed one")
 
     def _complete(
         self, stream: _OpenStream, control: Mapping[str, Any]
@@ -292,7 +297,11 @@ class OutputFollower:
         items: list[Any] = []
         for part in parts:
             try:
-                value = b64decode("".join(part.split())) if stream.base64 else part.encode()
+                value = (
+                    b64decode("".join(part.split()), validate=True)
+                    if stream.base64
+                    else part.encode()
+                )
             except BadBase64:
                 raise NotAJob(self._url, "data that are not base64") from None
             items += self._items(value)
@@ -357,6 +366,7 @@ class OutputFollower:
         if answer.status not in {200, 204} or "stream-next-offset" not in answer.headers:
             kind = answer.headers.get("content-type", "no Content-Type")
             raise NotAJob(answer.url, f"{answer.status} with {kind}, not a stream of output")
+        self._check_offset(answer.headers["stream-next-offset"])
 
     def _pause(self, answer: Answered, now: float, *, news: bool) -> float:
         """Return the seconds before the next read."""

@@ -62,6 +62,16 @@ def make_jobs(store: str) -> AsyncJobs:
         await gates.setdefault(cmd["name"], anyio.Event()).wait()
         return {"opened": cmd["name"]}
 
+    @jobs.handler("emits")
+    async def emits(cmd: Payload, job: JobContext) -> None:
+        """Emit the first half of the items, wait at the gate, and emit the rest."""
+        stream, items = job.stream(cmd["stream"]), cmd["items"]
+        for place, item in enumerate(items):
+            if place == len(items) // 2:
+                await job.progress(50)
+                await gates.setdefault(cmd["name"], anyio.Event()).wait()
+            await stream.emit(bytes(item) if cmd["stream"] == "raw" else item)
+
     @jobs.handler("release")
     async def release(cmd: Payload, _: JobContext) -> None:
         gates.setdefault(cmd["name"], anyio.Event()).set()
