@@ -79,10 +79,19 @@ def text_of(message: Message) -> str:
 
 
 async def stream(job_id: JobId) -> AsyncIterator[str]:
-    """Yield the answer as Server-Sent Events: what exists of it, then each new chunk."""
+    """Yield the answer as Server-Sent Events: what exists of it, then each new chunk.
+
+    If the process with the handler dies, the job runs again, and its answer begins anew.
+    """
+    [streams] = await jobs.outputs([job_id])
+    attempt = streams[0].epoch if streams else 1
     async with aclosing(jobs.output(job_id)) as chunks:
         async for chunk in chunks:
-            yield event(chunk.value)
+            if chunk.epoch > attempt:
+                yield event({"type": "error", "errorText": "It begins anew. Reload the page."})
+                return
+            if chunk.epoch == attempt:
+                yield event(chunk.value)
     job = await jobs.get(job_id)
     if job is None or not job.status.terminal:
         yield event({"type": "error", "errorText": "The server stops. Reload the page."})
@@ -163,8 +172,9 @@ async def messages(chat_id: ChatId, owner: Visitor) -> list[Message]:
     earlier = Chat.model_validate(job.payload).messages
     if not job.status.terminal:
         return earlier
-    text = "".join([chunk.value.get("delta", "") async for chunk in jobs.output(job.id)])
-    parts = [{"type": "text", "text": text}]
+    chunks = [chunk async for chunk in jobs.output(job.id)]
+    last_ones = [chunk.value for chunk in chunks if chunk.epoch == chunks[-1].epoch]
+    parts = [{"type": "text", "text": "".join(one.get("delta", "") for one in last_ones)}]
     return [*earlier, {"id": job.id, "role": "assistant", "parts": parts}]
 
 

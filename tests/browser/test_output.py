@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Page
 
+from tests.browser.conftest import Seen
 from tests.browser.test_react import hooked, modules, quiet, shows
 
 __all__ = ["hooked", "modules"]
@@ -16,7 +17,7 @@ __all__ = ["hooked", "modules"]
 Hooked = Callable[..., Page]
 
 
-def offsets(seen: Any) -> list[str]:
+def offsets(seen: Seen) -> list[str]:
     """Return the offsets that the page asked for."""
     urls = [urlsplit(one.url) for one in seen.requests]
     return [parse_qs(url.query)["offset"][0] for url in urls if url.path.endswith("/output")]

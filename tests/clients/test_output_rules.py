@@ -291,7 +291,7 @@ def test_the_url_is_below_the_status_url_and_escapes_the_name() -> None:
 
 
 def cut_anywhere(text: bytes, places: Iterable[int]) -> list[bytes]:
-    begin, pieces = 0, []
+    begin, pieces = 0, list[bytes]()
     for place in sorted({one % len(text) for one in places}):
         pieces.append(text[begin:place])
         begin = place
