@@ -7,7 +7,7 @@ source. To add a field to a document, declare it in the model.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 
 from asyncjobs.core.files import listed_files
 from asyncjobs.core.job import BatchFailure, Detail, Job, JobFile, JobId, JobStatus
+from asyncjobs.core.output import StreamInfo, StreamKind
 from asyncjobs.http import sse
 from asyncjobs.http.mounts import JobLinks
 from asyncjobs.protocols import Page
@@ -57,7 +58,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class WhenSent:
-    """Marks a field that depends on more than the job; `with_pace` adds it."""
+    """Marks a field that depends on more than the job; it is added when the document is sent."""
 
 
 _Source = From | FromLinks | FromAny | Stored | WhenSent
@@ -282,6 +283,16 @@ class FileDocument(TypedDict):
     url: NotRequired[str]
 
 
+class OutputDocument(TypedDict):
+    """A stream of the job's output and its size; `url` is where it is read."""
+
+    name: str
+    kind: StreamKind
+    items: int
+    bytes: int
+    url: str
+
+
 class JobDocument(Document):
     """A job as its owner sees it."""
 
@@ -321,6 +332,28 @@ class JobDocument(Document):
     position: Annotated[int | None, WhenSent()] = Field(
         default=None, description="place in its queue, 1 for the next job"
     )
+    outputs: Annotated[list[OutputDocument] | None, WhenSent()] = Field(
+        default=None,
+        description="what the job has emitted; not in events, and absent if there is nothing. The "
+        "sizes change without a new version",
+    )
+
+
+def with_outputs(document: bytes, streams: Sequence[StreamInfo], links: JobLinks) -> bytes:
+    """Add the streams of a job to a document that is complete otherwise."""
+    if not streams:
+        return document
+    listed: list[OutputDocument] = [
+        {
+            "name": one.name,
+            "kind": one.kind,
+            "items": one.items,
+            "bytes": one.bytes,
+            "url": links.stream(one.name),
+        }
+        for one in streams
+    ]
+    return b'%s,"outputs":%s}' % (document[:-1], to_json(listed))
 
 
 def with_pace(document: bytes, retry_after: int | None, position: int | None = None) -> bytes:

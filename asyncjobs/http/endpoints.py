@@ -35,6 +35,7 @@ from asyncjobs.http.documents import (
     ListEvents,
     OperationDocument,
     encode_list,
+    with_outputs,
     with_pace,
     with_token,
 )
@@ -360,7 +361,10 @@ class Endpoints:
             links = self.mount.links(request, job.id)
             now = self.jobs.clock.now()
             pause = self._retry_after(job)
-            return status_page(job, links, retry_after=pause, now=now, grant=request.grant)
+            output = links.output if self._outputs.may_have(job) else None
+            return status_page(
+                job, links, retry_after=pause, now=now, grant=request.grant, output=output
+            )
         known = request.headers.get("if-none-match")
         etag = etag_of(job.version)
         is_known = known is not None and matches(known, etag)
@@ -477,7 +481,13 @@ class Endpoints:
     async def _document(self, request: Request, job: Job, seconds: int | None) -> bytes:
         position = await self.jobs.position(job) if job.status is JobStatus.PENDING else None
         base = self.mount.base(request) if job.files else ""
-        return with_pace(self._documents.document(job, base), seconds, position)
+        document = with_pace(self._documents.document(job, base), seconds, position)
+        streams = await self._outputs.streams_of(job)
+        return (
+            with_outputs(document, streams, self.mount.links(request, job.id))
+            if streams
+            else document
+        )
 
     def _retry_after(self, job: Job) -> int | None:
         if job.status.terminal:

@@ -121,7 +121,12 @@ class JobLinks(NamedTuple):
 
     def stream(self, name: str) -> str:
         """Return the URL of a stream of the job's output."""
-        return f"{self.status}/output/{name}"
+        return f"{self.output}/{name}"
+
+    @property
+    def output(self) -> str:
+        """The URL of the job's unnamed stream."""
+        return f"{self.status}/output"
 
 
 @dataclass(frozen=True)

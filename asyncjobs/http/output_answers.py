@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple
@@ -11,8 +11,14 @@ from typing import NamedTuple
 import anyio
 
 from asyncjobs.core.handlers import Handler
-from asyncjobs.core.job import Job
-from asyncjobs.core.output import DEFAULT_STREAM, ReadFrom, StreamKind, checked_stream_name
+from asyncjobs.core.job import RESERVED_PREFIX, Job, JobId
+from asyncjobs.core.output import (
+    DEFAULT_STREAM,
+    ReadFrom,
+    StreamInfo,
+    StreamKind,
+    checked_stream_name,
+)
 from asyncjobs.errors import InvalidQuery
 from asyncjobs.http import sse
 from asyncjobs.http.headers import matches
@@ -41,6 +47,9 @@ from asyncjobs.http.problems import no_such_stream, too_many_held
 from asyncjobs.http.streams import Frames, Streams
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.output_hub import OutputReader, Portion
+
+# How many jobs that have ended are kept with their streams.
+_MAX_ENDED = 1000
 
 _NO_STORE = ("Cache-Control", "no-store")
 # One user's data, to be checked each time: it may have grown, or be deleted with its job.
@@ -76,6 +85,7 @@ class OutputAnswers:
         self._options = options
         self._streams = streams
         self._events = _EventCache()
+        self._ended: OrderedDict[tuple[JobId, int], Sequence[StreamInfo]] = OrderedDict()
 
     async def answer(self, job: Job, name: str, wish: Wish) -> Response:
         """Answer a read of a stream of a job that the caller may see; raise `InvalidQuery`.
@@ -105,6 +115,27 @@ class OutputAnswers:
         finally:
             self._streams.let_go(reader)
             await reader.aclose()
+
+    async def streams_of(self, job: Job) -> Sequence[StreamInfo]:
+        """Return the streams of a job for its document; the store is asked only if it may have any.
+
+        Those of a job that has ended are kept, for clients that read its status repeatedly.
+        """
+        if not self.may_have(job) or not job.attempt:
+            return ()
+        key = (job.id, job.revision)
+        known = self._ended.get(key)
+        if known is None:
+            [known] = await self._jobs.outputs([job.id])
+            if job.status.terminal:
+                self._ended[key] = known
+                if len(self._ended) > _MAX_ENDED:
+                    self._ended.popitem(last=False)
+        return known
+
+    def may_have(self, job: Job) -> bool:
+        """Return whether a job can emit anything, now or later."""
+        return self._jobs.keeps_output and not job.type.startswith(RESERVED_PREFIX)
 
     def _declared(self, job: Job, name: str) -> StreamKind | None:
         registry = self._jobs.registry

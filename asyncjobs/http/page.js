@@ -1,6 +1,6 @@
 // Keeps the page up to date: follows the job by its events, else by polling.
 const root = document.querySelector("main");
-const { eventsUrl, now, retryAfter, statusUrl, tokenUrl } = root.dataset;
+const { eventsUrl, now, outputUrl, retryAfter, statusUrl, tokenUrl } = root.dataset;
 const parts = { root };
 for (const node of document.querySelectorAll("[part]")) parts[node.getAttribute("part")] = node;
 // How far this machine's clock is behind the server's.
@@ -75,6 +75,46 @@ const showBatch = ({ jobId, batch }) => {
     item.append(link);
     parts.failures.append(item);
   }
+};
+
+// What the job emits as text, the latest part of it; each attempt begins anew.
+let text = "";
+let offset = "-1";
+let epoch = 0;
+let errors = 0;
+const followOutput = () => {
+  const source = new EventSource(`${outputUrl}?offset=${offset}&live=sse${token ? `&token=${token}` : ""}`);
+  let added = "";
+  source.addEventListener("data", ({ data }) => { added += data; });
+  source.addEventListener("control", ({ data }) => {
+    const control = JSON.parse(data);
+    errors = 0;
+    offset = control.streamNextOffset;
+    if (added) {
+      const node = parts.output;
+      const below = node.scrollHeight - node.scrollTop - node.clientHeight < 30;
+      text = ((epoch === (epoch = control.streamEpoch) ? text : "") + added).slice(-100_000);
+      node.textContent = text;
+      added = "";
+      if (below) node.scrollTop = node.scrollHeight;
+    }
+    if (control.streamClosed) source.close();
+  });
+  // The browser itself would ask again for what it already has.
+  source.onerror = () => {
+    source.close();
+    if (++errors < 10) setTimeout(followOutput, 1000 * errors);
+  };
+};
+
+// Until it is known whether there is any, and of which kind.
+const awaitOutput = async () => {
+  if (!outputUrl || !window.EventSource) return;
+  const ended = over;
+  const answer = await fetch(outputUrl, { method: "HEAD", headers }).catch(() => null);
+  const kind = answer?.headers.get("stream-kind");
+  if (kind === "text") followOutput();
+  else if (!kind && !ended) setTimeout(awaitOutput, 5000);
 };
 
 const show = (found) => {
@@ -196,3 +236,4 @@ const ticking = setInterval(tick, 1000);
 if (job.completedAt) finish();
 else if (window.EventSource) follow();
 else poll();
+awaitOutput();

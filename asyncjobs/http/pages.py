@@ -92,12 +92,14 @@ def status_page(
     retry_after: int | None,
     now: datetime | None = None,
     grant: Grant | None = None,
+    output: str | None = None,
 ) -> Response:
     """Return the page of a job.
 
     `retry_after` is the delay in seconds before a page without JavaScript reloads. The elapsed time
     counts from `now`; without it, from the reader's own clock. `grant` is what the token in the
-    page's URL allows: then the script takes the token from there.
+    page's URL allows: then the script takes the token from there. `output` is the URL of what the
+    job may emit, which the script shows if it is text.
     """
     again = None if job.status.terminal else retry_after
     pace = () if again is None else (("Retry-After", str(again)),)
@@ -106,7 +108,7 @@ def status_page(
         if again is None
         else f'<noscript><meta http-equiv="refresh" content="{again}"></noscript>'
     )
-    body = f"""<main class="job" {_data(job, links, again, now, grant)}>
+    body = f"""<main class="job" {_data(job, links, again, now, grant)}{_data_of_output(output, grant)}>
 {_heading(job, now)}
 {_outcome(job, links, grant)}
 {_batch(job, links)}{_facts(job)}
@@ -207,6 +209,12 @@ def _data(
     return " ".join(f'data-{name}="{escape(value)}"' for name, value in values.items())
 
 
+def _data_of_output(output: str | None, grant: Grant | None) -> str:
+    if output is None or (grant is not None and "output" not in grant.scopes):
+        return ""
+    return f' data-output-url="{escape(output)}"'
+
+
 def _heading(job: Job, now: datetime | None) -> str:
     detail = job.detail or Detail()
     works = job.status is JobStatus.PROCESSING
@@ -235,6 +243,7 @@ def _outcome(job: Job, links: JobLinks, grant: Grant | None) -> str:
 <div part="actions">
 {_result(job, links)}{_cancel(job, links, grant)}
 </div>
+<pre part="output" dir="auto" tabindex="0" aria-label="Output"></pre>
 <ul part="files">{_files(job, links)}</ul>"""
 
 
