@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncjobs import AsyncJobs, MountOptions, Tokens
+from asyncjobs import AsyncJobs, JobContext, MountOptions, Tokens
 from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import flask as on_flask
 from asyncjobs.adapters import starlette as on_starlette
@@ -183,6 +183,12 @@ def api(request: pytest.FixtureRequest, jobs: AsyncJobs, origin: str) -> Generat
 def jobs() -> AsyncJobs:
     jobs = AsyncJobs("memory://")
     jobs.external("outside", payload=int, result=str)
+
+    @jobs.handler("words")
+    async def words(job: JobContext) -> None:
+        for number in range(5):
+            await job.emit(f"{number} ")
+
     return jobs
 
 
@@ -233,6 +239,24 @@ def test_a_job_is_followed_and_cancelled_by_the_client(
 ) -> None:
     url = submit(api, jobs, page, headers.get("Authorization"))
     assert page.evaluate(FOLLOW, [api, url, headers]) == ["pending", "cancelled"]
+
+
+FOLLOW_OUTPUT = """async ([api, url, headers]) => {
+    const {followOutput} = await import(`${api}/api/jobs/client.js`);
+    let text = "";
+    const end = await followOutput(url, {headers, onItems: (items) => (text += items.join(""))});
+    return [text, end.epoch];
+}"""
+
+
+def test_output_is_followed_although_its_headers_are_hidden(
+    api: str, jobs: AsyncJobs, page: Page
+) -> None:
+    page.request.get(f"{api}/api/jobs/job_x")  # opens the queue
+    job = jobs.sync.enqueue("words", None, user_id="Bearer ann")
+    owner = {"Authorization": "Bearer ann"}
+    url = f"{api}/api/jobs/{job.id}"
+    assert page.evaluate(FOLLOW_OUTPUT, [api, url, owner]) == ["0 1 2 3 4 ", 1]
 
 
 def test_refusals_of_the_server_can_be_read(api: str, page: Page) -> None:
