@@ -2,8 +2,19 @@
 import { stream } from "@durable-streams/client";
 
 const [url, live] = process.argv.slice(2);
-const found = await stream({ url, live: live === "auto" ? true : live });
-found.subscribeJson(({ items, offset }) => {
-  console.log(JSON.stringify({ items, offset }));
-});
-await found.closed;
+let offset = "-1";
+let ended = false;
+while (!ended) {
+  try {
+    const found = await stream({ url, offset, live: live === "auto" ? true : live });
+    found.subscribeJson((batch) => {
+      offset = batch.offset;
+      console.log(JSON.stringify({ items: batch.items, offset }));
+    });
+    await found.closed;
+    ended = true;
+  } catch (error) {
+    // With an explicit `sse` the client does not connect again by itself.
+    if (live !== "sse") throw error;
+  }
+}
