@@ -126,12 +126,13 @@ def follow(
     batch that has not ended is due again at `look_at`.
     """
     before = counts_of(job)
-    if tally.get(TOTAL, 0) < before.stored:  # its jobs were deleted by hand
-        counts, done = before, job.progress * before.total
-    else:
-        counts, done = _counted(before, tally, failed, now), tally.get(PROGRESS, 0)
+    counts, done = _counted(before, tally, failed, now), tally.get(PROGRESS, 0)
+    if (
+        tally.get(TOTAL, 0) < before.stored
+    ):  # the store has lost counters, with jobs deleted by hand
+        done = max(done, job.progress * before.total)
     progress = _progress(counts, done)
-    if counts.ended == counts.total:
+    if counts.ended >= counts.total:
         return _end(job, counts, progress, now)
     if counts.ended == counts.stored and counts.grown_at and now - counts.grown_at >= PATIENCE:
         return _end(job, counts, progress, now, INCOMPLETE)
@@ -157,6 +158,11 @@ def _counted(
         if job.error is not None and job.id not in known
     ]
     numbers = {status.value: tally.get(status.value, 0) for status in JobStatus}
+    if tally.get(TOTAL, 0) < before.stored:
+        # Only ended jobs are deleted by hand, and what they counted is all that is known of them.
+        for status in JobStatus:
+            if status.terminal:
+                numbers[status.value] = max(numbers[status.value], getattr(before, status.value))
     return before.changed(
         **numbers,
         failures=(*before.failures, *found)[:MAX_FAILURES],
@@ -176,7 +182,7 @@ def _end(
     job: Job, counts: BatchCounts, progress: Progress, now: datetime, error: JobError | None = None
 ) -> Job:
     last = job.changed(counts=counts, progress=progress.percent, detail=progress.detail)
-    if counts.completed == counts.total:
+    if counts.total <= counts.completed == counts.ended:
         numbers = {"total": counts.total, "completed": counts.completed}
         result = json.dumps(numbers, separators=(",", ":")).encode()
         return lifecycle.complete(last, now, token=None, result=result)

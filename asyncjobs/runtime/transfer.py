@@ -19,10 +19,10 @@ from datetime import datetime
 from hashlib import sha256
 
 from asyncjobs.core.encoding import encode_state, encode_submission, to_microseconds
-from asyncjobs.core.job import Job, JobId
-from asyncjobs.core.labels import new_labels, tally_changes
+from asyncjobs.core.job import Delivery, Job, JobId
+from asyncjobs.core.labels import label_of_batch, new_labels, tally_changes
 from asyncjobs.errors import ConfigurationError, TransferRefused
-from asyncjobs.protocols import Change, Listing, Selection, Store, StoreClock, power_of
+from asyncjobs.protocols import Change, Listing, Selection, Store, StoreClock, Tallies, power_of
 from asyncjobs.records.clock import SystemClock
 
 _PAGE_SIZE = 500
@@ -110,6 +110,7 @@ async def copy_jobs(
     the job starts again when its lease has lapsed.
     """
     copied = updated = done = 0
+    open_batches: list[Job] = []
     async with aclosing(_complete_jobs(source, planned.ids)) as batches:
         async for jobs in batches:
             ids = [job.id for job in jobs]
@@ -120,6 +121,11 @@ async def copy_jobs(
             await _overwrite(target, older)
             copied, updated, done = copied + len(missing), updated + len(older), done + len(jobs)
             report("copy", done, len(planned.ids))
+            open_batches += [
+                job for job in jobs if job.delivery is Delivery.BATCH and not job.status.terminal
+            ]
+    for start in range(0, len(open_batches), _MAX_BATCH_JOBS):
+        await _copy_tallies(source, target, open_batches[start : start + _MAX_BATCH_JOBS])
     digest = await verify(source, target, report)
     return TransferResult(digest, copied, updated, planned.unreadable)
 
@@ -174,6 +180,22 @@ async def _overwrite(target: Store, pairs: Sequence[tuple[Job, Job]]) -> None:
         Change(job, found.revision, new_labels(found, job), tally_changes(found, job))
         for job, found in pairs
     ]
+    if changes and not all(await target.replace(changes)):
+        raise TransferRefused("the target is in use; stop all processes that use it")
+
+
+async def _copy_tallies(source: Store, target: Store, batches: Sequence[Job]) -> None:
+    """Give the target what the source counted for jobs that were deleted before the transfer."""
+    labels = [label_of_batch(job.id) for job in batches]
+    counting, counted = power_of(source, Tallies), power_of(target, Tallies)
+    if counting is None or counted is None:
+        return
+    changes: list[Change] = []
+    wanted, found = await counting.tally(labels), await counted.tally(labels)
+    for job, label, right, wrong in zip(batches, labels, wanted, found, strict=True):
+        lacking = {name: right.get(name, 0) - wrong.get(name, 0) for name in {**right, **wrong}}
+        if lacking := {name: number for name, number in sorted(lacking.items()) if number}:
+            changes.append(Change(job, job.revision, tallies={label: lacking}))
     if changes and not all(await target.replace(changes)):
         raise TransferRefused("the target is in use; stop all processes that use it")
 

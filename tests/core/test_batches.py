@@ -225,6 +225,29 @@ def test_jobs_that_were_deleted_by_hand_still_count() -> None:
     assert (late.status, late.counts.completed) == ("failed", 2)
 
 
+def test_a_batch_whose_counters_are_lost_ends_with_the_jobs_that_are_left() -> None:
+    job = followed(batch(6), tally(completed=3, processing=3))
+    job = followed(job, tally(failed=1, processing=2))
+    assert job.counts is not None
+    assert (job.counts.completed, job.counts.failed, job.counts.processing) == (3, 1, 2)
+    done = followed(job, tally(failed=3))
+    assert done.counts is not None
+    assert (done.status, done.counts.completed, done.counts.failed) == ("failed", 3, 3)
+    lost = batches.follow(
+        followed(batch(6), tally(completed=3, processing=3)),
+        tally(completed=3),
+        (),
+        LATER + batches.PATIENCE,
+    )
+    assert lost is not None
+    assert lost.error == batches.INCOMPLETE
+
+
+def test_a_batch_with_more_jobs_than_it_was_given_ends() -> None:
+    assert followed(batch(2), tally(completed=2, failed=1), failed_job(1)).status == "failed"
+    assert followed(batch(2), tally(completed=3)).status == "completed"
+
+
 def test_a_batch_is_never_overdue_since_it_ends_with_its_jobs() -> None:
     job = batch(3)
     assert lifecycle.overdue(job, job.deadline + timedelta(days=1)) is None

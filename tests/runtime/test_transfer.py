@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from asyncjobs import Job
 from asyncjobs.core import lifecycle
+from asyncjobs.core.batches import batch_of
 from asyncjobs.core.job import JobStatus, Lease, new_job_id
 from asyncjobs.core.labels import label_of_batch
 from asyncjobs.errors import ConfigurationError, StoreUnavailable, TransferRefused
@@ -28,7 +29,16 @@ from asyncjobs.stores import store_from_url
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import sample_job
-from asyncjobs.testing.samples import LATER, NOW, begun, change_of, failed, full_job, ids
+from asyncjobs.testing.samples import (
+    LATER,
+    NOW,
+    begun,
+    change_of,
+    failed,
+    full_job,
+    ids,
+    sample_submission,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 Holding = Callable[[Sequence[Job]], AbstractAsyncContextManager[Any]]
@@ -153,6 +163,25 @@ async def test_labels_and_counters_are_copied(holding: Holding) -> None:
         counts = {"total": 4, "pending": 1, "processing": 1, "failed": 2, "progress": 200}
         assert (await seen(target))[0] == counts
         assert (await seen(target))[-1] == ids([late, early])
+
+
+async def test_the_counters_of_an_open_batch_cover_jobs_that_were_deleted(holding: Holding) -> None:
+    batch = batch_of(sample_submission(), 3)
+    members = [sample_job(batch=batch.id) for _ in range(3)]
+    done = [lifecycle.complete(begun(job), NOW, token="t", result=b"1") for job in members[:2]]
+    label = label_of_batch(batch.id)
+
+    async def tally_of(store: Any) -> Counter[str]:
+        [tally] = await store.tally([label])
+        return +Counter(tally)
+
+    async with holding([batch, *done, members[2]]) as source, holding([]) as target:
+        await source.delete(ids(done))
+        for _ in range(2):  # a repetition adds nothing
+            await copy_jobs(source, target, await plan_transfer(source, target), quiet)
+            assert await tally_of(target) == await tally_of(source)
+        counted = {"total": 3, "completed": 2, "pending": 1, "progress": 200}
+        assert await tally_of(target) == counted
 
 
 async def test_a_target_whose_jobs_changed_is_left_unchanged(holding: Holding) -> None:
