@@ -241,8 +241,9 @@ class Policy(_Value):
 
     Durations are seconds or a timedelta. `timeout=None` lets an attempt run until the job's
     deadline, `retention=None` keeps a finished job until it is deleted by hand. `inline_wait` is
-    how long a submission over HTTP waits for the job's end before it returns 202. With `emit_every`,
-    emitted items are collected for so long before they are stored; 0 stores each of them at once.
+    how long a submission over HTTP waits for the job's end before it returns 202. With
+    `emit_every`, emitted items are collected for so long before they are stored; 0 stores each of
+    them at once.
     """
 
     if TYPE_CHECKING:
