@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from asyncjobs.core.printable import refused_character
 from asyncjobs.errors import InvalidQuery
 
 #: The longest title, in characters.
@@ -17,6 +19,12 @@ MAX_TAG_CHARS = 128
 
 #: The largest metadata, as JSON text in bytes.
 MAX_METADATA_BYTES = 16 * 1024
+
+#: How deep metadata may be nested. Libraries that read JSON refuse much deeper text.
+MAX_METADATA_DEPTH = 100
+
+_TOO_DEEP = f"metadata must be nested at most {MAX_METADATA_DEPTH} levels deep."
+_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 def checked_title(title: str | None) -> str | None:
@@ -33,6 +41,8 @@ def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Return tags without repetitions; raise `TypeError` or `ValueError` if they are not valid."""
     if isinstance(tags, str):
         raise TypeError(f"tags must be a collection of strings, got the string {tags!r}.")
+    if not isinstance(tags, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"tags must be a collection of strings, got {tags!r}.")
     found = tuple(dict.fromkeys(tags))
     if len(found) > MAX_TAGS:
         raise ValueError(f"A job has at most {MAX_TAGS} tags, got {len(found)}.")
@@ -67,13 +77,28 @@ def metadata_text(metadata: Mapping[str, Any]) -> bytes:
             dict(metadata), allow_nan=False, ensure_ascii=False, separators=(",", ":")
         )
         encoded = text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    except (TypeError, ValueError) as error:
         raise ValueError(f"metadata must be JSON values: {error}") from error
     if len(encoded) > MAX_METADATA_BYTES:
         raise ValueError(
             f"metadata must be at most {MAX_METADATA_BYTES:,} bytes as JSON, got {len(encoded):,}."
         )
+    if _is_too_deep(encoded):
+        raise ValueError(_TOO_DEEP)
     return encoded
+
+
+def _is_too_deep(text: bytes) -> bool:
+    if text.count(b"{") + text.count(b"[") <= MAX_METADATA_DEPTH:
+        return False  # nearly always
+    depth = 0
+    for byte in _JSON_STRING.sub(b"", text):
+        depth += (byte in b"{[") - (byte in b"}]")
+        if depth > MAX_METADATA_DEPTH:
+            return True
+    return False
 
 
 def _fault_of(what: str, text: object, longest: int) -> str | None:
@@ -83,7 +108,6 @@ def _fault_of(what: str, text: object, longest: int) -> str | None:
         return f"{what} must not be empty or begin or end with white space: {text!r}."
     if len(text) > longest:
         return f"{what} has at most {longest} characters, got {len(text)}: {text[:40]!r}..."
-    # Unpaired surrogates are not printable either.
-    if not text.isprintable():
-        return f"{what} must not contain control characters: {text!r}."
+    if wrong := refused_character(text):
+        return f"{what} must not contain the character {wrong}: {text!a}."
     return None

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import mimetypes
 import re
-import unicodedata
 from collections.abc import Iterable
 
 from asyncjobs.core.job import Job, JobFile, JobId
+from asyncjobs.core.printable import refused_character
 from asyncjobs.core.randomness import random_hex
 from asyncjobs.errors import DuplicateFile, TooManyFiles
 
@@ -31,8 +31,6 @@ _MEDIA_TYPE = re.compile(
     rf'{_WORD}/{_WORD}(?: *; *{_WORD}=(?:{_WORD}|"[\x20\x21\x23-\x5b\x5d-\x7e]*"))*'
 )
 
-_REORDERING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
-
 # Windows refuses names that contain these, and browsers replace them.
 _SEPARATORS = frozenset("/\\")
 
@@ -50,20 +48,13 @@ def _fault_of(name: str) -> str | None:  # noqa: PLR0911  # one per rule
         return "it names a folder"
     if not _SEPARATORS.isdisjoint(name):
         return "it contains a slash or a backslash"
-    if wrong := next(filter(_is_refused, name), ""):
-        return f"it contains the character U+{ord(wrong):04X}"
+    if wrong := refused_character(name):
+        return f"it contains the character {wrong}"
     if name[-1] in ". " or name[0] == " ":
         return "it begins with a space, or ends with a space or a dot"
     if (size := len(name.encode())) > MAX_FILE_NAME_BYTES:
         return f"it must have at most {MAX_FILE_NAME_BYTES} bytes in UTF-8, and has {size}"
     return None
-
-
-def _is_refused(character: str) -> bool:
-    # Controls, lone surrogates, line and paragraph separators; and the marks that reverse the
-    # order of letters, by which `report-fdp.exe` looks like `report-exe.pdf`.
-    refused = unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
-    return refused or unicodedata.bidirectional(character) in _REORDERING
 
 
 def media_type_of(name: str, given: str | None) -> str:
