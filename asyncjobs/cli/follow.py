@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from asyncjobs.client import JobNotFound, JobsClient, RemoteJob, ServerUnreachable
+from asyncjobs.core.output import DEFAULT_STREAM
 from asyncjobs.core.printable import plain
 from asyncjobs.errors import ConfigurationError
 
@@ -53,8 +54,23 @@ class Header(click.types.StringParamType):
     help="Sent with each request, such as credentials; may be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the job's last document instead.")
-def follow(*, url: str, timeout: float | None, headers: tuple[str, ...], as_json: bool) -> None:
-    """Follow a job at its status URL to its end, and print its result as JSON."""
+@click.option("--output", is_flag=True, help="Print what the job emits instead, as it grows.")
+@click.option("--stream", metavar="NAME", help="The same, of a named stream of its output.")
+def follow(
+    *,
+    url: str,
+    timeout: float | None,
+    headers: tuple[str, ...],
+    as_json: bool,
+    output: bool,
+    stream: str | None,
+) -> None:
+    """Follow a job at its status URL to its end, and print its result as JSON.
+
+    Output is printed as it is: text and bytes unchanged, JSON values one a line.
+    """
+    if as_json and (output or stream is not None):
+        raise click.UsageError("--json cannot be combined with --output or --stream.")
     if find_spec("httpx2") is None:
         raise ConfigurationError("follow needs httpx2: pip install 'asyncjobs-http[client]'.")
     import httpx2  # noqa: PLC0415  # of the extra `client`
@@ -62,7 +78,10 @@ def follow(*, url: str, timeout: float | None, headers: tuple[str, ...], as_json
     with httpx2.Client(headers=[_pair(header) for header in headers]) as http:
         job = JobsClient(http=http).attach(url)
         try:
-            _follow(job, timeout, as_json=as_json)
+            if output or stream is not None:
+                _show_output(job, stream or DEFAULT_STREAM, timeout)
+            else:
+                _follow(job, timeout, as_json=as_json)
         except (ServerUnreachable, JobNotFound) as error:
             click.echo(f"Error: {plain(str(error))}", err=True)
             sys.exit(4 if isinstance(error, JobNotFound) else 3)
@@ -80,13 +99,35 @@ def _follow(job: RemoteJob[Any], timeout: float | None, *, as_json: bool) -> Non
         _print(result)
 
 
-def _print(value: Any) -> None:
+def _show_output(job: RemoteJob[Any], stream: str, timeout: float | None) -> None:
+    """Print what the job emits to its end; raise the job's error if it does not complete."""
+    epoch = 1
+    with closing(job.output(stream, timeout=timeout)) as items:
+        for item in items:
+            if item.epoch > epoch:
+                epoch = item.epoch
+                click.echo(f"Attempt {epoch} begins.", err=True)
+            _show(item.value)
+    job.result()
+
+
+def _show(value: Any) -> None:
+    match value:
+        case str() if sys.stdout.isatty():
+            click.echo("\n".join(map(plain, value.split("\n"))), nl=False)
+        case str() | bytes():
+            click.echo(value, nl=False)
+        case _:
+            _print(value, indent=None)
+
+
+def _print(value: Any, indent: int | None = 2) -> None:
     """Print a value of the server in ASCII; raise `ClickException` if JSON cannot have it."""
     try:
         # Escapes in ASCII: a terminal interprets some characters, and cannot show others.
-        text = json.dumps(value, indent=2, allow_nan=False, default=bytes.decode)
+        text = json.dumps(value, indent=indent, allow_nan=False, default=bytes.decode)
     except RecursionError:
-        raise click.ClickException("The result is nested too deeply to be printed.") from None
+        raise click.ClickException("The value is nested too deeply to be printed.") from None
     except ValueError:
         # Of `bytes.decode`: the result has a media type of its own.
         raise click.ClickException("The result is neither JSON nor text.") from None

@@ -161,16 +161,13 @@ class WriterApp:
             return await self._described(204 if closes else 400, written)
         if written.closed:
             return await self._described(409, written)
-        if media_type is None:
-            return _answer(400)
-        if media_type.lower().partition(";")[0] != written.media_type.lower().partition(";")[0]:
-            return _answer(409)
-        if seq is not None and seq <= written.last_seq:
-            return _answer(409)
+        refused = _refused(written, media_type, seq)
+        if refused is not None:
+            return _answer(refused)
         try:
             items = written.items(body)
         except ValueError:
-            return _answer(400)
+            items = []
         if not items:
             return _answer(400)
         written.last_seq = seq or written.last_seq
@@ -192,6 +189,14 @@ class WriterApp:
         names = [name for name in ("Stream-Next-Offset", "Stream-Closed") if name in end.headers]
         copied = [(name, end.headers[name]) for name in names]
         return _answer(status, *copied, ("Content-Type", written.media_type), *headers)
+
+
+def _refused(written: Written, media_type: str | None, seq: str | None) -> int | None:
+    """Return the status of a refusal of an append, if it is refused."""
+    if media_type is None:
+        return 400
+    same = media_type.lower().partition(";")[0] == written.media_type.lower().partition(";")[0]
+    return None if same and (seq is None or seq > written.last_seq) else 409
 
 
 def _answer(status: int, *headers: tuple[str, str]) -> Response:

@@ -74,9 +74,7 @@ def test_the_conformance_suite_of_durable_streams_passes(server: str, packages: 
         for one in found
         if one["status"] != "passed"
     }
-    unexpected = {
-        name: why for name, why in failed.items() if not name.startswith(tuple(LEFT_OUT))
-    }
+    unexpected = {name: why for name, why in failed.items() if not name.startswith(tuple(LEFT_OUT))}
     assert unexpected == {}
     # The table has no group that passes.
     assert [one for one in LEFT_OUT if not any(name.startswith(one) for name in failed)] == []
