@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,7 +29,7 @@ from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.http.mounts import MountOptions
 from asyncjobs.stores.memory import MemoryStore
 
-Message = dict[str, Any]
+Message = MutableMapping[str, Any]
 
 _KINDS = {"json": Any, "text": str, "bytes": bytes}
 _ENDLESS = Policy(timeout=None)
@@ -142,7 +142,8 @@ class WriterApp:
         kind = "text" if media_type.lower().startswith("text/") else "bytes"
         if media_type.lower().startswith("application/json"):
             kind = "json"
-        self._commands[path] = commands = asyncio.Queue()
+        commands: asyncio.Queue[Any] = asyncio.Queue()
+        self._commands[path] = commands
         job = await self.jobs.enqueue(kind, path)
         written = self._streams[path] = Written(media_type, kind, job.id, commands)
         if body:
