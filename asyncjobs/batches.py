@@ -13,12 +13,13 @@ from asyncjobs.core.handlers import JobType, Registry
 from asyncjobs.core.job import Delivery, Job, JobId, JobStatus
 from asyncjobs.core.output import OutputItem
 from asyncjobs.core.submission import (
-    NO_OPTIONS,
     Accepted,
     BatchTerms,
     Caller,
     EnqueueOptions,
     Terms,
+    check_payloads,
+    checked_options,
     submit_again,
 )
 from asyncjobs.handles import BatchHandle
@@ -81,12 +82,13 @@ class Batching(ABC):
         All payloads are checked first: an invalid one raises `InvalidPayload` or `PayloadTooLarge`,
         and so do more than 100,000; then nothing is stored. The jobs are stored after the batch,
         and may begin before all are. If this fails midway, repeat it with the same
-        `idempotency_key`: it stores the rest. Without a repetition the batch fails with the code
-        `batch_incomplete`. Raises `ConfigurationError` if the store cannot count jobs, and
-        otherwise what `enqueue` raises.
+        `idempotency_key`: it stores the rest. Without a repetition within five minutes the batch
+        fails with the code `batch_incomplete`, and a later one returns it as it has ended. Raises
+        `ConfigurationError` if the store cannot count jobs, and otherwise what `enqueue` raises.
         """
         kind = self.registry.find(handler)
-        terms = options or NO_OPTIONS
+        check_payloads(payloads)
+        terms = checked_options(options)
         if title is not None:
             terms = replace(terms, title=title)
         caller = Caller(user_id, idempotency_key)
@@ -122,6 +124,7 @@ class Batching(ABC):
         as incomplete: a repetition adds all jobs again.
         """
         kind = self.registry.find(handler)
+        check_payloads(payloads)
         return await add_to_batch(self._running, batch_id, kind, [*payloads])
 
     async def jobs_of_batch(

@@ -24,12 +24,12 @@ from asyncjobs.core.job import (
     Policy,
 )
 from asyncjobs.core.submission import (
-    NO_OPTIONS,
     Accepted,
     Caller,
     EnqueueOptions,
     EnqueueTerms,
     ManyTerms,
+    checked_options,
 )
 from asyncjobs.declarations import Registrar
 from asyncjobs.dispatchers import dispatcher_from_name
@@ -334,7 +334,7 @@ class AsyncJobs(Registrar, Reports, Outputs, Batching, Lists, Scheduling, Files)
         """
         kind = self.registry.find(handler)
         caller = Caller(user_id, idempotency_key)
-        runtime, terms = self._running, options or NO_OPTIONS
+        runtime, terms = self._running, checked_options(options)
         [accepted] = await accept_jobs(runtime, kind, [payload], caller, terms, connection)
         return JobHandle(self, accepted.job, kind)
 
@@ -365,7 +365,7 @@ class AsyncJobs(Registrar, Reports, Outputs, Batching, Lists, Scheduling, Files)
         `StoreUnavailable` some of the jobs may exist.
         """
         kind = self.registry.find(handler)
-        runtime, caller, terms = self._running, Caller(user_id), options or NO_OPTIONS
+        runtime, caller, terms = self._running, Caller(user_id), checked_options(options)
         accepted = await accept_jobs(runtime, kind, [*payloads], caller, terms, connection)
         return [JobHandle(self, one.job, kind) for one in accepted]
 

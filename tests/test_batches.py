@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from asyncjobs import (
     AsyncJobs,
+    Batch,
     BatchHandle,
     EnqueueOptions,
     JobContext,
@@ -29,6 +31,7 @@ from asyncjobs.errors import (
     ConfigurationError,
     IdempotencyConflict,
     IllegalMove,
+    InvalidIdempotencyKey,
     InvalidPayload,
     StoreUnavailable,
     UnknownJob,
@@ -114,6 +117,13 @@ async def test_an_empty_batch_is_completed_at_once(jobs: AsyncJobs) -> None:
         assert (batch.job.status, batch.job.result) == ("completed", {"total": 0, "completed": 0})
         again = await jobs.enqueue_batch(check, [], idempotency_key="k")
         assert again.id == batch.id
+
+        @jobs.handler("other")
+        async def other(number: int) -> None:
+            del number
+
+        with pytest.raises(IdempotencyConflict):
+            await jobs.enqueue_batch(other, [], idempotency_key="k")
         with pytest.raises(IllegalMove, match="it has ended"):
             await batch.add(check, [1])
 
@@ -132,6 +142,27 @@ async def test_one_invalid_payload_is_named_and_nothing_is_stored(jobs: AsyncJob
         options = EnqueueOptions(callback_url="https://hooks.example.com")
         with pytest.raises(ConfigurationError, match="callbacks"):
             await jobs.enqueue_batch(check, [1], options=options)
+        assert (await jobs.list(Selection())).jobs == []
+
+
+async def test_a_batch_refuses_arguments_of_wrong_types_and_reserved_keys(
+    jobs: AsyncJobs,
+) -> None:
+    check = register(jobs)
+    wrong: Any
+    async with jobs:
+        for wrong in (5, "12", {1: 2}):
+            with pytest.raises(TypeError, match="an iterable of payloads"):
+                await jobs.enqueue_batch(check, wrong)
+            with pytest.raises(TypeError, match="an iterable of payloads"):
+                Batch(wrong)
+        wrong = {"title": "x"}
+        for enqueue in (jobs.enqueue, jobs.enqueue_many, jobs.enqueue_batch):
+            refused: Any = partial(enqueue, check, [1], options=wrong)
+            with pytest.raises(TypeError, match="must be EnqueueOptions, got dict"):
+                await refused()
+        with pytest.raises(InvalidIdempotencyKey, match="reserved"):
+            await jobs.enqueue_batch(check, [1], idempotency_key="asyncjobs.schedule")
         assert (await jobs.list(Selection())).jobs == []
 
 
@@ -217,6 +248,68 @@ async def test_a_repeated_submission_stores_what_the_first_one_did_not(
             again = await jobs.enqueue_batch(check, range(1200), idempotency_key=key)
             assert again.id == batch.id
             assert len({job.id for job in await members(batch)}) == 1200
+
+
+class BreakingStore(FaultyStore):
+    """Fails once, after `intact` calls of `insert`; never if that is None."""
+
+    intact: int | None = None
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        if self.intact == 0:
+            self.intact = None
+            raise StoreUnavailable("the store", "it broke")
+        if self.intact is not None:
+            self.intact -= 1
+        return await super().insert(jobs)
+
+
+async def test_sets_of_an_interrupted_submission_are_compared_by_value(
+    make: Make, new_store: Any
+) -> None:
+    store = BreakingStore(new_store())
+    jobs = make(store=store, dispatcher="worker", settings=IDLE)
+
+    @jobs.handler("names")
+    async def names(given: set[str], _job: JobContext) -> None:
+        del given
+
+    async with jobs:
+        # Lists keep their order, and are the same sets.
+        first: list[Any] = [[f"a{one}", f"b{one}"] for one in range(510)]
+        second: list[Any] = [payload[::-1] for payload in first]
+        for stored in (0, 500):
+            submit = partial(jobs.enqueue_batch, "names", idempotency_key=f"k{stored}")
+            store.intact = 1 + stored // 500
+            with pytest.raises(StoreUnavailable):
+                await submit(first)
+            with pytest.raises(IdempotencyConflict):
+                await submit([*second[:-1], ["c"]])
+            batch = await submit(second)
+            assert len(await members(batch)) == 510
+
+
+async def test_a_repeated_submission_does_not_store_deleted_jobs_again(
+    make: Make, new_store: Any
+) -> None:
+    store = BreakingStore(new_store())
+    jobs = make(store=store, dispatcher="worker", settings=IDLE)
+    check = register(jobs)
+    async with jobs:
+        store.intact = 2
+        with pytest.raises(StoreUnavailable):
+            await jobs.enqueue_batch(check, range(510), idempotency_key="k")
+        [batch] = (await jobs.list(Selection(type="asyncjobs.batch"))).jobs
+        ended = [batches.member_id(batch.id, index) for index in (3, 77, 499)]
+        for job_id in ended:
+            await jobs.cancel(job_id)
+        await store.delete(ended)
+        again = await jobs.enqueue_batch(check, range(510), idempotency_key="k")
+        found = {job.id for job in await members(again)}
+        assert (again.id, len(found), found & {*ended}) == (batch.id, 507, set())
+        await jobs.sweep()
+        counted = {"total": 510, "pending": 507, "cancelled": 3}
+        assert numbers(await jobs.find(batch.id)) == counted
 
 
 async def _interrupted(

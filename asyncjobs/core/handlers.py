@@ -166,12 +166,15 @@ class JobType(Generic[P, R]):
             raise PayloadTooLarge(len(text), limit)
         return text
 
-    def fingerprint(self, payload: P) -> str:
-        """Return a hash of the payload as it was sent, without the type's defaults."""
+    def fingerprint(self, payload: P, *, ordered: bool = True) -> str:
+        """Return a hash of the payload as it was sent, without the type's defaults.
+
+        If not `ordered`, the order of arrays makes no difference: a set is written in any order.
+        """
         sent = self._payload.dump_python(
             self._payload.validate_python(payload), mode="json", exclude_unset=True
         )
-        canonical = json.dumps(sent, sort_keys=True, separators=(",", ":"))
+        canonical = _canonical(sent if ordered else _sorted(sent))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def load_payload(self, text: bytes) -> P:
@@ -494,6 +497,19 @@ def _adapter(name: str, annotation: Any) -> TypeAdapter[Any]:
         raise ConfigurationError(
             f"Job type {name!r}: {annotation!r} cannot be written as JSON: {error.message}"
         ) from error
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _sorted(value: Any) -> Any:
+    """Return a JSON value with all of its arrays in one order."""
+    if isinstance(value, dict):
+        return {name: _sorted(one) for name, one in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return sorted(map(_sorted, cast("list[object]", value)), key=_canonical)
+    return value
 
 
 def _issues(error: ValidationError) -> list[FieldIssue]:

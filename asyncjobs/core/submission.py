@@ -93,11 +93,31 @@ class BatchTerms(EnqueueTerms, total=False):
     title: str | None
 
 
+def checked_options(options: EnqueueOptions | None) -> EnqueueOptions:
+    """Return the options, or those that apply without; raise `TypeError` for another object."""
+    if options is None:
+        return NO_OPTIONS
+    if not isinstance(options, EnqueueOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"options must be EnqueueOptions, got {type(options).__name__}.")
+    return options
+
+
+def check_payloads(payloads: Iterable[Any]) -> None:
+    """Raise `TypeError` unless these can be the payloads of a batch."""
+    is_many = isinstance(payloads, Iterable)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_many or isinstance(payloads, str | bytes | Mapping):
+        kind = type(payloads).__name__
+        raise TypeError(f"A batch needs an iterable of payloads, such as a list, got {kind}.")
+
+
 @dataclass(frozen=True)
 class Batch(Generic[P]):
     """The payloads of a batch, where a route would give one payload to `accept`."""
 
     payloads: Iterable[P]
+
+    def __post_init__(self) -> None:
+        check_payloads(self.payloads)
 
 
 @dataclass(frozen=True)
@@ -133,13 +153,16 @@ def make_submission(
     The type's limits are copied: a later release that changes them does not affect jobs that wait.
     Raises `InvalidPayload` or `PayloadTooLarge`, and `InvalidIdempotencyKey` for a reserved key.
     """
-    if isinstance(caller.idempotency_key, str) and caller.idempotency_key.startswith(
-        RESERVED_PREFIX
-    ):
-        raise InvalidIdempotencyKey(f"keys that begin with {RESERVED_PREFIX!r} are reserved")
+    check_key(caller.idempotency_key)
     text = kind.dump_payload(payload)
     fingerprint = None if caller.idempotency_key is None else kind.fingerprint(payload)
     return submission_of(kind, (text, fingerprint), caller, options, terms)
+
+
+def check_key(key: str | None) -> None:
+    """Raise `InvalidIdempotencyKey` for a key that belongs to the schedules of the queue."""
+    if isinstance(key, str) and key.startswith(RESERVED_PREFIX):
+        raise InvalidIdempotencyKey(f"keys that begin with {RESERVED_PREFIX!r} are reserved")
 
 
 def submission_of(

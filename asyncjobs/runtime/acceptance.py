@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -19,6 +19,7 @@ from asyncjobs.core.submission import (
     Caller,
     EnqueueOptions,
     Terms,
+    check_key,
     make_submission,
     same_payload,
     submission_of,
@@ -95,6 +96,7 @@ async def accept_batch(
 ) -> Accepted:
     """Store a batch, then its jobs in portions; see `AsyncJobs.enqueue_batch`."""
     _check_batches(runtime)
+    check_key(caller.idempotency_key)
     if options.callback_url is not None:
         runtime.callbacks.check(options.callback_url)
     terms = Terms(
@@ -107,15 +109,14 @@ async def accept_batch(
         members = await _checked_members(kind, payloads, caller.user_id, options, terms)
         mark = None
         if caller.idempotency_key is not None:
-            mark = f"{len(payloads)}:{await _fingerprint(kind, payloads)}"
+            mark = await _mark(kind, payloads)
         own = submission_of(kind, (b"null", mark), caller, options, terms)
         batch = await _insert_batch(runtime, batches.batch_of(own, len(members)), connection)
         replayed = batch.id != own.id
         if replayed:
             await _check_same(runtime, kind, batch, mark, members)
             members = await _missing(runtime, batch, members)
-        given = [batches.member_of(batch, one, index) for index, one in members.items()]
-        await _insert_members(runtime, batch, given, options.begins(terms.now), connection)
+        await _insert_members(runtime, batch, members, options.begins(terms.now), connection)
         # What is inserted in a transaction cannot be changed before the commit.
         if not payloads and connection is None:
             batch = await _end_empty(runtime, batch)
@@ -142,7 +143,7 @@ async def add_to_batch(
             batch, lambda job, now: batches.grow(job, now, len(members))
         )
         first = batches.counts_of(batch).total - len(members)
-        given = [batches.member_of(batch, one, first + index) for index, one in members.items()]
+        given = {first + index: one for index, one in members.items()}
         await _insert_members(runtime, batch, given, terms.now)
     return batch
 
@@ -156,6 +157,8 @@ async def retry_batch(runtime: Runtime, old: Job) -> Job:
         ids = [job_id async for job_id in _unsuccessful(runtime, old.id)][::-1]
         if not ids:
             reason = "none of its jobs failed or was cancelled"
+            if old.error is not None and old.error.code == batches.INCOMPLETE.code:
+                reason = f"{reason}; submit those that were not stored as another batch"
             raise IllegalMove(old.id, batches.RUN_AGAIN, old.status, reason)
         batch = await _insert_batch(runtime, batches.batch_of(own, len(ids)))
         for start in range(0, len(ids), _PORTION):
@@ -168,7 +171,7 @@ async def retry_batch(runtime: Runtime, old: Job) -> Job:
                 for index, job in enumerate(found, start)
                 if job is not None
             ]
-            await _insert_members(runtime, batch, again, terms.now)
+            await _insert_portion(runtime, again, terms.now)
     return batch
 
 
@@ -208,13 +211,20 @@ def _path(issue: FieldIssue) -> tuple[str, ...]:
     return (issue.field,) if issue.field else ()
 
 
-async def _fingerprint(kind: JobType[P, Any], payloads: Sequence[P]) -> str:
-    found: list[str] = []
+async def _mark(kind: JobType[P, Any], payloads: Sequence[P]) -> str:
+    """Return the fingerprint of a batch: its number of jobs, its type, and hashes of its payloads.
+
+    The last hash makes no difference between orders in which a set may be written.
+    """
+    exact: list[str] = []
+    unordered: list[str] = []
     for payload in payloads:
-        found.append(kind.fingerprint(payload))
-        if not len(found) % _PAYLOADS_PER_TURN:
+        exact.append(kind.fingerprint(payload))
+        unordered.append(kind.fingerprint(payload, ordered=False))
+        if not len(exact) % _PAYLOADS_PER_TURN:
             await anyio.lowlevel.checkpoint()
-    return batches.fingerprint(kind.name, found)
+    hashes = [batches.fingerprint(kind.name, found) for found in ((), exact, unordered)]
+    return ":".join([str(len(payloads)), *hashes])
 
 
 async def _insert_batch(runtime: Runtime, batch: Job, connection: object = None) -> Job:
@@ -229,21 +239,31 @@ async def _insert_batch(runtime: Runtime, batch: Job, connection: object = None)
 async def _insert_members(
     runtime: Runtime,
     batch: Job,
-    given: Sequence[Submission],
+    members: Mapping[int, Submission],
     run_at: datetime,
     connection: object = None,
 ) -> None:
     """Insert jobs of a batch in portions, each in one call of the store."""
     inserted_at = runtime.repository.now()
-    for start in range(0, len(given), _PORTION):
+    indices = [*members]
+    for start in range(0, len(indices), _PORTION):
         now = runtime.repository.now()
         if connection is None and now - inserted_at > _LONG_PAUSE:
             found = await runtime.repository.find(batch.id)
             if found.status.terminal:
                 raise IllegalMove(batch.id, batches.ADD, found.status, "it has ended")
         inserted_at = now
-        for alike in _alike(given[start : start + _PORTION]):
-            await runtime.accept(alike, run_at, connection)
+        some = indices[start : start + _PORTION]
+        given = [batches.member_of(batch, members[index], index) for index in some]
+        await _insert_portion(runtime, given, run_at, connection)
+
+
+async def _insert_portion(
+    runtime: Runtime, given: Sequence[Submission], run_at: datetime, connection: object = None
+) -> None:
+    for alike in _alike(given):
+        await runtime.accept(alike, run_at, connection)
+    await anyio.lowlevel.checkpoint()
 
 
 def _alike(submissions: Iterable[Submission]) -> Iterable[Sequence[Submission]]:
@@ -261,16 +281,22 @@ async def _check_same(
     mark: str | None,
     members: dict[int, Submission],
 ) -> None:
-    """Raise `IdempotencyConflict` unless a stored batch has the same type and payloads."""
+    """Raise `IdempotencyConflict` unless a stored batch has the same type and payloads.
+
+    The values of its jobs decide. Of jobs that are not stored, only the fingerprint is known.
+    """
     if batch.fingerprint == mark:
         return
-    same = (batch.fingerprint or "").split(":")[0] == str(len(members))
+    known, given = ((text or "").split(":") for text in (batch.fingerprint, mark))
+    same = known[:2] == given[:2]
     indices = [*members]
     for start in range(0, len(indices) if same else 0, _PORTION):
         some = indices[start : start + _PORTION]
         stored = await runtime.repository.get([batches.member_id(batch.id, one) for one in some])
         same = same and all(
-            job is not None and job.type == kind.name and same_payload(kind, job, members[index])
+            known[-1] == given[-1]
+            if job is None
+            else job.type == kind.name and same_payload(kind, job, members[index])
             for index, job in zip(some, stored, strict=True)
         )
     if not same:
@@ -283,18 +309,19 @@ async def _missing(
     """Return the jobs that an earlier submission of the batch did not store."""
     if batch.status.terminal:
         return {}
+    # Read before the jobs, so that none that is stored meanwhile counts as deleted.
     [tally] = await runtime.repository.tally([label_of_batch(batch.id)])
-    if tally.get(TOTAL, 0) >= batches.counts_of(batch).total:
+    total = batches.counts_of(batch).total
+    if tally.get(TOTAL, 0) >= total:
         return {}
-    missing: dict[int, Submission] = {}
-    indices = [*members]
-    for start in range(0, len(indices), _PORTION):
-        some = indices[start : start + _PORTION]
+    missing: list[int] = []
+    for start in range(0, total, _PORTION):
+        some = range(start, min(start + _PORTION, total))
         stored = await runtime.repository.get([batches.member_id(batch.id, one) for one in some])
-        missing |= {
-            index: members[index] for index, job in zip(some, stored, strict=True) if job is None
-        }
-    return missing
+        missing += [index for index, job in zip(some, stored, strict=True) if job is None]
+    # Jobs are stored in the order of their indices: those that were deleted since come first.
+    deleted = max(0, tally.get(TOTAL, 0) - (total - len(missing)))
+    return {index: members[index] for index in missing[deleted:] if index in members}
 
 
 async def _end_empty(runtime: Runtime, batch: Job) -> Job:
