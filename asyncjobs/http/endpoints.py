@@ -200,6 +200,7 @@ class Endpoints:
     def refuse_socket(self, request: Request) -> Response | None:
         """Return the refusal of a WebSocket, or None if it may be accepted."""
         try:
+            parameters_of(request.query)
             self.access.refuse_socket(request, self.jobs.clock.now())
         except AsyncJobsError as error:
             return problem_of(error)
@@ -324,7 +325,8 @@ class Endpoints:
 
     async def _list(self, request: Request) -> Response:
         asked = page_query_of(request.query)
-        if request.grant is not None and request.grant.subject == asked.batch:
+        grant = request.grant
+        if grant is not None and asked.batch is not None and grant.subject == asked.batch:
             # The token of a batch names no owner: all its jobs have that of the batch.
             request = request._replace(owner=(await self.jobs.find(asked.batch)).user_id)
         which = Selection(request.owner, asked.type, asked.status, asked.tag, asked.batch)

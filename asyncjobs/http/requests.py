@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlencode
 from asyncjobs.core.descriptions import tag_to_find
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import JobId, JobStatus, parse_job_id
-from asyncjobs.core.submission import NO_OPTIONS, EnqueueOptions
+from asyncjobs.core.submission import EnqueueOptions, checked_options
 from asyncjobs.errors import (
     FieldIssue,
     InvalidCallback,
@@ -136,11 +136,15 @@ class PageQuery:
 
 
 def parameters_of(query: str) -> dict[str, str]:
-    """Return the parameters of a query string; the first of a repeated one counts."""
+    """Return the parameters of a query string; the first of a repeated one counts.
+
+    Raises `InvalidQuery` if there are too many.
+    """
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
-    except ValueError:
-        return {}
+    except ValueError as error:
+        # Never ignored: without its filters, a list has too many jobs.
+        raise InvalidQuery("query", f"it has more than {_MAX_PARAMETERS} parameters") from error
     return dict(reversed(pairs))
 
 
@@ -172,7 +176,7 @@ def options_of(
 
     Raises `InvalidCallback` if the request names a callback URL and may not.
     """
-    options = given or NO_OPTIONS
+    options = checked_options(given)
     # Copying validates all options again, and most requests need no change.
     traceparent = request.headers.get("traceparent")
     if traceparent is not None and options.traceparent is None:
