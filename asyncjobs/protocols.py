@@ -152,13 +152,20 @@ class ChangeNotices(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Selects jobs: None leaves a property open, and a job must match all others."""
+    """Selects jobs: None leaves a property open, and a job must match all others.
+
+    The text of a status is converted. Raises `ValueError` for any other.
+    """
 
     user_id: str | None = None
     type: str | None = None
     status: JobStatus | None = None
     tag: str | None = None
     batch: JobId | None = None
+
+    def __post_init__(self) -> None:
+        if self.status is not None and type(self.status) is not JobStatus:
+            object.__setattr__(self, "status", JobStatus(self.status))
 
     @property
     def label(self) -> str | None:

@@ -108,3 +108,12 @@ def test_a_job_fits_if_it_matches_every_given_field(
     jobs, which = some_jobs(), replace(Selection(), **given)
     assert which.given() == given
     assert [place for place, job in enumerate(jobs) if which.fits(job)] == expected
+
+
+def test_the_text_of_a_status_is_converted() -> None:
+    status: Any = "failed"
+    assert Selection(status=status).status is JobStatus.FAILED
+    assert replace(NewerSelection(), status=status).status is JobStatus.FAILED
+    status = "lost"
+    with pytest.raises(ValueError, match="lost"):
+        Selection(status=status)
