@@ -235,8 +235,20 @@ PATHS = st.one_of(
     st.builds("/submit/{}".format, SUBMISSIONS),
     st.builds("/ws/jobs/{}".format, IDS),
 )
-QUERY_NAMES = ["after", "limit", "status", "type", "cursor", "owner", "later", "x"]
+QUERY_NAMES = [
+    "after",
+    "limit",
+    "status",
+    "type",
+    "cursor",
+    "owner",
+    "later",
+    "offset",
+    "live",
+    "x",
+]
 QUERY_VALUES = ["", "1", "2", "100", "-1", "9" * 30, "pending", "outside", "%00", "%FF", "%", "٣"]
+QUERY_VALUES += ["now", "sse", "long-poll", "000001-0000000000000001-00000000"]
 PAIRS = st.tuples(
     st.sampled_from(QUERY_NAMES),
     st.one_of(st.sampled_from(QUERY_VALUES), WORDS),
@@ -245,7 +257,8 @@ QUERIES = st.one_of(st.just(""), st.lists(PAIRS, max_size=3).map("&".join), VALU
 
 
 def of_route(route: Route, status: JobStatus, query: str) -> Target:
-    return Target(route.method, f"/api/jobs/{{{status}}}{route.suffix}", query)
+    suffix = route.suffix.replace("{name}", "log")
+    return Target(route.method, f"/api/jobs/{{{status}}}{suffix}", query)
 
 
 KNOWN = st.builds(of_route, st.sampled_from(ROUTES), st.sampled_from(JobStatus), QUERIES)
