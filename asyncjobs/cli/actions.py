@@ -108,24 +108,47 @@ def retry(  # noqa: PLR0913  # one parameter per option
 
 
 def _failed_jobs(target: Target, which: Selection) -> tuple[str, ...]:
-    """Find the failed jobs, the newest first, except those that another job retries already."""
-    found: list[JobId] = []
+    """Find the failed jobs, the newest first, except those that another job retries already.
+
+    The retry of a batch runs its failed and cancelled jobs again. So each job is retried alone, or
+    with its batch, but not both.
+    """
+    # By id, with the batch of each.
+    failed: dict[JobId, JobId | None] = {}
     retried: set[JobId] = set()
+    # Batches that are retried with their jobs, and those with a job that is retried already.
+    whole: set[JobId] = set()
+    batch_of: dict[JobId, JobId] = {}
 
     async def work() -> None:
         async with open_repository(target) as repository:
             after: str | None = None
             while True:
                 page = await repository.list(which, limit=_PAGE_SIZE, after=after)
-                # The retry of a batch runs its jobs again; a type selects no batches.
-                alone = [job for job in page.jobs if job.batch is None or which.type is not None]
-                found.extend(job.id for job in alone if job.status is JobStatus.FAILED)
                 retried.update(job.retry_of for job in page.jobs if job.retry_of is not None)
+                for job in page.jobs:
+                    if job.batch is not None and job.status.terminal:
+                        batch_of[job.id] = job.batch
+                    if job.status is not JobStatus.FAILED:
+                        continue
+                    if job.counts is not None:
+                        if not job.counts.failed and not job.counts.cancelled:
+                            continue  # no job of the batch can be retried
+                        whole.add(job.id)
+                    failed[job.id] = job.batch
                 if (after := page.next) is None:
                     break
 
     run_async(work)
-    return tuple(job_id for job_id in found if job_id not in retried)
+    begun = {batch_of[job_id] for job_id in retried if job_id in batch_of}
+    with_batch = (whole - begun) | (whole & retried)
+    return tuple(
+        job_id
+        for job_id, batch in failed.items()
+        if job_id not in retried
+        and (batch is None or batch not in with_batch)
+        and (job_id not in whole or job_id not in begun)
+    )
 
 
 def _for_each(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from asyncjobs import AsyncJobs, JobFailed
-from tests.waiting import PATIENCE_SECONDS
+from asyncjobs import AsyncJobs, JobFailed, JobStatus
+from tests.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from asyncjobs import Job
@@ -31,6 +31,31 @@ def batch_of(url: str, *numbers: int, run: bool = True) -> Job:
         async with jobs:
             batch = await jobs.enqueue_batch(check, numbers, title="Rows")
             return await batch.wait(timeout=PATIENCE_SECONDS) if run else batch.job
+
+    return anyio.run(submit)
+
+
+def cancelled_batch_of(url: str, *numbers: int) -> Job:
+    """Cancel a batch when those of its jobs with a 3 have failed, and those with a 0 wait."""
+    jobs = AsyncJobs(url, dispatcher="local")
+
+    @jobs.handler("check")
+    async def check(number: int) -> None:
+        if number == 3:
+            raise JobFailed("Row 3 is bad.")
+        await anyio.sleep_forever()
+
+    async def submit() -> Job:
+        async with jobs:
+            batch = await jobs.enqueue_batch(check, numbers)
+
+            async def have_failed() -> bool:
+                failed = [job async for job in batch.jobs(status=JobStatus.FAILED)]
+                return len(failed) == numbers.count(3)
+
+            await until(have_failed)
+            await batch.cancel()
+            return await batch.wait(timeout=PATIENCE_SECONDS)
 
     return anyio.run(submit)
 
@@ -75,6 +100,44 @@ def test_retry_makes_a_batch_of_the_failed_jobs(asyncjobs: Shell, url: str) -> N
     assert (shown["retryOf"], shown["type"]) == (batch.id, "asyncjobs.batch")
     new = json.loads(asyncjobs("batch", "--json", "--store", url, shown["jobId"]).stdout)
     assert new["batch"]["total"] == 1
+
+
+def _retry_failed(asyncjobs: Shell, url: str, *words: str) -> list[tuple[str, str]]:
+    result = asyncjobs("retry", "--json", "--store", url, "--failed", "--yes", *words)
+    assert result.exit_code == 0
+    return [(job["type"], job["retryOf"]) for job in json.loads(result.stdout)["jobs"]]
+
+
+def _failed_in(asyncjobs: Shell, url: str, batch: Job) -> list[tuple[str, str]]:
+    words = ("list", "--json", "--store", url, "--batch", batch.id, "--failed")
+    return [(job["type"], job["jobId"]) for job in json.loads(asyncjobs(*words).stdout)["jobs"]]
+
+
+def test_jobs_of_a_batch_that_were_retried_alone_are_not_retried_with_it(
+    asyncjobs: Shell, url: str
+) -> None:
+    batch = batch_of(url, 1, 3, 3)
+    failed = _failed_in(asyncjobs, url, batch)
+    assert len(failed) == 2
+    assert asyncjobs("retry", "--store", url, failed[0][1]).exit_code == 0
+    # The batch would run both again.
+    assert _retry_failed(asyncjobs, url) == failed[1:]
+    assert _retry_failed(asyncjobs, url) == []
+
+
+def test_the_jobs_of_a_retried_batch_are_not_retried_alone(asyncjobs: Shell, url: str) -> None:
+    batch = batch_of(url, 1, 3)
+    assert _retry_failed(asyncjobs, url) == [("asyncjobs.batch", batch.id)]
+    assert _retry_failed(asyncjobs, url) == []
+    assert _retry_failed(asyncjobs, url, "--type", "check") == []
+
+
+def test_failed_jobs_of_a_batch_that_did_not_fail_are_retried(asyncjobs: Shell, url: str) -> None:
+    batch = cancelled_batch_of(url, 3, 3, 0)
+    failed = _failed_in(asyncjobs, url, batch)
+    assert (batch.status, len(failed)) == ("cancelled", 2)
+    assert _retry_failed(asyncjobs, url) == failed
+    assert _retry_failed(asyncjobs, url) == []
 
 
 def test_cancel_asks_a_batch_to_stop(asyncjobs: Shell, url: str) -> None:
