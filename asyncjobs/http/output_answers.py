@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -139,8 +139,8 @@ class OutputAnswers:
 
     def _declared(self, job: Job, name: str) -> StreamKind | None:
         registry = self._jobs.registry
-        handler: object = registry.find(job.type) if job.type in registry else None
-        if name != DEFAULT_STREAM or not isinstance(handler, Handler) or handler.items is None:
+        handler: Handler[Any, Any] | None = registry.handler(job.type)
+        if name != DEFAULT_STREAM or handler is None or handler.items is None:
             return None
         return handler.items.kind
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from importlib.util import find_spec
 from math import isfinite
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from asyncjobs.errors import ConfigurationError, InvalidToken
 from asyncjobs.http.messages import Grant, Request
@@ -213,7 +213,7 @@ def _keys_of(secret: str | Sequence[str] | Mapping[str, str]) -> dict[str, bytes
     if not pairs:
         raise ConfigurationError("Tokens need a secret.")
     # The error names no secret, not even a short one.
-    if not all(isinstance(text, str) for pair in pairs for text in pair):
+    if not all(isinstance(text, str) for pair in pairs for text in pair):  # pyright: ignore[reportUnnecessaryIsInstance]  # any caller
         raise ConfigurationError("The secrets of Tokens must be strings.")
     keys = {kid: one.encode() for kid, one in pairs}
     shortest = min(map(len, keys.values()))
@@ -237,10 +237,10 @@ def _is_ours(text: str) -> bool:
     if len(parts) != 3 or len(text) > _MAX_CHARS:
         return False
     try:
-        claims = json.loads(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        claims: Any = json.loads(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (ValueError, RecursionError):
         return False
-    return isinstance(claims, dict) and claims.get("iss") == ISSUER
+    return isinstance(claims, dict) and cast("dict[str, Any]", claims).get("iss") == ISSUER
 
 
 def _time(claims: Mapping[str, Any], name: str) -> float:

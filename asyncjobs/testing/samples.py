@@ -114,17 +114,15 @@ def full_job() -> Job:
 
 def sample_file(job: Job, **file: Any) -> JobFile:
     """Make the record of a saved file."""
-    return JobFile(
-        **{
-            "name": "export.csv",
-            "key": f"{job.id}/1-a",
-            "size": 11,
-            "digest": "9b" * 32,
-            "attempt": 1,
-            "saved_at": NOW,
-            **file,
-        }
-    )
+    given: dict[str, Any] = {
+        "name": "export.csv",
+        "key": f"{job.id}/1-a",
+        "size": 11,
+        "digest": "9b" * 32,
+        "attempt": 1,
+        "saved_at": NOW,
+    }
+    return JobFile(**(given | file))
 
 
 def sample_error(attempt: int) -> AttemptError:

@@ -7,6 +7,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -184,9 +185,7 @@ def served(scopes: Any = ("read", "output", "cancel")) -> Generator[str]:
     tokens = Tokens("the secret of the tests, in 32 bytes or more", scopes=scopes)
     on_flask.mount(app, jobs, identify=identify, tokens=tokens)
     for kind in ("double", "outside"):
-        app.add_url_rule(
-            f"/{kind}", kind, lambda kind=kind: on_flask.accept(kind), methods=["POST"]
-        )
+        app.add_url_rule(f"/{kind}", kind, partial(on_flask.accept, kind), methods=["POST"])
     try:
         with serving_wsgi(app) as url:
             yield url

@@ -173,7 +173,8 @@ async def test_the_counters_of_an_open_batch_cover_jobs_that_were_deleted(holdin
 
     async def tally_of(store: Any) -> Counter[str]:
         [tally] = await store.tally([label])
-        return +Counter(tally)
+        counted: Counter[str] = Counter(tally)
+        return +counted
 
     async with holding([batch, *done, members[2]]) as source, holding([]) as target:
         await source.delete(ids(done))
