@@ -47,9 +47,11 @@ def timetable_of(definition: Definition) -> Timetable:
         ) from error
     try:
         CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC))
-    except CronSimError as error:
+    # A field of thousands of digits is no number for Python: a `ValueError` with a long text.
+    except (CronSimError, ValueError) as error:
+        reason = str(error) if isinstance(error, CronSimError) else "a number is too long"
         raise ConfigurationError(
-            f"the cron expression {expression!r} is not valid: {error}."
+            f"the cron expression {expression[:100]!r} is not valid: {reason}."
         ) from error
     iterate = cast("_Iterate", CronSim)
     return Cron(
