@@ -17,9 +17,11 @@ from asyncjobs.core.schedules import (
     Missed,
     Schedule,
     ScheduleTerms,
+    Tick,
     check_missed,
     check_options,
     check_schedule_name,
+    check_submission,
     checked_interval,
 )
 from asyncjobs.core.submission import NO_OPTIONS, EnqueueOptions
@@ -103,7 +105,8 @@ class Scheduling(ABC):
         The name identifies the schedule in the store. Raises `ConfigurationError` for a name that
         is not valid or used twice, an unknown handler, a payload that it does not take, a cron
         expression that is not valid or never fires, an unknown time zone, an interval below one
-        second, options that only fit a single job, and if the extra `cron` is missing.
+        second, an owner that is no text, options that only fit a single job, and if the extra
+        `cron` is missing.
         """
         check_schedule_name(name)
         if name in self.declared_schedules:
@@ -112,7 +115,7 @@ class Scheduling(ABC):
                 "once as __main__ and once under its name."
             )
         check_missed(name, missed)
-        chosen = options or NO_OPTIONS
+        chosen = NO_OPTIONS if options is None else options
         check_options(name, chosen)
         self._check_callback(name, chosen)
         kind, text = self._checked_payload(name, handler, payload)
@@ -128,13 +131,14 @@ class Scheduling(ABC):
             timetable = timetable_of(definition)
         except ConfigurationError as error:
             raise ConfigurationError(f"Schedule {name!r}: {error}") from error
-        if timetable.after(datetime.now(UTC)) is None:
+        now = datetime.now(UTC)
+        if timetable.after(now) is None:
             raise ConfigurationError(
                 f"Schedule {name!r}: the cron expression {cron!r} never fires."
             )
-        self.declared_schedules[name] = Declared(
-            name, kind, text, definition, timetable, user_id, chosen
-        )
+        declared = Declared(name, kind, text, definition, timetable, user_id, chosen)
+        check_submission(declared, now)
+        self.declared_schedules[name] = declared
 
     async def schedules(self) -> Sequence[Schedule]:
         """Return all schedules of the store, by name, with their next and latest tick.
@@ -187,7 +191,7 @@ class Scheduling(ABC):
                     "declares it."
                 )
             raise UnknownSchedule(name)
-        job = await runtime.submit_scheduled(declared, runtime.repository.now(), None)
+        job = await runtime.submit_scheduled(declared, Tick(runtime.repository.now()))
         return JobHandle(self, job, declared.kind)
 
     async def remove_schedule(self, name: str, /) -> None:

@@ -20,6 +20,7 @@ from asyncjobs import (
     Policy,
     Schedule,
     Selection,
+    Settings,
 )
 from asyncjobs.adapters.starlette import mount
 from asyncjobs.core.job import JobId
@@ -370,6 +371,110 @@ async def test_a_crash_after_any_write_neither_repeats_nor_loses_a_tick(
             dying.left = None
 
 
+async def interrupted(jobs: AsyncJobs, dying: Dying, *, writes: int) -> None:
+    """Enqueue due ticks in a process that dies after some writes."""
+    dying.left = writes
+    with pytest.raises(StoreUnavailable):
+        await jobs.enqueue_ticks()
+    dying.left = None
+
+
+@pytest.mark.own_store
+@pytest.mark.parametrize("writes", [1, 2])
+async def test_an_interrupted_tick_is_finished_after_a_pause(
+    clock: ManualClock, writes: int
+) -> None:
+    dying = Dying(MemoryStore())
+    jobs = AsyncJobs("memory://", policy=LONG)
+    declare(jobs, missed="once")
+    with jobs.using(dying, clock=clock):
+        async with jobs:
+            await jobs.enqueue_ticks()
+            clock.advance(30 * MINUTE)
+            await interrupted(jobs, dying, writes=writes)
+            await jobs.pause_schedule("hourly")
+            clock.advance(2 * MINUTE)
+            assert await jobs.enqueue_ticks() == []
+            await jobs.resume_schedule("hourly")
+            [job] = await jobs.enqueue_ticks()
+            assert job.scheduled_at == MIDNIGHT + HOUR
+            assert len((await jobs.list(Selection())).jobs) == 1
+            schedule = await the_only(jobs)
+            assert (schedule.last_job, schedule.next_at) == (job.id, MIDNIGHT + 2 * HOUR)
+
+
+@pytest.mark.own_store
+@pytest.mark.parametrize("writes", [1, 2])
+async def test_an_interrupted_tick_has_one_job_after_a_deploy(
+    clock: ManualClock, writes: int
+) -> None:
+    """The new version has another handler, another owner and other times."""
+    base = MemoryStore()
+    dying = Dying(base)
+    old, new = AsyncJobs("memory://", policy=LONG), AsyncJobs("memory://", policy=LONG)
+    declare(old)
+    new.schedule("hourly", new.handler("export2")(lambda_of_number), 7, every=300, user_id="ann")
+    with old.using(dying, clock=clock), new.using(base, clock=clock):
+        async with old, new:
+            await old.enqueue_ticks()
+            clock.advance(30 * MINUTE)
+            await interrupted(old, dying, writes=writes)
+            assert (await the_only(new)).next_at == MIDNIGHT + HOUR + 5 * MINUTE
+            clock.advance(new.settings.redelivery)
+            [job] = await new.enqueue_ticks()
+            assert (job.type, job.scheduled_at) == (
+                ["export2", "export"][writes - 1],
+                clock.now() - new.settings.redelivery,
+            )
+            assert len((await new.list(Selection())).jobs) == 1
+            assert (await the_only(new)).last_job == job.id
+
+
+@pytest.mark.own_store
+async def test_a_tick_of_long_ago_survives_an_interruption(clock: ManualClock) -> None:
+    dying = Dying(MemoryStore())
+    jobs = AsyncJobs("memory://", policy=Policy(retention=MINUTE))
+    declare(jobs, missed="once")
+    with jobs.using(dying, clock=clock):
+        async with jobs:
+            await jobs.enqueue_ticks()
+            clock.advance(50 * MINUTE)
+            await interrupted(jobs, dying, writes=1)
+            clock.advance(jobs.settings.redelivery)
+            [job] = await jobs.enqueue_ticks()
+            assert job.scheduled_at == MIDNIGHT + HOUR
+
+
+@pytest.mark.own_store
+async def test_an_interrupted_tick_is_finished_after_a_long_redelivery(clock: ManualClock) -> None:
+    dying = Dying(MemoryStore())
+    jobs = AsyncJobs("memory://", settings=Settings(redelivery=5 * MINUTE))
+    declare(jobs)
+    with jobs.using(dying, clock=clock):
+        async with jobs:
+            await jobs.enqueue_ticks()
+            clock.advance(30 * MINUTE)
+            await interrupted(jobs, dying, writes=1)
+            clock.advance(5 * MINUTE)
+            [job] = await jobs.enqueue_ticks()
+            assert job.scheduled_at == MIDNIGHT + HOUR
+
+
+async def test_a_clock_that_was_wrong_for_a_while_does_not_stop_a_schedule(
+    by_hand: Callable[..., AsyncJobs], clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with by_hand(missed="once") as jobs:
+        await jobs.enqueue_ticks()
+        clock.advance(timedelta(days=365))
+        assert len(await jobs.enqueue_ticks()) == 1
+        clock.advance(timedelta(days=-365))
+        assert await jobs.enqueue_ticks() == []
+        assert "A clock was far ahead" in caplog.text
+        clock.advance(30 * MINUTE)
+        [job] = await jobs.enqueue_ticks()
+        assert job.scheduled_at == MIDNIGHT + HOUR
+
+
 @pytest.mark.own_store
 async def test_a_tick_whose_job_was_deleted_already_is_not_repeated(clock: ManualClock) -> None:
     """The process dies after it stored the job, which is gone before another one goes on."""
@@ -437,11 +542,15 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"every": 0.5}, "between 1 second"),
     ({"every": None, "cron": "99 * * * *"}, "'99 \\* \\* \\* \\*' is not valid: Bad minute"),
     ({"every": None, "cron": "* * */20 * 1L"}, "never fires"),
+    ({"every": None, "cron": "9" * 5000 + " * * * *"}, "a number is too long"),
     ({"every": None, "cron": 5}, "cron must be a string"),
     ({"every": None, "cron": "0 3 * * *", "timezone": "Mars"}, "no time zone 'Mars'"),
     ({"timezone": "UTC"}, "intervals have none"),
     ({"missed": "all"}, "skip"),
+    ({"user_id": 42}, "user_id must be a string"),
+    ({"user_id": "\ud800"}, "user_id"),
     ({"options": EnqueueOptions(run_at=5)}, "run_at"),
+    ({"options": {}}, "must be EnqueueOptions"),
     ({"options": EnqueueOptions(callback_url="https://a.example/")}, "callbacks"),
 ]
 

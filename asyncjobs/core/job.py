@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from enum import StrEnum
 from operator import itemgetter
-from typing import TYPE_CHECKING, Annotated, Any, NewType, Self
+from typing import TYPE_CHECKING, Annotated, Any, NewType, Self, cast
 from urllib.parse import quote
 
 from pydantic import (
@@ -357,8 +358,8 @@ class ScheduleState(_Value):
     """The state of a schedule: its definition, its latest tick and the next one.
 
     `definition` is the canonical text of what is enqueued and when. `last_job` is the job of the
-    tick `last_at`, None while `enqueuing`: that job may not be stored yet. A paused schedule is not
-    due; `next_at` is then its first missed tick.
+    tick `last_at`. `enqueuing_since` is set before that job is stored, and None again after it. A
+    paused schedule is not due; `next_at` is then its first missed tick.
     """
 
     definition: str
@@ -366,7 +367,7 @@ class ScheduleState(_Value):
     next_at: datetime | None = None
     last_at: datetime | None = None
     last_job: JobId | None = None
-    enqueuing: bool = False
+    enqueuing_since: datetime | None = None
 
 
 ATTEMPT_ERRORS = TypeAdapter(list[AttemptError])
@@ -449,7 +450,7 @@ class State(_Value):
 
 # For `Job.updated`; looking up the fields of a class at each call costs as much as the copy.
 _SUBMITTED = tuple(Submission.model_fields)
-_submission_of = itemgetter(*_SUBMITTED)
+_submission_of = cast("Callable[[Any], tuple[Any, ...]]", itemgetter(*_SUBMITTED))
 
 
 class Job(Submission, State):

@@ -545,10 +545,22 @@ def _schedule_waiting(job: Job, waits_until: datetime | None) -> tuple[str, date
     if job.delivery is Delivery.EXTERNAL:
         return MAINTENANCE_LANE, job.deadline
     if job.schedule is not None:
-        due_at = None if job.schedule.paused else waits_until or job.schedule.next_at
+        due_at = _next_look(job.schedule, waits_until, job.due_at)
         return schedule_lane(job.idempotency_key or ""), due_at
     lane = pull_lane(job) if job.delivery is Delivery.PULL else MAINTENANCE_LANE
     return lane, min(waits_until or job.run_at, job.deadline)
+
+
+def _next_look(
+    schedule: ScheduleState, waits_until: datetime | None, due_at: datetime | None
+) -> datetime | None:
+    """Return when the record of a schedule is due, which was due at `due_at`."""
+    if schedule.paused:
+        return None
+    if waits_until is None and schedule.enqueuing_since is not None:
+        # Its job may not be stored: whatever else changes, the tick is finished first.
+        return due_at or schedule.enqueuing_since
+    return waits_until or schedule.next_at
 
 
 def may_be_stored_started(job: Job) -> bool:

@@ -2,8 +2,9 @@
 
 A *tick* is a moment at which a schedule enqueues a job. The record of a schedule is a job that is
 never run; its state says which tick is next and which one was the latest. Before the job of a tick
-is stored, the record is written with `enqueuing`; after that, with the job's id. So a process that
-dies in between leaves a record from which another process continues, and no tick is repeated.
+is stored, the record is written with `enqueuing_since`; after that, with the job's id. So a process
+that dies in between leaves a record from which another process continues. The job's id is made of
+the record and the tick, so that the tick has one job, whatever the code that continues declares.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from asyncjobs.core.job import (
 )
 from asyncjobs.core.submission import NO_OPTIONS, Caller, EnqueueOptions, Terms, submission_of
 from asyncjobs.core.tracing import new_trace_id
-from asyncjobs.errors import ConfigurationError
+from asyncjobs.errors import AsyncJobsError, ConfigurationError
 from asyncjobs.settings import Seconds, duration
 
 #: What happens to ticks that came while no process was there to enqueue their jobs: no job, or one
@@ -44,6 +45,9 @@ GRACE = timedelta(minutes=1)
 
 #: The shortest interval between two ticks of `every`.
 SHORTEST_INTERVAL = timedelta(seconds=1)
+
+#: How far ahead of the clock a record may be. Clocks are set back by less, if they were not wrong.
+CLOCK_FAULT = timedelta(days=1)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -159,6 +163,15 @@ class Step:
     tick: datetime | None = None
 
 
+@dataclass(frozen=True)
+class Tick:
+    """The time of a schedule's job; the job of a run by hand has neither a key nor a known id."""
+
+    at: datetime
+    key: str | None = None
+    job_id: JobId | None = None
+
+
 def check_schedule_name(name: object) -> str:
     """Return the name of a schedule; raise `ConfigurationError` if it is not valid."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -192,7 +205,11 @@ def checked_interval(name: str, every: Seconds) -> timedelta:
 
 
 def check_options(name: str, options: EnqueueOptions) -> None:
-    """Raise `ConfigurationError` for options that only fit a single job."""
+    """Raise `ConfigurationError` for options that only fit a single job, and for other values."""
+    if not isinstance(options, EnqueueOptions):  # pyright: ignore[reportUnnecessaryIsInstance]  # any caller
+        raise ConfigurationError(
+            f"Schedule {name!r}: options must be EnqueueOptions, got {type(options).__name__}."
+        )
     given = {
         "run_at": options.run_at,
         "trace_id": options.trace_id,
@@ -203,6 +220,14 @@ def check_options(name: str, options: EnqueueOptions) -> None:
             raise ConfigurationError(
                 f"Schedule {name!r}: its jobs cannot all have the same {option}."
             )
+
+
+def check_submission(declared: Declared, now: datetime) -> None:
+    """Raise `ConfigurationError` if no job of a schedule can be made, for example for its owner."""
+    try:
+        submission_at(declared, Tick(now), Terms(now, Delivery.PULL), None)
+    except (TypeError, ValueError, AsyncJobsError) as error:
+        raise ConfigurationError(f"Schedule {declared.name!r}: {error}") from error
 
 
 def record_id(name: str) -> JobId:
@@ -241,23 +266,49 @@ def redefined(state: ScheduleState, declared: Declared, now: datetime) -> Schedu
     return state.changed(definition=text, next_at=next_at)
 
 
+def repaired(record: Job, timetable: Timetable, now: datetime) -> Job | None:
+    """Return a record that a clock far ahead of `now` has changed, as it goes on from now.
+
+    None if no clock was wrong. Without this, such a record would wait until that time has come.
+    """
+    state, latest = record.schedule, now + CLOCK_FAULT
+    allowed = timetable.after(latest)
+    if state is None or allowed is None:
+        return None
+    good = state
+    if state.last_at is not None and state.last_at > latest:
+        good = good.changed(last_at=None, last_job=None, enqueuing_since=None)
+    elif state.enqueuing_since is not None and state.enqueuing_since > latest:
+        good = good.changed(enqueuing_since=now)
+    if state.next_at is not None and state.next_at > allowed:
+        good = good.changed(next_at=timetable.after(now))
+    waits_too_long = record.due_at is not None and record.due_at > allowed
+    if good is state and not waits_too_long:
+        return None
+    unfinished = good.enqueuing_since is not None
+    return lifecycle.reschedule(record, good, waits_until=now if unfinished else None)
+
+
 def look_at(
     state: ScheduleState,
     timetable: Timetable,
     missed: Missed,
     now: datetime,
     retention: timedelta | None,
+    hold: timedelta = timedelta(0),
 ) -> Step:
     """Return what follows from a look at a record; at most one tick is enqueued.
 
     `retention` is that of the jobs: an unfinished tick is only repeated while its job, if it was
-    stored, cannot have been deleted yet.
+    stored, cannot have been deleted yet. `hold` is the time for which a record is left to the
+    process that enqueues: a tick is not too late because of it.
     """
-    if state.enqueuing and state.last_at is not None:
-        stored_is_kept = retention is None or now < state.last_at + retention
-        if stored_is_kept and _may_run(state.last_at, missed, now):
+    since = state.enqueuing_since
+    if since is not None and state.last_at is not None:
+        stored_is_kept = retention is None or now < since + retention
+        if stored_is_kept and _may_run(since + hold, missed, now):
             return Step(state, state.last_at)
-        state = state.changed(enqueuing=False)
+        state = state.changed(enqueuing_since=None)
     if state.next_at is None or now < state.next_at:
         return Step(state)
     latest = _latest_tick(timetable, state.next_at, now)
@@ -265,14 +316,35 @@ def look_at(
     is_new = state.last_at is None or latest > state.last_at
     if not (is_new and _may_run(latest, missed, now)):
         return Step(state)
-    return Step(state.changed(last_at=latest, last_job=None, enqueuing=True), latest)
+    return Step(state.changed(last_at=latest, last_job=None, enqueuing_since=now), latest)
 
 
 def enqueued(state: ScheduleState, tick: datetime, job_id: JobId) -> ScheduleState | None:
     """Return the state after the job of a tick was stored; None if that is known already."""
-    if not state.enqueuing or state.last_at != tick:
+    if state.enqueuing_since is None or state.last_at != tick:
         return None
-    return state.changed(enqueuing=False, last_job=job_id)
+    return state.changed(enqueuing_since=None, last_job=job_id)
+
+
+def given_up(state: ScheduleState, tick: datetime, now: datetime) -> ScheduleState | None:
+    """Return the state after the job of a tick could not be made; None if it is tried again.
+
+    Otherwise the ticks after it would never be enqueued.
+    """
+    since = state.enqueuing_since
+    if since is None or state.last_at != tick or now - since <= GRACE:
+        return None
+    return state.changed(enqueuing_since=None)
+
+
+def tick_of(record: Job, at: datetime) -> Tick:
+    """Return a tick with the key and the id of its job.
+
+    The id cannot be guessed: the trace id of the record is random, and only the store has it.
+    """
+    made_of = f"{record.id}:{record.trace_id}:{at.isoformat()}"
+    job_id = job_id_of(hashlib.sha256(made_of.encode()).hexdigest()[:32])
+    return Tick(at, tick_key(record.idempotency_key or "", at), job_id)
 
 
 def tick_key(name: str, tick: datetime) -> str:
@@ -281,14 +353,14 @@ def tick_key(name: str, tick: datetime) -> str:
 
 
 def submission_at(
-    declared: Declared, at: datetime, terms: Terms, key: str | None, traceparent: str | None
+    declared: Declared, tick: Tick, terms: Terms, traceparent: str | None
 ) -> Submission:
-    """Return the submission of a schedule's job; `at` is its tick."""
+    """Return the submission of a schedule's job."""
     options = replace(declared.options, traceparent=traceparent)
-    caller = Caller(declared.user_id, key)
+    caller = Caller(declared.user_id, tick.key)
     payload = declared.payload_json, None
     made = submission_of(declared.kind, payload, caller, options, terms)
-    return made.changed(scheduled_at=at)
+    return made.changed(id=tick.job_id or made.id, scheduled_at=tick.at)
 
 
 def described(records: Iterable[Job], declared: Iterable[str]) -> list[Schedule]:

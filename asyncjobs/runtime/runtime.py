@@ -17,7 +17,7 @@ from asyncjobs.core import lifecycle
 from asyncjobs.core.events import Event
 from asyncjobs.core.handlers import Registry
 from asyncjobs.core.job import Delivery, Job, JobStatus, Submission
-from asyncjobs.core.schedules import Declared, submission_at
+from asyncjobs.core.schedules import Declared, Tick, submission_at
 from asyncjobs.core.submission import Terms
 from asyncjobs.errors import StoreError
 from asyncjobs.execution.executor import Executor
@@ -214,13 +214,13 @@ class Runtime:
             return await self.repository.insert([lifecycle.submit(one) for one in submissions])
         return await self._accept_here(self._embedded, self.fetcher, submissions)
 
-    async def submit_scheduled(self, schedule: Declared, at: datetime, key: str | None) -> Job:
-        """Store the job of a schedule for the tick `at`, or return the one with this key."""
+    async def submit_scheduled(self, schedule: Declared, tick: Tick) -> Job:
+        """Store the job of a schedule, or return the one that the tick has already."""
         kind, now = schedule.kind, self.repository.now()
         estimate = self.estimates.of(kind.name, kind.estimate)
         terms = Terms(now, self.dispatcher.delivery, estimate)
         with self.hooks.spans.submitting(kind.name, kind.policy.queue, None) as traceparent:
-            submission = submission_at(schedule, at, terms, key, traceparent)
+            submission = submission_at(schedule, tick, terms, traceparent)
             [job] = await self.accept([submission], now)
         return job
 

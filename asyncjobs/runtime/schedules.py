@@ -3,7 +3,7 @@
 The record of a schedule is due at its next tick, in a lane of its own. The store gives it to one
 process at a time. That process writes the tick into the record, stores the job, and writes the
 job's id. If it dies in between, the record is due again soon, and another process continues; the
-job's idempotency key is made of the tick.
+job's id and idempotency key are made of the tick.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import anyio
 
 from asyncjobs.core import lifecycle, schedules
 from asyncjobs.core.job import Job, ScheduleState, schedule_lane
-from asyncjobs.core.schedules import Declared, Definition, Schedule, Timetable
+from asyncjobs.core.schedules import Declared, Definition, Schedule, Tick, Timetable
 from asyncjobs.cron import timetable_of
 from asyncjobs.errors import ConfigurationError, StoreError, UnknownSchedule, UnreadableJob
 from asyncjobs.records.logging import log
@@ -25,8 +25,8 @@ from asyncjobs.records.repository import JobWrite, Repository
 from asyncjobs.records.waiting import Signal
 from asyncjobs.settings import Settings
 
-#: Stores the job of a schedule: its tick, and its idempotency key if it has one.
-Submit = Callable[[Declared, datetime, str | None], Awaitable[Job]]
+#: Stores the job of a tick.
+Submit = Callable[[Declared, Tick], Awaitable[Job]]
 
 # How often the records of declared schedules are checked: another process may have removed one.
 _CHECK_SECONDS = 60.0
@@ -58,6 +58,7 @@ class Schedules:
         # The schedules whose records have the definition of this process or a later one.
         self._begun: set[str] = set()
         self._checked_at = -math.inf
+        self._clock_at: datetime | None = None
         # The next ticks by the definitions of this process.
         self._next: dict[str, datetime | None] = {}
         self._not_computable: set[str] = set()
@@ -101,6 +102,9 @@ class Schedules:
             for record in records:
                 try:
                     job = await self._look_at(record, until)
+                except UnreadableJob as error:
+                    log.warning("The job of schedule %r: %s", record.idempotency_key, error)
+                    continue
                 except StoreError:
                     raise  # the others are not reachable either
                 except Exception:
@@ -116,6 +120,10 @@ class Schedules:
         The first time, a record with another definition gets that of this process: the process
         that opened the queue last decides.
         """
+        before, self._clock_at = self._clock_at, self._repository.now()
+        if before is not None and before - self._clock_at > schedules.CLOCK_FAULT:
+            self._next.clear()
+            self._checked_at = -math.inf
         rested = anyio.current_time() - self._checked_at
         if rested < _CHECK_SECONDS and self._begun.issuperset(self._declared):
             return
@@ -133,9 +141,29 @@ class Schedules:
         if record is None:
             new = schedules.new_record(declared, repository.now())
             [record] = await repository.records.insert([new])
+        await self._repair(record, declared)
         if name not in self._begun:
             now = repository.now()
             await _change(repository, record, lambda it: schedules.redefined(it, declared, now))
+
+    async def _repair(self, record: Job, declared: Declared) -> None:
+        """Let a record that a wrong clock has changed go on from now."""
+        state = record.schedule
+        if state is None:
+            return
+        try:
+            _, timetable = _timing(state, declared)
+        except (ConfigurationError, ValueError, TypeError):
+            return  # reported when its tick is due
+        good = schedules.repaired(record, timetable, self._repository.now())
+        if good is not None and await self._write(record, good):
+            log.warning(
+                "Schedule %r goes on from now. A clock was far ahead when it was written: "
+                "its latest tick was %s, and its next tick %s",
+                declared.name,
+                state.last_at,
+                state.next_at,
+            )
 
     async def _look_at(self, record: Job, until: datetime) -> Job | None:
         """Enqueue the job of a record's tick, if one is due; return the job."""
@@ -152,7 +180,8 @@ class Schedules:
             await self._leave_alone(record, state, now, error)
             return None
         retention = declared.kind.policy.retention
-        step = schedules.look_at(state, timetable, definition.missed, now, retention)
+        hold = self._settings.redelivery
+        step = schedules.look_at(state, timetable, definition.missed, now, retention, hold)
         if step.tick is None:
             if state.next_at is not None and state.next_at <= now:
                 log.warning("A tick of schedule %r was missed: %s", name, state.next_at)
@@ -162,11 +191,26 @@ class Schedules:
         # Too late, another process may have taken the record as well.
         if not await self._write(record, marked) or self._repository.now() >= until:
             return None
-        key = schedules.tick_key(name, step.tick)
-        job = await self._submit(declared, step.tick, key)
-        tick, job_id = step.tick, job.id
-        await _change(self._repository, marked, lambda it: schedules.enqueued(it, tick, job_id))
+        tick, begun = schedules.tick_of(record, step.tick), state.enqueuing_since is not None
+        job = await self._job_of(tick, declared, marked, begun=begun)
+        await _change(self._repository, marked, lambda it: schedules.enqueued(it, tick.at, job.id))
         return job
+
+    async def _job_of(self, tick: Tick, declared: Declared, record: Job, *, begun: bool) -> Job:
+        """Store the job of a tick, except if a process that has begun with it stored the job."""
+        repository = self._repository
+        if begun and tick.job_id is not None:
+            [stored] = await repository.records.get([tick.job_id])
+            if stored is not None:
+                return stored
+        try:
+            return await self._submit(declared, tick)
+        except StoreError:
+            raise
+        except Exception:
+            now = repository.now()
+            await _change(repository, record, lambda it: schedules.given_up(it, tick.at, now))
+            raise
 
     async def _leave_alone(
         self, record: Job, state: ScheduleState, now: datetime, error: Exception

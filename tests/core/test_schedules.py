@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from asyncjobs import EnqueueOptions
 from asyncjobs.core.handlers import JobType
-from asyncjobs.core.job import JobId, Policy, ScheduleState, parse_job_id
+from asyncjobs.core.job import Job, JobId, Policy, ScheduleState, parse_job_id
+from asyncjobs.core.lifecycle import reschedule
 from asyncjobs.core.schedules import (
+    CLOCK_FAULT,
     GRACE,
     Declared,
     Definition,
@@ -21,14 +24,18 @@ from asyncjobs.core.schedules import (
     check_missed,
     check_options,
     check_schedule_name,
+    check_submission,
     checked_interval,
     described,
     enqueued,
+    given_up,
     look_at,
     new_record,
     record_id,
     redefined,
+    repaired,
     tick_key,
+    tick_of,
 )
 from asyncjobs.errors import ConfigurationError
 
@@ -68,26 +75,65 @@ def test_no_tick_is_enqueued_before_it_is_due() -> None:
 def test_a_due_tick_is_written_before_its_job_is_stored() -> None:
     step = look_at(waiting(NOON, last_job="job_0"), HOURLY, "skip", NOON, None)
     assert step.tick == NOON
-    assert step.state == waiting(NOON + HOUR, last_at=NOON, enqueuing=True)
+    assert step.state == waiting(NOON + HOUR, last_at=NOON, enqueuing_since=NOON)
     assert enqueued(step.state, NOON, JOB) == waiting(NOON + HOUR, last_at=NOON, last_job=JOB)
 
 
 def test_an_interrupted_tick_is_continued() -> None:
-    interrupted = waiting(NOON + HOUR, last_at=NOON, enqueuing=True)
+    interrupted = waiting(NOON + HOUR, last_at=NOON, enqueuing_since=NOON)
     step = look_at(interrupted, HOURLY, "skip", NOON + 30 * SECOND, HOUR)
     assert (step.tick, step.state) == (NOON, interrupted)
 
 
 def test_an_interrupted_tick_whose_job_may_be_deleted_already_is_not_repeated() -> None:
-    interrupted = waiting(NOON + HOUR, last_at=NOON, enqueuing=True)
+    interrupted = waiting(NOON + HOUR, last_at=NOON, enqueuing_since=NOON)
     late = NOON + 30 * SECOND
     step = look_at(interrupted, HOURLY, "once", late, 30 * SECOND)
-    assert (step.tick, step.state.enqueuing, step.state.last_at) == (None, False, NOON)
+    assert (step.tick, step.state.enqueuing_since, step.state.last_at) == (None, None, NOON)
     assert look_at(interrupted, HOURLY, "once", late, 31 * SECOND).tick == NOON
 
 
+def test_the_retention_of_an_interrupted_tick_counts_from_its_beginning() -> None:
+    """A missed tick may be older than the retention when a process begins with it."""
+    late = NOON + 40 * MINUTE
+    begun = look_at(waiting(NOON), HOURLY, "once", late, 10 * MINUTE).state
+    assert begun.enqueuing_since == late
+    assert look_at(begun, HOURLY, "once", late + 9 * MINUTE, 10 * MINUTE).tick == NOON
+    assert look_at(begun, HOURLY, "once", late + 10 * MINUTE, 10 * MINUTE).tick is None
+
+
+def test_an_interrupted_tick_is_not_late_because_its_record_was_held() -> None:
+    begun = waiting(NOON + HOUR, last_at=NOON, enqueuing_since=NOON + 50 * SECOND)
+    last = NOON + 50 * SECOND + 5 * MINUTE + GRACE
+    assert look_at(begun, HOURLY, "skip", last, None, 5 * MINUTE).tick == NOON
+    assert look_at(begun, HOURLY, "skip", last + SECOND, None, 5 * MINUTE).tick is None
+
+
+def test_an_interrupted_tick_stays_due_whatever_else_changes() -> None:
+    record, until = new_record(declared(), NOON - MINUTE), NOON + 30 * SECOND
+    begun = look_at(record.schedule or waiting(NOON), HOURLY, "once", NOON, None).state
+    record = reschedule(record, begun, waits_until=until)
+    new = redefined(begun, declared(Definition(type="export", every=2 * HOUR)), NOON)
+    assert new is not None
+    assert reschedule(record, new).due_at == until
+    paused = reschedule(record, begun.changed(paused=True))
+    assert paused.due_at is None
+    resumed = reschedule(paused, begun)
+    assert resumed.due_at == NOON
+    done = enqueued(begun, NOON, JOB)
+    assert done is not None
+    assert reschedule(resumed, done).due_at == NOON + HOUR
+
+
+def test_a_tick_whose_job_cannot_be_made_is_given_up_after_a_while() -> None:
+    begun = waiting(NOON + HOUR, last_at=NOON, enqueuing_since=NOON)
+    assert given_up(begun, NOON, NOON + GRACE) is None
+    assert given_up(begun, NOON - HOUR, NOON + HOUR) is None
+    assert given_up(begun, NOON, NOON + GRACE + SECOND) == waiting(NOON + HOUR, last_at=NOON)
+
+
 def test_after_an_interrupted_tick_that_is_given_up_the_next_one_is_enqueued() -> None:
-    interrupted = waiting(NOON + HOUR, last_at=NOON, enqueuing=True)
+    interrupted = waiting(NOON + HOUR, last_at=NOON, enqueuing_since=NOON)
     step = look_at(interrupted, HOURLY, "skip", NOON + HOUR, timedelta(0))
     assert (step.tick, step.state.last_at) == (NOON + HOUR, NOON + HOUR)
 
@@ -128,6 +174,64 @@ def test_a_clock_that_jumps_back_repeats_no_tick() -> None:
     assert (step.tick, step.state.next_at) == (None, NOON + HOUR)
 
 
+def record_of(state: ScheduleState, *, due_at: datetime | None = None) -> Job:
+    return reschedule(new_record(declared(), NOON), state, waits_until=due_at)
+
+
+YEAR = timedelta(days=365)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (record_of(waiting(NOON + YEAR, last_at=NOON + YEAR, last_job=JOB)), waiting(NOON + HOUR)),
+        (
+            record_of(waiting(NOON + YEAR, last_at=NOON, last_job=JOB)),
+            waiting(NOON + HOUR, last_at=NOON, last_job=JOB),
+        ),
+        (record_of(waiting(NOON), due_at=NOON + YEAR), waiting(NOON)),
+        (
+            record_of(waiting(NOON + YEAR, last_at=NOON + YEAR, enqueuing_since=NOON + YEAR)),
+            waiting(NOON + HOUR),
+        ),
+        (
+            record_of(waiting(NOON + HOUR, last_at=NOON, enqueuing_since=NOON + YEAR)),
+            waiting(NOON + HOUR, last_at=NOON, enqueuing_since=NOON),
+        ),
+    ],
+    ids=["both", "next", "held", "unfinished", "unfinished-late"],
+)
+def test_after_a_clock_that_was_far_ahead_a_schedule_goes_on(
+    record: Job, expected: ScheduleState
+) -> None:
+    good = repaired(record, HOURLY, NOON)
+    assert good is not None
+    assert good.schedule == expected
+    assert good.due_at == (NOON if expected.enqueuing_since else expected.next_at)
+    assert repaired(good, HOURLY, NOON) is None
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        waiting(NOON + HOUR, last_at=NOON),
+        waiting(NOON + HOUR + CLOCK_FAULT, last_at=NOON + CLOCK_FAULT),
+        waiting(NOON - YEAR, last_at=NOON - 2 * YEAR),
+        waiting(NOON + HOUR, last_at=NOON, enqueuing_since=NOON),
+        waiting(NOON).changed(next_at=None),
+    ],
+)
+def test_a_schedule_is_left_alone_if_no_clock_was_wrong(state: ScheduleState) -> None:
+    assert repaired(record_of(state), HOURLY, NOON) is None
+
+
+def test_a_paused_schedule_is_set_right_and_stays_paused() -> None:
+    good = repaired(record_of(waiting(NOON + YEAR, paused=True)), HOURLY, NOON)
+    assert good is not None
+    assert good.due_at is None
+    assert good.schedule == waiting(NOON + HOUR, paused=True)
+
+
 @given(
     jumps=st.lists(st.integers(-5 * 3600, 5 * 3600), max_size=30),
     missed=st.sampled_from(["skip", "once"]),
@@ -150,7 +254,7 @@ def test_no_tick_has_two_jobs_whatever_the_clock_does(
 def test_the_outcome_of_a_tick_is_written_once() -> None:
     done = waiting(NOON + HOUR, last_at=NOON, last_job=JOB)
     assert enqueued(done, NOON, JOB) is None
-    other = waiting(NOON + 2 * HOUR, last_at=NOON + HOUR, enqueuing=True)
+    other = waiting(NOON + 2 * HOUR, last_at=NOON + HOUR, enqueuing_since=NOON + HOUR)
     assert enqueued(other, NOON, JOB) is None
 
 
@@ -217,6 +321,18 @@ def test_a_record_has_the_name_of_the_schedule_and_an_id_made_of_it() -> None:
     assert tick_key("nightly", NOON) == "asyncjobs.schedule:nightly:2030-01-01T12:00:00+00:00"
 
 
+def test_the_id_of_a_ticks_job_is_fixed_and_cannot_be_guessed() -> None:
+    one, other = new_record(declared(), NOON), new_record(declared(), NOON)
+    tick = tick_of(one, NOON)
+    assert tick == tick_of(one, NOON)
+    assert tick.key == tick_key("nightly", NOON)
+    assert tick.job_id is not None
+    assert parse_job_id(tick.job_id) == tick.job_id
+    # The records of two stores have the same name and id, but not the same secret.
+    ids = {tick.job_id, tick_of(one, NOON + HOUR).job_id, tick_of(other, NOON).job_id}
+    assert len(ids) == 3
+
+
 @pytest.mark.parametrize("name", ["", "a b", "-a", "ä", "a/b", "a" * 101, "a\n", None, 5])
 def test_a_name_that_does_not_fit_is_rejected(name: object) -> None:
     with pytest.raises(ConfigurationError, match="name of a schedule"):
@@ -247,3 +363,16 @@ def test_other_words_for_missed_are_rejected() -> None:
 def test_options_of_a_single_job_are_rejected(options: EnqueueOptions) -> None:
     with pytest.raises(ConfigurationError, match="cannot all have the same"):
         check_options("nightly", options)
+
+
+@pytest.mark.parametrize("options", [{}, {"title": "a"}, "a", 5])
+def test_options_of_another_type_are_rejected(options: Any) -> None:
+    with pytest.raises(ConfigurationError, match="must be EnqueueOptions, got"):
+        check_options("nightly", options)
+
+
+@pytest.mark.parametrize("user_id", [42, "\ud800"])
+def test_an_owner_that_no_job_can_have_is_rejected(user_id: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"'nightly'.*user_id"):
+        check_submission(replace(declared(), user_id=user_id), NOON)
+    check_submission(replace(declared(), user_id="ann"), NOON)
