@@ -101,11 +101,7 @@ def shown(default: object) -> str:
     """Write a default value for people."""
     match default:
         case timedelta():
-            seconds = default.total_seconds()
-            for unit, length in (("hour", 3600), ("minute", 60)):
-                if seconds >= length:
-                    return f"{seconds / length:g} {unit}{'s' if seconds > length else ''}"
-            return f"{seconds:g} s"
+            return shown_duration(default.total_seconds())
         case int() if default and default % 2**30 == 0:
             return f"{default // 2**30} GiB"
         case int() if default and default % 2**20 == 0:
@@ -116,6 +112,14 @@ def shown(default: object) -> str:
             return f'`"{default}"`'
         case _:
             return str(default)
+
+
+def shown_duration(seconds: float) -> str:
+    """Write a duration in its largest unit."""
+    for unit, length in (("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            return f"{seconds / length:g} {unit}{'s' if seconds > length else ''}"
+    return f"{seconds:g} s"
 
 
 def settings() -> str:
