@@ -644,11 +644,7 @@ class ListFollower extends Follower {
     if (kind === "list") this.show(found.jobs);
     else if (kind === "removed") this.show(others);
     else if (others.length < jobs.length) this.show(jobs.map((job) => (job.jobId === found.jobId ? found : job)));
-    else {
-      // A new job is mostly the newest.
-      const isNewer = ({ createdAt }) => createdAt > found.createdAt;
-      this.show([...jobs.filter(isNewer), found, ...jobs.filter((job) => !isNewer(job))]);
-    }
+    else this.show([found, ...jobs]); // the whole list comes if that is not its place
     return true;
   }
 

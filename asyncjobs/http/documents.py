@@ -7,7 +7,7 @@ source. To add a field to a document, declare it in the model.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -400,6 +400,7 @@ class ListEvents:
 
     The first event is `list`, with the page. Then each job that is new or has changed is an event
     without a name. A `removed` is a job that was deleted, or is not among the newest any more.
+    Clients put each new job before the others. If that is not its place, `list` comes again.
     """
 
     def __init__(
@@ -414,15 +415,22 @@ class ListEvents:
     def events(self, page: Page) -> bytes:
         """Return the events that lead from the page before to this one; empty if there are none."""
         before, self._seen = self._seen, {job.id: job.version for job in page.jobs}
-        if before is None:
+        if before is None or not _newest_first(before, self._seen):
             following = self._next_url(page.next)
             return sse.unnumbered_event(encode_list(page, self._links_of, following), "list")
         gone = [to_json({"jobId": job_id}) for job_id in before if job_id not in self._seen]
-        # The newest last: clients put each new one before the others.
+        # The newest last, since clients put each new one before the others.
         changed = [job for job in reversed(page.jobs) if before.get(job.id) != job.version]
         texts = [ListedDocument.encode(job, self._links_of(job.id)) for job in changed]
         removals = [sse.unnumbered_event(text, "removed") for text in gone]
         return b"".join([*removals, *(sse.unnumbered_event(text) for text in texts)])
+
+
+def _newest_first(before: Mapping[JobId, int], now: Mapping[JobId, int]) -> bool:
+    """Return whether all new jobs of a list come before the others, whose order is as before."""
+    new = (job_id for job_id in now if job_id not in before)
+    kept = (job_id for job_id in before if job_id in now)
+    return [*new, *kept] == [*now]
 
 
 OperationStatus = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]

@@ -120,6 +120,15 @@ def test_the_oldest_job_gives_way_to_a_new_one_in_a_full_list() -> None:
     assert events.events(Page([new, middle], "3")) == b""
 
 
+def test_the_whole_list_comes_if_a_new_job_is_not_the_first() -> None:
+    # Jobs of one batch are as old as each other, and get into the list of failed ones in any order.
+    first, second, third, fourth = (sample_job() for _ in range(4))
+    events = ListEvents(links_of)
+    pages = ([third, first], [third, second, first], [fourth, third, second], [third, fourth])
+    kinds = [[kind for kind, _ in events_in(events.events(Page(jobs)))] for jobs in pages]
+    assert kinds == [["list"], ["list"], ["removed", "message"], ["list"]]
+
+
 def test_of_several_new_jobs_the_newest_comes_last() -> None:
     jobs = [sample_job(given_title=name) for name in ("3", "2", "1")]
     events = ListEvents(links_of)
