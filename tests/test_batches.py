@@ -110,6 +110,23 @@ async def test_a_batch_with_a_failed_job_fails_and_names_it(jobs: AsyncJobs) -> 
         }
 
 
+async def test_a_batch_names_the_jobs_that_failed_first(make: Make) -> None:
+    clock = ManualClock()
+    jobs = make(clock=clock, settings=IDLE, dispatcher="worker")
+    check = register(jobs)
+    async with jobs:
+        await jobs.sweep()
+        batch = await jobs.enqueue_batch(check, [3] * 40)
+        order = [batches.member_id(batch.id, index) for index in (31, 4, 15, 9, 26, 5, 35, 8)]
+        for job_id in order:
+            clock.advance(timedelta(seconds=1))
+            await jobs.run(job_id)
+        await jobs.sweep()
+        counts = (await jobs.find(batch.id)).counts
+        assert counts is not None
+        assert [one.job_id for one in counts.failures] == order[:5]
+
+
 async def test_an_empty_batch_is_completed_at_once(jobs: AsyncJobs) -> None:
     check = register(jobs)
     async with jobs:

@@ -122,8 +122,8 @@ def follow(
 ) -> Job | None:
     """Return a batch in the state that its jobs give it; None if that is unchanged.
 
-    The tally is newer than the batch, and `failed` has some of the failed jobs, oldest first. A
-    batch that has not ended is due again at `look_at`.
+    The tally is newer than the batch, and `failed` has some of the failed jobs, the first to fail
+    first. A batch that has not ended is due again at `look_at`.
     """
     before = counts_of(job)
     counts, done = _counted(before, tally, failed, now), tally.get(PROGRESS, 0)

@@ -100,6 +100,8 @@ def test_the_jobs_of_a_batch_are_listed_to_their_owner(open_site: OpenSite) -> N
             assert "batch" not in job
         assert _listed(site.client, other["jobId"]) == []
         assert site.client.get(other["statusUrl"]).status_code == 404
+        many = site.client.get(f"/api/jobs?batch={accepted['jobId']}{'&a=1' * 60}")
+        assert (many.status_code, many.json()["code"]) == (400, "invalid_query")
         wrong = site.client.get("/api/jobs?batch=1")
         assert (wrong.status_code, wrong.json()["code"]) == (400, "invalid_query")
 
