@@ -56,8 +56,9 @@ class Written:
     def items(self, body: bytes) -> list[Any]:
         """Return the items of a request; raise `ValueError`."""
         if self.kind == "json":
-            value = json.loads(body)
-            return value if isinstance(value, list) else [value]
+            value: Any = json.loads(body)
+            listed: list[Any] = value if isinstance(value, list) else [value]
+            return listed
         return [body.decode() if self.kind == "text" else body]
 
 

@@ -161,7 +161,8 @@ def test_pypis_client_reads_a_stream_to_its_end_through_cut_connections(
                     proxy.through(writer.url), offset=offset, live=live
                 ) as read:
                     for event in read.iter_events(mode="json"):
-                        items += event.data if isinstance(event.data, list) else [event.data]
+                        data: Any = event.data
+                        items += data if isinstance(data, list) else [data]
                         offset = event.next_offset
                         if len(items) == 3 * (cuts + 1) and cuts < 2:
                             cuts += 1

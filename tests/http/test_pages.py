@@ -4,6 +4,7 @@ import json
 from base64 import b64encode
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 from html.parser import HTMLParser
 from http import HTTPStatus
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from asyncjobs import Job, JobError, JobStatus
 from asyncjobs.core.job import Detail, JobFile
-from asyncjobs.http.messages import Request, Response
+from asyncjobs.http.messages import Grant, Request, Response
 from asyncjobs.http.mounts import JobLinks, Mount
 from asyncjobs.http.pages import WORDS, problem_page, status_page, title_of
 from asyncjobs.http.problems import problem
@@ -520,3 +521,14 @@ def test_a_page_links_to_each_file_that_is_stored() -> None:
     assert link["download"] == file.name
     assert str(link["href"]).endswith(f"/{job.id}/files/%3Cb%3E%22%26.csv")
     assert page.text("size") == "13 MB"
+
+
+def test_the_script_knows_where_output_is_unless_the_token_does_not_allow_it() -> None:
+    job = sample_job()
+    url = '/api/jobs/x?"<'
+    shown = partial(status_page, job, links_of(job), retry_after=2)
+    for grant in (None, Grant(job.id, None, ("read", "output"))):
+        [main] = Page(shown(output=url, grant=grant)).all("main")
+        assert main["data-output-url"] == url
+    for page in (shown(), shown(output=url, grant=Grant(job.id, None, ("read",)))):
+        assert "data-output-url" not in Page(page).all("main")[0]
