@@ -104,9 +104,9 @@ def checked_options(options: EnqueueOptions | None) -> EnqueueOptions:
 
 def check_payloads(payloads: Iterable[Any]) -> None:
     """Raise `TypeError` unless these can be the payloads of a batch."""
-    is_many = isinstance(payloads, Iterable)  # pyright: ignore[reportUnnecessaryIsInstance]
-    if not is_many or isinstance(payloads, str | bytes | Mapping):
-        kind = type(payloads).__name__
+    given: Any = payloads
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+        kind = type(given).__name__  # pyright: ignore[reportUnknownArgumentType]
         raise TypeError(f"A batch needs an iterable of payloads, such as a list, got {kind}.")
 
 

@@ -138,7 +138,8 @@ class Batches:
         """Return failed jobs of a batch in the order in which they ended, of many only some."""
         which = Selection(batch=job.id, status=JobStatus.FAILED)
         page = await self._repository.list(which, limit=_PAGE_SIZE)
-        return sorted(reversed(page.jobs), key=lambda one: one.completed_at or one.created_at)
+        oldest_first = page.jobs[::-1]
+        return sorted(oldest_first, key=lambda one: one.completed_at or one.created_at)
 
     def _begin_to_cancel(self, job: Job, tasks: TaskGroup) -> None:
         if job.id not in self._cancelling:
