@@ -49,7 +49,29 @@ def test_progress_reaches_the_page_without_a_reload(page: Page, job: Any, seen: 
     expect(part(page, "message")).to_have_text("writing")
     expect(part(page, "count")).to_have_text("16,842 of 40,100 rows")
     expect(page).to_have_title("42% · Export")
-    assert [request.url for request in seen.requests] == [job.url, f"{job.url}/events"]
+    asked = [one.url for one in seen.requests if one.url != f"{job.url}/output"]
+    assert asked == [job.url, f"{job.url}/events"]
+
+
+def test_text_that_the_job_emits_grows_on_the_page(page: Page, job: Any) -> None:
+    job.tell(emit="one <b>two</b>\n")
+    page.goto(job.url)
+    output = part(page, "output")
+    expect(output).to_have_text("one <b>two</b>")
+    job.tell(emit=" three &amp; ")
+    expect(output).to_have_js_property("textContent", "one <b>two</b>\n three &amp; ")
+    job.tell(emit="four")
+    job.tell(result=None)
+    expect(output).to_have_js_property("textContent", "one <b>two</b>\n three &amp; four")
+    page.reload()
+    expect(output).to_have_js_property("textContent", "one <b>two</b>\n three &amp; four")
+
+
+def test_output_that_is_no_text_is_not_on_the_page(page: Page, job: Any) -> None:
+    job.tell(emit={"a": "b"})
+    with page.expect_response(f"{job.url}/output"):
+        page.goto(job.url)
+    expect(part(page, "output")).to_be_hidden()
 
 
 def test_a_new_title_and_new_metadata_reach_the_page(page: Page, job: Any) -> None:
