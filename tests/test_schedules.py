@@ -460,6 +460,39 @@ async def test_an_interrupted_tick_is_finished_after_a_long_redelivery(clock: Ma
             assert job.scheduled_at == MIDNIGHT + HOUR
 
 
+class Refusing(MemoryStore):
+    """Has a fault that no repetition overcomes: it inserts no jobs of users."""
+
+    refuses = False
+
+    async def insert(self, jobs: Sequence[Job], /) -> Sequence[Job]:
+        if self.refuses:
+            raise ValueError("no")
+        return await super().insert(jobs)
+
+
+@pytest.mark.own_store
+async def test_a_tick_whose_job_cannot_be_made_does_not_stop_those_after_it(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Refusing()
+    jobs = AsyncJobs("memory://", policy=Policy(retention=None))
+    declare(jobs, missed="once")
+    with jobs.using(store, clock=clock):
+        async with jobs:
+            await jobs.enqueue_ticks()
+            store.refuses = True
+            clock.advance(30 * MINUTE)
+            for _ in range(4):
+                assert await jobs.enqueue_ticks() == []
+                clock.advance(jobs.settings.redelivery)
+            store.refuses = False
+            assert "The job of schedule 'hourly' failed" in caplog.text
+            clock.advance(HOUR)
+            [job] = await jobs.enqueue_ticks()
+            assert job.scheduled_at == MIDNIGHT + 2 * HOUR
+
+
 async def test_a_clock_that_was_wrong_for_a_while_does_not_stop_a_schedule(
     by_hand: Callable[..., AsyncJobs], clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
