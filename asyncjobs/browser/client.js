@@ -791,8 +791,9 @@ class OutputFollower extends Follower {
         items.push(...this.#itemsOf(this.#isText() ? data : bytesIn(data)));
       }
       if (kind !== "control") return false;
-      const { streamNextOffset, streamEpoch, streamClosed } = parsed(data) ?? {};
+      const { streamNextOffset, streamEpoch, streamClosed, streamText } = parsed(data) ?? {};
       if (typeof streamNextOffset !== "string") throw this.#notAStream("a control event without an offset");
+      if (streamText != null) items = [streamText]; // events lose carriage returns
       this.#advance(items, streamNextOffset, streamEpoch, streamClosed);
       items = [];
       return this.ended;

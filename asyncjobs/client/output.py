@@ -295,6 +295,10 @@ class OutputFollower:
         parts, stream.data, stream.size = stream.data, [], 0
         self._learn_epoch(control.get("streamEpoch"))
         items: list[Any] = []
+        exact = control.get("streamText")
+        if isinstance(exact, str) and parts:
+            # Events lose carriage returns.
+            items, parts = [exact], []
         for part in parts:
             try:
                 value = (

@@ -241,10 +241,14 @@ def _events_of(address: StreamAddress, portion: Portion, cursor: int) -> bytes:
         control["upToDate"] = True
     if portion.closed:
         control["streamClosed"] = True
+    body = body_of(portion) if portion.chunks else b""
+    if portion.kind is StreamKind.TEXT and b"\r" in body:
+        # Events cannot carry a carriage return (HTML, section 9.2.6); clients that know this member
+        # read the text here.
+        control["streamText"] = body.decode(errors="replace")
     after_data = _event(b"control", json.dumps(control, separators=(",", ":")).encode())
     if not portion.chunks:
         return after_data
-    body = body_of(portion)
     if portion.kind is StreamKind.BYTES:
         body = b64encode(body)
     return _event(b"data", body) + after_data

@@ -20,7 +20,7 @@ from asyncjobs.client import (
 )
 
 ROWS = [{"n": number, "text": "ä\r\n"} for number in range(6)]
-WORDS = [f"wörd {number}\n " for number in range(6)]
+WORDS = [f"wörd {number}\r\n " for number in range(6)]
 RAW = [[0, 255, number] for number in range(6)]
 
 STREAMS = pytest.mark.parametrize(

@@ -171,6 +171,8 @@ def test_data_without_their_offset_are_read_again() -> None:
 
 def test_text_keeps_its_lines_and_bytes_are_decoded() -> None:
     assert read(stream(data("a\n\n b") + control("b", **CLOSED), kind="text")).values == ["a\n\n b"]
+    exact = control("b", **CLOSED, streamText="a\r\nb")
+    assert read(stream(data("a\nb") + exact, kind="text")).values == ["a\r\nb"]
     text = b64encode(b"\0\xff").decode()
     assert read(stream(data(text) + control("b", **CLOSED), kind="bytes")).values == [b"\0\xff"]
 

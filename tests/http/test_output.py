@@ -221,6 +221,7 @@ class TestEvents:
         expected = data.decode().replace("\r\n", "\n").replace("\r", "\n")
         assert [kind for kind, _ in events] == ["data", "control"]
         assert events[0][1] == expected
+        assert json.loads(events[1][1]).get("streamText", events[0][1]) == data.decode()
 
     @given(st.binary(min_size=1))
     def test_any_bytes_come_back(self, data: bytes) -> None:

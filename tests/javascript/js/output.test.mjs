@@ -97,6 +97,11 @@ describe("followed output", { concurrency: true }, () => {
     assert.deepEqual(await items(origin), ["one\n\n two"]);
   });
 
+  test("of text keeps its carriage returns", async (context) => {
+    const { origin } = await serving(context, stream([["a\nb", closed("b", { streamText: "a\r\nb" })]], { kind: "text" }));
+    assert.deepEqual(await items(origin), ["a\r\nb"]);
+  });
+
   test("of bytes is decoded", async (context) => {
     const headers = { "stream-sse-data-encoding": "base64" };
     const { origin } = await serving(context, stream([["AAH/", closed("b")]], { kind: "bytes", headers }));
