@@ -108,7 +108,8 @@ def status_page(
         if again is None
         else f'<noscript><meta http-equiv="refresh" content="{again}"></noscript>'
     )
-    body = f"""<main class="job" {_data(job, links, again, now, grant)}{_data_of_output(output, grant)}>
+    data = _data(job, links, again, now, grant) + _data_of_output(output, grant)
+    body = f"""<main class="job" {data}>
 {_heading(job, now)}
 {_outcome(job, links, grant)}
 {_batch(job, links)}{_facts(job)}
@@ -345,7 +346,8 @@ def _facts(job: Job) -> str:
 def _metadata(job: Job) -> str:
     """Return a row for each member of the metadata: texts as they are, other values as JSON."""
     return "".join(
-        f'<div><dt part="name" dir="auto">{escape(name)}</dt><dd part="value" dir="auto">{escape(_shown(value))}</dd></div>'
+        f'<div><dt part="name" dir="auto">{escape(name)}</dt>'
+        f'<dd part="value" dir="auto">{escape(_shown(value))}</dd></div>'
         for name, value in job.metadata.items()
     )
 
