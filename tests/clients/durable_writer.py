@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 from starlette.applications import Starlette
@@ -57,8 +57,7 @@ class Written:
         """Return the items of a request; raise `ValueError`."""
         if self.kind == "json":
             value: Any = json.loads(body)
-            listed: list[Any] = value if isinstance(value, list) else [value]
-            return listed
+            return cast("list[Any]", value) if isinstance(value, list) else [value]
         return [body.decode() if self.kind == "text" else body]
 
 
