@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import httpx2
 from starlette.applications import Starlette
@@ -56,8 +56,9 @@ class Written:
     def items(self, body: bytes) -> list[Any]:
         """Return the items of a request; raise `ValueError`."""
         if self.kind == "json":
-            value: Any = json.loads(body)
-            return cast("list[Any]", value) if isinstance(value, list) else [value]
+            is_list = body.lstrip().startswith(b"[")
+            values: list[Any] = json.loads(body if is_list else b"[%b]" % body)
+            return values
         return [body.decode() if self.kind == "text" else body]
 
 
@@ -81,8 +82,10 @@ class WriterApp:
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncGenerator[None]:
         yield
-        for path in [*self._streams]:
-            await self._close(self._streams[path])
+        # Handlers that do not end by themselves are cancelled when the queue closes.
+        for written in self._streams.values():
+            if not written.closed:
+                written.commands.put_nowait((None, asyncio.Future()))
 
     async def _emit(self, key: str, job: JobContext) -> None:
         commands = self._commands[key]
