@@ -14,7 +14,7 @@ from asyncjobs.errors import AsyncJobsError, InsufficientScope, InvalidQuery, Un
 from asyncjobs.http.documents import TokenDocument
 from asyncjobs.http.messages import Grant, Headers, Request, Response
 from asyncjobs.http.mounts import Mount
-from asyncjobs.http.requests import parameters_of
+from asyncjobs.http.requests import page_query_of, parameters_of
 from asyncjobs.http.routes import Operation
 from asyncjobs.http.security import refuse_cross_site, refuse_foreign_socket
 
@@ -67,7 +67,7 @@ class Access:
         # Not checked for its origin: another site does not have the token.
         renews = operation in {Operation.RENEW, Operation.RENEW_TAG}
         grant = self._tokens.read(found.text, now, renews=renews)
-        if grant.subject not in ({job_id} if job_id else _listed_by(request)):
+        if grant.subject not in ({job_id} if job_id else _opened_by(request, operation)):
             raise UnknownJob(job_id)
         scope = _SCOPES[operation]
         if scope is not None and scope not in grant.scopes:
@@ -107,12 +107,9 @@ class Access:
 
     def token_for_tag(self, request: Request, now: datetime) -> IssuedToken:
         """Return a new token for the caller's jobs with the tag that the request names."""
-        tag = parameters_of(request.query).get("tag")
-        if tag is None:
-            raise InvalidQuery("tag", "it is missing")
+        subject = _subject_of(_tag_in(request))
         if request.owner is None:  # anonymous callers own no jobs
             raise UnknownJob("")
-        subject = _subject_of(tag_to_find(tag))
         return self._required().issue(subject, now, owner=request.owner, like=request.grant)
 
     def _required(self) -> Tokens:
@@ -145,8 +142,24 @@ def _subject_of(tag: str) -> str:
     return f"tag:{tag}"
 
 
-def _listed_by(request: Request) -> set[str]:
-    """Return the subjects whose tokens open the list that a request names."""
-    given = parameters_of(request.query)
-    tag, batch = given.get("tag"), given.get("batch")
-    return {*([] if tag is None else [_subject_of(tag)]), *([] if batch is None else [batch])}
+def _tag_in(request: Request) -> str:
+    tag = parameters_of(request.query).get("tag")
+    if tag is None:
+        raise InvalidQuery("tag", "it is missing")
+    return tag_to_find(tag)
+
+
+def _opened_by(request: Request, operation: Operation) -> set[str]:
+    """Return the subjects whose tokens open the list or the tag that a request names.
+
+    They are made of the parsed values, by which the answer is found as well.
+    """
+    if operation is Operation.RENEW_TAG:
+        return {_subject_of(_tag_in(request))}
+    asked = page_query_of(request.query)
+    subjects = set[str]()
+    if asked.tag is not None:
+        subjects.add(_subject_of(asked.tag))
+    if asked.batch is not None:  # a valid job id, so never the subject of a tag
+        subjects.add(asked.batch)
+    return subjects

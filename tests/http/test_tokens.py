@@ -253,6 +253,37 @@ def test_the_token_of_a_batch_lists_its_jobs_and_opens_none_of_them() -> None:
     anyio.run(use)
 
 
+def test_no_other_parameter_stands_for_the_tag_of_a_token() -> None:
+    async def use() -> None:
+        async with opened() as endpoints:
+            jobs = endpoints.jobs
+            for tag in ("public", "secret"):
+                options = EnqueueOptions(tags=[tag])
+                job = (await jobs.enqueue("order", NOTHING, user_id="ann", options=options)).job
+            now = jobs.clock.now()
+            of_tag = bearer(TOKENS.issue("tag:public", now, owner="ann").text)
+            of_job = bearer(TOKENS.issue(job.id, now).text)
+
+            async def status(method: str, path: str, query: str, headers: dict[str, str]) -> int:
+                asked = Request(method, path, query=query, headers=headers)
+                return (await endpoints.handle(asked)).status
+
+            assert await status("POST", "token", "tag=public", of_tag) == 200
+            for query in ("tag=secret", "tag=secret&batch=tag:public", "tag=secret&tag=public"):
+                assert await status("POST", "token", query, of_tag) == 404
+            for query in (f"tag=secret&batch={job.id}", f"tag={job.id}"):
+                assert await status("POST", "token", query, of_job) == 404
+            assert await status("POST", "token", "batch=tag:public", of_tag) == 400
+            assert await status("GET", "", "tag=public", of_tag) == 200
+            assert await status("GET", "", "batch=tag:public", of_tag) == 400
+            assert await status("GET", "", "tag=secret&batch=tag:public", of_tag) == 400
+            assert await status("GET", "", f"tag=secret&batch={job.id}", of_tag) == 404
+            assert await status("GET", "tag:public", "", of_tag) == 404
+            assert await status("POST", "tag:public/token", "", of_tag) == 404
+
+    anyio.run(use)
+
+
 @pytest.fixture(params=["mount", "router"])
 def app(request: pytest.FixtureRequest) -> tuple[FastAPI, AsyncJobs]:
     """An application whose callers have the app's own bearer tokens; its whole is guarded, too."""
