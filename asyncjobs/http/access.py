@@ -94,12 +94,15 @@ class Access:
 
     def check(self, request: Request, job: Job) -> Job:
         """Return the job if the caller may see it; raise `UnknownJob` as for an unknown one."""
-        if request.grant is not None:
-            if request.grant.subject != job.id:
-                raise UnknownJob(job.id)
-        elif self._mount.identified and job.user_id != request.owner:
+        if not self.may_see(request, job):
             raise UnknownJob(job.id)
         return job
+
+    def may_see(self, request: Request, job: Job) -> bool:
+        """Return whether the job is that of the request's token, else of its caller."""
+        if request.grant is not None:
+            return request.grant.subject == job.id
+        return not self._mount.identified or job.user_id == request.owner
 
     def token_for(self, job_id: JobId, now: datetime, like: Grant | None = None) -> IssuedToken:
         """Return a new token for a job that the caller may see."""

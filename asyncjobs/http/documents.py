@@ -241,7 +241,7 @@ class AcceptedDocument(Document):
 
 
 def with_token(document: bytes, token: str, url: str) -> bytes:
-    """Add a token and the URL where it is renewed to an encoded `AcceptedDocument`."""
+    """Add a token and the URL where it is renewed to the encoded answer to a submission."""
     return b'%s,"token":%s,"tokenUrl":%s}' % (document[:-1], to_json(token), to_json(url))
 
 
@@ -336,6 +336,12 @@ class JobDocument(Document):
         default=None,
         description="what the job has emitted; not in events, and absent if there is nothing. The "
         "sizes change without a new version",
+    )
+    token: Annotated[str | None, WhenSent()] = Field(
+        default=None, description="only in the answer to a submission, if the server gives tokens"
+    )
+    token_url: Annotated[str | None, WhenSent()] = Field(
+        default=None, description="where the token is renewed"
     )
 
 

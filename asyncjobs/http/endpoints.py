@@ -301,15 +301,20 @@ class Endpoints:
         if wait.seconds:
             ended = await self._ended(accepted.job, wait.seconds)
             if ended is not None:
-                return Response(HTTPStatus.OK, headers, await self._document(request, ended, None))
+                shown = await self._document(request, ended, None)
+                return Response(HTTPStatus.OK, headers, self._tokened(request, ended, shown))
         # A replayed 202 of an ended job also has a delay, like the first one.
         pause = self._first_pause(accepted) or self.mount.options.pacing.seconds()
         headers = (*headers, ("Location", links.result), *_retry_after_header(pause))
-        document = AcceptedDocument.encode(accepted.job, links)
-        if self.mount.tokens is not None:
-            issued = self.access.token_for(accepted.job.id, self.jobs.clock.now())
-            document = with_token(document, issued.text, links.token)
-        return Response(HTTPStatus.ACCEPTED, headers, document)
+        shown = AcceptedDocument.encode(accepted.job, links)
+        return Response(HTTPStatus.ACCEPTED, headers, self._tokened(request, accepted.job, shown))
+
+    def _tokened(self, request: Request, job: Job, document: bytes) -> bytes:
+        """Return the answer to a submission, with a token if the caller may see the job."""
+        if self.mount.tokens is None or not self.access.may_see(request, job):
+            return document
+        issued = self.access.token_for(job.id, self.jobs.clock.now())
+        return with_token(document, issued.text, self.mount.links(request, job.id).token)
 
     async def _ended(self, job: Job, seconds: float) -> Job | None:
         """Return the job if it ends within that time."""

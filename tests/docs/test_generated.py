@@ -138,7 +138,7 @@ def shown(default: object) -> str:
 
 #: Members of the documents of batches and of their jobs alone.
 OF_BATCHES = {"batch", "batchId"}
-#: Members of the 202 of a mount with tokens alone.
+#: Members of the answers to submissions of a mount with tokens alone.
 OF_TOKENS = {"token", "tokenUrl"}
 
 #: Members of jobs that have saved files or emitted output.

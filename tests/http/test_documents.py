@@ -38,7 +38,7 @@ SECRETS = ("世界", "ann@example.com", "8e03978e", "host:1", "the-token", "ffff
 
 
 #: Members that only some jobs have.
-SOME_HAVE = {"batch", "batchId", "files", "outputs"}
+SOME_HAVE = {"batch", "batchId", "files", "outputs", "token", "tokenUrl"}
 
 
 def links_of(job: Job, mount: Mount | None = None) -> JobLinks:

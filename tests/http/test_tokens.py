@@ -22,7 +22,7 @@ from asyncjobs import AsyncJobs, Batch, EnqueueOptions, JobId, Tokens
 from asyncjobs.adapters.fastapi import jobs_router, mount
 from asyncjobs.core.handlers import JobType
 from asyncjobs.errors import ConfigurationError, InvalidToken
-from asyncjobs.http.endpoints import Endpoints
+from asyncjobs.http.endpoints import Endpoints, Submit
 from asyncjobs.http.messages import Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount
 from asyncjobs.testing import ManualClock
@@ -173,12 +173,17 @@ def test_nesting_and_length_are_refused_like_any_other_mistake() -> None:
 
 
 @asynccontextmanager
-async def opened(clock: ManualClock | None = None) -> AsyncGenerator[Endpoints]:
+async def opened(
+    clock: ManualClock | None = None, *, identified: bool = True
+) -> AsyncGenerator[Endpoints]:
     jobs = AsyncJobs("memory://", clock=clock)
     jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
-    endpoints = Endpoints(jobs, Mount(identified=True, tokens=TOKENS))
+    endpoints = Endpoints(jobs, Mount(identified=identified, tokens=TOKENS))
     async with jobs:
         yield endpoints
+
+
+async def _nothing() -> None: ...
 
 
 def document(response: Response) -> dict[str, Any]:
@@ -344,8 +349,6 @@ def test_openapi_names_the_schemes_of_identify_and_the_token(
 
 def test_a_batch_submitted_by_a_route_has_a_token_of_its_own() -> None:
     async def use() -> None:
-        from asyncjobs.http.endpoints import Submit  # noqa: PLC0415
-
         async with opened() as endpoints:
             asked = Request("POST", owner="ann")
             kind: JobType[Any, Any] = endpoints.jobs.registry.find("order")
@@ -353,5 +356,53 @@ def test_a_batch_submitted_by_a_route_has_a_token_of_its_own() -> None:
             accepted = document(answer)
             assert claims_of(accepted["token"])["sub"] == accepted["jobId"]
             assert accepted["tokenUrl"] == f"/api/jobs/{accepted['jobId']}/token"
+
+    anyio.run(use)
+
+
+@pytest.mark.parametrize(
+    ("caller", "user_id", "identified", "given"),
+    [
+        ("ann", None, True, True),
+        ("ann", "ann", True, True),
+        ("admin", "ann", True, False),
+        (None, "ann", True, False),
+        (None, None, True, True),
+        (None, "ann", False, True),
+    ],
+)
+def test_only_a_caller_with_access_to_the_job_gets_its_token(
+    caller: str | None, user_id: str | None, identified: bool, given: bool
+) -> None:
+    async def use() -> None:
+        async with opened(identified=identified) as endpoints:
+            kind: JobType[Any, Any] = endpoints.jobs.registry.find("order")
+            asked, submit = Request("POST", owner=caller), Submit(user_id=user_id)
+            for payload in (NOTHING, Batch([NOTHING])):
+                answer = await endpoints.accept(asked, kind, payload, submit)
+                assert answer.status == 202
+                found = document(answer).keys() & {"token", "tokenUrl"}
+                assert found == ({"token", "tokenUrl"} if given else set())
+
+    anyio.run(use)
+
+
+def test_an_answer_that_waited_for_the_end_has_a_token_too() -> None:
+    async def use() -> None:
+        async with opened() as endpoints:
+            kind = endpoints.jobs.handler("quick", inline_wait=30)(_nothing)
+            for caller, user_id in (("ann", None), ("admin", "ann")):
+                asked = Request("POST", owner=caller, headers={"prefer": "wait=30"})
+                answer = await endpoints.accept(asked, kind, None, Submit(user_id=user_id))
+                assert answer.status == 200
+                ended = document(answer)
+                assert ended["status"] == "completed"
+                if caller == "admin":
+                    assert not ended.keys() & {"token", "tokenUrl"}
+                    continue
+                assert ended["tokenUrl"] == f"/api/jobs/{ended['jobId']}/token"
+                read = Request("GET", ended["jobId"], headers=bearer(ended["token"]))
+                shown = document(await endpoints.handle(read))
+                assert not shown.keys() & {"token", "tokenUrl"}
 
     anyio.run(use)
