@@ -391,7 +391,8 @@ class OutputReader:
         self._inbox = Inbox[Portion]()
         self._stream: _Stream | None = None
         self._begun = False
-        self._asked = False
+        # The position for which the store's part was last asked.
+        self._asked: int | None = None
         self._ended = False
 
     def __aiter__(self) -> Self:
@@ -455,22 +456,25 @@ class OutputReader:
         position = self._key[2]
         portion = self._inbox.take()
         if portion is not None:
-            self._asked = False
+            self._asked = None
         if portion is None or not (portion.chunks or portion.closed):
             portion = one.next(position)
         if one.gone and (portion is None or not portion.chunks):
             self._end()
             raise StopAsyncIteration
         if portion is None:
-            if not self._asked:
-                self._asked = True
+            if self._asked != position:
+                self._asked = position
                 self._hub.want(one, position, self)
             return None
         return self._passed(portion) if portion.chunks or portion.closed else None
 
     def put(self, portion: Portion) -> None:
-        """Receive a part that this reader wanted."""
-        if not self._ended:
+        """Receive a part that this reader wanted.
+
+        The read of another reader may have given it that part before: then it is further on.
+        """
+        if not self._ended and portion.position == self._key[2]:
             self._inbox.put(portion)
 
     def finish(self) -> None:

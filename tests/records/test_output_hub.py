@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Job
-from asyncjobs.core.output import Append, Chunk, StreamKind, after, numbered_items
+from asyncjobs.core.output import (
+    Append,
+    Chunk,
+    OutputPart,
+    ReadFrom,
+    StreamKind,
+    after,
+    numbered_items,
+)
 from asyncjobs.errors import StoreUnavailable, UnknownJob
 from asyncjobs.records.change_feed import ChangeFeed
 from asyncjobs.records.output_hub import PORTION_BYTES, OutputHub, OutputReader, Portion
@@ -32,8 +40,8 @@ MOST = 10**12
 class World:
     """A store with one running job, and a hub that reads it."""
 
-    def __init__(self, *, poll: float) -> None:
-        self.kept = MemoryStore()
+    def __init__(self, *, poll: float, kept: MemoryStore) -> None:
+        self.kept = kept
         self.store = FaultyStore(self.kept)
         self.feed = ChangeFeed(poll=poll)
         self.hub = OutputHub(self.store, self.feed, poll=poll)
@@ -56,9 +64,33 @@ class World:
         return sum(call.method == "read_output" for call in self.store.calls)
 
 
+class Gated(MemoryStore):
+    """A store whose reads wait at a gate if it is shut, each until it is let through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate: anyio.Semaphore | None = None
+        self.begun = 0
+
+    async def read_output(self, reads: Sequence[ReadFrom], /) -> Sequence[OutputPart | None]:
+        self.begun += 1
+        if self.gate is not None:
+            await self.gate.acquire()
+        return await super().read_output(reads)
+
+
+class Distant(MemoryStore):
+    """A store whose reads take a while."""
+
+    async def read_output(self, reads: Sequence[ReadFrom], /) -> Sequence[OutputPart | None]:
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        return await super().read_output(reads)
+
+
 @asynccontextmanager
-async def opened(*, poll: float = 3600) -> AsyncGenerator[World]:
-    world = World(poll=poll)
+async def opened(*, poll: float = 3600, kept: MemoryStore | None = None) -> AsyncGenerator[World]:
+    world = World(poll=poll, kept=kept or MemoryStore())
     await world.kept.insert([world.job])
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.hub.run)
@@ -183,6 +215,57 @@ async def test_many_readers_of_old_items_share_their_reads() -> None:
             for reader in readers:
                 tasks.start_soon(soon, reader)
         assert world.reads == before + 1
+
+
+async def test_a_read_that_comes_after_another_reader_had_the_same_part_changes_nothing() -> None:
+    store = Gated()
+    async with opened(kept=store) as world:
+        wanted = b"".join((b"%04d" % number) * 4096 for number in range(40))
+        for number in range(40):
+            await world.append((b"%04d" % number) * 4096, here=True)
+        early, late = (world.hub.reader(world.job.id, "log") for _ in range(2))
+        await early.first()
+        got = [await late.first()]
+        before = store.begun
+        store.gate = anyio.Semaphore(0)
+        assert early.take() is None
+        await until(lambda: store.begun == before + 1)
+        # The read for `early` is under way, so this one is the next.
+        assert late.take() is None
+        store.gate.release()
+        await until(lambda: store.begun == before + 2)
+        shared = late.take()
+        assert shared is not None
+        got.append(shared)
+        assert late.position == got[-1].end == 2 * PORTION_BYTES
+        assert late.take() is None
+        store.gate.release()
+        store.gate.release()
+        while late.position < len(wanted):
+            got.append(await soon(late))
+            store.gate.release()
+        assert [one.position for one in got[1:]] == [one.end for one in got[:-1]]
+        assert text(got) == wanted
+
+
+async def test_readers_of_a_distant_store_get_each_byte_once_and_in_order() -> None:
+    async with opened(kept=Distant()) as world:
+        wanted = b"".join((b"%04d" % number) * 4096 for number in range(60))
+        for number in range(60):
+            await world.append((b"%04d" % number) * 4096, here=True)
+        await world.end()
+        wrong: list[int] = []
+
+        async def read(number: int) -> None:
+            for _ in range(number * 7):
+                await anyio.lowlevel.checkpoint()
+            if text(await read_all(world.hub.reader(world.job.id, "log"))) != wanted:
+                wrong.append(number)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(60):
+                tasks.start_soon(read, number)
+        assert wrong == []
 
 
 async def test_a_reader_may_begin_inside_a_chunk() -> None:
