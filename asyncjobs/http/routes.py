@@ -64,7 +64,7 @@ _CANCEL_ANSWERS = {
     **_AWAY,
 }
 
-# Between the id of a job and the name of a file.
+# After the id of a job, before the name of a file.
 _FILES = "/files/"
 
 # After the id of a job, before the name of a stream.
@@ -273,8 +273,9 @@ def gives_tokens(operations: Mapping[str, Operation]) -> bool:
 
 def file_in(path: str) -> str:
     """Return the name of the file in a path below the prefix; empty if there is none."""
-    name = path.partition(_FILES)[2].removesuffix("/")
-    return "" if "/" in name else name
+    suffix = path[len(path.partition("/")[0]) :].removesuffix("/")
+    name = suffix.removeprefix(_FILES)
+    return "" if name == suffix or "/" in name else name
 
 
 def stream_in(path: str) -> str:

@@ -45,7 +45,14 @@ def test_one_slash_at_the_end_is_ignored(route: Route) -> None:
     assert operations_at(f"{path}//") == ("job_1", {})
 
 
-@pytest.mark.parametrize("path", ["job_1/results", "job_1/result/x", "job_1//result", "job_1//"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "job_1/results", "job_1/result/x", "job_1//result", "job_1//",
+        "job_1/x/files/a.txt", "job_1/result/files/a.txt", "job_1//files/a.txt",
+        "job_1/files/files/a.txt", "job_1/files//a.txt", "job_1/files/a.txt/b",
+    ],
+)  # fmt: skip
 def test_any_other_path_has_no_operation(path: str) -> None:
     assert operations_at(path) == ("job_1", {})
 
