@@ -345,6 +345,11 @@ class JobDocument(Document):
     )
 
 
+def of_unreadable(job: Job, links: JobLinks) -> bytes:
+    """Return what a caller learns of a job that it may cancel and may not read."""
+    return to_json({"jobId": job.id, "status": job.status, "statusUrl": links.status})
+
+
 def with_outputs(document: bytes, streams: Sequence[StreamInfo], links: JobLinks) -> bytes:
     """Add the streams of a job to a document that is complete otherwise."""
     if not streams:

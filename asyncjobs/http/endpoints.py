@@ -35,6 +35,7 @@ from asyncjobs.http.documents import (
     ListEvents,
     OperationDocument,
     encode_list,
+    of_unreadable,
     with_outputs,
     with_pace,
     with_token,
@@ -470,6 +471,9 @@ class Endpoints:
         """Return the status document, uncached, at a URL of another resource."""
         seconds = self._retry_after(job)
         headers = (*_JSON, _NO_STORE, *_retry_after_header(seconds))
+        if request.grant is not None and "read" not in request.grant.scopes:
+            shown = of_unreadable(job, self.mount.links(request, job.id))
+            return Response(status, headers, shown)
         return Response(status, headers, await self._document(request, job, seconds))
 
     def _patience(self, request: Request, usual: timedelta = timedelta(0)) -> _Patience:
