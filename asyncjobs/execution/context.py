@@ -404,7 +404,7 @@ class JobContext(JobParameter, Generic[S]):
     def result_of(self, returned: Any) -> Any:
         """Return the result of the handler; raise `NotAwaited` if it has not awaited an `emit`."""
         if self._output is not None:
-            self._output.check()
+            self._output.check_all()
         return self._result if returned is None else returned
 
     @property

@@ -97,8 +97,14 @@ class Emission:
     def __await__(self) -> Generator[Any, Any, None]:
         if self._output is not None and self._piece is not None:
             piece, self._piece = self._piece, None
-            return self._output.write(self, piece).__await__()
+            self._output.awaited(self)
+            return self._output.write(piece).__await__()
         return _nothing().__await__()
+
+    def __del__(self) -> None:
+        # Maybe in the run of the collector, in any thread.
+        if self._output is not None and self._piece is not None:
+            self._output.dropped(self)
 
 
 async def _nothing() -> None:
@@ -121,7 +127,10 @@ class Output:
         self._items = items
         self._home = home
         self._kinds: dict[str, StreamKind] = {}
-        self._unawaited: tuple[Emission, Piece] | None = None
+        # The streams of the emissions that exist and are not awaited yet, by their id.
+        self._pending: dict[int, str] = {}
+        # The stream of the first emission that was dropped instead.
+        self._dropped: str | None = None
 
     def stream(self, name: str, kind: KindName | None, check: Callable[[], None]) -> OutputStream:
         """Return a stream, of that kind if one is given; see `JobContext.stream`.
@@ -148,13 +157,20 @@ class Output:
                 self._sink.write_and_block(piece)
             return _STORED
         emission = Emission(self, piece)
-        self._unawaited = emission, piece
+        self._pending[id(emission)] = name
         return emission
 
-    async def write(self, emission: Emission, piece: Piece) -> None:
+    def awaited(self, emission: Emission) -> None:
+        """Note that an emission is awaited, in any task."""
+        self._pending.pop(id(emission), None)
+
+    def dropped(self, emission: Emission) -> None:
+        """Note that an emission cannot be awaited any more."""
+        stream = self._pending.pop(id(emission), None)
+        self._dropped = self._dropped or stream
+
+    async def write(self, piece: Piece) -> None:
         """Store the item of an emission that is being awaited."""
-        if self._unawaited is not None and self._unawaited[0] is emission:
-            self._unawaited = None
         if not piece.data:
             return
         if self._home is not None and current_loop() is self._home:
@@ -163,9 +179,15 @@ class Output:
             await to_thread.run_sync(self._sink.write_and_block, piece)
 
     def check(self) -> None:
-        """Raise `NotAwaited` if the last emission was not awaited, each time."""
-        if self._unawaited is not None:
-            raise NotAwaited(self._unawaited[1].stream)
+        """Raise `NotAwaited` if an emission was dropped without being awaited, each time."""
+        if self._dropped is not None:
+            raise NotAwaited(self._dropped)
+
+    def check_all(self) -> None:
+        """Raise `NotAwaited` at the end of the attempt if any emission was not awaited."""
+        self.check()
+        for stream in tuple(self._pending.values()):
+            raise NotAwaited(stream)
 
     def _kind(self, name: str, chosen: StreamKind | None, item: Any = None) -> StreamKind:
         known = self._kinds.get(name)
@@ -202,6 +224,14 @@ class Holder:
     lose: Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Pieces of one stream that are stored together; `append` may be a part of a single one."""
+
+    append: Append
+    pieces: Sequence[Piece]
+
+
 class OutputWriter:
     """The sink of one attempt, in the event loop that runs it."""
 
@@ -226,7 +256,9 @@ class OutputWriter:
         self._added = self._taken = self._stored = 0
         # Other threads add pieces as well.
         self._lock = Lock()
-        self._under_way: list[Append] = []
+        self._under_way: list[_Run] = []
+        # What was taken last, in the order of the calls.
+        self._last_taken: list[Piece] = []
         # Where each stream ends. A first attempt begins with empty ones.
         self._ends: dict[str, int] | None = {} if holder.job.attempt == 1 else None
         self._busy = False
@@ -369,30 +401,63 @@ class OutputWriter:
             placed = self._placed()
             answers = await self._patiently(lambda: self._repository.append(placed))  # noqa: B023  # awaited here
             refused = next((one.refusal for one in answers if one.refusal is not None), None)
-            self._note(placed, answers)
+            self._note(answers)
             if refused is None:
                 self._stored = self._taken
                 return
+            if refused is Refusal.FULL and await self._shorten():
+                continue
             if refused is not Refusal.MOVED or (moves := moves + 1) > _MAX_MOVES:
-                first = next(
-                    one for one, answer in zip(placed, answers, strict=True) if answer.refusal
-                )
-                raise await self._error_of(refused, first)
+                error = await self._error_of(refused, self._under_way[0].append)
+                self._note_stored()
+                raise error
             # Another writer appends to the stream as well.
             self._ends = None
 
-    def _next(self) -> list[Append]:
+    async def _shorten(self) -> bool:
+        """Split the first run, which is too large, after what fits; return False if nothing does.
+
+        What waits together is refused together.
+        """
+        run, policy = self._under_way[0], self._holder.policy
+        infos: Sequence[StreamInfo]
+        [infos] = await self._patiently(lambda: self._repository.outputs([run.append.job_id]))
+        if len(infos) >= MAX_STREAMS and run.append.stream not in {info.name for info in infos}:
+            return False
+        items = policy.max_output_items - sum(info.items for info in infos)
+        size = policy.max_output_bytes - sum(info.bytes for info in infos)
+        separator, count = int(run.append.kind is StreamKind.JSON), 0
+        # Not all of them: the whole run was refused.
+        for piece in run.pieces[:-1]:
+            size -= len(piece.data) + (separator if count else 0)
+            if size < 0 or count >= items:
+                break
+            count += 1
+        if not count:
+            return False
+        self._under_way[:1] = self._runs(run.pieces[:count]) + self._runs(run.pieces[count:])
+        return True
+
+    def _note_stored(self) -> None:
+        """Count what is stored although the rest cannot be."""
+        left = {id(piece) for run in self._under_way for piece in run.pieces}
+        whole = next(i for i, piece in enumerate(self._last_taken) if id(piece) in left)
+        self._stored = self._taken - len(self._last_taken) + whole
+
+    def _next(self) -> list[_Run]:
         """Take waiting pieces, joined by stream."""
         size = 0
         # Of each stream the pieces of each chunk, and the bytes of the last chunk.
         joined: dict[str, list[list[Piece]]] = {}
         sizes: dict[str, int] = {}
+        self._last_taken = []
         with self._lock:
             while self._waiting and (not size or size + len(self._waiting[0].data) <= _CALL_BYTES):
                 piece = self._waiting.popleft()
                 length = len(piece.data)
                 size += length
                 self._taken += 1
+                self._last_taken.append(piece)
                 runs = joined.setdefault(piece.stream, [])
                 here = sizes.get(piece.stream, 0) + length + 1
                 if not runs or here > _CHUNK_BYTES:
@@ -401,24 +466,27 @@ class OutputWriter:
                 sizes[piece.stream] = here
                 runs[-1].append(piece)
             self._waiting_bytes -= size
-        return [one for runs in joined.values() for run in runs for one in self._appends(run)]
+        return [one for runs in joined.values() for run in runs for one in self._runs(run)]
 
-    def _appends(self, run: Sequence[Piece]) -> list[Append]:
+    def _runs(self, run: Sequence[Piece]) -> list[_Run]:
         job, policy, first = self._holder.job, self._holder.policy, run[0]
         separator = b"," if first.kind is StreamKind.JSON else b""
         data = separator.join(one.data for one in run)
         parts = [data] if first.kind is StreamKind.JSON else _cut(first.kind, data)
         return [
-            Append(
-                job_id=job.id,
-                stream=first.stream,
-                kind=first.kind,
-                epoch=job.attempt,
-                # Parts of one item count as one.
-                items=len(run) if place == 0 else 0,
-                data=part,
-                max_items=policy.max_output_items,
-                max_bytes=policy.max_output_bytes,
+            _Run(
+                Append(
+                    job_id=job.id,
+                    stream=first.stream,
+                    kind=first.kind,
+                    epoch=job.attempt,
+                    # Parts of one item count as one.
+                    items=len(run) if place == 0 else 0,
+                    data=part,
+                    max_items=policy.max_output_items,
+                    max_bytes=policy.max_output_bytes,
+                ),
+                run,
             )
             for place, part in enumerate(parts)
         ]
@@ -427,20 +495,21 @@ class OutputWriter:
         """Return what is under way with the positions where it belongs."""
         ends = dict(self._ends or {})
         placed: list[Append] = []
-        for one in self._under_way:
+        for run in self._under_way:
+            one = run.append
             position = ends.get(one.stream, 0)
             ends[one.stream] = position + one.units
             placed.append(_at(one, position))
         return placed
 
-    def _note(self, placed: Sequence[Append], answers: Sequence[Appended]) -> None:
+    def _note(self, answers: Sequence[Appended]) -> None:
         """Drop what is stored from what is under way."""
-        left: list[Append] = []
-        for one, answer in zip(placed, answers, strict=True):
+        left: list[_Run] = []
+        for run, answer in zip(self._under_way, answers, strict=True):
             if answer.refusal is not None:
-                left.append(one)
+                left.append(run)
             elif self._ends is not None:
-                self._ends[one.stream] = answer.end
+                self._ends[run.append.stream] = answer.end
         self._under_way = left
 
     async def _know_ends(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Annotated, Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from annotated_types import Gt
 from fast_depends import Depends
@@ -346,6 +348,52 @@ async def test_an_emit_that_is_not_awaited_fails_the_attempt(jobs: AsyncJobs) ->
     assert isinstance(caught[0], RuntimeError)
 
 
+async def test_items_may_be_awaited_together_and_by_other_tasks(jobs: AsyncJobs) -> None:
+    async def gather(*emissions: Awaitable[None]) -> None:
+        async def one(emission: Awaitable[None]) -> None:
+            await emission
+
+        async with anyio.create_task_group() as tasks:
+            for emission in emissions:
+                tasks.start_soon(one, emission)
+
+    @jobs.handler("together")
+    async def together(job: JobContext) -> None:
+        await gather(job.emit(0), job.stream("log").emit("x"))
+
+        async def count(start: int) -> None:
+            for number in range(3):
+                emission = job.emit(start + number)
+                await anyio.lowlevel.checkpoint()
+                await emission
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(count, 10)
+            tasks.start_soon(count, 20)
+
+    async with jobs:
+        job = await finished(jobs, together)
+        assert job.status is JobStatus.COMPLETED
+        assert sorted(await values(jobs, job)) == [0, 10, 11, 12, 20, 21, 22]
+        assert "".join(await values(jobs, job, "log")) == "x"
+
+
+async def test_an_emit_that_is_kept_but_never_awaited_fails_the_attempt(jobs: AsyncJobs) -> None:
+    kept: list[object] = []
+
+    @jobs.handler("keep")
+    async def keep(job: JobContext) -> None:
+        kept.append(job.stream("log").emit("x"))
+        await job.emit(1)
+
+    async with jobs:
+        job = await finished(jobs, keep)
+        assert job.status is JobStatus.FAILED
+        [error] = job.attempt_errors
+        assert error.type == "NotAwaited"
+        assert "'log'" in error.message
+
+
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
@@ -546,6 +594,52 @@ async def test_an_error_of_collected_items_fails_the_attempt(jobs: AsyncJobs) ->
         job = await finished(jobs, many)
         assert job.error is not None
         assert job.error.code == "output_too_large"
+
+
+@pytest.mark.parametrize(
+    ("policy", "items", "stored"),
+    [
+        (Policy(max_output_items=10), [*range(15)], 10),
+        (Policy(max_output_bytes=10), [*"abcdefghijklmno"], 10),
+        (Policy(max_output_bytes=10), [1] * 15, 6),  # the commas count
+    ],
+    ids=["items", "text", "json"],
+)
+async def test_collected_items_below_the_limit_are_stored(
+    jobs: AsyncJobs, policy: Policy, items: list[Any], stored: int
+) -> None:
+    @jobs.handler("many", emit_every=0.05, policy=policy)
+    async def many(job: JobContext) -> None:
+        for item in items:
+            await job.emit(item)
+
+    async with jobs:
+        job = await finished(jobs, many)
+        assert job.error is not None
+        assert job.error.code == "output_too_large"
+        found = await values(jobs, job)
+        assert (found if items[0] != "a" else [*"".join(found)]) == items[:stored]
+
+
+async def test_items_that_tasks_emit_together_are_stored_up_to_the_limit(jobs: AsyncJobs) -> None:
+    returned: list[int] = []
+
+    @jobs.handler("many", policy=Policy(max_output_items=10))
+    async def many(job: JobContext) -> None:
+        async def emit(number: int) -> None:
+            with suppress(OutputTooLarge):
+                await job.emit(number)
+                returned.append(number)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(15):
+                tasks.start_soon(emit, number)
+
+    async with jobs:
+        job = await finished(jobs, many)
+        found = await values(jobs, job)
+        assert len(found) == 10
+        assert sorted(returned) == sorted(found)
 
 
 async def test_a_handler_waits_for_the_store_when_the_buffer_is_full(
