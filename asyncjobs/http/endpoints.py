@@ -14,7 +14,7 @@ import anyio
 
 from asyncjobs.core.files import file_named
 from asyncjobs.core.handlers import Handler, JobType
-from asyncjobs.core.job import Job, JobId, JobStatus, parse_job_id
+from asyncjobs.core.job import Job, JobFile, JobId, JobStatus, parse_job_id
 from asyncjobs.core.submission import Accepted, Batch, Caller, EnqueueOptions
 from asyncjobs.errors import (
     AsyncJobsError,
@@ -416,9 +416,21 @@ class Endpoints:
 
     async def _file(self, request: Request, job: Job) -> Response:
         name = file_in(request.path)
-        file = file_named(job, name)
-        if file is None:
-            raise UnknownFile(job.id, name)
+        while (file := file_named(job, name)) is not None:
+            try:
+                return await self._content(request, file)
+            except StorageUnavailable:
+                log.exception("A file of job %s cannot be read", job.id)
+                raise
+            except FileMissing:
+                # Another attempt or a retry may have replaced or removed it meanwhile.
+                job = await self._find(request, job.id)
+                if file_named(job, name) == file:
+                    log.exception("A file of job %s cannot be read", job.id)
+                    raise
+        raise UnknownFile(job.id, name)
+
+    async def _content(self, request: Request, file: JobFile) -> Response:
         status, headers, start, stop = part_of(file, request.headers)
         match status:
             case HTTPStatus.NOT_MODIFIED:
@@ -428,11 +440,7 @@ class Endpoints:
             case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return no_such_range(headers)
             case _:
-                try:
-                    content = await self.jobs.read_content(file, start, stop)
-                except (FileMissing, StorageUnavailable):
-                    log.exception("A file of job %s cannot be read", job.id)
-                    raise
+                content = await self.jobs.read_content(file, start, stop)
                 return StreamingResponse(status, headers, chunks=content)
 
     async def _renewed(self, request: Request, job_id: JobId) -> Response:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import anyio
 import pytest
+from anyio import from_thread
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asyncjobs import AsyncJobs, JobContext
+from asyncjobs import AsyncJobs, JobContext, JobId, Retry
 from asyncjobs.core.files import check_file_name, media_type_of
 from asyncjobs.core.job import Job, JobFile
 from asyncjobs.files import FolderStorage
@@ -348,6 +350,43 @@ async def test_a_content_that_is_lost_or_out_of_reach_is_a_server_error(
     assert "secret" not in away.body.decode()
     assert (empty.status, body) == (200, b"")
     assert caplog.text.count("cannot be read") == 2
+
+
+@pytest.mark.anyio
+async def test_a_file_that_the_next_attempt_replaces_meanwhile_is_read_from_its_new_place(
+    endpoints: Endpoints, tmp_path: Path
+) -> None:
+    jobs = endpoints.jobs
+    texts = [b"of the first attempt", b"of the second"]
+    second, read = anyio.Event(), anyio.Event()
+
+    @jobs.handler("again", retry=Retry(max_attempts=2, initial_delay=timedelta(0)))
+    async def again(job: JobContext) -> None:
+        if job.attempt == 2:
+            second.set()
+            await read.wait()
+        await job.save_file("a.txt", texts[job.attempt - 1])
+        if job.attempt == 1:
+            raise LookupError
+
+    async def replace(job_id: JobId) -> None:
+        read.set()
+        await jobs.wait(job_id, timeout=60)
+
+    class Replacing(FolderStorage):
+        """Replaces the file just before it is read for the first time."""
+
+        def read(self, key: str, start: int, stop: int, /) -> Any:
+            from_thread.run(replace, JobId(key.partition("/")[0]))
+            return super().read(key, start, stop)
+
+    async with jobs:
+        handle = await jobs.enqueue(again, user_id="ann")
+        await second.wait()
+        jobs.file_storage = Replacing(tmp_path / "files")
+        answer, body = await got(endpoints, f"{handle.id}/files/a.txt")
+        assert (answer.status, body) == (200, texts[1])
+        assert answer.header("Content-Length") == str(len(body))
 
 
 def test_a_file_has_a_path_below_any_prefix() -> None:
