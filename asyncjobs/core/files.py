@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from asyncjobs.core.job import Job, JobFile, JobId
 from asyncjobs.core.printable import refused_character
 from asyncjobs.core.randomness import random_hex
-from asyncjobs.errors import DuplicateFile, TooManyFiles
+from asyncjobs.errors import TooManyFiles
 
 Files = tuple[JobFile, ...]
 
@@ -91,12 +91,10 @@ def file_named(job: Job, name: str) -> JobFile | None:
 def announced(files: Files, new: JobFile, *, limit: int) -> Files:
     """Return the list before the content of `new` is stored.
 
-    A file of the same name, saved by an earlier attempt, stays listed until `recorded`. Raises
-    `DuplicateFile` if this attempt has saved that name, and `TooManyFiles` beyond the limit.
-    Announcing the same key again changes nothing.
+    A file of the same name stays listed until `recorded`: that of an earlier attempt, or of a save
+    of this attempt that was cancelled too late. Raises `TooManyFiles` beyond the limit. Announcing
+    the same key again changes nothing.
     """
-    if any(one.name == new.name and one.attempt == new.attempt for one in listed_files(files)):
-        raise DuplicateFile(new.name)
     # Announcements of earlier attempts, and of a save that failed, have no further use.
     kept = tuple(
         one

@@ -206,7 +206,7 @@ def count(
 def announce_file(job: Job, file: JobFile, *, token: str | None, limit: int) -> Job:
     """List a file without a size, which clients do not see, before its content is stored.
 
-    Raises `DuplicateFile`, and `TooManyFiles` beyond the limit.
+    Raises `TooManyFiles` beyond the limit.
     """
     _fence(job, Move.ANNOUNCE_FILE, token)
     files = announced(job.files, file, limit=limit)
@@ -214,7 +214,7 @@ def announce_file(job: Job, file: JobFile, *, token: str | None, limit: int) -> 
 
 
 def record_file(job: Job, now: datetime, file: JobFile, *, token: str | None) -> Job:
-    """List a file whose content is stored, in place of an earlier attempt's of the same name."""
+    """List a file whose content is stored, in place of one of the same name."""
     _fence(job, Move.RECORD_FILE, token)
     files = recorded(job.files, file.changed(saved_at=now))
     if files is None:

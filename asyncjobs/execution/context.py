@@ -366,7 +366,8 @@ class JobContext(JobParameter, Generic[S]):
 
         Raises `ValueError` for a name or media type that cannot be used, `DuplicateFile`,
         `TooManyFiles`, `FileTooLarge`, `StorageUnavailable`, what the source raises, and
-        `JobCancelled` if the attempt must stop. After an error the file is not listed.
+        `JobCancelled` if the attempt must stop. After an error the file is not listed. If the call
+        is cancelled at its very end, the file may be listed; saving it again replaces it.
         """
         if current_loop() is None:
             raise ConfigurationError(

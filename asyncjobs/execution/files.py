@@ -66,7 +66,7 @@ class Recorder(Protocol):
     """
 
     async def announce(self, file: JobFile, limit: int) -> None:
-        """List a file without its size; raise `DuplicateFile` or `TooManyFiles`."""
+        """List a file without its size; raise `TooManyFiles`."""
         ...
 
     async def record(self, file: JobFile) -> Recorded:
@@ -107,7 +107,8 @@ class FileSaver:
         self._storage = storage
         self._recorder = recorder
         self._stopping = stopping
-        # Saved or being saved; a name whose save failed may be used again.
+        # Saved or being saved; a name whose save failed may be used again. If that save was
+        # cancelled too late, its file is listed, and the next one of this name replaces it.
         self._names: set[str] = set()
 
     async def save(self, name: str, source: FileSource, media_type: str | None) -> JobFile:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -432,6 +433,43 @@ async def test_a_cancelled_save_leaves_no_file_and_no_thread(
         assert storage.contents() == []
         # A thread reports its end shortly before it ends.
         await until(lambda: all(one.name != "asyncjobs file" for one in threading.enumerate()))
+
+
+async def test_a_save_that_was_cancelled_while_it_was_listed_can_be_made_again(
+    make: Make, new_store: Callable[[], Any], storage: Watched, anyio_backend_name: str
+) -> None:
+    class Cancelling(FaultyStore):
+        """A store that has listed a file when the task that saves it is cancelled."""
+
+        cancel: Callable[[], object] | None = None
+
+        async def replace(self, changes: Sequence[Change], /) -> Sequence[bool]:
+            written = await super().replace(changes)
+            if self.cancel is not None and any(lifecycle_listed(one.job) for one in changes):
+                self.cancel()
+                self.cancel = None
+            return written
+
+    if anyio_backend_name == "trio":
+        pytest.skip("a scope is cancelled only after the answer of the store")
+    store = Cancelling(new_store())
+    jobs = make(store=store, files=storage)
+
+    @jobs.handler("export")
+    async def export(job: JobContext) -> None:
+        task = asyncio.create_task(job.save_file("a.csv", b"first"))
+        store.cancel = task.cancel
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await job.save_file("a.csv", b"second")
+        with pytest.raises(DuplicateFile):
+            await job.save_file("a.csv", b"third")
+
+    async with jobs:
+        job = await finished(jobs, export)
+        assert job.status is JobStatus.COMPLETED
+        assert await content(jobs, job.id, "a.csv") == b"second"
+    assert storage.contents() == [file.key for file in job.files]
 
 
 async def test_a_def_handler_that_saves_is_stopped_at_the_next_chunk(
