@@ -215,7 +215,9 @@ class Endpoints:
         base = self.mount.base(request)
         if self.mount.prefix is None:
             base = base.removesuffix(self.mount.websocket_prefix)
-        return self.streams.socket(JobId(request.path), check, after, request.room, base)
+        return self.streams.socket(
+            JobId(request.path), check, after, request.room, base, entered.lasts
+        )
 
     async def _answer(  # noqa: C901, PLR0911  # one per operation
         self, request: Request, *, is_head: bool
@@ -246,7 +248,7 @@ class Endpoints:
                 return await self._file(request, await self._find(request, job_id))
             case Operation.OUTPUT:
                 job = await self._find(request, job_id)
-                wish = Wish(request.query, request.headers, request.room, is_head)
+                wish = Wish(request.query, request.headers, request.room, is_head, request.lasts)
                 return await self._outputs.answer(job, stream_in(request.path), wish)
             case Operation.RENEW | Operation.RENEW_TAG:
                 return await self._renewed(request, job_id)
@@ -348,7 +350,7 @@ class Endpoints:
             events = ListEvents(links_of, next_url)
             # Anonymous callers own no jobs.
             watched = None if request.owner is None else (which, asked.limit)
-            return await self.streams.list_events(watched, events, request.room)
+            return await self.streams.list_events(watched, events, request.room, request.lasts)
         page = Page([])
         if request.owner is not None:
             page = await self.jobs.list(which, limit=asked.limit, after=asked.cursor)
@@ -362,7 +364,7 @@ class Endpoints:
         after = sse.resumes_after(request.headers.get("last-event-id"), given)
         check = partial(self.access.check, request)
         base = self.mount.base(request)
-        return await self.streams.events(job_id, check, after, request.room, base)
+        return await self.streams.events(job_id, check, after, request.room, base, request.lasts)
 
     async def _status(self, request: Request, job: Job) -> Response:
         if prefers_html(request.headers.get("accept")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, Self
 
@@ -30,12 +31,13 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 class Grant(NamedTuple):
     """What a verified token allows; `subject` is the id of a job, or `tag:` and a tag.
 
-    `owner` is that of the jobs with the tag.
+    `owner` is that of the jobs with the tag. `lasts` is for how many more seconds this is so.
     """
 
     subject: str
     owner: str | None
     scopes: tuple[str, ...]
+    lasts: float = inf
 
 
 # A tuple, since each request makes one: a frozen dataclass takes twice the time.
@@ -65,6 +67,11 @@ class Request(NamedTuple):
     closes: bool = False
     room: int = EVENT_LOOP_ROOM
     grant: Grant | None = None
+
+    @property
+    def lasts(self) -> float:
+        """For how many seconds an answer may last: as long as the token of the request."""
+        return inf if self.grant is None else self.grant.lasts
 
 
 @dataclass(frozen=True, slots=True)

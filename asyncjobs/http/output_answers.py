@@ -57,12 +57,13 @@ _REVALIDATE = ("Cache-Control", "private, no-cache")
 
 
 class Wish(NamedTuple):
-    """What a request asks for, and how many connections its server may hold."""
+    """What a request asks for, how many connections its server may hold, and for how long."""
 
     query: str
     headers: Mapping[str, str]
     room: int
     is_head: bool
+    lasts: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class OutputAnswers:
         crowded = not self._streams.has_room(wish.room)
         self._streams.hold(reader)
         if asked.live == "sse":
-            return await self._as_events(stream, asked, reader, crowded=crowded)
+            return await self._as_events(stream, asked, reader, crowded=crowded, lasts=wish.lasts)
         try:
             return await self._when_more(stream, asked, reader, crowded=crowded)
         finally:
@@ -232,7 +233,13 @@ class OutputAnswers:
         return Response(HTTPStatus.NO_CONTENT, headers)
 
     async def _as_events(
-        self, stream: _Stream, asked: OutputQuery, reader: OutputReader, *, crowded: bool
+        self,
+        stream: _Stream,
+        asked: OutputQuery,
+        reader: OutputReader,
+        *,
+        crowded: bool,
+        lasts: float,
     ) -> Response:
         """Return the stream of events. Without room, clients get what there is, and reconnect."""
         try:
@@ -259,8 +266,9 @@ class OutputAnswers:
             pause = self._pause() if crowded else 1
             headers = (*headers, ("Retry-After", str(pause)))
             return Response(HTTPStatus.OK, headers, sse.retry(pause) + first)
-        lasts = min(LONGEST, self._options.max_stream_duration)
-        frames = Frames(reader, self._options, encode, first, lasts=lasts)
+        frames = Frames(
+            reader, self._options, encode, first, lasts=min(LONGEST.total_seconds(), lasts)
+        )
         return StreamingResponse(HTTPStatus.OK, headers, chunks=frames)
 
     def _pause(self) -> int:

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
+from math import inf
 from typing import Any, Generic, Protocol, Self, TypeVar
 from weakref import WeakSet, ref
 
@@ -100,10 +100,12 @@ class Streams:
         after: int,
         room: int = EVENT_LOOP_ROOM,
         base: str = "",
+        lasts: float = inf,
     ) -> Response:
         """Return the stream of a job's events after version `after`.
 
-        `base` is the URL of the list, below which the job's files are. Without room, clients get
+        `base` is the URL of the list, below which the job's files are. The stream lasts for
+        `lasts` seconds at most. Without room, clients get
         the current state and reconnect as often as they would poll.
         """
         crowded = not self.has_room(room)
@@ -123,7 +125,7 @@ class Streams:
         if job.version != after:
             first += self._documents.event(job, base)
         encode = partial(self._documents.event, base=base)
-        frames = Frames(watch, self._options, encode, first)
+        frames = Frames(watch, self._options, encode, first, lasts=lasts)
         return StreamingResponse(HTTPStatus.OK, sse.HEADERS, chunks=frames)
 
     async def list_events(
@@ -131,6 +133,7 @@ class Streams:
         watched: tuple[Selection, int] | None,
         events: ListEvents,
         room: int = EVENT_LOOP_ROOM,
+        lasts: float = inf,
     ) -> Response:
         """Return the stream of a list's events: its jobs, and how many at most.
 
@@ -152,7 +155,7 @@ class Streams:
             snapshot = sse.retry(pause) + events.events(page)
             return Response(HTTPStatus.OK, (*headers, ("Retry-After", str(pause))), snapshot)
         first = sse.retry(self._options.pacing.seconds()) + events.events(page)
-        frames = Frames(watch, self._options, events.events, first)
+        frames = Frames(watch, self._options, events.events, first, lasts=lasts)
         return StreamingResponse(HTTPStatus.OK, headers, chunks=frames)
 
     async def socket(
@@ -162,6 +165,7 @@ class Streams:
         after: int,
         room: int = EVENT_LOOP_ROOM,
         base: str = "",
+        lasts: float = inf,
     ) -> AsyncGenerator[bytes | Close | None]:
         """Yield a job's documents for a WebSocket, None when it is quiet, and finally a `Close`."""
         if parse_job_id(job_id) is None:
@@ -182,7 +186,7 @@ class Streams:
         if crowded and not job.status.terminal:
             yield _SHED
             return
-        async for newest in _Changes(watch, self._options):
+        async for newest in _Changes(watch, self._options, lasts):
             job = newest or job
             yield self._text(job, base) if newest else None
         yield _FINISHED if job.status.terminal else _GOING_AWAY
@@ -228,10 +232,11 @@ class _Watched(Protocol[T_co]):
 class _Changes:
     """Yields changes until the job or the stream ends, and None when it is quiet."""
 
-    def __init__(self, watch: Watch, options: MountOptions) -> None:
+    def __init__(self, watch: Watch, options: MountOptions, lasts: float) -> None:
         self._watch = watch
         self._pause = options.keep_alive_interval.total_seconds()
-        self._ends_at = anyio.current_time() + options.max_stream_duration.total_seconds()
+        longest = options.max_stream_duration.total_seconds()
+        self._ends_at = anyio.current_time() + min(longest, lasts)
 
     def __aiter__(self) -> Self:
         return self
@@ -273,9 +278,9 @@ class Frames(Generic[T]):
         encode: Callable[[T], bytes],
         first: bytes,
         *,
-        lasts: timedelta | None = None,
+        lasts: float = inf,
     ) -> None:
-        """End after `max_stream_duration`, or after `lasts` if that is given."""
+        """End after `max_stream_duration`, or after `lasts` seconds if that is less."""
         self._watch = watch
         self._encode = encode
         self._first: bytes | None = first
@@ -283,7 +288,7 @@ class Frames(Generic[T]):
         self._timer: asyncio.TimerHandle | None = None
         self._now = event_loop_clock()
         self._pause = options.keep_alive_interval.total_seconds()
-        self._ends_at = self._now() + (lasts or options.max_stream_duration).total_seconds()
+        self._ends_at = self._now() + min(lasts, options.max_stream_duration.total_seconds())
         # When the next comment is due if nothing happens; None right after a chunk.
         self._due: float | None = None
 

@@ -154,7 +154,7 @@ class Tokens:
         if not isinstance(scope, str) or not (owner is None or isinstance(owner, str)):
             raise InvalidToken("its claims have the wrong types")
         allowed = tuple(one for one in self._scopes if one in scope.split())
-        return Grant(str(claims["sub"]), owner, allowed)
+        return Grant(str(claims["sub"]), owner, allowed, _time(claims, "exp") + leeway - moment)
 
     def _verified(self, text: str) -> dict[str, Any]:
         """Return the claims of a token that one of our secrets has signed."""

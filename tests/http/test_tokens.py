@@ -18,13 +18,14 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncjobs import AsyncJobs, Batch, EnqueueOptions, JobId, Tokens
+from asyncjobs import AsyncJobs, Batch, EnqueueOptions, JobContext, JobId, Tokens
 from asyncjobs.adapters.fastapi import jobs_router, mount
 from asyncjobs.core.handlers import JobType
 from asyncjobs.errors import ConfigurationError, InvalidToken
 from asyncjobs.http.endpoints import Endpoints, Submit
 from asyncjobs.http.messages import Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount
+from asyncjobs.http.streams import Close
 from asyncjobs.testing import ManualClock
 
 FIRST, SECOND = "the first of two secrets, in 32 bytes", "the second of two secrets, in 32 bytes"
@@ -83,6 +84,7 @@ def test_keys_may_have_ids_of_ones_own() -> None:
 
 
 def test_a_token_says_nothing_but_what_it_opens_and_for_how_long() -> None:
+    assert TOKENS.read(TOKENS.issue(JOB, NOW).text, NOW).lasts == 930
     claims = claims_of(TOKENS.issue(JOB, NOW).text)
     assert claims == {
         "iss": "asyncjobs",
@@ -174,11 +176,11 @@ def test_nesting_and_length_are_refused_like_any_other_mistake() -> None:
 
 @asynccontextmanager
 async def opened(
-    clock: ManualClock | None = None, *, identified: bool = True
+    clock: ManualClock | None = None, *, identified: bool = True, tokens: Tokens = TOKENS
 ) -> AsyncGenerator[Endpoints]:
     jobs = AsyncJobs("memory://", clock=clock)
     jobs.external("order", payload=dict[str, Any], result=dict[str, Any])
-    endpoints = Endpoints(jobs, Mount(identified=identified, tokens=TOKENS))
+    endpoints = Endpoints(jobs, Mount(identified=identified, tokens=tokens))
     async with jobs:
         yield endpoints
 
@@ -432,5 +434,47 @@ def test_a_token_that_only_cancels_reads_nothing_in_the_answer(
             whole = await endpoints.handle(asked._replace(headers=bearer(full)))
             assert (answer.status, answer.headers) == (whole.status, whole.headers)
             assert document(whole)["result"] == ({"rows": 7} if ended else None)
+
+    anyio.run(use)
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "accept"),
+    [
+        ("{job}/events", "", "text/event-stream"),
+        ("", "tag=nightly", "text/event-stream"),
+        ("{job}/output", "offset=-1&live=sse", "*/*"),
+        (None, "", "*/*"),
+    ],
+)
+def test_no_stream_lasts_longer_than_its_token(path: str | None, query: str, accept: str) -> None:
+    async def use() -> None:
+        brief = Tokens(FIRST, lifetime=1, leeway=1)
+        async with opened(tokens=brief) as endpoints:
+            jobs = endpoints.jobs
+            done = anyio.Event()
+
+            @jobs.handler("talk")
+            async def talk(job: JobContext) -> None:
+                await job.emit("hello")
+                await done.wait()
+
+            options = EnqueueOptions(tags=["nightly"])
+            job = (await jobs.enqueue(talk, user_id="ann", options=options)).job
+            now = jobs.clock.now()
+            token = brief.issue(job.id if path != "" else "tag:nightly", now, owner="ann").text
+            asked = Request("GET", job.id, headers={"accept": accept, **bearer(token)}, query=query)
+            with anyio.fail_after(60):
+                if path is None:
+                    *_, last = [one async for one in endpoints.follow(asked)]
+                    assert isinstance(last, Close)
+                    assert last.code == 1001
+                    done.set()
+                    return
+                answer = await endpoints.handle(asked._replace(path=path.format(job=job.id)))
+                assert isinstance(answer, StreamingResponse)
+                assert [one async for one in answer.chunks]
+                done.set()
+                await answer.chunks.aclose()
 
     anyio.run(use)
