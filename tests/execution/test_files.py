@@ -497,7 +497,7 @@ async def test_a_def_handler_that_saves_is_stopped_at_the_next_chunk(
 async def test_an_attempt_that_lost_its_job_lists_nothing_and_deletes_its_content(
     jobs: AsyncJobs, storage: Watched
 ) -> None:
-    written, taken = anyio.Event(), anyio.Event()
+    written, taken, ended = anyio.Event(), anyio.Event(), anyio.Event()
 
     async def interrupted() -> AsyncIterator[bytes]:
         yield b"one"
@@ -506,15 +506,20 @@ async def test_an_attempt_that_lost_its_job_lists_nothing_and_deletes_its_conten
 
     @jobs.handler("export")
     async def export(job: JobContext) -> None:
-        with anyio.CancelScope(shield=True):
-            await job.save_file("a.csv", interrupted())
+        try:
+            with anyio.CancelScope(shield=True):
+                await job.save_file("a.csv", interrupted())
+        finally:
+            ended.set()
 
     async with jobs:
         job = await running(jobs, export)
         await written.wait()
         await take_away(jobs, job.id)
         taken.set()
-        await until(lambda: storage.wrote and not storage.contents())
+        # The attempt notices its loss while it writes, or when it lists the file.
+        await ended.wait()
+        assert storage.contents() == []
         found = await jobs.find(job.id)
     assert lifecycle_listed(found) == []
 
