@@ -69,13 +69,13 @@ describe("a followed list", { concurrency: true }, () => {
     assert.equal(seen.at(-1)[2].progress, 50);
   });
 
-  test("a job that enters the selection late takes its place by age", async (context) => {
+  test("a new job comes first; the server sends the list again if it does not", async (context) => {
     const { origin } = await serving(
       context,
       stream([["list", { jobs: [listed("dddd"), listed("a")], next: null }], ["message", listed("bb")]]),
     );
     const seen = await until((jobs) => jobs.length === 3, origin);
-    assert.deepEqual(ids(seen.at(-1)), ["dddd", "bb", "a"]);
+    assert.deepEqual(ids(seen.at(-1)), ["bb", "dddd", "a"]);
   });
 
   test("a new connection brings a new list", async (context) => {
