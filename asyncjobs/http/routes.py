@@ -180,7 +180,7 @@ ROUTES = (
             HTTPStatus.SERVICE_UNAVAILABLE: "Jobs or files cannot be read at the moment.",
         },
         model=None,
-        media_type="*/*",
+        media_type="application/octet-stream",
     ),
     Route(
         "GET",
