@@ -11,7 +11,6 @@ from typing import Any, TypeVar, Unpack, overload
 from asyncjobs.core import batches
 from asyncjobs.core.handlers import JobType, Registry
 from asyncjobs.core.job import Delivery, Job, JobId, JobStatus
-from asyncjobs.core.output import OutputItem
 from asyncjobs.core.submission import (
     Accepted,
     BatchTerms,
@@ -22,7 +21,7 @@ from asyncjobs.core.submission import (
     checked_options,
     submit_again,
 )
-from asyncjobs.handles import BatchHandle
+from asyncjobs.handles import BatchHandle, FollowedQueue
 from asyncjobs.protocols import JobHandle, Selection
 from asyncjobs.runtime.acceptance import (
     accept_batch,
@@ -33,12 +32,11 @@ from asyncjobs.runtime.acceptance import (
 from asyncjobs.runtime.batches import pages_of
 from asyncjobs.runtime.hooks import Hooks
 from asyncjobs.runtime.runtime import Runtime
-from asyncjobs.settings import Seconds
 
 P = TypeVar("P")
 
 
-class Batching(ABC):
+class Batching(FollowedQueue, ABC):
     """Submits many jobs under one id, and follows, extends and repeats them."""
 
     registry: Registry
@@ -155,19 +153,3 @@ class Batching(ABC):
             submission = submit_again(old, terms, traceparent)
             [job] = await runtime.accept([submission], submission.created_at)
         return JobHandle(self, job)
-
-    # What the handles of jobs need of the whole queue.
-
-    @abstractmethod
-    async def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job: ...
-
-    @abstractmethod
-    def subscribe(self, job_id: JobId, /) -> AsyncIterator[Job]: ...
-
-    @abstractmethod
-    async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job: ...
-
-    @abstractmethod
-    def output(
-        self, job_id: JobId, stream: str = ..., *, after: int | None = None
-    ) -> AsyncIterator[OutputItem]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Generic, Protocol, TypeVar, assert_never, cast
 
@@ -18,12 +19,16 @@ R = TypeVar("R")
 class FollowedQueue(Protocol):
     """The operations of a queue that a handle needs; see `JobQueue`."""
 
+    @abstractmethod
     async def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job: ...
 
+    @abstractmethod
     def subscribe(self, job_id: JobId, /) -> AsyncIterator[Job]: ...
 
+    @abstractmethod
     async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job: ...
 
+    @abstractmethod
     def output(
         self, job_id: JobId, stream: str = ..., *, after: int | None = None
     ) -> AsyncIterator[OutputItem]: ...

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, TypeVar, Unpack, overload
 
 from asyncjobs.core.handlers import JobType, Registry
-from asyncjobs.core.job import Job, JobId
-from asyncjobs.core.output import OutputItem
+from asyncjobs.core.job import Job
 from asyncjobs.core.schedules import (
     Declared,
     Definition,
@@ -34,6 +33,7 @@ from asyncjobs.errors import (
     UnknownSchedule,
     UnknownType,
 )
+from asyncjobs.handles import FollowedQueue
 from asyncjobs.protocols import CallbackSender, JobHandle
 from asyncjobs.runtime.runtime import Runtime
 from asyncjobs.runtime.schedules import has_record, read_schedules, remove_record, set_paused
@@ -42,7 +42,7 @@ from asyncjobs.settings import Seconds
 P = TypeVar("P")
 
 
-class Scheduling(ABC):
+class Scheduling(FollowedQueue, ABC):
     """Enqueues jobs at fixed times."""
 
     registry: Registry
@@ -205,20 +205,6 @@ class Scheduling(ABC):
                 f"Schedule {name!r} is declared in this process: remove its declaration first."
             )
         await remove_record(self._running.repository, name)
-
-    @abstractmethod
-    async def cancel(self, job_id: JobId, /, *, version: int | None = None) -> Job: ...
-
-    @abstractmethod
-    def subscribe(self, job_id: JobId, /) -> AsyncIterator[Job]: ...
-
-    @abstractmethod
-    async def wait(self, job_id: JobId, /, *, timeout: Seconds | None = None) -> Job: ...
-
-    @abstractmethod
-    def output(
-        self, job_id: JobId, stream: str = ..., *, after: int | None = None
-    ) -> AsyncIterator[OutputItem]: ...
 
     def _check_callback(self, name: str, options: EnqueueOptions) -> None:
         if options.callback_url is None:

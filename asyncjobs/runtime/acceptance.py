@@ -60,8 +60,7 @@ async def accept_jobs(
     """Store jobs of one type in a single call of the store; see `AsyncJobs.enqueue`."""
     if options.callback_url is not None:
         runtime.callbacks.check(options.callback_url)
-    now = runtime.repository.now()
-    terms = Terms(now, runtime.dispatcher.delivery, expected_duration(runtime, kind))
+    terms = _terms(runtime, kind)
     spans, queue = runtime.hooks.spans, kind.policy.queue
     with spans.submitting(kind.name, queue, options.traceparent) as traceparent:
         if traceparent != options.traceparent:
@@ -71,7 +70,7 @@ async def accept_jobs(
             submissions.append(make_submission(kind, payload, caller, options, terms))
             if not len(submissions) % _PAYLOADS_PER_TURN:
                 await anyio.lowlevel.checkpoint()
-        jobs = await runtime.accept(submissions, options.begins(now), connection)
+        jobs = await runtime.accept(submissions, options.begins(terms.now), connection)
     return [
         _accepted(kind, submission, job) for submission, job in zip(submissions, jobs, strict=True)
     ]
@@ -99,9 +98,7 @@ async def accept_batch(
     check_key(caller.idempotency_key)
     if options.callback_url is not None:
         runtime.callbacks.check(options.callback_url)
-    terms = Terms(
-        runtime.repository.now(), runtime.dispatcher.delivery, expected_duration(runtime, kind)
-    )
+    terms = _terms(runtime, kind)
     with runtime.hooks.spans.submitting(
         kind.name, kind.policy.queue, options.traceparent
     ) as traceparent:
@@ -130,9 +127,7 @@ async def add_to_batch(
     _check_batches(runtime)
     batch = await runtime.repository.find(batch_id)
     batches.counts_of(batch)
-    terms = Terms(
-        runtime.repository.now(), runtime.dispatcher.delivery, expected_duration(runtime, kind)
-    )
+    terms = _terms(runtime, kind)
     with runtime.hooks.spans.submitting(kind.name, kind.policy.queue, None) as traceparent:
         options = EnqueueOptions(traceparent=traceparent)
         members = await _checked_members(kind, payloads, batch.user_id, options, terms)
@@ -173,6 +168,11 @@ async def retry_batch(runtime: Runtime, old: Job) -> Job:
             ]
             await _insert_portion(runtime, again, terms.now)
     return batch
+
+
+def _terms(runtime: Runtime, kind: JobType[Any, Any]) -> Terms:
+    now, delivery = runtime.repository.now(), runtime.dispatcher.delivery
+    return Terms(now, delivery, expected_duration(runtime, kind))
 
 
 def _check_batches(runtime: Runtime) -> None:
