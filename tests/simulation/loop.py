@@ -18,9 +18,10 @@ import gc
 import os
 import random
 import selectors
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import Any, TypeVar, TypeVarTuple
 from unittest.mock import patch
@@ -197,22 +198,42 @@ def _numbered_scopes() -> Generator[None]:
     def number_of(scope: anyio.CancelScope) -> int:
         return numbered.setdefault(id(scope), (scope, len(numbered)))[1]
 
-    with patch.object(anyio.CancelScope, "__hash__", number_of):
+    # A scope of another thread may be in sets already, so it keeps its hash.
+    with patch.object(
+        anyio.CancelScope, "__hash__", _in_this_thread(number_of, anyio.CancelScope.__hash__)
+    ):
         yield
+
+
+def _in_this_thread(simulated: Callable[[*Ts], T], real: Callable[[*Ts], T]) -> Callable[[*Ts], T]:
+    """Return a function that is the simulated one in this thread, the real one in all others.
+
+    An application of another test may still be served by a thread of this process.
+    """
+    here = threading.get_ident()
+
+    def function(*args: *Ts) -> T:
+        return (simulated if threading.get_ident() == here else real)(*args)
+
+    return function
 
 
 @contextmanager
 def seeded(seed: int) -> Generator[None]:
     """Draw job ids, tokens and jitter from a seed."""
     chance = random.Random(seed)  # noqa: S311  # reproducible, no secrets
-    before = random.getstate()
-    random.seed(seed)
     forget_spare()
     gc.disable()  # it runs at arbitrary moments, and ends async generators
     try:
-        with patch.object(os, "urandom", chance.randbytes), _numbered_scopes():
+        with ExitStack() as stack:
+            stack.enter_context(_numbered_scopes())
+            stack.enter_context(
+                patch.object(os, "urandom", _in_this_thread(chance.randbytes, os.urandom))
+            )
+            for name in ("random", "uniform"):
+                drawn = _in_this_thread(getattr(chance, name), getattr(random, name))
+                stack.enter_context(patch.object(random, name, drawn))
             yield
     finally:
         gc.enable()
         forget_spare()
-        random.setstate(before)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
+import anyio
 import pytest
 
 from tests.simulation.loop import MACHINE, NothingHappens, SimulatedLoop, run_simulated
@@ -142,3 +145,34 @@ def test_a_timer_cancelled_while_its_machine_was_frozen_does_not_fire() -> None:
         return fired
 
     assert run_simulated(work, 0) == [1]
+
+
+def test_a_simulation_and_other_threads_do_not_disturb_each_other() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def live() -> None:
+        with anyio.CancelScope() as outer:
+            with anyio.CancelScope():
+                begun.set()
+                await asyncio.to_thread(go_on.wait, 60)
+                uuid4(), random.random()  # noqa: S311  # no secret
+            outer.cancel()
+            await anyio.sleep_forever()
+
+    def simulated(beside: Callable[[], object]) -> list[object]:
+        async def work(_: SimulatedLoop) -> list[object]:
+            first = uuid4()
+            beside()
+            return [first, uuid4(), random.random()]  # noqa: S311  # no secret
+
+        return run_simulated(work, 7)
+
+    with ThreadPoolExecutor(1) as threads:
+        living = threads.submit(anyio.run, live)
+        assert begun.wait(60)
+
+        def let_it_end() -> None:
+            go_on.set()
+            living.result(60)
+
+        assert simulated(let_it_end) == simulated(lambda: None)
