@@ -5,19 +5,31 @@ A test marked `every_store` runs once on each store if it uses `new_url`, `new_s
 processes cannot share. If the test sets its event loop by `parametrize("anyio_backend", ...)`, it
 runs on that loop only. `own_store` excludes tests of a special store: it lacks a power, is
 removed, or runs in simulated time, in which no server answers.
+
+Below the folders of `EDGES`, each test runs on PostgreSQL or on Redis: its name decides. What is
+tested there is the same on each store, whose own tests and the tests of the core run on both. If
+`ASYNCJOBS_EVERY_SERVER` is set, all tests run on both.
 """
 
 from __future__ import annotations
 
+import os
 import uuid
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asyncjobs.stores import store_from_url
 from asyncjobs.stores.memory import MemoryStore
+
+HERE = Path(__file__).parent
+
+#: Folders of tests that see a store through the core only.
+EDGES = frozenset({"adapters", "cli", "clients", "docs", "http", "otel"})
 
 SERVERS = ("postgresql", "redis")
 KINDS = ("memory", "sqlite", *SERVERS)
@@ -60,10 +72,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for named in metafunc.definition.iter_markers("parametrize"):
         if beside and named.args[0] == beside[0]:
             values = [one[-1:] for one in values if one[0] in named.args[1]]
-    chosen = [variant(one) for one in values if one[-1] != every.kwargs.get("without")]
+    left_out = {every.kwargs.get("without"), *_servers_left_out(metafunc.definition)}
+    chosen = [variant(one) for one in values if one[-1] not in left_out]
     names = (*beside, "store_kind")[-len(values[0]) :]
     mark = pytest.mark.parametrize(names, chosen, indirect=True, scope="session")
     metafunc.definition.add_marker(mark)
+
+
+def _servers_left_out(test: pytest.Function) -> tuple[str, ...]:
+    folder = test.path.relative_to(HERE).parts[0]
+    if folder not in EDGES or os.environ.get("ASYNCJOBS_EVERY_SERVER"):
+        return ()
+    return (SERVERS[zlib.crc32(test.nodeid.encode()) % len(SERVERS)],)
 
 
 def variant(values: tuple[str, ...]) -> Any:

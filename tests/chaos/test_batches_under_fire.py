@@ -25,6 +25,9 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
+#: Members of each batch.
+MEMBERS = JOBS // 4
+
 __all__ = ["postgresql_site", "redis_site", "site"]
 
 
@@ -49,18 +52,20 @@ async def test_the_numbers_of_a_batch_are_exact_whatever_is_killed(
         for delay in (0.0, 0.01, 0.05):
             await _kill_a_submission(workers, f"killed {delay}", delay)
         killed = [
-            await jobs.enqueue_batch("errand", [Errand()] * JOBS, idempotency_key=f"killed {delay}")
+            await jobs.enqueue_batch(
+                "errand", [Errand()] * MEMBERS, idempotency_key=f"killed {delay}"
+            )
             for delay in (0.0, 0.01, 0.05)
         ]
         failing = await jobs.enqueue_batch("errand", _errands(chance), title="Failing")
-        cancelled = await jobs.enqueue_batch("errand", [Errand(seconds=0.2)] * JOBS)
+        cancelled = await jobs.enqueue_batch("errand", [Errand(seconds=0.2)] * MEMBERS)
         growing = await jobs.enqueue_batch("errand", [Errand(seconds=2)])
         for _ in range(4):
             await growing.add("in a thread", [Errand()] * 10)
         await until(lambda: _has_begun(jobs, cancelled), seconds=PATIENCE)
         await cancelled.cancel()
         for batch in (*killed, failing, cancelled, growing):
-            await _check(batch, 41 if batch is growing else JOBS)
+            await _check(batch, 41 if batch is growing else MEMBERS)
         again = await failing.retry_failed()
         await _check(again, len(await _members(failing, JobStatus.FAILED)))
         assert (await cancelled.wait()).status is JobStatus.CANCELLED
@@ -70,7 +75,7 @@ async def test_the_numbers_of_a_batch_are_exact_whatever_is_killed(
 
 
 def _errands(chance: random.Random) -> list[Errand]:
-    fails = [chance.choice([0] * 8 + [1, 3]) for _ in range(JOBS)]
+    fails = [chance.choice([0] * 8 + [1, 3]) for _ in range(MEMBERS)]
     return [
         Errand(fails=number, kills=1 if index % 150 == 7 else 0, seconds=0.01)
         for index, number in enumerate(fails)
@@ -91,7 +96,7 @@ async def _kill_a_submission(workers: Workers, key: str, delay: float) -> None:
 
 
 def _submission(workers: Workers, key: str) -> subprocess.Popen[bytes]:
-    command = (sys.executable, "-m", "tests.chaos.submitting", key, str(JOBS))
+    command = (sys.executable, "-m", "tests.chaos.submitting", key, str(MEMBERS))
     return subprocess.Popen(command, env=workers.environment, cwd=ROOT, stdout=subprocess.PIPE)
 
 

@@ -49,12 +49,15 @@ class Combination:
 
 
 def combinations(whole: Sequence[tuple[str, str]], ways: Sequence[str]) -> list[Combination]:
-    """Combine all kinds and forms with these deliveries and stores; each kind once per server."""
+    """Combine all kinds and forms with these deliveries and stores; each kind once per server.
+
+    A child process sees neither delivery nor store, and is slow: its forms have one of them each.
+    """
     made = [
         Combination(kind, form, way, store)
-        for kind in KINDS.values()
-        for form in kind.forms
-        for way, store in whole
+        for number, kind in enumerate(KINDS.values())
+        for turn, form in enumerate(kind.forms, number)
+        for way, store in (whole[turn % len(whole)],) * (form in PROCESS) or whole
     ]
     for number, kind in enumerate(KINDS.values()):
         for turn, server in enumerate(SERVERS, number):

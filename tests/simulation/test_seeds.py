@@ -17,7 +17,7 @@ from tests.simulation.outputs import OutputWorld
 from tests.simulation.rules import violations
 from tests.simulation.world import simulate
 
-SEEDS = int(os.environ.get("ASYNCJOBS_SIMULATION_SEEDS", "200"))
+SEEDS = int(os.environ.get("ASYNCJOBS_SIMULATION_SEEDS", "120"))
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
