@@ -171,6 +171,9 @@ def _monitor_of(answer: Answered, method: str) -> Monitor | None:
     def absolute(value: Any) -> str | None:
         return _joined(answer, value) if isinstance(value, str) and value else None
 
+    def token() -> JobToken | None:
+        return _token_of(document.get("token"), absolute(document.get("tokenUrl")))
+
     if isinstance(document.get("statusUrl"), str):
         return Monitor(
             status=_joined(answer, document["statusUrl"]),
@@ -178,13 +181,14 @@ def _monitor_of(answer: Answered, method: str) -> Monitor | None:
             events=absolute(document.get("eventsUrl")),
             cancel=absolute(document.get("cancelUrl")),
             job_id=document["jobId"] if isinstance(document.get("jobId"), str) else None,
-            token=_token_of(document.get("token"), absolute(document.get("tokenUrl"))),
+            token=token(),
         )
     link = _monitor_link(answer.headers.get("link", ""))
     if link is not None:
         job = read_job(document)
-        kind = MonitorKind.UNKNOWN if job is None else MonitorKind.JOB
-        return Monitor(_joined(answer, link), kind, job_id=job.job_id if job else None)
+        if job is None:
+            return Monitor(_joined(answer, link))
+        return Monitor(_joined(answer, link), MonitorKind.JOB, job_id=job.job_id, token=token())
     operation = _operation_of(answer)
     location = answer.headers.get("location")
     if operation is not None:

@@ -230,6 +230,17 @@ def test_what_the_token_does_not_allow_is_asked_with_the_callers_own_credentials
             assert client.submit("POST", "/outside", json=1).cancel().status == "cancelled"
 
 
+def test_a_job_that_ended_with_its_submission_is_opened_by_the_token_of_its_200() -> None:
+    waiting = {**USER, "Prefer": "wait=20"}
+    with served() as url, JobsClient(url) as client:
+        job = client.submit("POST", "/double", json=21, headers=waiting)
+        assert job.last is not None
+        assert job.last.result == 42
+        assert list(job.output()) == []
+        with pytest.raises(AccessRefused):
+            list(client.attach(job.status_url).output())
+
+
 def test_a_foreign_answer_is_still_no_job() -> None:
     with pytest.raises(NotAJob):
         read_submission(Answered(HOST, HOST, 202, {}, b'{"token":"a.b.c","tokenUrl":"/t"}'))
