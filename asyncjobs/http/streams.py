@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from math import inf
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 from weakref import WeakSet, ref
 
 import anyio
@@ -23,13 +23,11 @@ from asyncjobs.http.mounts import MountOptions
 from asyncjobs.protocols import Page, Selection
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.change_feed import Watch
-from asyncjobs.records.list_feed import ListWatch
-from asyncjobs.records.output_hub import OutputReader
+from asyncjobs.records.inbox import Watching
 from asyncjobs.records.waiting import event_loop_clock, running_asyncio_loop
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-W = TypeVar("W", Watch, ListWatch, OutputReader)
+W = TypeVar("W", bound=Watching[Any])
 
 #: Returns the job if the caller may see it; raises `UnknownJob` if not.
 Check = Callable[[Job], Job]
@@ -58,7 +56,7 @@ class Streams:
         self._options = options
         self._documents = documents
         # Weak references: a stream that is no longer iterated must not count.
-        self._held: WeakSet[Watch | ListWatch | OutputReader] = WeakSet()
+        self._held: WeakSet[Watching[Any]] = WeakSet()
         self._ended = False
 
     def begin(self) -> None:
@@ -205,7 +203,7 @@ class Streams:
     def _watch(self, job_id: JobId) -> Watch:
         return self.hold(self._jobs.subscribe(job_id))
 
-    def let_go(self, watch: Watch | OutputReader) -> None:
+    def let_go(self, watch: Watching[Any]) -> None:
         """Undo `hold`."""
         self._held.discard(watch)
 
@@ -215,18 +213,6 @@ class Streams:
         if self._ended:
             watch.finish()
         return watch
-
-
-class _Watched(Protocol[T_co]):
-    """What a stream needs of a watch, whose first state it has; see `Watch`."""
-
-    def take(self) -> T_co | None: ...
-
-    def wait(self, seconds: float | None) -> Awaitable[None]: ...
-
-    def wake(self) -> None: ...
-
-    async def aclose(self) -> None: ...
 
 
 class _Changes:
@@ -273,7 +259,7 @@ class Frames(Generic[T]):
 
     def __init__(
         self,
-        watch: _Watched[T],
+        watch: Watching[T],
         options: MountOptions,
         encode: Callable[[T], bytes],
         first: bytes,

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
-from typing import Self
 
 import anyio
 
 from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import NotOpen, StoreError, UnknownJob, UnreadableJob
 from asyncjobs.protocols import ChangeNotices, power_of
-from asyncjobs.records.inbox import JobInbox
+from asyncjobs.records.inbox import JobInbox, Watching
 from asyncjobs.records.logging import log
 from asyncjobs.records.waiting import Signal
 
@@ -195,30 +194,16 @@ class ChangeFeed:
                 self.announce(job)
 
 
-class Watch:
-    """Yields the job's current state, then its newest state at each change, up to a terminal one.
+class Watch(Watching[Job]):
+    """Yields the job's state, then its newest state at each change, up to a terminal one."""
 
-    An iterator, not an async generator: a loop that ends early need not close it.
-    """
-
-    # Slots save memory: there may be thousands of watches.
-    __slots__ = ("__weakref__", "_begun", "_ended", "_feed", "_inbox", "_job_id", "_read")
+    __slots__ = ("_feed", "_job_id", "_read")
 
     def __init__(self, feed: ChangeFeed, job_id: JobId, read: Read) -> None:
+        super().__init__(JobInbox())
         self._feed = feed
         self._job_id = job_id
         self._read = read
-        self._inbox = JobInbox()
-        self._begun = False
-        self._ended = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Job:
-        while (job := await self.within(None)) is None:
-            pass  # only after a `wake` without a new state
-        return job
 
     async def first(self) -> Job:
         """Return the job's current state; raise `NotOpen` if the feed was just closed."""
@@ -242,45 +227,14 @@ class Watch:
         """Whether the next state has not arrived yet; valid once the first state was read."""
         return not self._ended and self._inbox.is_empty
 
-    def wait(self, seconds: float | None) -> Awaitable[None]:
-        """Return when a state arrives, after that time, or at `wake`; await it immediately."""
-        return self._inbox.wait(seconds)
-
-    def wake(self) -> None:
-        """End the current `wait`."""
-        self._inbox.wake()
-
     def take(self) -> Job | None:
-        """Return the next state, None if there is none yet; raise `StopAsyncIteration` at the end.
-
-        `wait` and `take` are `within` for thousands of watchers: their tasks await a bare future.
-        """
-        inbox = self._inbox
-        job = None if self._ended else inbox.take()
-        if job is None:
-            if not self._ended and not inbox.ended:
-                return None
-            self._end()
-            raise StopAsyncIteration
-        if job.status.terminal:
+        """Return the next state, None if none is there; raise `StopAsyncIteration` at the end."""
+        job = super().take()
+        if job is not None and job.status.terminal:
             self._end()
         return job
 
-    def finish(self) -> None:
-        """End the iteration after the state that is already here, even if a task waits for more."""
-        self._inbox.put(None)
-
-    async def aclose(self) -> None:
-        """Stop watching; `contextlib.aclosing` calls this."""
-        self._end()
-
-    def __del__(self) -> None:
-        # Not `_end`: the collector may run this while other code iterates over the listeners.
-        if self._begun and not self._ended:
-            self._feed.leave(self._job_id, self._inbox.put)
-
     async def _begin(self) -> None:
-        # Set before the read: if that is cancelled, `__del__` still removes the listener.
         self._begun = True
         if self._feed.closed:
             self._end()
@@ -293,7 +247,8 @@ class Watch:
             raise UnknownJob(self._job_id)
         self._inbox.put(job)
 
-    def _end(self) -> None:
-        self._ended = True
-        self._inbox.wake()
+    def _leave(self) -> None:
         self._feed.unlisten(self._job_id, self._inbox.put)
+
+    def _leave_later(self) -> None:
+        self._feed.leave(self._job_id, self._inbox.put)

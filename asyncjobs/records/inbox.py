@@ -1,10 +1,11 @@
-"""Where a task waits for the newest state of what it watches."""
+"""Where a task waits for the newest state of what it watches, and the iterators on top of it."""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from asyncjobs.core.job import Job
 from asyncjobs.records.waiting import Signal, running_asyncio_loop
@@ -88,3 +89,77 @@ class JobInbox(Inbox[Job]):
         else:
             return
         self.wake()
+
+
+class Watching(ABC, Generic[T]):
+    """Yields the states that arrive in an inbox.
+
+    An iterator, not an async generator: a loop that ends early need not close it. `wait` and `take`
+    are `anext` for thousands of watchers: their tasks await a bare future. They are valid once
+    `anext` has returned the first state.
+    """
+
+    # Slots save memory.
+    __slots__ = ("__weakref__", "_begun", "_ended", "_inbox")
+
+    def __init__(self, inbox: Inbox[T]) -> None:
+        self._inbox = inbox
+        # Set before the first read: if that is cancelled, `__del__` still leaves.
+        self._begun = False
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        if not self._begun:
+            await self._begin()
+        while (state := self.take()) is None:
+            await self.wait(None)
+        return state
+
+    def wait(self, seconds: float | None) -> Awaitable[None]:
+        """Return when there may be a state, after that time, or at `wake`; await it immediately."""
+        return self._inbox.wait(seconds)
+
+    def wake(self) -> None:
+        """End the current `wait`."""
+        self._inbox.wake()
+
+    def take(self) -> T | None:
+        """Return the next state, None if none is there; raise `StopAsyncIteration` at the end."""
+        state = None if self._ended else self._inbox.take()
+        if state is None and (self._ended or self._inbox.ended):
+            self._end()
+            raise StopAsyncIteration
+        return state
+
+    def finish(self) -> None:
+        """End the iteration after the state that is already here, even if a task waits for more."""
+        self._inbox.put(None)
+
+    async def aclose(self) -> None:
+        """Stop watching; `contextlib.aclosing` calls this."""
+        self._end()
+
+    def __del__(self) -> None:
+        # Not `_end`: the collector may run this while other code iterates over the watchers.
+        if self._begun and not self._ended:
+            self._leave_later()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._inbox.wake()
+        self._leave()
+
+    @abstractmethod
+    async def _begin(self) -> None:
+        """Join the source, and set `_begun` first."""
+
+    @abstractmethod
+    def _leave(self) -> None:
+        """Leave the source; it may never have been joined."""
+
+    @abstractmethod
+    def _leave_later(self) -> None:
+        """Have the source leave this out soon; safe at any moment, in any thread."""

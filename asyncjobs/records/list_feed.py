@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import Self
 
 import anyio
 
@@ -17,7 +16,7 @@ from asyncjobs.core.job import Job, JobId
 from asyncjobs.errors import StoreError
 from asyncjobs.protocols import Page, Selection
 from asyncjobs.records.change_feed import ChangeFeed
-from asyncjobs.records.inbox import Inbox
+from asyncjobs.records.inbox import Inbox, Watching
 from asyncjobs.records.logging import log
 from asyncjobs.records.waiting import Signal
 
@@ -169,65 +168,17 @@ class _LiveList:
             listener(page)
 
 
-class ListWatch:
-    """Yields the first page of a list, then the newest one at each visible change.
+class ListWatch(Watching[Page]):
+    """Yields the first page of a list, then the newest one at each visible change."""
 
-    An iterator, not an async generator: a loop that ends early need not close it.
-    """
-
-    __slots__ = ("__weakref__", "_begun", "_ended", "_feed", "_inbox", "_key")
+    __slots__ = ("_feed", "_key")
 
     def __init__(self, feed: ListFeed, key: _Key) -> None:
+        super().__init__(Inbox[Page]())
         self._feed = feed
         self._key = key
-        self._inbox = Inbox[Page]()
-        self._begun = False
-        self._ended = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Page:
-        if not self._begun:
-            await self._begin()
-        while (page := self.take()) is None:
-            await self.wait(None)
-        return page
-
-    def wait(self, seconds: float | None) -> Awaitable[None]:
-        """Return when a page arrives, after that time, or at `wake`; await it immediately."""
-        return self._inbox.wait(seconds)
-
-    def wake(self) -> None:
-        """End the current `wait`."""
-        self._inbox.wake()
-
-    def take(self) -> Page | None:
-        """Return the next page, None if there is none yet; raise `StopAsyncIteration` at the end.
-
-        Only valid once the first page was returned by `anext`.
-        """
-        page = None if self._ended else self._inbox.take()
-        if page is None and (self._ended or self._inbox.ended):
-            self._end()
-            raise StopAsyncIteration
-        return page
-
-    def finish(self) -> None:
-        """End the iteration after the page that is already here, even if a task waits for more."""
-        self._inbox.put(None)
-
-    async def aclose(self) -> None:
-        """Stop watching; `contextlib.aclosing` calls this."""
-        self._end()
-
-    def __del__(self) -> None:
-        # Not `_end`: the collector may run this while other code iterates over the watchers.
-        if self._begun and not self._ended:
-            self._feed.leave_later(self._key, self._inbox.put)
 
     async def _begin(self) -> None:
-        # Set before the read: if that is cancelled, `__del__` still leaves the feed.
         self._begun = True
         if self._feed.closed:
             self._end()
@@ -238,7 +189,8 @@ class ListWatch:
             self._end()
             raise
 
-    def _end(self) -> None:
-        self._ended = True
-        self._inbox.wake()
+    def _leave(self) -> None:
         self._feed.leave(self._key, self._inbox.put)
+
+    def _leave_later(self) -> None:
+        self._feed.leave_later(self._key, self._inbox.put)

@@ -8,10 +8,10 @@ only the latest chunks: a reader that is further behind gets its part from the s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol, Self
+from typing import Protocol
 
 import anyio
 
@@ -27,7 +27,7 @@ from asyncjobs.core.output import (
 )
 from asyncjobs.errors import StoreError, UnknownJob
 from asyncjobs.records.change_feed import ChangeFeed
-from asyncjobs.records.inbox import Inbox
+from asyncjobs.records.inbox import Inbox, Watching
 from asyncjobs.records.logging import log
 from asyncjobs.records.waiting import Signal
 
@@ -374,52 +374,36 @@ def _trimmed(kind: StreamKind, chunks: tuple[Chunk, ...], position: int) -> tupl
     return (first, *chunks[1:]) if first.units else chunks[1:]
 
 
-class OutputReader:
+class OutputReader(Watching[Portion]):
     """Yields the portions of a stream from a position on, up to the closed one.
 
     The first portion comes at once and may be empty; later ones have chunks or are the closed one.
-    The iteration ends without a closed portion if the job is deleted or the queue closes. An
-    iterator, not an async generator: a loop that ends early need not close it.
+    The iteration ends without a closed portion if the job is deleted or the queue closes.
     """
 
-    # Slots save memory: there may be thousands of readers.
-    __slots__ = ("__weakref__", "_asked", "_begun", "_ended", "_hub", "_inbox", "_key", "_stream")
+    __slots__ = ("_asked", "_hub", "_key", "_stream")
 
     def __init__(self, hub: OutputHub, job_id: JobId, stream: str, position: int) -> None:
+        super().__init__(Inbox[Portion]())
         self._hub = hub
         self._key = (job_id, stream, position)
-        self._inbox = Inbox[Portion]()
         self._stream: _Stream | None = None
-        self._begun = False
         # The position for which the store's part was last asked.
         self._asked: int | None = None
-        self._ended = False
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> Portion:
-        if not self._begun:
-            return await self.first()
-        while (portion := self.take()) is None:
-            await self.wait(None)
-        return portion
+        return await super().__anext__() if self._begun else await self.first()
 
     async def first(self) -> Portion:
         """Return the first portion; raise `UnknownJob` and what the store raises.
 
         Raises `StopAsyncIteration` if the queue was just closed.
         """
-        job_id, name, position = self._key
-        # Set before the read: if that is cancelled, `__del__` still leaves the hub.
-        self._begun = True
-        if self._hub.is_closed:
-            self._end()
+        await self._begin()
+        if self._stream is None:
             raise StopAsyncIteration
-        # Joined before reading: a change between the two would be lost otherwise.
-        self._stream = self._hub.join(job_id, name, self._inbox)
         try:
-            portion = await self._hub.begin(self._stream, position)
+            portion = await self._hub.begin(self._stream, self.position)
         except BaseException:
             self._end()
             raise
@@ -430,24 +414,10 @@ class OutputReader:
         """Where the next portion begins."""
         return self._key[2]
 
-    def wait(self, seconds: float | None) -> Awaitable[None]:
-        """Return when there may be a portion, after that time, or at `wake`; await it immediately.
-
-        Call `take` first: it is not woken for what was there before.
-        """
-        return self._inbox.wait(seconds)
-
-    def wake(self) -> None:
-        """End the current `wait`."""
-        self._inbox.wake()
-
     def take(self) -> Portion | None:
-        """Return the next portion; None if there is none yet.
+        """Return the next portion, None if none is there; raise `StopAsyncIteration` at the end.
 
-        Raises `StopAsyncIteration` at the end.
-
-        Only valid once `first` has returned. `wait` and `take` are for thousands of readers: their
-        tasks await a bare future.
+        Call it before `wait`, which is not woken for what was there before.
         """
         one = self._stream
         if self._ended or one is None or self._inbox.ended:
@@ -477,18 +447,14 @@ class OutputReader:
         if not self._ended and portion.position == self._key[2]:
             self._inbox.put(portion)
 
-    def finish(self) -> None:
-        """End the iteration, even if a task waits for more."""
-        self._inbox.put(None)
-
-    async def aclose(self) -> None:
-        """Stop reading; `contextlib.aclosing` calls this."""
-        self._end()
-
-    def __del__(self) -> None:
-        # Not `_end`: the collector may run this while other code iterates over the readers.
-        if self._stream is not None and not self._ended:
-            self._hub.leave_later(self._stream, self._inbox)
+    async def _begin(self) -> None:
+        self._begun = True
+        if self._hub.is_closed:
+            self._end()
+            return
+        # Joined before reading: a change between the two would be lost otherwise.
+        job_id, name, _ = self._key
+        self._stream = self._hub.join(job_id, name, self._inbox)
 
     def _passed(self, portion: Portion) -> Portion:
         job_id, name, _ = self._key
@@ -497,8 +463,10 @@ class OutputReader:
             self._end()
         return portion
 
-    def _end(self) -> None:
-        self._ended = True
-        self._inbox.wake()
+    def _leave(self) -> None:
         if self._stream is not None:
             self._hub.leave(self._stream, self._inbox)
+
+    def _leave_later(self) -> None:
+        if self._stream is not None:
+            self._hub.leave_later(self._stream, self._inbox)
