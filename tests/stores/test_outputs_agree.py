@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import uuid
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -19,14 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from asyncjobs.core import lifecycle
 from asyncjobs.core.output import Append, ReadFrom, StreamKind
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.stores.postgres import PostgresStore
-from asyncjobs.stores.redis import RedisStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, begun, change_of
-
-if TYPE_CHECKING:
-    from tests.conftest import PostgresServer
+from tests.stores.machines import OnPostgres, OnRedis, folder_until
 
 STREAMS = ("log", "items", "ä\0\\0")
 JOBS = st.integers(0, 2)
@@ -61,9 +53,7 @@ class OutputsAgree(RuleBasedStateMachine):
         self.both("insert", self.jobs)
 
     def make_store(self) -> Any:
-        folder = tempfile.mkdtemp()
-        self.stack.callback(shutil.rmtree, folder)
-        return SqliteStore(Path(folder) / "jobs.db")
+        return SqliteStore(folder_until(self.stack) / "jobs.db")
 
     def teardown(self) -> None:
         self.opened.__exit__(None, None, None)
@@ -135,44 +125,21 @@ class OutputsAgree(RuleBasedStateMachine):
         self.both("outputs", [job.id for job in self.jobs])
 
 
-class RedisOutputsAgree(OutputsAgree):
+class RedisOutputsAgree(OnRedis, OutputsAgree):
     """The same on a server."""
 
-    url: ClassVar[str]
-    namespace: ClassVar[str]
 
-    def make_store(self) -> Any:
-        return RedisStore(self.url, namespace=f"{self.namespace}-{uuid.uuid4().hex}")
-
-
-@pytest.fixture
-def server_for_machines(redis_url: str, namespace: str) -> None:
-    RedisOutputsAgree.url, RedisOutputsAgree.namespace = redis_url, namespace
-
-
-class PostgresOutputsAgree(OutputsAgree):
-    """The same on a server, in a new schema each time."""
-
-    server: ClassVar[PostgresServer]
-
-    def make_store(self) -> Any:
-        schema = f"agree_{uuid.uuid4().hex[:12]}"
-        self.stack.callback(self.server.execute, f"DROP SCHEMA {schema} CASCADE")
-        return PostgresStore(self.server.url, schema=schema)
-
-
-@pytest.fixture(scope="module")
-def server_to_agree_with(postgres: PostgresServer) -> None:
-    PostgresOutputsAgree.server = postgres
+class PostgresOutputsAgree(OnPostgres, OutputsAgree):
+    """The same on a server."""
 
 
 LIMITS = settings(max_examples=15, stateful_step_count=30)
 
 TestSqliteOutputsAgree = OutputsAgree.TestCase
 TestSqliteOutputsAgree.settings = LIMITS
-TestRedisOutputsAgree = pytest.mark.usefixtures("server_for_machines")(RedisOutputsAgree.TestCase)
+TestRedisOutputsAgree = pytest.mark.usefixtures("redis_for_machines")(RedisOutputsAgree.TestCase)
 TestRedisOutputsAgree.settings = LIMITS
-TestPostgresOutputsAgree = pytest.mark.usefixtures("server_to_agree_with")(
+TestPostgresOutputsAgree = pytest.mark.usefixtures("postgres_for_machines")(
     PostgresOutputsAgree.TestCase
 )
 TestPostgresOutputsAgree.settings = LIMITS

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import uuid
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -34,15 +29,11 @@ from asyncjobs.core.job import (
 from asyncjobs.core.labels import Tally, label_of_batch, tallies_of
 from asyncjobs.protocols import HOLD, Listing, Selection, Store, Tallies, power_of
 from asyncjobs.stores.memory import MemoryStore
-from asyncjobs.stores.postgres import PostgresStore
-from asyncjobs.stores.redis import RedisStore
 from asyncjobs.stores.sqlite import SqliteStore
 from asyncjobs.testing import ManualClock, sample_job
 from asyncjobs.testing.samples import change_of
 from custom_store import FolderStore
-
-if TYPE_CHECKING:
-    from tests.conftest import PostgresServer
+from tests.stores.machines import OnPostgres, OnRedis, folder_until
 
 LANES = ("high", "default", MAINTENANCE_LANE)
 BATCHES = (new_job_id(), new_job_id())
@@ -251,49 +242,22 @@ class SqliteAgreement(Agreement):
     """The same on a file."""
 
     def make_store(self) -> Store:
-        folder = tempfile.mkdtemp()
-        self.stack.callback(shutil.rmtree, folder)
-        return SqliteStore(Path(folder) / "jobs.db")
+        return SqliteStore(folder_until(self.stack) / "jobs.db")
 
 
 class FolderAgreement(Agreement):
     """The same on the example of a custom store."""
 
     def make_store(self) -> Store:
-        folder = tempfile.mkdtemp()
-        self.stack.callback(shutil.rmtree, folder)
-        return FolderStore(Path(folder))
+        return FolderStore(folder_until(self.stack))
 
 
-class RedisAgreement(Agreement):
+class RedisAgreement(OnRedis, Agreement):
     """The same on a server."""
 
-    url: ClassVar[str]
-    namespace: ClassVar[str]
 
-    def make_store(self) -> Store:
-        return RedisStore(self.url, namespace=f"{self.namespace}-{uuid.uuid4().hex}")
-
-
-@pytest.fixture
-def server_for_machines(redis_url: str, namespace: str) -> None:
-    RedisAgreement.url, RedisAgreement.namespace = redis_url, namespace
-
-
-class PostgresAgreement(Agreement):
-    """The same on a server, in a new schema each time."""
-
-    server: ClassVar[PostgresServer]
-
-    def make_store(self) -> Store:
-        schema = f"agree_{uuid.uuid4().hex[:12]}"
-        self.stack.callback(self.server.execute, f"DROP SCHEMA {schema} CASCADE")
-        return PostgresStore(self.server.url, schema=schema)
-
-
-@pytest.fixture(scope="module")
-def server_to_agree_with(postgres: PostgresServer) -> None:
-    PostgresAgreement.server = postgres
+class PostgresAgreement(OnPostgres, Agreement):
+    """The same on a server."""
 
 
 def is_due(job: Job, now: datetime) -> bool:
@@ -308,7 +272,7 @@ TestSqliteAgreement = SqliteAgreement.TestCase
 TestSqliteAgreement.settings = LIMITS
 TestFolderAgreement = FolderAgreement.TestCase
 TestFolderAgreement.settings = LIMITS
-TestRedisAgreement = pytest.mark.usefixtures("server_for_machines")(RedisAgreement.TestCase)
+TestRedisAgreement = pytest.mark.usefixtures("redis_for_machines")(RedisAgreement.TestCase)
 TestRedisAgreement.settings = LIMITS
-TestPostgresAgreement = pytest.mark.usefixtures("server_to_agree_with")(PostgresAgreement.TestCase)
+TestPostgresAgreement = pytest.mark.usefixtures("postgres_for_machines")(PostgresAgreement.TestCase)
 TestPostgresAgreement.settings = LIMITS
