@@ -4,17 +4,21 @@ Importing this package imports no HTTP library.
 """
 
 from asyncjobs.client.asynchronous import AsyncJobsClient, AsyncRemoteJob, Updates
-from asyncjobs.client.documents import JobUpdate
+from asyncjobs.client.documents import JobUpdate, RemoteFile
 from asyncjobs.client.errors import (
     AccessRefused,
     AnswerTooLarge,
     ClientError,
+    DownloadFailed,
+    DownloadTimeout,
     ForeignUrl,
     JobNotFound,
     JobTimeout,
     NotAJob,
     NotJson,
     RedirectLoop,
+    RemoteFileChanged,
+    RemoteFileNotFound,
     RemoteJobCancelled,
     RemoteJobFailed,
     RemoteJobUnsuccessful,
@@ -34,6 +38,8 @@ __all__ = [
     "AsyncJobsClient",
     "AsyncRemoteJob",
     "ClientError",
+    "DownloadFailed",
+    "DownloadTimeout",
     "Following",
     "ForeignUrl",
     "JobNotFound",
@@ -45,6 +51,9 @@ __all__ = [
     "NotJson",
     "ReceivedItem",
     "RedirectLoop",
+    "RemoteFile",
+    "RemoteFileChanged",
+    "RemoteFileNotFound",
     "RemoteJob",
     "RemoteJobCancelled",
     "RemoteJobFailed",

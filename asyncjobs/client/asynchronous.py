@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 import anyio
+import anyio.to_thread
 from typing_extensions import TypeVar
 
 from asyncjobs.client.answers import Monitor, SubmittedJob
 from asyncjobs.client.base import ClientBase, RemoteJobBase
-from asyncjobs.client.documents import JobUpdate
+from asyncjobs.client.documents import JobUpdate, RemoteFile, name_of
+from asyncjobs.client.download import MAX_RESTARTS
 from asyncjobs.client.exchange import (
     ActionResult,
     Ask,
@@ -27,6 +31,7 @@ from asyncjobs.client.exchange import (
     Woke,
 )
 from asyncjobs.client.output import ReceivedItem
+from asyncjobs.client.saving import PartFile, target_of
 from asyncjobs.client.transport import AsyncHttpClient, HttpLibrary, IncomingAnswer, arrived, opened
 from asyncjobs.settings import Seconds
 
@@ -142,6 +147,35 @@ class AsyncRemoteJob(RemoteJobBase[T, AsyncHttpClient]):
         If you stop early, use it in `async with` or call its `aclose`.
         """
         return Updates(self._output(stream, after, timeout), self._client.http)
+
+    async def download(
+        self,
+        file: RemoteFile | str,
+        to: str | os.PathLike[str],
+        *,
+        timeout: Seconds | None = None,
+    ) -> Path:
+        """Save a file of the job and return its path; see `RemoteJob.download`.
+
+        The folder is used in threads.
+        """
+        download = self._download(file, timeout, restarts=MAX_RESTARTS)
+        in_thread = anyio.to_thread.run_sync
+        with PartFile(await in_thread(target_of, to, name_of(file))) as part:
+            await in_thread(part.open)
+            async with Updates(download, self._client.http) as chunks:
+                async for chunk in chunks:
+                    await in_thread(part.write, chunk, download.offset)
+            return await in_thread(part.complete, download.received)
+
+    def read_file(
+        self, file: RemoteFile | str, *, timeout: Seconds | None = None
+    ) -> Updates[bytes]:
+        """Iterate (`async for`) over the bytes of a file of the job; see `RemoteJob.read_file`.
+
+        If you stop early, use it in `async with` or call its `aclose`.
+        """
+        return Updates(self._download(file, timeout), self._client.http)
 
     async def cancel(self) -> JobUpdate:
         """Ask the job to stop; it may still end in another way. Raises `RequestRefused`."""

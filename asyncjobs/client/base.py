@@ -12,7 +12,7 @@ from inspect import isclass
 from math import inf
 from random import Random
 from typing import Any, Generic, TypeVar, assert_never, cast
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from asyncjobs.client.answers import (
     Monitor,
@@ -22,11 +22,13 @@ from asyncjobs.client.answers import (
     no_status,
     problem_of,
     read_submission,
+    require_origin,
     trouble_of,
     version_of,
 )
 from asyncjobs.client.credential import Credential
-from asyncjobs.client.documents import JobUpdate, read_job
+from asyncjobs.client.documents import JobUpdate, RemoteFile, read_job
+from asyncjobs.client.download import Download, file_url
 from asyncjobs.client.errors import (
     AccessRefused,
     RemoteJobCancelled,
@@ -230,6 +232,26 @@ class RemoteJobBase(Generic[T, H]):
         random = Random()  # noqa: S311  # pauses
         url = output_url(self.monitor.status, stream)
         return OutputFollower(url, after or BEGINNING, chosen, random, self._credential)
+
+    @property
+    def files(self) -> tuple[RemoteFile, ...]:
+        """The files that the job had saved in its newest known state, with absolute URLs."""
+        listed = () if self.last is None else self.last.files
+        return tuple(replace(one, url=urljoin(self.monitor.status, one.url)) for one in listed)
+
+    def _download(
+        self, file: RemoteFile | str, timeout: Seconds | None, *, restarts: int = 0
+    ) -> Download:
+        options = self._client.options
+        chosen = options if timeout is None else replace(options, timeout=seconds(timeout))
+        named = (one for one in self.files if one.name == file)
+        found = next(named, None) if isinstance(file, str) else file
+        status = self.monitor.status
+        url = file_url(status, file if found is None else found)
+        require_origin(url, status, options.origins)
+        size = None if found is None else found.size
+        random = Random()  # noqa: S311  # pauses
+        return Download(url, size, chosen, random, self._credential, restarts=restarts)
 
     def _learn(self, update: JobUpdate, follower: Follower) -> None:
         self.last, self.monitor = update, follower.monitor

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from asyncjobs.core.status import JobStatus
 
@@ -20,7 +21,18 @@ OPERATION_STATUSES: Mapping[str, JobStatus] = {
     "canceled": JobStatus.CANCELLED,
 }
 
-_MAX_VERSION = 10**18
+# Of a version, and of the size of a file.
+_MAX_NUMBER = 10**18
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file that a job has saved; `url` is as the server sent it, often only a path."""
+
+    name: str
+    size: int
+    url: str
+    media_type: str = "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class JobUpdate:
     is None if the server sends no version. `progress` is whole percent, None if it is unknown.
     `title`, `tags` and `metadata` are what people see of the job, if the server sends them.
     `batch` has the numbers of a batch's jobs: `total`, those of each status, and `failures`.
+    `files` are those that the job has saved so far.
 
     A job of a newer server may end with a status that this client does not know. Its `status` is
     FAILED then, and `error` names the status unless the server sent an error.
@@ -49,6 +62,7 @@ class JobUpdate:
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     batch: Mapping[str, Any] | None = None
+    files: tuple[RemoteFile, ...] = ()
     document: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     def with_result(self, result: Any) -> JobUpdate:
@@ -75,7 +89,7 @@ def read_job(document: Any, version: int | None = None) -> JobUpdate | None:
         error = error or f"The job ended with the status {word!r}, which this client does not know."
         code = code or "unknown_status"
     own = known.get("version")
-    numbered = type(own) is int and 0 <= own < _MAX_VERSION
+    numbered = type(own) is int and 0 <= own < _MAX_NUMBER
     return JobUpdate(
         status=status,
         job_id=known["jobId"],
@@ -90,8 +104,14 @@ def read_job(document: Any, version: int | None = None) -> JobUpdate | None:
         tags=_texts(known.get("tags")),
         metadata=object_of(known.get("metadata")),
         batch=object_of(known.get("batch")) or None,
+        files=_files(known.get("files")),
         document=known,
     )
+
+
+def name_of(file: RemoteFile | str) -> str:
+    """Return the name of a file, which a caller may give instead of the file."""
+    return file if isinstance(file, str) else file.name
 
 
 def unknown_status(document: Any) -> str | None:
@@ -194,6 +214,25 @@ def _texts(value: Any) -> tuple[str, ...]:
         return ()
     texts = (_text(one) for one in cast("Sequence[Any]", value))
     return tuple(text for text in texts if text is not None)
+
+
+def _files(value: Any) -> tuple[RemoteFile, ...]:
+    if not isinstance(value, list):
+        return ()
+    files = (_file(object_of(one)) for one in cast("Sequence[Any]", value))
+    return tuple(file for file in files if file is not None)
+
+
+def _file(known: Mapping[str, Any]) -> RemoteFile | None:
+    name, url, size = _text(known.get("name")), _text(known.get("url")), known.get("size")
+    if not name or not url or type(size) is not int or not 0 <= size < _MAX_NUMBER:
+        return None
+    try:
+        urlsplit(url)
+    except ValueError:
+        return None
+    kind = _text(known.get("mediaType")) or RemoteFile.media_type
+    return RemoteFile(name, size, url, kind)
 
 
 def _percent(value: Any) -> int | None:

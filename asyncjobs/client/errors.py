@@ -6,7 +6,11 @@ ClientError (an AsyncJobsError)
 │   └── RemoteJobCancelled
 ├── JobTimeout               the caller's timeout is over; the job goes on
 ├── ServerUnreachable        nothing but refused connections, 5xx or 429 for too long
-├── RequestRefused           the server rejected a submission, a cancellation or an offset
+├── RequestRefused           the server rejected a submission, cancellation, offset or download
+├── DownloadFailed           the content is not the file
+│   ├── RemoteFileNotFound   the job has no such file
+│   ├── RemoteFileChanged    the file was replaced meanwhile
+│   └── DownloadTimeout      the caller's timeout is over
 ├── NotAJob                  the URL is not a job's status monitor
 │   ├── JobNotFound          404 or 410
 │   ├── NotJson              an HTML page, for example
@@ -93,7 +97,7 @@ class ServerUnreachable(ClientError):
 
 
 class RequestRefused(ClientError):
-    """Raised when the server rejects a submission, a cancellation or an offset.
+    """Raised when the server rejects a submission, a cancellation, an offset or a download.
 
     `document` is its problem.
     """
@@ -104,6 +108,35 @@ class RequestRefused(ClientError):
         self.document = document
         self.code = code_of(document) or ""
         super().__init__(f"{shown_url(url)} refused with {status}: {sentence_of(document)}")
+
+
+class DownloadFailed(ClientError):
+    """Raised when a file of a job cannot be downloaded; `reason` says why."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        self.url = url
+        self.reason = reason
+        super().__init__(f"{shown_url(url)} was not downloaded: {reason}.")
+
+
+class RemoteFileNotFound(DownloadFailed):
+    """Raised when a job has no such file, or the server has lost its content."""
+
+
+class RemoteFileChanged(DownloadFailed):
+    """Raised when a file was replaced while it was downloaded, such as by a retry of its job."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, "the file was replaced meanwhile")
+
+
+class DownloadTimeout(DownloadFailed):
+    """Raised when a download has not ended in time; the reason has the last failed request."""
+
+    def __init__(self, url: str, seconds: float, reason: str = "") -> None:
+        self.seconds = seconds
+        why = f" ({reason})" if reason else ""
+        super().__init__(url, f"it had not ended after {seconds:g} s{why}")
 
 
 class NotAJob(ClientError):

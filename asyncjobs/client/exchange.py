@@ -25,8 +25,9 @@ class Ask:
 
     `timeout` is the longest silence in seconds, `total` the longest time until the last byte of an
     answer that is not a stream. If `stream` is set and the answer is Server-Sent Events, the result
-    is `Opened` at once; any other answer is read to its end (`Answered`). Redirects are followed
-    within the URL's own origin and to `origins`.
+    is `Opened` at once, and likewise if `content` is set and the answer is 200 or 206; any other
+    answer is read to its end (`Answered`). Redirects are followed within the URL's own origin and
+    to `origins`.
     """
 
     method: str
@@ -36,6 +37,7 @@ class Ask:
     timeout: float = 60
     total: float = 600
     stream: bool = False
+    content: bool = False
     origins: Collection[str] = ()
 
 
@@ -77,9 +79,10 @@ class Answered:
 
 @dataclass(frozen=True)
 class Opened:
-    """A stream of Server-Sent Events has begun. Header names are lower case."""
+    """A stream of Server-Sent Events, or content, has begun. Header names are lower case."""
 
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    status: int = 200
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,14 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Broken:
-    """The request failed, or the stream ended; `connected` is False if the server was not found."""
+    """The request failed, or the stream ended; `connected` is False if the server was not found.
+
+    `ended` is set if the server has ended the stream in an orderly way.
+    """
 
     reason: str
     connected: bool = True
+    ended: bool = False
 
 
 @dataclass(frozen=True)

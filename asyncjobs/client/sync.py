@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -13,9 +15,11 @@ from typing_extensions import TypeVar
 
 from asyncjobs.client.answers import Monitor, SubmittedJob
 from asyncjobs.client.base import ClientBase, RemoteJobBase
-from asyncjobs.client.documents import JobUpdate
+from asyncjobs.client.documents import JobUpdate, RemoteFile, name_of
+from asyncjobs.client.download import MAX_RESTARTS
 from asyncjobs.client.exchange import ActionResult, Ask, End, Read, Rule, U, Wait, Woke
 from asyncjobs.client.output import ReceivedItem
+from asyncjobs.client.saving import PartFile, target_of
 from asyncjobs.client.transport import HttpClient, HttpLibrary, IncomingAnswer, arrived, opened
 from asyncjobs.settings import Seconds
 
@@ -137,6 +141,39 @@ class RemoteJob(RemoteJobBase[T, HttpClient]):
         an invalid offset, or `JobNotFound`. Call `close` on the generator if you stop early.
         """
         return drive(self._output(stream, after, timeout), self._client.http)
+
+    def download(
+        self,
+        file: RemoteFile | str,
+        to: str | os.PathLike[str],
+        *,
+        timeout: Seconds | None = None,
+    ) -> Path:
+        """Save a file of the job, one of `files` or its name, and return its path.
+
+        `to` is the path, or an existing folder. Until the file is complete and its size and digest
+        are right, it has a temporary name in the same folder. A lost connection continues where it
+        was lost; a file that is replaced meanwhile is read again. Raises `RemoteFileNotFound`,
+        `DownloadTimeout` after `timeout` (default: the client's), another `DownloadFailed`,
+        `JobNotFound`, `AccessRefused`, `ServerUnreachable`, and the `OSError` of the folder.
+        """
+        download = self._download(file, timeout, restarts=MAX_RESTARTS)
+        with PartFile(target_of(to, name_of(file))) as part:
+            part.open()
+            with closing(drive(download, self._client.http)) as chunks:
+                for chunk in chunks:
+                    part.write(chunk, download.offset)
+            return part.complete(download.received)
+
+    def read_file(
+        self, file: RemoteFile | str, *, timeout: Seconds | None = None
+    ) -> Generator[bytes]:
+        """Yield the bytes of a file of the job, in pieces of any size.
+
+        A lost connection continues where it was lost. Raises as `download`, and `RemoteFileChanged`
+        if the file is replaced meanwhile. Call `close` on the generator if you stop early.
+        """
+        return drive(self._download(file, timeout), self._client.http)
 
     def cancel(self) -> JobUpdate:
         """Ask the job to stop; it may still end in another way. Raises `RequestRefused`."""

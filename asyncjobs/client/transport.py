@@ -112,7 +112,9 @@ class IncomingAnswer:
         return response.next_request
 
     def is_stream(self, response: Any) -> bool:
-        """Return whether the answer is the requested stream of Server-Sent Events."""
+        """Return whether the answer is the requested stream of Server-Sent Events, or content."""
+        if self._ask.content:
+            return response.status_code in {200, 206}
         headers: Mapping[str, str] = response.headers
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         events = response.status_code == 200 and media_type == "text/event-stream"
@@ -134,12 +136,12 @@ class IncomingAnswer:
 
 def opened(response: Any) -> Opened:
     """Return the result of a request whose answer is the requested stream."""
-    return Opened(_headers_of(response))
+    return Opened(_headers_of(response), response.status_code)
 
 
 def arrived(chunk: bytes | None) -> ActionResult:
     """Return the result of reading a stream; None stands for its end."""
-    return Broken("the stream ended") if chunk is None else Arrived(chunk)
+    return Broken("the stream ended", ended=True) if chunk is None else Arrived(chunk)
 
 
 def _headers_of(response: Any) -> dict[str, str]:
