@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -56,6 +57,12 @@ class Header(click.types.StringParamType):
 @click.option("--json", "as_json", is_flag=True, help="Print the job's last document instead.")
 @click.option("--output", is_flag=True, help="Print what the job emits instead, as it grows.")
 @click.option("--stream", metavar="NAME", help="The same, of a named stream of its output.")
+@click.option(
+    "--save",
+    metavar="FOLDER",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Save the job's files in this folder, and print their paths instead.",
+)
 def follow(
     *,
     url: str,
@@ -64,13 +71,14 @@ def follow(
     as_json: bool,
     output: bool,
     stream: str | None,
+    save: Path | None,
 ) -> None:
     """Follow a job at its status URL to its end, and print its result as JSON.
 
     Output is printed as it is: text and bytes unchanged, JSON values one a line.
     """
-    if as_json and (output or stream is not None):
-        raise click.UsageError("--json cannot be combined with --output or --stream.")
+    if as_json + (output or stream is not None) + (save is not None) > 1:
+        raise click.UsageError("Give only one of --json, --output (or --stream) and --save.")
     if find_spec("httpx2") is None:
         raise ConfigurationError("follow needs httpx2: pip install 'asyncjobs-http[client]'.")
     import httpx2  # noqa: PLC0415  # of the extra `client`
@@ -80,6 +88,8 @@ def follow(
         try:
             if output or stream is not None:
                 _show_output(job, stream or DEFAULT_STREAM, timeout)
+            elif save is not None:
+                _save_files(job, save, timeout)
             else:
                 _follow(job, timeout, as_json=as_json)
         except (ServerUnreachable, JobNotFound) as error:
@@ -89,14 +99,30 @@ def follow(
 
 def _follow(job: RemoteJob[Any], timeout: float | None, *, as_json: bool) -> None:
     """Print the result or the last document; raise the job's error if it has no result."""
-    with closing(job.updates(timeout=timeout, progress=sys.stderr.isatty())) as updates:
-        for _ in updates:
-            pass
+    _to_its_end(job, timeout)
     if as_json and job.last is not None:
         _print(job.last.document)
     result = job.result()
     if not as_json:
         _print(result)
+
+
+def _to_its_end(job: RemoteJob[Any], timeout: float | None) -> None:
+    with closing(job.updates(timeout=timeout, progress=sys.stderr.isatty())) as updates:
+        for _ in updates:
+            pass
+
+
+def _save_files(job: RemoteJob[Any], folder: Path, timeout: float | None) -> None:
+    """Save the files of a job, however it ends; raise its error if it does not complete."""
+    _to_its_end(job, timeout)
+    for file in job.files:
+        try:
+            path = job.download(file, folder)
+        except OSError as error:
+            raise click.ClickException(f"{plain(file.name)} cannot be saved: {error}.") from None
+        click.echo(plain(str(path)))
+    job.result()
 
 
 def _show_output(job: RemoteJob[Any], stream: str, timeout: float | None) -> None:

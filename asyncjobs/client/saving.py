@@ -8,6 +8,8 @@ from secrets import token_hex
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from asyncjobs.client.errors import DownloadFailed
+
 # Most file systems allow 255 bytes, and a character has at most 4.
 _SHOWN_CHARACTERS = 50
 
@@ -61,12 +63,12 @@ class PartFile:
 def target_of(to: str | os.PathLike[str], name: str) -> Path:
     """Return the path under which a file is saved: `to`, or that of its name in the folder `to`.
 
-    Raises `ValueError` if the name leads out of the folder.
+    Raises `DownloadFailed` if a server's name leads out of the folder.
     """
     path = Path(to)
     if not path.is_dir():
         return path
     target = path / name
-    if target.parent != path or target.name != name:
-        raise ValueError(f"{name!r} is not the name of a file: give a path to save it under.")
+    if (target.parent, target.name) != (path, name) or name == ".." or "\0" in name:
+        raise DownloadFailed(name, "its name leads out of the folder, so give a path")
     return target

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from shutil import copytree, ignore_patterns
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,9 +44,9 @@ OPTIONS = MountOptions(pacing=Pacing(1, 1))
 Payload = dict[str, Any]
 
 
-def make_jobs(store: str) -> AsyncJobs:
+def make_jobs(store: str, files: str) -> AsyncJobs:
     """Register a job type for each outcome; `gate` waits until `release` opens it."""
-    jobs = AsyncJobs(store, settings=SETTINGS)
+    jobs = AsyncJobs(store, settings=SETTINGS, files=files)
     gates: dict[str, anyio.Event] = {}
 
     @jobs.handler("double")
@@ -53,7 +54,8 @@ def make_jobs(store: str) -> AsyncJobs:
         return {"doubled": cmd["count"] * 2}
 
     @jobs.handler("full")
-    async def full(_: Payload, __: JobContext) -> None:
+    async def full(cmd: Payload, job: JobContext) -> None:
+        await save_files(cmd, job)
         raise JobFailed("The disk is full.", "disk_full")
 
     @jobs.handler("gate")
@@ -72,11 +74,20 @@ def make_jobs(store: str) -> AsyncJobs:
                 await gates.setdefault(cmd["name"], anyio.Event()).wait()
             await stream.emit(bytes(item) if cmd["stream"] == "raw" else item)
 
+    @jobs.handler("saves")
+    async def saves(cmd: Payload, job: JobContext) -> None:
+        await save_files(cmd, job)
+
     @jobs.handler("release")
     async def release(cmd: Payload, _: JobContext) -> None:
         gates.setdefault(cmd["name"], anyio.Event()).set()
 
     return jobs
+
+
+async def save_files(cmd: Payload, job: JobContext) -> None:
+    for name, size in cmd.get("sizes", {}).items():
+        await job.save_file(name, bytes(size))
 
 
 @dataclass(frozen=True)
@@ -214,7 +225,13 @@ def serving_flask(app: flask.Flask, served: Served) -> Generator[str]:
 
 @contextmanager
 def serving(framework: str, store: str) -> Generator[Served]:
-    served, jobs = Served(), make_jobs(store)
+    with TemporaryDirectory() as folder, _serving(framework, make_jobs(store, folder)) as served:
+        yield served
+
+
+@contextmanager
+def _serving(framework: str, jobs: AsyncJobs) -> Generator[Served]:
+    served = Served()
     if framework == "flask":
         running = serving_flask(flask_app(jobs), served)
     elif framework == "fastapi":

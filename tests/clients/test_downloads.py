@@ -22,6 +22,7 @@ from asyncjobs.adapters import flask as on_flask
 from asyncjobs.client import (
     AccessRefused,
     AsyncJobsClient,
+    DownloadFailed,
     DownloadTimeout,
     JobNotFound,
     JobsClient,
@@ -284,6 +285,7 @@ def test_a_caller_who_may_not_have_the_file_gets_an_error(
     job = JobsClient(http=http).attach(url)
     with pytest.raises(RemoteFileNotFound, match="404"):
         job.download("other.bin", folder)
-    with pytest.raises(ValueError, match="give a path"):
-        job.download(RemoteFile("../large.bin", 1, "/x"), folder)
+    for name in ("../large.bin", "..", "/large.bin", "a/b", "a\0b"):
+        with pytest.raises(DownloadFailed, match="give a path"):
+            job.download(RemoteFile(name, 1, "/x"), folder)
     assert names_in(folder) == []

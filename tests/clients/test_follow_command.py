@@ -10,6 +10,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -56,6 +57,31 @@ def test_a_failed_job_prints_its_message_and_exits_with_1(served: Served) -> Non
     result = follow(served.submit("full").status_url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "Error: The disk is full.\n"
+
+
+def test_the_files_of_a_job_are_saved_however_it_ends(served: Served, tmp_path: Path) -> None:
+    whole = served.submit("saves", sizes={"a.bin": 3, "b.bin": 0}).status_url
+    result = follow("--save", str(tmp_path), whole)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"{tmp_path / 'a.bin'}\n{tmp_path / 'b.bin'}\n"
+    assert (tmp_path / "a.bin").read_bytes() == bytes(3)
+    failed = served.submit("full", sizes={"a.bin": 5}).status_url
+    result = follow("--save", str(tmp_path), failed)
+    assert (result.exit_code, result.stderr) == (1, "Error: The disk is full.\n")
+    assert (tmp_path / "a.bin").read_bytes() == bytes(5)
+    assert follow("--save", str(tmp_path), "--json", whole).exit_code == 2
+
+
+def test_a_file_of_a_hostile_name_is_not_saved(tmp_path: Path) -> None:
+    for name in (r'"../a\u001b"', r'"a\u0000"'):
+        with answering(
+            ended("failed", files=f'[{{"name": {name}, "size": 1, "url": "/a"}}]')
+        ) as url:
+            result = follow("--save", str(tmp_path), url)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith("Error: ")
+        assert "\x1b" not in result.stderr
+        assert "a path" in result.stderr
 
 
 def test_a_timeout_is_reported(gate: ServedJob) -> None:

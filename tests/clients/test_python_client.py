@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -24,6 +25,7 @@ from asyncjobs.client import (
     JobTimeout,
     JobUpdate,
     NotAJob,
+    RemoteFileNotFound,
     RemoteJobCancelled,
     RemoteJobFailed,
     RequestRefused,
@@ -170,6 +172,29 @@ def test_a_submission_whose_answer_was_lost_starts_one_job(served: Any, proxy: A
         assert repeated.result() == {"doubled": 6}
 
 
+SIZES = {"März 50%.csv": 3_000_000, "empty": 0}
+
+
+def test_files_are_listed_and_saved_while_connections_are_cut(
+    proxy: Any, served: Any, tmp_path: Path
+) -> None:
+    url = proxy.through(served.submit("saves", sizes=SIZES).status_url)
+    with JobsClient() as client:
+        job = client.attach(url)
+        job.result()
+        assert {file.name: file.size for file in job.files} == SIZES
+        for file in job.files:
+            proxy.lose(1)
+            path = job.download(file, tmp_path)
+            assert (path.name, path.read_bytes()) == (file.name, bytes(file.size))
+        assert len(list(tmp_path.iterdir())) == len(SIZES)
+        # A job that was not followed lists no files, so the URL is derived from its own.
+        other = client.attach(url)
+        assert b"".join(other.read_file("März 50%.csv")) == bytes(3_000_000)
+        with pytest.raises(RemoteFileNotFound):
+            list(other.read_file("other.csv"))
+
+
 def test_a_rejected_submission_raises_the_problem(client: JobsClient) -> None:
     with pytest.raises(RequestRefused, match=r"refused with 400: .*cannot be used") as caught:
         client.submit("POST", "/double", json={"count": 1}, idempotency_key="k" * 256)
@@ -211,6 +236,18 @@ async def test_the_asynchronous_client_submits_and_follows(
     if http is not None:
         assert not http.is_closed
         await http.aclose()
+
+
+@pytest.mark.anyio
+async def test_files_are_saved_in_async_code(served: Any, tmp_path: Path) -> None:
+    async with AsyncJobsClient(served.url) as client:
+        job = await client.submit("POST", "/saves", json={"sizes": SIZES})
+        await job.result()
+        for file in job.files:
+            path = await job.download(file, tmp_path / "saved")
+            assert path.read_bytes() == bytes(file.size)
+        async with job.read_file("März 50%.csv") as pieces:
+            assert b"".join([piece async for piece in pieces]) == bytes(3_000_000)
 
 
 @pytest.mark.anyio
