@@ -3,6 +3,7 @@
 python -m benchmarks                       # all parts; an hour
 python -m benchmarks stores http --quick   # check that everything works
 python -m benchmarks stores --only asyncjobs/redis floor/redis SAQ
+python -m benchmarks hooks --recorded FILE --out FILE  # measure one part of a recorded run again
 
 Requires Linux and the extra `test`. Libraries that are not installed are left out. PostgreSQL and
 Valkey are started from the wheels of the extra, unless URLs are given. Run nothing else at the same
@@ -24,7 +25,17 @@ from benchmarks.running import Run
 from benchmarks.sides.catalogue import ON_ENGINES, SIDES
 
 #: Each is a module with a function `measure`.
-PARTS = ("stores", "output", "http", "watchers", "growth", "engines", "hooks", "clients")
+PARTS = (
+    "stores",
+    "output",
+    "features",
+    "http",
+    "watchers",
+    "growth",
+    "engines",
+    "hooks",
+    "clients",
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -43,7 +54,7 @@ def arguments() -> argparse.Namespace:
     add("--redis", metavar="URL", help="an empty Redis or Valkey without a password; it is flushed")
     add("--out", type=Path, metavar="FILE", help="write the figures to this file, as JSON")
     add("--note", help="a sentence about this run, kept with the figures")
-    add("--recorded", type=Path, metavar="FILE", help="measure nothing, use such a file")
+    add("--recorded", type=Path, metavar="FILE", help="such a file: measure only the named PARTs")
     add("--plots", type=Path, metavar="FOLDER", help="write plots into this folder, as SVG")
     add("--page", type=Path, metavar="FILE", help="rewrite the tables of this page")
     given = parser.parse_args()
@@ -59,14 +70,19 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     failed: list[str] = []
-    if given.recorded:
-        found, about = figures.read(given.recorded)
+    recorded = figures.read(given.recorded) if given.recorded else None
+    if recorded and not given.parts:
+        found, about = recorded
     else:
         rounds = given.rounds or (1 if given.quick else 3)
         about = figures.described_run(rounds=rounds, quick=given.quick)
+        if recorded and about["machine"] != recorded[1]["machine"]:
+            sys.exit(f"{given.recorded} is from another machine: measure all parts anew.")
+        found, failed = measured(given, rounds)
+        if recorded:
+            found, about = figures.with_later(recorded, (found, about))
         if given.note:
             about["note"] = given.note
-        found, failed = measured(given, rounds)
     if given.out:
         figures.write(given.out, found, about)
     if given.plots:

@@ -30,16 +30,18 @@ WAYS = ("events", "socket", "wait", "poll")
 IMPORTS = 10
 
 SERVER = """
+import os
 import time
 import anyio
 from fastapi import FastAPI
 from fastapi.responses import Response
-from asyncjobs import AsyncJobs, JobContext
+from asyncjobs import AsyncJobs, JobContext, MountOptions, Pacing
 from asyncjobs.adapters.fastapi import Accept, mount
 
 jobs = AsyncJobs("memory://")
 app = FastAPI()
-mount(app, jobs)
+quick = MountOptions(pacing=Pacing(min_delay=1))
+mount(app, jobs, options=quick if "BENCHMARK_QUICK" in os.environ else None)
 
 @jobs.handler("nap")
 async def nap(seconds: float, job: JobContext) -> float:
@@ -82,14 +84,16 @@ process.exit();
 
 
 @contextmanager
-def serving() -> Generator[str]:
+def serving(*, quick: bool) -> Generator[str]:
+    """Run the server; a quick run does not wait long between polls."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "napping.py").write_text(SERVER, encoding="utf-8")
         options = ("--app-dir", folder, "--port", str(port), "--log-level", "error")
         command = [sys.executable, "-m", "uvicorn", "napping:app", *options]
-        process = subprocess.Popen(command, env={**os.environ})
+        environment = {**os.environ, **({"BENCHMARK_QUICK": "1"} if quick else {})}
+        process = subprocess.Popen(command, env=environment)
         try:
             while True:
                 try:
@@ -161,19 +165,19 @@ def follow_as_browser(url: str, transport: str, seconds: float) -> tuple[int, in
     return requests, read, delay
 
 
-def import_time(statement: str) -> float:
+def import_time(statement: str, times: int) -> float:
     # Processor time: other processes do not count.
     timed = f"import time; a = time.process_time(); {statement}; print(time.process_time() - a)"
     runs = [
         float(subprocess.run([sys.executable, "-c", timed], capture_output=True, check=True).stdout)
-        for _ in range(IMPORTS)
+        for _ in range(times)
     ]
     return min(runs) * 1000
 
 
 def measure(run: Run) -> None:
     """Measure both clients, in one round each, since the figures hardly vary."""
-    with serving() as url:
+    with serving(quick=run.quick) as url:
         follow(url, Transport.EVENTS, 0)
         for seconds in LENGTHS[:1] if run.quick else LENGTHS:
             subject = f"job of {seconds} s"
@@ -181,8 +185,9 @@ def measure(run: Run) -> None:
                 add(run, subject, f"Python, {transport}", follow(url, transport, seconds))
             for way in WAYS:
                 add(run, subject, f"browser, {way}", follow_as_browser(url, way, seconds))
-    library = import_time("import httpx2")
-    both = import_time("import httpx2, asyncjobs.client")
+    times = 1 if run.quick else IMPORTS
+    library = import_time("import httpx2", times)
+    both = import_time("import httpx2, asyncjobs.client", times)
     run.figures.add("clients", "import", "httpx2", {"CPU [ms]": library})
     run.figures.add("clients", "import", "httpx2 and asyncjobs.client", {"CPU [ms]": both})
 

@@ -88,6 +88,19 @@ def read(file: Path) -> tuple[Figures, dict[str, Any]]:
     return Figures(Figure(rounds=tuple(row.pop("rounds")), **row) for row in rows), run
 
 
+def with_later(
+    recorded: tuple[Figures, dict[str, Any]], later: tuple[Figures, dict[str, Any]]
+) -> tuple[Figures, dict[str, Any]]:
+    """Replace the figures of the parts that a later run on the same machine has measured."""
+    figures, about = recorded
+    new, run = later
+    parts = dict.fromkeys(one.part for one in new.all())
+    kept = [one for one in figures.all() if one.part not in parts]
+    dated = {part: {name: run[name] for name in ("date", "rounds", "quick")} for part in parts}
+    marks: dict[str, Any] = about.get("later", {})
+    return Figures([*kept, *new.all()]), {**about, "later": {**marks, **dated}}
+
+
 def described_run(*, rounds: int, quick: bool) -> dict[str, Any]:
     """Describe the run: date, machine and versions."""
     return {

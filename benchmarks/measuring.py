@@ -26,7 +26,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Return the seconds of each rate measurement."""
-        return 0.1 if self.quick else 1.0
+        return 0.03 if self.quick else 1.0
 
     @property
     def latencies(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
+from benchmarks.features import KINDS
 from benchmarks.figures import Figures, shown
 from benchmarks.growth import BATCH, SMALL
 from benchmarks.sides.catalogue import ON_ENGINES, STORES
@@ -59,13 +60,13 @@ def rewritten(text: str, figures: Figures, run: Mapping[str, Any]) -> str:
 def machine(run: Mapping[str, Any]) -> str:
     """Describe the run: date, machine and versions."""
     where = run["machine"]
-    rounds = f"medians of {run['rounds']} rounds" if run["rounds"] > 1 else "one round"
-    short = ", a quick run whose figures mean little" if run["quick"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     cores = f"{where['cores']} cores of {where['processor']}, {where['memory_gib']} GiB"
-    parts = [f"Recorded on {run['date']}, {rounds}{short}: {cores}, {where['system']}."]
+    parts = [f"Recorded on {run['date']}, {_extent(run)}: {cores}, {where['system']}."]
     if run.get("note"):
         parts.append(run["note"])
+    for part, later in run.get("later", {}).items():
+        parts.append(f"The part `{part}` was recorded on {later['date']}, {_extent(later)}.")
     return "\n\n".join([*parts, f"Versions: {versions}."])
 
 
@@ -89,6 +90,44 @@ def stores(figures: Figures) -> str:
                 rows.append([f"**{ours} / floor**", *map(_factor, ratios)])
         head = ["jobs or reads per second", *STORE_COLUMNS.values()]
         tables.append(f"### {HEADINGS[store]}\n\n{_table(head, rows)}")
+    return "\n\n".join(tables)
+
+
+def output(figures: Figures) -> str:
+    """Make the table of output: items per second, and the ratio of asyncjobs to each floor."""
+    floors = ("floor, a row per item", "floor, a row per batch")
+    rows: list[Row] = []
+    for subject in _subjects(figures, "output"):
+        store, _, batch = subject.partition(", ")
+        rate = "items"
+        cells = (
+            f"{_cell(figures, 'output', subject, floor, rate)}"
+            f" ({_factor(_ratio(figures, ('output', subject), rate, (OURS, floor)))})"
+            for floor in floors
+        )
+        ours = _cell(figures, "output", subject, OURS, rate)
+        rows.append([NAMES[store], f"{int(batch):,}", ours, *cells])
+    return _table(["items per second", "items in a batch", OURS, *floors], rows)
+
+
+def features(figures: Figures) -> str:
+    """Make the tables of kinds of jobs, and their ratios to plain jobs."""
+    found = _subjects(figures, "features")
+    tables: list[str] = []
+    for measure, head in (
+        ("accepted", "accepted jobs per second"),
+        ("run", "run jobs per second"),
+        ("CPU of a job", "CPU of a job (us)"),
+    ):
+        rows: list[Row] = []
+        for name, kind in KINDS.items():
+            cells = [_cell(figures, "features", store, name, measure) for store in found]
+            if kind.beside != name:
+                pair = (name, kind.beside)
+                ratios = (_ratio(figures, ("features", store), measure, pair) for store in found)
+                cells = [f"{cell} ({_factor(it)})" for cell, it in zip(cells, ratios, strict=True)]
+            rows.append([name, *cells])
+        tables.append(_table([head, *(NAMES[store] for store in found)], rows))
     return "\n\n".join(tables)
 
 
@@ -211,7 +250,10 @@ def clients(figures: Figures) -> str:
 
 TABLES: Mapping[str, Callable[[Figures], str]] = {
     one.__name__: one
-    for one in (stores, http, watchers, growth, processes, engines, hooks, clients)
+    for one in (
+        *(stores, features, output, http, watchers),
+        *(growth, processes, engines, hooks, clients),
+    )
 }
 
 
@@ -318,6 +360,11 @@ def _cell(figures: Figures, part: str, subject: str, side: str, measure: str) ->
 
 def _factor(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}"
+
+
+def _extent(run: Mapping[str, Any]) -> str:
+    rounds = f"medians of {run['rounds']} rounds" if run["rounds"] > 1 else "one round"
+    return f"{rounds}, a quick run whose figures mean little" if run["quick"] else rounds
 
 
 def _app(subject: str) -> str:

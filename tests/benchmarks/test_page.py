@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import figures, page, plots
+from benchmarks import features, figures, page, plots
 from benchmarks.figures import Figure, Figures
 
 EXPLANATION = Path(__file__).parents[2] / "docs" / "explanation"
@@ -57,6 +57,35 @@ def test_a_table_has_the_ratio_of_the_rounds() -> None:
         found.add("stores", "redis", "floor", {"drain [jobs/s]": floor})
     table = page.stores(found)
     assert re.search(r"^\| \*\*asyncjobs / floor\*\* [| ]*\| 0\.40 \|", table, re.MULTILINE)
+
+
+def test_a_kind_of_jobs_is_compared_with_plain_jobs_of_its_round() -> None:
+    found = Figures()
+    for plain, many, batch in ((10.0, 40.0, 20.0), (80.0, 60.0, 15.0)):
+        found.add("features", "redis", features.PLAIN, {"run [jobs/s]": plain})
+        found.add("features", "redis", features.MANY, {"run [jobs/s]": many})
+        found.add("features", "redis", "in a batch", {"run [jobs/s]": batch})
+    table = page.features(found)
+    assert "| run jobs per second | Redis |" in table
+    assert f"| {features.PLAIN} | 45.0 |" in table
+    assert "| in a batch | 17.5 (0.38) |" in table
+
+
+def test_output_is_compared_with_each_floor() -> None:
+    found = Figures()
+    for side, rate in (("asyncjobs", 50.0), ("floor, a row per item", 20.0)):
+        found.add("output", "sqlite, 1000", side, {"items [per s]": rate})
+    assert "| SQLite | 1,000 | 50.0 | 20.0 (2.50) |" in page.output(found)
+
+
+def test_the_page_names_the_parts_that_were_recorded_later() -> None:
+    about = figures.described_run(rounds=2, quick=False)
+    again = {**about, "date": "2031-02-03", "rounds": 9}
+    found = Figures()
+    found.add("hooks", "memory", "nothing", {"CPU of a job [us]": 1.0})
+    _, later = figures.with_later((Figures(), about), (found, again))
+    assert "`hooks` was recorded on 2031-02-03, medians of 9 rounds." in page.machine(later)
+    assert "was recorded" not in page.machine(about)
 
 
 def test_figures_that_were_not_measured_are_left_out_of_the_page() -> None:
