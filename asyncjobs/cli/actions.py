@@ -29,6 +29,7 @@ from asyncjobs.errors import IllegalMove, UnknownJob
 from asyncjobs.files import FileStorage
 from asyncjobs.files.contents import delete_files_of
 from asyncjobs.protocols import Selection, Store
+from asyncjobs.records.repository import delete_jobs
 
 _TERMINAL = tuple(status for status in JobStatus if status.terminal)
 _PAGE_SIZE = 500
@@ -252,7 +253,7 @@ async def _delete(
             for job in wanted:
                 if job.files and files is not None:
                     await delete_files_of(files, job.id)
-            await store.delete([job.id for job in wanted])
+            await delete_jobs(store, [job.id for job in wanted])
             number += len(wanted)
     return number
 

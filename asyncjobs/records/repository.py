@@ -53,6 +53,9 @@ from asyncjobs.records.logging import is_logged, log, log_fields, log_transition
 _MAX_POSITION = 1000
 _RECORDS_PER_PAGE = 500
 
+# The most output that one call deletes, in bytes, unless one job has more.
+_MAX_DELETED_BYTES = 16 * 1024 * 1024
+
 _NONE_STARTED: Mapping[JobId, Job] = MappingProxyType({})
 
 
@@ -100,6 +103,28 @@ class _Log:
 
 
 LOG_ALONE = _Log()
+
+
+async def delete_jobs(store: OpenStore, ids: Sequence[JobId]) -> list[bool]:
+    """Delete jobs; return for each whether it existed.
+
+    Deleting output takes time, in which a store may hold a lock: much of it takes several calls.
+    """
+    streams = power_of(store, OutputStreams)
+    outputs = [()] * len(ids) if streams is None else await streams.outputs(ids)
+    deleted: list[bool] = []
+    portion: list[JobId] = []
+    size = 0
+    for job_id, output in zip(ids, outputs, strict=True):
+        more = sum(stream.bytes for stream in output)
+        if portion and size + more > _MAX_DELETED_BYTES:
+            deleted += await store.delete(portion)
+            portion, size = [], 0
+        portion.append(job_id)
+        size += more
+    if portion:
+        deleted += await store.delete(portion)
+    return deleted
 
 
 def _ignore(_appends: Sequence[Append], _answers: Sequence[Appended]) -> None: ...
@@ -369,7 +394,7 @@ class Repository:
         """
         if any(job.files for job in jobs):
             jobs = await self._without_files(jobs)
-        deleted = await self._store.delete([job.id for job in jobs])
+        deleted = await delete_jobs(self._store, [job.id for job in jobs])
         for job, was_there in zip(jobs, deleted, strict=True):
             self._feed.forget(job.id)
             # Several processes may delete the same job; only one of them reports it.

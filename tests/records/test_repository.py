@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,12 +17,15 @@ from asyncjobs import (
     Settings,
 )
 from asyncjobs.core import lifecycle
-from asyncjobs.core.job import Delivery, JobId, Lease, suspects_lane
+from asyncjobs.core.job import Delivery, JobId, Lease, new_job_id, suspects_lane
+from asyncjobs.core.output import Append, StreamKind
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.protocols import Change, Selection, Store
-from asyncjobs.records.repository import JobWrite
+from asyncjobs.records.repository import JobWrite, delete_jobs
+from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import FaultyStore, ManualClock, sample_job
 from asyncjobs.testing.samples import NOW, sample_error, sample_submission
+from asyncjobs.testing.samples import begun as begun_sample
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
@@ -289,3 +292,24 @@ def test_a_write_only_contains_wide_data_that_has_changed() -> None:
         assert (change.job.errors_json, change.job.result_json) == (errors, result)
         assert change.expected_revision == before.revision
         assert before.updated(change.job) == after
+
+
+@pytest.mark.own_store
+async def test_jobs_with_much_output_are_deleted_in_several_calls() -> None:
+    calls: list[list[JobId]] = []
+
+    class Noting(MemoryStore):
+        async def delete(self, ids: Sequence[JobId], /) -> Sequence[bool]:
+            calls.append([*ids])
+            return await super().delete(ids)
+
+    async with Noting() as store:
+        jobs = [begun_sample(sample_job()) for _ in range(5)]
+        await store.insert(jobs)
+        for job, size in zip(jobs, (1, 9, 9, 20, 0), strict=True):
+            data = b"x" * (size * 1024 * 1024)
+            await store.append([Append(job.id, "log", StreamKind.BYTES, 1, 1, data, 10, 10**9)])
+        wanted = [job.id for job in jobs]
+        assert await delete_jobs(store, [*wanted, new_job_id()]) == [True] * 5 + [False]
+        assert list(await store.get(wanted)) == [None] * 5
+    assert [len(call) for call in calls] == [2, 1, 1, 2]
