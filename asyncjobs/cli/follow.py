@@ -118,7 +118,7 @@ def _save_files(job: RemoteJob[Any], folder: Path, timeout: float | None) -> Non
     _to_its_end(job, timeout)
     for file in job.files:
         try:
-            path = job.download(file, folder)
+            path = job.download(file, folder, timeout=timeout)
         except OSError as error:
             raise click.ClickException(f"{plain(file.name)} cannot be saved: {error}.") from None
         click.echo(plain(str(path)))

@@ -66,7 +66,8 @@ class FileServer:
 
     Before the connection after a cut, the file is replaced by the next of `versions`, if any.
     `dropped` are headers that a proxy removes, `other` are those that it sends instead of the
-    file's, and `whole` is set if it removes the range. The first requests get `answers`.
+    file's; `whole` is set if it removes the range, `orderly` if it ends cut answers as if they were
+    whole. The first requests get `answers`.
     """
 
     content: bytes
@@ -74,6 +75,7 @@ class FileServer:
     versions: list[bytes] = field(default_factory=list[bytes])
     dropped: tuple[str, ...] = ()
     whole: bool = False
+    orderly: bool = False
     other: dict[str, str] | None = None
     status: int | None = None
     answers: Iterator[ActionResult] = field(default_factory=lambda: iter(()))
@@ -97,7 +99,7 @@ class FileServer:
         if not self.whole and ask.headers.get("if-range") == etag:
             start = int(ask.headers["range"].removeprefix("bytes=").removesuffix("-"))
         stop = min(len(content), self.cuts.pop(0) if self.cuts else len(content))
-        self.sent = self._pieces(content[start:stop], ended=stop == len(content))
+        self.sent = self._pieces(content[start:stop], ended=self.orderly or stop == len(content))
         headers = {
             "etag": etag,
             "repr-digest": digest_of(content),
@@ -209,6 +211,16 @@ def test_a_file_that_is_replaced_again_and_again_is_given_up() -> None:
     assert len(server.asked) == MAX_RESTARTS + 2
 
 
+def test_an_answer_that_ends_too_early_is_continued() -> None:
+    assert download(FileServer(TEXT, [35], orderly=True)) == TEXT
+    unsized = FileServer(TEXT, [35], orderly=True, dropped=("content-length",))
+    assert download(unsized, len(TEXT)) == TEXT
+
+
+def test_the_patience_begins_anew_with_each_byte() -> None:
+    assert download(FileServer(TEXT, list(range(7, len(TEXT), 7))), patience=5) == TEXT
+
+
 def test_without_an_etag_a_lost_download_is_not_continued() -> None:
     assert download(FileServer(TEXT, dropped=("etag",))) == TEXT
     with pytest.raises(ServerUnreachable, match="without an ETag"):
@@ -281,6 +293,14 @@ def test_a_token_is_renewed_while_a_long_download_goes_on() -> None:
     assert download(server, credential=kept) == TEXT
     assert server.renewals == ["Bearer old"]
     assert [ask.headers["authorization"] for ask in server.asked] == ["Bearer old", "Bearer new1"]
+
+
+def test_no_token_is_renewed_for_a_download_that_is_complete() -> None:
+    server = FileServer(TEXT, piece=1)
+    # It is due with the last byte: each takes a second.
+    kept = Credential(JobToken("old", f"{STATUS}/token", 2.0 * len(TEXT)), 0.0)
+    assert download(server, credential=kept) == TEXT
+    assert len(server.asked) == 1
 
 
 headers = st.fixed_dictionaries(

@@ -87,4 +87,4 @@ def test_an_unknown_job_exits_with_4(served: Served) -> None:
 @pytest.mark.parametrize("option", ["--output", "--stream=log"])
 def test_output_and_documents_are_not_combined(option: str) -> None:
     result = follow("--json", option, "http://localhost/api/jobs/job_x")
-    assert (result.exit_code, "--json cannot be combined" in result.stderr) == (2, True)
+    assert (result.exit_code, "only one of --json" in result.stderr) == (2, True)

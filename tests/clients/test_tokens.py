@@ -172,7 +172,8 @@ def served(scopes: Any = ("read", "output", "cancel")) -> Generator[str]:
     app, jobs = flask.Flask(__name__), AsyncJobs("memory://")
 
     @jobs.handler("double")
-    async def double(number: int, _: JobContext) -> int:
+    async def double(number: int, job: JobContext) -> int:
+        await job.save_file("double.txt", b"%d" % (number * 2))
         return number * 2
 
     jobs.external("outside", payload=int, result=int)
@@ -237,6 +238,8 @@ def test_a_job_that_ended_with_its_submission_is_opened_by_the_token_of_its_200(
         assert job.last is not None
         assert job.last.result == 42
         assert list(job.output()) == []
+        assert [file.name for file in job.files] == ["double.txt"]
+        assert b"".join(job.read_file("double.txt")) == b"42"
         with pytest.raises(AccessRefused):
             list(client.attach(job.status_url).output())
 
