@@ -27,7 +27,8 @@ DEFAULT_STREAM = "output"
 MAX_STREAM_NAME_CHARS = 64
 MAX_STREAMS = 20
 
-_STREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: What a stream may be called, if it is not too long.
+STREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # Python's own default limit (`sys.int_info.default_max_str_digits`).
 _MAX_INTEGER_DIGITS = 4300
@@ -202,7 +203,7 @@ def checked_stream_name(name: str) -> str:
     """Return the name of a stream; raise `ValueError` if it is not valid."""
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"The name of a stream must be a string, got {name!r}.")
-    if len(name) > MAX_STREAM_NAME_CHARS or not _STREAM_NAME.fullmatch(name):
+    if len(name) > MAX_STREAM_NAME_CHARS or not STREAM_NAME.fullmatch(name):
         raise ValueError(
             f"The name of a stream has 1 to {MAX_STREAM_NAME_CHARS} letters, digits, '.', '_' and "
             f"'-', and begins with a letter or digit, got {name!r}."

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from asyncjobs.core.descriptions import MAX_TAG_CHARS
 from asyncjobs.core.job import JobStatus
-from asyncjobs.core.output import StreamKind
+from asyncjobs.core.output import MAX_STREAM_NAME_CHARS, STREAM_NAME, StreamKind
 from asyncjobs.http.documents import (
     AcceptedDocument,
     JobDocument,
@@ -22,6 +22,7 @@ from asyncjobs.http.documents import (
     OperationDocument,
     TokenDocument,
 )
+from asyncjobs.http.output import OFFSET_PATTERN
 from asyncjobs.http.problems import ProblemDocument
 from asyncjobs.http.routes import ROUTES, Operation, Route
 
@@ -43,6 +44,7 @@ MODELS: Mapping[str, type[BaseModel]] = {
 _COMPONENTS = "#/components/schemas/"
 
 _PAGE: Schema = {"text/html": {"schema": {"type": "string"}}}
+_BYTES: Schema = {"schema": {"type": "string", "format": "binary"}}
 
 JOB_ID: Schema = {
     "name": "job_id",
@@ -136,7 +138,11 @@ _STREAM_NAME: Schema = {
     "in": "path",
     "required": True,
     "description": "the name of the stream",
-    "schema": {"type": "string"},
+    "schema": {
+        "type": "string",
+        "pattern": f"^{STREAM_NAME.pattern}$",
+        "maxLength": MAX_STREAM_NAME_CHARS,
+    },
 }
 
 _TOKEN = _query("token", "a token, for clients that cannot send headers", type="string")
@@ -172,6 +178,7 @@ _PARAMETERS: Mapping[Operation, list[Schema]] = {
             "offset",
             "read what follows: the `Stream-Next-Offset` of an answer, `-1` for all, or `now`",
             type="string",
+            pattern=OFFSET_PATTERN,
             default="-1",
         ),
         _query(
@@ -300,17 +307,25 @@ def _response(route: Route, status: HTTPStatus, answers: Mapping[HTTPStatus, str
     elif route.model is not None:
         described = _json(text, route.model)
     else:
-        any_json: Schema = {"schema": {}}
-        content = _events() if route.operation is Operation.EVENTS else any_json
-        described = {"description": text, "content": {route.media_type: content}}
+        described = {"description": text, "content": _contents(route)}
     if route.operation is Operation.STATUS and status is HTTPStatus.OK:
         described["content"].update(_PAGE)
-    if route.operation is Operation.OUTPUT and status is HTTPStatus.OK:
-        described["content"] = _output_contents()
     if route.operation is Operation.LIST:
         described["content"]["text/event-stream"] = _list_events()
     names = _answered_headers(route.operation, status)
     return {**described, "headers": _headers(*names)} if names else described
+
+
+def _contents(route: Route) -> Schema:
+    """Describe the body of an answer that is none of our documents, by its media types."""
+    if route.operation is Operation.OUTPUT:
+        return _output_contents()
+    if route.operation is Operation.FILE:
+        # Each file has its own media type. Generators of clients do not know `*/*`, and use the
+        # first type that they know.
+        return {route.media_type: _BYTES, "*/*": _BYTES}
+    any_json: Schema = {"schema": {}}
+    return {route.media_type: _events() if route.operation is Operation.EVENTS else any_json}
 
 
 def _answered_headers(  # noqa: PLR0911  # one per operation
@@ -395,7 +410,7 @@ def _output_contents() -> Schema:
     return {
         "application/json": {"schema": {"type": "array", "items": {}}},
         "text/plain": {"schema": {"type": "string"}},
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "application/octet-stream": _BYTES,
         "text/event-stream": _stream("one event of the stream", None, event=kinds),
     }
 

@@ -39,6 +39,9 @@ LONGEST = timedelta(minutes=1)
 _START, _NOW = "-1", "now"
 
 _OFFSET = re.compile(r"([0-9]{6})-([0-9]{16})-([0-9a-f]{8})")
+
+#: Matches every value of `offset` that some stream accepts.
+OFFSET_PATTERN = f"^(?:{_START}|{_NOW}|{_OFFSET.pattern})$"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _CURSOR = re.compile(r"[0-9]{1,15}")
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 import pytest
 from fastapi import FastAPI
@@ -16,13 +16,16 @@ from pydantic import BaseModel, JsonValue
 
 from asyncjobs import AsyncJobs, Job, JobContext
 from asyncjobs.adapters.fastapi import Accept, mount
-from asyncjobs.errors import InvalidIdempotencyKey
+from asyncjobs.core.job import JobId
+from asyncjobs.core.output import checked_stream_name
+from asyncjobs.errors import InvalidIdempotencyKey, InvalidQuery
 from asyncjobs.http import openapi
 from asyncjobs.http.documents import AcceptedDocument, JobDocument, ListDocument, OperationDocument
 from asyncjobs.http.endpoints import Body, Endpoints, Submit
 from asyncjobs.http.headers import idempotency_key_of
 from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.mounts import Mount, MountOptions
+from asyncjobs.http.output import StreamAddress, output_query_of
 from asyncjobs.http.problems import TYPE_PREFIX, ProblemDocument
 from asyncjobs.http.routes import LIST, ROUTES, Operation, Route
 
@@ -38,6 +41,9 @@ EVERY = [LIST, *ROUTES]
 NAMES = [f"{route.method} {route.suffix}" for route in EVERY]
 
 NOTHING: dict[str, Any] = {}
+
+STREAM = StreamAddress.of(JobId("job_1"), "output")
+OFFSET = STREAM.offset(7, 1)
 
 # Plain, for browsers, conditional, repeated, and cross-site.
 WAYS_TO_ASK: list[dict[str, str]] = [
@@ -264,6 +270,54 @@ def test_the_pattern_of_an_idempotency_key_matches_its_parser(
     except InvalidIdempotencyKey:
         read = False
     assert described == read
+
+
+def pattern_of(operation: Operation, name: str) -> str:
+    """Return the pattern of a parameter; one that is in the path has it in one route only."""
+    found = {
+        one["schema"]["pattern"]
+        for route in ROUTES
+        if route.operation is operation
+        for one in openapi.parameters_of(route)
+        if one["name"] == name
+    }
+    [pattern] = found
+    return str(pattern)
+
+
+OFFSETS = ("", "-1", "now", "0", "-2", "NOW", "-1,", OFFSET, OFFSET[1:], f"{OFFSET}0", f"{OFFSET},")
+
+
+@given(st.sampled_from(OFFSETS) | st.text("0123456789-now", max_size=4))
+def test_the_pattern_of_an_offset_matches_its_parser(offset: str) -> None:
+    described = re.search(pattern_of(Operation.OUTPUT, "offset"), offset) is not None
+    try:
+        output_query_of(urlencode({"offset": offset}), STREAM)
+    except InvalidQuery:
+        read = False
+    else:
+        read = True
+    assert described == read
+
+
+@given(st.text("aZ0._-/é ", max_size=3))
+def test_the_pattern_of_a_stream_matches_the_names_of_streams(name: str) -> None:
+    described = re.search(pattern_of(Operation.OUTPUT, "name"), name) is not None
+    try:
+        checked_stream_name(name)
+    except ValueError:
+        valid = False
+    else:
+        valid = True
+    assert described == valid
+
+
+def test_a_file_has_any_media_type() -> None:
+    [file] = [route for route in ROUTES if route.operation is Operation.FILE]
+    for status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+        content = openapi.responses_of(file)[status]["content"]
+        # In this order: generators of clients use the first type that they know.
+        assert list(content) == ["application/octet-stream", "*/*"]
 
 
 def submitted(**headers: str) -> Request:
