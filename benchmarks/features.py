@@ -27,6 +27,8 @@ from benchmarks.sides.catalogue import STORES
 from benchmarks.sides.side import CONCURRENCY, PAYLOAD, RESULT
 
 JOBS = 1500
+#: The jobs of a turn whose jobs save a file.
+SAVING = 500
 #: The jobs of a turn whose jobs are accepted one after another: each waits for the disk.
 ALONE = 200
 #: The schedules that are due at the same time.
@@ -120,6 +122,7 @@ KINDS = {
     "a file of 1 KiB": Kind(
         enqueued(without),
         lambda job: [file.size for file in job.files] == [len(CONTENT)],
+        jobs=SAVING,
         equipped=True,
         saves_a_file=True,
     ),
