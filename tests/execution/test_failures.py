@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +24,7 @@ from asyncjobs.execution.failures import (
 )
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW
-from tests.queues import QUICK, finished, running, settled
+from tests.queues import QUICK, Make, finished, running, settled
 
 HERE = Path(__file__).parent
 AT_ONCE = Retry(max_attempts=12, initial_delay=timedelta(0))
@@ -148,6 +149,11 @@ def test_lone_surrogates_can_be_stored() -> None:
 @pytest.mark.anyio
 @pytest.mark.every_store
 class TestAttempts:
+    @pytest.fixture
+    def jobs(self, make: Make) -> AsyncJobs:
+        # However long the machine pauses, no attempt is lost and begun again.
+        return make(settings=replace(QUICK, lease=timedelta(minutes=5)))
+
     async def test_errors_of_failed_attempts_are_kept_in_a_completed_job(
         self, jobs: AsyncJobs
     ) -> None:
