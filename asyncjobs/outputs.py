@@ -14,6 +14,7 @@ from asyncjobs.core.output import (
     OutputPart,
     ReadFrom,
     StreamInfo,
+    checked_position,
     checked_stream_name,
     numbered_items,
 )
@@ -50,15 +51,16 @@ class Outputs(ABC):
         Begins after the item whose `position` is `after`. The iteration ends with the job; it ends
         early if the job is deleted or the queue closes. It raises `UnknownJob`, and
         `ConfigurationError` if the store keeps no output, or nothing runs the job here
-        automatically. Raises `ValueError` for an invalid name or position.
+        automatically. Raises `ValueError` for an invalid name or position, also for a position
+        after the end, and `TypeError` for another type.
         """
         checked_stream_name(stream)
-        if after is not None and after < 0:
-            raise ValueError(f"A position is not negative, got {after}.")
-        return OutputItems(self, job_id, self.output_reader(job_id, stream, after or 0))
+        begin = 0 if after is None else after
+        return OutputItems(self, job_id, self.output_reader(job_id, stream, begin))
 
     def output_reader(self, job_id: JobId, stream: str, position: int) -> OutputReader:
         """Return a reader of the stored chunks from a position on; see `output`."""
+        checked_position(position)
         if not self.keeps_output:
             raise ConfigurationError("The store does not keep the output of jobs.")
         return self._running.hub.reader(job_id, stream, position)
@@ -82,11 +84,15 @@ class Outputs(ABC):
         self._here.check_wait(await self._repository.find(job_id), None)
 
     async def next_output(self, job_id: JobId, stream: str, position: int, /) -> Portion | None:
-        """Return the next portion that has items or is the last; None if the queue was closed."""
+        """Return the next portion that has items or is the last; None if the queue was closed.
+
+        Raises as `output`.
+        """
         reader = self.output_reader(job_id, stream, position)
         await self.check_output(job_id)
         try:
             async for portion in reader:
+                _check_begin(portion)
                 if portion.chunks or portion.closed:
                     return portion
             return None
@@ -116,6 +122,7 @@ class OutputItems:
             self._begun = True
         while not self._items:
             portion = await anext(self._reader)
+            _check_begin(portion)
             if portion.kind is not None:
                 self._items.extend(numbered_items(portion.kind, portion.chunks))
         return self._items.popleft()
@@ -124,3 +131,11 @@ class OutputItems:
         """Stop reading; `contextlib.aclosing` calls this."""
         self._items.clear()
         await self._reader.aclose()
+
+
+def _check_begin(portion: Portion) -> None:
+    """Raise `ValueError` for a portion that begins after the end of the stream."""
+    if portion.position > portion.tail:
+        raise ValueError(
+            f"Position {portion.position} is after the end of the stream, {portion.tail}."
+        )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, TypeVarTuple
 import anyio
 from anyio import to_thread
 
+from asyncjobs.records.logging import log
 from asyncjobs.runtime.signals import told_to_stop
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ _at_exit: Callable[[Callable[[], None]], object] = getattr(
 
 # How long calls of `sync` and an opening of the queue wait for each other at most.
 _GATE_SECONDS = 30.0
+
+# How often a waiting thread looks whether the event loop was closed.
+_LOOK_SECONDS = 1.0
 
 
 def portal_for(jobs: AsyncJobs) -> Portal:
@@ -208,9 +212,10 @@ class _Process:
         self, jobs: AsyncJobs, lasting: Sequence[Lasting], *, run_handlers: bool
     ) -> LoopThread:
         loop = self._loop
-        if loop is not None and self._runs_handlers >= run_handlers:
+        if loop is not None and self._runs_handlers >= run_handlers and loop.is_alive:
             return loop
         with self._lock:
+            self._drop_ended()
             if self._loop is None:
                 self._opening = loop = LoopThread(jobs, lasting)
                 try:
@@ -227,6 +232,14 @@ class _Process:
                 tell = partial(self._loop.call, self._loop.end_lasting)
                 self._signals.enter_context(told_to_stop(tell))
             return self._loop
+
+    def _drop_ended(self) -> None:
+        """Let go of an event loop that an error has ended, so that another one is started."""
+        loop = self._loop
+        if loop is not None and not loop.is_alive:
+            log.error("The queue was closed by an error and is opened again", exc_info=loop.error)
+            self._loop, self._opening, self._runs_handlers = None, None, False
+            self._signals.close()
 
     def close(self) -> None:
         if self._pid != os.getpid():
@@ -273,6 +286,16 @@ class LoopThread:
         """Whether the caller runs in this event loop."""
         return threading.current_thread() is self._thread
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the event loop still runs; an error of the queue or of a call may end it."""
+        return self._thread.is_alive()
+
+    @property
+    def error(self) -> BaseException | None:
+        """The error that has ended the event loop, if any."""
+        return self._error
+
     def call(self, function: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
         """Run a coroutine function in this event loop; return its result or raise its error.
 
@@ -286,8 +309,9 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 raise RuntimeError("The queue is not open in this event loop.")
-            self._loop.call_soon_threadsafe(call.begin, self._calls)
-        call.wait()
+            loop = self._loop
+            loop.call_soon_threadsafe(call.begin, self._calls)
+        call.wait(loop)
         return call.result()
 
     def stop(self) -> None:
@@ -363,9 +387,14 @@ class Call(Generic[T]):
         task.add_done_callback(calls.discard)
         task.add_done_callback(self._end)
 
-    def wait(self) -> None:
-        """Return when the call has ended; the thread may be interrupted meanwhile."""
-        self._ended.acquire()
+    def wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Return when the call has ended; the thread may be interrupted meanwhile.
+
+        Raises `RuntimeError` if its event loop was closed before the call could begin.
+        """
+        while not self._ended.acquire(timeout=_LOOK_SECONDS):
+            if loop.is_closed() and not self._ended.acquire(blocking=False):
+                raise RuntimeError("The event loop was closed before the call could begin.")
 
     def result(self) -> T:
         """Return the call's result or raise its error, or `concurrent.futures.CancelledError`."""

@@ -17,9 +17,15 @@ from anyio.lowlevel import EventLoopToken
 
 from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import Job, JobId, JobStatus
-from asyncjobs.core.output import DEFAULT_STREAM, OutputItem, checked_stream_name, numbered_items
+from asyncjobs.core.output import (
+    DEFAULT_STREAM,
+    OutputItem,
+    checked_position,
+    checked_stream_name,
+    numbered_items,
+)
 from asyncjobs.core.schedules import Schedule
-from asyncjobs.core.submission import BatchTerms, EnqueueTerms, ManyTerms
+from asyncjobs.core.submission import BatchTerms, EnqueueTerms, ManyTerms, Owner
 from asyncjobs.errors import BlockingCall, ConfigurationError, NotOpen, UnknownJob
 from asyncjobs.execution.tasks import current_loop
 from asyncjobs.handles import BatchHandle
@@ -127,9 +133,12 @@ class SyncJobs:
         call = partial(self._jobs.enqueue_batch, handler, payloads, **terms)
         return SyncBatchHandle(self, self.call("enqueue_batch", call))
 
-    def batch(self, batch_id: JobId, /) -> SyncBatchHandle:
+    def batch(
+        self, batch_id: JobId, /, *, user_id: str | Owner | None = Owner.ANY
+    ) -> SyncBatchHandle:
         """Return the handle of a batch; see `AsyncJobs.batch`."""
-        return SyncBatchHandle(self, self.call("batch", partial(self._jobs.batch, batch_id)))
+        call = partial(self._jobs.batch, batch_id, user_id=user_id)
+        return SyncBatchHandle(self, self.call("batch", call))
 
     def add_to_batch(
         self, batch_id: JobId, handler: JobType[P, Any] | str, payloads: Iterable[P], /
@@ -153,9 +162,9 @@ class SyncJobs:
         """Return the job as it is now; None if the id never existed or the job was deleted."""
         return self.call("get", partial(self._jobs.get, job_id))
 
-    def find(self, job_id: JobId, /) -> Job:
-        """Return the job as it is now; raise `UnknownJob` if `get` returns None."""
-        return self.call("find", partial(self._jobs.find, job_id))
+    def find(self, job_id: JobId, /, *, user_id: str | Owner | None = Owner.ANY) -> Job:
+        """Return the job as it is now; see `AsyncJobs.find`."""
+        return self.call("find", partial(self._jobs.find, job_id, user_id=user_id))
 
     def list(self, which: Selection, /, *, limit: int = 50, after: str | None = None) -> Page:
         """Return jobs, the newest first; see `AsyncJobs.list`."""
@@ -191,7 +200,10 @@ class SyncJobs:
     ) -> Iterator[OutputItem]:
         """Yield the items of a job's output, to its end; see `AsyncJobs.output`."""
         checked_stream_name(stream)
-        position, known = after or 0, False
+        return self._items(job_id, stream, 0 if after is None else checked_position(after))
+
+    def _items(self, job_id: JobId, stream: str, position: int) -> Iterator[OutputItem]:
+        known = False
         while True:
             read = partial(self._jobs.next_output, job_id, stream, position)
             try:
@@ -370,7 +382,7 @@ class SyncBatchHandle(SyncJobHandle[dict[str, int]]):
         return self._door.jobs_of_batch(self.id, status=status)
 
     def retry_failed(self) -> SyncBatchHandle:
-        """Run the failed and cancelled jobs of an ended batch again, as a new batch."""
+        """Run the failed and cancelled jobs again; see `BatchHandle.retry_failed`."""
         return self._door.batch(self._door.retry(self.id).id)
 
 
@@ -381,7 +393,7 @@ def _run(function: Callable[[], Awaitable[T]], token: EventLoopToken) -> T:
     call = Call(function)
     try:
         loop.call_soon_threadsafe(call.begin, _calls)
-        call.wait()
+        call.wait(loop)
     except BaseException:  # Ctrl-C, for example: the call must not go on unobserved
         with suppress(RuntimeError):  # the event loop has ended
             loop.call_soon_threadsafe(call.cancel)

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from asyncjobs import AsyncJobs, JobContext, JobStatus, Selection
 from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import flask as on_flask
 from asyncjobs.errors import BlockingCall, InvalidPayload, UnknownJob, UnknownType
-from asyncjobs.portal import portal_for
+from asyncjobs.portal import Call, portal_for
 from asyncjobs.sync import SyncJobHandle, SyncJobs
 from tests.queues import QUICK
 from tests.waiting import until, until_sync
@@ -213,6 +214,43 @@ async def test_sync_calls_under_way_end_before_the_queue_is_taken_over(jobs: Asy
             await to_thread.run_sync(thread.join)
         ended = [await jobs.wait(job_id, timeout=60) for job_id in submitted]  # type: ignore[arg-type]
     assert {job.status for job in ended} == {JobStatus.COMPLETED}
+
+
+@pytest.mark.parametrize("error", [StopAsyncIteration, GeneratorExit, CancelledError, KeyError])
+@pytest.mark.parametrize("awaits", [True, False])
+def test_whatever_a_call_raises_reaches_the_thread_that_waits_for_it(
+    jobs: AsyncJobs, error: type[BaseException], *, awaits: bool
+) -> None:
+    async def raises_later() -> None:
+        raise error
+
+    def raises_at_once() -> Any:
+        raise error
+
+    with pytest.raises(error):
+        jobs.sync.call("try", raises_later if awaits else raises_at_once)
+
+
+def test_a_call_in_an_event_loop_that_is_closed_before_it_begins_is_an_error() -> None:
+    loop = asyncio.new_event_loop()
+    call = Call(asyncio.sleep, 0)
+    loop.call_soon_threadsafe(call.begin, set())
+    loop.close()
+    with pytest.raises(RuntimeError, match="closed before"):
+        call.wait(loop)
+
+
+def test_a_queue_that_an_error_has_closed_is_opened_by_the_next_call(jobs: AsyncJobs) -> None:
+    async def ends() -> None:
+        raise SystemExit(3)
+
+    job = jobs.sync.enqueue("double", 21)
+    with pytest.raises(SystemExit):
+        jobs.sync.call("end", ends)
+    until_sync(lambda: jobs.event_loop is None)
+    with suppress(UnknownJob):  # of a store in memory
+        assert jobs.sync.find(job.id).id == job.id
+    assert jobs.sync.enqueue("double", 21).job.type == "double"
 
 
 def test_flask_starts_handlers_in_a_queue_that_a_script_opened(jobs: AsyncJobs) -> None:

@@ -211,6 +211,15 @@ def checked_stream_name(name: str) -> str:
     return name
 
 
+def checked_position(position: int) -> int:
+    """Return a position in a stream; raise `TypeError` or `ValueError` if it cannot be one."""
+    if not isinstance(position, int) or isinstance(position, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"The `position` of an item is an integer, got {position!r}.")
+    if position < 0:
+        raise ValueError(f"A position is not negative, got {position}.")
+    return position
+
+
 class ItemType:
     """The type of the items of a stream: `str` and `bytes` make text and bytes, others JSON."""
 

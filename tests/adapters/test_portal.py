@@ -21,7 +21,7 @@ from asyncjobs.errors import StoreUnavailable
 from asyncjobs.portal import Portal
 from asyncjobs.testing import FaultyStore
 from tests.everywhere import SERVERS, variant
-from tests.waiting import until
+from tests.waiting import until, until_sync
 
 pytestmark = pytest.mark.every_store
 
@@ -163,6 +163,29 @@ def test_an_error_of_a_call_is_raised_to_its_caller(portal: tuple[Portal, AsyncJ
 
     with pytest.raises(ZeroDivisionError):
         portal[0].call(raises)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("awaits", [True, False])
+def test_an_error_that_ends_the_event_loop_is_raised_and_the_next_call_opens_the_queue_again(
+    portal: tuple[Portal, AsyncJobs],
+    caplog: pytest.LogCaptureFixture,
+    error: type[BaseException],
+    *,
+    awaits: bool,
+) -> None:
+    async def raises_later() -> None:
+        raise error
+
+    def raises_at_once() -> Any:
+        raise error
+
+    assert run(*portal) == "asyncjobs"
+    with pytest.raises(error):
+        portal[0].call(raises_later if awaits else raises_at_once)
+    until_sync(lambda: not loops())
+    assert run(*portal) == "asyncjobs"
+    assert "closed by an error and is opened again" in caplog.text
 
 
 def test_a_call_has_the_context_of_its_thread(portal: tuple[Portal, AsyncJobs]) -> None:

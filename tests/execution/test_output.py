@@ -452,7 +452,7 @@ async def test_names_of_streams_are_checked(jobs: AsyncJobs, name: str) -> None:
         with pytest.raises(ValueError, match="name of a stream"):
             jobs.output(JobId("job"), name)
         with pytest.raises(ValueError, match="name of a stream"):
-            next(iter(jobs.sync.output(JobId("job"), name)))
+            jobs.sync.output(JobId("job"), name)
 
 
 async def test_unknown_jobs_and_impossible_positions_are_errors(jobs: AsyncJobs) -> None:
@@ -461,6 +461,44 @@ async def test_unknown_jobs_and_impossible_positions_are_errors(jobs: AsyncJobs)
             await anext(jobs.output(JobId("job_unknown")))
         with pytest.raises(ValueError, match="position"):
             jobs.output(JobId("job_unknown"), after=-1)
+        with pytest.raises(ValueError, match="position"):
+            await jobs.next_output(JobId("job_unknown"), "output", -1)
+
+
+@pytest.mark.parametrize(
+    ("after", "error"),
+    [(-1, ValueError), ("0000", TypeError), (True, TypeError), (1.0, TypeError), (4, ValueError)],
+)
+async def test_reading_after_what_is_no_position_is_an_error_and_does_not_wait(
+    jobs: AsyncJobs, after: Any, error: type[Exception]
+) -> None:
+    @jobs.handler("count")
+    async def count(job: JobContext) -> None:
+        for value in range(3):
+            await job.emit(value)
+
+    async with jobs:
+        handle = await jobs.enqueue(count, None)
+        await handle.wait()
+        with pytest.raises(error, match="osition"):
+            await anext(handle.output(after=after))
+        with pytest.raises(error, match="osition"):
+            await anyio.to_thread.run_sync(
+                lambda: next(jobs.sync.output(handle.id, after=after)), abandon_on_cancel=True
+            )
+        assert [item.value async for item in handle.output(after=3)] == []
+
+
+async def test_a_position_after_the_end_is_an_error_while_the_job_runs_too(
+    jobs: AsyncJobs,
+) -> None:
+    jobs.external("outside", payload=int, result=int)
+    async with jobs:
+        handle = await jobs.enqueue("outside", 1)
+        with pytest.raises(ValueError, match="after the end of the stream, 0"):
+            await anext(handle.output(after=1))
+        with pytest.raises(ValueError, match="after the end of the stream, 0"):
+            await anyio.to_thread.run_sync(lambda: next(jobs.sync.output(handle.id, after=1)))
 
 
 def test_a_type_is_declared_once(make: Make) -> None:
