@@ -225,6 +225,40 @@ async def test_a_schedule_that_no_code_declares_can_be_removed(
                 await change("hourly")
 
 
+async def test_a_removed_schedule_returns_if_a_process_declares_it(
+    by_hand: Callable[..., AsyncJobs], clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with by_hand() as declaring, by_hand(declared=False) as other:
+        await declaring.enqueue_ticks()
+        clock.advance(30 * MINUTE)
+        assert len(await declaring.enqueue_ticks()) == 1
+        assert "was removed" not in caplog.text
+        await other.remove_schedule("hourly")
+        assert await declaring.enqueue_ticks() == []
+        assert "'hourly' was removed from the store" in caplog.text
+        assert (await the_only(other)).next_at == MIDNIGHT + 2 * HOUR
+        clock.advance(HOUR)
+        [job] = await declaring.enqueue_ticks()
+        assert job.scheduled_at == MIDNIGHT + 2 * HOUR
+
+
+async def test_a_tick_has_one_job_although_its_schedule_was_removed(
+    by_hand: Callable[..., AsyncJobs], clock: ManualClock
+) -> None:
+    async with by_hand() as ahead, by_hand(declared=False) as other:
+        await ahead.enqueue_ticks()
+        clock.advance(30 * MINUTE)
+        [job] = await ahead.enqueue_ticks()
+        await other.remove_schedule("hourly")
+        clock.advance(-MINUTE)  # as the clock of another process, which has not had the tick
+        async with by_hand() as behind:
+            await behind.enqueue_ticks()
+            clock.advance(MINUTE)
+            [found] = await behind.enqueue_ticks()
+            assert (found.id, found.scheduled_at) == (job.id, MIDNIGHT + HOUR)
+            assert len((await behind.list(Selection(type="export"))).jobs) == 1
+
+
 async def test_the_record_of_a_schedule_is_not_a_job_for_users(
     by_hand: Callable[..., AsyncJobs], clock: ManualClock
 ) -> None:
@@ -300,6 +334,23 @@ async def test_a_resumed_schedule_goes_on_by_itself(make: Make) -> None:
             return last_at is not None and last_at > (paused.last_at or last_at)
 
         await until(ticks_again)
+
+
+async def test_a_removed_schedule_goes_on_by_itself(make: Make) -> None:
+    one, other = make(), make()
+    declare(one, every=1)
+    async with one, other:
+        await until(lambda: has_ticked(one))
+        await other.remove_schedule("hourly")
+
+        async def ticks_again() -> bool:
+            found = await other.schedules()
+            return bool(found) and found[0].last_job is not None
+
+        await until(ticks_again)
+        jobs = (await other.list(Selection(type="export"))).jobs
+        moments = [job.scheduled_at for job in jobs]
+        assert len(set(moments)) == len(moments)
 
 
 async def has_ticked(jobs: AsyncJobs) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from asyncjobs.cli.listing import as_json
 from asyncjobs.cli.output import listed_document, print_json, print_rows
 from asyncjobs.cli.target import Target, open_repository, run_async, with_target
-from asyncjobs.core.schedules import Schedule
+from asyncjobs.core.schedules import Declared, Schedule
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.records.repository import Repository
 from asyncjobs.runtime.schedules import read_schedules, remove_record, set_paused
@@ -25,22 +26,22 @@ def schedules(context: click.Context, target: Target, *, as_json: bool) -> None:
     """List schedules with their next and latest run; or change one."""
     if context.invoked_subcommand is not None:
         return
-    found: Sequence[Schedule] = ()
+    found: Sequence[_Listed] = ()
 
     async def work() -> None:
         nonlocal found
         jobs = target.find_jobs()
+        # Without an application, it is not known what its code declares.
+        declared = None if jobs is None else jobs.declared_schedules
         async with open_repository(target) as repository:
-            found = await read_schedules(repository, jobs.declared_schedules if jobs else ())
+            found = _listed(await read_schedules(repository, declared or ()), declared)
 
     run_async(work)
-    # Without an application, it is not known what its code declares.
-    knows = target.jobs is not None
     if as_json:
-        print_json({"schedules": [_document(one, knows=knows) for one in found]})
+        print_json({"schedules": [_document(one) for one in found]})
     else:
         heads = ("name", "type", "when", "next", "last", "job", "status")
-        print_rows(heads, [_row(one, knows=knows) for one in found])
+        print_rows(heads, [_row(one) for one in found])
 
 
 @schedules.command()
@@ -66,13 +67,18 @@ def resume(target: Target, *, name: str, as_json: bool) -> None:
 @click.argument("name")
 @as_json
 def remove(target: Target, *, name: str, as_json: bool) -> None:
-    """Forget a schedule that no code declares any more; its jobs stay."""
+    """Forget a schedule that no code declares any more; its jobs stay.
+
+    It returns while a running application declares it.
+    """
     jobs = target.find_jobs()
     if jobs is not None and name in jobs.declared_schedules:
         raise ConfigurationError(
             f"Schedule {name!r} is declared by {target.jobs}: remove its declaration first."
         )
     _change(target, name, "removed", lambda it: remove_record(it, name), as_json=as_json)
+    if jobs is None and not as_json:
+        click.echo("It returns if a running application declares it.")
 
 
 @schedules.command()
@@ -118,7 +124,32 @@ def _change(
         click.echo(f"{name} is {done}")
 
 
-def _document(one: Schedule, *, knows: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Listed:
+    """A schedule, whether the store has it, and whether the application declares it, if known."""
+
+    schedule: Schedule
+    stored: bool
+    declared: bool | None
+
+
+def _listed(
+    stored: Iterable[Schedule], declared: Mapping[str, Declared] | None
+) -> Sequence[_Listed]:
+    """Return the schedules of the store and those that are only declared, by name."""
+    found = {
+        one.name: _Listed(one, stored=True, declared=None if declared is None else one.declared)
+        for one in stored
+    }
+    for name, one in (declared or {}).items():
+        if name not in found:
+            new = Schedule(name=name, **vars(one.definition), declared=True)
+            found[name] = _Listed(new, stored=False, declared=True)
+    return [found[name] for name in sorted(found)]
+
+
+def _document(listed: _Listed) -> dict[str, Any]:
+    one = listed.schedule
     return {
         "name": one.name,
         "type": one.type,
@@ -131,15 +162,18 @@ def _document(one: Schedule, *, knows: bool) -> dict[str, Any]:
         "lastAt": one.last_at,
         "lastJobId": one.last_job,
         "lastStatus": one.last_status,
-        "declared": one.declared if knows else None,
+        "declared": listed.declared,
+        "stored": listed.stored,
     }
 
 
-def _row(one: Schedule, *, knows: bool) -> tuple[str, ...]:
+def _row(listed: _Listed) -> tuple[str, ...]:
+    one = listed.schedule
     upcoming = "paused" if one.paused else _moment(one.next_at)
-    if knows and not one.declared:
+    if not listed.stored:
+        upcoming = "not stored yet"
+    elif listed.declared is False:
         upcoming += " (not declared)"
-    status = one.last_status or ""
     return (
         one.name,
         one.type,
@@ -147,7 +181,7 @@ def _row(one: Schedule, *, knows: bool) -> tuple[str, ...]:
         upcoming,
         _moment(one.last_at),
         one.last_job or "",
-        status,
+        one.last_status or "",
     )
 
 

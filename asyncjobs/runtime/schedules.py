@@ -8,12 +8,9 @@ job's id and idempotency key are made of the tick.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-
-import anyio
 
 from asyncjobs.core import lifecycle, schedules
 from asyncjobs.core.job import Job, ScheduleState, schedule_lane
@@ -28,8 +25,8 @@ from asyncjobs.settings import Settings
 #: Stores the job of a tick.
 Submit = Callable[[Declared, Tick], Awaitable[Job]]
 
-# How often the records of declared schedules are checked: another process may have removed one.
-_CHECK_SECONDS = 60.0
+# The longest time between two looks, each of which stores records that were removed.
+_LONGEST_PAUSE = timedelta(minutes=1)
 
 # How long a record waits whose ticks this process cannot compute; another process may.
 _LEFT_ALONE = timedelta(minutes=1)
@@ -57,11 +54,11 @@ class Schedules:
         self._wake = Signal()
         # The schedules whose records have the definition of this process or a later one.
         self._begun: set[str] = set()
-        self._checked_at = -math.inf
         self._clock_at: datetime | None = None
         # The next ticks by the definitions of this process.
         self._next: dict[str, datetime | None] = {}
         self._not_computable: set[str] = set()
+        self._unreadable: set[str] = set()
         self._looking = self._closed = False
         self._looked = Signal()
 
@@ -115,7 +112,7 @@ class Schedules:
         return jobs
 
     async def begin(self) -> None:
-        """Store the records of the declared schedules that have none.
+        """Store the records of the declared schedules that have none, also of removed ones.
 
         The first time, a record with another definition gets that of this process: the process
         that opened the queue last decides.
@@ -123,28 +120,50 @@ class Schedules:
         before, self._clock_at = self._clock_at, self._repository.now()
         if before is not None and before - self._clock_at > schedules.CLOCK_FAULT:
             self._next.clear()
-            self._checked_at = -math.inf
-        rested = anyio.current_time() - self._checked_at
-        if rested < _CHECK_SECONDS and self._begun.issuperset(self._declared):
-            return
-        for name, declared in list(self._declared.items()):
-            try:
-                await self._begin(name, declared)
-            except UnreadableJob as error:
-                log.warning("The record of schedule %r cannot be used: %s", name, error)
-            self._begun.add(name)
-        self._checked_at = anyio.current_time()
+        for declared, record in await self._records():
+            await self._begin(declared, record)
 
-    async def _begin(self, name: str, declared: Declared) -> None:
-        repository = self._repository
-        [record] = await repository.records.get([schedules.record_id(name)])
+    async def _records(self) -> list[tuple[Declared, Job | None]]:
+        """Read the records of the declared schedules; those that cannot be read are left out."""
+        declared = list(self._declared.values())
+        if not declared:
+            return []
+        read = self._repository.records.get
+        ids = [schedules.record_id(one.name) for one in declared]
+        try:
+            return list(zip(declared, await read(ids), strict=True))
+        except UnreadableJob:
+            pass
+        found: list[tuple[Declared, Job | None]] = []
+        for one, record_id in zip(declared, ids, strict=True):
+            try:
+                [record] = await read([record_id])
+            except UnreadableJob as error:
+                if one.name not in self._unreadable:
+                    log.warning("The record of schedule %r cannot be used: %s", one.name, error)
+                self._unreadable.add(one.name)
+            else:
+                self._unreadable.discard(one.name)
+                found.append((one, record))
+        return found
+
+    async def _begin(self, declared: Declared, record: Job | None) -> None:
+        repository, name = self._repository, declared.name
         if record is None:
             new = schedules.new_record(declared, repository.now())
             [record] = await repository.records.insert([new])
+            if name in self._begun and record.trace_id == new.trace_id:
+                log.warning(
+                    "Schedule %r was removed from the store, although this process declares it. "
+                    "It was stored again; its next tick is %s",
+                    name,
+                    new.schedule and new.schedule.next_at,
+                )
         await self._repair(record, declared)
         if name not in self._begun:
             now = repository.now()
             await _change(repository, record, lambda it: schedules.redefined(it, declared, now))
+            self._begun.add(name)
 
     async def _repair(self, record: Job, declared: Declared) -> None:
         """Let a record that a wrong clock has changed go on from now."""
@@ -227,9 +246,9 @@ class Schedules:
         return done
 
     def _pause(self) -> float:
-        """Return the seconds until the next tick; in the meantime, look for changed schedules."""
+        """Return the seconds until the next look, at the next tick at the latest."""
         now = self._repository.now()
-        pause = self._settings.sweep_interval
+        pause = min(self._settings.sweep_interval, _LONGEST_PAUSE)
         for name, declared in self._declared.items():
             upcoming = self._next.get(name)
             if name not in self._next or (upcoming is not None and upcoming <= now):

@@ -114,6 +114,26 @@ def test_only_schedules_that_are_not_declared_are_removed(
     assert names == ["nightly", "often"]
 
 
+def test_a_removed_schedule_is_listed_until_the_application_stores_it_again(
+    asyncjobs: Shell, url: str, app: str
+) -> None:
+    removed = asyncjobs("schedules", "remove", "often", "--store", url)
+    assert removed.stdout.splitlines() == [
+        "often is removed",
+        "It returns if a running application declares it.",
+    ]
+    rows = asyncjobs("schedules", "--jobs", app).stdout.splitlines()
+    assert "every 90m" in rows[2]
+    assert "not stored yet" in rows[2]
+    assert "not stored" not in rows[1]
+    found = json.loads(asyncjobs("schedules", "--jobs", app, "--json").stdout)["schedules"]
+    assert [(one["name"], one["stored"], one["declared"]) for one in found] == [
+        ("nightly", True, True),
+        ("often", False, True),
+        ("past", True, False),
+    ]
+
+
 @pytest.mark.parametrize("action", ["pause", "resume", "remove"])
 def test_an_unknown_schedule_has_the_exit_code_of_an_unknown_job(
     asyncjobs: Shell, url: str, app: str, action: str

@@ -1,4 +1,7 @@
-"""A day of schedules in simulated time, while processes are killed and their calls fail."""
+"""A day of schedules in simulated time, while processes are killed and their calls fail.
+
+In another one, their records are removed again and again.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import anyio
 import pytest
 
 from asyncjobs import AsyncJobs, EnqueueOptions, Job, JobContext, Policy, Settings
+from asyncjobs.core.schedules import record_id
 from asyncjobs.dispatchers.local import LocalDispatcher
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import Faults, FaultyStore, LoopClock
@@ -65,9 +69,19 @@ def process(store: MemoryStore, chance: random.Random) -> tuple[AsyncJobs, Fault
     return jobs, line
 
 
-@pytest.mark.parametrize("seed", range(1))
-def test_each_tick_of_a_day_has_one_job_under_faults(seed: int) -> None:
+def simulated_day(seed: int, *, removing: bool = False) -> Inserted:
+    """Return the store after a day."""
     chance, store = random.Random(seed), Inserted()  # noqa: S311  # seeded faults, no secrets
+
+    async def remove() -> None:
+        while removing:
+            # Many removals are at a tick.
+            await anyio.sleep_until(
+                600 * chance.randrange(1, 8)
+                + anyio.current_time() // 600 * 600
+                + chance.choice([0, 0.01, 0.03, 0.05, 0.1, chance.uniform(0, 600)])
+            )
+            await store.delete([record_id(name) for name in ("kept", "brief", "often")])
 
     async def live_and_die() -> None:
         while True:
@@ -87,13 +101,29 @@ def test_each_tick_of_a_day_has_one_job_under_faults(seed: int) -> None:
         async with anyio.create_task_group() as machines:
             for _ in range(PROCESSES):
                 machines.start_soon(live_and_die)
+            machines.start_soon(remove)
             await anyio.sleep(HOURS * 3600 + 300)
             machines.cancel_scope.cancel()
 
     simulated(simulate)
+    return store
+
+
+@pytest.mark.parametrize("seed", range(1))
+def test_each_tick_of_a_day_has_one_job_under_faults(seed: int) -> None:
+    store = simulated_day(seed)
     assert set(store.ticks.values()) == {1}
     ticks = [BEGIN + number * timedelta(minutes=10) for number in range(1, 6 * HOURS + 1)]
     assert [tick for tick in ticks if ("kept", tick) not in store.ticks] == []
     # A job without retention is not enqueued again if its process may have stored it.
     assert len([tick for tick in ticks if ("brief", tick) in store.ticks]) > len(ticks) / 2
     assert any(name == "often" for name, _ in store.ticks)
+
+
+@pytest.mark.parametrize("seed", range(1))
+def test_no_tick_has_two_jobs_although_its_schedule_is_removed_again_and_again(seed: int) -> None:
+    store = simulated_day(seed, removing=True)
+    assert set(store.ticks.values()) == {1}
+    for name in ("kept", "brief", "often"):
+        # A removal costs the tick at that moment at most, and of those of a dead process one more.
+        assert len([tick for one, tick in store.ticks if one == name]) > 6 * HOURS / 2
