@@ -238,11 +238,15 @@ class AcceptedDocument(Document):
     token_url: Annotated[str | None, WhenSent()] = Field(
         default=None, description="where the token is renewed"
     )
+    token_expires_at: Annotated[datetime | None, WhenSent()] = Field(
+        default=None, description="when the token ends, unless it is renewed before"
+    )
 
 
-def with_token(document: bytes, token: str, url: str) -> bytes:
-    """Add a token and the URL where it is renewed to the encoded answer to a submission."""
-    return b'%s,"token":%s,"tokenUrl":%s}' % (document[:-1], to_json(token), to_json(url))
+def with_token(document: bytes, token: str, url: str, expires_at: datetime) -> bytes:
+    """Add a token, where it is renewed and when it ends, to the encoded answer to a submission."""
+    members = (to_json(token), to_json(url), to_json(expires_at))
+    return b'%s,"token":%s,"tokenUrl":%s,"tokenExpiresAt":%s}' % (document[:-1], *members)
 
 
 class TokenDocument(BaseModel):
@@ -342,6 +346,9 @@ class JobDocument(Document):
     )
     token_url: Annotated[str | None, WhenSent()] = Field(
         default=None, description="where the token is renewed"
+    )
+    token_expires_at: Annotated[datetime | None, WhenSent()] = Field(
+        default=None, description="when the token ends, unless it is renewed before"
     )
 
 

@@ -317,7 +317,8 @@ class Endpoints:
         if self.mount.tokens is None or not self.access.may_see(request, job):
             return document
         issued = self.access.token_for(job.id, self.jobs.clock.now())
-        return with_token(document, issued.text, self.mount.links(request, job.id).token)
+        renewal = self.mount.links(request, job.id).token
+        return with_token(document, issued.text, renewal, issued.expires_at)
 
     async def _ended(self, job: Job, seconds: float) -> Job | None:
         """Return the job if it ends within that time."""

@@ -449,7 +449,7 @@ def signed(claims: dict[str, Any]) -> str:
 def test_the_routes_of_tokens_exist_only_with_tokens(open_site: Any) -> None:
     with open_site(identify=lambda _: "alice") as site:  # pyright: ignore[reportUnknownLambdaType]
         document = site.client.post("/submit/outside", json={"count": 1}).json()
-        assert document.keys().isdisjoint({"token", "tokenUrl"})
+        assert document.keys().isdisjoint({"token", "tokenUrl", "tokenExpiresAt"})
         url = f"{PREFIX}/{document['jobId']}"
         for path in (f"{url}/token", f"{PREFIX}/token"):
             answer = site.client.post(path, params={"tag": "x"})

@@ -139,7 +139,7 @@ def shown(default: object) -> str:
 #: Members of the documents of batches and of their jobs alone.
 OF_BATCHES = {"batch", "batchId"}
 #: Members of the answers to submissions of a mount with tokens alone.
-OF_TOKENS = {"token", "tokenUrl"}
+OF_TOKENS = {"token", "tokenUrl", "tokenExpiresAt"}
 
 #: Members of jobs that have saved files or emitted output.
 OF_FEW = {"files", "outputs"}

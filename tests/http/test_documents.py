@@ -38,7 +38,7 @@ SECRETS = ("世界", "ann@example.com", "8e03978e", "host:1", "the-token", "ffff
 
 
 #: Members that only some jobs have.
-SOME_HAVE = {"batch", "batchId", "files", "outputs", "token", "tokenUrl"}
+SOME_HAVE = {"batch", "batchId", "files", "outputs", "token", "tokenUrl", "tokenExpiresAt"}
 
 
 def links_of(job: Job, mount: Mount | None = None) -> JobLinks:
@@ -96,7 +96,7 @@ class TestAcceptedDocument:
     def test_it_has_the_members_of_its_model(self) -> None:
         job = sample_job(estimated_duration=timedelta(seconds=30))
         links = links_of(job)
-        text = with_token(AcceptedDocument.encode(job, links), "a.b.c", links.token)
+        text = with_token(AcceptedDocument.encode(job, links), "a.b.c", links.token, NOW)
         assert json.loads(text).keys() == names(AcceptedDocument)
         document = AcceptedDocument.model_validate_json(text, strict=True)
         assert (document.status, document.job_id) == ("accepted", job.id)
@@ -106,7 +106,7 @@ class TestAcceptedDocument:
     def test_an_unknown_estimate_is_left_out(self) -> None:
         job = sample_job()
         document = json.loads(AcceptedDocument.encode(job, links_of(job)))
-        usual = names(AcceptedDocument) - {"token", "tokenUrl"}
+        usual = names(AcceptedDocument) - {"token", "tokenUrl", "tokenExpiresAt"}
         assert document.keys() == usual - {"estimatedDuration"}
 
 

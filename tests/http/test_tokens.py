@@ -6,7 +6,7 @@ import json
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
@@ -33,6 +33,7 @@ TOKENS = Tokens(FIRST, lifetime=900, leeway=30)
 NOW = ManualClock().now()
 JOB = JobId("job_8e03978e-40d5-43dd-bc93-6894a57f9324")
 NOTHING: dict[str, Any] = {}
+OF_TOKENS = {"token", "tokenUrl", "tokenExpiresAt"}
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -357,6 +358,8 @@ def test_a_batch_submitted_by_a_route_has_a_token_of_its_own() -> None:
             accepted = document(answer)
             assert claims_of(accepted["token"])["sub"] == accepted["jobId"]
             assert accepted["tokenUrl"] == f"/api/jobs/{accepted['jobId']}/token"
+            ends = datetime.fromisoformat(accepted["tokenExpiresAt"])
+            assert ends.timestamp() == claims_of(accepted["token"])["exp"]
 
     anyio.run(use)
 
@@ -382,8 +385,8 @@ def test_only_a_caller_with_access_to_the_job_gets_its_token(
             for payload in (NOTHING, Batch([NOTHING])):
                 answer = await endpoints.accept(asked, kind, payload, submit)
                 assert answer.status == 202
-                found = document(answer).keys() & {"token", "tokenUrl"}
-                assert found == ({"token", "tokenUrl"} if given else set())
+                found = document(answer).keys() & OF_TOKENS
+                assert found == (OF_TOKENS if given else set())
 
     anyio.run(use)
 
@@ -399,12 +402,14 @@ def test_an_answer_that_waited_for_the_end_has_a_token_too() -> None:
                 ended = document(answer)
                 assert ended["status"] == "completed"
                 if caller == "admin":
-                    assert not ended.keys() & {"token", "tokenUrl"}
+                    assert not ended.keys() & OF_TOKENS
                     continue
                 assert ended["tokenUrl"] == f"/api/jobs/{ended['jobId']}/token"
                 read = Request("GET", ended["jobId"], headers=bearer(ended["token"]))
                 shown = document(await endpoints.handle(read))
-                assert not shown.keys() & {"token", "tokenUrl"}
+                assert not shown.keys() & OF_TOKENS
+                ends = datetime.fromisoformat(ended["tokenExpiresAt"])
+                assert ends.timestamp() == claims_of(ended["token"])["exp"]
 
     anyio.run(use)
 
