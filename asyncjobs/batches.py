@@ -16,9 +16,11 @@ from asyncjobs.core.submission import (
     BatchTerms,
     Caller,
     EnqueueOptions,
+    Owner,
     Terms,
     check_payloads,
     checked_options,
+    owned_by,
     submit_again,
 )
 from asyncjobs.handles import BatchHandle, FollowedQueue
@@ -105,9 +107,14 @@ class Batching(FollowedQueue, ABC):
         kind = self.registry.find(handler)
         return await accept_batch(self._running, kind, [*payloads], caller, options)
 
-    async def batch(self, batch_id: JobId, /) -> BatchHandle:
-        """Return the handle of a batch; raise `UnknownJob`, or `IllegalMove` for another job."""
-        job = await self._running.repository.find(batch_id)
+    async def batch(
+        self, batch_id: JobId, /, *, user_id: str | Owner | None = Owner.ANY
+    ) -> BatchHandle:
+        """Return the handle of a batch; raise `UnknownJob`, or `IllegalMove` for another job.
+
+        Raises `UnknownJob` also if it has another owner than a given `user_id`, as `find` does.
+        """
+        job = owned_by(user_id, await self._running.repository.find(batch_id))
         batches.counts_of(job)
         return BatchHandle(self, job)
 
@@ -138,11 +145,14 @@ class Batching(FollowedQueue, ABC):
     async def retry(self, job_id: JobId, /) -> JobHandle[Any]:
         """Run an ended job again as a new job, whose `retry_of` is the id of the old one.
 
-        The type need not be registered here: payload, owner and limits are those of the old job.
-        Each call makes another job. A job of a batch runs again outside the batch. For a batch, the
-        new job is a batch of those jobs of the old one that failed or were cancelled. Raises
-        `UnknownJob`, and `IllegalMove` if the job has not ended, or no job of the batch failed or
-        was cancelled.
+        The type need not be registered here: payload, owner and limits are those of the old job. A
+        job of a batch runs again outside the batch. For a batch, the new job is a batch of those
+        jobs of the old one that failed or were cancelled.
+
+        As long as the new job exists, another call returns it as it is now, and stores the jobs of
+        a batch that an interrupted call has not stored. To run it once more, retry the new job.
+        Raises `UnknownJob`, and `IllegalMove` if the job has not ended, or no job of the batch
+        failed or was cancelled.
         """
         runtime = self._running
         old = await runtime.repository.find(job_id)

@@ -141,7 +141,9 @@ class BatchHandle(JobHandle[dict[str, int]]):
     async def retry_failed(self) -> BatchHandle:
         """Run the failed and cancelled jobs of an ended batch again, as a new batch.
 
-        Raises `IllegalMove` if the batch has not ended, or no job failed or was cancelled.
+        As long as the new batch exists, another call returns it and makes no other; it completes
+        what an interrupted call has begun. Raises `IllegalMove` if the batch has not ended, or no
+        job failed or was cancelled.
         """
         return BatchHandle(self._batches, (await self._batches.retry(self.id)).job)
 

@@ -29,7 +29,9 @@ from asyncjobs.core.submission import (
     EnqueueOptions,
     EnqueueTerms,
     ManyTerms,
+    Owner,
     checked_options,
+    owned_by,
 )
 from asyncjobs.declarations import Registrar
 from asyncjobs.dispatchers import dispatcher_from_name
@@ -389,9 +391,13 @@ class AsyncJobs(Registrar, Reports, Outputs, Batching, Lists, Scheduling, Files)
         [job] = await self._repository.get([job_id])
         return job
 
-    async def find(self, job_id: JobId, /) -> Job:
-        """Return the job as it is now; raise `UnknownJob` if `get` returns None."""
-        return await self._repository.find(job_id)
+    async def find(self, job_id: JobId, /, *, user_id: str | Owner | None = Owner.ANY) -> Job:
+        """Return the job as it is now; raise `UnknownJob` if `get` returns None.
+
+        Raises `UnknownJob` also if it has another owner than a given `user_id`, of which None
+        stands for an anonymous caller.
+        """
+        return owned_by(user_id, await self._repository.find(job_id))
 
     async def oldest_waiting(self) -> Mapping[str, timedelta]:
         """Return how long the first job that could have begun has waited in each handler's queue.

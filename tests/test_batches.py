@@ -24,6 +24,7 @@ from asyncjobs import (
     Policy,
     Selection,
     Transition,
+    handler,
 )
 from asyncjobs.core import batches
 from asyncjobs.core.job import Job
@@ -434,6 +435,139 @@ async def test_the_failed_and_cancelled_jobs_of_a_batch_run_again(jobs: AsyncJob
         assert isinstance(third, BatchHandle)
 
 
+async def test_a_batch_is_retried_once_however_many_calls_there_are(make: Make) -> None:
+    one, other = make(), make()
+    runs: Counter[int] = Counter()
+
+    @handler("fail")
+    async def fail(number: int) -> None:
+        runs[number] += 1
+        raise JobFailed(f"{number} was bad.")
+
+    one.include(fail)
+    other.include(fail)
+    async with one, other:
+        batch = await one.enqueue_batch(fail, range(600), user_id="ann")
+        await ended(one, batch)
+        made: list[BatchHandle] = []
+
+        async def retry(jobs: AsyncJobs) -> None:
+            made.append(await (await jobs.batch(batch.id)).retry_failed())
+
+        async with anyio.create_task_group() as tasks:
+            for jobs in (one, other, one):
+                tasks.start_soon(retry, jobs)
+        assert len({again.id for again in made}) == 1
+        done = await ended(one, made[0])
+        assert numbers(done) == {"total": 600, "failed": 600}
+        assert len({job.retry_of for job in await members(made[0])}) == 600
+        late = await batch.retry_failed()
+        assert (late.job.id, late.job.counts) == (done.id, done.counts)
+        assert runs == dict.fromkeys(range(600), 2)
+        assert (await late.retry_failed()).id not in {batch.id, late.id}
+
+
+async def _cancelled(jobs: AsyncJobs, check: Any, number: int) -> BatchHandle:
+    """Return a batch whose jobs were all cancelled before they began."""
+    later = EnqueueOptions(run_at=timedelta(hours=1))
+    batch = await jobs.enqueue_batch(check, range(number), options=later)
+    await batch.cancel()
+    await jobs.sweep()
+    await jobs.sweep()
+    assert (await jobs.find(batch.id)).status is JobStatus.CANCELLED
+    return batch
+
+
+@pytest.mark.parametrize("stored", [0, 500])
+async def test_a_repeated_retry_stores_what_the_first_one_did_not(
+    make: Make, new_store: Any, stored: int
+) -> None:
+    store = BreakingStore(new_store())
+    jobs = make(store=store, dispatcher="worker", settings=IDLE)
+    check = register(jobs)
+    async with jobs:
+        batch = await _cancelled(jobs, check, 510)
+        store.intact = 1 + stored // 500
+        with pytest.raises(StoreUnavailable):
+            await batch.retry_failed()
+        [first] = [job for job in await _batches(jobs) if job.retry_of == batch.id]
+        half = [job async for job in jobs.jobs_of_batch(first.id)]
+        assert len(half) == stored
+        # What has ended and was deleted does not run again; what is gone cannot.
+        deleted = [job.id for job in half[-3:]]
+        for job_id in deleted:
+            await jobs.cancel(job_id)
+        await store.delete([*deleted, *(job.retry_of or job.id for job in half[:2])])
+        again = await batch.retry_failed()
+        assert (again.id, len(await _batches(jobs))) == (first.id, 2)
+        retried = {job.retry_of for job in await members(again)}
+        assert len(retried) == 510 - len(deleted)
+        await jobs.sweep()
+        counted = numbers(await jobs.find(again.id))
+        assert (counted["total"], counted["pending"]) == (510, 510 - len(deleted))
+
+
+async def _batches(jobs: AsyncJobs) -> Sequence[Job]:
+    return (await jobs.list(Selection(type="asyncjobs.batch"))).jobs
+
+
+async def test_jobs_whose_retry_was_given_up_midway_are_retried_as_another_batch(
+    make: Make, new_store: Any
+) -> None:
+    clock = ManualClock()
+    store = BreakingStore(new_store())
+    jobs = make(store=store, clock=clock, dispatcher="worker", settings=IDLE)
+    check = register(jobs)
+    async with jobs:
+        batch = await _cancelled(jobs, check, 510)
+        store.intact = 2
+        with pytest.raises(StoreUnavailable):
+            await batch.retry_failed()
+        [first] = [job for job in await _batches(jobs) if job.retry_of == batch.id]
+        for job in [job async for job in jobs.jobs_of_batch(first.id)]:
+            await jobs.cancel(job.id)
+        await jobs.sweep()
+        clock.advance(timedelta(hours=2))  # when the batch is due again
+        await jobs.sweep()
+        given_up = await jobs.find(first.id)
+        assert given_up.error is not None
+        assert given_up.error.code == "batch_incomplete"
+        rest = await batch.retry_failed()
+        assert rest.id != first.id
+        assert (await batch.retry_failed()).id == rest.id
+        ids = [job.retry_of for one in (first, rest.job) for job in await _jobs_of(jobs, one)]
+        assert (len(ids), len({*ids})) == (510, 510)
+
+
+async def _jobs_of(jobs: AsyncJobs, batch: Job) -> Sequence[Job]:
+    return [job async for job in jobs.jobs_of_batch(batch.id)]
+
+
+async def test_a_batch_whose_retry_was_deleted_is_retried_again(make: Make) -> None:
+    jobs = make(dispatcher="worker", settings=IDLE)
+    check = register(jobs)
+    async with jobs:
+        batch = await _cancelled(jobs, check, 2)
+        first = await batch.retry_failed()
+        await first.cancel()
+        await jobs.sweep()
+        await jobs.sweep()
+        await jobs.store.delete([job.id for job in (*await members(first), first.job)])
+        again = await batch.retry_failed()
+        assert again.id != first.id
+        assert len(await members(again)) == 2
+
+
+async def test_a_batch_is_found_for_its_owner_only(jobs: AsyncJobs) -> None:
+    check = register(jobs)
+    async with jobs:
+        batch = await jobs.enqueue_batch(check, [], user_id="ann")
+        assert (await jobs.batch(batch.id, user_id="ann")).id == batch.id
+        for user_id in ("bob", None):
+            with pytest.raises(UnknownJob):
+                await jobs.batch(batch.id, user_id=user_id)
+
+
 async def test_only_an_ended_batch_with_unsuccessful_jobs_is_retried(make: Make) -> None:
     jobs = make()
     check = register(jobs)
@@ -638,4 +772,7 @@ def test_batches_without_an_event_loop(make: Make) -> None:
         assert batch.wait(timeout=PATIENCE_SECONDS).status is JobStatus.CANCELLED
         again = batch.retry_failed()
         assert again.job.retry_of == batch.id
-        assert jobs.sync.retry(batch.id).job.counts is not None
+        assert jobs.sync.retry(batch.id).id == again.id == batch.retry_failed().id
+        assert jobs.sync.batch(batch.id, user_id="ann").id == batch.id
+        with pytest.raises(UnknownJob):
+            jobs.sync.find(batch.id, user_id="bob")

@@ -43,12 +43,13 @@ ADD = "accept jobs"
 RUN_AGAIN = "be run again"
 
 
-def member_id(batch: JobId, index: int) -> JobId:
+def member_id(batch: JobId, place: int | JobId) -> JobId:
     """Return the id of a batch's job: the same whenever it is inserted.
 
-    Without the batch's id it cannot be guessed, like any other id.
+    Its place is its index, or the job that it runs again. Without the batch's id it cannot be
+    guessed, like any other id.
     """
-    return job_id_of(sha256(f"{batch}/{index}".encode()).hexdigest()[:32])
+    return job_id_of(sha256(f"{batch}/{place}".encode()).hexdigest()[:32])
 
 
 def fingerprint(kind: str, payloads: Iterable[str]) -> str:
@@ -77,15 +78,15 @@ def batch_of(submission: Submission, total: int) -> Job:
     return started.changed(detail=_progress(counts, 0).detail)
 
 
-def member_of(batch: Job, submission: Submission, index: int) -> Submission:
-    """Return the submission of a batch's job with an index.
+def member_of(batch: Job, submission: Submission, place: int | JobId) -> Submission:
+    """Return the submission of a batch's job at a place.
 
     It ends by the deadline of the batch, and is kept for at least as long as the batch. What
     people see, the tags, the idempotency key and the callback belong to the batch.
     """
     kept = submission.retention
     return submission.changed(
-        id=member_id(batch.id, index),
+        id=member_id(batch.id, place),
         batch=batch.id,
         deadline=min(submission.deadline, batch.deadline),
         retention=None if kept is None else kept + (batch.deadline - submission.created_at),
@@ -139,6 +140,11 @@ def follow(
     if counts == before and progress.percent == job.progress:
         return None
     return lifecycle.count(job, counts, progress, look_at=look_at)
+
+
+def is_incomplete(job: Job) -> bool:
+    """Return whether a batch has ended although not all of its jobs were stored."""
+    return job.error is not None and job.error.code == INCOMPLETE.code
 
 
 def counts_of(job: Job) -> BatchCounts:

@@ -331,7 +331,7 @@ class BatchCounts(_Value):
     """The jobs of a batch by status, and the first that failed.
 
     `total` is the number of jobs that the batch was given; the other numbers cover stored jobs.
-    `grown_at` is when `total` or the number of stored jobs last grew.
+    `grown_at`, for the library, is when `total` or the number of stored jobs last grew.
     """
 
     total: int = 0
@@ -341,7 +341,7 @@ class BatchCounts(_Value):
     failed: int = 0
     cancelled: int = 0
     failures: tuple[BatchFailure, ...] = ()
-    grown_at: datetime | None = None
+    grown_at: datetime | None = Field(default=None, repr=False)
 
     @property
     def stored(self) -> int:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Any, Generic, TypedDict, TypeVar
 
 from asyncjobs.core.descriptions import checked_tags, checked_title, metadata_text
 from asyncjobs.core.handlers import Handler, JobType
 from asyncjobs.core.job import LONGEST, RESERVED_PREFIX, Delivery, Job, Submission, new_job_id
 from asyncjobs.core.tracing import new_trace_id, trace_id_of
-from asyncjobs.errors import FieldIssue, IllegalMove, InvalidIdempotencyKey, InvalidPayload
+from asyncjobs.errors import (
+    FieldIssue,
+    IllegalMove,
+    InvalidIdempotencyKey,
+    InvalidPayload,
+    UnknownJob,
+)
 from asyncjobs.settings import Seconds, duration
 
 P = TypeVar("P")
@@ -120,6 +127,19 @@ class Batch(Generic[P]):
         check_payloads(self.payloads)
 
 
+class Owner(Enum):
+    """Stands for any owner of a job; None stands for anonymous callers."""
+
+    ANY = "any"
+
+
+def owned_by(user_id: str | Owner | None, job: Job) -> Job:
+    """Return the job if it has this owner; raise `UnknownJob` as for a job that does not exist."""
+    if user_id is not Owner.ANY and job.user_id != user_id:
+        raise UnknownJob(job.id)
+    return job
+
+
 @dataclass(frozen=True)
 class Caller:
     """The owner of a submission, and its idempotency key."""
@@ -160,7 +180,7 @@ def make_submission(
 
 
 def check_key(key: str | None) -> None:
-    """Raise `InvalidIdempotencyKey` for a key that belongs to the schedules of the queue."""
+    """Raise `InvalidIdempotencyKey` for a key that belongs to the library: of a tick or a retry."""
     if isinstance(key, str) and key.startswith(RESERVED_PREFIX):
         raise InvalidIdempotencyKey(f"keys that begin with {RESERVED_PREFIX!r} are reserved")
 
@@ -215,9 +235,9 @@ def submit_again(job: Job, terms: Terms, traceparent: str | None = None) -> Subm
     """Return the submission of a new job that runs a finished one again; `retry_of` names that one.
 
     The limits are the same, and the deadline is as far ahead as it was then. The new job has its
-    own trace and no idempotency key, which stands for the first job. It has the title, tags and
-    metadata of the submission, and is not part of a batch. Raises `IllegalMove` if the job has not
-    ended.
+    own trace, and an idempotency key made of the id of the old job: a repetition finds the new job.
+    It has the title, tags and metadata of the submission, and is not part of a batch. Raises
+    `IllegalMove` if the job has not ended.
     """
     if not job.status.terminal:
         raise IllegalMove(job.id, "be run again", job.status, "it has not ended")
@@ -225,7 +245,7 @@ def submit_again(job: Job, terms: Terms, traceparent: str | None = None) -> Subm
     fresh: dict[str, Any] = {
         "id": new_job_id(),
         "retry_of": job.id,
-        "idempotency_key": None,
+        "idempotency_key": f"{RESERVED_PREFIX}retry:{job.id}",
         "fingerprint": None,
         "batch": None,
         "trace_id": trace_id_of(traceparent) or new_trace_id(),

@@ -144,7 +144,11 @@ async def add_to_batch(
 
 
 async def retry_batch(runtime: Runtime, old: Job) -> Job:
-    """Store a new batch of the failed and cancelled jobs of one that has ended."""
+    """Store a new batch of the failed and cancelled jobs of one that has ended.
+
+    A repetition returns the batch that exists, and stores those of its jobs that are missing. If
+    that batch has ended without them, they become another batch.
+    """
     _check_batches(runtime)
     terms = Terms(runtime.repository.now(), old.delivery)
     with runtime.hooks.spans.submitting(old.type, old.queue, None) as traceparent:
@@ -152,22 +156,46 @@ async def retry_batch(runtime: Runtime, old: Job) -> Job:
         ids = [job_id async for job_id in _unsuccessful(runtime, old.id)][::-1]
         if not ids:
             reason = "none of its jobs failed or was cancelled"
-            if old.error is not None and old.error.code == batches.INCOMPLETE.code:
+            if batches.is_incomplete(old):
                 reason = f"{reason}; submit those that were not stored as another batch"
             raise IllegalMove(old.id, batches.RUN_AGAIN, old.status, reason)
         batch = await _insert_batch(runtime, batches.batch_of(own, len(ids)))
+        while batch.id != own.id:
+            ids = await _not_retried(runtime, batch, ids)
+            if not ids or not batch.status.terminal:
+                break
+            own = own.changed(idempotency_key=f"{own.idempotency_key}:{batch.id}")
+            batch = await _insert_batch(runtime, batches.batch_of(own, len(ids)))
+        inserted_at = runtime.repository.now()
         for start in range(0, len(ids), _PORTION):
+            inserted_at = await _still_open(runtime, batch, inserted_at)
             found = await runtime.repository.get(ids[start : start + _PORTION])
             again = [
                 # Its retention is already that of a batch's job.
-                batches.member_of(batch, submit_again(job, terms, traceparent), index).changed(
+                batches.member_of(batch, submit_again(job, terms, traceparent), job.id).changed(
                     retention=job.retention
                 )
-                for index, job in enumerate(found, start)
+                for job in found
                 if job is not None
             ]
             await _insert_portion(runtime, again, terms.now)
     return batch
+
+
+async def _not_retried(runtime: Runtime, batch: Job, ids: list[JobId]) -> list[JobId]:
+    """Return those of some jobs that an earlier call should have stored again in this batch."""
+    if batch.status.terminal and not batches.is_incomplete(batch):
+        return []
+    counted = await _stored(runtime, batch)
+    if counted >= batches.counts_of(batch).total:
+        return []
+    which = Selection(batch=batch.id)
+    async with aclosing(pages_of(runtime.repository, which)) as pages:
+        stored = [job.retry_of async for page in pages for job in page]
+    retried = frozenset(stored)
+    missing = [one for one in ids if one not in retried]
+    # Jobs are stored in this order: those that were deleted since come first.
+    return missing[max(0, counted - len(stored)) :]
 
 
 def _terms(runtime: Runtime, kind: JobType[Any, Any]) -> Terms:
@@ -247,15 +275,21 @@ async def _insert_members(
     inserted_at = runtime.repository.now()
     indices = [*members]
     for start in range(0, len(indices), _PORTION):
-        now = runtime.repository.now()
-        if connection is None and now - inserted_at > _LONG_PAUSE:
-            found = await runtime.repository.find(batch.id)
-            if found.status.terminal:
-                raise IllegalMove(batch.id, batches.ADD, found.status, "it has ended")
-        inserted_at = now
+        if connection is None:
+            inserted_at = await _still_open(runtime, batch, inserted_at)
         some = indices[start : start + _PORTION]
         given = [batches.member_of(batch, members[index], index) for index in some]
         await _insert_portion(runtime, given, run_at, connection)
+
+
+async def _still_open(runtime: Runtime, batch: Job, inserted_at: datetime) -> datetime:
+    """Return the time; raise `IllegalMove` if the batch ended in a pause since the last insert."""
+    now = runtime.repository.now()
+    if now - inserted_at > _LONG_PAUSE:
+        found = await runtime.repository.find(batch.id)
+        if found.status.terminal:
+            raise IllegalMove(batch.id, batches.ADD, found.status, "it has ended")
+    return now
 
 
 async def _insert_portion(
@@ -309,10 +343,8 @@ async def _missing(
     """Return the jobs that an earlier submission of the batch did not store."""
     if batch.status.terminal:
         return {}
-    # Read before the jobs, so that none that is stored meanwhile counts as deleted.
-    [tally] = await runtime.repository.tally([label_of_batch(batch.id)])
-    total = batches.counts_of(batch).total
-    if tally.get(TOTAL, 0) >= total:
+    counted, total = await _stored(runtime, batch), batches.counts_of(batch).total
+    if counted >= total:
         return {}
     missing: list[int] = []
     for start in range(0, total, _PORTION):
@@ -320,8 +352,17 @@ async def _missing(
         stored = await runtime.repository.get([batches.member_id(batch.id, one) for one in some])
         missing += [index for index, job in zip(some, stored, strict=True) if job is None]
     # Jobs are stored in the order of their indices: those that were deleted since come first.
-    deleted = max(0, tally.get(TOTAL, 0) - (total - len(missing)))
+    deleted = max(0, counted - (total - len(missing)))
     return {index: members[index] for index in missing[deleted:] if index in members}
+
+
+async def _stored(runtime: Runtime, batch: Job) -> int:
+    """Return how many jobs of a batch were stored, even if they were deleted since.
+
+    It is read before the jobs, so that none that is stored meanwhile counts as deleted.
+    """
+    [tally] = await runtime.repository.tally([label_of_batch(batch.id)])
+    return max(tally.get(TOTAL, 0), batches.counts_of(batch).stored)
 
 
 async def _end_empty(runtime: Runtime, batch: Job) -> Job:

@@ -74,7 +74,9 @@ def test_retry_makes_a_new_job_that_names_the_old_one(
     [new, kept] = do(url, partial(find, ids=[shown["jobId"], old.id]))
     assert kept == old
     assert (new.status, new.retry_of, new.payload_json) == ("pending", old.id, old.payload_json)
-    assert (new.user_id, new.queue, new.lane, new.idempotency_key) == ("ann", "high", "high", None)
+    assert (new.user_id, new.queue, new.lane) == ("ann", "high", "high")
+    again = json.loads(asyncjobs("retry", "--json", "--store", url, old.id).stdout)
+    assert [job["jobId"] for job in again["jobs"]] == [new.id]
 
 
 def test_retry_refuses_a_job_that_has_not_ended(
