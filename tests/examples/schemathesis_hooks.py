@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import schemathesis
 
@@ -20,8 +20,10 @@ def before_call(_: schemathesis.HookContext, case: Any, __: dict[str, Any]) -> N
     """
     headers: Any = case.headers
     valid = case.meta is not None and case.meta.generation.mode.is_positive
-    if valid and isinstance(case.body, dict) and case.body.get("category") is None:
-        case.body["category"] = "Zs"
+    body: Any = case.body
+    if valid and isinstance(body, dict):
+        order = cast("dict[str, Any]", body)
+        order["category"] = order.get("category") or "Zs"
     if headers is not None and valid and (key := headers.get("Idempotency-Key")) is not None:
         digest = hashlib.sha256(repr(case.body).encode()).hexdigest()[:8]
         quote = '"' if key.startswith('"') else ""
