@@ -69,6 +69,10 @@ class JobHandle(Generic[R]):
         """The job's id."""
         return self.job.id
 
+    def belongs_to(self, queue: object) -> bool:
+        """Return whether the handle was made by this queue."""
+        return self._queue is queue
+
     async def wait(self, *, timeout: Seconds | None = None) -> Job:
         """Return the job when it has ended, or its current state after `timeout`.
 

@@ -338,6 +338,10 @@ class SyncJobHandle(Generic[R]):
         """The job's id."""
         return self.job.id
 
+    def belongs_to(self, queue: object) -> bool:
+        """Return whether the handle was made by this queue."""
+        return self._handle.belongs_to(queue)
+
     def wait(self, *, timeout: Seconds | None = None) -> Job:
         """Return the job when it has ended, or its current state after `timeout`."""
         return self._door.wait(self.id, timeout=timeout)

@@ -56,7 +56,6 @@ from asyncjobs.core.handlers import JobType
 from asyncjobs.core.submission import Batch, EnqueueOptions
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.http.documents import AcceptedDocument
-from asyncjobs.http.endpoints import Body, Submit, find_mount
 from asyncjobs.http.mounts import Mount, MountOptions, check_queue, check_target, owner_of
 from asyncjobs.http.openapi import (
     JOB_ID,
@@ -65,6 +64,7 @@ from asyncjobs.http.openapi import (
 )
 from asyncjobs.http.routes import LIST, RENEWAL, ROUTES, TAG_RENEWAL, Route
 from asyncjobs.http.scripts import SCRIPTS
+from asyncjobs.http.submissions import Body, Handle, Submit, find_mount
 from asyncjobs.queue import AsyncJobs
 
 if TYPE_CHECKING:
@@ -112,6 +112,9 @@ class Acceptor:
         self._submit = submit
 
     @overload
+    def __call__(self, job: Handle, /) -> Awaitable[Response]: ...
+
+    @overload
     def __call__(
         self,
         handler: JobType[P, Any],
@@ -137,7 +140,7 @@ class Acceptor:
 
     def __call__(
         self,
-        handler: JobType[P, Any] | str,
+        handler: JobType[P, Any] | str | Handle,
         payload: P | Body | Batch[P] = Body.UNREAD,
         /,
         *,
@@ -147,7 +150,8 @@ class Acceptor:
     ) -> Awaitable[Response]:
         """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
 
-        With `Batch(payloads)` as the payload, it submits a batch, with a job for each of them.
+        With `Batch(payloads)` as the payload, it submits a batch, with a job for each of them. With
+        the handle of a job or a batch that exists, and nothing else, it only answers.
 
         The handler is given itself or by its name. The job belongs to `user_id`, or to the owner
         that `identify` returns. An `idempotency_key` takes precedence over the request's header.
@@ -212,7 +216,7 @@ class JobsRouter(APIRouter):
         self,
         request: Request,
         owner: str | None,
-        handler: JobType[P, Any] | str,
+        handler: JobType[P, Any] | str | Handle,
         payload: P | Body | Batch[P],
         submit: Submit,
     ) -> Awaitable[Response]:

@@ -33,12 +33,13 @@ from asyncjobs.errors import (
     StoreError,
 )
 from asyncjobs.execution.tasks import apart
-from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
+from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Chunks, Request, Response, StreamingResponse, room_in
 from asyncjobs.http.mounts import Mount, MountOptions, check_mounts, check_target, owner_of
 from asyncjobs.http.problems import problem_of
 from asyncjobs.http.requests import IncomingBody
 from asyncjobs.http.streams import Close
+from asyncjobs.http.submissions import Body, Handle, Submit, find_mount
 from asyncjobs.portal import Portal, portal_for
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.logging import log
@@ -148,6 +149,10 @@ def mount(
 
 
 @overload
+def accept(job: Handle, /) -> flask.Response: ...
+
+
+@overload
 def accept(
     handler: JobType[P, Any],
     payload: P | Body | Batch[P] = ...,
@@ -172,7 +177,7 @@ def accept(
 
 
 def accept(
-    handler: JobType[P, Any] | str,
+    handler: JobType[P, Any] | str | Handle,
     payload: P | Body | Batch[P] = Body.UNREAD,
     /,
     *,
@@ -182,7 +187,8 @@ def accept(
 ) -> flask.Response:
     """Submit the payload, or the JSON body of the request, as a job, and answer 202.
 
-    With `Batch(payloads)` as the payload, it submits a batch, with a job for each of them.
+    With `Batch(payloads)` as the payload, it submits a batch, with a job for each of them. With the
+    handle of a job or a batch that exists, and nothing else, it only answers.
 
     The handler is given itself or by its name. The job belongs to `user_id`, or to the owner that
     the mount's `identify` returns. An `idempotency_key` takes precedence over the request's header.
@@ -191,10 +197,8 @@ def accept(
     """
     mounts = {one.endpoints: one for one in _mounts_of(flask.current_app)}
     endpoints = find_mount([*mounts], handler)
-    body = b""
-    if isinstance(payload, Body):
-        kind = endpoints.jobs.registry.find(handler)
-        body = _read_body(kind.policy.max_payload_bytes)
+    limit = endpoints.body_limit(handler, payload)
+    body = b"" if limit is None else _read_body(limit)
     asked = mounts[endpoints].asked("", body)
     portal, submit = mounts[endpoints].portal, Submit(user_id, options, idempotency_key)
     return _sent_by(portal, portal.call(endpoints.accept, asked, handler, payload, submit))

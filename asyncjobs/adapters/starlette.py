@@ -34,10 +34,10 @@ from asyncjobs.core.submission import Batch, EnqueueOptions
 from asyncjobs.errors import AsyncJobsError, ConfigurationError, MalformedBody
 from asyncjobs.execution.tasks import current_loop
 from asyncjobs.http import messages
-from asyncjobs.http.endpoints import Body, Submit, find_mount
 from asyncjobs.http.mounts import MountOptions, check_mounts, check_target
 from asyncjobs.http.problems import STATUSES, problem_of
 from asyncjobs.http.requests import IncomingBody
+from asyncjobs.http.submissions import Body, Handle, Submit, find_mount
 from asyncjobs.queue import AsyncJobs
 
 if TYPE_CHECKING:
@@ -139,6 +139,10 @@ def join(app: Starlette, monitor: StatusMonitor, socket: ASGIApp) -> None:
 
 
 @overload
+def accept(request: Request, job: Handle, /) -> Awaitable[Response]: ...
+
+
+@overload
 def accept(
     request: Request,
     handler: JobType[P, Any],
@@ -166,7 +170,7 @@ def accept(
 
 def accept(
     request: Request,
-    handler: JobType[P, Any] | str,
+    handler: JobType[P, Any] | str | Handle,
     payload: P | Body | Batch[P] = Body.UNREAD,
     /,
     *,
@@ -176,7 +180,8 @@ def accept(
 ) -> Awaitable[Response]:
     """Submit the payload, or the JSON body of the request, as a job, and answer 202: await it.
 
-    With `Batch(payloads)` as the payload, it submits a batch, with a job for each of them.
+    With `Batch(payloads)` as the payload, it submits a batch, with a job for each of them. With the
+    handle of a job or a batch that exists, and nothing else, it only answers.
 
     The handler is given itself or by its name. The job belongs to `user_id`, or to the owner that
     the mount's `identify` returns. An `idempotency_key` takes precedence over the request's header.
@@ -258,12 +263,16 @@ class PendingResponse(Response):
 
 
 async def body_for(
-    request: Request, monitor: StatusMonitor, handler: JobType[Any, Any] | str, payload: object
+    request: Request,
+    monitor: StatusMonitor,
+    handler: JobType[Any, Any] | str | Handle,
+    payload: object,
 ) -> IncomingBody:
     """Read the body if it is the payload, up to the handler's limit; raise `MalformedBody`."""
-    if not isinstance(payload, Body):
+    limit = monitor.endpoints.body_limit(handler, payload)
+    if limit is None:
         return IncomingBody()
-    body = IncomingBody(monitor.endpoints.jobs.registry.find(handler).policy.max_payload_bytes)
+    body = IncomingBody(limit)
     try:
         async with aclosing(request.stream()) as chunks:
             async for chunk in chunks:
@@ -277,7 +286,7 @@ async def body_for(
 async def submitted(
     monitor: StatusMonitor,
     asked: messages.Request,
-    handler: JobType[P, Any] | str,
+    handler: JobType[P, Any] | str | Handle,
     payload: P | Body | Batch[P],
     submit: Submit,
 ) -> Response:
@@ -355,7 +364,9 @@ def routers_of(scope: Scope) -> list[tuple[Router, str]]:
     return [(scope["app"].router, root), (scope["router"], scope.get("app_root_path", root))]
 
 
-def _find_monitor(scope: Scope, handler: JobType[Any, Any] | str) -> tuple[StatusMonitor, str]:
+def _find_monitor(
+    scope: Scope, handler: JobType[Any, Any] | str | Handle
+) -> tuple[StatusMonitor, str]:
     mounted = [
         (monitor, root) for router, root in routers_of(scope) for monitor in _mounts_of(router)
     ]

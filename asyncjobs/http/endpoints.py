@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from enum import Enum
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar, assert_never, cast
@@ -13,19 +12,17 @@ from typing import Any, TypeVar, assert_never, cast
 import anyio
 
 from asyncjobs.core.files import file_named
-from asyncjobs.core.handlers import Handler, JobType
+from asyncjobs.core.handlers import JobType
 from asyncjobs.core.job import Job, JobFile, JobId, JobStatus, parse_job_id
-from asyncjobs.core.submission import Accepted, Batch, Caller, EnqueueOptions
+from asyncjobs.core.submission import Accepted, Batch, Caller
 from asyncjobs.errors import (
     AsyncJobsError,
-    ConfigurationError,
     FileMissing,
     InvalidQuery,
     PreconditionFailed,
     StorageUnavailable,
     UnknownFile,
     UnknownJob,
-    UnknownType,
 )
 from asyncjobs.http import sse
 from asyncjobs.http.access import Access, token_answer
@@ -76,9 +73,11 @@ from asyncjobs.http.routes import Operation, file_in, gives_tokens, operations_a
 from asyncjobs.http.scripts import SCRIPTS, script
 from asyncjobs.http.security import Limiter
 from asyncjobs.http.streams import Close, Streams
-from asyncjobs.protocols import Page, Selection
+from asyncjobs.http.submissions import Body, Handle, Submit, job_alone
+from asyncjobs.protocols import JobHandle, Page, Selection
 from asyncjobs.queue import AsyncJobs
 from asyncjobs.records.logging import log
+from asyncjobs.sync import SyncJobHandle
 
 P = TypeVar("P")
 
@@ -91,21 +90,6 @@ _VARY_BY_ACCEPT = ("Vary", "Accept")
 _JSON: Headers = (("Content-Type", "application/json"), _NOSNIFF)
 # A result may contain text by strangers: browsers must never render it as a page of this site.
 _INERT = ("Content-Security-Policy", "default-src 'none'; sandbox")
-
-
-class Body(Enum):
-    """Stands for the request's own body, instead of a payload that the application has read."""
-
-    UNREAD = "unread"
-
-
-@dataclass(frozen=True)
-class Submit:
-    """The options of a submission by an application's own route."""
-
-    user_id: str | None = None
-    options: EnqueueOptions | None = None
-    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,21 +166,30 @@ class Endpoints:
     async def accept(
         self,
         request: Request,
-        kind: JobType[P, Any] | str,
+        what: JobType[P, Any] | str | Handle,
         payload: P | Body | Batch[P],
         submit: Submit,
     ) -> Response:
-        """Store and dispatch a job or a batch, then answer 202.
+        """Store and dispatch a job or a batch, unless it is one that exists; then answer 202.
 
         Errors that a client caused are problems.
         """
         try:
-            answer = await self._accept(request, kind, payload, submit)
+            answer = await self._accept(request, what, payload, submit)
         except AsyncJobsError as error:
             answer = _problem_or_raise(error)
         if request.closes:
             return replace(answer, headers=(*answer.headers, ("Connection", "close")))
         return answer
+
+    def body_limit(self, what: JobType[Any, Any] | str | Handle, payload: object) -> int | None:
+        """Return the limit of the body, in bytes, if it is the payload of a job; None if it is not.
+
+        Then the body is not read.
+        """
+        if isinstance(what, JobHandle | SyncJobHandle) or not isinstance(payload, Body):
+            return None
+        return self.jobs.registry.find(what).policy.max_payload_bytes
 
     def refuse_socket(self, request: Request) -> Response | None:
         """Return the refusal of a WebSocket, or None if it may be accepted."""
@@ -279,12 +272,16 @@ class Endpoints:
     async def _accept(
         self,
         request: Request,
-        kind: JobType[P, Any] | str,
+        what: JobType[P, Any] | str | Handle,
         payload: P | Body | Batch[P],
         submit: Submit,
     ) -> Response:
         self.access.refuse_cross_site(request)
-        kind = self.jobs.registry.find(kind)
+        if isinstance(what, JobHandle | SyncJobHandle):
+            job, kinds = job_alone(what, payload, submit), self.jobs.registry
+            usual = kinds.find(job.type).policy.inline_wait if job.type in kinds else timedelta(0)
+            return await self._accepted(request, job, usual, self._retry_after(job))
+        kind = self.jobs.registry.find(what)
         options = options_of(request, submit.options, callbacks=self.mount.options.callbacks)
         key = submit.idempotency_key
         if key is None:
@@ -297,20 +294,33 @@ class Endpoints:
         else:
             value = payload_of(request, kind) if isinstance(payload, Body) else payload
             accepted = await self.jobs.accept(kind, value, caller, options)
-        wait = self._patience(request, kind.policy.inline_wait)
-        links = self.mount.links(request, accepted.job.id)
-        follow = where_to_follow(links, replayed=accepted.replayed)
+        usual, pause = kind.policy.inline_wait, self._first_pause(accepted)
+        return await self._accepted(request, accepted.job, usual, pause, replayed=accepted.replayed)
+
+    async def _accepted(
+        self,
+        request: Request,
+        job: Job,
+        usual: timedelta,
+        pause: int | None,
+        *,
+        replayed: bool = False,
+    ) -> Response:
+        """Answer 202, or 200 if the job ends while the request is held."""
+        wait = self._patience(request, usual)
+        links = self.mount.links(request, job.id)
+        follow = where_to_follow(links, replayed=replayed)
         headers: Headers = (*_JSON, *follow, *wait.applied, _NO_STORE)
         if wait.seconds:
-            ended = await self._ended(accepted.job, wait.seconds)
+            ended = await self._ended(job, wait.seconds)
             if ended is not None:
                 shown = await self._document(request, ended, None)
                 return Response(HTTPStatus.OK, headers, self._tokened(request, ended, shown))
         # A replayed 202 of an ended job also has a delay, like the first one.
-        pause = self._first_pause(accepted) or self.mount.options.pacing.seconds()
+        pause = pause or self.mount.options.pacing.seconds()
         headers = (*headers, ("Location", links.result), *_retry_after_header(pause))
-        shown = AcceptedDocument.encode(accepted.job, links)
-        return Response(HTTPStatus.ACCEPTED, headers, self._tokened(request, accepted.job, shown))
+        shown = AcceptedDocument.encode(job, links)
+        return Response(HTTPStatus.ACCEPTED, headers, self._tokened(request, job, shown))
 
     def _tokened(self, request: Request, job: Job, document: bytes) -> bytes:
         """Return the answer to a submission, with a token if the caller may see the job."""
@@ -338,7 +348,9 @@ class Endpoints:
         if grant is not None and asked.batch is not None and grant.subject == asked.batch:
             # The token of a batch names no owner: all its jobs have that of the batch.
             request = request._replace(owner=(await self.jobs.find(asked.batch)).user_id)
-        which = Selection(request.owner, asked.type, asked.status, asked.tag, asked.batch)
+        which = Selection(
+            request.owner, asked.type, asked.status, asked.tag, asked.batch, asked.members
+        )
         follows = prefers_events(request.headers.get("accept"))
         base, links_of = self.mount.base(request), partial(self.mount.links, request)
 
@@ -527,47 +539,6 @@ class Endpoints:
 
     def _pause(self, job: Job, expected: timedelta | None) -> int | None:
         return retry_after(job, self.jobs.clock.now(), self.mount.options.pacing, expected)
-
-
-def find_mount(mounts: Sequence[Endpoints], kind: JobType[Any, Any] | str) -> Endpoints:
-    """Return the mount whose queue has this type; the links of the answer lead there.
-
-    Raises `ConfigurationError` if there is none, or if queues of several mounts have the name.
-    """
-    if not isinstance(kind, (JobType, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigurationError(
-            f"accept() needs a function registered by @jobs.handler(...) or its name, got {kind!r}."
-        )
-    if not mounts:
-        raise ConfigurationError(
-            f"accept() found no AsyncJobs for {kind!r}: none is mounted on the app of this route, "
-            "or on the outermost app. Call mount(app, jobs) on that app, or include a jobs_router."
-        )
-    having = [one for one in mounts if kind in one.jobs.registry]
-    if isinstance(kind, str):
-        return _find_named(mounts, having, kind)
-    if having:
-        return having[0]
-    if isinstance(kind, Handler) and kind.declaration is None:
-        raise ConfigurationError(
-            f"{kind!r} is not included in an AsyncJobs that is mounted on this app: "
-            "call jobs.include(...) with it, or with its module."
-        )
-    raise ConfigurationError(
-        f"{kind!r} is registered on another AsyncJobs than those mounted on this app: "
-        "mount that one, too, or use a handler of a mounted one."
-    )
-
-
-def _find_named(mounts: Sequence[Endpoints], having: Sequence[Endpoints], name: str) -> Endpoints:
-    if not having:
-        raise UnknownType(name, {kind.name for one in mounts for kind in one.jobs.registry})
-    if any(one.jobs is not having[0].jobs for one in having):
-        raise ConfigurationError(
-            f"Several AsyncJobs that are mounted on this app have a job type {name!r}: "
-            "call accept() with the handler instead of its name."
-        )
-    return having[0]
 
 
 def _as_get(request: Request) -> Request:

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from asyncjobs import AsyncJobs, JobContext
 from asyncjobs.adapters.starlette import accept, mount
-from asyncjobs.http.endpoints import Body
+from asyncjobs.http.submissions import Body
 
 pytestmark = pytest.mark.every_store
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from asyncjobs import AsyncJobs, JobContext, JobStatus, JobType
 from asyncjobs.core.job import JobId
-from asyncjobs.http.endpoints import Body, Endpoints, Submit
+from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.mounts import Mount
+from asyncjobs.http.submissions import Body, Submit
 
 UNKNOWN = "job_8e03978e-40d5-43dd-bc93-6894a57f9324"
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"

@@ -21,13 +21,14 @@ from asyncjobs.core.output import checked_stream_name
 from asyncjobs.errors import InvalidIdempotencyKey, InvalidQuery
 from asyncjobs.http import openapi
 from asyncjobs.http.documents import AcceptedDocument, JobDocument, ListDocument, OperationDocument
-from asyncjobs.http.endpoints import Body, Endpoints, Submit
+from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.headers import idempotency_key_of
 from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.mounts import Mount, MountOptions
 from asyncjobs.http.output import StreamAddress, output_query_of
 from asyncjobs.http.problems import TYPE_PREFIX, ProblemDocument
 from asyncjobs.http.routes import LIST, ROUTES, Operation, Route
+from asyncjobs.http.submissions import Body, Submit
 
 MODELS: list[type[BaseModel]] = [
     AcceptedDocument,

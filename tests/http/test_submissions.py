@@ -7,9 +7,10 @@ import pytest
 from asyncjobs import EnqueueOptions, handler
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import ConfigurationError, UnknownType
-from asyncjobs.http.endpoints import Body, Endpoints, Submit, find_mount
+from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Request
 from asyncjobs.http.mounts import Mount, MountOptions
+from asyncjobs.http.submissions import Body, Submit, find_mount
 from tests.http.mounted import (
     Made,
     accept,

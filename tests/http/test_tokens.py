@@ -22,10 +22,11 @@ from asyncjobs import AsyncJobs, Batch, EnqueueOptions, JobContext, JobId, Token
 from asyncjobs.adapters.fastapi import jobs_router, mount
 from asyncjobs.core.handlers import JobType
 from asyncjobs.errors import ConfigurationError, InvalidToken
-from asyncjobs.http.endpoints import Endpoints, Submit
+from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Request, Response, StreamingResponse
 from asyncjobs.http.mounts import Mount
 from asyncjobs.http.streams import Close
+from asyncjobs.http.submissions import Submit
 from asyncjobs.testing import ManualClock
 
 FIRST, SECOND = "the first of two secrets, in 32 bytes", "the second of two secrets, in 32 bytes"

@@ -20,9 +20,10 @@ from asyncjobs.core import lifecycle
 from asyncjobs.core.job import Callback
 from asyncjobs.core.lifecycle import CALLBACK_PATIENCE
 from asyncjobs.errors import ConfigurationError, InvalidCallback
-from asyncjobs.http.endpoints import Endpoints, Submit
+from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Request, Response
 from asyncjobs.http.mounts import Mount, MountOptions
+from asyncjobs.http.submissions import Submit
 from asyncjobs.protocols import CallbackResult, Selection
 from asyncjobs.testing import sample_job
 from asyncjobs.testing.samples import NOW, begun
