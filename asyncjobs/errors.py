@@ -26,8 +26,7 @@ AsyncJobsError
 ├── InvalidResult             the handler returned a value that cannot be stored
 ├── OutputError               an item cannot be emitted
 │   ├── InvalidOutput         the item does not fit its stream
-│   ├── OutputTooLarge        more output than the policy allows
-│   └── NotAwaited            `job.emit` was not awaited; also a RuntimeError
+│   └── OutputTooLarge        more output than the policy allows
 ├── FileError                 a file cannot be saved or read
 │   ├── DuplicateFile         the attempt has saved a file of that name already
 │   ├── TooManyFiles          more files than the policy allows
@@ -35,6 +34,7 @@ AsyncJobsError
 │   ├── UnknownFile           the job has no such file
 │   ├── FileMissing           the job lists the file, and the storage does not have it
 │   └── StorageUnavailable    the storage cannot do its work now
+├── NotAwaited                `job.emit` or `job.save_file` was not awaited; also a RuntimeError
 ├── UnknownJob                no job has that id
 ├── UnknownSchedule           no schedule has that name
 ├── JobUnsuccessful           the awaited job has failed or was cancelled
@@ -58,6 +58,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from asyncjobs.core.job import Job
+
+
+def _name_option(error: BaseException, option: str) -> None:
+    """Name the option of a limit in the traceback; clients see the message, without it."""
+    error.add_note(f"The limit is set by {option}.")
 
 
 class AsyncJobsError(Exception):
@@ -313,18 +318,22 @@ class OutputTooLarge(OutputError):
         self.limit = limit
         self.unit = unit
         self.option = option
-        named = f" ({option})" if option else ""
-        super().__init__(f"A job of this type may emit at most {limit} {unit}{named}.")
+        super().__init__(f"A job of this type may emit at most {limit} {unit}.")
+        if option:
+            _name_option(self, option)
 
 
-class NotAwaited(OutputError, RuntimeError):
-    """Raised when an `async def` handler calls `job.emit` without `await`: nothing was stored."""
+class NotAwaited(AsyncJobsError, RuntimeError):
+    """Raised when an `async def` handler leaves out an `await`: nothing was stored.
 
-    def __init__(self, stream: str) -> None:
-        self.stream = stream
+    `call` is the call that was not awaited, and `lost` is what it should have stored.
+    """
+
+    def __init__(self, call: str, lost: str) -> None:
+        self.call = call
+        self.lost = lost
         super().__init__(
-            f"An item of the stream {stream!r} was not stored, because the call was not awaited: "
-            "write `await job.emit(item)`."
+            f"{lost} was not stored, because the call was not awaited: write `await {call}`."
         )
 
 
@@ -345,7 +354,8 @@ class TooManyFiles(FileError):
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        super().__init__(f"A job of this type may save at most {limit} files (Policy.max_files).")
+        super().__init__(f"A job of this type may save at most {limit} files.")
+        _name_option(self, "Policy.max_files")
 
 
 class FileTooLarge(FileError):
@@ -354,9 +364,8 @@ class FileTooLarge(FileError):
     def __init__(self, name: str, limit: int) -> None:
         self.name = name
         self.limit = limit
-        super().__init__(
-            f"The file {name!r} must have at most {limit} bytes (Policy.max_file_bytes)."
-        )
+        super().__init__(f"The file {name!r} must have at most {limit} bytes.")
+        _name_option(self, "Policy.max_file_bytes")
 
 
 class UnknownFile(FileError):

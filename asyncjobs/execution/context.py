@@ -327,6 +327,11 @@ class JobContext(JobParameter, Generic[S]):
         return _CHECKPOINT
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags, which never change."""
+        return self._job.tags
+
+    @property
     def title(self) -> str | None:
         """The title that people see: the last that was set, else that of the submission."""
         return self._gauge.title or self._job.title
@@ -365,8 +370,9 @@ class JobContext(JobParameter, Generic[S]):
         name. In a `def` handler, use `job.sync.save_file`.
 
         Raises `ValueError` for a name or media type that cannot be used, `DuplicateFile`,
-        `TooManyFiles`, `FileTooLarge`, `StorageUnavailable`, what the source raises, and
-        `JobCancelled` if the attempt must stop. After an error the file is not listed. If the call
+        `TooManyFiles`, `FileTooLarge`, `StorageUnavailable`, what the source raises,
+        `JobCancelled` if the attempt must stop, and `NotAwaited` if an earlier call was not
+        awaited. After an error the file is not listed. If the call
         is cancelled at its very end, the file may be listed; saving it again replaces it.
         """
         if current_loop() is None:
@@ -403,9 +409,10 @@ class JobContext(JobParameter, Generic[S]):
         self._result = result
 
     def result_of(self, returned: Any) -> Any:
-        """Return the result of the handler; raise `NotAwaited` if it has not awaited an `emit`."""
-        if self._output is not None:
-            self._output.check_all()
+        """Return the result of the handler; raise `NotAwaited` if it has not awaited a call."""
+        for calls in (self._output, self._saver):
+            if calls is not None:
+                calls.check_all()
         return self._result if returned is None else returned
 
     @property

@@ -9,19 +9,28 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol, cast
+from weakref import finalize
 
 import anyio
 from anyio import to_thread
 
 from asyncjobs.core.files import check_file_name, media_type_of, new_key
 from asyncjobs.core.job import Job, JobFile, Policy
-from asyncjobs.errors import ConfigurationError, DuplicateFile, FileTooLarge, JobCancelled
+from asyncjobs.errors import (
+    ConfigurationError,
+    DuplicateFile,
+    FileTooLarge,
+    JobCancelled,
+    NotAwaited,
+)
+from asyncjobs.execution.calls import Calls
 from asyncjobs.execution.tasks import current_loop
 from asyncjobs.execution.threads import Call, in_new_thread
 from asyncjobs.files.contents import unavailable
@@ -90,7 +99,7 @@ class Recorded:
     replaced: tuple[str, ...] = ()
 
 
-class FileSaver:
+class FileSaver(Calls):
     """Saves the files of one attempt."""
 
     def __init__(
@@ -102,6 +111,7 @@ class FileSaver:
         stopping: Callable[[], bool],
     ) -> None:
         """Save by the limits of the policy, until `stopping` returns True."""
+        super().__init__()
         self._job = job
         self._policy = policy
         self._storage = storage
@@ -110,9 +120,28 @@ class FileSaver:
         # Saved or being saved; a name whose save failed may be used again. If that save was
         # cancelled too late, its file is listed, and the next one of this name replaces it.
         self._names: set[str] = set()
+        self._numbers = count()
 
-    async def save(self, name: str, source: FileSource, media_type: str | None) -> JobFile:
-        """Save a file from the event loop; the content is written in a thread."""
+    def save(
+        self, name: str, source: FileSource, media_type: str | None
+    ) -> Coroutine[Any, Any, JobFile]:
+        """Save a file from the event loop, when awaited; the content is written in a thread."""
+        self.check()
+        number = next(self._numbers)
+        saving: Any = self._save(number, name, source, media_type)
+        # Python's warning names what the handler has called.
+        saving.__qualname__ = "JobContext.save_file"
+        self.made(number, repr(name))
+        finalize(saving, self.dropped, number).atexit = False
+        return cast("Coroutine[Any, Any, JobFile]", saving)
+
+    def not_awaited(self, name: str) -> NotAwaited:
+        return NotAwaited("job.save_file(...)", f"The file {name}")
+
+    async def _save(
+        self, number: int, name: str, source: FileSource, media_type: str | None
+    ) -> JobFile:
+        self.awaited(number)
         storage, file = self._begin(name, source, media_type)
         try:
             await self._recorder.announce(file, self._policy.max_files)

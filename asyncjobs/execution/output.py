@@ -35,6 +35,7 @@ from asyncjobs.core.output import (
     kind_of_item,
 )
 from asyncjobs.errors import InvalidOutput, JobCancelled, NotAwaited, OutputTooLarge, StoreError
+from asyncjobs.execution.calls import Calls
 from asyncjobs.execution.tasks import current_loop
 from asyncjobs.records.logging import log, log_fields
 from asyncjobs.records.repository import Repository
@@ -97,14 +98,14 @@ class Emission:
     def __await__(self) -> Generator[Any, Any, None]:
         if self._output is not None and self._piece is not None:
             piece, self._piece = self._piece, None
-            self._output.awaited(self)
+            self._output.awaited(id(self))
             return self._output.write(piece).__await__()
         return _nothing().__await__()
 
     def __del__(self) -> None:
         # Maybe in the run of the collector, in any thread.
         if self._output is not None and self._piece is not None:
-            self._output.dropped(self)
+            self._output.dropped(id(self))
 
 
 async def _nothing() -> None:
@@ -114,7 +115,7 @@ async def _nothing() -> None:
 _STORED = Emission()
 
 
-class Output:
+class Output(Calls):
     """The streams of one attempt, as its handler sees them."""
 
     def __init__(self, sink: Sink, items: ItemType | None, home: object | None = None) -> None:
@@ -123,14 +124,11 @@ class Output:
         `home` is the event loop in which the sink can be awaited. In another one its blocking call
         is made in a thread.
         """
+        super().__init__()
         self._sink = sink
         self._items = items
         self._home = home
         self._kinds: dict[str, StreamKind] = {}
-        # The streams of the emissions that exist and are not awaited yet, by their id.
-        self._pending: dict[int, str] = {}
-        # The stream of the first emission that was dropped instead.
-        self._dropped: str | None = None
 
     def stream(self, name: str, kind: KindName | None, check: Callable[[], None]) -> OutputStream:
         """Return a stream, of that kind if one is given; see `JobContext.stream`.
@@ -157,17 +155,11 @@ class Output:
                 self._sink.write_and_block(piece)
             return _STORED
         emission = Emission(self, piece)
-        self._pending[id(emission)] = name
+        self._pending[id(emission)] = name  # as `made` does, for each item
         return emission
 
-    def awaited(self, emission: Emission) -> None:
-        """Note that an emission is awaited, in any task."""
-        self._pending.pop(id(emission), None)
-
-    def dropped(self, emission: Emission) -> None:
-        """Note that an emission cannot be awaited any more."""
-        stream = self._pending.pop(id(emission), None)
-        self._dropped = self._dropped or stream
+    def not_awaited(self, name: str) -> NotAwaited:
+        return NotAwaited("job.emit(item)", f"An item of the stream {name!r}")
 
     async def write(self, piece: Piece) -> None:
         """Store the item of an emission that is being awaited."""
@@ -177,17 +169,6 @@ class Output:
             await self._sink.write(piece)
         else:
             await to_thread.run_sync(self._sink.write_and_block, piece)
-
-    def check(self) -> None:
-        """Raise `NotAwaited` if an emission was dropped without being awaited, each time."""
-        if self._dropped is not None:
-            raise NotAwaited(self._dropped)
-
-    def check_all(self) -> None:
-        """Raise `NotAwaited` at the end of the attempt if any emission was not awaited."""
-        self.check()
-        for stream in tuple(self._pending.values()):
-            raise NotAwaited(stream)
 
     def _kind(self, name: str, chosen: StreamKind | None, item: Any = None) -> StreamKind:
         known = self._kinds.get(name)

@@ -62,10 +62,12 @@ async def test_the_last_title_and_metadata_are_always_stored(
 
 async def test_a_retry_begins_with_what_was_last_written(jobs: AsyncJobs) -> None:
     seen: list[tuple[str | None, Any]] = []
+    tags: set[tuple[str, ...]] = set()
 
     @jobs.handler("moody", retry=Retry(max_attempts=2, initial_delay=timedelta(0)))
     def moody(_none: None, job: JobContext) -> None:
         seen.append((job.title, job.metadata))
+        tags.add(job.tags)
         if job.attempt == 1:
             job.set_title("Half")
             job.set_metadata({"done": 1})
@@ -73,7 +75,8 @@ async def test_a_retry_begins_with_what_was_last_written(jobs: AsyncJobs) -> Non
         job.set_metadata({})
 
     async with jobs:
-        done = await finished(jobs, moody, title="All", metadata={"done": 0})
+        done = await finished(jobs, moody, title="All", tags=["a", "b"], metadata={"done": 0})
+    assert tags == {("a", "b")}
     assert seen == [("All", {"done": 0}), ("Half", {"done": 1})]
     assert (done.title, done.metadata) == ("Half", {})
 

@@ -258,6 +258,9 @@ async def test_a_limit_fails_the_job_with_a_sentence_and_without_a_retry(
     assert (job.attempt, job.error.code) == (1, "invalid_file")
     assert "'a.csv'" in job.error.message
     assert "10 bytes" in job.error.message
+    # Clients see the limit, and operators the option that sets it.
+    assert "Policy" not in job.error.message
+    assert "Policy.max_file_bytes" in job.attempt_errors[0].traceback
     assert storage.contents() == []
 
 
@@ -399,6 +402,38 @@ async def test_several_files_are_saved_at_once(jobs: AsyncJobs) -> None:
         job = await finished(jobs, export)
         for number in range(10):
             assert await content(jobs, job.id, f"{number}.csv") == b"%d" % number
+
+
+async def test_a_save_that_is_not_awaited_fails_the_attempt(
+    jobs: AsyncJobs, recwarn: pytest.WarningsRecorder
+) -> None:
+    kept: list[object] = []
+
+    @jobs.handler("last")
+    async def last(job: JobContext) -> None:
+        job.save_file("a.csv", b"one")  # type: ignore[unused-coroutine]
+
+    @jobs.handler("next")
+    async def next_one(job: JobContext) -> None:
+        job.save_file("a.csv", b"one")  # type: ignore[unused-coroutine]
+        await job.save_file("b.csv", b"one")
+
+    @jobs.handler("keep")
+    async def keep(job: JobContext) -> None:
+        kept.append(job.save_file("a.csv", b"one"))
+
+    async with jobs:
+        for handler in (last, next_one, keep):
+            job = await finished(jobs, handler)
+            assert job.status is JobStatus.FAILED
+            [error] = job.attempt_errors
+            assert error.type == "NotAwaited"
+            assert "The file 'a.csv' was not stored" in error.message
+            assert "await job.save_file(...)" in error.message
+            assert job.files == ()
+    kept.clear()
+    warned = {str(one.message) for one in recwarn if one.category is RuntimeWarning}
+    assert warned == {"coroutine 'JobContext.save_file' was never awaited"}
 
 
 @pytest.mark.parametrize("kind", ["asynchronous", "plain"])

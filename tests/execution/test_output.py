@@ -522,13 +522,16 @@ async def test_a_context_made_by_hand_cannot_emit() -> None:
 @pytest.mark.parametrize(
     ("policy", "named"),
     [
-        (Policy(max_output_items=3), "at most 3 items (Policy.max_output_items)"),
-        (Policy(max_output_bytes=5), "at most 5 bytes (Policy.max_output_bytes)"),
-        (Policy(), f"at most {MAX_STREAMS} streams"),
+        (Policy(max_output_items=3), "max_output_items"),
+        (Policy(max_output_bytes=5), "max_output_bytes"),
+        (Policy(), ""),
     ],
     ids=["items", "bytes", "streams"],
 )
 async def test_output_is_limited(jobs: AsyncJobs, policy: Policy, named: str) -> None:
+    """Clients see the limit, and operators the option that sets it."""
+    limit = f"{getattr(policy, named)} {named[11:]}" if named else f"{MAX_STREAMS} streams"
+
     @jobs.handler("many", policy=policy)
     async def many(job: JobContext) -> None:
         wide = policy == Policy()
@@ -539,7 +542,10 @@ async def test_output_is_limited(jobs: AsyncJobs, policy: Policy, named: str) ->
         job = await finished(jobs, many)
         assert job.error is not None
         assert job.error.code == "output_too_large"
-        assert named in job.error.message
+        assert f"at most {limit}." in job.error.message
+        assert "Policy" not in job.error.message
+        [error] = job.attempt_errors
+        assert f"Policy.{named}" in error.traceback or not named
         assert (await jobs.outputs([job.id]))[0] != []
 
 

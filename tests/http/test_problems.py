@@ -104,7 +104,7 @@ ERRORS: dict[type[AsyncJobsError], tuple[AsyncJobsError, int | None]] = {
         (OutputError("?"), None),
         (InvalidOutput("log", "it is odd"), None),
         (OutputTooLarge(10, "items"), None),
-        (NotAwaited("log"), None),
+        (NotAwaited("job.emit(item)", "An item"), None),
         (FileError("?"), None),
         (DuplicateFile("a.csv"), None),
         (TooManyFiles(100), None),
