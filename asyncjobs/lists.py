@@ -35,8 +35,8 @@ class Lists(ABC):
         """Return jobs, the newest first, without their payloads and results.
 
         `after` is the `next` of the previous page. Raises `ConfigurationError` if the store cannot
-        list jobs in this way, and `InvalidQuery` for a malformed tag, or an `after` that was not
-        the `next` of a page.
+        list jobs in this way, and `InvalidQuery` for a malformed tag, properties that exclude each
+        other, or an `after` that was not the `next` of a page.
         """
         return await self._repository.list(which, limit=limit, after=after)
 

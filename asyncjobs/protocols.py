@@ -154,7 +154,8 @@ class ChangeNotices(Protocol):
 class Selection:
     """Selects jobs: None leaves a property open, and a job must match all others.
 
-    The text of a status is converted. Raises `ValueError` for any other.
+    `members=False` leaves out the jobs that belong to a batch. The text of a status is converted.
+    Raises `ValueError` for any other.
     """
 
     user_id: str | None = None
@@ -162,6 +163,7 @@ class Selection:
     status: JobStatus | None = None
     tag: str | None = None
     batch: JobId | None = None
+    members: bool = True
 
     def __post_init__(self) -> None:
         if self.status is not None and type(self.status) is not JobStatus:
@@ -178,16 +180,23 @@ class Selection:
         return None if self.tag is None else label_of_tag(self.tag, self.user_id)
 
     def given(self) -> dict[str, object]:
-        """Return the properties that are not None, by name."""
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: value for name, value in values if value is not None}
+        """Return the properties by which jobs are left out, by name."""
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        return {field.name: value for field, value in values if value is not field.default}
 
     def fits(self, job: Job) -> bool:
         """Return whether a job has all of the given properties."""
-        return all(
-            value in job.tags if name == "tag" else getattr(job, name) == value
-            for name, value in self.given().items()
-        )
+        return all(_matches(job, name, value) for name, value in self.given().items())
+
+
+def _matches(job: Job, name: str, value: object) -> bool:
+    match name:
+        case "tag":
+            return value in job.tags
+        case "members":
+            return job.batch is None
+        case _:
+            return bool(getattr(job, name) == value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +228,9 @@ class Listing(Protocol):
         """The fields of `Selection` by which `list` selects, such as `{"user_id", "type"}`.
 
         A selection with any other field is refused before it reaches the store: a store older than
-        a field would ignore it, and return too many jobs.
+        a field would ignore it, and return too many jobs. There is one exception. Without
+        `members`, `list` is called with `members=True`, and the members are removed from its pages,
+        which have fewer jobs then.
         """
         ...
 
@@ -228,7 +239,8 @@ class Listing(Protocol):
 
         `limit` is at least 1. Values are compared exactly. If the selection has a `label`, the
         store finds the jobs by an index of labels, see `core.labels.labels_of` and
-        `Change.labels`. Payloads and results are not read: they
+        `Change.labels`. If the members of batches are left out, a page is fast even if ten thousand
+        of them are newer than its jobs. Payloads and results are not read: they
         are empty and None. If jobs are inserted or deleted between two calls, no other job is
         repeated or left out, and no new job appears behind `after`. Unreadable jobs are left out.
         Raises `InvalidQuery` for an `after` that was not the `next` of a page of this store.

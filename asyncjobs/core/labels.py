@@ -21,6 +21,9 @@ Tallies = Mapping[str, Tally]
 
 NO_TALLIES: Tallies = MappingProxyType({})
 
+#: What the labels of batches begin with, and no other labels.
+BATCH_PREFIX = "batch:"
+
 #: The counter of all jobs that have ever been stored with a label.
 TOTAL = "total"
 #: The sum of the jobs' progress in percent; 100 for a job that has ended.
@@ -91,7 +94,7 @@ def label_of_tag(tag: str, owner: str | None = None) -> str:
 
 def label_of_batch(batch: JobId | str, *, failed: bool = False) -> str:
     """Return the label of a batch's jobs, or that of its failed jobs."""
-    return f"{'failed' if failed else 'batch'}:{batch}"
+    return f"failed:{batch}" if failed else f"{BATCH_PREFIX}{batch}"
 
 
 def _counted(job: Job) -> dict[str, int]:

@@ -7,7 +7,7 @@ has passed unnoticed: readers repair what they read. The store below it may merg
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from types import MappingProxyType
@@ -237,12 +237,14 @@ class Repository:
     async def list(self, which: Selection, *, limit: int, after: str | None = None) -> Page:
         """List jobs as they must stand now; raise `ConfigurationError` if the store cannot.
 
-        The page is filtered again: a faulty store must not show the jobs of other owners.
+        The page is filtered again: a faulty store must not show the jobs of other owners, and a
+        store without the filter `members` does not leave them out.
         """
         if self._listing is None:
             raise ConfigurationError("The store cannot list jobs.")
         listing = self._listing
-        if unknown := which.given().keys() - listing.filters:
+        asked = which if "members" in listing.filters else replace(which, members=True)
+        if unknown := asked.given().keys() - listing.filters:
             names = ", ".join(sorted(unknown))
             raise ConfigurationError(f"The store cannot list jobs by these fields: {names}.")
         if limit < 1:
@@ -251,7 +253,9 @@ class Repository:
             tag_to_find(which.tag)
         if which.tag is not None and which.batch is not None:
             raise InvalidQuery("tag", "jobs are listed by a tag or by a batch, not by both")
-        page = await self._bound.wait_for(lambda: listing.list(which, limit=limit, after=after))
+        if which.batch is not None and not which.members:
+            raise InvalidQuery("members", "all jobs of a batch are its members")
+        page = await self._bound.wait_for(lambda: listing.list(asked, limit=limit, after=after))
         now = self._clock.now()
         jobs = [await self._listed(job, now) for job in page.jobs if job.schedule is None]
         return Page([job for job in jobs if job and which.fits(job)], page.next)

@@ -73,7 +73,7 @@ class MemoryStore:
     """
 
     powers: frozenset[type] = frozenset({InlineReads, Listing, OutputStreams, Tallies})
-    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
+    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch", "members"})
 
     def __init__(self) -> None:
         self._jobs: dict[JobId, Job] = {}
@@ -142,7 +142,10 @@ class MemoryStore:
         newest = (
             (order, job)
             for job_id, order in entries
-            if (before is None or order < before) and which.fits(job := self._jobs[job_id])
+            if (before is None or order < before)
+            # First the quick check: thousands of members may come before the jobs of the page.
+            and ((job := self._jobs[job_id]).batch is None or which.members)
+            and which.fits(job)
         )
         found = [*islice(newest, limit + 1)]
         jobs = [job.narrow() for _, job in found[:limit]]

@@ -14,6 +14,7 @@ from asyncjobs.core.encoding import (
     to_microseconds,
 )
 from asyncjobs.core.job import Job, JobStatus
+from asyncjobs.core.labels import BATCH_PREFIX
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.protocols import Page
 from asyncjobs.stores.reading import readable
@@ -22,6 +23,9 @@ Row = Sequence[Any]
 
 #: The columns that `job_from` reads; `seq`, the order of insertion, comes last.
 JOB_COLUMNS = "id, submission, state, payload, result, errors, revision, lane, due_at, seq"
+
+#: The condition for a label of a batch.
+IS_BATCH = f"substr(own.label, 1, {len(BATCH_PREFIX)}) = '{BATCH_PREFIX}'"
 
 # A cursor is the `seq` of a page's last job.
 _MAX_CURSOR_DIGITS = 18
@@ -43,13 +47,13 @@ def moments_from(rows: Iterable[Row]) -> list[datetime | None]:
 
 
 def condition(
-    terms: Mapping[str, str | int | None], status: JobStatus | None
+    terms: Mapping[str, str | int | None], status: JobStatus | None, *others: str
 ) -> tuple[str, list[str | int]]:
-    """Join the terms whose value is not None; return the condition and those values."""
+    """Join the terms whose value is not None, and others; return the condition and the values."""
     given = {term: value for term, value in terms.items() if value is not None}
     # The status is a literal: a partial index is not used for a parameter.
     state = [] if status is None else [f"status = '{status.value}'"]
-    return " AND ".join([*given, *state]) or "true", [*given.values()]
+    return " AND ".join([*given, *state, *others]) or "true", [*given.values()]
 
 
 def cursor_from(after: str | None) -> int | None:

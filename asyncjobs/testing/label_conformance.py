@@ -36,12 +36,15 @@ _MANY_IN_ONE_CALL = 300
 
 _BATCH = JobId("job_0af76519-16cd43dd-8448eb211c80319c")
 
+#: Tags that are no batches, whatever the store searches for.
+_LIKE_BATCHES = (str(_BATCH), f"batch:{_BATCH}", '",["batch:', ',"batch:', "[", "failed:")
+
 _ROUNDS = 15
 _SEPARATORS = ":/|,;. \t\0\"'\\[]"
 
 
 class LabelRules:
-    """The rules of `Listing.list` by tag and by batch, for stores that declare these filters."""
+    """The rules of `Listing.list` by tag, batch and members, for stores with these filters."""
 
     async def test_a_list_of_a_tag_shows_its_jobs_and_no_others(self, store: Any) -> None:
         _require(store, "tag")
@@ -92,6 +95,46 @@ class LabelRules:
             rest = await store.list(which, limit=2, after=page.next)
         assert ids(page.jobs) == [jobs[3].id, jobs[1].id]
         assert ids(rest.jobs) == [jobs[0].id]
+        assert rest.next is None
+
+    async def test_a_list_without_members_leaves_out_the_jobs_of_all_batches(
+        self, store: Any
+    ) -> None:
+        _require(store, "members")
+        batches = [None, new_job_id(), new_job_id()]
+        jobs = [
+            sample_job(user_id=owner, tags=tags, batch=batch, type=kind)
+            for owner, kind in (("ann", "export"), (None, 'batch:",\t["batch:x'))
+            for tags in ((), ("a",), *((tag, "a") for tag in _LIKE_BATCHES))
+            for batch in batches
+        ]
+        jobs[1], jobs[2] = failed(jobs[1]), begun(jobs[2])
+        async with store:
+            await store.insert(jobs)
+            for job in jobs[3:6]:
+                await store.replace([change_of(job, failed(job))])
+            jobs[3:6] = map(failed, jobs[3:6])
+            for owner in (None, "ann", "bob"):
+                for status in (None, JobStatus.PENDING, JobStatus.FAILED):
+                    for tag in (None, "a") if "tag" in store.filters else (None,):
+                        which = Selection(owner, None, status, tag, members=False)
+                        page = await store.list(which, limit=MANY)
+                        expected = [job for job in reversed(jobs) if which.fits(job)]
+                        assert ids(page.jobs) == ids(expected), which
+
+    async def test_pages_without_members_are_full(self, store: Any) -> None:
+        _require(store, "members")
+        jobs = [sample_job(user_id="ann") for _ in range(3)]
+        async with store:
+            for job in jobs:
+                members = [
+                    sample_job(user_id="ann", batch=_BATCH) for _ in range(_MANY_IN_ONE_CALL)
+                ]
+                await store.insert([job, *members])
+            which = Selection("ann", members=False)
+            first = await store.list(which, limit=2)
+            rest = await store.list(which, limit=2, after=first.next)
+        assert [ids(first.jobs), ids(rest.jobs)] == [ids([jobs[2], jobs[1]]), [jobs[0].id]]
         assert rest.next is None
 
     async def test_tags_of_a_selection_are_compared_exactly(self, store: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from asyncjobs import AsyncJobs, Page, Selection
-from asyncjobs.core.job import Job, JobStatus
+from asyncjobs.core.job import Job, JobStatus, new_job_id
 from asyncjobs.errors import ConfigurationError, InvalidQuery
 from asyncjobs.stores.memory import MemoryStore
 from asyncjobs.testing import sample_job
@@ -52,6 +52,40 @@ async def test_a_field_that_the_store_does_not_declare_is_refused() -> None:
         assert list((await jobs.list(NewerSelection(user_id="ann"))).jobs) == []
 
 
+class BeforeMembers(MemoryStore):
+    """A store written before selections could leave out the members of batches."""
+
+    filters = MemoryStore.filters - {"members"}
+
+    async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
+        assert which.members
+        return await super().list(which, limit=limit, after=after)
+
+
+async def test_members_are_removed_from_the_pages_of_a_store_that_does_not_leave_them_out() -> None:
+    store, batch = BeforeMembers(), new_job_id()
+    own = [sample_job(user_id="ann") for _ in "12"]
+    members = [sample_job(user_id="ann", batch=batch) for _ in "12"]
+    which = Selection(user_id="ann", members=False)
+    async with AsyncJobs(store) as jobs:
+        await store.insert([own[0], members[0], own[1], members[1]])
+        first = await jobs.list(which, limit=2)
+        rest = await jobs.list(which, limit=2, after=first.next)
+        assert [ids(first.jobs), ids(rest.jobs)] == [[own[1].id], [own[0].id]]
+        assert len((await jobs.list(Selection(user_id="ann"))).jobs) == 4
+
+
+@pytest.mark.parametrize(
+    "which", [Selection(batch=new_job_id(), members=False), Selection(tag="a", batch=new_job_id())]
+)
+async def test_properties_that_exclude_each_other_are_refused(which: Selection) -> None:
+    async with AsyncJobs(MemoryStore()) as jobs:
+        with pytest.raises(InvalidQuery, match="batch"):
+            await jobs.list(which)
+        with pytest.raises(InvalidQuery, match="batch"):
+            await anext(jobs.subscribe_list(which))
+
+
 async def test_a_field_that_the_store_declares_is_passed_on() -> None:
     store = NewerStore()
     high, low = sample_job(queue="high"), sample_job(queue="low")
@@ -86,7 +120,8 @@ async def test_a_limit_below_one_is_refused(limit: int) -> None:
 
 def some_jobs() -> list[Job]:
     job = sample_job(user_id="ann")
-    return [job, begun(job), sample_job(user_id=""), sample_job(type="import")]
+    member = sample_job(type="import", batch=new_job_id(), tags=("a",))
+    return [job, begun(job), sample_job(user_id=""), member]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +135,9 @@ def some_jobs() -> list[Job]:
         ({"status": JobStatus.PROCESSING}, [1]),
         ({"user_id": "ann", "type": "export", "status": JobStatus.PENDING}, [0]),
         ({"user_id": "ann", "type": "import"}, []),
+        ({"tag": "a"}, [3]),
+        ({"members": False}, [0, 1, 2]),
+        ({"members": False, "tag": "a"}, []),
     ],
 )
 def test_a_job_fits_if_it_matches_every_given_field(

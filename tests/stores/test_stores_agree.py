@@ -189,6 +189,7 @@ class Agreement(RuleBasedStateMachine):
         status=st.sampled_from([None, JobStatus.FAILED, JobStatus.PENDING]),
         tag=st.sampled_from([None, "a", "b", "c"]),
         batch=st.sampled_from([None, *BATCHES]),
+        members=st.booleans(),
         limit=st.integers(1, 3),
     )
     def list_jobs(
@@ -197,11 +198,14 @@ class Agreement(RuleBasedStateMachine):
         status: JobStatus | None,
         tag: str | None,
         batch: JobId | None,
+        members: bool,
         limit: int,
     ) -> None:
         listing = power_of(self.store, Listing)
         if listing is not None:
-            which = Selection(owner, None, status, None if batch else tag, batch)
+            which = Selection(
+                owner, None, status, None if batch else tag, batch, members or batch is not None
+            )
             expected = [job.narrow() for job in self.model.values() if which.fits(job)]
             found: list[Job] = []
             after = None

@@ -21,6 +21,7 @@ from asyncjobs.stores.postgres.connections import Session, StatementRunner
 from asyncjobs.stores.postgres.values import escaped, portions, unescaped
 from asyncjobs.stores.reading import readable
 from asyncjobs.stores.sql import (
+    IS_BATCH,
     JOB_COLUMNS,
     condition,
     cursor_from,
@@ -55,6 +56,12 @@ SELECT id, submission, state, ''::bytea, NULL, NULL, revision, lane, due_at, seq
 FROM {{s}}.labels JOIN {_JOBS.replace(" JOIN", " USING (seq) JOIN")}
 WHERE {{where}} ORDER BY seq DESC LIMIT %b::bigint
 """  # noqa: S608  # constants
+
+# OFFSET keeps the planner from joining the labels of all jobs: then each job is looked up, newest
+# first, until the page is full.
+IS_NO_MEMBER = f"""
+NOT EXISTS (SELECT FROM {{s}}.labels AS own WHERE own.seq = jobs.seq AND {IS_BATCH} OFFSET 0)
+"""
 
 # Adds to the counters of each label in `{counts}`, and to the number of its stored jobs, which has
 # no name there. Rows are written in the order of their labels, after all jobs: two processes would
@@ -360,7 +367,7 @@ async def select(db: Session, which: Selection, limit: int, after: str | None) -
         "type = %b::text": None if which.type is None else escaped(which.type),
         "seq < %b::bigint": cursor_from(after),
     }
-    where, values = condition(terms, which.status)
+    where, values = condition(terms, which.status, *([] if which.members else [IS_NO_MEMBER]))
     statement = (LIST if label is None else LIST_BY_LABEL).replace("{where}", where)
     return page_of(await db.rows(statement, *values, limit + 1), limit, _job)
 

@@ -68,7 +68,7 @@ class PostgresStore:
             *(Tallies, Transactions),
         }
     )
-    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
+    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch", "members"})
 
     def __init__(
         self,

@@ -120,7 +120,8 @@ _READ_NARROW = "".join(f", '{name}'" for name in NARROW)
 # Scripts that only read are marked no-writes, so that a replica runs them too.
 
 # KEYS: the index. ARGV: prefix, where to begin, most jobs, most entries to look at, then owner,
-#       type and status, each '' for any, else preceded by '='.
+#       type and status, each '' for any, else preceded by '='; and what a label
+#       begins with if its jobs are left out, else ''.
 # Returns where to continue ('' at the end); order, id and fields of each matching job; and the
 # entries of jobs that no longer exist. The caller removes those, since this script must not write.
 LIST = Script(
@@ -131,20 +132,45 @@ local function fits(wanted, value)
 end
 local range = redis.call(
   'ZREVRANGEBYSCORE', KEYS[1], ARGV[2], '-inf', 'WITHSCORES', 'LIMIT', 0, entries)
+-- The labels of an entry are a JSON array after a tab. The members of a batch mostly come together,
+-- so the others in this range are read at once, but not more than there are entries.
+local find, without, left_out, unread = string.find, ARGV[8], {}, entries
+local function leaves_out(id, order)
+  if without == '' or left_out[id] then
+    return left_out[id]
+  end
+  local entry = redis.call('HGET', prefix .. 'job:' .. id, 'entry')
+  local tab = entry and find(entry, '\\t', 17, true)
+  local place = tab and (find(entry, '["' .. without, tab, true)
+    or find(entry, ',"' .. without, tab, true))
+  if not place then
+    return false
+  end
+  local label = string.sub(entry, place + 2, find(entry, '"', place + 2, true) - 1)
+  local members = unread > 0 and redis.call('ZREVRANGEBYSCORE', prefix .. 'label:' .. label,
+    order, range[#range], 'LIMIT', 0, unread) or {}
+  for _, member in ipairs(members) do
+    left_out[member] = true
+  end
+  unread = unread - #members
+  return true
+end
 local found, gone = {}, {}
 local go_on = #range == 2 * entries and range[#range] or ''
 for i = 1, #range, 2 do
   local id, order = range[i], range[i + 1]
-  local row = redis.call('HMGET', prefix .. 'job:' .. id, 'entry', 'owner', 'type', 'status'"""
+  if not leaves_out(id, order) then
+    local row = redis.call('HMGET', prefix .. 'job:' .. id, 'entry', 'owner', 'type', 'status'"""
     + _READ_NARROW
     + """)
-  if not row[1] then
-    gone[#gone + 1] = order
-  elseif fits(ARGV[5], row[2]) and fits(ARGV[6], row[3]) and fits(ARGV[7], row[4]) then
-    found[#found + 1] = {order, id, unpack(row, 5)}
-    if #found == most then
-      go_on = order
-      break
+    if not row[1] then
+      gone[#gone + 1] = order
+    elseif fits(ARGV[5], row[2]) and fits(ARGV[6], row[3]) and fits(ARGV[7], row[4]) then
+      found[#found + 1] = {order, id, unpack(row, 5)}
+      if #found == most then
+        go_on = order
+        break
+      end
     end
   end
 end

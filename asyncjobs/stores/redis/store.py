@@ -19,7 +19,7 @@ import anyio
 
 from asyncjobs.core.encoding import from_microseconds, sequence_of, to_microseconds
 from asyncjobs.core.job import Job, JobId, JobStatus
-from asyncjobs.core.labels import Tally
+from asyncjobs.core.labels import BATCH_PREFIX, Tally
 from asyncjobs.core.output import Append, Appended, OutputPart, ReadFrom, StreamInfo
 from asyncjobs.errors import ConfigurationError, StoreUnavailable
 from asyncjobs.protocols import (
@@ -61,7 +61,7 @@ class RedisStore:
     powers: frozenset[type] = frozenset(
         {ChangeNotices, Inspection, Listing, OutputStreams, StoreClock, Tallies}
     )
-    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
+    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch", "members"})
 
     def __init__(
         self,
@@ -295,7 +295,8 @@ class _OpenServer:
 
 def _wanted(which: Selection) -> list[str]:
     values = (which.user_id, which.type, which.status)
-    return ["" if value is None else f"={value}" for value in values]
+    wanted = ["" if value is None else f"={value}" for value in values]
+    return [*wanted, "" if which.members else BATCH_PREFIX]
 
 
 def from_url(url: str) -> RedisStore:

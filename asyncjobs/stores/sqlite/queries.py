@@ -13,6 +13,7 @@ from asyncjobs.core.labels import Tallies, Tally, labels_of, tallies_of, total_o
 from asyncjobs.protocols import Change, Page, Selection
 from asyncjobs.stores.reading import readable
 from asyncjobs.stores.sql import (
+    IS_BATCH,
     JOB_COLUMNS,
     condition,
     cursor_from,
@@ -38,6 +39,7 @@ _LABELLED = (
     " FROM labels CROSS JOIN jobs ON jobs.seq = labels.seq"
     " CROSS JOIN submissions ON submissions.seq = labels.seq"
 )
+_IS_NO_MEMBER = f"NOT EXISTS (SELECT 1 FROM labels AS own WHERE own.seq = jobs.seq AND {IS_BATCH})"  # noqa: S608  # constants
 _BY_ONE_ID = f"{_JOB} WHERE id = ?"
 _BY_ID = f"{_JOB} WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608  # constants
 _BY_SEQ = f"{_JOB} WHERE seq IN (SELECT value FROM json_each(?))"  # noqa: S608  # constants
@@ -114,7 +116,7 @@ def select(db: sqlite3.Connection, which: Selection, limit: int, after: str | No
         "type = ?": which.type,
         f"{table}.seq < ?": cursor_from(after),
     }
-    where, values = condition(terms, which.status)
+    where, values = condition(terms, which.status, *([] if which.members else [_IS_NO_MEMBER]))
     query = f"{jobs} WHERE {where} ORDER BY {table}.seq DESC LIMIT ?"
     return page_of(db.execute(query, (*values, limit + 1)).fetchall(), limit)
 

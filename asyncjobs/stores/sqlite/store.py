@@ -79,7 +79,7 @@ class SqliteStore:
             *(MigrationScript, OutputStreams, Tallies),
         }
     )
-    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch"})
+    filters: frozenset[str] = frozenset({"user_id", "type", "status", "tag", "batch", "members"})
 
     def __init__(self, path: str | Path, *, notice: float = 0.03) -> None:
         self.path = Path(path)

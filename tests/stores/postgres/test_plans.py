@@ -102,6 +102,10 @@ async def test_no_statement_reads_a_million_jobs_to_find_a_few(
         sql.IN_THE_WAY: ((some, texts, texts, some), "jobs_key"),
         sql.BEFORE: ((now, until, "job_990", "default", 100), "jobs_due"),
         sql.LIST.replace("{where}", "owner = %b::text"): (("owner7", 50), "jobs_owned"),
+        sql.LIST.replace("{where}", f"owner = %b::text AND {sql.IS_NO_MEMBER}"): (
+            ("owner7", 50),
+            "labels_of_job",
+        ),
         sql.LIST_BY_LABEL.replace("{where}", "label = %b::text AND seq < %b::bigint"): (
             ("tag:7", MANY, 50),
             "labels_pkey",

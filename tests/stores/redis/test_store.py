@@ -280,6 +280,27 @@ async def test_jobs_of_a_rare_type_are_found_among_many(store: RedisStore) -> No
     assert rest.next is None
 
 
+async def test_jobs_are_found_among_the_members_of_many_batches(store: RedisStore) -> None:
+    large, small = new_job_id(), [new_job_id() for _ in range(40)]
+    jobs = [
+        sample_job(
+            tags=("a",) if place % 7 == 0 else ("b",),
+            batch=None if place % 35 == 0 else small[place % 40] if place % 5 == 0 else large,
+        )
+        for place in range(1400)
+    ]
+    async with store:
+        await store.insert(jobs)
+        for which in (Selection(members=False), Selection(tag="a", members=False)):
+            found: list[JobId] = []
+            after = None
+            while not found or after is not None:
+                page = await store.list(which, limit=15, after=after)
+                found += ids(page.jobs)
+                after = page.next
+            assert found == [job.id for job in reversed(jobs) if which.fits(job)]
+
+
 async def test_completed_jobs_of_a_type_have_an_index(store: RedisStore, tell: Any) -> None:
     one, two = sample_job(), sample_job(type="import")
     async with store:
