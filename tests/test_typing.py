@@ -17,12 +17,17 @@ from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, assert_type
 
+import flask
 from fast_depends import Depends
+from starlette.requests import Request
+from starlette.responses import Response
 
 from asyncjobs import (
-    AsyncJobs, EnqueueOptions, Handler, Job, JobContext, JobHandle, JobQueue, OutputItem, Policy,
-    Retry, Settings, handler,
+    AsyncJobs, Batch, BatchHandle, EnqueueOptions, Handler, Job, JobContext, JobHandle, JobQueue,
+    OutputItem, Policy, Retry, Settings, handler,
 )
+from asyncjobs.adapters import flask as on_flask, starlette as on_starlette
+from asyncjobs.adapters.fastapi import Accept
 
 @dataclass
 class Order:
@@ -158,9 +163,29 @@ async def use(job: Job, queue: JobQueue) -> None:
     assert_type(await jobs.enqueue("order", {"amount": 1}), JobHandle[Any])
     assert_type(await queue.enqueue(order, Order(1)), JobHandle[Any])
     assert_type(await jobs.retry(job.id), JobHandle[Any])
+    assert_type(await jobs.find(job.id, user_id=None), Job)
+    assert_type(await jobs.batch(job.id, user_id="ann"), BatchHandle)
+
+async def answer(accept: Accept, request: Request, job: Job) -> None:
+    batch = await jobs.batch(job.id)
+    assert_type(await accept(await jobs.retry(job.id)), Response)
+    assert_type(await accept(await batch.retry_failed()), Response)
+    assert_type(await accept(order, Order(1), user_id="ann"), Response)
+    assert_type(await accept(order, Batch([Order(1)])), Response)
+    assert_type(await accept("order", {}), Response)
+    assert_type(await on_starlette.accept(request, batch), Response)
+    assert_type(await on_starlette.accept(request, order, Order(1)), Response)
+    assert_type(on_flask.accept(jobs.sync.batch(job.id).retry_failed()), flask.Response)
+    assert_type(on_flask.accept(jobs.sync.enqueue(nothing)), flask.Response)
 """
 
 BAD = """
+    await accept(batch, Order(1))
+    await accept(batch, user_id="ann")
+    await accept(job)
+    await accept(order, "text")
+    await on_starlette.accept(request, batch, Order(1))
+    on_flask.accept(batch, options=EnqueueOptions())
     await jobs.enqueue(order, "text")
     await jobs.enqueue(count, 3)
     await jobs.enqueue(kind, 3)
@@ -169,10 +194,10 @@ BAD = """
     await jobs.enqueue(payload)
     await jobs.enqueue(both_by_name, "text")
     jobs.include(get_name)
-    jobs.handler(use)
+    jobs.handler(answer)
     Settings(grace="3")
     Policy(timeouts=3)
-    (await handle.result()).bit_length()
+    (await (await jobs.enqueue(order, Order(1))).result()).bit_length()
 """
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 from urllib.parse import parse_qsl
 
 import anyio
@@ -54,6 +54,7 @@ LATER = EnqueueOptions(run_at=timedelta(hours=1))
 DESCRIBED = EnqueueOptions(title="Orders", tags=("orders",))
 
 Mount = tuple[AsyncJobs, dict[str, Any]]
+XUser = Annotated[str | None, fastapi.Header()]
 
 
 class Order(BaseModel):
@@ -125,7 +126,7 @@ def handler_of(kind: JobType[Any, Any]) -> JobType[Any, Any] | str:
 class Stack(ABC):
     """A framework: `POST /submit/{type}` for each type, `POST /repeat/{id}` of the application.
 
-    `POST /batch` submits a batch of orders to double.
+    `POST /retry/{id}` retries a job or a batch, `POST /batch` submits a batch of orders to double.
 
     In the query, `later` delays a submission, `owner` names its owner and `key` sets its
     idempotency key.
@@ -152,6 +153,7 @@ class Stack(ABC):
             self.add_submission(app, kind)
         if mounts:
             self.add_repetition(app, mounts[0][0])
+            self.add_retry(app, mounts[0][0])
         return app
 
     @abstractmethod
@@ -164,6 +166,10 @@ class Stack(ABC):
     def add_batch(self, app: Any, kind: JobType[Order, Any]) -> None: ...
     @abstractmethod
     def add_repetition(self, app: Any, jobs: AsyncJobs) -> None: ...
+    @abstractmethod
+    def add_retry(self, app: Any, jobs: AsyncJobs) -> None:
+        """Add `POST /retry/{id}`, which runs the job of the caller in `X-User` again."""
+
     @abstractmethod
     def add_plain(self, app: Any, path: str, method: str, text: str) -> None:
         """Add a route that is unrelated to jobs."""
@@ -214,6 +220,14 @@ class StarletteStack(Stack):
             return Response()
 
         app.add_route("/repeat/{job_id}", repeat, methods=["POST"])
+
+    def add_retry(self, app: Any, jobs: AsyncJobs) -> None:
+        async def retry(request: Request) -> Response:
+            user = request.headers.get("x-user")
+            job = await jobs.find(JobId(request.path_params["job_id"]), user_id=user)
+            return await on_starlette.accept(request, await jobs.retry(job.id))
+
+        app.add_route("/retry/{job_id}", retry, methods=["POST"])
 
     def add_plain(self, app: Any, path: str, method: str, text: str) -> None:
         async def plain(_: Request) -> Response:
@@ -285,6 +299,13 @@ class FastAPIStack(StarletteStack):
 
         app.post("/batch", response_model=on_fastapi.AcceptedDocument)(submit)
 
+    def add_retry(self, app: Any, jobs: AsyncJobs) -> None:
+        async def retry(job_id: JobId, accept: on_fastapi.Accept, x_user: XUser = None) -> Response:
+            job = await jobs.find(job_id, user_id=x_user)
+            return await accept(await jobs.retry(job.id))
+
+        app.post("/retry/{job_id}", response_model=on_fastapi.AcceptedDocument)(retry)
+
 
 class FlaskStack(Stack):
     def new(self) -> Any:
@@ -320,6 +341,14 @@ class FlaskStack(Stack):
             return ""
 
         app.add_url_rule("/repeat/<job_id>", "repeat", repeat, methods=["POST"])
+
+    def add_retry(self, app: Any, jobs: AsyncJobs) -> None:
+        def retry(job_id: str) -> flask.Response:
+            user = flask.request.headers.get("x-user")
+            job = jobs.sync.find(JobId(job_id), user_id=user)
+            return on_flask.accept(jobs.sync.retry(job.id))
+
+        app.add_url_rule("/retry/<job_id>", "retry", retry, methods=["POST"])
 
     def add_plain(self, app: Any, path: str, method: str, text: str) -> None:
         app.add_url_rule(path, f"{method} {path}".replace(".", ""), lambda: text, methods=[method])

@@ -53,6 +53,24 @@ def submissions(jobs: AsyncJobs, router: JobsRouter, path: str = "/doubles") -> 
     return made
 
 
+def test_a_router_answers_for_a_job_that_exists(jobs: AsyncJobs) -> None:
+    app, router = FastAPI(), jobs_router(jobs)
+    app.include_router(router, prefix="/v1/jobs")
+    submitting: Any = Depends(router.accept)
+
+    @app.post("/doubles/{number}")
+    async def create(number: int, accept: Acceptor = submitting) -> Response:
+        return await accept(await jobs.enqueue("double", number))
+
+    with TestClient(app) as client:
+        answer = client.post("/doubles/21", headers={"Prefer": "wait=20"})
+        assert (answer.status_code, answer.json()["result"]) == (200, 42)
+        accepted = client.post("/doubles/21", content=b"not JSON")
+        assert accepted.status_code == 202
+        assert client.get(accepted.json()["statusUrl"]).status_code == 200
+        assert accepted.json()["statusUrl"].startswith("/v1/jobs/job_")
+
+
 def under_a_prefix(jobs: AsyncJobs, router: JobsRouter) -> FastAPI:
     app = FastAPI()
     app.include_router(router, prefix="/api/jobs")

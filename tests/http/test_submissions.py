@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asyncjobs import EnqueueOptions, handler
+from asyncjobs import EnqueueOptions, Tokens, handler
 from asyncjobs.core.job import JobId
 from asyncjobs.errors import ConfigurationError, UnknownType
 from asyncjobs.http.endpoints import Endpoints
@@ -169,6 +169,69 @@ async def test_a_handler_that_is_not_included_is_refused_with_the_remedy(made: M
         find_mount([endpoints], declared)
     endpoints.jobs.include(declared)
     assert find_mount([endpoints], declared) is endpoints
+
+
+async def test_a_job_that_exists_is_answered_like_a_new_one(made: Made) -> None:
+    endpoints = made(Mount(identified=True, tokens=Tokens("k" * 32)))
+    request = submission(b"not read")._replace(owner="ann")
+    async with endpoints.jobs:
+        handle = await endpoints.jobs.enqueue("order", {}, user_id="ann")
+        foreign = await endpoints.jobs.enqueue("order", {}, user_id="bob")
+        mine, other = [
+            await endpoints.accept(request, one, Body.UNREAD, Submit()) for one in (handle, foreign)
+        ]
+        new = await endpoints.accept(
+            submission(b"{}")._replace(owner="ann"), "order", Body.UNREAD, Submit()
+        )
+    assert (mine.status, document(mine)["jobId"]) == (202, handle.id)
+    assert [name for name, _ in mine.headers] == [name for name, _ in new.headers]
+    assert mine.header("Retry-After") == new.header("Retry-After")
+    assert document(mine).keys() == document(new).keys()
+    assert endpoints.body_limit(handle, Body.UNREAD) is None
+    # A caller who may not see the job gets no token for it.
+    assert (other.status, "token" in document(other)) == (202, False)
+
+
+async def test_the_answer_for_an_ended_job_is_held_only_on_request(made: Made) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        handle = await endpoints.jobs.enqueue("double", 21)
+        await handle.wait(timeout=60)
+        ended = await endpoints.jobs.retry(handle.id)
+        await ended.wait(timeout=60)
+        for asked, status in ((submission(), 202), (submission(prefer="wait=10"), 200)):
+            found = await endpoints.jobs.retry(handle.id)
+            answer = await endpoints.accept(asked, found, Body.UNREAD, Submit())
+            assert (answer.status, document(answer)["jobId"]) == (status, ended.id)
+
+
+async def test_a_page_of_another_site_gets_no_answer_for_a_job(made: Made) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        handle = await endpoints.jobs.enqueue("double", 21)
+        request = submission(origin="https://evil.example", host="10.0.0.1")
+        answer = await endpoints.accept(request, handle, Body.UNREAD, Submit())
+    assert answer.status == 403
+
+
+async def test_a_job_that_exists_takes_no_payload_and_no_options(made: Made) -> None:
+    endpoints = made()
+    async with endpoints.jobs:
+        handle = await endpoints.jobs.enqueue("double", 21)
+        for payload, submit in ((21, Submit()), (Body.UNREAD, Submit(user_id="ann"))):
+            with pytest.raises(ConfigurationError, match="takes only the handle"):
+                await endpoints.accept(submission(), handle, payload, submit)
+
+
+async def test_a_handle_is_answered_by_the_mount_of_its_queue(made: Made) -> None:
+    one, other = made(), made()
+    async with other.jobs:
+        handle = await other.jobs.enqueue("double", 21)
+        assert find_mount([one, other], handle) is other
+        with pytest.raises(ConfigurationError, match="found no mount for <JobHandle job_"):
+            find_mount([one], handle)
+        batch = await other.jobs.enqueue_batch("double", [1])
+        assert find_mount([one, other], batch) is other
 
 
 async def test_an_answer_to_an_unread_body_closes_the_connection(made: Made) -> None:
