@@ -80,7 +80,7 @@ def retry(  # noqa: PLR0913  # one parameter per option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Run ended jobs again, each as a new job that names the old one.
+    """Run ended jobs again, each once, as a new job that names the old one.
 
     For a batch, its failed and cancelled jobs run again as a new batch. Give the ids of the jobs,
     or --failed for all failed ones.
@@ -95,7 +95,8 @@ def retry(  # noqa: PLR0913  # one parameter per option
         return (await jobs.retry(job_id)).job
 
     def describe(job: Job) -> str:
-        return f"{job.id} retries {job.retry_of}"
+        already = f", and is {job.status} already" if job.status.terminal else ""
+        return f"{job.id} retries {job.retry_of}{already}"
 
     if failed:
         job_ids = _failed_jobs(target, which)

@@ -77,6 +77,9 @@ def test_retry_makes_a_new_job_that_names_the_old_one(
     assert (new.user_id, new.queue, new.lane) == ("ann", "high", "high")
     again = json.loads(asyncjobs("retry", "--json", "--store", url, old.id).stdout)
     assert [job["jobId"] for job in again["jobs"]] == [new.id]
+    assert asyncjobs("cancel", "--store", url, new.id).exit_code == 0
+    result = asyncjobs("retry", "--store", url, old.id)
+    assert result.stdout == f"{new.id} retries {old.id}, and is cancelled already\n"
 
 
 def test_retry_refuses_a_job_that_has_not_ended(
