@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,20 @@ MEMORY = "memory://"
 def core() -> None:
     for url in (MEMORY, "sqlite:///jobs.db"):
         anyio.run(run_one_job, url)
+    if find_spec("httpx2") is None:
+        refuse_to_make_a_client()
+
+
+def refuse_to_make_a_client() -> None:
+    from asyncjobs.client import JobsClient
+    from asyncjobs.errors import ConfigurationError
+
+    refusal = ""
+    try:
+        JobsClient()
+    except ConfigurationError as error:
+        refusal = str(error)
+    assert "pip install 'asyncjobs-http[client]'" in refusal, refusal
 
 
 async def run_one_job(url: str) -> None:

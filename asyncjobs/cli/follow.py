@@ -13,7 +13,8 @@ from typing import Any
 
 import click
 
-from asyncjobs.client import JobNotFound, JobsClient, RemoteJob, ServerUnreachable
+from asyncjobs.client import JobNotFound, JobsClient, JobTimeout, RemoteJob, ServerUnreachable
+from asyncjobs.client.output import checked_offset
 from asyncjobs.core.output import DEFAULT_STREAM
 from asyncjobs.core.printable import plain
 from asyncjobs.errors import ConfigurationError
@@ -41,6 +42,13 @@ class Header(click.types.StringParamType):
         return line
 
 
+def _offset(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+    try:
+        return None if given is None else checked_offset(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.command()
 @click.argument("url")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Time limit.")
@@ -58,12 +66,18 @@ class Header(click.types.StringParamType):
 @click.option("--output", is_flag=True, help="Print what the job emits instead, as it grows.")
 @click.option("--stream", metavar="NAME", help="The same, of a named stream of its output.")
 @click.option(
+    "--after",
+    metavar="OFFSET",
+    callback=_offset,
+    help="Only the output after an offset, which an interrupted command has printed.",
+)
+@click.option(
     "--save",
     metavar="FOLDER",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Save the job's files in this folder, and print their paths instead.",
 )
-def follow(
+def follow(  # noqa: PLR0913  # one parameter per option
     *,
     url: str,
     timeout: float | None,
@@ -71,6 +85,7 @@ def follow(
     as_json: bool,
     output: bool,
     stream: str | None,
+    after: str | None,
     save: Path | None,
 ) -> None:
     """Follow a job at its status URL to its end, and print its result as JSON.
@@ -79,6 +94,8 @@ def follow(
     """
     if as_json + (output or stream is not None) + (save is not None) > 1:
         raise click.UsageError("Give only one of --json, --output (or --stream) and --save.")
+    if after is not None and not output and stream is None:
+        raise click.UsageError("--after needs --output or --stream.")
     if find_spec("httpx2") is None:
         raise ConfigurationError("follow needs httpx2: pip install 'asyncjobs-http[client]'.")
     import httpx2  # noqa: PLC0415  # of the extra `client`
@@ -87,7 +104,7 @@ def follow(
         job = JobsClient(http=http).attach(url)
         try:
             if output or stream is not None:
-                _show_output(job, stream or DEFAULT_STREAM, timeout)
+                _show_output(job, stream or DEFAULT_STREAM, after, timeout)
             elif save is not None:
                 _save_files(job, save, timeout)
             else:
@@ -125,15 +142,23 @@ def _save_files(job: RemoteJob[Any], folder: Path, timeout: float | None) -> Non
     job.result()
 
 
-def _show_output(job: RemoteJob[Any], stream: str, timeout: float | None) -> None:
+def _show_output(
+    job: RemoteJob[Any], stream: str, after: str | None, timeout: float | None
+) -> None:
     """Print what the job emits to its end; raise the job's error if it does not complete."""
-    epoch = 1
-    with closing(job.output(stream, timeout=timeout)) as items:
-        for item in items:
-            if item.epoch > epoch:
-                epoch = item.epoch
-                click.echo(f"Attempt {epoch} begins.", err=True)
-            _show(item.value)
+    epoch, shown = 1, None
+    try:
+        with closing(job.output(stream, after=after, timeout=timeout)) as items:
+            for item in items:
+                if item.epoch > epoch:
+                    epoch = item.epoch
+                    click.echo(f"Attempt {epoch} begins.", err=True)
+                _show(item.value)
+                shown = item.offset
+    except (KeyboardInterrupt, JobTimeout, ServerUnreachable):
+        if shown is not None:
+            click.echo(f"\nTo go on, add --after {plain(shown)}", err=True)
+        raise
     job.result()
 
 

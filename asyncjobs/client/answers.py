@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64decode
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -33,6 +32,7 @@ from asyncjobs.client.errors import (
 )
 from asyncjobs.client.exchange import Answered
 from asyncjobs.client.pace import retry_after
+from asyncjobs.client.tokens import JobToken, token_in
 from asyncjobs.core.status import JobStatus
 
 # RFC 8288, section 3. No part of these patterns can begin inside a match of its own: their time is
@@ -53,13 +53,6 @@ _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CANCELLED = "job_cancelled"
 
 
-# RFC 6750, section 2.1.
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,8192}=*")
-# Seconds, of a token whose own times cannot be read, and the longest that is believed.
-_TOKEN_LIFETIME = 300.0
-_MAX_TOKEN_LIFETIME = 10.0**9
-
-
 class MonitorKind(StrEnum):
     """The protocol of a status monitor."""
 
@@ -68,16 +61,6 @@ class MonitorKind(StrEnum):
     LOCATION = "location"  # plain HTTP: 202 until the result is available
     RESOURCE = "resource"  # Azure: the resource itself, with `properties.provisioningState`
     UNKNOWN = "unknown"  # not known before its first answer
-
-
-@dataclass(frozen=True)
-class JobToken:
-    """A token that opens one job for some minutes, and the URL where it is renewed."""
-
-    text: str = field(repr=False)
-    url: str
-    #: How many seconds it lasts, by the clock of the server that made it.
-    lifetime: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,7 +155,7 @@ def _monitor_of(answer: Answered, method: str) -> Monitor | None:
         return _joined(answer, value) if isinstance(value, str) and value else None
 
     def token() -> JobToken | None:
-        return _token_of(document.get("token"), absolute(document.get("tokenUrl")))
+        return token_in(document, absolute(document.get("tokenUrl")))
 
     if isinstance(document.get("statusUrl"), str):
         return Monitor(
@@ -206,25 +189,8 @@ def renewed_token(answer: Answered, before: JobToken) -> JobToken | None:
     """Return the token in the answer to a renewal; None if it has none."""
     if answer.status != 200:
         return None
-    return _token_of(object_of(problem_of(answer)).get("token"), before.url)
-
-
-def _token_of(text: Any, url: str | None) -> JobToken | None:
-    # A header cannot have any other text.
-    if url is None or not isinstance(text, str) or not _TOKEN.fullmatch(text):
-        return None
-    return JobToken(text, url, _lifetime_of(text))
-
-
-def _lifetime_of(token: str) -> float:
-    """Return how long a token lasts, from its own times: those of no other clock are needed."""
-    payload = [*token.split("."), ""][1]
-    try:
-        claims = object_of(parse_json(urlsafe_b64decode(payload + "=" * (-len(payload) % 4))))
-        lifetime = float(claims["exp"]) - float(claims["iat"])
-    except (ValueError, KeyError, TypeError, OverflowError):
-        return _TOKEN_LIFETIME
-    return lifetime if 0 < lifetime < _MAX_TOKEN_LIFETIME else _TOKEN_LIFETIME
+    document = object_of(problem_of(answer))
+    return token_in({**document, "tokenExpiresAt": document.get("expiresAt")}, before.url)
 
 
 def _monitor_link(header: str) -> str | None:

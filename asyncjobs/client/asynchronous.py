@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, overload
@@ -14,7 +16,6 @@ import anyio
 import anyio.to_thread
 from typing_extensions import TypeVar
 
-from asyncjobs.client.answers import Monitor, SubmittedJob
 from asyncjobs.client.base import ClientBase, RemoteJobBase
 from asyncjobs.client.documents import JobUpdate, RemoteFile, name_of
 from asyncjobs.client.download import MAX_RESTARTS
@@ -32,6 +33,7 @@ from asyncjobs.client.exchange import (
 )
 from asyncjobs.client.output import ReceivedItem
 from asyncjobs.client.saving import PartFile, target_of
+from asyncjobs.client.sources import JobSource
 from asyncjobs.client.transport import AsyncHttpClient, HttpLibrary, IncomingAnswer, arrived, opened
 from asyncjobs.settings import Seconds
 
@@ -93,12 +95,21 @@ class AsyncJobsClient(ClientBase[AsyncHttpClient]):
         submission = self._submission(method, url, json, headers, idempotency_key)
         await run(submission, self.http)
         submitted = self._submitted(submission, method)
-        not_before = anyio.current_time() + submitted.pause
-        return AsyncRemoteJob(self, submitted, type, not_before=not_before)
+        return AsyncRemoteJob(self, submitted, type, received=anyio.current_time())
 
-    def attach(self, status_url: str, *, type: type[R] | None = None) -> AsyncRemoteJob[R]:
-        """Return the job at a status URL; no request is sent yet."""
-        return AsyncRemoteJob(self, SubmittedJob(Monitor(self._absolute(status_url))), type)
+    def attach(
+        self,
+        job: JobSource,
+        *,
+        token: str | None = None,
+        token_url: str | None = None,
+        type: type[R] | None = None,
+    ) -> AsyncRemoteJob[R]:
+        """Return the job that another program has submitted; see `JobsClient.attach`."""
+        submitted = self._named(job, token, token_url)
+        held = submitted.monitor.token
+        received = -inf if held is None else _now() - held.age(time.time())
+        return AsyncRemoteJob(self, submitted, type, received=received)
 
 
 class AsyncRemoteJob(RemoteJobBase[T, AsyncHttpClient]):
@@ -113,7 +124,7 @@ class AsyncRemoteJob(RemoteJobBase[T, AsyncHttpClient]):
         standard error. If you stop early, use the updates in `async with` or call their `aclose`;
         otherwise a connection stays open.
         """
-        follower = self._follower(timeout)
+        follower = self._follower(timeout, progress=progress)
 
         def learn(update: JobUpdate) -> None:
             self._learn(update, follower)
@@ -182,6 +193,14 @@ class AsyncRemoteJob(RemoteJobBase[T, AsyncHttpClient]):
         cancellation = self._cancellation()
         await run(cancellation, self._client.http)
         return self._cancelled(cancellation)
+
+
+def _now() -> float:
+    """Return the time of the event loop; before any other time if the caller is in none."""
+    try:
+        return anyio.current_time()
+    except RuntimeError:
+        return -inf
 
 
 async def run(rule: Rule, http: AsyncHttpClient) -> None:

@@ -8,6 +8,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from inspect import isclass
 from math import inf
 from random import Random
@@ -50,8 +51,9 @@ from asyncjobs.client.exchange import (
     Woke,
 )
 from asyncjobs.client.follower import Follower, Following
-from asyncjobs.client.output import BEGINNING, OutputFollower, output_url
+from asyncjobs.client.output import BEGINNING, OutputFollower, checked_offset, output_url
 from asyncjobs.client.pace import backoff
+from asyncjobs.client.sources import JobSource, read_source
 from asyncjobs.core.status import JobStatus
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.settings import Seconds, seconds
@@ -65,14 +67,17 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 class RepeatedRequest:
     """Sends an idempotent request again until it is answered; a rule (`exchange.Rule`).
 
-    `fallback` is sent if the request is refused: the one without the job's token.
+    `credential` has the job's token. If that is refused, the request is sent without it, since the
+    caller may have other credentials.
     """
 
     def __init__(
-        self, ask: Ask, give_up_after: float, random: Random, *, fallback: Ask | None = None
+        self, ask: Ask, give_up_after: float, random: Random, *, credential: Credential
     ) -> None:
         self._ask = ask
-        self._fallback = fallback
+        self._credential = credential
+        self._without_token = False
+        self._renewing = False
         self._give_up_after = give_up_after
         self._random = random
         self._give_up_at = 0.0
@@ -87,10 +92,14 @@ class RepeatedRequest:
     def start(self, now: float) -> Step:
         """Send the request."""
         self._give_up_at = now + self._give_up_after
-        return Step(self._ask)
+        return Step(self._request(now))
 
     def receive(self, result: ActionResult, now: float) -> Step:
         """End with the answer or an error, or try again."""
+        if self._renewing:
+            self._renewing = False
+            self._credential.receive(result, now)
+            return Step(self._request(now))
         match result:
             case Hopeless(error):
                 return Step(End(error))
@@ -98,15 +107,28 @@ class RepeatedRequest:
                 return self._again(Trouble(reason, None), now)
             case Answered():
                 trouble = trouble_of(result)
-                return self._done(result) if trouble is None else self._again(trouble, now)
+                return self._done(result, now) if trouble is None else self._again(trouble, now)
             case Woke():
-                return Step(self._ask)
+                return Step(self._request(now))
             case _:
                 return self._again(Trouble("the response was an event stream", None), now)
 
-    def _done(self, answer: Answered) -> Step:
-        if answer.status in {401, 403} and self._fallback is not None:
-            self._ask, self._fallback = self._fallback, None
+    def _request(self, now: float) -> Ask:
+        if self._without_token:
+            return self._ask
+        renewal = self._credential.renewal(now, self._ask.origins)
+        if renewal is not None:
+            self._renewing = True
+            return renewal
+        token = self._credential.headers_for(self._ask.url)
+        return replace(self._ask, headers={**self._ask.headers, **token}) if token else self._ask
+
+    def _done(self, answer: Answered, now: float) -> Step:
+        if not self._without_token and self._credential.refuse(answer.status, now):
+            return Step(self._request(now))
+        has_token = not self._without_token and self._credential.headers_for(self._ask.url)
+        if answer.status == 403 and has_token:
+            self._without_token = True
             return Step(self._ask)
         if answer.status in {401, 403}:
             return Step(End(AccessRefused(answer.url, answer.status)))
@@ -127,7 +149,7 @@ class ClientBase(ABC, Generic[H]):
     """A client that submits jobs to a server and follows them; `H` is its HTTP client.
 
     `options` are the defaults for all its jobs. Raises `ConfigurationError` if both `base_url` and
-    `http` have a base URL, and these differ.
+    `http` have a base URL, and these differ, and without `http` if httpx2 is not installed.
     """
 
     def __init__(
@@ -137,6 +159,11 @@ class ClientBase(ABC, Generic[H]):
         self.options = options or Following()
         self._given = http
         self._own: H | None = None
+        if http is None and find_spec("httpx2") is None:
+            raise ConfigurationError(
+                f"{type(self).__name__} needs the package 'httpx2': "
+                "pip install 'asyncjobs-http[client]', or pass a client of httpx as `http`."
+            )
         given = _base_of(http)
         if base_url and given and base_url.rstrip("/") != given.rstrip("/"):
             raise ConfigurationError(
@@ -177,7 +204,12 @@ class ClientBase(ABC, Generic[H]):
         sent = {"accept": "application/json", **{k.lower(): v for k, v in (headers or {}).items()}}
         if key is not None or "idempotency-key" not in sent:
             sent["idempotency-key"] = str(uuid.uuid4()) if key is None else key
-        return _repeated(Ask(method, self._absolute(url), sent, json), self.options)
+        ask = Ask(method, self._absolute(url), sent, json)
+        return _repeated(ask, self.options, Credential(None, -inf))
+
+    def _named(self, job: JobSource, token: str | None, token_url: str | None) -> SubmittedJob:
+        origins = self.options.origins
+        return read_source(job, self._absolute, origins, token=token, token_url=token_url)
 
     def _submitted(self, submission: RepeatedRequest, method: str) -> SubmittedJob:
         return read_submission(submission.answer, self.options.origins, method=method)
@@ -195,14 +227,14 @@ class RemoteJobBase(Generic[T, H]):
         submitted: SubmittedJob,
         type: Any = None,
         *,
-        not_before: float = -inf,
+        received: float,
     ) -> None:
         self.monitor: Monitor = submitted.monitor
         self.last: JobUpdate | None = submitted.update
         self._client = client
         self._type = type
-        self._not_before = not_before
-        self._credential = Credential(submitted.monitor.token, not_before - submitted.pause)
+        self._not_before = received + submitted.pause
+        self._credential = Credential(submitted.monitor.token, received)
 
     def __repr__(self) -> str:
         state = "unknown" if self.last is None else self.last.status
@@ -213,7 +245,11 @@ class RemoteJobBase(Generic[T, H]):
         """The URL by which any client with access can `attach` to the job."""
         return self.monitor.status
 
-    def _follower(self, timeout: Seconds | None) -> Follower:
+    def _follower(self, timeout: Seconds | None, *, progress: bool) -> Follower:
+        if progress and find_spec("rich") is None:
+            raise ConfigurationError(
+                "A progress bar needs the package 'rich': pip install 'asyncjobs-http[client]'."
+            )
         options = self._client.options
         chosen = options if timeout is None else replace(options, timeout=seconds(timeout))
         random = Random()  # noqa: S311  # pauses
@@ -227,11 +263,12 @@ class RemoteJobBase(Generic[T, H]):
         )
 
     def _output(self, stream: str, after: str | None, timeout: Seconds | None) -> OutputFollower:
+        begin = BEGINNING if after is None else checked_offset(after)
         options = self._client.options
         chosen = options if timeout is None else replace(options, timeout=seconds(timeout))
         random = Random()  # noqa: S311  # pauses
         url = output_url(self.monitor.status, stream)
-        return OutputFollower(url, after or BEGINNING, chosen, random, self._credential)
+        return OutputFollower(url, begin, chosen, random, self._credential)
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
@@ -264,8 +301,7 @@ class RemoteJobBase(Generic[T, H]):
         parts = urlsplit(self.monitor.status)
         derived = parts._replace(path=f"{parts.path}/cancel").geturl()
         ask = Ask("POST", self.monitor.cancel or derived, {"accept": "application/json"})
-        token = self._credential.headers_for(ask.url)
-        return _repeated(ask, self._client.options, token=token)
+        return _repeated(ask, self._client.options, self._credential)
 
     def _cancelled(self, cancellation: RepeatedRequest) -> JobUpdate:
         answer = cancellation.answer
@@ -298,14 +334,10 @@ def _base_of(http: object) -> str:
     return base if _SCHEME.match(base) else ""
 
 
-def _repeated(
-    ask: Ask, options: Following, *, token: Mapping[str, str] | None = None
-) -> RepeatedRequest:
+def _repeated(ask: Ask, options: Following, credential: Credential) -> RepeatedRequest:
     own = replace(ask, origins=options.origins)
-    first = replace(own, headers={**own.headers, **token}) if token else own
-    fallback = own if token else None
     random = Random()  # noqa: S311  # pauses
-    return RepeatedRequest(first, options.submit_for, random, fallback=fallback)
+    return RepeatedRequest(own, options.submit_for, random, credential=credential)
 
 
 def _validated(result: Any, type: Any) -> Any:

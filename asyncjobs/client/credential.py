@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from math import inf
 
-from asyncjobs.client.answers import JobToken, origin_of, renewed_token
+from asyncjobs.client.answers import origin_of, renewed_token
 from asyncjobs.client.exchange import ActionResult, Answered, Ask
+from asyncjobs.client.tokens import JobToken
 
 # After a failed renewal. The token may last until the server is back.
 _PAUSE = 30.0

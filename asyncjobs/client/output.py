@@ -407,6 +407,18 @@ class OutputFollower:
         self._ways = left or [Transport.HOLD]
 
 
+def checked_offset(after: str) -> str:
+    """Return the offset after which to read; raise `TypeError` or `ValueError` for no offset.
+
+    Each server has its own form of offsets, so it may refuse others.
+    """
+    if not isinstance(after, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`after` is the `offset` of a received item, a string, got {after!r}.")
+    if not after or not after.isascii() or not after.isprintable():
+        raise ValueError(f"`after` is the `offset` of a received item, got {after!r}.")
+    return after
+
+
 def output_url(status_url: str, stream: str) -> str:
     """Return the URL of a stream below a status URL; the unnamed stream is `output`."""
     parts = urlsplit(status_url)

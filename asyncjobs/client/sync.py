@@ -13,13 +13,13 @@ from typing import Any, Self, overload
 
 from typing_extensions import TypeVar
 
-from asyncjobs.client.answers import Monitor, SubmittedJob
 from asyncjobs.client.base import ClientBase, RemoteJobBase
 from asyncjobs.client.documents import JobUpdate, RemoteFile, name_of
 from asyncjobs.client.download import MAX_RESTARTS
 from asyncjobs.client.exchange import ActionResult, Ask, End, Read, Rule, U, Wait, Woke
 from asyncjobs.client.output import ReceivedItem
 from asyncjobs.client.saving import PartFile, target_of
+from asyncjobs.client.sources import JobSource
 from asyncjobs.client.transport import HttpClient, HttpLibrary, IncomingAnswer, arrived, opened
 from asyncjobs.settings import Seconds
 
@@ -84,11 +84,27 @@ class JobsClient(ClientBase[HttpClient]):
         submission = self._submission(method, url, json, headers, idempotency_key)
         run(submission, self.http)
         submitted = self._submitted(submission, method)
-        return RemoteJob(self, submitted, type, not_before=time.monotonic() + submitted.pause)
+        return RemoteJob(self, submitted, type, received=time.monotonic())
 
-    def attach(self, status_url: str, *, type: type[R] | None = None) -> RemoteJob[R]:
-        """Return the job at a status URL; no request is sent yet."""
-        return RemoteJob(self, SubmittedJob(Monitor(self._absolute(status_url))), type)
+    def attach(
+        self,
+        job: JobSource,
+        *,
+        token: str | None = None,
+        token_url: str | None = None,
+        type: type[R] | None = None,
+    ) -> RemoteJob[R]:
+        """Return the job that another program has submitted; no request is sent yet.
+
+        `job` is its status URL, or the document of the 202 as a dict or a model, which may have the
+        job's token. Without the document, `token` opens the job; so does a link with `?token=`. The
+        token is sent to the server of the job alone, and renewed at `token_url` (default: `/token`
+        below the status URL). Raises `ValueError` or `TypeError` for what names no job.
+        """
+        submitted = self._named(job, token, token_url)
+        held = submitted.monitor.token
+        age = 0.0 if held is None else held.age(time.time())
+        return RemoteJob(self, submitted, type, received=time.monotonic() - age)
 
 
 class RemoteJob(RemoteJobBase[T, HttpClient]):
@@ -102,7 +118,7 @@ class RemoteJob(RemoteJobBase[T, HttpClient]):
         After `timeout` (default: the client's), `JobTimeout` is raised. `progress` draws a bar on
         standard error. Call `close` on the generator if you stop early.
         """
-        follower = self._follower(timeout)
+        follower = self._follower(timeout, progress=progress)
         with closing(drive(follower, self._client.http)) as updates:
             for update in _drawn(updates) if progress else updates:
                 self._learn(update, follower)

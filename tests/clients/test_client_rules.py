@@ -19,6 +19,7 @@ from asyncjobs.client.answers import (
     version_of,
 )
 from asyncjobs.client.base import RepeatedRequest, outcome_of
+from asyncjobs.client.credential import Credential
 from asyncjobs.client.documents import JobUpdate
 from asyncjobs.client.errors import (
     AccessRefused,
@@ -322,7 +323,8 @@ BUSY = answered(503, retry_after="7")
 
 def repeat(*results: ActionResult) -> tuple[RepeatedRequest, list[float], End]:
     """Replay the results of a request until it ends; return the pauses between the attempts."""
-    rule = RepeatedRequest(ASK, 30, Random(1))  # noqa: S311  # only for pauses
+    random = Random(1)  # noqa: S311  # only for pauses
+    rule = RepeatedRequest(ASK, 30, random, credential=Credential(None, 0.0))
     step, now, left, pauses = rule.start(0), 0.0, list(results), list[float]()
     while not isinstance(step.then, End):
         if isinstance(step.then, Wait):

@@ -29,7 +29,6 @@ from asyncjobs.client import (
     RequestRefused,
     ServerUnreachable,
 )
-from asyncjobs.client.answers import JobToken
 from asyncjobs.client.credential import Credential
 from asyncjobs.client.documents import read_job
 from asyncjobs.client.download import MAX_RESTARTS, Download, file_url
@@ -45,6 +44,7 @@ from asyncjobs.client.exchange import (
     Wait,
     Woke,
 )
+from asyncjobs.client.tokens import JobToken
 
 STATUS = "http://jobs.example/api/jobs/job_1"
 URL = f"{STATUS}/files/a.csv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,34 @@ def test_output_is_printed_before_the_job_has_ended(served: Served) -> None:
         job.release()
         assert process.communicate(timeout=60)[0] == "second\n"
     assert process.returncode == 0
+
+
+def test_an_interrupted_command_names_the_offset_with_which_another_goes_on(
+    served: Served,
+) -> None:
+    job = served.submit("emits", name="interrupted", items=["first\n", "second\n"], stream="output")
+    command = [sys.executable, "-m", "asyncjobs", "follow", "--output", job.status_url]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "first\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    job.release()
+    [line] = [line for line in errors.splitlines() if "--after" in line]
+    rest = follow(*line.partition("add ")[2].split(), "--output", job.status_url)
+    assert (rest.exit_code, rest.stdout) == (0, "second\n")
+
+
+def test_an_offset_is_refused_where_it_has_no_meaning(served: Served) -> None:
+    job = emitted(served, ["a\n"])
+    for words in (("--after", "-1"), ("--after", "", "--output"), ("--after", "é", "--output")):
+        assert follow(*words, job.status_url).exit_code == 2, words
+    of_another = follow("--after", "000001-0000000000000001-00000000", "--output", job.status_url)
+    assert (of_another.exit_code, of_another.stdout) == (1, "")
+    assert "offset" in of_another.stderr
 
 
 def test_a_terminal_gets_no_escape_sequences(served: Served) -> None:

@@ -130,6 +130,19 @@ def test_an_offset_that_is_not_of_the_stream_is_refused(served: Any, after: str)
     assert "offset" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("after", "error"),
+    [(2, TypeError), (True, TypeError), (b"-1", TypeError), ("", ValueError), ("é", ValueError)],
+)
+@pytest.mark.parametrize("kind", [JobsClient, AsyncJobsClient])
+def test_what_is_no_offset_is_refused_by_the_client_at_once(
+    kind: Any, after: Any, error: type[Exception]
+) -> None:
+    job = kind("http://127.0.0.1:1").attach("/api/jobs/job_1")
+    with pytest.raises(error, match="`after` is the `offset` of a received item"):
+        job.output(after=after)
+
+
 def test_output_of_an_unknown_job_or_of_no_stream_raises(served: Any) -> None:
     job = served.submit("double", count=1)
     with JobsClient(served.url) as client:

@@ -28,7 +28,6 @@ from asyncjobs.client import (
     ServerUnreachable,
     Transport,
 )
-from asyncjobs.client.answers import JobToken
 from asyncjobs.client.credential import Credential
 from asyncjobs.client.exchange import (
     ActionResult,
@@ -43,6 +42,7 @@ from asyncjobs.client.exchange import (
     Woke,
 )
 from asyncjobs.client.output import OutputFollower, output_url
+from asyncjobs.client.tokens import JobToken
 
 URL = "http://jobs.example/api/jobs/job_1/output"
 CUT = Broken("the connection was cut")

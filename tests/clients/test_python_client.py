@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Generator
 from datetime import timedelta
 from pathlib import Path
@@ -286,3 +288,34 @@ async def test_leaving_updates_early_closes_the_connection(served: Any, *, cance
         assert scope.cancelled_caught is cancel
         with anyio.fail_after(60):
             assert (await job.cancel()).job_id == job.monitor.job_id
+
+
+MISSING = """
+import sys
+sys.modules["httpx2"] = sys.modules["rich"] = None
+import httpx
+from asyncjobs.client import AsyncJobsClient, JobsClient, follow
+from asyncjobs.errors import ConfigurationError
+
+def refused(call):
+    try:
+        call()
+    except ConfigurationError as error:
+        print(error)
+
+for kind in (JobsClient, AsyncJobsClient):
+    refused(lambda: kind("http://127.0.0.1:1"))
+refused(lambda: follow("http://127.0.0.1:1"))
+job = JobsClient(http=httpx.Client()).attach("http://127.0.0.1:1")
+refused(lambda: next(job.updates(progress=True)))
+"""
+
+
+def test_a_missing_library_is_named_with_its_extra_where_it_is_first_needed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MISSING], check=True, capture_output=True, text=True, timeout=60
+    )
+    lines = done.stdout.splitlines()
+    kinds = ["JobsClient", "AsyncJobsClient", "JobsClient", "A progress bar"]
+    assert [line.partition(" needs the package ")[0] for line in lines] == kinds
+    assert all("pip install 'asyncjobs-http[client]'" in line for line in lines)

@@ -17,11 +17,14 @@ import pytest
 from asyncjobs import AsyncJobs, JobContext, Tokens
 from asyncjobs.adapters import flask as on_flask
 from asyncjobs.client import AsyncJobsClient, JobsClient
-from asyncjobs.client.answers import JobToken, Monitor, MonitorKind, read_submission
+from asyncjobs.client.answers import Monitor, MonitorKind, read_submission
+from asyncjobs.client.base import RepeatedRequest
 from asyncjobs.client.credential import Credential
 from asyncjobs.client.errors import AccessRefused, ForeignUrl, NotAJob
 from asyncjobs.client.exchange import Answered, Arrived, Ask, Broken, End, Opened, Read, Wait, Woke
 from asyncjobs.client.follower import Follower, Following, Transport
+from asyncjobs.client.sources import read_source
+from asyncjobs.client.tokens import JobToken
 from tests.wsgi import serving_wsgi
 
 HOST = "http://jobs.example"
@@ -143,8 +146,11 @@ def accepted(**members: Any) -> Monitor:
 
 def test_the_202_has_the_token_and_how_long_it_lasts() -> None:
     found = accepted(token=token("a", 60), tokenUrl="/jobs/job_1/token").token
-    assert found == JobToken(token("a", 60), RENEWAL, 60.0)
+    assert found == JobToken(token("a", 60), RENEWAL, 60.0, 1_000_060.0)
     assert token("a", 60) not in repr(found)
+    assert accepted(token="a.b.c", tokenUrl="/t", tokenExpiresAt="1970-01-01T00:01:00Z").token == (
+        JobToken("a.b.c", f"{HOST}/t", 300.0, 60.0)
+    )
     assert accepted().token is None
     with pytest.raises(ForeignUrl):
         accepted(token="a.b.c", tokenUrl="http://other.example/token")
@@ -242,6 +248,157 @@ def test_a_job_that_ended_with_its_submission_is_opened_by_the_token_of_its_200(
         assert b"".join(job.read_file("double.txt")) == b"42"
         with pytest.raises(AccessRefused):
             list(client.attach(job.status_url).output())
+
+
+OURS = f"x.{part({'iss': 'asyncjobs', 'iat': 1_000_000, 'exp': 1_000_900})}.x"
+GIVEN = {**ACCEPTED, "eventsUrl": "/jobs/job_1/events", "cancelUrl": "/jobs/job_1/cancel"}
+
+
+class Model:
+    def model_dump(self, *, mode: str, by_alias: bool) -> dict[str, Any]:
+        assert (mode, by_alias) == ("json", True)
+        return {**GIVEN, "token": OURS, "tokenUrl": "/elsewhere"}
+
+
+def source(job: Any, **given: Any) -> Any:
+    """Return the job that `attach` makes of a source, with the paths of `HOST`."""
+    return read_source(job, lambda url: url if "://" in url else f"{HOST}{url}", **given)
+
+
+@pytest.mark.parametrize(
+    ("job", "given", "text", "renewal"),
+    [
+        (STATUS, {}, None, None),
+        ("/jobs/job_1", {"token": "opaque"}, "opaque", RENEWAL),
+        (STATUS, {"token": "a.b.c", "token_url": "/renewal"}, "a.b.c", f"{HOST}/renewal"),
+        (f"{STATUS}?token={OURS}", {}, OURS, RENEWAL),
+        (f"{STATUS}?token={OURS}", {"token": "a.b.c"}, "a.b.c", RENEWAL),
+        (ACCEPTED, {}, None, None),
+        (GIVEN, {"token": "a.b.c"}, "a.b.c", RENEWAL),
+        ({**GIVEN, "token": OURS, "tokenUrl": "/elsewhere"}, {}, OURS, f"{HOST}/elsewhere"),
+        ({**GIVEN, "token": "a b"}, {}, None, None),
+        (Model(), {}, OURS, f"{HOST}/elsewhere"),
+    ],
+)
+def test_a_job_of_another_program_is_named_by_its_url_or_document(
+    job: Any, given: dict[str, Any], text: str | None, renewal: str | None
+) -> None:
+    monitor = source(job, **given).monitor
+    assert monitor.status == STATUS
+    held = monitor.token
+    assert (held and held.text, held and held.url) == (text, renewal)
+    if not isinstance(job, str):
+        assert (monitor.kind, monitor.job_id) == (MonitorKind.JOB, "job_1")
+    if isinstance(job, dict) and "cancelUrl" in job:
+        assert (monitor.events, monitor.cancel) == (f"{STATUS}/events", f"{STATUS}/cancel")
+
+
+def test_a_token_of_another_service_stays_in_its_url() -> None:
+    url = f"{STATUS}?a=%20&token=secret&b"
+    assert source(url).monitor == Monitor(url)
+    found = source(f"{STATUS}?a=%20&token={OURS}&b").monitor
+    assert (found.status, found.token and found.token.text) == (f"{STATUS}?a=%20&b", OURS)
+
+
+def test_a_job_that_ended_with_its_submission_is_attached_with_its_result() -> None:
+    ended = {"jobId": "job_1", "status": "completed", "result": 42, "tokenUrl": "/jobs/job_1/token"}
+    found = source({**ended, "token": OURS})
+    assert found.monitor.status == STATUS
+    assert found.update is not None
+    assert found.update.result == 42
+
+
+@pytest.mark.parametrize(
+    ("job", "given", "error"),
+    [
+        (7, {}, TypeError),
+        (None, {}, TypeError),
+        ({}, {}, ValueError),
+        ({"jobId": "job_1", "tokenUrl": "/else"}, {}, ValueError),
+        (STATUS, {"token": 7}, TypeError),
+        (STATUS, {"token": "hunter2\n"}, ValueError),
+        (STATUS, {"token": ""}, ValueError),
+        ({**GIVEN, "cancelUrl": "http://other.example/x"}, {}, ForeignUrl),
+        (STATUS, {"token": "a.b.c", "token_url": "http://other.example/x"}, ForeignUrl),
+    ],
+)
+def test_what_names_no_job_or_is_no_token_is_refused_and_not_shown(
+    job: Any, given: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error) as raised:
+        source(job, **given)
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("ends", "age"), [(1000.0, 0.0), (990.0, 10.0), (900.5, 99.5), (900.0, 100.0), (1001.0, 100.0)]
+)
+def test_a_token_of_unknown_age_counts_as_at_its_end(ends: float, age: float) -> None:
+    assert JobToken("abc", RENEWAL, 100.0, ends).age(900.0) == age
+    assert JobToken("abc", RENEWAL, 100.0).age(900.0) == 100.0
+
+
+def cancel(server: TokenServer, first: str, received: float) -> Any:
+    """Cancel the job of a token in simulated time; return the error, if any."""
+    credential = Credential(JobToken(first, RENEWAL, 20.0), received)
+    ask = Ask("POST", f"{STATUS}/cancel")
+    rule = RepeatedRequest(ask, 30.0, Random(1), credential=credential)  # noqa: S311
+    now = 0.0
+    step = rule.start(now)
+    while not isinstance(step.then, End):
+        if isinstance(step.then, Wait):
+            now += step.then.seconds
+            step = rule.receive(Woke(), now)
+        else:
+            step = rule.receive(server.perform(step.then, now), now)
+    return step.then.error
+
+
+def test_a_cancellation_renews_a_token_that_is_due_or_refused() -> None:
+    old = token("old", 20)
+    due = TokenServer({old})
+    assert cancel(due, old, received=-15.0) is None
+    new = f"Bearer {token('at 0', 20)}"
+    assert due.asked == [("POST", f"Bearer {old}"), ("POST", new)]
+    stale = TokenServer({"another"})
+    assert isinstance(cancel(stale, old, received=0.0), AccessRefused)
+    assert stale.asked == [("POST", f"Bearer {old}"), ("POST", f"Bearer {old}"), ("POST", None)]
+
+
+@pytest.mark.parametrize("how", ["document", "link", "token"])
+def test_a_job_of_another_program_is_followed_and_cancelled_by_its_token(how: str) -> None:
+    import httpx2  # noqa: PLC0415
+
+    async def use(url: str, job: Any, given: Any) -> None:
+        async with AsyncJobsClient(url) as client:
+            assert (await client.attach(job, **given).cancel()).status == "cancelled"
+
+    with served() as url, httpx2.Client(base_url=url, headers=USER) as ann:
+        for kind in ("double", "outside"):
+            document = ann.post(f"/{kind}", json=21).json()
+            status, text = document["statusUrl"], document["token"]
+            job = {"document": document, "link": f"{status}?token={text}", "token": status}[how]
+            given = {"token": text} if how == "token" else {}
+            if kind == "outside":
+                anyio.run(use, url, job, given)
+                continue
+            with JobsClient(url) as client:
+                attached = client.attach(job, **given)
+                assert attached.result() == 42
+                assert list(attached.output()) == []
+                assert attached.status_url == f"{url}{status}"
+                assert b"".join(attached.read_file("double.txt")) == b"42"
+
+
+def test_a_job_is_attached_before_there_is_an_event_loop() -> None:
+    import httpx2  # noqa: PLC0415
+
+    async def use(job: Any) -> None:
+        assert await job.result() == 42
+
+    with served() as url, httpx2.Client(base_url=url, headers=USER) as ann:
+        document = ann.post("/double", json=21).json()
+        anyio.run(use, AsyncJobsClient(url).attach(document))
 
 
 def test_a_foreign_answer_is_still_no_job() -> None:
