@@ -23,6 +23,7 @@ from asyncjobs.core.job import (
     JobStatus,
     Policy,
 )
+from asyncjobs.core.options import checked_option, checked_part
 from asyncjobs.core.submission import (
     Accepted,
     Caller,
@@ -109,18 +110,16 @@ class AsyncJobs(Registrar, Reports, Outputs, Batching, Lists, Scheduling, Files)
         lifespan: Lifespan | None = None,
         files: FilesAt | None = None,
     ) -> None:
-        super().__init__(policy or Policy())
+        super().__init__(checked_option("policy", policy, Policy, "a Policy", Policy()))
         self.hooks = Hooks()
-        self.settings = settings or Settings()
+        self.settings = checked_option("settings", settings, Settings, "Settings", Settings())
         self._store: Store = _store_of(store)
         self.file_storage = storage_of(files, self._store)
-        self._given_clock = clock
+        self._given_clock = _checked_clock(clock)
         self.clock: Clock = clock or _clock_of(self._store)
         self._by_hand: bool = False
-        self._dispatcher: Dispatcher = (
-            dispatcher_from_name(dispatcher) if isinstance(dispatcher, str) else dispatcher
-        )
-        self._callbacks = callbacks
+        self._dispatcher: Dispatcher = _dispatcher_of(dispatcher)
+        self._callbacks = _checked_callbacks(callbacks)
         self.lifespan = checked_lifespan(lifespan)
         self._host: RuntimeHost | None = None
 
@@ -231,7 +230,7 @@ class AsyncJobs(Registrar, Reports, Outputs, Batching, Lists, Scheduling, Files)
         before = self._store, self.clock, self._dispatcher, self._by_hand, self.file_storage
         self._store = _store_of(store)
         self.file_storage = storage_of(files, self._store)
-        self.clock = clock or self._given_clock or _clock_of(self._store)
+        self.clock = _checked_clock(clock) or self._given_clock or _clock_of(self._store)
         if not isinstance(self._dispatcher, Embedded):
             self._dispatcher = LocalDispatcher()
         self._by_hand = not run_handlers
@@ -562,7 +561,27 @@ class AsyncJobs(Registrar, Reports, Outputs, Batching, Lists, Scheduling, Files)
 
 
 def _store_of(store: str | Store) -> Store:
-    return store_from_url(store) if isinstance(store, str) else store
+    if isinstance(store, str):
+        return store_from_url(store)
+    wanted = 'a URL, such as "sqlite:///jobs.db", or a store'
+    return checked_part("store", store, ("powers", "insert", "take"), wanted)
+
+
+def _dispatcher_of(dispatcher: str | Dispatcher) -> Dispatcher:
+    if isinstance(dispatcher, str):
+        return dispatcher_from_name(dispatcher)
+    wanted = '"local", "worker" or a dispatcher, such as CeleryDispatcher(app)'
+    return checked_part("dispatcher", dispatcher, ("delivery", "dispatch"), wanted)
+
+
+def _checked_clock(clock: Clock | None) -> Clock | None:
+    return clock if clock is None else checked_part("clock", clock, ("now",), "a clock")
+
+
+def _checked_callbacks(callbacks: CallbackSender | None) -> CallbackSender | None:
+    if callbacks is None:
+        return None
+    return checked_part("callbacks", callbacks, ("check", "send"), "a sender, such as Webhooks()")
 
 
 def _at_version(version: int | None, job: Job) -> Job:

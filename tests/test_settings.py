@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from asyncjobs import Policy, Retry, Settings
+from asyncjobs import AsyncJobs, Policy, Retry, Settings
+from asyncjobs.dispatchers.local import LocalDispatcher
+from asyncjobs.errors import ConfigurationError
+from asyncjobs.stores.memory import MemoryStore
 
 NAMES = [field.name for field in fields(Settings)]
 THREE = timedelta(seconds=3)
@@ -70,3 +74,39 @@ def test_durations_must_be_finite(value: float) -> None:
 def test_durations_must_be_numbers_or_timedeltas(value: Any) -> None:
     with pytest.raises(TypeError, match="duration"):
         Settings(lease=value)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"store": None}, r'`store` must be a URL, such as "sqlite:///jobs.db", or a store; got None'),
+    ({"store": Path("jobs.db")}, "got an object of type PosixPath"),
+    ({"store": MemoryStore}, "got the class MemoryStore"),
+    ({"dispatcher": None}, "`dispatcher` must be"),
+    ({"dispatcher": LocalDispatcher}, "got the class LocalDispatcher"),
+    ({"policy": {}}, "`policy` must be a Policy; got an object of type dict"),
+    ({"policy": Retry()}, "`policy` must be a Policy"),
+    ({"settings": {}}, "`settings` must be Settings"),
+    ({"settings": Settings}, "got the class Settings"),
+    ({"clock": datetime}, "`clock` must be a clock; got the class datetime"),
+    ({"clock": datetime.now}, "`clock` must be a clock"),
+    ({"callbacks": True}, r"`callbacks` must be a sender, such as Webhooks\(\)"),
+    ({"lifespan": 5}, "`lifespan` must be a function"),
+    ({"files": 5}, "`files` must be a folder"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG)
+def test_an_option_of_a_wrong_type_is_refused_by_the_queue(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        AsyncJobs(**{"store": "memory://", **options})
+
+
+def test_a_wrong_store_or_clock_for_a_test_is_refused() -> None:
+    jobs = AsyncJobs("memory://")
+    wrong: list[dict[str, Any]] = [{"store": None}, {"clock": datetime}]
+    for options in wrong:
+        with pytest.raises(ConfigurationError, match="must be"), jobs.using(**options):
+            pass
+    with jobs.using():
+        pass

@@ -29,7 +29,7 @@ from anyio.lowlevel import current_token
 
 from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Chunks, Request, Response, StreamingResponse
-from asyncjobs.http.mounts import Mount, MountOptions, owner_of
+from asyncjobs.http.mounts import MountOptions, check_queue, mount_of, owner_of
 from asyncjobs.http.requests import IncomingBody
 from asyncjobs.http.streams import Close
 from asyncjobs.queue import AsyncJobs
@@ -71,8 +71,8 @@ class StatusMonitor:
         options: MountOptions | None = None,
         tokens: Tokens | None = None,
     ) -> None:
-        mount = Mount(prefix, base_url, identify is not None, options or MountOptions(), tokens)
-        self.endpoints = Endpoints(jobs, mount)
+        check_queue(jobs, identify)
+        self.endpoints = Endpoints(jobs, mount_of(prefix, base_url, identify, options, tokens))
         self._identify = identify
         self._keeper: object = None
         self._times_running = 0

@@ -273,7 +273,7 @@ def jobs_router(
     Routes submit jobs by `Annotated[Acceptor, Depends(router.accept)]`. For problem documents as
     answers to invalid bodies, and for OpenAPI, give their router `route_class=SubmissionRoute`.
     """
-    check_queue(jobs)
+    check_queue(jobs, _function_of(identify))
     monitor = StatusMonitor(
         jobs,
         prefix=None,
@@ -303,7 +303,7 @@ def mount(
     on the app after the mount, or on a router with `route_class=SubmissionRoute`. Raises
     `ConfigurationError` for an app that is not one, and for a second mount at the same prefix.
     """
-    check_target(FastAPI, app, jobs)
+    check_target(FastAPI, app, jobs, prefix, _function_of(identify))
     owner = None if identify is None else _Resolver(identify)
     monitor = StatusMonitor(
         jobs, prefix=prefix, base_url=base_url, identify=owner, options=options, tokens=tokens
@@ -542,6 +542,11 @@ def _socket_endpoint(monitor: StatusMonitor) -> Callable[[WebSocket], Awaitable[
         await monitor.talk(asked, websocket.receive, send)
 
     return follow
+
+
+def _function_of(identify: Any) -> Any:
+    """Return the function of a dependency."""
+    return identify.dependency if isinstance(identify, params.Depends) else identify
 
 
 def _dependency(identify: Any) -> Any:

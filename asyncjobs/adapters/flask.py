@@ -35,7 +35,7 @@ from asyncjobs.errors import (
 from asyncjobs.execution.tasks import apart
 from asyncjobs.http.endpoints import Endpoints
 from asyncjobs.http.messages import Chunks, Request, Response, StreamingResponse, room_in
-from asyncjobs.http.mounts import Mount, MountOptions, check_mounts, check_target, owner_of
+from asyncjobs.http.mounts import MountOptions, check_mounts, check_target, mount_of, owner_of
 from asyncjobs.http.problems import problem_of
 from asyncjobs.http.requests import IncomingBody
 from asyncjobs.http.streams import Close
@@ -124,8 +124,8 @@ def mount(
     are served if flask-sock is installed. Raises `ConfigurationError` for an app that is not one,
     and for a second mount at the same prefix.
     """
-    check_target(Flask, app, jobs)
-    where = Mount(prefix, base_url, identify is not None, options or MountOptions(), tokens)
+    check_target(Flask, app, jobs, prefix, identify)
+    where = mount_of(prefix, base_url, identify, options, tokens)
     check_mounts([one.endpoints.mount for one in _mounts_of(app)], where)
     endpoints, portal = Endpoints(jobs, where), portal_for(jobs)
     portal.keep(endpoints.streams)

@@ -94,7 +94,7 @@ def mount(
     error of this library, the answer is a problem document. Raises `ConfigurationError` for an app
     that is not one, and for a second mount at the same prefix.
     """
-    check_target(Starlette, app, jobs)
+    check_target(Starlette, app, jobs, prefix, identify)
     monitor = StatusMonitor(
         jobs,
         prefix=prefix,

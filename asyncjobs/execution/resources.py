@@ -12,6 +12,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from asyncjobs.core.handlers import Handler, ImportPath, Registry, import_path_of
+from asyncjobs.core.options import described
 from asyncjobs.errors import ConfigurationError, ResourcesUnavailable
 from asyncjobs.execution.context import classified
 from asyncjobs.execution.tasks import Task, start_task
@@ -34,6 +35,11 @@ def checked_lifespan(lifespan: Lifespan | None) -> Lifespan | None:
     """
     if lifespan is None:
         return None
+    if not callable(lifespan):
+        raise ConfigurationError(
+            "`lifespan` must be a function decorated with @asynccontextmanager; got "
+            f"{described(lifespan)}: pass the function itself, without calling it."
+        )
     if inspect.isasyncgenfunction(lifespan) or inspect.isgeneratorfunction(lifespan):
         raise ConfigurationError(
             "The lifespan is a generator function: decorate it with @asynccontextmanager."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import quote
 
 from asyncjobs.core.job import JobId
+from asyncjobs.core.options import checked_option, checked_part, described
 from asyncjobs.errors import ConfigurationError
 from asyncjobs.http.headers import Pacing
 from asyncjobs.http.messages import Request
@@ -40,7 +41,7 @@ class MountOptions:
     - `callbacks`: whether the header `Callback-URL` may name a URL that is called when the job has
       ended. If not, a request with that header is refused.
 
-    Raises `ValueError` for values out of range.
+    Raises `ValueError` for values out of range, and `ConfigurationError` for other types.
     """
 
     pacing: Pacing = field(default_factory=Pacing)
@@ -74,8 +75,19 @@ class MountOptions:
         return room if self.max_held is None else self.max_held
 
     def __post_init__(self) -> None:
+        checked_option("pacing", self.pacing, Pacing, "Pacing(min_delay, max_delay)")
+        checked_option("poll_limit", self.poll_limit, PollLimit, "PollLimit(burst, interval)")
+        checked_option("max_held", self.max_held, int, "a number of connections")
+        checked_option("websocket_prefix", self.websocket_prefix, str, "a path")
+        checked_option("callbacks", self.callbacks, bool, "True or False")
+        wanted = 'a tuple of strings, such as ("https://app.example.com",)'
+        checked_option("origins", self.origins, (tuple, list, set, frozenset), wanted)
+        for origin in self.origins:
+            checked_option("origins", origin, str, wanted)
         for name in ("max_wait", "max_stream_duration", "keep_alive_interval"):
-            given: Seconds = getattr(self, name)
+            given: Seconds | None = getattr(self, name)
+            if given is None:
+                raise ConfigurationError(f"`{name}` must be seconds or a timedelta; got None.")
             value = duration(given)
             if value < timedelta(0) or (value == timedelta(0) and name != "max_wait"):
                 raise ValueError(f"MountOptions.{name} must be a positive duration, got {value}.")
@@ -145,6 +157,12 @@ class Mount:
     tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
+        checked_option("prefix", self.prefix, str, 'a path, such as "/api/jobs"')
+        wanted = 'an absolute URL, such as "https://api.example.com"'
+        checked_option("base_url", self.base_url, str, wanted)
+        checked_option("options", self.options, MountOptions, "MountOptions(...)")
+        if self.tokens is not None:
+            checked_part("tokens", self.tokens, ("issue", "find", "read"), "Tokens(secret)")
         if self.prefix is not None:
             _check_prefix(self.prefix)
         if self.base_url is not None and self.base_url.endswith("/"):
@@ -186,8 +204,22 @@ class Mount:
         return JobLinks.below(base, job_id, host)
 
 
-def check_target(framework: type, app: object, jobs: object) -> None:
-    """Raise `ConfigurationError` unless `mount` got an application and a queue."""
+def mount_of(
+    prefix: str | None,
+    base_url: str | None,
+    identify: object,
+    options: MountOptions | None,
+    tokens: Tokens | None,
+) -> Mount:
+    """Return the mount of an adapter's arguments; raise `ConfigurationError` for wrong types."""
+    chosen = MountOptions() if options is None else options
+    return Mount(prefix, base_url, identify is not None, chosen, tokens)
+
+
+def check_target(
+    framework: type, app: object, jobs: object, prefix: object, identify: object
+) -> None:
+    """Raise `ConfigurationError` unless `mount` got an application, a queue, a path, a function."""
     if isinstance(app, type):
         raise ConfigurationError(
             f"mount() needs an application, got the class {app.__name__}: "
@@ -200,18 +232,22 @@ def check_target(framework: type, app: object, jobs: object) -> None:
             "FastAPI": "use asyncjobs.adapters.fastapi",
             "Flask": "use asyncjobs.adapters.flask",
         }.get(type(app).__name__, f"pass the {framework.__name__} application itself")
-        got = "None" if app is None else f"an object of type {type(app).__name__}"
         raise ConfigurationError(
-            f"mount() needs a {framework.__name__} application, got {got}: {advice}."
+            f"mount() needs a {framework.__name__} application, got {described(app)}: {advice}."
         )
-    check_queue(jobs)
+    if prefix is None:
+        raise ConfigurationError('`prefix` must be a path, such as "/api/jobs"; got None.')
+    check_queue(jobs, identify)
 
 
-def check_queue(jobs: object) -> None:
-    """Raise `ConfigurationError` for an object that is not a queue."""
+def check_queue(jobs: object, identify: object) -> None:
+    """Raise `ConfigurationError` for an object that is not a queue, and for no function."""
     if not isinstance(jobs, AsyncJobs):
+        raise ConfigurationError(f"The routes need an AsyncJobs, got {described(jobs)}.")
+    if identify is not None and not callable(identify):
         raise ConfigurationError(
-            f"The routes need an AsyncJobs, got an object of type {type(jobs).__name__}."
+            "`identify` must be a function that returns the owner of a request; got "
+            f"{described(identify)}."
         )
 
 

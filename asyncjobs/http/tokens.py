@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from math import isfinite
 from typing import Any, Literal, NamedTuple, cast
 
+from asyncjobs.core.options import checked_part, described
 from asyncjobs.errors import ConfigurationError, InvalidToken
 from asyncjobs.http.messages import Grant, Request
 from asyncjobs.http.requests import parameters_of
@@ -83,8 +84,13 @@ class Tokens:
         _require_library()
         self._keys = _keys_of(secret)
         self._signing = next(iter(self._keys))
+        if lifetime is None or leeway is None:  # pyright: ignore[reportUnnecessaryComparison]  # any caller
+            raise ConfigurationError(
+                "The lifetime and the leeway of Tokens must be seconds or timedeltas; got None."
+            )
         self._lifetime, self._leeway = duration(lifetime), duration(leeway)
-        given = {scopes} if isinstance(scopes, str) else {*scopes}
+        checked_part("scopes", scopes, ("__iter__",), f"some of {', '.join(SCOPES)}")
+        given = {scopes} if isinstance(scopes, str) else {*map(str, scopes)}
         self._scopes = tuple(scope for scope in SCOPES if scope in given)
         if self._lifetime < timedelta(seconds=1) or self._leeway < timedelta(0):
             raise ConfigurationError(
@@ -205,6 +211,16 @@ def _require_library() -> None:
 
 def _keys_of(secret: str | Sequence[str] | Mapping[str, str]) -> dict[str, bytes]:
     """Return the keys by their ids, the one that signs first; raise `ConfigurationError`."""
+    if secret is None:  # pyright: ignore[reportUnnecessaryComparison]  # a missing variable
+        raise ConfigurationError(
+            "Tokens need a secret, got None: set the environment variable from which it is read, "
+            "to a value made by secrets.token_urlsafe(32)."
+        )
+    if not isinstance(secret, str | Mapping | Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]  # any caller
+        raise ConfigurationError(
+            "The secret of Tokens must be a string, several in a list, or a mapping of key ids to "
+            f"strings; got {described(secret)}."
+        )
     if isinstance(secret, Mapping):
         pairs = [*secret.items()]
     else:

@@ -19,10 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from asyncjobs import AsyncJobs, JobContext, JobType, MountOptions
+from asyncjobs import AsyncJobs, JobContext, JobType, MountOptions, Tokens
 from asyncjobs.adapters import fastapi as on_fastapi
 from asyncjobs.adapters import flask as on_flask
 from asyncjobs.adapters import starlette as on_starlette
+from asyncjobs.adapters.asgi import StatusMonitor
 from asyncjobs.adapters.fastapi import Accept, Acceptor, jobs_router
 from asyncjobs.errors import ConfigurationError
 
@@ -76,8 +77,61 @@ def test_mounting_an_object_that_is_no_queue_is_refused(framework: str) -> None:
 
 def test_a_router_of_an_object_that_is_no_queue_is_refused() -> None:
     wrong: Any = None
-    with pytest.raises(ConfigurationError, match="AsyncJobs, got an object of type NoneType"):
+    with pytest.raises(ConfigurationError, match="AsyncJobs, got None"):
         jobs_router(wrong)
+
+
+WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"tokens": "x" * 40}, r"`tokens` must be Tokens\(secret\); got an object of type str"),
+    ({"tokens": ""}, "`tokens` must be Tokens"),
+    ({"tokens": Tokens}, "got the class Tokens"),
+    ({"options": {}}, r"`options` must be MountOptions\(...\); got an object of type dict"),
+    ({"options": MountOptions}, "got the class MountOptions"),
+    ({"identify": "user"}, "`identify` must be a function that returns the owner"),
+    ({"base_url": True}, "`base_url` must be an absolute URL"),
+    ({"prefix": None}, "`prefix` must be a path"),
+    ({"prefix": 5}, "`prefix` must be a path"),
+]
+
+
+@each_framework
+@pytest.mark.parametrize(("options", "said"), WRONG_OPTIONS)
+def test_an_option_of_a_wrong_type_is_refused_by_the_mount(
+    framework: str, options: dict[str, Any], said: str
+) -> None:
+    app = APPS[framework]()
+    with pytest.raises(ConfigurationError, match=said) as raised:
+        MODULES[framework].mount(app, make_jobs(), **options)
+    assert "xxxx" not in str(raised.value)  # maybe a secret
+    MODULES[framework].mount(app, make_jobs())
+
+
+def test_an_option_of_a_wrong_type_is_refused_by_a_router_and_a_status_monitor() -> None:
+    for options, said in WRONG_OPTIONS:
+        wrong: dict[str, Any] = {name: one for name, one in options.items() if name != "prefix"}
+        for make in (jobs_router, StatusMonitor) if wrong else ():
+            with pytest.raises(ConfigurationError, match=said):
+                make(make_jobs(), **wrong)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pacing": 5},
+        {"poll_limit": 60},
+        {"max_held": "3"},
+        {"websocket_prefix": 5},
+        {"callbacks": "no"},
+        {"origins": "https://app.example.com"},
+        {"origins": (5,)},
+        {"max_wait": None},
+    ],
+    ids=str,
+)
+def test_a_mount_option_of_a_wrong_type_is_refused(options: dict[str, Any]) -> None:
+    [name] = options
+    with pytest.raises(ConfigurationError, match=f"`{name}` must be"):
+        MountOptions(**options)
 
 
 @each_framework

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -47,7 +48,7 @@ def claims_of(token: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "secret", ["", "short", "x" * 31, [], {}, ["x" * 32, "short"], {"a": "b"}, [7]]
+    "secret", ["", "short", "x" * 31, [], {}, ["x" * 32, "short"], {"a": "b"}, [7], 7, b"x" * 32]
 )
 def test_a_secret_that_is_missing_or_short_is_a_mistake_and_never_shown(secret: Any) -> None:
     with pytest.raises(ConfigurationError) as error:
@@ -62,6 +63,18 @@ def test_a_secret_that_is_missing_or_short_is_a_mistake_and_never_shown(secret: 
 def test_values_out_of_range_are_a_mistake(terms: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         Tokens(FIRST, **terms)
+
+
+def test_a_secret_that_the_environment_does_not_have_names_the_fix() -> None:
+    missing: Any = os.environ.get("A_VARIABLE_THAT_IS_NOT_SET")
+    with pytest.raises(ConfigurationError, match="got None: set the environment variable"):
+        Tokens(missing)
+
+
+@pytest.mark.parametrize("options", [{"lifetime": None}, {"leeway": None}, {"scopes": 5}])
+def test_an_option_of_a_wrong_type_is_a_mistake(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"must be (seconds|some of)"):
+        Tokens(FIRST, **options)
 
 
 def test_the_first_secret_signs_and_all_verify() -> None:
