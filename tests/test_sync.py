@@ -234,7 +234,8 @@ def test_whatever_a_call_raises_reaches_the_thread_that_waits_for_it(
 def test_a_call_in_an_event_loop_that_is_closed_before_it_begins_is_an_error() -> None:
     loop = asyncio.new_event_loop()
     call = Call(asyncio.sleep, 0)
-    loop.call_soon_threadsafe(call.begin, set())
+    calls: set[asyncio.Task[object]] = set()
+    loop.call_soon_threadsafe(call.begin, calls)
     loop.close()
     with pytest.raises(RuntimeError, match="closed before"):
         call.wait(loop)

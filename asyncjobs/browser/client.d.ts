@@ -80,6 +80,8 @@ export interface ListedJob {
   createdAt: string;
   startedAt: string | null;
   completedAt: string | null;
+  /** The batch to which the job belongs. */
+  batchId?: string;
   tags: string[];
   metadata: Record<string, unknown>;
 }
@@ -113,6 +115,8 @@ export interface FollowOptions<Result = unknown> extends RequestOptions {
   token?: string;
   /** The `tokenUrl` of the 202; `/token` below the status URL unless given. */
   tokenUrl?: string;
+  /** The `tokenExpiresAt` of the 202, by which an older token is renewed in time. */
+  tokenExpiresAt?: string;
 }
 
 /** Which of the caller's own jobs: all of them unless given. */
@@ -120,6 +124,8 @@ export interface JobSelection {
   tag?: string;
   /** The id of a batch, whose jobs are followed; not with a tag. */
   batch?: string;
+  /** Whether jobs that belong to a batch are in the list. They are not unless given. */
+  members?: boolean;
   type?: string;
   status?: JobStatus;
   /** How many of the newest, up to 100. 20 unless given. */
@@ -165,6 +171,8 @@ export interface FollowOutputOptions<Item = unknown> extends RequestOptions {
   token?: string;
   /** The `tokenUrl` of the 202; `/token` below the status URL unless given. */
   tokenUrl?: string;
+  /** The `tokenExpiresAt` of the 202, by which an older token is renewed in time. */
+  tokenExpiresAt?: string;
 }
 
 export interface SubmitOptions extends RequestOptions {
@@ -190,6 +198,8 @@ export interface Submitted<Result = unknown> {
   token: string | null;
   /** Where the token is renewed. */
   tokenUrl: string | null;
+  /** When the token ends, unless it is renewed before; `null` without one. */
+  tokenExpiresAt: string | null;
   /** For how many seconds the server is not to be polled; 0 where CORS hides it. */
   retryAfter: number;
   /** The final document, where the server waited for the end, else `null`. */

@@ -79,6 +79,14 @@ const lifeOf = (token) => {
   }
 };
 
+// Milliseconds to half its life. A token that was handed on may be old: where this clock and that of
+// the server differ too much, it is renewed at once.
+const halfOf = (token, expiresAt) => {
+  const life = lifeOf(token);
+  const age = expiresAt ? life - (Date.parse(expiresAt) - Date.now()) : 0;
+  return Math.abs(age - life / 4) <= life * 0.75 ? life / 2 - Math.max(age, 0) : 0;
+};
+
 // Headers of the application that name a caller take precedence.
 const bearing = (token, headers = {}) => {
   const named = Object.keys(headers).some((name) => name.toLowerCase() === "authorization");
@@ -208,6 +216,7 @@ export async function submitJob(url, body, options = {}) {
     statusUrl: based(document.statusUrl ?? monitor?.[1]),
     token: document.token ?? null,
     tokenUrl: based(document.tokenUrl),
+    tokenExpiresAt: document.tokenExpiresAt ?? null,
     retryAfter: toldBy(answer) / 1000,
     // A server that waited may answer with the end.
     document: isTerminal(document) ? document : null,
@@ -267,7 +276,8 @@ class Follower {
     if (signal?.aborted) throw signal.reason;
     if (job?.document) return void this.show(job.document, Infinity);
     const url = (this.url = absolute(job?.statusUrl ?? job));
-    this.#hold(this.options.token ?? job?.token, this.options.tokenUrl ?? job?.tokenUrl, job?.kept);
+    const { token, tokenUrl, tokenExpiresAt } = this.options;
+    this.#hold(token ? { token, tokenExpiresAt } : (job ?? {}), tokenUrl ?? job?.tokenUrl);
     if (keep) this.#keep();
     this.way = Math.max(this.ways.indexOf(transport), 0);
     // EventSource sends no headers of ours.
@@ -379,13 +389,13 @@ class Follower {
     return null;
   }
 
-  #hold(token, tokenUrl, kept) {
+  #hold({ token, tokenExpiresAt, kept }, tokenUrl) {
     if (!token) return;
     const own = below(this.url, "/token");
     const found = new URL(tokenUrl ?? own, this.url);
     // No other server gets it.
     this.tokenUrl = found.origin === new URL(this.url).origin ? found.href : own;
-    this.#bear(token, kept ? 0 : lifeOf(token) / 2);
+    this.#bear(token, kept ? 0 : halfOf(token, tokenExpiresAt));
   }
 
   #bear(token, renewIn) {
@@ -612,9 +622,9 @@ class ListFollower extends Follower {
   heard = 0;
 
   begin() {
-    const { prefix = "/api/jobs", tag, batch, type, status, limit } = this.options;
+    const { prefix = "/api/jobs", tag, batch, members, type, status, limit } = this.options;
     const url = new URL(absolute(prefix));
-    const filters = Object.entries({ tag, batch, type, status, limit });
+    const filters = Object.entries({ tag, batch, members, type, status, limit });
     for (const [name, value] of filters) if (value != null) url.searchParams.set(name, value);
     return super.begin(url);
   }
@@ -707,7 +717,7 @@ class OutputFollower extends Follower {
     const statusUrl = absolute(job?.statusUrl ?? job);
     this.offset = offset;
     this.output = below(statusUrl, stream === "output" ? "/output" : `/output/${encodeURIComponent(stream)}`);
-    return super.begin({ statusUrl, token: job?.token, tokenUrl: job?.tokenUrl });
+    return super.begin({ ...job, statusUrl, document: null });
   }
 
   async *updates() {

@@ -30,8 +30,9 @@ const useJob = (job, options, follow) => {
     const { prefix, onUpdate, ...rest } = latest.current.options;
     // What was accepted may have ended by then, and needs no request.
     const { job } = latest.current;
-    const { token, tokenUrl } = job;
-    following.current = follow(job.document ? job : { statusUrl: url, token, tokenUrl }, {
+    const { token, tokenUrl, tokenExpiresAt } = job;
+    const held = { token, tokenUrl, tokenExpiresAt };
+    following.current = follow(job.document ? job : { statusUrl: url, ...held }, {
       ...rest,
       signal: leaving.signal,
       onUpdate: (document) => {
@@ -82,9 +83,9 @@ const NO_JOBS = { key: null, jobs: null, fault: null };
 
 /** Follow a list of the caller's own jobs, such as those with a tag; `null` follows none. */
 export const useJobs = (selection = {}, options = {}) => {
-  const { tag, batch, type, status, limit } = selection ?? {};
+  const { tag, batch, members, type, status, limit } = selection ?? {};
   const { prefix = "/api/jobs" } = options;
-  const key = selection && JSON.stringify([String(prefix), tag, batch, type, status, limit]);
+  const key = selection && JSON.stringify([String(prefix), tag, batch, members, type, status, limit]);
   const [seen, setSeen] = useState(NO_JOBS);
   const latest = useRef(options);
 
@@ -104,6 +105,7 @@ export const useJobs = (selection = {}, options = {}) => {
       prefix,
       tag,
       batch,
+      members,
       type,
       status,
       limit,
@@ -201,7 +203,7 @@ export const useJobOutput = (job, options = {}) => {
   useEffect(() => {
     if (key === null) return undefined;
     const { throttle = 50, keep = true, prefix, onItems, ...rest } = latest.current.options;
-    const { token, tokenUrl } = latest.current.job;
+    const { token, tokenUrl, tokenExpiresAt } = latest.current.job;
     const leaving = new AbortController();
     const received = new Received(key, { keep, attempts });
     let timer = null;
@@ -217,7 +219,7 @@ export const useJobOutput = (job, options = {}) => {
     globalThis.addEventListener?.("pagehide", save);
     put();
     followOutput(
-      { statusUrl: url, token, tokenUrl },
+      { statusUrl: url, token, tokenUrl, tokenExpiresAt },
       {
         ...rest,
         stream,

@@ -36,8 +36,8 @@ class JobToken:
 
         It counts as at its end if that is not known, or if the clocks differ too much.
         """
-        left = 0.0 if self.ends is None else self.ends - now
-        return self.lifetime - left if 0 < left <= self.lifetime else self.lifetime
+        age = self.lifetime if self.ends is None else self.lifetime - (self.ends - now)
+        return max(age, 0.0) if -self.lifetime / 2 <= age <= self.lifetime else self.lifetime
 
 
 def token_in(document: Mapping[str, Any], url: str | None) -> JobToken | None:

@@ -146,7 +146,10 @@ const keep = (given) => {
   token = given;
   headers.Authorization = `Bearer ${token}`;
   const { exp, iat } = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
-  setTimeout(renew, Math.max((exp - iat) * 500, 1000));
+  const life = (exp - iat) * 1000;
+  // Less than its life, if the link is older than the page.
+  const left = exp * 1000 - Date.now() - behind;
+  setTimeout(renew, Math.max((left > 0 && left < life ? left : life) / 2, 1000));
 };
 
 const renew = async () => {

@@ -331,7 +331,8 @@ def test_what_names_no_job_or_is_no_token_is_refused_and_not_shown(
 
 
 @pytest.mark.parametrize(
-    ("ends", "age"), [(1000.0, 0.0), (990.0, 10.0), (900.5, 99.5), (900.0, 100.0), (1001.0, 100.0)]
+    ("ends", "age"),
+    [(1000.0, 0.0), (990.0, 10.0), (900.5, 99.5), (800.0, 100.0), (1001.0, 0.0), (1060.0, 100.0)],
 )
 def test_a_token_of_unknown_age_counts_as_at_its_end(ends: float, age: float) -> None:
     assert JobToken("abc", RENEWAL, 100.0, ends).age(900.0) == age

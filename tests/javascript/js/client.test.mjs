@@ -116,7 +116,7 @@ describe("the client", { concurrency: true }, () => {
     const submitted = await submitJob(`${origin}/api/exports`, { format: "csv" });
     const { jobId, statusUrl, ...others } = submitted;
     assert.deepEqual([jobId, statusUrl], ["job_1", origin + PATH]);
-    assert.deepEqual(others, { token: null, tokenUrl: null, retryAfter: 0, document: null });
+    assert.deepEqual(others, { token: null, tokenUrl: null, tokenExpiresAt: null, retryAfter: 0, document: null });
     assert.equal(requests.length, 3);
     assert.equal(new Set(requests.map(({ headers }) => headers["idempotency-key"])).size, 1);
     assert.match(requests[0].headers["idempotency-key"], /^\d+-\d+-\d+-\d+$/);

@@ -20,10 +20,13 @@ const until = async (condition) => {
 };
 
 test("a submission returns the token and where it is renewed", async (context) => {
-  const accepted = { status: "accepted", jobId: "job_1", statusUrl: PATH, token: "a.b.c", tokenUrl: `${PATH}/token` };
+  const tokenExpiresAt = "2026-06-01T12:00:00Z";
+  const held = { token: "a.b.c", tokenUrl: `${PATH}/token`, tokenExpiresAt };
+  const accepted = { status: "accepted", jobId: "job_1", statusUrl: PATH, ...held };
   const { origin } = await serving(context, json(accepted, 202));
   const submitted = await submitJob(origin, 1);
   assert.deepEqual([submitted.token, submitted.tokenUrl], ["a.b.c", `${origin}${PATH}/token`]);
+  assert.equal(submitted.tokenExpiresAt, tokenExpiresAt);
 });
 
 for (const own of ["Authorization", "authorization"]) {
@@ -50,6 +53,35 @@ test("a token is renewed before it ends, as often as it takes", async (context) 
   assert.ok(renewals.every(({ url }) => url === `${PATH}/token`));
   const used = renewals.map(({ headers }) => headers.authorization);
   assert.deepEqual(used.slice(0, 2), [`Bearer ${token("first", 2)}`, `Bearer ${token("renewed-1", 2)}`]);
+});
+
+const inSeconds = (seconds) => new Date(Date.now() + seconds * 1000).toISOString();
+
+for (const [how, expiresAt] of [
+  ["past half its life", inSeconds(400)],
+  ["at its end", inSeconds(-1)],
+  ["by a clock that cannot be right", inSeconds(100_000)],
+  ["in no known form", "soon"],
+]) {
+  test(`a token that was handed on is renewed at once ${how}`, async (context) => {
+    const { origin, requests } = await serve(context, ({ method, headers }) => {
+      if (method === "POST") return json({ token: token("new") });
+      return headers.authorization === `Bearer ${token("new")}` ? json(job("completed", 2)) : UNFINISHED;
+    });
+    const held = { token: token("old"), tokenExpiresAt: expiresAt };
+    await followJob({ statusUrl: origin + PATH, ...held }, { transport: "poll" });
+    await followJob(origin + PATH, { transport: "poll", ...held });
+    assert.deepEqual(requests.filter(({ method }) => method === "POST").length, 2);
+  });
+}
+
+test("a new token is renewed later, also if the clocks differ a little", async (context) => {
+  for (const seconds of [890, 910]) {
+    const { origin, requests } = await serving(context, UNFINISHED, UNFINISHED, json(job("completed", 2)));
+    const held = { token: token("new"), tokenExpiresAt: inSeconds(seconds) };
+    await followJob({ statusUrl: origin + PATH, ...held }, { transport: "poll" });
+    assert.deepEqual(requests.map(({ method }) => method), ["GET", "GET", "GET"]);
+  }
 });
 
 test("a token that was refused is renewed, and then given up", async (context) => {
