@@ -90,6 +90,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @click.option("--after", metavar="CURSOR", help="Continue after an earlier list.")
 @click.option("--batch", "batch_id", metavar="ID", help="Only jobs of this batch.")
+@click.option("--no-members", is_flag=True, help="Leave out the jobs that belong to a batch.")
 @as_json
 def list_(
     target: Target,
@@ -98,11 +99,14 @@ def list_(
     limit: int,
     after: str | None,
     batch_id: str | None,
+    no_members: bool,
     as_json: bool,
 ) -> None:
     """List jobs, the newest first."""
-    if batch_id is not None:
-        which = replace(which, batch=JobId(batch_id))
+    if batch_id is not None and no_members:
+        raise click.UsageError("Give --batch or --no-members, not both.")
+    batch = None if batch_id is None else JobId(batch_id)
+    which = replace(which, batch=batch, members=not no_members)
 
     async def work() -> None:
         async with open_repository(target) as repository:

@@ -39,6 +39,7 @@ _LISTED = (
     "createdAt",
     "startedAt",
     "completedAt",
+    "batchId",
     "tags",
     "metadata",
 )
@@ -92,7 +93,7 @@ def attempt_error_document(error: AttemptError) -> dict[str, Any]:
 def listed_document(job: Job) -> dict[str, Any]:
     """Return the shorter document of a job in a list."""
     document = job_document(job)
-    return {name: document[name] for name in _LISTED}
+    return {name: document[name] for name in _LISTED if name in document}
 
 
 def print_json(document: Any, *, indent: int | None = 2) -> None:

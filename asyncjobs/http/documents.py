@@ -213,6 +213,7 @@ def _file(file: JobFile, links: JobLinks | None) -> FileDocument:
 
 _Id = Annotated[JobId, From(attrgetter("id"))]
 _StatusUrl = Annotated[str, FromLinks(lambda _job, links: links.status)]
+_BatchId = Annotated[JobId | None, From(attrgetter("batch"), omit_none=True)]
 _Percent = Annotated[int, Field(ge=0, le=100)]
 _ErrorMessage = Annotated[str | None, From(_error_message)]
 _Metadata = Annotated[dict[str, JsonValue], Stored(_metadata)]
@@ -320,9 +321,7 @@ class JobDocument(Document):
     batch: Annotated[BatchDocument | None, From(_batch, omit_none=True)] = Field(
         default=None, description="the jobs of a batch; only a batch has it"
     )
-    batch_id: Annotated[JobId | None, From(attrgetter("batch"), omit_none=True)] = Field(
-        default=None, description="the batch to which the job belongs"
-    )
+    batch_id: _BatchId = Field(default=None, description="the batch to which the job belongs")
     files: Annotated[list[FileDocument] | None, FromAny(_files)] = Field(
         default=None, description="what the job has saved; absent if there is none"
     )
@@ -394,6 +393,7 @@ class ListedDocument(Document):
     created_at: datetime
     started_at: datetime | None = Field(default=None, description="of the latest attempt")
     completed_at: datetime | None = None
+    batch_id: _BatchId = Field(default=None, description="the batch to which the job belongs")
     tags: tuple[str, ...] = ()
     metadata: _Metadata = {}
 

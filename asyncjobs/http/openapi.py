@@ -159,6 +159,12 @@ _PARAMETERS: Mapping[Operation, list[Schema]] = {
             maxLength=MAX_TAG_CHARS,
         ),
         _query("batch", "only jobs of this batch", type="string"),
+        _query(
+            "members",
+            "whether jobs that belong to a batch are included; with `batch` they always are",
+            type="boolean",
+            default=False,
+        ),
         _query("limit", "how many jobs", type="integer", minimum=1, maximum=100, default=20),
         _query("cursor", "the cursor where the previous page ended", type="string"),
     ],

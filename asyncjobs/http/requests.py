@@ -119,6 +119,7 @@ class PageQuery:
     status: JobStatus | None = None
     tag: str | None = None
     batch: JobId | None = None
+    members: bool = False
     limit: int = _DEFAULT_PAGE_SIZE
     cursor: str | None = None
 
@@ -129,6 +130,7 @@ class PageQuery:
             "status": self.status,
             "tag": self.tag,
             "batch": self.batch,
+            "members": "true" if self.members and self.batch is None else None,
             "limit": None if self.limit == _DEFAULT_PAGE_SIZE else self.limit,
             "cursor": cursor,
         }
@@ -153,17 +155,22 @@ def page_query_of(query: str) -> PageQuery:
     given = parameters_of(query)
     status, limit = given.get("status"), given.get("limit", str(_DEFAULT_PAGE_SIZE))
     tag, batch = given.get("tag"), given.get("batch")
+    # The members of batches flood a user's list, but are what a list of a batch is for.
+    members = given.get("members", "false" if batch is None else "true")
     if status is not None and status not in set(JobStatus):
         raise InvalidQuery("status", f"it must be one of {', '.join(JobStatus)}")
     if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= _MAX_PAGE_SIZE:
         raise InvalidQuery("limit", f"it must be a number from 1 to {_MAX_PAGE_SIZE}")
     if batch is not None and parse_job_id(batch) is None:
         raise InvalidQuery("batch", "it must be the id of a batch")
+    if members not in {"true", "false"}:
+        raise InvalidQuery("members", "it must be true or false")
     return PageQuery(
         type=given.get("type"),
         status=None if status is None else JobStatus(status),
         tag=None if tag is None else tag_to_find(tag),
         batch=None if batch is None else JobId(batch),
+        members=members == "true",
         limit=int(limit),
         cursor=given.get("cursor"),
     )

@@ -8,11 +8,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx2
 import pytest
 
-from asyncjobs import EnqueueOptions, JobId
+from asyncjobs import EnqueueOptions, JobId, Selection
 from asyncjobs.http.documents import ListDocument, ListedDocument
 from asyncjobs.http.problems import ProblemDocument
 
@@ -21,6 +22,7 @@ OpenSite = Callable[..., AbstractContextManager[Any]]
 pytestmark = pytest.mark.every_store
 
 PREFIX = "/api/jobs"
+BATCH = "job_0af76519-16cd-43dd-8448-eb211c80319c"
 EVENTS = {"Accept": "text/event-stream"}
 ALICE, BOB, NOBODY = {"X-User": "alice"}, {"X-User": "bob"}, dict[str, str]()
 
@@ -42,6 +44,12 @@ def tag(request: pytest.FixtureRequest) -> str:
     return f"test:{abs(hash(request.node.nodeid))}"
 
 
+@pytest.fixture
+def owner(tag: str) -> str:
+    """Return an owner without jobs."""
+    return tag
+
+
 def submit(site: Any, *tags: str, owner: str = "alice", title: str | None = None) -> JobId:
     options = EnqueueOptions(tags=tags, title=title, metadata={"file": "märz.csv"})
     handle = site.call(
@@ -49,6 +57,14 @@ def submit(site: Any, *tags: str, owner: str = "alice", title: str | None = None
     )
     job_id: JobId = handle.id
     return job_id
+
+
+def submit_batch(site: Any, owner: str) -> tuple[JobId, list[JobId]]:
+    """Submit a batch of two jobs; return its id and theirs, the newest first."""
+    payloads = [{"count": 1}, {"count": 2}]
+    batch = site.call(partial(site.jobs.enqueue_batch, "outside", payloads, user_id=owner))
+    page = site.call(site.jobs.list, Selection(batch=batch.id))
+    return batch.id, [job.id for job in page.jobs]
 
 
 @contextmanager
@@ -156,6 +172,66 @@ def test_a_stream_without_a_tag_follows_all_jobs_of_the_caller(
             assert next(events)[1]["jobs"] == []
             job_id = submit(site, tag)
             assert next(events)[1]["jobId"] == job_id
+
+
+def test_a_list_has_batches_and_not_their_members_unless_these_are_asked_for(
+    site: Any, owner: str
+) -> None:
+    alone = submit(site, owner=owner)
+    batch, members = submit_batch(site, owner)
+
+    def listed(**query: str) -> list[Any]:
+        answer = site.client.get(PREFIX, params=query, headers={"X-User": owner})
+        assert answer.status_code == 200, answer.text
+        return [(job["jobId"], job.get("batchId")) for job in answer.json()["jobs"]]
+
+    of_batch = [(one, batch) for one in members]
+    own = [(batch, None), (alone, None)]
+    assert listed() == listed(members="false") == own
+    assert listed(type="outside") == own[1:]
+    assert listed(batch=batch) == listed(batch=batch, members="true") == of_batch
+    assert listed(members="true") == of_batch + own
+
+
+def test_the_next_page_has_members_if_they_were_asked_for(site: Any, owner: str) -> None:
+    batch, members = submit_batch(site, owner)
+    for query, wanted in ({"members": "true"}, [*members, batch]), ({"batch": batch}, members):
+        found: list[str] = []
+        page = {"next": f"{PREFIX}?limit=1&{urlencode(query)}"}
+        while page["next"]:
+            page = site.client.get(page["next"], headers={"X-User": owner}).json()
+            found += [job["jobId"] for job in page["jobs"]]
+        assert found == wanted
+
+
+@pytest.mark.parametrize("accept", [{}, EVENTS])
+@pytest.mark.parametrize("query", ["members=maybe", f"batch={BATCH}&members=false"])
+def test_a_value_of_members_that_cannot_be_used_is_a_problem(
+    site: Any, query: str, accept: dict[str, str]
+) -> None:
+    answer = site.client.get(f"{PREFIX}?{query}", headers=ALICE | accept)
+    assert answer.status_code == 400
+    problem = ProblemDocument.model_validate_json(answer.content)
+    assert problem.code == "invalid_query"
+    assert problem.error.startswith("The query parameter 'members' cannot be used: ")
+
+
+@pytest.mark.parametrize("members", [False, True])
+def test_a_stream_has_the_changes_of_members_if_these_are_asked_for(
+    open_site: OpenSite, members: bool
+) -> None:
+    with open_site(identify=by_header) as site:
+        batch, (member, other) = submit_batch(site, "alice")
+        with following(site, "members=true" if members else "", ALICE) as events:
+            listed = [job["jobId"] for job in next(events)[1]["jobs"]]
+            assert listed == ([member, other, batch] if members else [batch])
+            site.call(site.jobs.complete, member, "done")
+            alone = submit(site)
+            seen: dict[str, Any] = {}
+            while alone not in seen or (members and member not in seen):
+                job = next(events)[1]
+                seen[job["jobId"]] = (job["status"], job.get("batchId"))
+            assert seen.get(member) == (("completed", batch) if members else None)
 
 
 @pytest.mark.parametrize("who", [BOB, NOBODY], ids=["stranger", "nobody"])

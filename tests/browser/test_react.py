@@ -387,8 +387,11 @@ def test_a_hook_keeps_the_list_of_a_tag_current(
     titles(page, "Second", "First, half done")
     page.evaluate("render({tag: 'other'})")
     titles(page, "Other")
+    page.evaluate("render({tag: 'other', members: true})")
+    titles(page, "Other")
     page.evaluate("render({tag: ' x'})")
     page.wait_for_function("window.shown.error?.includes('a tag must not be empty')")
     page.evaluate("render(undefined)")
     expect(page.locator("output")).to_have_count(0)
     assert seen.count("/api/jobs?tag=customer%3A42") <= 2  # strict mode begins twice
+    assert seen.count("/api/jobs?tag=other&members=true") > 0

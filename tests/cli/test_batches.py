@@ -92,6 +92,16 @@ def test_the_jobs_of_a_batch_are_listed(asyncjobs: Shell, url: str) -> None:
     assert len(json.loads(everything.stdout)["jobs"]) == 2
 
 
+def test_a_list_may_leave_out_the_jobs_of_batches(asyncjobs: Shell, url: str) -> None:
+    batch = batch_of(url, 1, 2)
+    shown = json.loads(asyncjobs("list", "--json", "--store", url).stdout)["jobs"]
+    assert [job.get("batchId") for job in shown if job["jobId"] != batch.id] == [batch.id] * 2
+    shown = json.loads(asyncjobs("list", "--json", "--no-members", "--store", url).stdout)["jobs"]
+    assert [(job["jobId"], "batchId" in job) for job in shown] == [(batch.id, False)]
+    both = asyncjobs("list", "--store", url, "--batch", batch.id, "--no-members")
+    assert (both.exit_code, "not both" in both.stderr) == (2, True)
+
+
 def test_retry_makes_a_batch_of_the_failed_jobs(asyncjobs: Shell, url: str) -> None:
     batch = batch_of(url, 1, 2, 3)
     # Not the failed job beside its batch, which would run twice.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from asyncjobs import Job, JobError, JobStatus
-from asyncjobs.core.job import JobFile
+from asyncjobs.core.job import JobFile, new_job_id
 from asyncjobs.http.documents import (
     AcceptedDocument,
     DocumentCache,
@@ -172,7 +172,16 @@ def test_a_list_has_the_members_of_its_model(job_of_each_status: Jobs) -> None:
     assert document.next == "/api/jobs?cursor=7"
     assert [one.status for one in document.jobs] == [*job_of_each_status]
     assert [one.status_url for one in document.jobs] == [f"/api/jobs/{j.id}" for j in page.jobs]
-    assert all(listed.keys() == names(ListedDocument) for listed in json.loads(text)["jobs"])
+    listed = json.loads(text)["jobs"]
+    assert all(one.keys() == names(ListedDocument) - {"batchId"} for one in listed)
+
+
+def test_a_listed_job_of_a_batch_has_the_id_of_the_batch() -> None:
+    member = sample_job(batch=new_job_id())
+    text = encode_list(Page([member]), lambda _: links_of(member), None)
+    [listed] = ListDocument.model_validate_json(text).jobs
+    assert listed.batch_id == member.batch
+    assert json.loads(text)["jobs"][0]["batchId"] == member.batch
 
 
 def operation_of(job: Job, mount: Mount | None = None) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def test_every_parameter_has_a_place_and_a_schema_and_is_named_once(route: Route
     for one in parameters:
         assert one["in"] in {"header", "query", "path"}
         assert one["description"]
-        assert one["schema"]["type"] in {"string", "integer"}
+        assert one["schema"]["type"] in {"string", "integer", "boolean"}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_every_parameter_has_a_place_and_a_schema_and_is_named_once(route: Route
         (Operation.STATUS, ["Prefer", "If-None-Match", "If-Match"]),
         (Operation.RESULT, ["If-None-Match", "If-Match"]),
         (Operation.EVENTS, ["Last-Event-ID", "after"]),
-        (Operation.LIST, ["type", "status", "tag", "batch", "limit", "cursor"]),
+        (Operation.LIST, ["type", "status", "tag", "batch", "members", "limit", "cursor"]),
         (Operation.OPERATION, ["If-Match"]),
         (Operation.CANCEL, ["If-Match"]),
         (Operation.FILE, ["name", "Range", "If-Range", "If-None-Match", "If-Match"]),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from asyncjobs import EnqueueOptions, JobStatus, JobType, Policy
+from asyncjobs.core.job import new_job_id
 from asyncjobs.errors import (
     InvalidCallback,
     InvalidPayload,
@@ -142,6 +143,7 @@ queries = st.builds(
     type=st.none() | texts,
     status=st.none() | st.sampled_from(JobStatus),
     tag=st.none() | st.sampled_from(["customer:42", "a b&c", "märz"]),
+    members=st.booleans(),
     limit=st.integers(1, 100),
     cursor=st.none() | texts,
 )
@@ -188,6 +190,27 @@ def test_an_invalid_limit_is_refused(limit: str) -> None:
 def test_a_tag_that_no_job_can_have_is_refused(tag: str) -> None:
     with pytest.raises(InvalidQuery, match=r"'tag' cannot be used: a tag (must|has).*[^.]\.$"):
         page_query_of(f"tag={quote_plus(tag)}")
+
+
+def test_members_of_batches_are_left_out_unless_they_or_a_batch_are_asked_for() -> None:
+    batch = new_job_id()
+    for query, members in (
+        ("", False),
+        ("members=false", False),
+        ("members=true", True),
+        (f"batch={batch}", True),
+        (f"batch={batch}&members=true", True),
+    ):
+        found = page_query_of(query)
+        assert found.members is members, query
+        assert page_query_of(found.following("7")) == replace(found, cursor="7"), query
+
+
+@pytest.mark.parametrize("members", ["", "True", "1", "yes", "true ", "none"])
+def test_members_are_asked_for_by_true_or_false(members: str) -> None:
+    with pytest.raises(InvalidQuery, match=r"'members'.*true or false") as caught:
+        page_query_of(f"members={quote_plus(members)}")
+    assert caught.value.parameter == "members"
 
 
 def test_the_first_value_of_a_repeated_parameter_applies() -> None:

@@ -23,15 +23,16 @@ pytestmark = [pytest.mark.anyio, pytest.mark.every_store]
 
 TAG = "customer:42"
 OF_ANN = Selection(user_id="ann", tag=TAG)
+OF_ANN_WITHOUT_MEMBERS = Selection(user_id="ann", members=False)
 
 
 class Counting(MemoryStore):
-    """Counts how often the jobs of a tag are listed; the estimates list those of a type."""
+    """Counts how often jobs of a tag or without members are listed; estimates list a type's."""
 
     reads = 0
 
     async def list(self, which: Selection, /, *, limit: int, after: str | None = None) -> Page:
-        self.reads += which.tag is not None
+        self.reads += which.tag is not None or not which.members
         return await super().list(which, limit=limit, after=after)
 
 
@@ -149,6 +150,26 @@ async def test_writes_of_other_lists_cause_no_reads() -> None:
         job_id = await add(jobs)
         assert await ids(watch) == [job_id]
         assert store.reads == before + 1
+
+
+async def test_changes_of_members_concern_no_list_that_leaves_them_out() -> None:
+    store = Counting()
+    jobs = declared(AsyncJobs(store, settings=IDLE))
+    async with jobs:
+        batch = await jobs.enqueue_batch("outside", [1, 2], user_id="ann")
+        members = [job.id async for job in batch.jobs()]
+        watch = jobs.subscribe_list(OF_ANN_WITHOUT_MEMBERS)
+        everything = jobs.subscribe_list(Selection(user_id="ann"))
+        assert await ids(watch) == [batch.id]
+        assert await ids(everything) == [*members, batch.id]
+        before = store.reads
+        await jobs.update_progress(members[0], 50)
+        page = await soon(everything)
+        while page.jobs[0].progress != 50:
+            page = await soon(everything)
+        assert store.reads == before
+        alone = await add(jobs)
+        await until_seen(watch, [alone, batch.id])
 
 
 async def test_without_watches_nothing_is_read() -> None:

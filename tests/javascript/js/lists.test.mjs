@@ -45,11 +45,11 @@ const until = async (fits, origin, options = {}) => {
 describe("a followed list", { concurrency: true }, () => {
   test("asks for the events of the selection", async (context) => {
     const { origin, requests } = await serving(context, stream([["list", { jobs: [], next: null }]]));
-    const chosen = { tag: "customer:42 & more", batch: "job_1", type: "export", status: "failed", limit: 5 };
+    const chosen = { tag: "customer:42 & more", batch: "job_1", members: true, type: "export", status: "failed", limit: 5 };
     await until(() => true, origin, chosen);
     const url = new URL(requests[0].url, origin);
     assert.equal(url.pathname, "/api/jobs");
-    assert.deepEqual(Object.fromEntries(url.searchParams), { ...chosen, limit: "5" });
+    assert.deepEqual(Object.fromEntries(url.searchParams), { ...chosen, members: "true", limit: "5" });
     assert.match(requests[0].headers.accept, /text\/event-stream/);
   });
 

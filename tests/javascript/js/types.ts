@@ -58,7 +58,7 @@ export async function list(signal: AbortSignal): Promise<ListedJob[]> {
 }
 
 export function Jobs(): string {
-  const { jobs, isLoading, error } = useJobs({ tag: "customer:42" }, { prefix: "/api/jobs", background: true });
+  const { jobs, isLoading, error } = useJobs({ tag: "customer:42", members: true }, { prefix: "/api/jobs", background: true });
   useJobs();
   useJobs(null);
   return isLoading ? "" : (error ?? jobs.map((job) => job.title ?? job.type).join());
