@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
 from typing import cast
 from zoneinfo import ZoneInfo
@@ -11,6 +12,8 @@ from asyncjobs.core.schedules import Definition, Every, Timetable
 from asyncjobs.errors import ConfigurationError
 
 _Iterate = Callable[[str, datetime], Iterator[datetime]]
+
+_ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Cron:
@@ -45,18 +48,29 @@ def timetable_of(definition: Definition) -> Timetable:
         raise ConfigurationError(
             "cron expressions need the package 'cronsim': pip install 'asyncjobs-http[cron]'."
         ) from error
+    iterate = cast("_Iterate", CronSim)
     try:
-        CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC))
+        iterate(expression, _ANY_TIME)
     # A field of thousands of digits is no number for Python: a `ValueError` with a long text.
     except (CronSimError, ValueError) as error:
         reason = str(error) if isinstance(error, CronSimError) else "a number is too long"
-        raise ConfigurationError(
-            f"the cron expression {expression[:100]!r} is not valid: {reason}."
-        ) from error
-    iterate = cast("_Iterate", CronSim)
+        fault = _fault_of(expression, reason, iterate, CronSimError)
+        raise ConfigurationError(f"the cron expression {expression[:100]!r} {fault}.") from error
     return Cron(
         expression, _zone_of("UTC" if definition.timezone is None else definition.timezone), iterate
     )
+
+
+def _fault_of(expression: str, reason: str, iterate: _Iterate, refusal: type[Exception]) -> str:
+    """Return what is wrong with an expression that the library refuses for a reason."""
+    if expression.lstrip().startswith("@"):
+        return "is not valid: macros do not work; write the fields, such as '0 0 * * *' for @daily"
+    if "day" in reason:
+        fields = expression.split()
+        with suppress(refusal, ValueError):
+            iterate(" ".join([*fields[:-2], "*", *fields[-1:]]), _ANY_TIME)
+            return "never fires: none of its months has such a day"
+    return f"is not valid: {reason}"
 
 
 def _zone_of(name: str) -> tzinfo:

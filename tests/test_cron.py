@@ -136,7 +136,7 @@ def test_the_next_tick_is_always_later(timezone: str) -> None:
             moment = following
 
 
-@pytest.mark.parametrize("cron", ["", "61 * * * *", "* * * *", "@daily", "0 0 30 2 *", "a b c d e"])
+@pytest.mark.parametrize("cron", ["", "61 * * * *", "* * * *", "@daily", "0 0 32 2 *", "a b c d e"])
 def test_an_expression_that_is_not_valid_is_rejected(cron: str) -> None:
     with pytest.raises(ConfigurationError, match="is not valid"):
         table(cron)

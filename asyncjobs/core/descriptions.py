@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asyncjobs.core.printable import refused_character
@@ -37,12 +37,17 @@ def checked_title(title: str | None) -> str | None:
     return title
 
 
-def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Return tags without repetitions; raise `TypeError` or `ValueError` if they are not valid."""
+def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Return tags without repetitions; raise `TypeError` or `ValueError` if they are not valid.
+
+    A set has no order, and a mapping has values that would be lost.
+    """
     if isinstance(tags, str):
-        raise TypeError(f"tags must be a collection of strings, got the string {tags!r}.")
-    if not isinstance(tags, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"tags must be a collection of strings, got {tags!r}.")
+        raise TypeError(f"tags must be a sequence of strings, got the string {tags!r}.")
+    if not isinstance(tags, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"tags must be a sequence of strings, such as a list; got a {type(tags).__name__}."
+        )
     found = tuple(dict.fromkeys(tags))
     if len(found) > MAX_TAGS:
         raise ValueError(f"A job has at most {MAX_TAGS} tags, got {len(found)}.")

@@ -124,6 +124,7 @@ def read_signature(function: Callable[..., Any]) -> Signature:
     generator = yields or inspect.isgeneratorfunction(plain)
     result, output = hints.get("return", JsonValue), None
     if generator:
+        _check_yields(name, result if "return" in hints else Any, asynchronous=yields)
         output, result = _yielded(result)
     return Signature(
         payload=JsonValue if payload is inspect.Parameter.empty else payload,
@@ -135,8 +136,33 @@ def read_signature(function: Callable[..., Any]) -> Signature:
     )
 
 
+def _check_yields(name: str, annotation: Any, *, asynchronous: bool) -> None:
+    """Raise `ConfigurationError` unless a generator function may have this return annotation."""
+    annotation = _without_metadata(annotation)
+    origin = typing.get_origin(annotation) or annotation
+    made = types.AsyncGeneratorType if asynchronous else types.GeneratorType
+    try:
+        fits = annotation in _ANYTHING or issubclass(made, origin)
+    except TypeError:  # no class, or a protocol that cannot be checked
+        fits = getattr(origin, "_is_protocol", False)
+    if not fits:
+        kind = "AsyncIterator" if asynchronous else "Iterator"
+        written = getattr(annotation, "__name__", None) if origin is annotation else None
+        raise ConfigurationError(
+            f"Handler {name} yields its output, so it returns an iterator, not "
+            f"{written or annotation}: annotate it with `-> {kind}[...]`, of the type of its items."
+        )
+
+
+def _without_metadata(annotation: Any) -> Any:
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return annotation
+
+
 def _yielded(annotation: Any) -> tuple[Any, Any]:
     """Return the types of what a generator yields and returns; None and any JSON if unknown."""
+    annotation = _without_metadata(annotation)
     arguments = typing.get_args(annotation)
     output = arguments[0] if arguments and arguments[0] not in _ANYTHING else None
     # Only `Generator` names the type of the returned value.

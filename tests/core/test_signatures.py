@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import typing
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -171,6 +172,52 @@ def yields_and_returns_none() -> Generator[Any, None, None]:
     yield 1
 
 
+def yields_in_other_words() -> Annotated[typing.Iterable[int], "numbers"]:
+    yield 1
+
+
+async def yields_an_object(_order: int) -> object:  # as a type checker allows
+    yield 1
+
+
+async def yields_as_if_it_returned(_job: JobContext) -> int:  # type: ignore[misc]
+    yield 1
+
+
+async def yields_as_if_it_were_def() -> Iterator[int]:  # type: ignore[misc]
+    yield 1
+
+
+def yields_as_if_it_were_async() -> AsyncIterator[int]:  # type: ignore[misc]
+    yield 1
+
+
+def yields_nothing_at_all() -> None:  # type: ignore[misc]
+    yield 1
+
+
+def yields_perhaps() -> list[int] | None:  # type: ignore[misc]
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "fix"),
+    [
+        (yields_as_if_it_returned, r"not int: annotate it with `-> AsyncIterator\[...\]`"),
+        (yields_as_if_it_were_def, "`-> AsyncIterator"),
+        (yields_as_if_it_were_async, "`-> Iterator"),
+        (yields_nothing_at_all, "`-> Iterator"),
+        (yields_perhaps, "`-> Iterator"),
+    ],
+)
+def test_a_generator_that_is_annotated_as_another_function_is_refused(
+    function: Callable[..., Any], fix: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=fix) as refused:
+        read_signature(function)
+    assert function.__name__ in str(refused.value)
+
+
 def returns_an_iterator() -> Iterator[int]:
     return iter([1])
 
@@ -182,6 +229,8 @@ def returns_an_iterator() -> Iterator[int]:
         (functools.partial(yields_text, _order=1), (True, True, str, JsonValue)),
         (yields_anything, (True, True, None, JsonValue)),
         (yields_numbers, (True, False, int, JsonValue)),
+        (yields_in_other_words, (True, False, int, JsonValue)),
+        (yields_an_object, (True, True, None, JsonValue)),
         (yields_and_returns, (True, False, int, str)),
         (yields_and_returns_none, (True, False, None, JsonValue)),
         (returns_an_iterator, (False, False, None, Iterator[int])),
