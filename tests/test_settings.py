@@ -98,8 +98,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_an_option_of_a_wrong_type_is_refused_by_the_queue(
     options: dict[str, Any], said: str
 ) -> None:
+    given: dict[str, Any] = {"store": "memory://", **options}
     with pytest.raises(ConfigurationError, match=said):
-        AsyncJobs(**{"store": "memory://", **options})
+        AsyncJobs(**given)
 
 
 def test_a_wrong_store_or_clock_for_a_test_is_refused() -> None:

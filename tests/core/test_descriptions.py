@@ -52,7 +52,10 @@ def test_a_refused_character_is_named(character: str, name: str) -> None:
         assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("tags", [None, 5, "a", b"a", {"a": 1}, {"a"}, {}, set(), iter("a"), [5]])
+NO_TAGS: list[Any] = [None, 5, "a", b"a", {"a": 1}, {"a"}, {}, set(), iter("a"), [5]]
+
+
+@pytest.mark.parametrize("tags", NO_TAGS)
 def test_tags_that_are_no_sequence_of_strings_are_refused(tags: Any) -> None:
     with pytest.raises(TypeError, match=r"tags must be a sequence|tag must be a string"):
         EnqueueOptions(tags=tags)
