@@ -180,24 +180,24 @@ async def yields_an_object(_order: int) -> object:  # as a type checker allows
     yield 1
 
 
-async def yields_as_if_it_returned(_job: JobContext) -> int:  # type: ignore[misc]  # pyright: ignore[reportReturnType]
-    yield 1
+async def yields_as_if_it_returned(_job: JobContext) -> int:  # type: ignore[misc]
+    yield 1  # pyright: ignore[reportReturnType]
 
 
-async def yields_as_if_it_were_def() -> Iterator[int]:  # type: ignore[misc]  # pyright: ignore[reportReturnType]
-    yield 1
+async def yields_as_if_it_were_def() -> Iterator[int]:  # type: ignore[misc]
+    yield 1  # pyright: ignore[reportReturnType]
 
 
-def yields_as_if_it_were_async() -> AsyncIterator[int]:  # type: ignore[misc]  # pyright: ignore[reportReturnType]
-    yield 1
+def yields_as_if_it_were_async() -> AsyncIterator[int]:  # type: ignore[misc]
+    yield 1  # pyright: ignore[reportReturnType]
 
 
-def yields_nothing_at_all() -> None:  # type: ignore[misc]  # pyright: ignore[reportReturnType]
-    yield 1
+def yields_nothing_at_all() -> None:  # type: ignore[misc]
+    yield 1  # pyright: ignore[reportReturnType]
 
 
-def yields_perhaps() -> list[int] | None:  # type: ignore[misc]  # pyright: ignore[reportReturnType]
-    yield 1
+def yields_perhaps() -> list[int] | None:  # type: ignore[misc]
+    yield 1  # pyright: ignore[reportReturnType]
 
 
 @pytest.mark.parametrize(
