@@ -6,9 +6,10 @@ processes cannot share. If the test sets its event loop by `parametrize("anyio_b
 runs on that loop only. `own_store` excludes tests of a special store: it lacks a power, is
 removed, or runs in simulated time, in which no server answers.
 
-Below the folders of `EDGES`, each test runs on PostgreSQL or on Redis: its name decides. What is
-tested there is the same on each store, whose own tests and the tests of the core run on both. If
-`ASYNCJOBS_EVERY_SERVER` is set, all tests run on both.
+The first store of a test is in the default run, the others are in the thorough run. Below the
+folders of `EDGES`, there is only one other store: the name of the test decides which. What is
+tested there is the same on each store, whose own tests and the tests of the core run on all of
+them. If `ASYNCJOBS_EVERY_STORE` is set, all tests run on all stores.
 """
 
 from __future__ import annotations
@@ -72,23 +73,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for named in metafunc.definition.iter_markers("parametrize"):
         if beside and named.args[0] == beside[0]:
             values = [one[-1:] for one in values if one[0] in named.args[1]]
-    left_out = {every.kwargs.get("without"), *_servers_left_out(metafunc.definition)}
-    chosen = [variant(one) for one in values if one[-1] not in left_out]
+    kept = [one for one in values if one[-1] != every.kwargs.get("without")]
+    first, *others = dict.fromkeys(one[-1] for one in kept)
+    kinds = {first, *_others_for(metafunc.definition, others)}
+    chosen = [variant(one, thorough=one[-1] != first) for one in kept if one[-1] in kinds]
     names = (*beside, "store_kind")[-len(values[0]) :]
     mark = pytest.mark.parametrize(names, chosen, indirect=True, scope="session")
     metafunc.definition.add_marker(mark)
 
 
-def _servers_left_out(test: pytest.Function) -> tuple[str, ...]:
+def _others_for(test: pytest.Function, kinds: list[str]) -> list[str]:
     folder = test.path.relative_to(HERE).parts[0]
-    if folder not in EDGES or os.environ.get("ASYNCJOBS_EVERY_SERVER"):
-        return ()
-    return (SERVERS[zlib.crc32(test.nodeid.encode()) % len(SERVERS)],)
+    if not kinds or folder not in EDGES or os.environ.get("ASYNCJOBS_EVERY_STORE"):
+        return kinds
+    return [kinds[zlib.crc32(test.nodeid.encode()) % len(kinds)]]
 
 
-def variant(values: tuple[str, ...]) -> Any:
-    """Return a test's variant; tests on servers are slow."""
-    marks = [pytest.mark.thorough] if values[-1] in SERVERS else []
+def variant(values: tuple[str, ...], *, thorough: bool) -> Any:
+    """Return a test's variant."""
+    marks = [pytest.mark.thorough] if thorough else []
     return pytest.param(*values, id="-".join(values), marks=marks)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -153,13 +154,33 @@ def _show_output(
                 if item.epoch > epoch:
                     epoch = item.epoch
                     click.echo(f"Attempt {epoch} begins.", err=True)
-                _show(item.value)
-                shown = item.offset
+                with _interrupted_later():
+                    _show(item.value)
+                    shown = item.offset
     except (KeyboardInterrupt, JobTimeout, ServerUnreachable):
         if shown is not None:
             click.echo(f"\nTo go on, add --after {plain(shown)}", err=True)
         raise
     job.result()
+
+
+@contextmanager
+def _interrupted_later() -> Generator[None]:
+    """Delay an interrupt by Ctrl-C to the end of the block; a second one ends it at once."""
+    caught: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
 
 
 def _show(value: Any) -> None:
