@@ -26,7 +26,7 @@ from tests.waiting import until, until_sync
 pytestmark = pytest.mark.every_store
 
 # An SQLite file must not be open across a fork.
-OPEN_ACROSS_FORKS = [variant((kind,)) for kind in ("memory", *SERVERS)]
+OPEN_ACROSS_FORKS = [variant((kind,), thorough=kind in SERVERS) for kind in ("memory", *SERVERS)]
 
 VARIABLE = ContextVar("VARIABLE", default="")
 
