@@ -6,10 +6,10 @@ processes cannot share. If the test sets its event loop by `parametrize("anyio_b
 runs on that loop only. `own_store` excludes tests of a special store: it lacks a power, is
 removed, or runs in simulated time, in which no server answers.
 
-The first store of a test is in the default run, the others are in the thorough run. Below the
-folders of `EDGES`, there is only one other store: the name of the test decides which. What is
-tested there is the same on each store, whose own tests and the tests of the core run on all of
-them. If `ASYNCJOBS_EVERY_STORE` is set, all tests run on all stores.
+The first store of a test is in the default run, the others are in the thorough run, and so are the
+variants of `SELDOM`. Below the folders of `EDGES`, there is only one other store: the name of the
+test decides which. What is tested there is the same on each store, whose own tests and the tests of
+the core run on all of them. If `ASYNCJOBS_EVERY_STORE` is set, all tests run on all stores.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ HERE = Path(__file__).parent
 
 #: Folders of tests that see a store through the core only.
 EDGES = frozenset({"adapters", "cli", "clients", "docs", "http", "otel"})
+
+#: In the thorough run only: what they share with another variant is nearly all.
+SELDOM = frozenset({"trio", "starlette"})
 
 SERVERS = ("postgresql", "redis")
 KINDS = ("memory", "sqlite", *SERVERS)
@@ -76,7 +79,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     kept = [one for one in values if one[-1] != every.kwargs.get("without")]
     first, *others = dict.fromkeys(one[-1] for one in kept)
     kinds = {first, *_others_for(metafunc.definition, others)}
-    chosen = [variant(one, thorough=one[-1] != first) for one in kept if one[-1] in kinds]
+    usual = [one for one in kept if one[-1] == first and one[0] not in SELDOM] or kept[:1]
+    chosen = [variant(one, thorough=one not in usual) for one in kept if one[-1] in kinds]
     names = (*beside, "store_kind")[-len(values[0]) :]
     mark = pytest.mark.parametrize(names, chosen, indirect=True, scope="session")
     metafunc.definition.add_marker(mark)
