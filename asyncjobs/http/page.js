@@ -27,9 +27,9 @@ let known = "";
 const showMetadata = (metadata = {}) => {
   if (known === (known = JSON.stringify(metadata))) return;
   const cell = (kind, part, text) => {
-    const node = Object.assign(document.createElement(kind), { dir: "auto", textContent: text });
+    const node = document.createElement(kind);
     node.setAttribute("part", part);
-    return node;
+    return Object.assign(node, { dir: "auto", textContent: text });
   };
   parts.metadata.replaceChildren(...Object.entries(metadata).map(([name, value]) => {
     const row = document.createElement("div");

@@ -14,7 +14,8 @@ while (!ended) {
     await found.closed;
     ended = true;
   } catch (error) {
-    // With an explicit `sse` the client does not connect again by itself.
-    if (live !== "sse") throw error;
+    // The client does not connect again by itself with an explicit `sse`, nor if an answer breaks
+    // off after its headers, which fetch reports as a `TypeError`.
+    if (live !== "sse" && !(error instanceof TypeError)) throw error;
   }
 }
