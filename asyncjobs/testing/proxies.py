@@ -8,11 +8,15 @@ import struct
 from collections.abc import AsyncGenerator, Collection
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+# A connection that was just accepted has its task after some turns of the event loop.
+_TURNS_TO_ACCEPT = 10
+# How long connections to the server may take to begin or end when the proxy ends.
+_PATIENCE_SECONDS = 5.0
 _CHUNK = 65536
 
 # On closing, drop unsent data and send a reset instead of an orderly end.
@@ -67,6 +71,8 @@ class TcpProxy:
         self.delay = 0.0
         self._spared: Collection[bytes] = ()
         self._lines: set[_Line] = set()
+        self._carriers: set[asyncio.Task[Any]] = set()
+        self._ending = False
         self._flowing = asyncio.Event()
         self._listening: asyncio.Server | None = None
         self._bound: socket.socket | None = None
@@ -153,9 +159,17 @@ class TcpProxy:
 
     async def _refuse(self) -> None:
         if self._listening is not None:
-            self._listening.close()
-            self._listening = None
+            await self._stop_listening(self._listening)
             self._bind()
+
+    async def _stop_listening(self, server: asyncio.Server) -> None:
+        self._listening = None
+        # asyncio leaves a connection open that it has accepted just before the server is closed.
+        for listening in server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        for _ in range(_TURNS_TO_ACCEPT):
+            await asyncio.sleep(0)
+        server.close()
 
     async def _cut(self) -> None:
         for line in tuple(self._lines):
@@ -163,12 +177,15 @@ class TcpProxy:
             await line.ended.wait()
 
     async def _end(self) -> None:
+        self._ending = True
         if self._listening is not None:
-            self._listening.close()
-            self._listening = None
+            await self._stop_listening(self._listening)
         elif self._bound is not None:
             self._bound.close()
         await self._cut()
+        if self._carriers:
+            await asyncio.wait(self._carriers, timeout=_PATIENCE_SECONDS)
+        await asyncio.sleep(0)
 
     async def _half_close(self) -> None:
         for line in self._lines:
@@ -179,10 +196,20 @@ class TcpProxy:
 
     async def _carry(self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
         self.connections += 1
+        carrier = asyncio.create_task(self._connect(near, near_out))
+        self._carriers.add(carrier)
+        carrier.add_done_callback(self._carriers.discard)
+        await carrier
+
+    async def _connect(self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
         try:
             far, far_out = await asyncio.open_connection(*self.server)
         except OSError:
             _reset(near_out)
+            return
+        if self._ending:
+            _reset(near_out)
+            _reset(far_out)
             return
         line = _Line(near_out, far_out)
         ways = (self._ask(near, line), self._answer(far, line))

@@ -218,3 +218,13 @@ def test_a_url_leads_through_the_proxy(proxy: TcpProxy) -> None:
 def test_a_proxy_only_works_inside_its_block() -> None:
     with pytest.raises(RuntimeError, match="outside"):
         TcpProxy("127.0.0.1", 1).cut()
+
+
+def test_a_connection_that_was_just_accepted_is_closed_with_the_proxy() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        for _ in range(20):
+            with TcpProxy("127.0.0.1", server.getsockname()[1]) as proxy:
+                clients = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(2)]
+            for client in clients:
+                client.close()
+    gc.collect()  # reports what was left open, and that is an error
