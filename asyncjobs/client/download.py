@@ -7,7 +7,6 @@ if the server sends one.
 
 from __future__ import annotations
 
-import math
 import re
 from base64 import b64encode
 from collections.abc import Mapping
@@ -42,11 +41,9 @@ from asyncjobs.client.exchange import (
     Opened,
     Read,
     Step,
-    Wait,
     Woke,
 )
-from asyncjobs.client.follower import Following
-from asyncjobs.client.pace import backoff
+from asyncjobs.client.follower import FailureStreak, Following, Persistent
 
 #: The longest silence of a server.
 _SILENCE = 30.0
@@ -82,8 +79,8 @@ class _Content:
         return self.etag is not None and self.etag == before.etag
 
 
-class Download:
-    """Reads one file from its beginning to its end; a rule (`exchange.Rule`).
+class Download(Persistent[bytes]):
+    """Reads one file from its beginning to its end.
 
     `size` is the size in the job's document, if it is known. A file that is replaced meanwhile is
     read from the beginning again, up to `restarts` times; without them, `RemoteFileChanged` is
@@ -100,43 +97,22 @@ class Download:
         *,
         restarts: int = 0,
     ) -> None:
+        super().__init__(options, random, credential)
         self._url = url
         self._size = size
-        self._options = options
-        self._random = random
-        self._credential = credential
         self._restarts = restarts
         self._content = _Content()
         self._digest = sha256()
         #: The place in the file of the last returned bytes, and that after them.
         self.offset = self.received = 0
         self._reading = False
-        self._renewing = False
         # The bytes that are known already, of those that come next.
         self._skip = 0
-        self._ends = math.inf
-        self._failures = 0
-        self._failing_since = 0.0
-        self._reason = ""
 
-    def start(self, now: float) -> Step[bytes]:
-        """Return the first request; the timeout counts from here."""
-        if self._options.timeout is not None:
-            self._ends = now + self._options.timeout
-        return self._bounded(Step(self._ask(now)), now)
-
-    def receive(self, result: ActionResult, now: float) -> Step[bytes]:
-        """Return what to do after the result of the last action."""
-        try:
-            return self._bounded(self._on(result, now), now)
-        except ClientError as error:
-            return Step(End(error))
+    def _first(self, now: float) -> Step[bytes]:
+        return Step(self._ask(now))
 
     def _on(self, result: ActionResult, now: float) -> Step[bytes]:
-        if self._renewing:
-            self._renewing = False
-            self._credential.receive(result, now)
-            result = Woke()
         match result:
             case Woke():
                 return Step(self._ask(now))
@@ -147,27 +123,22 @@ class Download:
             case Arrived(data):
                 return self._arrived(data, now)
             case Broken(reason):
-                return self._broken(result, now) if self._reading else self._troubled(reason, now)
+                if self._reading:
+                    return self._broken(result, now)
+                return self._again(Trouble(reason, None), now)
             case Answered():
                 return self._answered(result, now)
 
-    def _bounded(self, step: Step[bytes], now: float) -> Step[bytes]:
-        """Keep the next action within the caller's timeout."""
-        if isinstance(step.then, End):
-            return step
-        if now >= self._ends:
-            error = DownloadTimeout(self._url, self._options.timeout or 0.0, self._reason)
-            return Step(End(error), step.updates)
-        if isinstance(step.then, Wait):
-            return Step(Wait(min(step.then.seconds, self._ends - now)), step.updates)
-        return step
+    def _too_late(self, timeout: float, reason: str) -> ClientError:
+        return DownloadTimeout(self._url, timeout, reason)
+
+    def _unreachable(self, reason: str) -> ServerUnreachable:
+        return ServerUnreachable(self._url, reason)
 
     def _ask(self, now: float) -> Ask:
         self._reading = False
-        origins = self._options.origins
-        renewal = self._credential.renewal(now, origins)
+        renewal = self._renewal(now)
         if renewal is not None:
-            self._renewing = True
             return renewal
         left = self._ends - now
         # Parts of compressed content could not be put together.
@@ -177,7 +148,13 @@ class Download:
             headers |= {"range": f"bytes={self.received}-", "if-range": self._content.etag}
         silence = min(_SILENCE, left)
         return Ask(
-            "GET", self._url, headers, timeout=silence, total=left, content=True, origins=origins
+            "GET",
+            self._url,
+            headers,
+            timeout=silence,
+            total=left,
+            content=True,
+            origins=self._options.origins,
         )
 
     # Content
@@ -219,7 +196,7 @@ class Download:
         if self._content.size is not None and self.received > self._content.size:
             raise DownloadFailed(self._url, f"more than {self._content.size} bytes were sent")
         self._digest.update(new)
-        self._failures, self._reason = 0, ""
+        self._failures = FailureStreak()
         resumable = self._content.etag is not None and self.received != self._content.size
         if self._credential.is_due(now) and resumable:
             # A token that has ended cannot be renewed, should this connection be lost later.
@@ -237,7 +214,7 @@ class Download:
         if self.received and self._content.etag is None:
             reason = f"{broken.reason}, and without an ETag the download cannot continue"
             raise ServerUnreachable(self._url, reason)
-        return self._troubled(broken.reason, now)
+        return self._again(Trouble(broken.reason, None), now)
 
     def _begin_again(self) -> None:
         if not self._restarts:
@@ -253,23 +230,11 @@ class Download:
             return Step(self._ask(now))
         trouble = trouble_of(answer)
         if trouble is not None and code_of(problem_of(answer)) != _LOST:
-            return self._troubled(trouble.reason, now, trouble)
+            return self._again(trouble, now)
         if answer.status == 416 and self.received:
             self._begin_again()
             return Step(self._ask(now))
         raise _refusal_of(answer)
-
-    def _troubled(self, reason: str, now: float, trouble: Trouble | None = None) -> Step[bytes]:
-        if not self._failures:
-            self._failing_since = now
-        self._failures += 1
-        self._reason = reason
-        asked = None if trouble is None else trouble.pause
-        gives_up = self._failing_since + self._options.patience
-        if now >= gives_up or now + (asked or 0.0) > gives_up:
-            raise ServerUnreachable(self._url, reason)
-        pause = backoff(self._failures, asked, self._random)
-        return Step(Wait(min(pause, gives_up - now)))
 
 
 def file_url(status_url: str, file: RemoteFile | str) -> str:

@@ -8,11 +8,12 @@ last, and that the server is never asked sooner than its `Retry-After` allows.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asyncjobs.client.answers import (
     Monitor,
@@ -56,6 +57,8 @@ from asyncjobs.client.exchange import (
 from asyncjobs.client.pace import DEFAULT_PAUSE, LEAST_PAUSE, HeldReadPace, backoff, retry_after
 from asyncjobs.core.status import JobStatus
 from asyncjobs.settings import Seconds, seconds
+
+U = TypeVar("U")
 
 #: The longest silence of an event stream: three missing keep-alives of an asyncjobs server.
 _STREAM_SILENCE = 45.0
@@ -140,7 +143,7 @@ class _KnownState:
 
 
 @dataclass
-class _FailureStreak:
+class FailureStreak:
     """Failures in a row: of the server (`count`), and of the current transport (`strikes`)."""
 
     count: int = 0
@@ -155,6 +158,77 @@ class _FailureStreak:
         self.reason = reason
 
 
+class Persistent(ABC, Generic[U]):
+    """A rule (`exchange.Rule`) that repeats what fails, and ends at the caller's timeout."""
+
+    def __init__(self, options: Following, random: Random, credential: Credential) -> None:
+        self._options = options
+        self._random = random
+        self._credential = credential
+        self._renewing = False
+        self._ends = math.inf
+        self._failures = FailureStreak()
+
+    def start(self, now: float) -> Step[U]:
+        """Return the first request; the timeout counts from here."""
+        if self._options.timeout is not None:
+            self._ends = now + self._options.timeout
+        return self._bounded(self._first(now), now)
+
+    def receive(self, result: ActionResult, now: float) -> Step[U]:
+        """Return what to do after the result of the last action."""
+        try:
+            if self._renewing:
+                self._renewing = False
+                self._credential.receive(result, now)
+                result = Woke()
+            return self._bounded(self._on(result, now), now)
+        except ClientError as error:
+            return Step(End(error))
+
+    def _bounded(self, step: Step[U], now: float) -> Step[U]:
+        """Keep the next action within the caller's timeout."""
+        if isinstance(step.then, End):
+            return step
+        if now >= self._ends:
+            error = self._too_late(self._options.timeout or 0.0, self._failures.reason)
+            return Step(End(error), step.updates)
+        if isinstance(step.then, Wait):
+            return Step(Wait(min(step.then.seconds, self._ends - now)), step.updates)
+        return step
+
+    def _renewal(self, now: float) -> Ask | None:
+        """Return the request that renews the token, if it is due now."""
+        renewal = self._credential.renewal(now, self._options.origins)
+        self._renewing = renewal is not None
+        return renewal
+
+    def _again(self, trouble: Trouble, now: float) -> Step[U]:
+        """Try again later; raise `ServerUnreachable` after the caller's patience."""
+        self._failures.add(trouble.reason, now)
+        gives_up = self._failures.since + self._options.patience
+        if now >= gives_up or now + (trouble.pause or 0.0) > gives_up:
+            raise self._unreachable(trouble.reason)
+        pause = backoff(self._failures.count, trouble.pause, self._random)
+        return Step(Wait(min(pause, gives_up - now)))
+
+    @abstractmethod
+    def _first(self, now: float) -> Step[U]:
+        """Return the first step."""
+
+    @abstractmethod
+    def _on(self, result: ActionResult, now: float) -> Step[U]:
+        """Return the step that follows; raise `ClientError` to end."""
+
+    @abstractmethod
+    def _too_late(self, timeout: float, reason: str) -> ClientError:
+        """Return the error at the end of the caller's timeout; `reason` is the latest failure."""
+
+    @abstractmethod
+    def _unreachable(self, reason: str) -> ServerUnreachable:
+        """Return the error after too many failures in a row."""
+
+
 @dataclass
 class _OpenStream:
     """An open stream of events: `news` if it has brought any."""
@@ -164,8 +238,8 @@ class _OpenStream:
     bytes: int = 0
 
 
-class Follower:
-    """Follows one job to its end; a rule (`exchange.Rule`).
+class Follower(Persistent[JobUpdate]):
+    """Follows one job to its end.
 
     `known` is the job's state if the caller has one. `not_before` is the earliest moment of the
     first poll. `credential` has the job's token.
@@ -182,16 +256,11 @@ class Follower:
         credential: Credential | None = None,
     ) -> None:
         self.monitor = monitor
-        self._credential = credential or Credential(None, -math.inf)
-        self._renewing = False
-        self._options = options
-        self._random = random
+        super().__init__(options, random, credential or Credential(None, -math.inf))
         self._seen = _KnownState()
         self._known = known
         self._not_before = not_before
-        self._failures = _FailureStreak()
         self._held_reads = HeldReadPace()
-        self._ends = math.inf
         self._left = [each for each in Transport if each in options.transports] or [Transport.POLL]
         self._stream: _OpenStream | None = None
         self._silence = _STREAM_SILENCE
@@ -203,23 +272,20 @@ class Follower:
         """The newest known state of the job."""
         return self._seen.last
 
-    def start(self, now: float) -> Step:
-        """Return the first request; the timeout counts from here."""
-        if self._options.timeout is not None:
-            self._ends = now + self._options.timeout
-        first = self._first(now)
+    def _first(self, now: float) -> Step:
+        early = self._not_before - now
+        polls = self._transport is Transport.POLL
+        first = Wait(early) if polls and early > 0 else self._ask(now)
         if self._known is None:
-            return self._bounded(Step(first), now)
+            return Step(first)
         self._seen.take(self._known)
         then = End() if self._known.status.terminal else first
-        return self._bounded(Step(then, (self._known,)), now)
+        return Step(then, (self._known,))
 
     def receive(self, result: ActionResult, now: float) -> Step:
         """Return what to do after the result of the last action."""
         try:
-            return self._bounded(self._on(result, now), now)
-        except ClientError as error:
-            return Step(End(error))
+            return super().receive(result, now)
         except RecursionError:
             # Python can parse a document that is nested too deeply to compare with the previous
             # one.
@@ -227,10 +293,6 @@ class Follower:
             return Step(End(NotAJob(self.monitor.status, received)))
 
     def _on(self, result: ActionResult, now: float) -> Step:
-        if self._renewing:
-            self._renewing = False
-            self._credential.receive(result, now)
-            result = Woke()
         match result:
             case Woke():
                 return Step(self._ask(now))
@@ -248,24 +310,13 @@ class Follower:
             case Answered():
                 return self._answered(result, now)
 
-    def _bounded(self, step: Step, now: float) -> Step:
-        """Keep the next action within the caller's timeout."""
-        if isinstance(step.then, End):
-            return step
-        if now >= self._ends:
-            seconds = self._options.timeout or 0.0
-            error = JobTimeout(self.last, seconds, self._failures.reason)
-            return Step(End(error), step.updates)
-        if isinstance(step.then, Wait):
-            return Step(Wait(min(step.then.seconds, self._ends - now)), step.updates)
-        return step
+    def _too_late(self, timeout: float, reason: str) -> ClientError:
+        return JobTimeout(self.last, timeout, reason)
+
+    def _unreachable(self, reason: str) -> ServerUnreachable:
+        return ServerUnreachable(self.monitor.status, reason, self.last)
 
     # Requests
-
-    def _first(self, now: float) -> Ask | Wait:
-        early = self._not_before - now
-        polls = self._transport is Transport.POLL
-        return Wait(early) if polls and early > 0 else self._ask(now)
 
     @property
     def _transport(self) -> Transport:
@@ -277,9 +328,8 @@ class Follower:
         return usable[0] if usable else Transport.POLL
 
     def _ask(self, now: float) -> Ask:
-        renewal = self._credential.renewal(now, self._options.origins)
+        renewal = self._renewal(now)
         if renewal is not None:
-            self._renewing = True
             return renewal
         left = self._ends - now
         headers = {"accept": "application/json"}
@@ -336,7 +386,7 @@ class Follower:
         if updates:
             stream.news = True
             self._seen.etag = None
-            self._failures = _FailureStreak()
+            self._failures = FailureStreak()
         # A stream's read keeps the timeout with which the stream was opened. Near the end of the
         # caller's timeout that is too long; a held read can be shorter.
         if self._credential.is_due(now):
@@ -394,14 +444,14 @@ class Follower:
             if self._result_from is not None:
                 require_origin(self._result_from, answer.asked, self._options.origins)
                 self._known = update
-                self._failures = _FailureStreak()
+                self._failures = FailureStreak()
                 return Step(self._ask(now))
         news = (update,) if self._seen.take(update) else ()
         if update.status.terminal and news:
             return Step(End(), news)
         if first and self._transport is not Transport.POLL:
             # Retry-After is for polls, and the next request is not a poll.
-            self._failures = _FailureStreak()
+            self._failures = FailureStreak()
             return Step(self._ask(now), news)
         return Step(self._after_read(answer, now), news)
 
@@ -413,7 +463,7 @@ class Follower:
             self._seen.etag = None
 
     def _after_read(self, answer: Answered, now: float) -> Ask | Wait:
-        self._failures = _FailureStreak()
+        self._failures = FailureStreak()
         asked = retry_after(answer.headers)
         pause = DEFAULT_PAUSE if asked is None else max(asked, LEAST_PAUSE)
         if self._transport is Transport.HOLD:
@@ -436,17 +486,12 @@ class Follower:
 
     def _troubled(self, trouble: Trouble, now: float, *, evidence: bool) -> Step:
         """Try again later; `evidence` counts the failure against the current transport."""
-        self._failures.add(trouble.reason, now)
-        gives_up = self._failures.since + self._options.patience
-        asked = trouble.pause or 0.0
-        if now >= gives_up or now + asked > gives_up:
-            raise ServerUnreachable(self.monitor.status, trouble.reason, self.last)
+        again = self._again(trouble, now)
         if evidence:
             self._failures.strikes += 1
             if self._failures.strikes >= _MAX_STRIKES:
                 self._lower()
-        pause = backoff(self._failures.count, trouble.pause, self._random)
-        return Step(Wait(min(pause, gives_up - now)))
+        return again
 
     def _lower(self) -> None:
         self._failures.strikes = 0

@@ -6,7 +6,6 @@ once: an event's data count only together with the offset that follows them.
 
 from __future__ import annotations
 
-import math
 from base64 import b64decode
 from binascii import Error as BadBase64
 from collections.abc import Mapping
@@ -46,8 +45,8 @@ from asyncjobs.client.exchange import (
     Wait,
     Woke,
 )
-from asyncjobs.client.follower import Following, Transport
-from asyncjobs.client.pace import DEFAULT_PAUSE, LEAST_PAUSE, backoff, retry_after
+from asyncjobs.client.follower import FailureStreak, Following, Persistent, Transport
+from asyncjobs.client.pace import DEFAULT_PAUSE, LEAST_PAUSE, retry_after
 
 #: The offset before the first item.
 BEGINNING = "-1"
@@ -95,8 +94,8 @@ class _OpenStream:
     news: bool = False
 
 
-class OutputFollower:
-    """Reads one stream from an offset to its end; a rule (`exchange.Rule`)."""
+class OutputFollower(Persistent[ReceivedItem]):
+    """Reads one stream from an offset to its end."""
 
     def __init__(
         self,
@@ -106,10 +105,8 @@ class OutputFollower:
         random: Random,
         credential: Credential,
     ) -> None:
+        super().__init__(options, random, credential)
         self._url = url
-        self._options = options
-        self._random = random
-        self._credential = credential
         # The items that are known already, of those after the offset.
         begin, _, skip = after.partition(_MARK)
         known = skip.isascii() and skip.isdigit() and len(skip) < _MAX_SKIP_DIGITS
@@ -120,32 +117,12 @@ class OutputFollower:
         self._ways: list[Transport] = allowed or [Transport.POLL]
         self._stream: _OpenStream | None = None
         self._untyped = False
-        self._renewing = False
         self._asked_at = 0.0
-        self._ends = math.inf
-        self._failures = 0
-        self._failing_since = 0.0
-        self._reason = ""
-        self._strikes = 0
 
-    def start(self, now: float) -> Step[ReceivedItem]:
-        """Return the first request; the timeout counts from here."""
-        if self._options.timeout is not None:
-            self._ends = now + self._options.timeout
-        return self._bounded(Step(self._ask(now)), now)
-
-    def receive(self, result: ActionResult, now: float) -> Step[ReceivedItem]:
-        """Return what to do after the result of the last action."""
-        try:
-            return self._bounded(self._on(result, now), now)
-        except ClientError as error:
-            return Step(End(error))
+    def _first(self, now: float) -> Step[ReceivedItem]:
+        return Step(self._ask(now))
 
     def _on(self, result: ActionResult, now: float) -> Step[ReceivedItem]:
-        if self._renewing:
-            self._renewing = False
-            self._credential.receive(result, now)
-            result = Woke()
         match result:
             case Woke():
                 return Step(self._ask(now))
@@ -158,20 +135,15 @@ class OutputFollower:
             case Broken(reason):
                 if self._stream is not None:
                     return self._lost_stream(reason, now)
-                return self._troubled(Trouble(reason, None), now)
+                return self._again(Trouble(reason, None), now)
             case Answered():
                 return self._answered(result, now)
 
-    def _bounded(self, step: Step[ReceivedItem], now: float) -> Step[ReceivedItem]:
-        """Keep the next action within the caller's timeout."""
-        if isinstance(step.then, End):
-            return step
-        if now >= self._ends:
-            error = JobTimeout(None, self._options.timeout or 0.0, self._reason)
-            return Step(End(error), step.updates)
-        if isinstance(step.then, Wait):
-            return Step(Wait(min(step.then.seconds, self._ends - now)), step.updates)
-        return step
+    def _too_late(self, timeout: float, reason: str) -> ClientError:
+        return JobTimeout(None, timeout, reason)
+
+    def _unreachable(self, reason: str) -> ServerUnreachable:
+        return ServerUnreachable(self._url, reason)
 
     # Requests
 
@@ -182,10 +154,8 @@ class OutputFollower:
     def _ask(self, now: float) -> Ask:
         self._stream = None
         self._asked_at = now
-        origins = self._options.origins
-        renewal = self._credential.renewal(now, origins)
+        renewal = self._renewal(now)
         if renewal is not None:
-            self._renewing = True
             return renewal
         left = self._ends - now
         headers = self._credential.headers_for(self._url)
@@ -199,7 +169,7 @@ class OutputFollower:
             timeout=min(_SILENCE, left),
             total=left,
             stream=self._streams,
-            origins=origins,
+            origins=self._options.origins,
         )
 
     @property
@@ -263,7 +233,7 @@ class OutputFollower:
                 control = self._control(event)
                 found += self._complete(stream, control)
                 stream.news = True
-                self._succeeded()
+                self._failures = FailureStreak()
                 if control.get("streamClosed") is True:
                     return Step(End(), tuple(found))
         if stream.parser.held + stream.size > MAX_ANSWER_BYTES:
@@ -325,10 +295,10 @@ class OutputFollower:
             pause = LEAST_PAUSE if long else max(stream.parser.retry or 0.0, DEFAULT_PAUSE / 2)
             return Step(Wait(pause * self._random.uniform(1, 1.25)))
         # If a stream opens and stays silent, a proxy buffers it.
-        self._strikes += _MAX_STRIKES if not stream.bytes else 1
-        if self._strikes >= _MAX_STRIKES:
+        self._failures.strikes += _MAX_STRIKES if not stream.bytes else 1
+        if self._failures.strikes >= _MAX_STRIKES:
             self._lower()
-        return self._troubled(Trouble(reason, None), now)
+        return self._again(Trouble(reason, None), now)
 
     # Answers
 
@@ -337,11 +307,11 @@ class OutputFollower:
             return Step(self._ask(now))
         trouble = trouble_of(answer)
         if trouble is not None:
-            return self._troubled(trouble, now)
+            return self._again(trouble, now)
         self._require_portion(answer)
         if self._streams:
             self._lower()  # an answer, but not the requested stream
-        self._succeeded()
+        self._failures = FailureStreak()
         self._learn_epoch(answer.headers.get("stream-epoch"))
         items: list[Any] = []
         if answer.status == 200:
@@ -384,23 +354,6 @@ class OutputFollower:
         # A server that does not hold reads is polled.
         least = LEAST_PAUSE if news else DEFAULT_PAUSE
         return 0.0 if took >= least else least - took
-
-    # Failures
-
-    def _succeeded(self) -> None:
-        self._failures = self._strikes = 0
-        self._reason = ""
-
-    def _troubled(self, trouble: Trouble, now: float) -> Step[ReceivedItem]:
-        if not self._failures:
-            self._failing_since = now
-        self._failures += 1
-        self._reason = trouble.reason
-        gives_up = self._failing_since + self._options.patience
-        if now >= gives_up or now + (trouble.pause or 0.0) > gives_up:
-            raise ServerUnreachable(self._url, trouble.reason)
-        pause = backoff(self._failures, trouble.pause, self._random)
-        return Step(Wait(min(pause, gives_up - now)))
 
     def _lower(self) -> None:
         left: list[Transport] = [each for each in self._ways if each is not Transport.EVENTS]
